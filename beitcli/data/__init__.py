@@ -1,0 +1,1 @@
+"""Images on their way in: sources (bytes) -> decode (RGB) -> views (arrays) -> loader (batches)."""

@@ -1,0 +1,49 @@
+"""What every source of images offers, whatever it is kept in."""
+
+from __future__ import annotations
+
+import hashlib
+
+from PIL import Image
+
+from beitcli.data.decode import decode_rgb
+
+
+class Source:
+    """Indexed images with a path each and, where there are classes, a label.
+
+    A source is cheap to open, safe to fork, and reads any image at random.
+
+    Attributes:
+        name: The DATA reference it came from.
+        classes: Class names in label order, or None where the data has no labels.
+    """
+
+    name: str = ""
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def path(self, index: int) -> str:
+        """What names the image to a person: a file, or `shard.tar/member`."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """The stored bytes. Raises BadImage where they cannot be read."""
+        raise NotImplementedError
+
+    def image(self, index: int) -> Image.Image:
+        """The upright RGB image. Raises BadImage."""
+        return decode_rgb(self.read(index))
+
+    def label(self, index: int) -> int | None:
+        """Index into `classes`, or None."""
+        return None
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the paths and labels in order: equal data in equal order, equal fingerprint."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(f"{self.path(index)}\0{self.label(index)}\n".encode())
+        return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What jobs stand on: keyed randomness, devices, checkpoints, optimizers, signals."""
