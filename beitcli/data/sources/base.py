@@ -41,9 +41,13 @@ class Source:
         """Index into `classes`, or None."""
         return None
 
+    def origin(self, index: int) -> int:
+        """The image's index in the whole DATA, which its draws are keyed by, whatever part of it this source is."""
+        return index
+
     def fingerprint(self) -> str:
         """SHA-256 over the paths and labels in order: equal data in equal order, equal fingerprint."""
         digest = hashlib.sha256()
         for index in range(len(self)):
-            digest.update(f"{self.path(index)}\0{self.label(index)}\n".encode())
+            digest.update(f"{self.path(index)}\0{self.label(index)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()

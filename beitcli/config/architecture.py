@@ -1,0 +1,67 @@
+"""The shape of a BEiT, named sizes included (paper section 2.2; stdlib only)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from beitcli.errors import UsageError
+
+Positions = Literal["absolute", "shared", "per-block"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A backbone.
+
+    Attributes:
+        image_size: (H, W) in pixels.
+        patch_size: Side of a patch in pixels.
+        width: D; `depth` blocks of `heads` heads, FFN of `mlp_ratio` x D.
+        positions: `absolute` (the paper's model), `shared` (one relative bias table for all blocks, the released
+            pretraining), `per-block` (a table a block, the released finetuning).
+        layer_scale: Initial value of LayerScale; 0 = none.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    positions: Positions = "absolute"
+    layer_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        height, width = self.image_size
+        if self.patch_size < 1 or height < self.patch_size or height % self.patch_size or width % self.patch_size:
+            down = max(self.patch_size, height - height % max(1, self.patch_size))
+            raise UsageError(
+                f"Image size {height} x {width} is not divided by patch size {self.patch_size}.",
+                f"Give a multiple of it, such as --image-size {down}, or another --patch-size.",
+            )
+        if self.width % self.heads:
+            raise UsageError(
+                f"Width {self.width} is not divided by {self.heads} heads.", "Give a width that is a multiple of heads."
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"image_size": list(self.image_size)}
+
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"width": 128, "depth": 4, "heads": 4},
+    "small": {"width": 192, "depth": 8, "heads": 3},
+    "base": {"width": 768, "depth": 12, "heads": 12},
+    "large": {"width": 1024, "depth": 24, "heads": 16},
+}

@@ -1,0 +1,141 @@
+"""Fields that know their option: one declaration gives the default, the flag, the help and the TOML key.
+
+A job's dataclass is the only place where a setting stands. The command line reads its options from it, `resolve`
+its keys and types, and `config.toml` its order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How one setting is offered.
+
+    Attributes:
+        help: One line for a person; says the unit.
+        flags: Spellings; empty means `--name-with-dashes`.
+        panel: The heading it stands under in `--help`.
+        argument: A positional argument rather than a flag.
+        required: Refused where nothing gives a value.
+        saved: Written to `config.toml`. What names one run (`out`, `resume`) is not.
+        harmless: May differ between a run and its `--resume`.
+        metavar: What stands for the value in help.
+    """
+
+    help: str
+    flags: tuple[str, ...] = ()
+    panel: str = "Options"
+    argument: bool = False
+    required: bool = False
+    saved: bool = True
+    harmless: bool = False
+    metavar: str | None = None
+
+
+def option(default: Any, help: str, **how: Any) -> Any:
+    """A dataclass field with its `Option`."""
+    return field(default=default, metadata={"option": Option(help=help, **how)})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a job's dataclass, resolved."""
+
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """The spelling that error messages use."""
+        if self.option.argument:
+            return self.name.upper()
+        long = [flag for flag in self.option.flags if flag.startswith("--")]
+        return long[0] if long else "--" + self.name.replace("_", "-")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+
+def settings_of(config_class: type) -> dict[str, Setting]:
+    """The settings of a job by name, in the order they are declared."""
+    hints = get_type_hints(config_class)
+    found = {}
+    for entry in fields(config_class):
+        how = entry.metadata.get("option")
+        if how is None:
+            continue
+        kind, optional = hints[entry.name], False
+        if get_origin(kind) in (types.UnionType, typing.Union):
+            kind = next(part for part in get_args(kind) if part is not type(None))
+            optional = True
+        default = None if entry.default is MISSING else entry.default
+        found[entry.name] = Setting(entry.name, kind, optional, default, how)
+    return found
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?`, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else ""
+
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+def coerce(setting: Setting, value: Any, origin: str) -> Any:
+    """`value` as the setting's type.
+
+    Args:
+        origin: Where it was given, for the message: `--lr`, `BEIT_LR`, `lr in run.toml`.
+    """
+    kind = setting.kind
+    if value is None and setting.optional:
+        return None
+    if setting.choices:
+        if value in setting.choices:
+            return value
+        hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."
+        raise UsageError(f"{origin} is '{value}', which is no choice.", hint)
+    if get_origin(kind) is tuple:
+        values = value.split(",") if isinstance(value, str) else value
+        if not isinstance(values, list | tuple):
+            raise UsageError(f"{origin} is {value!r}; a list is needed.", "Write it as ['a', 'b'].")
+        inner = get_args(kind)[0]
+        return tuple(_scalar(inner, item, origin) for item in values)
+    return _scalar(kind, value, origin)
+
+
+def _scalar(kind: type, value: Any, origin: str) -> Any:
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    wrong = UsageError(f"{origin} is {value!r}; {wanted} is needed.", f"Give {wanted}.")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in _TRUE | _FALSE:
+            return str(value).lower() in _TRUE
+        raise wrong
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise wrong
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise wrong
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None

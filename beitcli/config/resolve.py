@@ -1,0 +1,213 @@
+"""Settings from their layers: flag > `BEIT_*` environment variable > `--config FILE.toml` > `--recipe NAME` > default.
+
+Some settings exclude one another (`steps` and `epochs`): where a layer sets one, it clears the other from the layers
+below; both in one layer is an error.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from beitcli.config.fields import Setting, coerce, settings_of, suggestion
+from beitcli.errors import StorageError, UsageError
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))
+RESERVED_VARIABLES = {"BEIT_CACHE_DIR", "BEIT_DEBUG"}
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[Config]):
+    """A validated config and where each of its values came from.
+
+    Attributes:
+        origins: Setting name to "flag", "environment", "file", "recipe" or "default".
+    """
+
+    config: Config
+    origins: dict[str, str]
+
+
+def recipe_names(command: str) -> list[str]:
+    return sorted(path.stem for path in (RECIPES / command).glob("*.toml"))
+
+
+def read_recipe(command: str, name: str) -> dict[str, Any]:
+    path = RECIPES / command / f"{name}.toml"
+    if name not in recipe_names(command):
+        known = recipe_names(command)
+        raise UsageError(
+            f"There is no {command} recipe '{name}'.", f"{suggestion(name, known)} Recipes: {', '.join(known)}.".strip()
+        )
+    return tomllib.loads(path.read_text())
+
+
+def read_config_file(path: Path, command: str) -> dict[str, Any]:
+    """The keys of a TOML file, `command` checked and taken off."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"There is no config file '{path}'.", "Check the path given to --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Config file '{path}' cannot be read: {error}.", "Give a readable TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"Config file '{path}' is not valid TOML: {error}.", "Mend that line.") from None
+    written_by = values.pop("command", command)
+    if written_by != command:
+        raise UsageError(
+            f"'{path}' holds the settings of `beit {written_by}`, not of `beit {command}`.",
+            f"Run `beit {written_by} --config {path}`.",
+        )
+    return values
+
+
+def _known(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    coerced = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in settings:
+            raise UsageError(
+                f"Unknown key '{key}' in {where}.", suggestion(name, settings) or f"Known: {', '.join(settings)}."
+            )
+        coerced[name] = coerce(settings[name], value, f"{key} in {where}")
+    return coerced
+
+
+def _environment(settings: Mapping[str, Setting], environ: Mapping[str, str], known: set[str]) -> dict[str, Any]:
+    values = {}
+    for variable, text in environ.items():
+        if not variable.startswith("BEIT_") or variable in RESERVED_VARIABLES:
+            continue
+        name = variable[5:].lower()
+        if name in settings:
+            values[name] = coerce(settings[name], text, variable)
+        elif name not in known:
+            hint = suggestion(name, known)
+            raise UsageError(
+                f"Environment variable {variable} names no setting.", hint or f"Unset it: unset {variable}"
+            )
+    return values
+
+
+def resolve(
+    config_class: type[Config],
+    flags: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    known_elsewhere: set[str] | None = None,
+) -> Resolved[Config]:
+    """The config of a job.
+
+    Args:
+        flags: What the command line gave, by setting name; only what was given.
+        environ: The environment variables to look at; none where it is None (a call from Python).
+        known_elsewhere: Settings of other commands, which the environment may set without harm.
+    """
+    command: str = config_class.command  # type: ignore[attr-defined]
+    settings = settings_of(config_class)
+    given = {name: coerce(settings[name], value, settings[name].flag) for name, value in flags.items()}
+    variables = _environment(settings, environ or {}, set(settings) | (known_elsewhere or set()))
+    file: dict[str, Any] = {}
+    config_path = given.get("config", variables.get("config"))
+    if config_path:
+        file = _known(settings, read_config_file(Path(config_path), command), config_path)
+    layers: list[tuple[str, dict[str, Any]]] = [("file", file), ("environment", variables), ("flag", given)]
+    asked = file | variables | given
+    if "out" in settings and asked.get("resume"):
+        saved = Path(asked.get("out") or "") / "config.toml"
+        if not asked.get("out"):
+            raise UsageError("--resume needs the run to go on with.", "Add --out RUN.")
+        if saved.exists():
+            return _resumed(config_class, settings, saved, layers)
+    if "recipe" in settings:
+        name = asked.get("recipe", settings["recipe"].default)
+        layers.insert(0, ("recipe", _known(settings, read_recipe(command, name), f"recipe {name}")))
+    values, origins = merge(settings, layers)
+    return Resolved(config_class(**values), origins)
+
+
+def _resumed(
+    config_class: type[Config], settings: Mapping[str, Setting], saved: Path, layers: list[tuple[str, dict[str, Any]]]
+) -> Resolved[Config]:
+    """The settings of a run that goes on: those it was started with, harmless differences aside."""
+    stored = _known(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
+    before = config_class(**stored)
+    values, origins = merge(settings, [("run", stored), *layers])
+    now = config_class(**values)
+    differences = [
+        f"{setting.flag}: the run has {_shown(getattr(before, name))}, given is {_shown(getattr(now, name))}"
+        for name, setting in settings.items()
+        if setting.option.saved and not setting.option.harmless and getattr(before, name) != getattr(now, name)
+    ]
+    if differences:
+        raise UsageError(
+            "These settings differ from the run's own: " + "; ".join(differences) + ".",
+            "Leave them out to go on as it was, or start a new run with another --out.",
+        )
+    return Resolved(now, origins)
+
+
+def merge(
+    settings: Mapping[str, Setting], layers: list[tuple[str, dict[str, Any]]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Lays the layers over one another, lowest first, and says where each value came from."""
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(settings, "default")
+    for origin, layer in layers:
+        for first, second in EXCLUSIVE:
+            if layer.get(first) is not None and layer.get(second) is not None:
+                raise UsageError(
+                    f"{settings[first].flag} and {settings[second].flag} exclude one another; both were given.",
+                    "Give one of them.",
+                )
+            for one, other in ((first, second), (second, first)):
+                if layer.get(one) is not None and other in settings:
+                    values[other] = None
+        values |= layer
+        origins |= dict.fromkeys(layer, origin)
+    for name, setting in settings.items():
+        if setting.option.required and not values.get(name, setting.default):
+            raise UsageError(
+                f"{setting.flag} is missing.", f"{setting.option.help} See `beit --help` and the command's own help."
+            )
+    return values, origins
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else to_toml(value)
+
+
+def to_toml(value: Any) -> str:
+    """A TOML literal."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        escaped = "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped)
+        return f'"{escaped}"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(to_toml(item) for item in value) + "]"
+    if isinstance(value, float):
+        return repr(value) if "e" not in repr(value) or "." in repr(value) else repr(value).replace("e", ".0e")
+    return str(value)
+
+
+def dump_toml(config: Any, header: str = "") -> str:
+    """Every saved setting of a config, defaults included, with its meaning beside it."""
+    lines = [f"# {line}" for line in header.splitlines()] + [f'command = "{config.command}"']
+    panel = ""
+    for name, setting in settings_of(type(config)).items():
+        if not setting.option.saved:
+            continue
+        if setting.option.panel != panel:
+            panel = setting.option.panel
+            lines += ["", f"# {panel}"]
+        value = getattr(config, name)
+        lines.append(f"# {name} is not set" if value is None else f"{name} = {to_toml(value)}")
+    return "\n".join(lines) + "\n"

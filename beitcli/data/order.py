@@ -1,0 +1,159 @@
+"""The order of images: a keyed permutation of each epoch that needs no memory, and choices that follow it.
+
+A permutation of n images is a Feistel network (Luby and Rackoff 1988) over the smallest domain of an even number of
+bits that holds n, walked along its cycle until it falls below n (Black and Rogaway 2002): under four steps on average.
+So the image at any place of any epoch is one computation, whatever n; a run resumes by `images_seen` alone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from beitcli.data.sources.base import Source
+from beitcli.errors import DataError, UsageError
+from beitcli.runtime.keyed import keyed_generator
+
+ROUNDS = 8  # 4 are enough for large domains; small ones need more to look uniform
+
+
+class KeyedOrder:
+    """The endless stream of a run's images: epoch after epoch, each a permutation of all."""
+
+    def __init__(self, length: int, seed: int, purpose: str = "order") -> None:
+        """
+        Args:
+            length: Number of images, from 1.
+            seed: The run's `--seed`.
+            purpose: Separates orders of one seed.
+        """
+        if length < 1:
+            raise ValueError(f"an order needs at least 1 image, not {length}")
+        self.length = length
+        self.seed = seed
+        self.purpose = purpose
+        self._half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
+
+    def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What stands at places of the stream: about 0.4 microseconds each in large batches, 6 in one of 256.
+
+        Args:
+            positions: (n,) integers from 0; `images_seen` is the next one.
+
+        Returns:
+            (n,) int64 epochs from 0 and (n,) int64 indices of images.
+        """
+        epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            indices[chosen] = self._permuted(int(epoch), places[chosen])
+        return epochs, indices
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(epoch, index of the image) at one place of the stream."""
+        epochs, indices = self.indices(np.array([position]))
+        return int(epochs[0]), int(indices[0])
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """(length,) int64: the whole epoch's order."""
+        return self._permuted(epoch, np.arange(self.length))
+
+    def _permuted(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        keys = _round_keys(self.seed, self.purpose, epoch)
+        values = _feistel(places.astype(np.uint64), keys, self._half_bits)
+        outside = np.flatnonzero(values >= self.length)
+        while outside.size:
+            values[outside] = _feistel(values[outside], keys, self._half_bits)
+            outside = outside[values[outside] >= self.length]
+        return values.astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def _round_keys(seed: int, purpose: str, epoch: int) -> np.ndarray:
+    return keyed_generator(seed, purpose, epoch).integers(1 << 64, size=ROUNDS, dtype=np.uint64)
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.uint64) -> np.ndarray:
+    """A bijection of [0, 4 ** half_bits): (n,) uint64 to (n,) uint64."""
+    low = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = values >> half_bits, values & low
+    for key in keys:
+        left, right = right, left ^ (_mixed(right ^ key) & low)
+    return (left << half_bits) | right
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014): every input bit moves every output bit."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def select_limit(source: Source, limit: int, seed: int) -> np.ndarray:
+    """The images that `--limit` takes, balanced over the classes where there are labels.
+
+    A smaller limit takes some of what a larger one takes.
+
+    Returns:
+        (min(limit, len(source)),) int64 indices in the keyed order.
+
+    Raises:
+        UsageError: a limit below 1.
+    """
+    if limit < 1:
+        raise UsageError(f"--limit {limit} takes no images.", hint="Give 1 or more.")
+    order = KeyedOrder(len(source), seed, "limit")
+    if source.classes is None:
+        return order.permutation(0) if limit >= len(source) else order.indices(np.arange(limit))[1]
+    permutation = order.permutation(0)
+    labels = _labels(source)[permutation]
+    chosen = np.lexsort((labels, _rank_in_class(labels)))[:limit]
+    return permutation[np.sort(chosen)]
+
+
+def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sets images aside, balanced over the classes where there are labels; a class's last image goes last of all.
+
+    Args:
+        source: The images to divide.
+        count: How many to hold out, from 0.
+        seed: The run's `--seed`.
+
+    Returns:
+        (len(source) - count,) and (count,) int64 indices, disjoint, each ascending.
+
+    Raises:
+        DataError: no image would be left.
+    """
+    if not 0 <= count < len(source):
+        raise DataError(
+            f"{count:,} images cannot be held out of the {len(source):,} of '{source.name}'.",
+            hint="Hold out fewer, or give more data.",
+        )
+    permutation = KeyedOrder(len(source), seed, "holdout").permutation(0)
+    if source.classes is None:
+        held_out = permutation[:count]
+    else:
+        labels = _labels(source)[permutation]
+        rank = _rank_in_class(labels)
+        is_last = rank == np.bincount(labels)[labels] - 1
+        held_out = permutation[np.lexsort((labels, rank, is_last))[:count]]
+    is_train = np.ones(len(source), dtype=bool)
+    is_train[held_out] = False
+    return np.flatnonzero(is_train), np.sort(held_out)
+
+
+def _labels(source: Source) -> np.ndarray:
+    return np.fromiter((source.label(index) for index in range(len(source))), dtype=np.int64, count=len(source))
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """(n,) int64: how many images of the same class come before."""
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
+    return rank

@@ -1,0 +1,60 @@
+"""Several sources one after another; their class names are united."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.files import class_order
+
+
+class Concat(Source):
+    """The images of every source in turn.
+
+    `classes` is the ordered union of the sources' names, or None unless every source has labels.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        """
+        Args:
+            sources: At least one.
+        """
+        self.sources = tuple(sources)
+        self.name = " ".join(source.name for source in self.sources)
+        self._starts = np.cumsum([0, *(len(source) for source in self.sources)])
+        self._label_maps: list[list[int]] = []
+        class_names = [source.classes for source in self.sources if source.classes is not None]
+        if len(class_names) == len(self.sources):
+            self.classes = class_order(name for names in class_names for name in names)
+            label_of = {name: label for label, name in enumerate(self.classes)}
+            self._label_maps = [[label_of[name] for name in names] for names in class_names]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Which source the image is in, and its index there. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, int(index - self._starts[number])
+
+    def path(self, index: int) -> str:
+        number, inner = self.locate(index)
+        return self.sources[number].path(inner)
+
+    def read(self, index: int) -> bytes:
+        number, inner = self.locate(index)
+        return self.sources[number].read(inner)
+
+    def image(self, index: int) -> Image.Image:
+        number, inner = self.locate(index)
+        return self.sources[number].image(inner)
+
+    def label(self, index: int) -> int | None:
+        number, inner = self.locate(index)
+        label = self.sources[number].label(inner)
+        return None if label is None or self.classes is None else self._label_maps[number][label]

@@ -1,0 +1,118 @@
+"""Lists of image files: a list file (`path`, or `path<TAB>label`, a line), paths on stdin, or files one by one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.files import Labeller, PackedNames, read_file, require_whole_labels
+from beitcli.errors import DataError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class ListSource(Source):
+    """Files in the order of a list; a missing one is a bad image when it is read, not before."""
+
+    def __init__(
+        self,
+        paths: Sequence[bytes],
+        *,
+        name: str,
+        base: str = "",
+        labels: Sequence[str | None] | None = None,
+        labelled: bool = False,
+    ) -> None:
+        """
+        Args:
+            paths: As written; bytes, for not every file name is UTF-8.
+            name: The DATA reference.
+            base: Folder in which relative paths are looked for before the working folder.
+            labels: A class name, or None, a path.
+            labelled: Whether labels are needed, so that paths without one are refused where others have one.
+
+        Raises:
+            DataError: the list is empty, or labels are missing for some.
+        """
+        if not paths:
+            raise DataError(f"'{name}' lists no images.", hint="Give a path a line.")
+        self.name = name
+        self._base = os.fsencode(base)
+        self._paths = PackedNames(paths)
+        labeller = Labeller()
+        for label in labels or [None] * len(paths):
+            labeller.add(label)
+        self.classes, self._labels = labeller.finish()
+        if labelled and self.classes is None:
+            require_whole_labels(name, self._labels, os.fsdecode(paths[int(np.argmin(self._labels))]))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> str:
+        return os.fsdecode(self._file(index))
+
+    def read(self, index: int) -> bytes:
+        return read_file(self._file(index))
+
+    def label(self, index: int) -> int | None:
+        return None if self.classes is None else int(self._labels[index])
+
+    def _file(self, index: int) -> bytes:
+        """The path below `base` where a file stands there, else as written."""
+        path = self._paths[index]
+        if not self._base or os.path.isabs(path):
+            return path
+        below = os.path.join(self._base, path)
+        return below if os.path.exists(below) else path
+
+
+def open_list(reference: str, *, labelled: bool = False) -> ListSource:
+    """A list file: blank lines and lines that start with `#` say nothing; columns after the label are ignored.
+
+    Raises:
+        DataError: it cannot be read, lists nothing, or has labels in some lines only where they are needed.
+    """
+    try:
+        with open(reference, "rb") as file:
+            content = file.read().removeprefix(_BYTE_ORDER_MARK)
+    except OSError as error:
+        raise DataError(f"List '{reference}' cannot be read: {error.strerror}.", hint="Check the path.") from None
+    if b"\0" in content:
+        raise DataError(f"'{reference}' is not a list of paths: it has NUL bytes.", hint="Give a path a line.")
+    paths: list[bytes] = []
+    labels: list[str | None] = []
+    for line in content.split(b"\n"):
+        line = line.removesuffix(b"\r")
+        if not line.strip() or line.startswith(b"#"):
+            continue
+        path, _, columns = line.partition(b"\t")
+        paths.append(path)
+        labels.append(os.fsdecode(columns.partition(b"\t")[0].strip()) or None)
+    return ListSource(paths, name=reference, base=os.path.dirname(reference), labels=labels, labelled=labelled)
+
+
+def open_stdin(stdin: BinaryIO, *, nul_separated: bool = False) -> ListSource:
+    """Paths from a pipe, relative to the working folder; every byte of a name counts.
+
+    Args:
+        stdin: Read to its end.
+        nul_separated: Paths end in NUL (`find -print0`), so that they may hold newlines.
+
+    Raises:
+        DataError: nothing came, or NUL where newlines were awaited.
+    """
+    content = stdin.read()
+    if b"\0" in content and not nul_separated:
+        raise DataError("The paths on stdin are separated by NUL.", hint="Add -0.")
+    separator = b"\0" if nul_separated else b"\n"
+    paths = [path for path in content.split(separator) if path.strip(b"\r")]
+    if not paths:
+        raise DataError("No paths on stdin.", hint="Pipe one path a line, or NUL-separated ones with -0.")
+    if not nul_separated:
+        paths = [path.removesuffix(b"\r") for path in paths]
+    return ListSource(paths, name="-")

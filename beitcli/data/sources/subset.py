@@ -1,0 +1,51 @@
+"""Some images of a source, in an order of one's own: what `--limit` and held-out images are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from beitcli.data.sources.base import Source
+
+
+class Subset(Source):
+    """The chosen images; classes and labels stay those of the whole, so that a head keeps its meaning."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        """
+        Args:
+            source: The whole.
+            indices: (n,) integers in [0, len(source)), in the order wanted.
+
+        Raises:
+            IndexError: an index outside the source.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(source)):
+            raise IndexError(f"indices {indices.min()}..{indices.max()} of a source of {len(source)} images")
+        self.source = source
+        self.indices = indices
+        self.name = source.name
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def locate(self, index: int) -> int:
+        """The image's index in the whole."""
+        return int(self.indices[index])
+
+    def origin(self, index: int) -> int:
+        return self.source.origin(self.locate(index))
+
+    def path(self, index: int) -> str:
+        return self.source.path(self.locate(index))
+
+    def read(self, index: int) -> bytes:
+        return self.source.read(self.locate(index))
+
+    def image(self, index: int) -> Image.Image:
+        return self.source.image(self.locate(index))
+
+    def label(self, index: int) -> int | None:
+        return self.source.label(self.locate(index))

@@ -1,0 +1,233 @@
+"""`beit train-tokenizer`: a discrete VAE of one's own (DALL-E's objective, arXiv 2102.12092, section 2.1).
+
+    logits = encoder(images)                                   (B, V, h, w)
+    codes = gumbel_softmax(logits, temperature)                relaxed one-hot; the temperature falls by a cosine
+    loss = reconstruction(decoder(codes), images) + kl_weight * KL(softmax(logits) || uniform)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from beitcli.config.jobs import TrainTokenizerConfig
+from beitcli.data.loader import Batch, ordered_batches, training_batches
+from beitcli.data.sources.base import Source
+from beitcli.data.views import CenterView, TokenizerView
+from beitcli.engine.cards import tokenizer_card
+from beitcli.engine.events import OnEvent, Planned, ignore
+from beitcli.engine.preparation import (
+    checkpoint_bytes,
+    describe_plan,
+    hold_out,
+    make_plan,
+    open_images,
+    open_run,
+    rehearse,
+)
+from beitcli.engine.training import Plan, Task, Tensors, train
+from beitcli.runtime.device import Compute, choose_compute, choose_workers, describe
+from beitcli.runtime.optim import make_adamw, parameter_groups
+from beitcli.runtime.run_folder import RunFolder
+from beitcli.runtime.schedules import cosine, warmup_cosine
+from beitcli.runtime.signals import StopRequest
+from beitcli.tokenizers import to_unit
+from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.objective import codebook_usage, dvae_loss, psnr
+
+_HELD_OUT = 1024
+
+
+@dataclass(frozen=True)
+class TrainTokenizerReport:
+    """What was made; mae, psnr, codes_used and perplexity are of held-out images."""
+
+    run: str
+    checkpoint: str
+    steps: int
+    vocab_size: int
+    codes_used: int
+    perplexity: float
+    commonest_share: float
+    mae: float
+    psnr: float
+    measured_on: int
+    images_per_second: float
+    seconds: float
+
+
+class TokenizerTask(Task):
+    """A discrete VAE in the training loop."""
+
+    name, kind = "tokenizer", "tokenizer"
+
+    def __init__(self, config: TrainTokenizerConfig, plan: Plan, held_out: Source, compute: Compute) -> None:
+        self.config, self.plan, self.held_out, self.compute = config, plan, held_out, compute
+        torch.manual_seed(config.seed)
+        self.model: DiscreteVAE = DiscreteVAE(tokenizer_architecture(config)).to(compute.device)
+        groups = parameter_groups(self.model, config.weight_decay)
+        self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+        self.temperature = 1.0
+        self.kl_weight = 0.0
+
+    def learning_rate(self, step: int) -> float:
+        return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
+
+    def before_step(self, step: int, batch: Tensors) -> Tensors:
+        self.temperature = cosine(1.0, self.config.temperature_end, step, self.plan.steps)
+        self.kl_weight = cosine(0.0, self.config.kl_weight, step, self.plan.steps // 10)
+        return batch
+
+    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        images = to_unit(batch["images"])
+        kind = self.config.reconstruction
+        loss, figures = dvae_loss(self.model, images, self.temperature, self.kl_weight, kind)
+        return loss, {name: value for name, value in figures.items() if name != "loss"}
+
+    def figures(self) -> dict[str, float]:
+        return {"temperature": self.temperature, "kl_weight": self.kl_weight}
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Held-out images through tokens and back."""
+        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute)
+
+    def settings(self) -> dict[str, Any]:
+        return {"architecture": asdict(self.model.architecture), "size": self.config.size}
+
+
+def tokenizer_architecture(config: TrainTokenizerConfig) -> DVAEArchitecture:
+    return DVAEArchitecture(
+        vocab_size=config.vocab_size,
+        width=config.width,
+        groups=config.groups,
+        blocks_per_group=config.blocks_per_group,
+        output_channels=6 if config.reconstruction == "logit-laplace" else 3,
+    )
+
+
+@torch.no_grad()
+def measure_tokenizer(model: DiscreteVAE, source: Source, size: int, compute: Compute) -> dict[str, float]:
+    """psnr (dB), mae, codes_used, perplexity and the commonest code's share over a source, fp32."""
+    counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
+    absolute, squared, pixels = 0.0, 0.0, 0
+    view = CenterView(size=size)
+    for batch in ordered_batches(source, view, batch_size=128, workers=0):
+        if not len(batch):
+            continue
+        images = to_unit(batch.to(compute.device)["images"])
+        tokens = model.encode(images)
+        grid = (images.shape[2] // model.downsample, images.shape[3] // model.downsample)
+        difference = (model.decode(tokens, grid) - images).double()
+        counts += torch.bincount(tokens.flatten(), minlength=model.vocab_size)
+        absolute += float(difference.abs().sum())
+        squared += float(difference.square().sum())
+        pixels += difference.numel()
+    used, perplexity = codebook_usage(counts)
+    return {
+        "psnr": psnr(squared / pixels),
+        "mae": absolute / pixels,
+        "codes_used": used,
+        "perplexity": perplexity,
+        "commonest_share": float(counts.max() / counts.sum()),
+    }
+
+
+def tokenizer_batches(
+    config: TrainTokenizerConfig, source: Source, compute: Compute, images_seen: int, steps: int
+) -> Iterator[Batch]:
+    return training_batches(
+        source,
+        TokenizerView(seed=config.seed, size=config.size),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        images_seen=images_seen,
+        steps=steps,
+        workers=choose_workers(config.workers, compute.device),
+        pin_memory=compute.device.type == "cuda",
+    )
+
+
+def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
+    """Trains a tokenizer; with `dry_run`, a dict of the plan instead."""
+    compute = choose_compute(config.device, config.precision)
+    source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event)
+    if config.dry_run:
+        return rehearse_tokenizer(config, source, compute, on_event)
+    run = open_run(config)
+    with StopRequest() as stop:
+        command = f"Go on with: beit train-tokenizer --out {run.path} --resume"
+        return train_tokenizer_on(config, source, run, compute, on_event, stop, command)
+
+
+def train_tokenizer_on(
+    config: TrainTokenizerConfig,
+    source: Source,
+    run: RunFolder,
+    compute: Compute,
+    on_event: OnEvent,
+    stop: StopRequest,
+    resume_command: str,
+) -> TrainTokenizerReport:
+    """Trains on an opened source into an opened run, which is how pretrain makes its own tokenizer."""
+    training, held_out = hold_out(source, _HELD_OUT, config.seed)
+    plan = make_plan(config, training)
+    task = TokenizerTask(config, plan, held_out, compute)
+    on_event(Planned("Tokenizer", plan_rows(task, plan, config)))
+    batches = partial(tokenizer_batches, config, training, compute)
+    state = train(task, plan, batches, run, compute, on_event, stop, resume_command)
+    figures = state.figures or {}
+    report = TrainTokenizerReport(
+        run=str(run.path),
+        checkpoint=str(run.checkpoints / f"step-{state.step:07d}"),
+        steps=state.step,
+        vocab_size=config.vocab_size,
+        codes_used=int(figures["codes_used"]),
+        perplexity=figures["perplexity"],
+        commonest_share=figures["commonest_share"],
+        mae=figures["mae"],
+        psnr=figures["psnr"],
+        measured_on=len(held_out),
+        images_per_second=state.images_per_second,
+        seconds=state.seconds,
+    )
+    run.write_text("README.md", tokenizer_card(config, report, describe(compute)))
+    return report
+
+
+def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> dict[str, str]:
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    grid = config.size // task.model.downsample
+    return {
+        "model": f"discrete VAE, {parameters:,} parameters, {config.vocab_size} codes",
+        "images of": f"{config.size} x {config.size} pixels to {grid} x {grid} tokens",
+        **describe_plan(plan, config),
+        "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
+        "hardware": describe(task.compute),
+    }
+
+
+def rehearse_tokenizer(
+    config: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
+) -> dict[str, Any]:
+    """The plan of `--dry-run`, with measured step times."""
+    training, held_out = hold_out(source, _HELD_OUT, config.seed)
+    plan = make_plan(config, training)
+    task = TokenizerTask(config, plan, held_out, compute)
+    rows = plan_rows(task, plan, config)
+    seconds, spread = rehearse(task, plan, partial(tokenizer_batches, config, training, compute), compute, on_event)
+    rows["step time"] = f"{seconds:.3f} s (spread {spread:.3f} s over 4)"
+    rows["whole run"] = f"about {seconds * plan.steps / 60:.1f} minutes"
+    on_event(Planned("Tokenizer (dry run)", rows))
+    return {
+        "dry_run": True,
+        "job": config.command,
+        "plan": rows,
+        "steps": plan.steps,
+        "step_seconds": seconds,
+        "estimated_seconds": seconds * plan.steps,
+    }

@@ -1,0 +1,319 @@
+"""The one training loop, shared by train-tokenizer, pretrain and finetune.
+
+A job brings a `Task` (model, loss, schedule, measures); the loop brings order, arithmetic, metrics, checkpoints and stops.
+Everything random in a step follows from (seed, step), so a run that goes on from a checkpoint equals one that was never
+stopped, bit for bit on a CPU. Between logging steps nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from beitcli.data.loader import Batch
+from beitcli.engine.events import Note, OnEvent, Progress, Saved, Warned
+from beitcli.errors import DataError, DivergedError, StorageError, UsageError
+from beitcli.models.references import state_tensors
+from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
+from beitcli.runtime.device import Compute
+from beitcli.runtime.keyed import keyed_integer
+from beitcli.runtime.optim import load_optimizer_tensors, optimizer_tensors, set_learning_rate
+from beitcli.runtime.run_folder import RunFolder
+from beitcli.runtime.signals import StopRequest
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and in which portions.
+
+    Attributes:
+        images: Of one epoch.
+        micro_batch: Images of one forward pass.
+    """
+
+    seed: int
+    images: int
+    steps: int
+    batch_size: int
+    micro_batch: int
+    warmup_steps: int
+    clip: float | None
+    save_every: int
+    log_every: int
+    keep: int
+    max_bad: float
+    data_fingerprint: str
+
+    def epoch(self, step: int) -> float:
+        return step * self.batch_size / self.images
+
+
+class Task(ABC):
+    """What one job puts into the loop.
+
+    Attributes:
+        name: Of the phase, for people.
+        model: What is trained; its weights are the checkpoint's model.safetensors.
+        kind: Of the checkpoint, in its config.json.
+    """
+
+    name: str
+    kind: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Mean loss of a micro-batch on the device, and detached scalars to average and log."""
+
+    @abstractmethod
+    def learning_rate(self, step: int) -> float: ...
+
+    def before_step(self, step: int, batch: Tensors) -> Tensors:
+        """Sets what follows the step (a temperature), or changes the whole batch (mixup)."""
+        return batch
+
+    def after_step(self, step: int) -> None:
+        """Follows the optimizer (a moving average)."""
+
+    def figures(self) -> dict[str, float]:
+        """Further figures for the log, asked for only when logging."""
+        return {}
+
+    @abstractmethod
+    def measure(self) -> dict[str, float]:
+        """Figures on held-out images; must not change anything that training reads."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the checkpoint's config.json must hold to open it again."""
+
+    def weights(self) -> Tensors:
+        """What model.safetensors holds."""
+        return state_tensors(self.model)
+
+    def extra_tensors(self) -> Tensors:
+        """State of the task beside model and optimizer."""
+        return {}
+
+    def load_extra_tensors(self, tensors: Tensors) -> None:
+        """The inverse of `extra_tensors`."""
+
+
+@dataclass
+class Progressed:
+    """Where a run stands; saved with each checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    figures: dict[str, float] | None = None
+
+
+def train(
+    task: Task,
+    plan: Plan,
+    batches_from: Callable[[int, int], Iterator[Batch]],
+    run: RunFolder,
+    compute: Compute,
+    on_event: OnEvent,
+    stop: StopRequest,
+    resume_command: str,
+) -> Progressed:
+    """Trains to `plan.steps`, from the newest whole checkpoint where there is one.
+
+    Args:
+        batches_from: (images_seen, steps) to the batches from there on.
+        resume_command: What a person runs to go on after a stop.
+
+    Raises:
+        DivergedError: Loss or gradient is not finite; the last checkpoint is from before.
+        DataError: More bad images than allowed.
+        Stopped: A signal asked for it; progress is saved.
+    """
+    scaler = compute.scaler()
+    state, bad = _load(task, plan, run, compute, on_event)
+    if state.step:
+        run.rewind_metrics(state.step)
+    run.write_text("bad-images.jsonl", "")
+    ledger = _BadImages(run, plan)
+    for record in bad:
+        ledger.note([tuple(record)])  # type: ignore[list-item]
+
+    def save() -> None:
+        path = save_checkpoint(
+            run.checkpoints,
+            state.step,
+            model=task.weights(),
+            config={"kind": task.kind} | task.settings(),
+            trainer_tensors=optimizer_tensors(task.model, task.optimizer)
+            | {f"task/{name}": tensor for name, tensor in task.extra_tensors().items()},
+            trainer={
+                "step": state.step,
+                "images_seen": state.step * plan.batch_size,
+                "seconds": state.seconds,
+                "images_per_second": state.images_per_second,
+                "figures": state.figures,
+                "data": plan.data_fingerprint,
+                "bad": ledger.records,
+                "scaler": scaler.state_dict(),
+            },
+            keep=plan.keep,
+        )
+        on_event(Saved(str(path), state.step))
+
+    task.model.train()
+    sums: Tensors = {}
+    since, logged_step = time.perf_counter(), state.step
+    last_saved = state.step
+    batches = batches_from(state.step * plan.batch_size, plan.steps - state.step)
+    while state.step < plan.steps:
+        batch = next(batches)
+        ledger.note(batch.bad)
+        torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
+        set_learning_rate(task.optimizer, task.learning_rate(state.step))
+        tensors = task.before_step(state.step, batch.to(compute.device))
+        optimizer_step(task, plan, tensors, compute, scaler, sums)
+        task.after_step(state.step)
+        state.step += 1
+
+        last = state.step == plan.steps
+        stopping = bool(stop) and not last
+        saving = last or stopping or state.step % plan.save_every == 0
+        if saving or state.step % plan.log_every == 0:
+            taken = time.perf_counter() - since
+            state.seconds += taken
+            state.images_per_second = (state.step - logged_step) * plan.batch_size / max(taken, 1e-9)
+            figures = _averages(sums, state.step - logged_step)
+            figures |= {"lr": task.learning_rate(state.step - 1), "images_per_second": state.images_per_second}
+            _require_finite(figures, state.step, last_saved, resume_command)
+            figures |= task.figures()
+            if saving and not stopping:
+                on_event(Note(f"{task.name}: measuring at step {state.step}"))
+                task.model.eval()
+                measured = task.measure()
+                task.model.train()
+                state.figures = measured
+                figures |= {f"held_out_{name}": value for name, value in measured.items()}
+            line = {"step": state.step, "epoch": round(plan.epoch(state.step), 4)}
+            run.append_json("metrics.jsonl", line | {k: v for k, v in figures.items() if math.isfinite(v)})
+            on_event(Progress(task.name, state.step, plan.steps, "step", figures))
+            sums.clear()
+            since, logged_step = time.perf_counter(), state.step
+        else:
+            on_event(Progress(task.name, state.step, plan.steps))
+        if saving:
+            save()
+            last_saved = state.step
+            since = time.perf_counter()
+        if stopping:
+            raise stop.stopped(f"Stopped by a signal at step {state.step}; progress is saved.", resume_command)
+    if state.figures is None:
+        state.figures = task.measure()
+    return state
+
+
+def optimizer_step(
+    task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any, sums: Tensors
+) -> None:
+    """Forward and backward by micro-batches, gradient clipping, one optimizer step; adds the figures to `sums`."""
+    task.optimizer.zero_grad(set_to_none=True)
+    size = len(next(iter(tensors.values())))
+    for start in range(0, size, plan.micro_batch):
+        micro = {name: tensor[start : start + plan.micro_batch] for name, tensor in tensors.items()}
+        share = len(next(iter(micro.values()))) / size
+        with compute.autocast():
+            loss, figures = task.loss(micro)
+        scaler.scale(loss * share).backward()
+        for name, value in (("loss", loss.detach()), *figures.items()):
+            sums[name] = sums.get(name, 0) + value.float() * share
+    scaler.unscale_(task.optimizer)
+    parameters = [p for p in task.model.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    sums["gradient_norm"] = sums.get("gradient_norm", 0) + norm.detach()
+    scaler.step(task.optimizer)
+    scaler.update()
+
+
+def _averages(sums: Tensors, steps: int) -> dict[str, float]:
+    """One transfer from the device for all figures."""
+    if not sums:
+        return {}
+    values = torch.stack([value.reshape(()).float() for value in sums.values()]).div(steps).tolist()
+    return dict(zip(sums, values, strict=True))
+
+
+def _require_finite(figures: dict[str, float], step: int, last_saved: int, resume_command: str) -> None:
+    wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(figures.get(name, 0.0))]
+    if wrong:
+        kept = f"The checkpoint of step {last_saved} is from before." if last_saved else "No checkpoint was saved yet."
+        raise DivergedError(
+            f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {kept}",
+            "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32.",
+        )
+
+
+class _BadImages:
+    """Every image that could not be read, once: in bad-images.jsonl, counted against the limit."""
+
+    def __init__(self, run: RunFolder, plan: Plan) -> None:
+        self.run, self.plan = run, plan
+        self.records: list[list[Any]] = []
+        self._known: set[int] = set()
+
+    def note(self, bad: list[tuple[int, str, str]]) -> None:
+        for index, path, reason in bad:
+            if index in self._known:
+                continue
+            self._known.add(index)
+            self.records.append([index, path, reason])
+            self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
+        allowed = max(1, int(self.plan.max_bad * self.plan.images)) if self.plan.max_bad > 0 else 0
+        if bad and len(self.records) > allowed:
+            examples = "; ".join(f"{path}: {reason}" for _, path, reason in self.records[:5])
+            raise DataError(
+                f"{len(self.records)} unreadable images, more than the {allowed} allowed of {self.plan.images}: {examples}.",
+                f"They are listed in {self.run.path / 'bad-images.jsonl'}. Mend or remove them, or raise --max-bad.",
+            )
+
+
+def _load(
+    task: Task, plan: Plan, run: RunFolder, compute: Compute, on_event: OnEvent
+) -> tuple[Progressed, list[list[Any]]]:
+    """Puts the newest whole checkpoint into the task; a fresh state where there is none."""
+    checkpoint = newest_checkpoint(run.path)
+    if checkpoint is None:
+        return Progressed(), []
+    for damaged in checkpoint.damaged:
+        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    trainer = checkpoint.trainer
+    if trainer["data"] != plan.data_fingerprint:
+        raise UsageError(
+            f"The data is not what run '{run.path}' was trained on: images were added, removed or renamed.",
+            "Restore the data, or start a new run with another --out.",
+        )
+    try:
+        task.model.load_state_dict(checkpoint.model_tensors())
+        tensors = checkpoint.trainer_tensors()
+        extra = {name.removeprefix("task/"): t for name, t in tensors.items() if name.startswith("task/")}
+        rest = {name: t for name, t in tensors.items() if not name.startswith("task/")}
+        load_optimizer_tensors(task.model, task.optimizer, rest)
+        task.load_extra_tensors({name: tensor.to(compute.device) for name, tensor in extra.items()})
+    except (RuntimeError, KeyError) as error:
+        raise StorageError(
+            f"Checkpoint '{checkpoint.path}' is of another architecture: {str(error).splitlines()[0]}",
+            "Start a new run with another --out.",
+        ) from None
+    on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
+    return Progressed(
+        trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"]
+    ), trainer["bad"]

@@ -1,0 +1,106 @@
+"""Pictures beside each other, with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+WHITE: Colour = (255, 255, 255)
+INK: Colour = (40, 40, 44)
+_MARKER_OVERSAMPLING = 4  # Pillow's shapes have hard edges
+
+
+def crisp(image: Image.Image, min_width: int) -> Image.Image:
+    """The image as RGB, every pixel repeated a whole number of times until `min_width` pixels are reached."""
+    factor = max(1, -(-min_width // image.width))
+    return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def nearest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image as RGB at `size` (width, height), without smoothing."""
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def grid_of(
+    images: Sequence[Image.Image],
+    columns: int | None = None,
+    gap: int = 16,
+    captions: Sequence[str] | None = None,
+    background: Colour = WHITE,
+) -> Image.Image:
+    """Images in rows, each centred in its cell, its caption below.
+
+    Args:
+        images: In reading order; their sizes may differ.
+        columns: Images a row; all in one row where None.
+        gap: Pixels between the images and around them.
+        captions: One an image; a caption wider than its column is cut.
+        background: RGB.
+
+    Raises:
+        ValueError: No images, no columns, or captions that do not match the images.
+    """
+    if not images or (columns is not None and columns < 1):
+        raise ValueError(f"{len(images)} images in {columns} columns make no picture")
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images")
+    columns = min(columns or len(images), len(images))
+    widths = [max(image.width for image in images[column::columns]) for column in range(columns)]
+    heights = [max(image.height for image in images[row : row + columns]) for row in range(0, len(images), columns)]
+    font = ImageFont.load_default(size=caption_size(min(widths)))
+    caption_height = 0 if captions is None else round(1.75 * caption_size(min(widths)))
+    size = (sum(widths) + gap * (columns + 1), sum(heights) + (gap + caption_height) * len(heights) + gap)
+    picture = Image.new("RGB", size, background)
+    draw = ImageDraw.Draw(picture)
+    ink = INK if sum(background) > 3 * 127 else WHITE
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        left = gap + sum(widths[:column]) + gap * column
+        top = gap + sum(heights[:row]) + (gap + caption_height) * row
+        centre = left + widths[column] // 2
+        picture.paste(image.convert("RGB"), (centre - image.width // 2, top + (heights[row] - image.height) // 2))
+        if captions is not None:
+            text = _cut(captions[number], font, widths[column])
+            draw.text((centre, top + heights[row] + caption_height / 2), text, ink, font, anchor="mm")
+    return picture
+
+
+def caption_size(width: int) -> int:
+    """Font size in pixels under an image of `width` pixels: about 45 letters a line."""
+    return min(48, max(12, round(width / 24)))
+
+
+def mark_point(image: Image.Image, point: tuple[float, float], label: str, colour: Colour) -> None:
+    """Draws a numbered disc on the image, in place.
+
+    Args:
+        image: RGB.
+        point: (x, y) of its centre, in pixels.
+        label: One or two characters.
+        colour: RGB of the disc; its rim is white.
+    """
+    radius = max(7, round(min(image.size) / 26))
+    side = (2 * radius + 1) * _MARKER_OVERSAMPLING
+    disc = Image.new("RGBA", (side, side), (*WHITE, 0))
+    draw = ImageDraw.Draw(disc)
+    rim = side * 0.09
+    draw.ellipse((0, 0, side - 1, side - 1), (*WHITE, 255))
+    draw.ellipse((rim, rim, side - 1 - rim, side - 1 - rim), (*colour, 255))
+    luminance = float(np.dot(colour, (0.299, 0.587, 0.114)))
+    font = ImageFont.load_default(size=side * (0.62 if len(label) < 2 else 0.48))
+    draw.text((side / 2, side / 2), label, INK if luminance > 150 else WHITE, font, anchor="mm")
+    disc = disc.resize((2 * radius + 1, 2 * radius + 1), Image.Resampling.BOX)
+    image.paste(disc, (round(point[0]) - radius, round(point[1]) - radius), disc)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, or its beginning and dots, within `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."

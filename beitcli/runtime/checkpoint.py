@@ -1,0 +1,197 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is written to a temporary folder, each file flushed to disk and hashed, and the folder renamed; only then
+does `latest` move and only then do old checkpoints go. It holds safetensors and JSON, nothing that unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from beitcli.errors import StorageError
+
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder.
+
+    Attributes:
+        damaged: Newer ones that were passed over, with the reason.
+    """
+
+    path: Path
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.path / "config.json").read_text())
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        return json.loads((self.path / "trainer.json").read_text())
+
+    def model_tensors(self) -> dict[str, torch.Tensor]:
+        return load_tensors(self.path / "model.safetensors")
+
+    def trainer_tensors(self) -> dict[str, torch.Tensor]:
+        return load_tensors(self.path / "trainer.safetensors")
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"'{path}' cannot be read: {error}.", "Take another checkpoint of the run.") from None
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    model: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    trainer_tensors: Mapping[str, torch.Tensor],
+    trainer: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `folder/step-NNNNNNN` and removes all but the `keep` newest.
+
+    Raises:
+        StorageError: The disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{step:07d}"
+    partial = folder / f".{final.name}.partial-{os.getpid()}"
+    needed = sum(t.numel() * t.element_size() for t in (*model.values(), *trainer_tensors.values()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        partial.mkdir()
+        _save_tensors(partial / "model.safetensors", model)
+        _save_tensors(partial / "trainer.safetensors", trainer_tensors)
+        _write(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        _write(partial / "trainer.json", json.dumps(trainer) + "\n")
+        names = sorted(entry.name for entry in partial.iterdir())
+        _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
+        _sync_folder(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync_folder(folder)
+        point_latest(folder, final.name)
+        for old in step_folders(folder)[keep:]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(
+            f"Checkpoint '{final}' cannot be written ({needed / 1e6:.1f} MB needed): {error}.",
+            "Free space or give another --out, then go on with --resume; earlier checkpoints are intact.",
+        ) from None
+    return final
+
+
+def point_latest(folder: Path, name: str) -> None:
+    """Makes `latest` name a checkpoint, in one rename."""
+    beside = folder / f".latest-{os.getpid()}"
+    _write(beside, name + "\n")
+    beside.replace(folder / "latest")
+    _sync_folder(folder)
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first; complete by construction, verified by `damage`."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint folder; empty where its files match their hashes."""
+    try:
+        lines = (checkpoint / SUMS).read_text().splitlines()
+        entries = [line.split("  ", 1) for line in lines]
+        listed = {entry[1] for entry in entries if len(entry) == 2}
+        if not {"model.safetensors", "config.json"} <= listed:
+            return f"{SUMS} is incomplete"
+        for digest, name in entries:
+            if "/" in name or not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if sha256_of(checkpoint / name) != digest:
+                return f"{name} does not match its SHA-256"
+    except (OSError, ValueError) as error:
+        return f"{SUMS} cannot be read ({type(error).__name__})"
+    return ""
+
+
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; None where it has none at all.
+
+    Raises:
+        StorageError: There are checkpoints and every one is damaged.
+    """
+    damaged = []
+    for path in step_folders(run / "checkpoints"):
+        wrong = damage(path)
+        if not wrong:
+            return Checkpoint(path, tuple(damaged))
+        damaged.append(f"{path.name}: {wrong}")
+    if damaged:
+        raise StorageError(
+            f"Every checkpoint of '{run}' is damaged ({'; '.join(damaged)}).",
+            "Restore one from a backup, or train again with another --out.",
+        )
+    return None
+
+
+def verified_checkpoint(path: Path) -> Checkpoint:
+    """One checkpoint folder, checked against its hashes."""
+    wrong = damage(path)
+    if wrong:
+        raise StorageError(f"Checkpoint '{path}' is damaged: {wrong}.", "Take another checkpoint of the run.")
+    return Checkpoint(path)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    # Tied or strided tensors are made whole: safetensors stores plain contiguous ones.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process of this run left behind."""
+    for leftover in (*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Where to compute and in which arithmetic."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from beitcli.errors import UsageError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of the work on it.
+
+    Attributes:
+        precision: fp32, bf16 or fp16; weights and optimizer stay fp32.
+    """
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:  # type: ignore[name-defined]
+        """Loss scaling, which only fp16 needs."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # type: ignore[attr-defined]
+
+
+def choose_compute(device: str, precision: str) -> Compute:
+    """Resolves `auto`.
+
+    Raises:
+        UsageError: The device is not on this machine.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if cuda else "mps" if mps else "cpu"
+    if (device == "cuda" and not cuda) or (device == "mps" and not mps):
+        raise UsageError(f"--device {device}: torch sees no such device here.", "Use --device auto.")
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    return Compute(torch.device(device), precision)
+
+
+def choose_workers(workers: int, device: torch.device) -> int:
+    """How many processes load images: on a CPU the training itself wants the cores."""
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores - 1) if device.type != "cpu" else min(8, cores // 4)
+
+
+def describe(compute: Compute) -> str:
+    """The hardware in words, for a model card."""
+    if compute.device.type == "cuda":
+        name = torch.cuda.get_device_name(compute.device)
+    else:
+        name = f"{compute.device.type} ({torch.get_num_threads()} threads)"
+    return f"{name}, {compute.precision}, torch {torch.__version__.split('+')[0]}"

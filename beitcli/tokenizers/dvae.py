@@ -1,0 +1,201 @@
+"""A discrete VAE: images to visual tokens and back (DALL-E, arXiv 2102.12092, App. A; BEiT section 2.1.2).
+
+One class is both OpenAI's pair, with the defaults of `DVAEArchitecture`, and the small tokenizers that
+`beit train-tokenizer` trains. Encoder: convolution, groups of bottleneck blocks with a 2x2 max-pool between groups,
+ReLU, 1x1 to V logits. Decoder: the mirror image with nearest upsampling. Sizes at the defaults: encoder 53,786,240
+parameters, decoder 43,829,766; encoding 112x112 to 14x14 tokens costs 52 GFLOP an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from beitcli.errors import UsageError
+from beitcli.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEArchitecture:
+    """The shape of a `DiscreteVAE`; the defaults are DALL-E's."""
+
+    vocab_size: int = 8192  # codes
+    width: int = 256  # channels of the group at full resolution; each pool doubles them
+    groups: int = 4
+    blocks_per_group: int = 2
+    decoder_init_width: int = 128  # channels between the codes and the decoder's first group
+    output_channels: int = 6  # 6: mean and ln scale of the logit-Laplace density; 3: pixels only
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise UsageError(f"The tokenizer's {field.name} is {value}; it must be at least 1.")
+        if self.width % 4:
+            raise UsageError(f"The tokenizer's width is {self.width}; it must be a multiple of 4.")
+        if self.output_channels not in (3, 6):
+            raise UsageError(f"The tokenizer's output_channels is {self.output_channels}; it must be 3 or 6.")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a token stands for, along each side."""
+        return 2 ** (self.groups - 1)
+
+    @property
+    def residual_gain(self) -> float:
+        """What each block's residual path is multiplied by: 1 / (number of blocks) squared."""
+        return 1.0 / (self.groups * self.blocks_per_group) ** 2
+
+
+def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
+    """Keeps height and width. Weights from N(0, 1 / fan_in), bias zero."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2)
+    nn.init.normal_(conv.weight, std=(in_channels * kernel_size**2) ** -0.5)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+Kernels = tuple[int, int, int, int]
+
+
+class Bottleneck(nn.Module):
+    """skip(features) + gain * residual(features); the residual path is four ReLU-first convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_sizes: Kernels, gain: float) -> None:
+        super().__init__()
+        hidden = out_channels // 4
+        channels = (in_channels, hidden, hidden, hidden, out_channels)
+        self.gain = gain
+        self.skip = nn.Identity() if in_channels == out_channels else convolution(in_channels, out_channels, 1)
+        self.convs = nn.ModuleList(map(convolution, channels[:-1], channels[1:], kernel_sizes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        residual = features
+        for conv in self.convs:
+            residual = conv(F.relu(residual))
+        return self.skip(features) + self.gain * residual
+
+
+class Encoder(nn.Module):
+    """Mapped pixels to logits over the codes."""
+
+    kernel_sizes = (3, 3, 3, 1)
+
+    def __init__(self, architecture: DVAEArchitecture) -> None:
+        super().__init__()
+        widths = [architecture.width * 2**group for group in range(architecture.groups)]
+        self.stem = convolution(3, widths[0], 7)
+        self.groups = nn.ModuleList(
+            block_group(in_channels, out_channels, self.kernel_sizes, architecture)
+            for in_channels, out_channels in zip([widths[0], *widths], widths, strict=False)
+        )
+        self.head = convolution(widths[-1], architecture.vocab_size, 1)
+
+    def forward(self, mapped: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, V, h, w)."""
+        features = self.stem(mapped)
+        for index, group in enumerate(self.groups):
+            if index > 0:
+                features = F.max_pool2d(features, 2)
+            features = group(features)
+        return self.head(F.relu(features))
+
+
+class Decoder(nn.Module):
+    """Codes, one-hot or relaxed, to the parameters of the pixels."""
+
+    kernel_sizes = (1, 3, 3, 3)
+
+    def __init__(self, architecture: DVAEArchitecture) -> None:
+        super().__init__()
+        widths = [architecture.width * 2**group for group in reversed(range(architecture.groups))]
+        self.stem = convolution(architecture.vocab_size, architecture.decoder_init_width, 1)
+        self.groups = nn.ModuleList(
+            block_group(in_channels, out_channels, self.kernel_sizes, architecture)
+            for in_channels, out_channels in zip([architecture.decoder_init_width, *widths], widths, strict=False)
+        )
+        self.head = convolution(widths[-1], architecture.output_channels, 1)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the stem gives for one-hot codes, without making them: (B, h, w) to (B, C, h, w)."""
+        features = F.embedding(tokens, self.stem.weight[:, :, 0, 0].t()).permute(0, 3, 1, 2)
+        return features + self.stem.bias[:, None, None]  # type: ignore[index]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(B, V, h, w), summing to 1 over V, to (B, output_channels, H, W)."""
+        return self.unfold(self.stem(codes))
+
+    def unfold(self, features: Tensor) -> Tensor:
+        """(B, decoder_init_width, h, w) to (B, output_channels, H, W)."""
+        for index, group in enumerate(self.groups):
+            if index > 0:
+                features = F.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = group(features)
+        return self.head(F.relu(features))
+
+
+def block_group(
+    in_channels: int, out_channels: int, kernel_sizes: Kernels, architecture: DVAEArchitecture
+) -> nn.Sequential:
+    """`blocks_per_group` bottlenecks, of which the first changes the width."""
+    gain = architecture.residual_gain
+    widths = [in_channels] + [out_channels] * architecture.blocks_per_group
+    return nn.Sequential(*(Bottleneck(width, out_channels, kernel_sizes, gain) for width in widths[:-1]))
+
+
+class DiscreteVAE(nn.Module):
+    """The tokenizer: `encode` for BEiT's targets, `decode` to look at them, `forward` to train it.
+
+    Images are (B, 3, H, W) in [0, 1] everywhere; the map to [0.1, 0.9] and back is applied inside.
+    """
+
+    def __init__(self, architecture: DVAEArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = Encoder(architecture)
+        self.decoder = Decoder(architecture)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.architecture.vocab_size
+
+    @property
+    def downsample(self) -> int:
+        return self.architecture.downsample
+
+    def token_logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, V, h, w), h = H / downsample."""
+        return self.encoder(map_pixels(images))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The likeliest code of each patch: (B, 3, H, W) in [0, 1] to (B, h * w) int64 in [0, V)."""
+        return self.token_logits(images).argmax(dim=1).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N) int64 to images (B, 3, H, W) in [0, 1].
+
+        Args:
+            tokens: Row by row.
+            grid: (h, w) with h * w = N.
+        """
+        features = self.decoder.embed(tokens.unflatten(1, grid))
+        return unmap_pixels(self.decoder.unfold(features)[:, :3].sigmoid())
+
+    def forward(self, images: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """One relaxed pass.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            temperature: Of the Gumbel-softmax.
+
+        Returns:
+            Logits (B, V, h, w) and the decoder's output (B, output_channels, H, W).
+        """
+        logits = self.token_logits(images)
+        return logits, self.decoder(gumbel_softmax(logits, temperature))

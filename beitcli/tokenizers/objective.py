@@ -1,0 +1,145 @@
+"""What a discrete VAE is trained on: reconstruction through relaxed codes, and a pull to the uniform prior.
+
+With q(v | patch) the softmax of the encoder's logits (BEiT eq. 1; DALL-E, arXiv 2102.12092, section 2 and App. A):
+
+    loss = reconstruction(images, decoder(gumbel_softmax(logits, tau))) + kl_weight * KL(q || uniform)
+
+Every draw comes from torch's global generator, which the training loop seeds at each step. The cost beside the two
+networks is a few passes over the (B, V, h, w) logits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Reconstruction = Literal["logit_laplace", "mse", "l1"]
+
+PIXEL_SCALE, PIXEL_SHIFT = 0.8, 0.1
+
+
+def map_pixels(images: Tensor) -> Tensor:
+    """[0, 1] to [0.1, 0.9], where the logit-Laplace density is finite (DALL-E, App. A.3)."""
+    return PIXEL_SCALE * images + PIXEL_SHIFT
+
+
+def unmap_pixels(mapped: Tensor) -> Tensor:
+    """The inverse of `map_pixels`, clamped to [0, 1]."""
+    return ((mapped - PIXEL_SHIFT) / PIXEL_SCALE).clamp(0.0, 1.0)
+
+
+def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """A relaxed one-hot draw from each patch's distribution (arXiv 1611.01144, 1611.00712).
+
+    Args:
+        logits: (B, V, h, w).
+        temperature: Above 0; towards 0 the draw becomes one-hot.
+
+    Returns:
+        (B, V, h, w), non-negative, sums to 1 over V.
+    """
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    return ((logits + gumbel) / temperature).softmax(dim=1)
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL(q || uniform) of each patch in nats, 0 to ln V.
+
+    Args:
+        logits: (B, V, h, w), not divided by the temperature.
+
+    Returns:
+        (B, h, w).
+    """
+    log_q = logits.log_softmax(dim=1)
+    return (log_q.exp() * log_q).sum(dim=1) + math.log(logits.shape[1])
+
+
+def logit_laplace_nll(mapped: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Negative log likelihood of pixels under the logit-Laplace density (DALL-E, App. A.3).
+
+    Args:
+        mapped: (B, 3, H, W) in (0, 1): the pixels after `map_pixels`.
+        mean: (B, 3, H, W), of logit(pixel).
+        log_scale: (B, 3, H, W), ln b.
+
+    Returns:
+        (B, 3, H, W) in nats: ln(2 b x (1 - x)) + |logit(x) - mean| / b, which can be negative.
+    """
+    jacobian = (2.0 * mapped * (1.0 - mapped)).log()
+    return jacobian + log_scale + (mapped.logit() - mean).abs() * (-log_scale).exp()
+
+
+def reconstruction_loss(images: Tensor, decoded: Tensor, kind: Reconstruction) -> Tensor:
+    """Mean over pixels and channels.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        decoded: (B, 3 or 6, H, W), the decoder's output; "logit_laplace" needs all 6 channels.
+    """
+    if kind == "logit_laplace":
+        mean, log_scale = decoded.chunk(2, dim=1)
+        return logit_laplace_nll(map_pixels(images), mean, log_scale).mean()
+    mapped = decoded[:, :3].sigmoid()
+    if kind == "mse":
+        return F.mse_loss(mapped, map_pixels(images))
+    return F.l1_loss(mapped, map_pixels(images))
+
+
+def cosine_schedule(step: int, start: float, end: float, steps: int) -> float:
+    """From `start` at step 0 to `end` at `steps`, half a cosine, then held (DALL-E, App. A.2)."""
+    progress = min(max(step, 0) / steps, 1.0) if steps > 0 else 1.0
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def dvae_loss(
+    model: nn.Module,
+    images: Tensor,
+    temperature: float,
+    kl_weight: float,
+    reconstruction: Reconstruction = "logit_laplace",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The objective of one batch.
+
+    Args:
+        model: A `DiscreteVAE`, wrapped or not.
+        images: (B, 3, H, W) in [0, 1].
+        temperature: Of the relaxation, from `cosine_schedule`.
+        kl_weight: Of the mean token KL beside the mean pixel loss. DALL-E's beta of 6.6 is 6.6 / 192 here.
+
+    Returns:
+        The loss, and detached scalars: `loss`, `reconstruction`, `kl` (nats a token).
+    """
+    logits, decoded = model(images, temperature)
+    pixel_loss = reconstruction_loss(images, decoded, reconstruction)
+    kl = kl_to_uniform(logits).mean()
+    loss = pixel_loss + kl_weight * kl
+    return loss, {"loss": loss.detach(), "reconstruction": pixel_loss.detach(), "kl": kl.detach()}
+
+
+def codebook_usage(counts: Tensor) -> tuple[int, float]:
+    """How evenly the codes are used.
+
+    Args:
+        counts: (V,), how often each code occurred.
+
+    Returns:
+        codes_used, how many occurred at all; perplexity, exp of the entropy in nats, 1 to V.
+    """
+    probabilities = counts.double() / counts.sum().clamp(min=1)
+    entropy = -torch.special.xlogy(probabilities, probabilities).sum()
+    return int((counts > 0).sum()), float(entropy.exp())
+
+
+def psnr(mean_squared_error: float) -> float:
+    """Peak signal to noise ratio in dB of [0, 1] images, from the mean squared error over a whole data set."""
+    return math.inf if mean_squared_error == 0.0 else -10.0 * math.log10(mean_squared_error)
+
+
+def mae(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Mean absolute error of [0, 1] images, a scalar."""
+    return (images - reconstructions).abs().mean()
