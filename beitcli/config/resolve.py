@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from beitcli.config.fields import Setting, coerce, settings_of, suggestion
-from beitcli.errors import StorageError, UsageError
+from beitcli.errors import UsageError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))

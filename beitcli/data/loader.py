@@ -1,8 +1,8 @@
 """Batches: an endless keyed stream for training, one pass in order for evaluation.
 
-Position p of the stream is image `order(p)`; step s of a batch of B takes positions s * B .. s * B + B - 1. So a run goes on
-from one integer, whatever the number of workers. An image that cannot be read is replaced by the next readable one of
-the epoch's order, the same in every run, and reported with its batch.
+Position p of the stream is image `order(p)`; step s of a batch of B takes positions s * B .. s * B + B - 1. So a run
+goes on from one integer, whatever the number of workers. An image that cannot be read is replaced by the next readable
+one of the epoch's order, the same in every run, and reported with its batch.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class _TrainingImages(_Images):
         first = self.start + step * self.batch_size
         positions = np.arange(first, first + self.batch_size)
         epochs, indices = self.order.indices(positions)
-        items, taken, bad = [], [], []
+        items, taken = [], []
+        bad: list[tuple[int, str, str]] = []
         for position, epoch, index in zip(positions.tolist(), epochs.tolist(), indices.tolist(), strict=True):
             item, used = self._readable(position, epoch, index, bad)
             items.append(item)
@@ -171,12 +172,10 @@ def ordered_batches(
 
 
 def _iterate(images: Dataset[Batch], workers: int, pin_memory: bool) -> Iterator[Batch]:
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"collate_fn": _whole}  # items are batches already
     if workers:
-        options = {"prefetch_factor": 4, "worker_init_fn": _prepare_worker}
-    return iter(
-        DataLoader(images, batch_size=None, num_workers=workers, pin_memory=pin_memory, collate_fn=_whole, **options)
-    )
+        options |= {"prefetch_factor": 4, "worker_init_fn": _prepare_worker}
+    return iter(DataLoader(images, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options))
 
 
 def _whole(batch: Batch) -> Batch:

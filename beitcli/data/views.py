@@ -1,6 +1,6 @@
 """Views of an image: what is cut from it and at which sizes.
 
-Pretraining follows the paper's order (REFERENCE of the release): color jitter, flip, then ONE crop box resized twice,
+Pretraining follows the paper's order (as in the release): color jitter, flip, then ONE crop box resized twice,
 bicubic for the backbone and Lanczos for the tokenizer, so that a visual token and its patch show the same pixels.
 Every draw is keyed by (seed, purpose, epoch, image).
 """
@@ -31,7 +31,7 @@ def to_array(image: Image.Image) -> np.ndarray:
 def draw_crop_box(
     width: int, height: int, rng: np.random.Generator, min_area: float = 0.08, max_aspect: float = 4 / 3
 ) -> Box:
-    """A random box (left, upper, right, lower): area uniform in [min_area, 1], aspect log-uniform, centred if none fits."""
+    """A random (left, upper, right, lower): area uniform in [min_area, 1], aspect log-uniform; centred if none fits."""
     for _ in range(10):
         area = width * height * rng.uniform(min_area, 1.0)
         aspect = math.exp(rng.uniform(-math.log(max_aspect), math.log(max_aspect)))

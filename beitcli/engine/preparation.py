@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from beitcli import __version__
-from beitcli.config.jobs import Training
+from beitcli.config.common import Training
 from beitcli.config.resolve import dump_toml
 from beitcli.data.loader import Batch
 from beitcli.data.order import select_limit, split_holdout
@@ -68,7 +68,7 @@ def hold_out(source: Source, count: int, seed: int) -> tuple[Source, Source]:
 
 
 def make_plan(config: Training, source: Source) -> Plan:
-    """Steps, warm-up and intervals, all in optimizer steps."""
+    """Steps, warm-up (a fifth of the run at most) and intervals, all in optimizer steps."""
     images = len(source)
     if images < 1:
         raise DataError("No images are left to train on.", "Give more data or a larger --limit.")
@@ -83,7 +83,7 @@ def make_plan(config: Training, source: Source) -> Plan:
         steps=steps,
         batch_size=config.batch_size,
         micro_batch=min(config.micro_batch or config.batch_size, config.batch_size),
-        warmup_steps=min(warmup, steps),
+        warmup_steps=min(warmup, steps // 5),
         clip=config.clip,
         save_every=config.save_every or max(1, min(2000, -(-steps // 10))),
         log_every=config.log_every or max(1, min(50, steps // 100)),

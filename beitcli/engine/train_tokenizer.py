@@ -1,8 +1,8 @@
 """`beit train-tokenizer`: a discrete VAE of one's own (DALL-E's objective, arXiv 2102.12092, section 2.1).
 
-    logits = encoder(images)                                   (B, V, h, w)
-    codes = gumbel_softmax(logits, temperature)                relaxed one-hot; the temperature falls by a cosine
-    loss = reconstruction(decoder(codes), images) + kl_weight * KL(softmax(logits) || uniform)
+logits = encoder(images)                                   (B, V, h, w)
+codes = gumbel_softmax(logits, temperature)                relaxed one-hot; the temperature falls by a cosine
+loss = reconstruction(decoder(codes), images) + kl_weight * KL(softmax(logits) || uniform)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from beitcli.config.jobs import TrainTokenizerConfig
+from beitcli.config.training import TrainTokenizerConfig
 from beitcli.data.loader import Batch, ordered_batches, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.views import CenterView, TokenizerView
@@ -64,11 +64,12 @@ class TokenizerTask(Task):
     """A discrete VAE in the training loop."""
 
     name, kind = "tokenizer", "tokenizer"
+    model: DiscreteVAE
 
     def __init__(self, config: TrainTokenizerConfig, plan: Plan, held_out: Source, compute: Compute) -> None:
         self.config, self.plan, self.held_out, self.compute = config, plan, held_out, compute
         torch.manual_seed(config.seed)
-        self.model: DiscreteVAE = DiscreteVAE(tokenizer_architecture(config)).to(compute.device)
+        self.model = DiscreteVAE(tokenizer_architecture(config)).to(compute.device)
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
         self.temperature = 1.0

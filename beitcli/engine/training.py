@@ -1,8 +1,8 @@
 """The one training loop, shared by train-tokenizer, pretrain and finetune.
 
-A job brings a `Task` (model, loss, schedule, measures); the loop brings order, arithmetic, metrics, checkpoints and stops.
-Everything random in a step follows from (seed, step), so a run that goes on from a checkpoint equals one that was never
-stopped, bit for bit on a CPU. Between logging steps nothing waits for the device.
+A job brings a `Task` (model, loss, schedule, measures); the loop brings order, arithmetic, metrics, checkpoints and
+stops. Everything random in a step follows from (seed, step), so a run that goes on from a checkpoint equals one that
+was never stopped, bit for bit on a CPU. Between logging steps nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from beitcli.data.loader import Batch
+from beitcli.engine.bad_images import BadImageLedger
 from beitcli.engine.events import Note, OnEvent, Progress, Saved, Warned
-from beitcli.errors import DataError, DivergedError, StorageError, UsageError
+from beitcli.errors import DivergedError, StorageError, UsageError
 from beitcli.models.references import state_tensors
 from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
 from beitcli.runtime.device import Compute
@@ -82,7 +83,7 @@ class Task(ABC):
         """Sets what follows the step (a temperature), or changes the whole batch (mixup)."""
         return batch
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> None:  # noqa: B027 - most tasks need none
         """Follows the optimizer (a moving average)."""
 
     def figures(self) -> dict[str, float]:
@@ -105,7 +106,7 @@ class Task(ABC):
         """State of the task beside model and optimizer."""
         return {}
 
-    def load_extra_tensors(self, tensors: Tensors) -> None:
+    def load_extra_tensors(self, tensors: Tensors) -> None:  # noqa: B027 - most tasks need none
         """The inverse of `extra_tensors`."""
 
 
@@ -145,9 +146,9 @@ def train(
     if state.step:
         run.rewind_metrics(state.step)
     run.write_text("bad-images.jsonl", "")
-    ledger = _BadImages(run, plan)
+    ledger = BadImageLedger(run, plan.images, plan.max_bad)
     for record in bad:
-        ledger.note([tuple(record)])  # type: ignore[list-item]
+        ledger.note([tuple(record)])
 
     def save() -> None:
         path = save_checkpoint(
@@ -198,7 +199,6 @@ def train(
             _require_finite(figures, state.step, last_saved, resume_command)
             figures |= task.figures()
             if saving and not stopping:
-                on_event(Note(f"{task.name}: measuring at step {state.step}"))
                 task.model.eval()
                 measured = task.measure()
                 task.model.train()
@@ -222,9 +222,7 @@ def train(
     return state
 
 
-def optimizer_step(
-    task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any, sums: Tensors
-) -> None:
+def optimizer_step(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any, sums: Tensors) -> None:
     """Forward and backward by micro-batches, gradient clipping, one optimizer step; adds the figures to `sums`."""
     task.optimizer.zero_grad(set_to_none=True)
     size = len(next(iter(tensors.values())))
@@ -262,30 +260,6 @@ def _require_finite(figures: dict[str, float], step: int, last_saved: int, resum
         )
 
 
-class _BadImages:
-    """Every image that could not be read, once: in bad-images.jsonl, counted against the limit."""
-
-    def __init__(self, run: RunFolder, plan: Plan) -> None:
-        self.run, self.plan = run, plan
-        self.records: list[list[Any]] = []
-        self._known: set[int] = set()
-
-    def note(self, bad: list[tuple[int, str, str]]) -> None:
-        for index, path, reason in bad:
-            if index in self._known:
-                continue
-            self._known.add(index)
-            self.records.append([index, path, reason])
-            self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
-        allowed = max(1, int(self.plan.max_bad * self.plan.images)) if self.plan.max_bad > 0 else 0
-        if bad and len(self.records) > allowed:
-            examples = "; ".join(f"{path}: {reason}" for _, path, reason in self.records[:5])
-            raise DataError(
-                f"{len(self.records)} unreadable images, more than the {allowed} allowed of {self.plan.images}: {examples}.",
-                f"They are listed in {self.run.path / 'bad-images.jsonl'}. Mend or remove them, or raise --max-bad.",
-            )
-
-
 def _load(
     task: Task, plan: Plan, run: RunFolder, compute: Compute, on_event: OnEvent
 ) -> tuple[Progressed, list[list[Any]]]:
@@ -314,6 +288,6 @@ def _load(
             "Start a new run with another --out.",
         ) from None
     on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
-    return Progressed(
-        trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"]
-    ), trainer["bad"]
+    return Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"]), trainer[
+        "bad"
+    ]

@@ -49,7 +49,7 @@ class MaskedImageModel(Beit):
 
     def __init__(self, architecture: Architecture, outputs: int, drop_path: float = 0.0) -> None:
         super().__init__(**_timm_arguments(architecture, drop_path), **_KEEP_NORM)
-        self.architecture = architecture
+        self.architecture: Architecture = architecture
         self.mask_token = nn.Parameter(torch.zeros(1, 1, architecture.width))
         self.token_head = nn.Linear(architecture.width, outputs)
         init_for_pretraining(self)
@@ -118,7 +118,7 @@ class Classifier(Beit):
 
     def __init__(self, architecture: Architecture, classes: int, drop_path: float = 0.0) -> None:
         super().__init__(**_timm_arguments(architecture, drop_path), global_pool="avg", num_classes=classes)
-        self.architecture = architecture
+        self.architecture: Architecture = architecture
 
 
 def forward_flops(architecture: Architecture, predicted: int, outputs: int) -> float:

@@ -1,7 +1,7 @@
 """Weights from one BEiT into another: pretraining to finetuning, one image size to another.
 
-REFERENCE of the release: a shared bias table is cloned into every block, index buffers are rebuilt, tables and positions
-are resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head starts anew.
+As in the release: a shared bias table is cloned into every block, index buffers are rebuilt, tables and positions are
+resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head starts anew.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     Raises:
         StorageError: There are checkpoints and every one is damaged.
     """
-    damaged = []
+    damaged: list[str] = []
     for path in step_folders(run / "checkpoints"):
         wrong = damage(path)
         if not wrong:

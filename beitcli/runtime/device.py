@@ -30,9 +30,9 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
-    def scaler(self) -> torch.amp.GradScaler:  # type: ignore[name-defined]
+    def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, which only fp16 needs."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # type: ignore[attr-defined]
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
 
 def choose_compute(device: str, precision: str) -> Compute:

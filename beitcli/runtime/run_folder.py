@@ -35,7 +35,8 @@ class RunFolder:
                 )
             if occupied and not (path / "config.toml").exists():
                 raise UsageError(
-                    f"'{path}' is not empty and holds no run (no config.toml).", "Give a run, or a new folder, to --out."
+                    f"'{path}' is not empty and holds no run (no config.toml).",
+                    "Give a run, or a new folder, to --out.",
                 )
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".writable-{os.getpid()}"

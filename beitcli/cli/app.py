@@ -1,0 +1,112 @@
+"""The `beit` executable: registers the commands; `main(argv)` gives the exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from beitcli import __version__
+from beitcli.cli import attn_map, eval, finetune, mask_preview, predict, pretrain, tokenize, train_tokenizer
+from beitcli.cli.command import close_stdout, register
+from beitcli.cli.output import Shell
+from beitcli.config.fields import settings_of, suggestion
+from beitcli.errors import UsageError
+
+COMMANDS = [
+    pretrain.COMMAND,
+    finetune.COMMAND,
+    train_tokenizer.COMMAND,
+    eval.COMMAND,
+    predict.COMMAND,
+    tokenize.COMMAND,
+    mask_preview.COMMAND,
+    attn_map.COMMAND,
+]
+
+_INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.
+
+\b
+Examples:
+  $ beit pretrain sample --recipe tiny            the whole job in minutes, without any data
+  $ beit pretrain photos/ --recipe small          on images of your own
+  $ beit finetune labelled/ --init runs/RUN       a classifier from what it learned
+  $ beit attn-map photo.jpg --model runs/RUN -o attention.png"""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"beit {__version__}\n")
+        raise typer.Exit
+
+
+def _build() -> typer.Typer:
+    app = typer.Typer(
+        name="beit",
+        help=_INTRO,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback()
+    def beit(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+        ] = False,
+    ) -> None: ...
+
+    known = {name for command in COMMANDS for name in settings_of(command.config)}
+    for command in COMMANDS:
+        register(app, command, known)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Returns:
+        The exit code of the contract (see `beitcli.errors`).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = typer.main.get_command(_build())
+    shell = Shell(debug="--debug" in arguments)
+    try:
+        code = command.main(args=arguments, prog_name="beit", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.Exit as ended:
+        return ended.exit_code
+    except typer.Abort:
+        return 130
+    except BrokenPipeError:
+        close_stdout()
+        return 0
+    except typer.TyperException as error:
+        shell.failed(_usage_error(error, arguments))
+        return 2
+
+
+def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageError:
+    """Typer's complaint in our words, with the nearest spelling."""
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    commands = {command.name: command for command in COMMANDS}
+    help_line = f"See `beit {name} --help`." if name in commands else "See `beit --help`."
+    message = error.format_message().splitlines()[0] if error.format_message() else "No command is given."
+    if hasattr(error, "option_name"):
+        option: str = error.option_name
+        message = f"There is no option {option}" + (f" of `beit {name}`." if name in commands else ".")
+        known = [s.flag for s in settings_of(commands[name].config).values()] if name in commands else []
+        hint = suggestion(option, [*known, "--json", "--quiet", "--debug", "--help"])
+        return UsageError(message, f"{hint} {help_line}".strip())
+    if message.startswith("No such command") and name:
+        return UsageError(f"There is no command '{name}'.", f"{suggestion(name, commands)} {help_line}".strip())
+    return UsageError(message, help_line)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

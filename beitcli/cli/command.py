@@ -1,0 +1,119 @@
+"""Commands from config classes: every setting becomes an option, so that flag, environment, TOML and help agree."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+
+from beitcli.cli.output import Shell
+from beitcli.config.fields import Setting, settings_of
+from beitcli.config.resolve import Resolved, recipe_names, resolve
+from beitcli.errors import BeitError
+
+Face = Callable[[Any, Shell], None]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command's words.
+
+    Attributes:
+        config: Its settings.
+        summary: One line for `beit --help`.
+        examples: Command lines, shown first in its own help.
+        face: Runs the engine and shows the result.
+        about: Further help, a paragraph.
+    """
+
+    config: type
+    summary: str
+    examples: tuple[str, ...]
+    face: Face
+    about: str = ""
+    panel: str = "Commands"
+
+    @property
+    def name(self) -> str:
+        return self.config.command  # type: ignore[attr-defined]
+
+    @property
+    def help(self) -> str:
+        examples = "\n".join(f"  $ {line}" for line in self.examples)
+        text = f"{self.summary}\n\n\b\nExamples:\n{examples}"
+        recipes = recipe_names(self.name)
+        about = f"{self.about} Recipes: {', '.join(recipes)}.".strip() if recipes else self.about
+        return (f"{text}\n\n{about}" if about else text).replace("[", "\\[")
+
+
+def register(app: typer.Typer, command: Command, known_settings: set[str]) -> None:
+    """Adds a command whose parameters are its config's settings."""
+    settings = settings_of(command.config)
+
+    def callback(**given: Any) -> None:
+        shell = Shell(as_json=given.pop("as_json"), quiet=given.pop("quiet"), debug=given.pop("debug"))
+        flags = {name: value for name, value in given.items() if value not in (None, [])}
+        try:
+            resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
+            command.face(resolved.config, shell)
+        except BrokenPipeError:
+            close_stdout()
+        except KeyboardInterrupt:
+            shell.close()
+            raise typer.Exit(130) from None
+        except BeitError as error:
+            shell.failed(error)
+            raise typer.Exit(error.exit_code) from None
+        except Exception as error:
+            shell.failed(error)
+            raise typer.Exit(1) from None
+        finally:
+            shell.close()
+
+    arguments = [_parameter(setting) for setting in settings.values() if setting.option.argument]
+    options = [_parameter(setting) for setting in settings.values() if not setting.option.argument]
+    callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
+    callback.__annotations__ = {}
+    app.command(command.name, help=command.help, short_help=command.summary, rich_help_panel=command.panel)(callback)
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    how, kind = setting.option, setting.kind
+    many = get_origin(kind) is tuple
+    inner = get_args(kind)[0] if many else str if setting.choices else kind
+    annotation: Any = list[inner] | None if many else inner | None  # type: ignore[valid-type]
+    text = how.help.replace("[", "\\[")
+    if setting.default not in (None, "", (), False, -1) and not isinstance(setting.default, bool):
+        text += (
+            f" \\[default: {setting.default:g}]"
+            if isinstance(setting.default, float)
+            else f" \\[default: {setting.default}]"
+        )
+    metavar = how.metavar or ("|".join(setting.choices) if setting.choices else None)
+    if how.argument:
+        info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)
+    else:
+        flags = how.flags or (f"--{setting.name.replace('_', '-')}",)
+        info = typer.Option(*flags, help=text, metavar=metavar, show_default=False, rich_help_panel=how.panel)
+    return _keyword(setting.name, annotation, info, None)
+
+
+def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+_SHELL_OPTIONS = [
+    _keyword("as_json", bool, typer.Option("--json", help="Results as JSON.", rich_help_panel="Output"), False),
+    _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),
+    _keyword("debug", bool, typer.Option("--debug", help="Full tracebacks.", rich_help_panel="Output"), False),
+]
+
+
+def close_stdout() -> None:
+    """Ends quietly where the reader of a pipe has gone: what Python would flush at exit goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

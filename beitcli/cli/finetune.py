@@ -1,0 +1,26 @@
+"""`beit finetune`."""
+
+from __future__ import annotations
+
+from beitcli.cli.command import Command
+from beitcli.cli.output import Shell
+from beitcli.config.training import FinetuneConfig
+
+
+def _run(config: FinetuneConfig, shell: Shell) -> None:
+    from beitcli.engine.finetune import finetune
+
+    shell.made(finetune(config, shell.on_event))
+
+
+COMMAND = Command(
+    config=FinetuneConfig,
+    summary="Finetune a classifier from a pretrained BEiT, or from scratch.",
+    examples=(
+        "beit finetune labelled/ --init runs/mine --recipe small --val held-out/",
+        "beit finetune labelled/ --init random --recipe small     the from-scratch baseline",
+        "beit finetune sample --init runs/tiny --recipe tiny",
+    ),
+    face=_run,
+    panel="Train",
+)

@@ -1,0 +1,34 @@
+"""`beit predict`."""
+
+from __future__ import annotations
+
+import sys
+
+from beitcli.cli.command import Command
+from beitcli.cli.output import Shell
+from beitcli.config.use import PredictConfig
+
+
+def _run(config: PredictConfig, shell: Shell) -> None:
+    from beitcli.engine.predict import predict
+
+    for document in predict(config, shell.on_event, sys.stdin.buffer):
+        if shell.wants_json:
+            shell.document(document)
+        elif "error" in document:
+            shell.line(f"{document['path']}  error: {document['error']}")
+        else:
+            top = "  ".join(f"{label} {score:.3f}" for label, score in document["top"])
+            shell.line(f"{document['path']}  {top}")
+
+
+COMMAND = Command(
+    config=PredictConfig,
+    summary="Classify images.",
+    examples=(
+        "beit predict runs/classifier photo.jpg",
+        "find . -name '*.jpg' -print0 | beit predict runs/classifier -0 -",
+    ),
+    face=_run,
+    panel="Use",
+)

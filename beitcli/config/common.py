@@ -1,0 +1,113 @@
+"""Settings that several jobs share, and the checks of their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+DATA_HELP = "Images: folders, tar shards, lists, `-` for stdin, or `sample` (drawn here, needs no files)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every command that computes has."""
+
+    command: ClassVar[str] = ""
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto", "Where to compute.", panel="Machine", harmless=True, saved=False
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Arithmetic of the forward and backward pass; auto: bf16 on CUDA, else fp32.", panel="Machine"
+    )
+    workers: int = option(
+        -1, "Processes that load images; -1 chooses, 0 loads in this one.", panel="Machine", harmless=True, saved=False
+    )
+    gpus: int = option(
+        1, "Processes, one a GPU. This version computes in one.", panel="Machine", harmless=True, saved=False
+    )
+    seed: int = option(0, "Everything random follows from it.", panel="Machine")
+    limit: int | None = option(
+        None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N"
+    )
+
+    def __post_init__(self) -> None:
+        at_least("--workers", self.workers, -1)
+        at_least("--seed", self.seed, 0)
+        at_least("--limit", self.limit, 1)
+        if self.gpus != 1:
+            raise UsageError(f"--gpus is {self.gpus}, but this version computes in one process.", "Leave --gpus out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Job):
+    """What every command that trains has."""
+
+    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA...")
+    split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
+    max_bad: float = option(
+        0.05, "Share of unreadable images (0-1) past which the run stops with exit code 3.", panel="Data"
+    )
+    out: str = option(
+        "", "Run folder to make; default runs/COMMAND-DATE-TIME.", panel="Run", saved=False, metavar="RUN"
+    )
+    resume: bool = option(
+        False, "Go on with the run in --out; begins it where there is none.", panel="Run", saved=False
+    )
+    config: str | None = option(None, "Settings from a TOML file.", panel="Run", saved=False, metavar="FILE.toml")
+    dry_run: bool = option(False, "Print the plan, time a few steps, train nothing.", panel="Run", saved=False)
+    save_every: int | None = option(
+        None,
+        "Optimizer steps between checkpoints; default a tenth of the run.",
+        panel="Run",
+        harmless=True,
+        metavar="STEPS",
+    )
+    keep: int = option(2, "Newest checkpoints to keep.", panel="Run", harmless=True, metavar="N")
+    log_every: int | None = option(
+        None,
+        "Optimizer steps between lines of metrics.jsonl; default a hundredth of the run.",
+        panel="Run",
+        harmless=True,
+        metavar="STEPS",
+    )
+    epochs: float | None = option(None, "Passes over the data.", panel="Schedule")
+    steps: int | None = option(None, "Optimizer steps, instead of --epochs.", panel="Schedule")
+    batch_size: int = option(64, "Images of one optimizer step, all devices together.", panel="Schedule")
+    micro_batch: int | None = option(
+        None, "Images of one forward pass; smaller ones accumulate to --batch-size.", panel="Schedule"
+    )
+    lr: float = option(1.5e-3, "Peak learning rate.", panel="Schedule")
+    min_lr: float = option(1e-5, "Learning rate at the end of the cosine.", panel="Schedule")
+    warmup_epochs: float | None = option(None, "Epochs of linear warm-up.", panel="Schedule")
+    warmup_steps: int | None = option(None, "Steps of linear warm-up, instead of --warmup-epochs.", panel="Schedule")
+    weight_decay: float = option(0.05, "AdamW's decay of matrices.", panel="Schedule")
+    beta2: float = option(0.999, "AdamW's second moment.", panel="Schedule")
+    clip: float | None = option(None, "Largest gradient norm.", panel="Schedule")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "batch_size", "micro_batch", "save_every", "log_every", "keep"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
+        for name in ("epochs", "lr", "clip"):
+            above_zero("--" + name, getattr(self, name))
+        between("--max-bad", self.max_bad, 0, 1)
+        if self.steps is None and self.epochs is None:
+            raise UsageError("Neither --steps nor --epochs is set.", "Give one of them, or a --recipe.")
+
+
+def at_least(flag: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"{flag} is {value}; it must be at least {least}.", f"Give {flag} {least} or more.")
+
+
+def above_zero(flag: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise UsageError(f"{flag} is {value}; it must be above 0.", f"Give {flag} a positive number.")
+
+
+def between(flag: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{flag} is {value}; it must lie between {low} and {high}.", f"Give {flag} such a number.")

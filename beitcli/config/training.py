@@ -1,0 +1,138 @@
+"""The settings of the jobs that train, with their units and defaults; positional arguments first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.architecture import SIZES, Architecture
+from beitcli.config.common import Training, above_zero, at_least, between
+from beitcli.config.fields import option, suggestion
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig(Training):
+    command: ClassVar[str] = "train-tokenizer"
+    recipe: str = option("small", "Named settings: tiny, small.", panel="Run", metavar="NAME")
+    vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer")
+    size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer")
+    width: int = option(64, "Channels of the first stage; each further stage doubles them.", panel="Tokenizer")
+    groups: int = option(3, "Stages; every one after the first halves the resolution.", panel="Tokenizer")
+    blocks_per_group: int = option(2, "Residual blocks a stage.", panel="Tokenizer")
+    reconstruction: Literal["mse", "logit-laplace"] = option("mse", "Reconstruction loss.", panel="Tokenizer")
+    kl_weight: float = option(1e-3, "Weight of KL(q || uniform) at the end of its schedule.", panel="Tokenizer")
+    temperature_end: float = option(0.0625, "Gumbel-softmax temperature at the end; it starts at 1.", panel="Tokenizer")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocab_size", "width", "groups", "blocks_per_group"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
+        at_least("--vocab-size", self.vocab_size, 2)
+        above_zero("--temperature-end", self.temperature_end)
+        factor = 2 ** (self.groups - 1)
+        if self.size < factor or self.size % factor:
+            raise UsageError(
+                f"--size {self.size} is not divided by {factor}, the factor of {self.groups} stages.",
+                f"Give a multiple of {factor}.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Training):
+    command: ClassVar[str] = "pretrain"
+    recipe: str = option("base", "Named settings: tiny, small, base, large.", panel="Run", metavar="NAME")
+    model: str = option("base", "Size of the backbone: " + ", ".join(SIZES) + ".", panel="Model")
+    image_size: int = option(224, "Side of the square images, in pixels.", panel="Model", metavar="PX")
+    patch_size: int = option(16, "Side of a patch, in pixels.", panel="Model", metavar="PX")
+    positions: Literal["absolute", "shared"] = option(
+        "absolute", "absolute: the paper's; shared: the release's relative bias.", panel="Model"
+    )
+    layer_scale: float = option(0.0, "Initial LayerScale; 0 = none.", panel="Model")
+    drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model")
+    tokenizer: str = option(
+        "own",
+        "A run of train-tokenizer, or `own`: train one on DATA first, into RUN/tokenizer.",
+        panel="Tokenizer",
+        metavar="TOKENIZER",
+    )
+    tokenizer_recipe: str = option("small", "Recipe of the `own` tokenizer.", panel="Tokenizer", metavar="NAME")
+    masking: str = option("blockwise", "blockwise or random.", panel="Masking")
+    ratio: float | None = option(None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking")
+    num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
+    min_block: int = option(16, "Fewest patches of a block.", panel="Masking")
+    predict: Literal["masked", "all"] = option(
+        "masked", "Patches the loss is taken over (Table 4's ablation: all).", panel="Masking"
+    )
+    mask: bool = option(
+        True, "Hide patches at all (Table 4's ablation: --no-mask).", panel="Masking", flags=("--mask/--no-mask",)
+    )
+    color_jitter: float = option(0.4, "Brightness, contrast and saturation (0-1).", panel="Data")
+    min_crop: float = option(0.08, "Least share of the area that the random crop keeps (0-1).", panel="Data")
+    holdout: int = option(
+        512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data"
+    )
+    compile: bool = option(
+        False, "torch.compile the model.", panel="Machine", harmless=True, flags=("--compile/--no-compile",)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between("--drop-path", self.drop_path, 0, 1)
+        between("--min-crop", self.min_crop, 0, 1)
+        at_least("--holdout", self.holdout, 0)
+        if not self.mask and self.predict == "masked":
+            raise UsageError("--no-mask leaves no masked patch to predict.", "Add --predict all.")
+        if self.model not in SIZES:
+            raise UsageError(
+                f"There is no model '{self.model}'.", suggestion(self.model, SIZES) or f"Models: {', '.join(SIZES)}."
+            )
+        self.architecture  # noqa: B018 - validates itself
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(
+            image_size=(self.image_size, self.image_size),
+            patch_size=self.patch_size,
+            positions=self.positions,
+            layer_scale=self.layer_scale,
+            **SIZES[self.model],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Training):
+    command: ClassVar[str] = "finetune"
+    recipe: str = option("base", "Named settings: tiny, small, base, large.", panel="Run", metavar="NAME")
+    init: str = option(
+        "", "Where to start: a run, a checkpoint, or `random`.", panel="Model", required=True, metavar="MODEL"
+    )
+    model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
+    size: int | None = option(None, "Side of the square images; default the model's own.", panel="Model", metavar="PX")
+    patch_size: int = option(16, "Side of a patch where --init is random.", panel="Model", metavar="PX")
+    positions: Literal["absolute", "per-block"] = option("absolute", "Positions where --init is random.", panel="Model")
+    layer_scale: float = option(0.0, "LayerScale where --init is random; 0 = none.", panel="Model")
+    drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model")
+    val: str | None = option(None, "Labelled images to measure on.", panel="Data", metavar="DATA")
+    layer_decay: float = option(0.65, "Learning rate of a block over that of the next.", panel="Schedule")
+    ema: float = option(0.0, "Decay of the moving average of the weights; 0 = none.", panel="Schedule")
+    mixup: float = option(0.8, "Alpha of mixup; 0 = none.", panel="Augmentation")
+    cutmix: float = option(1.0, "Alpha of cutmix; 0 = none.", panel="Augmentation")
+    smoothing: float = option(0.1, "Label smoothing (0-1).", panel="Augmentation")
+    rand_augment: str = option("rand-m9-mstd0.5-inc1", "timm's RandAugment policy; empty = none.", panel="Augmentation")
+    erasing: float = option(0.25, "Probability of random erasing (0-1).", panel="Augmentation")
+    min_crop: float = option(0.08, "Least share of the area that the random crop keeps (0-1).", panel="Augmentation")
+    compile: bool = option(
+        False, "torch.compile the model.", panel="Machine", harmless=True, flags=("--compile/--no-compile",)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("drop_path", "smoothing", "erasing", "min_crop"):
+            between("--" + name.replace("_", "-"), getattr(self, name), 0, 1)
+        between("--ema", self.ema, 0, 1)
+        above_zero("--layer-decay", self.layer_decay)
+        if self.model not in SIZES:
+            raise UsageError(
+                f"There is no model '{self.model}'.", suggestion(self.model, SIZES) or f"Models: {', '.join(SIZES)}."
+            )

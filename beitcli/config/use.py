@@ -1,0 +1,154 @@
+"""The settings of the jobs that use a model or show what it sees; positional arguments first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.common import DATA_HELP, Job, at_least, between
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig(Job):
+    command: ClassVar[str] = "tokenize"
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="[INPUT...]")
+    tokenizer: str = option("", "A run of train-tokenizer.", panel="Tokenizer", required=True, metavar="TOKENIZER")
+    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    output: str = option(
+        "-",
+        "Where the tokens go: .jsonl, .npz, .safetensors; - is stdout.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="FILE",
+    )
+    size: int | None = option(
+        None, "Side of the square the image is cut to; default the tokenizer's own.", panel="Tokenizer", metavar="PX"
+    )
+    batch_size: int = option(64, "Images at once.", panel="Machine")
+    on_bad: Literal["report", "skip", "fail"] = option("report", "What an unreadable image does.", panel="Data")
+    resume: bool = option(False, "Skip what FILE already holds.", panel="Output")
+    reconstruct: str | None = option(
+        None, "Write a PNG of the decoded tokens beside each image there.", panel="Output", metavar="DIR"
+    )
+    decode: bool = option(
+        False, "The other way: token lines in (INPUT or stdin), PNG files out, into -o DIR.", panel="Output"
+    )
+    stats: bool = option(False, "One summary document instead of tokens.", panel="Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--batch-size", self.batch_size, 1)
+        at_least("--size", self.size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPreviewConfig(Job):
+    command: ClassVar[str] = "mask-preview"
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="[INPUT...]")
+    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
+    ratio: float | None = option(None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking")
+    num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
+    min_block: int | None = option(None, "Fewest patches of a block; default 16.", panel="Masking")
+    grid: str | None = option(None, "Patches down and across; default 14,14.", panel="Masking", metavar="H,W")
+    epoch: int = option(0, "The epoch whose masks are shown.", panel="Masking")
+    output: str | None = option(
+        None,
+        "Picture to write; - is stdout. Several inputs: a folder.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="OUT.png",
+    )
+    model: str | None = option(
+        None, "A pretraining run: its masks and what it makes of the hidden patches.", panel="Model", metavar="RUN"
+    )
+    stats: int | None = option(None, "Statistics over N masks instead; needs no input.", panel="Output", metavar="N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--epoch", self.epoch, 0)
+        at_least("--stats", self.stats, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Job):
+    command: ClassVar[str] = "eval"
+    model: str = option(
+        "", "A finetuned run or checkpoint.", argument=True, required=True, panel="Data", metavar="MODEL"
+    )
+    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA...")
+    split: str | None = option(None, "Sub-folder of DATA to measure on, where it has splits (val).", panel="Data")
+    protocol: Literal["head"] = option("head", "head: the classifier it was finetuned with.", panel="Options")
+    size: int | None = option(
+        None, "Side of the square images; default the model's own.", panel="Options", metavar="PX"
+    )
+    batch_size: int = option(128, "Images at once.", panel="Machine")
+    max_bad: float = option(
+        0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--batch-size", self.batch_size, 1)
+        between("--max-bad", self.max_bad, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Job):
+    command: ClassVar[str] = "predict"
+    model: str = option(
+        "", "A finetuned run or checkpoint.", argument=True, required=True, panel="Data", metavar="MODEL"
+    )
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT...")
+    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    top: int = option(5, "Best classes to list.", panel="Output", metavar="K")
+    size: int | None = option(
+        None, "Side of the square images; default the model's own.", panel="Options", metavar="PX"
+    )
+    batch_size: int = option(64, "Images at once.", panel="Machine")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--batch-size", self.batch_size, 1)
+        at_least("--top", self.top, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttnMapConfig(Job):
+    command: ClassVar[str] = "attn-map"
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE...")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    model: str | None = option(
+        None, "A run or checkpoint; default the newest run under runs/.", panel="Options", metavar="MODEL"
+    )
+    point: tuple[str, ...] = option(
+        (), "Reference point in pixels of the upright image; repeatable.", panel="Options", metavar="X,Y"
+    )
+    layer: int = option(-1, "Block to look into; -1 is the last.", panel="Options")
+    head: str = option("mean", "mean, all, or the number of a head.", panel="Options")
+    size: int | None = option(
+        None, "Side of the square the image is cut to; default the model's own.", panel="Options", metavar="PX"
+    )
+    threshold: float | None = option(
+        None, "Show only the patches that hold this share of the attention (0-1).", panel="Output"
+    )
+    output: str | None = option(
+        None,
+        "Picture (.png), page (.html) or array (.npy). Several inputs: a folder.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="OUT",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("--size", self.size, 1)
+        if self.threshold is not None:
+            between("--threshold", self.threshold, 0, 1)
+        if self.head not in ("mean", "all") and not self.head.isdecimal():
+            raise UsageError(f"--head is '{self.head}'.", "Give mean, all, or a number from 0.")

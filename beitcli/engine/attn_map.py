@@ -1,0 +1,275 @@
+"""`beit attn-map`: what reference points attend to (paper section 3.4, Figure 2), one document an image in input order.
+
+Costs one forward pass an image up to the block, and besides only the rows of the points; a page needs every row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from beitcli.config.use import AttnMapConfig
+from beitcli.data.order import select_limit
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.subset import Subset
+from beitcli.data.views import fit_square, normalize, to_array
+from beitcli.engine.attn_points import Patch, Pixel, SquareCrop, parse_point
+from beitcli.engine.events import Note, OnEvent, Progress, Warned, ignore
+from beitcli.engine.outputs import OutputNames, make_folder, save_png, write_whole
+from beitcli.errors import BadImage, DataError, StorageError, UsageError
+from beitcli.models.attention import attention_rows, block_index
+from beitcli.models.beit import Classifier
+from beitcli.models.references import OpenedModel, open_backbone
+from beitcli.pictures.attention import attention_panel, heat_overlay
+from beitcli.pictures.attention_page import attention_page
+from beitcli.pictures.panels import grid_of, mark_point
+from beitcli.runtime.device import Compute, choose_compute
+
+FORMATS = (".png", ".html", ".npy")
+_DECIMALS = 8
+_MARK = (0, 114, 178)
+
+
+def attn_map(
+    config: AttnMapConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields `{"path", "model", "layer", "grid", "output", "maps"}`, or `{"path", "error"}`.
+
+    `layer` counts from 0 whatever sign `--layer` had. `maps` holds one entry a point and head: `{"point": [x, y],
+    "patch": [row, column], "head", "attention": (h, w), "cls"}`; `attention` and `cls` sum to 1.
+
+    Raises:
+        UsageError: A model, block, head, point or output that is not to be had.
+        StorageError: The model or the output.
+        DataError: After the last image, where some could not be read.
+    """
+    if config.threshold == 0:
+        raise UsageError("--threshold 0 shows no patch.", "Give a share above 0, such as 0.6.")
+    points = [parse_point(text) for text in config.point]
+    reference = config.model or _newest_run(on_event)
+    compute = choose_compute(config.device, config.precision)
+    model, opened = open_backbone(reference, config.size)
+    for damaged in opened.warnings:
+        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    looker = _Looker(config, model.to(compute.device), opened, compute, points)
+    size = model.architecture.image_size[0]
+    source = open_data(config.inputs, role="eval", sample_size=size, stdin=stdin, nul_separated=config.nul)
+    if config.limit is not None and config.limit < len(source):
+        source = Subset(source, select_limit(source, config.limit, config.seed))
+    outputs = _output_paths(config.output, source) if config.output is not None else None
+    bad = 0
+    for index in range(len(source)):
+        path = source.path(index)
+        try:
+            image = source.image(index)
+        except BadImage as error:
+            bad += 1
+            yield {"path": path, "error": error.message}
+        else:
+            yield looker.document(path, image, outputs[index] if outputs else None)
+        on_event(Progress("attn-map", index + 1, len(source), "image"))
+    if bad:
+        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+
+class _Looker:
+    """One block of one model, and what is asked of it."""
+
+    def __init__(
+        self, config: AttnMapConfig, model: Classifier, opened: OpenedModel, compute: Compute, points: list[Pixel]
+    ) -> None:
+        self.model, self.opened, self.compute = model, opened, compute
+        self.points, self.threshold = points, config.threshold
+        self.layer = block_index(model, config.layer)
+        heads = model.architecture.heads
+        self.head = None if config.head in ("mean", "all") else int(config.head)
+        if self.head is not None and self.head >= heads:
+            raise UsageError(
+                f"--head {self.head}: the model has {heads} heads.", f"Give mean, all, or 0 to {heads - 1}."
+            )
+        self.names: list[str | int] = (
+            list(range(heads)) if config.head == "all" else [self.head if self.head is not None else "mean"]
+        )
+
+    @torch.no_grad()
+    def rows(self, image: Image.Image, queries: list[int] | None) -> np.ndarray:
+        """(heads, R, L) float32 attention from the positions `queries`; None for all."""
+        view = to_array(fit_square(image, self.model.architecture.image_size[0]))
+        images = normalize(torch.from_numpy(view)[None].to(self.compute.device), *self.opened.normalization)
+        with self.compute.autocast():
+            rows = attention_rows(self.model, images, self.layer, queries)[0].cpu().numpy()
+        if not np.isfinite(rows).all():
+            raise StorageError(
+                f"The attention of '{self.opened.reference}' in {self.compute.precision} is not finite.",
+                "Give --precision fp32, or an earlier checkpoint.",
+            )
+        return rows
+
+    def document(self, path: str, image: Image.Image, output: Path | None) -> dict[str, Any]:
+        """Looks at one image, writes its file where there is one, and tells."""
+        grid = self.model.architecture.grid
+        crop = SquareCrop(*image.size, self.model.architecture.image_size[0], grid[1])
+        points = self.points or crop.reference_points()
+        patches = [crop.patch_of(point) for point in points]
+        queries = [1 + row * grid[1] + column for row, column in patches]
+        is_page = output is not None and output.suffix.lower() == ".html"
+        rows = self.rows(image, None if is_page else queries)
+        asked = (rows[:, queries] if is_page else rows).swapaxes(0, 1)
+        if self.names == ["mean"]:
+            asked = asked.mean(axis=1, keepdims=True)
+        elif self.head is not None:
+            asked = asked[:, [self.head]]
+        looked = _Looked(image, crop, points, patches, asked[..., 1:].reshape(*asked.shape[:2], *grid), asked[..., 0])
+        if output is not None:
+            self._write(output, path, looked, rows)
+        return {
+            "path": path,
+            "model": self.opened.reference,
+            "layer": self.layer,
+            "grid": list(grid),
+            "output": None if output is None else str(output),
+            "maps": looked.as_documents(self.names),
+        }
+
+    def _write(self, output: Path, path: str, looked: _Looked, rows: np.ndarray) -> None:
+        if output.suffix.lower() == ".npy":
+            write_whole(output, lambda file: np.save(file, looked.maps))
+        elif output.suffix.lower() == ".png":
+            save_png(looked.picture(self.names, self.threshold), output)
+        else:
+            page = attention_page(
+                looked.crop_picture(448, 896),
+                rows,
+                self.model.architecture.grid,
+                title=path,
+                detail=f"Block {self.layer} (the last is {len(self.model.blocks) - 1}) of {self.opened.reference}",
+                points=looked.patches,
+                head=self.head,
+                threshold=self.threshold,
+                box=looked.crop.box,
+            ).encode()
+            write_whole(output, lambda file: file.writelines([page]))
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What the points of one image attend to.
+
+    Attributes:
+        maps: (P, K, h, w) float32, P points and K heads.
+        class_shares: (P, K) float32.
+    """
+
+    image: Image.Image
+    crop: SquareCrop
+    points: list[Pixel]
+    patches: list[Patch]
+    maps: np.ndarray
+    class_shares: np.ndarray
+
+    def as_documents(self, names: list[str | int]) -> list[dict[str, Any]]:
+        return [
+            {
+                "point": list(point),
+                "patch": list(patch),
+                "head": name,
+                "attention": self.maps[p, k].astype(float).round(_DECIMALS).tolist(),
+                "cls": round(float(self.class_shares[p, k]), _DECIMALS),
+            }
+            for p, (point, patch) in enumerate(zip(self.points, self.patches, strict=True))
+            for k, name in enumerate(names)
+        ]
+
+    def crop_picture(self, least: int, most: int) -> Image.Image:
+        """The crop as sharp as the file has it, its side within the bounds in pixels and 8 or more a patch."""
+        across = self.crop.patches
+        sharpest = min(max(round(self.crop.box[2] - self.crop.box[0]), least), most)
+        side = across * max(8, -(-sharpest // across))
+        return self.image.resize((side, side), Image.Resampling.LANCZOS, self.crop.box)
+
+    def picture(self, names: list[str | int], threshold: float | None) -> Image.Image:
+        """A panel of the points, or a panel of the heads for each point."""
+        if len(names) > 1:
+            return self._head_panels(names, threshold)
+        picture = self.crop_picture(448, 672)
+        maps = [(self.crop.to_picture(point, picture.width), self.maps[p, 0]) for p, point in enumerate(self.points)]
+        said = [] if names == ["mean"] else [f"head {names[0]}"]
+        said += [] if threshold is None else [f"{threshold:.0%} of the attention"]
+        what = ": " + ", ".join(said) if said else ""
+        captions = [f"{p} at {x}, {y}{what}" for p, (x, y) in enumerate(self.points, start=1)]
+        return attention_panel(picture, maps, threshold, captions=captions)
+
+    def _head_panels(self, names: list[str | int], threshold: float | None) -> Image.Image:
+        picture, panels = self.crop_picture(256, 256), []
+        columns = -(-(1 + len(names)) // -(-(1 + len(names)) // 7))
+        for p, (x, y) in enumerate(self.points):
+            pictures = [picture.copy(), *(heat_overlay(picture, head_map, threshold) for head_map in self.maps[p])]
+            for each in pictures:
+                centre = self.crop.to_picture((x, y), picture.width)
+                mark_point(each, (centre[0] + 0.5, centre[1] + 0.5), str(p + 1), _MARK)
+            captions = [f"{p + 1} at {x}, {y}", *(f"head {name}" for name in names)]
+            panels.append(grid_of(pictures, columns, captions=captions))
+        return grid_of(panels, 1, gap=0)
+
+
+def _output_paths(output: str, source: Source) -> list[Path]:
+    """One file an image: OUT, or for several images (or where OUT is a folder) files in it named after the images.
+
+    In a folder they are PNG, unless its name ends as another format does.
+
+    Raises:
+        UsageError: No format of that name, or an input would be overwritten.
+        StorageError: The folder cannot be made.
+    """
+    target = Path(output)
+    is_folder = target.is_dir() or output.endswith("/") or not target.suffix
+    known = target.suffix.lower() in FORMATS
+    if output == "-" or not (known or is_folder):
+        raise UsageError(
+            f"-o '{output}' ends in no format that is known here.",
+            f"Give a name that ends in {', '.join(FORMATS)}, or a folder.",
+        )
+    if len(source) > 1 or is_folder:
+        names = OutputNames(make_folder(target), target.suffix.lower() if known else FORMATS[0])
+        paths = [names.path(source.path(index)) for index in range(len(source))]
+    else:
+        make_folder(target.parent)
+        paths = [target]
+    present = [path for path in paths if path.exists()]
+    inputs = {os.path.realpath(source.path(index)) for index in range(len(source))} if present else set()
+    for path in present:
+        if os.path.realpath(path) in inputs:
+            raise UsageError(f"-o '{output}' would overwrite the image '{path}'.", "Give another name or folder to -o.")
+    return paths
+
+
+def _newest_run(on_event: OnEvent) -> str:
+    """The run under runs/ that saved a backbone last.
+
+    Raises:
+        UsageError: There is none.
+    """
+    found = []
+    for settings in Path("runs").glob("*/checkpoints/step-*/config.json"):
+        try:
+            kind = json.loads(settings.read_text()).get("kind")
+            found += [(settings.stat().st_mtime, str(settings.parents[2]))] if kind != "tokenizer" else []
+        except (OSError, ValueError, AttributeError):
+            continue  # damaged; opening a run says so, looking for one need not
+    if not found:
+        raise UsageError(
+            "No --model is given, and there is no run under runs/.",
+            "Give --model RUN, or make one: beit pretrain sample --recipe tiny",
+        )
+    newest = max(found)[1]
+    on_event(Note(f"Model: {newest}, the newest run."))
+    return newest

@@ -1,0 +1,142 @@
+"""`beit eval`: a finetuned model's figures on labelled images (as in the release: bicubic resize, central crop).
+
+Every readable image counts once. Top-k is the share of images whose label is among the k likeliest classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from beitcli.config.use import EvalConfig
+from beitcli.data.loader import Batch, ordered_batches
+from beitcli.data.order import select_limit
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.subset import Subset
+from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view, normalize
+from beitcli.engine.bad_images import refuse_many_bad
+from beitcli.engine.events import OnEvent, Progress, Warned, ignore
+from beitcli.errors import DataError
+from beitcli.models.beit import Classifier
+from beitcli.models.references import open_classifier
+from beitcli.runtime.device import Compute, choose_compute, choose_workers
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """Figures as fractions in 0-1; `bad` images are left out of `images`."""
+
+    model: str
+    data: str
+    task: str
+    protocol: str
+    images: int
+    bad: int
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    images: int
+    bad: list[tuple[int, str, str]]
+    top1: float
+    top5: float
+
+
+def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> EvalReport:
+    """Measures a classifier.
+
+    Raises:
+        DataError: No labels, classes the model does not know, or too many bad images.
+    """
+    compute = choose_compute(config.device, config.precision)
+    model, opened = open_classifier(config.model, config.size)
+    for damaged in opened.warnings:
+        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    size = model.architecture.image_size[0]
+    source = open_data(config.data, split=config.split, role="eval", labelled=True, sample_size=size)
+    if config.limit is not None and config.limit < len(source):
+        source = Subset(source, select_limit(source, config.limit, config.seed))
+    columns = class_columns(source, opened.settings["classes"])
+    workers = choose_workers(config.workers, compute.device)
+    scores = score(model.to(compute.device), source, columns, compute, config.batch_size, workers, on_event)
+    refuse_many_bad(scores.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
+    if scores.bad:
+        on_event(Warned(f"{len(scores.bad)} unreadable images are left out, the first: {scores.bad[0][1]}."))
+    return EvalReport(
+        model=config.model,
+        data=" ".join(config.data),
+        task="classify",
+        protocol=config.protocol,
+        images=scores.images,
+        bad=len(scores.bad),
+        top1=scores.top1,
+        top5=scores.top5,
+    )
+
+
+def class_columns(source: Source, classes: list[str]) -> list[int]:
+    """The model's column of each class of the source, matched by name.
+
+    Raises:
+        DataError: The model does not know a class.
+    """
+    column_of = {name: column for column, name in enumerate(classes)}
+    unknown = [name for name in source.classes or () if name not in column_of]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} classes of the data are none of the model's {len(classes)} (first: '{unknown[0]}').",
+            "Name the class folders as in training, or finetune on this data.",
+        )
+    return [column_of[name] for name in source.classes or ()]
+
+
+@torch.no_grad()
+def score(
+    model: Classifier,
+    source: Source,
+    columns: list[int],
+    compute: Compute,
+    batch_size: int,
+    workers: int,
+    on_event: OnEvent = ignore,
+) -> Scores:
+    """Top-1 and top-5 of a model in evaluation mode over every readable image of a labelled source.
+
+    Args:
+        columns: From `class_columns`.
+    """
+    right1 = right5 = seen = 0
+    bad: list[tuple[int, str, str]] = []
+    column = torch.tensor(columns, device=compute.device)
+    for batch, logits in classify(model, source, compute, batch_size, workers):
+        bad += batch.bad
+        if not len(batch):
+            continue
+        wanted = column[batch.tensors["labels"].to(compute.device)].unsqueeze(1)
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = best == wanted
+        right1 += int(hits[:, 0].sum())
+        right5 += int(hits.any(dim=1).sum())
+        seen += len(batch)
+        on_event(Progress("eval", seen, len(source), "image", {"top1": right1 / seen}))
+    return Scores(seen, bad, right1 / max(1, seen), right5 / max(1, seen))
+
+
+def classify(
+    model: Classifier, source: Source, compute: Compute, batch_size: int, workers: int
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Batches in order with their (B, classes) fp32 logits; an empty batch has none."""
+    view = evaluation_view(model.architecture.image_size[0])
+    for batch in ordered_batches(source, view, batch_size=batch_size, workers=workers):
+        if not len(batch):
+            yield batch, torch.empty(0)
+            continue
+        images = normalize(batch.to(compute.device)["images"], IMAGENET_MEAN, IMAGENET_STD)
+        with torch.inference_mode(), compute.autocast():
+            logits = model(images)
+        yield batch, logits.float()

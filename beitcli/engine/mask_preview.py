@@ -1,0 +1,165 @@
+"""`beit mask-preview`: what pretraining hides, as pictures, as JSON, and in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from beitcli.config.use import MaskPreviewConfig
+from beitcli.data.order import select_limit
+from beitcli.data.sources import open_data
+from beitcli.data.sources.subset import Subset
+from beitcli.data.views import fit_square, normalize, to_array
+from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.outputs import OutputNames, make_folder, save_png
+from beitcli.engine.tokenize import to_picture
+from beitcli.errors import BadImage, DataError, UsageError
+from beitcli.masking import MaskGenerator, keyed_mask, make_masking, num_masked_from
+from beitcli.masking.statistics import mask_statistics
+from beitcli.models.beit import MaskedImageModel
+from beitcli.models.references import OpenedModel, open_masked_image_model
+from beitcli.pictures.masks import mask_panel
+from beitcli.runtime.device import choose_compute
+from beitcli.tokenizers import Tokenizer, open_tokenizer
+
+_PICTURE = 448
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One image: its document, and its picture where one was asked for."""
+
+    document: dict[str, Any]
+    picture: Image.Image | None
+
+
+@dataclass(frozen=True)
+class _Pretrained:
+    model: MaskedImageModel
+    opened: OpenedModel
+    tokenizer: Tokenizer
+
+    @torch.no_grad()
+    def reconstruct(self, image: Image.Image, mask: np.ndarray) -> Image.Image:
+        """The picture of the visible tokens and of what the model says for the hidden ones."""
+        device = next(self.model.parameters()).device
+        side = self.model.architecture.image_size[0]
+        token_side = self.opened.settings["token_size"]
+        images = torch.from_numpy(to_array(fit_square(image, side)))[None].to(device)
+        token_view = to_array(fit_square(image, token_side, filter=Image.Resampling.LANCZOS))
+        tokens = self.tokenizer.encode(torch.from_numpy(token_view)[None].to(device))
+        hidden = torch.from_numpy(mask.reshape(1, -1)).to(device)
+        logits = self.model(normalize(images, *self.opened.normalization), hidden)
+        tokens[hidden] = logits.argmax(dim=1)
+        return to_picture(self.tokenizer.model.decode(tokens, self.model.architecture.grid)[0])
+
+
+def mask_preview(
+    config: MaskPreviewConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+) -> Iterator[Preview]:
+    """Yields a preview an image: `{"path", "grid", "num_masked", "mask", "output"}`.
+
+    The mask is the one that `pretrain` draws for the image of that index in the same DATA, seed and epoch.
+
+    Raises:
+        UsageError: Settings that cannot be met, or several inputs where the picture goes to stdout.
+        DataError: After the last image, where some could not be read.
+    """
+    pretrained = _open_run(config) if config.model else None
+    masking, seed = masking_of(config, pretrained.opened if pretrained else None)
+    if not config.inputs:
+        raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
+    source = open_data(
+        config.inputs, split=config.split, role="train", sample_size=_PICTURE, stdin=stdin, nul_separated=config.nul
+    )
+    if config.limit is not None and config.limit < len(source):
+        source = Subset(source, select_limit(source, config.limit, config.seed))
+    several = len(source) > 1
+    names = None
+    if config.output and config.output != "-" and (several or Path(config.output).is_dir()):
+        names = OutputNames(make_folder(Path(config.output)), ".png")
+    if config.output == "-" and several:
+        raise UsageError(f"-o - writes one picture, but {len(source)} images are given.", "Give -o DIR.")
+    bad = 0
+    for index in range(len(source)):
+        path = source.path(index)
+        try:
+            image = source.image(index)
+        except BadImage as error:
+            bad += 1
+            yield Preview({"path": path, "error": error.message}, None)
+            continue
+        mask = keyed_mask(masking, seed, config.epoch, source.origin(index))
+        output = None
+        if config.output:
+            output = names.path(path) if names else Path(config.output)
+        picture = _picture(image, mask, pretrained) if output else None
+        if picture is not None and output is not None and config.output != "-":
+            save_png(picture, output)
+        document = {
+            "path": path,
+            "grid": list(mask.shape),
+            "num_masked": int(mask.sum()),
+            "mask": mask.astype(int).tolist(),
+            "output": str(output) if output else None,
+        }
+        yield Preview(document, picture)
+        on_event(Progress("mask-preview", index + 1, len(source), "image"))
+    if bad:
+        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+
+def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
+    """The summary of `--stats N`."""
+    opened = open_masked_image_model(config.model)[1] if config.model else None
+    masking, seed = masking_of(config, opened)
+    return dict(mask_statistics(masking, config.stats or 1, seed, config.epoch))
+
+
+def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[MaskGenerator, int]:
+    """The generator and its seed: the run's own where there is one, with what the command line sets over it."""
+    own = opened.settings["masking"] if opened else {}
+    grid = opened.architecture.grid if opened else parse_grid(config.grid or "14,14")
+    if opened and config.grid and parse_grid(config.grid) != grid:
+        raise UsageError(f"--grid {config.grid}, but the model's is {grid[0]},{grid[1]}.", "Leave --grid out.")
+    count = config.num_masked
+    if count is None and config.ratio is None:
+        count = own.get("num_masked")
+    masking = make_masking(
+        config.masking or own.get("name", "blockwise"),
+        grid,
+        num_masked_from(config.ratio, count, grid),
+        config.min_block if config.min_block is not None else own.get("min_block", 16),
+    )
+    return masking, config.seed or own.get("seed", 0)
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--grid is '{text}'.", "Give patches down and across, as in --grid 14,14.")
+    return int(parts[0]), int(parts[1])
+
+
+def _open_run(config: MaskPreviewConfig) -> _Pretrained:
+    compute = choose_compute(config.device, config.precision)
+    model, opened = open_masked_image_model(config.model or "")
+    tokenizer = open_tokenizer(opened.settings["tokenizer"]["reference"], compute.device)
+    return _Pretrained(model.to(compute.device), opened, tokenizer)
+
+
+def _picture(image: Image.Image, mask: np.ndarray, pretrained: _Pretrained | None) -> Image.Image:
+    rows, columns = mask.shape
+    if rows == columns:
+        square = fit_square(image, _PICTURE)
+    else:
+        height, width = rows * max(1, _PICTURE // columns), columns * max(1, _PICTURE // columns)
+        square = image.resize((width, height), Image.Resampling.BICUBIC)
+    reconstruction = pretrained.reconstruct(image, mask) if pretrained else None
+    return mask_panel(square, mask, reconstruction)

@@ -1,0 +1,66 @@
+"""Files that per-image commands make: names that stay inside their folder, and writes that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from beitcli.errors import StorageError
+
+
+class OutputNames:
+    """One name an input, after its stem; a name that was taken gets a number."""
+
+    def __init__(self, folder: Path, suffix: str) -> None:
+        self.folder, self.suffix = folder, suffix
+        self._taken: set[str] = set()
+
+    def path(self, input_path: str) -> Path:
+        """FOLDER/STEM.SUFFIX; nothing in `input_path` can lead out of FOLDER."""
+        stem = Path(input_path.replace("\\", "/")).stem
+        stem = re.sub(r"[^\w.+ -]", "_", stem.encode(errors="replace").decode()).strip(". ") or "image"
+        name, number = stem, 2
+        while name.lower() in self._taken:
+            name, number = f"{stem}-{number}", number + 1
+        self._taken.add(name.lower())
+        return self.folder / f"{name}{self.suffix}"
+
+
+def make_folder(folder: Path) -> Path:
+    """Raises StorageError where it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"Output folder '{folder}' cannot be made: {error.strerror or error}.", "Give a writable folder."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"Output folder '{folder}' cannot be written.", "Give a writable folder.")
+    return folder
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes beside `path` and renames.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise StorageError(
+            f"'{path}' cannot be written: {error.strerror or error}.", "Free space, or give another output."
+        ) from None
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    write_whole(path, lambda file: image.save(file, format="PNG"))

@@ -1,0 +1,56 @@
+"""`beit predict`: the classes of images, one document each, in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from beitcli.config.use import PredictConfig
+from beitcli.data.order import select_limit
+from beitcli.data.sources import open_data
+from beitcli.data.sources.subset import Subset
+from beitcli.engine.evaluate import classify
+from beitcli.engine.events import OnEvent, Progress, Warned, ignore
+from beitcli.errors import DataError
+from beitcli.models.references import open_classifier
+from beitcli.runtime.device import choose_compute, choose_workers
+
+
+def predict(
+    config: PredictConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields `{"path", "label", "score", "top": [[label, score], ...]}`, or `{"path", "error"}`.
+
+    Raises:
+        DataError: After the last image, where some could not be read.
+    """
+    compute = choose_compute(config.device, config.precision)
+    model, opened = open_classifier(config.model, config.size)
+    for damaged in opened.warnings:
+        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    model.to(compute.device)
+    classes = opened.settings["classes"]
+    size = model.architecture.image_size[0]
+    source = open_data(
+        config.inputs, split=config.split, role="eval", sample_size=size, stdin=stdin, nul_separated=config.nul
+    )
+    if config.limit is not None and config.limit < len(source):
+        source = Subset(source, select_limit(source, config.limit, config.seed))
+    bad, done = 0, 0
+    workers = choose_workers(config.workers, compute.device)
+    for batch, logits in classify(model, source, compute, config.batch_size, workers):
+        documents: dict[int, dict[str, Any]] = {
+            index: {"path": path, "error": reason} for index, path, reason in batch.bad
+        }
+        bad += len(documents)
+        if len(batch):
+            scores, columns = logits.softmax(dim=1).topk(min(config.top, len(classes)), dim=1)
+            for index, row, places in zip(batch.indices, scores.tolist(), columns.tolist(), strict=True):
+                top = [[classes[place], value] for place, value in zip(places, row, strict=True)]
+                documents[index] = {"path": source.path(index), "label": top[0][0], "score": top[0][1], "top": top}
+        for index in sorted(documents):
+            yield documents[index]
+        done += len(documents)
+        on_event(Progress("predict", done, len(source), "image"))
+    if bad:
+        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")

@@ -1,0 +1,226 @@
+"""`beit tokenize`: images to visual tokens, and back (paper section 2.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from beitcli.config.use import TokenizeConfig
+from beitcli.data.loader import Batch, ordered_batches
+from beitcli.data.order import select_limit
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.subset import Subset
+from beitcli.data.views import CenterView
+from beitcli.engine.events import Note, OnEvent, Progress, ignore
+from beitcli.engine.outputs import OutputNames, make_folder, save_png
+from beitcli.engine.token_files import TokenFile, open_token_file, parse_line
+from beitcli.errors import DataError, UsageError
+from beitcli.pictures.reconstruction import reconstruction_pair
+from beitcli.runtime.device import Compute, choose_compute, choose_workers
+from beitcli.tokenizers import Tokenizer, open_tokenizer, to_unit
+from beitcli.tokenizers.objective import codebook_usage, psnr
+
+
+@dataclass
+class _Tally:
+    """Running figures of `--stats`."""
+
+    counts: torch.Tensor
+    images: int = 0
+    bad: int = 0
+    absolute: float = 0.0
+    squared: float = 0.0
+    values: int = 0
+    paths: list[str] = field(default_factory=list)
+
+    def add(self, images: torch.Tensor, decoded: torch.Tensor, tokens: torch.Tensor) -> None:
+        difference = (decoded - images).double()
+        self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts))
+        self.absolute += float(difference.abs().sum())
+        self.squared += float(difference.square().sum())
+        self.values += difference.numel()
+
+    def document(self) -> dict[str, Any]:
+        used, perplexity = codebook_usage(self.counts)
+        measured = self.values > 0
+        return {
+            "images": self.images,
+            "bad": self.bad,
+            "vocab_size": len(self.counts),
+            "codes_used": used,
+            "perplexity": perplexity,
+            "mae": self.absolute / self.values if measured else None,
+            "psnr": psnr(self.squared / self.values) if measured and self.squared else None,
+        }
+
+
+def tokenize(
+    config: TokenizeConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields a document an image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
+
+    With an output file the documents go there, and none is yielded; with `stats` only the summary is.
+
+    Raises:
+        DataError: After the last image, where some could not be read; at the first with `on_bad="fail"`.
+    """
+    if config.decode:
+        yield from decode(config, on_event, stdin)
+        return
+    compute = choose_compute(config.device, config.precision)
+    tokenizer = open_tokenizer(config.tokenizer, compute.device)
+    size = config.size or tokenizer.size
+    tokenizer.grid(size)
+    source = open_data(
+        config.inputs or ("-",),
+        split=config.split,
+        role="eval",
+        sample_size=max(16, size),
+        stdin=stdin,
+        nul_separated=config.nul,
+    )
+    if config.limit is not None and config.limit < len(source):
+        source = Subset(source, select_limit(source, config.limit, config.seed))
+    names = OutputNames(make_folder(Path(config.reconstruct)), "") if config.reconstruct else None
+    file = None if config.output == "-" or config.stats else open_token_file(Path(config.output), config.resume)
+    if file is not None and file.held:
+        source = _without(source, file.held, on_event)
+    tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
+    documents = _documents(config, tokenizer, source, size, compute, tally, names, on_event)
+    if file is not None:
+        with closing(file):
+            _fill(file, documents)
+    elif config.stats:
+        for _ in documents:
+            pass
+        yield tally.document()
+    else:
+        yield from documents
+    if tally.bad and config.on_bad == "report":
+        raise DataError(f"{tally.bad} of {tally.images + tally.bad} images cannot be read.", "Their lines say why.")
+
+
+def _fill(file: TokenFile, documents: Iterator[dict[str, Any]]) -> None:
+    for document in documents:
+        file.add(document)
+
+
+def _without(source: Source, held: set[str], on_event: OnEvent) -> Source:
+    missing = np.array([index for index in range(len(source)) if source.path(index) not in held], dtype=np.int64)
+    on_event(Note(f"{len(source) - len(missing)} of {len(source)} images are in the file already"))
+    return Subset(source, missing)
+
+
+def _documents(
+    config: TokenizeConfig,
+    tokenizer: Tokenizer,
+    source: Source,
+    size: int,
+    compute: Compute,
+    tally: _Tally,
+    names: OutputNames | None,
+    on_event: OnEvent,
+) -> Iterator[dict[str, Any]]:
+    view = CenterView(size=size, filter=Image.Resampling.LANCZOS)
+    workers = choose_workers(config.workers, compute.device)
+    batches = ordered_batches(source, view, batch_size=min(config.batch_size, max(1, len(source))), workers=workers)
+    for batch in batches if len(source) else ():
+        documents: dict[int, dict[str, Any]] = {}
+        for index, path, reason in batch.bad:
+            if config.on_bad == "fail":
+                raise DataError(f"'{path}' cannot be read: {reason}.", "Mend it, or pass --on-bad report or skip.")
+            tally.bad += 1
+            if config.on_bad == "report":
+                documents[index] = {"path": path, "error": reason}
+        if len(batch):
+            documents |= _tokenized(batch, source, tokenizer, tokenizer.grid(size), compute, tally, names, config.stats)
+        for index in sorted(documents):
+            yield documents[index]
+        on_event(Progress("tokenize", tally.images + tally.bad, len(source), "image"))
+
+
+@torch.no_grad()
+def _tokenized(
+    batch: Batch,
+    source: Source,
+    tokenizer: Tokenizer,
+    grid: tuple[int, int],
+    compute: Compute,
+    tally: _Tally,
+    names: OutputNames | None,
+    stats: bool,
+) -> dict[int, dict[str, Any]]:
+    images = to_unit(batch.to(compute.device)["images"])
+    with compute.autocast():
+        tokens = tokenizer.encode(images)
+    tally.images += len(batch)
+    if stats or names:
+        decoded = tokenizer.model.decode(tokens, grid)
+        tally.add(images, decoded, tokens)
+        if names:
+            for index, original, picture in zip(batch.indices, images, decoded, strict=True):
+                beside = names.path(source.path(index))
+                save_png(to_picture(picture), beside.with_name(beside.name + ".png"))
+                pair = reconstruction_pair(to_picture(original), to_picture(picture))
+                save_png(pair, beside.with_name(beside.name + "-pair.png"))
+    rows = tokens.tolist()
+    return {
+        index: {"path": source.path(index), "grid": list(grid), "tokens": row}
+        for index, row in zip(batch.indices, rows, strict=True)
+    }
+
+
+def to_picture(image: torch.Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] to a picture."""
+    pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
+    return Image.fromarray(pixels.numpy())
+
+
+def decode(
+    config: TokenizeConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+) -> Iterator[dict[str, Any]]:
+    """Token lines in, PNG files out: yields `{"path", "output"}` a line.
+
+    Each picture is decoded by itself, so that it does not depend on its neighbours.
+    """
+    compute = choose_compute(config.device, config.precision)
+    tokenizer = open_tokenizer(config.tokenizer, compute.device)
+    names = OutputNames(make_folder(Path("decoded" if config.output == "-" else config.output)), ".png")
+    for number, document in enumerate(_token_lines(config, stdin), start=1):
+        if "tokens" not in document:
+            continue
+        tokens = torch.tensor([document["tokens"]], device=compute.device)
+        if int(tokens.min()) < 0 or int(tokens.max()) >= tokenizer.vocab_size:
+            raise DataError(
+                f"'{document['path']}' has tokens outside 0 to {tokenizer.vocab_size - 1}.",
+                "Decode with the tokenizer that made them.",
+            )
+        picture = tokenizer.model.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
+        output = names.path(document["path"])
+        save_png(to_picture(picture), output)
+        yield {"path": document["path"], "output": str(output)}
+        on_event(Progress("decode", number, number, "image"))
+
+
+def _token_lines(config: TokenizeConfig, stdin: BinaryIO | None) -> Iterator[dict[str, Any]]:
+    for name in config.inputs or ("-",):
+        if name == "-":
+            if stdin is None:
+                raise UsageError("There are no token lines on stdin.", "Pipe the output of `beit tokenize` in.")
+            for line in stdin:
+                yield parse_line(line.decode(errors="replace"), "stdin")
+            continue
+        try:
+            with open(name, encoding="utf-8") as file:
+                for text in file:
+                    yield parse_line(text, name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"'{name}' cannot be read: {error}.", "Give the output of `beit tokenize`.") from None
