@@ -39,7 +39,7 @@ class Architecture:
             down = max(self.patch_size, height - height % max(1, self.patch_size))
             raise UsageError(
                 f"Image size {height} x {width} is not divided by patch size {self.patch_size}.",
-                f"Give a multiple of it, such as --image-size {down}, or another --patch-size.",
+                f"Give a size that is a multiple of it, such as {down}, or another patch size.",
             )
         if self.width % self.heads:
             raise UsageError(

@@ -110,7 +110,7 @@ def coerce(setting: Setting, value: Any, origin: str) -> Any:
         hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."
         raise UsageError(f"{origin} is '{value}', which is no choice.", hint)
     if get_origin(kind) is tuple:
-        values = value.split(",") if isinstance(value, str) else value
+        values = value.split(";") if isinstance(value, str) else value
         if not isinstance(values, list | tuple):
             raise UsageError(f"{origin} is {value!r}; a list is needed.", "Write it as ['a', 'b'].")
         inner = get_args(kind)[0]

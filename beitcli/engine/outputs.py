@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,7 +57,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise StorageError(
             f"'{path}' cannot be written: {error.strerror or error}.", "Free space, or give another output."
         ) from None

@@ -165,7 +165,7 @@ def parse_line(line: str, where: str) -> Document:
         )
     if "tokens" in document:
         grid, tokens = document.get("grid"), document["tokens"]
-        lists = [value if isinstance(value, list) else [None] for value in (tokens, grid)]
+        lists: list[list[Any]] = [value if isinstance(value, list) else [None] for value in (tokens, grid)]
         whole = all(type(number) is int and number >= 0 for values in lists for number in values)
         if not whole or not tokens or len(lists[1]) != 2 or len(tokens) != lists[1][0] * lists[1][1]:
             raise DataError(

@@ -6,6 +6,7 @@ resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head st
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -73,7 +74,9 @@ def resize_to(
             tensor = resample_abs_pos_embed(tensor, list(target.grid), list(source.grid), antialias=False)
             resized.append(name)
         elif name.endswith("relative_position_bias_table"):
-            tensor = resize_rel_pos_bias_table(tensor, target.grid, (rows, target.heads))
+            with warnings.catch_warnings():  # timm builds its grid by calls that newer torch warns of
+                warnings.simplefilter("ignore", UserWarning)
+                tensor = resize_rel_pos_bias_table(tensor, target.grid, (rows, target.heads))
             resized.append(name)
         fitted[name] = tensor
     return fitted, resized

@@ -76,7 +76,8 @@ def test_page_stays_within_the_limit_it_counts_with():
 
 def test_page_makes_no_request():
     page = attention_page(GREY, random_attention(), GRID, title="a")
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|\bsrc=(?!\"data:)|<link", page)
+    written = re.sub(r"[A-Za-z0-9+/=]{40,}", "", page)  # base64 may spell anything
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|\bsrc=(?!\"data:)|<link|fetch|XMLHttp", written)
     assert "default-src 'none'" in page
 
 
