@@ -5,14 +5,20 @@ The runs are read-only by agreement: a test that changes one copies it first (`s
 
 from __future__ import annotations
 
+import io
+import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from beitcli.cli.app import main
 from beitcli.config.resolve import resolve
 from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
 from beitcli.engine.finetune import finetune
@@ -82,3 +88,40 @@ def finetuned_run(tmp_path_factory: pytest.TempPathFactory, labelled_folder: Pat
 
 def _common(data: Path, run: Path) -> dict[str, object]:
     return {"data": [str(data)], "out": str(run), "device": "cpu", "workers": 0, "log_every": 1}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command line ended: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """stdout as JSON Lines; anything else on it fails the test."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def beit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """`beit(*argv, stdin=b"")` in this process, streams captured as in a pipe."""
+
+    def run(*argv: object, stdin: bytes = b"") -> Ended:
+        capsys.readouterr()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = main([str(argument) for argument in argv])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Callable[..., Path]:
+    """`picture("name.png")`: one more picture, below the test's own folder."""
+
+    def make(name: str, seed: int = 1, size: tuple[int, int] = (40, 36)) -> Path:
+        return save_picture(tmp_path / name, (120, 130, 90), seed, size)
+
+    return make

@@ -99,7 +99,8 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
     if hasattr(error, "option_name"):
         option: str = error.option_name
         message = f"There is no option {option}" + (f" of `beit {name}`." if name in commands else ".")
-        known = [s.flag for s in settings_of(commands[name].config).values()] if name in commands else []
+        settings = settings_of(commands[name].config).values() if name in commands else ()
+        known = [part for s in settings for flag in s.option.flags or (s.flag,) for part in flag.split("/")]
         hint = suggestion(option, [*known, "--json", "--quiet", "--debug", "--help"])
         return UsageError(message, f"{hint} {help_line}".strip())
     if message.startswith("No such command") and name:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_origin
 
 import typer
 
@@ -85,7 +85,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
 def _parameter(setting: Setting) -> inspect.Parameter:
     how, kind = setting.option, setting.kind
     many = get_origin(kind) is tuple
-    inner = get_args(kind)[0] if many else str if setting.choices else kind
+    inner = bool if kind is bool else str  # `resolve` reads the rest, so that a wrong value is told as in a file
     annotation: Any = list[inner] | None if many else inner | None  # type: ignore[valid-type]
     text = how.help.replace("[", "\\[")
     if setting.default not in (None, "", (), False, -1) and not isinstance(setting.default, bool):
@@ -94,7 +94,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
             if isinstance(setting.default, float)
             else f" \\[default: {setting.default}]"
         )
-    metavar = how.metavar or ("|".join(setting.choices) if setting.choices else None)
+    metavar = how.metavar or "|".join(setting.choices) or _METAVARS.get(kind)
     if how.argument:
         info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)
     else:
@@ -107,6 +107,7 @@ def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
+_METAVARS: dict[Any, str] = {int: "<int>", float: "<float>"}
 _SHELL_OPTIONS = [
     _keyword("as_json", bool, typer.Option("--json", help="Results as JSON.", rich_help_panel="Output"), False),
     _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),

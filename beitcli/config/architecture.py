@@ -61,7 +61,7 @@ class Architecture:
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"width": 128, "depth": 4, "heads": 4},
-    "small": {"width": 192, "depth": 8, "heads": 3},
+    "small": {"width": 192, "depth": 6, "heads": 3},
     "base": {"width": 768, "depth": 12, "heads": 12},
     "large": {"width": 1024, "depth": 24, "heads": 16},
 }

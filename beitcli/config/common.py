@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -104,8 +105,8 @@ def at_least(flag: str, value: float | None, least: float) -> None:
 
 
 def above_zero(flag: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise UsageError(f"{flag} is {value}; it must be above 0.", f"Give {flag} a positive number.")
+    if value is not None and not 0 < value < math.inf:
+        raise UsageError(f"{flag} is {value}; it must be a number above 0.", f"Give {flag} a positive number.")
 
 
 def between(flag: str, value: float, low: float, high: float) -> None:

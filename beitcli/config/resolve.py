@@ -200,7 +200,8 @@ def to_toml(value: Any) -> str:
 
 def dump_toml(config: Any, header: str = "") -> str:
     """Every saved setting of a config, defaults included, with its meaning beside it."""
-    lines = [f"# {line}" for line in header.splitlines()] + [f'command = "{config.command}"']
+    printable = ["".join(c if c.isprintable() else "?" for c in line) for line in header.splitlines()]
+    lines = [f"# {line}" for line in printable] + [f'command = "{config.command}"']
     panel = ""
     for name, setting in settings_of(type(config)).items():
         if not setting.option.saved:

@@ -17,12 +17,17 @@ class TrainTokenizerConfig(Training):
     recipe: str = option("small", "Named settings: tiny, small.", panel="Run", metavar="NAME")
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer")
     size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer")
-    width: int = option(64, "Channels of the first stage; each further stage doubles them.", panel="Tokenizer")
+    width: int = option(32, "Channels of the first stage; each further stage doubles them.", panel="Tokenizer")
     groups: int = option(3, "Stages; every one after the first halves the resolution.", panel="Tokenizer")
-    blocks_per_group: int = option(2, "Residual blocks a stage.", panel="Tokenizer")
+    blocks_per_group: int = option(1, "Residual blocks a stage.", panel="Tokenizer")
     reconstruction: Literal["mse", "logit-laplace"] = option("mse", "Reconstruction loss.", panel="Tokenizer")
-    kl_weight: float = option(1e-3, "Weight of KL(q || uniform) at the end of its schedule.", panel="Tokenizer")
-    temperature_end: float = option(0.0625, "Gumbel-softmax temperature at the end; it starts at 1.", panel="Tokenizer")
+    kl_weight: float = option(5e-5, "Weight of KL(q || uniform) of each patch, after its rise.", panel="Tokenizer")
+    usage_weight: float = option(
+        3e-3, "Weight of KL(mean q of the batch || uniform), which keeps every code in use.", panel="Tokenizer"
+    )
+    temperature_end: float = option(
+        0.0625, "Gumbel-softmax temperature from four fifths of the run on; it starts at 1.", panel="Tokenizer"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

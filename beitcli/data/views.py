@@ -159,6 +159,7 @@ class FinetuningView:
             is_training=True,
             scale=(self.min_crop, 1.0),
             hflip=0.5,
+            color_jitter=None,
             auto_augment=self.rand_augment or None,
             interpolation="bicubic",
             mean=self.mean,

@@ -76,10 +76,10 @@ class RunFolder:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError):  # a line that a killed process left unfinished
+            except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
                 continue
         self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))

@@ -62,6 +62,11 @@ def open_tokenizer(reference: str, device: torch.device | None = None) -> Tokeni
         UsageError: There is none of that name.
         StorageError: It is something else, or damaged.
     """
+    if reference in ("dall-e", "pixels"):
+        raise UsageError(
+            f"This version cannot open the tokenizer '{reference}'.",
+            "Train one with `beit train-tokenizer DATA`, or pass --tokenizer own.",
+        )
     inside = Path(reference) / "tokenizer"
     opened = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
     if opened.kind != "tokenizer":

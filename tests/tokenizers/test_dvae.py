@@ -95,7 +95,7 @@ def test_pixel_map_by_hand() -> None:
 
 def test_encoder_sees_mapped_pixels(model: DiscreteVAE) -> None:
     images = torch.rand(1, 3, 8, 8)
-    assert torch.equal(model.token_logits(images), model.encoder(0.8 * images + 0.1))
+    torch.testing.assert_close(model.token_logits(images), model.encoder(0.8 * images + 0.1))
 
 
 def test_kl_is_zero_for_uniform_and_log_v_for_one_code() -> None:

@@ -1,0 +1,385 @@
+"""The contract's "Everywhere": streams, JSON, exit codes, run folders, and what a terminal or a closed pipe sees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from beitcli.cli.app import main
+
+BEIT = [sys.executable, "-m", "beitcli"]
+TOKENIZER_FLAGS = ["--recipe", "tiny", "--vocab-size", 16, "--size", 16, "--width", 8]
+PRETRAIN_FLAGS = ["--recipe", "tiny", "--image-size", 32, "--num-masked", 6]
+SHORT = ["--steps", 2, "--batch-size", 4, "--workers", 0, "--device", "cpu"]
+
+TRAINED = {
+    "train-tokenizer": {
+        "run",
+        "checkpoint",
+        "steps",
+        "vocab_size",
+        "codes_used",
+        "perplexity",
+        "mae",
+        "psnr",
+        "seconds",
+    },
+    "pretrain": {
+        *("run", "checkpoint", "step", "epoch", "images_seen", "loss", "masked_accuracy", "baseline_accuracy"),
+        *("images_per_second", "seconds"),
+    },
+    "finetune": {
+        *("run", "checkpoint", "task", "step", "epoch", "images_seen", "images", "top1", "top5", "images_per_second"),
+        "seconds",
+    },
+}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its hash, and every folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def training(request: pytest.FixtureRequest) -> Callable[[str], list[object]]:
+    """The shortest command line of a training command, without --out."""
+
+    def argv(command: str) -> list[object]:
+        data = request.getfixturevalue("labelled_folder")
+        if command == "train-tokenizer":
+            return [command, data, *TOKENIZER_FLAGS, *SHORT]
+        if command == "pretrain":
+            return [command, data, *PRETRAIN_FLAGS, *SHORT, "--tokenizer", request.getfixturevalue("tokenizer_run")]
+        init = request.getfixturevalue("pretrained_run")
+        return [command, data, "--recipe", "tiny", "--init", init, "--size", 32, *SHORT]
+
+    return argv
+
+
+# Streams
+
+
+@pytest.mark.parametrize("command", ["tokenize", "mask-preview", "predict", "attn-map"])
+def test_per_image_commands_write_json_lines_into_a_pipe(
+    beit: Callable, request: pytest.FixtureRequest, labelled_folder: Path, command: str
+) -> None:
+    argv = {
+        "tokenize": lambda: [labelled_folder, "--tokenizer", request.getfixturevalue("tokenizer_run")],
+        "mask-preview": lambda: [labelled_folder],
+        "predict": lambda: [request.getfixturevalue("finetuned_run"), labelled_folder],
+        "attn-map": lambda: [labelled_folder, "--model", request.getfixturevalue("pretrained_run")],
+    }[command]()
+    piped = beit(command, *argv)
+    assert piped.code == 0
+    assert [line["path"] for line in piped.lines] == [str(path) for path in sorted(labelled_folder.rglob("*.*"))]
+    assert "{" not in piped.err
+    asked = beit(command, *argv, "--json", "--quiet")
+    assert (asked.code, asked.out, asked.err) == (0, piped.out, "")
+
+
+def test_predict_documents_are_as_the_contract_says(beit: Callable, finetuned_run: Path, labelled_folder: Path) -> None:
+    for document in beit("predict", finetuned_run, labelled_folder / "red").lines:
+        assert set(document) == {"path", "label", "score", "top"}
+        assert document["top"][0] == [document["label"], document["score"]]
+        assert sorted(label for label, _ in document["top"]) == ["blue", "green", "red"]
+        scores = [score for _, score in document["top"]]
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) == pytest.approx(1, abs=1e-5)
+    two = beit("predict", finetuned_run, labelled_folder / "red", "--top", 2, "--limit", 3).lines
+    assert [len(document["top"]) for document in two] == [2, 2, 2]
+
+
+def test_attn_map_documents_are_as_the_contract_says(beit: Callable, pretrained_run: Path, picture: Callable) -> None:
+    (document,) = beit("attn-map", picture("a.png"), "--model", pretrained_run, "--point", "3,4").lines
+    assert set(document) == {"path", "model", "layer", "grid", "output", "maps"}
+    (entry,) = document["maps"]
+    assert set(entry) == {"point", "patch", "head", "attention", "cls"}
+    assert entry["point"] == [3, 4]
+    assert sum(map(sum, entry["attention"])) + entry["cls"] == pytest.approx(1, abs=1e-5)
+
+
+def test_eval_is_one_document_that_predict_agrees_with(
+    beit: Callable, finetuned_run: Path, labelled_folder: Path
+) -> None:
+    ended = beit("eval", finetuned_run, labelled_folder)
+    (document,) = ended.lines
+    assert ended.code == 0
+    assert {"model", "data", "task", "protocol", "images", "top1", "top5"} <= set(document)
+    assert (document["model"], document["data"]) == (str(finetuned_run), str(labelled_folder))
+    assert (document["task"], document["protocol"], document["images"]) == ("classify", "head", 24)
+    assert document["top5"] == 1
+    predicted = beit("predict", finetuned_run, labelled_folder).lines
+    right = sum(Path(line["path"]).parent.name == line["label"] for line in predicted)
+    assert document["top1"] == pytest.approx(right / 24)
+
+
+@pytest.mark.parametrize("command", list(TRAINED))
+def test_training_prints_the_path_alone_or_one_document(
+    beit: Callable, training: Callable, tmp_path: Path, command: str
+) -> None:
+    plain = beit(*training(command), "--out", tmp_path / "plain")
+    assert (plain.code, plain.out) == (0, f"{tmp_path / 'plain'}\n")
+    assert plain.err
+    asked = beit(*training(command), "--out", tmp_path / "asked", "--json", "-q")
+    (document,) = asked.lines
+    assert (asked.code, asked.err) == (0, "")
+    assert TRAINED[command] <= set(document)
+    assert document["run"] == str(tmp_path / "asked")
+    assert Path(document["checkpoint"]).name == "step-0000002"
+    assert (document.get("step") or document.get("steps")) == 2
+    run = tmp_path / "asked"
+    assert {"config.toml", "metrics.jsonl", "checkpoints", "bad-images.jsonl", "README.md"} == {
+        path.name for path in run.iterdir()
+    }
+    assert (run / "checkpoints" / "latest").read_text().strip() == "step-0000002"
+    assert {path.name for path in Path(document["checkpoint"]).iterdir()} == {
+        *("model.safetensors", "config.json", "trainer.safetensors", "trainer.json", "SHA256SUMS")
+    }
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged] == [1, 2]
+
+
+def test_training_without_out_names_the_run_after_command_and_time(
+    beit: Callable, training: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = beit(*training("train-tokenizer"), "-q")
+    assert re.fullmatch(r"runs/train-tokenizer-\d{8}-\d{6}\n", ended.out)
+    assert (tmp_path / ended.out.strip() / "config.toml").exists()
+
+
+def test_train_tokenizer_repeats_itself_from_its_config_file(
+    beit: Callable, training: Callable, tmp_path: Path
+) -> None:
+    assert beit(*training("train-tokenizer"), "--out", tmp_path / "a").code == 0
+    again = beit("train-tokenizer", "--config", tmp_path / "a" / "config.toml", "--out", tmp_path / "b")
+    assert again.code == 0
+    weights = [tmp_path / name / "checkpoints" / "step-0000002" / "model.safetensors" for name in "ab"]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+# Run folders
+
+
+@pytest.mark.parametrize("command", list(TRAINED))
+def test_dry_run_tells_the_plan_and_makes_nothing(
+    beit: Callable, training: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = beit(*training(command), "--dry-run", "--out", "new")
+    (document,) = ended.lines
+    assert ended.code == 0
+    assert document["dry_run"]
+    assert document["job"] == command
+    assert document["steps"] == 2
+    assert document["estimated_seconds"] > 0
+    assert "learning rate" in ended.err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", list(TRAINED))
+def test_out_that_is_not_empty_is_refused_untouched(
+    beit: Callable, training: Callable, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "full" / "inner").mkdir(parents=True)
+    (tmp_path / "full" / "inner" / "thesis.txt").write_text("three years of work")
+    before = contents(tmp_path)
+    ended = beit(*training(command), "--out", tmp_path / "full")
+    assert (ended.code, ended.out) == (2, "")
+    assert "is not empty" in ended.err
+    assert "--resume" in ended.err
+    resumed = beit(*training(command), "--out", tmp_path / "full", "--resume")
+    assert (resumed.code, resumed.out) == (2, "")
+    assert "holds no run" in resumed.err
+    assert beit(*training(command), "--out", tmp_path / "full" / "inner" / "thesis.txt").code == 2
+    assert contents(tmp_path) == before
+
+
+def test_resume_with_other_settings_is_refused_and_the_run_untouched(
+    beit: Callable, pretrained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(pretrained_run)
+    ended = beit("pretrain", "--out", pretrained_run, "--resume", "--lr", "0.5", "--seed", "3")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--lr: the run has 0.002, given is 0.5" in ended.err
+    assert "--seed: the run has 0, given is 3" in ended.err
+    monkeypatch.setenv("BEIT_MODEL", "small")
+    assert "--model" in beit("pretrain", "--out", pretrained_run, "--resume").err
+    assert contents(pretrained_run) == before
+
+
+def test_resume_of_a_finished_run_with_harmless_differences_is_done_at_once(
+    beit: Callable, pretrained_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(pretrained_run, tmp_path / "run")
+    ended = beit("pretrain", "--out", run, "--resume", "--workers", 0, "--keep", 5, "--log-every", 3, "--json")
+    (document,) = ended.lines
+    assert (ended.code, document["step"], document["run"]) == (0, 4, str(run))
+    kept = contents(pretrained_run / "checkpoints")
+    assert contents(run / "checkpoints") == kept
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["mask-preview", "--stats", "3"], 0),
+        (["mask-preview", "--grid", "0,3", "x.png"], 2),
+        (["pretrain", "sample", "--recipe", "tiny", "--steps", "2", "--epochs", "2"], 2),
+        (["pretrain", "sample", "--recipe", "tiny", "--gpus", "2"], 2),
+        (["pretrain", "sample", "--recipe", "tiny", "--device", "mps"], 2),
+        (["predict", "nowhere", "x.png"], 2),
+        (["tokenize", "x.png", "--tokenizer", "nowhere"], 2),
+        (["mask-preview", "nowhere.png"], 3),
+    ],
+    ids=str,
+)
+def test_exit_code_follows_the_table(beit: Callable, argv: list[str], code: int) -> None:
+    ended = beit(*argv)
+    assert ended.code == code
+    assert bool(ended.err.startswith("error: ")) == (code != 0)
+
+
+def test_divergence_ends_with_5_and_says_which_checkpoint_is_good(
+    beit: Callable, training: Callable, tmp_path: Path
+) -> None:
+    ended = beit(*training("pretrain"), "--lr", "1e38", "--warmup-steps", 0, "--out", tmp_path / "run", "--steps", 6)
+    assert (ended.code, ended.out) == (5, "")
+    assert "diverged" in ended.err
+    assert "--lr" in ended.err
+
+
+def test_environment_sets_what_no_flag_does(beit: Callable, picture: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEIT_NUM_MASKED", "5")
+    assert beit("mask-preview", picture("a.png")).lines[0]["num_masked"] == 5
+    assert beit("mask-preview", picture("a.png"), "--num-masked", 9).lines[0]["num_masked"] == 9
+    monkeypatch.setenv("BEIT_NUM_MASKD", "5")
+    ended = beit("mask-preview", picture("a.png"))
+    assert ended.code == 2
+    assert "Did you mean 'num_masked'?" in ended.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_signal_saves_and_stops_and_resume_goes_on(
+    beit: Callable, training: Callable, tmp_path: Path, number: int, code: int
+) -> None:
+    run = tmp_path / "run"
+    argv = [*training("train-tokenizer"), "--steps", 200, "--save-every", 200, "--log-every", 1, "--out", run]
+    process = subprocess.Popen([*BEIT, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, ""), err
+    assert "progress is saved" in err
+    assert f"beit train-tokenizer --out {run} --resume" in err
+    assert "Traceback" not in err
+    (saved,) = (run / "checkpoints").glob("step-*")
+    step = int(saved.name.removeprefix("step-"))
+    assert 0 < step < 200
+    (document,) = beit("train-tokenizer", "--out", run, "--resume", "--json").lines
+    assert document["steps"] == 200
+    logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert logged == list(range(1, 201))
+
+
+# Pipes and terminals
+
+
+@pytest.mark.parametrize("argv", [["mask-preview", "DATA", "--grid", "64,64"], ["--help"]], ids=lambda argv: argv[0])
+def test_closed_pipe_ends_quietly(labelled_folder: Path, argv: list[str]) -> None:
+    command = [*BEIT, *(str(labelled_folder) if word == "DATA" else word for word in argv)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if argv[0] == "mask-preview":  # 24 lines of 12 kB, far more than a pipe holds
+        assert json.loads(process.stdout.readline())["grid"] == [64, 64]
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+def test_paths_come_from_a_real_stdin_and_results_go_to_a_real_pipe(labelled_folder: Path) -> None:
+    paths = [str(path) for path in sorted(labelled_folder.rglob("*.png"))][:3]
+    done = subprocess.run(
+        [*BEIT, "mask-preview", "-0", "-"], input="\0".join(paths).encode(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == paths
+
+
+def in_terminal(program: str, **environ: str) -> str:
+    """What a program writes where all of its streams are one terminal."""
+    ours, theirs = pty.openpty()
+    variables = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "CI")}
+    variables |= {"TERM": "xterm-256color", "COLUMNS": "100"} | environ
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, env=variables, close_fds=True
+    )
+    os.close(theirs)
+    said = b""
+    while select.select([ours], [], [], 60)[0]:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        said += part
+    os.close(ours)
+    process.wait(60)
+    return said.decode()
+
+
+MISTAKE = "from beitcli.cli.app import main; main(['pretrian'])"
+COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-7](?:;[0-9;]+)?m|\x1b\[[0-9;]*38;")
+
+
+def test_terminal_gets_colour_unless_told_otherwise() -> None:
+    assert COLOUR.search(in_terminal(MISTAKE))
+    assert not COLOUR.search(in_terminal(MISTAKE, NO_COLOR="1"))
+    assert "\x1b" not in in_terminal(MISTAKE, TERM="dumb")
+
+
+def test_pipe_gets_no_escapes(beit: Callable, training: Callable, tmp_path: Path) -> None:
+    ended = beit(*training("train-tokenizer"), "--out", tmp_path / "run")
+    assert "\x1b" not in ended.out + ended.err
+    assert "\r" not in ended.err
+
+
+def test_terminal_gets_words_and_json_only_when_asked(labelled_folder: Path) -> None:
+    image = str(labelled_folder / "red" / "01.png")
+    program = (
+        "from beitcli.cli.app import main\n"
+        f"line = ['mask-preview', {image!r}, '--grid', '4,4', '--num-masked', '4', '--min-block', '4']\n"
+        "assert main(line) == 0\nprint('----')\nassert main([*line, '--json']) == 0\n"
+    )
+    words, document = in_terminal(program).split("----")
+    assert f"{image}  4 of 16 patches hidden" in words
+    assert words.count("██") == 4
+    assert "{" not in words
+    assert json.loads(document.splitlines()[1])["num_masked"] == 4
+
+
+def test_main_returns_the_code_and_does_not_exit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert main(["nonsense"]) == 2
+    assert capsys.readouterr().out.startswith("beit ")

@@ -1,0 +1,164 @@
+"""Help and misspellings: usage and examples first, nothing heavy imported, and the nearest word suggested."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from beitcli import __version__
+from beitcli.cli.app import COMMANDS
+from beitcli.cli.command import Command
+from beitcli.config.fields import settings_of
+from beitcli.config.resolve import recipe_names
+
+each_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@each_command
+def test_help_begins_with_usage_and_examples(beit: Callable, command: Command, flag: str) -> None:
+    ended = beit(command.name, flag)
+    text = ESCAPE.sub("", ended.out)
+    assert (ended.code, ended.err) == (0, "")
+    assert text.strip().startswith(f"Usage: beit {command.name}")
+    places = [text.index(part) for part in (command.summary, "Examples:", command.examples[0], "Options")]
+    assert places == sorted(places)
+    for example in command.examples:
+        assert f"$ {example}" in text
+
+
+@each_command
+def test_help_names_every_option(beit: Callable, command: Command) -> None:
+    words = set(re.findall(r"(?<![\w-])--?[a-z0-9][a-z0-9-]*", ESCAPE.sub("", beit(command.name, "-h").out)))
+    for setting in settings_of(command.config).values():
+        if not setting.option.argument:
+            flags = [part for flag in setting.option.flags or (setting.flag,) for part in flag.split("/")]
+            assert set(flags) <= words
+    assert {"--json", "-q", "--quiet", "--debug", "--help"} <= words
+
+
+def test_help_of_the_program_lists_every_command_and_shows_examples(beit: Callable) -> None:
+    ended = beit("--help")
+    text = ESCAPE.sub("", ended.out)
+    assert (ended.code, ended.err) == (0, "")
+    assert text.strip().startswith("Usage: beit")
+    assert text.index("$ beit pretrain sample --recipe tiny") < text.index("Options")
+    for command in COMMANDS:
+        assert re.search(rf"{command.name} +{re.escape(command.summary[:20])}", text)
+    assert "--install-completion" in text
+
+
+def test_version_is_one_line_on_stdout(beit: Callable) -> None:
+    ended = beit("--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"beit {__version__}\n", "")
+
+
+@each_command
+def test_examples_use_options_and_recipes_that_exist(command: Command) -> None:
+    by_name = {each.name: each for each in COMMANDS}
+    for example in command.examples:
+        line = next(part for part in re.split(r"\s{3,}", example)[0].split("|") if "beit " in part)
+        words = shlex.split(line)
+        assert words[words.index("beit") + 1] in by_name
+        used = by_name[words[words.index("beit") + 1]]
+        known = {flag for s in settings_of(used.config).values() for flag in s.option.flags or (s.flag,)}
+        assert {word for word in words if re.fullmatch(r"--?[a-z0-9][a-z0-9-]*", word)} <= known | {"--json"}
+        if "--recipe" in words:
+            assert words[words.index("--recipe") + 1] in recipe_names(used.name)
+
+
+def test_help_and_usage_errors_import_nothing_heavy() -> None:
+    lines = [["--help"], ["--version"], ["pretrain", "--resume"], ["tokenise"], ["eval", "--jsn"]]
+    lines += [[command.name, "--help"] for command in COMMANDS]
+    program = (
+        "import sys; from beitcli.cli.app import main\n"
+        f"codes = [main(line) for line in {lines!r}]\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'numpy', 'PIL', 'safetensors', 'beitcli.engine'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert codes == [0, 0, 2, 2, 2] + [0] * (len(codes) - 5), codes\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+MISSPELT = [
+    (["pretrian", "sample"], "There is no command 'pretrian'.", "Did you mean 'pretrain'?"),
+    (["maskpreview"], "There is no command 'maskpreview'.", "Did you mean 'mask-preview'?"),
+    (["pretrain", "sample", "--num-maskd", "3"], "There is no option --num-maskd", "Did you mean '--num-masked'?"),
+    (["pretrain", "sample", "--no-compil"], "There is no option --no-compil", "'--no-compile'?"),
+    (["predict", "run", "x.png", "--jsn"], "There is no option --jsn", "Did you mean '--json'?"),
+    (["tokenize", "--outptu", "x"], "There is no option --outptu", "Did you mean '--output'?"),
+    (["pretrain", "sample", "--recipe", "tinny"], "There is no pretrain recipe 'tinny'.", "Did you mean 'tiny'?"),
+    (["pretrain", "sample", "--recipe", "tiny", "--model", "smal"], "no model 'smal'", "Did you mean 'small'?"),
+    (["finetune", "sample", "--recipe", "tiny", "--init", "random", "--model", "bse"], "no model 'bse'", "'base'?"),
+    (["eval", "run", "sample", "--device", "cdua"], "--device is 'cdua'", "Did you mean 'cuda'?"),
+    (["tokenize", "x", "--tokenizer", "t", "--on-bad", "skp"], "--on-bad is 'skp'", "Did you mean 'skip'?"),
+    (["pretrain", "sample", "--recipe", "tiny", "--masking", "blockwize"], "blockwize", "Did you mean blockwise?"),
+    (["pretrain", "smaple", "--recipe", "tiny"], "'smaple' does not exist", "Did you mean 'sample'?"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said", "suggested"), MISSPELT, ids=lambda value: str(value)[:40])
+def test_misspelling_gets_a_suggestion(beit: Callable, argv: list[str], said: str, suggested: str) -> None:
+    ended = beit(*argv)
+    assert (ended.code, ended.out) == (3 if "smaple" in argv else 2, "")
+    first, second, *rest = ended.err.splitlines()
+    assert first.startswith("error: ")
+    assert said in first
+    assert suggested in second
+    assert not rest
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["pretrain", "--recipe", "tiny"], "DATA is missing"),
+        (["pretrain", "sample", "--steps", "many"], "--steps is 'many'; a whole number"),
+        (["pretrain", "sample", "--lr", "fast"], "--lr is 'fast'; a number"),
+        (["pretrain", "sample", "--steps"], "--steps"),
+        (["eval", "run"], "DATA is missing"),
+        (["mask-preview"], "No image is given"),
+        (["attn-map", "x.png", "--head", "first"], "--head is 'first'"),
+    ],
+    ids=str,
+)
+def test_wrong_use_says_what_and_where_to_look(beit: Callable, argv: list[str], said: str) -> None:
+    ended = beit(*argv)
+    assert (ended.code, ended.out) == (2, "")
+    first, second = ended.err.splitlines()
+    assert said in first
+    assert second.strip()
+
+
+def test_program_without_a_command_shows_its_help(beit: Callable) -> None:
+    ended = beit()
+    assert ended.code in (0, 2)
+    assert "Usage: beit" in ESCAPE.sub("", ended.out + ended.err)
+
+
+def test_error_text_keeps_brackets_of_the_user(beit: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "a[bold]b[/nothing]"
+    ended = beit("mask-preview", folder)
+    assert ended.code == 3
+    assert str(folder) in ended.err
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(beit: Callable, tmp_path: Path) -> None:
+    assert "Traceback" not in beit("mask-preview", tmp_path / "absent").err
+    ended = beit("mask-preview", tmp_path / "absent", "--debug")
+    assert ended.code == 3
+    assert "Traceback" in ended.err
+    assert "does not exist" in ended.err

@@ -1,0 +1,90 @@
+"""Settings and their values: coercion from text and TOML, and what a wrong value is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from beitcli.cli.app import COMMANDS
+from beitcli.config.fields import coerce, settings_of, suggestion
+from beitcli.config.training import PretrainConfig
+from beitcli.errors import UsageError
+
+PRETRAIN = settings_of(PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("steps", "12", 12),
+        ("steps", 12.0, 12),
+        ("lr", "1e-3", 1e-3),
+        ("lr", 1, 1.0),
+        ("mask", "off", False),
+        ("mask", "YES", True),
+        ("mask", True, True),
+        ("data", "a b;c,d", ("a b", "c,d")),
+        ("data", ["a", "b,c"], ("a", "b,c")),
+        ("limit", None, None),
+        ("positions", "shared", "shared"),
+    ],
+)
+def test_coerce_gives_the_setting_its_type(name: str, given: object, wanted: object) -> None:
+    value = coerce(PRETRAIN[name], given, "here")
+    assert value == wanted
+    assert type(value) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "needed"),
+    [
+        ("steps", "many", "a whole number"),
+        ("steps", 1.5, "a whole number"),
+        ("steps", float("inf"), "a whole number"),
+        ("steps", True, "a whole number"),
+        ("steps", [1], "a whole number"),
+        ("lr", "fast", "a number"),
+        ("lr", False, "a number"),
+        ("lr", None, "a number"),
+        ("mask", "perhaps", "true or false"),
+        ("out", 3, "text"),
+        ("data", 3, "a list"),
+    ],
+)
+def test_coerce_refuses_another_type_and_names_the_origin(name: str, given: object, needed: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        coerce(PRETRAIN[name], given, "BEIT_HERE")
+    assert "BEIT_HERE" in caught.value.message
+    assert needed in caught.value.message
+    assert caught.value.hint
+
+
+def test_coerce_suggests_the_nearest_choice() -> None:
+    with pytest.raises(UsageError) as caught:
+        coerce(PRETRAIN["positions"], "shard", "--positions")
+    assert caught.value.hint == "Did you mean 'shared'?"
+
+
+def test_coerce_lists_the_choices_where_none_is_near() -> None:
+    with pytest.raises(UsageError) as caught:
+        coerce(PRETRAIN["positions"], "xyz", "--positions")
+    assert "absolute, shared" in caught.value.hint
+
+
+def test_suggestion_is_silent_about_words_unlike_any() -> None:
+    assert suggestion("qqqq", ["pretrain", "finetune"]) == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_settings_each_have_help_and_flags_of_their_own(command: object) -> None:
+    settings = settings_of(command.config)
+    flags = [flag for setting in settings.values() for flag in (setting.option.flags or (setting.flag,))]
+    assert len(flags) == len(set(flags))
+    assert not set(flags) & {"--json", "-q", "--quiet", "--debug", "-h", "--help"}
+    assert all(setting.option.help.strip() for setting in settings.values())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_settings_of_every_command_include_what_the_contract_promises(command: object) -> None:
+    promised = {"device", "precision", "batch_size", "workers", "seed", "gpus", "limit"}
+    looked_at_one_by_one = {"batch_size"} if command.name in ("mask-preview", "attn-map") else set()
+    assert promised - looked_at_one_by_one <= set(settings_of(command.config))

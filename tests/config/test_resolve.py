@@ -1,0 +1,376 @@
+"""Layers of settings: which one wins, what excludes what, what is refused, and config.toml there and back."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beitcli.config.common import Training
+from beitcli.config.fields import Setting, settings_of
+from beitcli.config.resolve import dump_toml, read_recipe, recipe_names, resolve, to_toml
+from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
+from beitcli.errors import UsageError
+
+TRAINING = (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
+FLAGS: dict[str, dict[str, Any]] = {
+    "train-tokenizer": {"data": ["photos"], "recipe": "tiny"},
+    "pretrain": {"data": ["photos"], "recipe": "tiny"},
+    "finetune": {"data": ["photos"], "recipe": "tiny", "init": "random"},
+}
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+# Precedence
+
+
+def test_resolve_takes_the_highest_layer_that_gives_a_value(tmp_path: Path) -> None:
+    config = write(tmp_path / "run.toml", "lr = 3e-3\n")
+    flags = {"data": ["photos"]}
+    assert read_recipe("train-tokenizer", "tiny")["lr"] == 2e-3
+    steps = [
+        ({"recipe": "tiny"}, {}, 2e-3, "recipe"),
+        ({"recipe": "tiny", "config": config}, {}, 3e-3, "file"),
+        ({"recipe": "tiny", "config": config}, {"BEIT_LR": "4e-3"}, 4e-3, "environment"),
+        ({"recipe": "tiny", "config": config, "lr": 5e-3}, {"BEIT_LR": "4e-3"}, 5e-3, "flag"),
+    ]
+    for more, environ, lr, origin in steps:
+        resolved = resolve(TrainTokenizerConfig, flags | more, environ=environ)
+        assert (resolved.config.lr, resolved.origins["lr"]) == (lr, origin)
+        assert (resolved.config.beta2, resolved.origins["beta2"]) == (0.999, "default")
+
+
+@pytest.mark.parametrize("layer", ["flag", "environment", "file"])
+def test_resolve_takes_the_recipe_from_any_layer(tmp_path: Path, layer: str) -> None:
+    flags: dict[str, Any] = {"data": ["photos"]}
+    environ = {}
+    if layer == "flag":
+        flags["recipe"] = "tiny"
+    elif layer == "environment":
+        environ["BEIT_RECIPE"] = "tiny"
+    else:
+        flags["config"] = write(tmp_path / "run.toml", 'recipe = "tiny"\n')
+    config = resolve(PretrainConfig, flags, environ=environ).config
+    assert (config.recipe, config.model, config.num_masked) == ("tiny", "tiny", 25)
+
+
+def test_resolve_takes_the_config_file_from_the_environment(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.toml", 'recipe = "tiny"\nsteps = 7\n')
+    assert resolve(PretrainConfig, {"data": ["photos"]}, environ={"BEIT_CONFIG": path}).config.steps == 7
+
+
+def test_resolve_from_python_ignores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEIT_SEED", "9")
+    assert resolve(PretrainConfig, FLAGS["pretrain"]).config.seed == 0
+
+
+# What excludes what
+
+PAIRS = [("steps", 5, "epochs", 2.0), ("num_masked", 4, "ratio", 0.5), ("warmup_steps", 3, "warmup_epochs", 1.0)]
+
+
+@pytest.mark.parametrize(("one", "first", "other", "second"), PAIRS)
+@pytest.mark.parametrize("layer", ["flag", "environment", "file"])
+def test_resolve_refuses_both_of_a_pair_in_one_layer(
+    tmp_path: Path, layer: str, one: str, first: Any, other: str, second: Any
+) -> None:
+    flags, environ = dict(FLAGS["pretrain"]), {}
+    if layer == "flag":
+        flags |= {one: first, other: second}
+    elif layer == "environment":
+        environ = {f"BEIT_{one.upper()}": str(first), f"BEIT_{other.upper()}": str(second)}
+    else:
+        flags["config"] = write(tmp_path / "run.toml", f"{one} = {first}\n{other} = {second}\n")
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, flags, environ=environ)
+    assert f"--{one.replace('_', '-')}" in caught.value.message
+    assert f"--{other.replace('_', '-')}" in caught.value.message
+
+
+@pytest.mark.parametrize(("one", "first", "other", "second"), PAIRS + [(c, d, a, b) for a, b, c, d in PAIRS])
+def test_resolve_lets_a_higher_layer_clear_the_other_of_a_pair(
+    tmp_path: Path, one: str, first: Any, other: str, second: Any
+) -> None:
+    path = write(tmp_path / "run.toml", f"{other} = {second}\n")
+    below = FLAGS["pretrain"] | {"config": path}
+    variable = {f"BEIT_{one.upper()}": str(first)}
+    for flags, environ in ((below | {one: first}, {}), (below, variable)):
+        config = resolve(PretrainConfig, flags, environ=environ).config
+        assert (getattr(config, one), getattr(config, other)) == (first, None)
+
+
+def test_resolve_lets_a_flag_clear_the_recipe_s_steps() -> None:
+    config = resolve(PretrainConfig, FLAGS["pretrain"] | {"epochs": 2.0}).config
+    assert (config.steps, config.epochs) == (None, 2.0)
+
+
+# What is refused
+
+
+def test_resolve_refuses_an_unknown_key_and_suggests_the_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.toml", "num_maskd = 3\n")
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"] | {"config": path})
+    assert "'num_maskd'" in caught.value.message
+    assert path in caught.value.message
+    assert caught.value.hint == "Did you mean 'num_masked'?"
+
+
+def test_resolve_takes_keys_with_dashes(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.toml", "num-masked = 3\n")
+    assert resolve(PretrainConfig, FLAGS["pretrain"] | {"config": path}).config.num_masked == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('command = "finetune"\n', "beit finetune"),
+        ("lr = \n", "not valid TOML"),
+        ('lr = "fast"\n', "lr in"),
+        ("steps = 2.5\n", "steps in"),
+        ("[model]\nwidth = 3\n", "model in"),
+    ],
+)
+def test_resolve_refuses_a_wrong_file(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"] | {"config": write(tmp_path / "run.toml", text)})
+    assert said in caught.value.message
+    assert "run.toml" in caught.value.message + caught.value.hint
+
+
+def test_resolve_refuses_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b'out = "\xe9"\n')
+    for path in (tmp_path / "absent.toml", tmp_path, tmp_path / "latin.toml"):
+        with pytest.raises(UsageError, match=str(path)):
+            resolve(PretrainConfig, FLAGS["pretrain"] | {"config": str(path)})
+
+
+def test_resolve_refuses_an_unknown_variable_and_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"], environ={"BEIT_STEPSS": "3"})
+    assert "BEIT_STEPSS" in caught.value.message
+    assert caught.value.hint == "Did you mean 'steps'?"
+
+
+def test_resolve_passes_over_variables_of_other_commands_and_programs() -> None:
+    environ = {"BEIT_KL_WEIGHT": "1", "BEIT_CACHE_DIR": "/x", "HOME": "/root", "LR": "5"}
+    resolve(PretrainConfig, FLAGS["pretrain"], environ=environ, known_elsewhere={"kl_weight"})
+
+
+def test_resolve_names_the_variable_of_a_wrong_value() -> None:
+    with pytest.raises(UsageError, match="BEIT_STEPS is 'many'"):
+        resolve(PretrainConfig, FLAGS["pretrain"], environ={"BEIT_STEPS": "many"})
+
+
+@pytest.mark.parametrize("missing", ["data", "init"])
+def test_resolve_refuses_to_do_without_what_is_required(missing: str) -> None:
+    flags = {name: value for name, value in FLAGS["finetune"].items() if name != missing}
+    with pytest.raises(UsageError, match="is missing"):
+        resolve(FinetuneConfig, flags)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"epochs": 0.0},
+        {"epochs": float("inf")},
+        {"epochs": float("nan")},
+        {"lr": -1.0},
+        {"lr": float("inf")},
+        {"batch_size": 0},
+        {"micro_batch": 0},
+        {"keep": 0},
+        {"save_every": 0},
+        {"max_bad": 1.5},
+        {"max_bad": float("nan")},
+        {"seed": -1},
+        {"limit": 0},
+        {"workers": -2},
+        {"gpus": 2},
+        {"clip": 0.0},
+        {"drop_path": 2.0},
+        {"min_crop": -0.1},
+        {"model": "tny"},
+        {"image_size": 65},
+        {"mask": False},
+    ],
+    ids=str,
+)
+def test_pretrain_config_refuses_values_that_cannot_be_met(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"] | wrong)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("command", ["train-tokenizer", "pretrain", "finetune"])
+def test_recipes_are_all_valid(command: str) -> None:
+    config_class = next(kind for kind in TRAINING if kind.command == command)
+    for name in recipe_names(command):
+        config = resolve(config_class, FLAGS[command] | {"recipe": name}).config
+        assert config.recipe == name
+
+
+def test_recipe_that_is_misspelt_gets_a_suggestion() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"] | {"recipe": "tinny"})
+    assert "Did you mean 'tiny'?" in caught.value.hint
+    assert "small" in caught.value.hint
+
+
+# config.toml there and back
+
+OTHER = {
+    "recipe": "small",
+    "tokenizer_recipe": "small",
+    "model": "small",
+    "image_size": 96,
+    "patch_size": 16,
+    "size": 96,
+    "masking": "random",
+    "epochs": 3.0,
+    "steps": 17,
+    "data": ("a b", 'c"d', "e,f"),
+    "init": "runs/é",
+    "ema": 0.9,
+    "temperature_end": 1e-7,
+    "lr": 1e16,
+    "predict": "all",
+}
+
+
+def another(setting: Setting, value: Any) -> Any:
+    """A valid value that is not the setting's own."""
+    if setting.name in OTHER:
+        return OTHER[setting.name]
+    if setting.choices:
+        return next(choice for choice in setting.choices if choice != value)
+    if setting.kind is bool:
+        return not value
+    if setting.kind is str:
+        return 'quoted "text" \\ and\nmore'
+    return 0.123 if setting.kind is float else (value or 0) + 1
+
+
+def changes() -> list[Any]:
+    cases = []
+    for kind in TRAINING:
+        for name, setting in settings_of(kind).items():
+            if setting.option.saved and (name != "recipe" or OTHER["recipe"] in recipe_names(kind.command)):
+                cases.append(pytest.param(kind, setting, id=f"{kind.command}-{name}"))
+    return cases
+
+
+@pytest.mark.parametrize(("kind", "setting"), changes())
+def test_config_file_repeats_every_saved_setting(tmp_path: Path, kind: type[Training], setting: Setting) -> None:
+    config = resolve(kind, FLAGS[kind.command]).config
+    change = {setting.name: another(setting, getattr(config, setting.name))}
+    if setting.name == "mask":
+        change["predict"] = "all"
+    value = resolve(kind, FLAGS[kind.command] | change).config
+    assert getattr(value, setting.name) != getattr(config, setting.name)
+    path = write(tmp_path / "config.toml", dump_toml(value, "Repeat: beit"))
+    again = resolve(kind, {"config": path}).config
+    assert replace(again, config=None) == value
+
+
+@pytest.mark.parametrize("kind", TRAINING, ids=lambda kind: kind.command)
+def test_config_file_of_a_run_repeats_it(request: pytest.FixtureRequest, kind: type[Training]) -> None:
+    fixtures = {"train-tokenizer": "tokenizer_run", "pretrain": "pretrained_run", "finetune": "finetuned_run"}
+    saved = request.getfixturevalue(fixtures[kind.command]) / "config.toml"
+    values = tomllib.loads(saved.read_text())
+    again = resolve(kind, {"config": str(saved)}).config
+    unsaved = {name for name, setting in settings_of(kind).items() if not setting.option.saved}
+    unset = {name for name in settings_of(kind) if getattr(again, name) is None}
+    assert values.pop("command") == kind.command
+    assert set(values) == set(settings_of(kind)) - unsaved - unset
+    for name, value in values.items():
+        assert getattr(again, name) == (tuple(value) if isinstance(value, list) else value)
+    assert (again.steps, again.batch_size, again.epochs) == (4, 8, None)
+
+
+@given(st.one_of(st.text(), st.integers(), st.booleans(), st.floats(allow_nan=False), st.lists(st.text())))
+def test_to_toml_is_read_back_as_it_was(value: Any) -> None:
+    read = tomllib.loads(f"key = {to_toml(value)}\n")["key"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@given(header=st.text(), data=st.text(min_size=1))
+def test_dump_toml_is_valid_whatever_stands_in_paths(header: str, data: str) -> None:
+    config = resolve(PretrainConfig, FLAGS["pretrain"] | {"data": [data]}).config
+    assert tomllib.loads(dump_toml(config, header))["data"] == [data]
+
+
+# --resume
+
+
+@pytest.fixture
+def saved_run(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = resolve(PretrainConfig, FLAGS["pretrain"] | {"steps": 10, "lr": 0.01}).config
+    write(run / "config.toml", dump_toml(config))
+    return run
+
+
+def test_resume_goes_on_with_the_run_s_own_settings(saved_run: Path) -> None:
+    config = resolve(PretrainConfig, {"out": str(saved_run), "resume": True}).config
+    assert (config.data, config.steps, config.lr, config.model) == (("photos",), 10, 0.01, "tiny")
+    assert config.resume
+    assert config.out == str(saved_run)
+
+
+@pytest.mark.parametrize("harmless", ["device", "workers", "save_every", "keep", "log_every", "compile"])
+def test_resume_takes_harmless_differences(saved_run: Path, harmless: str) -> None:
+    value = {"device": "cpu", "compile": True}.get(harmless, 3)
+    config = resolve(PretrainConfig, {"out": str(saved_run), "resume": True, harmless: value}).config
+    assert getattr(config, harmless) == value
+
+
+def test_resume_lists_every_difference_and_refuses(saved_run: Path, tmp_path: Path) -> None:
+    flags = {"out": str(saved_run), "resume": True, "lr": 0.02, "data": ["others"]}
+    flags["config"] = write(tmp_path / "more.toml", "min_block = 9\n")
+    before = (saved_run / "config.toml").read_bytes()
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, flags, environ={"BEIT_SEED": "5"})
+    for said in (
+        "--lr: the run has 0.01, given is 0.02",
+        '["photos"], given is ["others"]',
+        "--seed: the run has 0, given is 5",
+        "--min-block: the run has 4, given is 9",
+    ):
+        assert said in caught.value.message
+    assert "--steps" not in caught.value.message
+    assert (saved_run / "config.toml").read_bytes() == before
+
+
+def test_resume_refuses_epochs_where_the_run_counts_steps(saved_run: Path) -> None:
+    with pytest.raises(UsageError, match="--epochs: the run has not set") as caught:
+        resolve(PretrainConfig, {"out": str(saved_run), "resume": True, "epochs": 3.0})
+    assert "--steps: the run has 10, given is not set" in caught.value.message
+
+
+def test_resume_needs_out() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"] | {"resume": True})
+    assert "--out" in caught.value.hint
+
+
+def test_resume_begins_where_there_is_no_run(tmp_path: Path) -> None:
+    config = resolve(PretrainConfig, FLAGS["pretrain"] | {"resume": True, "out": str(tmp_path / "new")}).config
+    assert config.model == "tiny"
+
+
+def test_resume_refuses_a_run_of_another_command(saved_run: Path) -> None:
+    with pytest.raises(UsageError, match="beit pretrain"):
+        resolve(FinetuneConfig, {"out": str(saved_run), "resume": True})

@@ -1,0 +1,197 @@
+"""Batches: the keyed stream and its tail, workers that change nothing, and bad images replaced the same way always."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beitcli.data.loader import Batch, ordered_batches, training_batches
+from beitcli.data.order import KeyedOrder
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.subset import Subset
+from beitcli.data.views import CenterView, FinetuningView, PretrainingView
+from beitcli.errors import BadImage, DataError
+from beitcli.masking import keyed_mask, make_masking
+
+SEED = 5
+
+
+class Numbered(Source):
+    """Image i is all of grey i; those in `bad` cannot be read."""
+
+    def __init__(self, length: int = 20, bad: tuple[int, ...] = (), classes: bool = True) -> None:
+        self.length, self.bad = length, bad
+        self.classes = ("even", "odd") if classes else None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def path(self, index: int) -> str:
+        return f"numbered/{index}.png"
+
+    def image(self, index: int) -> Image.Image:
+        if index in self.bad:
+            raise BadImage(f"number {index} is broken")
+        return Image.new("RGB", (12, 12), (index, index, index))
+
+    def label(self, index: int) -> int | None:
+        return index % 2 if self.classes else None
+
+
+class Textured(Numbered):
+    def image(self, index: int) -> Image.Image:
+        pixels = np.random.default_rng(index).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+def stream(source: Source, batch_size: int = 4, steps: int = 10, images_seen: int = 0, **more) -> list[Batch]:
+    options = {"view": CenterView(size=4), "workers": 0, "seed": SEED} | more
+    return list(training_batches(source, batch_size=batch_size, steps=steps, images_seen=images_seen, **options))
+
+
+def equal(first: Batch, second: Batch) -> bool:
+    return (
+        first.indices == second.indices
+        and first.bad == second.bad
+        and first.tensors.keys() == second.tensors.keys()
+        and all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+    )
+
+
+def keyed_options(seed: int = SEED) -> dict:
+    masking = make_masking("blockwise", (4, 4), 6, 4)
+    return {
+        "view": PretrainingView(seed=seed, image_size=16, token_size=8),
+        "masking": partial(keyed_mask, masking, seed),
+    }
+
+
+def test_stream_is_the_keyed_order_epoch_after_epoch():
+    batches = stream(Numbered(20), batch_size=8, steps=10)
+    order = KeyedOrder(20, SEED)
+    expected = [order.at(position)[1] for position in range(80)]
+    taken = [index for batch in batches for index in batch.indices]
+    assert taken == expected
+    for epoch in range(4):
+        assert sorted(taken[20 * epoch : 20 * (epoch + 1)]) == list(range(20))
+    for batch in batches:
+        assert len(batch) == 8
+        assert batch.tensors["images"][:, 0, 0, 0].tolist() == batch.indices
+        assert batch.tensors["labels"].tolist() == [index % 2 for index in batch.indices]
+        assert batch.tensors["labels"].dtype == torch.int64
+
+
+def test_a_source_without_classes_gives_no_labels():
+    assert set(stream(Numbered(classes=False), steps=1)[0].tensors) == {"images"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tail_of_the_stream_is_what_a_resumed_run_reads(workers):
+    whole = stream(Textured(20), steps=12, **keyed_options())
+    tail = stream(Textured(20), steps=5, images_seen=7 * 4, workers=workers, **keyed_options())
+    assert len(tail) == 5
+    assert all(equal(first, second) for first, second in zip(whole[7:], tail, strict=True))
+
+
+def test_workers_change_nothing_even_for_timms_augmentation():
+    view = FinetuningView(seed=SEED, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5)
+    alone, shared = (stream(Textured(20), steps=6, view=view, workers=workers) for workers in (0, 2))
+    assert all(equal(first, second) for first, second in zip(alone, shared, strict=True))
+
+
+def test_views_and_masks_do_not_depend_on_the_batch_they_are_in():
+    small = stream(Textured(20), batch_size=2, steps=20, **keyed_options())
+    large = stream(Textured(20), batch_size=8, steps=5, **keyed_options())
+    for name in ("images", "token_images", "mask"):
+        joined = [torch.cat([batch.tensors[name] for batch in batches]) for batches in (small, large)]
+        assert torch.equal(*joined)
+    assert large[0].tensors["mask"].sum(dim=1).tolist() == [6] * 8
+
+
+def test_views_and_masks_change_with_the_epoch_and_the_image():
+    batches = stream(Textured(4), batch_size=4, steps=2, **keyed_options())
+    by_image = [dict(zip(batch.indices, batch.tensors["mask"].tolist(), strict=True)) for batch in batches]
+    assert set(by_image[0]) == set(by_image[1]) == {0, 1, 2, 3}
+    assert by_image[0] != by_image[1]
+    assert len({tuple(mask) for mask in by_image[0].values()}) > 1
+
+
+def test_draws_are_keyed_by_the_image_in_the_whole_data():
+    whole = Textured(20)
+    part = Subset(whole, np.array([7, 3]))
+    masks = {}
+    for source in (whole, part):
+        for batch in ordered_batches(source, batch_size=5, workers=0, **keyed_options()):
+            for place, index in enumerate(batch.indices):
+                masks[len(source), source.origin(index)] = batch.tensors["mask"][place].tolist()
+    assert masks[2, 7] == masks[20, 7]
+    assert masks[2, 3] == masks[20, 3]
+
+
+# Bad images
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_replaced_by_the_next_of_the_order_and_reported(workers):
+    bad = (3, 4, 11)
+    batches = stream(Numbered(20, bad), steps=10, workers=workers)
+    permutation = [KeyedOrder(20, SEED).permutation(epoch).tolist() for epoch in range(2)]
+    expected = []
+    for order in permutation:
+        for place in range(20):
+            while order[place % 20] in bad:
+                place += 1
+            expected.append(order[place % 20])
+    assert [index for batch in batches for index in batch.indices] == expected
+    reported = [record for batch in batches for record in batch.bad]
+    assert {record for record in reported} == {(i, f"numbered/{i}.png", f"number {i} is broken") for i in bad}
+    for batch in batches:
+        assert batch.tensors["images"][:, 0, 0, 0].tolist() == batch.indices
+
+
+def test_bad_images_leave_a_resumed_stream_as_it_was():
+    source = Numbered(20, (0, 1, 2, 3))
+    whole, tail = stream(source, steps=10), stream(source, steps=4, images_seen=24)
+    assert all(equal(first, second) for first, second in zip(whole[6:], tail, strict=True))
+
+
+def test_the_last_place_of_an_epoch_is_replaced_by_its_first():
+    order = KeyedOrder(20, SEED).permutation(0).tolist()
+    batches = stream(Numbered(20, (order[-1],)), batch_size=20, steps=1)
+    assert batches[0].indices == [*order[:-1], order[0]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_without_a_readable_image_stops_with_a_data_error(workers):
+    with pytest.raises(DataError, match="5 images in a row") as caught:
+        stream(Numbered(5, (0, 1, 2, 3, 4)), steps=1, workers=workers)
+    assert caught.value.exit_code == 3
+
+
+# One pass in order
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 64])
+def test_every_readable_image_comes_once_in_order(workers, batch_size):
+    if workers and batch_size == 1:
+        batch_size = 3
+    bad = (0, 8, 9, 10, 11, 12, 13)
+    batches = list(ordered_batches(Numbered(20, bad), CenterView(size=4), batch_size=batch_size, workers=workers))
+    assert len(batches) == -(-20 // batch_size)
+    assert [index for batch in batches for index in batch.indices] == [i for i in range(20) if i not in bad]
+    assert [record[0] for batch in batches for record in batch.bad] == list(bad)
+    for batch in batches:
+        if len(batch):
+            assert batch.tensors["images"][:, 0, 0, 0].tolist() == batch.indices
+        else:
+            assert batch.tensors == {}
+
+
+def test_a_batch_goes_to_a_device_by_name():
+    moved = stream(Numbered(), steps=1)[0].to(torch.device("cpu"))
+    assert set(moved) == {"images", "labels"}

@@ -1,0 +1,285 @@
+"""Views: one crop box at two sizes, keyed draws, and geometry computed by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from beitcli.data.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CenterView,
+    FinetuningView,
+    PretrainingView,
+    TokenizerView,
+    draw_crop_box,
+    evaluation_view,
+    fit_square,
+    jitter_colors,
+    normalize,
+    to_array,
+)
+from beitcli.runtime.keyed import keyed_generator
+
+SIDE = 256
+
+
+def coordinates(width: int = SIDE, height: int = SIDE) -> Image.Image:
+    """Red is the column and green the row, in 1/255 of the side; blue is 0."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.round((np.arange(width) + 0.5) / width * 255)
+    pixels[..., 1] = np.round((np.arange(height) + 0.5) / height * 255)[:, None]
+    return Image.fromarray(pixels)
+
+
+def noise(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def corners(view: np.ndarray) -> tuple[float, float, float, float]:
+    """(left, right, upper, lower) of the box that a (3, s, s) view of `coordinates` shows, in shares of the side.
+
+    Bicubic and Lanczos keep a ramp a ramp, away from the edges; so the middle half gives offset and slope.
+    """
+    side = view.shape[1]
+    inner = slice(side // 4, 3 * side // 4)
+    places = (np.arange(side)[inner] + 0.5) / side
+    columns = view[0].astype(float).mean(axis=0)[inner] / 255
+    rows = view[1].astype(float).mean(axis=1)[inner] / 255
+    (slope, left), (down, upper) = np.polyfit(places, columns, 1), np.polyfit(places, rows, 1)
+    return left, left + slope, upper, upper + down
+
+
+# Pretraining
+
+
+def test_both_views_show_the_same_box():
+    view = PretrainingView(seed=0, image_size=64, token_size=32, color_jitter=0.0)
+    image = coordinates()
+    boxes, flipped = [], 0
+    for index in range(40):
+        drawn = view(image, 0, index)
+        assert drawn["images"].shape == (3, 64, 64)
+        assert drawn["token_images"].shape == (3, 32, 32)
+        of_images, of_tokens = corners(drawn["images"]), corners(drawn["token_images"])
+        assert of_images == pytest.approx(of_tokens, abs=0.01)
+        flipped += of_images[1] < of_images[0]
+        boxes.append(of_images)
+    assert 10 <= flipped <= 30
+    assert len({tuple(np.round(box, 2)) for box in boxes}) == 40
+
+
+def test_patch_and_token_show_the_same_pixels():
+    view = PretrainingView(seed=3, image_size=64, token_size=32, color_jitter=0.4)
+    drawn = view(coordinates(), 1, 5)
+    patches = drawn["images"].reshape(3, 8, 8, 8, 8).mean(axis=(2, 4))
+    tokens = drawn["token_images"].reshape(3, 8, 4, 8, 4).mean(axis=(2, 4))
+    assert np.abs(patches - tokens).max() < 2.0
+
+
+def test_pretraining_view_is_crop_of_flip_of_jitter_by_hand():
+    view = PretrainingView(seed=7, image_size=32, token_size=16, color_jitter=0.4, min_crop=0.3)
+    for index in range(6):
+        rng = keyed_generator(7, "view", 2, index)
+        image = jitter_colors(noise(), 0.4, rng)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        crop_box = draw_crop_box(64, 48, rng, 0.3)
+        expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC, crop_box)).transpose(2, 0, 1)
+        smaller = np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS, crop_box)).transpose(2, 0, 1)
+        drawn = view(noise(), 2, index)
+        assert np.array_equal(drawn["images"], expected)
+        assert np.array_equal(drawn["token_images"], smaller)
+
+
+def test_views_are_keyed_by_seed_epoch_and_image_alone():
+    image = noise()
+    views = {
+        "pretraining": lambda seed: PretrainingView(seed=seed, image_size=16, token_size=8),
+        "tokenizer": lambda seed: TokenizerView(seed=seed, size=16),
+        "finetuning": lambda seed: FinetuningView(
+            seed=seed, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5
+        ),
+    }
+    for name, make in views.items():
+        first = make(1)(image, 0, 0)["images"]
+        random.seed(99), np.random.seed(99), torch.manual_seed(99)  # noqa: NPY002
+        make(1)(image, 3, 8)
+        assert np.array_equal(make(1)(image, 0, 0)["images"], first), name
+        others = [make(2)(image, 0, 0), make(1)(image, 1, 0), make(1)(image, 0, 1)]
+        assert all(not np.array_equal(other["images"], first) for other in others), name
+
+
+@pytest.mark.parametrize("make", [
+    lambda: PretrainingView(seed=0, image_size=8, token_size=8, color_jitter=0.0),
+    lambda: TokenizerView(seed=0, size=8),
+    lambda: FinetuningView(seed=0, size=8),
+])  # fmt: skip
+def test_half_of_the_views_are_flipped(make):
+    view, image = make(), coordinates(32, 32)
+    flipped = 0
+    for index in range(400):
+        red = view(image, 0, index)["images"][0].astype(float)
+        flipped += red[:, 0].mean() > red[:, -1].mean()
+    assert 160 <= flipped <= 240  # 4 standard deviations
+
+
+# Crop boxes
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    least=st.sampled_from([0.08, 0.3, 0.5, 1.0]),
+    key=st.integers(0, 10**6),
+)
+def test_crop_boxes_lie_inside_and_keep_area_and_aspect(width, height, least, key):
+    left, upper, right, lower = draw_crop_box(width, height, np.random.default_rng(key), least)
+    assert 0 <= left < right <= width
+    assert 0 <= upper < lower <= height
+    across, down = right - left, lower - upper
+    # Sides are whole pixels, so half a pixel either way; a shape that fits no box gives the largest of aspect 4/3.
+    assert (across - 0.5) / (down + 0.5) <= 4 / 3
+    assert (down - 0.5) / (across + 0.5) <= 4 / 3
+    if 3 / 4 <= width / height <= 4 / 3:
+        assert (across + 0.5) * (down + 0.5) >= least * width * height * (1 - 1e-9)
+
+
+def test_crop_area_is_uniform_and_aspect_log_uniform():
+    rng = np.random.default_rng(0)
+    boxes = np.array([draw_crop_box(4000, 4000, rng) for _ in range(3000)])
+    across, down = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, aspect = across * down / 16e6, np.log(across / down)
+    assert np.abs(aspect).max() <= math.log(4 / 3) + 1e-3
+    small = area < 0.7  # larger ones are drawn again where they do not fit
+    assert area[small].min() >= 0.0799
+    assert np.quantile(area[small], [0.25, 0.5, 0.75]) == pytest.approx([0.235, 0.39, 0.545], abs=0.02)
+    assert aspect[small].std() == pytest.approx(2 * math.log(4 / 3) / math.sqrt(12), rel=0.05)
+    assert abs(aspect[small].mean()) < 0.015
+
+
+def test_a_shape_that_fits_no_box_gives_the_central_one():
+    rng = np.random.default_rng(0)
+    assert draw_crop_box(300, 30, rng, min_area=0.9) == (130, 0, 170, 30)
+    assert draw_crop_box(30, 300, rng, min_area=0.9) == (0, 130, 30, 170)
+    assert draw_crop_box(1, 1, rng) == (0, 0, 1, 1)
+
+
+# Colours
+
+
+def test_jitter_of_no_strength_changes_nothing():
+    assert np.array_equal(np.asarray(jitter_colors(noise(), 0.0, np.random.default_rng(0))), np.asarray(noise()))
+
+
+def test_jitter_stays_in_its_bounds():
+    grey = Image.new("RGB", (8, 8), (100, 100, 100))  # contrast and saturation leave an even grey as it is
+    values = []
+    for key in range(300):
+        pixels = np.asarray(jitter_colors(grey, 0.4, np.random.default_rng(key)))
+        assert (pixels == pixels[0, 0, 0]).all()
+        values.append(int(pixels[0, 0, 0]))
+    assert 59 <= min(values) <= 65
+    assert 135 <= max(values) <= 141
+    assert np.mean(values) == pytest.approx(100, abs=5)
+
+
+def test_jitter_is_the_three_enhancers_in_a_drawn_order():
+    orders = set()
+    for key in range(40):
+        rng = np.random.default_rng(key)
+        factors, order = rng.uniform(0.6, 1.4, size=3), rng.permutation(3)
+        image = noise()
+        for which in order:
+            kind = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
+            image = kind(image).enhance(float(factors[which]))
+        assert np.array_equal(np.asarray(jitter_colors(noise(), 0.4, np.random.default_rng(key))), np.asarray(image))
+        orders.add(tuple(order))
+    assert len(orders) == 6
+
+
+# Squares
+
+
+def test_fit_square_shows_the_central_square():
+    view = to_array(fit_square(coordinates(512, 256), 64))
+    assert view.shape == (3, 64, 64)
+    assert corners(view) == pytest.approx((0.25, 0.75, 0.0, 1.0), abs=0.01)
+    tall = to_array(fit_square(coordinates(256, 512), 64))
+    assert corners(tall) == pytest.approx((0.0, 1.0, 0.25, 0.75), abs=0.01)
+
+
+def test_fit_square_with_a_share_keeps_the_middle_of_it():
+    view = to_array(fit_square(coordinates(), 112, crop_share=0.875))
+    assert corners(view) == pytest.approx((1 / 16, 15 / 16, 1 / 16, 15 / 16), abs=0.01)
+    by_hand = coordinates().resize((128, 128), Image.Resampling.BICUBIC).crop((8, 8, 120, 120))
+    assert np.array_equal(view, to_array(by_hand))
+
+
+def test_fit_square_of_its_own_size_is_the_image_itself():
+    assert np.array_equal(to_array(fit_square(noise(32, 32), 32)), to_array(noise(32, 32)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 64), share=st.sampled_from([0.875, 1]))
+def test_fit_square_is_square_and_never_padded(width, height, size, share):
+    white = Image.new("RGB", (width, height), (255, 255, 255))
+    view = to_array(fit_square(white, size, share))
+    assert view.shape == (3, size, size)
+    assert (view == 255).all()
+
+
+def test_evaluation_crops_below_384_pixels_only():
+    assert evaluation_view(224) == CenterView(size=224, crop_share=0.875)
+    assert evaluation_view(384) == CenterView(size=384, crop_share=1.0)
+    images = evaluation_view(32)(noise(), 5, 9)["images"]
+    assert np.array_equal(images, evaluation_view(32)(noise())["images"])
+
+
+# Numbers
+
+
+def test_to_array_is_channels_first():
+    array = to_array(Image.new("RGB", (3, 2), (1, 2, 3)))
+    assert array.shape == (3, 2, 3)
+    assert array[:, 1, 2].tolist() == [1, 2, 3]
+    assert array.flags["C_CONTIGUOUS"]
+
+
+def test_normalize_by_hand():
+    images = torch.tensor([0, 255, 51, 128], dtype=torch.uint8).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
+    normal = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
+        by_hand = [(value / 255 - mean) / std for value in (0, 255, 51, 128)]
+        assert normal[0, channel].flatten().tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert images[0, 0, 0, 1] == 255  # not in place
+    assert normalize(normal, IMAGENET_MEAN, IMAGENET_STD) is normal
+
+
+def test_finetuning_view_without_augmentation_is_a_normalised_crop():
+    view = FinetuningView(seed=0, size=16, min_crop=1.0)
+    images = view(Image.new("RGB", (40, 40), (128, 64, 255)), 0, 0)["images"]
+    assert images.dtype == np.float32
+    for channel, value in enumerate((128, 64, 255)):
+        by_hand = (value / 255 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        assert np.allclose(images[channel], by_hand, atol=1e-4)
+
+
+def test_finetuning_view_erases_as_often_as_asked():
+    even = Image.new("RGB", (32, 32), (128, 128, 128))
+
+    def erased(probability: float) -> int:
+        view = FinetuningView(seed=0, size=16, erasing=probability)
+        return sum(float(view(even, 0, index)["images"][0].std()) > 1e-3 for index in range(200))
+
+    assert erased(0.0) == 0
+    assert erased(1.0) == 200
+    assert 26 <= erased(0.25) <= 74  # 4 standard deviations

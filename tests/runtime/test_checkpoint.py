@@ -1,0 +1,226 @@
+"""Checkpoints: whole or absent, verified, newest first, and intact when the disk is full or a process is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from beitcli.errors import StorageError
+from beitcli.runtime.checkpoint import (
+    damage,
+    load_tensors,
+    newest_checkpoint,
+    save_checkpoint,
+    sha256_of,
+    step_folders,
+    verified_checkpoint,
+)
+
+FILES = ["SHA256SUMS", "config.json", "model.safetensors", "trainer.json", "trainer.safetensors"]
+
+
+def save(run: Path, step: int, keep: int = 5, numbers: int = 100) -> Path:
+    return save_checkpoint(
+        run / "checkpoints",
+        step,
+        model={"weight": torch.full((numbers,), float(step)), "tied": torch.arange(6.0).reshape(2, 3).T},
+        config={"kind": "test"},
+        trainer_tensors={"weight/step": torch.tensor(float(step))},
+        trainer={"step": step},
+        keep=keep,
+    )
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
+    path = save(tmp_path, 7)
+    assert path == tmp_path / "checkpoints" / "step-0000007"
+    assert sorted(entry.name for entry in path.iterdir()) == FILES
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.path == path
+    assert checkpoint.damaged == ()
+    tensors = checkpoint.model_tensors()
+    assert torch.equal(tensors["weight"], torch.full((100,), 7.0))
+    assert torch.equal(tensors["tied"], torch.arange(6.0).reshape(2, 3).T)
+    assert float(checkpoint.trainer_tensors()["weight/step"]) == 7
+    assert checkpoint.trainer == {"step": 7}
+    assert checkpoint.config == {"kind": "test"}
+
+
+def test_sums_are_those_of_sha256sum(tmp_path):
+    path = save(tmp_path, 1)
+    checked = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=path, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+    assert [line.split("  ")[1] for line in (path / "SHA256SUMS").read_text().splitlines()] == FILES[1:]
+
+
+def test_latest_names_the_newest_and_old_ones_go(tmp_path):
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step, keep=2)
+        assert (tmp_path / "checkpoints" / "latest").read_text() == f"step-{step:07d}\n"
+    assert [path.name for path in step_folders(tmp_path / "checkpoints")] == ["step-0000010", "step-0000003"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step-0000003", "step-0000010"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save(tmp_path, 4, numbers=10)
+    path = save(tmp_path, 4, numbers=20)
+    assert load_tensors(path / "model.safetensors")["weight"].numel() == 20
+    assert damage(path) == ""
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoints").mkdir()
+    assert newest_checkpoint(tmp_path) is None
+
+
+def truncate(path: Path) -> None:
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size - 1)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_any_damaged_file_is_found_and_the_one_before_is_taken(tmp_path, name, harm):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    harm(newer / name)
+    if name == "SHA256SUMS" and harm is truncate:  # only the last newline is gone: nothing is lost
+        assert damage(newer) == ""
+        return
+    assert damage(newer)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.path == older
+    assert len(checkpoint.damaged) == 1
+    assert "step-0000002" in checkpoint.damaged[0]
+    with pytest.raises(StorageError, match="step-0000002"):
+        verified_checkpoint(newer)
+
+
+def test_when_every_checkpoint_is_damaged_it_is_said_and_not_begun_anew(tmp_path):
+    for step in (1, 2):
+        flip(save(tmp_path, step) / "model.safetensors")
+    with pytest.raises(StorageError) as caught:
+        newest_checkpoint(tmp_path)
+    assert "step-0000001" in caught.value.message
+    assert "step-0000002" in caught.value.message
+
+
+def test_sums_that_list_nothing_or_lead_outside_are_damage(tmp_path):
+    path = save(tmp_path, 1)
+    whole = (path / "SHA256SUMS").read_text()
+    (path / "SHA256SUMS").write_text("")
+    assert damage(path)
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    (path / "SHA256SUMS").write_text(f"{whole}{sha256_of(outside)}  ../../outside\n")
+    assert damage(path)
+    (path / "SHA256SUMS").write_bytes(b"\xff\xfe not text")
+    assert damage(path)
+
+
+def test_unfinished_folders_never_count_and_are_cleaned_by_the_next_save(tmp_path):
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints"
+    unfinished = folder / ".step-0000002.partial-4242"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    (folder / ".latest-4242").write_text("step-0000002\n")
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.path.name == "step-0000001"
+    save(tmp_path, 3)
+    assert sorted(os.listdir(folder)) == ["latest", "step-0000001", "step-0000003"]
+
+
+def test_a_file_that_is_no_safetensors_is_a_storage_error(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(StorageError, match="cannot be read"):
+        load_tensors(tmp_path / "model.safetensors")
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file stands in the way")
+    with pytest.raises(StorageError, match="cannot be written"):
+        save(tmp_path, 1)
+
+
+SAVER = """
+    import resource, signal, sys
+    from pathlib import Path
+    import torch
+    from beitcli.errors import StorageError
+    from beitcli.runtime.checkpoint import save_checkpoint
+
+    def save(step, numbers):
+        save_checkpoint(Path(sys.argv[1]) / "checkpoints", step, model={"weight": torch.ones(numbers)},
+                        config={}, trainer_tensors={"step": torch.ones(1)}, trainer={"step": step}, keep=1)
+"""
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path):
+    script = SAVER + """
+    save(1, 1000)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        save(2, 1_000_000)
+    except StorageError as error:
+        print(error.message, "|", error.hint)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4.0 MB needed" in done.stdout
+    assert "earlier checkpoints are intact" in done.stdout
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step-0000001"]
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.damaged == ()
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-0000001\n"
+
+
+def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
+    script = SAVER + """
+    step = 0
+    while True:
+        step += 1
+        save(step, 300_000)
+        print(step, flush=True)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        seen = 0
+        while seen < 3:
+            seen = int(process.stdout.readline())
+        deadline = list((tmp_path / "checkpoints").glob(".step-*.partial-*"))
+        while not deadline:
+            deadline = list((tmp_path / "checkpoints").glob(".step-*.partial-*"))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.damaged == ()
+    assert checkpoint.trainer["step"] >= seen
+    assert json.loads((checkpoint.path / "trainer.json").read_text())["step"] == int(checkpoint.path.name[5:])
