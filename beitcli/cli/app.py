@@ -85,6 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         close_stdout()
         return 0
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        close_stdout()  # Typer exits with 1 where the reader of its help has gone
+        return 0
     except typer.TyperException as error:
         shell.failed(_usage_error(error, arguments))
         return 2

@@ -46,7 +46,7 @@ class Job:
 class Training(Job):
     """What every command that trains has."""
 
-    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA...")
+    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
     max_bad: float = option(
         0.05, "Share of unreadable images (0-1) past which the run stops with exit code 3.", panel="Data"
@@ -95,6 +95,13 @@ class Training(Job):
         for name in ("epochs", "lr", "clip"):
             above_zero("--" + name, getattr(self, name))
         between("--max-bad", self.max_bad, 0, 1)
+        texts = [value if isinstance(value, tuple) else (value,) for value in vars(self).values()]
+        for text in (each for value in texts for each in value if isinstance(each, str)):
+            if not text.isascii() and text != text.encode(errors="replace").decode():
+                raise UsageError(
+                    f"The name {text!r} is not UTF-8, so config.toml cannot hold it.",
+                    "Rename it, or give a link to it.",
+                )
         if self.steps is None and self.epochs is None:
             raise UsageError("Neither --steps nor --epochs is set.", "Give one of them, or a --recipe.")
 

@@ -13,7 +13,7 @@ from beitcli.errors import UsageError
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig(Job):
     command: ClassVar[str] = "tokenize"
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="[INPUT...]")
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
     tokenizer: str = option("", "A run of train-tokenizer.", panel="Tokenizer", required=True, metavar="TOKENIZER")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
@@ -47,7 +47,10 @@ class TokenizeConfig(Job):
 @dataclass(frozen=True, kw_only=True)
 class MaskPreviewConfig(Job):
     command: ClassVar[str] = "mask-preview"
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="[INPUT...]")
+    seed: int | None = option(  # type: ignore[assignment]
+        None, "Everything random follows from it; default the run's, else 0.", panel="Machine"
+    )
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
@@ -80,7 +83,7 @@ class EvalConfig(Job):
     model: str = option(
         "", "A finetuned run or checkpoint.", argument=True, required=True, panel="Data", metavar="MODEL"
     )
-    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA...")
+    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to measure on, where it has splits (val).", panel="Data")
     protocol: Literal["head"] = option("head", "head: the classifier it was finetuned with.", panel="Options")
     size: int | None = option(
@@ -103,7 +106,7 @@ class PredictConfig(Job):
     model: str = option(
         "", "A finetuned run or checkpoint.", argument=True, required=True, panel="Data", metavar="MODEL"
     )
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT...")
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     top: int = option(5, "Best classes to list.", panel="Output", metavar="K")
@@ -121,7 +124,7 @@ class PredictConfig(Job):
 @dataclass(frozen=True, kw_only=True)
 class AttnMapConfig(Job):
     command: ClassVar[str] = "attn-map"
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE...")
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     model: str | None = option(
         None, "A run or checkpoint; default the newest run under runs/.", panel="Options", metavar="MODEL"

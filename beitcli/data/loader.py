@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,11 @@ def _whole(batch: Batch) -> Batch:
 def _prepare_worker(worker: int) -> None:
     """A loader's worker leaves signals to the process that trains."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _outlive_one)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _outlive_one(number: int, frame: FrameType | None) -> None:
+    """A scheduler asks every process of a job to stop, and a step that is under way needs its images; the next one ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -6,7 +6,6 @@ Costs one forward pass an image up to the block, and besides only the rows of th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,8 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.views import fit_square, normalize, to_array
 from beitcli.engine.attn_points import Patch, Pixel, SquareCrop, parse_point
-from beitcli.engine.events import Note, OnEvent, Progress, Warned, ignore
-from beitcli.engine.outputs import OutputNames, make_folder, save_png, write_whole
+from beitcli.engine.events import Note, OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
 from beitcli.errors import BadImage, DataError, StorageError, UsageError
 from beitcli.models.attention import attention_rows, block_index
 from beitcli.models.beit import Classifier
@@ -58,8 +57,7 @@ def attn_map(
     reference = config.model or _newest_run(on_event)
     compute = choose_compute(config.device, config.precision)
     model, opened = open_backbone(reference, config.size)
-    for damaged in opened.warnings:
-        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    warn_of_damage(opened.warnings, on_event)
     looker = _Looker(config, model.to(compute.device), opened, compute, points)
     size = model.architecture.image_size[0]
     source = open_data(config.inputs, role="eval", sample_size=size, stdin=stdin, nul_separated=config.nul)
@@ -244,11 +242,7 @@ def _output_paths(output: str, source: Source) -> list[Path]:
     else:
         make_folder(target.parent)
         paths = [target]
-    present = [path for path in paths if path.exists()]
-    inputs = {os.path.realpath(source.path(index)) for index in range(len(source))} if present else set()
-    for path in present:
-        if os.path.realpath(path) in inputs:
-            raise UsageError(f"-o '{output}' would overwrite the image '{path}'.", "Give another name or folder to -o.")
+    spare_inputs(paths, map(source.path, range(len(source))), f"-o '{output}'")
     return paths
 
 

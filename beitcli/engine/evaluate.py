@@ -18,7 +18,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view, normalize
 from beitcli.engine.bad_images import refuse_many_bad
-from beitcli.engine.events import OnEvent, Progress, Warned, ignore
+from beitcli.engine.events import OnEvent, Progress, Warned, ignore, warn_of_damage
 from beitcli.errors import DataError
 from beitcli.models.beit import Classifier
 from beitcli.models.references import open_classifier
@@ -53,10 +53,9 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> EvalReport:
     Raises:
         DataError: No labels, classes the model does not know, or too many bad images.
     """
-    compute = choose_compute(config.device, config.precision)
     model, opened = open_classifier(config.model, config.size)
-    for damaged in opened.warnings:
-        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    compute = choose_compute(config.device, opened.precision(config.precision))
+    warn_of_damage(opened.warnings, on_event)
     size = model.architecture.image_size[0]
     source = open_data(config.data, split=config.split, role="eval", labelled=True, sample_size=size)
     if config.limit is not None and config.limit < len(source):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ def ignore(event: Event) -> None:
     """For callers who want only the report."""
 
 
-@dataclass(frozen=True)
-class Result(Event):
-    """One finished document of a per-image command, in input order."""
-
-    document: dict[str, Any]
+def warn_of_damage(damaged: Iterable[str], on_event: OnEvent) -> None:
+    """Says which newer checkpoints were passed over."""
+    for checkpoint in damaged:
+        on_event(Warned(f"Damaged checkpoint passed over: {checkpoint}."))

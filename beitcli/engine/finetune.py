@@ -29,7 +29,7 @@ from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, FinetuningView
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.cards import finetuning_card
 from beitcli.engine.evaluate import class_columns, score
-from beitcli.engine.events import Note, OnEvent, Planned, ignore
+from beitcli.engine.events import Note, OnEvent, Planned, ignore, warn_of_damage
 from beitcli.engine.preparation import (
     checkpoint_bytes,
     describe_plan,
@@ -41,7 +41,7 @@ from beitcli.engine.preparation import (
 )
 from beitcli.engine.training import Plan, Task, Tensors, train
 from beitcli.models.beit import Classifier, forward_flops
-from beitcli.models.references import OpenedModel, open_checkpoint
+from beitcli.models.references import OpenedModel, open_pretrained
 from beitcli.models.transfer import finetuning_architecture, load_backbone
 from beitcli.runtime.device import Compute, choose_compute, choose_workers, describe
 from beitcli.runtime.keyed import keyed_integer
@@ -138,6 +138,7 @@ class FinetuneTask(Task):
         return {
             "architecture": self.model.architecture.as_dict(),
             "classes": list(self.classes),
+            "precision": self.compute.precision,
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
         }
@@ -168,7 +169,8 @@ def build_classifier(config: FinetuneConfig, classes: int, on_event: OnEvent) ->
             **SIZES[config.model],
         )
         return Classifier(architecture, classes, config.drop_path)
-    opened = open_checkpoint(config.init)
+    opened = open_pretrained(config.init)
+    warn_of_damage(opened.warnings, on_event)
     architecture = init_architecture(opened, config.size)
     model = Classifier(architecture, classes, config.drop_path)
     transfer = load_backbone(model, opened.checkpoint.model_tensors(), opened.architecture, architecture, head=False)
@@ -192,7 +194,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     compute = choose_compute(config.device, config.precision)
     size = config.size or 224
     if config.init != "random":
-        size = init_architecture(open_checkpoint(config.init), config.size).image_size[0]
+        size = init_architecture(open_pretrained(config.init), config.size).image_size[0]
     source = open_images(config, labelled=True, size=size, on_event=on_event)
     training, val, measured_on = _validation(config, source, size)
     classes = source.classes or ()

@@ -14,10 +14,11 @@ from PIL import Image
 from beitcli.config.use import MaskPreviewConfig
 from beitcli.data.order import select_limit
 from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.views import fit_square, normalize, to_array
-from beitcli.engine.events import OnEvent, Progress, ignore
-from beitcli.engine.outputs import OutputNames, make_folder, save_png
+from beitcli.engine.events import OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.tokenize import to_picture
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.masking import MaskGenerator, keyed_mask, make_masking, num_masked_from
@@ -71,7 +72,7 @@ def mask_preview(
         UsageError: Settings that cannot be met, or several inputs where the picture goes to stdout.
         DataError: After the last image, where some could not be read.
     """
-    pretrained = _open_run(config) if config.model else None
+    pretrained = _open_run(config, on_event) if config.model else None
     masking, seed = masking_of(config, pretrained.opened if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
@@ -79,13 +80,11 @@ def mask_preview(
         config.inputs, split=config.split, role="train", sample_size=_PICTURE, stdin=stdin, nul_separated=config.nul
     )
     if config.limit is not None and config.limit < len(source):
-        source = Subset(source, select_limit(source, config.limit, config.seed))
+        source = Subset(source, select_limit(source, config.limit, seed))
     several = len(source) > 1
-    names = None
-    if config.output and config.output != "-" and (several or Path(config.output).is_dir()):
-        names = OutputNames(make_folder(Path(config.output)), ".png")
     if config.output == "-" and several:
         raise UsageError(f"-o - writes one picture, but {len(source)} images are given.", "Give -o DIR.")
+    outputs = _output_paths(config.output, source) if config.output else None
     bad = 0
     for index in range(len(source)):
         path = source.path(index)
@@ -96,9 +95,7 @@ def mask_preview(
             yield Preview({"path": path, "error": error.message}, None)
             continue
         mask = keyed_mask(masking, seed, config.epoch, source.origin(index))
-        output = None
-        if config.output:
-            output = names.path(path) if names else Path(config.output)
+        output = outputs[index] if outputs else None
         picture = _picture(image, mask, pretrained) if output else None
         if picture is not None and output is not None and config.output != "-":
             save_png(picture, output)
@@ -113,6 +110,21 @@ def mask_preview(
         on_event(Progress("mask-preview", index + 1, len(source), "image"))
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+
+def _output_paths(output: str, source: Source) -> list[Path]:
+    """OUT, or for several images (or where OUT is a folder) files in it named after them."""
+    target = Path(output)
+    if output == "-":
+        return [target]
+    paths = [source.path(index) for index in range(len(source))]
+    if len(source) > 1 or target.is_dir():
+        names = OutputNames(make_folder(target), ".png")
+        outputs = [names.path(path) for path in paths]
+    else:
+        outputs = [target]
+    spare_inputs(outputs, paths, f"-o '{output}'")
+    return outputs
 
 
 def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
@@ -137,7 +149,7 @@ def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[M
         num_masked_from(config.ratio, count, grid),
         config.min_block if config.min_block is not None else own.get("min_block", 16),
     )
-    return masking, config.seed or own.get("seed", 0)
+    return masking, config.seed if config.seed is not None else own.get("seed", 0)
 
 
 def parse_grid(text: str) -> tuple[int, int]:
@@ -147,10 +159,11 @@ def parse_grid(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _open_run(config: MaskPreviewConfig) -> _Pretrained:
+def _open_run(config: MaskPreviewConfig, on_event: OnEvent) -> _Pretrained:
     compute = choose_compute(config.device, config.precision)
     model, opened = open_masked_image_model(config.model or "")
     tokenizer = open_tokenizer(opened.settings["tokenizer"]["reference"], compute.device)
+    warn_of_damage((*opened.warnings, *tokenizer.warnings), on_event)
     return _Pretrained(model.to(compute.device), opened, tokenizer)
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
-from beitcli.errors import StorageError
+from beitcli.errors import StorageError, UsageError
 
 
 class OutputNames:
-    """One name an input, after its stem; a name that was taken gets a number."""
+    """One name an input, after its stem; a name that was taken gets a number.
 
-    def __init__(self, folder: Path, suffix: str) -> None:
-        self.folder, self.suffix = folder, suffix
+    Args:
+        beside: Endings of the stem that an input's further files have; they are its own too.
+    """
+
+    def __init__(self, folder: Path, suffix: str, beside: tuple[str, ...] = ()) -> None:
+        self.folder, self.suffix, self.endings = folder, suffix, ("", *beside)
         self._taken: set[str] = set()
 
     def path(self, input_path: str) -> Path:
@@ -26,10 +30,26 @@ class OutputNames:
         stem = Path(input_path.replace("\\", "/")).stem
         stem = re.sub(r"[^\w.+ -]", "_", stem.encode(errors="replace").decode()).strip(". ") or "image"
         name, number = stem, 2
-        while name.lower() in self._taken:
+        while not self._taken.isdisjoint(self._claimed(name)):
             name, number = f"{stem}-{number}", number + 1
-        self._taken.add(name.lower())
+        self._taken.update(self._claimed(name))
         return self.folder / f"{name}{self.suffix}"
+
+    def _claimed(self, name: str) -> list[str]:
+        return [f"{name}{ending}".lower() for ending in self.endings]
+
+
+def spare_inputs(outputs: Iterable[Path], inputs: Iterable[str], option: str) -> None:
+    """Raises UsageError where an output is one of the images it is made of.
+
+    Args:
+        option: What names the outputs, for the message: `-o 'DIR'`.
+    """
+    present = [path for path in outputs if path.exists()]
+    images = {os.path.realpath(path) for path in inputs} if present else set()
+    for path in present:
+        if os.path.realpath(path) in images:
+            raise UsageError(f"{option} would overwrite the image '{path}'.", "Give another name or folder.")
 
 
 def make_folder(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from beitcli.data.order import select_limit
 from beitcli.data.sources import open_data
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.evaluate import classify
-from beitcli.engine.events import OnEvent, Progress, Warned, ignore
+from beitcli.engine.events import OnEvent, Progress, ignore, warn_of_damage
 from beitcli.errors import DataError
 from beitcli.models.references import open_classifier
 from beitcli.runtime.device import choose_compute, choose_workers
@@ -24,10 +24,9 @@ def predict(
     Raises:
         DataError: After the last image, where some could not be read.
     """
-    compute = choose_compute(config.device, config.precision)
     model, opened = open_classifier(config.model, config.size)
-    for damaged in opened.warnings:
-        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    compute = choose_compute(config.device, opened.precision(config.precision))
+    warn_of_damage(opened.warnings, on_event)
     model.to(compute.device)
     classes = opened.settings["classes"]
     size = model.architecture.image_size[0]

@@ -17,7 +17,7 @@ from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
 from beitcli.data.loader import Batch, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.engine.cards import pretraining_card
-from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore
+from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore, warn_of_damage
 from beitcli.engine.masked_image_modeling import PretrainTask, token_size, views_and_masks
 from beitcli.engine.preparation import (
     checkpoint_bytes,
@@ -149,6 +149,7 @@ def _tokenizer(
     """The given tokenizer, or one trained on the same images into RUN/tokenizer."""
     if config.tokenizer != "own":
         tokenizer = open_tokenizer(config.tokenizer, compute.device)
+        warn_of_damage(tokenizer.warnings, on_event)
         side = token_size(config, tokenizer)
         if side != tokenizer.size:
             on_event(Warned(f"The tokenizer learned from {tokenizer.size}-pixel images; this grid gives it {side}."))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -49,7 +51,7 @@ class TokenFile(ABC):
 class JsonLines(TokenFile):
     def __init__(self, path: Path, resume: bool) -> None:
         super().__init__(path, resume)
-        if self.documents:
+        if path.exists():  # what is no whole line of tokens goes
             kept = "".join(json.dumps(document) + "\n" for document in self.documents)
             write_whole(path, lambda file: file.write(kept.encode()))
         try:
@@ -104,9 +106,9 @@ class Npz(_Whole):
     @staticmethod
     def read(path: Path) -> Iterator[Document]:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 rows, grid, paths = arrays["tokens"].tolist(), arrays["grid"].tolist(), arrays["paths"].tolist()
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
             raise StorageError(f"'{path}' is no file of tokens: {error}.", "Give another -o FILE.") from None
         for name, row in zip(paths, rows, strict=True):
             yield {"path": name, "grid": grid, "tokens": row}
@@ -159,7 +161,8 @@ def parse_line(line: str, where: str) -> Document:
         document = json.loads(line)
     except ValueError:
         document = None
-    if not isinstance(document, dict) or not isinstance(document.get("path"), str):
+    told = isinstance(document, dict) and not document.keys().isdisjoint(("tokens", "error"))
+    if not told or not isinstance(document.get("path"), str):
         raise DataError(
             f"{where} holds a line that is no token document: {line[:60]!r}.", "Give the output of `beit tokenize`."
         )

@@ -19,8 +19,8 @@ from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.views import CenterView
-from beitcli.engine.events import Note, OnEvent, Progress, ignore
-from beitcli.engine.outputs import OutputNames, make_folder, save_png
+from beitcli.engine.events import Note, OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.token_files import TokenFile, open_token_file, parse_line
 from beitcli.errors import DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
@@ -77,6 +77,7 @@ def tokenize(
         return
     compute = choose_compute(config.device, config.precision)
     tokenizer = open_tokenizer(config.tokenizer, compute.device)
+    warn_of_damage(tokenizer.warnings, on_event)
     size = config.size or tokenizer.size
     tokenizer.grid(size)
     source = open_data(
@@ -89,12 +90,12 @@ def tokenize(
     )
     if config.limit is not None and config.limit < len(source):
         source = Subset(source, select_limit(source, config.limit, config.seed))
-    names = OutputNames(make_folder(Path(config.reconstruct)), "") if config.reconstruct else None
+    pictures = _picture_paths(config.reconstruct, source) if config.reconstruct else None
     file = None if config.output == "-" or config.stats else open_token_file(Path(config.output), config.resume)
     if file is not None and file.held:
         source = _without(source, file.held, on_event)
     tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
-    documents = _documents(config, tokenizer, source, size, compute, tally, names, on_event)
+    documents = _documents(config, tokenizer, source, size, compute, tally, pictures, on_event)
     if file is not None:
         with closing(file):
             _fill(file, documents)
@@ -106,6 +107,20 @@ def tokenize(
         yield from documents
     if tally.bad and config.on_bad == "report":
         raise DataError(f"{tally.bad} of {tally.images + tally.bad} images cannot be read.", "Their lines say why.")
+
+
+def _picture_paths(folder: str, source: Source) -> dict[str, Path]:
+    """The PNG of each image's decoded tokens, by the image's path; the pair of both stands beside it."""
+    names = OutputNames(make_folder(Path(folder)), ".png", beside=("-pair",))
+    paths = [source.path(index) for index in range(len(source))]
+    pictures = {path: names.path(path) for path in paths}
+    outputs = (each for picture in pictures.values() for each in (picture, _pair_path(picture)))
+    spare_inputs(outputs, paths, f"--reconstruct '{folder}'")
+    return pictures
+
+
+def _pair_path(picture: Path) -> Path:
+    return picture.with_name(f"{picture.stem}-pair.png")
 
 
 def _fill(file: TokenFile, documents: Iterator[dict[str, Any]]) -> None:
@@ -126,7 +141,7 @@ def _documents(
     size: int,
     compute: Compute,
     tally: _Tally,
-    names: OutputNames | None,
+    pictures: dict[str, Path] | None,
     on_event: OnEvent,
 ) -> Iterator[dict[str, Any]]:
     view = CenterView(size=size, filter=Image.Resampling.LANCZOS)
@@ -141,7 +156,9 @@ def _documents(
             if config.on_bad == "report":
                 documents[index] = {"path": path, "error": reason}
         if len(batch):
-            documents |= _tokenized(batch, source, tokenizer, tokenizer.grid(size), compute, tally, names, config.stats)
+            documents |= _tokenized(
+                batch, source, tokenizer, tokenizer.grid(size), compute, tally, pictures, config.stats
+            )
         for index in sorted(documents):
             yield documents[index]
         on_event(Progress("tokenize", tally.images + tally.bad, len(source), "image"))
@@ -155,22 +172,21 @@ def _tokenized(
     grid: tuple[int, int],
     compute: Compute,
     tally: _Tally,
-    names: OutputNames | None,
+    pictures: dict[str, Path] | None,
     stats: bool,
 ) -> dict[int, dict[str, Any]]:
     images = to_unit(batch.to(compute.device)["images"])
     with compute.autocast():
         tokens = tokenizer.encode(images)
     tally.images += len(batch)
-    if stats or names:
+    if stats or pictures:
         decoded = tokenizer.model.decode(tokens, grid)
         tally.add(images, decoded, tokens)
-        if names:
+        if pictures:
             for index, original, picture in zip(batch.indices, images, decoded, strict=True):
-                beside = names.path(source.path(index))
-                save_png(to_picture(picture), beside.with_name(beside.name + ".png"))
-                pair = reconstruction_pair(to_picture(original), to_picture(picture))
-                save_png(pair, beside.with_name(beside.name + "-pair.png"))
+                output = pictures[source.path(index)]
+                save_png(to_picture(picture), output)
+                save_png(reconstruction_pair(to_picture(original), to_picture(picture)), _pair_path(output))
     rows = tokens.tolist()
     return {
         index: {"path": source.path(index), "grid": list(grid), "tokens": row}
@@ -193,18 +209,20 @@ def decode(
     """
     compute = choose_compute(config.device, config.precision)
     tokenizer = open_tokenizer(config.tokenizer, compute.device)
+    warn_of_damage(tokenizer.warnings, on_event)
     names = OutputNames(make_folder(Path("decoded" if config.output == "-" else config.output)), ".png")
     for number, document in enumerate(_token_lines(config, stdin), start=1):
         if "tokens" not in document:
             continue
-        tokens = torch.tensor([document["tokens"]], device=compute.device)
-        if int(tokens.min()) < 0 or int(tokens.max()) >= tokenizer.vocab_size:
+        if max(document["tokens"]) >= tokenizer.vocab_size:
             raise DataError(
                 f"'{document['path']}' has tokens outside 0 to {tokenizer.vocab_size - 1}.",
                 "Decode with the tokenizer that made them.",
             )
+        tokens = torch.tensor([document["tokens"]], device=compute.device)
         picture = tokenizer.model.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
         output = names.path(document["path"])
+        spare_inputs([output], [document["path"]], f"-o '{names.folder}'")
         save_png(to_picture(picture), output)
         yield {"path": document["path"], "output": str(output)}
         on_event(Progress("decode", number, number, "image"))

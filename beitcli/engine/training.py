@@ -19,7 +19,7 @@ from torch import nn
 
 from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import BadImageLedger
-from beitcli.engine.events import Note, OnEvent, Progress, Saved, Warned
+from beitcli.engine.events import Note, OnEvent, Progress, Saved, warn_of_damage
 from beitcli.errors import DivergedError, StorageError, UsageError
 from beitcli.models.references import state_tensors
 from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
@@ -143,8 +143,7 @@ def train(
     """
     scaler = compute.scaler()
     state, bad = _load(task, plan, run, compute, on_event)
-    if state.step:
-        run.rewind_metrics(state.step)
+    run.rewind_metrics(state.step)
     run.write_text("bad-images.jsonl", "")
     ledger = BadImageLedger(run, plan.images, plan.max_bad)
     for record in bad:
@@ -202,8 +201,10 @@ def train(
                 task.model.eval()
                 measured = task.measure()
                 task.model.train()
+                held_out = {f"held_out_{name}": value for name, value in measured.items()}
+                _require_finite(held_out, state.step, last_saved, resume_command)  # no checkpoint of spoilt weights
                 state.figures = measured
-                figures |= {f"held_out_{name}": value for name, value in measured.items()}
+                figures |= held_out
             line = {"step": state.step, "epoch": round(plan.epoch(state.step), 4)}
             run.append_json("metrics.jsonl", line | {k: v for k, v in figures.items() if math.isfinite(v)})
             on_event(Progress(task.name, state.step, plan.steps, "step", figures))
@@ -237,6 +238,8 @@ def optimizer_step(task: Task, plan: Plan, tensors: Tensors, compute: Compute, s
     scaler.unscale_(task.optimizer)
     parameters = [p for p in task.model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    if scaler.is_enabled():  # fp16 finds its scale by overflowing; such a step is skipped, not lost
+        norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
     sums["gradient_norm"] = sums.get("gradient_norm", 0) + norm.detach()
     scaler.step(task.optimizer)
     scaler.update()
@@ -251,7 +254,9 @@ def _averages(sums: Tensors, steps: int) -> dict[str, float]:
 
 
 def _require_finite(figures: dict[str, float], step: int, last_saved: int, resume_command: str) -> None:
-    wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(figures.get(name, 0.0))]
+    must = ("loss", "gradient_norm")
+    wrong = [name for name, value in figures.items() if not math.isfinite(value) and name.endswith(must)]
+    wrong = wrong or [name for name, value in figures.items() if math.isnan(value)]
     if wrong:
         kept = f"The checkpoint of step {last_saved} is from before." if last_saved else "No checkpoint was saved yet."
         raise DivergedError(
@@ -267,8 +272,7 @@ def _load(
     checkpoint = newest_checkpoint(run.path)
     if checkpoint is None:
         return Progressed(), []
-    for damaged in checkpoint.damaged:
-        on_event(Warned(f"Damaged checkpoint passed over: {damaged}."))
+    warn_of_damage(checkpoint.damaged, on_event)
     trainer = checkpoint.trainer
     if trainer["data"] != plan.data_fingerprint:
         raise UsageError(

@@ -36,6 +36,10 @@ class OpenedModel:
     def architecture(self) -> Architecture:
         return Architecture(**self.settings["architecture"])
 
+    def precision(self, asked: str) -> str:
+        """The arithmetic to use: what was asked for, else that of the training, so that its figures repeat."""
+        return str(self.settings.get("precision", "auto")) if asked == "auto" else asked
+
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of the images it was trained on, a channel each, in [0, 1]."""
@@ -95,10 +99,16 @@ def open_classifier(reference: str, size: int | None = None) -> tuple[Classifier
     return model.eval(), opened
 
 
-def open_backbone(reference: str, size: int | None = None) -> tuple[Classifier, OpenedModel]:
-    """Any BEiT as a backbone in the finetuning layout, for features and attention; its head is not to be used."""
+def open_pretrained(reference: str) -> OpenedModel:
+    """The checkpoint of any BEiT, to start from."""
     opened = open_checkpoint(reference)
     _expect(opened, "masked-image-model", "classifier")
+    return opened
+
+
+def open_backbone(reference: str, size: int | None = None) -> tuple[Classifier, OpenedModel]:
+    """Any BEiT as a backbone in the finetuning layout, for features and attention; its head is not to be used."""
+    opened = open_pretrained(reference)
     target = finetuning_architecture(opened.architecture, (size, size) if size else None)
     model = Classifier(target, 0)
     tensors = expand_shared_bias(opened.checkpoint.model_tensors(), target.depth)

@@ -32,7 +32,7 @@ class Compute:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, which only fp16 needs."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        return torch.amp.GradScaler("cuda" if self.device.type == "cuda" else "cpu", enabled=self.precision == "fp16")
 
 
 def choose_compute(device: str, precision: str) -> Compute:

@@ -27,7 +27,7 @@ class RunFolder:
         try:
             if path.exists() and not path.is_dir():
                 raise UsageError(f"--out '{path}' is a file.", "Give a folder that is new or empty.")
-            occupied = path.is_dir() and any(path.iterdir())
+            occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
             if occupied and not resume:
                 raise UsageError(
                     f"--out '{path}' is not empty.",

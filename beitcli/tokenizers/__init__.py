@@ -20,12 +20,14 @@ class Tokenizer:
         model: `encode` (B, 3, H, W) in [0, 1] -> (B, N) int64, and `decode` back.
         size: Side in pixels of the images it was trained on.
         sha256: Of its weights.
+        warnings: Newer checkpoints of it that were damaged.
     """
 
     reference: str
     model: DiscreteVAE
     size: int
     sha256: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
@@ -81,4 +83,4 @@ def open_tokenizer(reference: str, device: torch.device | None = None) -> Tokeni
     sums = (opened.checkpoint.path / "SHA256SUMS").read_text().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
     model.requires_grad_(False).eval().to(device or torch.device("cpu"))
-    return Tokenizer(reference, model, opened.settings["size"], sha256)
+    return Tokenizer(reference, model, opened.settings["size"], sha256, opened.warnings)

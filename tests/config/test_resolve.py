@@ -34,19 +34,20 @@ def write(path: Path, text: str) -> str:
 
 
 def test_resolve_takes_the_highest_layer_that_gives_a_value(tmp_path: Path) -> None:
-    config = write(tmp_path / "run.toml", "lr = 3e-3\n")
+    config = write(tmp_path / "run.toml", "lr = 3e-9\n")
     flags = {"data": ["photos"]}
-    assert read_recipe("train-tokenizer", "tiny")["lr"] == 2e-3
+    of_recipe = read_recipe("train-tokenizer", "tiny")["lr"]
+    assert of_recipe not in (1.5e-3, 3e-9, 4e-9, 5e-9)
     steps = [
-        ({"recipe": "tiny"}, {}, 2e-3, "recipe"),
-        ({"recipe": "tiny", "config": config}, {}, 3e-3, "file"),
-        ({"recipe": "tiny", "config": config}, {"BEIT_LR": "4e-3"}, 4e-3, "environment"),
-        ({"recipe": "tiny", "config": config, "lr": 5e-3}, {"BEIT_LR": "4e-3"}, 5e-3, "flag"),
+        ({"recipe": "tiny"}, {}, of_recipe, "recipe"),
+        ({"recipe": "tiny", "config": config}, {}, 3e-9, "file"),
+        ({"recipe": "tiny", "config": config}, {"BEIT_LR": "4e-9"}, 4e-9, "environment"),
+        ({"recipe": "tiny", "config": config, "lr": 5e-9}, {"BEIT_LR": "4e-9"}, 5e-9, "flag"),
     ]
     for more, environ, lr, origin in steps:
         resolved = resolve(TrainTokenizerConfig, flags | more, environ=environ)
         assert (resolved.config.lr, resolved.origins["lr"]) == (lr, origin)
-        assert (resolved.config.beta2, resolved.origins["beta2"]) == (0.999, "default")
+        assert (resolved.config.max_bad, resolved.origins["max_bad"]) == (0.05, "default")
 
 
 @pytest.mark.parametrize("layer", ["flag", "environment", "file"])
@@ -218,6 +219,14 @@ def test_recipes_are_all_valid(command: str) -> None:
     for name in recipe_names(command):
         config = resolve(config_class, FLAGS[command] | {"recipe": name}).config
         assert config.recipe == name
+
+
+@pytest.mark.parametrize("kind", TRAINING, ids=lambda kind: kind.command)
+def test_recipe_of_the_default_is_there(kind: type[Training]) -> None:
+    flags = {name: value for name, value in FLAGS[kind.command].items() if name != "recipe"}
+    resolved = resolve(kind, flags)
+    assert resolved.config.recipe in recipe_names(kind.command)
+    assert resolved.origins["recipe"] == "default"
 
 
 def test_recipe_that_is_misspelt_gets_a_suggestion() -> None:

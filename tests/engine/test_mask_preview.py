@@ -1,0 +1,229 @@
+"""mask-preview, through the command line: documents, the masks of training, pictures, and the figures of --stats."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beitcli.cli.app import main
+from beitcli.config.resolve import resolve
+from beitcli.config.training import PretrainConfig
+from beitcli.data.loader import training_batches
+from beitcli.data.sources import open_data
+from beitcli.engine.masked_image_modeling import views_and_masks
+from beitcli.engine.preparation import hold_out, open_images
+from beitcli.masking import make_masking
+from beitcli.tokenizers import open_tokenizer
+
+
+def masks(lines: list[dict]) -> list[list[list[int]]]:
+    return [line["mask"] for line in lines]
+
+
+# Documents
+
+
+def test_mask_preview_documents_are_as_the_contract_says(beit: Callable, picture: Callable) -> None:
+    paths = [str(picture("b.png")), str(picture("a.jpg"))]
+    ended = beit("mask-preview", *paths)
+    assert ended.code == 0
+    assert [document["path"] for document in ended.lines] == paths
+    for document in ended.lines:
+        assert list(document) == ["path", "grid", "num_masked", "mask", "output"]
+        assert (document["grid"], document["num_masked"], document["output"]) == ([14, 14], 78, None)
+        mask = np.array(document["mask"])
+        assert mask.shape == (14, 14)
+        assert set(mask.ravel()) == {0, 1}
+        assert mask.sum() == 78
+    assert document["mask"] != ended.lines[0]["mask"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "grid", "count"),
+    [
+        (["--num-masked", 75], [14, 14], 75),
+        (["--num-masked", 196], [14, 14], 196),
+        (["--ratio", 0.5], [14, 14], 98),
+        (["--grid", "8,8", "--min-block", 4, "--num-masked", 25], [8, 8], 25),
+        (["--grid", "6,20", "--masking", "random", "--num-masked", 1], [6, 20], 1),
+        (["--grid", "3x5", "--masking", "random", "--ratio", 1], [3, 5], 15),
+    ],
+    ids=str,
+)
+def test_mask_preview_hides_exactly_what_is_asked(
+    beit: Callable, picture: Callable, tmp_path: Path, flags: list, grid: list[int], count: int
+) -> None:
+    (document,) = beit("mask-preview", picture("a.png"), *flags, "-o", tmp_path / "out.png").lines
+    assert (document["grid"], document["num_masked"]) == (grid, count)
+    assert np.array(document["mask"]).shape == tuple(grid)
+    assert np.array(document["mask"]).sum() == count
+    with Image.open(tmp_path / "out.png") as image:
+        image.load()
+
+
+def test_mask_preview_masks_follow_seed_epoch_and_place(beit: Callable, labelled_folder: Path) -> None:
+    first = beit("mask-preview", labelled_folder).lines
+    assert beit("mask-preview", labelled_folder).lines == first
+    for other in (["--seed", 1], ["--epoch", 1], ["--masking", "random"], ["--min-block", 40]):
+        changed = masks(beit("mask-preview", labelled_folder, *other).lines)
+        assert all(one != two for one, two in zip(changed, masks(first), strict=True))
+    alone = beit("mask-preview", first[5]["path"]).lines  # image 0 of its own data
+    assert alone[0]["mask"] == first[0]["mask"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num-masked", 5, "--ratio", 0.3],
+        ["--ratio", 0],
+        ["--ratio", 1.5],
+        ["--grid", "14"],
+        ["--grid", "14,14,14"],
+        ["--grid", "a,b"],
+        ["--min-block", 0],
+        ["--masking", "blocks"],
+        ["--epoch", -1],
+        ["--stats", 0],
+    ],
+    ids=str,
+)
+def test_mask_preview_refuses_settings_that_cannot_be_met(beit: Callable, picture: Callable, flags: list) -> None:
+    ended = beit("mask-preview", picture("a.png"), *flags)
+    assert (ended.code, ended.out) == (2, "")
+    assert len(ended.err.splitlines()) == 2
+
+
+# The masks of training
+
+
+@pytest.mark.parametrize(("seed", "limit"), [(0, None), (7, None), (7, 22)])
+def test_mask_preview_shows_the_masks_that_pretraining_hides(
+    beit: Callable, labelled_folder: Path, tokenizer_run: Path, seed: int, limit: int | None
+) -> None:
+    """The loader's batches of two epochs, by image, against the documents of those epochs."""
+    flags = {"data": [str(labelled_folder)], "recipe": "tiny", "image_size": 64, "num_masked": 25, "seed": seed}
+    flags |= {"tokenizer": str(tokenizer_run)} | ({"limit": limit} if limit else {})
+    config = resolve(PretrainConfig, flags).config
+    source = open_images(config, labelled=False, size=64, on_event=lambda event: None)
+    training, _ = hold_out(source, config.holdout, config.seed)
+    assert len(training) < len(source)
+    masking = make_masking(config.masking, config.architecture.grid, 25, config.min_block)
+    view, keyed = views_and_masks(config, open_tokenizer(str(tokenizer_run)), masking)
+    batches = partial(training_batches, training, view, seed=seed, batch_size=len(training), workers=0, masking=keyed)
+    argv = ["mask-preview", labelled_folder, "--grid", "8,8", "--num-masked", 25, "--min-block", 4, "--seed", seed]
+    argv += ["--limit", limit] if limit else []
+    for epoch, batch in enumerate(batches(images_seen=0, steps=2)):
+        shown = {line["path"]: line["mask"] for line in beit(*argv, "--epoch", epoch).lines}
+        assert len(shown) == limit or 24
+        trained = {
+            training.path(index): mask.reshape(8, 8).int().tolist()
+            for index, mask in zip(batch.indices, batch.tensors["mask"], strict=True)
+        }
+        assert len(trained) == len(training)
+        assert trained == {path: shown[path] for path in trained}
+
+
+def test_mask_preview_of_a_run_takes_its_masking(beit: Callable, pretrained_run: Path, labelled_folder: Path) -> None:
+    own = beit("mask-preview", labelled_folder, "--model", pretrained_run)
+    flags = ["--grid", "4,4", "--num-masked", 6, "--min-block", 4]
+    assert own.code == 0
+    assert masks(own.lines) == masks(beit("mask-preview", labelled_folder, *flags).lines)
+    fewer = beit("mask-preview", labelled_folder, "--model", pretrained_run, "--num-masked", 3).lines
+    assert {line["num_masked"] for line in fewer} == {3}
+    ended = beit("mask-preview", labelled_folder, "--model", pretrained_run, "--grid", "14,14")
+    assert ended.code == 2
+    assert "4,4" in ended.err
+
+
+# Pictures
+
+
+def test_mask_preview_writes_a_picture_to_stdout(
+    capsysbinary: pytest.CaptureFixture[bytes], picture: Callable, tmp_path: Path
+) -> None:
+    image = str(picture("a.png"))
+    assert main(["mask-preview", image, "-o", "-"]) == 0
+    out, err = capsysbinary.readouterr()
+    assert (out[:8], err) == (b"\x89PNG\r\n\x1a\n", b"")
+    assert main(["mask-preview", image, "-o", str(tmp_path / "out.png")]) == 0
+    with Image.open(io.BytesIO(out)) as piped, Image.open(tmp_path / "out.png") as written:
+        assert (piped.size, piped.tobytes()) == (written.size, written.tobytes())
+    assert json.loads(capsysbinary.readouterr().out)["output"] == str(tmp_path / "out.png")
+
+
+def test_mask_preview_writes_only_one_picture_to_stdout(beit: Callable, labelled_folder: Path) -> None:
+    ended = beit("mask-preview", labelled_folder, "-o", "-")
+    assert (ended.code, ended.out) == (2, "")
+    assert "24 images" in ended.err
+
+
+def test_mask_preview_of_several_writes_a_folder(beit: Callable, labelled_folder: Path, tmp_path: Path) -> None:
+    lines = beit("mask-preview", labelled_folder, "-o", tmp_path / "new" / "masks").lines
+    assert sorted(line["output"] for line in lines) == sorted(map(str, (tmp_path / "new" / "masks").iterdir()))
+    assert len({line["output"] for line in lines}) == 24
+
+
+def test_mask_preview_with_a_model_adds_the_reconstruction(
+    beit: Callable, pretrained_run: Path, picture: Callable, tmp_path: Path
+) -> None:
+    image = picture("a.png")
+    for name, model in (("plain", []), ("rebuilt", ["--model", pretrained_run])):
+        flags = ["--grid", "4,4", "--num-masked", 6, "--min-block", 4]
+        assert beit("mask-preview", image, *flags, *model, "-o", tmp_path / f"{name}.png").code == 0
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "rebuilt.png") as rebuilt:
+        assert rebuilt.height == plain.height
+        assert rebuilt.width > plain.width
+        added = np.asarray(rebuilt.convert("RGB"))[:, plain.width :]
+        assert added.std() > 0
+
+
+def test_mask_preview_does_the_others_where_one_is_bad(beit: Callable, picture: Callable, tmp_path: Path) -> None:
+    good = picture("data/b.png")
+    (good.parent / "a.png").write_bytes(b"")
+    ended = beit("mask-preview", good.parent, "-o", tmp_path / "out")
+    assert ended.code == 3
+    assert [set(line) for line in ended.lines] == [
+        {"path", "error"},
+        {"path", "grid", "num_masked", "mask", "output"},
+    ]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
+    source = open_data([str(good.parent)])
+    assert len(source) == 2
+
+
+# Statistics
+
+
+def test_stats_document_is_as_the_contract_says(beit: Callable) -> None:
+    ended = beit("mask-preview", "--stats", 50, "--num-masked", 75)
+    (document,) = ended.lines
+    assert ended.code == 0
+    assert {"masks", "grid", "num_masked", "position_probability", "blocks"} <= set(document)
+    assert (document["masks"], document["grid"]) == (50, [14, 14])
+    assert document["num_masked"] == {"mean": 75, "min": 75, "max": 75}
+    shares = np.array(document["position_probability"])
+    assert shares.shape == (14, 14)
+    assert shares.sum() == pytest.approx(75, abs=1e-2)
+    assert shares.min() >= 0
+    assert shares.max() <= 1
+    assert document["blocks"]
+
+
+def test_stats_describe_the_masks_that_are_shown(beit: Callable, labelled_folder: Path) -> None:
+    flags = ["--seed", 3, "--epoch", 2, "--grid", "6,7", "--num-masked", 12, "--min-block", 4]
+    shown = np.array(masks(beit("mask-preview", labelled_folder, *flags).lines))
+    (document,) = beit("mask-preview", "--stats", 24, *flags).lines
+    np.testing.assert_allclose(document["position_probability"], shown.mean(axis=0), atol=1e-4)
+
+
+def test_stats_of_a_run_use_its_grid_and_count(beit: Callable, pretrained_run: Path) -> None:
+    (document,) = beit("mask-preview", "--stats", 10, "--model", pretrained_run).lines
+    assert document["grid"] == [4, 4]
+    assert document["num_masked"]["mean"] == 6

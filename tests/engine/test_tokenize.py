@@ -1,0 +1,373 @@
+"""tokenize, through the command line: documents, files that go on, pictures of tokens, and the way back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from beitcli.data.views import fit_square, to_array
+from beitcli.tokenizers import open_tokenizer
+
+CODES, GRID = 16, [4, 4]
+FORMATS = [".jsonl", ".npz", ".safetensors"]
+
+
+@pytest.fixture
+def tokenize(beit: Callable, tokenizer_run: Path) -> Callable:
+    return lambda *argv, stdin=b"": beit("tokenize", "--tokenizer", tokenizer_run, *argv, stdin=stdin)
+
+
+def read(path: Path) -> list[tuple[str, list[int]]]:
+    """(path, tokens) of a token file, by its format's own library."""
+    if path.suffix == ".jsonl":
+        documents = [json.loads(line) for line in path.read_text().splitlines()]
+        return [(document["path"], document["tokens"]) for document in documents]
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            assert arrays["grid"].tolist() == GRID
+            return list(zip(arrays["paths"].tolist(), arrays["tokens"].tolist(), strict=True))
+    with safe_open(path, framework="numpy") as tensors:
+        assert tensors.get_tensor("grid").tolist() == GRID
+        rows = tensors.get_tensor("tokens").tolist()
+        return list(zip(json.loads(tensors.metadata()["paths"]), rows, strict=True))
+
+
+# Documents
+
+
+def test_tokenize_documents_hold_the_tokens_that_the_model_gives(
+    tokenize: Callable, tokenizer_run: Path, labelled_folder: Path
+) -> None:
+    tokenizer = open_tokenizer(str(tokenizer_run))
+    ended = tokenize(labelled_folder, "--batch-size", 5)
+    assert ended.code == 0
+    for document in ended.lines:
+        assert list(document) == ["path", "grid", "tokens"]
+        assert document["grid"] == GRID
+        with Image.open(document["path"]) as image:
+            view = to_array(fit_square(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS))
+        logits = tokenizer.model.encoder(0.1 + 0.8 * torch.from_numpy(view)[None].float() / 255)  # DALL-E, A.3
+        assert document["tokens"] == logits.argmax(dim=1).flatten().tolist()
+    assert len({tuple(document["tokens"]) for document in ended.lines}) > 1
+
+
+def test_tokenize_keeps_the_order_of_its_inputs(tokenize: Callable, labelled_folder: Path) -> None:
+    paths = [str(path) for path in sorted(labelled_folder.rglob("*.*"), key=lambda path: (path.name, str(path)))][::-1]
+    by_three = tokenize(*paths, "--batch-size", 3)
+    assert [document["path"] for document in by_three.lines] == paths
+    assert tokenize(*paths, "--batch-size", 64, "--workers", 2).out == by_three.out
+
+
+def test_tokenize_size_sets_the_grid(tokenize: Callable, picture: Callable) -> None:
+    (document,) = tokenize(picture("a.png"), "--size", 24).lines
+    assert document["grid"] == [6, 6]
+    assert len(document["tokens"]) == 36
+
+
+def test_tokenize_reads_names_with_newlines_from_nul_separated_stdin(tokenize: Callable, picture: Callable) -> None:
+    names = [str(picture("one\ntwo.png")), str(picture("three four.png")), str(picture("fünf.png"))]
+    ended = tokenize("-0", "-", stdin="\0".join(names).encode() + b"\0")
+    assert [document["path"] for document in ended.lines] == names
+    assert ended.code == 0
+    ended = tokenize("-0", "-", "-o", Path(names[1]).with_name("t.jsonl"), stdin="\0".join(names).encode())
+    assert ended.code == 0
+    assert [path for path, _ in read(Path(names[1]).with_name("t.jsonl"))] == names
+
+
+def test_tokenize_without_input_reads_paths_from_stdin(tokenize: Callable, picture: Callable) -> None:
+    name = str(picture("a.png"))
+    assert [document["path"] for document in tokenize(stdin=name.encode() + b"\n").lines] == [name]
+
+
+def test_tokenize_survives_names_that_are_no_text(tokenize: Callable, picture: Callable, tmp_path: Path) -> None:
+    name = bytes(tmp_path) + b"/\xff\xfe.png"
+    with open(name, "wb") as file:
+        file.write(picture("a.png").read_bytes())
+    ended = tokenize("-", "--reconstruct", tmp_path / "out", stdin=name + b"\n")
+    assert ended.code == 0
+    assert ended.lines[0]["path"].encode(errors="surrogateescape") == name
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tokenize_writes_the_same_tokens_in_every_format(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    documents = tokenize(labelled_folder).lines
+    target = tmp_path / "new" / f"tokens{suffix}"
+    ended = tokenize(labelled_folder, "-o", target)
+    assert (ended.code, ended.out) == (0, "")
+    assert read(target) == [(document["path"], document["tokens"]) for document in documents]
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tokenize_refuses_an_existing_file_untouched(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    target = tmp_path / f"tokens{suffix}"
+    target.write_bytes(b"somebody's work")
+    ended = tokenize(labelled_folder, "-o", target)
+    assert (ended.code, ended.out) == (2, "")
+    assert "--resume" in ended.err
+    assert target.read_bytes() == b"somebody's work"
+
+
+def test_tokenize_refuses_a_suffix_that_it_does_not_know(tokenize: Callable, picture: Callable, tmp_path: Path) -> None:
+    ended = tokenize(picture("a.png"), "-o", tmp_path / "tokens.csv")
+    assert ended.code == 2
+    assert ".jsonl, .npz, .safetensors" in ended.err
+    assert not (tmp_path / "tokens.csv").exists()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tokenize_resume_adds_what_the_file_lacks(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    whole, parted = tmp_path / f"whole{suffix}", tmp_path / f"parted{suffix}"
+    folders = [labelled_folder / name for name in ("blue", "green", "red")]
+    assert tokenize(*folders, "-o", whole).code == 0
+    assert tokenize(folders[0], "-o", parted, "--resume").code == 0
+    ended = tokenize(*folders, "-o", parted, "--resume")
+    assert ended.code == 0
+    assert "8 of 24 images are in the file already" in ended.err
+    assert read(parted) == read(whole)
+    before = parted.read_bytes()
+    assert tokenize(*folders, "-o", parted, "--resume").code == 0
+    assert read(parted) == read(whole)
+    if suffix == ".jsonl":
+        assert parted.read_bytes() == before == whole.read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.999])
+def test_tokenize_resume_mends_lines_that_were_cut_off(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path, share: float
+) -> None:
+    target = tmp_path / "tokens.jsonl"
+    assert tokenize(labelled_folder, "-o", target).code == 0
+    whole = target.read_bytes()
+    target.write_bytes(whole[: int(share * len(whole))])
+    assert tokenize(labelled_folder, "-o", target, "--resume").code == 0
+    assert target.read_bytes() == whole
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+def test_tokenize_resume_refuses_a_cut_off_archive_untouched(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path, suffix: str, share: float
+) -> None:
+    target = tmp_path / f"tokens{suffix}"
+    assert tokenize(labelled_folder, "-o", target).code == 0
+    target.write_bytes(target.read_bytes()[: int(share * target.stat().st_size)])
+    before = target.read_bytes()
+    ended = tokenize(labelled_folder, "-o", target, "--resume")
+    assert (ended.code, ended.out) == (4, ""), ended.err
+    assert "no file of tokens" in ended.err
+    assert target.read_bytes() == before
+
+
+def test_tokenize_resume_tries_bad_images_again(tokenize: Callable, picture: Callable, tmp_path: Path) -> None:
+    good = picture("data/a.png")
+    bad = good.with_name("b.png")
+    bad.write_bytes(b"")
+    target = tmp_path / "tokens.jsonl"
+    for inputs in ([bad], [good, bad]):
+        assert tokenize(*inputs, "-o", target, "--resume").code == 3
+        documents = [json.loads(line) for line in target.read_text().splitlines()]
+        assert [document["path"] for document in documents] == [str(path) for path in inputs]
+        assert documents[-1]["error"].startswith("empty file")
+    shutil.copy(good, bad)
+    assert tokenize(good, bad, "-o", target, "--resume").code == 0
+    assert [path for path, _ in read(target)] == [str(good), str(bad)]
+
+
+# Pictures, there and back
+
+
+def test_decode_gives_the_pictures_of_reconstruct_to_the_pixel(
+    tokenize: Callable, tokenizer_run: Path, beit: Callable, labelled_folder: Path, tmp_path: Path
+) -> None:
+    folder = labelled_folder / "red"
+    tokens = tmp_path / "tokens.jsonl"
+    assert tokenize(folder, "-o", tokens, "--reconstruct", tmp_path / "there").code == 0
+    ended = tokenize("--decode", tokens, "-o", tmp_path / "back")
+    assert ended.code == 0
+    stems = [path.stem for path in sorted(folder.iterdir())]
+    assert ended.lines == [
+        {"path": str(path), "output": str(tmp_path / "back" / f"{path.stem}.png")} for path in sorted(folder.iterdir())
+    ]
+    assert {path.name for path in (tmp_path / "back").iterdir()} == {f"{stem}.png" for stem in stems}
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {
+        *(f"{stem}.png" for stem in stems),
+        *(f"{stem}-pair.png" for stem in stems),
+    }
+    for stem in stems:
+        with (
+            Image.open(tmp_path / "back" / f"{stem}.png") as back,
+            Image.open(tmp_path / "there" / f"{stem}.png") as it,
+        ):
+            assert (back.size, back.mode) == ((16, 16), "RGB")
+            assert back.tobytes() == it.tobytes()
+    piped = tokenize("--decode", "-o", tmp_path / "piped", stdin=tokens.read_bytes())
+    assert [Path(line["output"]).read_bytes() for line in piped.lines] == [
+        Path(line["output"]).read_bytes() for line in ended.lines
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("../../x.png", "x.png"),
+        ("/etc/passwd", "passwd.png"),
+        ("..", "image.png"),
+        ("", "image.png"),
+        ("a/b/..", "image.png"),
+        ("..\\..\\up.jpg", "up.png"),
+        ("new\nline.jpg", "new_line.png"),
+        ("nul\0byte.jpg", "nul_byte.png"),
+        (".hidden", "hidden.png"),
+    ],
+)
+def test_decode_never_leaves_its_folder(tokenize: Callable, tmp_path: Path, name: str, written: str) -> None:
+    out = tmp_path / "deep" / "er" / "out"
+    line = json.dumps({"path": name, "grid": [1, 2], "tokens": [0, 1]})
+    ended = tokenize("--decode", "-o", out, stdin=line.encode() + b"\n")
+    assert ended.code == 0
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()] == [
+        Path("deep/er/out") / written
+    ]
+    with Image.open(out / written) as image:
+        assert image.size == (8, 4)
+
+
+def test_pictures_of_the_same_stem_are_numbered(tokenize: Callable, picture: Callable, tmp_path: Path) -> None:
+    names = ["one/x.png", "two/x.jpg", "three/X.png", "four/x-2.png", "five/x-pair.png"]
+    paths = [picture(f"data/{name}", seed=seed) for seed, name in enumerate(names)]
+    ended = tokenize(*paths, "--reconstruct", tmp_path / "out")
+    assert ended.code == 0
+    written = [path.name.lower() for path in (tmp_path / "out").iterdir()]
+    assert len(written) == len(set(written)) == 2 * len(paths)
+    back = tokenize("--decode", "-o", tmp_path / "back", stdin=ended.out.encode())
+    outputs = [Path(line["output"]).name.lower() for line in back.lines]
+    assert outputs[:2] == ["x.png", "x-2.png"]
+    assert len(set(outputs)) == len(paths)
+
+
+def test_reconstruct_keeps_the_pictures_of_an_earlier_part(
+    tokenize: Callable, picture: Callable, tmp_path: Path
+) -> None:
+    first, second = picture("data/one/x.png", seed=1), picture("data/two/x.png", seed=2)
+    argv = ["-o", tmp_path / "tokens.jsonl", "--resume", "--reconstruct", tmp_path / "out"]
+    assert tokenize(first, *argv).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert tokenize(first, second, *argv).code == 0
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert set(after) == {"x.png", "x-pair.png", "x-2.png", "x-2-pair.png"}
+
+
+GOOD = {"path": "a.png", "grid": [1, 2], "tokens": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{not json",
+        "[1, 2]",
+        "3",
+        "null",
+        json.dumps({"grid": [1, 2], "tokens": [0, 1]}),
+        json.dumps(GOOD | {"path": 5}),
+        json.dumps(GOOD | {"tokens": [0]}),
+        json.dumps(GOOD | {"tokens": []}),
+        json.dumps(GOOD | {"grid": [0, 0], "tokens": []}),
+        json.dumps(GOOD | {"tokens": [0, -1]}),
+        json.dumps(GOOD | {"tokens": [0, CODES]}),
+        json.dumps(GOOD | {"tokens": [0, 10**30]}),
+        json.dumps(GOOD | {"tokens": [0, 1.5]}),
+        json.dumps(GOOD | {"tokens": [0, True]}),
+        json.dumps(GOOD | {"tokens": [0, "1"]}),
+        json.dumps(GOOD | {"tokens": "01"}),
+        json.dumps(GOOD | {"tokens": None}),
+        json.dumps(GOOD | {"grid": [2, 2]}),
+        json.dumps(GOOD | {"grid": 2}),
+        json.dumps(GOOD | {"grid": [2]}),
+        json.dumps(GOOD | {"grid": [-1, -2]}),
+        json.dumps({"path": "a.png", "tokens": [0, 1]}),
+        json.dumps({"path": "a.png"}),
+        "",
+        "\udcff",
+    ],
+)
+def test_decode_refuses_lines_that_are_no_tokens(tokenize: Callable, tmp_path: Path, line: str) -> None:
+    lines = f"{json.dumps(GOOD)}\n{line}\n".encode(errors="surrogateescape")
+    ended = tokenize("--decode", "-o", tmp_path / "out", stdin=lines)
+    assert ended.code == 3, ended.err
+    assert "beit tokenize" in ended.err or "tokenizer that made them" in ended.err
+    assert len(ended.lines) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    (tmp_path / "lines.jsonl").write_bytes(lines)
+    assert tokenize("--decode", tmp_path / "lines.jsonl", "-o", tmp_path / "again").code == 3
+
+
+def test_decode_passes_over_lines_of_bad_images(tokenize: Callable, tmp_path: Path) -> None:
+    lines = [{"path": "b.png", "error": "empty file (0 bytes)"}, GOOD]
+    ended = tokenize(
+        "--decode", "-o", tmp_path / "out", stdin="".join(json.dumps(line) + "\n" for line in lines).encode()
+    )
+    assert ended.code == 0
+    assert [line["path"] for line in ended.lines] == ["a.png"]
+
+
+def test_decode_of_a_missing_file_is_refused(tokenize: Callable, tmp_path: Path) -> None:
+    ended = tokenize("--decode", tmp_path / "absent.jsonl", "-o", tmp_path / "out")
+    assert ended.code == 3
+    assert "absent.jsonl" in ended.err
+
+
+# Statistics
+
+
+def test_stats_document_agrees_with_tokens_and_pictures(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(labelled_folder, tmp_path / "data")
+    (data / "red" / "zero.png").write_bytes(b"")
+    ended = tokenize(data, "--stats", "--reconstruct", tmp_path / "out", "--on-bad", "skip")
+    (document,) = ended.lines
+    assert ended.code == 0
+    assert list(document) == ["images", "bad", "vocab_size", "codes_used", "perplexity", "mae", "psnr"]
+    assert (document["images"], document["bad"], document["vocab_size"]) == (24, 1, CODES)
+    tokens = np.array([line["tokens"] for line in tokenize(labelled_folder).lines])
+    shares = np.bincount(tokens.ravel(), minlength=CODES) / tokens.size
+    assert document["codes_used"] == int((shares > 0).sum())
+    used = shares[shares > 0]
+    assert document["perplexity"] == pytest.approx(float(np.exp(-(used * np.log(used)).sum())), rel=1e-4)
+    differences = []
+    alone = tokenize(labelled_folder / "red", "--stats", "--reconstruct", tmp_path / "red").lines[0]
+    for path in sorted((labelled_folder / "red").iterdir()):
+        with Image.open(path) as image, Image.open(tmp_path / "red" / f"{path.stem}.png") as decoded:
+            view = to_array(fit_square(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS)).transpose(1, 2, 0)
+            differences.append(view.astype(float) / 255 - np.asarray(decoded, dtype=float) / 255)
+    stacked = np.stack(differences)
+    assert alone["mae"] == pytest.approx(np.abs(stacked).mean(), abs=2e-3)
+    assert alone["psnr"] == pytest.approx(-10 * np.log10((stacked**2).mean()), abs=0.1)
+
+
+def test_stats_reports_bad_images_by_its_exit_code(tokenize: Callable, picture: Callable) -> None:
+    good = picture("data/a.png")
+    good.with_name("b.png").write_bytes(b"")
+    ended = tokenize(good.parent, "--stats")
+    assert ended.code == 3
+    assert (ended.lines[0]["images"], ended.lines[0]["bad"]) == (1, 1)
