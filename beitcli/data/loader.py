@@ -7,10 +7,11 @@ one of the epoch's order, the same in every run, and reported with its batch.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,20 @@ class Batch:
         return self
 
 
-class _Images(Dataset[Batch]):
-    """Reads whole batches: item i is the batch whose places are `places(i)`."""
+class _Images(Dataset["Batch | DataError"]):
+    """Reads whole batches, numbered from 0; an error is an item, as torch would make a traceback of its message."""
 
     def __init__(self, source: Source, view: View, masking: Masking | None) -> None:
         self.source, self.view, self.masking = source, view, masking
+
+    def __getitem__(self, number: int) -> Batch | DataError:
+        try:
+            return self.batch(number)
+        except DataError as error:
+            return error
+
+    def batch(self, number: int) -> Batch:
+        raise NotImplementedError
 
     def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         key = self.source.origin(index)
@@ -92,8 +102,8 @@ class _TrainingImages(_Images):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch:
-        first = self.start + step * self.batch_size
+    def batch(self, number: int) -> Batch:
+        first = self.start + number * self.batch_size
         positions = np.arange(first, first + self.batch_size)
         epochs, indices = self.order.indices(positions)
         items, taken = [], []
@@ -130,7 +140,7 @@ class _OrderedImages(_Images):
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
-    def __getitem__(self, number: int) -> Batch:
+    def batch(self, number: int) -> Batch:
         items, taken, bad = [], [], []
         for index in range(number * self.batch_size, min(len(self.source), (number + 1) * self.batch_size)):
             try:
@@ -172,25 +182,33 @@ def ordered_batches(
     return _iterate(_OrderedImages(source, view, masking, batch_size), workers, pin_memory)
 
 
-def _iterate(images: Dataset[Batch], workers: int, pin_memory: bool) -> Iterator[Batch]:
+def _iterate(images: _Images, workers: int, pin_memory: bool) -> Iterator[Batch]:
     options: dict[str, Any] = {"collate_fn": _whole}  # items are batches already
     if workers:
         options |= {"prefetch_factor": 4, "worker_init_fn": _prepare_worker}
-    return iter(DataLoader(images, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options))
+    for batch in DataLoader(images, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options):
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
-def _whole(batch: Batch) -> Batch:
+def _whole(batch: Batch | DataError) -> Batch | DataError:
     return batch
 
 
 def _prepare_worker(worker: int) -> None:
-    """A loader's worker leaves signals to the process that trains."""
+    """A loader's worker leaves signals to the process that trains: schedulers send them to every process of a job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _outlive_one)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a SIGTERM to a worker ends the run without its last steps
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
 
 
-def _outlive_one(number: int, frame: FrameType | None) -> None:
-    """A scheduler asks every process of a job to stop, and a step that is under way needs its images; the next one ends."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _end_when_the_parent_asks() -> None:
+    """Waits for a SIGTERM of the process that trains; those of others pass by."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)

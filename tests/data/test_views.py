@@ -104,9 +104,7 @@ def test_views_are_keyed_by_seed_epoch_and_image_alone():
     views = {
         "pretraining": lambda seed: PretrainingView(seed=seed, image_size=16, token_size=8),
         "tokenizer": lambda seed: TokenizerView(seed=seed, size=16),
-        "finetuning": lambda seed: FinetuningView(
-            seed=seed, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5
-        ),
+        "finetuning": lambda seed: FinetuningView(seed=seed, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5),
     }
     for name, make in views.items():
         first = make(1)(image, 0, 0)["images"]

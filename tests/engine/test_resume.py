@@ -15,7 +15,7 @@ import pytest
 from beitcli.cli.app import main
 from beitcli.runtime.checkpoint import newest_checkpoint, step_folders
 
-STEPS = 60
+STEPS = 40
 SAVE_EVERY = 4
 TIMEOUT = 90  # seconds for a process to come as far as is asked
 
@@ -103,9 +103,7 @@ def test_a_killed_run_resumed_equals_the_whole_one(
     assert_equal_runs(run, whole)
 
 
-def test_a_killed_run_resumed_by_the_command_line_equals_the_whole_one(
-    tmp_path, labelled_folder, tokenizer_run, whole
-):
+def test_a_killed_run_resumed_by_the_command_line_equals_the_whole_one(tmp_path, labelled_folder, tokenizer_run, whole):
     run = tmp_path / "run"
     process = start(command(labelled_folder, tokenizer_run, run, workers=0))
     try:

@@ -44,9 +44,7 @@ def make_task(config: PretrainConfig) -> PretrainTask:
     source = open_data(config.data, role="train")
     training, held_out = hold_out(source, config.holdout, config.seed)
     masking = make_masking(config.masking, config.architecture.grid, config.num_masked or 1, config.min_block)
-    return PretrainTask(
-        config, make_plan(config, training), open_tokenizer(config.tokenizer), masking, held_out, CPU
-    )
+    return PretrainTask(config, make_plan(config, training), open_tokenizer(config.tokenizer), masking, held_out, CPU)
 
 
 def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
@@ -235,7 +233,9 @@ def test_divergence_after_a_checkpoint_names_it_and_leaves_it_whole(tmp_path, la
     folder = tmp_path / "run" / "checkpoints" / "step-0000003"
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     text = (tmp_path / "run" / "config.toml").read_text()
-    (tmp_path / "run" / "config.toml").write_text(text.replace("steps = 3", "steps = 6").replace("\nlr = ", "\nlr = 1e38 # "))
+    (tmp_path / "run" / "config.toml").write_text(
+        text.replace("steps = 3", "steps = 6").replace("\nlr = ", "\nlr = 1e38 # ")
+    )
     resumed = resolve(PretrainConfig, {"out": str(tmp_path / "run"), "resume": True, "device": "cpu", "workers": 0})
     assert resumed.config.steps == 6
     with pytest.raises(DivergedError, match="The checkpoint of step 3 is from before"):

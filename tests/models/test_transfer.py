@@ -145,7 +145,7 @@ def test_head_and_fc_norm_come_along_when_the_same_task_goes_on():
     other = Classifier(source, 9)
     report = load_backbone(other, first.state_dict(), source, source, head=False)
     assert set(report.fresh) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-    assert not other.head.weight.shape == first.head.weight.shape
+    assert other.head.weight.shape != first.head.weight.shape
 
 
 def test_another_width_is_refused():

@@ -110,9 +110,7 @@ def test_optimizer_state_goes_through_a_file_bit_for_bit(tmp_path):
     saved = optimizer_tensors(model, optimizer)
     assert len(saved) == 3 * len(list(model.parameters()))
     assert float(saved["head.weight/step"]) == 3
-    path = save_checkpoint(
-        tmp_path, 3, model=model.state_dict(), config={}, trainer_tensors=saved, trainer={}, keep=1
-    )
+    path = save_checkpoint(tmp_path, 3, model=model.state_dict(), config={}, trainer_tensors=saved, trainer={}, keep=1)
     take_steps(model, optimizer, range(3, 5))
 
     again, its_optimizer = fresh()

@@ -57,9 +57,9 @@ def test_text_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
 def test_what_cannot_be_written_is_a_storage_error(tmp_path):
     run = RunFolder.create(tmp_path / "run", resume=False)
     (run.path / "README.md").mkdir()
-    with pytest.raises(StorageError, match="README.md"):
+    with pytest.raises(StorageError, match=r"README\.md"):
         run.write_text("README.md", "text")
-    with pytest.raises(StorageError, match="README.md"):
+    with pytest.raises(StorageError, match=r"README\.md"):
         run.append_json("README.md", {})
     assert [entry.name for entry in run.path.iterdir()] == ["README.md"]
 

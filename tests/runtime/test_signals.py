@@ -34,12 +34,16 @@ def test_former_handlers_come_back_even_after_an_error():
     def own(number: int, frame: object) -> None:
         raise AssertionError("not to be called")
 
+    def fail_inside() -> None:
+        with StopRequest():
+            assert signal.getsignal(signal.SIGUSR1) is not own
+            raise ZeroDivisionError
+
     before = {number: signal.getsignal(number) for number in NUMBERS}
     signal.signal(signal.SIGUSR1, own)
     try:
-        with pytest.raises(ZeroDivisionError), StopRequest():
-            assert signal.getsignal(signal.SIGUSR1) is not own
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            fail_inside()
         assert signal.getsignal(signal.SIGUSR1) is own
     finally:
         signal.signal(signal.SIGUSR1, before[signal.SIGUSR1])

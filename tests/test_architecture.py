@@ -1,0 +1,146 @@
+"""The house rules: imports point down only, the engine neither prints nor exits, files stay short."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import beitcli
+
+ROOT = Path(beitcli.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+LEVELS = {
+    "config": 0, "errors": 0,
+    "runtime": 1,
+    "models": 2, "heads": 2, "tokenizers": 2, "masking": 2, "data": 2, "pictures": 2,
+    "engine": 3,
+    "cli": 4,
+    "__main__": 5,
+}  # fmt: skip
+
+
+def modules_imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import, also relative ones and those inside functions.
+
+    Args:
+        package: The parts of the package that the file lies in.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*above, *((node.module,) if node.module else ())))
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+
+
+def room(dotted: str) -> str | None:
+    """The part of the house that an import leads into; None for other packages and for `beitcli` itself."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "beitcli" and len(parts) > 1 and parts[1] in LEVELS else None
+
+
+def breaches(source: str, own: str, package: tuple[str, ...]) -> list[str]:
+    found = []
+    for line, dotted in modules_imported(ast.parse(source), package):
+        other = room(dotted)
+        if other is not None and other != own and LEVELS[other] > LEVELS[own]:
+            found.append(f"{line}: {own} imports {dotted}")
+    return found
+
+
+def own_room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def package_of(path: Path) -> tuple[str, ...]:
+    return ("beitcli", *path.relative_to(ROOT).parts[:-1])
+
+
+def test_every_file_lies_in_a_known_room():
+    assert {own_room(path) for path in FILES} - {"__init__"} <= set(LEVELS)
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_only(path):
+    own = own_room(path)
+    if own != "__init__":
+        assert breaches(path.read_text(), own, package_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from beitcli.engine.training import train",
+        "from beitcli import engine",
+        "import beitcli.engine.training as t",
+        "from ..engine import training",
+        "from .. import cli",
+        "def f():\n    if True:\n        from beitcli.engine import training",
+    ],
+)
+def test_the_import_rule_sees_every_form_of_import(source):
+    assert len(breaches(source, "models", ("beitcli", "models"))) == 1
+    assert breaches(source, "cli", ("beitcli", "cli")) == []
+
+
+def test_rooms_of_one_level_have_no_cycle():
+    """`tokenizers` may open checkpoints through `models`, but then not the other way round."""
+    edges: dict[str, set[str]] = {name: set() for name in LEVELS}
+    for path in FILES:
+        own = own_room(path)
+        for _, dotted in modules_imported(ast.parse(path.read_text()), package_of(path)):
+            other = room(dotted)
+            if other is not None and other != own and own in edges:
+                edges[own].add(other)
+    left = dict(edges)
+    while left:
+        free = [name for name, targets in left.items() if not targets & set(left)]
+        assert free, f"a cycle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if own_room(p) not in ("cli", "__main__")], ids=lambda p: p.stem)
+def test_nothing_below_cli_prints_or_exits(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "exit", "quit", "sys.exit", "input", "breakpoint"), node.lineno
+            assert not called.startswith(("sys.stdout", "sys.stderr")), node.lineno
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            assert "SystemExit" not in ast.unparse(node.exc), node.lineno
+
+
+def test_files_are_short_and_none_is_a_drawer_for_everything():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert not [path for path in FILES if path.stem in ("utils", "util", "helpers", "misc", "common_utils")]
+
+
+def test_every_file_says_in_its_first_line_what_it_is_for():
+    assert [str(path) for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+def test_test_files_have_unique_names():
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names))
+
+
+def test_help_loads_nothing_heavy():
+    script = (
+        "import sys; from beitcli.cli.app import main; code = main(['--help']); "
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'PIL', 'safetensors', 'beitcli.engine'} & set(sys.modules); "
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout
