@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -25,6 +26,7 @@ COMMANDS = [
     mask_preview.COMMAND,
     attn_map.COMMAND,
 ]
+PLANNED = ("inspect", "export")
 
 _INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.
 
@@ -42,11 +44,19 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _build() -> typer.Typer:
+def _build(asked: set[str], own_options: bool) -> typer.Typer:
+    """Registers the commands.
+
+    Args:
+        asked: Commands that get their parameters; those of all take 40 ms.
+        own_options: Whether typer's options of the program itself are there; it imports pydantic for them, 80 ms.
+    """
     app = typer.Typer(
         name="beit",
         help=_INTRO,
         no_args_is_help=True,
+        add_completion=own_options,
+        add_help_option=own_options,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
@@ -59,10 +69,16 @@ def _build() -> typer.Typer:
         ] = False,
     ) -> None: ...
 
-    known = {name for command in COMMANDS for name in settings_of(command.config)}
     for command in COMMANDS:
-        register(app, command, known)
+        if command.name in asked:
+            register(app, command, {name for each in COMMANDS for name in settings_of(each.config)})
+        else:
+            app.command(command.name, short_help=command.summary, rich_help_panel=command.panel)(_nothing)
     return app
+
+
+def _nothing() -> None:
+    """What stands in for a command that is not asked for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code of the contract (see `beitcli.errors`).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = typer.main.get_command(_build())
+    names = {command.name for command in COMMANDS}
+    completing = "_BEIT_COMPLETE" in os.environ  # the shell asks, and tells the words in other variables
+    word = next((word for word in arguments if not word.startswith("-")), "")
+    asked = names if completing else names & {word}
+    command = typer.main.get_command(_build(asked, own_options=completing or arguments[:1] != [word] or not asked))
     shell = Shell(debug="--debug" in arguments)
     try:
         code = command.main(args=arguments, prog_name="beit", standalone_mode=False)
@@ -109,7 +129,8 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
         hint = suggestion(option, [*known, "--json", "--quiet", "--debug", "--help"])
         return UsageError(message, f"{hint} {help_line}".strip())
     if message.startswith("No such command") and name:
-        return UsageError(f"There is no command '{name}'.", f"{suggestion(name, commands)} {help_line}".strip())
+        hint = "This version does not have it yet." if name in PLANNED else suggestion(name, commands)
+        return UsageError(f"There is no command '{name}'.", f"{hint} {help_line}".strip())
     return UsageError(message, help_line)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from beitcli.cli.command import Command
 from beitcli.cli.output import Shell
 from beitcli.config.use import MaskPreviewConfig
@@ -15,11 +13,10 @@ def _run(config: MaskPreviewConfig, shell: Shell) -> None:
     if config.stats:
         shell.document(mask_preview_statistics(config))
         return
-    for preview in mask_preview(config, shell.on_event, sys.stdin.buffer):
+    for preview in mask_preview(config, shell.on_event, shell.stdin):
         document = preview.document
         if config.output == "-" and preview.picture is not None:
-            preview.picture.save(sys.stdout.buffer, format="PNG")
-            sys.stdout.buffer.flush()
+            shell.picture(preview.picture)
         elif shell.wants_json:
             shell.document(document)
         elif "error" in document:

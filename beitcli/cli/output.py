@@ -11,17 +11,19 @@ import sys
 import time
 import traceback
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from beitcli.errors import BeitError
 
 if TYPE_CHECKING:
+    from PIL import Image
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     from beitcli.engine.events import Event, Progress
 
-_LINE_SECONDS = 5.0
+_LINE_SECONDS = 5.0  # between two plain lines of figures
+_COUNT_SECONDS = 10.0  # between two plain lines that only count; a shorter job has none
 _SHOWN = {"loss": ".4f", "masked_accuracy": ".3f", "baseline_accuracy": ".3f", "unigram_entropy": ".3f", "top1": ".4f",
           "reconstruction": ".5f", "kl": ".3f", "lr": ".2e", "images_per_second": ".0f", "gradient_norm": ".2f",
           "temperature": ".3f", "held_out_psnr": ".2f", "held_out_codes_used": ".0f", "held_out_perplexity": ".1f",
@@ -43,6 +45,7 @@ class Shell:
         self._bar: Bar | None = None
         self._bar_tasks: dict[str, Any] = {}
         self._last_line = 0.0
+        self._last_count = time.monotonic()
 
     @property
     def console(self) -> Console:
@@ -58,11 +61,33 @@ class Shell:
         """Whether results are JSON: asked for, or stdout is no terminal."""
         return self.as_json or not sys.stdout.isatty()
 
+    @property
+    def stdin(self) -> BinaryIO | None:
+        """None where it is closed, as for some services."""
+        return None if sys.stdin is None else sys.stdin.buffer
+
     # Results
 
     def line(self, text: str) -> None:
-        sys.stdout.write(text + "\n")
+        """One line; bytes of a file name that are no text are written as `\\udcff`, so that it never fails."""
+        self._make_way()
+        try:
+            sys.stdout.write(text + "\n")
+        except UnicodeEncodeError:
+            encoding = sys.stdout.encoding
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
         sys.stdout.flush()
+
+    def picture(self, picture: Image.Image) -> None:
+        """The bytes of a PNG."""
+        self._make_way()
+        picture.save(sys.stdout.buffer, format="PNG")
+        sys.stdout.buffer.flush()
+
+    def _make_way(self) -> None:
+        """A bar and results on one terminal would garble each other: the next event starts the bar again."""
+        if self._bar is not None and sys.stdout.isatty():
+            self._bar.stop()
 
     def document(self, document: Any) -> None:
         """One JSON document on one line."""
@@ -70,6 +95,7 @@ class Shell:
 
     def made(self, report: Any) -> None:
         """What a training command made: its path, or everything with `--json`."""
+        self._end_bar()
         plain = as_plain(report)
         if self.as_json or "run" not in plain:
             self.document(plain)
@@ -79,12 +105,16 @@ class Shell:
 
     def figures(self, report: Any) -> None:
         """A table on a terminal, JSON when piped."""
+        self._end_bar()
         if self.wants_json:
             self.document(report)
             return
         from rich.console import Console
 
-        Console(highlight=False).print(_table(as_plain(report)))
+        console = Console(highlight=False)
+        with console.capture() as table:
+            console.print(_table(as_plain(report)))
+        self.line(table.get().rstrip("\n"))
 
     def table(self, rows: dict[str, Any], title: str = "") -> None:
         """Rows for a person, on stderr."""
@@ -114,28 +144,30 @@ class Shell:
 
     def _progress(self, event: Progress) -> None:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
-            now = time.monotonic()
-            measured = any(name.startswith("held_out") for name in event.metrics)
-            if not event.metrics or (not measured and now - self._last_line < _LINE_SECONDS):
-                return
-            self._last_line = now
-            self._say(f"{event.phase}: {event.unit} {event.done}/{event.total}  {shown(event.metrics)}".rstrip())
+            if self._is_due(event):
+                self._say(f"{event.phase}: {event.unit} {event.done}/{event.total}  {shown(event.metrics)}".rstrip())
             return
         if self._bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}", markup=False), console=self.console, transient=True,
-            )  # fmt: skip
-            self._bar.start()
+            self._bar = _bar(self.console)
+        self._bar.start()
         if event.phase not in self._bar_tasks:
             self._bar_tasks[event.phase] = self._bar.add_task(event.phase, total=event.total, figures="")
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total)
         if event.metrics:
             self._bar.update(task, figures=shown(event.metrics))
+
+    def _is_due(self, event: Progress) -> bool:
+        """Whether a plain line is to be written: steps of training speak with their figures, other work by counting."""
+        now = time.monotonic()
+        if event.metrics:
+            measured = any(name.startswith("held_out") for name in event.metrics)
+            due = measured or now - self._last_line >= _LINE_SECONDS
+            self._last_line = now if due else self._last_line
+        else:
+            due = event.unit != "step" and event.done < event.total and now - self._last_count >= _COUNT_SECONDS
+            self._last_count = now if due else self._last_count
+        return due
 
     def _end_bar(self) -> None:
         if self._bar is not None:
@@ -160,6 +192,25 @@ class Shell:
         self.console.print(f"error: {message}", style="bold red", markup=False)
         if hint:
             self.console.print(f"  {hint}", markup=False)
+
+
+def _bar(console: Console) -> Bar:
+    """stdout is left alone, as results go there; a line a phase, as rich would clear too much above a wrapped one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    return Bar(
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(None),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 def as_plain(report: Any) -> dict[str, Any]:

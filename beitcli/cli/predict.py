@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from beitcli.cli.command import Command
 from beitcli.cli.output import Shell
 from beitcli.config.use import PredictConfig
@@ -12,7 +10,7 @@ from beitcli.config.use import PredictConfig
 def _run(config: PredictConfig, shell: Shell) -> None:
     from beitcli.engine.predict import predict
 
-    for document in predict(config, shell.on_event, sys.stdin.buffer):
+    for document in predict(config, shell.on_event, shell.stdin):
         if shell.wants_json:
             shell.document(document)
         elif "error" in document:

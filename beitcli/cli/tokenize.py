@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from beitcli.cli.command import Command
 from beitcli.cli.output import Shell
 from beitcli.config.use import TokenizeConfig
@@ -12,7 +10,7 @@ from beitcli.config.use import TokenizeConfig
 def _run(config: TokenizeConfig, shell: Shell) -> None:
     from beitcli.engine.tokenize import tokenize
 
-    for document in tokenize(config, shell.on_event, sys.stdin.buffer):
+    for document in tokenize(config, shell.on_event, shell.stdin):
         if config.stats:
             shell.figures(document)
         elif shell.wants_json:

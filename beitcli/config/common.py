@@ -36,7 +36,7 @@ class Job:
 
     def __post_init__(self) -> None:
         at_least("--workers", self.workers, -1)
-        at_least("--seed", self.seed, 0)
+        between("--seed", self.seed or 0, 0, 2**63 - 1)
         at_least("--limit", self.limit, 1)
         if self.gpus != 1:
             raise UsageError(f"--gpus is {self.gpus}, but this version computes in one process.", "Leave --gpus out.")
@@ -49,8 +49,9 @@ class Training(Job):
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
     max_bad: float = option(
-        0.05, "Share of unreadable images (0-1) past which the run stops with exit code 3.", panel="Data"
+        0.05, "Share of unreadable images (0-1) past which the run stops with exit code 3.", panel="Data", harmless=True
     )
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     out: str = option(
         "", "Run folder to make; default runs/COMMAND-DATE-TIME.", panel="Run", saved=False, metavar="RUN"
     )
@@ -78,7 +79,9 @@ class Training(Job):
     steps: int | None = option(None, "Optimizer steps, instead of --epochs.", panel="Schedule")
     batch_size: int = option(64, "Images of one optimizer step, all devices together.", panel="Schedule")
     micro_batch: int | None = option(
-        None, "Images of one forward pass; smaller ones accumulate to --batch-size.", panel="Schedule"
+        None,
+        "Images of one forward pass, which accumulate to --batch-size; default the batch, 128 at most.",
+        panel="Schedule",
     )
     lr: float = option(1.5e-3, "Peak learning rate.", panel="Schedule")
     min_lr: float = option(1e-5, "Learning rate at the end of the cosine.", panel="Schedule")
@@ -94,7 +97,10 @@ class Training(Job):
             at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
         for name in ("epochs", "lr", "clip"):
             above_zero("--" + name, getattr(self, name))
+        for name in ("min_lr", "weight_decay", "warmup_steps", "warmup_epochs"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 0)
         between("--max-bad", self.max_bad, 0, 1)
+        between("--beta2", self.beta2, 0, 0.999999)
         texts = [value if isinstance(value, tuple) else (value,) for value in vars(self).values()]
         for text in (each for value in texts for each in value if isinstance(each, str)):
             if not text.isascii() and text != text.encode(errors="replace").decode():
@@ -107,7 +113,7 @@ class Training(Job):
 
 
 def at_least(flag: str, value: float | None, least: float) -> None:
-    if value is not None and value < least:
+    if value is not None and not least <= value < math.inf:
         raise UsageError(f"{flag} is {value}; it must be at least {least}.", f"Give {flag} {least} or more.")
 
 

@@ -35,6 +35,8 @@ class TrainTokenizerConfig(Training):
             at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
         at_least("--vocab-size", self.vocab_size, 2)
         above_zero("--temperature-end", self.temperature_end)
+        at_least("--kl-weight", self.kl_weight, 0)
+        at_least("--usage-weight", self.usage_weight, 0)
         factor = 2 ** (self.groups - 1)
         if self.size < factor or self.size % factor:
             raise UsageError(
@@ -62,6 +64,9 @@ class PretrainConfig(Training):
         metavar="TOKENIZER",
     )
     tokenizer_recipe: str = option("small", "Recipe of the `own` tokenizer.", panel="Tokenizer", metavar="NAME")
+    tokenizer_steps: int | None = option(
+        None, "Optimizer steps of the `own` tokenizer; default its recipe's.", panel="Tokenizer", metavar="STEPS"
+    )
     masking: str = option("blockwise", "blockwise or random.", panel="Masking")
     ratio: float | None = option(None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking")
     num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
@@ -85,7 +90,10 @@ class PretrainConfig(Training):
         super().__post_init__()
         between("--drop-path", self.drop_path, 0, 1)
         between("--min-crop", self.min_crop, 0, 1)
+        between("--color-jitter", self.color_jitter, 0, 1)
+        at_least("--layer-scale", self.layer_scale, 0)
         at_least("--holdout", self.holdout, 0)
+        at_least("--tokenizer-steps", self.tokenizer_steps, 1)
         if not self.mask and self.predict == "masked":
             raise UsageError("--no-mask leaves no masked patch to predict.", "Add --predict all.")
         if self.model not in SIZES:
@@ -113,6 +121,7 @@ class FinetuneConfig(Training):
         "", "Where to start: a run, a checkpoint, or `random`.", panel="Model", required=True, metavar="MODEL"
     )
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
+    task: Literal["classify"] = option("classify", "What to learn.", panel="Model")
     size: int | None = option(None, "Side of the square images; default the model's own.", panel="Model", metavar="PX")
     patch_size: int = option(16, "Side of a patch where --init is random.", panel="Model", metavar="PX")
     positions: Literal["absolute", "per-block"] = option("absolute", "Positions where --init is random.", panel="Model")
@@ -136,6 +145,8 @@ class FinetuneConfig(Training):
         for name in ("drop_path", "smoothing", "erasing", "min_crop"):
             between("--" + name.replace("_", "-"), getattr(self, name), 0, 1)
         between("--ema", self.ema, 0, 1)
+        for name in ("mixup", "cutmix", "layer_scale"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 0)
         above_zero("--layer-decay", self.layer_decay)
         if self.model not in SIZES:
             raise UsageError(

@@ -13,6 +13,9 @@ from beitcli.errors import UsageError
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig(Job):
     command: ClassVar[str] = "tokenize"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "Arithmetic of the tokenizer; auto: fp32, as pretraining encodes.", panel="Machine"
+    )
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
     tokenizer: str = option("", "A run of train-tokenizer.", panel="Tokenizer", required=True, metavar="TOKENIZER")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
@@ -47,6 +50,7 @@ class TokenizeConfig(Job):
 @dataclass(frozen=True, kw_only=True)
 class MaskPreviewConfig(Job):
     command: ClassVar[str] = "mask-preview"
+    batch_size: int = option(8, "Images at once through --model.", panel="Machine")
     seed: int | None = option(  # type: ignore[assignment]
         None, "Everything random follows from it; default the run's, else 0.", panel="Machine"
     )
@@ -73,6 +77,7 @@ class MaskPreviewConfig(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least("--batch-size", self.batch_size, 1)
         at_least("--epoch", self.epoch, 0)
         at_least("--stats", self.stats, 1)
 
@@ -124,6 +129,7 @@ class PredictConfig(Job):
 @dataclass(frozen=True, kw_only=True)
 class AttnMapConfig(Job):
     command: ClassVar[str] = "attn-map"
+    batch_size: int = option(8, "Images at once.", panel="Machine")
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     model: str | None = option(
@@ -150,6 +156,7 @@ class AttnMapConfig(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least("--batch-size", self.batch_size, 1)
         at_least("--size", self.size, 1)
         if self.threshold is not None:
             between("--threshold", self.threshold, 0, 1)

@@ -3,13 +3,18 @@
 Position p of the stream is image `order(p)`; step s of a batch of B takes positions s * B .. s * B + B - 1. So a run
 goes on from one integer, whatever the number of workers. An image that cannot be read is replaced by the next readable
 one of the epoch's order, the same in every run, and reported with its batch.
+
+Workers read ahead, by 2 GB at most: batches too large for that travel in pieces, which are joined here.
 """
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +31,7 @@ from beitcli.errors import BadImage, DataError
 View = Callable[[Image.Image, int, int], dict[str, np.ndarray]]
 Masking = Callable[[int, int], np.ndarray]
 _SUBSTITUTES = 64
+_READ_AHEAD_BYTES = 2e9
 
 
 @dataclass
@@ -55,23 +61,41 @@ class Batch:
 
 
 class _Images(Dataset["Batch | DataError"]):
-    """Reads whole batches, numbered from 0; an error is an item, as torch would make a traceback of its message."""
+    """Reads batches, numbered from 0, in `pieces` each; an error is an item: torch makes a traceback of its message."""
 
-    def __init__(self, source: Source, view: View, masking: Masking | None) -> None:
-        self.source, self.view, self.masking = source, view, masking
+    pieces = 1
 
-    def __getitem__(self, number: int) -> Batch | DataError:
+    def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int) -> None:
+        self.source, self.view, self.masking, self.batch_size = source, view, masking, batch_size
+
+    def __len__(self) -> int:
+        return self.batches() * self.pieces
+
+    def __getitem__(self, item: int) -> Batch | DataError:
+        number, piece = divmod(item, self.pieces)
+        places = self.places(number)
+        begin, end = (len(places) * cut // self.pieces for cut in (piece, piece + 1))
         try:
-            return self.batch(number)
+            return self.read(places[begin:end])
         except DataError as error:
             return error
 
-    def batch(self, number: int) -> Batch:
+    def batches(self) -> int:
+        raise NotImplementedError
+
+    def places(self, number: int) -> range:
+        """Positions of a batch's images in the stream."""
+        raise NotImplementedError
+
+    def read(self, places: range) -> Batch:
         raise NotImplementedError
 
     def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         key = self.source.origin(index)
-        arrays = self.view(self.source.image(index), epoch, key)
+        try:
+            arrays = self.view(self.source.image(index), epoch, key)
+        except MemoryError:
+            raise BadImage("too large for the memory of this machine") from None
         if self.masking is not None:
             arrays["mask"] = self.masking(epoch, key).reshape(-1)
         label = self.source.label(index)
@@ -96,15 +120,18 @@ class _TrainingImages(_Images):
         start: int,
         steps: int,
     ) -> None:
-        super().__init__(source, view, masking)
-        self.order, self.batch_size, self.start, self.steps = order, batch_size, start, steps
+        super().__init__(source, view, masking, batch_size)
+        self.order, self.start, self.steps = order, start, steps
 
-    def __len__(self) -> int:
+    def batches(self) -> int:
         return self.steps
 
-    def batch(self, number: int) -> Batch:
+    def places(self, number: int) -> range:
         first = self.start + number * self.batch_size
-        positions = np.arange(first, first + self.batch_size)
+        return range(first, first + self.batch_size)
+
+    def read(self, places: range) -> Batch:
+        positions = np.array(places, dtype=np.int64)
         epochs, indices = self.order.indices(positions)
         items, taken = [], []
         bad: list[tuple[int, str, str]] = []
@@ -133,16 +160,15 @@ class _TrainingImages(_Images):
 
 
 class _OrderedImages(_Images):
-    def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int) -> None:
-        super().__init__(source, view, masking)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
+    def batches(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
-    def batch(self, number: int) -> Batch:
+    def places(self, number: int) -> range:
+        return range(number * self.batch_size, min(len(self.source), (number + 1) * self.batch_size))
+
+    def read(self, places: range) -> Batch:
         items, taken, bad = [], [], []
-        for index in range(number * self.batch_size, min(len(self.source), (number + 1) * self.batch_size)):
+        for index in places:
             try:
                 items.append(self.views(0, index))
                 taken.append(index)
@@ -183,13 +209,56 @@ def ordered_batches(
 
 
 def _iterate(images: _Images, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    options: dict[str, Any] = {"collate_fn": _whole}  # items are batches already
+    prefetch, workers = 2, min(workers, len(images))
     if workers:
-        options |= {"prefetch_factor": 4, "worker_init_fn": _prepare_worker}
-    for batch in DataLoader(images, batch_size=None, num_workers=workers, pin_memory=pin_memory, **options):
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+        prefetch, images.pieces = read_ahead(images.batch_size, getattr(images.view, "bytes_per_image", 0), workers)
+    pieces, parts = images.pieces, []
+    # The loader's iterator is kept in no variable, where the traceback of an error would keep its workers alive.
+    for item in _started(images, workers, prefetch, pin_memory and pieces == 1):
+        if isinstance(item, DataError):
+            raise item
+        parts.append(item)
+        if len(parts) == pieces:
+            yield parts[0] if pieces == 1 else _joined(parts, pin_memory)
+            parts = []
+
+
+def _started(images: _Images, workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch | DataError]:
+    # Items are batches already. Every draw is keyed, so the loader's own seed matters to nothing: it is drawn apart,
+    # for it would move torch's global generator.
+    options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
+    if workers:
+        options |= {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
+        return iter(DataLoader(images, num_workers=workers, pin_memory=pin_memory, **options))
+
+
+def read_ahead(batch_size: int, bytes_per_image: int, workers: int) -> tuple[int, int]:
+    """(items that each worker has under way, pieces that a batch travels in), 2 GB in all.
+
+    Args:
+        bytes_per_image: 0 where it is not known.
+    """
+    batch_bytes = batch_size * bytes_per_image
+    if not batch_bytes:
+        return 2, 1
+    affordable = int(_READ_AHEAD_BYTES / (batch_bytes * workers))
+    if affordable >= 2:
+        return min(4, affordable), 1
+    return 2, min(batch_size, math.ceil(2 * workers * batch_bytes / _READ_AHEAD_BYTES))
+
+
+def _joined(parts: list[Batch], pin_memory: bool) -> Batch:
+    """One batch of consecutive pieces; pinned in the same copy."""
+    filled = [part.tensors for part in parts if len(part)]
+    tensors = {}
+    for name, first in filled[0].items() if filled else ():
+        shape = (sum(len(each[name]) for each in filled), *first.shape[1:])
+        tensors[name] = torch.empty(shape, dtype=first.dtype, pin_memory=pin_memory)
+        torch.cat([each[name] for each in filled], out=tensors[name])
+    indices = [index for part in parts for index in part.indices]
+    return Batch(tensors, indices, [record for part in parts for record in part.bad])
 
 
 def _whole(batch: Batch | DataError) -> Batch | DataError:
@@ -209,6 +278,8 @@ def _prepare_worker(worker: int) -> None:
 
 def _end_when_the_parent_asks() -> None:
     """Waits for a SIGTERM of the process that trains; those of others pass by."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process()  # os.getppid() may be a server that forks the workers
+    pid = parent.pid if parent else os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
         continue
     os._exit(0)

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -55,15 +55,27 @@ def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator)
     return image
 
 
+def square_box(width: int, height: int, size: int, crop_share: float = 1.0) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower) in pixels of the image: its central square, as cut from a whole-pixel resize.
+
+    The shorter side at size / crop_share pixels, then the central size x size of them, seen in the image itself.
+    """
+    scale = max(size, round(size / crop_share)) / min(width, height)
+
+    def span(side: int) -> tuple[float, float]:
+        resized = max(size, round(side * scale))
+        before = (resized - size) // 2
+        return before * side / resized, (before + size) * side / resized
+
+    (left, right), (upper, lower) = span(width), span(height)
+    return left, upper, right, lower
+
+
 def fit_square(
     image: Image.Image, size: int, crop_share: float = 1.0, filter: int = Image.Resampling.BICUBIC
 ) -> Image.Image:
-    """The shorter side resized to size / crop_share, then the central size x size pixels."""
-    scale = max(size, round(size / crop_share)) / min(image.size)
-    across, down = (max(size, round(side * scale)) for side in image.size)
-    resized = image.resize((across, down), filter) if (across, down) != image.size else image
-    left, upper = (across - size) // 2, (down - size) // 2
-    return resized.crop((left, upper, left + size, upper + size))
+    """The central square at size x size pixels, resized from its box alone: a long image costs no more than it."""
+    return image.resize((size, size), filter, square_box(*image.size, size, crop_share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +92,10 @@ class PretrainingView:
     token_size: int
     color_jitter: float = 0.4
     min_crop: float = 0.08
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * (self.image_size**2 + self.token_size**2)
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
         """`images` (3, H, W) and `token_images` (3, h, w), uint8."""
@@ -104,6 +120,10 @@ class TokenizerView:
     size: int
     min_crop: float = 0.5
 
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * self.size**2
+
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
         """`images` (3, H, W) uint8."""
         rng = keyed_generator(self.seed, "view", epoch, index)
@@ -124,6 +144,10 @@ class CenterView:
     size: int
     crop_share: float = 1.0
     filter: int = Image.Resampling.BICUBIC
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * self.size**2
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
         """`images` (3, H, W) uint8."""
@@ -149,6 +173,10 @@ class FinetuningView:
     erasing: float = 0.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * self.size**2 * 4
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], torch.Tensor]:
@@ -178,9 +206,22 @@ class FinetuningView:
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """(B, 3, H, W) uint8 to float, on the device it is on; floats pass through."""
+    """(B, 3, H, W) uint8 to float, on the device it is on; floats pass through.
+
+    Only the first call for a device copies anything to it.
+    """
     if images.dtype != torch.uint8:
         return images
-    scale = torch.tensor(std, device=images.device).mul_(255).reciprocal_().view(3, 1, 1)
-    shift = torch.tensor(mean, device=images.device).div_(torch.tensor(std, device=images.device)).view(3, 1, 1)
+    scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
     return images.float().mul_(scale).sub_(shift)
+
+
+@lru_cache(maxsize=64)
+def _scale_and_shift(
+    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, 1, 1) each."""
+    with torch.inference_mode(False):  # they outlive the context of the first call
+        scale = torch.tensor(std, device=device).mul_(255).reciprocal_().view(3, 1, 1)
+        shift = torch.tensor(mean, device=device).div_(torch.tensor(std, device=device)).view(3, 1, 1)
+    return scale, shift

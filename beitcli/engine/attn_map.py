@@ -1,6 +1,7 @@
 """`beit attn-map`: what reference points attend to (paper section 3.4, Figure 2), one document an image in input order.
 
-Costs one forward pass an image up to the block, and besides only the rows of the points; a page needs every row.
+Costs a forward pass up to the block, and besides only the rows of the points: of those of any image of a batch. A page
+needs every row.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ import torch
 from PIL import Image
 
 from beitcli.config.use import AttnMapConfig
-from beitcli.data.order import select_limit
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.subset import Subset
 from beitcli.data.views import fit_square, normalize, to_array
 from beitcli.engine.attn_points import Patch, Pixel, SquareCrop, parse_point
 from beitcli.engine.events import Note, OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.inputs import image_groups, open_inputs
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
-from beitcli.errors import BadImage, DataError, StorageError, UsageError
+from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.attention import attention_rows, block_index
 from beitcli.models.beit import Classifier
 from beitcli.models.references import OpenedModel, open_backbone
@@ -60,21 +59,19 @@ def attn_map(
     warn_of_damage(opened.warnings, on_event)
     looker = _Looker(config, model.to(compute.device), opened, compute, points)
     size = model.architecture.image_size[0]
-    source = open_data(config.inputs, role="eval", sample_size=size, stdin=stdin, nul_separated=config.nul)
-    if config.limit is not None and config.limit < len(source):
-        source = Subset(source, select_limit(source, config.limit, config.seed))
+    source = open_inputs(config, sample_size=size, stdin=stdin)
     outputs = _output_paths(config.output, source) if config.output is not None else None
     bad = 0
-    for index in range(len(source)):
-        path = source.path(index)
-        try:
-            image = source.image(index)
-        except BadImage as error:
-            bad += 1
-            yield {"path": path, "error": error.message}
-        else:
-            yield looker.document(path, image, outputs[index] if outputs else None)
-        on_event(Progress("attn-map", index + 1, len(source), "image"))
+    for group in image_groups(source, config.batch_size):
+        views = looker.look([image for _, image in group if not isinstance(image, str)], outputs)
+        for index, image in group:
+            path = source.path(index)
+            if isinstance(image, str):
+                bad += 1
+                yield {"path": path, "error": image}
+            else:
+                yield looker.document(path, next(views), outputs[index] if outputs else None)
+            on_event(Progress("attn-map", index + 1, len(source), "image"))
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
 
@@ -99,12 +96,12 @@ class _Looker:
         )
 
     @torch.no_grad()
-    def rows(self, image: Image.Image, queries: list[int] | None) -> np.ndarray:
-        """(heads, R, L) float32 attention from the positions `queries`; None for all."""
-        view = to_array(fit_square(image, self.model.architecture.image_size[0]))
-        images = normalize(torch.from_numpy(view)[None].to(self.compute.device), *self.opened.normalization)
+    def rows(self, images: list[Image.Image], queries: list[int] | None) -> np.ndarray:
+        """(B, heads, R, L) float32 attention from the positions `queries`; None for all."""
+        views = np.stack([to_array(fit_square(image, self.model.architecture.image_size[0])) for image in images])
+        batch = normalize(torch.from_numpy(views).to(self.compute.device), *self.opened.normalization)
         with self.compute.autocast():
-            rows = attention_rows(self.model, images, self.layer, queries)[0].cpu().numpy()
+            rows = attention_rows(self.model, batch, self.layer, queries).cpu().numpy()
         if not np.isfinite(rows).all():
             raise StorageError(
                 f"The attention of '{self.opened.reference}' in {self.compute.precision} is not finite.",
@@ -112,33 +109,43 @@ class _Looker:
             )
         return rows
 
-    def document(self, path: str, image: Image.Image, output: Path | None) -> dict[str, Any]:
-        """Looks at one image, writes its file where there is one, and tells."""
+    def look(self, images: list[Image.Image], outputs: list[Path] | None) -> Iterator[_Looked]:
+        """One pass of the model for all of the images, whose points may lie in different patches."""
+        if not images:
+            return
         grid = self.model.architecture.grid
-        crop = SquareCrop(*image.size, self.model.architecture.image_size[0], grid[1])
-        points = self.points or crop.reference_points()
-        patches = [crop.patch_of(point) for point in points]
-        queries = [1 + row * grid[1] + column for row, column in patches]
-        is_page = output is not None and output.suffix.lower() == ".html"
-        rows = self.rows(image, None if is_page else queries)
-        asked = (rows[:, queries] if is_page else rows).swapaxes(0, 1)
-        if self.names == ["mean"]:
-            asked = asked.mean(axis=1, keepdims=True)
-        elif self.head is not None:
-            asked = asked[:, [self.head]]
-        looked = _Looked(image, crop, points, patches, asked[..., 1:].reshape(*asked.shape[:2], *grid), asked[..., 0])
+        crops = [SquareCrop(*image.size, self.model.architecture.image_size[0], grid[1]) for image in images]
+        points = [self.points or crop.reference_points() for crop in crops]
+        patches = [[crop.patch_of(point) for point in own] for crop, own in zip(crops, points, strict=True)]
+        positions = [[1 + row * grid[1] + column for row, column in own] for own in patches]
+        every_row = outputs is not None and outputs[0].suffix.lower() == ".html"
+        queries = None if every_row else sorted({position for own in positions for position in own})
+        batch = self.rows(images, queries)
+        for number, rows in enumerate(batch):
+            places = [position if queries is None else queries.index(position) for position in positions[number]]
+            asked = rows[:, places].swapaxes(0, 1)
+            if self.names == ["mean"]:
+                asked = asked.mean(axis=1, keepdims=True)
+            elif self.head is not None:
+                asked = asked[:, [self.head]]
+            maps, class_shares = asked[..., 1:].reshape(*asked.shape[:2], *grid), asked[..., 0]
+            own = crops[number], points[number], patches[number]
+            yield _Looked(images[number], *own, maps, class_shares, rows)
+
+    def document(self, path: str, looked: _Looked, output: Path | None) -> dict[str, Any]:
+        """Writes the file of one image where there is one, and tells."""
         if output is not None:
-            self._write(output, path, looked, rows)
+            self._write(output, path, looked)
         return {
             "path": path,
             "model": self.opened.reference,
             "layer": self.layer,
-            "grid": list(grid),
+            "grid": list(self.model.architecture.grid),
             "output": None if output is None else str(output),
             "maps": looked.as_documents(self.names),
         }
 
-    def _write(self, output: Path, path: str, looked: _Looked, rows: np.ndarray) -> None:
+    def _write(self, output: Path, path: str, looked: _Looked) -> None:
         if output.suffix.lower() == ".npy":
             write_whole(output, lambda file: np.save(file, looked.maps))
         elif output.suffix.lower() == ".png":
@@ -146,7 +153,7 @@ class _Looker:
         else:
             page = attention_page(
                 looked.crop_picture(448, 896),
-                rows,
+                looked.rows,
                 self.model.architecture.grid,
                 title=path,
                 detail=f"Block {self.layer} (the last is {len(self.model.blocks) - 1}) of {self.opened.reference}",
@@ -165,6 +172,7 @@ class _Looked:
     Attributes:
         maps: (P, K, h, w) float32, P points and K heads.
         class_shares: (P, K) float32.
+        rows: (heads, R, L) float32 of the positions that were computed; all of them for a page.
     """
 
     image: Image.Image
@@ -173,6 +181,7 @@ class _Looked:
     patches: list[Patch]
     maps: np.ndarray
     class_shares: np.ndarray
+    rows: np.ndarray
 
     def as_documents(self, names: list[str | int]) -> list[dict[str, Any]]:
         return [

@@ -33,14 +33,14 @@ class BadImageLedger:
     def __init__(self, run: RunFolder, images: int, max_bad: float) -> None:
         self.run, self.images, self.max_bad = run, images, max_bad
         self.records: list[Bad] = []
-        self._known: set[int] = set()
+        self._known: set[str] = set()
 
     def note(self, bad: Sequence[Bad]) -> None:
         """Adds what a batch met. Raises DataError past the limit."""
-        new = [record for record in bad if record[0] not in self._known]
+        new = [record for record in bad if record[1] not in self._known]
         for index, path, reason in new:
-            if index not in self._known:
-                self._known.add(index)
+            if path not in self._known:
+                self._known.add(path)
                 self.records.append((index, path, reason))
                 self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
         if new:

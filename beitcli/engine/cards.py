@@ -36,7 +36,7 @@ def tokenizer_card(config: TrainTokenizerConfig, report: Any, hardware: str) -> 
         {"made by": f"beit {__version__} train-tokenizer, recipe {config.recipe}", "data": data, "hardware": hardware},
         {
             "steps": f"{report.steps:,} of {config.batch_size} images, {report.seconds:.0f} s",
-            f"PSNR ({report.measured_on} held-out images)": f"{report.psnr:.2f} dB",
+            f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB",
             "mean absolute error": f"{report.mae:.4f}",
             "codes used": f"{report.codes_used} of {report.vocab_size}",
             "perplexity": f"{report.perplexity:.1f}",

@@ -12,17 +12,15 @@ import torch
 
 from beitcli.config.use import EvalConfig
 from beitcli.data.loader import Batch, ordered_batches
-from beitcli.data.order import select_limit
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.subset import Subset
 from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view, normalize
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.events import OnEvent, Progress, Warned, ignore, warn_of_damage
+from beitcli.engine.inputs import open_inputs
 from beitcli.errors import DataError
 from beitcli.models.beit import Classifier
 from beitcli.models.references import open_classifier
-from beitcli.runtime.device import Compute, choose_compute, choose_workers
+from beitcli.runtime.device import Compute, choose_workers
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,10 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> EvalReport:
         DataError: No labels, classes the model does not know, or too many bad images.
     """
     model, opened = open_classifier(config.model, config.size)
-    compute = choose_compute(config.device, opened.precision(config.precision))
+    compute = opened.compute(config.device, config.precision)
     warn_of_damage(opened.warnings, on_event)
     size = model.architecture.image_size[0]
-    source = open_data(config.data, split=config.split, role="eval", labelled=True, sample_size=size)
-    if config.limit is not None and config.limit < len(source):
-        source = Subset(source, select_limit(source, config.limit, config.seed))
+    source = open_inputs(config, sample_size=size, labelled=True)
     columns = class_columns(source, opened.settings["classes"])
     workers = choose_workers(config.workers, compute.device)
     scores = score(model.to(compute.device), source, columns, compute, config.batch_size, workers, on_event)

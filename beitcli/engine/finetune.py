@@ -12,17 +12,19 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
 from beitcli.config.architecture import SIZES, Architecture
 from beitcli.config.training import FinetuneConfig
-from beitcli.data.loader import Batch, training_batches
+from beitcli.data.loader import Batch
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, FinetuningView
@@ -31,6 +33,7 @@ from beitcli.engine.cards import finetuning_card
 from beitcli.engine.evaluate import class_columns, score
 from beitcli.engine.events import Note, OnEvent, Planned, ignore, warn_of_damage
 from beitcli.engine.preparation import (
+    HeldOut,
     checkpoint_bytes,
     describe_plan,
     hold_out,
@@ -38,8 +41,10 @@ from beitcli.engine.preparation import (
     open_images,
     open_run,
     rehearse,
+    stream,
 )
 from beitcli.engine.training import Plan, Task, Tensors, train
+from beitcli.errors import UsageError
 from beitcli.models.beit import Classifier, forward_flops
 from beitcli.models.references import OpenedModel, open_pretrained
 from beitcli.models.transfer import finetuning_architecture, load_backbone
@@ -130,7 +135,8 @@ class FinetuneTask(Task):
     def measure(self) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
         model = self.averaged if self.averaged is not None else self.model
-        scores = score(model, self.val, self.columns, self.compute, batch_size=128, workers=0)
+        workers = choose_workers(self.config.workers, self.compute.device)
+        scores = score(model, self.val, self.columns, self.compute, batch_size=128, workers=workers)
         refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, "Mend or remove them, or raise --max-bad.")
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
@@ -139,6 +145,7 @@ class FinetuneTask(Task):
             "architecture": self.model.architecture.as_dict(),
             "classes": list(self.classes),
             "precision": self.compute.precision,
+            "device": self.compute.device.type,
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
         }
@@ -196,31 +203,32 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     if config.init != "random":
         size = init_architecture(open_pretrained(config.init), config.size).image_size[0]
     source = open_images(config, labelled=True, size=size, on_event=on_event)
-    training, val, measured_on = _validation(config, source, size)
+    held = _validation(config, source, size)
     classes = source.classes or ()
+    view = FinetuningView(
+        seed=config.seed,
+        size=size,
+        min_crop=config.min_crop,
+        rand_augment=config.rand_augment,
+        erasing=config.erasing,
+    )
+    _check_augmentation(view)
     model = build_classifier(config, len(classes), on_event)
-    plan = make_plan(config, training)
-    task = FinetuneTask(config, plan, model, classes, val, compute)
+    plan = make_plan(config, held.training)
+    task = FinetuneTask(config, plan, model, classes, held.measured, compute)
     rows = plan_rows(task, plan)
-    batches = partial(_batches, config, training, size, compute)
     if config.dry_run:
-        seconds, spread = rehearse(task, plan, batches, compute, on_event)
-        rows["step time"] = f"{seconds:.3f} s (spread {spread:.3f} s over 4)"
-        rows["whole run"] = f"about {seconds * plan.steps / 60:.1f} minutes"
-        on_event(Planned("Finetuning (dry run)", rows))
-        return {
-            "dry_run": True,
-            "job": config.command,
-            "plan": rows,
-            "steps": plan.steps,
-            "step_seconds": seconds,
-            "estimated_seconds": seconds * plan.steps,
-        }
+
+        def batches_of(size: int, steps: int) -> Iterator[Batch]:
+            return stream(config, held.training, view, compute, 0, steps, batch_size=size)
+
+        return rehearse(task, plan, config, rows, batches_of, compute, on_event)
     run = open_run(config)
     on_event(Planned("Finetuning", rows))
     with StopRequest() as stop:
         command = f"Go on with: beit finetune --out {run.path} --resume"
-        state = train(task, plan, batches, run, compute, on_event, stop, command)
+        batches = partial(stream, config, held.training, view, compute)
+        state = train(task, plan, batches, run, compute, on_event, stop, command, held.bad)
     figures = state.figures or {}
     report = FinetuneReport(
         run=str(run.path),
@@ -231,7 +239,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
         images_seen=state.step * plan.batch_size,
         classes=len(classes),
         images=int(figures["images"]),
-        measured_on=measured_on,
+        measured_on=_measured_on(config, held),
         top1=figures["top1"],
         top5=figures["top5"],
         images_per_second=state.images_per_second,
@@ -241,39 +249,39 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     return report
 
 
-def _validation(config: FinetuneConfig, source: Source, size: int) -> tuple[Source, Source, str]:
-    """(training images, images to measure on, what these are called).
+def _validation(config: FinetuneConfig, source: Source, size: int) -> HeldOut:
+    """What to train on and what to measure on.
 
-    `--val` where given; `sample` has a split of its own; else a twentieth of DATA is kept out of training.
+    `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
     """
+    references = [config.val] if config.val is not None else list(config.data) if _has_val(config) else None
+    if references is None:
+        return hold_out(source, _HELD_OUT, config.seed)
+    val = open_data(references, role="eval", labelled=True, sample_size=size)
+    return HeldOut(source, val, (), True)
+
+
+def _check_augmentation(view: FinetuningView) -> None:
+    """timm finds a wrong policy only when it is used."""
+    try:
+        view(Image.new("RGB", (view.size, view.size)), 0, 0)
+    except (AssertionError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--rand-augment '{view.rand_augment}' is no policy of timm's ({type(error).__name__}: {error}).",
+            "Write it as rand-m9-mstd0.5-inc1; empty for none.",
+        ) from None
+
+
+def _has_val(config: FinetuneConfig) -> bool:
+    """Whether training leaves a `val` split of every DATA aside."""
+    splits = all(name == "sample" or all((Path(name) / s).is_dir() for s in ("train", "val")) for name in config.data)
+    return splits and config.split in (None, "train")
+
+
+def _measured_on(config: FinetuneConfig, held: HeldOut) -> str:
     if config.val is not None:
-        return source, open_data([config.val], role="eval", labelled=True, sample_size=size), config.val
-    if config.data == ("sample",):
-        return source, open_data(["sample"], role="eval", labelled=True, sample_size=size), "sample, split val"
-    training, held_out = hold_out(source, _HELD_OUT, config.seed)
-    return training, held_out, "the training images" if held_out is training else "images held out of DATA"
-
-
-def _batches(
-    config: FinetuneConfig, source: Source, size: int, compute: Compute, images_seen: int, steps: int
-) -> Iterator[Batch]:
-    view = FinetuningView(
-        seed=config.seed,
-        size=size,
-        min_crop=config.min_crop,
-        rand_augment=config.rand_augment,
-        erasing=config.erasing,
-    )
-    return training_batches(
-        source,
-        view,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        images_seen=images_seen,
-        steps=steps,
-        workers=choose_workers(config.workers, compute.device),
-        pin_memory=compute.device.type == "cuda",
-    )
+        return config.val
+    return f"{' '.join(config.data)}, split val" if _has_val(config) else held.name
 
 
 def plan_rows(task: FinetuneTask, plan: Plan) -> dict[str, str]:

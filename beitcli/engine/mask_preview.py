@@ -12,22 +12,20 @@ import torch
 from PIL import Image
 
 from beitcli.config.use import MaskPreviewConfig
-from beitcli.data.order import select_limit
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.subset import Subset
 from beitcli.data.views import fit_square, normalize, to_array
 from beitcli.engine.events import OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.inputs import image_groups, open_inputs
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.tokenize import to_picture
-from beitcli.errors import BadImage, DataError, UsageError
+from beitcli.errors import DataError, UsageError
 from beitcli.masking import MaskGenerator, keyed_mask, make_masking, num_masked_from
 from beitcli.masking.statistics import mask_statistics
 from beitcli.models.beit import MaskedImageModel
 from beitcli.models.references import OpenedModel, open_masked_image_model
 from beitcli.pictures.masks import mask_panel
-from beitcli.runtime.device import choose_compute
-from beitcli.tokenizers import Tokenizer, open_tokenizer
+from beitcli.runtime.device import Compute
+from beitcli.tokenizers import Tokenizer, open_tokenizer_of
 
 _PICTURE = 448
 
@@ -45,20 +43,22 @@ class _Pretrained:
     model: MaskedImageModel
     opened: OpenedModel
     tokenizer: Tokenizer
+    compute: Compute
 
     @torch.no_grad()
-    def reconstruct(self, image: Image.Image, mask: np.ndarray) -> Image.Image:
-        """The picture of the visible tokens and of what the model says for the hidden ones."""
-        device = next(self.model.parameters()).device
+    def reconstruct(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Image.Image]:
+        """Pictures of the visible tokens and of what the model says for the hidden ones, in one pass."""
+        device = self.compute.device
         side = self.model.architecture.image_size[0]
         token_side = self.opened.settings["token_size"]
-        images = torch.from_numpy(to_array(fit_square(image, side)))[None].to(device)
-        token_view = to_array(fit_square(image, token_side, filter=Image.Resampling.LANCZOS))
-        tokens = self.tokenizer.encode(torch.from_numpy(token_view)[None].to(device))
-        hidden = torch.from_numpy(mask.reshape(1, -1)).to(device)
-        logits = self.model(normalize(images, *self.opened.normalization), hidden)
+        images = torch.from_numpy(np.stack([to_array(fit_square(each, side)) for each in pictures])).to(device)
+        views = [to_array(fit_square(each, token_side, filter=Image.Resampling.LANCZOS)) for each in pictures]
+        tokens = self.tokenizer.encode(torch.from_numpy(np.stack(views)).to(device))
+        hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(device)
+        with self.compute.autocast():
+            logits = self.model(normalize(images, *self.opened.normalization), hidden)
         tokens[hidden] = logits.argmax(dim=1)
-        return to_picture(self.tokenizer.model.decode(tokens, self.model.architecture.grid)[0])
+        return [to_picture(each) for each in self.tokenizer.model.decode(tokens, self.model.architecture.grid)]
 
 
 def mask_preview(
@@ -76,40 +76,42 @@ def mask_preview(
     masking, seed = masking_of(config, pretrained.opened if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
-    source = open_data(
-        config.inputs, split=config.split, role="train", sample_size=_PICTURE, stdin=stdin, nul_separated=config.nul
-    )
-    if config.limit is not None and config.limit < len(source):
-        source = Subset(source, select_limit(source, config.limit, seed))
+    source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed)
     several = len(source) > 1
     if config.output == "-" and several:
         raise UsageError(f"-o - writes one picture, but {len(source)} images are given.", "Give -o DIR.")
     outputs = _output_paths(config.output, source) if config.output else None
     bad = 0
-    for index in range(len(source)):
-        path = source.path(index)
-        try:
-            image = source.image(index)
-        except BadImage as error:
-            bad += 1
-            yield Preview({"path": path, "error": error.message}, None)
-            continue
-        mask = keyed_mask(masking, seed, config.epoch, source.origin(index))
-        output = outputs[index] if outputs else None
-        picture = _picture(image, mask, pretrained) if output else None
-        if picture is not None and output is not None and config.output != "-":
-            save_png(picture, output)
-        document = {
-            "path": path,
-            "grid": list(mask.shape),
-            "num_masked": int(mask.sum()),
-            "mask": mask.astype(int).tolist(),
-            "output": str(output) if output else None,
-        }
-        yield Preview(document, picture)
-        on_event(Progress("mask-preview", index + 1, len(source), "image"))
+    for group in image_groups(source, config.batch_size if pretrained and outputs else 1):
+        images = {index: image for index, image in group if not isinstance(image, str)}
+        masks = {index: keyed_mask(masking, seed, config.epoch, source.origin(index)) for index in images}
+        rebuilt: dict[int, Image.Image] = {}
+        if pretrained and outputs and images:
+            pictures = pretrained.reconstruct(list(images.values()), list(masks.values()))
+            rebuilt = dict(zip(images, pictures, strict=True))
+        for index, image in group:
+            if isinstance(image, str):
+                bad += 1
+                yield Preview({"path": source.path(index), "error": image}, None)
+            else:
+                output = outputs[index] if outputs else None
+                picture = _picture(image, masks[index], rebuilt.get(index)) if output else None
+                if picture is not None and output is not None and config.output != "-":
+                    save_png(picture, output)
+                yield Preview(_document(source.path(index), masks[index], output), picture)
+            on_event(Progress("mask-preview", index + 1, len(source), "image"))
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+
+def _document(path: str, mask: np.ndarray, output: Path | None) -> dict[str, Any]:
+    return {
+        "path": path,
+        "grid": list(mask.shape),
+        "num_masked": int(mask.sum()),
+        "mask": mask.astype(int).tolist(),
+        "output": str(output) if output else None,
+    }
 
 
 def _output_paths(output: str, source: Source) -> list[Path]:
@@ -160,19 +162,18 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 
 def _open_run(config: MaskPreviewConfig, on_event: OnEvent) -> _Pretrained:
-    compute = choose_compute(config.device, config.precision)
     model, opened = open_masked_image_model(config.model or "")
-    tokenizer = open_tokenizer(opened.settings["tokenizer"]["reference"], compute.device)
+    compute = opened.compute(config.device, config.precision)
+    tokenizer = open_tokenizer_of(opened, compute.device)
     warn_of_damage((*opened.warnings, *tokenizer.warnings), on_event)
-    return _Pretrained(model.to(compute.device), opened, tokenizer)
+    return _Pretrained(model.to(compute.device), opened, tokenizer, compute)
 
 
-def _picture(image: Image.Image, mask: np.ndarray, pretrained: _Pretrained | None) -> Image.Image:
+def _picture(image: Image.Image, mask: np.ndarray, rebuilt: Image.Image | None) -> Image.Image:
     rows, columns = mask.shape
     if rows == columns:
         square = fit_square(image, _PICTURE)
     else:
         height, width = rows * max(1, _PICTURE // columns), columns * max(1, _PICTURE // columns)
         square = image.resize((width, height), Image.Resampling.BICUBIC)
-    reconstruction = pretrained.reconstruct(image, mask) if pretrained else None
-    return mask_panel(square, mask, reconstruction)
+    return mask_panel(square, mask, rebuilt)

@@ -8,6 +8,7 @@ loss = cross_entropy(logits, visual_tokens[mask])
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, PretrainingView, nor
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.masking import MaskGenerator, keyed_mask
 from beitcli.models.beit import MaskedImageModel
-from beitcli.runtime.device import Compute
+from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_cosine
 from beitcli.tokenizers import Tokenizer
@@ -88,7 +89,11 @@ class PretrainTask(Task):
         total, right, patches = 0.0, 0, 0
         view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
         batches = ordered_batches(
-            self.held_out, view, batch_size=min(128, self.plan.micro_batch), workers=0, masking=masking
+            self.held_out,
+            view,
+            batch_size=min(128, self.plan.micro_batch),
+            workers=choose_workers(self.config.workers, self.compute.device),
+            masking=masking,
         )
         for batch in batches:
             if not len(batch):
@@ -113,7 +118,10 @@ class PretrainTask(Task):
             "outputs": self.tokenizer.vocab_size,
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
-            "tokenizer": {"reference": self.tokenizer.reference, "sha256": self.tokenizer.sha256},
+            "tokenizer": {
+                "reference": "own" if self.config.tokenizer == "own" else str(Path(self.tokenizer.reference).resolve()),
+                "sha256": self.tokenizer.sha256,
+            },
             "token_size": token_size(self.config, self.tokenizer),
             "masking": {
                 "name": self.config.masking,
@@ -132,7 +140,7 @@ class PretrainTask(Task):
 
 def unigram_figures(counts: torch.Tensor) -> tuple[float, float]:
     """(share of the commonest token, entropy in nats) of (V,) counts."""
-    probabilities = counts.double() / counts.sum().clamp(min=1)
+    probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
     return float(probabilities.max()), float(-torch.special.xlogy(probabilities, probabilities).sum())
 
 

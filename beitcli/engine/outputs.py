@@ -24,19 +24,25 @@ class OutputNames:
     def __init__(self, folder: Path, suffix: str, beside: tuple[str, ...] = ()) -> None:
         self.folder, self.suffix, self.endings = folder, suffix, ("", *beside)
         self._taken: set[str] = set()
+        self._number: dict[str, int] = {}  # the last one of each stem, as counting from 2 again would be quadratic
 
     def path(self, input_path: str) -> Path:
         """FOLDER/STEM.SUFFIX; nothing in `input_path` can lead out of FOLDER."""
         stem = Path(input_path.replace("\\", "/")).stem
         stem = re.sub(r"[^\w.+ -]", "_", stem.encode(errors="replace").decode()).strip(". ") or "image"
-        name, number = stem, 2
-        while not self._taken.isdisjoint(self._claimed(name)):
-            name, number = f"{stem}-{number}", number + 1
+        number = self._number.get(stem.lower(), 0) + 1
+        while not self._taken.isdisjoint(self._claimed(_numbered(stem, number))):
+            number += 1
+        name, self._number[stem.lower()] = _numbered(stem, number), number
         self._taken.update(self._claimed(name))
         return self.folder / f"{name}{self.suffix}"
 
     def _claimed(self, name: str) -> list[str]:
         return [f"{name}{ending}".lower() for ending in self.endings]
+
+
+def _numbered(stem: str, number: int) -> str:
+    return stem if number == 1 else f"{stem}-{number}"
 
 
 def spare_inputs(outputs: Iterable[Path], inputs: Iterable[str], option: str) -> None:
@@ -76,9 +82,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with beside.open("wb") as file:
             write(file)
         beside.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StorageError(
             f"'{path}' cannot be written: {error.strerror or error}.", "Free space, or give another output."
         ) from None

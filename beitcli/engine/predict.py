@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from beitcli.config.use import PredictConfig
-from beitcli.data.order import select_limit
-from beitcli.data.sources import open_data
-from beitcli.data.sources.subset import Subset
 from beitcli.engine.evaluate import classify
 from beitcli.engine.events import OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.inputs import open_inputs
 from beitcli.errors import DataError
 from beitcli.models.references import open_classifier
-from beitcli.runtime.device import choose_compute, choose_workers
+from beitcli.runtime.device import choose_workers
 
 
 def predict(
@@ -25,16 +23,12 @@ def predict(
         DataError: After the last image, where some could not be read.
     """
     model, opened = open_classifier(config.model, config.size)
-    compute = choose_compute(config.device, opened.precision(config.precision))
+    compute = opened.compute(config.device, config.precision)
     warn_of_damage(opened.warnings, on_event)
     model.to(compute.device)
     classes = opened.settings["classes"]
     size = model.architecture.image_size[0]
-    source = open_data(
-        config.inputs, split=config.split, role="eval", sample_size=size, stdin=stdin, nul_separated=config.nul
-    )
-    if config.limit is not None and config.limit < len(source):
-        source = Subset(source, select_limit(source, config.limit, config.seed))
+    source = open_inputs(config, sample_size=size, stdin=stdin)
     bad, done = 0, 0
     workers = choose_workers(config.workers, compute.device)
     for batch, logits in classify(model, source, compute, config.batch_size, workers):

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from beitcli import __version__
 from beitcli.config.common import Training
 from beitcli.config.resolve import dump_toml
-from beitcli.data.loader import Batch
+from beitcli.data.loader import Batch, Masking, View, training_batches
 from beitcli.data.order import select_limit, split_holdout
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
-from beitcli.engine.events import Note, OnEvent, Progress
+from beitcli.engine.bad_images import Bad
+from beitcli.engine.events import Note, OnEvent, Planned, Progress
 from beitcli.engine.training import Plan, Task, optimizer_step
-from beitcli.errors import DataError
-from beitcli.runtime.device import Compute
+from beitcli.errors import BadImage, DataError
+from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.optim import set_learning_rate
 from beitcli.runtime.run_folder import RunFolder
 
 _REHEARSAL_STEPS = 4
+_MICRO_BATCH = 128
+_MEASURED_WITHOUT_HOLDOUT = 512
 
 
 def run_path(config: Training) -> Path:
@@ -48,27 +55,71 @@ def open_run(config: Training) -> RunFolder:
 
 def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent) -> Source:
     """The training data, cut to `--limit`."""
-    source = open_data(config.data, split=config.split, role="train", labelled=labelled, sample_size=size)
+    source = open_data(
+        config.data,
+        split=config.split,
+        role="train",
+        labelled=labelled,
+        sample_size=size,
+        nul_separated=config.nul,
+    )
     if config.limit is not None and config.limit < len(source):
         source = Subset(source, select_limit(source, config.limit, config.seed))
     on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
     return source
 
 
-def hold_out(source: Source, count: int, seed: int) -> tuple[Source, Source]:
-    """(training images, images kept out of it): `count`, a twentieth of the data at most.
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run trains on and what it is measured on.
 
-    Too little data to keep any out (under 20 images) is measured on itself: the two are then the same.
+    Attributes:
+        measured: Images kept out of training; some of the training images where there are too few to keep any.
+        bad: Unreadable images among those that were kept out.
     """
-    count = min(count, len(source) // 20)
-    if count < 1:
-        return source, source
-    training, held_out = split_holdout(source, count, seed)
-    return Subset(source, training), Subset(source, held_out)
+
+    training: Source
+    measured: Source
+    bad: tuple[Bad, ...]
+    is_apart: bool
+
+    @property
+    def name(self) -> str:
+        return f"{len(self.measured)} {'held-out' if self.is_apart else 'training'} images"
+
+
+def hold_out(source: Source, count: int, seed: int) -> HeldOut:
+    """Keeps `count` images, a twentieth of the data at most, out of training to measure on.
+
+    They are decoded once here, so that a figure never rests on images that cannot be read.
+    """
+    kept = min(count, len(source) // 20)
+    if kept:
+        training, held_out = split_holdout(source, kept, seed)
+        bad = tuple(_unreadable(source, held_out))
+        readable = np.setdiff1d(held_out, [record[0] for record in bad])
+        if len(readable):
+            return HeldOut(Subset(source, training), Subset(source, readable), bad, True)
+    some = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
+    bad = tuple(_unreadable(source, some))
+    readable = np.setdiff1d(some, [record[0] for record in bad])
+    if not len(readable):
+        raise DataError(
+            f"None of {len(some)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.", "Check the data."
+        )
+    return HeldOut(source, Subset(source, readable), bad, False)
+
+
+def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
+    for index in indices.tolist():
+        try:
+            source.image(index)
+        except BadImage as error:
+            yield index, source.path(index), error.message
 
 
 def make_plan(config: Training, source: Source) -> Plan:
-    """Steps, warm-up (a fifth of the run at most) and intervals, all in optimizer steps."""
+    """Steps, warm-up and intervals, all in optimizer steps; a warm-up longer than the run becomes a fifth of it."""
     images = len(source)
     if images < 1:
         raise DataError("No images are left to train on.", "Give more data or a larger --limit.")
@@ -82,8 +133,8 @@ def make_plan(config: Training, source: Source) -> Plan:
         images=images,
         steps=steps,
         batch_size=config.batch_size,
-        micro_batch=min(config.micro_batch or config.batch_size, config.batch_size),
-        warmup_steps=min(warmup, steps // 5),
+        micro_batch=min(config.micro_batch or _MICRO_BATCH, config.batch_size),
+        warmup_steps=warmup if warmup < steps else steps // 5,
         clip=config.clip,
         save_every=config.save_every or max(1, min(2000, -(-steps // 10))),
         log_every=config.log_every or max(1, min(50, steps // 100)),
@@ -111,25 +162,81 @@ def checkpoint_bytes(task: Task) -> int:
     return sum(parameter.numel() for parameter in task.model.parameters()) * 4 * 3
 
 
+def stream(
+    config: Training,
+    source: Source,
+    view: View,
+    compute: Compute,
+    images_seen: int,
+    steps: int,
+    *,
+    masking: Masking | None = None,
+    batch_size: int | None = None,
+) -> Iterator[Batch]:
+    """The job's batches from `images_seen` on."""
+    return training_batches(
+        source,
+        view,
+        seed=config.seed,
+        batch_size=batch_size or config.batch_size,
+        images_seen=images_seen,
+        steps=steps,
+        workers=choose_workers(config.workers, compute.device),
+        masking=masking,
+        pin_memory=compute.device.type == "cuda",
+    )
+
+
 def rehearse(
-    task: Task, plan: Plan, batches_from: Callable[[int, int], Iterator[Batch]], compute: Compute, on_event: OnEvent
-) -> tuple[float, float]:
-    """Runs a few real steps and throws them away.
+    task: Task,
+    plan: Plan,
+    config: Training,
+    rows: dict[str, str],
+    batches_of: Callable[[int, int], Iterator[Batch]],
+    compute: Compute,
+    on_event: OnEvent,
+) -> dict[str, Any]:
+    """Times a few micro-batches, loading included, and tells what the whole run will take; what they learn is lost.
+
+    Args:
+        batches_of: (size, steps) to batches.
 
     Returns:
-        Seconds a step (loading included, the first step left out), and its spread (largest minus smallest).
+        The document of `--dry-run`.
     """
+    micro = replace(plan, batch_size=plan.micro_batch)
     taken = []
-    batches = batches_from(0, _REHEARSAL_STEPS + 1)
+    batches = batches_of(micro.batch_size, _REHEARSAL_STEPS + 1)
     task.model.train()
     for step in range(_REHEARSAL_STEPS + 1):
         start = time.perf_counter()
         set_learning_rate(task.optimizer, task.learning_rate(step))
         tensors = task.before_step(step, next(batches).to(compute.device))
-        optimizer_step(task, plan, tensors, compute, compute.scaler(), {})
+        optimizer_step(task, micro, tensors, compute, compute.scaler(), {})
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
+        taken.append((time.perf_counter() - start) * plan.batch_size / micro.batch_size)
         on_event(Progress("rehearsal", step + 1, _REHEARSAL_STEPS + 1))
-    steady = sorted(taken[1:])
-    return steady[len(steady) // 2], steady[-1] - steady[0]
+    seconds = statistics.median(taken[1:])  # the first one warms up
+    rows |= {
+        "step time": f"{seconds:.3f} s ({min(taken[1:]):.3f} to {max(taken[1:]):.3f} in {_REHEARSAL_STEPS})",
+        "images per second": f"{plan.batch_size / seconds:.0f}",
+        "whole run": f"about {duration(seconds * plan.steps)}",
+    }
+    on_event(Planned(f"{task.name} (dry run)", rows))
+    return {
+        "dry_run": True,
+        "job": config.command,
+        "plan": rows,
+        "steps": plan.steps,
+        "step_seconds": seconds,
+        "estimated_seconds": seconds * plan.steps,
+    }
+
+
+def duration(seconds: float) -> str:
+    """In the unit a person would take."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -14,7 +14,7 @@ from typing import Any
 
 from beitcli.config.resolve import resolve
 from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
-from beitcli.data.loader import Batch, training_batches
+from beitcli.data.loader import Batch
 from beitcli.data.sources.base import Source
 from beitcli.engine.cards import pretraining_card
 from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore, warn_of_damage
@@ -27,13 +27,15 @@ from beitcli.engine.preparation import (
     open_images,
     open_run,
     rehearse,
+    stream,
 )
 from beitcli.engine.train_tokenizer import rehearse_tokenizer, tokenizer_architecture, train_tokenizer_on
 from beitcli.engine.training import Plan, train
+from beitcli.errors import StorageError
 from beitcli.masking import MaskGenerator, make_masking, num_masked_from
 from beitcli.models.beit import forward_flops
 from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.device import Compute, choose_compute, choose_workers, describe
+from beitcli.runtime.device import Compute, choose_compute, describe
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.signals import StopRequest
 from beitcli.tokenizers import Tokenizer, open_tokenizer
@@ -65,7 +67,9 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         config.masking, grid, num_masked_from(config.ratio, config.num_masked, grid), config.min_block
     )
     compute = choose_compute(config.device, config.precision)
-    if config.tokenizer != "own":
+    if config.tokenizer == "own":
+        _own_tokenizer_config(config)
+    else:
         open_tokenizer(config.tokenizer)  # a wrong one is refused before anything is made
     source = open_images(config, labelled=False, size=config.image_size, on_event=on_event)
     if config.dry_run:
@@ -74,12 +78,13 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     with StopRequest() as stop:
         command = f"Go on with: beit pretrain --out {run.path} --resume"
         tokenizer = _tokenizer(config, source, run, compute, on_event, stop, command)
-        training, held_out = hold_out(source, config.holdout, config.seed)
-        plan = make_plan(config, training)
-        task = PretrainTask(config, plan, tokenizer, masking, held_out, compute)
+        held = hold_out(source, config.holdout, config.seed)
+        plan = make_plan(config, held.training)
+        task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
         on_event(Planned("Pretraining", plan_rows(task, plan)))
-        batches = partial(_batches, config, tokenizer, masking, training, compute)
-        state = train(task, plan, batches, run, compute, on_event, stop, command)
+        view, masks = views_and_masks(config, tokenizer, masking)
+        batches = partial(stream, config, held.training, view, compute, masking=masks)
+        state = train(task, plan, batches, run, compute, on_event, stop, command, held.bad)
     figures = state.figures or {}
     report = PretrainReport(
         run=str(run.path),
@@ -91,35 +96,12 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         masked_accuracy=figures["masked_accuracy"],
         baseline_accuracy=figures["baseline_accuracy"],
         unigram_entropy=figures["unigram_entropy"],
-        measured_on=f"{len(held_out)} {'training' if held_out is training else 'held-out'} images",
+        measured_on=held.name,
         images_per_second=state.images_per_second,
         seconds=state.seconds,
     )
     run.write_text("README.md", pretraining_card(config, report, tokenizer.reference, describe(compute)))
     return report
-
-
-def _batches(
-    config: PretrainConfig,
-    tokenizer: Tokenizer,
-    masking: MaskGenerator,
-    source: Source,
-    compute: Compute,
-    images_seen: int,
-    steps: int,
-) -> Iterator[Batch]:
-    view, keyed_masks = views_and_masks(config, tokenizer, masking)
-    return training_batches(
-        source,
-        view,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        images_seen=images_seen,
-        steps=steps,
-        workers=choose_workers(config.workers, compute.device),
-        masking=keyed_masks,
-        pin_memory=compute.device.type == "cuda",
-    )
 
 
 def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
@@ -134,6 +116,7 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
         workers=config.workers,
         seed=config.seed,
         max_bad=config.max_bad,
+        steps=config.tokenizer_steps or own.steps,
     )
 
 
@@ -148,7 +131,7 @@ def _tokenizer(
 ) -> Tokenizer:
     """The given tokenizer, or one trained on the same images into RUN/tokenizer."""
     if config.tokenizer != "own":
-        tokenizer = open_tokenizer(config.tokenizer, compute.device)
+        tokenizer = _same_as_before(run, open_tokenizer(config.tokenizer, compute.device))
         warn_of_damage(tokenizer.warnings, on_event)
         side = token_size(config, tokenizer)
         if side != tokenizer.size:
@@ -162,7 +145,18 @@ def _tokenizer(
         on_event(Note(f"No --tokenizer is given: training one on this data first, into {folder}"))
         fp32 = Compute(compute.device, "fp32")
         train_tokenizer_on(own, source, inner, fp32, on_event, stop, resume_command)
-    return open_tokenizer(str(folder), compute.device)
+    return _same_as_before(run, open_tokenizer(str(folder), compute.device))
+
+
+def _same_as_before(run: RunFolder, tokenizer: Tokenizer) -> Tokenizer:
+    """Refuses a tokenizer that is not the one the run began with: its targets would change midway."""
+    newest = newest_checkpoint(run.path)
+    if newest is not None and newest.config["tokenizer"]["sha256"] != tokenizer.sha256:
+        raise StorageError(
+            f"Tokenizer '{tokenizer.reference}' is not the one that run '{run.path}' was trained with.",
+            "Put the former one back, or start a new run with another --out.",
+        )
+    return tokenizer
 
 
 def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
@@ -194,21 +188,14 @@ def _rehearse(
         tokenizer = Tokenizer("own", untrained, own.size, "")
     else:
         tokenizer = open_tokenizer(config.tokenizer, compute.device)
-    training, held_out = hold_out(source, config.holdout, config.seed)
-    plan = make_plan(config, training)
-    task = PretrainTask(config, plan, tokenizer, masking, held_out, compute)
-    rows = plan_rows(task, plan)
-    batches = partial(_batches, config, tokenizer, masking, training, compute)
-    seconds, spread = rehearse(task, plan, batches, compute, on_event)
-    rows["step time"] = f"{seconds:.3f} s (spread {spread:.3f} s over 4)"
-    rows["whole run"] = f"about {seconds * plan.steps / 60:.1f} minutes"
-    on_event(Planned("Pretraining (dry run)", rows))
-    return {
-        "dry_run": True,
-        "job": config.command,
-        "plan": rows,
-        "tokenizer": before or None,
-        "steps": plan.steps,
-        "step_seconds": seconds,
-        "estimated_seconds": seconds * plan.steps + before.get("estimated_seconds", 0.0),
-    }
+    held = hold_out(source, config.holdout, config.seed)
+    plan = make_plan(config, held.training)
+    task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
+    view, masks = views_and_masks(config, tokenizer, masking)
+
+    def batches_of(size: int, steps: int) -> Iterator[Batch]:
+        return stream(config, held.training, view, compute, 0, steps, masking=masks, batch_size=size)
+
+    document = rehearse(task, plan, config, plan_rows(task, plan), batches_of, compute, on_event)
+    document["estimated_seconds"] += before.get("estimated_seconds", 0.0)
+    return document | {"tokenizer": before or None}

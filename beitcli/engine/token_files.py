@@ -1,13 +1,18 @@
-"""Files of visual tokens: .jsonl grows line by line; .npz and .safetensors are written at the end, whole."""
+"""Files of visual tokens: .jsonl grows line by line; .npz and .safetensors are written at the end, whole.
+
+A file holds tokens of one grid and one tokenizer. What goes on with it must give the same: an archive names the
+tokenizer by the hash of its weights; of .jsonl, whose lines have no place for it, the range of the tokens is checked.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,6 +25,41 @@ from beitcli.errors import DataError, StorageError, UsageError
 Document = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class TokenKind:
+    """What the tokens of one file have in common.
+
+    Attributes:
+        grid: Tokens down and across.
+        vocab_size: Of the tokenizer; tokens lie in 0 to `vocab_size` - 1.
+        sha256: Of the tokenizer's weights.
+    """
+
+    grid: tuple[int, int]
+    vocab_size: int
+    sha256: str
+
+    def require(self, path: Path, grid: tuple[int, ...], largest: int, sha256: str | None = None) -> None:
+        """Raises UsageError where tokens that `path` holds are of another kind."""
+        if tuple(grid) != self.grid:
+            held, made = (" x ".join(map(str, each)) for each in (grid, self.grid))
+            raise UsageError(
+                f"'{path}' holds {held} tokens an image, but these settings give {made}.",
+                "Give the --size that it was made with, or another -o FILE.",
+            )
+        if largest >= self.vocab_size:
+            raise UsageError(
+                f"'{path}' holds token {largest}, but this tokenizer's are 0 to {self.vocab_size - 1}.",
+                "Go on with the tokenizer that made it, or give another -o FILE.",
+            )
+        if sha256 and sha256 != self.sha256:
+            raise UsageError(
+                f"'{path}' was made by another tokenizer: its weights have SHA-256 {sha256[:12]}..., "
+                f"this one's {self.sha256[:12]}...",
+                "Go on with the tokenizer that made it, or give another -o FILE.",
+            )
+
+
 class TokenFile(ABC):
     """Where documents `{"path", "grid", "tokens"}` go.
 
@@ -27,18 +67,23 @@ class TokenFile(ABC):
         held: Paths that the file holds already (with `resume`).
     """
 
-    def __init__(self, path: Path, resume: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
+        self.path, self.kind = path, kind
+        self.held: set[str] = set()
         if path.exists() and not resume:
             raise UsageError(f"'{path}' exists.", "Give another -o FILE, or add --resume to go on with it.")
         make_folder(path.parent)
-        self.documents = list(self.read(path)) if resume and path.exists() else []
-        self.held = {document["path"] for document in self.documents}
+        if path.exists():
+            self.take_up()
 
-    @staticmethod
     @abstractmethod
-    def read(path: Path) -> Iterator[Document]:
-        """The documents of a file; lines of bad images are left out."""
+    def take_up(self) -> None:
+        """Goes on with the file that is there: fills `held`.
+
+        Raises:
+            UsageError: Its tokens are of another kind; it is left as it was.
+            StorageError: It is no file of tokens.
+        """
 
     @abstractmethod
     def add(self, document: Document) -> None: ...
@@ -49,106 +94,126 @@ class TokenFile(ABC):
 
 
 class JsonLines(TokenFile):
-    def __init__(self, path: Path, resume: bool) -> None:
-        super().__init__(path, resume)
-        if path.exists():  # what is no whole line of tokens goes
-            kept = "".join(json.dumps(document) + "\n" for document in self.documents)
-            write_whole(path, lambda file: file.write(kept.encode()))
+    def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
+        super().__init__(path, kind, resume)
         try:
             self.file: TextIO = path.open("a")
         except OSError as error:
             raise StorageError(f"'{path}' cannot be written: {error.strerror}.", "Give another -o FILE.") from None
 
-    @staticmethod
-    def read(path: Path) -> Iterator[Document]:
-        with path.open() as file:
+    def take_up(self) -> None:
+        write_whole(self.path, self._copy_whole_lines)
+
+    def _copy_whole_lines(self, target: BinaryIO) -> None:
+        """What is no whole line of tokens goes: bad images, and what a killed process left unfinished."""
+        with self.path.open("rb") as file:
             for line in file:
-                if not line.endswith("\n"):
-                    return  # a killed process left it unfinished
-                document = parse_line(line, str(path))
+                if not line.endswith(b"\n"):
+                    return
+                document = parse_line(line.decode(errors="replace"), str(self.path))
                 if "tokens" in document:
-                    yield document
+                    self.kind.require(self.path, tuple(document["grid"]), max(document["tokens"]))
+                    self.held.add(document["path"])
+                    target.write(line)
 
     def add(self, document: Document) -> None:
         try:
             self.file.write(json.dumps(document) + "\n")
         except OSError as error:
-            raise StorageError(
-                f"'{self.path}' cannot be written: {error.strerror}.", "Free space, then --resume."
-            ) from None
+            raise self._unwritable(error) from None
 
     def close(self) -> None:
         try:
             self.file.close()
         except OSError as error:
-            raise StorageError(
-                f"'{self.path}' cannot be written: {error.strerror}.", "Free space, then --resume."
-            ) from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> StorageError:
+        return StorageError(f"'{self.path}' cannot be written: {error.strerror}.", "Free space, then --resume.")
 
 
-class _Whole(TokenFile):
+class _Archive(TokenFile):
+    """`paths`, `tokens` (n, N) int32 in their order, `grid` (2,) int32, and the tokenizer's hash."""
+
+    def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
+        self.paths: list[str] = []
+        self.rows: list[np.ndarray] = []  # 4 bytes a token, where a list of ints takes 8 and more
+        super().__init__(path, kind, resume)
+
+    @staticmethod
+    @abstractmethod
+    def read(path: Path) -> tuple[list[str], Mapping[str, np.ndarray], str | None]:
+        """Paths, arrays and tokenizer of a file; what is wrong with it may be raised as it comes."""
+
+    def take_up(self) -> None:
+        try:
+            paths, arrays, sha256 = self.read(self.path)
+            tokens, grid = arrays["tokens"], tuple(arrays["grid"].tolist())
+            if tokens.shape != (len(paths), grid[0] * grid[1]) or tokens.dtype.kind not in "iu":
+                raise ValueError(f"tokens of shape {tokens.shape} for {len(paths)} paths and grid {grid}")
+        except (OSError, EOFError, LookupError, TypeError, ValueError, *_DAMAGE) as error:
+            raise StorageError(f"'{self.path}' is no file of tokens: {error}.", "Give another -o FILE.") from None
+        self.kind.require(self.path, grid, int(tokens.max(initial=0)), sha256)
+        self.paths, self.rows = paths, list(tokens.astype(np.int32, copy=False))
+        self.held = set(paths)
+
     def add(self, document: Document) -> None:
         if "tokens" in document:
-            self.documents.append(document)
+            self.paths.append(document["path"])
+            self.rows.append(np.array(document["tokens"], dtype=np.int32))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """tokens (n, N) int32 and grid (2,) int32; every image has the same grid."""
-        tokens = np.array([document["tokens"] for document in self.documents], dtype=np.int32)
-        grid = self.documents[0]["grid"] if self.documents else (0, 0)
-        return {"tokens": tokens.reshape(len(self.documents), -1), "grid": np.array(grid, dtype=np.int32)}
-
-    @property
-    def paths(self) -> list[str]:
-        return [document["path"] for document in self.documents]
+        rows, columns = self.kind.grid
+        tokens = np.stack(self.rows) if self.rows else np.empty((0, rows * columns), dtype=np.int32)
+        return {"tokens": tokens, "grid": np.array(self.kind.grid, dtype=np.int32)}
 
 
-class Npz(_Whole):
+_DAMAGE = (BadZipFile, zlib.error, SafetensorError)
+
+
+class Npz(_Archive):
     @staticmethod
-    def read(path: Path) -> Iterator[Document]:
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                rows, grid, paths = arrays["tokens"].tolist(), arrays["grid"].tolist(), arrays["paths"].tolist()
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
-            raise StorageError(f"'{path}' is no file of tokens: {error}.", "Give another -o FILE.") from None
-        for name, row in zip(paths, rows, strict=True):
-            yield {"path": name, "grid": grid, "tokens": row}
+    def read(path: Path) -> tuple[list[str], Mapping[str, np.ndarray], str | None]:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        return arrays["paths"].tolist(), arrays, str(arrays["tokenizer"]) if "tokenizer" in arrays else None
 
     def close(self) -> None:
-        arrays = self.arrays()
-        tokens, grid, paths = arrays["tokens"], arrays["grid"], np.array(self.paths, dtype=str)
-        write_whole(self.path, lambda file: np.savez_compressed(file, paths=paths, tokens=tokens, grid=grid))
+        arrays, paths, sha256 = self.arrays(), np.array(self.paths, dtype=str), np.array(self.kind.sha256)
+        tokens, grid = arrays["tokens"], arrays["grid"]
+        write_whole(
+            self.path,
+            lambda file: np.savez_compressed(file, paths=paths, tokens=tokens, grid=grid, tokenizer=sha256),
+        )
 
 
-class Safetensors(_Whole):
+class Safetensors(_Archive):
     @staticmethod
-    def read(path: Path) -> Iterator[Document]:
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                rows, grid = tensors.get_tensor("tokens").tolist(), tensors.get_tensor("grid").tolist()
-                paths = json.loads(tensors.metadata()["paths"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"'{path}' is no file of tokens: {error}.", "Give another -o FILE.") from None
-        for name, row in zip(paths, rows, strict=True):
-            yield {"path": name, "grid": grid, "tokens": row}
+    def read(path: Path) -> tuple[list[str], Mapping[str, np.ndarray], str | None]:
+        with safe_open(path, framework="numpy") as stored:
+            metadata = stored.metadata()
+            arrays = {name: stored.get_tensor(name) for name in ("tokens", "grid")}
+        return json.loads(metadata["paths"]), arrays, metadata.get("tokenizer")
 
     def close(self) -> None:
-        data = save(self.arrays(), metadata={"paths": json.dumps(self.paths)})
+        data = save(self.arrays(), metadata={"paths": json.dumps(self.paths), "tokenizer": self.kind.sha256})
         write_whole(self.path, lambda file: file.write(data))
 
 
 FORMATS: dict[str, type[TokenFile]] = {".jsonl": JsonLines, ".npz": Npz, ".safetensors": Safetensors}
 
 
-def open_token_file(path: Path, resume: bool) -> TokenFile:
+def open_token_file(path: Path, kind: TokenKind, resume: bool) -> TokenFile:
     """The writer for the file's suffix.
 
     Raises:
-        UsageError: Unknown suffix, or the file exists and `resume` is not asked for.
+        UsageError: Unknown suffix, the file exists and `resume` is not asked for, or it holds tokens of another kind.
+        StorageError: It is no file of tokens, or cannot be written.
     """
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
+    writer = FORMATS.get(path.suffix.lower())
+    if writer is None:
         raise UsageError(f"-o '{path}' has no known suffix.", f"Use one of {', '.join(FORMATS)}.")
-    return kind(path, resume)
+    return writer(path, kind, resume)
 
 
 def parse_line(line: str, where: str) -> Document:

@@ -14,14 +14,13 @@ from PIL import Image
 
 from beitcli.config.use import TokenizeConfig
 from beitcli.data.loader import Batch, ordered_batches
-from beitcli.data.order import select_limit
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.views import CenterView
 from beitcli.engine.events import Note, OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.inputs import open_inputs
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
-from beitcli.engine.token_files import TokenFile, open_token_file, parse_line
+from beitcli.engine.token_files import TokenFile, TokenKind, open_token_file, parse_line
 from beitcli.errors import DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.device import Compute, choose_compute, choose_workers
@@ -75,23 +74,12 @@ def tokenize(
     if config.decode:
         yield from decode(config, on_event, stdin)
         return
-    compute = choose_compute(config.device, config.precision)
-    tokenizer = open_tokenizer(config.tokenizer, compute.device)
-    warn_of_damage(tokenizer.warnings, on_event)
+    compute, tokenizer = _open_tokenizer(config, on_event)
     size = config.size or tokenizer.size
-    tokenizer.grid(size)
-    source = open_data(
-        config.inputs or ("-",),
-        split=config.split,
-        role="eval",
-        sample_size=max(16, size),
-        stdin=stdin,
-        nul_separated=config.nul,
-    )
-    if config.limit is not None and config.limit < len(source):
-        source = Subset(source, select_limit(source, config.limit, config.seed))
+    kind = TokenKind(tokenizer.grid(size), tokenizer.vocab_size, tokenizer.sha256)
+    source = open_inputs(config, sample_size=max(16, size), stdin=stdin)
     pictures = _picture_paths(config.reconstruct, source) if config.reconstruct else None
-    file = None if config.output == "-" or config.stats else open_token_file(Path(config.output), config.resume)
+    file = None if config.output == "-" or config.stats else open_token_file(Path(config.output), kind, config.resume)
     if file is not None and file.held:
         source = _without(source, file.held, on_event)
     tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
@@ -107,6 +95,14 @@ def tokenize(
         yield from documents
     if tally.bad and config.on_bad == "report":
         raise DataError(f"{tally.bad} of {tally.images + tally.bad} images cannot be read.", "Their lines say why.")
+
+
+def _open_tokenizer(config: TokenizeConfig, on_event: OnEvent) -> tuple[Compute, Tokenizer]:
+    """`auto` is fp32 on every device, as pretraining encodes: in bf16 1.5% of the tokens are others."""
+    compute = choose_compute(config.device, "fp32" if config.precision == "auto" else config.precision)
+    tokenizer = open_tokenizer(config.tokenizer, compute.device)
+    warn_of_damage(tokenizer.warnings, on_event)
+    return compute, tokenizer
 
 
 def _picture_paths(folder: str, source: Source) -> dict[str, Path]:
@@ -207,9 +203,7 @@ def decode(
 
     Each picture is decoded by itself, so that it does not depend on its neighbours.
     """
-    compute = choose_compute(config.device, config.precision)
-    tokenizer = open_tokenizer(config.tokenizer, compute.device)
-    warn_of_damage(tokenizer.warnings, on_event)
+    compute, tokenizer = _open_tokenizer(config, on_event)
     names = OutputNames(make_folder(Path("decoded" if config.output == "-" else config.output)), ".png")
     for number, document in enumerate(_token_lines(config, stdin), start=1):
         if "tokens" not in document:

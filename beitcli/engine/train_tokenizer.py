@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from beitcli.config.training import TrainTokenizerConfig
-from beitcli.data.loader import Batch, ordered_batches, training_batches
+from beitcli.data.loader import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.views import CenterView, TokenizerView
 from beitcli.engine.cards import tokenizer_card
@@ -32,6 +32,7 @@ from beitcli.engine.preparation import (
     open_images,
     open_run,
     rehearse,
+    stream,
 )
 from beitcli.engine.training import Plan, Task, Tensors, train
 from beitcli.runtime.device import Compute, choose_compute, choose_workers, describe
@@ -59,7 +60,7 @@ class TrainTokenizerReport:
     commonest_share: float
     mae: float
     psnr: float
-    measured_on: int
+    measured_on: str
     images_per_second: float
     seconds: float
 
@@ -105,7 +106,8 @@ class TokenizerTask(Task):
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Held-out images through tokens and back."""
-        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute)
+        workers = choose_workers(self.config.workers, self.compute.device)
+        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute, workers)
 
     def settings(self) -> dict[str, Any]:
         return {"architecture": asdict(self.model.architecture), "size": self.config.size}
@@ -123,18 +125,20 @@ def tokenizer_architecture(config: TrainTokenizerConfig) -> DVAEArchitecture:
 
 
 @torch.no_grad()
-def measure_tokenizer(model: DiscreteVAE, source: Source, size: int, compute: Compute) -> dict[str, float]:
+def measure_tokenizer(
+    model: DiscreteVAE, source: Source, size: int, compute: Compute, workers: int
+) -> dict[str, float]:
     """psnr (dB), mae, codes_used, perplexity and the commonest code's share over a source, fp32."""
     counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
     absolute, squared, pixels = 0.0, 0.0, 0
     view = CenterView(size=size)
-    for batch in ordered_batches(source, view, batch_size=128, workers=0):
+    for batch in ordered_batches(source, view, batch_size=128, workers=workers):
         if not len(batch):
             continue
         images = to_unit(batch.to(compute.device)["images"])
         tokens = model.encode(images)
         grid = (images.shape[2] // model.downsample, images.shape[3] // model.downsample)
-        difference = (model.decode(tokens, grid) - images).double()
+        difference = (model.decode(tokens, grid) - images).cpu().double()
         counts += torch.bincount(tokens.flatten(), minlength=model.vocab_size)
         absolute += float(difference.abs().sum())
         squared += float(difference.square().sum())
@@ -152,16 +156,8 @@ def measure_tokenizer(model: DiscreteVAE, source: Source, size: int, compute: Co
 def tokenizer_batches(
     config: TrainTokenizerConfig, source: Source, compute: Compute, images_seen: int, steps: int
 ) -> Iterator[Batch]:
-    return training_batches(
-        source,
-        TokenizerView(seed=config.seed, size=config.size),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        images_seen=images_seen,
-        steps=steps,
-        workers=choose_workers(config.workers, compute.device),
-        pin_memory=compute.device.type == "cuda",
-    )
+    view = TokenizerView(seed=config.seed, size=config.size)
+    return stream(config, source, view, compute, images_seen, steps)
 
 
 def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
@@ -186,12 +182,12 @@ def train_tokenizer_on(
     resume_command: str,
 ) -> TrainTokenizerReport:
     """Trains on an opened source into an opened run, which is how pretrain makes its own tokenizer."""
-    training, held_out = hold_out(source, _HELD_OUT, config.seed)
-    plan = make_plan(config, training)
-    task = TokenizerTask(config, plan, held_out, compute)
+    held = hold_out(source, _HELD_OUT, config.seed)
+    plan = make_plan(config, held.training)
+    task = TokenizerTask(config, plan, held.measured, compute)
     on_event(Planned("Tokenizer", plan_rows(task, plan, config)))
-    batches = partial(tokenizer_batches, config, training, compute)
-    state = train(task, plan, batches, run, compute, on_event, stop, resume_command)
+    batches = partial(tokenizer_batches, config, held.training, compute)
+    state = train(task, plan, batches, run, compute, on_event, stop, resume_command, held.bad)
     figures = state.figures or {}
     report = TrainTokenizerReport(
         run=str(run.path),
@@ -203,7 +199,7 @@ def train_tokenizer_on(
         commonest_share=figures["commonest_share"],
         mae=figures["mae"],
         psnr=figures["psnr"],
-        measured_on=len(held_out),
+        measured_on=held.name,
         images_per_second=state.images_per_second,
         seconds=state.seconds,
     )
@@ -227,19 +223,12 @@ def rehearse_tokenizer(
     config: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
 ) -> dict[str, Any]:
     """The plan of `--dry-run`, with measured step times."""
-    training, held_out = hold_out(source, _HELD_OUT, config.seed)
-    plan = make_plan(config, training)
-    task = TokenizerTask(config, plan, held_out, compute)
-    rows = plan_rows(task, plan, config)
-    seconds, spread = rehearse(task, plan, partial(tokenizer_batches, config, training, compute), compute, on_event)
-    rows["step time"] = f"{seconds:.3f} s (spread {spread:.3f} s over 4)"
-    rows["whole run"] = f"about {seconds * plan.steps / 60:.1f} minutes"
-    on_event(Planned("Tokenizer (dry run)", rows))
-    return {
-        "dry_run": True,
-        "job": config.command,
-        "plan": rows,
-        "steps": plan.steps,
-        "step_seconds": seconds,
-        "estimated_seconds": seconds * plan.steps,
-    }
+    held = hold_out(source, _HELD_OUT, config.seed)
+    plan = make_plan(config, held.training)
+    task = TokenizerTask(config, plan, held.measured, compute)
+    view = TokenizerView(seed=config.seed, size=config.size)
+
+    def batches_of(size: int, steps: int) -> Iterator[Batch]:
+        return stream(config, held.training, view, compute, 0, steps, batch_size=size)
+
+    return rehearse(task, plan, config, plan_rows(task, plan, config), batches_of, compute, on_event)

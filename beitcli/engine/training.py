@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from beitcli.data.loader import Batch
-from beitcli.engine.bad_images import BadImageLedger
+from beitcli.engine.bad_images import Bad, BadImageLedger
 from beitcli.engine.events import Note, OnEvent, Progress, Saved, warn_of_damage
 from beitcli.errors import DivergedError, StorageError, UsageError
 from beitcli.models.references import state_tensors
@@ -129,12 +129,14 @@ def train(
     on_event: OnEvent,
     stop: StopRequest,
     resume_command: str,
+    bad_before: Sequence[Bad] = (),
 ) -> Progressed:
     """Trains to `plan.steps`, from the newest whole checkpoint where there is one.
 
     Args:
         batches_from: (images_seen, steps) to the batches from there on.
         resume_command: What a person runs to go on after a stop.
+        bad_before: Images found unreadable before the first step.
 
     Raises:
         DivergedError: Loss or gradient is not finite; the last checkpoint is from before.
@@ -142,12 +144,11 @@ def train(
         Stopped: A signal asked for it; progress is saved.
     """
     scaler = compute.scaler()
-    state, bad = _load(task, plan, run, compute, on_event)
+    state, bad = _load(task, plan, run, compute, scaler, on_event)
     run.rewind_metrics(state.step)
     run.write_text("bad-images.jsonl", "")
     ledger = BadImageLedger(run, plan.images, plan.max_bad)
-    for record in bad:
-        ledger.note([tuple(record)])
+    ledger.note([*bad_before, *bad])
 
     def save() -> None:
         path = save_checkpoint(
@@ -182,7 +183,13 @@ def train(
         torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
         set_learning_rate(task.optimizer, task.learning_rate(state.step))
         tensors = task.before_step(state.step, batch.to(compute.device))
-        optimizer_step(task, plan, tensors, compute, scaler, sums)
+        try:
+            optimizer_step(task, plan, tensors, compute, scaler, sums)
+        except torch.OutOfMemoryError:
+            raise UsageError(
+                f"The device has not enough memory for {plan.micro_batch} images at once.",
+                f"Give --micro-batch {max(1, plan.micro_batch // 2)}; --batch-size stays as it is.",
+            ) from None
         task.after_step(state.step)
         state.step += 1
 
@@ -218,8 +225,6 @@ def train(
             since = time.perf_counter()
         if stopping:
             raise stop.stopped(f"Stopped by a signal at step {state.step}; progress is saved.", resume_command)
-    if state.figures is None:
-        state.figures = task.measure()
     return state
 
 
@@ -236,8 +241,9 @@ def optimizer_step(task: Task, plan: Plan, tensors: Tensors, compute: Compute, s
         for name, value in (("loss", loss.detach()), *figures.items()):
             sums[name] = sums.get(name, 0) + value.float() * share
     scaler.unscale_(task.optimizer)
-    parameters = [p for p in task.model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, plan.clip if plan.clip is not None else math.inf)
+    norm = nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
+    if plan.clip is not None:
+        nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
     if scaler.is_enabled():  # fp16 finds its scale by overflowing; such a step is skipped, not lost
         norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
     sums["gradient_norm"] = sums.get("gradient_norm", 0) + norm.detach()
@@ -266,8 +272,8 @@ def _require_finite(figures: dict[str, float], step: int, last_saved: int, resum
 
 
 def _load(
-    task: Task, plan: Plan, run: RunFolder, compute: Compute, on_event: OnEvent
-) -> tuple[Progressed, list[list[Any]]]:
+    task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent
+) -> tuple[Progressed, list[Bad]]:
     """Puts the newest whole checkpoint into the task; a fresh state where there is none."""
     checkpoint = newest_checkpoint(run.path)
     if checkpoint is None:
@@ -285,6 +291,8 @@ def _load(
         extra = {name.removeprefix("task/"): t for name, t in tensors.items() if name.startswith("task/")}
         rest = {name: t for name, t in tensors.items() if not name.startswith("task/")}
         load_optimizer_tensors(task.model, task.optimizer, rest)
+        if scaler.is_enabled():
+            scaler.load_state_dict(trainer["scaler"])
         task.load_extra_tensors({name: tensor.to(compute.device) for name, tensor in extra.items()})
     except (RuntimeError, KeyError) as error:
         raise StorageError(
@@ -292,6 +300,5 @@ def _load(
             "Start a new run with another --out.",
         ) from None
     on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
-    return Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"]), trainer[
-        "bad"
-    ]
+    state = Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
+    return state, [(index, path, reason) for index, path, reason in trainer["bad"]]

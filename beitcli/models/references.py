@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.models.beit import Classifier, MaskedImageModel
 from beitcli.models.transfer import expand_shared_bias, finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import Checkpoint, newest_checkpoint, verified_checkpoint
+from beitcli.runtime.device import Compute, choose_compute
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,17 @@ class OpenedModel:
     def architecture(self) -> Architecture:
         return Architecture(**self.settings["architecture"])
 
-    def precision(self, asked: str) -> str:
-        """The arithmetic to use: what was asked for, else that of the training, so that its figures repeat."""
-        return str(self.settings.get("precision", "auto")) if asked == "auto" else asked
+    def compute(self, device: str, precision: str) -> Compute:
+        """What to compute with; `auto` is the precision of the training on the same kind of device, so that its figures
+        repeat."""
+        chosen = choose_compute(device, precision)
+        same = self.settings.get("device") == chosen.device.type
+        return replace(chosen, precision=self.settings["precision"]) if precision == "auto" and same else chosen
+
+    @property
+    def run(self) -> Path:
+        """The run folder that the checkpoint lies in."""
+        return self.checkpoint.path.parent.parent
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -117,5 +126,5 @@ def open_backbone(reference: str, size: int | None = None) -> tuple[Classifier, 
 
 
 def state_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of a model: its parameters and persistent buffers, without torch.compile's prefix."""
-    return {name.removeprefix("_orig_mod."): tensor for name, tensor in model.state_dict().items()}
+    """What a checkpoint holds of a model: its parameters and persistent buffers."""
+    return dict(model.state_dict())

@@ -17,8 +17,6 @@ from torch import nn
 from beitcli.config.architecture import Architecture
 from beitcli.errors import StorageError
 
-_PRETRAINING_ONLY = ("mask_token", "token_head.", "norm.")
-
 
 @dataclass(frozen=True)
 class Transfer:

@@ -2,6 +2,8 @@
 
 A checkpoint is written to a temporary folder, each file flushed to disk and hashed, and the folder renamed; only then
 does `latest` move and only then do old checkpoints go. It holds safetensors and JSON, nothing that unpickles.
+A checkpoint of a later step than the one just saved was passed over as damaged: it is set aside as
+`damaged-step-NNNNNNN`, so that it neither counts nor is lost.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from beitcli.errors import StorageError
 
 SUMS = "SHA256SUMS"
+_STEP = re.compile(r"step-([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def save_checkpoint(
     trainer: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Writes `folder/step-NNNNNNN` and removes all but the `keep` newest.
+    """Writes `folder/step-NNNNNNN`, keeps it and the `keep` - 1 before it, and sets those of later steps aside.
 
     Raises:
         StorageError: The disk is full or cannot be written; earlier checkpoints are untouched.
@@ -91,8 +95,7 @@ def save_checkpoint(
         partial.rename(final)
         _sync_folder(folder)
         point_latest(folder, final.name)
-        for old in step_folders(folder)[keep:]:
-            shutil.rmtree(old)
+        _prune(folder, step, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(
@@ -112,7 +115,12 @@ def point_latest(folder: Path, name: str) -> None:
 
 def step_folders(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first; complete by construction, verified by `damage`."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+    found = (p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def damage(checkpoint: Path) -> str:
@@ -164,6 +172,17 @@ def verified_checkpoint(path: Path) -> Checkpoint:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prune(folder: Path, saved: int, keep: int) -> None:
+    checkpoints = step_folders(folder)
+    for later in (path for path in checkpoints if step_of(path) > saved):
+        aside, number = folder / f"damaged-{later.name}", 2
+        while aside.exists():
+            aside, number = folder / f"damaged-{later.name}-{number}", number + 1
+        later.rename(aside)
+    for old in [path for path in checkpoints if step_of(path) < saved][max(0, keep - 1) :]:
+        shutil.rmtree(old)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,44 +1,112 @@
-"""A run on disk: settings, metrics, bad images, model card; checkpoints lie in `checkpoints/`."""
+"""A run on disk: settings, metrics, bad images, model card; checkpoints lie in `checkpoints/`.
+
+One process writes a run at a time: it holds an exclusive `flock` on `RUN/.lock`, which the kernel frees when the
+process ends, however it ends. Within a process any number of RunFolders of one folder share the lock.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from beitcli.errors import StorageError, UsageError
 
 
-class RunFolder:
-    """`RUN/`, opened for writing."""
+class _Lock:
+    """An open, locked file; closed, and so unlocked, with its last RunFolder."""
+
+    descriptor = -1
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def take(self) -> bool:
+        """False where another process holds it."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # some network mounts have no locks: the run goes on unguarded rather than not at all
+            pass
+        return True
+
+    def sign(self) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
+    def holder(self) -> str:
+        pid, _, host = os.pread(self.descriptor, 1000, 0).decode(errors="replace").strip().partition(" ")
+        return f"process {pid} on {host}" if host else "another process"
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+# Those of this process, by (device, inode) of the lock file.
+_locks: WeakValueDictionary[tuple[int, int], _Lock] = WeakValueDictionary()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: its copies would keep the locks, were the parent killed before it."""
+    for lock in list(_locks.values()):
+        lock.close()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def _locked(path: Path) -> _Lock:
+    file = path / ".lock"
+    if file.exists():
+        status = file.stat()
+        held = _locks.get((status.st_dev, status.st_ino))
+        if held is not None:
+            return held
+    lock = _Lock(file)
+    status = os.fstat(lock.descriptor)
+    _locks[status.st_dev, status.st_ino] = lock  # before it is taken, so that no fork in between carries it away
+    if not lock.take():
+        holder = lock.holder()
+        lock.close()
+        del _locks[status.st_dev, status.st_ino]
+        raise UsageError(
+            f"Run folder '{path}' is in use by {holder}.",
+            "Wait for it, stop it, or give another folder to --out.",
+        )
+    lock.sign()
+    return lock
+
+
+class RunFolder:
+    """`RUN/`, opened for writing; no other process can open it while this object lives."""
+
+    def __init__(self, path: Path, lock: _Lock | None = None) -> None:
+        self.path, self._lock = path, lock
 
     @classmethod
     def create(cls, path: Path, *, resume: bool) -> RunFolder:
-        """Makes the folder, which must be new or empty unless a run goes on in it.
+        """Makes and locks the folder, which must be new or empty unless a run goes on in it.
 
         Raises:
-            UsageError: Something lies there already.
+            UsageError: Something lies there already, or another process has it.
             StorageError: It cannot be written.
         """
         try:
-            if path.exists() and not path.is_dir():
-                raise UsageError(f"--out '{path}' is a file.", "Give a folder that is new or empty.")
-            occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
-            if occupied and not resume:
-                raise UsageError(
-                    f"--out '{path}' is not empty.",
-                    "Give another folder, or add --resume to go on with the run in it.",
-                )
-            if occupied and not (path / "config.toml").exists():
-                raise UsageError(
-                    f"'{path}' is not empty and holds no run (no config.toml).",
-                    "Give a run, or a new folder, to --out.",
-                )
+            _require_free(path, resume)
             path.mkdir(parents=True, exist_ok=True)
+            lock = _locked(path)
+            _require_free(path, resume)  # a run that began and ended between the first look and the lock
             probe = path / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -46,7 +114,7 @@ class RunFolder:
             raise StorageError(
                 f"Run folder '{path}' cannot be written: {error.strerror or error}.", "Give a writable folder to --out."
             ) from None
-        return cls(path)
+        return cls(path, lock)
 
     @property
     def checkpoints(self) -> Path:
@@ -83,3 +151,19 @@ class RunFolder:
             except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
                 continue
         self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+
+
+def _require_free(path: Path, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out '{path}' is a file.", "Give a folder that is new or empty.")
+    occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
+    if occupied and not resume:
+        raise UsageError(
+            f"--out '{path}' is not empty.",
+            "Give another folder, or add --resume to go on with the run in it.",
+        )
+    if occupied and not (path / "config.toml").exists():
+        raise UsageError(
+            f"'{path}' is not empty and holds no run (no config.toml).",
+            "Give a run, or a new folder, to --out.",
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.references import open_checkpoint
+from beitcli.models.references import OpenedModel, open_checkpoint
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
 
 
@@ -55,6 +55,22 @@ class Tokenizer:
 def to_unit(images: torch.Tensor) -> torch.Tensor:
     """uint8 to float in [0, 1]; floats pass through."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def open_tokenizer_of(opened: OpenedModel, device: torch.device | None = None) -> Tokenizer:
+    """The tokenizer that a pretraining run learned from: its own lies inside it, another where it was.
+
+    Raises:
+        StorageError: What lies there is another tokenizer now.
+    """
+    named = opened.settings["tokenizer"]
+    reference = str(opened.run / "tokenizer") if named["reference"] == "own" else named["reference"]
+    tokenizer = open_tokenizer(reference, device)
+    if tokenizer.sha256 != named["sha256"]:
+        raise StorageError(
+            f"Tokenizer '{reference}' is not the one that '{opened.reference}' was trained with.", "Put that one back."
+        )
+    return tokenizer
 
 
 def open_tokenizer(reference: str, device: torch.device | None = None) -> Tokenizer:

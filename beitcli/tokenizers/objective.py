@@ -47,6 +47,7 @@ def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
     Returns:
         (B, V, h, w), non-negative, sums to 1 over V.
     """
+    logits = logits.float()  # 16-bit noise has few values, zero among them
     gumbel = -torch.empty_like(logits).exponential_().log()
     return ((logits + gumbel) / temperature).softmax(dim=1)
 
@@ -126,6 +127,7 @@ def dvae_loss(
         The loss, and detached scalars: `loss`, `reconstruction`, `kl` (nats a token), `usage_kl` (nats).
     """
     logits, decoded = model(images, temperature)
+    logits = logits.float()
     parts = {
         "reconstruction": reconstruction_loss(images, decoded, reconstruction),
         "kl": kl_to_uniform(logits).mean(),
@@ -144,7 +146,7 @@ def codebook_usage(counts: Tensor) -> tuple[int, float]:
     Returns:
         codes_used, how many occurred at all; perplexity, exp of the entropy in nats, 1 to V.
     """
-    probabilities = counts.double() / counts.sum().clamp(min=1)
+    probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
     entropy = -torch.special.xlogy(probabilities, probabilities).sum()
     return int((counts > 0).sum()), float(entropy.exp())
 

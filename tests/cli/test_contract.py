@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from beitcli.cli import output
 from beitcli.cli.app import main
+from beitcli.engine.events import Progress
 
 BEIT = [sys.executable, "-m", "beitcli"]
 TOKENIZER_FLAGS = ["--recipe", "tiny", "--vocab-size", 16, "--size", 16, "--width", 8]
@@ -145,7 +147,7 @@ def test_training_prints_the_path_alone_or_one_document(
     assert (document.get("step") or document.get("steps")) == 2
     run = tmp_path / "asked"
     assert {"config.toml", "metrics.jsonl", "checkpoints", "bad-images.jsonl", "README.md"} == {
-        path.name for path in run.iterdir()
+        path.name for path in run.iterdir() if not path.name.startswith(".")
     }
     assert (run / "checkpoints" / "latest").read_text().strip() == "step-0000002"
     assert {path.name for path in Path(document["checkpoint"]).iterdir()} == {
@@ -328,11 +330,16 @@ def test_paths_come_from_a_real_stdin_and_results_go_to_a_real_pipe(labelled_fol
 
 def in_terminal(program: str, **environ: str) -> str:
     """What a program writes where all of its streams are one terminal."""
+    return at_terminal([sys.executable, "-c", program], **environ)[1]
+
+
+def at_terminal(command: list[str], stdout: int | None = None, **environ: str) -> tuple[int, str]:
+    """A command's exit code, and what it writes to its terminal; its stdout may be something else."""
     ours, theirs = pty.openpty()
     variables = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "CI")}
     variables |= {"TERM": "xterm-256color", "COLUMNS": "100"} | environ
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=theirs, stdout=theirs, stderr=theirs, env=variables, close_fds=True
+        command, stdin=theirs, stdout=theirs if stdout is None else stdout, stderr=theirs, env=variables, close_fds=True
     )
     os.close(theirs)
     said = b""
@@ -345,8 +352,151 @@ def in_terminal(program: str, **environ: str) -> str:
             break
         said += part
     os.close(ours)
-    process.wait(60)
-    return said.decode()
+    return process.wait(60), said.decode()
+
+
+def screen(said: str) -> list[str]:
+    """The lines that a terminal shows in the end, of what rich writes: cursor up, erase, carriage return."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[\??[\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", said):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\r":
+            column = 0
+        elif part.startswith("\x1b"):
+            if part.endswith("A"):
+                row = max(0, row - int(part[2:-1] or 1))
+            elif part == "\x1b[2K":
+                lines[row] = ""
+        else:
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines]
+
+
+# The tokenizer's three batches of eight, with a pause in which the bar is drawn
+TOKENIZE = """
+import sys, time
+from beitcli.cli import output
+from beitcli.cli.app import main
+shown = output.Shell.on_event
+output.Shell.on_event = lambda shell, event: (shown(shell, event), time.sleep(0.3))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_results_go_into_the_pipe_while_a_bar_is_on_the_terminal(
+    beit: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    argv = ["tokenize", str(labelled_folder), "--tokenizer", str(tokenizer_run), "--batch-size", "8"]
+    with open(tmp_path / "out", "wb") as out:
+        code, said = at_terminal([sys.executable, "-c", TOKENIZE, *argv], out.fileno())
+    assert code == 0
+    assert (tmp_path / "out").read_text() == beit(*argv).out
+    assert "tokenize" in said
+    assert "/24" in said
+    assert '"path"' not in said
+
+
+def test_training_prints_its_path_into_the_pipe_while_a_bar_is_on_the_terminal(
+    training: Callable, tmp_path: Path
+) -> None:
+    """RUN=$(beit train-tokenizer ...) at a terminal."""
+    argv = [*map(str, training("train-tokenizer")), "--out", str(tmp_path / "run")]
+    with open(tmp_path / "out", "wb") as out:
+        code, said = at_terminal([*BEIT, *argv], out.fileno())
+    assert code == 0
+    assert (tmp_path / "out").read_text() == f"{tmp_path / 'run'}\n"
+    assert "/2" in said
+    assert str(tmp_path / "run") not in said.splitlines()
+
+
+def test_lines_stay_whole_beside_a_bar_on_one_terminal(tokenizer_run: Path, labelled_folder: Path) -> None:
+    argv = ["tokenize", str(labelled_folder), "--tokenizer", str(tokenizer_run), "--batch-size", "8"]
+    code, said = at_terminal([sys.executable, "-c", TOKENIZE, *argv], COLUMNS="60")
+    assert code == 0
+    assert "/24" in said
+    shown = [line for line in screen(said) if line]
+    paths = [str(path) for path in sorted(labelled_folder.rglob("*.*"))]
+    assert [line.split("  ")[0] for line in shown] == paths
+    assert all(re.fullmatch(r".+  4 x 4  (\d+ ){8}\.\.\.", line) for line in shown)
+
+
+def test_file_names_that_are_no_text_are_shown_on_a_terminal(picture: Callable, tmp_path: Path) -> None:
+    name = bytes(tmp_path) + b"/\xff.png"
+    with open(name, "wb") as file:
+        file.write(picture("a.png").read_bytes())
+    (tmp_path / "a.png").unlink()
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        code, said = at_terminal([*BEIT, "mask-preview", str(tmp_path)], PYTHONIOENCODING=encoding)
+        assert code == 0, said
+        assert f"{tmp_path}/\\udcff.png  78 of 196 patches hidden" in said
+
+
+# Counting where there is no terminal
+
+
+def test_long_work_without_figures_tells_how_far_it_is_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_COUNT_SECONDS", 0.2)
+    shell = output.Shell()
+    began = time.monotonic()
+    for done in range(1, 61):
+        shell.on_event(Progress("tokenize", done, 60, "image"))
+        shell.on_event(Progress("pretrain", done, 60))
+        time.sleep(0.01)
+    seconds = time.monotonic() - began
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert said.out == ""
+    assert 2 <= len(lines) <= seconds / 0.2
+    assert all(re.fullmatch(r"tokenize: image \d+/60", line) for line in lines)
+    assert "60/60" not in said.err
+
+
+def test_short_work_without_figures_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    shell = output.Shell()
+    for done in range(1, 61):
+        shell.on_event(Progress("tokenize", done, 60, "image"))
+    assert capsys.readouterr().err == ""
+
+
+# stdin that is closed
+
+
+@pytest.mark.parametrize("command", ["tokenize", "mask-preview", "predict", "attn-map"])
+def test_closed_stdin_matters_only_to_those_who_read_it(
+    beit: Callable,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    picture: Callable,
+    command: str,
+) -> None:
+    words = {
+        "tokenize": lambda: ["--tokenizer", request.getfixturevalue("tokenizer_run")],
+        "mask-preview": list,
+        "predict": lambda: [request.getfixturevalue("finetuned_run")],
+        "attn-map": lambda: ["--model", request.getfixturevalue("pretrained_run")],
+    }[command]()
+    argv = [command, *map(str, words)]
+    monkeypatch.setattr("sys.stdin", None)  # what Python makes of `<&-`
+    assert main([*argv, str(picture("a.png"))]) == 0
+    assert json.loads(capsys.readouterr().out)["path"].endswith("a.png")
+    assert main([*argv, "-"]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "stdin" in said.err
+    assert "bug" not in said.err
+
+
+def test_closed_stdin_of_a_real_shell(picture: Callable) -> None:
+    for name, code in ((picture("a.png"), 0), ("-", 3)):
+        line = f"exec {sys.executable} -m beitcli mask-preview '{name}' <&-"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
 
 
 MISTAKE = "from beitcli.cli.app import main; main(['pretrian'])"

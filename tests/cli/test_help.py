@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -94,8 +95,44 @@ def test_help_and_usage_errors_import_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_help_does_without_pydantic() -> None:
+    """typer imports it for the program's own options, which takes longer than everything that is ours."""
+    lines = [["--help"]] + [[command.name, "--help"] for command in COMMANDS]
+    program = (
+        "import sys; from beitcli.cli.app import main\n"
+        f"assert not any([main(line) for line in {lines!r}])\n"
+        "assert 'pydantic' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("beit pretrain --micro-b", "--micro-batch"),
+        ("beit --install-c", "--install-completion"),
+        ("beit tok", "tokenize"),
+    ],
+)
+def test_shell_completes_commands_and_the_options_of_each(words: str, found: str) -> None:
+    program = "import sys; sys.argv = ['beit']; from beitcli.cli.app import run; run()"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_BEIT_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | asked
+    )
+    assert done.stdout.split() == [found], done.stderr
+
+
+def test_command_behind_dashes_or_the_programs_help_is_the_same(beit: Callable) -> None:
+    assert len(beit("--", "mask-preview", "--stats", 3).lines) == 1
+    assert beit("--help", "pretrain").out == beit("--help").out
+
+
 MISSPELT = [
     (["pretrian", "sample"], "There is no command 'pretrian'.", "Did you mean 'pretrain'?"),
+    (["inspect", "runs/x"], "There is no command 'inspect'.", "This version does not have it yet."),
+    (["export", "runs/x", "--to", "hf"], "There is no command 'export'.", "This version does not have it yet."),
     (["maskpreview"], "There is no command 'maskpreview'.", "Did you mean 'mask-preview'?"),
     (["pretrain", "sample", "--num-maskd", "3"], "There is no option --num-maskd", "Did you mean '--num-masked'?"),
     (["pretrain", "sample", "--no-compil"], "There is no option --no-compil", "'--no-compile'?"),

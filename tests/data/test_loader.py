@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing import active_children
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from beitcli.data.loader import Batch, ordered_batches, training_batches
+from beitcli.data.loader import Batch, ordered_batches, read_ahead, training_batches
 from beitcli.data.order import KeyedOrder
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
@@ -44,6 +49,8 @@ class Numbered(Source):
 
 class Textured(Numbered):
     def image(self, index: int) -> Image.Image:
+        if index in self.bad:
+            return super().image(index)
         pixels = np.random.default_rng(index).integers(0, 256, (24, 30, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 
@@ -172,6 +179,38 @@ def test_data_without_a_readable_image_stops_with_a_data_error(workers):
     assert caught.value.exit_code == 3
     assert "Traceback" not in caught.value.message
     assert caught.value.hint.startswith("Check the data")
+    assert not active_children()  # though the error, and its traceback, live
+
+
+@dataclass(frozen=True)
+class Scarce:
+    """A view in a process that may take `spare` more bytes of memory than it has."""
+
+    inner: PretrainingView
+    spare: int
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + self.spare, before[1]))
+        try:
+            return self.inner(image, epoch, index)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class OneVast(Textured):
+    def image(self, index: int) -> Image.Image:
+        return Image.new("RGB", (5000, 4000)) if index == 3 else super().image(index)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own memory from /proc")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_memory_does_not_hold_is_a_bad_image(workers):
+    view = Scarce(PretrainingView(seed=SEED, image_size=16, token_size=8), spare=40_000_000)  # its jitter needs 80 MB
+    (batch,) = ordered_batches(OneVast(5), view, batch_size=5, workers=workers)
+    assert batch.indices == [0, 1, 2, 4]
+    assert batch.bad == [(3, "numbered/3.png", "too large for the memory of this machine")]
 
 
 # One pass in order
@@ -197,3 +236,86 @@ def test_every_readable_image_comes_once_in_order(workers, batch_size):
 def test_a_batch_goes_to_a_device_by_name():
     moved = stream(Numbered(), steps=1)[0].to(torch.device("cpu"))
     assert set(moved) == {"images", "labels"}
+
+
+# Workers
+
+
+@pytest.mark.parametrize(("batch_size", "started"), [(20, 1), (10, 2), (1, 3)])
+def test_no_more_workers_than_batches(batch_size, started):
+    batches = ordered_batches(Numbered(20), CenterView(size=4), batch_size=batch_size, workers=3)
+    before = len(active_children())
+    next(batches)
+    assert len(active_children()) - before == started
+    batches.close()
+    assert list(ordered_batches(Numbered(0), CenterView(size=4), batch_size=4, workers=3)) == []
+
+
+def test_more_workers_than_cores_are_no_warning():
+    many = len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+    if many > 8:
+        pytest.skip("starts a process a core")
+    batches = list(ordered_batches(Numbered(20), CenterView(size=4), batch_size=1, workers=many))  # warnings are errors
+    assert [batch.indices for batch in batches] == [[index] for index in range(20)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_moves_no_global_generator(workers):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    view = PretrainingView(seed=SEED, image_size=16, token_size=8)
+    assert len(list(ordered_batches(Textured(20), view, batch_size=4, workers=workers))) == 5
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_read_ahead_by_hand():
+    assert read_ahead(64, 0, 8) == (2, 1)  # nothing is known
+    assert read_ahead(64, 188_160, 15) == (4, 1)  # 224 and 112 pixels: 0.7 GB
+    assert read_ahead(512, 188_160, 7) == (2, 1)  # 0.67 GB for one a worker: two are 1.35 GB, three 2.02
+    assert read_ahead(2048, 188_160, 15) == (2, 6)  # 385 MB a batch: 30 sixths of one are 1.93 GB
+    assert read_ahead(1, 10**12, 4) == (2, 1)  # an image is the smallest piece
+
+
+@pytest.mark.parametrize("bytes_per_image", [1, 188_160, 602_112])
+@pytest.mark.parametrize("batch_size", [1, 32, 2048, 65536])
+@pytest.mark.parametrize("workers", [1, 3, 16])
+def test_read_ahead_stays_below_2_gb(batch_size, bytes_per_image, workers):
+    prefetch, pieces = read_ahead(batch_size, bytes_per_image, workers)
+    assert 2 <= prefetch <= 4
+    assert 1 <= pieces <= batch_size
+    assert prefetch * workers * -(-batch_size // pieces) * bytes_per_image <= 2.01e9
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """A view that says it is large."""
+
+    inner: PretrainingView
+    bytes_per_image: int
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
+        return self.inner(image, epoch, index)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_that_travel_in_pieces_are_the_same_batches(workers):
+    source = Textured(20, bad=(3, 4, 11))
+    plain = keyed_options()
+    heavy = plain | {"view": Heavy(plain["view"], bytes_per_image=400_000_000)}
+    assert read_ahead(7, 400_000_000, workers)[1] > 1
+    for start in (0, 21):
+        alone = stream(source, batch_size=7, steps=4, images_seen=start, **plain)
+        joined = stream(source, batch_size=7, steps=4, images_seen=start, workers=workers, **heavy)
+        assert all(equal(first, second) for first, second in zip(alone, joined, strict=True))
+    alone = list(ordered_batches(source, batch_size=7, workers=0, **plain))
+    joined = list(ordered_batches(source, batch_size=7, workers=workers, **heavy))
+    assert [len(batch) for batch in joined] == [5, 6, 6]
+    assert all(equal(first, second) for first, second in zip(alone, joined, strict=True))
+
+
+def test_a_batch_in_pieces_without_a_readable_image_is_empty():
+    view = Heavy(PretrainingView(seed=SEED, image_size=16, token_size=8), bytes_per_image=10**9)
+    batches = list(ordered_batches(Numbered(6, (0, 1, 2)), view, batch_size=3, workers=1))
+    assert [batch.indices for batch in batches] == [[], [3, 4, 5]]
+    assert batches[0].tensors == {}
+    assert [record[0] for record in batches[0].bad] == [0, 1, 2]

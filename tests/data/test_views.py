@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +26,10 @@ from beitcli.data.views import (
     fit_square,
     jitter_colors,
     normalize,
+    square_box,
     to_array,
 )
+from beitcli.engine.attn_points import SquareCrop
 from beitcli.runtime.keyed import keyed_generator
 
 SIDE = 256
@@ -218,8 +222,57 @@ def test_fit_square_shows_the_central_square():
 def test_fit_square_with_a_share_keeps_the_middle_of_it():
     view = to_array(fit_square(coordinates(), 112, crop_share=0.875))
     assert corners(view) == pytest.approx((1 / 16, 15 / 16, 1 / 16, 15 / 16), abs=0.01)
+    assert square_box(256, 256, 112, 0.875) == (16, 16, 240, 240)
     by_hand = coordinates().resize((128, 128), Image.Resampling.BICUBIC).crop((8, 8, 120, 120))
     assert np.array_equal(view, to_array(by_hand))
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (640, 427), (333, 1000), (64, 64), (90, 61)])
+@pytest.mark.parametrize(("size", "share"), [(224, 0.875), (224, 1.0), (48, 0.875), (64, 1.0)])
+def test_fit_square_is_a_crop_of_the_resized_image_within_half_a_pixel(width, height, size, share):
+    left, upper, right, lower = square_box(width, height, size, share)
+    target = round(size / share)
+    across, down = (round(side * target / min(width, height)) for side in (width, height))
+    offset = ((across - size) // 2, (down - size) // 2)
+    assert (left * across / width, upper * down / height) == pytest.approx(offset, abs=1e-9)
+    assert ((right - left) * across / width, (lower - upper) * down / height) == pytest.approx((size, size), abs=1e-9)
+    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    inner = slice(size // 8, size - size // 8)  # at the edges the filter is cut off
+    across_view, down_view = (
+        np.asarray(fit_square(Image.fromarray(places.astype(np.float32)), size, share)) for places in (columns, rows)
+    )
+    for seen, begin, end in ((across_view, left, right), (down_view.T, upper, lower)):
+        expected = begin + (np.arange(size) + 0.5) / size * (end - begin)
+        assert np.abs(seen - expected)[inner, inner].max() < 0.5
+    image = coordinates(width, height)
+    view = to_array(fit_square(image, size, share))
+    whole = image.resize((across, down), Image.Resampling.BICUBIC)
+    by_hand = to_array(whole.crop((*offset, offset[0] + size, offset[1] + size)))
+    assert np.abs(view.astype(int) - by_hand).max() <= 1  # rounding, which was in two places
+
+
+@settings(deadline=None)
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.sampled_from([32, 224, 384]))
+def test_square_box_is_where_attn_map_looks(width, height, size):
+    box = square_box(width, height, size)
+    assert box == SquareCrop(width, height, size, size // 16).box
+    assert 0 <= box[0] < box[2] <= width
+    assert 0 <= box[1] < box[3] <= height
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own memory from /proc")
+@pytest.mark.parametrize(("width", "height"), [(1, 60_000), (60_000, 1), (3, 2_000_000)])
+def test_fit_square_of_a_long_image_needs_no_memory_for_its_length(width, height):
+    image = Image.new("RGB", (width, height), (9, 99, 199))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, before[1]))
+    try:
+        view = to_array(fit_square(image, 224))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert view.shape == (3, 224, 224)
+    assert (view == np.array([9, 99, 199])[:, None, None]).all()
 
 
 def test_fit_square_of_its_own_size_is_the_image_itself():
@@ -260,6 +313,40 @@ def test_normalize_by_hand():
         assert normal[0, channel].flatten().tolist() == pytest.approx(by_hand, abs=1e-5)
     assert images[0, 0, 0, 1] == 255  # not in place
     assert normalize(normal, IMAGENET_MEAN, IMAGENET_STD) is normal
+
+
+def test_normalize_copies_its_numbers_to_a_device_once_and_changes_none():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    with torch.inference_mode():
+        first = normalize(images, mean, std)
+    scale = torch.tensor(std).mul_(255).reciprocal_().view(3, 1, 1)
+    shift = torch.tensor(mean).div_(torch.tensor(std)).view(3, 1, 1)
+    assert torch.equal(first, images.float().mul_(scale).sub_(shift))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        again = normalize(images, list(mean), list(std))
+    assert torch.equal(again, first)
+    assert {event.name for event in profile.events()} & {"aten::lift_fresh", "aten::reciprocal_", "aten::div_"} == set()
+    torch.nn.Parameter(torch.ones(3, 1, 1)).mul(again).sum().backward()  # no tensor of inference mode is left over
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_normalize_waits_for_no_device():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8, device="cuda")
+    normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("view", [
+    PretrainingView(seed=0, image_size=32, token_size=16), TokenizerView(seed=0, size=24), CenterView(size=20),
+    FinetuningView(seed=0, size=16),
+])  # fmt: skip
+def test_bytes_per_image_are_those_of_the_arrays(view):
+    assert view.bytes_per_image == sum(array.nbytes for array in view(noise(), 0, 0).values())
 
 
 def test_finetuning_view_without_augmentation_is_a_normalised_crop():

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import PatchEmbed
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.use import AttnMapConfig
@@ -189,6 +191,49 @@ def test_paths_come_from_stdin_and_limit_cuts_them(run, tmp_path):
     listed = io.BytesIO(b"\0".join(os.fsencode(path) for path in paths))
     assert [document["path"] for document in look(run, "-", stdin=listed, nul=True)] == list(map(str, paths))
     assert len(look(run, *paths, limit=2)) == 2
+
+
+@pytest.mark.parametrize("suffix", ["npy", "html"])
+def test_batch_size_changes_nothing_that_is_told(run, tmp_path, suffix):
+    """Images of four shapes, a bad one among them: the reference points of each lie where they lie alone."""
+    paths = [save_image(tmp_path / f"{n}.jpg", size) for n, size in enumerate([(100, 80), (64, 64), (33, 90), (9, 9)])]
+    paths.insert(2, tmp_path / "bad.jpg")
+    paths[2].write_bytes(b"no image")
+    told = {}
+    for batch_size in (1, 3, 8):
+        output = tmp_path / f"{batch_size}.{suffix}"
+        looking = attn_map(
+            AttnMapConfig(
+                inputs=tuple(map(str, paths)), model=run, device="cpu", batch_size=batch_size, output=str(output)
+            )
+        )
+        told[batch_size] = [next(looking) for _ in paths]
+        with pytest.raises(DataError, match="1 of 5"):
+            next(looking)
+        assert len(list(output.iterdir())) == 4
+    for one, three, eight in zip(*told.values(), strict=True):
+        assert one["path"] == three["path"] == eight["path"]
+        assert ("error" in one) == (one["path"] == str(paths[2]))
+        for entry, *others in zip(*(document.get("maps", ()) for document in (one, three, eight)), strict=True):
+            for other in others:
+                assert other["patch"] == entry["patch"]
+                np.testing.assert_allclose(other["attention"], entry["attention"], atol=1e-6)
+
+
+def test_batch_goes_through_the_model_at_once(run, tmp_path):
+    paths = [save_image(tmp_path / f"{number}.jpg") for number in range(5)]
+    seen = []
+
+    def note(module, inputs):
+        if isinstance(module, PatchEmbed):
+            seen.append(len(inputs[0]))
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        assert len(look(run, *paths, batch_size=2)) == 5
+    finally:
+        hook.remove()
+    assert seen == [2, 2, 1]
 
 
 @pytest.mark.parametrize(("head", "heads"), [("mean", 1), ("1", 1), ("all", HEADS)])

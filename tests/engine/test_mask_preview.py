@@ -112,7 +112,7 @@ def test_mask_preview_shows_the_masks_that_pretraining_hides(
     flags |= {"tokenizer": str(tokenizer_run)} | ({"limit": limit} if limit else {})
     config = resolve(PretrainConfig, flags).config
     source = open_images(config, labelled=False, size=64, on_event=lambda event: None)
-    training, _ = hold_out(source, config.holdout, config.seed)
+    training = hold_out(source, config.holdout, config.seed).training
     assert len(training) < len(source)
     masking = make_masking(config.masking, config.architecture.grid, 25, config.min_block)
     view, keyed = views_and_masks(config, open_tokenizer(str(tokenizer_run)), masking)
@@ -182,6 +182,20 @@ def test_mask_preview_with_a_model_adds_the_reconstruction(
         assert rebuilt.width > plain.width
         added = np.asarray(rebuilt.convert("RGB"))[:, plain.width :]
         assert added.std() > 0
+
+
+def test_mask_preview_rebuilds_a_batch_as_it_does_each_alone(
+    beit: Callable, pretrained_run: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    """Five at once are the pictures of one at a time, up to a token or two of another last bit."""
+    argv = ["mask-preview", labelled_folder, "--limit", 7, "--model", pretrained_run]
+    lines = {count: beit(*argv, "--batch-size", count, "-o", tmp_path / str(count)).lines for count in (1, 5)}
+    assert [line | {"output": ""} for line in lines[1]] == [line | {"output": ""} for line in lines[5]]
+    for one, five in zip(lines[1], lines[5], strict=True):
+        with Image.open(one["output"]) as alone, Image.open(five["output"]) as together:
+            same = np.asarray(alone) == np.asarray(together)
+        assert same.mean() > 0.98
+    assert beit(*argv, "--batch-size", 0).code == 2
 
 
 def test_mask_preview_does_the_others_where_one_is_bad(beit: Callable, picture: Callable, tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from beitcli.data.views import fit_square, to_array
+from beitcli.engine.outputs import OutputNames
+from beitcli.engine.token_files import TokenKind, open_token_file
 from beitcli.tokenizers import open_tokenizer
 
 CODES, GRID = 16, [4, 4]
@@ -192,6 +197,125 @@ def test_tokenize_resume_tries_bad_images_again(tokenize: Callable, picture: Cal
     assert [path for path, _ in read(target)] == [str(good), str(bad)]
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tokenize_resume_refuses_another_grid_untouched(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    target = tmp_path / f"tokens{suffix}"
+    assert tokenize(labelled_folder / "red", "-o", target).code == 0
+    before = target.read_bytes()
+    ended = tokenize(labelled_folder, "-o", target, "--resume", "--size", 24)
+    assert (ended.code, ended.out) == (2, "")
+    assert "4 x 4 tokens an image, but these settings give 6 x 6" in ended.err
+    assert "--size" in ended.err
+    assert target.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_tokenize_resume_refuses_another_tokenizer_untouched(
+    tokenize: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    """The same run two steps earlier: as many codes, other weights."""
+    target = tmp_path / f"tokens{suffix}"
+    assert tokenize(labelled_folder / "red", "-o", target).code == 0
+    before = target.read_bytes()
+    earlier = tokenizer_run / "checkpoints" / "step-0000002"
+    ended = tokenize(labelled_folder, "-o", target, "--resume", "--tokenizer", earlier)
+    assert (ended.code, ended.out) == (2, "")
+    assert "made by another tokenizer" in ended.err
+    assert open_tokenizer(str(earlier)).sha256[:12] in ended.err
+    assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tokenize_resume_refuses_tokens_that_the_tokenizer_has_not(
+    tokenize: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    target = tmp_path / f"tokens{suffix}"
+    kind = TokenKind((4, 4), 8192, open_tokenizer(str(tokenizer_run)).sha256)
+    with closing(open_token_file(target, kind, resume=False)) as file:
+        file.add({"path": "a.png", "grid": GRID, "tokens": [*range(15), 8000]})
+    ended = tokenize(labelled_folder, "-o", target, "--resume")
+    assert (ended.code, ended.out) == (2, "")
+    assert "holds token 8000, but this tokenizer's are 0 to 15" in ended.err
+    assert read(target) == [("a.png", [*range(15), 8000])]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_tokenize_of_bad_images_alone_makes_a_file_without_tokens(
+    tokenize: Callable, picture: Callable, tmp_path: Path, suffix: str
+) -> None:
+    bad = picture("data/a.png")
+    whole = bad.read_bytes()
+    bad.write_bytes(b"")
+    target = tmp_path / f"tokens{suffix}"
+    ended = tokenize(bad, "-o", target)
+    assert (ended.code, ended.out) == (3, "")
+    assert "1 of 1 images cannot be read" in ended.err
+    if suffix == ".jsonl":
+        assert set(json.loads(target.read_text())) == {"path", "error"}
+    else:
+        assert read(target) == []
+    if suffix == ".npz":
+        with np.load(target) as arrays:
+            assert (arrays["tokens"].shape, arrays["tokens"].dtype) == ((0, 16), np.int32)
+    bad.write_bytes(whole)
+    assert tokenize(bad, "-o", target, "--resume").code == 0
+    assert [path for path, _ in read(target)] == [str(bad)]
+
+
+def test_token_archive_holds_four_bytes_a_token(tmp_path: Path) -> None:
+    kind = TokenKind((100, 100), CODES, "0" * 64)
+    file = open_token_file(tmp_path / "tokens.npz", kind, resume=False)
+    tracemalloc.start()
+    for number in range(50):
+        file.add({"path": str(number), "grid": [100, 100], "tokens": [number % CODES] * 10_000})
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 1.1 * 50 * 10_000 * 4
+    file.close()
+    assert len(open_token_file(tmp_path / "tokens.npz", kind, resume=True).held) == 50
+
+
+def test_token_lines_are_taken_up_without_holding_them(tmp_path: Path) -> None:
+    target, kind = tmp_path / "tokens.jsonl", TokenKind((100, 100), CODES, "0" * 64)
+    lines = [json.dumps({"path": str(n), "grid": [100, 100], "tokens": [n % CODES] * 10_000}) for n in range(50)]
+    target.write_text("\n".join([lines[0], json.dumps({"path": "bad", "error": "empty"}), *lines[1:], lines[0][:99]]))
+    tracemalloc.start()
+    file = open_token_file(target, kind, resume=True)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    file.close()
+    assert most < 0.5 * 50 * 10_000 * 8
+    assert file.held == {str(number) for number in range(50)}
+    assert target.read_text() == "\n".join(lines) + "\n"
+
+
+# Precision
+
+
+def test_tokenize_computes_in_fp32_unless_told_otherwise(
+    tokenize: Callable, tokenizer_run: Path, labelled_folder: Path
+) -> None:
+    plain = tokenize(labelled_folder, "--size", 32)
+    assert tokenize(labelled_folder, "--size", 32, "--precision", "fp32").out == plain.out
+    tokenizer = open_tokenizer(str(tokenizer_run))
+    short = tokenize(labelled_folder, "--size", 32, "--precision", "bf16", "--device", "cpu")
+    with Image.open(plain.lines[0]["path"]) as image:
+        view = to_array(fit_square(image.convert("RGB"), 32, filter=Image.Resampling.LANCZOS))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = tokenizer.encode(torch.from_numpy(view)[None])
+    assert short.lines[0]["tokens"] == expected[0].tolist()
+    assert short.out != plain.out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tokenize_computes_in_fp32_on_a_gpu_too(tokenize: Callable, labelled_folder: Path) -> None:
+    plain = tokenize(labelled_folder, "--device", "cuda").out
+    assert plain == tokenize(labelled_folder, "--device", "cuda", "--precision", "fp32").out
+
+
 # Pictures, there and back
 
 
@@ -262,6 +386,15 @@ def test_pictures_of_the_same_stem_are_numbered(tokenize: Callable, picture: Cal
     outputs = [Path(line["output"]).name.lower() for line in back.lines]
     assert outputs[:2] == ["x.png", "x-2.png"]
     assert len(set(outputs)) == len(paths)
+
+
+def test_pictures_of_thousands_of_equal_stems_are_numbered_in_a_moment(tmp_path: Path) -> None:
+    names = OutputNames(tmp_path, ".png", beside=("-pair",))
+    before = time.perf_counter()
+    paths = [names.path(f"{number}/{'Xx'[number % 2]}.png") for number in range(20_000)]
+    assert time.perf_counter() - before < 5  # 170 s where each counts from 2 again
+    assert paths[:3] == [tmp_path / name for name in ("X.png", "x-2.png", "X-3.png")]
+    assert len({str(path).lower() for path in paths}) == 20_000
 
 
 def test_reconstruct_keeps_the_pictures_of_an_earlier_part(

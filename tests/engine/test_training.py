@@ -42,9 +42,11 @@ def settings(data: Path, tokenizer: Path, out: Path | str = "", **more: object) 
 
 def make_task(config: PretrainConfig) -> PretrainTask:
     source = open_data(config.data, role="train")
-    training, held_out = hold_out(source, config.holdout, config.seed)
+    held = hold_out(source, config.holdout, config.seed)
     masking = make_masking(config.masking, config.architecture.grid, config.num_masked or 1, config.min_block)
-    return PretrainTask(config, make_plan(config, training), open_tokenizer(config.tokenizer), masking, held_out, CPU)
+    return PretrainTask(
+        config, make_plan(config, held.training), open_tokenizer(config.tokenizer), masking, held.measured, CPU
+    )
 
 
 def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
@@ -311,7 +313,8 @@ def test_plan_is_in_optimizer_steps(labelled_folder, tokenizer_run):
     source = open_data([str(labelled_folder)])
     build = partial(settings, labelled_folder, tokenizer_run)
     plan = make_plan(build(epochs=3, steps=None, warmup_steps=None, warmup_epochs=1), source)
-    assert (plan.steps, plan.warmup_steps, plan.micro_batch) == (9, 1, 8)  # a fifth of the run at most
+    assert (plan.steps, plan.warmup_steps, plan.micro_batch) == (9, 3, 8)
+    assert make_plan(build(steps=10, warmup_steps=40), source).warmup_steps == 2  # longer than the run: a fifth of it
     assert make_plan(build(steps=100, warmup_steps=15, micro_batch=64), source).micro_batch == 8
     plan = make_plan(build(steps=100, warmup_steps=15, log_every=None), source)
     assert (plan.warmup_steps, plan.save_every, plan.log_every) == (15, 10, 1)

@@ -70,6 +70,46 @@ def test_latest_names_the_newest_and_old_ones_go(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step-0000003", "step-0000010"]
 
 
+def test_a_damaged_later_checkpoint_is_set_aside_and_never_outlives_the_one_just_saved(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save(tmp_path, 100), flip(save(tmp_path, 200) / "model.safetensors")
+    saved = save(tmp_path, 150, keep=1)  # a run that went on from step 100
+    assert sorted(os.listdir(folder)) == ["damaged-step-0000200", "latest", "step-0000150"]
+    assert (folder / "latest").read_text() == "step-0000150\n"
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert (checkpoint.path, checkpoint.damaged) == (saved, ())
+    assert load_tensors(saved / "model.safetensors")["weight"][0] == 150
+    assert sorted(entry.name for entry in (folder / "damaged-step-0000200").iterdir()) == FILES
+
+    flip(save(tmp_path, 200, keep=2) / "model.safetensors")
+    save(tmp_path, 175, keep=2)
+    assert sorted(os.listdir(folder)) == [
+        *("damaged-step-0000200", "damaged-step-0000200-2", "latest", "step-0000150", "step-0000175"),
+    ]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_of_the_steps_up_to_the_saved_one_are_kept(tmp_path, keep):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=keep)
+        kept = [int(path.name[5:]) for path in step_folders(tmp_path / "checkpoints")]
+        assert kept == list(range(step, max(0, step - keep), -1))
+
+
+def test_checkpoints_are_ordered_by_number_and_other_folders_are_no_checkpoints(tmp_path):
+    for step in (9_999_999, 10_000_000, 5):
+        (tmp_path / "checkpoints" / f"step-{step:07d}").mkdir(parents=True)
+    for other in ("step-", "step-best", "step-0000007-copy", "damaged-step-0000009"):
+        (tmp_path / "checkpoints" / other).mkdir()
+    (tmp_path / "checkpoints" / "step-0000008").write_text("a file")
+    names = [path.name for path in step_folders(tmp_path / "checkpoints")]
+    assert names == ["step-10000000", "step-9999999", "step-0000005"]
+    save(tmp_path, 10_000_001, keep=2)
+    assert [path.name for path in step_folders(tmp_path / "checkpoints")] == ["step-10000001", "step-10000000"]
+    assert (tmp_path / "checkpoints" / "step-best").is_dir()
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
     save(tmp_path, 4, numbers=10)
     path = save(tmp_path, 4, numbers=20)

@@ -109,6 +109,8 @@ def _open_lists(paths: list[str], name: str, request: _Request) -> list[Source]:
 
 
 def _open_stdin(paths: list[str], name: str, request: _Request) -> list[Source]:
+    if request.stdin is None and sys.stdin is None:
+        raise DataError("No paths on stdin: it is closed.", hint="Pipe paths in, or name the images.")
     return [open_stdin(request.stdin or sys.stdin.buffer, nul_separated=request.nul_separated)]
 
 
