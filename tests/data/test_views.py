@@ -330,17 +330,6 @@ def test_normalize_copies_its_numbers_to_a_device_once_and_changes_none():
     torch.nn.Parameter(torch.ones(3, 1, 1)).mul(again).sum().backward()  # no tensor of inference mode is left over
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_normalize_waits_for_no_device():
-    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8, device="cuda")
-    normalize(images, IMAGENET_MEAN, IMAGENET_STD)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        normalize(images, IMAGENET_MEAN, IMAGENET_STD)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("view", [
     PretrainingView(seed=0, image_size=32, token_size=16), TokenizerView(seed=0, size=24), CenterView(size=20),
     FinetuningView(seed=0, size=16),

@@ -307,7 +307,7 @@ def test_an_input_is_never_overwritten(run, tmp_path):
 def test_an_output_that_cannot_be_written_is_a_storage_error(run, image, tmp_path):
     (tmp_path / "file").touch()
     for output in ("file/maps.png", "file/", "file/maps"):
-        refusal(StorageError, run, image, output=f"{tmp_path}/{output}")
+        assert refusal(StorageError, run, image, output=f"{tmp_path}/{output}").hint
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,2,3", "a,b", "1.5,2", "nan,1", "1;2", "1,", "9" * 12 + ",1"])

@@ -310,12 +310,6 @@ def test_tokenize_computes_in_fp32_unless_told_otherwise(
     assert short.out != plain.out
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tokenize_computes_in_fp32_on_a_gpu_too(tokenize: Callable, labelled_folder: Path) -> None:
-    plain = tokenize(labelled_folder, "--device", "cuda").out
-    assert plain == tokenize(labelled_folder, "--device", "cuda", "--precision", "fp32").out
-
-
 # Pictures, there and back
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 
 from PIL import Image
 
 from beitcli.data.decode import decode_rgb
 
 
-class Source:
+class Source(ABC):
     """Indexed images with a path each and, where there are classes, a label.
 
     A source is cheap to open, safe to fork, and reads any image at random.
@@ -22,16 +23,16 @@ class Source:
     name: str = ""
     classes: tuple[str, ...] | None = None
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def path(self, index: int) -> str:
         """What names the image to a person: a file, or `shard.tar/member`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, index: int) -> bytes:
         """The stored bytes. Raises BadImage where they cannot be read."""
-        raise NotImplementedError
 
     def image(self, index: int) -> Image.Image:
         """The upright RGB image. Raises BadImage."""

@@ -1,0 +1,49 @@
+"""What only a GPU can show; these need CUDA and are left out elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, normalize
+from beitcli.runtime.checkpoint import newest_checkpoint
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--device", "cuda")
+
+
+def test_tokenize_computes_in_fp32_on_a_gpu_too(beit, labelled_folder, tokenizer_run):
+    words = ("tokenize", labelled_folder, "--tokenizer", tokenizer_run, "--device", "cuda")
+    assert beit(*words).out == beit(*words, "--precision", "fp32").out
+
+
+def test_normalize_waits_for_no_device():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8, device="cuda")
+    normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_pretraining_runs_and_goes_on(tmp_path, beit, labelled_folder, tokenizer_run, precision):
+    run = tmp_path / "run"
+    words = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--precision", precision, "--workers", 2)
+    assert beit(*words, "--steps", 6, "--save-every", 3, "--out", run).code == 0
+    shutil.rmtree(run / "checkpoints" / "step-0000006")
+    assert beit("pretrain", "--out", run, "--resume").code == 0
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    assert newest.trainer["step"] == 6
+
+
+def test_finetune_and_eval_agree(tmp_path, beit, labelled_folder):
+    words = ("finetune", labelled_folder, "--init", "random", "--recipe", "tiny", "--size", 32, "--steps", 3)
+    ended = beit(*words, "--val", labelled_folder, "--device", "cuda", "--out", tmp_path / "run", "--json")
+    measured = beit("eval", tmp_path / "run", labelled_folder, "--device", "cuda")
+    assert measured.lines[0]["top1"] == ended.lines[0]["top1"]
