@@ -45,7 +45,7 @@ class Shell:
         self._bar: Bar | None = None
         self._bar_tasks: dict[str, Any] = {}
         self._last_line = 0.0
-        self._last_count = time.monotonic()
+        self._last_count: float | None = None
 
     @property
     def console(self) -> Console:
@@ -165,8 +165,9 @@ class Shell:
             due = measured or now - self._last_line >= _LINE_SECONDS
             self._last_line = now if due else self._last_line
         else:
-            due = event.unit != "step" and event.done < event.total and now - self._last_count >= _COUNT_SECONDS
-            self._last_count = now if due else self._last_count
+            since = now - self._last_count if self._last_count is not None else 0.0  # from the first event on
+            due = event.unit != "step" and event.done < event.total and since >= _COUNT_SECONDS
+            self._last_count = now if due or self._last_count is None else self._last_count
         return due
 
     def _end_bar(self) -> None:

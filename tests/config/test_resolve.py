@@ -275,7 +275,10 @@ def changes() -> list[Any]:
     cases = []
     for kind in TRAINING:
         for name, setting in settings_of(kind).items():
-            if setting.option.saved and (name != "recipe" or OTHER["recipe"] in recipe_names(kind.command)):
+            has_another = len(setting.choices) != 1 and (
+                name != "recipe" or OTHER["recipe"] in recipe_names(kind.command)
+            )
+            if setting.option.saved and has_another:
                 cases.append(pytest.param(kind, setting, id=f"{kind.command}-{name}"))
     return cases
 
