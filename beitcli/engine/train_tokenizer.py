@@ -35,7 +35,7 @@ from beitcli.engine.preparation import (
     stream,
 )
 from beitcli.engine.training import Plan, Task, Tensors, train
-from beitcli.runtime.device import Compute, choose_compute, choose_workers, describe
+from beitcli.runtime.device import Compute, choose_compute, choose_workers, describe, threads_for
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.schedules import cosine, warmup_cosine
@@ -187,7 +187,8 @@ def train_tokenizer_on(
     task = TokenizerTask(config, plan, held.measured, compute)
     on_event(Planned("Tokenizer", plan_rows(task, plan, config)))
     batches = partial(tokenizer_batches, config, held.training, compute)
-    state = train(task, plan, batches, run, compute, on_event, stop, resume_command, held.bad)
+    with threads_for(compute.device, plan.micro_batch * config.size**2):
+        state = train(task, plan, batches, run, compute, on_event, stop, resume_command, held.bad)
     figures = state.figures or {}
     report = TrainTokenizerReport(
         run=str(run.path),
@@ -231,4 +232,5 @@ def rehearse_tokenizer(
     def batches_of(size: int, steps: int) -> Iterator[Batch]:
         return stream(config, held.training, view, compute, 0, steps, batch_size=size)
 
-    return rehearse(task, plan, config, plan_rows(task, plan, config), batches_of, compute, on_event)
+    with threads_for(compute.device, plan.micro_batch * config.size**2):
+        return rehearse(task, plan, config, plan_rows(task, plan, config), batches_of, compute, on_event)

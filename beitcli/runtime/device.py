@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from beitcli.errors import UsageError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SMALL_STEP = 1 << 16  # pixels
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,22 @@ def choose_compute(device: str, precision: str) -> Compute:
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"
     return Compute(torch.device(device), precision)
+
+
+@contextmanager
+def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
+    """One torch thread inside, where a step of so many pixels is too small to share.
+
+    16 images of 32 x 32 through the `tiny` tokenizer: 319 images a second on one thread and 289 on two idle cores; on
+    two busy ones 150 and 24, as threads then wait for one another at every layer (docs/results.md).
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and pixels <= _SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_workers(workers: int, device: torch.device) -> int:

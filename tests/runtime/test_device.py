@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from beitcli.errors import UsageError
-from beitcli.runtime.device import choose_compute, choose_workers
+from beitcli.runtime.device import choose_compute, choose_workers, threads_for
 
 CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
 
@@ -36,3 +36,15 @@ def test_workers_are_as_asked_or_leave_the_training_its_cores(device):
     chosen = choose_workers(-1, torch.device(device))
     assert 0 <= chosen < cores
     assert chosen <= (max(1, cores // 4) if device == "cpu" else 16)
+
+
+@pytest.mark.parametrize(("pixels", "threads"), [(1 << 16, 1), ((1 << 16) + 1, 2)])
+def test_small_steps_take_one_thread_and_give_the_others_back(pixels, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_for(torch.device("cpu"), pixels):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
