@@ -38,6 +38,9 @@ class Numbered(Source):
     def path(self, index: int) -> str:
         return f"numbered/{index}.png"
 
+    def read(self, index: int) -> bytes:
+        return bytes(self.image(index).tobytes())
+
     def image(self, index: int) -> Image.Image:
         if index in self.bad:
             raise BadImage(f"number {index} is broken")

@@ -24,6 +24,9 @@ class LabelledNumbers(Source):
     def __len__(self) -> int:
         return self.length
 
+    def read(self, index: int) -> bytes:
+        return str(index).encode()
+
     def path(self, index: int) -> str:
         return str(index)
 
