@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import torch
@@ -159,6 +159,11 @@ def evaluation_view(size: int) -> CenterView:
     return CenterView(size=size, crop_share=0.875 if size < 384 else 1.0)
 
 
+def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]], *level: object) -> tuple[int, ...]:
+    """timm asks for posterising to no bits at its highest magnitudes, which Pillow refuses from version 13 on."""
+    return tuple(max(1, bits) for bits in level_fn(*level))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuningView:
     """timm's training augmentation: random crop, flip, RandAugment, normalisation, random erasing.
@@ -182,7 +187,7 @@ class FinetuningView:
     def _transform(self) -> Callable[[Image.Image], torch.Tensor]:
         from timm.data import create_transform
 
-        return create_transform(
+        transform = create_transform(
             self.size,
             is_training=True,
             scale=(self.min_crop, 1.0),
@@ -195,6 +200,11 @@ class FinetuningView:
             re_prob=self.erasing,
             re_mode="pixel",
         )
+        for policy in transform.transforms:
+            for operation in getattr(policy, "ops", ()):
+                if operation.name.startswith("Posterize"):
+                    operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
+        return transform
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
         """`images` (3, H, W) float32, normalised."""

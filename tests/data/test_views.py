@@ -357,3 +357,10 @@ def test_finetuning_view_erases_as_often_as_asked():
     assert erased(0.0) == 0
     assert erased(1.0) == 200
     assert 26 <= erased(0.25) <= 74  # 4 standard deviations
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m10-inc1", "rand-m10"])
+def test_finetuning_view_survives_the_highest_magnitudes(policy):
+    view = FinetuningView(seed=0, size=16, rand_augment=policy)
+    for index in range(300):
+        assert view(noise(), 0, index)["images"].shape == (3, 16, 16)
