@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from beitcli.engine.events import Event, Progress
 
 _LINE_SECONDS = 5.0  # between two plain lines of figures
+_BAR_COLUMNS = 56  # phase, bar, count and time left
 _COUNT_SECONDS = 10.0  # between two plain lines that only count; a shorter job has none
 _SHOWN = {"loss": ".4f", "masked_accuracy": ".3f", "baseline_accuracy": ".3f", "unigram_entropy": ".3f", "top1": ".4f",
           "reconstruction": ".5f", "kl": ".3f", "lr": ".2e", "images_per_second": ".0f", "gradient_norm": ".2f",
@@ -155,7 +156,8 @@ class Shell:
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total)
         if event.metrics:
-            self._bar.update(task, figures=shown(event.metrics))
+            room = max(0, self.console.width - _BAR_COLUMNS)  # or the figures would push the bar away
+            self._bar.update(task, figures=shown(event.metrics)[:room])
 
     def _is_due(self, event: Progress) -> bool:
         """Whether a plain line is to be written: steps of training speak with their figures, other work by counting."""

@@ -83,7 +83,7 @@ def open_tokenizer(reference: str, device: torch.device | None = None) -> Tokeni
     if reference in ("dall-e", "pixels"):
         raise UsageError(
             f"This version cannot open the tokenizer '{reference}'.",
-            "Train one with `beit train-tokenizer DATA`, or pass --tokenizer own.",
+            "Pass --recipe small, or --tokenizer own, or one trained with `beit train-tokenizer DATA`.",
         )
     inside = Path(reference) / "tokenizer"
     opened = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
