@@ -60,7 +60,7 @@ def choose_compute(device: str, precision: str) -> Compute:
 def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
     """One torch thread inside, where a step of so many pixels is too small to share.
 
-    16 images of 32 x 32 through the `tiny` tokenizer: 319 images a second on one thread and 289 on two idle cores; on
+    16 images of 32 x 32 through the `tiny` tokenizer: 300 images a second on one thread and 289 on two; on
     two busy ones 150 and 24, as threads then wait for one another at every layer (docs/results.md).
     """
     before = torch.get_num_threads()

@@ -25,7 +25,7 @@ def test_normalize_waits_for_no_device():
     normalize(images, IMAGENET_MEAN, IMAGENET_STD)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+        assert normalize(images, IMAGENET_MEAN, IMAGENET_STD).is_cuda
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
