@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from beitcli import __version__
-from beitcli.cli import attn_map, eval, finetune, mask_preview, predict, pretrain, tokenize, train_tokenizer
+from beitcli.cli import (
+    attn_map,
+    eval,
+    export,
+    finetune,
+    inspect,
+    mask_preview,
+    predict,
+    pretrain,
+    tokenize,
+    train_tokenizer,
+)
 from beitcli.cli.command import close_stdout, register
 from beitcli.cli.output import Shell
 from beitcli.config.fields import settings_of, suggestion
@@ -25,8 +36,9 @@ COMMANDS = [
     tokenize.COMMAND,
     mask_preview.COMMAND,
     attn_map.COMMAND,
+    inspect.COMMAND,
+    export.COMMAND,
 ]
-PLANNED = ("inspect", "export")
 
 _INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.
 
@@ -129,7 +141,7 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
         hint = suggestion(option, [*known, "--json", "--quiet", "--debug", "--help"])
         return UsageError(message, f"{hint} {help_line}".strip())
     if message.startswith("No such command") and name:
-        hint = "This version does not have it yet." if name in PLANNED else suggestion(name, commands)
+        hint = suggestion(name, commands)
         return UsageError(f"There is no command '{name}'.", f"{hint} {help_line}".strip())
     return UsageError(message, help_line)
 

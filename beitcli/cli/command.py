@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any
 
 import typer
 
 from beitcli.cli.output import Shell
-from beitcli.config.fields import Setting, settings_of
+from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import Resolved, recipe_names, resolve
 from beitcli.errors import BeitError
 
@@ -84,15 +84,14 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
 
 def _parameter(setting: Setting) -> inspect.Parameter:
     how, kind = setting.option, setting.kind
-    many = get_origin(kind) is tuple
     inner = bool if kind is bool else str  # `resolve` reads the rest, so that a wrong value is told as in a file
-    annotation: Any = list[inner] | None if many else inner | None  # type: ignore[valid-type]
+    annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
     text = how.help.replace("[", "\\[")
     if setting.default not in (None, "", (), False, -1) and not isinstance(setting.default, bool):
         text += (
             f" \\[default: {setting.default:g}]"
             if isinstance(setting.default, float)
-            else f" \\[default: {setting.default}]"
+            else f" \\[default: {setting.plain(setting.default)}]"
         )
     metavar = how.metavar or "|".join(setting.choices) or _METAVARS.get(kind)
     if how.argument:
@@ -107,7 +106,7 @@ def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
-_METAVARS: dict[Any, str] = {int: "<int>", float: "<float>"}
+_METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", Size: "PX|H,W"}
 _SHELL_OPTIONS = [
     _keyword("as_json", bool, typer.Option("--json", help="Results as JSON.", rich_help_panel="Output"), False),
     _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),

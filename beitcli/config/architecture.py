@@ -21,6 +21,7 @@ class Architecture:
         positions: `absolute` (the paper's model), `shared` (one relative bias table for all blocks, the released
             pretraining), `per-block` (a table a block, the released finetuning).
         layer_scale: Initial value of LayerScale; 0 = none.
+        norm_eps: Epsilon of every LayerNorm; transformers' default is 1e-12.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -31,6 +32,7 @@ class Architecture:
     mlp_ratio: float = 4.0
     positions: Positions = "absolute"
     layer_scale: float = 0.0
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))

@@ -11,6 +11,8 @@ from beitcli.errors import UsageError
 
 DATA_HELP = "Images: folders, tar shards, lists, `-` for stdin, or `sample` (drawn here, needs no files)."
 
+MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNER/NAME or timm/NAME"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:

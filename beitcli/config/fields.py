@@ -7,6 +7,7 @@ its keys and types, and `config.toml` its order.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -14,6 +15,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from beitcli.errors import UsageError
+
+Size = tuple[int, int]  # (H, W), in pixels or in patches
+_SIZE = re.compile(r"\s*([0-9]{1,9})\s*(?:[,x]\s*([0-9]{1,9})\s*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,7 @@ class Option:
         saved: Written to `config.toml`. What names one run (`out`, `resume`) is not.
         harmless: May differ between a run and its `--resume`.
         metavar: What stands for the value in help.
+        example: Of a size, for the message about a wrong one.
     """
 
     help: str
@@ -39,6 +44,7 @@ class Option:
     saved: bool = True
     harmless: bool = False
     metavar: str | None = None
+    example: str = "192,256"
 
 
 def option(default: Any, help: str, **how: Any) -> Any:
@@ -67,6 +73,15 @@ class Setting:
     @property
     def choices(self) -> tuple[str, ...]:
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def many(self) -> bool:
+        """Whether it is a list, of any length."""
+        return get_origin(self.kind) is tuple and self.kind != Size
+
+    def plain(self, value: Any) -> Any:
+        """The value as a person would give it: a square's side in place of both."""
+        return value[0] if self.kind == Size and value is not None and value[0] == value[1] else value
 
 
 def settings_of(config_class: type) -> dict[str, Setting]:
@@ -109,13 +124,30 @@ def coerce(setting: Setting, value: Any, origin: str) -> Any:
             return value
         hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."
         raise UsageError(f"{origin} is '{value}', which is no choice.", hint)
-    if get_origin(kind) is tuple:
+    if kind == Size:
+        return _size(setting, value, origin)
+    if setting.many:
         values = value.split(";") if isinstance(value, str) else value
         if not isinstance(values, list | tuple):
             raise UsageError(f"{origin} is {value!r}; a list is needed.", "Write it as ['a', 'b'].")
         inner = get_args(kind)[0]
         return tuple(_scalar(inner, item, origin) for item in values)
     return _scalar(kind, value, origin)
+
+
+def _size(setting: Setting, value: Any, origin: str) -> Size:
+    """(H, W) from `224`, `192,256`, `192x256` or [192, 256]."""
+    if isinstance(value, str):
+        found = _SIZE.fullmatch(value)
+        sides = [int(side) for side in found.groups() if side] if found else []
+    else:
+        sides = list(value) if isinstance(value, list | tuple) else [value]
+    if len(sides) not in (1, 2) or not all(type(side) is int and side > 0 for side in sides):
+        raise UsageError(
+            f"{origin} is {value!r}; one side or H,W is needed, in whole numbers from 1.",
+            f"Write it as in {setting.flag} {setting.option.example}.",
+        )
+    return sides[0], sides[-1]
 
 
 def _scalar(kind: type, value: Any, origin: str) -> Any:

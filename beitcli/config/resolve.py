@@ -141,7 +141,7 @@ def _resumed(
     values, origins = merge(settings, [("run", stored), *layers])
     now = config_class(**values)
     differences = [
-        f"{setting.flag}: the run has {_shown(getattr(before, name))}, given is {_shown(getattr(now, name))}"
+        f"{setting.flag}: the run has {_shown(setting, before)}, given is {_shown(setting, now)}"
         for name, setting in settings.items()
         if setting.option.saved and not setting.option.harmless and getattr(before, name) != getattr(now, name)
     ]
@@ -179,8 +179,9 @@ def merge(
     return values, origins
 
 
-def _shown(value: Any) -> str:
-    return "not set" if value is None else to_toml(value)
+def _shown(setting: Setting, config: Any) -> str:
+    value = getattr(config, setting.name)
+    return "not set" if value is None else to_toml(setting.plain(value))
 
 
 def to_toml(value: Any) -> str:
@@ -209,6 +210,6 @@ def dump_toml(config: Any, header: str = "") -> str:
         if setting.option.panel != panel:
             panel = setting.option.panel
             lines += ["", f"# {panel}"]
-        value = getattr(config, name)
+        value = setting.plain(getattr(config, name))
         lines.append(f"# {name} is not set" if value is None else f"{name} = {to_toml(value)}")
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beitcli.config.architecture import SIZES, Architecture
-from beitcli.config.common import Training, above_zero, at_least, between
+from beitcli.config.common import MODEL_HELP, Training, above_zero, at_least, between
 from beitcli.config.fields import option, suggestion
 from beitcli.errors import UsageError
 
@@ -48,9 +48,11 @@ class TrainTokenizerConfig(Training):
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Training):
     command: ClassVar[str] = "pretrain"
-    recipe: str = option("base", "Named settings: tiny, small, base, large.", panel="Run", metavar="NAME")
+    recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     model: str = option("base", "Size of the backbone: " + ", ".join(SIZES) + ".", panel="Model")
-    image_size: int = option(224, "Side of the square images, in pixels.", panel="Model", metavar="PX")
+    image_size: tuple[int, int] = option(
+        (224, 224), "The images in pixels: the side of a square, or height and width.", panel="Model"
+    )
     patch_size: int = option(16, "Side of a patch, in pixels.", panel="Model", metavar="PX")
     positions: Literal["absolute", "shared"] = option(
         "absolute", "absolute: the paper's; shared: the release's relative bias.", panel="Model"
@@ -59,7 +61,8 @@ class PretrainConfig(Training):
     drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model")
     tokenizer: str = option(
         "own",
-        "A run of train-tokenizer, or `own`: train one on DATA first, into RUN/tokenizer.",
+        "dall-e; a folder with OpenAI's encoder.pkl; hf://OWNER/NAME; a run of train-tokenizer; `own`: train one on "
+        "DATA first, into RUN/tokenizer; `pixels`: as --target pixels.",
         panel="Tokenizer",
         metavar="TOKENIZER",
     )
@@ -67,7 +70,13 @@ class PretrainConfig(Training):
     tokenizer_steps: int | None = option(
         None, "Optimizer steps of the `own` tokenizer; default its recipe's.", panel="Tokenizer", metavar="STEPS"
     )
-    masking: str = option("blockwise", "blockwise or random.", panel="Masking")
+    target: Literal["tokens", "pixels"] = option(
+        "tokens",
+        "What to predict of a patch: its visual token, or its pixels, normalised as the images are, by mean squared "
+        "error and without a tokenizer (Table 4's ablation).",
+        panel="Tokenizer",
+    )
+    masking: str = option("blockwise", "blockwise or random (Table 4's ablation).", panel="Masking")
     ratio: float | None = option(None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking")
     num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
     min_block: int = option(16, "Fewest patches of a block.", panel="Masking")
@@ -79,6 +88,11 @@ class PretrainConfig(Training):
     )
     color_jitter: float = option(0.4, "Brightness, contrast and saturation (0-1).", panel="Data")
     min_crop: float = option(0.08, "Least share of the area that the random crop keeps (0-1).", panel="Data")
+    normalization: Literal["imagenet", "inception"] = option(
+        "imagenet",
+        "Of the images: ImageNet's mean and std, or 0.5 and 0.5 (the release's, on 22k).",
+        panel="Data",
+    )
     holdout: int = option(
         512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data"
     )
@@ -96,6 +110,9 @@ class PretrainConfig(Training):
         at_least("--tokenizer-steps", self.tokenizer_steps, 1)
         if not self.mask and self.predict == "masked":
             raise UsageError("--no-mask leaves no masked patch to predict.", "Add --predict all.")
+        if self.tokenizer == "pixels":  # another way to say it
+            object.__setattr__(self, "target", "pixels")
+            object.__setattr__(self, "tokenizer", "own")
         if self.model not in SIZES:
             raise UsageError(
                 f"There is no model '{self.model}'.", suggestion(self.model, SIZES) or f"Models: {', '.join(SIZES)}."
@@ -105,7 +122,7 @@ class PretrainConfig(Training):
     @property
     def architecture(self) -> Architecture:
         return Architecture(
-            image_size=(self.image_size, self.image_size),
+            image_size=self.image_size,
             patch_size=self.patch_size,
             positions=self.positions,
             layer_scale=self.layer_scale,
@@ -116,13 +133,13 @@ class PretrainConfig(Training):
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Training):
     command: ClassVar[str] = "finetune"
-    recipe: str = option("base", "Named settings: tiny, small, base, large.", panel="Run", metavar="NAME")
-    init: str = option(
-        "", "Where to start: a run, a checkpoint, or `random`.", panel="Model", required=True, metavar="MODEL"
-    )
+    recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
+    init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
     task: Literal["classify"] = option("classify", "What to learn.", panel="Model")
-    size: int | None = option(None, "Side of the square images; default the model's own.", panel="Model", metavar="PX")
+    size: tuple[int, int] | None = option(
+        None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Model"
+    )
     patch_size: int = option(16, "Side of a patch where --init is random.", panel="Model", metavar="PX")
     positions: Literal["absolute", "per-block"] = option("absolute", "Positions where --init is random.", panel="Model")
     layer_scale: float = option(0.0, "LayerScale where --init is random; 0 = none.", panel="Model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, Job, at_least, between
+from beitcli.config.common import DATA_HELP, MODEL_HELP, Job, at_least, between
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -17,7 +17,13 @@ class TokenizeConfig(Job):
         "auto", "Arithmetic of the tokenizer; auto: fp32, as pretraining encodes.", panel="Machine"
     )
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
-    tokenizer: str = option("", "A run of train-tokenizer.", panel="Tokenizer", required=True, metavar="TOKENIZER")
+    tokenizer: str = option(
+        "",
+        "dall-e; a folder with OpenAI's encoder.pkl; hf://OWNER/NAME; a run of train-tokenizer or pretrain.",
+        panel="Tokenizer",
+        required=True,
+        metavar="TOKENIZER",
+    )
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     output: str = option(
@@ -61,7 +67,9 @@ class MaskPreviewConfig(Job):
     ratio: float | None = option(None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking")
     num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
     min_block: int | None = option(None, "Fewest patches of a block; default 16.", panel="Masking")
-    grid: str | None = option(None, "Patches down and across; default 14,14.", panel="Masking", metavar="H,W")
+    grid: tuple[int, int] | None = option(
+        None, "Patches down and across; default 14,14.", panel="Masking", metavar="H,W", example="14,14"
+    )
     epoch: int = option(0, "The epoch whose masks are shown.", panel="Masking")
     output: str | None = option(
         None,
@@ -71,7 +79,13 @@ class MaskPreviewConfig(Job):
         metavar="OUT.png",
     )
     model: str | None = option(
-        None, "A pretraining run: its masks and what it makes of the hidden patches.", panel="Model", metavar="RUN"
+        None,
+        f"A masked image model: its masks, what it makes of the hidden patches. {MODEL_HELP}.",
+        panel="Model",
+        metavar="MODEL",
+    )
+    tokenizer: str | None = option(
+        None, "The tokenizer that --model learned from, where it lies elsewhere.", panel="Model", metavar="TOKENIZER"
     )
     stats: int | None = option(None, "Statistics over N masks instead; needs no input.", panel="Output", metavar="N")
 
@@ -85,14 +99,12 @@ class MaskPreviewConfig(Job):
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Job):
     command: ClassVar[str] = "eval"
-    model: str = option(
-        "", "A finetuned run or checkpoint.", argument=True, required=True, panel="Data", metavar="MODEL"
-    )
+    model: str = option("", f"A classifier. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to measure on, where it has splits (val).", panel="Data")
     protocol: Literal["head"] = option("head", "head: the classifier it was finetuned with.", panel="Options")
-    size: int | None = option(
-        None, "Side of the square images; default the model's own.", panel="Options", metavar="PX"
+    size: tuple[int, int] | None = option(
+        None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
     )
     batch_size: int = option(128, "Images at once.", panel="Machine")
     max_bad: float = option(
@@ -108,15 +120,13 @@ class EvalConfig(Job):
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(Job):
     command: ClassVar[str] = "predict"
-    model: str = option(
-        "", "A finetuned run or checkpoint.", argument=True, required=True, panel="Data", metavar="MODEL"
-    )
+    model: str = option("", f"A classifier. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     top: int = option(5, "Best classes to list.", panel="Output", metavar="K")
-    size: int | None = option(
-        None, "Side of the square images; default the model's own.", panel="Options", metavar="PX"
+    size: tuple[int, int] | None = option(
+        None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
     )
     batch_size: int = option(64, "Images at once.", panel="Machine")
 
@@ -133,15 +143,17 @@ class AttnMapConfig(Job):
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     model: str | None = option(
-        None, "A run or checkpoint; default the newest run under runs/.", panel="Options", metavar="MODEL"
+        None, f"{MODEL_HELP}; default the newest run under runs/.", panel="Options", metavar="MODEL"
     )
     point: tuple[str, ...] = option(
         (), "Reference point in pixels of the upright image; repeatable.", panel="Options", metavar="X,Y"
     )
     layer: int = option(-1, "Block to look into; -1 is the last.", panel="Options")
     head: str = option("mean", "mean, all, or the number of a head.", panel="Options")
-    size: int | None = option(
-        None, "Side of the square the image is cut to; default the model's own.", panel="Options", metavar="PX"
+    size: tuple[int, int] | None = option(
+        None,
+        "What the image is cut to, in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
     )
     threshold: float | None = option(
         None, "Show only the patches that hold this share of the attention (0-1).", panel="Output"
@@ -157,7 +169,6 @@ class AttnMapConfig(Job):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--batch-size", self.batch_size, 1)
-        at_least("--size", self.size, 1)
         if self.threshold is not None:
             between("--threshold", self.threshold, 0, 1)
         if self.head not in ("mean", "all") and not self.head.isdecimal():

@@ -17,10 +17,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
+from beitcli.config.normalization import IMAGENET
 from beitcli.runtime.keyed import keyed_generator, keyed_integer
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 Box = tuple[int, int, int, int]
+Size = int | tuple[int, int]  # (H, W) in pixels, or the side of a square
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def to_array(image: Image.Image) -> np.ndarray:
@@ -29,19 +36,29 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def draw_crop_box(
-    width: int, height: int, rng: np.random.Generator, min_area: float = 0.08, max_aspect: float = 4 / 3
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    min_area: float = 0.08,
+    max_aspect: float = 4 / 3,
+    target_aspect: float = 1.0,
 ) -> Box:
-    """A random (left, upper, right, lower): area uniform in [min_area, 1], aspect log-uniform; centred if none fits."""
+    """A random (left, upper, right, lower): area uniform in [min_area, 1], aspect log-uniform; centred if none fits.
+
+    Args:
+        max_aspect: Largest distortion, of the box's width / height to `target_aspect` and the other way round.
+        target_aspect: Width / height of what the box is resized to.
+    """
     for _ in range(10):
         area = width * height * rng.uniform(min_area, 1.0)
-        aspect = math.exp(rng.uniform(-math.log(max_aspect), math.log(max_aspect)))
+        aspect = target_aspect * math.exp(rng.uniform(-math.log(max_aspect), math.log(max_aspect)))
         across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < across <= width and 0 < down <= height:
             left = int(rng.integers(width - across + 1))
             upper = int(rng.integers(height - down + 1))
             return left, upper, left + across, upper + down
-    across = min(width, max(1, round(height * max_aspect)))
-    down = min(height, max(1, round(width * max_aspect)))
+    across = min(width, max(1, round(height * max_aspect * target_aspect)))
+    down = min(height, max(1, round(width * max_aspect / target_aspect)))
     left, upper = (width - across) // 2, (height - down) // 2
     return left, upper, left + across, upper + down
 
@@ -55,27 +72,31 @@ def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator)
     return image
 
 
-def square_box(width: int, height: int, size: int, crop_share: float = 1.0) -> tuple[float, float, float, float]:
-    """(left, upper, right, lower) in pixels of the image: its central square, as cut from a whole-pixel resize.
+def center_box(width: int, height: int, size: Size, crop_share: float = 1.0) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower) in pixels of the image: its centre, as cut from a whole-pixel resize.
 
-    The shorter side at size / crop_share pixels, then the central size x size of them, seen in the image itself.
+    The image as small as still covers size / crop_share pixels, then the central `size` of them, seen in the image
+    itself. Sides and offset are rounded as torchvision's Resize and CenterCrop do, which the release and timm use.
     """
-    scale = max(size, round(size / crop_share)) / min(width, height)
+    wanted = height_and_width(size)
+    covered = [(max(to, int(to / crop_share)), side) for side, to in zip((height, width), wanted, strict=True)]
+    numerator, denominator = max(covered, key=lambda pair: pair[0] / pair[1])  # the scale, exactly
 
-    def span(side: int) -> tuple[float, float]:
-        resized = max(size, round(side * scale))
-        before = (resized - size) // 2
-        return before * side / resized, (before + size) * side / resized
+    def span(side: int, to: int) -> tuple[float, float]:
+        resized = max(to, side * numerator // denominator)
+        before = round((resized - to) / 2)
+        return before * side / resized, (before + to) * side / resized
 
-    (left, right), (upper, lower) = span(width), span(height)
+    (upper, lower), (left, right) = span(height, wanted[0]), span(width, wanted[1])
     return left, upper, right, lower
 
 
-def fit_square(
-    image: Image.Image, size: int, crop_share: float = 1.0, filter: int = Image.Resampling.BICUBIC
+def fit_center(
+    image: Image.Image, size: Size, crop_share: float = 1.0, filter: int = Image.Resampling.BICUBIC
 ) -> Image.Image:
-    """The central square at size x size pixels, resized from its box alone: a long image costs no more than it."""
-    return image.resize((size, size), filter, square_box(*image.size, size, crop_share))
+    """The image's centre at `size`, resized from its box alone: a long image costs no more than it."""
+    height, width = height_and_width(size)
+    return image.resize((width, height), filter, center_box(*image.size, size, crop_share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,33 +104,35 @@ class PretrainingView:
     """One crop box at two sizes.
 
     Attributes:
-        image_size: Side of the backbone's image in pixels.
-        token_size: Side of the tokenizer's image in pixels.
+        image_size: Of the backbone's image.
+        token_size: Of the tokenizer's image, of the same shape; None where there is no tokenizer.
     """
 
     seed: int
-    image_size: int
-    token_size: int
+    image_size: Size
+    token_size: Size | None
     color_jitter: float = 0.4
     min_crop: float = 0.08
 
     @property
     def bytes_per_image(self) -> int:
-        return 3 * (self.image_size**2 + self.token_size**2)
+        sizes = (self.image_size,) if self.token_size is None else (self.image_size, self.token_size)
+        return sum(3 * math.prod(height_and_width(size)) for size in sizes)
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) and `token_images` (3, h, w), uint8."""
+        """`images` (3, H, W) and, where there is a tokenizer, `token_images` (3, h, w); uint8."""
         rng = keyed_generator(self.seed, "view", epoch, index)
         if self.color_jitter > 0:
             image = jitter_colors(image, self.color_jitter, rng)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        box = draw_crop_box(*image.size, rng, self.min_crop)
-        side, token_side = self.image_size, self.token_size
-        return {
-            "images": to_array(image.resize((side, side), Image.Resampling.BICUBIC, box)),
-            "token_images": to_array(image.resize((token_side, token_side), Image.Resampling.LANCZOS, box)),
-        }
+        height, width = height_and_width(self.image_size)
+        box = draw_crop_box(*image.size, rng, self.min_crop, target_aspect=width / height)
+        views = {"images": to_array(image.resize((width, height), Image.Resampling.BICUBIC, box))}
+        if self.token_size is not None:
+            height, width = height_and_width(self.token_size)
+            views["token_images"] = to_array(image.resize((width, height), Image.Resampling.LANCZOS, box))
+        return views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,28 +158,33 @@ class TokenizerView:
 
 @dataclass(frozen=True, kw_only=True)
 class CenterView:
-    """The same central square always.
+    """The same centre always.
 
     Attributes:
         crop_share: Share of the resized side that is kept: 0.875 below 384 pixels in classification, else 1.
     """
 
-    size: int
+    size: Size
     crop_share: float = 1.0
     filter: int = Image.Resampling.BICUBIC
 
     @property
     def bytes_per_image(self) -> int:
-        return 3 * self.size**2
+        return 3 * math.prod(height_and_width(self.size))
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
         """`images` (3, H, W) uint8."""
-        return {"images": to_array(fit_square(image, self.size, self.crop_share, self.filter))}
+        return {"images": to_array(fit_center(image, self.size, self.crop_share, self.filter))}
 
 
-def evaluation_view(size: int) -> CenterView:
-    """The release's evaluation crop."""
-    return CenterView(size=size, crop_share=0.875 if size < 384 else 1.0)
+def evaluation_view(size: Size, crop_share: float | None = None) -> CenterView:
+    """The release's evaluation crop, by the shorter side, where no `crop_share` is given."""
+    return CenterView(size=size, crop_share=crop_share or evaluation_crop(size))
+
+
+def evaluation_crop(size: Size) -> float:
+    """Share of the resized side that the release keeps."""
+    return 0.875 if min(height_and_width(size)) < 384 else 1.0
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]], *level: object) -> tuple[int, ...]:
@@ -172,7 +200,7 @@ class FinetuningView:
     """
 
     seed: int
-    size: int
+    size: Size
     min_crop: float = 0.08
     rand_augment: str = ""
     erasing: float = 0.0
@@ -181,16 +209,18 @@ class FinetuningView:
 
     @property
     def bytes_per_image(self) -> int:
-        return 3 * self.size**2 * 4
+        return 3 * math.prod(height_and_width(self.size)) * 4
 
     @cached_property
     def _transform(self) -> Callable[[Image.Image], torch.Tensor]:
         from timm.data import create_transform
 
+        height, width = height_and_width(self.size)
         transform = create_transform(
-            self.size,
+            (height, width),
             is_training=True,
             scale=(self.min_crop, 1.0),
+            ratio=(3 / 4 * (width / height), 4 / 3 * (width / height)),
             hflip=0.5,
             color_jitter=None,
             auto_augment=self.rand_augment or None,
@@ -224,6 +254,12 @@ def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
         return images
     scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
     return images.float().mul_(scale).sub_(shift)
+
+
+def denormalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """The inverse of `normalize`, (B, 3, H, W) in [0, 1]; what lies outside is cut."""
+    scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
+    return images.add(shift).div(scale).div(255).clamp(0, 1)
 
 
 @lru_cache(maxsize=64)

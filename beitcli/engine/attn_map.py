@@ -18,9 +18,9 @@ from PIL import Image
 
 from beitcli.config.use import AttnMapConfig
 from beitcli.data.sources.base import Source
-from beitcli.data.views import fit_square, normalize, to_array
-from beitcli.engine.attn_points import Patch, Pixel, SquareCrop, parse_point
-from beitcli.engine.events import Note, OnEvent, Progress, ignore, warn_of_damage
+from beitcli.data.views import fit_center, normalize, to_array
+from beitcli.engine.attn_points import CentralCrop, Patch, Pixel, parse_point
+from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.inputs import image_groups, open_inputs
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
 from beitcli.errors import DataError, StorageError, UsageError
@@ -55,11 +55,10 @@ def attn_map(
     points = [parse_point(text) for text in config.point]
     reference = config.model or _newest_run(on_event)
     compute = choose_compute(config.device, config.precision)
-    model, opened = open_backbone(reference, config.size)
-    warn_of_damage(opened.warnings, on_event)
+    model, opened = open_backbone(reference, config.size, downloads(on_event))
+    warn(opened.warnings, on_event)
     looker = _Looker(config, model.to(compute.device), opened, compute, points)
-    size = model.architecture.image_size[0]
-    source = open_inputs(config, sample_size=size, stdin=stdin)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin)
     outputs = _output_paths(config.output, source) if config.output is not None else None
     bad = 0
     for group in image_groups(source, config.batch_size):
@@ -98,7 +97,7 @@ class _Looker:
     @torch.no_grad()
     def rows(self, images: list[Image.Image], queries: list[int] | None) -> np.ndarray:
         """(B, heads, R, L) float32 attention from the positions `queries`; None for all."""
-        views = np.stack([to_array(fit_square(image, self.model.architecture.image_size[0])) for image in images])
+        views = np.stack([to_array(fit_center(image, self.model.architecture.image_size)) for image in images])
         batch = normalize(torch.from_numpy(views).to(self.compute.device), *self.opened.normalization)
         with self.compute.autocast():
             rows = attention_rows(self.model, batch, self.layer, queries).cpu().numpy()
@@ -113,8 +112,8 @@ class _Looker:
         """One pass of the model for all of the images, whose points may lie in different patches."""
         if not images:
             return
-        grid = self.model.architecture.grid
-        crops = [SquareCrop(*image.size, self.model.architecture.image_size[0], grid[1]) for image in images]
+        size, grid = self.model.architecture.image_size, self.model.architecture.grid
+        crops = [CentralCrop(*image.size, size, grid) for image in images]
         points = [self.points or crop.reference_points() for crop in crops]
         patches = [[crop.patch_of(point) for point in own] for crop, own in zip(crops, points, strict=True)]
         positions = [[1 + row * grid[1] + column for row, column in own] for own in patches]
@@ -176,7 +175,7 @@ class _Looked:
     """
 
     image: Image.Image
-    crop: SquareCrop
+    crop: CentralCrop
     points: list[Pixel]
     patches: list[Patch]
     maps: np.ndarray
@@ -197,23 +196,24 @@ class _Looked:
         ]
 
     def crop_picture(self, least: int, most: int) -> Image.Image:
-        """The crop as sharp as the file has it, its side within the bounds in pixels and 8 or more a patch."""
-        across = self.crop.patches
-        sharpest = min(max(round(self.crop.box[2] - self.crop.box[0]), least), most)
-        side = across * max(8, -(-sharpest // across))
-        return self.image.resize((side, side), Image.Resampling.LANCZOS, self.crop.box)
+        """The crop as sharp as the file has it, its longer side within the bounds in pixels and 8 or more a patch."""
+        rows, columns = self.crop.grid
+        left, upper, right, lower = self.crop.box
+        sharpest = min(max(round(right - left), round(lower - upper), least), most)
+        a_patch = max(8, -(-sharpest // max(rows, columns)))
+        return self.image.resize((columns * a_patch, rows * a_patch), Image.Resampling.LANCZOS, self.crop.box)
 
     def picture(self, names: list[str | int], threshold: float | None) -> Image.Image:
         """A panel of the points, or a panel of the heads for each point."""
         if len(names) > 1:
             return self._head_panels(names, threshold)
         picture = self.crop_picture(448, 672)
-        maps = [(self.crop.to_picture(point, picture.width), self.maps[p, 0]) for p, point in enumerate(self.points)]
+        maps = [(self.crop.to_picture(point, picture.size), self.maps[p, 0]) for p, point in enumerate(self.points)]
         said = [] if names == ["mean"] else [f"head {names[0]}"]
         said += [] if threshold is None else [f"{threshold:.0%} of the attention"]
         what = ": " + ", ".join(said) if said else ""
         captions = [f"{p} at {x}, {y}{what}" for p, (x, y) in enumerate(self.points, start=1)]
-        return attention_panel(picture, maps, threshold, captions=captions)
+        return attention_panel(picture, maps, threshold, captions=captions, min_width=min(448, picture.width))
 
     def _head_panels(self, names: list[str | int], threshold: float | None) -> Image.Image:
         picture, panels = self.crop_picture(256, 256), []
@@ -221,7 +221,7 @@ class _Looked:
         for p, (x, y) in enumerate(self.points):
             pictures = [picture.copy(), *(heat_overlay(picture, head_map, threshold) for head_map in self.maps[p])]
             for each in pictures:
-                centre = self.crop.to_picture((x, y), picture.width)
+                centre = self.crop.to_picture((x, y), picture.size)
                 mark_point(each, (centre[0] + 0.5, centre[1] + 0.5), str(p + 1), _MARK)
             captions = [f"{p + 1} at {x}, {y}", *(f"head {name}" for name in names)]
             panels.append(grid_of(pictures, columns, captions=captions))
@@ -264,9 +264,9 @@ def _newest_run(on_event: OnEvent) -> str:
     found = []
     for settings in Path("runs").glob("*/checkpoints/step-*/config.json"):
         try:
-            kind = json.loads(settings.read_text()).get("kind")
+            kind = json.loads(settings.read_text())["beit"]["kind"]
             found += [(settings.stat().st_mtime, str(settings.parents[2]))] if kind != "tokenizer" else []
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged; opening a run says so, looking for one need not
     if not found:
         raise UsageError(

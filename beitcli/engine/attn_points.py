@@ -1,4 +1,4 @@
-"""Reference points: pixels of the upright image to patches of the square that the model sees, and back."""
+"""Reference points: pixels of the upright image to patches of its centre, which the model sees, and back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from beitcli.data.views import center_box
 from beitcli.errors import UsageError
 
 Pixel = tuple[int, int]
@@ -28,30 +29,24 @@ def parse_point(text: str) -> Pixel:
 
 
 @dataclass(frozen=True)
-class SquareCrop:
-    """Where `fit_square` looks in an image, and which patch shows which pixel.
+class CentralCrop:
+    """Where `fit_center` looks in an image, and which patch shows which pixel.
 
     Attributes:
         width: Of the whole image, in pixels; `height` likewise.
-        size: Side of the model's input, in pixels.
-        patches: Patches a side.
+        size: (H, W) of the model's input, in pixels.
+        grid: (h, w) patches.
     """
 
     width: int
     height: int
-    size: int
-    patches: int
+    size: tuple[int, int]
+    grid: tuple[int, int]
 
     @property
     def box(self) -> Box:
         """(left, upper, right, lower) in pixels of the whole image."""
-        (left, right), (upper, lower) = self._span(self.width), self._span(self.height)
-        return left, upper, right, lower
-
-    def _span(self, side: int) -> tuple[float, float]:
-        resized = max(self.size, round(side * (self.size / min(self.width, self.height))))  # as fit_square rounds
-        before = (resized - self.size) // 2
-        return before * side / resized, (before + self.size) * side / resized
+        return center_box(self.width, self.height, self.size)
 
     def inside(self) -> tuple[int, int, int, int]:
         """(left, upper, right, lower), the first and last pixels of which the crop holds the centres."""
@@ -72,27 +67,40 @@ class SquareCrop:
             )
         left, upper, right, lower = self.inside()
         if not (left <= x <= right and upper <= y <= lower):
+            part = "square" if self.size[0] == self.size[1] else "part"
             raise UsageError(
-                f"--point {x},{y} lies outside the central square of the image, which is what the model sees.",
+                f"--point {x},{y} lies outside the central {part} of the image, which is what the model sees.",
                 f"Give X from {left} to {right} and Y from {upper} to {lower}.",
             )
-        return self._place(y, *self.box[1::2]), self._place(x, *self.box[0::2])
-
-    def _place(self, pixel: int, begin: float, end: float) -> int:
-        return min(self.patches - 1, max(0, int((pixel + 0.5 - begin) / (end - begin) * self.patches)))
+        (begin_x, begin_y, end_x, end_y), (rows, columns) = self.box, self.grid
+        return _place(y, begin_y, end_y, rows), _place(x, begin_x, end_x, columns)
 
     def reference_points(self) -> list[Pixel]:
         """The pixels amid four patches, at about 1/4 and 3/4 of each side; fewer where they coincide."""
-        near = (self.patches - 1) // 4
         left, upper, right, lower = self.box
-        shares = [(place + 0.5) / self.patches for place in (near, self.patches - 1 - near)]
-        points = [(int(left + x * (right - left)), int(upper + y * (lower - upper))) for y in shares for x in shares]
+        down, across = (_quarters(patches) for patches in self.grid)
+        points = [(int(left + x * (right - left)), int(upper + y * (lower - upper))) for y in down for x in across]
         return list(dict.fromkeys(points))
 
-    def to_picture(self, point: Pixel, side: int) -> tuple[float, float]:
-        """(x, y) of the pixel's centre in a picture of the crop of `side` pixels, counted as its pixels are."""
+    def to_picture(self, point: Pixel, size: tuple[int, int]) -> tuple[float, float]:
+        """(x, y) of the pixel's centre in a picture of the crop, counted as its pixels are.
+
+        Args:
+            size: (width, height) of the picture.
+        """
         left, upper, right, lower = self.box
         return (
-            (point[0] + 0.5 - left) / (right - left) * side - 0.5,
-            (point[1] + 0.5 - upper) / (lower - upper) * side - 0.5,
+            (point[0] + 0.5 - left) / (right - left) * size[0] - 0.5,
+            (point[1] + 0.5 - upper) / (lower - upper) * size[1] - 0.5,
         )
+
+
+def _place(pixel: int, begin: float, end: float, patches: int) -> int:
+    """The patch that shows the centre of a pixel, along one side."""
+    return min(patches - 1, max(0, int((pixel + 0.5 - begin) / (end - begin) * patches)))
+
+
+def _quarters(patches: int) -> list[float]:
+    """The middles of the patches at about 1/4 and 3/4 of a side, in shares of it."""
+    near = (patches - 1) // 4
+    return [(place + 0.5) / patches for place in (near, patches - 1 - near)]

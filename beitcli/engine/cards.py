@@ -29,6 +29,10 @@ def _steps(report: Any, batch_size: int) -> str:
     return f"{report.step:,} of {batch_size} images ({report.epoch:.2f} epochs), {report.seconds:.0f} s"
 
 
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} pixels"
+
+
 def tokenizer_card(config: TrainTokenizerConfig, report: Any, hardware: str) -> str:
     data = " ".join(config.data)
     return _card(
@@ -49,22 +53,37 @@ def tokenizer_card(config: TrainTokenizerConfig, report: Any, hardware: str) -> 
     )
 
 
-def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str, hardware: str) -> str:
+TARGETS = {
+    "tokens": "visual tokens",
+    "pixels": "pixels, normalised by ImageNet's mean and standard deviation,",
+}
+
+
+def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None, hardware: str) -> str:
+    """`tokenizer` is None where pixels are predicted."""
     data = " ".join(config.data)
+    which = "hidden" if config.mask else "all"
+    figures = {
+        f"accuracy on {which} patches": report.masked_accuracy,
+        "always guessing the commonest token": report.baseline_accuracy,
+        "entropy of the tokens (loss of the best fixed guess), nats": report.unigram_entropy,
+        "always guessing the mean colour (loss)": report.baseline_loss,
+    }
     return _card(
         f"BEiT pretraining, {config.model}",
         {
             "made by": f"beit {__version__} pretrain, recipe {config.recipe}",
             "data": data,
-            "tokenizer": tokenizer,
+            "images": _pixels(config.image_size),
+            "target": f"{TARGETS[config.target]} of {config.predict} patches",
+            "masking": config.masking if config.mask else "none",
+            "tokenizer": tokenizer or "none",
             "hardware": hardware,
         },
         {
             "steps": _steps(report, config.batch_size),
             f"loss ({report.measured_on})": f"{report.loss:.4f}",
-            "accuracy on hidden patches": f"{report.masked_accuracy:.4f}",
-            "always guessing the commonest token": f"{report.baseline_accuracy:.4f}",
-            "entropy of the tokens (loss of the best fixed guess)": f"{report.unigram_entropy:.4f} nats",
+            **{name: f"{value:.4f}" for name, value in figures.items() if value is not None},
         },
         (
             f"beit mask-preview photo.jpg --model {report.run} -o masked.png",
@@ -74,13 +93,14 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str, hardwa
     )
 
 
-def finetuning_card(config: FinetuneConfig, report: Any, hardware: str) -> str:
+def finetuning_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
     data = " ".join(config.data)
     return _card(
         "BEiT classifier",
         {
             "made by": f"beit {__version__} finetune, recipe {config.recipe}, from {config.init}",
             "data": data,
+            "images": _pixels(size),
             "classes": report.classes,
             "hardware": hardware,
         },

@@ -5,22 +5,26 @@ Every readable image counts once. Top-k is the share of images whose label is am
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from timm.data import ImageNetInfo
 
+from beitcli.config.normalization import Normalization
 from beitcli.config.use import EvalConfig
 from beitcli.data.loader import Batch, ordered_batches
 from beitcli.data.sources.base import Source
-from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view, normalize
+from beitcli.data.views import evaluation_view, normalize
 from beitcli.engine.bad_images import refuse_many_bad
-from beitcli.engine.events import OnEvent, Progress, Warned, ignore, warn_of_damage
+from beitcli.engine.events import OnEvent, Progress, Warned, downloads, ignore, warn
 from beitcli.engine.inputs import open_inputs
 from beitcli.errors import DataError
 from beitcli.models.beit import Classifier
-from beitcli.models.references import open_classifier
+from beitcli.models.references import OpenedModel, open_classifier
 from beitcli.runtime.device import Compute, choose_workers
+
+_IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # by their number of classes
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ class EvalReport:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before a classifier sees it.
+
+    Attributes:
+        crop_share: Share of the resized side that is kept (0-1); None for the release's rule.
+    """
+
+    normalization: Normalization
+    crop_share: float | None = None
+
+
+@dataclass(frozen=True)
 class Scores:
     images: int
     bad: list[tuple[int, str, str]]
@@ -51,14 +67,14 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> EvalReport:
     Raises:
         DataError: No labels, classes the model does not know, or too many bad images.
     """
-    model, opened = open_classifier(config.model, config.size)
+    model, opened = open_classifier(config.model, config.size, downloads(on_event))
     compute = opened.compute(config.device, config.precision)
-    warn_of_damage(opened.warnings, on_event)
-    size = model.architecture.image_size[0]
-    source = open_inputs(config, sample_size=size, labelled=True)
-    columns = class_columns(source, opened.settings["classes"])
+    warn(opened.warnings, on_event)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), labelled=True)
+    columns = class_columns(source, opened.described.classes)
     workers = choose_workers(config.workers, compute.device)
-    scores = score(model.to(compute.device), source, columns, compute, config.batch_size, workers, on_event)
+    view = preprocessing(opened, model)
+    scores = score(model.to(compute.device), source, columns, view, compute, config.batch_size, workers, on_event)
     refuse_many_bad(scores.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
     if scores.bad:
         on_event(Warned(f"{len(scores.bad)} unreadable images are left out, the first: {scores.bad[0][1]}."))
@@ -74,13 +90,31 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> EvalReport:
     )
 
 
-def class_columns(source: Source, classes: list[str]) -> list[int]:
-    """The model's column of each class of the source, matched by name.
+def preprocessing(opened: OpenedModel, model: Classifier) -> Preprocessing:
+    """The checkpoint's own, but for the crop where the size is another."""
+    same = model.architecture.image_size == opened.architecture.image_size
+    return Preprocessing(opened.normalization, opened.described.crop_share if same else None)
+
+
+def class_names(opened: OpenedModel) -> tuple[str, ...]:
+    """Of a classifier; those of ImageNet, where it says only how many there are."""
+    classes = opened.described.classes
+    if classes == tuple(map(str, range(len(classes)))) and len(classes) in _IMAGENETS:
+        names = ImageNetInfo(_IMAGENETS[len(classes)])
+        return tuple(names.index_to_description(index) for index in range(len(classes)))
+    return classes
+
+
+def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
+    """The model's column of each class of the source, matched by name, ImageNet's by WordNet's ids too.
 
     Raises:
         DataError: The model does not know a class.
     """
     column_of = {name: column for column, name in enumerate(classes)}
+    if len(classes) in _IMAGENETS:
+        ids = ImageNetInfo(_IMAGENETS[len(classes)]).label_names()
+        column_of = {name: column for column, name in enumerate(ids)} | column_of
     unknown = [name for name in source.classes or () if name not in column_of]
     if unknown:
         raise DataError(
@@ -95,6 +129,7 @@ def score(
     model: Classifier,
     source: Source,
     columns: list[int],
+    view: Preprocessing,
     compute: Compute,
     batch_size: int,
     workers: int,
@@ -104,11 +139,12 @@ def score(
 
     Args:
         columns: From `class_columns`.
+        view: Of the images.
     """
     right1 = right5 = seen = 0
     bad: list[tuple[int, str, str]] = []
     column = torch.tensor(columns, device=compute.device)
-    for batch, logits in classify(model, source, compute, batch_size, workers):
+    for batch, logits in classify(model, source, view, compute, batch_size, workers):
         bad += batch.bad
         if not len(batch):
             continue
@@ -123,15 +159,15 @@ def score(
 
 
 def classify(
-    model: Classifier, source: Source, compute: Compute, batch_size: int, workers: int
+    model: Classifier, source: Source, view: Preprocessing, compute: Compute, batch_size: int, workers: int
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Batches in order with their (B, classes) fp32 logits; an empty batch has none."""
-    view = evaluation_view(model.architecture.image_size[0])
-    for batch in ordered_batches(source, view, batch_size=batch_size, workers=workers):
+    crop = evaluation_view(model.architecture.image_size, view.crop_share)
+    for batch in ordered_batches(source, crop, batch_size=batch_size, workers=workers):
         if not len(batch):
             yield batch, torch.empty(0)
             continue
-        images = normalize(batch.to(compute.device)["images"], IMAGENET_MEAN, IMAGENET_STD)
+        images = normalize(batch.to(compute.device)["images"], *view.normalization)
         with torch.inference_mode(), compute.autocast():
             logits = model(images)
         yield batch, logits.float()

@@ -59,7 +59,12 @@ def ignore(event: Event) -> None:
     """For callers who want only the report."""
 
 
-def warn_of_damage(damaged: Iterable[str], on_event: OnEvent) -> None:
-    """Says which newer checkpoints were passed over."""
-    for checkpoint in damaged:
-        on_event(Warned(f"Damaged checkpoint passed over: {checkpoint}."))
+def warn(warnings: Iterable[str], on_event: OnEvent) -> None:
+    """Says what opening a checkpoint found: newer damaged ones, what had to be assumed."""
+    for warning in warnings:
+        on_event(Warned(warning))
+
+
+def downloads(on_event: OnEvent) -> Callable[[str, int, int], None]:
+    """What a download reports to: (what, bytes done, bytes in all)."""
+    return lambda what, done, total: on_event(Progress(what, done, total, "byte"))

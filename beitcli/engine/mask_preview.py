@@ -13,19 +13,21 @@ from PIL import Image
 
 from beitcli.config.use import MaskPreviewConfig
 from beitcli.data.sources.base import Source
-from beitcli.data.views import fit_square, normalize, to_array
-from beitcli.engine.events import OnEvent, Progress, ignore, warn_of_damage
+from beitcli.data.views import Size, denormalize, fit_center, normalize, to_array
+from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.inputs import image_groups, open_inputs
+from beitcli.engine.opened_tokenizer import tokenizer_for, tokenizer_of
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.tokenize import to_picture
-from beitcli.errors import DataError, UsageError
+from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.masking import MaskGenerator, keyed_mask, make_masking, num_masked_from
 from beitcli.masking.statistics import mask_statistics
 from beitcli.models.beit import MaskedImageModel
 from beitcli.models.references import OpenedModel, open_masked_image_model
 from beitcli.pictures.masks import mask_panel
 from beitcli.runtime.device import Compute
-from beitcli.tokenizers import Tokenizer, open_tokenizer_of
+from beitcli.tokenizers import Tokenizer
+from beitcli.tokenizers.pixels import join_patches, patch_pixels
 
 _PICTURE = 448
 
@@ -42,23 +44,33 @@ class Preview:
 class _Pretrained:
     model: MaskedImageModel
     opened: OpenedModel
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     compute: Compute
 
     @torch.no_grad()
     def reconstruct(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Image.Image]:
-        """Pictures of the visible tokens and of what the model says for the hidden ones, in one pass."""
-        device = self.compute.device
-        side = self.model.architecture.image_size[0]
-        token_side = self.opened.settings["token_size"]
-        images = torch.from_numpy(np.stack([to_array(fit_square(each, side)) for each in pictures])).to(device)
-        views = [to_array(fit_square(each, token_side, filter=Image.Resampling.LANCZOS)) for each in pictures]
-        tokens = self.tokenizer.encode(torch.from_numpy(np.stack(views)).to(device))
-        hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(device)
+        """Pictures of what is visible and of what the model says for the hidden patches, in one pass."""
+        architecture = self.model.architecture
+        images = normalize(self._views(pictures, architecture.image_size), *self.opened.normalization)
+        hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(self.compute.device)
         with self.compute.autocast():
-            logits = self.model(normalize(images, *self.opened.normalization), hidden)
-        tokens[hidden] = logits.argmax(dim=1)
-        return [to_picture(each) for each in self.tokenizer.model.decode(tokens, self.model.architecture.grid)]
+            outputs = self.model(images, hidden)
+        if self.tokenizer is None:
+            pixels = patch_pixels(images, architecture.patch_size)
+            pixels[hidden] = outputs.float()
+            joined = join_patches(pixels, architecture.grid, architecture.patch_size)
+            rebuilt = denormalize(joined, *self.opened.normalization)
+        else:
+            rows, columns = (patches * self.tokenizer.model.downsample for patches in architecture.grid)
+            tokens = self.tokenizer.encode(self._views(pictures, (rows, columns), Image.Resampling.LANCZOS))
+            tokens[hidden] = outputs.argmax(dim=1)
+            rebuilt = self.tokenizer.decode(tokens, architecture.grid)
+        return [to_picture(each) for each in rebuilt]
+
+    def _views(self, pictures: list[Image.Image], size: Size, filter: int = Image.Resampling.BICUBIC) -> torch.Tensor:
+        """(B, 3, H, W) uint8 on the device."""
+        arrays = np.stack([to_array(fit_center(each, size, filter=filter)) for each in pictures])
+        return torch.from_numpy(arrays).to(self.compute.device)
 
 
 def mask_preview(
@@ -138,10 +150,11 @@ def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
 
 def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[MaskGenerator, int]:
     """The generator and its seed: the run's own where there is one, with what the command line sets over it."""
-    own = opened.settings["masking"] if opened else {}
-    grid = opened.architecture.grid if opened else parse_grid(config.grid or "14,14")
-    if opened and config.grid and parse_grid(config.grid) != grid:
-        raise UsageError(f"--grid {config.grid}, but the model's is {grid[0]},{grid[1]}.", "Leave --grid out.")
+    own = (opened.settings.get("masking") if opened else None) or {}
+    grid = opened.architecture.grid if opened else config.grid or (14, 14)
+    if config.grid not in (None, grid):
+        given = ",".join(map(str, config.grid or ()))
+        raise UsageError(f"--grid is {given}, but the model's is {grid[0]},{grid[1]}.", "Leave --grid out.")
     count = config.num_masked
     if count is None and config.ratio is None:
         count = own.get("num_masked")
@@ -154,26 +167,29 @@ def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[M
     return masking, config.seed if config.seed is not None else own.get("seed", 0)
 
 
-def parse_grid(text: str) -> tuple[int, int]:
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--grid is '{text}'.", "Give patches down and across, as in --grid 14,14.")
-    return int(parts[0]), int(parts[1])
-
-
 def _open_run(config: MaskPreviewConfig, on_event: OnEvent) -> _Pretrained:
-    model, opened = open_masked_image_model(config.model or "")
+    model, opened = open_masked_image_model(config.model or "", downloads(on_event))
     compute = opened.compute(config.device, config.precision)
-    tokenizer = open_tokenizer_of(opened, compute.device)
-    warn_of_damage((*opened.warnings, *tokenizer.warnings), on_event)
+    warn(opened.warnings, on_event)
+    tokenizer = None
+    if config.output and opened.settings.get("target", "tokens") == "tokens":
+        if config.tokenizer:
+            tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
+        else:
+            tokenizer = tokenizer_of(opened, compute.device, on_event)
+        tokenizer.require_decoder()
+        if tokenizer.vocab_size != opened.described.outputs:
+            raise StorageError(
+                f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size} codes, '{config.model}' "
+                f"{opened.described.outputs} outputs.",
+                "Give the tokenizer that it learned from.",
+            )
     return _Pretrained(model.to(compute.device), opened, tokenizer, compute)
 
 
 def _picture(image: Image.Image, mask: np.ndarray, rebuilt: Image.Image | None) -> Image.Image:
     rows, columns = mask.shape
-    if rows == columns:
-        square = fit_square(image, _PICTURE)
-    else:
-        height, width = rows * max(1, _PICTURE // columns), columns * max(1, _PICTURE // columns)
-        square = image.resize((width, height), Image.Resampling.BICUBIC)
-    return mask_panel(square, mask, rebuilt)
+    a_patch = max(1, _PICTURE // max(rows, columns))
+    size = (_PICTURE, _PICTURE) if rows == columns else (rows * a_patch, columns * a_patch)
+    view = fit_center(image, size)
+    return mask_panel(view, mask, rebuilt, min_width=min(_PICTURE, view.width))

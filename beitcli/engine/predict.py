@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from beitcli.config.use import PredictConfig
-from beitcli.engine.evaluate import classify
-from beitcli.engine.events import OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.evaluate import class_names, classify, preprocessing
+from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.inputs import open_inputs
 from beitcli.errors import DataError
 from beitcli.models.references import open_classifier
@@ -22,16 +22,15 @@ def predict(
     Raises:
         DataError: After the last image, where some could not be read.
     """
-    model, opened = open_classifier(config.model, config.size)
+    model, opened = open_classifier(config.model, config.size, downloads(on_event))
     compute = opened.compute(config.device, config.precision)
-    warn_of_damage(opened.warnings, on_event)
+    warn(opened.warnings, on_event)
     model.to(compute.device)
-    classes = opened.settings["classes"]
-    size = model.architecture.image_size[0]
-    source = open_inputs(config, sample_size=size, stdin=stdin)
+    classes = class_names(opened)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin)
     bad, done = 0, 0
     workers = choose_workers(config.workers, compute.device)
-    for batch, logits in classify(model, source, compute, config.batch_size, workers):
+    for batch, logits in classify(model, source, preprocessing(opened, model), compute, config.batch_size, workers):
         documents: dict[int, dict[str, Any]] = {
             index: {"path": path, "error": reason} for index, path, reason in batch.bad
         }

@@ -16,9 +16,10 @@ from beitcli.config.resolve import resolve
 from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
 from beitcli.data.loader import Batch
 from beitcli.data.sources.base import Source
-from beitcli.engine.cards import pretraining_card
-from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore, warn_of_damage
+from beitcli.engine.cards import TARGETS, pretraining_card
+from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore
 from beitcli.engine.masked_image_modeling import PretrainTask, token_size, views_and_masks
+from beitcli.engine.opened_tokenizer import tokenizer_for
 from beitcli.engine.preparation import (
     checkpoint_bytes,
     describe_plan,
@@ -38,23 +39,35 @@ from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.device import Compute, choose_compute, describe
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.signals import StopRequest
-from beitcli.tokenizers import Tokenizer, open_tokenizer
+from beitcli.tokenizers import Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE
+
+_FEW_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class PretrainReport:
-    """What was made. Loss and accuracies are of hidden patches of the `measured_on` images."""
+    """What was made, and figures of the `measured_on` images; those of another target are None.
+
+    Attributes:
+        loss: Of the predicted patches: cross entropy in nats, or mean squared error of normalised pixels.
+        baseline_loss: For pixels: of always guessing each channel's mean on the same patches.
+        masked_accuracy: Of hidden patches; of all where none are hidden.
+        baseline_accuracy: Of always guessing the commonest token on the same patches.
+        unigram_entropy: Of those tokens, in nats: the loss of the best guess that ignores the image.
+    """
 
     run: str
     checkpoint: str
     step: int
     epoch: float
     images_seen: int
+    target: str
     loss: float
-    masked_accuracy: float
-    baseline_accuracy: float
-    unigram_entropy: float
+    baseline_loss: float | None
+    masked_accuracy: float | None
+    baseline_accuracy: float | None
+    unigram_entropy: float | None
     measured_on: str
     images_per_second: float
     seconds: float
@@ -62,22 +75,23 @@ class PretrainReport:
 
 def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainReport | dict[str, Any]:
     """Pretrains a BEiT; with `dry_run`, a dict of the plan instead."""
-    grid = config.architecture.grid
-    masking = make_masking(
-        config.masking, grid, num_masked_from(config.ratio, config.num_masked, grid), config.min_block
-    )
+    masking = _masking(config)
     compute = choose_compute(config.device, config.precision)
-    if config.tokenizer == "own":
-        _own_tokenizer_config(config)
-    else:
-        open_tokenizer(config.tokenizer)  # a wrong one is refused before anything is made
-    source = open_images(config, labelled=False, size=config.image_size, on_event=on_event)
+    has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
+    own = _own_tokenizer_config(config) if has_tokens and trains_own else None
+    source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event)
+    # a wrong one is refused before anything is made
+    given = tokenizer_for(config.tokenizer, compute.device, on_event) if has_tokens and not trains_own else None
     if config.dry_run:
-        return _rehearse(config, masking, source, compute, on_event)
+        return _rehearse(config, masking, source, given, own, compute, on_event)
     run = open_run(config)
     with StopRequest() as stop:
         command = f"Go on with: beit pretrain --out {run.path} --resume"
-        tokenizer = _tokenizer(config, source, run, compute, on_event, stop, command)
+        tokenizer = given
+        if own is not None:
+            tokenizer = _trained_tokenizer(own, source, run, compute, on_event, stop, command)
+        if tokenizer is not None:
+            _check_tokenizer(config, tokenizer, run, on_event)
         held = hold_out(source, config.holdout, config.seed)
         plan = make_plan(config, held.training)
         task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
@@ -92,23 +106,55 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         step=state.step,
         epoch=plan.epoch(state.step),
         images_seen=state.step * plan.batch_size,
+        target=config.target,
         loss=figures["loss"],
-        masked_accuracy=figures["masked_accuracy"],
-        baseline_accuracy=figures["baseline_accuracy"],
-        unigram_entropy=figures["unigram_entropy"],
+        baseline_loss=figures.get("baseline_loss"),
+        masked_accuracy=figures.get("masked_accuracy"),
+        baseline_accuracy=figures.get("baseline_accuracy"),
+        unigram_entropy=figures.get("unigram_entropy"),
         measured_on=held.name,
         images_per_second=state.images_per_second,
         seconds=state.seconds,
     )
-    run.write_text("README.md", pretraining_card(config, report, tokenizer.reference, describe(compute)))
+    _warn_of_figures(report, len(held.measured), on_event)
+    card = pretraining_card(config, report, tokenizer.reference if tokenizer else None, describe(compute))
+    run.write_text("README.md", card)
     return report
 
 
+def _masking(config: PretrainConfig) -> MaskGenerator | None:
+    if not config.mask:
+        return None
+    grid = config.architecture.grid
+    return make_masking(config.masking, grid, num_masked_from(config.ratio, config.num_masked, grid), config.min_block)
+
+
+def _warn_of_figures(report: PretrainReport, measured: int, on_event: OnEvent) -> None:
+    """Says where a model knows no more than the data's frequencies, and where the figures rest on few images."""
+    if report.baseline_loss is not None and report.loss >= report.baseline_loss:
+        on_event(
+            Warned(
+                f"The loss, {report.loss:.4f}, is not below {report.baseline_loss:.4f}, that of always guessing the "
+                "mean colour: the model has learned nothing of use yet. Train longer, or on more images."
+            )
+        )
+    accuracy, baseline = report.masked_accuracy, report.baseline_accuracy
+    if accuracy is not None and baseline is not None and accuracy <= baseline:
+        on_event(
+            Warned(
+                f"The accuracy, {accuracy:.4f}, is not above {baseline:.4f}, that of always guessing the commonest "
+                "token: the model has learned nothing of use yet. Train longer, or on more images."
+            )
+        )
+    if measured < _FEW_IMAGES:
+        on_event(Warned(f"The figures rest on {report.measured_on}: too few to compare runs by."))
+
+
 def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
-    """The recipe's tokenizer, on the same data, device and seed."""
+    """The recipe's tokenizer, on the same data, device and seed; its squares are as long as the grid's longer side."""
     flags = {"recipe": config.tokenizer_recipe, "data": list(config.data), "split": config.split, "limit": config.limit}
     own = resolve(TrainTokenizerConfig, flags).config
-    patches = config.architecture.grid[0]
+    patches = max(config.architecture.grid)
     return replace(
         own,
         size=patches * 2 ** (own.groups - 1),
@@ -120,8 +166,8 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     )
 
 
-def _tokenizer(
-    config: PretrainConfig,
+def _trained_tokenizer(
+    own: TrainTokenizerConfig,
     source: Source,
     run: RunFolder,
     compute: Compute,
@@ -129,26 +175,18 @@ def _tokenizer(
     stop: StopRequest,
     resume_command: str,
 ) -> Tokenizer:
-    """The given tokenizer, or one trained on the same images into RUN/tokenizer."""
-    if config.tokenizer != "own":
-        tokenizer = _same_as_before(run, open_tokenizer(config.tokenizer, compute.device))
-        warn_of_damage(tokenizer.warnings, on_event)
-        side = token_size(config, tokenizer)
-        if side != tokenizer.size:
-            on_event(Warned(f"The tokenizer learned from {tokenizer.size}-pixel images; this grid gives it {side}."))
-        return tokenizer
+    """One trained on the same images into RUN/tokenizer, or found there."""
     folder = run.path / "tokenizer"
-    own = replace(_own_tokenizer_config(config), out=str(folder), resume=folder.exists())
-    inner = open_run(own)
+    inner = open_run(replace(own, out=str(folder), resume=folder.exists()))
     newest = newest_checkpoint(folder)
     if not (folder / "README.md").exists() or newest is None:
         on_event(Note(f"No --tokenizer is given: training one on this data first, into {folder}"))
         fp32 = Compute(compute.device, "fp32")
         train_tokenizer_on(own, source, inner, fp32, on_event, stop, resume_command)
-    return _same_as_before(run, open_tokenizer(str(folder), compute.device))
+    return tokenizer_for(str(folder), compute.device, on_event)
 
 
-def _same_as_before(run: RunFolder, tokenizer: Tokenizer) -> Tokenizer:
+def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolder, on_event: OnEvent) -> None:
     """Refuses a tokenizer that is not the one the run began with: its targets would change midway."""
     newest = newest_checkpoint(run.path)
     if newest is not None and newest.config["tokenizer"]["sha256"] != tokenizer.sha256:
@@ -156,20 +194,26 @@ def _same_as_before(run: RunFolder, tokenizer: Tokenizer) -> Tokenizer:
             f"Tokenizer '{tokenizer.reference}' is not the one that run '{run.path}' was trained with.",
             "Put the former one back, or start a new run with another --out.",
         )
-    return tokenizer
+    height, width = token_size(config, tokenizer) or (0, 0)
+    if max(height, width) != tokenizer.size:
+        size = f"{height} x {width}"
+        on_event(Warned(f"The tokenizer learned from {tokenizer.size}-pixel images; this grid gives it {size}."))
 
 
 def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
-    architecture, masking = task.model.architecture, task.masking
+    architecture, masking, tokenizer = task.model.architecture, task.masking, task.tokenizer
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    predicted = architecture.num_patches if task.config.predict == "all" else masking.num_masked
-    flops = forward_flops(architecture, predicted, task.tokenizer.vocab_size)
-    side = architecture.image_size[0]
+    hidden = masking.num_masked if masking else 0
+    predicted = architecture.num_patches if task.config.predict == "all" else hidden
+    flops = forward_flops(architecture, predicted, task.target.outputs)
+    height, width = architecture.image_size
+    how = f", {task.config.masking}" if masking else ""
     return {
         "model": f"BEiT {task.config.model}, {parameters:,} parameters, {architecture.positions} positions",
-        "images of": f"{side} x {side} pixels, {architecture.grid[0]} x {architecture.grid[1]} patches",
-        "hidden": f"{masking.num_masked} of {architecture.num_patches} patches, {task.config.masking}",
-        "tokenizer": f"{task.tokenizer.reference}, {task.tokenizer.vocab_size} codes",
+        "images of": f"{height} x {width} pixels, {architecture.grid[0]} x {architecture.grid[1]} patches",
+        "hidden": f"{hidden} of {architecture.num_patches} patches{how}",
+        "target": f"{TARGETS[task.config.target]} of {task.config.predict} patches",
+        "tokenizer": f"{tokenizer.reference}, {tokenizer.vocab_size} codes" if tokenizer else "none",
         "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         **describe_plan(plan, task.config),
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
@@ -178,16 +222,20 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
 
 
 def _rehearse(
-    config: PretrainConfig, masking: MaskGenerator, source: Source, compute: Compute, on_event: OnEvent
+    config: PretrainConfig,
+    masking: MaskGenerator | None,
+    source: Source,
+    given: Tokenizer | None,
+    own: TrainTokenizerConfig | None,
+    compute: Compute,
+    on_event: OnEvent,
 ) -> dict[str, Any]:
     before: dict[str, Any] = {}
-    if config.tokenizer == "own":
-        own = _own_tokenizer_config(config)
+    tokenizer = given
+    if own is not None:
         before = rehearse_tokenizer(own, source, compute, on_event)
         untrained = DiscreteVAE(tokenizer_architecture(own)).requires_grad_(False).eval().to(compute.device)
         tokenizer = Tokenizer("own", untrained, own.size, "")
-    else:
-        tokenizer = open_tokenizer(config.tokenizer, compute.device)
     held = hold_out(source, config.holdout, config.seed)
     plan = make_plan(config, held.training)
     task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)

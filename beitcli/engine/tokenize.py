@@ -17,14 +17,15 @@ from beitcli.data.loader import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.views import CenterView
-from beitcli.engine.events import Note, OnEvent, Progress, ignore, warn_of_damage
+from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.engine.inputs import open_inputs
+from beitcli.engine.opened_tokenizer import tokenizer_for
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.token_files import TokenFile, TokenKind, open_token_file, parse_line
 from beitcli.errors import DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.device import Compute, choose_compute, choose_workers
-from beitcli.tokenizers import Tokenizer, open_tokenizer, to_unit
+from beitcli.tokenizers import Tokenizer, to_unit
 from beitcli.tokenizers.objective import codebook_usage, psnr
 
 
@@ -40,9 +41,11 @@ class _Tally:
     values: int = 0
     paths: list[str] = field(default_factory=list)
 
-    def add(self, images: torch.Tensor, decoded: torch.Tensor, tokens: torch.Tensor) -> None:
-        difference = (decoded - images).double()
+    def count(self, tokens: torch.Tensor) -> None:
         self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts))
+
+    def compare(self, images: torch.Tensor, decoded: torch.Tensor) -> None:
+        difference = (decoded - images).double()
         self.absolute += float(difference.abs().sum())
         self.squared += float(difference.square().sum())
         self.values += difference.numel()
@@ -66,15 +69,19 @@ def tokenize(
 ) -> Iterator[dict[str, Any]]:
     """Yields a document an image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
 
-    With an output file the documents go there, and none is yielded; with `stats` only the summary is.
+    With an output file the documents go there, and none is yielded; with `stats` only the summary is, without `mae`
+    and `psnr` where the tokenizer has no decoder.
 
     Raises:
+        StorageError: Pictures are wanted of a tokenizer without a decoder.
         DataError: After the last image, where some could not be read; at the first with `on_bad="fail"`.
     """
     if config.decode:
         yield from decode(config, on_event, stdin)
         return
     compute, tokenizer = _open_tokenizer(config, on_event)
+    if config.reconstruct:
+        tokenizer.require_decoder()
     size = config.size or tokenizer.size
     kind = TokenKind(tokenizer.grid(size), tokenizer.vocab_size, tokenizer.sha256)
     source = open_inputs(config, sample_size=max(16, size), stdin=stdin)
@@ -100,9 +107,7 @@ def tokenize(
 def _open_tokenizer(config: TokenizeConfig, on_event: OnEvent) -> tuple[Compute, Tokenizer]:
     """`auto` is fp32 on every device, as pretraining encodes: in bf16 1.5% of the tokens are others."""
     compute = choose_compute(config.device, "fp32" if config.precision == "auto" else config.precision)
-    tokenizer = open_tokenizer(config.tokenizer, compute.device)
-    warn_of_damage(tokenizer.warnings, on_event)
-    return compute, tokenizer
+    return compute, tokenizer_for(config.tokenizer, compute.device, on_event)
 
 
 def _picture_paths(folder: str, source: Source) -> dict[str, Path]:
@@ -176,8 +181,10 @@ def _tokenized(
         tokens = tokenizer.encode(images)
     tally.images += len(batch)
     if stats or pictures:
-        decoded = tokenizer.model.decode(tokens, grid)
-        tally.add(images, decoded, tokens)
+        tally.count(tokens)
+    if (stats or pictures) and tokenizer.can_decode:
+        decoded = tokenizer.decode(tokens, grid)
+        tally.compare(images, decoded)
         if pictures:
             for index, original, picture in zip(batch.indices, images, decoded, strict=True):
                 output = pictures[source.path(index)]
@@ -204,6 +211,7 @@ def decode(
     Each picture is decoded by itself, so that it does not depend on its neighbours.
     """
     compute, tokenizer = _open_tokenizer(config, on_event)
+    tokenizer.require_decoder()
     names = OutputNames(make_folder(Path("decoded" if config.output == "-" else config.output)), ".png")
     for number, document in enumerate(_token_lines(config, stdin), start=1):
         if "tokens" not in document:
@@ -214,7 +222,7 @@ def decode(
                 "Decode with the tokenizer that made them.",
             )
         tokens = torch.tensor([document["tokens"]], device=compute.device)
-        picture = tokenizer.model.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
+        picture = tokenizer.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
         output = names.path(document["path"])
         spare_inputs([output], [document["path"]], f"-o '{names.folder}'")
         save_png(to_picture(picture), output)

@@ -19,7 +19,7 @@ from torch import nn
 
 from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
-from beitcli.engine.events import Note, OnEvent, Progress, Saved, warn_of_damage
+from beitcli.engine.events import Note, OnEvent, Progress, Saved, warn
 from beitcli.errors import DivergedError, StorageError, UsageError
 from beitcli.models.references import state_tensors
 from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
@@ -98,6 +98,10 @@ class Task(ABC):
     def settings(self) -> dict[str, Any]:
         """What the checkpoint's config.json must hold to open it again."""
 
+    def settings_of_others(self) -> dict[str, Any]:
+        """What it must hold beside that for other programs to open it."""
+        return {}
+
     def weights(self) -> Tensors:
         """What model.safetensors holds."""
         return state_tensors(self.model)
@@ -156,6 +160,7 @@ def train(
             state.step,
             model=task.weights(),
             config={"kind": task.kind} | task.settings(),
+            beside=task.settings_of_others(),
             trainer_tensors=optimizer_tensors(task.model, task.optimizer)
             | {f"task/{name}": tensor for name, tensor in task.extra_tensors().items()},
             trainer={
@@ -278,7 +283,7 @@ def _load(
     checkpoint = newest_checkpoint(run.path)
     if checkpoint is None:
         return Progressed(), []
-    warn_of_damage(checkpoint.damaged, on_event)
+    warn(checkpoint.damaged, on_event)
     trainer = checkpoint.trainer
     if trainer["data"] != plan.data_fingerprint:
         raise UsageError(

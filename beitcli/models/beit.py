@@ -15,10 +15,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import LayerNorm
 from timm.models.beit import Beit
 from torch import nn
 
 from beitcli.config.architecture import Architecture
+from beitcli.models.description import Pooling
 
 _KEEP_NORM = {"global_pool": "token", "num_classes": 0}  # timm's way to end with `norm` and no head
 
@@ -36,6 +38,7 @@ def _timm_arguments(architecture: Architecture, drop_path: float) -> dict[str, A
         "use_abs_pos_emb": architecture.positions == "absolute",
         "use_shared_rel_pos_bias": architecture.positions == "shared",
         "use_rel_pos_bias": architecture.positions == "per-block",
+        "norm_layer": partial(LayerNorm, eps=architecture.norm_eps),
     }
 
 
@@ -114,11 +117,20 @@ def init_for_pretraining(model: MaskedImageModel) -> None:
 
 
 class Classifier(Beit):
-    """BEiT with the mean of its patches, `fc_norm` and a linear head: timm's own layout and initialisation."""
+    """BEiT with a linear head: timm's own layout and initialisation.
 
-    def __init__(self, architecture: Architecture, classes: int, drop_path: float = 0.0) -> None:
-        super().__init__(**_timm_arguments(architecture, drop_path), global_pool="avg", num_classes=classes)
+    Args:
+        classes: 0 for no head.
+        pooling: `mean` of the patches, then `fc_norm`; or `token`: `norm`, then the class token.
+    """
+
+    def __init__(
+        self, architecture: Architecture, classes: int, drop_path: float = 0.0, pooling: Pooling = "mean"
+    ) -> None:
+        pool = "avg" if pooling == "mean" else "token"
+        super().__init__(**_timm_arguments(architecture, drop_path), global_pool=pool, num_classes=classes)
         self.architecture: Architecture = architecture
+        self.pooling: Pooling = pooling
 
 
 def forward_flops(architecture: Architecture, predicted: int, outputs: int) -> float:

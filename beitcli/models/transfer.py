@@ -6,16 +6,19 @@ resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head st
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
 from beitcli.config.architecture import Architecture
 from beitcli.errors import StorageError
+from beitcli.models.resize import resize_bias_table, resize_positions
+
+_TABLE = "relative_position_bias_table"
 
 
 @dataclass(frozen=True)
@@ -34,47 +37,60 @@ class Transfer:
     dropped: tuple[str, ...]
     fresh: tuple[str, ...]
 
+    def sentences(self, unknown: tuple[str, ...] = ()) -> list[str]:
+        """Every tensor that is not simply taken over, those of all blocks under one name.
+
+        Args:
+            unknown: Names in the file that were not even read; they are dropped too.
+        """
+        parts = {"resized": self.resized, "dropped": (*self.dropped, *unknown), "new": self.fresh}
+        return [f"{len(self.loaded)} tensors loaded"] + [
+            f"{what}: {', '.join(by_block(names))}" for what, names in parts.items() if names
+        ]
+
+
+def by_block(names: Iterable[str]) -> list[str]:
+    """`blocks.*.gamma_1 (12)` for the tensors of twelve blocks."""
+    counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    return [f"{name} ({count})" if count > 1 else name for name, count in counts.items()]
+
 
 def finetuning_architecture(pretrained: Architecture, image_size: tuple[int, int] | None) -> Architecture:
     """The same backbone for finetuning: a shared bias becomes one a block."""
-    return Architecture(
+    return replace(
+        pretrained,
         image_size=image_size or pretrained.image_size,
-        patch_size=pretrained.patch_size,
-        width=pretrained.width,
-        depth=pretrained.depth,
-        heads=pretrained.heads,
-        mlp_ratio=pretrained.mlp_ratio,
         positions="per-block" if pretrained.positions == "shared" else pretrained.positions,
-        layer_scale=pretrained.layer_scale,
     )
 
 
 def expand_shared_bias(tensors: Mapping[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
     """Clones the shared relative position bias table into every block."""
-    shared = "rel_pos_bias.relative_position_bias_table"
+    shared = f"rel_pos_bias.{_TABLE}"
     expanded = {name: tensor for name, tensor in tensors.items() if name != shared}
     if shared in tensors:
         for block in range(depth):
-            expanded[f"blocks.{block}.attn.relative_position_bias_table"] = tensors[shared].clone()
+            expanded[f"blocks.{block}.attn.{_TABLE}"] = tensors[shared].clone()
     return expanded
 
 
 def resize_to(
     tensors: Mapping[str, torch.Tensor], source: Architecture, target: Architecture
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Fits positions and bias tables to the target's grid; returns the names it changed."""
+    """Fits positions and bias tables to the target's grid; returns the names it changed.
+
+    Raises:
+        UsageError: Tables of a grid that is not square.
+    """
     if source.grid == target.grid:
         return dict(tensors), []
     fitted, resized = {}, []
-    rows = (2 * target.grid[0] - 1) * (2 * target.grid[1] - 1) + 3
     for name, tensor in tensors.items():
         if name == "pos_embed":
-            tensor = resample_abs_pos_embed(tensor, list(target.grid), list(source.grid), antialias=False)
+            tensor = resize_positions(tensor, source.grid, target.grid)
             resized.append(name)
-        elif name.endswith("relative_position_bias_table"):
-            with warnings.catch_warnings():  # timm builds its grid by calls that newer torch warns of
-                warnings.simplefilter("ignore", UserWarning)
-                tensor = resize_rel_pos_bias_table(tensor, target.grid, (rows, target.heads))
+        elif name.endswith(_TABLE):
+            tensor = resize_bias_table(tensor, source.grid, target.grid)
             resized.append(name)
         fitted[name] = tensor
     return fitted, resized
@@ -86,29 +102,30 @@ def load_backbone(
     """Loads `tensors` of a `source` model into `model`, which is a `target`.
 
     Args:
-        head: Also take `head.*` and `fc_norm.*` (the same task goes on).
+        head: Also take `head.*`, `norm.*` and `fc_norm.*` (the same task goes on).
 
     Raises:
         StorageError: A tensor of the backbone is missing or of another shape.
     """
+    if source.patch_size != target.patch_size:
+        raise StorageError(
+            f"The checkpoint's patches are {source.patch_size} pixels, the model's {target.patch_size}.",
+            f"Pass --patch-size {source.patch_size}.",
+        )
     expanded = expand_shared_bias(tensors, target.depth) if target.positions == "per-block" else dict(tensors)
     fitted, resized = resize_to(expanded, source, target)
     wanted = model.state_dict()
-    untouched = () if head else ("head.", "fc_norm.")
-    usable = {
-        name: tensor
-        for name, tensor in fitted.items()
-        if name in wanted and not name.startswith(untouched if untouched else ("\0",))
-    }
+    anew = ("head.", "fc_norm.", "norm.")
+    usable = {name: t for name, t in fitted.items() if name in wanted and (head or not name.startswith(anew))}
     fresh = tuple(name for name in wanted if name not in usable)
-    absent = [name for name in fresh if not name.startswith(("head.", "fc_norm.", "token_head.", "mask_token"))]
+    absent = [name for name in fresh if head or not name.startswith((*anew, "token_head.", "mask_token"))]
     misfit = [name for name, tensor in usable.items() if tensor.shape != wanted[name].shape]
     if absent or misfit:
         first = (absent or misfit)[0]
         raise StorageError(
             f"The checkpoint does not fit this model: {len(absent)} tensors missing, {len(misfit)} of another shape "
             f"(first: {first}).",
-            "Check with --init that it is a BEiT of the same size.",
+            "Check with `beit inspect` that it is a BEiT of the same size.",
         )
     model.load_state_dict(usable, strict=False)
     dropped = tuple(name for name in tensors if name not in usable and not name.startswith("rel_pos_bias."))

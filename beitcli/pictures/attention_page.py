@@ -126,7 +126,7 @@ header { flex: 1 0 100%; }
 h1 { margin: 0; font-size: 1.15rem; overflow-wrap: anywhere; }
 header p, .help { margin: 0; color: var(--faint); overflow-wrap: anywhere; }
 .note { border-left: 3px solid #d55e00; padding-left: .6rem; }
-#stage { position: relative; flex: 0 0 auto; width: min(100%, 44rem, 82vh); align-self: flex-start;
+#stage { position: relative; flex: 0 0 auto; width: min(100%, 44rem, 82vh * @@SHAPE@@); align-self: flex-start;
   aspect-ratio: @@SHAPE@@; cursor: crosshair; touch-action: none; user-select: none; }
 #stage > * { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
 #stage img { filter: grayscale(1) brightness(.5); }

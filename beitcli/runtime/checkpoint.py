@@ -8,7 +8,6 @@ A checkpoint of a later step than the one just saved was passed over as damaged:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from beitcli.errors import StorageError
+from beitcli.runtime.hashing import sha256_of
 
 SUMS = "SHA256SUMS"
+_MODEL = {"model.safetensors", "config.json"}
 _STEP = re.compile(r"step-([0-9]+)")
 
 
@@ -33,7 +34,7 @@ class Checkpoint:
     """A verified checkpoint folder.
 
     Attributes:
-        damaged: Newer ones that were passed over, with the reason.
+        damaged: A sentence for each newer one that was passed over.
     """
 
     path: Path
@@ -41,7 +42,14 @@ class Checkpoint:
 
     @property
     def config(self) -> dict[str, Any]:
-        return json.loads((self.path / "config.json").read_text())
+        """What this program needs to open it again: the `beit` section of config.json."""
+        try:
+            return json.loads((self.path / "config.json").read_text())["beit"]
+        except (ValueError, KeyError):
+            raise StorageError(
+                f"'{self.path / 'config.json'}' is none of this version's.",
+                "Train again, or use the version that made it.",
+            ) from None
 
     @property
     def trainer(self) -> dict[str, Any]:
@@ -67,11 +75,16 @@ def save_checkpoint(
     *,
     model: Mapping[str, torch.Tensor],
     config: Mapping[str, Any],
+    beside: Mapping[str, Any] | None = None,
     trainer_tensors: Mapping[str, torch.Tensor],
     trainer: Mapping[str, Any],
     keep: int,
 ) -> Path:
     """Writes `folder/step-NNNNNNN`, keeps it and the `keep` - 1 before it, and sets those of later steps aside.
+
+    Args:
+        config: The `beit` section of config.json.
+        beside: Its other keys, by which other programs open the folder.
 
     Raises:
         StorageError: The disk is full or cannot be written; earlier checkpoints are untouched.
@@ -85,7 +98,7 @@ def save_checkpoint(
         partial.mkdir()
         _save_tensors(partial / "model.safetensors", model)
         _save_tensors(partial / "trainer.safetensors", trainer_tensors)
-        _write(partial / "config.json", json.dumps(config, indent=2) + "\n")
+        _write(partial / "config.json", json.dumps({**(beside or {}), "beit": config}, indent=2) + "\n")
         _write(partial / "trainer.json", json.dumps(trainer) + "\n")
         names = sorted(entry.name for entry in partial.iterdir())
         _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
@@ -123,15 +136,21 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint folder; empty where its files match their hashes."""
+def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
+    """What is wrong with a checkpoint folder; empty where its files match their hashes.
+
+    Args:
+        weights_only: Read the model alone, not the three times larger state of the optimizer.
+    """
     try:
         lines = (checkpoint / SUMS).read_text().splitlines()
         entries = [line.split("  ", 1) for line in lines]
         listed = {entry[1] for entry in entries if len(entry) == 2}
-        if not {"model.safetensors", "config.json"} <= listed:
+        if not listed >= _MODEL:
             return f"{SUMS} is incomplete"
         for digest, name in entries:
+            if weights_only and name not in _MODEL:
+                continue
             if "/" in name or not (checkpoint / name).is_file():
                 return f"{name} is missing"
             if sha256_of(checkpoint / name) != digest:
@@ -141,7 +160,7 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
-def newest_checkpoint(run: Path) -> Checkpoint | None:
+def newest_checkpoint(run: Path, *, weights_only: bool = False) -> Checkpoint | None:
     """The newest whole checkpoint of a run; None where it has none at all.
 
     Raises:
@@ -149,9 +168,9 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     """
     damaged: list[str] = []
     for path in step_folders(run / "checkpoints"):
-        wrong = damage(path)
+        wrong = damage(path, weights_only=weights_only)
         if not wrong:
-            return Checkpoint(path, tuple(damaged))
+            return Checkpoint(path, tuple(f"Damaged checkpoint passed over: {each}." for each in damaged))
         damaged.append(f"{path.name}: {wrong}")
     if damaged:
         raise StorageError(
@@ -161,17 +180,12 @@ def newest_checkpoint(run: Path) -> Checkpoint | None:
     return None
 
 
-def verified_checkpoint(path: Path) -> Checkpoint:
+def verified_checkpoint(path: Path, *, weights_only: bool = False) -> Checkpoint:
     """One checkpoint folder, checked against its hashes."""
-    wrong = damage(path)
+    wrong = damage(path, weights_only=weights_only)
     if wrong:
         raise StorageError(f"Checkpoint '{path}' is damaged: {wrong}.", "Take another checkpoint of the run.")
     return Checkpoint(path)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prune(folder: Path, saved: int, keep: int) -> None:

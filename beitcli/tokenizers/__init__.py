@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import torch
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.references import OpenedModel, open_checkpoint
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.runtime.checkpoint import SUMS
+from beitcli.runtime.hub import OnProgress
+from beitcli.tokenizers.dalle import GRID, build, weight_files
+from beitcli.tokenizers.dalle_cache import Opened, open_files, open_hub, open_named
+from beitcli.tokenizers.dvae import Decoder, DiscreteVAE, DVAEArchitecture
+
+WORDS = ("dall-e", "pixels")  # references that name no file
+DALLE_CODES = 8192
 
 
 @dataclass(frozen=True)
@@ -17,10 +25,11 @@ class Tokenizer:
     """A frozen tokenizer.
 
     Attributes:
-        model: `encode` (B, 3, H, W) in [0, 1] -> (B, N) int64, and `decode` back.
+        model: `encode` (B, 3, H, W) in [0, 1] -> (B, N) int64, and `decode` back where it has a decoder.
         size: Side in pixels of the images it was trained on.
-        sha256: Of its weights.
+        sha256: Of its weights; of DALL-E's, of the encoder's alone, whichever file they came from.
         warnings: Newer checkpoints of it that were damaged.
+        notes: What else a person should know, in sentences.
     """
 
     reference: str
@@ -28,10 +37,19 @@ class Tokenizer:
     size: int
     sha256: str
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
         return self.model.vocab_size
+
+    @property
+    def can_decode(self) -> bool:
+        return self.model.decoder is not None
+
+    def require_decoder(self) -> Decoder:
+        """Raises StorageError where there is none."""
+        return self.model.require_decoder()
 
     def grid(self, size: int) -> tuple[int, int]:
         """Tokens down and across for square images of `size` pixels.
@@ -51,21 +69,33 @@ class Tokenizer:
         """uint8 or [0, 1] float images (B, 3, H, W) to (B, N) int64."""
         return self.model.encode(to_unit(images))
 
+    def decode(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, N) int64 to images (B, 3, H, W) in [0, 1]; StorageError where there is no decoder."""
+        return self.model.decode(tokens, grid)
+
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
     """uint8 to float in [0, 1]; floats pass through."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def open_tokenizer_of(opened: OpenedModel, device: torch.device | None = None) -> Tokenizer:
+def open_tokenizer_of(
+    opened: OpenedModel, device: torch.device | None = None, on_progress: OnProgress | None = None
+) -> Tokenizer:
     """The tokenizer that a pretraining run learned from: its own lies inside it, another where it was.
 
     Raises:
-        StorageError: What lies there is another tokenizer now.
+        StorageError: It names none, or what lies there is another tokenizer now.
     """
-    named = opened.settings["tokenizer"]
+    named = opened.settings.get("tokenizer")
+    if not opened.settings and opened.described.outputs == DALLE_CODES:  # what the release and its copies learned from
+        return open_tokenizer("dall-e", device, on_progress)
+    if not named:
+        raise StorageError(
+            f"'{opened.reference}' names no tokenizer that it learned from.", "Give a run that learned from tokens."
+        )
     reference = str(opened.run / "tokenizer") if named["reference"] == "own" else named["reference"]
-    tokenizer = open_tokenizer(reference, device)
+    tokenizer = open_tokenizer(reference, device, on_progress)
     if tokenizer.sha256 != named["sha256"]:
         raise StorageError(
             f"Tokenizer '{reference}' is not the one that '{opened.reference}' was trained with.", "Put that one back."
@@ -73,30 +103,61 @@ def open_tokenizer_of(opened: OpenedModel, device: torch.device | None = None) -
     return tokenizer
 
 
-def open_tokenizer(reference: str, device: torch.device | None = None) -> Tokenizer:
-    """A run of train-tokenizer, a run of pretrain that trained its own, or a checkpoint of one.
+def open_tokenizer(
+    reference: str, device: torch.device | None = None, on_progress: OnProgress | None = None
+) -> Tokenizer:
+    """`dall-e`, `hf://OWNER/NAME`, a folder with DALL-E's weights, a run of train-tokenizer or pretrain, a checkpoint.
 
     Raises:
         UsageError: There is none of that name.
-        StorageError: It is something else, or damaged.
+        StorageError: It is something else, damaged, or cannot be fetched.
     """
-    if reference in ("dall-e", "pixels"):
+    if reference == "pixels":
         raise UsageError(
-            f"This version cannot open the tokenizer '{reference}'.",
-            "Pass --recipe small, or --tokenizer own, or one trained with `beit train-tokenizer DATA`.",
+            "'pixels' is no tokenizer: it has no codes.", "`beit pretrain --target pixels` learns from pixels."
         )
+    path = Path(reference)
+    if reference == "dall-e":
+        return _dalle(reference, open_named(on_progress), device)
+    if reference.startswith("hf://"):
+        repo, _, revision = reference.removeprefix("hf://").partition("@")
+        return _dalle(reference, open_hub(repo, revision or None, on_progress), device)
+    if path.exists() and _looks_like_dalle(path):
+        return _dalle(reference, open_files(path), device)
+    near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), WORDS, n=1)
+    if near and not path.exists():
+        raise UsageError(f"There is no tokenizer '{reference}'.", f"Did you mean '{near[0]}'?")
+    return _ours(reference, device, on_progress)
+
+
+def _looks_like_dalle(path: Path) -> bool:
+    folder = path if path.is_dir() else path.parent
+    ours = any((folder / name).is_file() for name in (SUMS, "trainer.json"))
+    return not ours and bool(weight_files(path))
+
+
+def _dalle(reference: str, opened: Opened, device: torch.device | None) -> Tokenizer:
+    encoder, decoder, notes = opened
+    model = build(encoder, decoder)
+    model.requires_grad_(False).eval().to(device or torch.device("cpu"))
+    return Tokenizer(reference, model, GRID * model.downsample, encoder.sha256, notes=notes)
+
+
+def _ours(reference: str, device: torch.device | None, on_progress: OnProgress | None) -> Tokenizer:
     inside = Path(reference) / "tokenizer"
     opened = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
+    if opened.kind == "masked-image-model":
+        return open_tokenizer_of(opened, device, on_progress)
     if opened.kind != "tokenizer":
         raise StorageError(
             f"'{reference}' is a {opened.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
         )
     model = DiscreteVAE(DVAEArchitecture(**opened.settings["architecture"]))
     try:
-        model.load_state_dict(opened.checkpoint.model_tensors())
+        model.load_state_dict(opened.tensors())
     except RuntimeError as error:
         raise UsageError(f"Tokenizer '{reference}' does not fit its own config: {error}.", "Train it again.") from None
-    sums = (opened.checkpoint.path / "SHA256SUMS").read_text().splitlines()
+    sums = (opened.weights.parent / SUMS).read_text().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
     model.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return Tokenizer(reference, model, opened.settings["size"], sha256, opened.warnings)

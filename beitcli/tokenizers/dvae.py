@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beitcli.errors import UsageError
+from beitcli.errors import StorageError, UsageError
 from beitcli.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
 
 
@@ -158,13 +158,16 @@ class DiscreteVAE(nn.Module):
     """The tokenizer: `encode` for BEiT's targets, `decode` to look at them, `forward` to train it.
 
     Images are (B, 3, H, W) in [0, 1] everywhere; the map to [0.1, 0.9] and back is applied inside.
+
+    Args:
+        decoder: False for an encoder alone, which gives tokens but no pictures.
     """
 
-    def __init__(self, architecture: DVAEArchitecture) -> None:
+    def __init__(self, architecture: DVAEArchitecture, *, decoder: bool = True) -> None:
         super().__init__()
         self.architecture = architecture
         self.encoder = Encoder(architecture)
-        self.decoder = Decoder(architecture)
+        self.decoder = Decoder(architecture) if decoder else None
         initialize(self, architecture.init_gain)
 
     @property
@@ -174,6 +177,19 @@ class DiscreteVAE(nn.Module):
     @property
     def downsample(self) -> int:
         return self.architecture.downsample
+
+    def require_decoder(self) -> Decoder:
+        """The decoder.
+
+        Raises:
+            StorageError: There is only an encoder.
+        """
+        if self.decoder is None:
+            raise StorageError(
+                "The tokenizer has no decoder: its tokens cannot be made into pictures.",
+                "Give a folder that holds its decoder too, such as DALL-E's encoder.pkl and decoder.pkl.",
+            )
+        return self.decoder
 
     def token_logits(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, V, h, w), h = H / downsample."""
@@ -192,9 +208,13 @@ class DiscreteVAE(nn.Module):
         Args:
             tokens: Row by row.
             grid: (h, w) with h * w = N.
+
+        Raises:
+            StorageError: There is no decoder.
         """
-        features = self.decoder.embed(tokens.unflatten(1, grid))
-        return unmap_pixels(self.decoder.unfold(features)[:, :3].sigmoid())
+        decoder = self.require_decoder()
+        features = decoder.embed(tokens.unflatten(1, grid))
+        return unmap_pixels(decoder.unfold(features)[:, :3].sigmoid())
 
     def forward(self, images: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """One relaxed pass.
@@ -207,4 +227,4 @@ class DiscreteVAE(nn.Module):
             Logits (B, V, h, w) and the decoder's output (B, output_channels, H, W).
         """
         logits = self.token_logits(images)
-        return logits, self.decoder(gumbel_softmax(logits, temperature))
+        return logits, self.require_decoder()(gumbel_softmax(logits, temperature))

@@ -131,8 +131,8 @@ def test_command_behind_dashes_or_the_programs_help_is_the_same(beit: Callable) 
 
 MISSPELT = [
     (["pretrian", "sample"], "There is no command 'pretrian'.", "Did you mean 'pretrain'?"),
-    (["inspect", "runs/x"], "There is no command 'inspect'.", "This version does not have it yet."),
-    (["export", "runs/x", "--to", "hf"], "There is no command 'export'.", "This version does not have it yet."),
+    (["inpsect", "runs/x"], "There is no command 'inpsect'.", "Did you mean 'inspect'?"),
+    (["export", "runs/x", "--to", "tim", "-o", "x"], "--to is 'tim'", "Did you mean 'timm'?"),
     (["maskpreview"], "There is no command 'maskpreview'.", "Did you mean 'mask-preview'?"),
     (["pretrain", "sample", "--num-maskd", "3"], "There is no option --num-maskd", "Did you mean '--num-masked'?"),
     (["pretrain", "sample", "--no-compil"], "There is no option --no-compil", "'--no-compile'?"),

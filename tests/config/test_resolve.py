@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beitcli.config.common import Training
-from beitcli.config.fields import Setting, settings_of
+from beitcli.config.fields import Setting, coerce, settings_of
 from beitcli.config.resolve import dump_toml, read_recipe, recipe_names, resolve, to_toml
 from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
 from beitcli.errors import UsageError
@@ -243,7 +243,7 @@ OTHER = {
     "recipe": "small",
     "tokenizer_recipe": "small",
     "model": "small",
-    "image_size": 96,
+    "image_size": (96, 128),
     "patch_size": 16,
     "size": 96,
     "masking": "random",
@@ -296,6 +296,19 @@ def test_config_file_repeats_every_saved_setting(tmp_path: Path, kind: type[Trai
     assert replace(again, config=None) == value
 
 
+@pytest.mark.parametrize(("size", "line"), [("64", "image_size = 64"), ("64x96", "image_size = [64, 96]")])
+def test_sizes_are_the_same_from_every_layer(tmp_path: Path, size: str, line: str) -> None:
+    config = resolve(PretrainConfig, FLAGS["pretrain"] | {"image_size": size}).config
+    assert line in dump_toml(config).splitlines()
+    path = write(tmp_path / "config.toml", line)
+    for flags in ({"config": path}, {}):
+        environ = {} if flags else {"BEIT_IMAGE_SIZE": size}
+        assert (
+            resolve(PretrainConfig, FLAGS["pretrain"] | flags, environ=environ).config.image_size == config.image_size
+        )
+    assert config.architecture.grid == (8, config.image_size[1] // 8)
+
+
 @pytest.mark.parametrize("kind", TRAINING, ids=lambda kind: kind.command)
 def test_config_file_of_a_run_repeats_it(request: pytest.FixtureRequest, kind: type[Training]) -> None:
     fixtures = {"train-tokenizer": "tokenizer_run", "pretrain": "pretrained_run", "finetune": "finetuned_run"}
@@ -307,7 +320,7 @@ def test_config_file_of_a_run_repeats_it(request: pytest.FixtureRequest, kind: t
     assert values.pop("command") == kind.command
     assert set(values) == set(settings_of(kind)) - unsaved - unset
     for name, value in values.items():
-        assert getattr(again, name) == (tuple(value) if isinstance(value, list) else value)
+        assert getattr(again, name) == coerce(settings_of(kind)[name], value, "config.toml")
     assert (again.steps, again.batch_size, again.epochs) == (4, 8, None)
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from beitcli.data.views import (
     IMAGENET_MEAN,
@@ -21,15 +22,14 @@ from beitcli.data.views import (
     FinetuningView,
     PretrainingView,
     TokenizerView,
+    center_box,
     draw_crop_box,
     evaluation_view,
-    fit_square,
+    fit_center,
     jitter_colors,
     normalize,
-    square_box,
     to_array,
 )
-from beitcli.engine.attn_points import SquareCrop
 from beitcli.runtime.keyed import keyed_generator
 
 SIDE = 256
@@ -48,17 +48,17 @@ def noise(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
 
 
 def corners(view: np.ndarray) -> tuple[float, float, float, float]:
-    """(left, right, upper, lower) of the box that a (3, s, s) view of `coordinates` shows, in shares of the side.
+    """(left, right, upper, lower) of the box that a (3, h, w) view of `coordinates` shows, in shares of the side.
 
     Bicubic and Lanczos keep a ramp a ramp, away from the edges; so the middle half gives offset and slope.
     """
-    side = view.shape[1]
-    inner = slice(side // 4, 3 * side // 4)
-    places = (np.arange(side)[inner] + 0.5) / side
-    columns = view[0].astype(float).mean(axis=0)[inner] / 255
-    rows = view[1].astype(float).mean(axis=1)[inner] / 255
-    (slope, left), (down, upper) = np.polyfit(places, columns, 1), np.polyfit(places, rows, 1)
-    return left, left + slope, upper, upper + down
+
+    def ends(values: np.ndarray) -> tuple[float, float]:
+        inner = slice(len(values) // 4, 3 * len(values) // 4)
+        slope, first = np.polyfit((np.arange(len(values))[inner] + 0.5) / len(values), values[inner] / 255, 1)
+        return first, first + slope
+
+    return *ends(view[0].astype(float).mean(axis=0)), *ends(view[1].astype(float).mean(axis=1))
 
 
 # Pretraining
@@ -88,16 +88,18 @@ def test_patch_and_token_show_the_same_pixels():
     assert np.abs(patches - tokens).max() < 2.0
 
 
-def test_pretraining_view_is_crop_of_flip_of_jitter_by_hand():
-    view = PretrainingView(seed=7, image_size=32, token_size=16, color_jitter=0.4, min_crop=0.3)
+@pytest.mark.parametrize("shape", [(32, 32), (32, 48), (32, 16)], ids=str)
+def test_pretraining_view_is_crop_of_flip_of_jitter_by_hand(shape):
+    height, width = shape
+    view = PretrainingView(seed=7, image_size=shape, token_size=(16, width // 2), color_jitter=0.4, min_crop=0.3)
     for index in range(6):
         rng = keyed_generator(7, "view", 2, index)
         image = jitter_colors(noise(), 0.4, rng)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        crop_box = draw_crop_box(64, 48, rng, 0.3)
-        expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC, crop_box)).transpose(2, 0, 1)
-        smaller = np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS, crop_box)).transpose(2, 0, 1)
+        crop_box = draw_crop_box(64, 48, rng, 0.3, target_aspect=width / height)
+        expected = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, crop_box)).transpose(2, 0, 1)
+        smaller = np.asarray(image.resize((width // 2, 16), Image.Resampling.LANCZOS, crop_box)).transpose(2, 0, 1)
         drawn = view(noise(), 2, index)
         assert np.array_equal(drawn["images"], expected)
         assert np.array_equal(drawn["token_images"], smaller)
@@ -175,6 +177,21 @@ def test_a_shape_that_fits_no_box_gives_the_central_one():
     assert draw_crop_box(1, 1, rng) == (0, 0, 1, 1)
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (32, 128)])
+def test_a_crop_is_distorted_by_a_third_at_most_whatever_its_target(height, width):
+    boxes = np.array([draw_crop_box(4000, 4000, np.random.default_rng(key), target_aspect=width / height)
+                      for key in range(400)])  # fmt: skip
+    distortion = (boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]) * height / width
+    assert 3 / 4 - 1e-2 <= distortion.min() < 0.8
+    assert 1.25 < distortion.max() <= 4 / 3 + 1e-2
+
+
+def test_a_shape_that_fits_no_box_of_a_wide_target_gives_the_central_one():
+    rng = np.random.default_rng(0)
+    assert draw_crop_box(300, 30, rng, min_area=0.9, target_aspect=2) == (110, 0, 190, 30)  # 30 * 4/3 * 2 = 80 across
+    assert draw_crop_box(30, 300, rng, min_area=0.9, target_aspect=2) == (0, 140, 30, 160)  # 30 * 4/3 / 2 = 20 down
+
+
 # Colours
 
 
@@ -208,82 +225,111 @@ def test_jitter_is_the_three_enhancers_in_a_drawn_order():
     assert len(orders) == 6
 
 
-# Squares
+# Central boxes
 
 
-def test_fit_square_shows_the_central_square():
-    view = to_array(fit_square(coordinates(512, 256), 64))
+@pytest.mark.parametrize(
+    ("image_size", "size", "share", "box"),
+    [
+        # 200 x 100 as small as covers 32 x 64 is 128 x 64, of which columns 48 to 79 are kept
+        ((200, 100), (64, 32), 1.0, (75, 0, 125, 100)),
+        # 100 x 80 as small as covers 48 x 32 is 48 x 38, of which rows 3 to 34 are kept
+        ((100, 80), (32, 48), 1.0, (0, 3 * 80 / 38, 100, 35 * 80 / 38)),
+        # 256 x 128 at 128 x 64 = 112 x 56 over 0.875, of which 8 and 4 pixels go on every side
+        ((256, 128), (56, 112), 0.875, (16, 8, 240, 120)),
+    ],
+)
+def test_center_box_by_hand(image_size, size, share, box):
+    assert center_box(*image_size, size, share) == pytest.approx(box)
+    view = CenterView(size=size, crop_share=share)(coordinates(*image_size))["images"]
+    assert view.shape == (3, *size)
+    seen = (box[0] / image_size[0], box[2] / image_size[0], box[1] / image_size[1], box[3] / image_size[1])
+    assert corners(view) == pytest.approx(seen, abs=0.01)
+
+
+@settings(deadline=None)
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), down=st.integers(1, 500), across=st.integers(1, 500))
+def test_center_box_of_any_shape_lies_inside_and_touches_two_sides(width, height, down, across):
+    left, upper, right, lower = center_box(width, height, (down, across))
+    assert 0 <= left < right <= width
+    assert 0 <= upper < lower <= height
+    assert (left, right) == (0, width) or (upper, lower) == (0, height)
+
+
+def test_fit_center_shows_the_central_square():
+    view = to_array(fit_center(coordinates(512, 256), 64))
     assert view.shape == (3, 64, 64)
     assert corners(view) == pytest.approx((0.25, 0.75, 0.0, 1.0), abs=0.01)
-    tall = to_array(fit_square(coordinates(256, 512), 64))
+    tall = to_array(fit_center(coordinates(256, 512), 64))
     assert corners(tall) == pytest.approx((0.0, 1.0, 0.25, 0.75), abs=0.01)
 
 
-def test_fit_square_with_a_share_keeps_the_middle_of_it():
-    view = to_array(fit_square(coordinates(), 112, crop_share=0.875))
+def test_fit_center_with_a_share_keeps_the_middle_of_it():
+    view = to_array(fit_center(coordinates(), 112, crop_share=0.875))
     assert corners(view) == pytest.approx((1 / 16, 15 / 16, 1 / 16, 15 / 16), abs=0.01)
-    assert square_box(256, 256, 112, 0.875) == (16, 16, 240, 240)
+    assert center_box(256, 256, 112, 0.875) == (16, 16, 240, 240)
     by_hand = coordinates().resize((128, 128), Image.Resampling.BICUBIC).crop((8, 8, 120, 120))
     assert np.array_equal(view, to_array(by_hand))
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (640, 427), (333, 1000), (64, 64), (90, 61)])
 @pytest.mark.parametrize(("size", "share"), [(224, 0.875), (224, 1.0), (48, 0.875), (64, 1.0)])
-def test_fit_square_is_a_crop_of_the_resized_image_within_half_a_pixel(width, height, size, share):
-    left, upper, right, lower = square_box(width, height, size, share)
-    target = round(size / share)
-    across, down = (round(side * target / min(width, height)) for side in (width, height))
-    offset = ((across - size) // 2, (down - size) // 2)
+def test_fit_center_is_a_crop_of_the_resized_image_within_half_a_pixel(width, height, size, share):
+    left, upper, right, lower = center_box(width, height, size, share)
+    target = int(size / share)
+    across, down = (int(target * side / min(width, height)) for side in (width, height))
+    offset = (round((across - size) / 2), round((down - size) / 2))
     assert (left * across / width, upper * down / height) == pytest.approx(offset, abs=1e-9)
     assert ((right - left) * across / width, (lower - upper) * down / height) == pytest.approx((size, size), abs=1e-9)
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     inner = slice(size // 8, size - size // 8)  # at the edges the filter is cut off
     across_view, down_view = (
-        np.asarray(fit_square(Image.fromarray(places.astype(np.float32)), size, share)) for places in (columns, rows)
+        np.asarray(fit_center(Image.fromarray(places.astype(np.float32)), size, share)) for places in (columns, rows)
     )
     for seen, begin, end in ((across_view, left, right), (down_view.T, upper, lower)):
         expected = begin + (np.arange(size) + 0.5) / size * (end - begin)
         assert np.abs(seen - expected)[inner, inner].max() < 0.5
     image = coordinates(width, height)
-    view = to_array(fit_square(image, size, share))
+    view = to_array(fit_center(image, size, share))
     whole = image.resize((across, down), Image.Resampling.BICUBIC)
     by_hand = to_array(whole.crop((*offset, offset[0] + size, offset[1] + size)))
     assert np.abs(view.astype(int) - by_hand).max() <= 1  # rounding, which was in two places
+    theirs = CenterCrop(size)(Resize(target, InterpolationMode.BICUBIC)(image))
+    assert np.abs(view.astype(int) - to_array(theirs)).max() <= 1
 
 
 @settings(deadline=None)
 @given(width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.sampled_from([32, 224, 384]))
-def test_square_box_is_where_attn_map_looks(width, height, size):
-    box = square_box(width, height, size)
-    assert box == SquareCrop(width, height, size, size // 16).box
+def test_center_box_lies_inside(width, height, size):
+    box = center_box(width, height, size)
     assert 0 <= box[0] < box[2] <= width
     assert 0 <= box[1] < box[3] <= height
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own memory from /proc")
 @pytest.mark.parametrize(("width", "height"), [(1, 60_000), (60_000, 1), (3, 2_000_000)])
-def test_fit_square_of_a_long_image_needs_no_memory_for_its_length(width, height):
+def test_fit_center_of_a_long_image_needs_no_memory_for_its_length(width, height):
     image = Image.new("RGB", (width, height), (9, 99, 199))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, before[1]))
     try:
-        view = to_array(fit_square(image, 224))
+        view = to_array(fit_center(image, 224))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert view.shape == (3, 224, 224)
     assert (view == np.array([9, 99, 199])[:, None, None]).all()
 
 
-def test_fit_square_of_its_own_size_is_the_image_itself():
-    assert np.array_equal(to_array(fit_square(noise(32, 32), 32)), to_array(noise(32, 32)))
+def test_fit_center_of_its_own_size_is_the_image_itself():
+    assert np.array_equal(to_array(fit_center(noise(32, 32), 32)), to_array(noise(32, 32)))
 
 
 @settings(deadline=None, max_examples=60)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 64), share=st.sampled_from([0.875, 1]))
-def test_fit_square_is_square_and_never_padded(width, height, size, share):
+def test_fit_center_is_square_and_never_padded(width, height, size, share):
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    view = to_array(fit_square(white, size, share))
+    view = to_array(fit_center(white, size, share))
     assert view.shape == (3, size, size)
     assert (view == 255).all()
 
@@ -291,6 +337,7 @@ def test_fit_square_is_square_and_never_padded(width, height, size, share):
 def test_evaluation_crops_below_384_pixels_only():
     assert evaluation_view(224) == CenterView(size=224, crop_share=0.875)
     assert evaluation_view(384) == CenterView(size=384, crop_share=1.0)
+    assert evaluation_view((192, 768)) == CenterView(size=(192, 768), crop_share=0.875)
     images = evaluation_view(32)(noise(), 5, 9)["images"]
     assert np.array_equal(images, evaluation_view(32)(noise())["images"])
 
@@ -333,6 +380,8 @@ def test_normalize_copies_its_numbers_to_a_device_once_and_changes_none():
 @pytest.mark.parametrize("view", [
     PretrainingView(seed=0, image_size=32, token_size=16), TokenizerView(seed=0, size=24), CenterView(size=20),
     FinetuningView(seed=0, size=16),
+    PretrainingView(seed=0, image_size=(16, 24), token_size=(8, 12)), CenterView(size=(20, 12)),
+    PretrainingView(seed=0, image_size=(16, 24), token_size=None), FinetuningView(seed=0, size=(16, 8)),
 ])  # fmt: skip
 def test_bytes_per_image_are_those_of_the_arrays(view):
     assert view.bytes_per_image == sum(array.nbytes for array in view(noise(), 0, 0).values())
@@ -345,6 +394,17 @@ def test_finetuning_view_without_augmentation_is_a_normalised_crop():
     for channel, value in enumerate((128, 64, 255)):
         by_hand = (value / 255 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
         assert np.allclose(images[channel], by_hand, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32)], ids=str)
+def test_finetuning_view_of_another_shape_is_distorted_by_a_third_at_most(size):
+    view = FinetuningView(seed=0, size=size, mean=(0, 0, 0), std=(1, 1, 1))
+    for index in range(40):
+        images = view(coordinates(), 0, index)["images"]
+        assert images.shape == (3, *size)
+        left, right, upper, lower = corners(images * 255)
+        distortion = abs(right - left) / (lower - upper) * size[0] / size[1]
+        assert 0.73 < distortion < 1.37
 
 
 def test_finetuning_view_erases_as_often_as_asked():

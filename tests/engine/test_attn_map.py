@@ -16,9 +16,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.use import AttnMapConfig
-from beitcli.data.views import fit_square, normalize, to_array
+from beitcli.data.views import fit_center, normalize, to_array
 from beitcli.engine.attn_map import attn_map
-from beitcli.engine.attn_points import SquareCrop, parse_point
+from beitcli.engine.attn_points import CentralCrop, parse_point
 from beitcli.engine.events import Note, Progress
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.attention import attention_rows
@@ -83,7 +83,7 @@ def refusal(kind: type, *arguments: object, **settings: object):
 
 # 200 x 100 pixels to a model of 64: the shorter side 100 -> 64, so 128 x 64, of which columns 32 to 95 are kept. Back
 # in the image that is x from 50 to 149, y from 0 to 99, and each of 4 x 4 patches covers 25 pixels.
-WIDE = SquareCrop(width=200, height=100, size=64, patches=4)
+WIDE = CentralCrop(width=200, height=100, size=(64, 64), grid=(4, 4))
 
 
 @pytest.mark.parametrize(
@@ -98,15 +98,15 @@ def test_point_lies_in_the_patch_that_shows_it(point, patch):
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (101, 67), (64, 64), (7, 5), (33, 400)])
 def test_crop_is_that_of_the_models_view(size):
     """A bright pixel is brightest in the patch it is said to lie in."""
-    crop = SquareCrop(*size, size=64, patches=4)
+    crop = CentralCrop(*size, size=(64, 64), grid=(4, 4))
     left, upper, right, lower = crop.inside()
     for point in ((left, upper), (right, lower), ((left + right) // 2, (upper + lower) // 2), (left, lower)):
         pixels = np.zeros((size[1], size[0]), np.uint8)
         pixels[point[1], point[0]] = 255
-        view = np.asarray(fit_square(Image.fromarray(pixels).convert("RGB"), 64))[..., 0].astype(float)
+        view = np.asarray(fit_center(Image.fromarray(pixels).convert("RGB"), 64))[..., 0].astype(float)
         across = np.average(np.arange(64) + 0.5, weights=view.sum(axis=0))
         down = np.average(np.arange(64) + 0.5, weights=view.sum(axis=1))
-        x, y = crop.to_picture(point, 64)
+        x, y = crop.to_picture(point, (64, 64))
         assert abs(across - x - 0.5) < 4.5  # one of seven pixels is nine wide, and cut at the edge
         assert abs(down - y - 0.5) < 4.5
         assert crop.patch_of(point) == (int((y + 0.5) // 16), int((x + 0.5) // 16))
@@ -114,9 +114,9 @@ def test_crop_is_that_of_the_models_view(size):
 
 def test_reference_points_lie_amid_their_patches():
     assert [WIDE.patch_of(point) for point in WIDE.reference_points()] == [(0, 0), (0, 3), (3, 0), (3, 3)]
-    paper = SquareCrop(width=224, height=224, size=224, patches=14)
+    paper = CentralCrop(width=224, height=224, size=(224, 224), grid=(14, 14))
     assert paper.reference_points() == [(56, 56), (168, 56), (56, 168), (168, 168)]
-    assert SquareCrop(width=9, height=9, size=16, patches=1).reference_points() == [(4, 4)]
+    assert CentralCrop(width=9, height=9, size=(16, 16), grid=(1, 1)).reference_points() == [(4, 4)]
 
 
 def test_points_count_in_the_upright_image(run, tmp_path):
@@ -150,7 +150,7 @@ def test_document_has_the_contracts_form(run, image):
 def test_attention_is_the_models_own(run, image):
     (document,) = look(run, image, point=("50,40",), head="all", layer=-2)
     model, _ = open_backbone(run)
-    view = to_array(fit_square(Image.open(image), 64))
+    view = to_array(fit_center(Image.open(image), 64))
     rows = attention_rows(model, normalize(torch.from_numpy(view)[None], tuple(MEAN), tuple(STD)), 1)
     expected = rows[0, :, 1 + 2 * 4 + 2].numpy()
     assert document["layer"] == 1
@@ -170,7 +170,7 @@ def test_mean_is_the_mean_of_the_heads_and_one_head_is_its_own(run, image):
 
 
 def test_size_changes_the_grid(run, image):
-    (document,) = look(run, image, size=96)
+    (document,) = look(run, image, size=(96, 96))
     assert document["grid"] == [6, 6]
     assert np.shape(document["maps"][0]["attention"]) == (6, 6)
 
@@ -345,7 +345,7 @@ def test_a_point_beside_the_central_square_is_refused_with_the_range(run, image)
         ({"layer": -4}, "3 blocks"),
         ({"head": "4"}, "4 heads"),
         ({"threshold": 0.0}, "--threshold 0"),
-        ({"size": 70}, "70"),
+        ({"size": (70, 70)}, "70"),
     ],
     ids=str,
 )

@@ -84,7 +84,7 @@ def test_mask_preview_masks_follow_seed_epoch_and_place(beit: Callable, labelled
         ["--num-masked", 5, "--ratio", 0.3],
         ["--ratio", 0],
         ["--ratio", 1.5],
-        ["--grid", "14"],
+        ["--grid", "14,0"],
         ["--grid", "14,14,14"],
         ["--grid", "a,b"],
         ["--min-block", 0],

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from beitcli.data.views import fit_square, to_array
+from beitcli.data.views import fit_center, to_array
 from beitcli.engine.outputs import OutputNames
 from beitcli.engine.token_files import TokenKind, open_token_file
 from beitcli.tokenizers import open_tokenizer
@@ -58,7 +58,7 @@ def test_tokenize_documents_hold_the_tokens_that_the_model_gives(
         assert list(document) == ["path", "grid", "tokens"]
         assert document["grid"] == GRID
         with Image.open(document["path"]) as image:
-            view = to_array(fit_square(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS))
+            view = to_array(fit_center(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS))
         logits = tokenizer.model.encoder(0.1 + 0.8 * torch.from_numpy(view)[None].float() / 255)  # DALL-E, A.3
         assert document["tokens"] == logits.argmax(dim=1).flatten().tolist()
     assert len({tuple(document["tokens"]) for document in ended.lines}) > 1
@@ -100,6 +100,17 @@ def test_tokenize_survives_names_that_are_no_text(tokenize: Callable, picture: C
     assert ended.code == 0
     assert ended.lines[0]["path"].encode(errors="surrogateescape") == name
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_tokenize_takes_the_tokenizer_that_a_pretraining_run_learned_from(
+    beit: Callable, tokenize: Callable, pretrained_run: Path, picture: Callable
+) -> None:
+    image = picture("a.png")
+    newest = pretrained_run / "checkpoints" / "step-0000004"
+    for reference in (pretrained_run, newest):
+        ended = beit("tokenize", "--tokenizer", reference, image)
+        assert ended.code == 0, ended.err
+        assert ended.out == tokenize(image).out
 
 
 # Files
@@ -303,7 +314,7 @@ def test_tokenize_computes_in_fp32_unless_told_otherwise(
     tokenizer = open_tokenizer(str(tokenizer_run))
     short = tokenize(labelled_folder, "--size", 32, "--precision", "bf16", "--device", "cpu")
     with Image.open(plain.lines[0]["path"]) as image:
-        view = to_array(fit_square(image.convert("RGB"), 32, filter=Image.Resampling.LANCZOS))
+        view = to_array(fit_center(image.convert("RGB"), 32, filter=Image.Resampling.LANCZOS))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = tokenizer.encode(torch.from_numpy(view)[None])
     assert short.lines[0]["tokens"] == expected[0].tolist()
@@ -485,7 +496,7 @@ def test_stats_document_agrees_with_tokens_and_pictures(
     alone = tokenize(labelled_folder / "red", "--stats", "--reconstruct", tmp_path / "red").lines[0]
     for path in sorted((labelled_folder / "red").iterdir()):
         with Image.open(path) as image, Image.open(tmp_path / "red" / f"{path.stem}.png") as decoded:
-            view = to_array(fit_square(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS)).transpose(1, 2, 0)
+            view = to_array(fit_center(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS)).transpose(1, 2, 0)
             differences.append(view.astype(float) / 255 - np.asarray(decoded, dtype=float) / 255)
     stacked = np.stack(differences)
     assert alone["mae"] == pytest.approx(np.abs(stacked).mean(), abs=2e-3)

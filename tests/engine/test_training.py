@@ -19,9 +19,10 @@ from beitcli.config.training import PretrainConfig
 from beitcli.data.loader import ordered_batches
 from beitcli.data.sources import open_data
 from beitcli.engine.events import Planned, Progress, Saved
-from beitcli.engine.masked_image_modeling import PretrainTask, unigram_figures, views_and_masks
+from beitcli.engine.masked_image_modeling import PretrainTask, views_and_masks
 from beitcli.engine.preparation import hold_out, make_plan
 from beitcli.engine.pretrain import pretrain
+from beitcli.engine.targets import unigram_figures
 from beitcli.engine.training import optimizer_step
 from beitcli.errors import DataError, DivergedError, StorageError, UsageError
 from beitcli.masking import make_masking
@@ -44,9 +45,9 @@ def make_task(config: PretrainConfig) -> PretrainTask:
     source = open_data(config.data, role="train")
     held = hold_out(source, config.holdout, config.seed)
     masking = make_masking(config.masking, config.architecture.grid, config.num_masked or 1, config.min_block)
-    return PretrainTask(
-        config, make_plan(config, held.training), open_tokenizer(config.tokenizer), masking, held.measured, CPU
-    )
+    tokenizer = open_tokenizer(config.tokenizer) if config.target == "tokens" else None
+    plan = make_plan(config, held.training)
+    return PretrainTask(config, plan, tokenizer, masking if config.mask else None, held.measured, CPU)
 
 
 def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
@@ -85,7 +86,7 @@ def test_figures_count_the_tokens_of_the_hidden_patches(labelled_folder, tokeniz
     tokens = task.tokenizer.encode(batch["token_images"])[batch["mask"]]
     counts = torch.bincount(tokens, minlength=16)
     assert counts.sum() == 8 * 6
-    assert torch.equal(task.token_counts, counts)
+    assert torch.equal(task.target.counts, counts)
     share = counts[counts > 0] / 48
     assert task.figures()["baseline_accuracy"] == pytest.approx(float(share.max()))
     assert task.figures()["unigram_entropy"] == pytest.approx(float(-(share * share.log()).sum()))
@@ -117,24 +118,26 @@ def test_ablations_predict_every_patch(labelled_folder, tokenizer_run, mask, pre
     task = make_task(settings(labelled_folder, tokenizer_run, mask=mask, predict=predict))
     batch = one_batch(task)
     task.model.eval()
-    logits, targets = task.logits_and_targets(batch)
+    logits, targets = task.outputs_and_wanted(batch)
     assert logits.shape == (8 * 16, 16)
     assert torch.equal(targets, task.tokenizer.encode(batch["token_images"]).flatten())
-    batch["mask"] = batch["mask"].roll(1, dims=1)
-    assert torch.equal(task.logits_and_targets(batch)[0], logits) == (not mask)
+    assert ("mask" in batch) == mask
+    if mask:
+        batch["mask"] = batch["mask"].roll(1, dims=1)
+        assert not torch.equal(task.outputs_and_wanted(batch)[0], logits)
 
 
 def test_measure_leaves_generators_and_weights_untouched(labelled_folder, tokenizer_run):
     task = make_task(settings(labelled_folder, tokenizer_run, color_jitter=0.4))
     task.loss(one_batch(task))
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    counts, generators = task.token_counts.clone(), (random.getstate(), np.random.get_state()[1].copy())  # noqa: NPY002
+    counts, generators = task.target.counts.clone(), (random.getstate(), np.random.get_state()[1].copy())  # noqa: NPY002
     task.model.eval()
     first, second = task.measure(), task.measure()
     assert first == second
     assert random.getstate() == generators[0]
     assert np.array_equal(np.random.get_state()[1], generators[1])  # noqa: NPY002
-    assert torch.equal(task.token_counts, counts)
+    assert torch.equal(task.target.counts, counts)
     assert same(before, task.model.state_dict())
     assert all(parameter.grad is None for parameter in task.model.parameters())
 

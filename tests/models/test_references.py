@@ -48,7 +48,7 @@ def test_classifier_opens_at_its_own_and_at_another_size(finetuned_run):
     assert opened.settings["classes"] == ["blue", "green", "red"]
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
-        larger, _ = open_classifier(str(finetuned_run), 64)
+        larger, _ = open_classifier(str(finetuned_run), (64, 64))
         assert larger.architecture.grid == (8, 8)
         assert torch.equal(larger.head.weight, model.head.weight)
         assert larger(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
@@ -88,7 +88,7 @@ def test_a_folder_without_checkpoints_is_a_storage_error(tmp_path):
         open_checkpoint(str(tmp_path))
     stray = tmp_path / "notes.txt"
     stray.write_text("nothing")
-    with pytest.raises(StorageError, match="holds no checkpoint"):
+    with pytest.raises(StorageError, match="was not written by this program"):
         open_checkpoint(str(stray))
 
 

@@ -93,23 +93,23 @@ def test_transferred_backbone_computes_the_pretraining_features(positions):
 
 
 def test_bias_tables_are_resized_for_another_size_and_their_last_rows_copied():
-    model, tensors, _, report = into_classifier(tiny("shared"), size=96)
+    model, tensors, _, report = into_classifier(tiny("shared"), size=80)
     shared = tensors[f"rel_pos_bias.{TABLE}"]
     assert shared.shape == (7 * 7 + 3, 4)
     assert set(report.resized) == {f"blocks.{block}.attn.{TABLE}" for block in range(DEPTH)}
     for block in model.blocks:
         table = block.attn.relative_position_bias_table
-        assert table.shape == (11 * 11 + 3, 4)
+        assert table.shape == (9 * 9 + 3, 4)
         assert torch.equal(table[-3:], shared[-3:])
-        assert torch.equal(table[:-3].reshape(11, 11, 4)[5, 5], shared[:-3].reshape(7, 7, 4)[3, 3])  # no offset
+        assert torch.equal(table[:-3].reshape(9, 9, 4)[4, 4], shared[:-3].reshape(7, 7, 4)[3, 3])  # no offset
     with torch.no_grad():
-        assert model.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
+        assert model.eval()(torch.zeros(1, 3, 80, 80)).shape == (1, 5)
 
 
 def test_a_constant_bias_stays_constant_when_resized():
     tensors = {f"rel_pos_bias.{TABLE}": torch.full((52, 4), 0.7)}
-    fitted, _ = resize_to(tensors, tiny("shared"), tiny("shared", size=128))
-    torch.testing.assert_close(fitted[f"rel_pos_bias.{TABLE}"], torch.full((15 * 15 + 3, 4), 0.7))
+    fitted, _ = resize_to(tensors, tiny("shared"), tiny("shared", size=80))
+    torch.testing.assert_close(fitted[f"rel_pos_bias.{TABLE}"], torch.full((9 * 9 + 3, 4), 0.7))
 
 
 @pytest.mark.parametrize("size", [32, 96, 128])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from beitcli.errors import UsageError
+from beitcli.errors import StorageError, UsageError
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
 from beitcli.tokenizers.objective import (
     codebook_usage,
@@ -76,6 +76,16 @@ def test_decode_equals_the_decoder_on_one_hot_codes(model: DiscreteVAE) -> None:
     tokens = torch.randint(16, (2, 12))
     codes = one_hot(tokens.unflatten(1, (3, 4)), 16).permute(0, 3, 1, 2).float()
     torch.testing.assert_close(model.decode(tokens, (3, 4)), unmap_pixels(model.decoder(codes).sigmoid()))
+
+
+def test_encoder_alone_gives_the_same_tokens_and_no_pictures(model: DiscreteVAE) -> None:
+    alone = DiscreteVAE(SMALL, decoder=False)
+    assert set(alone.state_dict()) == {f"encoder.{name}" for name in model.encoder.state_dict()}
+    alone.encoder.load_state_dict(model.encoder.state_dict())
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(alone.encode(images), model.encode(images))
+    with pytest.raises(StorageError, match="has no decoder"):
+        alone.decode(torch.zeros(1, 16, dtype=torch.int64), (4, 4))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""The settings of the jobs that look at weights and hand them on; positional arguments first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.common import MODEL_HELP
+from beitcli.config.fields import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    command: ClassVar[str] = "inspect"
+    ref: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="REF")
+    tensors: bool = option(False, "List every tensor and its shape too.", panel="Output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    command: ClassVar[str] = "export"
+    model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
+    to: Literal["timm", "hf", "official"] = option(
+        "hf", "Whose layout: timm's, Hugging Face's, or the release's .pth.", panel="Output", required=True
+    )
+    output: str = option(
+        "", "Folder to make; new or empty.", panel="Output", required=True, flags=("-o", "--output"), metavar="DIR"
+    )

@@ -1,0 +1,132 @@
+"""Image classification as a task of the training loop (paper section 2.6 and Table 13).
+
+    features = mean of the patches of the last block, fc_norm        (B, D)
+    loss = cross_entropy(head(features), mixed and smoothed labels)
+
+The learning rate of layer l is lr * layer_decay^(depth + 1 - l): the embedding is 0, the head depth + 1.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+
+from beitcli.config.normalization import IMAGENET, Normalization
+from beitcli.config.training import FinetuneConfig
+from beitcli.data.sources.base import Source
+from beitcli.data.views import evaluation_crop
+from beitcli.engine.bad_images import refuse_many_bad
+from beitcli.engine.evaluate import Preprocessing, class_columns, score
+from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.models.beit import Classifier
+from beitcli.models.published import timm_settings
+from beitcli.runtime.device import Compute, choose_workers
+from beitcli.runtime.keyed import keyed_integer
+from beitcli.runtime.optim import make_adamw, parameter_groups
+from beitcli.runtime.schedules import warmup_cosine
+
+
+class FinetuneTask(Task):
+    """Classification in the training loop."""
+
+    name, kind = "finetune", "classifier"
+    model: Classifier
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        plan: Plan,
+        model: Classifier,
+        classes: tuple[str, ...],
+        val: Source,
+        compute: Compute,
+        normalization: Normalization = IMAGENET,
+    ) -> None:
+        self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
+        self.view = Preprocessing(normalization)
+        self.model = model.to(compute.device)
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
+        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
+        self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+        self.columns = class_columns(val, list(classes))
+        self.mixup = None
+        if config.mixup > 0 or config.cutmix > 0:
+            self.mixup = Mixup(
+                mixup_alpha=config.mixup,
+                cutmix_alpha=config.cutmix,
+                label_smoothing=config.smoothing,
+                num_classes=len(classes),
+            )
+
+    def learning_rate(self, step: int) -> float:
+        return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
+
+    def before_step(self, step: int, batch: Tensors) -> Tensors:
+        """Mixes the batch; timm draws from numpy's global generator, so it is keyed by the step."""
+        if self.mixup is None or len(batch["labels"]) % 2:
+            return batch
+        np.random.seed(keyed_integer(self.config.seed, "mixup", 0, step) % (1 << 32))  # noqa: NPY002
+        images, labels = self.mixup(batch["images"], batch["labels"])
+        return batch | {"images": images, "labels": labels}
+
+    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        logits, labels = self.forward(batch["images"]).float(), batch["labels"]
+        if labels.dtype == torch.int64:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
+        else:
+            loss = SoftTargetCrossEntropy()(logits, labels)
+        return loss, {}
+
+    def after_step(self, step: int) -> None:
+        if self.averaged is not None:
+            decay = min(self.config.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def measure(self) -> dict[str, float]:
+        """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
+        model = self.averaged if self.averaged is not None else self.model
+        workers = choose_workers(self.config.workers, self.compute.device)
+        scores = score(model, self.val, self.columns, self.view, self.compute, batch_size=128, workers=workers)
+        refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, "Mend or remove them, or raise --max-bad.")
+        return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "architecture": self.model.architecture.as_dict(),
+            "classes": list(self.classes),
+            "precision": self.compute.precision,
+            "device": self.compute.device.type,
+            "mean": self.view.normalization[0],
+            "std": self.view.normalization[1],
+        }
+
+    def settings_of_others(self) -> dict[str, Any]:
+        """So that `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` opens it as it lies."""
+        architecture = self.model.architecture
+        return timm_settings(
+            architecture,
+            classes=self.classes,
+            pooling=self.model.pooling,
+            normalization=self.view.normalization,
+            crop_share=evaluation_crop(architecture.image_size),
+        )
+
+    def weights(self) -> Tensors:
+        return dict((self.averaged if self.averaged is not None else self.model).state_dict())
+
+    def extra_tensors(self) -> Tensors:
+        """The weights that training goes on with, where the checkpoint's are their average."""
+        return {f"raw/{k}": v for k, v in self.model.state_dict().items()} if self.averaged is not None else {}
+
+    def load_extra_tensors(self, tensors: Tensors) -> None:
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.model.state_dict())
+            self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})

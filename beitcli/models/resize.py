@@ -1,0 +1,166 @@
+"""Positions for another grid: relative bias tables by geometric steps and a cubic spline, absolute ones bicubic.
+
+A table of a grid of side h holds a bias for each offset -(h-1) .. h-1 down and across. The release takes these offsets
+to lie at 0, ±1, ±(1 + q), ±(1 + q + q^2), ..., dense where patches are near, with the ratio q whose last step reaches
+the outermost offset of the target, and reads the interpolating cubic spline at the target's whole offsets:
+
+    sum_{i < h-1} q^i = H - 1,   1.01 <= q <= 1.5        14 -> 24: 1.090308   14 -> 32: 1.134917   14 -> 40: 1.168503
+    new = W @ table @ W^T                                W (2H-1, 2h-1), a spline through each unit vector
+
+The release bisects q to within 1e-6, this file to the last bit. A smaller target asks for a q below 1.01, and q stays
+at that bound: the offsets are then nearly the whole numbers, so that the middle of the table is cropped. They always
+hold the target's, since 1.01 steps out further than 1 does. All in float64, milliseconds a table.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import interpolate
+
+from beitcli.errors import StorageError, UsageError
+
+LEAST_RATIO, LARGEST_RATIO = 1.01, 1.5
+LEAST_GRID = 3  # 5 offsets; a 2 x 2 grid has 3, and a cubic needs 4
+EXTRA_ROWS = 3  # class to patch, patch to class, class to class
+
+
+def resize_bias_table(table: torch.Tensor, source: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
+    """A relative position bias table for another grid, as the release resizes it.
+
+    Args:
+        table: ((2h-1)(2w-1) + 3, heads).
+        source: (h, w) patches of the table.
+        target: (H, W) patches wanted.
+
+    Returns:
+        ((2H-1)(2W-1) + 3, heads) in the table's dtype, the last three rows copied; the table itself where the grids
+        are equal.
+
+    Raises:
+        StorageError: The table has not the rows of the source grid.
+        UsageError: A grid is not square, the source is below 3 x 3, or the target so large that q would pass 1.5.
+    """
+    rows = (2 * source[0] - 1) * (2 * source[1] - 1) + EXTRA_ROWS
+    if table.ndim != 2 or len(table) != rows:
+        raise StorageError(
+            f"The relative position bias table is {_shape(table)}, but a {_grid(source)} grid needs {rows} rows.",
+            "Check that the checkpoint's config.json gives the image and patch size it was trained with.",
+        )
+    if source == target:
+        return table
+    if source[0] != source[1] or target[0] != target[1]:
+        raise UsageError(
+            f"Relative position bias tables resize between square grids only, not {_grid(source)} to {_grid(target)}.",
+            "Give a square --size, or a model with absolute positions.",
+        )
+    weights = spline_weights(source[0], target[0])
+    side = 2 * source[0] - 1
+    offsets = table[:-EXTRA_ROWS].to("cpu", torch.float64).reshape(side, side, -1)
+    resized = torch.einsum("ti,ijh,uj->tuh", weights, offsets, weights).flatten(0, 1)
+    return torch.cat((resized.to(table), table[-EXTRA_ROWS:]))
+
+
+def resize_positions(positions: torch.Tensor, source: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
+    """Absolute positions for another grid: bicubic without antialiasing, as the release resizes them.
+
+    Args:
+        positions: (1, 1 + hw, D), the class token's first.
+        source: (h, w) patches of the positions.
+        target: (H, W) patches wanted.
+
+    Returns:
+        (1, 1 + HW, D), the class token's row copied; the positions themselves where the grids are equal.
+
+    Raises:
+        StorageError: The positions are not those of the source grid.
+    """
+    if positions.ndim != 3 or positions.shape[:2] != (1, 1 + source[0] * source[1]):
+        raise StorageError(
+            f"The positions are {_shape(positions)}, but a {_grid(source)} grid needs {1 + source[0] * source[1]}.",
+            "Check that the checkpoint's config.json gives the image and patch size it was trained with.",
+        )
+    if source == target:
+        return positions
+    exact = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    patches = exact[:, 1:].unflatten(1, source).permute(0, 3, 1, 2)
+    resized = interpolate(patches, size=target, mode="bicubic", align_corners=False, antialias=False)
+    return torch.cat((positions[:, :1], resized.flatten(2).transpose(1, 2).to(positions)), dim=1)
+
+
+def step_ratio(source: int, target: int) -> float:
+    """q: the first source - 1 of its powers add up to target - 1; 1.01 where that asks for less.
+
+    Args:
+        source: Side of a square grid, in patches, 3 or more.
+        target: Side of another.
+
+    Raises:
+        UsageError: The source is below 3, or q would pass 1.5.
+    """
+    if source < LEAST_GRID:
+        raise UsageError(
+            f"A bias table of a {source} x {source} grid has {2 * source - 1} offsets a side; its spline needs 4.",
+            "Keep the model's own size, or use a model with absolute positions.",
+        )
+    steps, reach = source - 1, target - 1
+    if _reached(LARGEST_RATIO, steps) < reach:
+        most = int(_reached(LARGEST_RATIO, steps)) + 1
+        raise UsageError(
+            f"A bias table of a {source} x {source} grid does not stretch to {target} x {target} patches: "
+            f"{most} x {most} at most.",
+            f"Give a --size of {most} patches a side or fewer, or use a model with absolute positions.",
+        )
+    low, high = LEAST_RATIO, LARGEST_RATIO
+    if _reached(low, steps) >= reach:
+        return low
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if _reached(middle, steps) > reach else (middle, high)
+    return low
+
+
+def source_offsets(source: int, target: int) -> torch.Tensor:
+    """Where the release takes the offsets of a table to lie: (2 source - 1,) float64, ascending, mirrored about 0."""
+    powers = step_ratio(source, target) ** torch.arange(source - 1, dtype=torch.float64)
+    outward = powers.cumsum(0)
+    return torch.cat((-outward.flip(0), torch.zeros(1, dtype=torch.float64), outward))
+
+
+def spline_weights(source: int, target: int) -> torch.Tensor:
+    """The resize of one axis as a matrix: (2 target - 1, 2 source - 1) float64, each row adding up to 1."""
+    knots = source_offsets(source, target)
+    # The last step meets the outermost offset but for rounding.
+    points = torch.arange(1 - target, target, dtype=torch.float64).clamp(knots[0], knots[-1])
+    right = torch.searchsorted(knots, points).clamp(1, len(knots) - 1)
+    left = right - 1
+    width = knots[right] - knots[left]
+    a, b = (knots[right] - points) / width, (points - knots[left]) / width
+    unit, bend = torch.eye(len(knots), dtype=torch.float64), _second_derivatives(knots)
+    line = a[:, None] * unit[left] + b[:, None] * unit[right]
+    curve = (a**3 - a)[:, None] * bend[left] + (b**3 - b)[:, None] * bend[right]
+    return line + curve * (width**2 / 6)[:, None]
+
+
+def _second_derivatives(knots: torch.Tensor) -> torch.Tensor:
+    """Of the not-a-knot cubic spline through each unit vector: (s, s), [i, j] at knot i of the j-th spline."""
+    size, gaps = len(knots), knots.diff()
+    system, values = torch.zeros(2, size, size, dtype=torch.float64)
+    for i in range(1, size - 1):  # the first derivative is continuous
+        before, after = gaps[i - 1], gaps[i]
+        system[i, i - 1], system[i, i], system[i, i + 1] = before / 6, (before + after) / 3, after / 6
+        values[i, i - 1], values[i, i], values[i, i + 1] = 1 / before, -1 / before - 1 / after, 1 / after
+    for end, i in ((0, 1), (size - 1, size - 2)):  # so is the third, at the last knot but one
+        outer, inner = (gaps[0], gaps[1]) if end == 0 else (gaps[-1], gaps[-2])
+        system[end, end], system[end, i], system[end, 2 * i - end] = inner, -(outer + inner), outer
+    return torch.linalg.solve(system, values)
+
+
+def _reached(ratio: float, steps: int) -> float:
+    return (ratio**steps - 1) / (ratio - 1)
+
+
+def _grid(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]}"
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))

@@ -1,0 +1,115 @@
+"""What the settings beside the weights say: Hugging Face's and timm's config.json, the `args` in the release's `.pth`.
+
+Needs no torch. Nothing here decides what a file is: that is read from its tensors (`layouts.py`, `description.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beitcli.config.normalization import IMAGENET, INCEPTION
+from beitcli.errors import StorageError
+from beitcli.models.description import Pooling, Stated
+
+_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by the name's beginning
+
+
+def stated_in(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], about: Mapping[str, Any]) -> Stated:
+    """Reads whichever settings are there.
+
+    Args:
+        settings: config.json, or nothing.
+        preprocessing: Hugging Face's preprocessor_config.json, or nothing.
+        about: Plain values inside the weights file.
+
+    Raises:
+        StorageError: They say something that no BEiT here computes.
+    """
+    try:
+        if "beit" in settings:
+            return _ours(settings["beit"])
+        if "architecture" in settings:
+            return _timm(settings)
+        if "model_type" in settings or "hidden_size" in settings:
+            return _hf(settings, preprocessing)
+        return _official(about)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(
+            f"The settings beside the weights cannot be read ({type(error).__name__}: {error}).",
+            "Download config.json again, or give the weights file by itself.",
+        ) from None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, int | float) else (int(size[0]), int(size[1]))
+
+
+def _ours(settings: Mapping[str, Any]) -> Stated:
+    shape = settings["architecture"]
+    return Stated(
+        heads=shape["heads"],
+        image_size=_pair(shape["image_size"]),
+        classes=tuple(settings.get("classes", ())),
+        normalization=(tuple(settings["mean"]), tuple(settings["std"])),
+        crop_share=settings.get("crop_share"),
+        pooling=settings.get("pooling"),
+        norm_eps=shape["norm_eps"],
+        layer_scale=shape["layer_scale"],
+    )
+
+
+def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Stated:
+    if settings.get("hidden_act", "gelu") != "gelu":
+        raise StorageError(f"The model uses {settings['hidden_act']}, BEiT GELU.", "Give a BEiT.")
+    labels = {int(number): str(label) for number, label in (settings.get("id2label") or {}).items()}
+    names = tuple(labels[number] for number in sorted(labels))
+    mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
+    return Stated(
+        heads=settings.get("num_attention_heads"),
+        image_size=_pair(settings["image_size"]) if "image_size" in settings else None,
+        classes=() if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names,
+        normalization=(tuple(mean), tuple(std)) if mean and std else None,
+        pooling="mean" if settings.get("use_mean_pooling", True) else "token",
+        norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
+        layer_scale=settings.get("layer_scale_init_value"),
+    )
+
+
+def _timm(settings: Mapping[str, Any]) -> Stated:
+    cfg = settings.get("pretrained_cfg") or settings
+    arguments = settings.get("model_args") or {}
+    size = arguments.get("img_size") or (cfg["input_size"][1:] if "input_size" in cfg else None)
+    heads = arguments.get("num_heads")
+    if heads is None:
+        heads = next((n for name, n in _HEADS.items() if settings["architecture"].startswith(name)), None)
+    pool = arguments.get("global_pool") or settings.get("global_pool") or "avg"
+    poolings: dict[str, Pooling] = {"avg": "mean", "token": "token"}
+    return Stated(
+        heads=heads,
+        image_size=_pair(size) if size else None,
+        classes=tuple(map(str, settings.get("label_names") or cfg.get("label_names") or ())),
+        normalization=(tuple(cfg["mean"]), tuple(cfg["std"])) if "mean" in cfg and "std" in cfg else None,
+        crop_share=cfg.get("crop_pct"),
+        pooling=poolings.get(pool),
+        layer_scale=arguments.get("init_values") or None,
+    )
+
+
+def _official(about: Mapping[str, Any]) -> Stated:
+    args = about.get("args") or {}
+    heads = args.get("num_heads")
+    if heads is None:
+        heads = next((n for name, n in _HEADS.items() if str(args.get("model", "")).startswith(name)), None)
+    default = args.get("imagenet_default_mean_and_std")
+    normalization = None if default is None else IMAGENET if default else INCEPTION
+    if "mean" in args and "std" in args:
+        normalization = (tuple(args["mean"]), tuple(args["std"]))
+    return Stated(
+        heads=heads,
+        image_size=_pair(args["input_size"]) if args.get("input_size") else None,
+        classes=tuple(args.get("class_names") or ()),
+        normalization=normalization,
+        norm_eps=args.get("layer_norm_eps", 1e-6),
+        layer_scale=args.get("layer_scale_init_value"),
+    )

@@ -1,0 +1,131 @@
+"""Where DALL-E's weights are kept as safetensors, and where they come from.
+
+    CACHE/dall-e/encoder.safetensors  weights.sha256                                 from the hub
+    CACHE/dall-e/HASH/encoder.safetensors  decoder.safetensors  weights.sha256      from a folder; HASH of its encoder
+
+`sha256sum -c weights.sha256` checks a folder, and opening it does. Each file is written beside its place and renamed,
+the record last, and equal weights give equal files: processes that keep the same at once do not harm each other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from beitcli.errors import StorageError
+from beitcli.runtime.hashing import sha256_of
+from beitcli.runtime.hub import OnProgress, cache_folder, fetch
+from beitcli.tokenizers.dalle import WHOLE, Half, fits, read_half, read_halves, weight_files
+
+REPOSITORY = "facebook/flava-image-codebook"
+RECORD = "weights.sha256"
+_STALE_SECONDS = 3600.0
+
+Opened = tuple[Half, Half | None, tuple[str, ...]]  # encoder, decoder, what a person should know
+
+
+def open_named(on_progress: OnProgress | None = None) -> Opened:
+    """`dall-e`: the kept encoder, else the hub's; with the decoder that a folder of the same encoder had.
+
+    Raises:
+        StorageError: There is none in the cache, and it cannot be fetched.
+    """
+    folder = cache_folder() / "dall-e"
+    files, wrong = verified(folder)
+    notes = [f"{wrong}; it was fetched again."] if wrong else []
+    if files:
+        encoder, _ = read_halves(files)
+    else:
+        try:
+            encoder, _, _ = open_hub(REPOSITORY, None, on_progress)
+        except StorageError as error:
+            hint = "Restore the network, or pass --tokenizer FOLDER, one with encoder.pkl (and decoder.pkl) in it."
+            raise StorageError(f"{wrong}, and: {error.message}" if wrong else error.message, hint) from None
+        notes += keep(folder, [encoder])
+    decoder = None
+    files, wrong = verified(_folder_of(encoder))
+    for path in files:
+        half = read_half(path)
+        if half.kind == "decoder" and fits(encoder, half):
+            decoder = half
+    notes += [f"{wrong}; so there is no decoder."] if wrong else []
+    return encoder, decoder, tuple(notes)
+
+
+def open_hub(repo: str, revision: str | None, on_progress: OnProgress | None = None) -> Opened:
+    """The encoder that a repository of the hub has, and its decoder if it has one."""
+    whole = fetch(repo, WHOLE, on_progress=on_progress, revision=revision)
+    assert whole is not None  # not optional
+    return *read_halves([whole]), ()
+
+
+def open_files(path: Path) -> Opened:
+    """A folder, or a file of the encoder; pickles and state dicts are kept as safetensors too."""
+    files = weight_files(path)
+    encoder, decoder = read_halves(files)
+    if all(file.suffix == ".safetensors" for file in files):
+        return encoder, decoder, ()
+    return encoder, decoder, tuple(keep(_folder_of(encoder), [encoder, decoder] if decoder else [encoder]))
+
+
+def _folder_of(encoder: Half) -> Path:
+    return cache_folder() / "dall-e" / encoder.sha256[:16]
+
+
+def verified(folder: Path) -> tuple[list[Path], str]:
+    """The kept files where all of them match their record; else none, and what is wrong, if anything was kept."""
+    try:
+        entries = [line.split("  ", 1) for line in (folder / RECORD).read_text().splitlines()]
+        paths = {folder / name: digest for digest, name in entries if "/" not in name}
+        for path, digest in paths.items():
+            if sha256_of(path) != digest:
+                return [], f"The kept '{path}' is damaged: it does not match its SHA-256"
+    except FileNotFoundError as error:
+        lost = str(error.filename) != str(folder / RECORD)
+        return [], f"The kept '{error.filename}' is missing" if lost else ""
+    except (OSError, ValueError) as error:
+        place = getattr(error, "filename", None) or folder / RECORD
+        return [], f"The kept '{place}' cannot be read ({type(error).__name__})"
+    return list(paths), ""
+
+
+def keep(folder: Path, halves: Sequence[Half]) -> list[str]:
+    """Writes what is not there yet; where that fails, why, for it is only a convenience."""
+    names = [f"{half.kind}.safetensors" for half in halves]
+    held, _ = verified(folder)
+    if {folder / name for name in names} <= set(held):
+        return []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        partial = [folder / f".{name}.partial-{os.getpid()}" for name in (*names, RECORD)]
+        try:
+            for half, path in zip(halves, partial, strict=False):
+                save_file(half.tensors, path)
+            sums = [f"{sha256_of(path)}  {name}\n" for name, path in zip(names, partial, strict=False)]
+            partial[-1].write_text("".join(sums))
+            for name, path in zip((*names, RECORD), partial, strict=True):
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+                path.replace(folder / name)
+        finally:
+            for path in partial:
+                path.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return [f"The tokenizer is not kept in '{folder}': {reason}. BEIT_CACHE_DIR names another cache."]
+    return []
+
+
+def _remove_stale(folder: Path) -> None:
+    """What a killed process left behind."""
+    for path in folder.glob(".*.partial-*"):
+        with suppress(FileNotFoundError):  # one that another process has just put in its place
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()

@@ -1,0 +1,168 @@
+"""Recipes: every file is valid and says where it comes from; the paper's hold the paper's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import takewhile
+from typing import Any
+
+import pytest
+
+from beitcli.config.common import Training
+from beitcli.config.resolve import RECIPES, read_recipe, recipe_names, resolve
+from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
+
+KINDS: dict[str, type[Training]] = {
+    kind.command: kind for kind in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
+}
+FILES = sorted(RECIPES.rglob("*.toml"))
+OURS = {"tiny", "small"}
+
+# Tables 4 and 12, appendix B, README: model, positions, LayerScale, epochs, warm-up in epochs and in steps, clip
+PRETRAIN: dict[str, tuple[Any, ...]] = {
+    "base": ("base", "absolute", 0.0, 800, 10, None, 3.0),
+    "large": ("large", "absolute", 0.0, 800, 10, None, 1.0),
+    "base-1k-300": ("base", "absolute", 0.0, 300, 10, None, 3.0),
+    "base-22k": ("base", "shared", 0.1, 150, None, 10_000, 3.0),
+    "large-22k": ("large", "shared", 1e-5, 150, None, 10_000, 1.0),
+}
+# Table 4: masking, patches predicted, whether any is hidden; ImageNet-1k top-1, ADE20K mIoU
+ABLATIONS: dict[str, tuple[Any, ...]] = {
+    "base-1k-300": ("blockwise", "masked", True, "82.86", "44.65"),
+    "ablation-random-masking": ("random", "masked", True, "82.77", "42.93"),
+    "ablation-pixels": ("blockwise", "masked", True, "81.04", "41.38"),
+    "ablation-pixels-random": ("random", "masked", True, "80.50", "37.09"),
+    "ablation-predict-all": ("blockwise", "all", True, "82.59", "40.93"),
+    "ablation-no-mask": ("blockwise", "all", False, "81.67", "36.73"),
+}
+ABLATED = {
+    "ablation-random-masking": {"masking"},
+    "ablation-pixels": {"target", "tokenizer"},
+    "ablation-pixels-random": {"target", "tokenizer", "masking"},
+    "ablation-predict-all": {"predict"},
+    "ablation-no-mask": {"mask", "predict", "num_masked"},
+}
+# Table 13 and the release: model, size, lr, batch, epochs, warm-up, layer decay, drop path, wd, mixup, cutmix, clip
+FINETUNE: dict[str, tuple[Any, ...]] = {
+    "base": ("base", None, 4e-3, 1024, 100, 20, 0.65, 0.1, 0.05, 0.8, 1.0, None),
+    "large": ("large", None, 1e-3, 1024, 50, 5, 0.75, 0.2, 0.05, 0.8, 1.0, None),
+    "base-384": ("base", 384, 2e-5, 512, 10, 2, 0.85, 0.1, 1e-8, 0.8, 1.0, None),
+    "large-384": ("large", 384, 2e-5, 512, 10, 2, 0.9, 0.2, 1e-8, 0.8, 1.0, None),
+    "base-22k": ("base", None, 4e-3, 1024, 100, 20, 0.65, 0.1, 0.05, 0.8, 1.0, None),
+    "large-22k": ("large", None, 1e-3, 1024, 50, 5, 0.75, 0.2, 0.05, 0.8, 1.0, None),
+    "base-ft22k": ("base", None, 2e-5, 512, 30, 5, 0.85, 0.1, 1e-8, 0.0, 0.0, None),
+    "large-ft22k": ("large", None, 2e-5, 512, 30, 5, 0.9, 0.4, 1e-8, 0.0, 0.0, None),
+    "base-intermediate-22k": ("base", None, 3e-3, 4096, 90, 5, 0.65, 0.2, 0.05, 0.0, 0.0, 3.0),
+    "large-intermediate-22k": ("large", None, 2e-3, 2048, 90, 5, 0.75, 0.2, 0.05, 0.0, 0.0, 1.0),
+    "cifar-100": ("base", 224, 2e-3, 512, 150, 20, 0.65, 0.1, 0.3, 0.8, 1.0, None),
+}
+EXPECTED = {
+    ("pretrain", "base"): "83.2%",
+    ("pretrain", "large"): "85.2%",
+    ("pretrain", "base-22k"): "83.7%",
+    ("pretrain", "large-22k"): "86.0%",
+    ("finetune", "base"): "83.2%",
+    ("finetune", "large"): "85.2%",
+    ("finetune", "base-384"): "84.6%",
+    ("finetune", "large-384"): "86.3%",
+    ("finetune", "base-22k"): "83.7%",
+    ("finetune", "large-22k"): "86.0%",
+    ("finetune", "base-ft22k"): "85.2%",
+    ("finetune", "large-ft22k"): "87.4%",
+}
+
+
+def config_of(command: str, name: str) -> Any:
+    flags: dict[str, Any] = {"data": ["photos"], "recipe": name}
+    if command == "finetune":
+        flags["init"] = "random"
+    return resolve(KINDS[command], flags).config
+
+
+def header_of(command: str, name: str) -> list[str]:
+    lines = (RECIPES / command / f"{name}.toml").read_text().splitlines()
+    return list(takewhile(lambda line: line.startswith("#"), lines))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipe_resolves_and_its_header_says_where_it_comes_from(path):
+    command, name = path.parent.name, path.stem
+    assert name in recipe_names(command)
+    assert config_of(command, name).recipe == name
+    header = header_of(command, name)
+    assert 1 <= len(header) <= 4
+    assert all(line.startswith("# ") and len(line) <= 120 for line in header)
+    said = " ".join(line.removeprefix("# ") for line in header)
+    if name in OURS:
+        assert "docs/results.md" in said
+    else:
+        assert "arXiv 2106.08254" in said
+        assert "not run here" in said
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipe_has_one_block_of_keys_and_no_run_of_its_own(path):
+    values = read_recipe(path.parent.name, path.stem)
+    assert not {"data", "out", "resume", "recipe", "config", "command", "init", "seed", "device", "gpus"} & set(values)
+    assert not any(isinstance(value, dict) for value in values.values())
+
+
+def test_recipes_of_the_paper_are_all_in_the_tables():
+    assert set(recipe_names("pretrain")) - OURS == set(PRETRAIN) | set(ABLATIONS)
+    assert set(recipe_names("finetune")) - OURS == set(FINETUNE)
+    assert set(ABLATED) | {"base-1k-300"} == set(ABLATIONS)
+
+
+@pytest.mark.parametrize("name", sorted(set(PRETRAIN) | set(ABLATIONS)))
+def test_pretraining_recipe_has_what_all_of_the_paper_s_share(name):
+    config = config_of("pretrain", name)
+    assert (config.batch_size, config.lr, config.min_lr, config.weight_decay) == (2048, 1.5e-3, 1e-5, 0.05)
+    assert (config.beta2, config.drop_path, config.color_jitter, config.min_crop) == (0.999, 0.1, 0.4, 0.08)
+    assert (config.architecture.grid, config.patch_size, config.steps) == ((14, 14), 16, None)
+    if config.mask:
+        assert (config.num_masked, config.ratio, config.min_block) == (75, None, 16)
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_recipe_has_the_paper_s_numbers(name):
+    config = config_of("pretrain", name)
+    schedule = (config.epochs, config.warmup_epochs, config.warmup_steps, config.clip)
+    assert (config.model, config.positions, config.layer_scale, *schedule) == PRETRAIN[name]
+    assert (config.masking, config.predict, config.tokenizer) == ("blockwise", "masked", "dall-e")
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_recipe_is_its_row_of_table_4(name):
+    masking, predict, mask, top, miou = ABLATIONS[name]
+    config = config_of("pretrain", name)
+    assert (config.epochs, config.masking, config.predict, config.mask) == (300, masking, predict, mask)
+    assert config.target == ("pixels" if "pixels" in name else "tokens")
+    said = " ".join(header_of("pretrain", name))
+    assert "Table 4" in said
+    assert f"{top}% ImageNet-1k top-1" in said
+    assert f"{miou} mIoU" in said
+
+
+@pytest.mark.parametrize("name", ABLATED)
+def test_ablation_recipe_differs_from_its_baseline_in_what_is_ablated_only(name):
+    baseline, ablated = (asdict(config_of("pretrain", each)) for each in ("base-1k-300", name))
+    assert {key for key in baseline if baseline[key] != ablated[key]} - {"recipe"} == ABLATED[name]
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_finetuning_recipe_has_the_paper_s_numbers(name):
+    config = config_of("finetune", name)
+    schedule = (config.lr, config.batch_size, config.epochs, config.warmup_epochs, config.layer_decay)
+    regularised = (config.drop_path, config.weight_decay, config.mixup, config.cutmix, config.clip)
+    size = read_recipe("finetune", name).get("size")
+    assert (config.model, size, *schedule, *regularised) == FINETUNE[name]
+    assert (config.smoothing, config.rand_augment, config.min_lr) == (0.1, "rand-m9-mstd0.5-inc1", 1e-6)
+    assert (config.beta2, config.ema, config.min_crop, config.patch_size) == (0.999, 0.0, 0.08, 16)
+    assert config.erasing == (0.0 if name == "cifar-100" else 0.25)
+    released = {"base": ("per-block", 0.1), "large": ("per-block", 1e-5)}[config.model]
+    assert (config.positions, config.layer_scale) == (released if name.endswith("22k") else ("absolute", 0.0))
+
+
+@pytest.mark.parametrize(("command", "name"), EXPECTED, ids="/".join)
+def test_recipe_header_quotes_the_published_result(command, name):
+    assert EXPECTED[command, name] in " ".join(header_of(command, name))

@@ -1,0 +1,135 @@
+"""`beit export`: every kind to every layout, opened with the program it is for; refused where it would differ."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import transformers
+from foreign_models import ReleasedMasked, hf_backbone, hf_classifier, hf_masked, noise, save_released, timm_small
+
+from beitcli.engine.export_check import compare
+from beitcli.errors import StorageError
+from beitcli.models.published import to_official
+from beitcli.models.references import open_classifier, open_masked_image_model, open_model
+
+
+def exported(beit, model: Path, to: str, output: Path) -> dict[str, object]:
+    ended = beit("export", model, "--to", to, "-o", output, "--json")
+    assert ended.code == 0, ended.err
+    return json.loads(ended.out)
+
+
+@torch.no_grad()
+def test_finetuned_checkpoint_opens_in_timm_as_it_lies(finetuned_run):
+    checkpoint = finetuned_run / "checkpoints" / "step-0000004"
+    theirs = timm.create_model(f"local-dir:{checkpoint}", pretrained=True).eval()
+    model, _ = open_classifier(str(finetuned_run))
+    images, _ = noise((32, 32))
+    assert torch.equal(theirs(images), model(images))
+    assert theirs.pretrained_cfg["label_names"] == ["blue", "green", "red"]
+    assert tuple(theirs.pretrained_cfg["mean"]) == (0.485, 0.456, 0.406)
+
+
+@torch.no_grad()
+def test_pretrained_run_opens_in_transformers_with_equal_logits(beit, tmp_path, pretrained_run):
+    report = exported(beit, pretrained_run, "hf", tmp_path / "hf")
+    assert report["verified_with"] == f"transformers {transformers.__version__}"
+    assert report["max_difference"] <= 1e-5
+    theirs = transformers.BeitForMaskedImageModeling.from_pretrained(tmp_path / "hf").eval()
+    model, _ = open_masked_image_model(str(pretrained_run))
+    images, mask = noise((32, 32))
+    expected = model(images, mask)
+    logits = theirs(images, bool_masked_pos=mask).logits[mask]
+    assert (logits - expected).abs().max() <= 1e-5
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+
+
+MAKERS = {
+    "masked shared": lambda folder: hf_masked(folder, use_shared_relative_position_bias=True),
+    "masked absolute": lambda folder: hf_masked(
+        folder, use_absolute_position_embeddings=True, layer_scale_init_value=0.0
+    ),
+    "classifier": hf_classifier,
+    "class token": lambda folder: hf_classifier(folder, use_mean_pooling=False),
+    "backbone": hf_backbone,
+    "timm": timm_small,
+}
+
+
+@pytest.mark.parametrize("to", ["timm", "hf", "official"])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_kind_goes_to_every_layout_and_back_unchanged(beit, tmp_path, kind, to):
+    MAKERS[kind](tmp_path / "theirs")
+    report = exported(beit, tmp_path / "theirs", to, tmp_path / "out")
+    assert report["max_difference"] <= 1e-5
+    before, after = open_model(str(tmp_path / "theirs")), open_model(str(tmp_path / "out"))
+    assert after.format == to
+    assert after.architecture == before.architecture
+    assert after.described.classes == before.described.classes
+    assert after.normalization == before.normalization
+    tensors, again = before.tensors(), after.tensors()
+    assert all(torch.equal(tensors[name], again[name]) for name in again)
+    headless = kind.startswith("masked") and to == "timm"
+    left_out = {"mask_token"} | ({"token_head.weight", "token_head.bias"} if headless else set())
+    assert set(tensors) - set(again) <= left_out
+    assert after.kind == ("backbone" if headless else before.kind)
+
+
+def test_a_masked_model_for_timm_says_what_it_leaves_out(beit, tmp_path, pretrained_run):
+    report = exported(beit, pretrained_run, "timm", tmp_path / "out")
+    assert report["compared"] == "features"
+    assert sorted(report["dropped"]) == ["mask_token", "token_head.bias", "token_head.weight"]
+
+
+def test_released_layout_has_the_index_buffers_and_names_of_the_release(tmp_path):
+    released = ReleasedMasked(use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=0.1)
+    path = save_released(released, tmp_path / "p.pth")
+    stored = torch.load(path, weights_only=False)["model"]
+    opened = open_model(str(path))
+    again = to_official(opened.tensors(), opened.architecture)
+    assert set(again) == set(stored)
+    assert all(torch.equal(again[name], stored[name]) for name in stored)
+
+
+def test_a_path_that_is_taken_is_refused_and_untouched(beit, tmp_path, pretrained_run):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("keep")
+    ended = beit("export", pretrained_run, "--to", "hf", "-o", tmp_path / "mine")
+    assert ended.code == 2
+    assert "is there already" in ended.err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["note.txt"]
+
+
+def test_a_full_disk_leaves_nothing(beit, tmp_path, pretrained_run):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        ended = beit("export", pretrained_run, "--to", "hf", "-o", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert ended.code == 4, ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_is_no_model_to_export(beit, tmp_path, tokenizer_run):
+    ended = beit("export", tokenizer_run, "--to", "hf", "-o", tmp_path / "out")
+    assert ended.code == 4
+    assert "tokenizer" in ended.err
+
+
+def test_an_export_that_differs_is_refused(tmp_path):
+    theirs = tmp_path / "theirs"
+    hf_classifier(theirs)
+    opened = open_model(str(theirs))
+    other = tmp_path / "other"
+    hf_classifier(other, layer_norm_eps=1e-2)
+    with pytest.raises(StorageError, match="differs from"):
+        compare("hf", opened, opened.tensors(), other)

@@ -1,0 +1,128 @@
+"""Checkpoints of others, made with their own libraries from random weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+from timm.models.beit import Beit, gen_relative_position_index
+from torch import nn
+
+transformers.utils.logging.disable_progress_bar()
+
+SMALL = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "image_size": 64,
+    "vocab_size": 64,
+    "layer_norm_eps": 1e-6,
+    "drop_path_rate": 0.0,
+}
+
+
+def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter drawn anew, so that none is zero or one by its initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+            if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "before.weight", "after.weight")):
+                parameter.add_(1.0)
+    return model.eval()
+
+
+def hf_masked(folder: Path, **settings: object) -> transformers.BeitForMaskedImageModeling:
+    """`transformers.BeitForMaskedImageModeling`, saved."""
+    config = transformers.BeitConfig(**SMALL | {"use_mask_token": True} | settings)
+    model = randomized(transformers.BeitForMaskedImageModeling(config))
+    model.save_pretrained(folder)
+    return model
+
+
+def hf_classifier(folder: Path, **settings: object) -> transformers.BeitForImageClassification:
+    names = dict(enumerate(["blue", "green", "red"]))
+    config = transformers.BeitConfig(**SMALL | {"use_relative_position_bias": True, "id2label": names} | settings)
+    model = randomized(transformers.BeitForImageClassification(config))
+    model.save_pretrained(folder)
+    return model
+
+
+def hf_backbone(folder: Path, **settings: object) -> transformers.BeitModel:
+    config = transformers.BeitConfig(**SMALL | {"use_relative_position_bias": True} | settings)
+    config._attn_implementation = "eager"
+    model = randomized(transformers.BeitModel(config))
+    model.save_pretrained(folder)
+    return model
+
+
+def timm_small(folder: Path, **settings: object) -> Beit:
+    """A small timm BEiT in a folder as timm writes it."""
+    arguments: dict[str, object] = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 3}
+    model = timm.create_model("beit_base_patch16_224", **arguments | settings)
+    randomized(model)
+    timm.models.save_for_hf(model, folder, model_args=arguments | settings)
+    return model
+
+
+class ReleasedMasked(Beit):
+    """The pretraining model of the release, by its names: timm's Beit, a mask token and `lm_head`."""
+
+    def __init__(self, vocab_size: int = 64, **settings: object) -> None:
+        arguments: dict[str, object] = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4}
+        super().__init__(**arguments | settings, num_classes=0, global_pool="token")
+        width = self.embed_dim
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.lm_head = nn.Linear(width, vocab_size)
+        randomized(self)
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def hide(module: nn.Module, inputs: object, patches: torch.Tensor) -> torch.Tensor:
+            return torch.where(mask.unsqueeze(-1), self.mask_token, patches)
+
+        with torch.no_grad():
+            hook = self.patch_embed.register_forward_hook(hide)
+            try:
+                features = self.forward_features(images)[:, 1:]
+            finally:
+                hook.remove()
+            return self.lm_head(features[mask])
+
+
+def save_released(released: Beit, path: Path, *, legacy: bool = False, wrapped: str = "model", **args: object) -> Path:
+    """A `.pth` as the release's training writes it: index buffers, optimizer, epoch and an argparse.Namespace."""
+    tensors = dict(released.state_dict())
+    for name in [name for name in tensors if name.endswith("relative_position_bias_table")]:
+        buffer = name.replace("relative_position_bias_table", "relative_position_index")
+        tensors[buffer] = gen_relative_position_index(released.patch_embed.grid_size)
+    optimizer = torch.optim.AdamW(released.parameters())
+    document = {
+        wrapped: tensors,
+        "optimizer": optimizer.state_dict(),
+        "epoch": 799,
+        "scaler": {"scale": 65536.0},
+        "args": argparse.Namespace(lr=1.5e-3, batch_size=128, **args),
+    }
+    torch.save(document, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def save_plain(model: nn.Module, path: Path, change: Callable[[str], str] = str) -> Path:
+    """The bare state dict as safetensors, names changed."""
+    save_file({change(name): tensor.clone() for name, tensor in model.state_dict().items()}, path)
+    return path
+
+
+def noise(size: tuple[int, int] = (64, 64), patches: int = 16, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and a mask that hides from 1 to all but one patch of each."""
+    generator = torch.Generator().manual_seed(7)
+    pictures = torch.randn(images, 3, *size, generator=generator)
+    mask = torch.rand(images, patches, generator=generator) < 0.4
+    mask[:, 0], mask[:, -1] = True, False
+    return pictures, mask
