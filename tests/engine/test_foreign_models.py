@@ -114,3 +114,16 @@ def test_finetuning_keeps_the_normalization_of_its_origin(beit, tmp_path, labell
     config = json.loads((tmp_path / "run" / "checkpoints" / "step-0000001" / "config.json").read_text())
     assert (config["beit"]["mean"], config["beit"]["std"]) == ([0.4, 0.5, 0.6], [0.3, 0.2, 0.1])
     assert config["pretrained_cfg"]["mean"] == [0.4, 0.5, 0.6]
+
+
+def test_one_pretraining_finetunes_at_224_384_and_512_pixels(beit, tmp_path, picture):
+    for number in range(4):
+        picture(f"data/{'ab'[number % 2]}/{number}.png", seed=number)
+    released = ReleasedMasked(img_size=224, depth=1, **SHARED)
+    path = save_released(released, tmp_path / "p.pth")
+    for side in (224, 384, 512):
+        flags = ("--recipe", "tiny", "--steps", 1, "--batch-size", 2, "--workers", 0, "--device", "cpu")
+        ended = beit("finetune", tmp_path / "data", "--init", path, "--size", side, "--out", tmp_path / f"{side}", *flags)
+        assert ended.code == 0, ended.err
+        found = json.loads(beit("inspect", tmp_path / f"{side}", "--json").out)
+        assert found["grid"] == [side // 16, side // 16]
