@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from beitcli.cli.output import Shell
+from beitcli.cli.paths import require_paths
 from beitcli.config.fields import Setting, Size, settings_of
-from beitcli.config.resolve import Resolved, recipe_names, resolve
-from beitcli.errors import BeitError
+from beitcli.config.resolve import EXCLUSIVE, Resolved, recipe_names, recipe_settings, resolve
+from beitcli.errors import BeitError, Interrupted
 
 Face = Callable[[Any, Shell], None]
 
@@ -60,11 +61,12 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
         flags = {name: value for name, value in given.items() if value not in (None, [])}
         try:
             resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
+            require_paths(resolved.config)
             command.face(resolved.config, shell)
         except BrokenPipeError:
             close_stdout()
         except KeyboardInterrupt:
-            shell.close()
+            shell.failed(Interrupted("at once, by Ctrl-C.", _way_on(command.name, flags)))
             raise typer.Exit(130) from None
         except BeitError as error:
             shell.failed(error)
@@ -75,24 +77,47 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
         finally:
             shell.close()
 
-    arguments = [_parameter(setting) for setting in settings.values() if setting.option.argument]
-    options = [_parameter(setting) for setting in settings.values() if not setting.option.argument]
+    recipe = settings["recipe"].default if "recipe" in settings else ""
+    of_recipe = recipe_settings(settings, command.name, recipe) if recipe else {}
+    arguments = [_parameter(setting, "") for setting in settings.values() if setting.option.argument]
+    options = [
+        _parameter(setting, _default(setting, of_recipe, recipe))
+        for setting in settings.values()
+        if not setting.option.argument
+    ]
     callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
     app.command(command.name, help=command.help, short_help=command.summary, rich_help_panel=command.panel)(callback)
 
 
-def _parameter(setting: Setting) -> inspect.Parameter:
+def _way_on(command: str, flags: dict[str, Any]) -> str:
+    """How a run goes on that was stopped at once, so that it could not say so itself."""
+    folder = flags.get("out")
+    if not folder or not os.path.isdir(os.path.join(folder, "checkpoints")):
+        return ""
+    return f"Go on from the last checkpoint with: beit {command} --out {folder} --resume"
+
+
+def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
+    """What is used where nothing is given, for the help: the default recipe's value before the setting's own."""
+    if of_recipe.get(setting.name) is not None:
+        value, source = of_recipe[setting.name], f", recipe {recipe}"
+    else:
+        excluded = any(setting.name in pair and not of_recipe.keys().isdisjoint(pair) for pair in EXCLUSIVE)
+        value, source = None if excluded else setting.default, ""
+        if value in (None, "", (), False, -1):
+            return ""
+    if isinstance(value, bool):
+        return ""
+    shown = f"{value:g}" if isinstance(value, float) else setting.plain(value)
+    return f"[default: {shown}{source}]"
+
+
+def _parameter(setting: Setting, default: str) -> inspect.Parameter:
     how, kind = setting.option, setting.kind
     inner = bool if kind is bool else str  # `resolve` reads the rest, so that a wrong value is told as in a file
     annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
-    text = how.help.replace("[", "\\[")
-    if setting.default not in (None, "", (), False, -1) and not isinstance(setting.default, bool):
-        text += (
-            f" \\[default: {setting.default:g}]"
-            if isinstance(setting.default, float)
-            else f" \\[default: {setting.plain(setting.default)}]"
-        )
+    text = f"{how.help} {default}".rstrip().replace("[", "\\[")
     metavar = how.metavar or "|".join(setting.choices) or _METAVARS.get(kind)
     if how.argument:
         info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)

@@ -66,7 +66,7 @@ class Setting:
     def flag(self) -> str:
         """The spelling that error messages use."""
         if self.option.argument:
-            return self.name.upper()
+            return self.option.metavar or self.name.upper()
         long = [flag for flag in self.option.flags if flag.startswith("--")]
         return long[0] if long else "--" + self.name.replace("_", "-")
 
@@ -101,10 +101,14 @@ def settings_of(config_class: type) -> dict[str, Setting]:
     return found
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`Did you mean 'x'?`, or nothing."""
+def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """`Did you mean 'x'?`, or nothing.
+
+    Args:
+        prefix: What stands before all of them, and makes none more alike.
+    """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"Did you mean '{close[0]}'?" if close else ""
+    return f"Did you mean '{prefix}{close[0]}'?" if close else ""
 
 
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}

@@ -48,6 +48,11 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
+def recipe_settings(settings: Mapping[str, Setting], command: str, name: str) -> dict[str, Any]:
+    """What a recipe sets, by setting name."""
+    return _known(settings, read_recipe(command, name), f"recipe {name}")
+
+
 def read_config_file(path: Path, command: str) -> dict[str, Any]:
     """The keys of a TOML file, `command` checked and taken off."""
     try:
@@ -88,7 +93,8 @@ def _environment(settings: Mapping[str, Setting], environ: Mapping[str, str], kn
         if name in settings:
             values[name] = coerce(settings[name], text, variable)
         elif name not in known:
-            hint = suggestion(name, known)
+            variables = {each.upper() for each in known} | {each.removeprefix("BEIT_") for each in RESERVED_VARIABLES}
+            hint = suggestion(variable.removeprefix("BEIT_"), variables, prefix="BEIT_")
             raise UsageError(
                 f"Environment variable {variable} names no setting.", hint or f"Unset it: unset {variable}"
             )
@@ -127,8 +133,9 @@ def resolve(
             return _resumed(config_class, settings, saved, layers)
     if "recipe" in settings:
         name = asked.get("recipe", settings["recipe"].default)
-        layers.insert(0, ("recipe", _known(settings, read_recipe(command, name), f"recipe {name}")))
+        layers.insert(0, ("recipe", recipe_settings(settings, command, name)))
     values, origins = merge(settings, layers)
+    _require_all(command, settings, values)
     return Resolved(config_class(**values), origins)
 
 
@@ -139,6 +146,7 @@ def _resumed(
     stored = _known(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
     before = config_class(**stored)
     values, origins = merge(settings, [("run", stored), *layers])
+    _require_all(config_class.command, settings, values)  # type: ignore[attr-defined]
     now = config_class(**values)
     differences = [
         f"{setting.flag}: the run has {_shown(setting, before)}, given is {_shown(setting, now)}"
@@ -171,12 +179,30 @@ def merge(
                     values[other] = None
         values |= layer
         origins |= dict.fromkeys(layer, origin)
+    return values, origins
+
+
+def _require_all(command: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
+    """Raises UsageError where a required setting has no value, and says which argument was taken as what."""
     for name, setting in settings.items():
         if setting.option.required and not values.get(name, setting.default):
+            single = {s.flag: values.get(s.name) for s in settings.values() if s.option.argument and not s.many}
+            taken = ", ".join(f"{flag} is taken as '{value}'" for flag, value in single.items() if value)
             raise UsageError(
-                f"{setting.flag} is missing.", f"{setting.option.help} See `beit --help` and the command's own help."
+                f"{taken}, and {setting.flag} is missing." if taken else f"{setting.flag} is missing.",
+                f"{setting.option.help} Write: {_usage(command, settings)}",
             )
-    return values, origins
+
+
+def _usage(command: str, settings: Mapping[str, Setting]) -> str:
+    """The least that the command takes: `beit predict MODEL INPUT...`."""
+    words = [f"beit {command}"]
+    for setting in settings.values():
+        if setting.option.argument:
+            words.append(setting.flag + ("..." if setting.many else ""))
+        elif setting.option.required:
+            words.append(f"{setting.flag} {setting.option.metavar or '|'.join(setting.choices)}")
+    return " ".join(words)
 
 
 def _shown(setting: Setting, config: Any) -> str:
