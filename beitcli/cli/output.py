@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _LINE_SECONDS = 5.0  # between two plain lines of figures
 _BAR_COLUMNS = 56  # phase, bar, count and time left
 _COUNT_SECONDS = 10.0  # between two plain lines that only count; a shorter job has none
-_SHOWN = {"loss": ".4f", "masked_accuracy": ".3f", "baseline_accuracy": ".3f", "baseline_loss": ".4f", "unigram_entropy": ".3f",
-          "top1": ".4f",
-          "reconstruction": ".5f", "kl": ".3f", "lr": ".2e", "images_per_second": ".0f", "gradient_norm": ".2f",
+_SHOWN = {"loss": ".4f", "baseline_loss": ".4f", "masked_accuracy": ".3f", "baseline_accuracy": ".3f",
+          "unigram_entropy": ".3f", "top1": ".4f", "reconstruction": ".5f", "kl": ".3f", "lr": ".2e",
+          "images_per_second": ".0f", "gradient_norm": ".2f",
           "temperature": ".3f", "held_out_psnr": ".2f", "held_out_codes_used": ".0f", "held_out_perplexity": ".1f",
-          "held_out_masked_accuracy": ".3f", "held_out_loss": ".4f", "held_out_baseline_loss": ".4f",
+          "held_out_loss": ".4f", "held_out_baseline_loss": ".4f", "held_out_masked_accuracy": ".3f",
           "held_out_top1": ".4f"}  # fmt: skip
 
 
@@ -160,7 +160,9 @@ class Shell:
             self._bar = _bar(self.console)
         self._bar.start()
         if event.phase not in self._bar_tasks:
-            self._bar_tasks[event.phase] = self._bar.add_task(event.phase, total=event.total, unit=event.unit, figures="")
+            self._bar_tasks[event.phase] = self._bar.add_task(
+                event.phase, total=event.total, unit=event.unit, figures=""
+            )
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total)
         if event.metrics:

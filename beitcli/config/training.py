@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beitcli.config.architecture import SIZES, Architecture
-from beitcli.config.common import MODEL_HELP, Training, above_zero, at_least, between
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Training, above_zero, at_least, between
 from beitcli.config.fields import option, suggestion
 from beitcli.errors import UsageError
 
@@ -144,6 +144,7 @@ class FinetuneConfig(Training):
     positions: Literal["absolute", "per-block"] = option("absolute", "Positions where --init is random.", panel="Model")
     layer_scale: float = option(0.0, "LayerScale where --init is random; 0 = none.", panel="Model")
     drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model")
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Model")
     val: str | None = option(None, "Labelled images to measure on.", panel="Data", metavar="DATA")
     layer_decay: float = option(0.65, "Learning rate of a block over that of the next.", panel="Schedule")
     ema: float = option(0.0, "Decay of the moving average of the weights; 0 = none.", panel="Schedule")

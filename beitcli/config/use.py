@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, MODEL_HELP, Job, at_least, between
+from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job, at_least, between
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -106,6 +106,7 @@ class EvalConfig(Job):
     size: tuple[int, int] | None = option(
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
     )
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     batch_size: int = option(128, "Images at once.", panel="Machine")
     max_bad: float = option(
         0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data"
@@ -124,6 +125,7 @@ class PredictConfig(Job):
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     top: int = option(5, "Best classes to list.", panel="Output", metavar="K")
     size: tuple[int, int] | None = option(
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
@@ -148,6 +150,7 @@ class AttnMapConfig(Job):
     point: tuple[str, ...] = option(
         (), "Reference point in pixels of the upright image; repeatable.", panel="Options", metavar="X,Y"
     )
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     layer: int = option(-1, "Block to look into; -1 is the last.", panel="Options")
     head: str = option("mean", "mean, all, or the number of a head.", panel="Options")
     size: tuple[int, int] | None = option(

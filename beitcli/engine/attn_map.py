@@ -27,7 +27,7 @@ from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.attention import attention_rows, block_index
 from beitcli.models.beit import Classifier
 from beitcli.models.references import OpenedModel, open_backbone
-from beitcli.pictures.attention import attention_panel, heat_overlay
+from beitcli.pictures.attention import attention_panel, heat_overlay, with_scale
 from beitcli.pictures.attention_page import attention_page
 from beitcli.pictures.panels import grid_of, mark_point
 from beitcli.runtime.device import Compute, choose_compute
@@ -56,6 +56,7 @@ def attn_map(
     reference = config.model or _newest_run(on_event)
     compute = choose_compute(config.device, config.precision)
     model, opened = open_backbone(reference, config.size, downloads(on_event))
+    opened = opened.normalized(config.normalization)
     warn(opened.warnings, on_event)
     looker = _Looker(config, model.to(compute.device), opened, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin)
@@ -219,10 +220,12 @@ class _Looked:
         picture, panels = self.crop_picture(256, 256), []
         columns = -(-(1 + len(names)) // -(-(1 + len(names)) // 7))
         for p, (x, y) in enumerate(self.points):
-            pictures = [picture.copy(), *(heat_overlay(picture, head_map, threshold) for head_map in self.maps[p])]
-            for each in pictures:
-                centre = self.crop.to_picture((x, y), picture.size)
+            centre = self.crop.to_picture((x, y), picture.size)
+            pictures = []
+            for head_map in (None, *self.maps[p]):
+                each = picture.copy() if head_map is None else heat_overlay(picture, head_map, threshold)
                 mark_point(each, (centre[0] + 0.5, centre[1] + 0.5), str(p + 1), _MARK)
+                pictures.append(with_scale(each, head_map, threshold))
             captions = [f"{p + 1} at {x}, {y}", *(f"head {name}" for name in names)]
             panels.append(grid_of(pictures, columns, captions=captions))
         return grid_of(panels, 1, gap=0)

@@ -95,7 +95,8 @@ class FinetuneTask(Task):
         model = self.averaged if self.averaged is not None else self.model
         workers = choose_workers(self.config.workers, self.compute.device)
         scores = score(model, self.val, self.columns, self.view, self.compute, batch_size=128, workers=workers)
-        refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, "Mend or remove them, or raise --max-bad.")
+        hint = "Mend them or raise --max-bad, and add --resume."
+        refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, hint)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
     def settings(self) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> EvalReport:
         DataError: No labels, classes the model does not know, or too many bad images.
     """
     model, opened = open_classifier(config.model, config.size, downloads(on_event))
+    opened = opened.normalized(config.normalization)
     compute = opened.compute(config.device, config.precision)
     warn(opened.warnings, on_event)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), labelled=True)
@@ -99,7 +100,7 @@ def preprocessing(opened: OpenedModel, model: Classifier) -> Preprocessing:
 def class_names(opened: OpenedModel) -> tuple[str, ...]:
     """Of a classifier; those of ImageNet, where it says only how many there are."""
     classes = opened.described.classes
-    if classes == tuple(map(str, range(len(classes)))) and len(classes) in _IMAGENETS:
+    if not opened.described.names_classes and len(classes) in _IMAGENETS:
         names = ImageNetInfo(_IMAGENETS[len(classes)])
         return tuple(names.index_to_description(index) for index in range(len(classes)))
     return classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,28 +64,34 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         UsageError: The output is there already, or the layout has no such kind of model.
         StorageError: The model cannot be opened, the result not written, or it differs.
     """
-    target = Path(config.output)
+    target = Path(config.output).resolve()
+    taken = UsageError(f"-o '{config.output}' is there already.", "Give a new or empty folder.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"-o '{target}' is there already.", "Give a new or empty folder.")
+        raise taken
     opened = open_pretrained(config.model, downloads(on_event))
     warn(opened.warnings, on_event)
     if opened.kind == "segmenter":
         raise UsageError(
             f"'{config.model}' is a segmenter, which has no export.", "Export a pretraining or classifier."
         )
+    height, width = opened.architecture.image_size
+    if config.to == "hf" and height != width:
+        raise UsageError(
+            f"'{config.model}' takes {height} x {width} pixels, and transformers computes square images only.",
+            "Export it --to timm or official.",
+        )
     stored = opened.tensors()
     tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(opened.kind, "\0"))}
     kept = to_timm(tensors) if config.to == "timm" else tensors
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write(config.to, opened, kept, partial)
         checked = compare(config.to, opened, tensors, partial)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
+        partial.rename(target)  # takes the place of an empty folder, of no other
     except (OSError, SafetensorError) as error:
+        if target.is_dir() and any(target.iterdir()):  # by another process meanwhile
+            raise taken from None
         raise StorageError(f"'{target}' cannot be written: {error}.", "Free space, or give another -o.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -98,7 +105,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         max_difference=checked.max_difference,
         argmax_agreement=checked.argmax_agreement,
         verified_with=checked.reader,
-        dropped=by_block(sorted(set(stored) - set(kept))),
+        dropped=by_block((*sorted(set(stored) - set(kept)), *(opened.layout.dropped if opened.layout else ()))),
     )
 
 
@@ -106,11 +113,12 @@ def _write(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> None
     found = opened.described
     architecture = found.architecture
     pooling: Pooling = "token" if opened.kind == "backbone" and "norm.weight" in tensors else found.pooling
+    crop_share = found.crop_share or evaluation_crop(architecture.image_size)
     if to == "official":
-        args = official_settings(architecture, classes=found.classes, normalization=found.normalization)
+        names = found.classes if found.names_classes else ()
+        args = official_settings(architecture, classes=names, normalization=found.normalization, crop_share=crop_share)
         torch.save({"model": to_official(tensors, architecture), "args": args}, folder / "model.pth")
         return
-    crop_share = found.crop_share or evaluation_crop(architecture.image_size)
     if to == "timm":
         settings = timm_settings(
             architecture,

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from beitcli.errors import StorageError
-from beitcli.models.beit import Classifier, MaskedImageModel
+from beitcli.models.beit import Classifier
 from beitcli.models.published import HF_CLASSES, Tensors
-from beitcli.models.references import OpenedModel, open_pretrained
+from beitcli.models.references import OpenedModel, masked_image_model_of, open_pretrained
 
 TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller; seen: below 1e-5
 
@@ -72,8 +72,7 @@ def _ours(opened: OpenedModel, tensors: Tensors, features: bool) -> Outputs:
     """The model under our names: logits, (M, V) or (B, classes), or the features of the patches, (B, N, D)."""
     found = opened.described
     if found.kind == "masked-image-model":
-        model = MaskedImageModel(found.architecture, found.outputs).eval()
-        model.load_state_dict(tensors)
+        model = masked_image_model_of(opened, tensors)
         return (lambda images, mask: model.hidden_features(images, None)) if features else model
     pooling = found.pooling if found.kind == "classifier" else "token" if "norm.weight" in tensors else "mean"
     classifier = Classifier(found.architecture, found.outputs, pooling=pooling).eval()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from beitcli.config.architecture import SIZES, Architecture
-from beitcli.config.normalization import IMAGENET
+from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.training import FinetuneConfig
 from beitcli.data.loader import Batch
 from beitcli.data.sources import open_data
@@ -35,8 +35,9 @@ from beitcli.engine.preparation import (
 from beitcli.engine.training import Plan, train
 from beitcli.errors import UsageError
 from beitcli.models.beit import Classifier, forward_flops
-from beitcli.models.references import OpenedModel, open_pretrained
+from beitcli.models.references import OpenedModel, open_checkpoint, open_pretrained
 from beitcli.models.transfer import finetuning_architecture, load_backbone
+from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.device import choose_compute, describe
 from beitcli.runtime.signals import StopRequest
 
@@ -64,7 +65,10 @@ class FinetuneReport:
 
 
 def build_classifier(config: FinetuneConfig, opened: OpenedModel | None, classes: int, on_event: OnEvent) -> Classifier:
-    """The model of `--init`, its head new; from scratch where nothing is `opened`."""
+    """The model of `--init`, its head new; from scratch where nothing is `opened`.
+
+    Of a run that goes on, `opened` is its own checkpoint: the loop loads it, and only its shape counts here.
+    """
     torch.manual_seed(config.seed)
     if opened is None:
         architecture = Architecture(
@@ -75,6 +79,8 @@ def build_classifier(config: FinetuneConfig, opened: OpenedModel | None, classes
             **SIZES[config.model],
         )
         return Classifier(architecture, classes, config.drop_path)
+    if config.resume and opened.run.resolve() == Path(config.out).resolve():
+        return Classifier(opened.architecture, classes, config.drop_path)
     warn(opened.warnings, on_event)
     architecture = finetuning_architecture(opened.architecture, config.size)
     model = Classifier(architecture, classes, config.drop_path)
@@ -84,12 +90,21 @@ def build_classifier(config: FinetuneConfig, opened: OpenedModel | None, classes
     return model
 
 
+def _origin(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
+    """Where the weights come from: a run that goes on needs no `--init`, which may have gone or changed meanwhile."""
+    if config.resume and config.out and newest_checkpoint(Path(config.out), weights_only=True) is not None:
+        return open_checkpoint(config.out)
+    if config.init == "random":
+        return None
+    return open_pretrained(config.init, downloads(on_event)).normalized(config.normalization)
+
+
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
     """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
     compute = choose_compute(config.device, config.precision)
-    opened = None if config.init == "random" else open_pretrained(config.init, downloads(on_event))
+    opened = _origin(config, on_event)
     size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
-    normalization = opened.normalization if opened else IMAGENET
+    normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
     source = open_images(config, labelled=True, size=max(size), on_event=on_event)
     held = _validation(config, source, max(size))
     classes = source.classes or ()

@@ -23,6 +23,7 @@ def predict(
         DataError: After the last image, where some could not be read.
     """
     model, opened = open_classifier(config.model, config.size, downloads(on_event))
+    opened = opened.normalized(config.normalization)
     compute = opened.compute(config.device, config.precision)
     warn(opened.warnings, on_event)
     model.to(compute.device)

@@ -227,10 +227,12 @@ def rehearse(
     times = {
         "step time": f"{seconds:.3f} s ({min(taken[1:]):.3f} to {max(taken[1:]):.3f} in {_REHEARSAL_STEPS})",
         "images per second": f"{plan.batch_size / seconds:.0f}",
-        "training": f"about {duration(training)}",
     }
     if before:
-        times |= {"tokenizer first": f"about {duration(before)}", "whole run": f"about {duration(before + training)}"}
+        times["tokenizer first"] = f"about {duration(before)}"
+    times["training"] = f"about {duration(training)}"
+    if before:
+        times["whole run"] = f"about {duration(before + training)}"
     on_event(Planned(f"{task.name}: times measured here", times))
     return {
         "dry_run": True,

@@ -311,7 +311,7 @@ def _load(
     if trainer["step"] < plan.steps:
         on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
     else:
-        on_event(Note(f"{task.name}: '{run.path}' is finished, {plan.steps} of {plan.steps} steps; nothing is trained."))
+        on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps} steps; nothing is trained."))
         again = f"--config {run.path}/config.toml --steps {2 * plan.steps} --out NEW"
         on_event(Note(f"To train longer, start a new run: {again}"))
     state = Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])

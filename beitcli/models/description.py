@@ -17,6 +17,17 @@ from beitcli.errors import StorageError
 from beitcli.models.layouts import Layout
 
 _RELEASED_HEAD_WIDTH = 64
+_AXES = (
+    ("_token", 3),
+    ("pos_embed", 3),
+    ("patch_embed.proj.weight", 4),
+    ("norm1.weight", 1),
+    ("norm2.weight", 1),
+    ("norm.weight", 1),
+    (".weight", 2),
+    ("_table", 2),
+    ("", 1),
+)  # by the end of the name
 
 Kind = Literal["masked-image-model", "classifier", "segmenter", "backbone", "tokenizer"]
 Pooling = Literal["mean", "token"]
@@ -51,6 +62,7 @@ class Description:
     Attributes:
         parameters: Numbers in all tensors that are taken.
         outputs: V of a masked image model, classes of a classifier, else 0.
+        classes: Names; numbers where `names_classes` is false.
         assumed: What neither tensors nor settings tell, in words.
     """
 
@@ -59,19 +71,63 @@ class Description:
     parameters: int
     outputs: int
     classes: tuple[str, ...]
+    names_classes: bool
     pooling: Pooling
     normalization: Normalization
     crop_share: float | None
     assumed: tuple[str, ...] = field(default=())
 
 
-def joined_shapes(layout: Layout, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Shapes under our names: parts are joined along the first axis."""
+def joined_shapes(layout: Layout, shapes: Shapes, origin: str) -> dict[str, tuple[int, ...]]:
+    """Shapes under our names: parts are joined along the first axis.
+
+    Raises:
+        StorageError: A tensor has not the axes that it has in every BEiT.
+    """
     joined = {}
     for name, parts in layout.parts.items():
-        rows = sum(shapes[part][0] for part in parts)
-        joined[name] = (rows, *shapes[parts[0]][1:])
+        axes = next(number for ending, number in _AXES if name.endswith(ending))
+        for part in parts:
+            if len(shapes[part]) != axes or 0 in shapes[part]:
+                raise StorageError(
+                    f"'{origin}' is no BEiT: {part} is {_by(shapes[part])}, where {axes} axes are due.", "Give a BEiT."
+                )
+        joined[name] = (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
     return joined
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None:
+    """Every tensor against what the architecture, read from a few of them, asks for."""
+    width, table = architecture.width, 3 + math.prod(2 * side - 1 for side in architecture.grid)
+    hidden = hidden_width(architecture)
+    due: dict[str, tuple[int | None, ...]] = {
+        "cls_token": (1, 1, width),
+        "mask_token": (1, 1, width),
+        "pos_embed": (1, architecture.num_patches + 1, width),
+        "patch_embed.proj.weight": (width, 3, architecture.patch_size, architecture.patch_size),
+        "attn.qkv.weight": (3 * width, width),
+        "attn.proj.weight": (width, width),
+        "mlp.fc1.weight": (hidden, width),
+        "mlp.fc1.bias": (hidden,),
+        "mlp.fc2.weight": (width, hidden),
+        "relative_position_bias_table": (table, architecture.heads),
+        "token_head.weight": (None, width),
+        "head.weight": (None, width),
+        "head.bias": (None,),
+    }
+    for name, shape in ours.items():
+        wanted = next((each for ending, each in due.items() if name.endswith(ending)), (width,))
+        if len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
+            shown = " x ".join("*" if size is None else str(size) for size in wanted)
+            raise StorageError(f"'{origin}' has {name} of {_by(shape)}, where {shown} is due.", "Download it again.")
+    for head in ("token_head", "head"):
+        rows = {ours[name][0] for name in (f"{head}.weight", f"{head}.bias") if name in ours}
+        if len(rows) > 1:
+            raise StorageError(f"'{origin}' has {head}.weight and {head}.bias of other lengths.", "Download it again.")
 
 
 def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Description:
@@ -84,9 +140,10 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
     Raises:
         StorageError: Tensors are missing or contradict each other or the settings.
     """
-    ours = joined_shapes(layout, shapes)
+    ours = joined_shapes(layout, shapes, origin)
     assumed: list[str] = []
     architecture = _architecture(ours, stated, origin, assumed)
+    _check_shapes(ours, architecture, origin)
     outputs = {name: ours[f"{name}.weight"][0] for name in ("token_head", "head") if f"{name}.weight" in ours}
     kind: Kind = (
         "masked-image-model"
@@ -104,12 +161,13 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         raise StorageError(f"'{origin}' has no {needed}, which a {kind} needs.", "Download it again.")
     normalization = stated.normalization
     if normalization is None:
-        released = architecture.positions != "absolute"
+        released = architecture.positions != "absolute" and not layout.is_version_2
         normalization = INCEPTION if released else IMAGENET
         assumed.append(f"images normalised by {'0.5 / 0.5' if released else 'ImageNet mean and std'}")
     number = outputs.get("token_head", outputs.get("head", 0))
     classes = stated.classes if kind == "classifier" else ()
-    if kind == "classifier" and len(classes) != number:
+    names_classes = kind != "classifier" or len(classes) == number
+    if not names_classes:
         classes = tuple(map(str, range(number)))
         assumed.append("classes are named by their numbers")
     return Description(
@@ -118,6 +176,7 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         parameters=sum(math.prod(shape) for shape in ours.values()),
         outputs=number,
         classes=classes,
+        names_classes=names_classes,
         pooling=pooling,
         normalization=normalization,
         crop_share=stated.crop_share,
@@ -148,11 +207,22 @@ def _architecture(ours: Shapes, stated: Stated, origin: str, assumed: list[str])
         width=width,
         depth=depth,
         heads=_heads(ours[table][1] if table else None, stated, width, fail, assumed),
-        mlp_ratio=ours["blocks.0.mlp.fc1.weight"][0] / width,
+        mlp_ratio=_ratio(ours["blocks.0.mlp.fc1.weight"][0], width),
         positions=positions,
         layer_scale=(stated.layer_scale or 0.1) if "blocks.0.gamma_1" in ours else 0.0,
         norm_eps=stated.norm_eps,
     )
+
+
+def hidden_width(architecture: Architecture) -> int:
+    """Of the FFN, rounded as timm does."""
+    return int(architecture.width * architecture.mlp_ratio)
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """FFN over width, such that timm's rounding gives `hidden` back."""
+    exact = hidden / width
+    return exact if int(width * exact) == hidden else (hidden + 0.5) / width
 
 
 def _positions(ours: Shapes, depth: int, fail: Any) -> tuple[Positions, str | None]:

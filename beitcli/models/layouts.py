@@ -32,7 +32,7 @@ _PLAIN = re.compile(
     r"|(norm|fc_norm|head|token_head)\.(weight|bias)"
 )
 _INDEX = re.compile(r"(.*\.)?(relative_position_index|k_bias)")  # rebuilt, or always zero
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
 _HF_TOP = {
     "embeddings.cls_token": "cls_token",
     "embeddings.mask_token": "mask_token",
@@ -57,8 +57,20 @@ _HF_LAYER = {
     "lambda_2": "gamma_2",
 }
 _QKV = [f"attention.attention.{part}.weight" for part in ("query", "key", "value")]
+_HF_TOP_IN_MEMORY = {  # transformers 5 renames in memory what it saves under the names above
+    "shared_position_bias.relative_position_bias_table": "rel_pos_bias.relative_position_bias_table"
+}
+_HF_LAYER_IN_MEMORY = {
+    "attention.q_proj.bias": "attn.q_bias",
+    "attention.v_proj.bias": "attn.v_bias",
+    "relative_position_bias.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attention.o_proj": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_QKV_IN_MEMORY = [f"attention.{part}_proj.weight" for part in "qkv"]
 _HF_OUTSIDE = {"masked-image-model": ("layernorm", "lm_head"), "classifier": ("classifier",)}  # of `beit.`
-_INSIDE = re.compile(r"(backbone\.|beit\.)?(blocks|patch_embed|encoder|embeddings)\.")
+_INSIDE = re.compile(r"(backbone\.|beit\.)?(blocks|patch_embed|encoder|layers|embeddings)\.")
 _SEGMENTER = ("decode_head.", "auxiliary_head.", "fpn")
 
 
@@ -79,6 +91,11 @@ class Layout:
     @property
     def is_segmenter(self) -> bool:
         return any(name.startswith(_SEGMENTER) for name in self.dropped)
+
+    @property
+    def is_version_2(self) -> bool:
+        """Whether it is BEiT v2's pretraining, which learned from another tokenizer than DALL-E's."""
+        return any(name.startswith("cls_pt_layers.") for name in self.dropped)
 
 
 def read_layout(names: Iterable[str], origin: str) -> Layout:
@@ -156,11 +173,12 @@ def _from_hf(name: str) -> tuple[str | None, int | None]:
     inner = name.removeprefix("beit.")
     layer = _LAYER.fullmatch(inner)
     if layer:
-        if layer[2] in _QKV:
-            return f"blocks.{layer[1]}.attn.qkv.weight", _QKV.index(layer[2])
-        found = _renamed(layer[2], _HF_LAYER)
+        for parts in (_QKV, _QKV_IN_MEMORY):
+            if layer[2] in parts:
+                return f"blocks.{layer[1]}.attn.qkv.weight", parts.index(layer[2])
+        found = _renamed(layer[2], _HF_LAYER | _HF_LAYER_IN_MEMORY)
         return (f"blocks.{layer[1]}.{found}" if found else None), None
-    return _renamed(inner, _HF_TOP), None
+    return _renamed(inner, _HF_TOP | _HF_TOP_IN_MEMORY), None
 
 
 def _renamed(name: str, table: dict[str, str]) -> str | None:

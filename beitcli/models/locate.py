@@ -46,10 +46,6 @@ class Located:
         return "beit" in self.settings
 
 
-def is_remote(reference: str) -> bool:
-    return reference.startswith(("hf://", "timm/"))
-
-
 def locate(reference: str, on_progress: OnProgress | None = None) -> Located:
     """Finds, and downloads where it must.
 
@@ -60,6 +56,8 @@ def locate(reference: str, on_progress: OnProgress | None = None) -> Located:
     if reference.startswith("hf://"):
         repo, _, revision = reference.removeprefix("hf://").partition("@")
         return _on_hub(reference, repo, revision or None, "hub", on_progress)
+    if not reference:
+        raise UsageError("The model's name is empty.", "Give a run, a file or folder of weights, or hf://OWNER/NAME.")
     path = Path(reference)
     if reference.startswith("timm/") and not path.exists():
         return _on_hub(reference, _timm_repository(reference.removeprefix("timm/")), None, "timm", on_progress)
@@ -105,11 +103,15 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _file(reference: str, path: Path) -> Located:
-    # A weights file of another name may lie among others, so that the config.json is not its own.
-    own = path.name in WEIGHTS
+    # A file of another name may lie among others, and the config.json be theirs.
+    own = path.name in WEIGHTS or _weights_in(path.parent) == [path]
     settings = read_settings(path.parent / "config.json") if own else {}
     preprocessing = read_settings(path.parent / "preprocessor_config.json") if own else {}
     return Located(reference, path, "path", settings, preprocessing)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.suffix in _SUFFIXES and p.is_file()]
 
 
 def _in_folder(reference: str, path: Path) -> Located:
@@ -119,13 +121,14 @@ def _in_folder(reference: str, path: Path) -> Located:
     step = newest_step(path)
     if step is not None:
         return _file(reference, step / "model.safetensors")
-    single = [p for p in sorted(path.iterdir()) if p.suffix in _SUFFIXES and p.is_file()]
+    single = _weights_in(path)
     if len(single) == 1:
-        settings = read_settings(path / "config.json")
-        return Located(reference, single[0], "path", settings, read_settings(path / "preprocessor_config.json"))
+        return _file(reference, single[0])
     if single:
         names = ", ".join(p.name for p in single[:4])
         raise UsageError(f"'{reference}' holds {len(single)} files of weights ({names}).", "Name one of them.")
+    if (path / "model.safetensors.index.json").is_file() or (path / "pytorch_model.bin.index.json").is_file():
+        raise StorageError(f"'{reference}' is split into several files.", "Save it again as one model.safetensors.")
     if (path / "config.toml").is_file():
         raise StorageError(
             f"'{reference}' holds no checkpoint.",

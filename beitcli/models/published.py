@@ -139,7 +139,7 @@ def hf_preprocessing(architecture: Architecture, normalization: Normalization, c
 
 
 def official_settings(
-    architecture: Architecture, *, classes: Sequence[str], normalization: Normalization
+    architecture: Architecture, *, classes: Sequence[str], normalization: Normalization, crop_share: float
 ) -> dict[str, Any]:
     """What our own reader cannot tell from the tensors; the release's code takes no notice of it."""
     return {
@@ -149,6 +149,7 @@ def official_settings(
         "layer_norm_eps": architecture.norm_eps,
         "mean": list(normalization[0]),
         "std": list(normalization[1]),
+        "crop_share": crop_share,
         "class_names": list(classes),
     }
 

@@ -5,7 +5,8 @@ Our own checkpoints are verified by their hashes first, and the newest whole one
 
 from __future__ import annotations
 
-import re
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from typing import Any
 import torch
 
 from beitcli.config.architecture import Architecture
-from beitcli.config.normalization import Normalization
+from beitcli.config.normalization import NORMALIZATIONS, Normalization
 from beitcli.errors import StorageError
 from beitcli.models.beit import Classifier, MaskedImageModel
 from beitcli.models.description import Description, describe
 from beitcli.models.layouts import Layout, read_layout
-from beitcli.models.locate import format_of, locate
+from beitcli.models.locate import WEIGHTS, format_of, locate
 from beitcli.models.stated import stated_in
-from beitcli.models.transfer import finetuning_architecture, load_backbone
+from beitcli.models.transfer import Transfer, by_block, finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import SUMS, Checkpoint, newest_checkpoint, verified_checkpoint
 from beitcli.runtime.device import Compute, choose_compute
 from beitcli.runtime.hub import OnProgress
@@ -80,6 +81,15 @@ class OpenedModel:
         """Mean and standard deviation of the images it was trained on, a channel each, in [0, 1]."""
         return self.described.normalization
 
+    def normalized(self, name: str | None) -> OpenedModel:
+        """With the normalisation of an option in place of its own; None keeps it."""
+        if name is None or self.description is None:
+            return self
+        warnings = tuple(each for each in self.warnings if "images normalised" not in each)
+        return replace(
+            self, description=replace(self.description, normalization=NORMALIZATIONS[name]), warnings=warnings
+        )
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """The weights on the CPU in fp32, under our names."""
         stored = read_tensors(self.weights)
@@ -87,9 +97,18 @@ class OpenedModel:
             return stored
         joined = {}
         for name, parts in self.layout.parts.items():
-            tensors = [stored[part].float() for part in parts]
+            tensors = [_floating(stored[part], part, self.reference).float() for part in parts]
             joined[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         return joined
+
+
+def _floating(tensor: torch.Tensor, name: str, reference: str) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        raise StorageError(
+            f"'{reference}' holds {name} as {str(tensor.dtype).removeprefix('torch.')}: it is quantised.",
+            "Give the weights in floating point.",
+        )
+    return tensor
 
 
 def open_checkpoint(reference: str) -> OpenedModel:
@@ -135,8 +154,22 @@ def open_model(reference: str, on_progress: OnProgress | None = None) -> OpenedM
         description=description,
         layout=layout,
         checkpoint=None,
-        warnings=tuple(f"'{reference}' does not say it; assumed: {what}." for what in description.assumed),
+        warnings=_remarks(reference, layout, header, description),
     )
+
+
+def _remarks(reference: str, layout: Layout, header: WeightFile, description: Description) -> tuple[str, ...]:
+    """What a person should know of another's checkpoint."""
+    said = [f"'{reference}' does not say it; assumed: {what}." for what in description.assumed]
+    if layout.dropped:
+        names = ", ".join(by_block(layout.dropped))
+        said.append(f"'{reference}' has tensors without a place in BEiT, left out: {names}.")
+    if "averaged" in header.about:
+        said.append(f"'{reference}' holds averaged weights too ({header.about['averaged']}); the raw ones are taken.")
+    height, width = description.architecture.image_size
+    if layout.naming == "hf" and height != width and description.architecture.positions != "absolute":
+        said.append(f"'{reference}' takes {height} x {width} pixels, where transformers mixes up its bias tables.")
+    return tuple(said)
 
 
 def _read(
@@ -150,24 +183,32 @@ def _read(
 
 
 def _our_checkpoint_folder(path: Path) -> Path | None:
-    """The checkpoint folder, or the run, where `path` looks like one of this program's."""
-    if path.is_file() and path.name == "model.safetensors":
-        path = path.parent
-    if (path / SUMS).is_file() or (re.fullmatch(r"step-\d+", path.name) and path.is_dir()):
-        return path
-    if path.name == "checkpoints" and path.is_dir():
+    """The checkpoint folder, or the run, that this program wrote at `path`.
+
+    A checkpoint is told by the `beit` section of its config.json; a damaged one by its place in a run.
+    """
+    if path.is_file():
+        return path.parent if path.name == "model.safetensors" and _is_ours(path.parent) else None
+    if any((path / name).is_file() for name in WEIGHTS) or _is_ours(path):
+        return path if _is_ours(path) else None
+    if path.name == "checkpoints":
         path = path.parent
     return path if any((path / "checkpoints").glob("step-*")) else None
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return "beit" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return (folder / SUMS).is_file() and folder.parent.name == "checkpoints"
 
 
 def _our_checkpoint(path: Path) -> Checkpoint | None:
     folder = _our_checkpoint_folder(path)
     if folder is None:
         return None
-    is_one = (folder / "model.safetensors").exists() or re.fullmatch(r"step-\d+", folder.name)
-    if is_one:
-        return verified_checkpoint(folder, weights_only=True)
-    return newest_checkpoint(folder, weights_only=True)
+    is_run = (folder / "checkpoints").is_dir()
+    return newest_checkpoint(folder, weights_only=True) if is_run else verified_checkpoint(folder, weights_only=True)
 
 
 def _expect(opened: OpenedModel, *kinds: str) -> None:
@@ -185,18 +226,25 @@ def open_masked_image_model(
     """A pretraining model with its weights, in evaluation mode."""
     opened = open_model(reference, on_progress)
     _expect(opened, "masked-image-model")
-    tensors = opened.tensors()
+    return masked_image_model_of(opened, opened.tensors()), opened
+
+
+def masked_image_model_of(opened: OpenedModel, tensors: Mapping[str, torch.Tensor]) -> MaskedImageModel:
+    """The model of these weights, in evaluation mode; no initialisation is drawn for them to overwrite."""
     with torch.device("meta"):
         model = MaskedImageModel(opened.architecture, opened.described.outputs)
     lacking = sorted(set(model.state_dict()) - set(tensors))
     if lacking:
         raise StorageError(
-            f"'{reference}' lacks {', '.join(lacking)}, without which nothing can be hidden or named.",
+            f"'{opened.reference}' lacks {', '.join(lacking)}, without which nothing can be hidden or named.",
             "Give a checkpoint of masked image modeling with its mask token and head.",
         )
-    model = MaskedImageModel(opened.architecture, opened.described.outputs)
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
     model.load_state_dict({name: tensors[name] for name in model.state_dict()})
-    return model.eval(), opened
+    return model.eval()
 
 
 def open_classifier(
@@ -206,9 +254,18 @@ def open_classifier(
     opened = open_model(reference, on_progress)
     _expect(opened, "classifier")
     target = finetuning_architecture(opened.architecture, size)
+    tensors = opened.tensors()
     model = Classifier(target, opened.described.outputs, pooling=opened.described.pooling)
-    load_backbone(model, opened.tensors(), opened.architecture, target, head=True)
-    return model.eval(), opened
+    transfer = load_backbone(model, tensors, opened.architecture, target, head=True)
+    return model.eval(), _resized(opened, transfer)
+
+
+def _resized(opened: OpenedModel, transfer: Transfer) -> OpenedModel:
+    """Says so where tensors were fitted to another size."""
+    if not transfer.resized:
+        return opened
+    said = f"'{opened.reference}' is fitted to another size: {', '.join(by_block(transfer.resized))}."
+    return replace(opened, warnings=(*opened.warnings, said))
 
 
 def open_pretrained(reference: str, on_progress: OnProgress | None = None) -> OpenedModel:
@@ -225,9 +282,10 @@ def open_backbone(
     """Any BEiT as a backbone in the finetuning layout, for features and attention; its head is not to be used."""
     opened = open_pretrained(reference, on_progress)
     target = finetuning_architecture(opened.architecture, size)
+    tensors = opened.tensors()
     model = Classifier(target, 0)
-    load_backbone(model, opened.tensors(), opened.architecture, target, head=False)
-    return model.eval(), opened
+    transfer = load_backbone(model, tensors, opened.architecture, target, head=False)
+    return model.eval(), _resized(opened, transfer)
 
 
 def state_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

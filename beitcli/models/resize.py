@@ -108,7 +108,7 @@ def step_ratio(source: int, target: int) -> float:
         raise UsageError(
             f"A bias table of a {source} x {source} grid does not stretch to {target} x {target} patches: "
             f"{most} x {most} at most.",
-            f"Give a --size of {most} patches a side or fewer, or use a model with absolute positions.",
+            f"Give a --size of at most {most} times the patch size, or use a model with absolute positions.",
         )
     low, high = LEAST_RATIO, LARGEST_RATIO
     if _reached(low, steps) >= reach:

@@ -12,7 +12,7 @@ from beitcli.config.normalization import IMAGENET, INCEPTION
 from beitcli.errors import StorageError
 from beitcli.models.description import Pooling, Stated
 
-_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by the name's beginning
+_NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by the name's beginning
 
 
 def stated_in(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], about: Mapping[str, Any]) -> Stated:
@@ -34,11 +34,19 @@ def stated_in(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], abo
         if "model_type" in settings or "hidden_size" in settings:
             return _hf(settings, preprocessing)
         return _official(about)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StorageError(
             f"The settings beside the weights cannot be read ({type(error).__name__}: {error}).",
             "Download config.json again, or give the weights file by itself.",
         ) from None
+
+
+def _heads(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} heads")
+    return value
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -48,7 +56,7 @@ def _pair(size: Any) -> tuple[int, int]:
 def _ours(settings: Mapping[str, Any]) -> Stated:
     shape = settings["architecture"]
     return Stated(
-        heads=shape["heads"],
+        heads=_heads(shape["heads"]),
         image_size=_pair(shape["image_size"]),
         classes=tuple(settings.get("classes", ())),
         normalization=(tuple(settings["mean"]), tuple(settings["std"])),
@@ -66,23 +74,33 @@ def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Stated
     names = tuple(labels[number] for number in sorted(labels))
     mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
     return Stated(
-        heads=settings.get("num_attention_heads"),
+        heads=_heads(settings.get("num_attention_heads")),
         image_size=_pair(settings["image_size"]) if "image_size" in settings else None,
         classes=() if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names,
         normalization=(tuple(mean), tuple(std)) if mean and std else None,
+        crop_share=_hf_crop(preprocessing),
         pooling="mean" if settings.get("use_mean_pooling", True) else "token",
         norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
         layer_scale=settings.get("layer_scale_init_value"),
     )
 
 
+def _hf_crop(preprocessing: Mapping[str, Any]) -> float | None:
+    """Share of the resized side that the central crop keeps."""
+    sizes = [preprocessing.get(name) for name in ("crop_size", "size")]
+    if not preprocessing.get("do_center_crop") or not all(isinstance(each, Mapping) for each in sizes):
+        return None
+    kept, resized = ((each or {}).get("height") or (each or {}).get("shortest_edge") for each in sizes)
+    return kept / resized if kept and resized and kept <= resized else None
+
+
 def _timm(settings: Mapping[str, Any]) -> Stated:
     cfg = settings.get("pretrained_cfg") or settings
     arguments = settings.get("model_args") or {}
     size = arguments.get("img_size") or (cfg["input_size"][1:] if "input_size" in cfg else None)
-    heads = arguments.get("num_heads")
+    heads = _heads(arguments.get("num_heads"))
     if heads is None:
-        heads = next((n for name, n in _HEADS.items() if settings["architecture"].startswith(name)), None)
+        heads = next((n for name, n in _NAMED_HEADS.items() if settings["architecture"].startswith(name)), None)
     pool = arguments.get("global_pool") or settings.get("global_pool") or "avg"
     poolings: dict[str, Pooling] = {"avg": "mean", "token": "token"}
     return Stated(
@@ -98,9 +116,9 @@ def _timm(settings: Mapping[str, Any]) -> Stated:
 
 def _official(about: Mapping[str, Any]) -> Stated:
     args = about.get("args") or {}
-    heads = args.get("num_heads")
+    heads = _heads(args.get("num_heads"))
     if heads is None:
-        heads = next((n for name, n in _HEADS.items() if str(args.get("model", "")).startswith(name)), None)
+        heads = next((n for name, n in _NAMED_HEADS.items() if str(args.get("model", "")).startswith(name)), None)
     default = args.get("imagenet_default_mean_and_std")
     normalization = None if default is None else IMAGENET if default else INCEPTION
     if "mean" in args and "std" in args:
@@ -110,6 +128,7 @@ def _official(about: Mapping[str, Any]) -> Stated:
         image_size=_pair(args["input_size"]) if args.get("input_size") else None,
         classes=tuple(args.get("class_names") or ()),
         normalization=normalization,
+        crop_share=args.get("crop_share"),
         norm_eps=args.get("layer_norm_eps", 1e-6),
         layer_scale=args.get("layer_scale_init_value"),
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from beitcli.pictures import colormap
 from beitcli.pictures.masks import spread, width_for
-from beitcli.pictures.panels import Colour, crisp, grid_of, mark_point
+from beitcli.pictures.panels import INK, WHITE, Colour, caption_size, crisp, grid_of, mark_point
 
 Point = tuple[float, float]
 PointMap = tuple[Point, np.ndarray]
 
 _GREY = 0.5  # brightness of the image under a heat map
+_SCALE_GREY = 128  # of the image that the scale's colours are drawn over
 _ACCENTS: list[Colour] = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]
 
 
@@ -62,6 +63,54 @@ def heat_overlay(image: Image.Image, attention: np.ndarray, threshold: float | N
     return Image.fromarray(np.rint(grey * (1 - opacity) + heat * opacity).astype(np.uint8))
 
 
+def with_scale(heat: Image.Image, attention: np.ndarray | None, threshold: float | None = None) -> Image.Image:
+    """A heat map above its scale: the shares that its colours stand for, and 1/N, which is N patches alike.
+
+    Args:
+        heat: RGB, what `heat_overlay` drew.
+        attention: (h, w), shares of the attention; None for an image without a map, which gets as much white.
+        threshold: What the map was drawn with; the scale is plain below the least patch that is kept.
+    """
+    size = caption_size(heat.width)
+    font, line, thick = ImageFont.load_default(size=size), round(1.6 * size), max(8, heat.width // 32)
+    picture = Image.new("RGB", (heat.width, heat.height + 2 * line + thick), WHITE)
+    picture.paste(heat, (0, 0))
+    if attention is None:
+        return picture
+    draw, top = ImageDraw.Draw(picture), heat.height + line
+    picture.paste(_scale(attention, threshold, (heat.width, thick)), (0, top))
+    largest, uniform = float(attention.max()), 1 / attention.size
+    said, x = f"uniform 1/{attention.size} = {_percent(uniform)}", heat.width - 1
+    if uniform <= largest:
+        x = round(x * uniform / largest)
+        draw.line((x, top - size // 4, x, top + thick - 1), WHITE, 5)
+        draw.line((x, top - size // 4, x, top + thick - 1), INK, 2)
+    else:
+        said += ", off this scale"
+    half = font.getlength(said) / 2
+    draw.text((max(half, min(x, heat.width - half)), top - 0.9 * size), said, INK, font, anchor="mm")
+    draw.text((0, top + thick + 0.7 * size), "0", INK, font, anchor="lm")
+    draw.text((heat.width, top + thick + 0.7 * size), f"max {_percent(largest)}", INK, font, anchor="rm")
+    return picture
+
+
+def _scale(attention: np.ndarray, threshold: float | None, size: tuple[int, int]) -> Image.Image:
+    """The colours of 0 to the largest share, from left to right."""
+    shares = np.linspace(0, float(attention.max()), size[0])[None]
+    plain = Image.new("RGB", size, (_SCALE_GREY,) * 3)
+    if threshold is None:
+        return heat_overlay(plain, shares)
+    scale = heat_overlay(plain, shares, 1.0)
+    kept = attention[kept_patches(attention, threshold)]
+    below = int(np.searchsorted(shares[0], kept.min())) if kept.size else size[0]
+    scale.paste(heat_overlay(plain, np.zeros((1, 1)), 1.0).crop((0, 0, below, size[1])), (0, 0))
+    return scale
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
 def attention_panel(
     image: Image.Image,
     maps: Sequence[PointMap],
@@ -70,7 +119,7 @@ def attention_panel(
     captions: Sequence[str] | None = None,
     min_width: int = 448,
 ) -> Image.Image:
-    """The image with its reference points, then the heat map of each.
+    """The image with its reference points, then the heat map of each above its scale.
 
     Args:
         image: The view the maps cover.
@@ -90,16 +139,17 @@ def attention_panel(
     marked = crisp(image, max(width_for(image, attention.shape, min_width) for _, attention in maps))
     plain = marked.copy()
     scale = marked.width / image.width
-    pictures, texts = [marked], ["reference points"]
+    pictures, texts = [], ["reference points"]
     for number, ((x, y), attention) in enumerate(maps, start=1):
         centre = ((x + 0.5) * scale, (y + 0.5) * scale)
         colour = _ACCENTS[(number - 1) % len(_ACCENTS)]
         mark_point(marked, centre, str(number), colour)
         heat = heat_overlay(plain, attention, threshold)
         mark_point(heat, centre, str(number), colour)
-        pictures.append(heat)
+        pictures.append(with_scale(heat, attention, threshold))
         kept = "" if threshold is None else f": {threshold:.0%} of the attention"
         texts.append(f"point {number} at {x:g}, {y:g}{kept}" if captions is None else captions[number - 1])
+    pictures.insert(0, with_scale(marked, None))
     if columns is None:
         columns = -(-len(pictures) // -(-len(pictures) // 5))
     return grid_of(pictures, columns, captions=texts)

@@ -147,6 +147,11 @@ button { font: inherit; color: inherit; background: none; border: 2px solid var(
   padding: .1rem .6rem; cursor: pointer; }
 button:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 button[aria-pressed=true] { border-color: var(--accent); font-weight: 600; }
+#scale { position: relative; margin: 0 0 1rem; font-variant-numeric: tabular-nums; }
+#bar { display: block; width: 100%; height: .8rem; border-radius: 3px; image-rendering: auto; }
+#mark { position: absolute; top: -.2rem; height: 1.2rem; width: 4px; margin-left: -2px; background: var(--ink);
+  border: 1px solid var(--paper); }
+#scale p { display: flex; justify-content: space-between; gap: .6rem; margin: .15rem 0 0; color: var(--faint); }
 #heads { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.2rem, 1fr)); gap: .5rem; margin: 0 0 1rem; }
 #heads button { padding: .25rem; }
 #heads canvas { display: block; width: 100%; aspect-ratio: @@SHAPE@@; border-radius: 3px; }
@@ -195,6 +200,25 @@ function paint(canvas, map, overImage) {
   context.putImageData(pixels, 0, 0);
 }
 
+// The colours of the map, from a share of 0 to the strongest patch's, and where attention spread evenly would lie.
+function drawScale(strongest, least) {
+  const bar = part("bar"), even = 1 / patches;
+  bar.width = 256;
+  bar.height = 1;
+  const context = bar.getContext("2d"), pixels = context.createImageData(256, 1);
+  for (let step = 0; step < 256; step++) {
+    const opacity = least === null ? 0.35 + 0.55 * step / 255 : (step >= least) * (0.6 + 0.3 * step / 255);
+    for (let channel = 0; channel < 3; channel++)
+      pixels.data[4 * step + channel] = palette[3 * step + channel] * opacity + 64 * (1 - opacity);
+    pixels.data[4 * step + 3] = 255;
+  }
+  context.putImageData(pixels, 0, 0);
+  part("mark").hidden = even > strongest;
+  part("mark").style.left = (100 * even) / strongest + "%";
+  part("even").textContent = `uniform 1/${patches} = ${percent(even)}` + (even > strongest ? ", off this scale" : "");
+  part("most").textContent = `max ${percent(strongest)}`;
+}
+
 function update() {
   const map = maps[shown], query = row * columns + column;
   paint(part("heat"), map, true);
@@ -206,6 +230,9 @@ function update() {
   mark.style.left = (100 * column) / columns + "%";
   mark.style.top = (100 * row) / rows + "%";
   const weights = map.weights.subarray(query * patches, (query + 1) * patches), best = weights.indexOf(255);
+  const kept = share < 1 ? keptOf(weights) : null;
+  drawScale(map.strongest[query], kept && weights.reduce((least, weight, patch) =>
+    kept[patch] ? Math.min(least, weight) : least, 256));
   part("patch").textContent = `row ${row}, column ${column}`;
   part("cls").textContent = percent(map.cls[query]);
   part("best").textContent = best < 0 ? "none" :
@@ -283,13 +310,15 @@ aria-label="Image in patches; arrow keys choose one">
 <dt>to the class token</dt><dd id="cls"></dd>
 <dt>to the strongest patch</dt><dd id="best"></dd>
 </dl>
+<div id="scale"><canvas id="bar"></canvas><div id="mark"></div>
+<p><span>0</span><span id="even"></span><span id="most"></span></p></div>
 <p class="row" id="points">Reference points</p>
 <p class="row"><label for="range">Show the strongest</label>
 <input id="range" type="range" min="1" max="100" step="1"><output id="share" for="range"></output>
 <label><input id="grid" type="checkbox" checked> grid</label></p>
 <div id="heads" role="group" aria-label="Heads"></div>
 <p class="help">Move the pointer over the image, touch it, or focus it and press the arrow keys: it shows what the patch
-attends to. Colours are relative to the strongest patch of each map.</p>
+attends to. Colours are relative to the strongest patch of each map: the scale says what they stand for.</p>
 <p class="help" id="optionrow">As a picture: <code id="option"></code></p>
 </aside></main>
 <script type="application/json" id="data">@@DATA@@</script>

@@ -26,7 +26,8 @@ Container = Literal["safetensors", "torch"]
 _Entry = TypeVar("_Entry")
 _AGAIN = "Download it again."
 _WRAPPERS = ("model", "module", "state_dict", "model_ema")  # BEiT, DeepSpeed, Lightning and timm, averaged weights
-_DDP = "module."
+_AVERAGED = ("model_ema", "state_dict_ema")
+_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer ones
 _ALLOWED = ((argparse.Namespace, "argparse.Namespace"),)  # the `args` of BEiT's own checkpoints
 
@@ -38,7 +39,7 @@ class WeightFile:
     Attributes:
         shapes: Of the state dict, unwrapped.
         about: Plain values beside it: the metadata of safetensors; of a torch file its top-level numbers, strings and
-            None, and `args`, the settings it was trained with.
+            None, `args`, the settings it was trained with, and `averaged`, the name of a second set of weights.
         size: Bytes of the file.
     """
 
@@ -87,6 +88,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             tensors = _without_prefix(load_file(path))
         else:
             tensors = _state_dict(path, guarded_load(path, _ALLOWED, mapped=True))
+            for name, tensor in tensors.items():
+                if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                    raise StorageError(f"'{path}' claims more numbers for {name} than it stores.", _AGAIN)
         # Both are mapped into memory, and a file that shrinks under a mapping kills the process.
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
     except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: a tensor that claims more than memory has
@@ -148,7 +152,7 @@ def _safetensors_header(path: Path, size: int) -> tuple[dict[str, tuple[int, ...
         about = dict(header.pop("__metadata__", None) or {})
         shapes = {name: tuple(int(length) for length in entry["shape"]) for name, entry in header.items()}
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise StorageError(f"'{path}' has a damaged safetensors header.", _AGAIN) from None
     if not shapes:
         raise StorageError(f"'{path}' holds no tensors.", "Give the file that holds the weights.")
@@ -191,16 +195,20 @@ def _tensors(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _without_prefix(entries: dict[str, _Entry]) -> dict[str, _Entry]:
-    """Names without the `module.` that DistributedDataParallel puts before every one."""
-    if not all(name.startswith(_DDP) for name in entries):
-        return entries
-    return {name.removeprefix(_DDP): entry for name, entry in entries.items()}
+    """Names without what wrappers put before every one of them."""
+    for prefix in (*_PREFIXES, *_PREFIXES):
+        if all(name.startswith(prefix) for name in entries):
+            entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+    return entries
 
 
 def _about(content: Any) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         return {}
     about = {key: value for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
+    averaged = [key for key in _AVERAGED if _tensors(content.get(key))]
+    if averaged and any(_tensors(content.get(key)) for key in _WRAPPERS[:-1]):
+        about["averaged"] = averaged[0]
     args = content.get("args")
     settings = vars(args) if isinstance(args, argparse.Namespace) else args
     if isinstance(settings, Mapping):
@@ -210,5 +218,5 @@ def _about(content: Any) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(_is_plain(each) for each in value)
+        return all(not isinstance(each, (list, tuple)) and _is_plain(each) for each in value)
     return value is None or isinstance(value, (str, int, float, bool))

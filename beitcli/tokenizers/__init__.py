@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -88,12 +88,13 @@ def open_tokenizer_of(
         StorageError: It names none, or what lies there is another tokenizer now.
     """
     named = opened.settings.get("tokenizer")
-    if not opened.settings and opened.described.outputs == DALLE_CODES:  # what the release and its copies learned from
-        return open_tokenizer("dall-e", device, on_progress)
+    foreign = not opened.settings and opened.layout is not None and not opened.layout.is_version_2
+    if foreign and opened.described.outputs == DALLE_CODES:
+        tokenizer = open_tokenizer("dall-e", device, on_progress)
+        assumed = f"'{opened.reference}' does not name its tokenizer; assumed: DALL-E's, as of the release."
+        return replace(tokenizer, notes=(*tokenizer.notes, assumed))
     if not named:
-        raise StorageError(
-            f"'{opened.reference}' names no tokenizer that it learned from.", "Give a run that learned from tokens."
-        )
+        raise StorageError(f"'{opened.reference}' names no tokenizer that it learned from.", "Pass it as --tokenizer.")
     reference = str(opened.run / "tokenizer") if named["reference"] == "own" else named["reference"]
     tokenizer = open_tokenizer(reference, device, on_progress)
     if tokenizer.sha256 != named["sha256"]:

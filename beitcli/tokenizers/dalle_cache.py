@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from beitcli.errors import StorageError
 from beitcli.runtime.hashing import sha256_of
 from beitcli.runtime.hub import OnProgress, cache_folder, fetch
-from beitcli.tokenizers.dalle import WHOLE, Half, fits, read_half, read_halves, weight_files
+from beitcli.tokenizers.dalle import SUFFIXES, WHOLE, Half, fits, read_half, read_halves, weight_files
 
 REPOSITORY = "facebook/flava-image-codebook"
 RECORD = "weights.sha256"
@@ -59,10 +59,14 @@ def open_named(on_progress: OnProgress | None = None) -> Opened:
 
 
 def open_hub(repo: str, revision: str | None, on_progress: OnProgress | None = None) -> Opened:
-    """The encoder that a repository of the hub has, and its decoder if it has one."""
-    whole = fetch(repo, WHOLE, on_progress=on_progress, revision=revision)
-    assert whole is not None  # not optional
-    return *read_halves([whole]), ()
+    """The encoder that a repository of the hub has, and its decoder if it has one beside."""
+    encoder = fetch(repo, [*WHOLE, *_names("encoder")], on_progress=on_progress, revision=revision)
+    decoder = fetch(repo, _names("decoder"), on_progress=on_progress, revision=revision, optional=True)
+    return *read_halves([half for half in (encoder, decoder) if half]), ()
+
+
+def _names(stem: str) -> list[str]:
+    return [stem + suffix for suffix in SUFFIXES]
 
 
 def open_files(path: Path) -> Opened:

@@ -152,7 +152,7 @@ class _OldContainer:
         return self.storages[key]
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
     """Knows the names of `CLASSES` and of tensors, and no other."""
 
     def __init__(self, container: _OldContainer) -> None:

@@ -116,6 +116,19 @@ def test_attn_map_documents_are_as_the_contract_says(beit: Callable, pretrained_
     assert sum(map(sum, entry["attention"])) + entry["cls"] == pytest.approx(1, abs=1e-5)
 
 
+def test_attn_map_names_the_run_that_it_picked(
+    beit: Callable, pretrained_run: Path, picture: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pretrained_run, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    ended = beit("attn-map", picture("a.png"))
+    assert ended.lines[0]["model"] == "runs/mine"
+    assert ended.err == "Model: runs/mine, the newest run.\n"
+    code, said = at_terminal([*BEIT, "attn-map", "a.png", "-o", "map.png"])
+    assert code == 0
+    assert "Model: runs/mine, the newest run." in said
+
+
 def test_eval_is_one_document_that_predict_agrees_with(
     beit: Callable, finetuned_run: Path, labelled_folder: Path
 ) -> None:
@@ -191,8 +204,23 @@ def test_dry_run_tells_the_plan_and_makes_nothing(
     assert document["job"] == command
     assert document["steps"] == 2
     assert document["estimated_seconds"] > 0
-    assert "learning rate" in ended.err
+    assert ended.err.index("learning rate") < ended.err.index("step time") < ended.err.index("training  ")
     assert not any(tmp_path.iterdir())
+
+
+def test_dry_run_of_two_trainings_shows_both_times_and_their_sum(
+    beit: Callable, labelled_folder: Path, tmp_path: Path
+) -> None:
+    flags = [*PRETRAIN_FLAGS, *SHORT, "--tokenizer-steps", 30, "--out", tmp_path / "new"]
+    ended = beit("pretrain", labelled_folder, *flags, "--dry-run")
+    (document,) = ended.lines
+    both = document["tokenizer"]["estimated_seconds"] + 2 * document["step_seconds"]
+    assert document["estimated_seconds"] == pytest.approx(both)
+    plan = document["plan"]
+    assert plan["tokenizer first"] == document["tokenizer"]["plan"]["training"]
+    assert "whole run" not in document["tokenizer"]["plan"]
+    for row in ("training", "tokenizer first", "whole run"):
+        assert re.search(rf"{row} +{re.escape(plan[row])}", ended.err)
 
 
 @pytest.mark.parametrize("command", list(TRAINED))
@@ -235,6 +263,12 @@ def test_resume_of_a_finished_run_with_harmless_differences_is_done_at_once(
     assert (ended.code, document["step"], document["run"]) == (0, 4, str(run))
     kept = contents(pretrained_run / "checkpoints")
     assert contents(run / "checkpoints") == kept
+    assert f"'{run}' is finished, all 4 steps; nothing is trained." in ended.err
+    assert f"To train longer, start a new run: --config {run}/config.toml --steps 8 --out NEW" in ended.err
+    assert "learning rate" not in ended.err
+    assert "going on" not in ended.err
+    longer = ["--config", run / "config.toml", "--steps", 8, "--out", tmp_path / "new", "--json"]
+    assert beit("pretrain", *longer).lines[0]["step"] == 8
 
 
 # Exit codes
@@ -276,7 +310,7 @@ def test_environment_sets_what_no_flag_does(beit: Callable, picture: Callable, m
     monkeypatch.setenv("BEIT_NUM_MASKD", "5")
     ended = beit("mask-preview", picture("a.png"))
     assert ended.code == 2
-    assert "Did you mean 'num_masked'?" in ended.err
+    assert "Did you mean 'BEIT_NUM_MASKED'?" in ended.err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
@@ -292,7 +326,8 @@ def test_signal_saves_and_stops_and_resume_goes_on(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, ""), err
-    assert "progress is saved" in err
+    assert re.search(r"^stopped: By a signal at step \d+; progress is saved\.$", err, re.MULTILINE)
+    assert "error" not in err
     assert f"beit train-tokenizer --out {run} --resume" in err
     assert "Traceback" not in err
     (saved,) = (run / "checkpoints").glob("step-*")
@@ -302,6 +337,23 @@ def test_signal_saves_and_stops_and_resume_goes_on(
     assert document["steps"] == 200
     logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert logged == list(range(1, 201))
+
+
+def test_ctrl_c_stops_a_command_that_saves_nothing(labelled_folder: Path) -> None:
+    command = [*BEIT, "mask-preview", str(labelled_folder), "--grid", "64,64"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # 23 more of 12 kB would not fit a pipe
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "stopped: By Ctrl-C, at once.\n")
+
+
+def test_a_stop_is_not_red_and_an_error_is() -> None:
+    told = "from beitcli.cli.output import Shell; from beitcli.errors import DataError, SignalStop\n"
+    assert in_terminal(f"{told}Shell().failed(SignalStop('By a signal.'))").startswith(
+        "\x1b[1;33mstopped: By a signal."
+    )
+    assert in_terminal(f"{told}Shell().failed(DataError('No.'))").startswith("\x1b[1;31merror: No.")
 
 
 # Pipes and terminals
@@ -456,6 +508,48 @@ def test_long_work_without_figures_tells_how_far_it_is_now_and_then(
     assert "60/60" not in said.err
 
 
+def test_download_is_told_in_megabytes_with_its_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_COUNT_SECONDS", 0.02)
+    shell = output.Shell()
+    for done in range(0, 215_154_104, 40_000_000):
+        shell.on_event(Progress("weights", done, 215_154_104, "byte"))
+        time.sleep(0.03)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("weights: 40.0/215.2 MB, ")
+    assert all(re.fullmatch(r"weights: \d+\.0/215\.2 MB, [\d.]+ MB/s", line) for line in lines)
+
+
+def test_download_is_shown_in_megabytes_on_a_terminal() -> None:
+    said = in_terminal(
+        "import time\nfrom beitcli.cli.output import Shell\nfrom beitcli.engine.events import Progress\n"
+        "shell = Shell()\n"
+        "for done in (0, 50_000_000, 95_713_049):\n"
+        "    shell.on_event(Progress('weights', done, 215_154_104, 'byte'))\n    time.sleep(0.2)\n"
+        "shell.on_event(Progress('tokenize', 3, 9, 'image'))\nshell.close()\n"
+    )
+    assert re.search(r"95\.7/215\.2 MB, [\d.]+ MB/s", COLOUR_CODE.sub("", said))
+    assert "3/9" in COLOUR_CODE.sub("", said)
+    assert "95713049" not in said
+
+
+def test_megabytes_leave_out_what_is_not_known() -> None:
+    assert output.megabytes(95_713_049, 215_154_104, 12_340_000) == "95.7/215.2 MB, 12.3 MB/s"
+    assert output.megabytes(95_713_049, 0, 0) == "95.7 MB"
+
+
+def test_figures_of_pixels_are_shown_beside_their_baseline() -> None:
+    figures = {"held_out_loss": 0.5, "held_out_baseline_loss": 0.98765, "baseline_loss": 1.0, "loss": 0.25}
+    told = "loss 0.2500  baseline loss 1.0000  held-out loss 0.5000  held-out baseline loss 0.9877"
+    assert output.shown(figures) == told
+
+
+def test_table_leaves_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    output.Shell().table({"mae": None, "codes_used": 0, "psnr": 20.5})
+    assert [line.split() for line in capsys.readouterr().err.splitlines()] == [["codes", "used", "0"], ["psnr", "20.5"]]
+
+
 def test_short_work_without_figures_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     shell = output.Shell()
     for done in range(1, 61):
@@ -500,6 +594,7 @@ def test_closed_stdin_of_a_real_shell(picture: Callable) -> None:
 
 
 MISTAKE = "from beitcli.cli.app import main; main(['pretrian'])"
+COLOUR_CODE = re.compile(r"\x1b\[[\d;]*m")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-7](?:;[0-9;]+)?m|\x1b\[[0-9;]*38;")
 
 

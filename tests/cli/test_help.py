@@ -16,7 +16,7 @@ from beitcli import __version__
 from beitcli.cli.app import COMMANDS
 from beitcli.cli.command import Command
 from beitcli.config.fields import settings_of
-from beitcli.config.resolve import recipe_names
+from beitcli.config.resolve import read_recipe, recipe_names
 
 each_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -49,6 +49,25 @@ def test_help_names_every_option(beit: Callable, command: Command) -> None:
             flags = [part for flag in setting.option.flags or (setting.flag,) for part in flag.split("/")]
             assert set(flags) <= words
     assert {"--json", "-q", "--quiet", "--debug", "--help"} <= words
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "train-tokenizer"])
+def test_help_shows_what_the_default_recipe_sets(beit: Callable, command: str) -> None:
+    (kind,) = (each.config for each in COMMANDS if each.name == command)
+    settings = settings_of(kind)
+    recipe = settings["recipe"].default
+    text = re.sub(r"[│\s]+", " ", ESCAPE.sub("", beit(command, "--help").out))
+    for name, value in read_recipe(command, recipe).items():
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        said = re.escape(f"[default: {shown}, recipe {recipe}]")
+        assert re.search(rf"{settings[name].flag} [^\[]*{said}", text), name
+    assert re.search(r"--keep N [^\[]*\[default: 2\]", text)
+
+
+def test_help_of_pretrain_names_the_batch_it_would_use(beit: Callable) -> None:
+    text = ESCAPE.sub("", beit("pretrain", "--help").out)
+    assert re.search(r"--batch-size .*\[default: 2048, recipe base\]", text)
+    assert "default: 64" not in text
 
 
 def test_help_of_the_program_lists_every_command_and_shows_examples(beit: Callable) -> None:
@@ -166,7 +185,8 @@ def test_misspelling_gets_a_suggestion(beit: Callable, argv: list[str], said: st
         (["pretrain", "sample", "--steps", "many"], "--steps is 'many'; a whole number"),
         (["pretrain", "sample", "--lr", "fast"], "--lr is 'fast'; a number"),
         (["pretrain", "sample", "--steps"], "--steps"),
-        (["eval", "run"], "DATA is missing"),
+        (["eval", "run"], "MODEL is taken as 'run', and DATA is missing"),
+        (["predict", "photo.jpg"], "MODEL is taken as 'photo.jpg', and INPUT is missing"),
         (["mask-preview"], "No image is given"),
         (["attn-map", "x.png", "--head", "first"], "--head is 'first'"),
     ],

@@ -15,6 +15,8 @@ from beitcli.config.common import Training
 from beitcli.config.fields import Setting, coerce, settings_of
 from beitcli.config.resolve import dump_toml, read_recipe, recipe_names, resolve, to_toml
 from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
+from beitcli.config.use import AttnMapConfig, EvalConfig, PredictConfig
+from beitcli.config.weights import ExportConfig
 from beitcli.errors import UsageError
 
 TRAINING = (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
@@ -159,7 +161,13 @@ def test_resolve_refuses_an_unknown_variable_and_suggests_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         resolve(PretrainConfig, FLAGS["pretrain"], environ={"BEIT_STEPSS": "3"})
     assert "BEIT_STEPSS" in caught.value.message
-    assert caught.value.hint == "Did you mean 'steps'?"
+    assert caught.value.hint == "Did you mean 'BEIT_STEPS'?"
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"], environ={"BEIT_CACHE_DRI": "3"})
+    assert caught.value.hint == "Did you mean 'BEIT_CACHE_DIR'?"
+    with pytest.raises(UsageError) as caught:
+        resolve(PretrainConfig, FLAGS["pretrain"], environ={"BEIT_XYZZY": "3"})
+    assert caught.value.hint == "Unset it: unset BEIT_XYZZY"
 
 
 def test_resolve_passes_over_variables_of_other_commands_and_programs() -> None:
@@ -178,6 +186,31 @@ def test_resolve_refuses_to_do_without_what_is_required(missing: str) -> None:
     flags = {name: value for name, value in FLAGS["finetune"].items() if name != missing}
     with pytest.raises(UsageError, match="is missing"):
         resolve(FinetuneConfig, flags)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message", "usage"),
+    [
+        (PredictConfig, {"model": "a.jpg"}, "MODEL is taken as 'a.jpg', and INPUT is missing.", "MODEL INPUT..."),
+        (EvalConfig, {"model": "a"}, "MODEL is taken as 'a', and DATA is missing.", "MODEL DATA..."),
+        (
+            ExportConfig,
+            {"model": "a"},
+            "MODEL is taken as 'a', and --output is missing.",
+            "MODEL --to timm|hf|official --output DIR",
+        ),
+        (PredictConfig, {}, "MODEL is missing.", "MODEL INPUT..."),
+        (AttnMapConfig, {}, "IMAGE is missing.", "IMAGE..."),
+    ],
+    ids=str,
+)
+def test_resolve_says_what_an_argument_was_taken_for(
+    kind: type, given: dict[str, Any], message: str, usage: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(kind, given)
+    assert caught.value.message == message
+    assert caught.value.hint.endswith(f"Write: beit {kind.command} {usage}")
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,17 @@ def test_training_stops_past_max_bad_with_examples(
     ended = beit(*PRETRAIN, mixed_folder, "--tokenizer", tokenizer_run, "--steps", 8, "--out", run, *max_bad)
     assert_refused(ended, 3, "cannot be read", "--max-bad", str(run / "bad-images.jsonl"))
     assert any(f"{mixed_folder / name}: " in ended.err for name in BAD)
+    assert f"Go on with: beit pretrain --out {run} --resume --max-bad SHARE" in ended.err
+    assert beit("pretrain", "--out", run, "--resume", "--max-bad", 0.25, "--json").lines[0]["step"] == 8
+
+
+def test_finetune_past_max_bad_of_its_validation_says_how_to_go_on(
+    beit: Callable, labelled_folder: Path, mixed_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    ended = beit(*FINETUNE, labelled_folder, "--val", mixed_folder, "--workers", 0, "--out", run)
+    assert_refused(ended, 3, "4 of 28 images cannot be read", "--max-bad", "--resume")
+    assert beit("finetune", "--out", run, "--resume", "--max-bad", 0.25, "--json").lines[0]["step"] == 2
 
 
 @pytest.mark.parametrize(("max_bad", "code"), [(0.05, 3), (0.2, 0)])
@@ -512,10 +523,12 @@ def test_resume_is_refused_where_no_checkpoint_is_whole(beit: Callable, pretrain
     assert contents(run / "checkpoints") == before
 
 
-def test_checkpoint_named_itself_is_refused_when_damaged(beit: Callable, finetuned_run: Path, tmp_path: Path) -> None:
+def test_checkpoint_named_itself_is_refused_when_damaged(
+    beit: Callable, finetuned_run: Path, picture: Callable, tmp_path: Path
+) -> None:
     run = shutil.copytree(finetuned_run, tmp_path / "run")
     flip(run / "checkpoints" / NEWEST / "model.safetensors")
-    ended = beit("predict", run / "checkpoints" / NEWEST, "x.png")
+    ended = beit("predict", run / "checkpoints" / NEWEST, picture("x.png"))
     assert_refused(ended, 4, "is damaged: model.safetensors does not match its SHA-256")
 
 

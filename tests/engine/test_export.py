@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,14 @@ def test_every_kind_goes_to_every_layout_and_back_unchanged(beit, tmp_path, kind
     assert after.kind == ("backbone" if headless else before.kind)
 
 
+def test_the_verification_is_said_once_and_not_at_all_where_quiet(beit, tmp_path, finetuned_run):
+    ended = beit("export", finetuned_run, "--to", "timm", "-o", tmp_path / "a")
+    assert (ended.code, ended.out) == (0, f"{tmp_path / 'a'}\n")
+    assert ended.err.lower().count("verified") == ended.err.count("largest difference") == 1
+    quiet = beit("export", finetuned_run, "--to", "timm", "-o", tmp_path / "b", "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (0, f"{tmp_path / 'b'}\n", "")
+
+
 def test_a_masked_model_for_timm_says_what_it_leaves_out(beit, tmp_path, pretrained_run):
     report = exported(beit, pretrained_run, "timm", tmp_path / "out")
     assert report["compared"] == "features"
@@ -133,3 +143,44 @@ def test_an_export_that_differs_is_refused(tmp_path):
     hf_classifier(other, layer_norm_eps=1e-2)
     with pytest.raises(StorageError, match="differs from"):
         compare("hf", opened, opened.tensors(), other)
+
+
+@pytest.mark.parametrize("positions", ["absolute", "shared"])
+def test_a_model_of_oblong_images_goes_to_timm_but_not_to_transformers(beit, tmp_path, positions):
+    settings = {"use_abs_pos_emb": True} if positions == "absolute" else {
+        "use_abs_pos_emb": False, "use_shared_rel_pos_bias": True}  # fmt: skip
+    released = ReleasedMasked(img_size=(48, 80), **settings)
+    path = save_released(released, tmp_path / "a.pth", num_heads=4, input_size=[48, 80])
+    ended = beit("export", path, "--to", "hf", "-o", tmp_path / "hf")
+    assert (ended.code, (tmp_path / "hf").exists()) == (2, False)
+    assert "--to timm" in ended.err
+    assert exported(beit, path, "timm", tmp_path / "timm")["max_difference"] <= 1e-5
+
+
+def test_an_export_into_the_folder_one_stands_in_or_through_a_link(beit, tmp_path, monkeypatch, finetuned_run):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    exported(beit, finetuned_run, "timm", tmp_path / "link")
+    assert open_model(str(tmp_path / "empty")).format == "timm"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert beit("export", finetuned_run, "--to", "hf", "-o", ".").code == 0
+
+
+def test_two_exports_at_once_leave_one_whole(tmp_path, finetuned_run):
+    arguments = [sys.executable, "-m", "beitcli", "export", finetuned_run, "--to", "official", "-o", tmp_path / "out"]
+    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], errors
+    assert open_model(str(tmp_path / "out")).kind == "classifier"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_crop_of_evaluation_goes_along(beit, tmp_path):
+    timm_small(tmp_path / "theirs")
+    settings = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    settings["pretrained_cfg"]["crop_pct"] = 0.8
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(settings))
+    for to in ("timm", "hf", "official"):
+        exported(beit, tmp_path / "theirs", to, tmp_path / to)
+        assert open_model(str(tmp_path / to)).described.crop_share == 0.8

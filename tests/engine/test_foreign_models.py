@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,23 @@ def test_one_pretraining_finetunes_at_224_384_and_512_pixels(beit, tmp_path, pic
         assert ended.code == 0, ended.err
         found = json.loads(beit("inspect", tmp_path / f"{side}", "--json").out)
         assert found["grid"] == [side // 16, side // 16]
+
+
+def test_a_finetuning_goes_on_without_what_it_started_from(beit, tmp_path, labelled_folder):
+    hf_classifier(tmp_path / "hf")
+    flags = ("--recipe", "tiny", "--batch-size", 4, "--workers", 0, "--device", "cpu", "--save-every", 2, "--steps", 4)
+    run = tmp_path / "halved"
+    ended = beit("finetune", labelled_folder, "--init", tmp_path / "hf", "--out", tmp_path / "whole", *flags)
+    assert ended.code == 0, ended.err
+    shutil.copytree(tmp_path / "whole", run)
+    shutil.rmtree(run / "checkpoints" / "step-0000004")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    shutil.move(tmp_path / "hf", tmp_path / "gone")
+    ended = beit("finetune", "--out", run, "--resume")
+    assert ended.code == 0, ended.err
+    ours, whole = (json.loads((tmp_path / name / "checkpoints" / "step-0000004" / "config.json").read_text())
+                   for name in ("halved", "whole"))  # fmt: skip
+    assert ours == whole
+    weights = [(tmp_path / name / "checkpoints" / "step-0000004" / "model.safetensors").read_bytes()
+               for name in ("halved", "whole")]  # fmt: skip
+    assert weights[0] == weights[1]

@@ -146,7 +146,7 @@ def test_a_signal_saves_and_stops_and_the_resumed_run_equals_the_whole_one(
     assert returned == code, errors
     stopped_at = len(losses(run))
     assert stopped_at < STEPS
-    assert f"Stopped by a signal at step {stopped_at}; progress is saved." in " ".join(errors.split())
+    assert f"stopped: By a signal at step {stopped_at}; progress is saved." in " ".join(errors.split())
     assert "--resume" in errors
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.pictures.attention import attention_panel, heat_overlay, kept_patches
+from beitcli.pictures.attention import attention_panel, heat_overlay, kept_patches, with_scale
 
 GREY = Image.new("RGB", (448, 448), (100, 100, 100))
 
@@ -58,6 +58,49 @@ def test_threshold_takes_the_heat_off_the_rest():
 
 def test_heat_of_no_attention_is_dark():
     assert np.asarray(heat_overlay(GREY, np.zeros((2, 2)))).max() < 60
+
+
+def scale_of(attention: np.ndarray, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """What stands under a map of 448 pixels: all of it, and the bar's own row of colours."""
+    picture = with_scale(heat_overlay(GREY, attention, threshold), attention, threshold)
+    below = np.asarray(picture).astype(int)[448:]
+    return below, below[len(below) // 2 + 4]
+
+
+def test_scale_runs_from_the_colour_of_nothing_to_that_of_the_largest():
+    attention = np.array([[0.05, 0.1], [0.15, 0.4]])
+    _, bar = scale_of(attention)
+    image = Image.new("RGB", (2, 2), (128, 128, 128))
+    colours = np.asarray(heat_overlay(image, attention)).astype(int)
+    assert np.abs(bar[447] - colours[1, 1]).max() <= 1
+    for share, colour in ((0.05, colours[0, 0]), (0.1, colours[0, 1]), (0.15, colours[1, 0])):
+        assert np.abs(bar[round(447 * share / 0.4)] - colour).max() <= 4
+
+
+def test_scale_marks_where_attention_spread_evenly_would_lie():
+    """0.25 of 0.4 with four patches; of a map without a difference the end."""
+    for attention, place in ((np.array([[0.05, 0.1], [0.15, 0.4]]), 447 * 0.625), (np.full((2, 2), 0.25), 447)):
+        _, bar = scale_of(attention)
+        dark = np.flatnonzero((bar == (40, 40, 44)).all(-1))
+        assert len(dark)
+        assert np.abs(dark - place).max() <= 2
+    _, bar = scale_of(np.full((2, 2), 0.1))  # the class token has the rest
+    assert not (bar == (40, 40, 44)).all(-1).any()
+
+
+def test_scale_is_plain_below_what_the_threshold_keeps():
+    _, bar = scale_of(np.array([[0.3, 0.1], [0.2, 0.4]]), threshold=0.6)
+    plain = bar.max(-1) == bar.min(-1)
+    mark = round(447 * 0.25 / 0.4)
+    plain[mark - 3 : mark + 4] = True
+    assert abs(np.flatnonzero(plain).max() - 447 * 0.75) <= 2
+
+
+def test_scale_keeps_images_without_a_map_level_with_those_that_have_one():
+    without = with_scale(GREY, None)
+    assert without.size == with_scale(GREY, np.ones((2, 2))).size
+    assert (np.asarray(without)[448:] == 255).all()
+    assert not (scale_of(np.zeros((2, 2)))[0] == 255).all()
 
 
 def test_attention_panel_marks_each_point_where_it_is():

@@ -102,6 +102,14 @@ def test_page_shows_any_name_as_text(name):
     assert (texts.text["h1"], texts.text["p"]) == (shown, shown)
 
 
+def test_page_has_a_scale_that_every_map_sets_anew():
+    page = attention_page(GREY, random_attention(), GRID, title="a")
+    for part in ("bar", "mark", "even", "most"):
+        assert f'id="{part}"' in page
+        assert f'part("{part}")' in page
+    assert "drawScale(map.strongest[query]" in page.split("function update()")[1]
+
+
 def test_page_leaves_no_placeholder():
     assert "@@" not in attention_page(GREY, random_attention(), GRID, title="a")
 
