@@ -58,7 +58,7 @@ def attn_map(
     model, opened = open_backbone(reference, config.size, downloads(on_event))
     warn(opened.warnings, on_event)
     looker = _Looker(config, model.to(compute.device), opened, compute, points)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     outputs = _output_paths(config.output, source) if config.output is not None else None
     bad = 0
     for group in image_groups(source, config.batch_size):

@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from beitcli.data.sources.base import Source
+from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import is_image_name, sibling_names
 from beitcli.data.sources.folder import open_folder
@@ -42,6 +42,7 @@ class _Request:
     sample_size: int
     stdin: BinaryIO | None
     nul_separated: bool
+    on_progress: OnProgress | None
 
 
 def open_data(
@@ -53,6 +54,7 @@ def open_data(
     sample_size: int = 64,
     stdin: BinaryIO | None = None,
     nul_separated: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Source:
     """The images that DATA references name, one after another.
 
@@ -64,6 +66,7 @@ def open_data(
         sample_size: Pixels a side of the images of `sample`.
         stdin: Where `-` reads paths; None for the process's own.
         nul_separated: `-0`: those paths end in NUL, not in newline.
+        on_progress: Told how far looking through large data, or downloading it, is.
 
     Raises:
         DataError: missing, unreadable or empty data, an absent split, or labels that are needed and not there.
@@ -80,6 +83,7 @@ def open_data(
         sample_size=sample_size,
         stdin=stdin,
         nul_separated=nul_separated,
+        on_progress=on_progress,
     )
     found = [(_kind(path), path) for reference in references for path in _expand(reference)]
     name = references[0] if len(references) == 1 else f"{references[0]} and {len(references) - 1} more"
@@ -92,8 +96,14 @@ def open_data(
     return source
 
 
+def _choice(request: _Request) -> dict[str, Any]:
+    """What a source with splits and labels of its own is told."""
+    names = ("split", "role", "labelled", "on_progress")
+    return {name: getattr(request, name) for name in names}
+
+
 def _open_shards(paths: list[str], name: str, request: _Request) -> list[Source]:
-    return [TarSource(paths, name=name, split=request.split, role=request.role, labelled=request.labelled)]
+    return [TarSource(paths, name=name, **_choice(request))]
 
 
 def _open_images(paths: list[str], name: str, request: _Request) -> list[Source]:
@@ -101,7 +111,7 @@ def _open_images(paths: list[str], name: str, request: _Request) -> list[Source]
 
 
 def _open_folders(paths: list[str], name: str, request: _Request) -> list[Source]:
-    return [open_folder(path, split=request.split, role=request.role, labelled=request.labelled) for path in paths]
+    return [open_folder(path, **_choice(request)) for path in paths]
 
 
 def _open_lists(paths: list[str], name: str, request: _Request) -> list[Source]:

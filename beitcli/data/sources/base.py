@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from PIL import Image
 
 from beitcli.data.decode import decode_rgb
+
+OnProgress = Callable[[str, int, int, str], None]  # what, how many, of how many (0 where nobody knows), unit
 
 
 class Source(ABC):
