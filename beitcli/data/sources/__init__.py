@@ -17,6 +17,7 @@ from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import is_image_name, sibling_names
 from beitcli.data.sources.folder import open_folder
 from beitcli.data.sources.folder_listing import list_images
+from beitcli.data.sources.hub import open_hub
 from beitcli.data.sources.listing import ListSource, open_list, open_stdin
 from beitcli.data.sources.parquet import ParquetSource
 from beitcli.data.sources.sample import SampleSource
@@ -137,6 +138,10 @@ def _open_parquet(paths: list[str], name: str, request: _Request) -> list[Source
     return [_open_rows(chosen, name, request)]
 
 
+def _open_hub(paths: list[str], name: str, request: _Request) -> list[Source]:
+    return [open_hub(path, **_choice(request)) for path in paths]
+
+
 def _open_rows(files: list[str], name: str, request: _Request) -> Source:
     return ParquetSource(files, name=name, labelled=request.labelled, on_progress=request.on_progress)
 
@@ -161,6 +166,7 @@ _OPENERS: dict[str, Callable[[list[str], str, _Request], list[Source]]] = {
     "folder": _open_folders,
     "tar": _open_shards,
     "parquet": _open_parquet,
+    "hub": _open_hub,
     "list": _open_lists,
     "image": _open_images,
     "stdin": _open_stdin,
@@ -173,6 +179,8 @@ def _kind(path: str) -> str:
     lower = path.lower()
     if path in ("-", "sample"):
         return {"-": "stdin"}.get(path, path)
+    if lower.startswith("hf://"):
+        return "hub"
     if os.path.isdir(path):
         return "folder"
     if lower.endswith(_TAR_SUFFIXES):
