@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 import time
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from beitcli.data.sources import Source, open_data
 from beitcli.data.sources.files import PackedNames
 from beitcli.data.sources.kept import index_path, is_settled, load_index, save_index
+from beitcli.data.sources.tar_index import _HIDDEN, _members
 from beitcli.errors import DataError
 
 NAMES = [f"{'ab'[number % 2]}/{number:03d}.png" for number in range(300)]  # more than are worth keeping
@@ -293,3 +295,45 @@ def test_opening_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     told.clear()
     open_data([str(folder), str(shard)], on_progress=lambda *event: told.append(event))
     assert told == []
+
+
+# Headers
+
+
+def members_by_tarfile(path: Path) -> list[tuple[str, int, int]]:
+    with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as archive:
+        return [(each.name, each.offset_data, each.size) for each in archive if each.isreg()]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    names=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=130), max_size=8
+    ),
+    plain=st.lists(st.from_regex(r"[a-z]{1,60}(/[a-z]{1,60}){0,2}\.png", fullmatch=True), max_size=8),
+    kind=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    mtime=st.sampled_from([0, 1.5, 10**9, 10**12]),
+    size=st.integers(0, 1100),
+    is_folder=st.booleans(),
+)
+def test_headers_are_read_as_tarfile_reads_them(
+    tmp_path_factory: pytest.TempPathFactory,
+    names: list[str],
+    plain: list[str],
+    kind: int,
+    mtime: float,
+    size: int,
+    is_folder: bool,
+) -> None:
+    path = tmp_path_factory.mktemp("headers") / "x.tar"
+    with tarfile.open(path, "w", format=kind) as archive:
+        for number, name in enumerate(["first.png", *plain, *names]):
+            member = tarfile.TarInfo(f"{number}{name}".replace("//", "/"))
+            member.size, member.mtime = size + number, mtime if number % 3 == 1 else 5
+            if is_folder and number % 4 == 3:
+                member.type, member.size = tarfile.DIRTYPE, 0
+            with suppress(ValueError):  # too long for the format
+                archive.addfile(member, BytesIO(bytes(member.size)))
+    expected = [(name.removeprefix("./"), *place) for name, *place in members_by_tarfile(path)]
+    found = [member[:3] for member in _members(str(path))]
+    assert found == [each for each in expected if not _HIDDEN.search(each[0])]

@@ -54,9 +54,9 @@ class PackedNames:
         bounds = [part.bounds[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
         return cls.of(np.concatenate([part.block for part in parts]), np.concatenate([[0], *bounds]))
 
-    def take(self, indices: np.ndarray) -> PackedNames:
-        """Some of them; itself where it is all in order."""
-        if len(indices) == len(self) and np.array_equal(indices, np.arange(len(self))):
+    def take(self, indices: np.ndarray | slice) -> PackedNames:
+        """Some of them; a slice, which is `slice(None)` here, takes all without a copy."""
+        if isinstance(indices, slice):
             return self
         return PackedNames(self[index] for index in indices.tolist())
 

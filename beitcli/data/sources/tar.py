@@ -52,17 +52,17 @@ class TarSource(Source):
         lengths = [len(index.names) for index in indexes]
         if not sum(lengths):
             raise DataError(f"No images in '{self.name}'.", hint="Members are images by their names, such as .jpg.")
-        kept = _in_split(self.name, np.concatenate([index.tops for index in indexes]), split, role)
+        kept = _in_split(self.name, _joined([index.tops for index in indexes]), split, role)
         self._names = PackedNames.joined([index.names for index in indexes]).take(kept)
         self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)[kept]
-        self._offsets = np.concatenate([index.offsets for index in indexes])[kept]
-        self._sizes = np.concatenate([index.sizes for index in indexes])[kept]
+        self._offsets = _joined([index.offsets for index in indexes])[kept]
+        self._sizes = _joined([index.sizes for index in indexes])[kept]
         class_names = [name for index in indexes for name in index.class_names]
         starts = np.cumsum([0, *(len(index.class_names) for index in indexes)])
         codes = [
             np.where(index.codes < 0, -1, index.codes + start) for index, start in zip(indexes, starts, strict=False)
         ]
-        self.classes, self._labels = number_classes(class_names, np.concatenate(codes)[kept])
+        self.classes, self._labels = number_classes(class_names, _joined(codes)[kept])
         if labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
@@ -107,7 +107,12 @@ class TarSource(Source):
             os.close(file)
 
 
-def _in_split(name: str, tops: np.ndarray, split: str | None, role: str) -> np.ndarray:
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One after another; one alone as it is, for it may be large."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _in_split(name: str, tops: np.ndarray, split: str | None, role: str) -> np.ndarray | slice:
     """Indices of the images of the split; of all where the shards do not tell splits apart.
 
     Args:
@@ -118,5 +123,5 @@ def _in_split(name: str, tops: np.ndarray, split: str | None, role: str) -> np.n
     """
     available = [SPLITS[number] for number in np.unique(tops) if number >= 0]
     if tops.min() < 0 or (split is None and len(available) == 1):
-        return np.arange(len(tops))
+        return slice(None)
     return np.flatnonzero(tops == SPLITS.index(choose_split(name, available, split, role)))
