@@ -19,7 +19,11 @@ from PIL import Image
 from pyarrow import parquet
 from safetensors import safe_open
 
+from beitcli.config.resolve import resolve
+from beitcli.config.use import TokenizeConfig
 from beitcli.data.views import fit_center, to_array
+from beitcli.engine.events import Event, Progress
+from beitcli.engine.inputs import open_inputs
 from beitcli.engine.outputs import OutputNames
 from beitcli.engine.token_files import TokenKind, open_token_file
 from beitcli.errors import StorageError
@@ -77,6 +81,26 @@ def test_tokenize_keeps_the_order_of_its_inputs(tokenize: Callable, labelled_fol
     by_three = tokenize(*paths, "--batch-size", 3)
     assert [document["path"] for document in by_three.lines] == paths
     assert tokenize(*paths, "--batch-size", 64, "--workers", 2).out == by_three.out
+
+
+def test_tokenize_reads_parquet_as_it_reads_files(tokenize: Callable, labelled_folder: Path, tmp_path: Path) -> None:
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(labelled_folder.rglob("*.*g"))]
+    parquet.write_table(
+        pa.table({"image": [*images[:20], None, *images[20:]]}), tmp_path / "x.parquet", row_group_size=7
+    )
+    expected = [document["tokens"] for document in tokenize(labelled_folder).lines]
+    ended = tokenize(tmp_path / "x.parquet")
+    assert ended.code == 3
+    assert ended.lines[20] == {"path": f"{tmp_path}/x.parquet/20", "error": "no image in its row"}
+    assert [document["tokens"] for document in ended.lines if "tokens" in document] == expected
+
+
+def test_opening_large_data_tells_how_far_it_is(labelled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beitcli.data.sources.folder_listing._TELL_EVERY", 10)
+    events: list[Event] = []
+    config = resolve(TokenizeConfig, {"inputs": [str(labelled_folder)], "tokenizer": "pixels"}).config
+    open_inputs(config, sample_size=16, on_event=events.append)
+    assert events == [Progress("looking for images", done, 0, "image") for done in (10, 20)]
 
 
 def test_tokenize_size_sets_the_grid(tokenize: Callable, picture: Callable) -> None:

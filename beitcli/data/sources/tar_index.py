@@ -1,8 +1,8 @@
 """Where the images of a tar shard lie: its headers are read once, and what they say is kept beside the cache.
 
 Plain headers are read here, some 15 microseconds a member; tarfile, which takes three times as long, reads on from the
-first that is anything else. A kept index of a million images opens in a fraction of a second; it belongs to the shard's path,
-size and time of last change.
+first that is anything else. A kept index of a million images opens in a fraction of a second; it belongs to the shard's
+path, size and time of last change.
 """
 
 from __future__ import annotations
