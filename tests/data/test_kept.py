@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from beitcli.data.sources import Source, open_data
@@ -94,6 +94,7 @@ def test_an_index_comes_back_as_it_was_kept(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 300), value=st.integers(1, 255), cut=st.booleans())
+@example(place=8, value=1, cut=True)
 def test_an_index_damaged_anywhere_is_none(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int, cut: bool
 ) -> None:

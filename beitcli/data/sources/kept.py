@@ -53,6 +53,8 @@ def load_index(path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray] | 
         content = path.read_bytes()
     except OSError:
         return None
+    if len(content) < _START:  # nothing has the checksum of nothing
+        return None
     check, length = (int.from_bytes(content[len(_MARK) + at : len(_MARK) + at + 4], "little") for at in (0, 4))
     if content[: len(_MARK)] != _MARK or zlib.crc32(memoryview(content)[len(_MARK) + 4 :]) != check:
         return None
