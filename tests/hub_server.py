@@ -5,12 +5,14 @@
         fetch("owner/name", ["model.safetensors"])
         assert [request.method for request in server.requests] == ["HEAD", "GET"]
 
+A repository named "datasets/owner/name" holds data; of those the list of files is told too.
 As on the real one, small text files have a git hash as ETag; all others are LFS files with their SHA-256.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Mapping
@@ -27,7 +29,10 @@ TEXT = (".json", ".md", ".txt")
 
 @dataclass(frozen=True)
 class Request:
-    """One that came in; `range` is the Range header, `token` the Authorization header, empty where there was none."""
+    """One that came in; `file` is empty where the list of files is asked for.
+
+    `range` is the Range header, `token` the Authorization header, empty where there was none.
+    """
 
     method: str
     repo: str
@@ -47,6 +52,7 @@ class HubServer:
         ranges: False to answer a Range with the whole file, as some proxies do.
         status: Answers everything with this HTTP status instead.
         gated: Repositories whose terms are to be accepted first.
+        branches: (repository, branch) to the repository whose files that branch has.
         headers: Sent with each file, in place of the proper ones of the same name; None leaves one out.
     """
 
@@ -58,6 +64,7 @@ class HubServer:
         self.ranges = True
         self.status: int | None = None
         self.gated: set[str] = set()
+        self.branches: dict[tuple[str, str], str] = {}
         self.headers: dict[str, str | None] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self._server.daemon_threads = False
@@ -114,8 +121,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         hub = self.hub
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", unquote(self.path))
-        repo, revision, name = match.groups() if match else ("", "", "")
+        path = unquote(self.path.partition("?")[0])
+        match = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        listed = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/revision/(.+)()", path)
+        found = match or listed
+        repo, revision, name = found.groups() if found else ("", "", "")
+        branches = {hub.commit(other): other for (own, _), other in hub.branches.items() if own == repo}
+        stored = hub.branches.get((repo, revision), branches.get(revision, repo))
         asked, token = self.headers.get("Range", ""), self.headers.get("Authorization", "")
         hub.requests.append(Request(self.command, repo, name, revision, asked, token))
         if hub.status is not None:
@@ -124,12 +136,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "RepoNotFound")
         elif repo in hub.gated:
             self._refuse(403, "GatedRepo")
-        elif revision not in ("main", hub.commit(repo)):
+        elif stored == repo and revision not in ("main", hub.commit(repo)):
             self._refuse(404, "RevisionNotFound")
-        elif name not in hub.repos[repo]:
-            self._refuse(404, "EntryNotFound", hub.commit(repo))
+        elif listed:
+            self._list(stored)
+        elif name not in hub.repos[stored]:
+            self._refuse(404, "EntryNotFound", hub.commit(stored))
         else:
-            self._serve(repo, name, asked if hub.ranges else "", body)
+            self._serve(stored, name, asked if hub.ranges else "", body)
+
+    def _list(self, repo: str) -> None:
+        files = [{"rfilename": name, "size": len(content)} for name, content in self.hub.repos[repo].items()]
+        answer = json.dumps({"id": repo, "sha": self.hub.commit(repo), "siblings": files}).encode()
+        self.send_response(200)
+        self._finish_headers({"Content-Type": "application/json", "Content-Length": str(len(answer))})
+        self.wfile.write(answer)
 
     def _refuse(self, status: int, code: str, commit: str = "") -> None:
         self.send_response(status)

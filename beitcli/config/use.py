@@ -28,7 +28,7 @@ class TokenizeConfig(Job):
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     output: str = option(
         "-",
-        "Where the tokens go: .jsonl, .npz, .safetensors; - is stdout.",
+        "Where the tokens go: .jsonl, .npz, .safetensors, .parquet; - is stdout.",
         panel="Output",
         flags=("-o", "--output"),
         metavar="FILE",

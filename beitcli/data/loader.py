@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from beitcli.data.order import KeyedOrder
+from beitcli.data.order import BlockOrder, KeyedOrder, training_order
 from beitcli.data.sources.base import Source
 from beitcli.errors import BadImage, DataError
 
@@ -115,7 +115,7 @@ class _TrainingImages(_Images):
         source: Source,
         view: View,
         masking: Masking | None,
-        order: KeyedOrder,
+        order: KeyedOrder | BlockOrder,
         batch_size: int,
         start: int,
         steps: int,
@@ -190,7 +190,7 @@ def training_batches(
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """`steps` batches of the endless stream, from the image after `images_seen` on."""
-    order = KeyedOrder(len(source), seed)
+    order = training_order(source, seed)
     images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps)
     return _iterate(images, workers, pin_memory)
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from beitcli.data.sources.base import Source
+from beitcli.data.sources.base import Blocks, Source
 from beitcli.errors import DataError, UsageError
 from beitcli.runtime.keyed import keyed_generator
 
@@ -68,6 +68,57 @@ class KeyedOrder:
             values[outside] = _feistel(values[outside], keys, self._half_bits)
             outside = outside[values[outside] >= self.length]
         return values.astype(np.int64)
+
+
+class BlockOrder:
+    """The endless stream where images are read by the block: each epoch a permutation that keeps to a window of blocks.
+
+    The blocks of an epoch are permuted, `together` of them make a window, and a window's images are permuted; so a
+    process holds one window, and every place is still a function of (seed, epoch, place).
+    """
+
+    def __init__(self, blocks: Blocks, seed: int) -> None:
+        self.blocks, self.seed = blocks, seed
+        self.length = int(blocks.lengths.sum())
+        self._starts = np.cumsum(blocks.lengths) - blocks.lengths
+        self._block_order = KeyedOrder(len(blocks.lengths), seed, "order of blocks")
+        self._plan: tuple[int, np.ndarray, np.ndarray] = (-1, self._starts, self._starts)
+
+    def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What stands at places of the stream, as `KeyedOrder.indices`."""
+        epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            blocks, ends = self._planned(epoch)
+            here = np.flatnonzero(epochs == epoch)
+            together = self.blocks.together
+            windows = np.searchsorted(ends, places[here], side="right") // together
+            for window in np.unique(windows).tolist():
+                inside = here[windows == window]
+                start = int(ends[window * together - 1]) if window else 0
+                end = int(ends[min((window + 1) * together, len(ends)) - 1])
+                order = KeyedOrder(end - start, self.seed, f"order of window {window}")
+                # The position of the epoch's place in the window's own endless stream.
+                _, mixed = order.indices(epoch * (end - start) + places[inside] - start)
+                at = np.searchsorted(ends, mixed + start, side="right")
+                block = blocks[at]
+                found[inside] = self._starts[block] + (mixed + start - (ends[at] - self.blocks.lengths[block]))
+        return epochs, found
+
+    def _planned(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(m,) blocks in the epoch's order, and (m,) where each one's images end in it; the latest epoch's are kept."""
+        if self._plan[0] != epoch:
+            blocks = self._block_order.permutation(epoch)
+            self._plan = epoch, blocks, np.cumsum(self.blocks.lengths[blocks])
+        return self._plan[1:]
+
+
+def training_order(source: Source, seed: int) -> KeyedOrder | BlockOrder:
+    """The stream of a run's images, in the order that suits how the source is read."""
+    blocks = source.blocks()
+    if blocks is None or len(blocks.lengths) <= blocks.together:
+        return KeyedOrder(len(source), seed)
+    return BlockOrder(blocks, seed)
 
 
 @lru_cache(maxsize=64)

@@ -59,7 +59,7 @@ def attn_map(
     opened = opened.normalized(config.normalization)
     warn(opened.warnings, on_event)
     looker = _Looker(config, model.to(compute.device), opened, compute, points)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     outputs = _output_paths(config.output, source) if config.output is not None else None
     bad = 0
     for group in image_groups(source, config.batch_size):

@@ -71,7 +71,7 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> EvalReport:
     opened = opened.normalized(config.normalization)
     compute = opened.compute(config.device, config.precision)
     warn(opened.warnings, on_event)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), labelled=True)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), labelled=True, on_event=on_event)
     columns = class_columns(source, opened.described.classes)
     workers = choose_workers(config.workers, compute.device)
     view = preprocessing(opened, model)

@@ -35,7 +35,7 @@ class Planned(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """How far a phase is; `metrics` are the latest figures."""
+    """How far a phase is, of 0 where nobody knows the whole; `metrics` are the latest figures."""
 
     phase: str
     done: int
@@ -68,3 +68,8 @@ def warn(warnings: Iterable[str], on_event: OnEvent) -> None:
 def downloads(on_event: OnEvent) -> Callable[[str, int, int], None]:
     """What a download reports to: (what, bytes done, bytes in all)."""
     return lambda what, done, total: on_event(Progress(what, done, total, "byte"))
+
+
+def openings(on_event: OnEvent) -> Callable[[str, int, int, str], None]:
+    """What opening DATA reports to: (what, how many, of how many, unit)."""
+    return lambda what, done, total, unit: on_event(Progress(what, done, total, unit))

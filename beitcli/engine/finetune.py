@@ -20,7 +20,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.views import FinetuningView
 from beitcli.engine.cards import finetuning_card
 from beitcli.engine.classification import FinetuneTask
-from beitcli.engine.events import Note, OnEvent, Planned, downloads, ignore, warn
+from beitcli.engine.events import Note, OnEvent, Planned, downloads, ignore, openings, warn
 from beitcli.engine.preparation import (
     HeldOut,
     checkpoint_bytes,
@@ -106,7 +106,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
     normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
     source = open_images(config, labelled=True, size=max(size), on_event=on_event)
-    held = _validation(config, source, max(size))
+    held = _validation(config, source, max(size), on_event)
     classes = source.classes or ()
     view = FinetuningView(
         seed=config.seed,
@@ -154,7 +154,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     return report
 
 
-def _validation(config: FinetuneConfig, source: Source, size: int) -> HeldOut:
+def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent) -> HeldOut:
     """What to train on and what to measure on.
 
     `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
@@ -162,7 +162,7 @@ def _validation(config: FinetuneConfig, source: Source, size: int) -> HeldOut:
     references = [config.val] if config.val is not None else list(config.data) if _has_val(config) else None
     if references is None:
         return hold_out(source, _HELD_OUT, config.seed)
-    val = open_data(references, role="eval", labelled=True, sample_size=size)
+    val = open_data(references, role="eval", labelled=True, sample_size=size, on_progress=openings(on_event))
     return HeldOut(source, val, (), True)
 
 

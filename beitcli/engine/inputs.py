@@ -12,6 +12,7 @@ from beitcli.data.order import select_limit
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
+from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.errors import BadImage
 
 ImagesConfig = AttnMapConfig | EvalConfig | MaskPreviewConfig | PredictConfig | TokenizeConfig
@@ -25,6 +26,7 @@ def open_inputs(
     stdin: BinaryIO | None = None,
     labelled: bool = False,
     seed: int | None = None,
+    on_event: OnEvent = ignore,
 ) -> Source:
     """The images of a job; none named means the paths on stdin.
 
@@ -48,6 +50,7 @@ def open_inputs(
         sample_size=sample_size,
         stdin=stdin,
         nul_separated=getattr(config, "nul", False),
+        on_progress=openings(on_event),
     )
     if config.limit is None or config.limit >= len(source):
         return source

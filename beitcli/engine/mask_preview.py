@@ -88,7 +88,7 @@ def mask_preview(
     masking, seed = masking_of(config, pretrained.opened if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
-    source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed)
+    source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed, on_event=on_event)
     several = len(source) > 1
     if config.output == "-" and several:
         raise UsageError(f"-o - writes one picture, but {len(source)} images are given.", "Give -o DIR.")

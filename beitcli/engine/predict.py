@@ -28,7 +28,7 @@ def predict(
     warn(opened.warnings, on_event)
     model.to(compute.device)
     classes = class_names(opened)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     bad, done = 0, 0
     workers = choose_workers(config.workers, compute.device)
     for batch, logits in classify(model, source, preprocessing(opened, model), compute, config.batch_size, workers):

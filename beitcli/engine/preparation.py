@@ -22,7 +22,7 @@ from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.bad_images import Bad
-from beitcli.engine.events import Note, OnEvent, Planned, Progress
+from beitcli.engine.events import Note, OnEvent, Planned, Progress, openings
 from beitcli.engine.training import Plan, Task, optimizer_step
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.device import Compute, choose_workers
@@ -62,6 +62,7 @@ def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEven
         labelled=labelled,
         sample_size=size,
         nul_separated=config.nul,
+        on_progress=openings(on_event),
     )
     if config.limit is not None and config.limit < len(source):
         source = Subset(source, select_limit(source, config.limit, config.seed))

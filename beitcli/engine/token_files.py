@@ -1,4 +1,4 @@
-"""Files of visual tokens: .jsonl grows line by line; .npz and .safetensors are written at the end, whole.
+"""Files of visual tokens: .jsonl grows line by line; the others are written at the end, whole.
 
 A file holds tokens of one grid and one tokenizer. What goes on with it must give the same: an archive names the
 tokenizer by the hash of its weights; of .jsonl, whose lines have no place for it, the range of the tokens is checked.
@@ -7,22 +7,28 @@ tokenizer by the hash of its weights; of .jsonl, whose lines have no place for i
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from beitcli.data.sources.parquet import require_pyarrow
 from beitcli.engine.outputs import make_folder, write_whole
 from beitcli.errors import DataError, StorageError, UsageError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Document = dict[str, Any]
+_ROW_GROUP = 65_536  # images
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,76 @@ class Safetensors(_Archive):
         write_whole(self.path, lambda file: file.write(data))
 
 
-FORMATS: dict[str, type[TokenFile]] = {".jsonl": JsonLines, ".npz": Npz, ".safetensors": Safetensors}
+class Parquet(_Archive):
+    """Columns `path`, `grid` and `tokens` (lists of int32), as the lines of .jsonl; needs pyarrow."""
+
+    def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
+        require_pyarrow(f"-o {path}")
+        super().__init__(path, kind, resume)
+
+    @staticmethod
+    def read(path: Path) -> tuple[list[str], Mapping[str, np.ndarray], str | None]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path, columns=["path", "grid", "tokens"], partitioning=None)
+            stated = json.loads((table.schema.metadata or {}).get(b"beit", b"{}"))
+            paths = [os.fsdecode(each) for each in table.column("path").cast(pa.binary()).to_pylist()]
+            grid = stated.get("grid") or table.column("grid")[0].as_py()
+            if any(each != grid for each in table.column("grid").to_pylist()):
+                raise ValueError("it holds several grids")
+            tokens = [row.values.to_numpy() for row in table.column("tokens")]
+        except pa.ArrowException as error:
+            raise ValueError(error) from None
+        stacked = np.stack(tokens) if tokens else np.empty((0, grid[0] * grid[1]), dtype=np.int32)
+        return paths, {"tokens": stacked, "grid": np.array(grid, dtype=np.int32)}, stated.get("tokenizer")
+
+    def close(self) -> None:
+        import pyarrow.parquet as pq
+
+        schema = self._schema()
+        starts = range(0, len(self.paths), _ROW_GROUP)
+
+        def write(file: BinaryIO) -> None:
+            with pq.ParquetWriter(file, schema) as writer:
+                for first in starts:
+                    writer.write_table(self._table(schema, slice(first, first + _ROW_GROUP)))
+
+        write_whole(self.path, write)
+
+    def _schema(self) -> pa.Schema:
+        """Paths that are no UTF-8 make theirs a column of bytes."""
+        import pyarrow as pa
+
+        try:
+            "".join(self.paths).encode()
+            text = pa.string()
+        except UnicodeEncodeError:
+            text = pa.binary()
+        about = {"tokenizer": self.kind.sha256, "grid": self.kind.grid}
+        numbers = pa.list_(pa.int32())
+        return pa.schema([("path", text), ("grid", numbers), ("tokens", numbers)], metadata={"beit": json.dumps(about)})
+
+    def _table(self, schema: pa.Schema, rows: slice) -> pa.Table:
+        import pyarrow as pa
+
+        paths = [os.fsencode(path) for path in self.paths[rows]]
+        tokens = np.stack(self.rows[rows])
+        grids = np.tile(np.array(self.kind.grid, dtype=np.int32), (len(paths), 1))
+        lists = [
+            pa.ListArray.from_arrays(np.arange(len(each) + 1, dtype=np.int32) * each.shape[1], each.reshape(-1))
+            for each in (grids, tokens)
+        ]
+        return pa.table([pa.array(paths, pa.binary()).cast(schema.field("path").type), *lists], schema=schema)
+
+
+FORMATS: dict[str, type[TokenFile]] = {
+    ".jsonl": JsonLines,
+    ".npz": Npz,
+    ".safetensors": Safetensors,
+    ".parquet": Parquet,
+}
 
 
 def open_token_file(path: Path, kind: TokenKind, resume: bool) -> TokenFile:

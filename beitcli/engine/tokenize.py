@@ -84,7 +84,7 @@ def tokenize(
         tokenizer.require_decoder()
     size = config.size or tokenizer.size
     kind = TokenKind(tokenizer.grid(size), tokenizer.vocab_size, tokenizer.sha256)
-    source = open_inputs(config, sample_size=max(16, size), stdin=stdin)
+    source = open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
     pictures = _picture_paths(config.reconstruct, source) if config.reconstruct else None
     file = None if config.output == "-" or config.stats else open_token_file(Path(config.output), kind, config.resume)
     if file is not None and file.held:

@@ -1,5 +1,6 @@
-"""Files of model repositories on the Hugging Face hub, or a mirror of it, in the cache that its other clients share.
+"""Files of repositories on the Hugging Face hub, or a mirror of it, in the cache that its other clients share.
 
+A repository is `OWNER/NAME` where it holds a model, `datasets/OWNER/NAME` where it holds data.
 huggingface_hub asks for what there is and finds what is kept; `runtime/download.py` fetches the bodies. What they
 raise becomes one sentence and a way out here.
 """
@@ -7,13 +8,16 @@ raise becomes one sentence and a way out here.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -32,8 +36,9 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.download import OnProgress, Remote, disk_full, download
 from beitcli.runtime.foreign_files import quote
 
-__all__ = ["OnProgress", "cache_folder", "fetch"]
+__all__ = ["Listing", "OnProgress", "cache_folder", "fetch", "list_files"]
 
+_DATA = "datasets/"
 _ENDPOINT = "https://huggingface.co"
 _ON = {"1", "ON", "YES", "TRUE"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,12 +61,12 @@ def fetch(
     revision: str | None = None,
     optional: bool = False,
 ) -> Path | None:
-    """The first of `names` that a model repository has, from the cache or downloaded.
+    """The first of `names` that a repository has, from the cache or downloaded.
 
     HF_ENDPOINT and HF_HUB_OFFLINE are read at each call. Where the hub cannot be asked, the cache answers.
 
     Args:
-        repo: `OWNER/NAME`.
+        repo: `OWNER/NAME` or `datasets/OWNER/NAME`.
         on_progress: Called while a body comes in.
         revision: Branch, tag or commit; the main branch if None.
         optional: None rather than an error where the repository has none of them, and where the hub cannot be asked
@@ -100,15 +105,85 @@ def fetch(
     raise _cannot_ask(repo, names, error) from None
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at a commit.
+
+    Attributes:
+        sizes: File to bytes; None where the hub does not say.
+    """
+
+    commit: str
+    sizes: dict[str, int | None]
+
+
+def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
+    """The files of a data set's repository; the last known ones where the hub cannot be asked.
+
+    Args:
+        repo: `datasets/OWNER/NAME`.
+        revision: Branch, tag or commit; the main branch if None.
+
+    Returns:
+        None where the repository has no such revision.
+
+    Raises:
+        UsageError: `repo` is no repository name.
+        StorageError: They cannot be had; says why.
+    """
+    _require_repo(repo)
+    revision = revision or constants.DEFAULT_REVISION
+    kept = cache_folder() / "listings" / f"{_repo_folder(repo).name}--{revision.replace('/', '--')}.json"
+    if _is_offline():
+        error: Exception = OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
+    else:
+        try:
+            about = HfApi(endpoint=_endpoint()).dataset_info(
+                _id(repo), revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+            sizes = {each.rfilename: each.size for each in about.siblings or [] if _is_inside(each.rfilename)}
+            if not _COMMIT.fullmatch(about.sha or ""):
+                raise FileMetadataError("The answer names no commit")
+            listing = Listing(about.sha or "", sizes)
+            with suppress(OSError):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps(asdict(listing)))
+            return listing
+        except RevisionNotFoundError:
+            return None
+        except (KeyError, TypeError, AttributeError):
+            error = FileMetadataError("The answer is no list of files")
+        except (HTTPError, FileMetadataError, OSError, ValueError) as problem:
+            error = problem
+    if _is_unreachable(error):
+        with suppress(OSError, ValueError, TypeError):
+            return Listing(**json.loads(kept.read_text()))
+    raise _cannot_ask(repo, [], error) from None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file's name stays in its folder; a hub could say anything."""
+    return not name.startswith("/") and "\\" not in name and ".." not in name.split("/")
+
+
+def _kind(repo: str) -> str:
+    return "dataset" if repo.startswith(_DATA) else "model"
+
+
+def _id(repo: str) -> str:
+    return repo.removeprefix(_DATA)
+
+
 def _require_repo(repo: str) -> None:
     try:
-        validate_repo_id(repo)
-        valid = re.fullmatch(r"[\w.-]+/[\w.-]+", repo) is not None
+        validate_repo_id(_id(repo))
+        valid = re.fullmatch(r"[\w.-]+/[\w.-]+", _id(repo)) is not None
     except HFValidationError:
         valid = False
     if not valid:
+        example = {"model": "microsoft/beit-base-patch16-224", "dataset": "uoft-cs/cifar10"}[_kind(repo)]
         raise UsageError(
-            f"'{quote(repo)}' is no model repository.", "Give OWNER/NAME, such as microsoft/beit-base-patch16-224."
+            f"'{quote(_id(repo))}' is no {_kind(repo)} repository.", f"Give OWNER/NAME, such as {example}."
         )
 
 
@@ -129,11 +204,11 @@ def _hub_cache() -> Path:
 
 
 def _repo_folder(repo: str) -> Path:
-    return _hub_cache() / repo_folder_name(repo_id=repo, repo_type="model")
+    return _hub_cache() / repo_folder_name(repo_id=_id(repo), repo_type=_kind(repo))
 
 
 def _cached(repo: str, name: str, revision: str) -> Path | None:
-    found = try_to_load_from_cache(repo, name, cache_dir=_hub_cache(), revision=revision)
+    found = try_to_load_from_cache(_id(repo), name, cache_dir=_hub_cache(), revision=revision, repo_type=_kind(repo))
     return Path(found) if isinstance(found, str) else None
 
 
@@ -146,7 +221,7 @@ def _is_known(repo: str, revision: str) -> bool:
 def _look_up(repo: str, names: Sequence[str], revision: str) -> Remote | None:
     """The first of `names` that the hub has at that revision; None where it has none."""
     for name in names:
-        url = hf_hub_url(repo, name, revision=revision, endpoint=_endpoint())
+        url = hf_hub_url(_id(repo), name, repo_type=_kind(repo), revision=revision, endpoint=_endpoint())
         try:
             about = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except EntryNotFoundError:
@@ -154,7 +229,7 @@ def _look_up(repo: str, names: Sequence[str], revision: str) -> Remote | None:
         commit, mark = about.commit_hash or "", about.etag or ""
         if not _COMMIT.fullmatch(commit) or not re.fullmatch(r"[\w-]+", mark):  # both become names of files
             raise FileMetadataError("The answer names no commit or no hash of the file")
-        at_commit = hf_hub_url(repo, name, revision=commit, endpoint=_endpoint())
+        at_commit = hf_hub_url(_id(repo), name, repo_type=_kind(repo), revision=commit, endpoint=_endpoint())
         return Remote(repo, name, commit, mark, about.size, at_commit)
     return None
 
@@ -215,7 +290,8 @@ def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageErr
     where = _endpoint()
     if isinstance(error, OfflineModeIsEnabled):
         return StorageError(
-            f"{_either(names)} of '{repo}' is not in the cache '{_hub_cache()}', and HF_HUB_OFFLINE is set.",
+            f"{_either(names) or 'The list of files'} of '{repo}' is not in the cache '{_hub_cache()}', "
+            "and HF_HUB_OFFLINE is set.",
             f"Unset HF_HUB_OFFLINE, or {_LOCAL}.",
         )
     if isinstance(error, GatedRepoError):
@@ -226,7 +302,7 @@ def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageErr
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if isinstance(error, RepositoryNotFoundError) or status == 401:
         return StorageError(
-            f"There is no model repository '{repo}' at {where}, or it is private.",
+            f"There is no {_kind(repo)} repository '{_id(repo)}' at {where}, or it is private.",
             "Check the spelling of OWNER/NAME; for a private one set HF_TOKEN to a token that may read it.",
         )
     if status:

@@ -470,17 +470,6 @@ def test_reference_missing_suggests_a_neighbour(tmp_path: Path) -> None:
     assert "'sample'" in error.value.hint
 
 
-@pytest.mark.parametrize("reference", ["hf://datasets/a/b", "x.parquet"])
-def test_reference_format_not_supported_says_which_are(
-    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UsageError, match="not supported yet") as error:
-        open_data([reference])
-    assert "folder" in error.value.hint
-
-
 def test_reference_of_no_known_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     with pytest.raises(DataError, match="no format"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import tracemalloc
@@ -11,18 +12,25 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors import safe_open
 
+from beitcli.config.resolve import resolve
+from beitcli.config.use import TokenizeConfig
 from beitcli.data.views import fit_center, to_array
+from beitcli.engine.events import Event, Progress
+from beitcli.engine.inputs import open_inputs
 from beitcli.engine.outputs import OutputNames
 from beitcli.engine.token_files import TokenKind, open_token_file
+from beitcli.errors import StorageError
 from beitcli.tokenizers import open_tokenizer
 
 CODES, GRID = 16, [4, 4]
-FORMATS = [".jsonl", ".npz", ".safetensors"]
+FORMATS = [".jsonl", ".npz", ".safetensors", ".parquet"]
 
 
 @pytest.fixture
@@ -39,6 +47,10 @@ def read(path: Path) -> list[tuple[str, list[int]]]:
         with np.load(path) as arrays:
             assert arrays["grid"].tolist() == GRID
             return list(zip(arrays["paths"].tolist(), arrays["tokens"].tolist(), strict=True))
+    if path.suffix == ".parquet":
+        rows = parquet.read_table(path).to_pylist()
+        assert all(row["grid"] == GRID for row in rows)
+        return [(row["path"], row["tokens"]) for row in rows]
     with safe_open(path, framework="numpy") as tensors:
         assert tensors.get_tensor("grid").tolist() == GRID
         rows = tensors.get_tensor("tokens").tolist()
@@ -69,6 +81,26 @@ def test_tokenize_keeps_the_order_of_its_inputs(tokenize: Callable, labelled_fol
     by_three = tokenize(*paths, "--batch-size", 3)
     assert [document["path"] for document in by_three.lines] == paths
     assert tokenize(*paths, "--batch-size", 64, "--workers", 2).out == by_three.out
+
+
+def test_tokenize_reads_parquet_as_it_reads_files(tokenize: Callable, labelled_folder: Path, tmp_path: Path) -> None:
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(labelled_folder.rglob("*.*g"))]
+    parquet.write_table(
+        pa.table({"image": [*images[:20], None, *images[20:]]}), tmp_path / "x.parquet", row_group_size=7
+    )
+    expected = [document["tokens"] for document in tokenize(labelled_folder).lines]
+    ended = tokenize(tmp_path / "x.parquet")
+    assert ended.code == 3
+    assert ended.lines[20] == {"path": f"{tmp_path}/x.parquet/20", "error": "no image in its row"}
+    assert [document["tokens"] for document in ended.lines if "tokens" in document] == expected
+
+
+def test_opening_large_data_tells_how_far_it_is(labelled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beitcli.data.sources.folder_listing._TELL_EVERY", 10)
+    events: list[Event] = []
+    config = resolve(TokenizeConfig, {"inputs": [str(labelled_folder)], "tokenizer": "pixels"}).config
+    open_inputs(config, sample_size=16, on_event=events.append)
+    assert events == [Progress("looking for images", done, 0, "image") for done in (10, 20)]
 
 
 def test_tokenize_size_sets_the_grid(tokenize: Callable, picture: Callable) -> None:
@@ -143,7 +175,7 @@ def test_tokenize_refuses_an_existing_file_untouched(
 def test_tokenize_refuses_a_suffix_that_it_does_not_know(tokenize: Callable, picture: Callable, tmp_path: Path) -> None:
     ended = tokenize(picture("a.png"), "-o", tmp_path / "tokens.csv")
     assert ended.code == 2
-    assert ".jsonl, .npz, .safetensors" in ended.err
+    assert ".jsonl, .npz, .safetensors, .parquet" in ended.err
     assert not (tmp_path / "tokens.csv").exists()
 
 
@@ -178,7 +210,7 @@ def test_tokenize_resume_mends_lines_that_were_cut_off(
     assert target.read_bytes() == whole
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("suffix", FORMATS[1:])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
 def test_tokenize_resume_refuses_a_cut_off_archive_untouched(
     tokenize: Callable, labelled_folder: Path, tmp_path: Path, suffix: str, share: float
@@ -223,7 +255,7 @@ def test_tokenize_resume_refuses_another_grid_untouched(
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("suffix", FORMATS[1:])
 def test_tokenize_resume_refuses_another_tokenizer_untouched(
     tokenize: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str
 ) -> None:
@@ -287,6 +319,36 @@ def test_token_archive_holds_four_bytes_a_token(tmp_path: Path) -> None:
     assert held < 1.1 * 50 * 10_000 * 4
     file.close()
     assert len(open_token_file(tmp_path / "tokens.npz", kind, resume=True).held) == 50
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_token_files_hold_names_that_are_no_text(tmp_path: Path, suffix: str) -> None:
+    kind, names = TokenKind((1, 2), CODES, "0" * 64), ["a.png", os.fsdecode(b"\xff.png"), "\u00e9.png"]
+    with closing(open_token_file(tmp_path / f"tokens{suffix}", kind, resume=False)) as file:
+        for number, name in enumerate(names):
+            file.add({"path": name, "grid": [1, 2], "tokens": [number, 3]})
+    with closing(open_token_file(tmp_path / f"tokens{suffix}", kind, resume=True)) as file:
+        assert file.held == set(names)
+
+
+def test_parquet_tokens_come_in_row_groups_with_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beitcli.engine.token_files._ROW_GROUP", 4)
+    with closing(open_token_file(tmp_path / "t.parquet", TokenKind((1, 2), CODES, "0" * 64), resume=False)) as file:
+        for number in range(10):
+            file.add({"path": f"{number}.png", "grid": [1, 2], "tokens": [number, 3]})
+    stored = parquet.ParquetFile(tmp_path / "t.parquet")
+    assert [stored.metadata.row_group(number).num_rows for number in range(3)] == [4, 4, 2]
+    assert [str(field.type) for field in stored.schema_arrow] == ["string", *["list<element: int32>"] * 2]
+    rows = [{"path": f"{number}.png", "grid": [1, 2], "tokens": [number, 3]} for number in range(10)]
+    assert stored.read().to_pylist() == rows
+
+
+@pytest.mark.parametrize("grids", [[[1, 2], [2, 1]], [[1, 3], [1, 3]], []])
+def test_parquet_that_holds_no_tokens_of_one_grid_is_refused(tmp_path: Path, grids: list[list[int]]) -> None:
+    rows = [{"path": "a", "grid": grid, "tokens": [1, 2]} for grid in grids] or [{"path": "a", "tokens": [1, 2]}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    with pytest.raises(StorageError, match="no file of tokens"):
+        open_token_file(tmp_path / "t.parquet", TokenKind((1, 2), CODES, "0" * 64), resume=True)
 
 
 def test_token_lines_are_taken_up_without_holding_them(tmp_path: Path) -> None:

@@ -10,24 +10,32 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from beitcli.data.sources.base import Source
+from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import is_image_name, sibling_names
 from beitcli.data.sources.folder import open_folder
+from beitcli.data.sources.folder_listing import list_images
+from beitcli.data.sources.hub import open_hub
 from beitcli.data.sources.listing import ListSource, open_list, open_stdin
+from beitcli.data.sources.parquet import ParquetSource
 from beitcli.data.sources.sample import SampleSource
+from beitcli.data.sources.splits import files_of_split
 from beitcli.data.sources.subset import Subset
 from beitcli.data.sources.tar import TarSource
 from beitcli.errors import DataError, UsageError
 
 __all__ = ["Concat", "Source", "Subset", "open_data"]
 
-_FORMATS = "DATA is a folder, .tar shards, a .txt or .tsv list, an image, - (paths on stdin) or sample."
+_FORMATS = (
+    "DATA is a folder, .tar shards, .parquet files, hf://datasets/OWNER/NAME, a .txt or .tsv list, an image, "
+    "- (paths on stdin) or sample."
+)
 _LABEL_LAYOUTS = (
     "Labels come from FOLDER/CLASS/image.jpg, from tar members CLASS/image.jpg or KEY.cls, "
-    "or from list lines 'path<TAB>label'."
+    "from list lines 'path<TAB>label', "
+    "or from a column label of parquet."
 )
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
@@ -42,6 +50,7 @@ class _Request:
     sample_size: int
     stdin: BinaryIO | None
     nul_separated: bool
+    on_progress: OnProgress | None
 
 
 def open_data(
@@ -53,6 +62,7 @@ def open_data(
     sample_size: int = 64,
     stdin: BinaryIO | None = None,
     nul_separated: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Source:
     """The images that DATA references name, one after another.
 
@@ -64,6 +74,7 @@ def open_data(
         sample_size: Pixels a side of the images of `sample`.
         stdin: Where `-` reads paths; None for the process's own.
         nul_separated: `-0`: those paths end in NUL, not in newline.
+        on_progress: Told how far looking through large data, or downloading it, is.
 
     Raises:
         DataError: missing, unreadable or empty data, an absent split, or labels that are needed and not there.
@@ -80,6 +91,7 @@ def open_data(
         sample_size=sample_size,
         stdin=stdin,
         nul_separated=nul_separated,
+        on_progress=on_progress,
     )
     found = [(_kind(path), path) for reference in references for path in _expand(reference)]
     name = references[0] if len(references) == 1 else f"{references[0]} and {len(references) - 1} more"
@@ -92,8 +104,14 @@ def open_data(
     return source
 
 
+def _choice(request: _Request) -> dict[str, Any]:
+    """What a source with splits and labels of its own is told."""
+    names = ("split", "role", "labelled", "on_progress")
+    return {name: getattr(request, name) for name in names}
+
+
 def _open_shards(paths: list[str], name: str, request: _Request) -> list[Source]:
-    return [TarSource(paths, name=name, split=request.split, role=request.role, labelled=request.labelled)]
+    return [TarSource(paths, name=name, **_choice(request))]
 
 
 def _open_images(paths: list[str], name: str, request: _Request) -> list[Source]:
@@ -101,7 +119,31 @@ def _open_images(paths: list[str], name: str, request: _Request) -> list[Source]
 
 
 def _open_folders(paths: list[str], name: str, request: _Request) -> list[Source]:
-    return [open_folder(path, split=request.split, role=request.role, labelled=request.labelled) for path in paths]
+    return [_open_one_folder(path, request) for path in paths]
+
+
+def _open_one_folder(path: str, request: _Request) -> Source:
+    try:
+        return open_folder(path, **_choice(request))
+    except DataError:
+        files = sorted(glob.glob("**/*.parquet", root_dir=path, recursive=True))
+        if not files or len(list_images(os.fsencode(path))[0]):
+            raise
+        chosen = files_of_split(path, files, request.split, request.role)
+        return _open_rows([os.path.join(path, file) for file in chosen], path, request)
+
+
+def _open_parquet(paths: list[str], name: str, request: _Request) -> list[Source]:
+    chosen = files_of_split(name, paths, request.split, request.role) if request.split else paths
+    return [_open_rows(chosen, name, request)]
+
+
+def _open_hub(paths: list[str], name: str, request: _Request) -> list[Source]:
+    return [open_hub(path, **_choice(request)) for path in paths]
+
+
+def _open_rows(files: list[str], name: str, request: _Request) -> Source:
+    return ParquetSource(files, name=name, labelled=request.labelled, on_progress=request.on_progress)
 
 
 def _open_lists(paths: list[str], name: str, request: _Request) -> list[Source]:
@@ -123,6 +165,8 @@ def _open_sample(paths: list[str], name: str, request: _Request) -> list[Source]
 _OPENERS: dict[str, Callable[[list[str], str, _Request], list[Source]]] = {
     "folder": _open_folders,
     "tar": _open_shards,
+    "parquet": _open_parquet,
+    "hub": _open_hub,
     "list": _open_lists,
     "image": _open_images,
     "stdin": _open_stdin,
@@ -135,12 +179,14 @@ def _kind(path: str) -> str:
     lower = path.lower()
     if path in ("-", "sample"):
         return {"-": "stdin"}.get(path, path)
-    if lower.startswith("hf://") or lower.endswith(".parquet"):
-        raise UsageError(f"'{path}': this format is not supported yet.", hint=_FORMATS)
+    if lower.startswith("hf://"):
+        return "hub"
     if os.path.isdir(path):
         return "folder"
     if lower.endswith(_TAR_SUFFIXES):
         return "tar"
+    if lower.endswith(".parquet"):
+        return "parquet"
     if is_image_name(os.fsencode(path)):
         return "image"
     if lower.endswith((".txt", ".tsv")) or not os.path.isfile(path):  # such as the pipe of `<(find ...)`

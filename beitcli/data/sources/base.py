@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from beitcli.data.decode import decode_rgb
+
+OnProgress = Callable[[str, int, int, str], None]  # what, how many, of how many (0 where nobody knows), unit
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Stretches of a source that are read as a whole, so that images near each other are cheap together.
+
+    Attributes:
+        lengths: (m,) int64, images in each, in order; none is empty.
+        together: How many a process can hold at a time.
+    """
+
+    lengths: np.ndarray
+    together: int
 
 
 class Source(ABC):
@@ -45,6 +63,10 @@ class Source(ABC):
     def origin(self, index: int) -> int:
         """The image's index in the whole DATA, which its draws are keyed by, whatever part of it this source is."""
         return index
+
+    def blocks(self) -> Blocks | None:
+        """How it is best read; None where any image costs the same."""
+        return None
 
     def fingerprint(self) -> str:
         """SHA-256 over the paths and labels in order: equal data in equal order, equal fingerprint."""

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from beitcli.data.sources.base import Source
+from beitcli.data.sources.base import Blocks, Source
 from beitcli.data.sources.files import class_order
+
+_PIECE = 256  # images
 
 
 class Concat(Source):
@@ -54,7 +56,23 @@ class Concat(Source):
         number, inner = self.locate(index)
         return self.sources[number].image(inner)
 
+    def blocks(self) -> Blocks | None:
+        """Those of the parts; a part that is read image by image comes in pieces, to be mixed with the others."""
+        parts = [source.blocks() for source in self.sources]
+        if all(part is None for part in parts):
+            return None
+        lengths = [
+            part.lengths if part is not None else _pieces(len(source))
+            for source, part in zip(self.sources, parts, strict=True)
+        ]
+        return Blocks(np.concatenate(lengths), min(part.together for part in parts if part is not None))
+
     def label(self, index: int) -> int | None:
         number, inner = self.locate(index)
         label = self.sources[number].label(inner)
         return None if label is None or self.classes is None else self._label_maps[number][label]
+
+
+def _pieces(length: int) -> np.ndarray:
+    """(m,) int64 lengths of `_PIECE`, and the rest."""
+    return np.diff([*range(0, length, _PIECE), length])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +25,10 @@ class PackedNames:
     """Byte strings end to end in one block: 8 bytes more than their characters each, and nothing to copy on fork.
 
     A million `str` paths would take some 150 MB and be touched (so copied) by every worker's reference counts.
+
+    Attributes:
+        block: (bytes,) uint8.
+        bounds: (n + 1,) int64, where each begins and the last ends.
     """
 
     def __init__(self, names: Iterable[bytes]) -> None:
@@ -32,14 +36,38 @@ class PackedNames:
         for name in names:
             block += name
             bounds.append(len(block))
-        self._block = bytes(block)
-        self._bounds = np.array(bounds, dtype=np.int64)
+        self.block, self.bounds = np.frombuffer(block, dtype=np.uint8), np.frombuffer(bounds, dtype=np.int64)
+
+    @classmethod
+    def of(cls, block: np.ndarray, bounds: np.ndarray) -> PackedNames:
+        """Those that were packed before."""
+        packed = cls.__new__(cls)
+        packed.block, packed.bounds = block, bounds
+        return packed
+
+    @classmethod
+    def joined(cls, parts: Sequence[PackedNames]) -> PackedNames:
+        """The names of all parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0, *(len(part.block) for part in parts)])
+        bounds = [part.bounds[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        return cls.of(np.concatenate([part.block for part in parts]), np.concatenate([[0], *bounds]))
+
+    def take(self, indices: np.ndarray | slice) -> PackedNames:
+        """Some of them; a slice, which is `slice(None)` here, takes all without a copy."""
+        if isinstance(indices, slice):
+            return self
+        return PackedNames(self[index] for index in indices.tolist())
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self.bounds) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        return self._block[self._bounds[index] : self._bounds[index + 1]]
+        return self.block[self.bounds[index] : self.bounds[index + 1]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[index] for index in range(len(self)))
 
 
 class Labeller:
@@ -53,24 +81,31 @@ class Labeller:
         """Notes the class of the next image; None where it has none."""
         self._codes.append(-1 if name is None else self._code_of.setdefault(name, len(self._code_of)))
 
-    def finish(self, kept: np.ndarray | None = None) -> tuple[tuple[str, ...] | None, np.ndarray]:
-        """The classes and every image's label.
+    def codes(self) -> tuple[list[str], np.ndarray]:
+        """Class names as they came, and (n,) int32 indices into them, -1 where there is none."""
+        return list(self._code_of), np.array(self._codes, dtype=np.int32)
 
-        Args:
-            kept: (n,) indices of the images that stay; None for all.
+    def finish(self) -> tuple[tuple[str, ...] | None, np.ndarray]:
+        """The classes and every image's label, as `number_classes` gives them."""
+        return number_classes(*self.codes())
 
-        Returns:
-            Class names in label order, or None unless every image has one; (n,) int32 labels, -1 where there is none
-            (then labels mean nothing as indices, only whether there is one).
-        """
-        codes = np.array(self._codes, dtype=np.int32)
-        codes = codes if kept is None else codes[kept]
-        if not codes.size or codes.min() < 0:
-            return None, codes
-        names = list(self._code_of)
-        classes = class_order(names[code] for code in np.unique(codes))
-        label_of = {name: label for label, name in enumerate(classes)}
-        return classes, np.array([label_of.get(name, -1) for name in names], dtype=np.int32)[codes]
+
+def number_classes(names: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...] | None, np.ndarray]:
+    """The classes in label order, of those names that an image has.
+
+    Args:
+        names: Class names in any order; one may stand there twice.
+        codes: (n,) int32 indices into them, -1 where an image has none.
+
+    Returns:
+        Class names in label order, or None unless every image has one; (n,) int32 labels, -1 where there is none
+        (then labels mean nothing as indices, only whether there is one).
+    """
+    if not codes.size or codes.min() < 0:
+        return None, codes
+    classes = class_order(names[code] for code in np.unique(codes))
+    label_of = {name: label for label, name in enumerate(classes)}
+    return classes, np.array([label_of.get(name, -1) for name in names], dtype=np.int32)[codes]
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:

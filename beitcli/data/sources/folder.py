@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from array import array
-from collections.abc import Iterator
 
 import numpy as np
 
-from beitcli.data.sources.base import Source
+from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.files import (
     EXTENSIONS,
-    Labeller,
-    PackedNames,
     choose_split,
-    is_image_name,
+    number_classes,
     read_file,
     require_whole_labels,
     sibling_names,
 )
+from beitcli.data.sources.folder_listing import list_images
 from beitcli.errors import DataError
 
 SPLITS = ("train", "val")
@@ -31,31 +28,34 @@ class FolderSource(Source):
     Costs 4 bytes, an 8-byte bound and the file's name an image; the folders' names are kept once.
     """
 
-    def __init__(self, root: str, *, name: str = "", classed: bool = True, labelled: bool = False) -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        name: str = "",
+        classed: bool = True,
+        labelled: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         """
         Args:
             root: The folder.
             name: The DATA reference; `root` where it is empty.
             classed: Whether the first folder below the root is the class.
             labelled: Whether labels are needed, so that images outside class folders are refused.
+            on_progress: Told how many images are found.
 
         Raises:
             DataError: no images, a folder that cannot be listed, or labels missing for some.
         """
         self.name = name or root
         self._root = os.fsencode(root)
-        folders: dict[bytes, int] = {}
-        folder_of, names, labeller = array("i"), [], Labeller()
-        for folder, file_name in _walk(self._root):
-            folder_of.append(folders.setdefault(folder, len(folders)))
-            names.append(file_name)
-            labeller.add(os.fsdecode(folder.partition(b"/")[0]) if folder and classed else None)
-        if not names:
+        self._names, self._folders, self._folder_of = list_images(self._root, on_progress)
+        if not len(self._names):
             raise _no_images(root)
-        self._names = PackedNames(names)
-        self._folders = list(folders)
-        self._folder_of = np.array(folder_of, dtype=np.int32)
-        self.classes, self._labels = labeller.finish()
+        class_names = [os.fsdecode(folder.partition(b"/")[0]) for folder in self._folders]
+        codes = np.array([code if name and classed else -1 for code, name in enumerate(class_names)], dtype=np.int32)
+        self.classes, self._labels = number_classes(class_names, codes[self._folder_of])
         if labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
@@ -76,7 +76,12 @@ class FolderSource(Source):
 
 
 def open_folder(
-    reference: str, *, split: str | None = None, role: str = "train", labelled: bool = False
+    reference: str,
+    *,
+    split: str | None = None,
+    role: str = "train",
+    labelled: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> FolderSource:
     """The folder, or the split of it: `train/` and `val/` below it are splits, and so is whatever `split` names.
 
@@ -94,7 +99,11 @@ def open_folder(
     pictures = os.path.join(root, "images")
     has_masks = os.path.isdir(pictures) and any(os.path.isdir(os.path.join(root, mask)) for mask in MASK_FOLDERS)
     return FolderSource(
-        pictures if has_masks else root, name=reference, classed=not has_masks, labelled=labelled and not has_masks
+        pictures if has_masks else root,
+        name=reference,
+        classed=not has_masks,
+        labelled=labelled and not has_masks,
+        on_progress=on_progress,
     )
 
 
@@ -105,54 +114,6 @@ def _splits_below(root: str) -> list[str]:
     if len(splits) == 1 and set(folders) - {*splits, "test"}:
         return []
     return splits
-
-
-def _walk(root: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yields (folder relative to the root, file name) of every image, in the byte order of the whole paths.
-
-    Linked folders are followed, but not into a folder that they stand in.
-    """
-    pending: list[tuple[bytes, bytes, frozenset[tuple[int, int]]]] = [(b"", b"/", frozenset())]
-    while pending:
-        folder, name, above = pending.pop()
-        if not name.endswith(b"/"):
-            yield folder, name
-            continue
-        inside = os.path.join(folder, name[:-1])
-        try:
-            status = os.stat(os.path.join(root, inside))
-            if (status.st_dev, status.st_ino) in above:
-                continue
-            entries = _entries(os.path.join(root, inside))
-        except OSError as error:
-            place = os.fsdecode(os.path.join(root, inside))
-            raise DataError(f"'{place}' cannot be listed: {error.strerror}.", hint="Check its permissions.") from None
-        here = above | {(status.st_dev, status.st_ino)}
-        pending.extend((inside, entry, here) for entry in reversed(entries))
-
-
-def _entries(folder: bytes) -> list[bytes]:
-    """Names of the images and, with a slash after them, of the folders in it, sorted; hidden ones left out.
-
-    The slash makes the order that of the whole paths: `a-b/1.png` comes before `a/1.png`.
-    """
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            if _is_folder(entry):
-                found.append(entry.name + b"/")
-            elif is_image_name(entry.name) and (entry.is_symlink() or entry.is_file()):
-                found.append(entry.name)
-    return sorted(found)
-
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _no_images(root: str) -> DataError:

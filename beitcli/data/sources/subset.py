@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from beitcli.data.sources.base import Source
+from beitcli.data.sources.base import Blocks, Source
 
 
 class Subset(Source):
@@ -46,6 +46,14 @@ class Subset(Source):
 
     def image(self, index: int) -> Image.Image:
         return self.source.image(self.locate(index))
+
+    def blocks(self) -> Blocks | None:
+        """Those of the whole, as far as they are left; None where the order is another."""
+        whole = self.source.blocks()
+        if whole is None or (np.diff(self.indices) <= 0).any():
+            return None
+        block_of = np.searchsorted(np.cumsum(whole.lengths), self.indices, side="right")
+        return Blocks(np.unique(block_of, return_counts=True)[1], whole.together)
 
     def label(self, index: int) -> int | None:
         return self.source.label(self.locate(index))

@@ -1,30 +1,23 @@
-"""Tar shards read at random: the headers are indexed once, then an image is one `pread`; nothing is extracted.
+"""Tar shards read at random: an image is one `pread` where the shard's index says; nothing is extracted.
 
 The class of an image is its parent folder, or in WebDataset shards what the `.cls` member of its key says.
-Indexing costs some 20 microseconds an image; the index takes 20 bytes and the member's name.
+An image costs 33 bytes and its member's name.
 """
 
 from __future__ import annotations
 
 import os
-import posixpath
-import re
-import tarfile
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from beitcli.data.sources.base import Source
-from beitcli.data.sources.files import Labeller, PackedNames, choose_split, is_image_name, require_whole_labels
+from beitcli.data.sources.base import OnProgress, Source
+from beitcli.data.sources.files import PackedNames, choose_split, number_classes, require_whole_labels
+from beitcli.data.sources.tar_index import SPLITS, index_shard
 from beitcli.errors import BadImage, DataError
 
-SPLITS = ("train", "val", "test")
-COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _MAX_OPEN_SHARDS = 128  # past that a shard is opened for every read: macOS allows a process 256 files
-_MAX_CLS_BYTES = 4096
-_HIDDEN = re.compile(r"(?:^|/)\.(?!\.?/)")
 
 
 class TarSource(Source):
@@ -38,6 +31,7 @@ class TarSource(Source):
         split: str | None = None,
         role: str = "train",
         labelled: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> None:
         """
         Args:
@@ -46,6 +40,7 @@ class TarSource(Source):
             split: Which of the top folders `train`, `val` and `test` to take, where every image lies in one.
             role: "train" or "eval"; chooses where `split` is None and the shards hold several splits.
             labelled: Whether labels are needed, so that images without one are refused.
+            on_progress: Told how many bytes of a shard have been looked through.
 
         Raises:
             DataError: a shard is missing, compressed or damaged, there are no images, or not in that split.
@@ -53,25 +48,21 @@ class TarSource(Source):
         self.name = name or shards[0]
         self._shards = list(shards)
         self._files: dict[int, int] = {}
-        names: list[bytes] = []
-        shard_of, offsets, sizes, tops = array("i"), array("q"), array("q"), array("b")
-        labeller = Labeller()
-        for number, shard in enumerate(self._shards):
-            for member, offset, size, class_name in _images(shard):
-                names.append(member.encode("utf-8", "surrogateescape"))
-                shard_of.append(number)
-                offsets.append(offset)
-                sizes.append(size)
-                tops.append(_split_number(member))
-                labeller.add(class_name)
-        if not names:
+        indexes = [index_shard(shard, on_progress) for shard in self._shards]
+        lengths = [len(index.names) for index in indexes]
+        if not sum(lengths):
             raise DataError(f"No images in '{self.name}'.", hint="Members are images by their names, such as .jpg.")
-        kept = _in_split(self.name, np.array(tops, dtype=np.int8), split, role)
-        self._names = PackedNames(names[index] for index in kept)
-        self._shard_of = np.array(shard_of, dtype=np.int32)[kept]
-        self._offsets = np.array(offsets, dtype=np.int64)[kept]
-        self._sizes = np.array(sizes, dtype=np.int64)[kept]
-        self.classes, self._labels = labeller.finish(kept)
+        kept = _in_split(self.name, _joined([index.tops for index in indexes]), split, role)
+        self._names = PackedNames.joined([index.names for index in indexes]).take(kept)
+        self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)[kept]
+        self._offsets = _joined([index.offsets for index in indexes])[kept]
+        self._sizes = _joined([index.sizes for index in indexes])[kept]
+        class_names = [name for index in indexes for name in index.class_names]
+        starts = np.cumsum([0, *(len(index.class_names) for index in indexes)])
+        codes = [
+            np.where(index.codes < 0, -1, index.codes + start) for index, start in zip(indexes, starts, strict=False)
+        ]
+        self.classes, self._labels = number_classes(class_names, _joined(codes)[kept])
         if labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
@@ -116,86 +107,12 @@ class TarSource(Source):
             os.close(file)
 
 
-def _images(shard: str) -> Iterator[tuple[str, int, int, str | None]]:
-    """Yields (member, offset, size, class name or None) of the shard's images."""
-    images: list[tuple[str, int, int]] = []
-    class_of: dict[str, str] = {}
-    for member, offset, size, content in _members(shard):
-        if content is not None:
-            class_of[member.removesuffix(".cls")] = _class_name(content)
-        elif is_image_name(member.encode("utf-8", "surrogateescape")):
-            images.append((member, offset, size))
-    for member, offset, size in images:
-        if class_of:
-            folder, base = posixpath.split(member)
-            key = posixpath.join(folder, base.partition(".")[0])
-            yield member, offset, size, class_of.get(posixpath.splitext(member)[0], class_of.get(key))
-        else:
-            folders = [part for part in member.split("/")[:-1] if part not in ("", ".", "..")]
-            is_class = folders and not (len(folders) == 1 and folders[0] in SPLITS)
-            yield member, offset, size, folders[-1] if is_class else None
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """One after another; one alone as it is, for it may be large."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _members(shard: str) -> Iterator[tuple[str, int, int, bytes | None]]:
-    """Yields (member, offset, size, content) of the visible files; content of `.cls` members only."""
-    places: dict[str, tuple[int, int]] = {}
-    try:
-        with (
-            open(shard, "rb") as file,
-            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
-        ):
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
-                if member.islnk() and member.linkname in places:
-                    places[member.name] = places[member.linkname]
-                elif member.isreg():
-                    places[member.name] = member.offset_data, member.size
-                else:
-                    continue
-                name, (offset, size) = member.name.removeprefix("./"), places[member.name]
-                if not _HIDDEN.search(name):
-                    is_class = name.endswith(".cls")
-                    content = os.pread(file.fileno(), min(size, _MAX_CLS_BYTES), offset) if is_class else None
-                    yield name, offset, size, content
-            _check_end(shard, archive.offset, os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset))
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise _damaged(shard, str(error)) from None
-    except OSError as error:
-        raise DataError(f"Shard '{shard}' cannot be read: {error.strerror}.", hint="Check the path.") from None
-
-
-def _check_end(shard: str, offset: int, block: bytes) -> None:
-    """Refuses a shard that does not end in zeros: tarfile takes a cut or a broken header for the end."""
-    if not block:
-        raise _damaged(shard, "the mark of its end is missing")
-    if block.strip(b"\0"):
-        raise _damaged(shard, f"no header at byte {offset:,}")
-
-
-def _damaged(shard: str, reason: str) -> DataError:
-    with open(shard, "rb") as file:
-        start = file.read(8)
-    for magic, tool in COMPRESSED.items():
-        if start.startswith(magic):
-            return DataError(
-                f"Shard '{shard}' is compressed; images in it cannot be reached at random.",
-                hint=f"Unpack it once with {tool}: images are compressed already, so it grows little.",
-            )
-    return DataError(f"Shard '{shard}' is cut short or damaged: {reason}.", hint="Download or write it again.")
-
-
-def _class_name(content: bytes) -> str:
-    """What a `.cls` member says: an integer in its shortest form, or a name."""
-    text = content.decode("utf-8", "replace").strip()
-    return str(int(text)) if re.fullmatch(r"-?[0-9]+", text) else text
-
-
-def _split_number(member: str) -> int:
-    top = member.lstrip("/").partition("/")[0]
-    return SPLITS.index(top) if top in SPLITS else -1
-
-
-def _in_split(name: str, tops: np.ndarray, split: str | None, role: str) -> np.ndarray:
+def _in_split(name: str, tops: np.ndarray, split: str | None, role: str) -> np.ndarray | slice:
     """Indices of the images of the split; of all where the shards do not tell splits apart.
 
     Args:
@@ -206,5 +123,5 @@ def _in_split(name: str, tops: np.ndarray, split: str | None, role: str) -> np.n
     """
     available = [SPLITS[number] for number in np.unique(tops) if number >= 0]
     if tops.min() < 0 or (split is None and len(available) == 1):
-        return np.arange(len(tops))
+        return slice(None)
     return np.flatnonzero(tops == SPLITS.index(choose_split(name, available, split, role)))

@@ -1,0 +1,99 @@
+"""`hf://datasets/OWNER/NAME[@REVISION][/FOLDER]`: the parquet files of a data set on the hub, downloaded on first use.
+
+All files of the split are fetched into the cache before the first image is read, so that any image can be read at
+random and a run resumes as from local files. A data set kept in another form is read from the branch on which the hub
+keeps its conversion to parquet.
+"""
+
+from __future__ import annotations
+
+import re
+
+from beitcli.data.sources.base import OnProgress
+from beitcli.data.sources.parquet import ParquetSource, require_pyarrow
+from beitcli.data.sources.splits import configuration_of, files_of_split
+from beitcli.errors import DataError, StorageError, UsageError
+from beitcli.runtime.hub import Listing, fetch, list_files
+
+_REFERENCE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
+_CONVERTED = "refs/convert/parquet"
+
+
+def open_hub(
+    reference: str,
+    *,
+    split: str | None = None,
+    role: str = "train",
+    labelled: bool = False,
+    on_progress: OnProgress | None = None,
+) -> ParquetSource:
+    """The images of a data set on the hub.
+
+    Raises:
+        UsageError: the reference is no such one, or pyarrow is not installed.
+        DataError: no parquet files, several configurations, an absent split, or as `ParquetSource`.
+        StorageError: the files cannot be had.
+    """
+    found = _REFERENCE.fullmatch(reference)
+    if not found:
+        raise UsageError(f"'{reference}' is no data set on the hub.", hint="Give hf://datasets/OWNER/NAME.")
+    require_pyarrow(reference)
+    repo, revision, folder = f"datasets/{found[1]}", found[2], (found[3] or "").strip("/")
+    listing = _with_parquet(reference, repo, revision)
+    prefix = f"{folder}/" if folder else ""
+    files = sorted(name for name in listing.sizes if name.endswith(".parquet") and name.startswith(prefix))
+    if not files:
+        raise DataError(f"'{reference}' has no parquet files below '{folder}'.", hint="Leave the folder out.")
+    chosen = files_of_split(reference, _of_one_configuration(reference, files, folder), split, role)
+    paths = _download(repo, listing, chosen, on_progress)
+    names = [f"hf://{repo}/{name}" for name in chosen]
+    return ParquetSource(paths, name=reference, names=names, labelled=labelled, on_progress=on_progress)
+
+
+def _with_parquet(reference: str, repo: str, revision: str | None) -> Listing:
+    """The listing of the revision, or where it has no parquet and none was asked for, of the hub's conversion."""
+    listing = list_files(repo, revision=revision)
+    if listing is None:
+        raise StorageError(f"'{reference}': there is no revision '{revision or 'main'}'.", "Check its name.")
+    if _has_parquet(listing):
+        return listing
+    converted = None if revision else list_files(repo, revision=_CONVERTED)
+    if converted is not None and _has_parquet(converted):
+        return converted
+    raise DataError(
+        f"'{reference}' has no parquet files, and the hub keeps no conversion of it.",
+        hint="Download it (hf download --repo-type dataset) and pass its images or .tar shards.",
+    )
+
+
+def _has_parquet(listing: Listing) -> bool:
+    return any(name.endswith(".parquet") for name in listing.sizes)
+
+
+def _of_one_configuration(reference: str, files: list[str], folder: str) -> list[str]:
+    """The files of `default` where there are several configurations; of the only one else."""
+    configurations = {name: configuration_of(name) for name in files}
+    available = sorted({each for each in configurations.values() if each is not None})
+    if folder or len(set(configurations.values())) < 2:
+        return files
+    if "default" in available:
+        return [name for name in files if configurations[name] == "default"]
+    raise DataError(
+        f"'{reference}' comes in several configurations: {', '.join(available)}.",
+        hint=f"Name one: {reference.rstrip('/')}/{available[0]}",
+    )
+
+
+def _download(repo: str, listing: Listing, names: list[str], on_progress: OnProgress | None) -> list[str]:
+    """Paths of the files in the cache; what is there is not fetched again."""
+    total = sum(listing.sizes[name] or 0 for name in names)
+    done, paths = 0, []
+    for name in names:
+
+        def tell(what: str, part: int, whole: int, before: int = done) -> None:
+            if on_progress is not None:
+                on_progress(f"downloading {repo.removeprefix('datasets/')}", before + part, max(total, whole), "byte")
+
+        paths.append(str(fetch(repo, [name], revision=listing.commit, on_progress=tell)))
+        done += listing.sizes[name] or 0
+    return paths
