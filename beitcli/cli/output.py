@@ -153,7 +153,7 @@ class Shell:
             if self._is_due(event):
                 rate = (event.done - before) / max(time.monotonic() - began, 1e-9)
                 loaded = megabytes(event.done, event.total, rate)
-                done = loaded if event.unit == "byte" else f"{event.unit} {event.done}/{event.total}"
+                done = loaded if event.unit == "byte" else f"{event.unit} {event.done}/{event.total or '?'}"
                 self._say(f"{event.phase}: {done}  {shown(event.metrics)}".rstrip())
             return
         if self._bar is None:
@@ -161,10 +161,10 @@ class Shell:
         self._bar.start()
         if event.phase not in self._bar_tasks:
             self._bar_tasks[event.phase] = self._bar.add_task(
-                event.phase, total=event.total, unit=event.unit, figures=""
+                event.phase, total=event.total or None, unit=event.unit, figures=""
             )
         task = self._bar_tasks[event.phase]
-        self._bar.update(task, completed=event.done, total=event.total)
+        self._bar.update(task, completed=event.done, total=event.total or None)
         if event.metrics:
             room = max(0, self.console.width - _BAR_COLUMNS)  # or the figures would push the bar away
             self._bar.update(task, figures=shown(event.metrics)[:room])
@@ -178,7 +178,8 @@ class Shell:
             self._last_line = now if due else self._last_line
         else:
             since = now - self._last_count if self._last_count is not None else 0.0  # from the first event on
-            due = event.unit != "step" and event.done < event.total and since >= _COUNT_SECONDS
+            unfinished = event.done < event.total or not event.total
+            due = event.unit != "step" and unfinished and since >= _COUNT_SECONDS
             self._last_count = now if due or self._last_count is None else self._last_count
         return due
 
