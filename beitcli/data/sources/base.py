@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 
+import numpy as np
 from PIL import Image
 
-from beitcli.data.decode import decode_rgb
+from beitcli.data.decode import decode_pixels, decode_rgb
 
 
 class Source(ABC):
@@ -37,6 +38,12 @@ class Source(ABC):
     def image(self, index: int) -> Image.Image:
         """The upright RGB image. Raises BadImage."""
         return decode_rgb(self.read(index))
+
+    def pixels(self, index: int) -> np.ndarray:
+        """`image` as (H, W, 3) uint8, decoded faster where it is stored as bytes. Raises BadImage."""
+        if type(self).image is Source.image:
+            return decode_pixels(self.read(index))
+        return np.array(self.image(index))
 
     def label(self, index: int) -> int | None:
         """Index into `classes`, or None."""

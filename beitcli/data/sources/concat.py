@@ -54,6 +54,10 @@ class Concat(Source):
         number, inner = self.locate(index)
         return self.sources[number].image(inner)
 
+    def pixels(self, index: int) -> np.ndarray:
+        number, inner = self.locate(index)
+        return self.sources[number].pixels(inner)
+
     def label(self, index: int) -> int | None:
         number, inner = self.locate(index)
         label = self.sources[number].label(inner)

@@ -47,5 +47,8 @@ class Subset(Source):
     def image(self, index: int) -> Image.Image:
         return self.source.image(self.locate(index))
 
+    def pixels(self, index: int) -> np.ndarray:
+        return self.source.pixels(self.locate(index))
+
     def label(self, index: int) -> int | None:
         return self.source.label(self.locate(index))
