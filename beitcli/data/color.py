@@ -24,7 +24,7 @@ COLOR_NUMBERS = 9
 _ROWS = 32
 _CUT_OFF = 0.5
 _Line = tuple[float, float, float, float]  # gain, offset, low, high
-_SAME: _Line = (1.0, 0.0, 0.0, 255.0)
+_SAME: _Line = (1.0, 0.0, -1e6, 1e6)
 _NOTHING = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -88,8 +88,10 @@ def apply_color(
     Returns:
         (B, 3, H, W) float32, (value / 255 - mean) / std.
     """
-    grey, scale, shift = _constants(images.device, tuple(mean), tuple(std))
-    if images.device.type == "cpu" and not torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    constants = _constants.__wrapped__ if compiling else _constants  # dynamo warns of caches
+    grey, scale, shift = constants(images.device, tuple(mean), tuple(std))
+    if images.device.type == "cpu" and not compiling:
         return _one_by_one(images, color, scale, -shift)
     gain, offset, low, high, own, shared, offset_after, low_after, high_after = color[..., None, None, None].unbind(1)
     levels = torch.clamp(images * gain + offset, low, high)
