@@ -10,11 +10,12 @@ makes one view of the two, for scale. One torch thread everywhere, so that worke
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from measure import in_turn, report
+from measure import in_turn, report, spread
 from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +32,7 @@ from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, PretrainingView, Two
 from beitcli.tokenizers import to_unit
 
 RELEASE, REFERENCE, FAST, TIMM = "release order, torchvision", "reference views", "fast views", "timm, one view"
+ALONE = ", loader alone"
 BATCH, SIZE, TOKEN_SIZE, JITTER = 50, 224, 112, 0.4
 
 
@@ -109,30 +111,41 @@ def transform(
         pass
 
 
+def processor_seconds() -> float:
+    """Of this process and of the workers that have ended."""
+    return sum(os.times()[:4])
+
+
+def counted(call: Callable[[], None], into: list[float]) -> Callable[[], None]:
+    def run() -> None:
+        before = processor_seconds()
+        call()
+        into.append(processor_seconds() - before)
+
+    return run
+
+
 def measured(source: Source, count: int, workers: int, rounds: int) -> dict[str, object]:
-    """Every claim in a run of its own: ratios are of what ran in the same round."""
+    """Wall and processor time of every contestant; where other work runs on the cores, the second says more."""
     given = {"count": count, "workers": workers}
-    products = {
+    calls = {
         RELEASE: partial(transform, source, ReleaseOrder, **given),
         REFERENCE: partial(finish, source, PretrainingView, **given),
         FAST: partial(finish, source, FastPretrainingView, **given),
         TIMM: partial(transform, source, OneView, **given),
+        REFERENCE + ALONE: partial(load, source, PretrainingView, **given),
+        FAST + ALONE: partial(load, source, FastPretrainingView, **given),
     }
-    loaders = {
-        REFERENCE: partial(load, source, PretrainingView, **given),
-        FAST: partial(load, source, FastPretrainingView, **given),
-    }
-    runs = {
-        "same product, against the release order": in_turn(products, rounds, peer=RELEASE),
-        "same product, against the reference views": in_turn(
-            {name: products[name] for name in (REFERENCE, FAST)}, rounds, peer=REFERENCE
-        ),
-        "loader alone": in_turn(loaders, rounds, peer=REFERENCE),
-    }
-    for run in runs.values():
-        for figures in run.values():
-            figures["images_per_second"] = {"median": count / figures["seconds"]["median"]}
-    return {"workers": workers, **runs}
+    processor: dict[str, list[float]] = {name: [] for name in calls}
+    figures = in_turn({name: counted(call, processor[name]) for name, call in calls.items()}, rounds, peer=RELEASE)
+    for name, own in figures.items():
+        last = processor[name][-rounds:]
+        own["images_per_second"] = {"median": count / own["seconds"]["median"]}
+        own["processor_ms_an_image"] = spread([1000 * each / count for each in last])
+        for peer in (RELEASE, REFERENCE, REFERENCE + ALONE):
+            ratios = [theirs / ours for theirs, ours in zip(processor[peer][-rounds:], last, strict=True)]
+            own[f"times_less_processor than {peer}"] = spread(ratios)
+    return {"workers": workers, "contestants": figures}
 
 
 def main() -> None:
@@ -145,12 +158,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     source = open_data(given.data)
-    results = {
-        "photographs": len(source),
-        "images_a_round": given.images,
-        "runs": [measured(source, given.images, workers, given.rounds) for workers in given.workers],
-    }
-    report("How many images a second does pretraining's loader give?", results, given.output)
+    runs: list[dict[str, object]] = []
+    results = {"photographs": len(source), "images_a_round": given.images, "runs": runs}
+    for workers in given.workers:
+        runs.append(measured(source, given.images, workers, given.rounds))
+        report("How many images a second does pretraining's loader give?", results, given.output)
 
 
 if __name__ == "__main__":
