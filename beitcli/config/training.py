@@ -88,6 +88,11 @@ class PretrainConfig(Training):
     )
     color_jitter: float = option(0.4, "Brightness, contrast and saturation (0-1).", panel="Data")
     min_crop: float = option(0.08, "Least share of the area that the random crop keeps (0-1).", panel="Data")
+    views: Literal["fast", "reference"] = option(
+        "fast",
+        "fast: crop, resize, then jitter on the device; reference: the release's order, with Pillow. Equal draws.",
+        panel="Data",
+    )
     normalization: Literal["imagenet", "inception"] = option(
         "imagenet",
         "Of the images: ImageNet's mean and std, or 0.5 and 0.5 (the release's, on 22k).",

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from beitcli.data.order import BlockOrder, KeyedOrder, training_order
 from beitcli.data.sources.base import Source
 from beitcli.errors import BadImage, DataError
 
-View = Callable[[Image.Image, int, int], dict[str, np.ndarray]]
+# Of an image, or of its (H, W, 3) uint8 pixels where the view has `wants_pixels`; then the epoch and the image's key.
+View = Callable[[Any, int, int], dict[str, np.ndarray]]
 Masking = Callable[[int, int], np.ndarray]
 _SUBSTITUTES = 64
 _READ_AHEAD_BYTES = 2e9
@@ -67,6 +67,7 @@ class _Images(Dataset["Batch | DataError"]):
 
     def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int) -> None:
         self.source, self.view, self.masking, self.batch_size = source, view, masking, batch_size
+        self.wants_pixels = getattr(view, "wants_pixels", False)
 
     def __len__(self) -> int:
         return self.batches() * self.pieces
@@ -93,7 +94,8 @@ class _Images(Dataset["Batch | DataError"]):
     def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         key = self.source.origin(index)
         try:
-            arrays = self.view(self.source.image(index), epoch, key)
+            read = self.source.pixels if self.wants_pixels else self.source.image
+            arrays = self.view(read(index), epoch, key)
         except MemoryError:
             raise BadImage("too large for the memory of this machine") from None
         if self.masking is not None:

@@ -23,6 +23,8 @@ from beitcli.runtime.keyed import keyed_generator, keyed_integer
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 Box = tuple[int, int, int, int]
 Size = int | tuple[int, int]  # (H, W) in pixels, or the side of a square
+BRIGHTNESS, CONTRAST, SATURATION = range(3)
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -63,12 +65,16 @@ def draw_crop_box(
     return left, upper, left + across, upper + down
 
 
-def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation by factors uniform in 1 +- strength, in random order."""
-    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+def draw_jitter(strength: float, rng: np.random.Generator) -> list[tuple[int, float]]:
+    """BRIGHTNESS, CONTRAST and SATURATION in random order, each with a factor uniform in 1 +- strength."""
     factors = rng.uniform(max(0.0, 1 - strength), 1 + strength, size=3)
-    for which in rng.permutation(3):
-        image = enhancers[which](image).enhance(float(factors[which]))
+    return [(int(which), float(factors[which])) for which in rng.permutation(3)]
+
+
+def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation by Pillow, as drawn."""
+    for which, factor in draw_jitter(strength, rng):
+        image = _ENHANCERS[which](image).enhance(factor)
     return image
 
 
@@ -100,8 +106,8 @@ def fit_center(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingView:
-    """One crop box at two sizes.
+class TwoSizes:
+    """What the views of pretraining share: one crop box at two sizes.
 
     Attributes:
         image_size: Of the backbone's image.
@@ -118,6 +124,11 @@ class PretrainingView:
     def bytes_per_image(self) -> int:
         sizes = (self.image_size,) if self.token_size is None else (self.image_size, self.token_size)
         return sum(3 * math.prod(height_and_width(size)) for size in sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingView(TwoSizes):
+    """The reference: jitter of the whole image, flip, crop and resize by Pillow, in the release's order."""
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
         """`images` (3, H, W) and, where there is a tokenizer, `token_images` (3, h, w); uint8."""

@@ -17,7 +17,9 @@ import torch
 
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.training import PretrainConfig
-from beitcli.data.loader import Masking, ordered_batches
+from beitcli.data.color import apply_color
+from beitcli.data.fast_view import FastPretrainingView
+from beitcli.data.loader import Masking, View, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.views import PretrainingView, normalize
 from beitcli.engine.targets import PixelTarget, TokenTarget
@@ -64,7 +66,11 @@ class PretrainTask(Task):
 
     def outputs_and_wanted(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head says of the M patches to predict, (M, outputs), and what it should, (M, ...)."""
-        images = normalize(batch["images"], *NORMALIZATIONS[self.config.normalization])
+        normalization = NORMALIZATIONS[self.config.normalization]
+        if "color" in batch:
+            images = apply_color(batch["images"], batch["color"], *normalization)
+        else:
+            images = normalize(batch["images"], *normalization)
         wanted, mask = self.target.wanted(batch, images), batch.get("mask")
         if mask is None:
             predicted = None
@@ -151,9 +157,10 @@ def token_size(config: PretrainConfig, tokenizer: Tokenizer | None) -> tuple[int
 
 def views_and_masks(
     config: PretrainConfig, tokenizer: Tokenizer | None, masking: MaskGenerator | None
-) -> tuple[PretrainingView, Masking | None]:
+) -> tuple[View, Masking | None]:
     """The keyed view and the keyed mask of an image; no mask is drawn where nothing is hidden."""
-    view = PretrainingView(
+    kind = FastPretrainingView if config.views == "fast" else PretrainingView
+    view = kind(
         seed=config.seed,
         image_size=config.image_size,
         token_size=token_size(config, tokenizer),

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 
+from beitcli.data.color import apply_color
 from beitcli.engine.training import Tensors
 from beitcli.tokenizers import Tokenizer
 from beitcli.tokenizers.pixels import patch_pixels
@@ -82,7 +83,10 @@ class TokenTarget(Target):
 
     def wanted(self, batch: Tensors, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, enabled=False):  # tokens change under low precision
-            return self.tokenizer.encode(batch["token_images"]).flatten()
+            token_images = batch["token_images"]
+            if "color" in batch:
+                token_images = apply_color(token_images, batch["color"])
+            return self.tokenizer.encode(token_images).flatten()
 
     def loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(outputs.float(), wanted)

@@ -8,13 +8,17 @@ import threading
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from beitcli.data.decode import MAX_PIXELS, decode_index_mask, decode_rgb, read_upright_size
+from beitcli.data import decode as decoding
+from beitcli.data.decode import MAX_PIXELS, decode_index_mask, decode_pixels, decode_rgb, read_upright_size
 from beitcli.errors import BadImage
 
 
@@ -309,3 +313,85 @@ def test_mask_in_colour_or_jpeg_or_beyond_255_is_refused() -> None:
         decode_index_mask(encode(Image.new("L", (8, 8)), "JPEG"))
     with pytest.raises(BadImage, match="class index 256 in a mask"):
         decode_index_mask(encode(Image.fromarray(np.array([[0, 256]], np.uint16))))
+
+
+# Pixels
+
+
+def outcome(decode: Callable[[bytes], object], data: bytes) -> tuple[object, ...]:
+    """The shape and the bytes of the pixels, or why there are none."""
+    try:
+        pixels = np.asarray(decode(data))
+    except BadImage as error:
+        return (error.message,)
+    assert pixels.dtype == np.uint8
+    return pixels.shape, pixels.tobytes()
+
+
+def jpegs() -> list[bytes]:
+    """Of every kind that matters here: subsampling, progressive, restart markers, gray, CMYK, RGB, turned, tiny."""
+    image, turned = photograph(size=(53, 37)), Image.Exif()
+    turned[0x0112] = 6
+    options: list[dict[str, object]] = [
+        {}, {"quality": 100, "subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"restart_marker_blocks": 2},
+        {"keep_rgb": True}, {"exif": turned}, {"optimize": True, "quality": 5},
+    ]  # fmt: skip
+    kinds = [encode(image, "JPEG", **option) for option in options]
+    return [
+        *kinds,
+        *(encode(image.convert(mode), "JPEG") for mode in ("L", "CMYK")),
+        encode(photograph(size=(1, 1)), "JPEG"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_decode_pixels_is_decode_rgb(number: int) -> None:
+    data = jpegs()[number]
+    assert len(outcome(decode_rgb, data)) == 2
+    for whole in (data, data + b"\0", data[:-2], data[: len(data) // 2], data[: len(data) // 2] + b"\xff\xd9"):
+        assert outcome(decode_pixels, whole) == outcome(decode_rgb, whole)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_decode_pixels_of_other_formats_is_decode_rgb(file_format: str) -> None:
+    data = encode(photograph(), file_format)
+    assert outcome(decode_pixels, data) == outcome(decode_rgb, data)
+    assert decode_pixels(data).flags.writeable
+
+
+def test_plain_jpeg_alone_goes_the_fast_way() -> None:
+    fast = [decoding._decode_plain_jpeg(data) is not None for data in jpegs()]
+    assert fast == [True] * 6 + [False, True, False, False, True]  # all but turned, gray and CMYK
+    assert decoding._decode_plain_jpeg(jpegs()[0][:-1]) is None
+
+
+def test_without_torchvisions_decoder_pillows_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [outcome(decode_pixels, data) for data in jpegs()]
+    monkeypatch.setattr(decoding, "_jpeg_decoder", lambda: None)
+    assert [outcome(decode_pixels, data) for data in jpegs()] == expected
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    number=st.integers(0, 10),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4),
+    kept=st.floats(0, 1) | st.just(1.0),
+    ends=st.booleans(),
+)
+def test_damage_changes_decode_pixels_as_it_does_decode_rgb(
+    number: int, edits: list[tuple[float, int]], kept: float, ends: bool
+) -> None:
+    data = bytearray(jpegs()[number])
+    for place, value in edits:
+        data[min(len(data) - 1, int(place * len(data)))] = value
+    damaged = bytes(data[: int(kept * len(data))]) + (b"\xff\xd9" if ends else b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "MAX_PIXELS", 4_000_000)  # sizes below the real limit take seconds
+        assert outcome(decode_pixels, damaged) == outcome(decode_rgb, damaged)
+
+
+def test_a_bomb_is_refused_by_decode_pixels_too() -> None:
+    data = bytearray(encode(photograph(), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 60000, 60000)
+    assert outcome(decode_pixels, bytes(data)) == ("3600.0 megapixels, more than the 178.9 allowed",)

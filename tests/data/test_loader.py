@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from beitcli.data.fast_view import FastPretrainingView
 from beitcli.data.loader import Batch, ordered_batches, read_ahead, training_batches
 from beitcli.data.order import KeyedOrder
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
-from beitcli.data.views import CenterView, FinetuningView, PretrainingView
+from beitcli.data.views import CenterView, FinetuningView, PretrainingView, TwoSizes
 from beitcli.errors import BadImage, DataError
 from beitcli.masking import keyed_mask, make_masking
 
@@ -72,10 +73,13 @@ def equal(first: Batch, second: Batch) -> bool:
     )
 
 
-def keyed_options(seed: int = SEED) -> dict:
+BOTH_VIEWS = pytest.mark.parametrize("kind", [FastPretrainingView, PretrainingView])
+
+
+def keyed_options(seed: int = SEED, kind: type[TwoSizes] = FastPretrainingView) -> dict:
     masking = make_masking("blockwise", (4, 4), 6, 4)
     return {
-        "view": PretrainingView(seed=seed, image_size=16, token_size=8),
+        "view": kind(seed=seed, image_size=16, token_size=8),
         "masking": partial(keyed_mask, masking, seed),
     }
 
@@ -99,10 +103,11 @@ def test_a_source_without_classes_gives_no_labels():
     assert set(stream(Numbered(classes=False), steps=1)[0].tensors) == {"images"}
 
 
+@BOTH_VIEWS
 @pytest.mark.parametrize("workers", [0, 2])
-def test_tail_of_the_stream_is_what_a_resumed_run_reads(workers):
-    whole = stream(Textured(20), steps=12, **keyed_options())
-    tail = stream(Textured(20), steps=5, images_seen=7 * 4, workers=workers, **keyed_options())
+def test_tail_of_the_stream_is_what_a_resumed_run_reads(workers, kind):
+    whole = stream(Textured(20), steps=12, **keyed_options(kind=kind))
+    tail = stream(Textured(20), steps=5, images_seen=7 * 4, workers=workers, **keyed_options(kind=kind))
     assert len(tail) == 5
     assert all(equal(first, second) for first, second in zip(whole[7:], tail, strict=True))
 
@@ -113,10 +118,12 @@ def test_workers_change_nothing_even_for_timms_augmentation():
     assert all(equal(first, second) for first, second in zip(alone, shared, strict=True))
 
 
-def test_views_and_masks_do_not_depend_on_the_batch_they_are_in():
-    small = stream(Textured(20), batch_size=2, steps=20, **keyed_options())
-    large = stream(Textured(20), batch_size=8, steps=5, **keyed_options())
-    for name in ("images", "token_images", "mask"):
+@BOTH_VIEWS
+def test_views_and_masks_do_not_depend_on_the_batch_they_are_in(kind):
+    small = stream(Textured(20), batch_size=2, steps=20, **keyed_options(kind=kind))
+    large = stream(Textured(20), batch_size=8, steps=5, **keyed_options(kind=kind))
+    assert ("color" in small[0].tensors) == (kind is FastPretrainingView)
+    for name in small[0].tensors:
         joined = [torch.cat([batch.tensors[name] for batch in batches]) for batches in (small, large)]
         assert torch.equal(*joined)
     assert large[0].tensors["mask"].sum(dim=1).tolist() == [6] * 8
@@ -189,10 +196,14 @@ def test_data_without_a_readable_image_stops_with_a_data_error(workers):
 class Scarce:
     """A view in a process that may take `spare` more bytes of memory than it has."""
 
-    inner: PretrainingView
+    inner: TwoSizes
     spare: int
 
-    def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
+    @property
+    def wants_pixels(self) -> bool:
+        return getattr(self.inner, "wants_pixels", False)
+
+    def __call__(self, image: Image.Image | np.ndarray, epoch: int, index: int) -> dict[str, np.ndarray]:
         before = resource.getrlimit(resource.RLIMIT_AS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + self.spare, before[1]))
@@ -214,6 +225,13 @@ def test_an_image_that_memory_does_not_hold_is_a_bad_image(workers):
     (batch,) = ordered_batches(OneVast(5), view, batch_size=5, workers=workers)
     assert batch.indices == [0, 1, 2, 4]
     assert batch.bad == [(3, "numbered/3.png", "too large for the memory of this machine")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own memory from /proc")
+def test_a_fast_view_that_memory_does_not_hold_makes_a_bad_image():
+    view = Scarce(FastPretrainingView(seed=SEED, image_size=(8000, 4000), token_size=8), spare=40_000_000)
+    (batch,) = ordered_batches(Textured(1), view, batch_size=1, workers=0)
+    assert batch.bad == [(0, "numbered/0.png", "too large for the memory of this machine")]
 
 
 # One pass in order
@@ -301,7 +319,7 @@ class Heavy:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_that_travel_in_pieces_are_the_same_batches(workers):
     source = Textured(20, bad=(3, 4, 11))
-    plain = keyed_options()
+    plain = keyed_options(kind=PretrainingView)
     heavy = plain | {"view": Heavy(plain["view"], bytes_per_image=400_000_000)}
     assert read_ahead(7, 400_000_000, workers)[1] > 1
     for start in (0, 21):

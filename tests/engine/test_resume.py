@@ -85,12 +85,33 @@ def resume(run: Path, workers: int) -> int:
     return main(["pretrain", "--out", str(run), "--resume", "--workers", str(workers), "--device", "cpu", "--quiet"])
 
 
-@pytest.mark.parametrize(("workers", "resumed_workers"), [(0, 2), (2, 0)])
+@pytest.mark.parametrize("views", ["fast", "reference"])
+def test_workers_change_no_byte_of_a_run(tmp_path, labelled_folder, tokenizer_run, views):
+    runs = {workers: tmp_path / str(workers) for workers in (0, 2, 4)}
+    for workers, run in runs.items():
+        assert main([*command(labelled_folder, tokenizer_run, run, workers), "--views", views]) == 0
+    assert_equal_runs(runs[2], runs[0])
+    assert_equal_runs(runs[4], runs[0])
+
+
+def test_the_views_are_not_one_another(tmp_path, labelled_folder, tokenizer_run, whole, beit):
+    run = tmp_path / "run"
+    assert main([*command(labelled_folder, tokenizer_run, run, 0), "--views", "reference"]) == 0
+    assert losses(run) != losses(whole)
+    ended = beit("pretrain", "--out", run, "--resume", "--views", "fast")
+    assert ended.code == 2
+    assert '--views: the run has "reference", given is "fast"' in " ".join(ended.err.split())
+
+
+@pytest.mark.parametrize(("workers", "resumed_workers", "views"), [(0, 2, "fast"), (2, 0, "fast"), (2, 0, "reference")])
 def test_a_killed_run_resumed_equals_the_whole_one(
-    tmp_path, labelled_folder, tokenizer_run, whole, workers, resumed_workers
+    tmp_path, labelled_folder, tokenizer_run, whole, workers, resumed_workers, views
 ):
     run = tmp_path / "run"
-    process = start(command(labelled_folder, tokenizer_run, run, workers))
+    if views != "fast":
+        whole = tmp_path / "whole"
+        assert main([*command(labelled_folder, tokenizer_run, whole, 0), "--views", views]) == 0
+    process = start([*command(labelled_folder, tokenizer_run, run, workers), "--views", views])
     try:
         wait_for_step(process, run, SAVE_EVERY + 3)
     finally:

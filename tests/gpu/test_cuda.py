@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from beitcli.data.color import apply_color
 from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, normalize
 from beitcli.runtime.checkpoint import newest_checkpoint
 
@@ -28,6 +29,20 @@ def test_normalize_waits_for_no_device():
         assert normalize(images, IMAGENET_MEAN, IMAGENET_STD).is_cuda
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_apply_color_waits_for_no_device_and_gives_what_a_cpu_gives():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    colors = torch.tensor([1.2, -0.5, 0, 255, 0.9, 0.1, 4, 0, 250]).repeat(4, 1)
+    on_cpu = apply_color(images, colors, IMAGENET_MEAN, IMAGENET_STD)
+    images, colors = images.cuda(), colors.cuda()
+    apply_color(images, colors, IMAGENET_MEAN, IMAGENET_STD)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = apply_color(images, colors, IMAGENET_MEAN, IMAGENET_STD)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.allclose(made.cpu(), on_cpu, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from beitcli.data.decode import decode_rgb
+from beitcli.data.decode import decode_pixels, decode_rgb
 
 OnProgress = Callable[[str, int, int, str], None]  # what, how many, of how many (0 where nobody knows), unit
 
@@ -55,6 +55,12 @@ class Source(ABC):
     def image(self, index: int) -> Image.Image:
         """The upright RGB image. Raises BadImage."""
         return decode_rgb(self.read(index))
+
+    def pixels(self, index: int) -> np.ndarray:
+        """`image` as (H, W, 3) uint8, decoded faster where it is stored as bytes. Raises BadImage."""
+        if type(self).image is Source.image:
+            return decode_pixels(self.read(index))
+        return np.array(self.image(index))
 
     def label(self, index: int) -> int | None:
         """Index into `classes`, or None."""

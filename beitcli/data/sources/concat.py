@@ -67,6 +67,10 @@ class Concat(Source):
         ]
         return Blocks(np.concatenate(lengths), min(part.together for part in parts if part is not None))
 
+    def pixels(self, index: int) -> np.ndarray:
+        number, inner = self.locate(index)
+        return self.sources[number].pixels(inner)
+
     def label(self, index: int) -> int | None:
         number, inner = self.locate(index)
         label = self.sources[number].label(inner)

@@ -55,5 +55,8 @@ class Subset(Source):
         block_of = np.searchsorted(np.cumsum(whole.lengths), self.indices, side="right")
         return Blocks(np.unique(block_of, return_counts=True)[1], whole.together)
 
+    def pixels(self, index: int) -> np.ndarray:
+        return self.source.pixels(self.locate(index))
+
     def label(self, index: int) -> int | None:
         return self.source.label(self.locate(index))
