@@ -66,15 +66,13 @@ class PretrainTask(Task):
         """What the head says of the M patches to predict, (M, outputs), and what it should, (M, ...)."""
         images = normalize(batch["images"], *NORMALIZATIONS[self.config.normalization])
         wanted, mask = self.target.wanted(batch, images), batch.get("mask")
-        if mask is None:
-            predicted = None
-        elif self.config.predict == "all" or self.masking is None:
-            predicted = torch.arange(mask.numel(), device=mask.device)
-        else:
-            hidden = len(mask) * self.masking.num_masked
-            predicted = torch.nonzero_static(mask.flatten(), size=hidden).squeeze(1)
-        outputs = self.forward(images, mask, predicted)
-        return outputs, wanted if predicted is None else wanted.index_select(0, predicted)
+        if mask is None or self.masking is None:
+            return self.forward(images, None, None), wanted
+        if self.config.predict == "all":
+            return self.forward(images, mask, torch.arange(mask.shape[1], device=mask.device).expand_as(mask)), wanted
+        places = torch.nonzero_static(mask.flatten(), size=len(mask) * self.masking.num_masked).squeeze(1)
+        predicted = (places % mask.shape[1]).view(len(mask), -1)
+        return self.forward(images, mask, predicted), wanted.index_select(0, places)
 
     def counted(self, batch: Tensors) -> torch.Tensor | None:
         """(M,) bool, the hidden ones of the patches to predict; None where those are all."""
