@@ -66,7 +66,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
         except BrokenPipeError:
             close_stdout()
         except KeyboardInterrupt:
-            shell.failed(Interrupted("at once, by Ctrl-C.", _way_on(command.name, flags)))
+            shell.failed(Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags)))
             raise typer.Exit(130) from None
         except BeitError as error:
             shell.failed(error)
@@ -107,7 +107,7 @@ def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
         value, source = None if excluded else setting.default, ""
         if value in (None, "", (), False, -1):
             return ""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or value == "":
         return ""
     shown = f"{value:g}" if isinstance(value, float) else setting.plain(value)
     return f"[default: {shown}{source}]"

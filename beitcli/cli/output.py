@@ -13,22 +13,25 @@ import traceback
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from beitcli.errors import BeitError
+from beitcli.errors import BeitError, Stopped
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
     from rich.progress import Progress as Bar
+    from rich.progress import Task
 
     from beitcli.engine.events import Event, Progress
 
 _LINE_SECONDS = 5.0  # between two plain lines of figures
 _BAR_COLUMNS = 56  # phase, bar, count and time left
 _COUNT_SECONDS = 10.0  # between two plain lines that only count; a shorter job has none
-_SHOWN = {"loss": ".4f", "masked_accuracy": ".3f", "baseline_accuracy": ".3f", "unigram_entropy": ".3f", "top1": ".4f",
+_SHOWN = {"loss": ".4f", "masked_accuracy": ".3f", "baseline_accuracy": ".3f", "baseline_loss": ".4f", "unigram_entropy": ".3f",
+          "top1": ".4f",
           "reconstruction": ".5f", "kl": ".3f", "lr": ".2e", "images_per_second": ".0f", "gradient_norm": ".2f",
           "temperature": ".3f", "held_out_psnr": ".2f", "held_out_codes_used": ".0f", "held_out_perplexity": ".1f",
-          "held_out_masked_accuracy": ".3f", "held_out_loss": ".4f", "held_out_top1": ".4f"}  # fmt: skip
+          "held_out_masked_accuracy": ".3f", "held_out_loss": ".4f", "held_out_baseline_loss": ".4f",
+          "held_out_top1": ".4f"}  # fmt: skip
 
 
 class Shell:
@@ -47,6 +50,7 @@ class Shell:
         self._bar_tasks: dict[str, Any] = {}
         self._last_line = 0.0
         self._last_count: float | None = None
+        self._downloads: dict[str, tuple[float, int]] = {}  # when each was first heard of, and its bytes then
 
     @property
     def console(self) -> Console:
@@ -145,14 +149,18 @@ class Shell:
 
     def _progress(self, event: Progress) -> None:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
+            began, before = self._downloads.setdefault(event.phase, (time.monotonic(), event.done))
             if self._is_due(event):
-                self._say(f"{event.phase}: {event.unit} {event.done}/{event.total}  {shown(event.metrics)}".rstrip())
+                rate = (event.done - before) / max(time.monotonic() - began, 1e-9)
+                loaded = megabytes(event.done, event.total, rate)
+                done = loaded if event.unit == "byte" else f"{event.unit} {event.done}/{event.total}"
+                self._say(f"{event.phase}: {done}  {shown(event.metrics)}".rstrip())
             return
         if self._bar is None:
             self._bar = _bar(self.console)
         self._bar.start()
         if event.phase not in self._bar_tasks:
-            self._bar_tasks[event.phase] = self._bar.add_task(event.phase, total=event.total, figures="")
+            self._bar_tasks[event.phase] = self._bar.add_task(event.phase, total=event.total, unit=event.unit, figures="")
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total)
         if event.metrics:
@@ -192,7 +200,8 @@ class Shell:
         else:
             message = f"unexpected failure ({type(error).__name__}): {error}"
             hint = "This is a bug. Run again with --debug and report what it prints."
-        self.console.print(f"error: {message}", style="bold red", markup=False)
+        word, style = ("stopped", "bold yellow") if isinstance(error, Stopped) else ("error", "bold red")
+        self.console.print(f"{word}: {message}", style=style, markup=False)
         if hint:
             self.console.print(f"  {hint}", markup=False)
 
@@ -202,11 +211,20 @@ def _bar(console: Console) -> Bar:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
     from rich.table import Column
+    from rich.text import Text
+
+    class Count(MofNCompleteColumn):
+        """Pieces done of all; of a download the megabytes and how fast they come."""
+
+        def render(self, task: Task) -> Text:
+            if task.fields["unit"] != "byte":
+                return super().render(task)
+            return Text(megabytes(task.completed, task.total or 0, task.speed or 0), style="progress.download")
 
     return Bar(
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(None),
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        Count(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
         console=console,
@@ -226,6 +244,12 @@ def shown(figures: dict[str, float]) -> str:
     return "  ".join(known).replace("held_out_", "held-out ").replace("_", " ")
 
 
+def megabytes(done: float, total: float, rate: float) -> str:
+    """`95.7/215.2 MB, 12.3 MB/s`, of bytes and bytes a second; 0 where one is not known."""
+    of = f"/{total / 1e6:.1f}" if total else ""
+    return f"{done / 1e6:.1f}{of} MB" + (f", {rate / 1e6:.1f} MB/s" if rate else "")
+
+
 def _table(rows: dict[str, Any], title: str = "") -> Any:
     from rich.table import Table
     from rich.text import Text
@@ -234,6 +258,8 @@ def _table(rows: dict[str, Any], title: str = "") -> Any:
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     for name, value in rows.items():
+        if value is None:
+            continue
         text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         table.add_row(Text(name.replace("_", " ")), Text(text))
     return table

@@ -28,10 +28,13 @@ class BadImageLedger:
 
     Attributes:
         records: (index, path, reason) in the order they were met.
+
+    Args:
+        resume_command: What a person runs to go on with the run.
     """
 
-    def __init__(self, run: RunFolder, images: int, max_bad: float) -> None:
-        self.run, self.images, self.max_bad = run, images, max_bad
+    def __init__(self, run: RunFolder, images: int, max_bad: float, resume_command: str) -> None:
+        self.run, self.images, self.max_bad, self.resume_command = run, images, max_bad, resume_command
         self.records: list[Bad] = []
         self._known: set[str] = set()
 
@@ -45,5 +48,5 @@ class BadImageLedger:
                 self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
         if new:
             listed = self.run.path / "bad-images.jsonl"
-            hint = f"They are listed in {listed}. Mend or remove them, or raise --max-bad."
+            hint = f"They are listed in {listed}. Mend them or raise --max-bad. {self.resume_command} --max-bad SHARE"
             refuse_many_bad(self.records, self.images, self.max_bad, hint)

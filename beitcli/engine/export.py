@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from beitcli.config.weights import ExportConfig
 from beitcli.data.views import evaluation_crop
-from beitcli.engine.events import Note, OnEvent, downloads, ignore, warn
+from beitcli.engine.events import OnEvent, downloads, ignore, warn
 from beitcli.engine.export_check import compare
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.description import Pooling
@@ -88,7 +88,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         raise StorageError(f"'{target}' cannot be written: {error}.", "Free space, or give another -o.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    report = ExportReport(
+    return ExportReport(
         model=config.model,
         to=config.to,
         output=config.output,
@@ -100,8 +100,6 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         verified_with=checked.reader,
         dropped=by_block(sorted(set(stored) - set(kept))),
     )
-    on_event(Note(f"Verified with {report.verified_with}: largest difference {report.max_difference:.2g}"))
-    return report
 
 
 def _write(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> None:

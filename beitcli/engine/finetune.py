@@ -114,11 +114,11 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
 
         return rehearse(task, plan, config, rows, batches_of, compute, on_event)
     run = open_run(config)
-    on_event(Planned("Finetuning", rows))
     with StopRequest() as stop:
         command = f"Go on with: beit finetune --out {run.path} --resume"
         batches = partial(stream, config, held.training, view, compute)
-        state = train(task, plan, batches, run, compute, on_event, stop, command, held.bad)
+        planned = Planned("Finetuning", rows)
+        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad)
     figures = state.figures or {}
     report = FinetuneReport(
         run=str(run.path),

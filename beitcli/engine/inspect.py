@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from beitcli.config.weights import InspectConfig
-from beitcli.engine.events import OnEvent, Warned, downloads, ignore
+from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.errors import StorageError
 from beitcli.models.description import Description, describe
 from beitcli.models.layouts import read_layout
@@ -16,6 +17,8 @@ from beitcli.models.stated import stated_in
 from beitcli.runtime.weight_files import WeightFile, read_header
 
 _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
+
+Listed = dict[str, list[int]] | None  # name to shape
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class InspectReport:
     bytes: int
     dropped: list[str]
     assumed: list[str]
-    tensors: dict[str, list[int]] | None
+    tensors: Listed
 
 
 def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
@@ -59,15 +62,17 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         UsageError: There is nothing of that name.
         StorageError: It is nothing that this program knows.
     """
+    if config.ref == "dall-e" or _looks_pickled(config.ref):
+        return _dall_e_halves(config, on_event)
     located = locate(config.ref, downloads(on_event))
     header = read_header(located.weights)
     section = located.settings.get("beit", {})
     tensors = {name: list(shape) for name, shape in header.shapes.items()} if config.tensors else None
     if section.get("kind") == "tokenizer":
-        return _tokenizer(config.ref, located, header, section, tensors)
+        return _own_tokenizer(config.ref, located, header, section, tensors)
     layout = read_layout(header.shapes, config.ref)
     if layout.naming == "dall-e":
-        return _tokenizer(config.ref, located, header, None, tensors)
+        return _dall_e(config.ref, header, tensors)
     stated = stated_in(located.settings, located.preprocessing, header.about)
     found = describe(layout, header.shapes, stated, config.ref)
     architecture = found.architecture
@@ -105,51 +110,80 @@ def _architecture(found: Description) -> dict[str, Any]:
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, "pooling": found.pooling}
 
 
-def _tokenizer(
-    ref: str,
-    located: Located,
-    header: WeightFile,
-    section: dict[str, Any] | None,
-    tensors: dict[str, list[int]] | None,
+def _own_tokenizer(
+    ref: str, located: Located, header: WeightFile, section: dict[str, Any], tensors: Listed
 ) -> InspectReport:
-    """A discrete VAE: one of `train-tokenizer`, or DALL-E's encoder."""
-    if section is not None:
-        architecture = dict(section["architecture"])
-        groups, vocab_size, size = architecture["groups"], architecture["vocab_size"], section["size"]
-    else:
-        groups, vocab_size, width = _dall_e(ref, header)
-        size = 112
-        architecture = {"name": "DALL-E encoder", "vocab_size": vocab_size, "width": width, "groups": groups}
-    side = size // 2 ** (groups - 1)
-    return InspectReport(
-        ref=ref,
-        format="beit" if section is not None else "dall-e",
-        kind="tokenizer",
-        architecture=architecture,
-        parameters=sum(math.prod(shape) for shape in header.shapes.values()),
-        image_size=[size, size],
-        grid=[side, side],
-        vocab_size=vocab_size,
-        classes=None,
-        class_names=[],
-        target=None,
-        normalization=None,
-        file=str(located.weights),
-        container=header.container,
-        bytes=header.size,
-        dropped=[],
-        assumed=[],
-        tensors=tensors,
-    )
+    """A discrete VAE of `train-tokenizer`."""
+    shape = section["architecture"]
+    parameters = sum(math.prod(each) for each in header.shapes.values())
+    report = _tokenizer(ref, dict(shape), section["size"], shape["groups"], parameters, [located.weights])
+    return replace(report, format="beit", tensors=tensors)
 
 
-def _dall_e(ref: str, header: WeightFile) -> tuple[int, int, int]:
-    """Groups, vocabulary and width of the encoder."""
+def _dall_e(ref: str, header: WeightFile, tensors: Listed) -> InspectReport:
+    """DALL-E's encoder, by the header of a state dict."""
     leaf = "weight" if "blocks.input.weight" in header.shapes else "w"
     try:
         width = header.shapes[f"blocks.input.{leaf}"][0]
         vocab_size = header.shapes[f"blocks.output.conv.{leaf}"][0]
     except KeyError as error:
         raise StorageError(f"'{ref}' looks like DALL-E's tokenizer, but lacks {error}.", "Download it again.") from None
-    groups = {name.split(".")[1] for name in header.shapes if name.startswith("blocks.group_")}
-    return len(groups), vocab_size, width
+    groups = len({name.split(".")[1] for name in header.shapes if name.startswith("blocks.group_")})
+    shape = {"name": "DALL-E encoder", "vocab_size": vocab_size, "width": width, "groups": groups}
+    parameters = sum(math.prod(each) for each in header.shapes.values())
+    return replace(_tokenizer(ref, shape, 112, groups, parameters, [header.path]), tensors=tensors)
+
+
+def _dall_e_halves(config: InspectConfig, on_event: OnEvent) -> InspectReport:
+    """DALL-E's tokenizer by its word, or as pickled modules, which have no header: they are read whole, guarded."""
+    from beitcli.tokenizers.dalle_cache import open_files, open_named  # imports torch
+
+    named = config.ref == "dall-e"
+    encoder, decoder, notes = open_named(downloads(on_event)) if named else open_files(Path(config.ref))
+    warn(notes, on_event)
+    halves = [encoder, decoder] if decoder else [encoder]
+    shape = {
+        "name": "DALL-E " + " and ".join(half.kind for half in halves),
+        "vocab_size": encoder.architecture.vocab_size,
+        "width": encoder.architecture.width,
+        "groups": encoder.architecture.groups,
+    }
+    entries = {f"{half.kind}.{name}": tensor for half in halves for name, tensor in half.tensors.items()}
+    parameters = sum(tensor.numel() for tensor in entries.values())
+    files = [half.path for half in halves]
+    report = _tokenizer(config.ref, shape, 112, encoder.architecture.groups, parameters, files)
+    listed = {name: list(tensor.shape) for name, tensor in entries.items()} if config.tensors else None
+    return replace(report, tensors=listed)
+
+
+def _looks_pickled(ref: str) -> bool:
+    """Whether `ref` names DALL-E's two files, as released or as kept in the cache."""
+    path = Path(ref)
+    files = path.glob("encoder.*") if path.is_dir() else [path] if path.is_file() else []
+    return any(file.stem in ("encoder", "decoder") for file in files)
+
+
+def _tokenizer(
+    ref: str, shape: dict[str, Any], size: int, groups: int, parameters: int, files: list[Path]
+) -> InspectReport:
+    side = size // 2 ** (groups - 1)
+    return InspectReport(
+        ref=ref,
+        format="dall-e",
+        kind="tokenizer",
+        architecture=shape,
+        parameters=parameters,
+        image_size=[size, size],
+        grid=[side, side],
+        vocab_size=shape["vocab_size"],
+        classes=None,
+        class_names=[],
+        target=None,
+        normalization=None,
+        file=", ".join(map(str, files)),
+        container="safetensors" if all(file.suffix == ".safetensors" for file in files) else "torch",
+        bytes=sum(file.stat().st_size for file in files),
+        dropped=[],
+        assumed=[],
+        tensors=None,
+    )

@@ -195,15 +195,20 @@ def rehearse(
     batches_of: Callable[[int, int], Iterator[Batch]],
     compute: Compute,
     on_event: OnEvent,
+    before: float = 0.0,
 ) -> dict[str, Any]:
-    """Times a few micro-batches, loading included, and tells what the whole run will take; what they learn is lost.
+    """Tells the plan, times a few micro-batches, loading included, and tells what the run will take.
+
+    What the micro-batches learn is lost.
 
     Args:
         batches_of: (size, steps) to batches.
+        before: Seconds that the `own` tokenizer takes first.
 
     Returns:
         The document of `--dry-run`.
     """
+    on_event(Planned(f"{task.name} (dry run)", rows))
     micro = replace(plan, batch_size=plan.micro_batch)
     taken = []
     batches = batches_of(micro.batch_size, _REHEARSAL_STEPS + 1)
@@ -218,19 +223,22 @@ def rehearse(
         taken.append((time.perf_counter() - start) * plan.batch_size / micro.batch_size)
         on_event(Progress("rehearsal", step + 1, _REHEARSAL_STEPS + 1))
     seconds = statistics.median(taken[1:])  # the first one warms up
-    rows |= {
+    training = seconds * plan.steps
+    times = {
         "step time": f"{seconds:.3f} s ({min(taken[1:]):.3f} to {max(taken[1:]):.3f} in {_REHEARSAL_STEPS})",
         "images per second": f"{plan.batch_size / seconds:.0f}",
-        "whole run": f"about {duration(seconds * plan.steps)}",
+        "training": f"about {duration(training)}",
     }
-    on_event(Planned(f"{task.name} (dry run)", rows))
+    if before:
+        times |= {"tokenizer first": f"about {duration(before)}", "whole run": f"about {duration(before + training)}"}
+    on_event(Planned(f"{task.name}: times measured here", times))
     return {
         "dry_run": True,
         "job": config.command,
-        "plan": rows,
+        "plan": rows | times,
         "steps": plan.steps,
         "step_seconds": seconds,
-        "estimated_seconds": seconds * plan.steps,
+        "estimated_seconds": before + training,
     }
 
 

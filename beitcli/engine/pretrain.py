@@ -95,10 +95,10 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         held = hold_out(source, config.holdout, config.seed)
         plan = make_plan(config, held.training)
         task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
-        on_event(Planned("Pretraining", plan_rows(task, plan)))
         view, masks = views_and_masks(config, tokenizer, masking)
         batches = partial(stream, config, held.training, view, compute, masking=masks)
-        state = train(task, plan, batches, run, compute, on_event, stop, command, held.bad)
+        planned = Planned("Pretraining", plan_rows(task, plan))
+        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad)
     figures = state.figures or {}
     report = PretrainReport(
         run=str(run.path),
@@ -244,6 +244,6 @@ def _rehearse(
     def batches_of(size: int, steps: int) -> Iterator[Batch]:
         return stream(config, held.training, view, compute, 0, steps, masking=masks, batch_size=size)
 
-    document = rehearse(task, plan, config, plan_rows(task, plan), batches_of, compute, on_event)
-    document["estimated_seconds"] += before.get("estimated_seconds", 0.0)
+    first = before.get("estimated_seconds", 0.0)
+    document = rehearse(task, plan, config, plan_rows(task, plan), batches_of, compute, on_event, first)
     return document | {"tokenizer": before or None}

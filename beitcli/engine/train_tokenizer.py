@@ -185,10 +185,10 @@ def train_tokenizer_on(
     held = hold_out(source, _HELD_OUT, config.seed)
     plan = make_plan(config, held.training)
     task = TokenizerTask(config, plan, held.measured, compute)
-    on_event(Planned("Tokenizer", plan_rows(task, plan, config)))
+    planned = Planned("Tokenizer", plan_rows(task, plan, config))
     batches = partial(tokenizer_batches, config, held.training, compute)
     with threads_for(compute.device, plan.micro_batch * config.size**2):
-        state = train(task, plan, batches, run, compute, on_event, stop, resume_command, held.bad)
+        state = train(task, plan, batches, run, compute, on_event, stop, resume_command, planned, held.bad)
     figures = state.figures or {}
     report = TrainTokenizerReport(
         run=str(run.path),

@@ -19,7 +19,7 @@ from torch import nn
 
 from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
-from beitcli.engine.events import Note, OnEvent, Progress, Saved, warn
+from beitcli.engine.events import Note, OnEvent, Planned, Progress, Saved, warn
 from beitcli.errors import DivergedError, StorageError, UsageError
 from beitcli.models.references import state_tensors
 from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
@@ -133,6 +133,7 @@ def train(
     on_event: OnEvent,
     stop: StopRequest,
     resume_command: str,
+    planned: Planned,
     bad_before: Sequence[Bad] = (),
 ) -> Progressed:
     """Trains to `plan.steps`, from the newest whole checkpoint where there is one.
@@ -140,6 +141,7 @@ def train(
     Args:
         batches_from: (images_seen, steps) to the batches from there on.
         resume_command: What a person runs to go on after a stop.
+        planned: Told unless the run is finished already.
         bad_before: Images found unreadable before the first step.
 
     Raises:
@@ -149,9 +151,11 @@ def train(
     """
     scaler = compute.scaler()
     state, bad = _load(task, plan, run, compute, scaler, on_event)
+    if state.step < plan.steps:
+        on_event(planned)
     run.rewind_metrics(state.step)
     run.write_text("bad-images.jsonl", "")
-    ledger = BadImageLedger(run, plan.images, plan.max_bad)
+    ledger = BadImageLedger(run, plan.images, plan.max_bad, resume_command)
     ledger.note([*bad_before, *bad])
 
     def save() -> None:
@@ -229,7 +233,7 @@ def train(
             last_saved = state.step
             since = time.perf_counter()
         if stopping:
-            raise stop.stopped(f"Stopped by a signal at step {state.step}; progress is saved.", resume_command)
+            raise stop.stopped(f"By a signal at step {state.step}; progress is saved.", resume_command)
     return state
 
 
@@ -304,6 +308,11 @@ def _load(
             f"Checkpoint '{checkpoint.path}' is of another architecture: {str(error).splitlines()[0]}",
             "Start a new run with another --out.",
         ) from None
-    on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
+    if trainer["step"] < plan.steps:
+        on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
+    else:
+        on_event(Note(f"{task.name}: '{run.path}' is finished, {plan.steps} of {plan.steps} steps; nothing is trained."))
+        again = f"--config {run.path}/config.toml --steps {2 * plan.steps} --out NEW"
+        on_event(Note(f"To train longer, start a new run: {again}"))
     state = Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
     return state, [(index, path, reason) for index, path, reason in trainer["bad"]]

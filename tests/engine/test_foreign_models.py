@@ -122,8 +122,8 @@ def test_one_pretraining_finetunes_at_224_384_and_512_pixels(beit, tmp_path, pic
     released = ReleasedMasked(img_size=224, depth=1, **SHARED)
     path = save_released(released, tmp_path / "p.pth")
     for side in (224, 384, 512):
-        flags = ("--recipe", "tiny", "--steps", 1, "--batch-size", 2, "--workers", 0, "--device", "cpu")
-        ended = beit("finetune", tmp_path / "data", "--init", path, "--size", side, "--out", tmp_path / str(side), *flags)
+        flags = ("--size", side, "--recipe", "tiny", "--steps", 1, "--batch-size", 2, "--workers", 0, "--device", "cpu")
+        ended = beit("finetune", tmp_path / "data", "--init", path, "--out", tmp_path / str(side), *flags)
         assert ended.code == 0, ended.err
         found = json.loads(beit("inspect", tmp_path / f"{side}", "--json").out)
         assert found["grid"] == [side // 16, side // 16]

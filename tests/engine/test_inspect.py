@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import transformers
 from foreign_models import (
     ReleasedMasked,
     hf_backbone,
@@ -17,6 +18,7 @@ from foreign_models import (
     save_released,
     timm_small,
 )
+from released_dalle import Decoder, Encoder, save_module
 from timm.models.beit import Beit
 
 SHARED = {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1}
@@ -129,3 +131,20 @@ def test_a_name_that_is_nearly_right_gets_a_suggestion(beit, tmp_path, monkeypat
     ended = beit("inspect", reference)
     assert ended.code == 2
     assert hint in ended.err
+
+
+def test_dall_e_is_named_from_its_pickles_from_the_cache_and_from_the_hub_layout(beit, tmp_path, monkeypatch):
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "dalle").mkdir()
+    save_module(Encoder(), tmp_path / "dalle" / "encoder.pkl")
+    save_module(Decoder(), tmp_path / "dalle" / "decoder.pkl")
+    found = inspected(beit, tmp_path / "dalle")
+    assert (found["format"], found["kind"], found["vocab_size"]) == ("dall-e", "tokenizer", 32)
+    assert found["architecture"]["name"] == "DALL-E encoder and decoder"
+    assert (found["image_size"], found["grid"], found["container"]) == ([112, 112], [14, 14], "torch")
+    (kept,) = (tmp_path / "cache" / "dall-e").glob("*/encoder.safetensors")
+    assert inspected(beit, kept.parent)["parameters"] == found["parameters"]
+    config = transformers.FlavaImageCodebookConfig(hidden_size=8, vocab_size=32)
+    transformers.FlavaImageCodebook(config).save_pretrained(tmp_path / "flava")
+    theirs = inspected(beit, tmp_path / "flava")
+    assert (theirs["kind"], theirs["vocab_size"], theirs["grid"]) == ("tokenizer", 32, [14, 14])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from released import Decoder, Encoder, save_module
+from released_dalle import Decoder, Encoder, save_module
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import one_hot

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import HubServer
-from released import Decoder, Encoder, save_module
+from released_dalle import Decoder, Encoder, save_module
 from safetensors.torch import load_file, save, save_file
 
 from beitcli.errors import StorageError
