@@ -10,15 +10,14 @@ script is the peer's way: `output_attentions=True` with eager attention, upscale
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 from measure import report, spread
 from PIL import Image
+from startup import run
 
 PEER = """
 import sys
@@ -73,25 +72,29 @@ def main() -> None:
         ours = ["-m", "beitcli", "attn-map", photo, "--model", model, "-o", Path(made) / "ours.png"]
         lines = {"script": [script, model, photo, Path(made) / "peer.png"], "beit attn-map": ours}
         taken: dict[str, list[float]] = {name: [] for name in lines}
+        worked: dict[str, list[float]] = {name: [] for name in lines}
         for number in range(-1, args.rounds):
             for name in list(lines) if number % 2 else list(lines)[::-1]:
-                words = [sys.executable, *map(str, lines[name])]
-                start = time.perf_counter()
-                subprocess.run(words, check=True, capture_output=True)
+                seconds, cpu, _ = run(list(map(str, lines[name])))
                 if number >= 0:
-                    taken[name].append(time.perf_counter() - start)
+                    taken[name].append(seconds)
+                    worked[name].append(cpu)
+    theirs, work = taken["script"], worked["script"]
     results = {
         name: {
             "seconds": spread(seconds),
-            "times_faster": spread([theirs / own for theirs, own in zip(taken["script"], seconds, strict=True)]),
+            "times_faster": spread([their / own for their, own in zip(theirs, seconds, strict=True)]),
+            "cpu_seconds": spread(worked[name]),
+            "times_less_cpu": spread([their / own for their, own in zip(work, worked[name], strict=True)]),
         }
         for name, seconds in taken.items()
     }
     for name, its in results.items():
-        seconds, ratio = its["seconds"], its["times_faster"]
+        seconds, ratio, less = its["seconds"], its["times_faster"], its["times_less_cpu"]
         sys.stderr.write(
             f"{name}: {seconds['median']:.2f} s ({seconds['low']:.2f}-{seconds['high']:.2f}), "
-            f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})\n"
+            f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f}), "
+            f"processor {its['cpu_seconds']['median']:.2f} s, {less['median']:.2f}x\n"
         )
     report("attn-map on one photo against a script with transformers", results, args.output)
 

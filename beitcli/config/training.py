@@ -96,8 +96,12 @@ class PretrainConfig(Training):
     holdout: int = option(
         512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data"
     )
-    compile: bool = option(
-        False, "torch.compile the model.", panel="Machine", harmless=True, flags=("--compile/--no-compile",)
+    compile: bool | None = option(
+        None,
+        "torch.compile the model; default on CUDA only.",
+        panel="Machine",
+        harmless=True,
+        flags=("--compile/--no-compile",),
     )
 
     def __post_init__(self) -> None:
@@ -153,8 +157,12 @@ class FinetuneConfig(Training):
     rand_augment: str = option("rand-m9-mstd0.5-inc1", "timm's RandAugment policy; empty = none.", panel="Augmentation")
     erasing: float = option(0.25, "Probability of random erasing (0-1).", panel="Augmentation")
     min_crop: float = option(0.08, "Least share of the area that the random crop keeps (0-1).", panel="Augmentation")
-    compile: bool = option(
-        False, "torch.compile the model.", panel="Machine", harmless=True, flags=("--compile/--no-compile",)
+    compile: bool | None = option(
+        None,
+        "torch.compile the model; default on CUDA only.",
+        panel="Machine",
+        harmless=True,
+        flags=("--compile/--no-compile",),
     )
 
     def __post_init__(self) -> None:

@@ -5,8 +5,8 @@
     features = norm(blocks([class, patches] + positions))
     logits = token_head(features[masked])    (M, V)
 
-A BEiT-B forward is 35.1 GFLOP an image at 224 pixels; the head adds 12.6 MFLOP a masked patch. Training computes the last
-block at masked patches alone, 1.5 GFLOP less for 75 of 196.
+A BEiT-B forward is 35.1 GFLOP an image at 224 pixels; the head adds 12.6 MFLOP a masked patch. Training
+computes the last block at masked patches alone, 1.5 GFLOP less for 75 of 196.
 """
 
 from __future__ import annotations

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from timm.models.beit import Attention, Beit, Block
 from torch import nn
 
+from beitcli.runtime.attention_kernels import use_fastest
+from beitcli.runtime.device import Compute
+
 
 class TrainedAttention(Attention):
     """timm's attention; `queries` narrows it to some rows of each image."""
@@ -70,9 +73,7 @@ class TrainedAttention(Attention):
         return own if shared is None else own + shared
 
 
-def _weighted(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _weighted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """softmax(query key^T / sqrt(d) + bias) value, (B, heads, R, d)."""
     if bias is not None:
         bias = bias.to(query.dtype).expand(len(query), -1, -1, -1)
@@ -149,6 +150,18 @@ def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
 
 class Backbone(Beit):
     """timm's `Beit` with these blocks: names, layout and initialisation are timm's."""
+
+    def choose_attention(self, images: int, compute: Compute) -> None:
+        """Tries torch's attention kernels on the shapes of `images` at once, and keeps the fastest; CUDA only."""
+        if compute.device.type != "cuda":
+            return
+        attention = self.blocks[0].attn
+        length = self.patch_embed.num_patches + 1
+        shape = (images, attention.num_heads, length, attention.qkv.in_features // attention.num_heads)
+        query = torch.empty(shape, dtype=compute.dtype, device=compute.device)
+        has_bias = self.rel_pos_bias is not None or attention.relative_position_bias_table is not None
+        bias = query.new_empty(1, attention.num_heads, length, length) if has_bias else None
+        use_fastest(query, query, bias)
 
     def train_here(self) -> None:
         """Gives every block's attention its other `forward`; the modules and their tensors stay."""
