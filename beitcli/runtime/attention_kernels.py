@@ -50,15 +50,16 @@ def fastest(
 
 def _time(kernel: SDPBackend, query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None) -> float | None:
     """Seconds of a forward and backward pass, least of some; None where it does not run or is not finite."""
-    given = [t if t is None else _random_like(t) for t in (query, key, key, bias)]
+    drawn = [_random_like(tensor) for tensor in (query, key, key)]
+    mask = None if bias is None else _random_like(bias)
     least = float("inf")
     try:
         for _ in range(1 + _ROUNDS):
             _wait(query.device)
             start = time.perf_counter()
             with torch.enable_grad(), sdpa_kernel(kernel):
-                out = F.scaled_dot_product_attention(*given[:3], attn_mask=given[3])
-                gradients = torch.autograd.grad(out.sum(), [t for t in given if t is not None])
+                out = F.scaled_dot_product_attention(drawn[0], drawn[1], drawn[2], attn_mask=mask)
+                gradients = torch.autograd.grad(out.sum(), drawn if mask is None else [*drawn, mask])
             _wait(query.device)
             least = min(least, time.perf_counter() - start)
     except RuntimeError:  # "No available kernel": torch has no other way to say so; out of memory is one too
