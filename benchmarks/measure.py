@@ -64,21 +64,26 @@ def in_turn(
         peer: Whose time the ratios are of.
 
     Returns:
-        For each name `seconds` and `times_faster` than the peer in the same round, both as `spread`.
+        For each name, as `spread`: `seconds` and `cpu_seconds` (of this process, all threads), and how many times fewer
+        than the peer's in the same round, `times_faster` and `times_less_cpu`.
     """
     names = list(contestants)
     taken: dict[str, list[float]] = {name: [] for name in names}
+    worked: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmup, rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             contestants[name]()
             if number >= 0:
                 taken[name].append(time.perf_counter() - start)
+                worked[name].append(time.process_time() - cpu)
     return {
         name: {
             "seconds": spread(seconds),
             "times_faster": spread([theirs / own for theirs, own in zip(taken[peer], seconds, strict=True)]),
+            "cpu_seconds": spread(worked[name]),
+            "times_less_cpu": spread([theirs / own for theirs, own in zip(worked[peer], worked[name], strict=True)]),
         }
         for name, seconds in taken.items()
     }

@@ -102,7 +102,11 @@ class PretrainConfig(Training):
         512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data"
     )
     compile: bool = option(
-        False, "torch.compile the model.", panel="Machine", harmless=True, flags=("--compile/--no-compile",)
+        False,
+        "torch.compile the model; off, as its gain on a GPU has not been measured yet.",
+        panel="Machine",
+        harmless=True,
+        flags=("--compile/--no-compile",),
     )
 
     def __post_init__(self) -> None:
@@ -160,7 +164,11 @@ class FinetuneConfig(Training):
     erasing: float = option(0.25, "Probability of random erasing (0-1).", panel="Augmentation")
     min_crop: float = option(0.08, "Least share of the area that the random crop keeps (0-1).", panel="Augmentation")
     compile: bool = option(
-        False, "torch.compile the model.", panel="Machine", harmless=True, flags=("--compile/--no-compile",)
+        False,
+        "torch.compile the model; off, as its gain on a GPU has not been measured yet.",
+        panel="Machine",
+        harmless=True,
+        flags=("--compile/--no-compile",),
     )
 
     def __post_init__(self) -> None:

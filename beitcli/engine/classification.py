@@ -26,6 +26,7 @@ from beitcli.engine.evaluate import Preprocessing, class_columns, score
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.models.beit import Classifier
 from beitcli.models.published import timm_settings
+from beitcli.runtime.compiled import compiled
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.keyed import keyed_integer
 from beitcli.runtime.optim import make_adamw, parameter_groups
@@ -51,7 +52,8 @@ class FinetuneTask(Task):
         self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
         self.view = Preprocessing(normalization)
         self.model = model.to(compute.device)
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.model.choose_attention(plan.micro_batch, compute)
+        self.forward = compiled(self.model, config.compile)
         self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)

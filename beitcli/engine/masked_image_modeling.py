@@ -26,6 +26,7 @@ from beitcli.engine.targets import PixelTarget, TokenTarget
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.masking import MaskGenerator, keyed_mask
 from beitcli.models.beit import MaskedImageModel
+from beitcli.runtime.compiled import compiled
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_cosine
@@ -57,7 +58,8 @@ class PretrainTask(Task):
         self.target = TokenTarget(tokenizer, compute.device) if tokenizer else PixelTarget(config.patch_size)
         torch.manual_seed(config.seed)
         self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path).to(compute.device)
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.model.choose_attention(plan.micro_batch, compute)
+        self.forward = compiled(self.model, config.compile)
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
@@ -72,15 +74,14 @@ class PretrainTask(Task):
         else:
             images = normalize(batch["images"], *normalization)
         wanted, mask = self.target.wanted(batch, images), batch.get("mask")
-        if mask is None:
-            predicted = None
-        elif self.config.predict == "all" or self.masking is None:
-            predicted = torch.arange(mask.numel(), device=mask.device)
-        else:
-            hidden = len(mask) * self.masking.num_masked
-            predicted = torch.nonzero_static(mask.flatten(), size=hidden).squeeze(1)
-        outputs = self.forward(images, mask, predicted)
-        return outputs, wanted if predicted is None else wanted.index_select(0, predicted)
+        forward = self.forward if self.model.training else self.model  # a measurement has other shapes
+        if mask is None or self.masking is None:
+            return forward(images, None, None), wanted
+        if self.config.predict == "all":
+            return forward(images, mask, torch.arange(mask.shape[1], device=mask.device).expand_as(mask)), wanted
+        places = torch.nonzero_static(mask.flatten(), size=len(mask) * self.masking.num_masked).squeeze(1)
+        predicted = (places % mask.shape[1]).view(len(mask), -1)
+        return forward(images, mask, predicted), wanted.index_select(0, places)
 
     def counted(self, batch: Tensors) -> torch.Tensor | None:
         """(M,) bool, the hidden ones of the patches to predict; None where those are all."""

@@ -26,6 +26,7 @@ from beitcli.engine.events import Note, OnEvent, Planned, Progress, openings
 from beitcli.engine.training import Plan, Task, optimizer_step
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.device import Compute, choose_workers
+from beitcli.runtime.matrix_rate import matrix_rate
 from beitcli.runtime.optim import set_learning_rate
 from beitcli.runtime.run_folder import RunFolder
 
@@ -142,6 +143,7 @@ def make_plan(config: Training, source: Source) -> Plan:
         keep=config.keep,
         max_bad=config.max_bad,
         data_fingerprint=source.fingerprint(),
+        finds_micro_batch=config.micro_batch is None,
     )
 
 
@@ -197,6 +199,7 @@ def rehearse(
     compute: Compute,
     on_event: OnEvent,
     before: float = 0.0,
+    flops: float = 0.0,
 ) -> dict[str, Any]:
     """Tells the plan, times a few micro-batches, loading included, and tells what the run will take.
 
@@ -205,6 +208,7 @@ def rehearse(
     Args:
         batches_of: (size, steps) to batches.
         before: Seconds that the `own` tokenizer takes first.
+        flops: Of an image, forward and backward; 0 where they are not known.
 
     Returns:
         The document of `--dry-run`.
@@ -229,6 +233,12 @@ def rehearse(
         "step time": f"{seconds:.3f} s ({min(taken[1:]):.3f} to {max(taken[1:]):.3f} in {_REHEARSAL_STEPS})",
         "images per second": f"{plan.batch_size / seconds:.0f}",
     }
+    if flops:
+        rate, reached = matrix_rate(compute), flops * plan.batch_size / seconds
+        times["utilisation"] = (
+            f"{reached / rate:.0%}: {reached / 1e12:.3g} of the {rate / 1e12:.3g} TFLOP/s "
+            f"that large {compute.precision} products reach here"
+        )
     if before:
         times["tokenizer first"] = f"about {duration(before)}"
     times["training"] = f"about {duration(training)}"

@@ -200,12 +200,18 @@ def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolde
         on_event(Warned(f"The tokenizer learned from {tokenizer.size}-pixel images; this grid gives it {size}."))
 
 
+def _forward_flops(task: PretrainTask) -> float:
+    """Of one image, head included."""
+    architecture, hidden = task.model.architecture, task.masking.num_masked if task.masking else 0
+    predicted = architecture.num_patches if task.config.predict == "all" else hidden
+    return forward_flops(architecture, predicted, task.target.outputs)
+
+
 def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
     architecture, masking, tokenizer = task.model.architecture, task.masking, task.tokenizer
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     hidden = masking.num_masked if masking else 0
-    predicted = architecture.num_patches if task.config.predict == "all" else hidden
-    flops = forward_flops(architecture, predicted, task.target.outputs)
+    flops = _forward_flops(task)
     height, width = architecture.image_size
     how = f", {task.config.masking}" if masking else ""
     return {
@@ -244,6 +250,6 @@ def _rehearse(
     def batches_of(size: int, steps: int) -> Iterator[Batch]:
         return stream(config, held.training, view, compute, 0, steps, masking=masks, batch_size=size)
 
-    first = before.get("estimated_seconds", 0.0)
-    document = rehearse(task, plan, config, plan_rows(task, plan), batches_of, compute, on_event, first)
+    first, flops = before.get("estimated_seconds", 0.0), 3 * _forward_flops(task)
+    document = rehearse(task, plan, config, plan_rows(task, plan), batches_of, compute, on_event, first, flops)
     return document | {"tokenizer": before or None}

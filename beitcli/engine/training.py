@@ -11,7 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch import nn
 from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, Saved, warn
+from beitcli.engine.micro_batch import fitting
+from beitcli.engine.transfer import on_device
 from beitcli.errors import DivergedError, StorageError, UsageError
 from beitcli.models.references import state_tensors
 from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
@@ -39,6 +41,7 @@ class Plan:
     Attributes:
         images: Of one epoch.
         micro_batch: Images of one forward pass.
+        finds_micro_batch: Whether that may be tried out on the device.
     """
 
     seed: int
@@ -53,6 +56,7 @@ class Plan:
     keep: int
     max_bad: float
     data_fingerprint: str
+    finds_micro_batch: bool = False
 
     def epoch(self, step: int) -> float:
         return step * self.batch_size / self.images
@@ -150,7 +154,9 @@ def train(
         Stopped: A signal asked for it; progress is saved.
     """
     scaler = compute.scaler()
-    state, bad = _load(task, plan, run, compute, scaler, on_event)
+    state, bad, stored = _load(task, plan, run, compute, scaler, on_event)
+    plan = replace(plan, micro_batch=stored or plan.micro_batch)
+    finds = plan.finds_micro_batch and not stored and compute.device.type == "cuda"
     if state.step < plan.steps:
         on_event(planned)
     run.rewind_metrics(state.step)
@@ -176,6 +182,7 @@ def train(
                 "data": plan.data_fingerprint,
                 "bad": ledger.records,
                 "scaler": scaler.state_dict(),
+                "micro_batch": plan.micro_batch,
             },
             keep=plan.keep,
         )
@@ -185,13 +192,17 @@ def train(
     sums: Tensors = {}
     since, logged_step = time.perf_counter(), state.step
     last_saved = state.step
-    batches = batches_from(state.step * plan.batch_size, plan.steps - state.step)
+    batches = on_device(batches_from(state.step * plan.batch_size, plan.steps - state.step), compute.device)
     while state.step < plan.steps:
-        batch = next(batches)
+        batch, tensors = next(batches)
         ledger.note(batch.bad)
         torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
         set_learning_rate(task.optimizer, task.learning_rate(state.step))
-        tensors = task.before_step(state.step, batch.to(compute.device))
+        tensors = task.before_step(state.step, tensors)
+        if finds:
+            finds, plan = False, fitting(task, plan, tensors, compute)
+            on_event(Note(f"{task.name}: {plan.micro_batch} images fit on the device at once."))
+            torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
         try:
             optimizer_step(task, plan, tensors, compute, scaler, sums)
         except torch.OutOfMemoryError:
@@ -282,11 +293,15 @@ def _require_finite(figures: dict[str, float], step: int, last_saved: int, resum
 
 def _load(
     task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent
-) -> tuple[Progressed, list[Bad]]:
-    """Puts the newest whole checkpoint into the task; a fresh state where there is none."""
+) -> tuple[Progressed, list[Bad], int]:
+    """Puts the newest whole checkpoint into the task; a fresh state where there is none.
+
+    Returns:
+        Where the run stands, its bad images, and its micro-batch (0 where none is stored).
+    """
     checkpoint = newest_checkpoint(run.path)
     if checkpoint is None:
-        return Progressed(), []
+        return Progressed(), [], 0
     warn(checkpoint.damaged, on_event)
     trainer = checkpoint.trainer
     if trainer["data"] != plan.data_fingerprint:
@@ -315,4 +330,4 @@ def _load(
         again = f"--config {run.path}/config.toml --steps {2 * plan.steps} --out NEW"
         on_event(Note(f"To train longer, start a new run: {again}"))
     state = Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
-    return state, [(index, path, reason) for index, path, reason in trainer["bad"]]
+    return state, [(index, path, reason) for index, path, reason in trainer["bad"]], trainer.get("micro_batch", 0)

@@ -26,6 +26,11 @@ class Compute:
     device: torch.device
     precision: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrices."""
+        return _DTYPES.get(self.precision, torch.float32)
+
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
         if self.precision == "fp32":

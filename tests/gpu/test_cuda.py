@@ -9,6 +9,7 @@ import torch
 
 from beitcli.data.color import apply_color
 from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, normalize
+from beitcli.runtime.attention_kernels import candidates, fastest
 from beitcli.runtime.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -62,3 +63,19 @@ def test_finetune_and_eval_agree(tmp_path, beit, labelled_folder):
     ended = beit(*words, "--val", labelled_folder, "--device", "cuda", "--out", tmp_path / "run", "--json")
     measured = beit("eval", tmp_path / "run", labelled_folder, "--device", "cuda")
     assert measured.lines[0]["top1"] == ended.lines[0]["top1"]
+
+
+def test_a_micro_batch_is_found_and_kept(tmp_path, beit, labelled_folder, tokenizer_run):
+    words = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--no-compile", "--workers", 0)
+    run = tmp_path / "run"
+    assert beit(*words, "--steps", 6, "--log-every", 3, "--out", run).code == 0
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    assert newest.trainer["micro_batch"] == 8
+
+
+def test_the_chosen_attention_kernel_gives_finite_gradients_at_every_length():
+    for length in (197, 192, 576, 577):
+        query = torch.empty(2, 4, length, 64, device="cuda", dtype=torch.bfloat16)
+        bias = query.new_empty(1, 4, length, length)
+        assert fastest(candidates(length, True), query, query, bias) is not None

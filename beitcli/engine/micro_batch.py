@@ -1,0 +1,43 @@
+"""How many images fit on the device at once, found by trying."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from beitcli.runtime.device import Compute
+
+if TYPE_CHECKING:
+    from beitcli.engine.training import Plan, Task, Tensors
+
+
+def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
+    """The plan with the largest micro-batch, halved from the batch on, whose forward and backward pass has room.
+
+    AdamW's two moments do not exist yet before the first step: as much memory is held meanwhile. Weights, figures and
+    everything random stay as they were; every step seeds its own generators.
+
+    Args:
+        tensors: A whole batch on the device.
+    """
+    before = {name: tensor.clone() for name, tensor in task.extra_tensors().items()}
+    parameters = list(task.model.parameters())
+    micro = plan.batch_size
+    while micro > 1:
+        try:
+            moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+            with compute.autocast():
+                loss, _ = task.loss({name: tensor[:micro] for name, tensor in tensors.items()})
+            loss.backward()
+            break
+        except torch.OutOfMemoryError:
+            micro = -(-micro // 2)
+        finally:
+            moments = loss = None  # type: ignore[assignment] # noqa: F841 - frees them before the next trial
+            task.optimizer.zero_grad(set_to_none=True)
+            if compute.device.type == "cuda":
+                torch.cuda.empty_cache()
+    task.load_extra_tensors(before)
+    return replace(plan, micro_batch=micro)

@@ -1,0 +1,192 @@
+"""The arithmetic of a timm `Beit`'s blocks where it is trained: the same numbers from less work.
+
+    hidden = hidden + drop_path(gamma_1 * attention(norm1(hidden)))        (B, L, D)
+    hidden = hidden + drop_path(gamma_2 * mlp(norm2(hidden)))
+
+- Only `rows` of the last block are computed where only they are read: 75 of 197 queries save half of that block.
+- A branch that drop path strikes out for an image is not computed for it on a CPU: 5% of the blocks at a rate of 0.1.
+- Attention that is differentiated on a CPU multiplies its matrices out: a fused kernel gives no gradient of a bias, and
+  torch's substitute for it computes in fp32 and looks for rows that see nothing (docs/performance.md has figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.models.beit import Attention, Beit, Block
+from torch import nn
+
+from beitcli.runtime.attention_kernels import use_fastest
+from beitcli.runtime.device import Compute
+
+
+class TrainedAttention(Attention):
+    """timm's attention; `queries` narrows it to some rows of each image."""
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        shared_rel_pos_bias: torch.Tensor | None = None,
+        queries: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What each query gathers from all positions.
+
+        Args:
+            hidden: (B, L, D), the block's normalised input.
+            shared_rel_pos_bias: (heads, L, L), or None.
+            queries: (B, R) int64 positions in [0, L); None for all.
+
+        Returns:
+            (B, R or L, D).
+        """
+        query, key, value = self._projections(hidden, queries)
+        bias = self._bias(shared_rel_pos_bias)
+        if bias is not None and queries is not None:
+            bias = bias.transpose(0, 1)[queries].transpose(1, 2)  # (B, heads, R, L)
+        gathered = _weighted(query, key, value, bias)
+        return self.proj(gathered.transpose(1, 2).flatten(2))
+
+    def _projections(
+        self, hidden: torch.Tensor, queries: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, heads, R or L, d) queries, and (B, heads, L, d) keys and values."""
+        weight, bias = self.qkv.weight, None
+        if self.q_bias is not None:
+            bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        if queries is None:
+            heads = F.linear(hidden, weight, bias).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            query, key, value = heads.unbind(0)
+            return query, key, value
+        width = len(weight) // 3
+        biases = (None, None) if bias is None else (bias[:width], bias[width:])
+        query = F.linear(take_rows(hidden, queries), weight[:width], biases[0])
+        key, value = F.linear(hidden, weight[width:], biases[1]).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _bias(self, shared: torch.Tensor | None) -> torch.Tensor | None:
+        """(heads, L, L)."""
+        if self.relative_position_bias_table is None:
+            return shared
+        own = self._get_rel_pos_bias()[0]
+        return own if shared is None else own + shared
+
+
+def _weighted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """softmax(query key^T / sqrt(d) + bias) value, (B, heads, R, d)."""
+    if bias is not None:
+        bias = bias.to(query.dtype).expand(len(query), -1, -1, -1)
+    if query.device.type == "cpu" and torch.is_grad_enabled():
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        return scores.softmax(dim=-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(B, L, D) at (B, R) positions: (B, R, D)."""
+    first = torch.arange(len(rows), device=rows.device).unsqueeze(1) * hidden.shape[1]
+    return hidden.flatten(0, 1).index_select(0, (rows + first).flatten()).view(*rows.shape, -1)
+
+
+def run_block(
+    block: Block, hidden: torch.Tensor, shared_bias: torch.Tensor | None = None, rows: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One block, of all positions or of (B, R) `rows` alone.
+
+    Args:
+        hidden: (B, L, D).
+
+    Returns:
+        (B, R or L, D).
+    """
+
+    def attention(kept: torch.Tensor | None) -> torch.Tensor:
+        seen, queries = _of_images(hidden, kept), None if rows is None else _of_images(rows, kept)
+        return block.attn(block.norm1(seen), shared_rel_pos_bias=shared_bias, queries=queries)
+
+    middle = hidden if rows is None else take_rows(hidden, rows)
+    middle = _add_branch(middle, attention, block.drop_path1, block.gamma_1)
+    return _add_branch(
+        middle, lambda kept: block.mlp(block.norm2(_of_images(middle, kept))), block.drop_path2, block.gamma_2
+    )
+
+
+def _of_images(tensor: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    return tensor if kept is None else tensor.index_select(0, kept)
+
+
+def _add_branch(
+    hidden: torch.Tensor,
+    branch: Callable[[torch.Tensor | None], torch.Tensor],
+    drop_path: nn.Module,
+    gamma: torch.Tensor | None,
+) -> torch.Tensor:
+    """hidden + drop_path(gamma * branch), with the draws of timm's DropPath.
+
+    Args:
+        branch: Of (K,) int64 images of the batch, or of all for None, to (K, R, D).
+    """
+    rate = getattr(drop_path, "drop_prob", 0.0) if drop_path.training else 0.0
+    if not rate:
+        return hidden + _scaled(branch(None), gamma)
+    keep = 1 - rate
+    drawn = hidden.new_empty((len(hidden), 1, 1)).bernoulli_(keep)
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # shapes stay as they are, and nothing waits
+        return hidden + _scaled(branch(None), gamma) * (drawn / keep)
+    kept = drawn.flatten().nonzero().squeeze(1)
+    if len(kept) == len(hidden):
+        return torch.add(hidden, _scaled(branch(None), gamma), alpha=1 / keep)
+    if not len(kept):
+        return hidden
+    return hidden.index_add(0, kept, _scaled(branch(kept), gamma).to(hidden.dtype), alpha=1 / keep)
+
+
+def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
+    return branch if gamma is None else gamma * branch
+
+
+class Backbone(Beit):
+    """timm's `Beit` with these blocks: names, layout and initialisation are timm's."""
+
+    def choose_attention(self, images: int, compute: Compute) -> None:
+        """Tries torch's attention kernels on the shapes of `images` at once, and keeps the fastest; CUDA only."""
+        if compute.device.type != "cuda":
+            return
+        attention = self.blocks[0].attn
+        length = self.patch_embed.num_patches + 1
+        shape = (images, attention.num_heads, length, attention.qkv.in_features // attention.num_heads)
+        query = torch.empty(shape, dtype=compute.dtype, device=compute.device)
+        has_bias = self.rel_pos_bias is not None or attention.relative_position_bias_table is not None
+        bias = query.new_empty(1, attention.num_heads, length, length) if has_bias else None
+        use_fastest(query, query, bias)
+
+    def train_here(self) -> None:
+        """Gives every block's attention its other `forward`; the modules and their tensors stay."""
+        for block in self.blocks:
+            block.attn.__class__ = TrainedAttention
+
+    def run_blocks(self, hidden: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """All blocks; of the last one only (B, R) `rows` where given.
+
+        Args:
+            hidden: (B, L, D), the embedded patches behind the class token.
+
+        Returns:
+            (B, R or L, D), before the last norm.
+        """
+        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        for block in self.blocks[:-1]:
+            hidden = run_block(block, hidden, shared_bias)
+        return run_block(self.blocks[-1], hidden, shared_bias, rows)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to (B, L, D)."""
+        return self.norm(self.run_blocks(self.embed(self.patch_embed(images))))
+
+    def embed(self, patches: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) patches to (B, L, D), class token and positions added."""
+        hidden = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1)
+        return hidden if self.pos_embed is None else hidden + self.pos_embed

@@ -1,0 +1,70 @@
+"""The micro-batch that is found by trying, and the one that a run keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from beitcli.engine.micro_batch import fitting
+from beitcli.engine.training import Plan, Task
+from beitcli.runtime.checkpoint import newest_checkpoint
+from beitcli.runtime.device import Compute
+
+CPU = Compute(torch.device("cpu"), "fp32")
+
+
+class Narrow(Task):
+    """A real model whose device holds `room` images; it counts the images it has seen."""
+
+    name = kind = "narrow"
+
+    def __init__(self, room: int) -> None:
+        self.room, self.model = room, nn.Linear(3, 1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.seen = torch.zeros(())
+
+    def loss(self, batch):
+        self.seen += len(batch["images"])
+        if len(batch["images"]) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return self.model(batch["images"]).square().mean(), {}
+
+    def learning_rate(self, step):
+        return 1e-3
+
+    def measure(self):
+        return {}
+
+    def settings(self):
+        return {}
+
+    def extra_tensors(self):
+        return {"seen": self.seen}
+
+    def load_extra_tensors(self, tensors):
+        self.seen = tensors["seen"]
+
+
+def plan(batch: int) -> Plan:
+    return Plan(
+        seed=0, images=100, steps=3, batch_size=batch, micro_batch=batch, warmup_steps=0, clip=None, save_every=1,
+        log_every=1, keep=1, max_bad=0, data_fingerprint="", finds_micro_batch=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "room", "found"), [(16, 100, 16), (16, 16, 16), (16, 7, 4), (10, 3, 3), (8, 0, 1)])
+def test_the_largest_half_that_has_room_is_found_and_nothing_else_changes(batch, room, found):
+    task = Narrow(room)
+    weights = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    assert fitting(task, plan(batch), {"images": torch.randn(batch, 3)}, CPU).micro_batch == found
+    assert int(task.seen) == 0
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in task.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+    assert not task.optimizer.state
+
+
+def test_a_run_keeps_its_micro_batch_with_each_checkpoint(pretrained_run):
+    newest = newest_checkpoint(pretrained_run)
+    assert newest is not None
+    assert newest.trainer["micro_batch"] == 8
