@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import in_turn, report
 from PIL import Image
 
 from beitcli.data.sources import open_data
 from beitcli.data.views import CenterView
 from beitcli.tokenizers import Tokenizer, open_tokenizer
-from measure import in_turn, report
 
 PEERS = ("peer fp32", "peer bf16 autocast")
 OURS = ("ours fp32", "ours bf16", "ours bf16 compiled")

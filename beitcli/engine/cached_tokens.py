@@ -1,7 +1,7 @@
 """Pretraining with `--token-cache`: batches whose tokens are known need no encoder, and the run is the same.
 
-Tokens are encoded row by row independently, so those of a part of a batch equal those of the whole, bit for bit on a
-CPU (tests/tokenizers/test_low_precision.py); only what is missing is encoded.
+On a CPU an image's tokens do not depend on its batch (`Tokenizer.encode_alike`), so only what is missing is encoded,
+and what is kept serves batches of every size.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class TokenTarget(Target):
         """(B, N) int64 of a batch's `token_images`."""
         token_images = batch["token_images"]
         with torch.autocast(token_images.device.type, enabled=False):  # the tokenizer has a precision of its own
-            return self.tokenizer.encode(token_images)
+            return self.tokenizer.encode_alike(token_images)
 
     def loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(outputs.float(), wanted)

@@ -19,6 +19,7 @@ from beitcli.tokenizers.low_precision import Precision, compiled, in_precision
 
 WORDS = ("dall-e", "pixels")  # references that name no file
 DALLE_CODES = 8192
+PORTION = 8  # images
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,21 @@ class Tokenizer:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 or [0, 1] float images (B, 3, H, W) to (B, N) int64."""
         return self.model.encode(to_unit(images))
+
+    def encode_alike(self, images: torch.Tensor) -> torch.Tensor:
+        """As `encode`; on a CPU an image's tokens do not depend on the others that it comes with, to the last bit.
+
+        Its convolutions choose a kernel by the batch's size, and logits differ by 4e-6 between those: so it sees
+        eight images at a time, the last ones filled up with black. On other devices it is `encode`.
+        """
+        if images.device.type != "cpu":
+            return self.encode(images)
+        tokens = []
+        for part in images.split(PORTION):
+            missing = PORTION - len(part)
+            whole = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
+            tokens.append(self.encode(whole)[: len(part)])
+        return torch.cat(tokens)
 
     def in_precision(self, precision: Precision) -> Tokenizer:
         """The fp32 tokenizer with its encoder in `precision`, skips and logits still fp32."""

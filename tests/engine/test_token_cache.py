@@ -51,13 +51,13 @@ def run(tmp_path: Path, labelled_folder: Path, tokenizer_run: Path) -> Callable[
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images of each encoding."""
     sizes: list[int] = []
-    encode = Tokenizer.encode
+    encode = Tokenizer.encode_alike
 
     def counting(self: Tokenizer, images: torch.Tensor) -> torch.Tensor:
         sizes.append(len(images))
         return encode(self, images)
 
-    monkeypatch.setattr(Tokenizer, "encode", counting)
+    monkeypatch.setattr(Tokenizer, "encode_alike", counting)
     return sizes
 
 
