@@ -70,6 +70,18 @@ class PretrainConfig(Training):
     tokenizer_steps: int | None = option(
         None, "Optimizer steps of the `own` tokenizer; default its recipe's.", panel="Tokenizer", metavar="STEPS"
     )
+    token_precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto",
+        "Arithmetic of the tokenizer's encoder, its logits always fp32; auto: fp32, on CUDA fp16.",
+        panel="Tokenizer",
+    )
+    token_cache: str | None = option(
+        None,
+        "Keep tokens here, and take them from here where they are kept: the run is the same, without the encoder.",
+        panel="Tokenizer",
+        harmless=True,
+        metavar="DIR",
+    )
     target: Literal["tokens", "pixels"] = option(
         "tokens",
         "What to predict of a patch: its visual token, or its pixels, normalised as the images are, by mean squared "

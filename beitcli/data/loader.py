@@ -40,7 +40,8 @@ class Batch:
 
     Attributes:
         tensors: What the view gave, stacked: `images` (B, 3, H, W) and more; `mask` (B, N) bool where there is masking;
-            `labels` (B,) int64 where the source has classes.
+            `labels` (B,) int64 where the source has classes. What only some images have (`token_images` of those whose
+            tokens are not kept) has as many rows, in their order.
         indices: Of the images in the source.
         bad: (index, path, reason) of images that could not be read.
     """
@@ -106,8 +107,8 @@ class _Images(Dataset["Batch | DataError"]):
         return arrays
 
     def collate(self, items: list[dict[str, np.ndarray]], indices: list[int], bad: list[tuple[int, str, str]]) -> Batch:
-        names = items[0].keys() if items else ()
-        stacked = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in names}
+        names = dict.fromkeys(name for item in items for name in item)
+        stacked = {name: torch.from_numpy(np.stack([item[name] for item in items if name in item])) for name in names}
         return Batch(stacked, indices, bad)
 
 
@@ -255,10 +256,11 @@ def _joined(parts: list[Batch], pin_memory: bool) -> Batch:
     """One batch of consecutive pieces; pinned in the same copy."""
     filled = [part.tensors for part in parts if len(part)]
     tensors = {}
-    for name, first in filled[0].items() if filled else ():
-        shape = (sum(len(each[name]) for each in filled), *first.shape[1:])
-        tensors[name] = torch.empty(shape, dtype=first.dtype, pin_memory=pin_memory)
-        torch.cat([each[name] for each in filled], out=tensors[name])
+    for name in dict.fromkeys(name for part in filled for name in part):
+        those = [part[name] for part in filled if name in part]
+        shape = (sum(map(len, those)), *those[0].shape[1:])
+        tensors[name] = torch.empty(shape, dtype=those[0].dtype, pin_memory=pin_memory)
+        torch.cat(those, out=tensors[name])
     indices = [index for part in parts for index in part.indices]
     return Batch(tensors, indices, [record for part in parts for record in part.bad])
 

@@ -21,7 +21,9 @@ from beitcli.data.color import apply_color
 from beitcli.data.fast_view import FastPretrainingView
 from beitcli.data.loader import Masking, View, ordered_batches
 from beitcli.data.sources.base import Source
+from beitcli.data.token_cache import CachedView
 from beitcli.data.views import PretrainingView, normalize
+from beitcli.engine.cached_tokens import CachedTokens
 from beitcli.engine.targets import PixelTarget, TokenTarget
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.masking import MaskGenerator, keyed_mask
@@ -39,8 +41,12 @@ class PretrainTask(Task):
     Args:
         tokenizer: None where pixels are predicted.
         masking: None where nothing is hidden.
+
+    Attributes:
+        known: Where there is a token cache: what completes batches from it.
     """
 
+    known: CachedTokens | None = None
     name, kind = "pretrain", "masked-image-model"
     model: MaskedImageModel
 
@@ -65,6 +71,9 @@ class PretrainTask(Task):
 
     def learning_rate(self, step: int) -> float:
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
+
+    def before_step(self, step: int, batch: Tensors) -> Tensors:
+        return self.known.complete(batch) if self.known else batch
 
     def outputs_and_wanted(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """What the head says of the M patches to predict, (M, outputs), and what it should, (M, ...)."""
@@ -104,7 +113,7 @@ class PretrainTask(Task):
         view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
         batches = ordered_batches(
             self.held_out,
-            view,
+            CachedView(view, self.known.cache) if self.known else view,
             batch_size=min(128, self.plan.micro_batch),
             workers=choose_workers(self.config.workers, self.compute.device),
             masking=masking,
@@ -112,7 +121,7 @@ class PretrainTask(Task):
         for batch in batches:
             if not len(batch):
                 continue
-            tensors = batch.to(self.compute.device)
+            tensors = self.before_step(0, batch.to(self.compute.device))
             with self.compute.autocast():
                 outputs, wanted = self.outputs_and_wanted(tensors)
             tally.add(outputs, wanted, self.counted(tensors))

@@ -8,6 +8,7 @@ loss = cross_entropy(logits, visual_tokens[mask])
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,10 +17,13 @@ from beitcli.config.resolve import resolve
 from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
 from beitcli.data.loader import Batch
 from beitcli.data.sources.base import Source
+from beitcli.data.token_cache import CachedView
+from beitcli.data.views import PretrainingView
+from beitcli.engine.cached_tokens import CachedTokens, open_token_cache
 from beitcli.engine.cards import TARGETS, pretraining_card
 from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore
 from beitcli.engine.masked_image_modeling import PretrainTask, token_size, views_and_masks
-from beitcli.engine.opened_tokenizer import tokenizer_for
+from beitcli.engine.opened_tokenizer import prepared, token_precision, tokenizer_for
 from beitcli.engine.preparation import (
     checkpoint_bytes,
     describe_plan,
@@ -30,6 +34,7 @@ from beitcli.engine.preparation import (
     rehearse,
     stream,
 )
+from beitcli.engine.targets import TokenTarget
 from beitcli.engine.train_tokenizer import rehearse_tokenizer, tokenizer_architecture, train_tokenizer_on
 from beitcli.engine.training import Plan, train
 from beitcli.errors import StorageError
@@ -81,7 +86,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     own = _own_tokenizer_config(config) if has_tokens and trains_own else None
     source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event)
     # a wrong one is refused before anything is made
-    given = tokenizer_for(config.tokenizer, compute.device, on_event) if has_tokens and not trains_own else None
+    given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
     if config.dry_run:
         return _rehearse(config, masking, source, given, own, compute, on_event)
     run = open_run(config)
@@ -89,16 +94,19 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         command = f"Go on with: beit pretrain --out {run.path} --resume"
         tokenizer = given
         if own is not None:
-            tokenizer = _trained_tokenizer(own, source, run, compute, on_event, stop, command)
+            trained = _trained_tokenizer(own, source, run, compute, on_event, stop, command)
+            tokenizer = _prepared(config, trained, compute, on_event)
         if tokenizer is not None:
             _check_tokenizer(config, tokenizer, run, on_event)
         held = hold_out(source, config.holdout, config.seed)
         plan = make_plan(config, held.training)
         task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
         view, masks = views_and_masks(config, tokenizer, masking)
-        batches = partial(stream, config, held.training, view, compute, masking=masks)
         planned = Planned("Pretraining", plan_rows(task, plan))
-        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad)
+        with _token_cache(config, task, source, view, on_event) as task.known:
+            seen = CachedView(view, task.known.cache) if task.known else view
+            batches = partial(stream, config, held.training, seen, compute, masking=masks)
+            state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad)
     figures = state.figures or {}
     report = PretrainReport(
         run=str(run.path),
@@ -120,6 +128,31 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     card = pretraining_card(config, report, tokenizer.reference if tokenizer else None, describe(compute))
     run.write_text("README.md", card)
     return report
+
+
+def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:
+    return _prepared(config, tokenizer_for(config.tokenizer, compute.device, on_event), compute, on_event)
+
+
+def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on_event: OnEvent) -> Tokenizer:
+    """In `--token-precision`; compiled where the model is and it is not fp32."""
+    size = token_size(config, tokenizer) if config.compile else None
+    return prepared(tokenizer, token_precision(config.token_precision, compute.device), size, on_event)
+
+
+@contextmanager
+def _token_cache(
+    config: PretrainConfig, task: PretrainTask, source: Source, view: PretrainingView, on_event: OnEvent
+) -> Iterator[CachedTokens | None]:
+    """What completes the task's batches from `--token-cache`, and keeps the last ones at the end; None without."""
+    if config.token_cache is None or not isinstance(task.target, TokenTarget):
+        yield None
+        return
+    tokenizer, grid = task.target.tokenizer, config.architecture.grid
+    cache = open_token_cache(config.token_cache, tokenizer, source, view, grid, task.compute.device.type)
+    on_event(Note(f"Tokens are kept in {cache.folder}"))
+    with closing(CachedTokens(cache, task.target.encode, task.plan.micro_batch, on_event)) as known:
+        yield known
 
 
 def _masking(config: PretrainConfig) -> MaskGenerator | None:

@@ -82,11 +82,16 @@ class TokenTarget(Target):
         self.counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=device)
 
     def wanted(self, batch: Tensors, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(images.device.type, enabled=False):  # tokens change under low precision
-            token_images = batch["token_images"]
-            if "color" in batch:
-                token_images = apply_color(token_images, batch["color"])
-            return self.tokenizer.encode(token_images).flatten()
+        tokens = batch.get("visual_tokens")  # known before the step, where there is a cache
+        return (self.encode(batch) if tokens is None else tokens).flatten()
+
+    def encode(self, batch: Tensors) -> torch.Tensor:
+        """(B, N) int64 of a batch's `token_images`, whose `color` is applied first."""
+        token_images = batch["token_images"]
+        if "color" in batch:
+            token_images = apply_color(token_images, batch["color"])
+        with torch.autocast(token_images.device.type, enabled=False):  # the tokenizer has a precision of its own
+            return self.tokenizer.encode_alike(token_images)
 
     def loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(outputs.float(), wanted)

@@ -19,21 +19,31 @@ from beitcli.data.sources.subset import Subset
 from beitcli.data.views import CenterView
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.engine.inputs import open_inputs
-from beitcli.engine.opened_tokenizer import tokenizer_for
+from beitcli.engine.opened_tokenizer import prepared, tokenizer_for
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.token_files import TokenFile, TokenKind, open_token_file, parse_line
 from beitcli.errors import DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.device import Compute, choose_compute, choose_workers
 from beitcli.tokenizers import Tokenizer, to_unit
+from beitcli.tokenizers.low_precision import Precision
 from beitcli.tokenizers.objective import codebook_usage, psnr
+
+_COMPARED = 64  # images that `agreement` is of: fp32 is what low precision is there to avoid
 
 
 @dataclass
 class _Tally:
-    """Running figures of `--stats`."""
+    """Running figures of `--stats`.
+
+    Attributes:
+        reference: The tokenizer in fp32, where another precision is to be compared with it.
+    """
 
     counts: torch.Tensor
+    reference: Tokenizer | None = None
+    compared: int = 0
+    agreed: float = 0.0
     images: int = 0
     bad: int = 0
     absolute: float = 0.0
@@ -50,10 +60,20 @@ class _Tally:
         self.squared += float(difference.square().sum())
         self.values += difference.numel()
 
+    def compare_tokens(self, images: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Counts how many are fp32's, of the first images that come."""
+        wanted = _COMPARED - self.compared
+        if self.reference is None or wanted <= 0:
+            return
+        equal = self.reference.encode(images[:wanted]) == tokens[:wanted]
+        self.agreed += float(equal.float().mean(dim=1).sum())
+        self.compared += len(equal)
+
     def document(self) -> dict[str, Any]:
         used, perplexity = codebook_usage(self.counts)
         measured = self.values > 0
-        return {
+        agreement = {"agreement": self.agreed / self.compared if self.compared else None} if self.reference else {}
+        return agreement | {
             "images": self.images,
             "bad": self.bad,
             "vocab_size": len(self.counts),
@@ -70,7 +90,8 @@ def tokenize(
     """Yields a document an image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
 
     With an output file the documents go there, and none is yielded; with `stats` only the summary is, without `mae`
-    and `psnr` where the tokenizer has no decoder.
+    and `psnr` where the tokenizer has no decoder, and in another precision than fp32 with `agreement`, the share of
+    tokens that are fp32's, of the first 64 images.
 
     Raises:
         StorageError: Pictures are wanted of a tokenizer without a decoder.
@@ -79,10 +100,12 @@ def tokenize(
     if config.decode:
         yield from decode(config, on_event, stdin)
         return
-    compute, tokenizer = _open_tokenizer(config, on_event)
+    compute, reference = _open_tokenizer(config, on_event)
     if config.reconstruct:
-        tokenizer.require_decoder()
-    size = config.size or tokenizer.size
+        reference.require_decoder()
+    size = config.size or reference.size
+    reference.grid(size)
+    tokenizer = prepared(reference, _precision(config), (size, size) if config.compile else None, on_event)
     kind = TokenKind(tokenizer.grid(size), tokenizer.vocab_size, tokenizer.sha256)
     source = open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
     pictures = _picture_paths(config.reconstruct, source) if config.reconstruct else None
@@ -90,6 +113,7 @@ def tokenize(
     if file is not None and file.held:
         source = _without(source, file.held, on_event)
     tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
+    tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
     documents = _documents(config, tokenizer, source, size, compute, tally, pictures, on_event)
     if file is not None:
         with closing(file):
@@ -105,9 +129,13 @@ def tokenize(
 
 
 def _open_tokenizer(config: TokenizeConfig, on_event: OnEvent) -> tuple[Compute, Tokenizer]:
-    """`auto` is fp32 on every device, as pretraining encodes: in bf16 1.5% of the tokens are others."""
-    compute = choose_compute(config.device, "fp32" if config.precision == "auto" else config.precision)
+    compute = choose_compute(config.device, _precision(config))
     return compute, tokenizer_for(config.tokenizer, compute.device, on_event)
+
+
+def _precision(config: TokenizeConfig) -> Precision:
+    """`auto` is fp32 on every device: other tokens are another tokenizer's, as far as a model is concerned."""
+    return "fp32" if config.precision == "auto" else config.precision
 
 
 def _picture_paths(folder: str, source: Source) -> dict[str, Path]:
@@ -177,8 +205,8 @@ def _tokenized(
     stats: bool,
 ) -> dict[int, dict[str, Any]]:
     images = to_unit(batch.to(compute.device)["images"])
-    with compute.autocast():
-        tokens = tokenizer.encode(images)
+    tokens = tokenizer.encode(images)
+    tally.compare_tokens(images, tokens)
     tally.images += len(batch)
     if stats or pictures:
         tally.count(tokens)

@@ -166,7 +166,7 @@ class DiscreteVAE(nn.Module):
     def __init__(self, architecture: DVAEArchitecture, *, decoder: bool = True) -> None:
         super().__init__()
         self.architecture = architecture
-        self.encoder = Encoder(architecture)
+        self.encoder: nn.Module = Encoder(architecture)
         self.decoder = Decoder(architecture) if decoder else None
         initialize(self, architecture.init_gain)
 

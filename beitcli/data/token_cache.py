@@ -1,0 +1,175 @@
+"""Visual tokens kept between runs: views are keyed, so the tokens of (epoch, image) are the same in every run.
+
+    DIR/<key>/meta.json             what the key is the SHA-256 of, in words: tokenizer, data, seed, view, versions
+    DIR/<key>/epoch-0000000.rows    a record an image of DATA: CRC-32, then N tokens of 16 bits (32 past 65536 codes)
+
+The checksum is over the tokens, the key, the epoch, the image's index and the CRC-32 of its decoded pixels. So a row
+that was torn by a kill, damaged, copied from elsewhere, or made of a picture that has changed since is a row that is
+not there, in whatever order the disk wrote. Nothing is synced or locked: several runs may fill one cache, as they
+write the same. Files are read and written by offset rather than mapped: a full disk or a file cut short is then an
+error or a missing row, not a signal that ends the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+FORMAT = 1
+_OPEN_EPOCHS = 4
+_SUM_BYTES = 4
+
+
+class TokenCache:
+    """The tokens of one tokenizer for the views of one data set.
+
+    Args:
+        root: DIR; made where it is not there.
+        identity: All that tokens depend on beside epoch and image, as JSON has it.
+        tokens: N, of an image.
+
+    Attributes:
+        trouble: Why nothing more is written, once writing has failed; what is there is still read.
+        notes: What else was found wrong on opening.
+        read, written: Rows so far, of this process.
+    """
+
+    def __init__(self, root: Path, identity: Mapping[str, Any], tokens: int, vocab_size: int) -> None:
+        self.identity = {"format": FORMAT, "tokens": tokens, "vocab_size": vocab_size, **identity}
+        document = json.dumps(self.identity, indent=2, sort_keys=True) + "\n"
+        self.key = hashlib.sha256(document.encode()).hexdigest()
+        self.folder = root / self.key[:32]
+        self.tokens = tokens
+        self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self.trouble = ""
+        self.notes: list[str] = []
+        self.read = self.written = 0
+        self._files: dict[tuple[int, int], int] = {}  # (epoch, flags) to descriptor
+        self._describe(document)
+
+    def _describe(self, document: str) -> None:
+        """Puts meta.json there; rows beside a wrong one are harmless, as their checksums have the key in them."""
+        path = self.folder / "meta.json"
+        with suppress(OSError):
+            if path.read_bytes() == document.encode():
+                return
+            self.notes.append(f"'{path}' is damaged or another cache's: its tokens are made anew.")
+        partial = self.folder / f".meta.json.partial-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_text(document)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            self._give_up(error)
+
+    def row(self, epoch: int, index: int, pixels: int) -> np.ndarray | None:
+        """The tokens of an image, (N,) int64, or None.
+
+        Args:
+            index: Of the image in DATA.
+            pixels: CRC-32 of the decoded image.
+        """
+        size = self._record_bytes
+        try:
+            record = os.pread(self._file(epoch, os.O_RDONLY), size, index * size)
+        except OSError:
+            return None
+        if len(record) < size or int.from_bytes(record[:_SUM_BYTES], "little") != self._sum(
+            epoch, index, pixels, record[_SUM_BYTES:]
+        ):
+            return None
+        self.read += 1
+        return np.frombuffer(record, self.dtype, offset=_SUM_BYTES).astype(np.int64)
+
+    def add(self, epoch: int, index: int, pixels: int, tokens: np.ndarray) -> None:
+        """Keeps (N,) tokens; after the first failure it does nothing."""
+        if self.trouble:
+            return
+        content = tokens.astype(self.dtype).tobytes()
+        record = self._sum(epoch, index, pixels, content).to_bytes(_SUM_BYTES, "little") + content
+        try:
+            file = self._file(epoch, os.O_RDWR | os.O_CREAT)
+            if os.pwrite(file, record, index * len(record)) < len(record):
+                raise OSError("no space left")
+        except OSError as error:
+            self._give_up(error)
+        else:
+            self.written += 1
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+    @property
+    def _record_bytes(self) -> int:
+        return _SUM_BYTES + self.tokens * self.dtype.itemsize
+
+    def _sum(self, epoch: int, index: int, pixels: int, content: bytes) -> int:
+        """Never 0, which is what a hole in a file reads as."""
+        place = f"{self.key} {epoch} {index} {pixels} ".encode()
+        return zlib.crc32(content, zlib.crc32(place)) or 1
+
+    def _file(self, epoch: int, flags: int) -> int:
+        if (epoch, flags) not in self._files:
+            opened = os.open(self.folder / f"epoch-{epoch:07d}.rows", flags | os.O_CLOEXEC, 0o666)
+            if len(self._files) >= _OPEN_EPOCHS:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[epoch, flags] = opened
+        return self._files[epoch, flags]
+
+    def _give_up(self, error: OSError) -> None:
+        self.trouble = f"No tokens are kept in '{self.folder}': {error.strerror or error}."
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_files": {}}  # a loader's worker that is not forked opens its own
+
+
+@dataclass(frozen=True)
+class CachedView:
+    """A view that looks its tokens up first, and leaves out the tokenizer's image where they are kept.
+
+    Attributes:
+        view: One of pretraining, a dataclass with `token_size`.
+    """
+
+    view: Any
+    cache: TokenCache
+
+    @property
+    def bytes_per_image(self) -> int:
+        return self.view.bytes_per_image
+
+    @property
+    def wants_pixels(self) -> bool:
+        return getattr(self.view, "wants_pixels", False)
+
+    def __call__(self, image: Image.Image | np.ndarray, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """What the view gives; and `visual_tokens` (N,) int64, -1 where not kept, and `token_place` (3,) int64.
+
+        The place is (epoch, index, CRC-32 of the decoded pixels), under which the tokens are to be kept.
+        """
+        pixels = zlib.crc32(image.tobytes())
+        tokens = self.cache.row(epoch, index, pixels)
+        view = self.view if tokens is None else replace(self.view, token_size=None)
+        known = np.full(self.cache.tokens, -1, dtype=np.int64) if tokens is None else tokens
+        place = np.array([epoch, index, pixels], dtype=np.int64)
+        return view(image, epoch, index) | {"visual_tokens": known, "token_place": place}
+
+
+def view_identity(view: Any) -> dict[str, Any]:
+    """The settings that a view's tokens follow from, by name; the view is a dataclass."""
+    return {"class": type(view).__name__, **asdict(view)}
