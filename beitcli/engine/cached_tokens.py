@@ -16,7 +16,7 @@ from beitcli import __version__
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.token_cache import TokenCache, view_identity
-from beitcli.data.views import PretrainingView
+from beitcli.data.views import TwoSizes
 from beitcli.engine.events import OnEvent, Warned
 from beitcli.engine.training import Tensors
 from beitcli.errors import UsageError
@@ -24,7 +24,7 @@ from beitcli.tokenizers import Tokenizer
 
 
 def open_token_cache(
-    folder: str, tokenizer: Tokenizer, source: Source, view: PretrainingView, grid: tuple[int, int], device: str
+    folder: str, tokenizer: Tokenizer, source: Source, view: TwoSizes, grid: tuple[int, int], device: str
 ) -> TokenCache:
     """The cache of one tokenizer, data and view; its key holds all that could change a token.
 

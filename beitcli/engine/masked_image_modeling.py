@@ -19,7 +19,7 @@ from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.training import PretrainConfig
 from beitcli.data.color import apply_color
 from beitcli.data.fast_view import FastPretrainingView
-from beitcli.data.loader import Masking, View, ordered_batches
+from beitcli.data.loader import Masking, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.token_cache import CachedView
 from beitcli.data.views import PretrainingView, normalize
@@ -167,7 +167,7 @@ def token_size(config: PretrainConfig, tokenizer: Tokenizer | None) -> tuple[int
 
 def views_and_masks(
     config: PretrainConfig, tokenizer: Tokenizer | None, masking: MaskGenerator | None
-) -> tuple[View, Masking | None]:
+) -> tuple[FastPretrainingView | PretrainingView, Masking | None]:
     """The keyed view and the keyed mask of an image; no mask is drawn where nothing is hidden."""
     kind = FastPretrainingView if config.views == "fast" else PretrainingView
     view = kind(

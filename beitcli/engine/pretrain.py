@@ -18,7 +18,7 @@ from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
 from beitcli.data.loader import Batch
 from beitcli.data.sources.base import Source
 from beitcli.data.token_cache import CachedView
-from beitcli.data.views import PretrainingView
+from beitcli.data.views import TwoSizes
 from beitcli.engine.cached_tokens import CachedTokens, open_token_cache
 from beitcli.engine.cards import TARGETS, pretraining_card
 from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore
@@ -142,7 +142,7 @@ def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on
 
 @contextmanager
 def _token_cache(
-    config: PretrainConfig, task: PretrainTask, source: Source, view: PretrainingView, on_event: OnEvent
+    config: PretrainConfig, task: PretrainTask, source: Source, view: TwoSizes, on_event: OnEvent
 ) -> Iterator[CachedTokens | None]:
     """What completes the task's batches from `--token-cache`, and keeps the last ones at the end; None without."""
     if config.token_cache is None or not isinstance(task.target, TokenTarget):
