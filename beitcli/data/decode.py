@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from beitcli.errors import BadImage
@@ -99,6 +99,8 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
         return None
     try:
+        import torch  # loaded already where there is a decoder
+
         pixels = decode(torch.frombuffer(data, dtype=torch.uint8), _RGB, False)
     except RuntimeError:
         return None
@@ -106,12 +108,13 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
 
 
 @cache
-def _jpeg_decoder() -> Callable[[torch.Tensor, int, bool], torch.Tensor] | None:
+def _jpeg_decoder() -> Callable[..., Any] | None:
     """torchvision's operator (bytes, mode, whether to turn), or None where its build has none.
 
     The operator and not `torchvision.io.decode_jpeg`, which warns at every call that torchcodec is to follow it.
     """
     try:
+        import torch
         import torchvision.io  # noqa: F401 - registers it
 
         return torch.ops.image.decode_jpeg
