@@ -44,8 +44,7 @@ def a_batch(images: int) -> dict[str, torch.Tensor]:
     return {
         "images": torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8, generator=generator),
         "mask": torch.from_numpy(np.stack(masks)),
-        "token_images": torch.zeros(images, 1, 1, 1),
-        "tokens": torch.randint(0, CODES, (images, 196), generator=generator),
+        "visual_tokens": torch.randint(0, CODES, (images, 196), generator=generator),
     }
 
 
@@ -59,7 +58,7 @@ def ours(batch: dict[str, torch.Tensor], args: argparse.Namespace, **settings: A
         log_every=1000, keep=1, max_bad=0, data_fingerprint="",
     )  # fmt: skip
     compute = Compute(torch.device("cpu"), args.precision)
-    tokenizer: Any = SimpleNamespace(vocab_size=CODES, encode=lambda _: batch["tokens"])
+    tokenizer: Any = SimpleNamespace(vocab_size=CODES)
     masking = make_masking("blockwise", (14, 14), MASKED, 16)
     held: Any = None
     task = PretrainTask(config, plan, tokenizer, masking, held, compute)
@@ -79,7 +78,7 @@ def peer(batch: dict[str, torch.Tensor], args: argparse.Namespace, **adamw: Any)
     model = BeitForMaskedImageModeling(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05, **adamw)
     pixels = (batch["images"].float() / 255 - 0.45) / 0.225
-    mask, tokens = batch["mask"], batch["tokens"]
+    mask, tokens = batch["mask"], batch["visual_tokens"]
     precision = {"fp32": nullcontext, "bf16": lambda: torch.autocast("cpu", torch.bfloat16)}[args.precision]
 
     def step() -> None:

@@ -15,7 +15,12 @@ def _run(config: ExportConfig, shell: Shell) -> None:
         shell.document(report)
     else:
         shell.line(report.output)
-        shell.table({"verified": f"{report.verified_with}: largest difference {report.max_difference:.2g}"})
+        shell.table(
+            {
+                "verified": f"{report.verified_with}: {report.compared} differ by {report.max_difference:.2g} at most",
+                "left out": ", ".join(report.dropped) or None,
+            }
+        )
 
 
 COMMAND = Command(

@@ -157,6 +157,8 @@ def _size(setting: Setting, value: Any, origin: str) -> Size:
 def _scalar(kind: type, value: Any, origin: str) -> Any:
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     wrong = UsageError(f"{origin} is {value!r}; {wanted} is needed.", f"Give {wanted}.")
+    if kind in (int, float) and isinstance(value, str) and value.startswith("--"):
+        wrong = UsageError(f"{origin} needs a value; '{value}' follows it.", f"Give {wanted}.")
     if kind is bool:
         if isinstance(value, bool):
             return value

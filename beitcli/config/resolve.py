@@ -131,6 +131,12 @@ def resolve(
             raise UsageError("--resume needs the run to go on with.", "Add --out RUN.")
         if saved.exists():
             return _resumed(config_class, settings, saved, layers)
+        if "data" in settings and not asked.get("data"):  # with DATA the run begins here
+            beside = [each.name for each in saved.parent.parent.glob("*")] if saved.parent.parent.is_dir() else []
+            raise UsageError(
+                f"There is no run at '{saved.parent}' to go on with.",
+                suggestion(saved.parent.name, beside) or "Give the --out that it was started with, or DATA to begin.",
+            )
     if "recipe" in settings:
         name = asked.get("recipe", settings["recipe"].default)
         layers.insert(0, ("recipe", recipe_settings(settings, command, name)))

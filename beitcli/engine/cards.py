@@ -55,7 +55,7 @@ def tokenizer_card(config: TrainTokenizerConfig, report: Any, hardware: str) -> 
 
 TARGETS = {
     "tokens": "visual tokens",
-    "pixels": "pixels, normalised by ImageNet's mean and standard deviation,",
+    "pixels": "pixels, normalised as the images are,",
 }
 
 
@@ -109,5 +109,5 @@ def finetuning_card(config: FinetuneConfig, report: Any, size: tuple[int, int], 
             f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
             "top-5": f"{report.top5:.4f}",
         },
-        (f"beit eval {report.run} {config.val or data}", f"beit predict {report.run} photo.jpg"),
+        (f"beit eval {report.run} {config.val or 'HELD-OUT'}", f"beit predict {report.run} photo.jpg"),
     )

@@ -21,10 +21,9 @@ from beitcli.engine.events import OnEvent, Progress, Warned, downloads, ignore, 
 from beitcli.engine.inputs import open_inputs
 from beitcli.errors import DataError
 from beitcli.models.beit import Classifier
+from beitcli.models.description import IMAGENETS
 from beitcli.models.references import OpenedModel, open_classifier
 from beitcli.runtime.device import Compute, choose_workers
-
-_IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # by their number of classes
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ def preprocessing(opened: OpenedModel, model: Classifier) -> Preprocessing:
 def class_names(opened: OpenedModel) -> tuple[str, ...]:
     """Of a classifier; those of ImageNet, where it says only how many there are."""
     classes = opened.described.classes
-    if not opened.described.names_classes and len(classes) in _IMAGENETS:
-        names = ImageNetInfo(_IMAGENETS[len(classes)])
+    if not opened.described.names_classes and len(classes) in IMAGENETS:
+        names = ImageNetInfo(IMAGENETS[len(classes)])
         return tuple(names.index_to_description(index) for index in range(len(classes)))
     return classes
 
@@ -113,8 +112,8 @@ def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
         DataError: The model does not know a class.
     """
     column_of = {name: column for column, name in enumerate(classes)}
-    if len(classes) in _IMAGENETS:
-        ids = ImageNetInfo(_IMAGENETS[len(classes)]).label_names()
+    if len(classes) in IMAGENETS:
+        ids = ImageNetInfo(IMAGENETS[len(classes)]).label_names()
         column_of = {name: column for column, name in enumerate(ids)} | column_of
     unknown = [name for name in source.classes or () if name not in column_of]
     if unknown:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from beitcli.config.weights import ExportConfig
 from beitcli.data.views import evaluation_crop
-from beitcli.engine.events import OnEvent, downloads, ignore, warn
+from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.engine.export_check import compare
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.description import Pooling
@@ -31,6 +31,7 @@ from beitcli.models.published import (
 from beitcli.models.references import OpenedModel, open_pretrained
 from beitcli.models.transfer import by_block
 
+TIMM_NORM_EPS = 1e-6  # timm's and the release's, in their code
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
 
 
@@ -80,6 +81,9 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
             f"'{config.model}' takes {height} x {width} pixels, and transformers computes square images only.",
             "Export it --to timm or official.",
         )
+    if config.to != "hf" and opened.architecture.norm_eps != TIMM_NORM_EPS:
+        own = f"'{config.model}' normalises with an epsilon of {opened.architecture.norm_eps:g}"
+        on_event(Warned(f"{own}, for which {config.to} has no setting: it computes with {TIMM_NORM_EPS:g}."))
     stored = opened.tensors()
     tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(opened.kind, "\0"))}
     kept = to_timm(tensors) if config.to == "timm" else tensors

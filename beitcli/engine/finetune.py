@@ -64,8 +64,10 @@ class FinetuneReport:
     seconds: float
 
 
-def build_classifier(config: FinetuneConfig, opened: OpenedModel | None, classes: int, on_event: OnEvent) -> Classifier:
-    """The model of `--init`, its head new; from scratch where nothing is `opened`.
+def build_classifier(
+    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+) -> Classifier:
+    """The model of `--init`, its head new but for the same classes; from scratch where nothing is `opened`.
 
     Of a run that goes on, `opened` is its own checkpoint: the loop loads it, and only its shape counts here.
     """
@@ -78,16 +80,27 @@ def build_classifier(config: FinetuneConfig, opened: OpenedModel | None, classes
             layer_scale=config.layer_scale,
             **SIZES[config.model],
         )
-        return Classifier(architecture, classes, config.drop_path)
+        return Classifier(architecture, len(classes), config.drop_path)
     if config.resume and opened.run.resolve() == Path(config.out).resolve():
-        return Classifier(opened.architecture, classes, config.drop_path)
+        return Classifier(opened.architecture, len(classes), config.drop_path)
     warn(opened.warnings, on_event)
     architecture = finetuning_architecture(opened.architecture, config.size)
-    model = Classifier(architecture, classes, config.drop_path)
-    transfer = load_backbone(model, opened.tensors(), opened.architecture, architecture, head=False)
+    model = Classifier(architecture, len(classes), config.drop_path)
+    transfer = load_backbone(model, opened.tensors(), opened.architecture, architecture, anew=_anew(opened, classes))
     unknown = opened.layout.dropped if opened.layout else ()
     on_event(Note(f"From {opened.weights} ({opened.format} {opened.kind}): " + "; ".join(transfer.sentences(unknown))))
     return model
+
+
+def _anew(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """What does not go over: the head and its norm, but for those of a classifier that pools alike.
+
+    The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
+    """
+    found = opened.described
+    if found.kind != "classifier" or found.pooling != "mean":
+        return ("head.", "fc_norm.", "norm.")
+    return () if found.names_classes and found.classes == classes else ("head.",)
 
 
 def _origin(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
@@ -108,6 +121,9 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     source = open_images(config, labelled=True, size=max(size), on_event=on_event)
     held = _validation(config, source, max(size), on_event)
     classes = source.classes or ()
+    if opened is not None and size != opened.architecture.image_size:
+        own = " x ".join(map(str, opened.architecture.image_size))
+        on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
     view = FinetuningView(
         seed=config.seed,
         size=size,
@@ -118,7 +134,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
         std=normalization[1],
     )
     _check_augmentation(view)
-    model = build_classifier(config, opened, len(classes), on_event)
+    model = build_classifier(config, opened, classes, on_event)
     plan = make_plan(config, held.training)
     task = FinetuneTask(config, plan, model, classes, held.measured, compute, normalization)
     rows = plan_rows(task, plan)

@@ -17,6 +17,7 @@ from beitcli.errors import StorageError
 from beitcli.models.layouts import Layout
 
 _RELEASED_HEAD_WIDTH = 64
+IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # by their number of classes; the names are timm's
 _AXES = (
     ("_token", 3),
     ("pos_embed", 3),
@@ -169,7 +170,8 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
     names_classes = kind != "classifier" or len(classes) == number
     if not names_classes:
         classes = tuple(map(str, range(number)))
-        assumed.append("classes are named by their numbers")
+        known = IMAGENETS.get(number)
+        assumed.append(f"the classes of {known}, in its order" if known else "classes are named by their numbers")
     return Description(
         kind=kind,
         architecture=architecture,

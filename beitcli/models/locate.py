@@ -169,6 +169,8 @@ def _timm_repository(name: str) -> str:
         near = difflib.get_close_matches(name.split(".")[0], list_models(["beit_*", "beitv2_*"]), n=1)
         hint = f"Did you mean 'timm/{near[0]}'?" if near else "`timm.list_models('beit*')` lists them."
         raise UsageError(f"timm has no model '{name}'.", hint)
+    if not name.startswith(("beit_", "beitv2_")):
+        raise UsageError(f"timm's '{name}' is no BEiT.", "Give timm/beit_... or timm/beitv2_...")
     try:
         cfg = get_pretrained_cfg(name)
     except RuntimeError:  # it has no such tag

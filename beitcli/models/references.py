@@ -6,12 +6,13 @@ Our own checkpoints are verified by their hashes first, and the newest whole one
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.normalization import NORMALIZATIONS, Normalization
@@ -27,6 +28,7 @@ from beitcli.runtime.device import Compute, choose_compute
 from beitcli.runtime.hub import OnProgress
 from beitcli.runtime.weight_files import WeightFile, read_header, read_tensors
 
+Built = TypeVar("Built", bound=nn.Module)
 MADE_BY = {"masked-image-model": "pretrain", "classifier": "finetune", "tokenizer": "train-tokenizer"}
 
 
@@ -231,20 +233,29 @@ def open_masked_image_model(
 
 def masked_image_model_of(opened: OpenedModel, tensors: Mapping[str, torch.Tensor]) -> MaskedImageModel:
     """The model of these weights, in evaluation mode; no initialisation is drawn for them to overwrite."""
-    with torch.device("meta"):
-        model = MaskedImageModel(opened.architecture, opened.described.outputs)
+    model = _blank(lambda: MaskedImageModel(opened.architecture, opened.described.outputs))
     lacking = sorted(set(model.state_dict()) - set(tensors))
     if lacking:
         raise StorageError(
             f"'{opened.reference}' lacks {', '.join(lacking)}, without which nothing can be hidden or named.",
             "Give a checkpoint of masked image modeling with its mask token and head.",
         )
-    model.to_empty(device="cpu")
-    for module in model.modules():
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
     model.load_state_dict({name: tensors[name] for name in model.state_dict()})
     return model.eval()
+
+
+def _blank(build: Callable[[], Built]) -> Built:
+    """A model whose weights are to be loaded: nothing is drawn for them, which takes seconds; norms are neutral."""
+    with torch.device("meta"):
+        model = build()
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        fill_buffers = getattr(module, "init_non_persistent_buffers", None)
+        if callable(fill_buffers):
+            fill_buffers()
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    return model
 
 
 def open_classifier(
@@ -255,8 +266,8 @@ def open_classifier(
     _expect(opened, "classifier")
     target = finetuning_architecture(opened.architecture, size)
     tensors = opened.tensors()
-    model = Classifier(target, opened.described.outputs, pooling=opened.described.pooling)
-    transfer = load_backbone(model, tensors, opened.architecture, target, head=True)
+    model = _blank(lambda: Classifier(target, opened.described.outputs, pooling=opened.described.pooling))
+    transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
     return model.eval(), _resized(opened, transfer)
 
 
@@ -283,8 +294,8 @@ def open_backbone(
     opened = open_pretrained(reference, on_progress)
     target = finetuning_architecture(opened.architecture, size)
     tensors = opened.tensors()
-    model = Classifier(target, 0)
-    transfer = load_backbone(model, tensors, opened.architecture, target, head=False)
+    model = _blank(lambda: Classifier(target, 0))
+    transfer = load_backbone(model, tensors, opened.architecture, target)
     return model.eval(), _resized(opened, transfer)
 
 

@@ -97,12 +97,17 @@ def resize_to(
 
 
 def load_backbone(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], source: Architecture, target: Architecture, *, head: bool
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    source: Architecture,
+    target: Architecture,
+    *,
+    anew: tuple[str, ...] = ("head.", "fc_norm.", "norm."),
 ) -> Transfer:
     """Loads `tensors` of a `source` model into `model`, which is a `target`.
 
     Args:
-        head: Also take `head.*`, `norm.*` and `fc_norm.*` (the same task goes on).
+        anew: Beginnings of the names that keep their initialisation; none where the same task goes on.
 
     Raises:
         StorageError: A tensor of the backbone is missing or of another shape.
@@ -115,10 +120,9 @@ def load_backbone(
     expanded = expand_shared_bias(tensors, target.depth) if target.positions == "per-block" else dict(tensors)
     fitted, resized = resize_to(expanded, source, target)
     wanted = model.state_dict()
-    anew = ("head.", "fc_norm.", "norm.")
-    usable = {name: t for name, t in fitted.items() if name in wanted and (head or not name.startswith(anew))}
+    usable = {name: t for name, t in fitted.items() if name in wanted and not name.startswith(anew or "\0")}
     fresh = tuple(name for name in wanted if name not in usable)
-    absent = [name for name in fresh if head or not name.startswith((*anew, "token_head.", "mask_token"))]
+    absent = [name for name in fresh if not name.startswith((*anew, "token_head.", "mask_token"))]
     misfit = [name for name, tensor in usable.items() if tensor.shape != wanted[name].shape]
     if absent or misfit:
         first = (absent or misfit)[0]

@@ -43,7 +43,7 @@ def make_task(data: Path, **more: object) -> FinetuneTask:
     config = settings(data, **more)
     source = open_data(config.data, labelled=True)
     classes = source.classes or ()
-    model = build_classifier(config, None, len(classes), ignore)
+    model = build_classifier(config, None, classes, ignore)
     return FinetuneTask(config, make_plan(config, source), model, classes, source, CPU)
 
 
@@ -83,7 +83,7 @@ def stop_after(step: int, number: int = signal.SIGTERM):
 def test_finetuning_from_a_pretrained_run_says_what_is_new(labelled_folder, pretrained_run):
     notes: list[Event] = []
     opened = open_pretrained(str(pretrained_run))
-    model = build_classifier(settings(labelled_folder, init=str(pretrained_run)), opened, 3, notes.append)
+    model = build_classifier(settings(labelled_folder, init=str(pretrained_run)), opened, ("a", "b", "c"), notes.append)
     said = next(event.message for event in notes if isinstance(event, Note))
     assert "new: fc_norm.weight, fc_norm.bias, head.weight, head.bias" in said
     assert "mask_token" in said.partition("dropped: ")[2].partition("; new")[0]

@@ -184,3 +184,11 @@ def test_the_crop_of_evaluation_goes_along(beit, tmp_path):
     for to in ("timm", "hf", "official"):
         exported(beit, tmp_path / "theirs", to, tmp_path / to)
         assert open_model(str(tmp_path / to)).described.crop_share == 0.8
+
+
+@pytest.mark.parametrize("to", ["timm", "official", "hf"])
+def test_an_epsilon_that_the_layout_cannot_hold_is_said(beit, tmp_path, to):
+    hf_classifier(tmp_path / "theirs", layer_norm_eps=1e-12)
+    ended = beit("export", tmp_path / "theirs", "--to", to, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert ("epsilon of 1e-12" in ended.err) == (to != "hf")

@@ -148,3 +148,29 @@ def test_a_finetuning_goes_on_without_what_it_started_from(beit, tmp_path, label
     weights = [(tmp_path / name / "checkpoints" / "step-0000004" / "model.safetensors").read_bytes()
                for name in ("halved", "whole")]  # fmt: skip
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("names", "kept"), [(("blue", "green", "red"), True), (("a", "b", "c"), False)])
+def test_a_classifier_keeps_its_norm_and_for_the_same_classes_its_head(beit, tmp_path, labelled_folder, names, kept):
+    hf_classifier(tmp_path / "hf", id2label=dict(enumerate(names)))
+    flags = ("--recipe", "tiny", "--steps", 1, "--batch-size", 4, "--workers", 0, "--device", "cpu")
+    ended = beit("finetune", labelled_folder, "--init", tmp_path / "hf", "--out", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    assert "fc_norm" not in ended.err
+    assert ("new: head.weight, head.bias" in ended.err) == (not kept)
+
+
+def test_a_size_other_than_the_models_own_is_said(beit, tmp_path, labelled_folder):
+    timm_small(tmp_path / "timm", img_size=80)
+    flags = ("--recipe", "tiny", "--steps", 1, "--batch-size", 4, "--workers", 0, "--device", "cpu")
+    ended = beit("finetune", labelled_folder, "--init", tmp_path / "timm", "--out", tmp_path / "run", *flags)
+    assert ended.code == 0, ended.err
+    assert "Images are 64 x 64 pixels" in ended.err
+    assert "has seen 80 x 80" in ended.err
+
+
+def test_images_of_one_class_can_be_measured(beit, finetuned_run, labelled_folder, tmp_path):
+    shutil.copytree(labelled_folder / "red", tmp_path / "data" / "red")
+    ended = beit("eval", finetuned_run, tmp_path / "data", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["images"] == 8

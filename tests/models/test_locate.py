@@ -66,6 +66,8 @@ def test_timm_names_that_are_none_are_refused():
     with pytest.raises(UsageError, match="timm has no model") as caught:
         locate("timm/beit_base_patch16_225")
     assert "timm/beit_base_patch16_224" in caught.value.hint
+    with pytest.raises(UsageError, match="is no BEiT"):
+        locate("timm/resnet18")
     with pytest.raises(UsageError, match=r"timm has no weights 'beit_base_patch16_224\.nosuch'") as caught:
         locate("timm/beit_base_patch16_224.nosuch")
     assert "in22k" in caught.value.hint

@@ -36,7 +36,7 @@ def into_classifier(source: Architecture, size: int | None = None, classes: int 
     torch.manual_seed(2)
     model = Classifier(target, classes)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = load_backbone(model, tensors, source, target, head=False)
+    report = load_backbone(model, tensors, source, target)
     return model, tensors, before, report
 
 
@@ -139,11 +139,11 @@ def test_head_and_fc_norm_come_along_when_the_same_task_goes_on():
         for parameter in first.parameters():
             parameter.normal_(std=0.2)
     again = Classifier(source, 5)
-    report = load_backbone(again, first.state_dict(), source, source, head=True)
+    report = load_backbone(again, first.state_dict(), source, source, anew=())
     assert report.fresh == report.dropped == ()
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items())
     other = Classifier(source, 9)
-    report = load_backbone(other, first.state_dict(), source, source, head=False)
+    report = load_backbone(other, first.state_dict(), source, source)
     assert set(report.fresh) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     assert other.head.weight.shape != first.head.weight.shape
 
@@ -152,18 +152,18 @@ def test_another_width_is_refused():
     tensors = pretrained(tiny("absolute"))
     wider = tiny("absolute", width=64)
     with pytest.raises(StorageError, match="does not fit this model"):
-        load_backbone(Classifier(wider, 5), tensors, tiny("absolute"), wider, head=False)
+        load_backbone(Classifier(wider, 5), tensors, tiny("absolute"), wider)
 
 
 def test_a_missing_tensor_is_refused_by_name():
     tensors = pretrained(tiny("absolute"))
     del tensors["blocks.1.mlp.fc1.weight"]
     with pytest.raises(StorageError, match=r"1 tensors missing.*blocks\.1\.mlp\.fc1\.weight"):
-        load_backbone(Classifier(tiny("absolute"), 5), tensors, tiny("absolute"), tiny("absolute"), head=False)
+        load_backbone(Classifier(tiny("absolute"), 5), tensors, tiny("absolute"), tiny("absolute"))
 
 
 def test_a_head_of_other_classes_is_refused_where_the_task_goes_on():
     source = tiny("per-block")
     tensors = Classifier(source, 5).state_dict()
     with pytest.raises(StorageError, match="2 of another shape"):
-        load_backbone(Classifier(source, 7), tensors, source, source, head=True)
+        load_backbone(Classifier(source, 7), tensors, source, source, anew=())

@@ -100,7 +100,7 @@ def open_data(
         sources.extend(_OPENERS[kind]([path for _, path in group], name, request))
     source = sources[0] if len(sources) == 1 else Concat(sources)
     if labelled:
-        _require_classes(source, sources)
+        _require_classes(source, sources, least=2 if role == "train" else 1)
     return source
 
 
@@ -243,11 +243,11 @@ def _missing(path: str, *, is_pattern: bool) -> DataError:
     return DataError(f"'{path}' does not exist.", hint=suggestion)
 
 
-def _require_classes(source: Source, parts: Sequence[Source]) -> None:
+def _require_classes(source: Source, parts: Sequence[Source], least: int) -> None:
     for part in parts:
         if part.classes is None:
             raise DataError(f"'{part.name}' has no labels, and they are needed here.", hint=_LABEL_LAYOUTS)
-    if source.classes is not None and len(source.classes) < 2:
+    if source.classes is not None and len(source.classes) < least:
         raise DataError(
             f"'{source.name}' has one class only, '{source.classes[0]}'; at least two are needed.", hint=_LABEL_LAYOUTS
         )
