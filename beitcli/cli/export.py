@@ -17,7 +17,7 @@ def _run(config: ExportConfig, shell: Shell) -> None:
         shell.line(report.output)
         shell.table(
             {
-                "verified": f"{report.verified_with}: {report.compared} differ by {report.max_difference:.2g} at most",
+                "verified": f"{report.verified_with}: largest difference {report.max_difference:.2g} of {report.compared}",
                 "left out": ", ".join(report.dropped) or None,
             }
         )

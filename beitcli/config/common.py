@@ -85,6 +85,7 @@ class Training(Job):
         None,
         "Images of one forward pass, which accumulate to --batch-size; default the batch, 128 at most.",
         panel="Schedule",
+        harmless=True,
     )
     lr: float = option(1.5e-3, "Peak learning rate.", panel="Schedule")
     min_lr: float = option(1e-5, "Learning rate at the end of the cosine.", panel="Schedule")

@@ -44,6 +44,7 @@ def open_token_cache(
         "precision": tokenizer.precision,
         "compiled": tokenizer.is_compiled,
         "device": device,
+        "hardware": _hardware(device),
         "grid": list(grid),
         "data": source.fingerprint(),
         "images": len(source),
@@ -51,6 +52,13 @@ def open_token_cache(
         "versions": {"beitcli": __version__, "torch": torch.__version__, "pillow": PIL.__version__},
     }
     return TokenCache(Path(folder), identity, grid[0] * grid[1], tokenizer.vocab_size)
+
+
+def _hardware(device: str) -> list[str | int]:
+    """What the last bits of a logit depend on besides: the instructions and threads, or the kind of GPU."""
+    if device == "cuda":
+        return [torch.cuda.get_device_name()]
+    return [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 class CachedTokens:

@@ -27,7 +27,8 @@ def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
     micro = plan.batch_size
     while micro > 1:
         try:
-            moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
+            copies = 2 if micro == plan.batch_size else 3  # a second piece meets the gradients of the first
+            moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(copies)]
             with compute.autocast():
                 loss, _ = task.loss({name: tensor[:micro] for name, tensor in tensors.items()})
             loss.backward()

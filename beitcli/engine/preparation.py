@@ -24,7 +24,7 @@ from beitcli.data.sources.subset import Subset
 from beitcli.engine.bad_images import Bad
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, openings
 from beitcli.engine.training import Plan, Task, optimizer_step
-from beitcli.errors import BadImage, DataError
+from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.matrix_rate import matrix_rate
 from beitcli.runtime.optim import set_learning_rate
@@ -66,7 +66,9 @@ def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEven
         on_progress=openings(on_event),
     )
     if config.limit is not None and config.limit < len(source):
-        source = Subset(source, select_limit(source, config.limit, config.seed))
+        source = Subset(
+            source, np.sort(select_limit(source, config.limit, config.seed))
+        )  # in blocks, where it has them
     on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
     return source
 
@@ -222,7 +224,13 @@ def rehearse(
         start = time.perf_counter()
         set_learning_rate(task.optimizer, task.learning_rate(step))
         tensors = task.before_step(step, next(batches).to(compute.device))
-        optimizer_step(task, micro, tensors, compute, compute.scaler(), {})
+        try:
+            optimizer_step(task, micro, tensors, compute, compute.scaler(), {})
+        except torch.OutOfMemoryError:
+            raise UsageError(
+                f"The device has not enough memory for {micro.batch_size} images at once.",
+                f"Give --micro-batch {max(1, micro.batch_size // 2)}; a run finds one that fits by itself.",
+            ) from None
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - start) * plan.batch_size / micro.batch_size)

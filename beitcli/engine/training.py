@@ -155,8 +155,9 @@ def train(
     """
     scaler = compute.scaler()
     state, bad, stored = _load(task, plan, run, compute, scaler, on_event)
-    plan = replace(plan, micro_batch=stored or plan.micro_batch)
-    finds = plan.finds_micro_batch and not stored and compute.device.type == "cuda"
+    if plan.finds_micro_batch and stored:  # nothing else is asked for: as before, to the last bit
+        plan = replace(plan, micro_batch=stored)
+    finds = plan.finds_micro_batch and state.step == 0 and compute.device.type == "cuda"
     if state.step < plan.steps:
         on_event(planned)
     run.rewind_metrics(state.step)

@@ -21,6 +21,8 @@ from torch import nn
 from beitcli.runtime.attention_kernels import use_fastest
 from beitcli.runtime.device import Compute
 
+_SHORT = 256  # positions up to which a matrix of them costs less than a fused kernel's second pass
+
 
 class TrainedAttention(Attention):
     """timm's attention; `queries` narrows it to some rows of each image."""
@@ -77,7 +79,7 @@ def _weighted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias:
     """softmax(query key^T / sqrt(d) + bias) value, (B, heads, R, d)."""
     if bias is not None:
         bias = bias.to(query.dtype).expand(len(query), -1, -1, -1)
-    if query.device.type == "cpu" and torch.is_grad_enabled():
+    if query.device.type == "cpu" and torch.is_grad_enabled() and (bias is not None or key.shape[-2] <= _SHORT):
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         if bias is not None:
             scores = scores + bias
@@ -139,8 +141,8 @@ def _add_branch(
     kept = drawn.flatten().nonzero().squeeze(1)
     if len(kept) == len(hidden):
         return torch.add(hidden, _scaled(branch(None), gamma), alpha=1 / keep)
-    if not len(kept):
-        return hidden
+    if not len(kept):  # one of weight 0, so that the optimizer meets the branch in every step
+        return hidden.index_add(0, kept.new_zeros(1), 0 * _scaled(branch(kept.new_zeros(1)), gamma).to(hidden.dtype))
     return hidden.index_add(0, kept, _scaled(branch(kept), gamma).to(hidden.dtype), alpha=1 / keep)
 
 

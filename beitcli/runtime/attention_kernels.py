@@ -62,6 +62,8 @@ def _time(kernel: SDPBackend, query: torch.Tensor, key: torch.Tensor, bias: torc
                 gradients = torch.autograd.grad(out.sum(), drawn if mask is None else [*drawn, mask])
             _wait(query.device)
             least = min(least, time.perf_counter() - start)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # "No available kernel": torch has no other way to say so; out of memory is one too
         return None
     return least if all(bool(t.isfinite().all()) for t in (out, *gradients)) else None
@@ -87,7 +89,12 @@ def use_fastest(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | Non
     """
     if query.device.type != "cuda":
         return None
-    kernel = fastest(candidates(key.shape[-2], bias is not None), query, key, bias)
+    try:
+        kernel = fastest(candidates(key.shape[-2], bias is not None), query, key, bias)
+    except torch.OutOfMemoryError:  # nothing was learned: torch chooses
+        return None
+    if kernel is None:
+        return None
     cuda = torch.backends.cuda
     cuda.enable_flash_sdp(kernel == SDPBackend.FLASH_ATTENTION)
     cuda.enable_mem_efficient_sdp(kernel == SDPBackend.EFFICIENT_ATTENTION)

@@ -27,6 +27,7 @@ LONG_AGO = 1_600_000_000
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("beitcli.data.sources.kept.SETTLED_NS", -1_000_000_000)  # what is just made counts as old
     return tmp_path / "cache" / "indexes"
 
 
@@ -182,7 +183,8 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, cache: Path, damage: bytes
     assert kept(cache)[0].read_bytes() == whole
 
 
-def test_small_and_unsettled_tars_are_not_kept(tmp_path: Path, cache: Path) -> None:
+def test_small_and_unsettled_tars_are_not_kept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beitcli.data.sources.kept.SETTLED_NS", 2_000_000_000)
     open_data([str(make_tar(tmp_path / "small.tar", NAMES[:10]))])
     open_data([str(make_tar(tmp_path / "new.tar", NAMES, at=int(time.time())))])
     assert kept(cache) == []
@@ -242,7 +244,10 @@ def test_a_listing_holds_until_a_folder_below_changes(tmp_path: Path, change: st
     assert after == sorted(str(path) for path in data.rglob("*.png"))
 
 
-def test_a_listing_of_folders_that_just_changed_is_not_kept(tmp_path: Path, cache: Path) -> None:
+def test_a_listing_of_folders_that_just_changed_is_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beitcli.data.sources.kept.SETTLED_NS", 2_000_000_000)
     data = make_folder(tmp_path / "data", NAMES)
     os.utime(data / "a")
     open_data([str(data)])
@@ -338,3 +343,11 @@ def test_headers_are_read_as_tarfile_reads_them(
     expected = [(name.removeprefix("./"), *place) for name, *place in members_by_tarfile(path)]
     found = [member[:3] for member in _members(str(path))]
     assert found == [each for each in expected if not _HIDDEN.search(each[0])]
+
+
+def test_images_that_an_archive_adds_without_a_trace_in_the_times_of_modification_are_seen(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "data", NAMES)
+    before = len(open_data([str(data)]))
+    (data / "a" / "zz_new.png").write_bytes(b"new")
+    settle(data)  # as tar and rsync do
+    assert len(open_data([str(data)])) == before + 1

@@ -41,7 +41,7 @@ def list_images(root: bytes, on_progress: OnProgress | None = None) -> tuple[Pac
     names = PackedNames(walk.images())
     folder_of = np.array(walk.folder_of, dtype=np.int32)
     stamps = np.array(walk.stamps, dtype=np.int64)
-    if len(names) >= WORTH_KEEPING and walk.is_lasting and is_settled(int(stamps[::3].max())):
+    if len(names) >= WORTH_KEEPING and walk.is_lasting and is_settled(int(stamps[1::4].max())):
         arrays: dict[str, np.ndarray] = {"folder_of": folder_of, "stamps": stamps}
         packed_folders, visited = PackedNames(walk.folders), PackedNames(walk.visited)
         for part, packed in (("names", names), ("folders", packed_folders), ("visited", visited)):
@@ -55,7 +55,7 @@ def _names(kept: dict[str, np.ndarray], part: str) -> PackedNames:
 
 
 def _stamps(root: bytes, folders: PackedNames) -> np.ndarray:
-    """(3 n,) int64: when each folder changed, and which folder it is; shorter where one is gone."""
+    """(4 n,) int64: when each folder changed, and which folder it is; shorter where one is gone."""
     stamps = array("q")
     for folder in folders:
         try:
@@ -65,9 +65,9 @@ def _stamps(root: bytes, folders: PackedNames) -> np.ndarray:
     return np.array(stamps, dtype=np.int64)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
     device, inode = (number - (1 << 64) if number >> 63 else number for number in _identity(status))
-    return status.st_mtime_ns, device, inode
+    return status.st_mtime_ns, status.st_ctime_ns, device, inode
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -38,9 +38,13 @@ def index_path(kind: str, path: str | bytes) -> Path:
     return cache_folder() / "indexes" / f"{kind}-{digest[:32]}"
 
 
-def is_settled(mtime_ns: int) -> bool:
-    """Whether a change after now would change the time of the last one."""
-    return time.time_ns() - mtime_ns > SETTLED_NS
+def is_settled(changed_ns: int) -> bool:
+    """Whether a change after now would change the time of the last one.
+
+    Args:
+        changed_ns: st_ctime_ns, which no program sets; tar and rsync restore the times of modification.
+    """
+    return time.time_ns() - changed_ns > SETTLED_NS
 
 
 def load_index(path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray] | None:

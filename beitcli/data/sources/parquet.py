@@ -7,6 +7,7 @@ window of some groups at a time (`Blocks`), and as many are kept in memory, a pr
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -84,6 +85,11 @@ class ParquetSource(Source):
         """The file and the number of the row in it, from 0; the paths that rows state need not differ."""
         group, row = self._locate(index)
         return f"{self._file_names[self._file_of[group]]}/{self._first_in_file[group] + row}"
+
+    def fingerprint(self) -> str:
+        """Of the rows and of their groups, which the order of training goes by."""
+        groups = ",".join(map(str, self._blocks.lengths))
+        return hashlib.sha256(f"{super().fingerprint()} {groups}".encode()).hexdigest()
 
     def read(self, index: int) -> bytes:
         group, row = self._locate(index)

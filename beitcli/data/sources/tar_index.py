@@ -66,7 +66,7 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
         status = os.stat(shard)
     except OSError as error:
         raise _unreadable(shard, error) from None
-    about = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    about = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
     place = index_path("tar", shard)
     kept = load_index(place, about)
     if kept is not None:
@@ -76,7 +76,7 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
         if _has_headers(shard, index):
             return index
     index = _make_index(shard, status.st_size, on_progress)
-    if len(index.names) >= WORTH_KEEPING and is_settled(status.st_mtime_ns):
+    if len(index.names) >= WORTH_KEEPING and is_settled(status.st_ctime_ns):
         classes = PackedNames(name.encode("utf-8", "surrogateescape") for name in index.class_names)
         arrays: dict[str, np.ndarray] = {
             "names": index.names.block,
@@ -151,7 +151,7 @@ def _members(shard: str) -> Iterator[tuple[str, int, int, bytes | None]]:
                     if member.linkname not in places:
                         continue
                     place = places[member.linkname]
-                elif not member.isreg():
+                elif not member.isreg() or member.sparse is not None:  # a sparse one has its bytes elsewhere
                     continue
                 if places is not None:
                     places[member.name] = place
