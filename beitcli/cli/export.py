@@ -15,12 +15,9 @@ def _run(config: ExportConfig, shell: Shell) -> None:
         shell.document(report)
     else:
         shell.line(report.output)
-        shell.table(
-            {
-                "verified": f"{report.verified_with}: largest difference {report.max_difference:.2g} of {report.compared}",
-                "left out": ", ".join(report.dropped) or None,
-            }
-        )
+        difference = f"largest difference {report.max_difference:.2g} of the {report.compared}"
+        left_out = ", ".join(report.dropped) or None
+        shell.table({"verified": f"{report.verified_with}: {difference}", "left out": left_out})
 
 
 COMMAND = Command(

@@ -66,9 +66,8 @@ def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEven
         on_progress=openings(on_event),
     )
     if config.limit is not None and config.limit < len(source):
-        source = Subset(
-            source, np.sort(select_limit(source, config.limit, config.seed))
-        )  # in blocks, where it has them
+        chosen = np.sort(select_limit(source, config.limit, config.seed))  # parquet's groups stay together
+        source = Subset(source, chosen)
     on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
     return source
 
