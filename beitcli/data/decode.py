@@ -6,6 +6,8 @@ Costs Pillow's own decoding plus about 0.1 ms for a 500x375 photograph.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import threading
 import warnings
@@ -101,10 +103,31 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     try:
         import torch  # loaded already where there is a decoder
 
-        pixels = decode(torch.frombuffer(data, dtype=torch.uint8), _RGB, False)
+        with _quiet_in_a_worker():
+            pixels = decode(torch.frombuffer(data, dtype=torch.uint8), _RGB, False)
     except RuntimeError:
         return None
     return pixels.permute(1, 2, 0).numpy() if pixels.shape == (3, image.height, image.width) else None
+
+
+@contextmanager
+def _quiet_in_a_worker() -> Iterator[None]:
+    """libjpeg writes a line to stderr for a damaged file that it can still decode; it would tear the progress bar.
+
+    Not in the main process, whose other threads write there.
+    """
+    if multiprocessing.parent_process() is None:
+        yield
+        return
+    kept = os.dup(2)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @cache

@@ -17,6 +17,7 @@ from PIL import Image
 from beitcli.data.fast_view import FastPretrainingView
 from beitcli.data.loader import Batch, ordered_batches, read_ahead, training_batches
 from beitcli.data.order import KeyedOrder
+from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.views import CenterView, FinetuningView, PretrainingView, TwoSizes
@@ -338,3 +339,17 @@ def test_a_batch_in_pieces_without_a_readable_image_is_empty():
     assert [batch.indices for batch in batches] == [[], [3, 4, 5]]
     assert batches[0].tensors == {}
     assert [record[0] for record in batches[0].bad] == [0, 1, 2]
+
+
+def test_workers_say_nothing_of_a_damaged_image_that_can_be_decoded(tmp_path, capfd):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([7] * 12) + content[-2:])  # libjpeg: "12 extraneous bytes before marker"
+    source = open_data([str(tmp_path)])
+    view = FastPretrainingView(seed=0, image_size=32, token_size=16)
+    (batch,) = ordered_batches(source, view, batch_size=1, workers=1)
+    assert len(batch) == 1
+    assert capfd.readouterr().err == ""
+    source.pixels(0)
+    assert "extraneous bytes" in capfd.readouterr().err  # the trap is a real one
