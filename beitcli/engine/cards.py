@@ -74,7 +74,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
         {
             "made by": f"beit {__version__} pretrain, recipe {config.recipe}",
             "data": data,
-            "images": _pixels(config.image_size),
+            "images": f"{_pixels(config.image_size)}, normalised as of {config.normalization}",
             "target": f"{TARGETS[config.target]} of {config.predict} patches",
             "masking": config.masking if config.mask else "none",
             "tokenizer": tokenizer or "none",

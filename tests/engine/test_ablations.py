@@ -225,7 +225,7 @@ def test_each_row_of_table_4_is_trained(tmp_path, labelled_folder, tokenizer_run
     assert stored["token_size"] == (None if pixels else [16, 16])
     assert (stored["masking"] or {}).get("name") == (config.masking if config.mask else None)
     card = (tmp_path / "run" / "README.md").read_text()
-    assert ("pixels, normalised by ImageNet's mean and standard deviation" in card) == pixels
+    assert ("pixels, normalised as the images are" in card) == pixels
     assert ("accuracy on all patches" in card) == (not config.mask and not pixels)
     model, _ = open_masked_image_model(str(tmp_path / "run"))
     assert model.token_head.out_features == (192 if pixels else 16)
