@@ -25,6 +25,16 @@ SMALL = {
     "layer_norm_eps": 1e-6,
     "drop_path_rate": 0.0,
 }
+SHARED = {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1}  # the release's pretraining
+PER_BLOCK = {
+    "img_size": 64,
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 4,
+    "num_classes": 3,
+    "use_abs_pos_emb": False,
+    "use_rel_pos_bias": True,
+}
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from foreign_models import (
+    PER_BLOCK,
+    SHARED,
     ReleasedMasked,
     hf_backbone,
     hf_classifier,
@@ -23,9 +25,6 @@ from PIL import Image
 from timm.data import create_transform
 from timm.models.beit import Beit
 
-SHARED = {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1}
-PER_BLOCK = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4, "use_abs_pos_emb": False,
-             "use_rel_pos_bias": True, "num_classes": 3}  # fmt: skip
 ABSOLUTE = {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0.0}
 
 LAYOUTS = {

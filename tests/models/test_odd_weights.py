@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 from foreign_models import (
+    PER_BLOCK,
+    SHARED,
     ReleasedMasked,
     hf_classifier,
     hf_masked,
@@ -24,10 +26,6 @@ from beitcli.errors import StorageError
 from beitcli.models.beit import MaskedImageModel
 from beitcli.models.references import open_classifier, open_masked_image_model, open_model
 from beitcli.tokenizers import open_tokenizer_of
-
-SHARED = {"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1}
-PER_BLOCK = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4, "use_abs_pos_emb": False,
-             "use_rel_pos_bias": True, "num_classes": 3}  # fmt: skip
 
 
 @pytest.mark.parametrize(
