@@ -83,7 +83,8 @@ class CachedTokens:
     def complete(self, batch: Tensors) -> Tensors:
         """The batch with all its `visual_tokens` (B, N), and without what they were made of.
 
-        The new ones are written when the next batch comes: by then the device has them.
+        The new ones are written when the next batch comes, so that this step starts without waiting; on CUDA the next
+        one then waits for this one.
         """
         self.flush()
         rest = {name: tensor for name, tensor in batch.items() if name not in ("token_images", "token_place")}

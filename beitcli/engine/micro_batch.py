@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
     """The plan with the largest micro-batch, halved from the batch on, whose forward and backward pass has room.
 
-    AdamW's two moments do not exist yet before the first step: as much memory is held meanwhile. Weights, figures and
-    everything random stay as they were; every step seeds its own generators.
+    AdamW's two moments do not exist yet before the first step, nor the gradients that a second piece adds to: as much
+    memory is held meanwhile. Weights, figures and everything random stay as they were; every step seeds its own
+    generators.
 
     Args:
         tensors: A whole batch on the device.

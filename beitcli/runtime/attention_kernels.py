@@ -64,7 +64,7 @@ def _time(kernel: SDPBackend, query: torch.Tensor, key: torch.Tensor, bias: torc
             least = min(least, time.perf_counter() - start)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # "No available kernel": torch has no other way to say so; out of memory is one too
+    except RuntimeError:  # "No available kernel": torch has no other way to say so
         return None
     return least if all(bool(t.isfinite().all()) for t in (out, *gradients)) else None
 
