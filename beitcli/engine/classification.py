@@ -22,7 +22,7 @@ from beitcli.config.training import FinetuneConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.views import evaluation_crop
 from beitcli.engine.bad_images import refuse_many_bad
-from beitcli.engine.evaluate import Preprocessing, class_columns, score
+from beitcli.engine.evaluate_classify import Preprocessing, class_columns, score
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.models.beit import Classifier
 from beitcli.models.published import timm_settings
