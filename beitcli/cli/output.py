@@ -48,7 +48,6 @@ class Shell:
 
     muted = False
 
-
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
         self._console: Console | None = None

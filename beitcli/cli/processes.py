@@ -48,7 +48,8 @@ def in_several(config: Any, words: list[str], shell: Shell) -> bool:
     )
     if plan is None:
         return False
-    if "-" in (*getattr(config, "data", ()), *getattr(config, "inputs", ("-",))):
+    references = getattr(config, "data", None) or getattr(config, "inputs", None) or ("-",)
+    if "-" in references:
         raise UsageError(
             "Paths on stdin cannot be shared by several processes.", "Write them to a list: ... > images.txt"
         )

@@ -40,7 +40,9 @@ class Job:
         between("--seed", self.seed or 0, 0, 2**63 - 1)
         at_least("--limit", self.limit, 1)
         if self.gpus != 1 and not isinstance(self, Launched):
-            raise UsageError(f"--gpus is {self.gpus}, but `beit {self.command}` computes in one process.", "Leave it out.")
+            raise UsageError(
+                f"--gpus is {self.gpus}, but `beit {self.command}` computes in one process.", "Leave it out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

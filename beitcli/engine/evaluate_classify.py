@@ -5,7 +5,7 @@ Every readable image counts once. Top-k is the share of images whose label is am
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +19,12 @@ from beitcli.data.views import evaluation_view, normalize
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.events import OnEvent, Progress, Warned, ignore, warn
 from beitcli.engine.inputs import open_inputs
+from beitcli.engine.rounds import in_rounds
 from beitcli.errors import DataError
 from beitcli.models.beit import Classifier
 from beitcli.models.description import IMAGENETS
 from beitcli.models.references import OpenedModel, classifier_of
-from beitcli.runtime.device import Compute, choose_workers
+from beitcli.runtime.device import Compute, choose_workers, join_compute
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,12 @@ def evaluate_classifier(config: EvalConfig, found: OpenedModel, on_event: OnEven
     """
     model, opened = classifier_of(found, config.size)
     opened = opened.normalized(config.normalization)
-    compute = opened.compute(config.device, config.precision)
+    compute = join_compute(config, opened.compute(config.device, config.precision))
+    on_event = compute.world.spoken(on_event)
     warn(opened.warnings, on_event)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), labelled=True, on_event=on_event)
     columns = class_columns(source, opened.described.classes)
-    workers = choose_workers(config.workers, compute.device)
+    workers = choose_workers(config.workers, compute.device, compute.world.local_size)
     view = preprocessing(opened, model)
     scores = score(model.to(compute.device), source, columns, view, compute, config.batch_size, workers, on_event)
     refuse_many_bad(scores.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
@@ -137,17 +139,20 @@ def score(
     batch_size: int,
     workers: int,
     on_event: OnEvent = ignore,
+    poll: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Top-1 and top-5 of a model in evaluation mode over every readable image of a labelled source.
 
     Args:
         columns: From `class_columns`.
         view: Of the images.
+        poll: See `in_rounds`.
     """
+    world = compute.world
     right1 = right5 = seen = 0
     bad: list[tuple[int, str, str]] = []
     column = torch.tensor(columns, device=compute.device)
-    for batch, logits in classify(model, source, view, compute, batch_size, workers):
+    for batch, logits in classify(model, source, view, compute, batch_size, workers, poll):
         bad += batch.bad
         if not len(batch):
             continue
@@ -157,16 +162,26 @@ def score(
         right1 += int(hits[:, 0].sum())
         right5 += int(hits.any(dim=1).sum())
         seen += len(batch)
-        on_event(Progress("eval", seen, len(source), "image", {"top1": right1 / seen}))
+        on_event(Progress("eval", min(len(source), seen * world.size), len(source), "image", {"top1": right1 / seen}))
+    parts = world.gather((seen, right1, right5, bad))
+    seen, right1, right5 = (sum(part[number] for part in parts) for number in range(3))
+    bad = sorted(record for part in parts for record in part[3])
     return Scores(seen, bad, right1 / max(1, seen), right5 / max(1, seen))
 
 
 def classify(
-    model: Classifier, source: Source, view: Preprocessing, compute: Compute, batch_size: int, workers: int
+    model: Classifier,
+    source: Source,
+    view: Preprocessing,
+    compute: Compute,
+    batch_size: int,
+    workers: int,
+    poll: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Batches in order with their (B, classes) fp32 logits; an empty batch has none."""
-    crop = evaluation_view(model.architecture.image_size, view.crop_share)
-    for batch in ordered_batches(source, crop, batch_size=batch_size, workers=workers):
+    """This process's batches in order with their (B, classes) fp32 logits; an empty batch has none."""
+    crop, world = evaluation_view(model.architecture.image_size, view.crop_share), compute.world
+    batches = ordered_batches(source, crop, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
+    for batch in in_rounds(batches, len(source), batch_size, world, poll):
         if not len(batch):
             yield batch, torch.empty(0)
             continue

@@ -38,7 +38,7 @@ from beitcli.models.beit import Classifier, forward_flops
 from beitcli.models.references import OpenedModel, open_checkpoint, open_pretrained
 from beitcli.models.transfer import finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.device import choose_compute, describe
+from beitcli.runtime.device import describe, join_compute
 from beitcli.runtime.signals import StopRequest
 
 _HELD_OUT = 1024
@@ -114,11 +114,12 @@ def origin(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
 
 def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
     """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
-    compute = choose_compute(config.device, config.precision)
-    opened = origin(config, on_event)
+    compute = join_compute(config)
+    world, on_event = compute.world, compute.world.spoken(on_event)
+    opened = world.first_then_others(lambda: origin(config, on_event))
     size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
     normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
-    source = open_images(config, labelled=True, size=max(size), on_event=on_event)
+    source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
     held = _validation(config, source, max(size), on_event)
     classes = source.classes or ()
     if opened is not None and size != opened.architecture.image_size:
@@ -144,12 +145,13 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
             return stream(config, held.training, view, compute, 0, steps, batch_size=size)
 
         return rehearse(task, plan, config, rows, batches_of, compute, on_event)
-    run = open_run(config)
+    run = open_run(config, world)
     with StopRequest() as stop:
         command = f"Go on with: beit finetune --out {run.path} --resume"
         batches = partial(stream, config, held.training, view, compute)
         planned = Planned("Finetuning", rows)
-        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad)
+        path_of = held.training.path
+        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad, path_of)
     figures = state.figures or {}
     report = FinetuneReport(
         run=str(run.path),

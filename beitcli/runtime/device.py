@@ -64,13 +64,16 @@ def choose_compute(device: str, precision: str) -> Compute:
     return Compute(torch.device(device), precision)
 
 
-def join_compute(config: Launched) -> Compute:
+def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
     """As `choose_compute`, with the other processes of the job where there are any; a GPU each.
+
+    Args:
+        alone: What was chosen already.
 
     Raises:
         DistributedError: They cannot be reached.
     """
-    alone = choose_compute(config.device, config.precision)
+    alone = alone or choose_compute(config.device, config.precision)
     world = join(alone.device, config.gpus, config.process_timeout)
     if world.size == 1:
         return alone

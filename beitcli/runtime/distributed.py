@@ -8,7 +8,6 @@ for all (`first`) goes over the store, which has no timeout: opening a large dat
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import time
@@ -78,6 +77,15 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    @torch.no_grad()
+    def mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
+        """The weighted mean over processes of a detached tensor."""
+        if self.size == 1:
+            return tensor.detach()
+        flat = torch.cat(((tensor.detach() * weight).flatten(), tensor.new_tensor([weight])))
+        dist.all_reduce(flat)
+        return (flat[:-1] / flat[-1]).view_as(tensor)
+
     def first(self, do: Callable[[], Answer]) -> Answer:
         """What `do` gives in the first process; the others wait, however long, and get its answer or its error.
 
@@ -92,7 +100,7 @@ class World:
                 answer: tuple[Any, BeitError | None] = (do(), None)
             except BeitError as error:
                 answer = (None, error)
-            _store().set(key, pickle.dumps(answer))
+            _store().set(key, pickle.dumps(answer))  # type: ignore[arg-type] # its stub knows text only
         else:
             while not _store().check([key]):
                 time.sleep(_POLL_SECONDS)
@@ -109,9 +117,9 @@ class World:
         self.first(lambda: kept.append(do()))
         return kept[0] if self.is_first else do()
 
-    def part(self, number: int) -> tuple[int, int]:
-        """[begin, end) of this process's part of `number` things."""
-        return number * self.rank // self.size, number * (self.rank + 1) // self.size
+    def spoken(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+        """`tell` in the first process, silence in the others, for what all would say alike."""
+        return tell if self.is_first else lambda event: None
 
     def in_turn(self, mine: Sequence[Answer]) -> list[Answer]:
         """Everyone's things in their order, where thing i was process i % size's."""

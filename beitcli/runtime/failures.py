@@ -53,8 +53,9 @@ class Failure:
 
     def as_error(self) -> BeitError:
         kind = getattr(errors, self.kind, None)
-        known = isinstance(kind, type) and issubclass(kind, BeitError)
-        return (kind if known else DistributedError)(self.message, self.hint)
+        if not (isinstance(kind, type) and issubclass(kind, BeitError)):
+            kind = DistributedError
+        return kind(self.message, self.hint)
 
 
 def leave_word(folder: str, rank: int, restarts: int, error: BaseException, *, by_a_peer: bool) -> Failure:
