@@ -227,14 +227,15 @@ def _gather_bad(interval: _Interval, ledger: BadImageLedger, compute: Compute) -
 
 
 def _figures(task: Task, plan: Plan, state: Progressed, interval: _Interval, compute: Compute) -> dict[str, float]:
-    """Means over the interval's steps that were not skipped, and its speed; one transfer from the device for all."""
+    """Means over the interval's steps that were not skipped, none where all were, and its speed; one transfer from the
+    device for all."""
     steps = state.step - interval.step
     names = list(interval.sums)
     values = torch.stack([interval.sums[name].reshape(()).float() for name in names])
     totals = dict(zip(names, compute.world.sum(values).tolist(), strict=True))
     skipped = round(totals.pop("skipped_steps"))
     counted = steps - skipped
-    figures = {name: total / counted if counted else math.nan for name, total in totals.items()}
+    figures = {name: total / counted for name, total in totals.items()} if counted else {}
     taken = time.perf_counter() - interval.since
     state.seconds += taken
     state.images_per_second = steps * plan.batch_size / max(taken, 1e-9)
