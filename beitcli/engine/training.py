@@ -21,6 +21,7 @@ from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, Saved, warn
 from beitcli.engine.micro_batch import fitting
+from beitcli.engine.stored_progress import stored_progress
 from beitcli.engine.transfer import on_device
 from beitcli.errors import DivergedError, StorageError, UsageError
 from beitcli.models.references import state_tensors
@@ -304,7 +305,7 @@ def _load(
     if checkpoint is None:
         return Progressed(), [], 0
     warn(checkpoint.damaged, on_event)
-    trainer = checkpoint.trainer
+    trainer = stored_progress(checkpoint)
     if trainer["data"] != plan.data_fingerprint:
         raise UsageError(
             f"The data is not what run '{run.path}' was trained on: images were added, removed or renamed.",

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from beitcli.errors import StorageError
 from beitcli.runtime.hashing import sha256_of
+from beitcli.runtime.json_text import parse_json
 
 SUMS = "SHA256SUMS"
 _MODEL = {"model.safetensors", "config.json"}
@@ -44,8 +45,11 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """What this program needs to open it again: the `beit` section of config.json."""
         try:
-            return json.loads((self.path / "config.json").read_text())["beit"]
-        except (ValueError, KeyError):
+            section = parse_json((self.path / "config.json").read_bytes())["beit"]
+            if not isinstance(section["kind"], str):
+                raise ValueError("it names no kind")
+            return section
+        except (OSError, ValueError, LookupError, TypeError):
             raise StorageError(
                 f"'{self.path / 'config.json'}' is none of this version's.",
                 "Train again, or use the version that made it.",
@@ -53,7 +57,20 @@ class Checkpoint:
 
     @property
     def trainer(self) -> dict[str, Any]:
-        return json.loads((self.path / "trainer.json").read_text())
+        """Where the training stood.
+
+        Raises:
+            StorageError: It is no JSON object.
+        """
+        try:
+            document = parse_json((self.path / "trainer.json").read_bytes())
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
+            return document
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"'{self.path / 'trainer.json'}' cannot be read: {error}.", "Take another checkpoint of the run."
+            ) from None
 
     def model_tensors(self) -> dict[str, torch.Tensor]:
         return load_tensors(self.path / "model.safetensors")

@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.json_text import parse_json
 
 
 class _Lock:
@@ -146,7 +147,7 @@ class RunFolder:
         kept = []
         for line in path.read_text(errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
                 continue
