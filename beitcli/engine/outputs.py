@@ -13,7 +13,6 @@ from PIL import Image
 
 from beitcli.errors import StorageError, UsageError
 
-
 _STEM_BYTES = 180  # a name may have 255; a number, an ending and the process's number follow
 
 

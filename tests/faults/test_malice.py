@@ -235,6 +235,13 @@ def test_names_in_lists_and_parquet_make_no_files_outside(
     assert len(list((work / "masks").iterdir())) == table.num_rows
 
 
+def test_devices_and_pipes_in_place_of_data_are_refused(beit: Callable, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for place in ("/dev/zero", "/dev/null"):
+        assert beit("mask-preview", place).code == 3
+    assert beit("mask-preview", tmp_path / "pipe.png").code == 3
+
+
 def test_output_names_that_are_links_outside_are_replaced_and_not_followed(
     beit: Callable, tokenizer_run: Path, tmp_path: Path
 ) -> None:
