@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from beitcli.cli.early_signals import SignalledAtOnce, ending_at_once
 from beitcli.cli.output import Shell
 from beitcli.cli.paths import require_paths
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, recipe_names, recipe_settings, resolve
-from beitcli.errors import BeitError, Interrupted
+from beitcli.errors import BeitError, Interrupted, SignalStop
 
 Face = Callable[[Any, Shell], None]
 
@@ -62,12 +63,16 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
         try:
             resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
             require_paths(resolved.config)
-            command.face(resolved.config, shell)
+            with ending_at_once():
+                command.face(resolved.config, shell)
         except BrokenPipeError:
             close_stdout()
         except KeyboardInterrupt:
             shell.failed(Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags)))
             raise typer.Exit(130) from None
+        except SignalledAtOnce:
+            shell.failed(SignalStop("By a signal, at once.", _way_on(command.name, flags)))
+            raise typer.Exit(SignalStop.exit_code) from None
         except BeitError as error:
             shell.failed(error)
             raise typer.Exit(error.exit_code) from None
@@ -93,8 +98,8 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
 def _way_on(command: str, flags: dict[str, Any]) -> str:
     """How a run goes on that was stopped at once, so that it could not say so itself."""
     folder = flags.get("out")
-    if not folder or not os.path.isdir(os.path.join(folder, "checkpoints")):
-        return ""
+    if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):
+        return "" if folder is None else "Nothing was begun yet: give the same command again."
     return f"Go on from the last checkpoint with: beit {command} --out {folder} --resume"
 
 
