@@ -24,6 +24,7 @@ from beitcli.cli import (
 )
 from beitcli.cli.command import close_stdout, register
 from beitcli.cli.output import Shell
+from beitcli.cli.processes import begin_as_process
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.errors import UsageError
 
@@ -56,10 +57,11 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _build(asked: set[str], own_options: bool) -> typer.Typer:
+def _build(words: list[str], asked: set[str], own_options: bool) -> typer.Typer:
     """Registers the commands.
 
     Args:
+        words: The command line.
         asked: Commands that get their parameters; those of all take 40 ms.
         own_options: Whether typer's options of the program itself are there; it imports pydantic for them, 80 ms.
     """
@@ -83,7 +85,7 @@ def _build(asked: set[str], own_options: bool) -> typer.Typer:
 
     for command in COMMANDS:
         if command.name in asked:
-            register(app, command, {name for each in COMMANDS for name in settings_of(each.config)})
+            register(app, command, {name for each in COMMANDS for name in settings_of(each.config)}, words)
         else:
             app.command(command.name, short_help=command.summary, rich_help_panel=command.panel)(_nothing)
     return app
@@ -99,12 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code of the contract (see `beitcli.errors`).
     """
+    begin_as_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     names = {command.name for command in COMMANDS}
     completing = "_BEIT_COMPLETE" in os.environ  # the shell asks, and tells the words in other variables
     word = next((word for word in arguments if not word.startswith("-")), "")
     asked = names if completing else names & {word}
-    command = typer.main.get_command(_build(asked, own_options=completing or arguments[:1] != [word] or not asked))
+    own_options = completing or arguments[:1] != [word] or not asked
+    command = typer.main.get_command(_build(arguments, asked, own_options))
     shell = Shell(debug="--debug" in arguments)
     try:
         code = command.main(args=arguments, prog_name="beit", standalone_mode=False)

@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
+from beitcli.cli import processes
 from beitcli.cli.early_signals import SignalledAtOnce, ending_at_once
 from beitcli.cli.output import Shell
 from beitcli.cli.paths import require_paths
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, recipe_names, recipe_settings, resolve
 from beitcli.errors import BeitError, Interrupted, SignalStop
+from beitcli.runtime.tasks import Place
 
 Face = Callable[[Any, Shell], None]
 
@@ -53,32 +55,40 @@ class Command:
         return (f"{text}\n\n{about}" if about else text).replace("[", "\\[")
 
 
-def register(app: typer.Typer, command: Command, known_settings: set[str]) -> None:
-    """Adds a command whose parameters are its config's settings."""
+def register(app: typer.Typer, command: Command, known_settings: set[str], words: list[str]) -> None:
+    """Adds a command whose parameters are its config's settings.
+
+    Args:
+        words: The command line, for the processes that it may start.
+    """
     settings = settings_of(command.config)
 
     def callback(**given: Any) -> None:
         shell = Shell(as_json=given.pop("as_json"), quiet=given.pop("quiet"), debug=given.pop("debug"))
         flags = {name: value for name, value in given.items() if value not in (None, [])}
+        place = None
         try:
+            place = processes.place_of(command.config)
+            if place is not None:
+                shell.muted = place.rank > 0
+                flags |= {"resume": True} if place.restarts and "resume" in settings else {}
             resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
-            require_paths(resolved.config)
-            with ending_at_once():
-                command.face(resolved.config, shell)
+            if place is None:
+                require_paths(resolved.config)
+            if not processes.in_several(resolved.config, words, shell):
+                with ending_at_once():
+                    command.face(resolved.config, shell)
+            processes.leave()
         except BrokenPipeError:
             close_stdout()
         except KeyboardInterrupt:
-            shell.failed(Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags)))
-            raise typer.Exit(130) from None
+            error = Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags))
+            raise typer.Exit(_ended(place, error, shell)) from None
         except SignalledAtOnce:
-            shell.failed(SignalStop("By a signal, at once.", _way_on(command.name, flags)))
-            raise typer.Exit(SignalStop.exit_code) from None
-        except BeitError as error:
-            shell.failed(error)
-            raise typer.Exit(error.exit_code) from None
+            stopped = SignalStop("By a signal, at once.", _way_on(command.name, flags))
+            raise typer.Exit(_ended(place, stopped, shell)) from None
         except Exception as error:
-            shell.failed(error)
-            raise typer.Exit(1) from None
+            raise typer.Exit(_ended(place, error, shell)) from None
         finally:
             shell.close()
 
@@ -93,6 +103,14 @@ def register(app: typer.Typer, command: Command, known_settings: set[str]) -> No
     callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
     app.command(command.name, help=command.help, short_help=command.summary, rich_help_panel=command.panel)(callback)
+
+
+def _ended(place: Place | None, error: Exception, shell: Shell) -> int:
+    """Shows an error; the exit code."""
+    if place is not None:
+        return processes.ended(place, error, shell)
+    shell.failed(error)
+    return error.exit_code if isinstance(error, BeitError) else 1
 
 
 def _way_on(command: str, flags: dict[str, Any]) -> str:

@@ -41,7 +41,12 @@ class Shell:
         as_json: `--json`.
         quiet: `--quiet`: errors only.
         debug: `--debug`: tracebacks.
+
+    Attributes:
+        muted: Another process of the job speaks; this one shows its errors only.
     """
+
+    muted = False
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
@@ -75,6 +80,8 @@ class Shell:
 
     def line(self, text: str) -> None:
         """One line; bytes of a file name that are no text are written as `\\udcff`, so that it never fails."""
+        if self.muted:
+            return
         self._make_way()
         try:
             sys.stdout.write(text + "\n")
@@ -123,7 +130,7 @@ class Shell:
 
     def table(self, rows: dict[str, Any], title: str = "") -> None:
         """Rows for a person, on stderr."""
-        if not self.quiet:
+        if not self.quiet and not self.muted:
             self._end_bar()
             self.console.print(_table(rows, title))
 
@@ -133,7 +140,7 @@ class Shell:
         """Shows an event of the engine."""
         from beitcli.engine import events
 
-        if self.quiet:
+        if self.quiet or self.muted:
             return
         if isinstance(event, events.Progress):
             self._progress(event)

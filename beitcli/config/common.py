@@ -29,9 +29,7 @@ class Job:
     workers: int = option(
         -1, "Processes that load images; -1 chooses, 0 loads in this one.", panel="Machine", harmless=True, saved=False
     )
-    gpus: int = option(
-        1, "Processes, one a GPU. This version computes in one.", panel="Machine", harmless=True, saved=False
-    )
+    gpus: int = option(1, "Processes; this command computes in one.", panel="Machine", harmless=True, saved=False)
     seed: int = option(0, "Everything random follows from it.", panel="Machine")
     limit: int | None = option(
         None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N"
@@ -41,12 +39,56 @@ class Job:
         at_least("--workers", self.workers, -1)
         between("--seed", self.seed or 0, 0, 2**63 - 1)
         at_least("--limit", self.limit, 1)
-        if self.gpus != 1:
-            raise UsageError(f"--gpus is {self.gpus}, but this version computes in one process.", "Leave --gpus out.")
+        if self.gpus != 1 and not isinstance(self, Launched):
+            raise UsageError(
+                f"--gpus is {self.gpus}, but `beit {self.command}` computes in one process.", "Leave it out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Job):
+class Launched(Job):
+    """What every command has that computes in several processes."""
+
+    gpus: int = option(
+        1,
+        "Processes of all machines together, one a GPU; with --device cpu processes of this machine.",
+        panel="Machine",
+        harmless=True,
+        saved=False,
+    )
+    nodes: int = option(1, "Machines that share --gpus.", panel="Machine", harmless=True, saved=False)
+    rdzv_endpoint: str | None = option(
+        None,
+        "Where several machines meet: the first one's name and a free port.",
+        panel="Machine",
+        harmless=True,
+        saved=False,
+        metavar="HOST:PORT",
+    )
+    rdzv_timeout: int = option(
+        600, "Seconds that machines wait for one another.", panel="Machine", harmless=True, saved=False
+    )
+    process_timeout: int = option(
+        600, "Seconds after which a silent process is taken for hung.", panel="Machine", harmless=True, saved=False
+    )
+    max_restarts: int = option(
+        3,
+        "How often the processes are started again after one crashed; they go on from the last checkpoint.",
+        panel="Machine",
+        harmless=True,
+        saved=False,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gpus", "nodes", "rdzv_timeout", "process_timeout"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
+        at_least("--max-restarts", self.max_restarts, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Launched):
     """What every command that trains has."""
 
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")

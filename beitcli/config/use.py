@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job, at_least, between
+from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job, Launched, at_least, between
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizeConfig(Job):
+class TokenizeConfig(Launched):
     command: ClassVar[str] = "tokenize"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
@@ -106,7 +106,7 @@ class MaskPreviewConfig(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Job):
+class EvalConfig(Launched):
     command: ClassVar[str] = "eval"
     model: str = option("", f"A classifier. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")

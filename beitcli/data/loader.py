@@ -23,14 +23,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from beitcli.data.order import BlockOrder, KeyedOrder, training_order
+from beitcli.data.order import BlockOrder, KeyedOrder, places_of, training_order
 from beitcli.data.sources.base import Source
 from beitcli.data.worker_watch import WorkerWatch, unheard_deaths
 from beitcli.errors import BadImage, DataError
+from beitcli.runtime.parent import end_with_parent
 
 # Of an image, or of its (H, W, 3) uint8 pixels where the view has `wants_pixels`; then the epoch and the image's key.
 View = Callable[[Any, int, int], dict[str, np.ndarray]]
 Masking = Callable[[int, int], np.ndarray]
+Share = tuple[int, int]  # rank and number of the processes that share the batches
 _SUBSTITUTES = 64
 _READ_AHEAD_BYTES = 2e9
 
@@ -90,11 +92,11 @@ class _Images(Dataset["Batch | DataError"]):
     def batches(self) -> int:
         raise NotImplementedError
 
-    def places(self, number: int) -> range:
-        """Positions of a batch's images in the stream."""
+    def places(self, number: int) -> np.ndarray:
+        """(n,) positions of a batch's images in the stream."""
         raise NotImplementedError
 
-    def read(self, places: range) -> Batch:
+    def read(self, places: np.ndarray) -> Batch:
         raise NotImplementedError
 
     def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
@@ -129,23 +131,23 @@ class _TrainingImages(_Images):
         batch_size: int,
         start: int,
         steps: int,
+        share: Share,
     ) -> None:
         super().__init__(source, view, masking, batch_size)
         self.order, self.start, self.steps = order, start, steps
+        self.mine = places_of(batch_size, *share)
 
     def batches(self) -> int:
         return self.steps
 
-    def places(self, number: int) -> range:
-        first = self.start + number * self.batch_size
-        return range(first, first + self.batch_size)
+    def places(self, number: int) -> np.ndarray:
+        return self.start + number * self.batch_size + self.mine
 
-    def read(self, places: range) -> Batch:
-        positions = np.array(places, dtype=np.int64)
-        epochs, indices = self.order.indices(positions)
+    def read(self, places: np.ndarray) -> Batch:
+        epochs, indices = self.order.indices(places)
         items, taken = [], []
         bad: list[tuple[int, str, str]] = []
-        for position, epoch, index in zip(positions.tolist(), epochs.tolist(), indices.tolist(), strict=True):
+        for position, epoch, index in zip(places.tolist(), epochs.tolist(), indices.tolist(), strict=True):
             item, used = self._readable(position, epoch, index, bad)
             items.append(item)
             taken.append(used)
@@ -170,15 +172,20 @@ class _TrainingImages(_Images):
 
 
 class _OrderedImages(_Images):
+    def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int, share: Share) -> None:
+        super().__init__(source, view, masking, batch_size)
+        self.rank, self.size = share
+
     def batches(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        return len(range(self.rank, -(-len(self.source) // self.batch_size), self.size))
 
-    def places(self, number: int) -> range:
-        return range(number * self.batch_size, min(len(self.source), (number + 1) * self.batch_size))
+    def places(self, number: int) -> np.ndarray:
+        first = (number * self.size + self.rank) * self.batch_size
+        return np.arange(first, min(len(self.source), first + self.batch_size))
 
-    def read(self, places: range) -> Batch:
+    def read(self, places: np.ndarray) -> Batch:
         items, taken, bad = [], [], []
-        for index in places:
+        for index in places.tolist():
             try:
                 items.append(self.views(0, index))
                 taken.append(index)
@@ -198,10 +205,16 @@ def training_batches(
     workers: int,
     masking: Masking | None = None,
     pin_memory: bool = False,
+    share: Share = (0, 1),
 ) -> Iterator[Batch]:
-    """`steps` batches of the endless stream, from the image after `images_seen` on."""
+    """`steps` batches of the endless stream, from the image after `images_seen` on.
+
+    Args:
+        batch_size: Of all processes together.
+        share: (rank, size): this one's part of every batch is `places_of(batch_size, rank, size)`.
+    """
     order = training_order(source, seed)
-    images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps)
+    images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps, share)
     return _iterate(images, workers, pin_memory)
 
 
@@ -213,9 +226,14 @@ def ordered_batches(
     workers: int,
     masking: Masking | None = None,
     pin_memory: bool = False,
+    share: Share = (0, 1),
 ) -> Iterator[Batch]:
-    """Every readable image once, in order; a batch may be short, or empty where all of it is bad."""
-    return _iterate(_OrderedImages(source, view, masking, batch_size), workers, pin_memory)
+    """Every readable image once, in order; a batch may be short, or empty where all of it is bad.
+
+    Args:
+        share: (rank, size): batches rank, rank + size, ... of the same batches that one process would have.
+    """
+    return _iterate(_OrderedImages(source, view, masking, batch_size, share), workers, pin_memory)
 
 
 def _iterate(images: _Images, workers: int, pin_memory: bool) -> Iterator[Batch]:
@@ -289,6 +307,7 @@ def _whole(batch: Batch | DataError) -> Batch | DataError:
 
 def _prepare_worker(worker: int) -> None:
     """A loader's worker leaves signals to the process that trains: schedulers send them to every process of a job."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):

@@ -113,6 +113,20 @@ class BlockOrder:
         return self._plan[1:]
 
 
+def places_of(batch_size: int, rank: int, size: int) -> np.ndarray:
+    """(n,) int64 places in the global batch that one of `size` processes computes; together, each place once.
+
+    Place p and its mirror image batch_size - 1 - p go to one process, the mirror images in reverse: mixup mixes a batch
+    with its own reverse, so that each process has both images of every pair, whatever their number. For one process it
+    is the whole batch in order.
+    """
+    half = batch_size // 2
+    if batch_size % 2 or half < size:  # such a batch is not mixed
+        return np.arange(batch_size * rank // size, batch_size * (rank + 1) // size)
+    first = np.arange(half * rank // size, half * (rank + 1) // size)
+    return np.concatenate((first, batch_size - 1 - first[::-1]))
+
+
 def training_order(source: Source, seed: int) -> KeyedOrder | BlockOrder:
     """The stream of a run's images, in the order that suits how the source is read."""
     blocks = source.blocks()

@@ -22,11 +22,10 @@ from beitcli.config.training import FinetuneConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.views import evaluation_crop
 from beitcli.engine.bad_images import refuse_many_bad
-from beitcli.engine.evaluate import Preprocessing, class_columns, score
+from beitcli.engine.evaluate_classify import Preprocessing, class_columns, score
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.models.beit import Classifier
 from beitcli.models.published import timm_settings
-from beitcli.runtime.compiled import compiled
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.keyed import keyed_integer
 from beitcli.runtime.optim import make_adamw, parameter_groups
@@ -53,7 +52,8 @@ class FinetuneTask(Task):
         self.view = Preprocessing(normalization)
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        self.forward = compiled(self.model, config.compile)
+        self.share_gradients(compute, compile_model=config.compile)
+        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
@@ -79,6 +79,7 @@ class FinetuneTask(Task):
         return batch | {"images": images, "labels": labels}
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        self.model.draws = batch.get("draws")
         logits, labels = self.forward(batch["images"]).float(), batch["labels"]
         if labels.dtype == torch.int64:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
@@ -95,8 +96,10 @@ class FinetuneTask(Task):
     def measure(self) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
         model = self.averaged if self.averaged is not None else self.model
-        workers = choose_workers(self.config.workers, self.compute.device)
-        scores = score(model, self.val, self.columns, self.view, self.compute, batch_size=128, workers=workers)
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
+        scores = score(
+            model, self.val, self.columns, self.view, self.compute, batch_size=128, workers=workers, poll=self.poll
+        )
         hint = "Mend them or raise --max-bad, and add --resume."
         refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, hint)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}

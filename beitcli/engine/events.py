@@ -46,10 +46,17 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint is on disk."""
+    """A checkpoint is on disk.
+
+    Attributes:
+        stall: Seconds that training waited for it.
+        seconds: That writing it took, beside the training.
+    """
 
     path: str
     step: int
+    stall: float = 0.0
+    seconds: float = 0.0
 
 
 OnEvent = Callable[[Event], None]

@@ -1,221 +1,23 @@
-"""`beit finetune`: an image classifier from a pretrained BEiT, or from scratch (paper section 2.6 and Table 13)."""
+"""`beit finetune`: a pretrained BEiT, or one from scratch, learns a task. A new task is a new file and a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from PIL import Image
-
-from beitcli.config.architecture import SIZES, Architecture
-from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.training import FinetuneConfig
-from beitcli.data.loader import Batch
-from beitcli.data.sources import open_data
-from beitcli.data.sources.base import Source
-from beitcli.data.views import FinetuningView
-from beitcli.engine.cards import finetuning_card
-from beitcli.engine.classification import FinetuneTask
-from beitcli.engine.events import Note, OnEvent, Planned, downloads, ignore, openings, warn
-from beitcli.engine.preparation import (
-    HeldOut,
-    checkpoint_bytes,
-    describe_plan,
-    hold_out,
-    make_plan,
-    open_images,
-    open_run,
-    rehearse,
-    stream,
-)
-from beitcli.engine.training import Plan, train
-from beitcli.errors import UsageError
-from beitcli.models.beit import Classifier, forward_flops
-from beitcli.models.references import OpenedModel, open_checkpoint, open_pretrained
-from beitcli.models.transfer import finetuning_architecture, load_backbone
-from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.device import choose_compute, describe
-from beitcli.runtime.signals import StopRequest
+from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.finetune_classify import finetune_classifier
 
-_HELD_OUT = 1024
-DEFAULT_SIZE = (224, 224)  # where nothing is pretrained
+_TASKS: dict[str, Callable[[FinetuneConfig, OnEvent], Any]] = {
+    "classify": finetune_classifier,
+}
 
 
-@dataclass(frozen=True)
-class FinetuneReport:
-    """What was made; top1 and top5 are fractions of `images` images of `measured_on`."""
+def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> Any:
+    """Finetunes for `config.task`.
 
-    run: str
-    checkpoint: str
-    task: str
-    step: int
-    epoch: float
-    images_seen: int
-    classes: int
-    images: int
-    measured_on: str
-    top1: float
-    top5: float
-    images_per_second: float
-    seconds: float
-
-
-def build_classifier(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
-) -> Classifier:
-    """The model of `--init`, its head new but for the same classes; from scratch where nothing is `opened`.
-
-    Of a run that goes on, `opened` is its own checkpoint: the loop loads it, and only its shape counts here.
+    Returns:
+        The task's report; with `dry_run`, a dict of the plan instead.
     """
-    torch.manual_seed(config.seed)
-    if opened is None:
-        architecture = Architecture(
-            image_size=config.size or DEFAULT_SIZE,
-            patch_size=config.patch_size,
-            positions=config.positions,
-            layer_scale=config.layer_scale,
-            **SIZES[config.model],
-        )
-        return Classifier(architecture, len(classes), config.drop_path)
-    if config.resume and opened.run.resolve() == Path(config.out).resolve():
-        return Classifier(opened.architecture, len(classes), config.drop_path)
-    warn(opened.warnings, on_event)
-    architecture = finetuning_architecture(opened.architecture, config.size)
-    model = Classifier(architecture, len(classes), config.drop_path)
-    transfer = load_backbone(model, opened.tensors(), opened.architecture, architecture, anew=_anew(opened, classes))
-    unknown = opened.layout.dropped if opened.layout else ()
-    on_event(Note(f"From {opened.weights} ({opened.format} {opened.kind}): " + "; ".join(transfer.sentences(unknown))))
-    return model
-
-
-def _anew(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """What does not go over: the head and its norm, but for those of a classifier that pools alike.
-
-    The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
-    """
-    found = opened.described
-    if found.kind != "classifier" or found.pooling != "mean":
-        return ("head.", "fc_norm.", "norm.")
-    return () if found.names_classes and found.classes == classes else ("head.",)
-
-
-def _origin(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
-    """Where the weights come from: a run that goes on needs no `--init`, which may have gone or changed meanwhile."""
-    if config.resume and config.out and newest_checkpoint(Path(config.out), weights_only=True) is not None:
-        return open_checkpoint(config.out)
-    if config.init == "random":
-        return None
-    return open_pretrained(config.init, downloads(on_event)).normalized(config.normalization)
-
-
-def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
-    """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
-    compute = choose_compute(config.device, config.precision)
-    opened = _origin(config, on_event)
-    size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
-    normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
-    source = open_images(config, labelled=True, size=max(size), on_event=on_event)
-    held = _validation(config, source, max(size), on_event)
-    classes = source.classes or ()
-    if opened is not None and size != opened.architecture.image_size:
-        own = " x ".join(map(str, opened.architecture.image_size))
-        on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
-    view = FinetuningView(
-        seed=config.seed,
-        size=size,
-        min_crop=config.min_crop,
-        rand_augment=config.rand_augment,
-        erasing=config.erasing,
-        mean=normalization[0],
-        std=normalization[1],
-    )
-    _check_augmentation(view)
-    model = build_classifier(config, opened, classes, on_event)
-    plan = make_plan(config, held.training)
-    task = FinetuneTask(config, plan, model, classes, held.measured, compute, normalization)
-    rows = plan_rows(task, plan)
-    if config.dry_run:
-
-        def batches_of(size: int, steps: int) -> Iterator[Batch]:
-            return stream(config, held.training, view, compute, 0, steps, batch_size=size)
-
-        return rehearse(task, plan, config, rows, batches_of, compute, on_event)
-    run = open_run(config)
-    with StopRequest() as stop:
-        command = f"Go on with: beit finetune --out {run.path} --resume"
-        batches = partial(stream, config, held.training, view, compute)
-        planned = Planned("Finetuning", rows)
-        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad)
-    figures = state.figures or {}
-    report = FinetuneReport(
-        run=str(run.path),
-        checkpoint=str(run.checkpoints / f"step-{state.step:07d}"),
-        task="classify",
-        step=state.step,
-        epoch=plan.epoch(state.step),
-        images_seen=state.step * plan.batch_size,
-        classes=len(classes),
-        images=int(figures["images"]),
-        measured_on=_measured_on(config, held),
-        top1=figures["top1"],
-        top5=figures["top5"],
-        images_per_second=state.images_per_second,
-        seconds=state.seconds,
-    )
-    run.write_text("README.md", finetuning_card(config, report, size, describe(compute)))
-    return report
-
-
-def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent) -> HeldOut:
-    """What to train on and what to measure on.
-
-    `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
-    """
-    references = [config.val] if config.val is not None else list(config.data) if _has_val(config) else None
-    if references is None:
-        return hold_out(source, _HELD_OUT, config.seed)
-    val = open_data(references, role="eval", labelled=True, sample_size=size, on_progress=openings(on_event))
-    return HeldOut(source, val, (), True)
-
-
-def _check_augmentation(view: FinetuningView) -> None:
-    """timm finds a wrong policy only when it is used."""
-    try:
-        view(Image.new("RGB", (64, 64)), 0, 0)
-    except (AssertionError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"--rand-augment '{view.rand_augment}' is no policy of timm's ({type(error).__name__}: {error}).",
-            "Write it as rand-m9-mstd0.5-inc1; empty for none.",
-        ) from None
-
-
-def _has_val(config: FinetuneConfig) -> bool:
-    """Whether training leaves a `val` split of every DATA aside."""
-    splits = all(name == "sample" or all((Path(name) / s).is_dir() for s in ("train", "val")) for name in config.data)
-    return splits and config.split in (None, "train")
-
-
-def _measured_on(config: FinetuneConfig, held: HeldOut) -> str:
-    if config.val is not None:
-        return config.val
-    return f"{' '.join(config.data)}, split val" if _has_val(config) else held.name
-
-
-def plan_rows(task: FinetuneTask, plan: Plan) -> dict[str, str]:
-    architecture = task.model.architecture
-    parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    flops = forward_flops(architecture, 0, 0)
-    height, width = architecture.image_size
-    return {
-        "model": f"BEiT from {task.config.init}, {parameters:,} parameters, {architecture.positions} positions",
-        "images of": f"{height} x {width} pixels, {len(task.classes)} classes, {len(task.val):,} to measure on",
-        "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
-        **describe_plan(plan, task.config),
-        "layer decay": f"{task.config.layer_decay:g}",
-        "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
-        "hardware": describe(task.compute),
-    }
+    return _TASKS[config.task](config, on_event)

@@ -24,11 +24,11 @@ from beitcli.data.sources.base import Source
 from beitcli.data.token_cache import CachedView
 from beitcli.data.views import PretrainingView, normalize
 from beitcli.engine.cached_tokens import CachedTokens
+from beitcli.engine.rounds import in_rounds
 from beitcli.engine.targets import PixelTarget, TokenTarget
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.masking import MaskGenerator, keyed_mask
 from beitcli.models.beit import MaskedImageModel
-from beitcli.runtime.compiled import compiled
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_cosine
@@ -65,7 +65,8 @@ class PretrainTask(Task):
         torch.manual_seed(config.seed)
         self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path).to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        self.forward = compiled(self.model, config.compile)
+        self.share_gradients(compute, compile_model=config.compile, all_used=config.mask)  # or the mask token rests
+        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
@@ -97,6 +98,7 @@ class PretrainTask(Task):
         return batch["mask"].flatten() if self.config.predict == "all" and "mask" in batch else None
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        self.model.draws = batch.get("draws")
         outputs, wanted = self.outputs_and_wanted(batch)
         loss = self.target.loss(outputs, wanted)
         with torch.no_grad():
@@ -104,28 +106,31 @@ class PretrainTask(Task):
 
     def figures(self) -> dict[str, float]:
         """What knowing only the frequencies of this data's tokens would give, so far."""
-        return self.target.running_figures()
+        return self.target.running_figures(self.compute.world)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Figures on held-out images, their views and masks those of epoch 0."""
-        tally = self.target.tally()
+        tally, world = self.target.tally(), self.compute.world
         view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
+        at_once = min(128, self.plan.micro_batch)
         batches = ordered_batches(
             self.held_out,
             CachedView(view, self.known.cache) if self.known else view,
-            batch_size=min(128, self.plan.micro_batch),
-            workers=choose_workers(self.config.workers, self.compute.device),
+            batch_size=at_once,
+            workers=choose_workers(self.config.workers, self.compute.device, world.local_size),
             masking=masking,
+            share=(world.rank, world.size),
         )
-        for batch in batches:
+        for batch in in_rounds(batches, len(self.held_out), at_once, world, self.poll):
             if not len(batch):
+                tally.add_nothing()
                 continue
             tensors = self.before_step(0, batch.to(self.compute.device))
             with self.compute.autocast():
                 outputs, wanted = self.outputs_and_wanted(tensors)
             tally.add(outputs, wanted, self.counted(tensors))
-        return tally.figures()
+        return tally.figures(world)
 
     def settings(self) -> dict[str, Any]:
         """`tokenizer` and `token_size` are None where pixels are predicted, `masking` where nothing is hidden."""

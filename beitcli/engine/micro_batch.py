@@ -10,7 +10,7 @@ import torch
 from beitcli.runtime.device import Compute
 
 if TYPE_CHECKING:
-    from beitcli.engine.training import Plan, Task, Tensors
+    from beitcli.engine.task import Plan, Task, Tensors
 
 
 def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
@@ -23,16 +23,17 @@ def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
     Args:
         tensors: A whole batch on the device.
     """
+    world = compute.world
     before = {name: tensor.clone() for name, tensor in task.extra_tensors().items()}
     parameters = list(task.model.parameters())
-    micro = plan.batch_size
+    whole = micro = len(next(iter(tensors.values())))
     while micro > 1:
         try:
-            copies = 2 if micro == plan.batch_size else 3  # a second piece meets the gradients of the first
+            copies = 2 if micro == whole else 3  # a second piece meets the gradients of the first
             moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(copies)]
-            with compute.autocast():
+            with task.unshared(), compute.autocast():
                 loss, _ = task.loss({name: tensor[:micro] for name, tensor in tensors.items()})
-            loss.backward()
+                loss.backward()
             break
         except torch.OutOfMemoryError:
             micro = -(-micro // 2)
@@ -42,4 +43,4 @@ def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
             if compute.device.type == "cuda":
                 torch.cuda.empty_cache()
     task.load_extra_tensors(before)
-    return replace(plan, micro_batch=micro)
+    return replace(plan, micro_batch=-world.largest(-micro))

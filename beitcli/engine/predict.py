@@ -1,49 +1,28 @@
-"""`beit predict`: the classes of images, one document each, in input order."""
+"""`beit predict`: what a finetuned model says of images, by its kind. A new kind is a new file and a line here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from beitcli.config.use import PredictConfig
-from beitcli.engine.evaluate import class_names, classify, preprocessing
-from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
-from beitcli.engine.inputs import open_inputs
-from beitcli.errors import DataError
-from beitcli.models.references import open_classifier
-from beitcli.runtime.device import choose_workers
+from beitcli.engine.events import OnEvent, downloads, ignore
+from beitcli.engine.predict_classify import predict_classes
+from beitcli.models.references import OpenedModel, expect, open_model
+
+Documents = Iterator[dict[str, Any]]
+_KINDS: dict[str, Callable[[PredictConfig, OpenedModel, OnEvent, BinaryIO | None], Documents]] = {
+    "classifier": predict_classes,
+}
 
 
-def predict(
-    config: PredictConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yields `{"path", "label", "score", "top": [[label, score], ...]}`, or `{"path", "error"}`.
+def predict(config: PredictConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None) -> Documents:
+    """Yields a document an image, in input order: `{"path", ...}` as its kind has it, or `{"path", "error"}`.
 
     Raises:
         DataError: After the last image, where some could not be read.
+        StorageError: The model is of a kind that predicts nothing.
     """
-    model, opened = open_classifier(config.model, config.size, downloads(on_event))
-    opened = opened.normalized(config.normalization)
-    compute = opened.compute(config.device, config.precision)
-    warn(opened.warnings, on_event)
-    model.to(compute.device)
-    classes = class_names(opened)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
-    bad, done = 0, 0
-    workers = choose_workers(config.workers, compute.device)
-    for batch, logits in classify(model, source, preprocessing(opened, model), compute, config.batch_size, workers):
-        documents: dict[int, dict[str, Any]] = {
-            index: {"path": path, "error": reason} for index, path, reason in batch.bad
-        }
-        bad += len(documents)
-        if len(batch):
-            scores, columns = logits.softmax(dim=1).topk(min(config.top, len(classes)), dim=1)
-            for index, row, places in zip(batch.indices, scores.tolist(), columns.tolist(), strict=True):
-                top = [[classes[place], value] for place, value in zip(places, row, strict=True)]
-                documents[index] = {"path": source.path(index), "label": top[0][0], "score": top[0][1], "top": top}
-        for index in sorted(documents):
-            yield documents[index]
-        done += len(documents)
-        on_event(Progress("predict", done, len(source), "image"))
-    if bad:
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+    found = open_model(config.model, downloads(on_event))
+    expect(found, *_KINDS)
+    yield from _KINDS[found.kind](config, found, on_event, stdin)

@@ -26,9 +26,10 @@ from beitcli.engine.events import Note, OnEvent, Planned, Progress, openings
 from beitcli.engine.training import Plan, Task, optimizer_step
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.device import Compute, choose_workers
+from beitcli.runtime.distributed import ALONE, World
 from beitcli.runtime.matrix_rate import matrix_rate
 from beitcli.runtime.optim import set_learning_rate
-from beitcli.runtime.run_folder import RunFolder
+from beitcli.runtime.run_folder import FollowedRun, RunFolder
 
 _REHEARSAL_STEPS = 4
 _MICRO_BATCH = 128
@@ -46,24 +47,38 @@ def run_path(config: Training) -> Path:
     return path
 
 
-def open_run(config: Training) -> RunFolder:
-    """The run folder, with config.toml in it."""
-    run = RunFolder.create(run_path(config), resume=config.resume)
-    header = f"beit {__version__}. Repeat: beit {config.command} --config {run.path}/config.toml --out NEW"
-    run.write_text("config.toml", dump_toml(config, header))
-    return run
+def open_run(config: Training, world: World = ALONE) -> RunFolder:
+    """The run folder, with config.toml in it; the first process makes it, the others follow what it does."""
+    made: list[RunFolder] = []
+
+    def make() -> Path:
+        run = RunFolder.create(run_path(config), resume=config.resume)
+        header = f"beit {__version__}. Repeat: beit {config.command} --config {run.path}/config.toml --out NEW"
+        run.write_text("config.toml", dump_toml(config, header))
+        made.append(run)
+        return run.path
+
+    path = world.first(make)
+    return made[0] if world.is_first else FollowedRun(path)
 
 
-def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent) -> Source:
-    """The training data, cut to `--limit`."""
-    source = open_data(
-        config.data,
-        split=config.split,
-        role="train",
-        labelled=labelled,
-        sample_size=size,
-        nul_separated=config.nul,
-        on_progress=openings(on_event),
+def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: World = ALONE) -> Source:
+    """The training data, cut to `--limit`; the other processes open it when the first one's listing of it is kept."""
+    if config.batch_size < world.size:
+        raise UsageError(
+            f"--batch-size {config.batch_size} leaves some of {world.size} processes without an image.",
+            f"Give {world.size} or more: it counts the images of all processes.",
+        )
+    source = world.first_then_others(
+        lambda: open_data(
+            config.data,
+            split=config.split,
+            role="train",
+            labelled=labelled,
+            sample_size=size,
+            nul_separated=config.nul,
+            on_progress=openings(on_event),
+        )
     )
     if config.limit is not None and config.limit < len(source):
         chosen = np.sort(select_limit(source, config.limit, config.seed))  # parquet's groups stay together
@@ -177,7 +192,8 @@ def stream(
     masking: Masking | None = None,
     batch_size: int | None = None,
 ) -> Iterator[Batch]:
-    """The job's batches from `images_seen` on."""
+    """This process's part of the job's batches from `images_seen` on."""
+    world = compute.world
     return training_batches(
         source,
         view,
@@ -185,9 +201,10 @@ def stream(
         batch_size=batch_size or config.batch_size,
         images_seen=images_seen,
         steps=steps,
-        workers=choose_workers(config.workers, compute.device),
+        workers=choose_workers(config.workers, compute.device, world.local_size),
         masking=masking,
         pin_memory=compute.device.type == "cuda",
+        share=(world.rank, world.size),
     )
 
 
@@ -215,7 +232,7 @@ def rehearse(
         The document of `--dry-run`.
     """
     on_event(Planned(f"{task.name} (dry run)", rows))
-    micro = replace(plan, batch_size=plan.micro_batch)
+    micro = replace(plan, batch_size=min(plan.micro_batch * compute.world.size, plan.batch_size))
     taken = []
     batches = batches_of(micro.batch_size, _REHEARSAL_STEPS + 1)
     task.model.train()
@@ -241,7 +258,7 @@ def rehearse(
         "images per second": f"{plan.batch_size / seconds:.0f}",
     }
     if flops:
-        rate, reached = matrix_rate(compute), flops * plan.batch_size / seconds
+        rate, reached = matrix_rate(compute) * compute.world.size, flops * plan.batch_size / seconds
         times["utilisation"] = (
             f"{reached / rate:.0%}: {reached / 1e12:.3g} of the {rate / 1e12:.3g} TFLOP/s "
             f"that large {compute.precision} products reach here"

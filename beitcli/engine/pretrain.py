@@ -41,7 +41,7 @@ from beitcli.errors import StorageError
 from beitcli.masking import MaskGenerator, make_masking, num_masked_from
 from beitcli.models.beit import forward_flops
 from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.device import Compute, choose_compute, describe
+from beitcli.runtime.device import Compute, describe, join_compute
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.signals import StopRequest
 from beitcli.tokenizers import Tokenizer
@@ -81,15 +81,16 @@ class PretrainReport:
 def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainReport | dict[str, Any]:
     """Pretrains a BEiT; with `dry_run`, a dict of the plan instead."""
     masking = _masking(config)
-    compute = choose_compute(config.device, config.precision)
+    compute = join_compute(config)
+    world, on_event = compute.world, compute.world.spoken(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
     own = _own_tokenizer_config(config) if has_tokens and trains_own else None
-    source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event)
+    source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event, world=world)
     # a wrong one is refused before anything is made
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
     if config.dry_run:
         return _rehearse(config, masking, source, given, own, compute, on_event)
-    run = open_run(config)
+    run = open_run(config, world)
     with StopRequest() as stop:
         command = f"Go on with: beit pretrain --out {run.path} --resume"
         tokenizer = given
@@ -97,7 +98,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
             trained = _trained_tokenizer(own, source, run, compute, on_event, stop, command)
             tokenizer = _prepared(config, trained, compute, on_event)
         if tokenizer is not None:
-            _check_tokenizer(config, tokenizer, run, on_event)
+            world.first(partial(_check_tokenizer, config, tokenizer, run, on_event))
         held = hold_out(source, config.holdout, config.seed)
         plan = make_plan(config, held.training)
         task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
@@ -106,7 +107,8 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         with _token_cache(config, task, source, view, on_event) as task.known:
             seen = CachedView(view, task.known.cache) if task.known else view
             batches = partial(stream, config, held.training, seen, compute, masking=masks)
-            state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad)
+            path_of = held.training.path
+            state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad, path_of)
     figures = state.figures or {}
     report = PretrainReport(
         run=str(run.path),
@@ -131,7 +133,9 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
 
 
 def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:
-    return _prepared(config, tokenizer_for(config.tokenizer, compute.device, on_event), compute, on_event)
+    """Downloaded by the first process, where it must be."""
+    opened = compute.world.first_then_others(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    return _prepared(config, opened, compute, on_event)
 
 
 def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on_event: OnEvent) -> Tokenizer:
@@ -149,7 +153,10 @@ def _token_cache(
         yield None
         return
     tokenizer, grid = task.target.tokenizer, config.architecture.grid
-    cache = open_token_cache(config.token_cache, tokenizer, source, view, grid, task.compute.device.type)
+    folder, device = config.token_cache, task.compute.device.type
+    cache = task.compute.world.first_then_others(
+        lambda: open_token_cache(folder, tokenizer, source, view, grid, device)
+    )
     on_event(Note(f"Tokens are kept in {cache.folder}"))
     with closing(CachedTokens(cache, task.target.encode, task.plan.micro_batch, on_event)) as known:
         yield known
@@ -210,13 +217,13 @@ def _trained_tokenizer(
 ) -> Tokenizer:
     """One trained on the same images into RUN/tokenizer, or found there."""
     folder = run.path / "tokenizer"
-    inner = open_run(replace(own, out=str(folder), resume=folder.exists()))
-    newest = newest_checkpoint(folder)
-    if not (folder / "README.md").exists() or newest is None:
+    world = compute.world
+    inner = open_run(replace(own, out=str(folder), resume=folder.exists()), world)
+    if world.first(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
         on_event(Note(f"No --tokenizer is given: training one on this data first, into {folder}"))
-        fp32 = Compute(compute.device, "fp32")
+        fp32 = replace(compute, precision="fp32")
         train_tokenizer_on(own, source, inner, fp32, on_event, stop, resume_command)
-    return tokenizer_for(str(folder), compute.device, on_event)
+    return world.first_then_others(lambda: tokenizer_for(str(folder), compute.device, on_event))
 
 
 def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolder, on_event: OnEvent) -> None:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from beitcli.data.color import apply_color
-from beitcli.engine.training import Tensors
+from beitcli.engine.task import Tensors
+from beitcli.runtime.distributed import ALONE, World
 from beitcli.tokenizers import Tokenizer
 from beitcli.tokenizers.pixels import patch_pixels
 
@@ -27,7 +28,12 @@ class Tally(ABC):
         """Takes in a batch; the arguments are those of `Target.training_figures`."""
 
     @abstractmethod
-    def figures(self) -> dict[str, float]: ...
+    def add_nothing(self) -> None:
+        """Takes in a batch whose images are all bad, so that batches keep their order over processes."""
+
+    @abstractmethod
+    def figures(self, world: World = ALONE) -> dict[str, float]:
+        """Over the batches of every process, added up in their order: the same for any number of processes."""
 
 
 class Target(ABC):
@@ -62,8 +68,8 @@ class Target(ABC):
     @abstractmethod
     def tally(self) -> Tally: ...
 
-    def running_figures(self) -> dict[str, float]:
-        """Figures over all of training so far."""
+    def running_figures(self, world: World = ALONE) -> dict[str, float]:
+        """Figures over all of training so far; every process must ask."""
         return {}
 
     def state(self) -> Tensors:
@@ -75,11 +81,12 @@ class Target(ABC):
 
 
 class TokenTarget(Target):
-    """Visual tokens; `counts` (V,) are those of training so far."""
+    """Visual tokens; `counts` (V,) are those of training so far, `fresh` this process's since they were united."""
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocab_size
         self.counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=device)
+        self.fresh = torch.zeros_like(self.counts)
 
     def wanted(self, batch: Tensors, images: torch.Tensor) -> torch.Tensor:
         tokens = batch.get("visual_tokens")  # known before the step, where there is a cache
@@ -98,42 +105,49 @@ class TokenTarget(Target):
 
     def training_figures(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
         weights = torch.ones_like(wanted) if counted is None else counted.to(wanted.dtype)
-        self.counts.scatter_add_(0, wanted, weights)
+        self.fresh.scatter_add_(0, wanted, weights)
         right = (outputs.argmax(dim=1) == wanted).float()
         return {"masked_accuracy": (right * weights).sum() / weights.sum()}
 
     def tally(self) -> Tally:
         return _TokenTally(torch.zeros_like(self.counts))
 
-    def running_figures(self) -> dict[str, float]:
+    def running_figures(self, world: World = ALONE) -> dict[str, float]:
+        self.counts += world.sum(self.fresh)
+        self.fresh.zero_()
         baseline, entropy = unigram_figures(self.counts)
         return {"baseline_accuracy": baseline, "unigram_entropy": entropy}
 
     def state(self) -> Tensors:
-        return {"token_counts": self.counts}
+        return {"token_counts": self.counts + self.fresh}
 
     def load_state(self, tensors: Tensors) -> None:
         self.counts.copy_(tensors["token_counts"])
+        self.fresh.zero_()
 
 
 class _TokenTally(Tally):
     def __init__(self, counts: torch.Tensor) -> None:
         self.counts = counts
-        self.loss, self.patches, self.right = 0.0, 0, 0
+        self.parts: list[tuple[float, int, int]] = []  # of each batch: sum of the loss, patches, right ones
 
     def add(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> None:
-        self.loss += float(F.cross_entropy(outputs.float(), wanted, reduction="sum"))
-        self.patches += len(wanted)
+        loss, patches = float(F.cross_entropy(outputs.float(), wanted, reduction="sum")), len(wanted)
         if counted is not None:
             outputs, wanted = outputs[counted], wanted[counted]
-        self.right += int((outputs.argmax(dim=1) == wanted).sum())
+        self.parts.append((loss, patches, int((outputs.argmax(dim=1) == wanted).sum())))
         self.counts += torch.bincount(wanted, minlength=len(self.counts))
 
-    def figures(self) -> dict[str, float]:
-        baseline, entropy = unigram_figures(self.counts)
+    def add_nothing(self) -> None:
+        self.parts.append((0.0, 0, 0))
+
+    def figures(self, world: World = ALONE) -> dict[str, float]:
+        loss, patches, right = map(sum, zip(*world.in_turn(self.parts), strict=True))
+        counts = world.sum(self.counts.clone())
+        baseline, entropy = unigram_figures(counts)
         return {
-            "loss": self.loss / self.patches,
-            "masked_accuracy": self.right / int(self.counts.sum()),
+            "loss": loss / patches,
+            "masked_accuracy": right / int(counts.sum()),
             "baseline_accuracy": baseline,
             "unigram_entropy": entropy,
         }
@@ -165,22 +179,25 @@ class PixelTarget(Target):
 
 
 class _PixelTally(Tally):
-    """Sums in double precision; `colours` and `squares` are of each channel."""
+    """Sums in double precision of each batch: of the error, of values, of each channel and of its squares."""
 
     def __init__(self) -> None:
-        self.error, self.values = 0.0, 0
-        self.colours = torch.zeros(3, dtype=torch.float64)
-        self.squares = torch.zeros(3, dtype=torch.float64)
+        self.parts: list[torch.Tensor] = []  # (8,) float64 each
 
     def add(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> None:
-        self.error += float(F.mse_loss(outputs.float(), wanted)) * wanted.numel()
-        self.values += wanted.numel()
+        error, values = float(F.mse_loss(outputs.float(), wanted)) * wanted.numel(), wanted.numel()
         channels = wanted.unflatten(1, (3, -1)).cpu()
-        self.colours += channels.sum(dim=(0, 2), dtype=torch.float64)
-        self.squares += channels.square().sum(dim=(0, 2), dtype=torch.float64)
+        colours = channels.sum(dim=(0, 2), dtype=torch.float64)
+        squares = channels.square().sum(dim=(0, 2), dtype=torch.float64)
+        self.parts.append(torch.cat((torch.tensor([error, values], dtype=torch.float64), colours, squares)))
 
-    def figures(self) -> dict[str, float]:
+    def add_nothing(self) -> None:
+        self.parts.append(torch.zeros(8, dtype=torch.float64))
+
+    def figures(self, world: World = ALONE) -> dict[str, float]:
         """`baseline_loss`: the error of always guessing each channel's mean, which is its variance."""
-        a_channel = self.values / 3
-        variances = self.squares / a_channel - (self.colours / a_channel).square()
-        return {"loss": self.error / self.values, "baseline_loss": float(variances.mean())}
+        total = sum(world.in_turn(self.parts), torch.zeros(8, dtype=torch.float64))
+        (error, values), colours, squares = total[:2].tolist(), total[2:5], total[5:]
+        a_channel = values / 3
+        variances = squares / a_channel - (colours / a_channel).square()
+        return {"loss": error / values, "baseline_loss": float(variances.mean())}

@@ -11,7 +11,7 @@ short run used 56 of 256 (docs/results.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 
 from beitcli.config.training import TrainTokenizerConfig
 from beitcli.data.loader import Batch, ordered_batches
+from beitcli.data.order import places_of
 from beitcli.data.sources.base import Source
 from beitcli.data.views import CenterView, TokenizerView
 from beitcli.engine.cards import tokenizer_card
@@ -34,8 +35,10 @@ from beitcli.engine.preparation import (
     rehearse,
     stream,
 )
+from beitcli.engine.rounds import in_rounds
 from beitcli.engine.training import Plan, Task, Tensors, train
-from beitcli.runtime.device import Compute, choose_compute, choose_workers, describe, threads_for
+from beitcli.runtime.device import Compute, choose_workers, describe, join_compute, threads_for
+from beitcli.runtime.keyed import keyed_integer
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.schedules import cosine, warmup_cosine
@@ -77,6 +80,7 @@ class TokenizerTask(Task):
         self.model = DiscreteVAE(tokenizer_architecture(config)).to(compute.device)
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+        self.share_gradients(compute)
         self.temperature = 1.0
         self.kl_weight = 0.0
 
@@ -86,17 +90,23 @@ class TokenizerTask(Task):
     def before_step(self, step: int, batch: Tensors) -> Tensors:
         self.temperature = cosine(1.0, self.config.temperature_end, step, self.plan.steps * 4 // 5)
         self.kl_weight = cosine(0.0, self.config.kl_weight, step, self.plan.steps * 3 // 10)
-        return batch
+        world, here = self.compute.world, len(batch["images"])
+        mine = places_of(self.plan.batch_size, world.rank, world.size)
+        places = mine.tolist() if len(mine) == here else range(here)  # a rehearsal has smaller batches
+        seeds = [keyed_integer(self.config.seed, "gumbel", step, place) for place in places]
+        return batch | {"noise": torch.tensor(seeds)}  # stays in the CPU's memory, where generators take their seeds
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         images = to_unit(batch["images"])
         loss, figures = dvae_loss(
-            self.model,
+            self.forward,
             images,
             self.temperature,
             self.kl_weight,
             self.config.reconstruction,
             self.config.usage_weight,
+            noise=batch.get("noise"),
+            mean_over=self.compute.world.mean,
         )
         return loss, {name: value for name, value in figures.items() if name != "loss"}
 
@@ -106,8 +116,8 @@ class TokenizerTask(Task):
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Held-out images through tokens and back."""
-        workers = choose_workers(self.config.workers, self.compute.device)
-        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute, workers)
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
+        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute, workers, self.poll)
 
     def settings(self) -> dict[str, Any]:
         return {"architecture": asdict(self.model.architecture), "size": self.config.size}
@@ -126,23 +136,30 @@ def tokenizer_architecture(config: TrainTokenizerConfig) -> DVAEArchitecture:
 
 @torch.no_grad()
 def measure_tokenizer(
-    model: DiscreteVAE, source: Source, size: int, compute: Compute, workers: int
+    model: DiscreteVAE,
+    source: Source,
+    size: int,
+    compute: Compute,
+    workers: int,
+    poll: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """psnr (dB), mae, codes_used, perplexity and the commonest code's share over a source, fp32."""
     counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
-    absolute, squared, pixels = 0.0, 0.0, 0
-    view = CenterView(size=size)
-    for batch in ordered_batches(source, view, batch_size=128, workers=workers):
+    parts: list[tuple[float, float, int]] = []  # of each batch: sums of |error| and error^2, values
+    view, world = CenterView(size=size), compute.world
+    batches = ordered_batches(source, view, batch_size=128, workers=workers, share=(world.rank, world.size))
+    for batch in in_rounds(batches, len(source), 128, world, poll):
         if not len(batch):
+            parts.append((0.0, 0.0, 0))
             continue
         images = to_unit(batch.to(compute.device)["images"])
         tokens = model.encode(images)
         grid = (images.shape[2] // model.downsample, images.shape[3] // model.downsample)
         difference = (model.decode(tokens, grid) - images).cpu().double()
         counts += torch.bincount(tokens.flatten(), minlength=model.vocab_size)
-        absolute += float(difference.abs().sum())
-        squared += float(difference.square().sum())
-        pixels += difference.numel()
+        parts.append((float(difference.abs().sum()), float(difference.square().sum()), difference.numel()))
+    absolute, squared, pixels = map(sum, zip(*world.in_turn(parts), strict=True))
+    counts = world.sum(counts)
     used, perplexity = codebook_usage(counts)
     return {
         "psnr": psnr(squared / pixels),
@@ -162,11 +179,12 @@ def tokenizer_batches(
 
 def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
     """Trains a tokenizer; with `dry_run`, a dict of the plan instead."""
-    compute = choose_compute(config.device, config.precision)
+    compute = join_compute(config)
+    on_event = compute.world.spoken(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event)
     if config.dry_run:
         return rehearse_tokenizer(config, source, compute, on_event)
-    run = open_run(config)
+    run = open_run(config, compute.world)
     with StopRequest() as stop:
         command = f"Go on with: beit train-tokenizer --out {run.path} --resume"
         return train_tokenizer_on(config, source, run, compute, on_event, stop, command)
@@ -188,7 +206,9 @@ def train_tokenizer_on(
     planned = Planned("Tokenizer", plan_rows(task, plan, config))
     batches = partial(tokenizer_batches, config, held.training, compute)
     with threads_for(compute.device, plan.micro_batch * config.size**2):
-        state = train(task, plan, batches, run, compute, on_event, stop, resume_command, planned, held.bad)
+        state = train(
+            task, plan, batches, run, compute, on_event, stop, resume_command, planned, held.bad, held.training.path
+        )
     figures = state.figures or {}
     report = TrainTokenizerReport(
         run=str(run.path),

@@ -3,130 +3,61 @@
 A job brings a `Task` (model, loss, schedule, measures); the loop brings order, arithmetic, metrics, checkpoints and
 stops. Everything random in a step follows from (seed, step), so a run that goes on from a checkpoint equals one that
 was never stopped, bit for bit on a CPU. Between logging steps nothing waits for the device.
+
+Several processes run this loop side by side: each computes its part of every batch, the gradients are averaged, and
+at the head of each step they agree on whether to go on. The first one alone writes.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
-from torch import nn
 
 from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
-from beitcli.engine.events import Note, OnEvent, Planned, Progress, Saved, warn
+from beitcli.engine.events import Note, OnEvent, Planned, Progress
 from beitcli.engine.micro_batch import fitting
-from beitcli.engine.stored_progress import stored_progress
+from beitcli.engine.saving import Progressed, Saver, load_newest
+from beitcli.engine.step import optimizer_step, step_draws
+from beitcli.engine.task import Plan, Task, Tensors
 from beitcli.engine.transfer import on_device
-from beitcli.errors import DivergedError, StorageError, UsageError
-from beitcli.models.references import state_tensors
-from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
+from beitcli.errors import BeitError, DivergedError, StorageError, UsageError
 from beitcli.runtime.device import Compute
 from beitcli.runtime.keyed import keyed_integer
-from beitcli.runtime.optim import load_optimizer_tensors, optimizer_tensors, set_learning_rate
+from beitcli.runtime.optim import set_learning_rate
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.signals import StopRequest
 
-Tensors = dict[str, torch.Tensor]
+__all__ = ["Plan", "Progressed", "Task", "Tensors", "optimizer_step", "train"]
+
+_SKIPPED_IN_A_ROW = 5  # steps whose gradient is not finite, after which a run has diverged
+_SKIPPED_FINDING_SCALE = 20  # more of them with fp16, whose scale starts too large by design
+_GO_ON, _STOP, _TROUBLE = range(3)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and in which portions.
-
-    Attributes:
-        images: Of one epoch.
-        micro_batch: Images of one forward pass.
-        finds_micro_batch: Whether that may be tried out on the device.
-    """
-
-    seed: int
-    images: int
-    steps: int
-    batch_size: int
-    micro_batch: int
-    warmup_steps: int
-    clip: float | None
-    save_every: int
-    log_every: int
-    keep: int
-    max_bad: float
-    data_fingerprint: str
-    finds_micro_batch: bool = False
-
-    def epoch(self, step: int) -> float:
-        return step * self.batch_size / self.images
-
-
-class Task(ABC):
-    """What one job puts into the loop.
-
-    Attributes:
-        name: Of the phase, for people.
-        model: What is trained; its weights are the checkpoint's model.safetensors.
-        kind: Of the checkpoint, in its config.json.
-    """
-
-    name: str
-    kind: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    @abstractmethod
-    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Mean loss of a micro-batch on the device, and detached scalars to average and log."""
-
-    @abstractmethod
-    def learning_rate(self, step: int) -> float: ...
-
-    def before_step(self, step: int, batch: Tensors) -> Tensors:
-        """Sets what follows the step (a temperature), or changes the whole batch (mixup)."""
-        return batch
-
-    def after_step(self, step: int) -> None:  # noqa: B027 - most tasks need none
-        """Follows the optimizer (a moving average)."""
-
-    def figures(self) -> dict[str, float]:
-        """Further figures for the log, asked for only when logging."""
-        return {}
-
-    @abstractmethod
-    def measure(self) -> dict[str, float]:
-        """Figures on held-out images; must not change anything that training reads."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What the checkpoint's config.json must hold to open it again."""
-
-    def settings_of_others(self) -> dict[str, Any]:
-        """What it must hold beside that for other programs to open it."""
-        return {}
-
-    def weights(self) -> Tensors:
-        """What model.safetensors holds."""
-        return state_tensors(self.model)
-
-    def extra_tensors(self) -> Tensors:
-        """State of the task beside model and optimizer."""
-        return {}
-
-    def load_extra_tensors(self, tensors: Tensors) -> None:  # noqa: B027 - most tasks need none
-        """The inverse of `extra_tensors`."""
+class _StopAsked(Exception):
+    """A measurement was left unfinished."""
 
 
 @dataclass
-class Progressed:
-    """Where a run stands; saved with each checkpoint."""
+class _Interval:
+    """Between two lines of the log.
 
-    step: int = 0
-    seconds: float = 0.0
-    images_per_second: float = 0.0
-    figures: dict[str, float] | None = None
+    Attributes:
+        sums: Of the figures of its steps, this process's share.
+        bad: Images that this process could not read.
+    """
+
+    step: int
+    since: float = field(default_factory=time.perf_counter)
+    sums: Tensors = field(default_factory=dict)
+    bad: list[Bad] = field(default_factory=list)
 
 
 def train(
@@ -140,196 +71,199 @@ def train(
     resume_command: str,
     planned: Planned,
     bad_before: Sequence[Bad] = (),
+    path_of: Callable[[int], str] = "image {}".format,
 ) -> Progressed:
     """Trains to `plan.steps`, from the newest whole checkpoint where there is one.
 
     Args:
-        batches_from: (images_seen, steps) to the batches from there on.
+        batches_from: (images_seen, steps) to this process's part of the batches from there on.
         resume_command: What a person runs to go on after a stop.
         planned: Told unless the run is finished already.
         bad_before: Images found unreadable before the first step.
+        path_of: Index of a training image to what names it.
 
     Raises:
-        DivergedError: Loss or gradient is not finite; the last checkpoint is from before.
+        DivergedError: Loss or gradient stay non-finite; the last checkpoint is from before.
         DataError: More bad images than allowed.
+        StorageError: A checkpoint cannot be written.
+        DistributedError: A process has other weights than the others.
         Stopped: A signal asked for it; progress is saved.
     """
-    scaler = compute.scaler()
-    state, bad, stored = _load(task, plan, run, compute, scaler, on_event)
-    if plan.finds_micro_batch and stored:  # nothing else is asked for: as before, to the last bit
-        plan = replace(plan, micro_batch=stored)
+    world, scaler = compute.world, compute.scaler()
+    stored = load_newest(task, plan, run, compute, scaler, on_event)
+    state = stored.state
+    if plan.finds_micro_batch and stored.micro_batch:  # nothing else is asked for: as before, to the last bit
+        plan = replace(plan, micro_batch=stored.micro_batch)
     finds = plan.finds_micro_batch and state.step == 0 and compute.device.type == "cuda"
     if state.step < plan.steps:
         on_event(planned)
     run.rewind_metrics(state.step)
     run.write_text("bad-images.jsonl", "")
     ledger = BadImageLedger(run, plan.images, plan.max_bad, resume_command)
-    ledger.note([*bad_before, *bad])
+    ledger.note([*bad_before, *stored.bad])
+    saver = Saver(task, run, compute, scaler, ledger, on_event)
+    saver.last_saved = state.step
+    streak = torch.zeros((), device=compute.device)
+    most = _SKIPPED_IN_A_ROW + (_SKIPPED_FINDING_SCALE if scaler.is_enabled() else 0)
+    trouble: BeitError | None = None
 
-    def save() -> None:
-        path = save_checkpoint(
-            run.checkpoints,
-            state.step,
-            model=task.weights(),
-            config={"kind": task.kind} | task.settings(),
-            beside=task.settings_of_others(),
-            trainer_tensors=optimizer_tensors(task.model, task.optimizer)
-            | {f"task/{name}": tensor for name, tensor in task.extra_tensors().items()},
-            trainer={
-                "step": state.step,
-                "images_seen": state.step * plan.batch_size,
-                "seconds": state.seconds,
-                "images_per_second": state.images_per_second,
-                "figures": state.figures,
-                "data": plan.data_fingerprint,
-                "bad": ledger.records,
-                "scaler": scaler.state_dict(),
-                "micro_batch": plan.micro_batch,
-            },
-            keep=plan.keep,
-        )
-        on_event(Saved(str(path), state.step))
+    def asked() -> None:
+        if world.largest(stop.received or 0):
+            raise _StopAsked
 
+    task.poll = asked  # type: ignore[method-assign]
     task.model.train()
-    sums: Tensors = {}
-    since, logged_step = time.perf_counter(), state.step
-    last_saved = state.step
+    interval = _Interval(state.step)
     batches = on_device(batches_from(state.step * plan.batch_size, plan.steps - state.step), compute.device)
-    while state.step < plan.steps:
-        batch, tensors = next(batches)
-        ledger.note(batch.bad)
-        torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
-        set_learning_rate(task.optimizer, task.learning_rate(state.step))
-        tensors = task.before_step(state.step, tensors)
-        if finds:
-            finds, plan = False, fitting(task, plan, tensors, compute)
-            on_event(Note(f"{task.name}: {plan.micro_batch} images fit on the device at once."))
-            torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
-        try:
-            optimizer_step(task, plan, tensors, compute, scaler, sums)
-        except torch.OutOfMemoryError:
-            raise UsageError(
-                f"The device has not enough memory for {plan.micro_batch} images at once.",
-                f"Give --micro-batch {max(1, plan.micro_batch // 2)}; --batch-size stays as it is.",
-            ) from None
-        task.after_step(state.step)
-        state.step += 1
+    try:
+        while state.step < plan.steps:
+            try:
+                saver.look()
+                batch, tensors = next(batches)
+                interval.bad += batch.bad
+                if world.size == 1:
+                    ledger.note(batch.bad)
+            except BeitError as error:
+                trouble = error
+            command = world.largest(_TROUBLE if trouble else _STOP if stop else _GO_ON)
+            if command == _TROUBLE:
+                world.agree(trouble)
+            if command == _STOP:
+                _stop_here(saver, plan, state, stop, resume_command)
 
-        last = state.step == plan.steps
-        stopping = bool(stop) and not last
-        saving = last or stopping or state.step % plan.save_every == 0
-        if saving or state.step % plan.log_every == 0:
-            taken = time.perf_counter() - since
-            state.seconds += taken
-            state.images_per_second = (state.step - logged_step) * plan.batch_size / max(taken, 1e-9)
-            figures = _averages(sums, state.step - logged_step)
-            figures |= {"lr": task.learning_rate(state.step - 1), "images_per_second": state.images_per_second}
-            _require_finite(figures, state.step, last_saved, resume_command)
+            torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
+            if task.draws:
+                tensors["draws"] = step_draws(plan, task.draws, state.step, world).to(compute.device, non_blocking=True)
+            set_learning_rate(task.optimizer, task.learning_rate(state.step))
+            tensors = task.before_step(state.step, tensors)
+            if finds:
+                finds, plan = False, fitting(task, plan, tensors, compute)
+                on_event(Note(f"{task.name}: {plan.micro_batch} images fit on the device at once."))
+                torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
+            try:
+                skipped = optimizer_step(task, plan, tensors, compute, scaler, interval.sums)
+            except torch.OutOfMemoryError:
+                raise UsageError(
+                    f"The device has not enough memory for {plan.micro_batch} images at once.",
+                    f"Give --micro-batch {max(1, plan.micro_batch // 2)}; --batch-size stays as it is.",
+                ) from None
+            streak = torch.where(skipped, streak + 1, torch.zeros_like(streak))
+            task.after_step(state.step)
+            state.step += 1
+
+            last = state.step == plan.steps
+            saving = last or state.step % plan.save_every == 0
+            logging = saving or state.step % plan.log_every == 0
+            if (logging or compute.device.type != "cuda") and int(streak) >= most:
+                names = [path_of(index) for index in batch.indices]
+                raise _diverged(compute, int(streak), state.step, names, saver.last_saved)
+            if not logging:
+                on_event(Progress(task.name, state.step, plan.steps))
+                continue
+            _gather_bad(interval, ledger, compute)
+            figures = _figures(task, plan, state, interval, compute)
+            _require_finite(figures, state.step, saver.last_saved)
             figures |= task.figures()
-            if saving and not stopping:
-                task.model.eval()
-                measured = task.measure()
-                task.model.train()
+            if saver.stall:
+                figures["save_stall_seconds"], saver.stall = saver.stall, 0.0
+            measured, stopping = _measured(task) if saving else (None, False)
+            if measured is not None:
                 held_out = {f"held_out_{name}": value for name, value in measured.items()}
-                _require_finite(held_out, state.step, last_saved, resume_command)  # no checkpoint of spoilt weights
+                _require_finite(held_out, state.step, saver.last_saved)  # no checkpoint of spoilt weights
                 state.figures = measured
                 figures |= held_out
             line = {"step": state.step, "epoch": round(plan.epoch(state.step), 4)}
             run.append_json("metrics.jsonl", line | {k: v for k, v in figures.items() if math.isfinite(v)})
             on_event(Progress(task.name, state.step, plan.steps, "step", figures))
-            sums.clear()
-            since, logged_step = time.perf_counter(), state.step
-        else:
-            on_event(Progress(task.name, state.step, plan.steps))
-        if saving:
-            save()
-            last_saved = state.step
-            since = time.perf_counter()
-        if stopping:
-            raise stop.stopped(f"By a signal at step {state.step}; progress is saved.", resume_command)
+            if stopping:
+                state.figures = None
+                _stop_here(saver, plan, state, stop, resume_command)
+            if saving:
+                try:
+                    saver.save(plan, state)
+                except StorageError as error:
+                    trouble = error
+            interval = _Interval(state.step)
+        saver.finish_together(trouble)
+        if state.figures is None:  # a stop came while the last step was being measured
+            state.figures, _ = _measured(task)
+    except BeitError:
+        with suppress(BeitError):
+            saver.finish()
+        raise
     return state
 
 
-def optimizer_step(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any, sums: Tensors) -> None:
-    """Forward and backward by micro-batches, gradient clipping, one optimizer step; adds the figures to `sums`."""
-    task.optimizer.zero_grad(set_to_none=True)
-    size = len(next(iter(tensors.values())))
-    for start in range(0, size, plan.micro_batch):
-        micro = {name: tensor[start : start + plan.micro_batch] for name, tensor in tensors.items()}
-        share = len(next(iter(micro.values()))) / size
-        with compute.autocast():
-            loss, figures = task.loss(micro)
-        scaler.scale(loss * share).backward()
-        for name, value in (("loss", loss.detach()), *figures.items()):
-            sums[name] = sums.get(name, 0) + value.float() * share
-    scaler.unscale_(task.optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
-    if plan.clip is not None:
-        nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
-    if scaler.is_enabled():  # fp16 finds its scale by overflowing; such a step is skipped, not lost
-        norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
-    sums["gradient_norm"] = sums.get("gradient_norm", 0) + norm.detach()
-    scaler.step(task.optimizer)
-    scaler.update()
+def _stop_here(saver: Saver, plan: Plan, state: Progressed, stop: StopRequest, resume_command: str) -> NoReturn:
+    """Saves and raises, in all processes alike."""
+    stop.received = saver.compute.world.largest(stop.received or 0)
+    trouble: BeitError | None = None
+    try:
+        saver.finish()
+        if saver.last_saved != state.step or not state.step:
+            saver.task.figures()  # unites what each process has counted
+            saver.save(plan, state)
+    except StorageError as error:
+        trouble = error
+    saver.finish_together(trouble)
+    raise stop.stopped(f"By a signal at step {state.step}; progress is saved.", resume_command)
 
 
-def _averages(sums: Tensors, steps: int) -> dict[str, float]:
-    """One transfer from the device for all figures."""
-    if not sums:
-        return {}
-    values = torch.stack([value.reshape(()).float() for value in sums.values()]).div(steps).tolist()
-    return dict(zip(sums, values, strict=True))
+def _measured(task: Task) -> tuple[dict[str, float] | None, bool]:
+    """Figures on held-out images, None where a signal came meanwhile; and whether one did."""
+    task.model.eval()
+    try:
+        return task.measure(), False
+    except _StopAsked:
+        return None, True
+    finally:
+        task.model.train()
 
 
-def _require_finite(figures: dict[str, float], step: int, last_saved: int, resume_command: str) -> None:
+def _gather_bad(interval: _Interval, ledger: BadImageLedger, compute: Compute) -> None:
+    """Every process's unreadable images, in the order of ranks, into everyone's ledger."""
+    if compute.world.size > 1:
+        ledger.note([record for records in compute.world.gather(interval.bad) for record in records])
+
+
+def _figures(task: Task, plan: Plan, state: Progressed, interval: _Interval, compute: Compute) -> dict[str, float]:
+    """Means over the interval's steps that were not skipped, and its speed; one transfer from the device for all."""
+    steps = state.step - interval.step
+    names = list(interval.sums)
+    values = torch.stack([interval.sums[name].reshape(()).float() for name in names])
+    totals = dict(zip(names, compute.world.sum(values).tolist(), strict=True))
+    skipped = round(totals.pop("skipped_steps"))
+    counted = steps - skipped
+    figures = {name: total / counted if counted else math.nan for name, total in totals.items()}
+    taken = time.perf_counter() - interval.since
+    state.seconds += taken
+    state.images_per_second = steps * plan.batch_size / max(taken, 1e-9)
+    figures |= {"lr": task.learning_rate(state.step - 1), "images_per_second": state.images_per_second}
+    return figures | ({"skipped_steps": skipped} if skipped else {})
+
+
+def _diverged(compute: Compute, streak: int, step: int, names: list[str], last_saved: int) -> DivergedError:
+    everyone = compute.world.gather(names)
+    some = "; ".join(
+        (f"rank {rank}: " if len(everyone) > 1 else "") + ", ".join(mine[:3]) for rank, mine in enumerate(everyone)
+    )
+    return DivergedError(
+        f"Training diverged: loss or gradient were not finite in {streak} steps in a row, the last of them step {step} "
+        f"({some}, ...). {_kept(last_saved)}",
+        "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32.",
+    )
+
+
+def _require_finite(figures: dict[str, float], step: int, last_saved: int) -> None:
     must = ("loss", "gradient_norm")
     wrong = [name for name, value in figures.items() if not math.isfinite(value) and name.endswith(must)]
     wrong = wrong or [name for name, value in figures.items() if math.isnan(value)]
     if wrong:
-        kept = f"The checkpoint of step {last_saved} is from before." if last_saved else "No checkpoint was saved yet."
         raise DivergedError(
-            f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {kept}",
+            f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {_kept(last_saved)}",
             "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32.",
         )
 
 
-def _load(
-    task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent
-) -> tuple[Progressed, list[Bad], int]:
-    """Puts the newest whole checkpoint into the task; a fresh state where there is none.
-
-    Returns:
-        Where the run stands, its bad images, and its micro-batch (0 where none is stored).
-    """
-    checkpoint = newest_checkpoint(run.path)
-    if checkpoint is None:
-        return Progressed(), [], 0
-    warn(checkpoint.damaged, on_event)
-    trainer = stored_progress(checkpoint)
-    if trainer["data"] != plan.data_fingerprint:
-        raise UsageError(
-            f"The data is not what run '{run.path}' was trained on: images were added, removed or renamed.",
-            "Restore the data, or start a new run with another --out.",
-        )
-    try:
-        task.model.load_state_dict(checkpoint.model_tensors())
-        tensors = checkpoint.trainer_tensors()
-        extra = {name.removeprefix("task/"): t for name, t in tensors.items() if name.startswith("task/")}
-        rest = {name: t for name, t in tensors.items() if not name.startswith("task/")}
-        load_optimizer_tensors(task.model, task.optimizer, rest)
-        if scaler.is_enabled():
-            scaler.load_state_dict(trainer["scaler"])
-        task.load_extra_tensors({name: tensor.to(compute.device) for name, tensor in extra.items()})
-    except (RuntimeError, KeyError) as error:
-        raise StorageError(
-            f"Checkpoint '{checkpoint.path}' is of another architecture: {str(error).splitlines()[0]}",
-            "Start a new run with another --out.",
-        ) from None
-    if trainer["step"] < plan.steps:
-        on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
-    else:
-        on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps} steps; nothing is trained."))
-        again = f"--config {run.path}/config.toml --steps {2 * plan.steps} --out NEW"
-        on_event(Note(f"To train longer, start a new run: {again}"))
-    state = Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
-    return state, [(index, path, reason) for index, path, reason in trainer["bad"]], trainer.get("micro_batch", 0)
+def _kept(last_saved: int) -> str:
+    return f"The checkpoint of step {last_saved} is from before." if last_saved else "No checkpoint was saved yet."

@@ -94,12 +94,17 @@ def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def run_block(
-    block: Block, hidden: torch.Tensor, shared_bias: torch.Tensor | None = None, rows: torch.Tensor | None = None
+    block: Block,
+    hidden: torch.Tensor,
+    shared_bias: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    draws: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One block, of all positions or of (B, R) `rows` alone.
 
     Args:
         hidden: (B, L, D).
+        draws: (B, 2) uniform numbers that decide which images' branches are dropped; None draws them here.
 
     Returns:
         (B, R or L, D).
@@ -110,9 +115,10 @@ def run_block(
         return block.attn(block.norm1(seen), shared_rel_pos_bias=shared_bias, queries=queries)
 
     middle = hidden if rows is None else take_rows(hidden, rows)
-    middle = _add_branch(middle, attention, block.drop_path1, block.gamma_1)
+    first, second = (None, None) if draws is None else draws.unbind(1)
+    middle = _add_branch(middle, attention, block.drop_path1, block.gamma_1, first)
     return _add_branch(
-        middle, lambda kept: block.mlp(block.norm2(_of_images(middle, kept))), block.drop_path2, block.gamma_2
+        middle, lambda kept: block.mlp(block.norm2(_of_images(middle, kept))), block.drop_path2, block.gamma_2, second
     )
 
 
@@ -125,17 +131,22 @@ def _add_branch(
     branch: Callable[[torch.Tensor | None], torch.Tensor],
     drop_path: nn.Module,
     gamma: torch.Tensor | None,
+    draws: torch.Tensor | None,
 ) -> torch.Tensor:
-    """hidden + drop_path(gamma * branch), with the draws of timm's DropPath.
+    """hidden + drop_path(gamma * branch); without `draws` with those of timm's DropPath.
 
     Args:
         branch: Of (K,) int64 images of the batch, or of all for None, to (K, R, D).
+        draws: (B,) uniform numbers; an image keeps its branch where its number is below 1 - rate.
     """
     rate = getattr(drop_path, "drop_prob", 0.0) if drop_path.training else 0.0
     if not rate:
         return hidden + _scaled(branch(None), gamma)
     keep = 1 - rate
-    drawn = hidden.new_empty((len(hidden), 1, 1)).bernoulli_(keep)
+    if draws is None:
+        drawn = hidden.new_empty((len(hidden), 1, 1)).bernoulli_(keep)
+    else:
+        drawn = (draws < keep).to(hidden.dtype).view(-1, 1, 1)
     if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # shapes stay as they are, and nothing waits
         return hidden + _scaled(branch(None), gamma) * (drawn / keep)
     kept = drawn.flatten().nonzero().squeeze(1)
@@ -151,7 +162,14 @@ def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
 
 
 class Backbone(Beit):
-    """timm's `Beit` with these blocks: names, layout and initialisation are timm's."""
+    """timm's `Beit` with these blocks: names, layout and initialisation are timm's.
+
+    Attributes:
+        draws: (B, 2 * depth) uniform numbers for the drop paths of the next forward pass, two columns a block; None
+            leaves them to torch's global generator. Given from outside they do not depend on how a batch is divided.
+    """
+
+    draws: torch.Tensor | None = None
 
     def choose_attention(self, images: int, compute: Compute) -> None:
         """Tries torch's attention kernels on the shapes of `images` at once, and keeps the fastest; CUDA only."""
@@ -180,9 +198,10 @@ class Backbone(Beit):
             (B, R or L, D), before the last norm.
         """
         shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
-        for block in self.blocks[:-1]:
-            hidden = run_block(block, hidden, shared_bias)
-        return run_block(self.blocks[-1], hidden, shared_bias, rows)
+        draws = [None] * len(self.blocks) if self.draws is None else self.draws.split(2, dim=1)
+        for block, drawn in zip(self.blocks[:-1], draws[:-1], strict=True):
+            hidden = run_block(block, hidden, shared_bias, draws=drawn)
+        return run_block(self.blocks[-1], hidden, shared_bias, rows, draws[-1])
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W), normalised, to (B, L, D)."""

@@ -214,9 +214,10 @@ def _our_checkpoint(path: Path) -> Checkpoint | None:
     return newest_checkpoint(folder, weights_only=True) if is_run else verified_checkpoint(folder, weights_only=True)
 
 
-def _expect(opened: OpenedModel, *kinds: str) -> None:
+def expect(opened: OpenedModel, *kinds: str) -> None:
+    """Raises StorageError where the checkpoint is of another kind."""
     if opened.kind not in kinds:
-        needed = " or ".join(f"`beit {MADE_BY[kind]}`" for kind in kinds)
+        needed = " or ".join(dict.fromkeys(f"`beit {MADE_BY[kind]}`" for kind in kinds))
         article = "an" if opened.kind[0] in "aeiou" else "a"
         raise StorageError(
             f"'{opened.reference}' is {article} {opened.kind}.", f"Give a checkpoint as made by {needed}."
@@ -228,7 +229,7 @@ def open_masked_image_model(
 ) -> tuple[MaskedImageModel, OpenedModel]:
     """A pretraining model with its weights, in evaluation mode."""
     opened = open_model(reference, on_progress)
-    _expect(opened, "masked-image-model")
+    expect(opened, "masked-image-model")
     return masked_image_model_of(opened, opened.tensors()), opened
 
 
@@ -263,8 +264,12 @@ def open_classifier(
     reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None
 ) -> tuple[Classifier, OpenedModel]:
     """A finetuned classifier with its weights, in evaluation mode, resized to `size` (H, W) where given."""
-    opened = open_model(reference, on_progress)
-    _expect(opened, "classifier")
+    return classifier_of(open_model(reference, on_progress), size)
+
+
+def classifier_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Classifier, OpenedModel]:
+    """The classifier of these weights, as `open_classifier` gives it."""
+    expect(opened, "classifier")
     target = finetuning_architecture(opened.architecture, size)
     tensors = opened.tensors()
     model = _blank(lambda: Classifier(target, opened.described.outputs, pooling=opened.described.pooling))
@@ -284,7 +289,7 @@ def open_pretrained(reference: str, on_progress: OnProgress | None = None) -> Op
     """The checkpoint of any BEiT, to start from."""
     opened = open_model(reference, on_progress)
     if opened.description is None:
-        _expect(opened, "masked-image-model", "classifier")
+        expect(opened, "masked-image-model", "classifier")
     return opened
 
 

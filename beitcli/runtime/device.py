@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from beitcli.config.common import Launched
 from beitcli.errors import UsageError
+from beitcli.runtime.distributed import ALONE, World, join
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALL_STEP = 1 << 16  # pixels
@@ -17,7 +19,7 @@ _SMALL_STEP = 1 << 16  # pixels
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and the precision of the work on it.
+    """A device, the precision of the work on it, and the processes that share the work.
 
     Attributes:
         precision: fp32, bf16 or fp16; weights and optimizer stay fp32.
@@ -25,6 +27,7 @@ class Compute:
 
     device: torch.device
     precision: str
+    world: World = ALONE
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,6 +64,23 @@ def choose_compute(device: str, precision: str) -> Compute:
     return Compute(torch.device(device), precision)
 
 
+def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
+    """As `choose_compute`, with the other processes of the job where there are any; a GPU each.
+
+    Args:
+        alone: What was chosen already.
+
+    Raises:
+        DistributedError: They cannot be reached.
+    """
+    alone = alone or choose_compute(config.device, config.precision)
+    world = join(alone.device, config.gpus, config.process_timeout)
+    if world.size == 1:
+        return alone
+    device = torch.device("cuda", world.local_rank) if alone.device.type == "cuda" else alone.device
+    return Compute(device, alone.precision, world)
+
+
 @contextmanager
 def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
     """One torch thread inside, where a step of so many pixels is too small to share.
@@ -77,11 +97,16 @@ def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_workers(workers: int, device: torch.device) -> int:
-    """How many processes load images: on a CPU the training itself wants the cores."""
+def choose_workers(workers: int, device: torch.device, sharing: int = 1) -> int:
+    """How many processes load images: on a CPU the training itself wants the cores.
+
+    Args:
+        sharing: Processes of the job on this machine, each of which loads its own.
+    """
     if workers >= 0:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // sharing)
     return min(16, cores - 1) if device.type != "cpu" else min(8, cores // 4)
 
 
@@ -91,4 +116,5 @@ def describe(compute: Compute) -> str:
         name = torch.cuda.get_device_name(compute.device)
     else:
         name = f"{compute.device.type} ({torch.get_num_threads()} threads)"
-    return f"{name}, {compute.precision}, torch {torch.__version__.split('+')[0]}"
+    many = f"{compute.world.size} x " if compute.world.size > 1 else ""
+    return f"{many}{name}, {compute.precision}, torch {torch.__version__.split('+')[0]}"

@@ -154,6 +154,16 @@ class RunFolder:
         self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
 
 
+class FollowedRun(RunFolder):
+    """A run that another process of the job writes: it can be read here, and what this process would write is not."""
+
+    def write_text(self, name: str, text: str) -> None: ...
+
+    def append_json(self, name: str, document: dict[str, Any]) -> None: ...
+
+    def rewind_metrics(self, step: int) -> None: ...
+
+
 def _require_free(path: Path, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out '{path}' is a file.", "Give a folder that is new or empty.")

@@ -216,15 +216,16 @@ class DiscreteVAE(nn.Module):
         features = decoder.embed(tokens.unflatten(1, grid))
         return unmap_pixels(decoder.unfold(features)[:, :3].sigmoid())
 
-    def forward(self, images: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, temperature: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One relaxed pass.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
             temperature: Of the Gumbel-softmax.
+            noise: (B,) int64 seeds of it, in the CPU's memory; None draws from torch's global generator.
 
         Returns:
             Logits (B, V, h, w) and the decoder's output (B, output_channels, H, W).
         """
         logits = self.token_logits(images)
-        return logits, self.require_decoder()(gumbel_softmax(logits, temperature))
+        return logits, self.require_decoder()(gumbel_softmax(logits, temperature, noise))

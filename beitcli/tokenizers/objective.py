@@ -16,11 +16,12 @@ networks is a few passes over the (B, V, h, w) logits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 Reconstruction = Literal["logit-laplace", "mse", "l1"]
 
@@ -37,18 +38,27 @@ def unmap_pixels(mapped: Tensor) -> Tensor:
     return ((mapped - PIXEL_SHIFT) / PIXEL_SCALE).clamp(0.0, 1.0)
 
 
-def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
+def gumbel_softmax(logits: Tensor, temperature: float, seeds: Tensor | None = None) -> Tensor:
     """A relaxed one-hot draw from each patch's distribution (arXiv 1611.01144, 1611.00712).
 
     Args:
         logits: (B, V, h, w).
         temperature: Above 0; towards 0 the draw becomes one-hot.
+        seeds: (B,) int64 in the CPU's memory, one of each image's draws, which then do not depend on its batch; None
+            draws from torch's global generator.
 
     Returns:
         (B, V, h, w), non-negative, sums to 1 over V.
     """
     logits = logits.float()  # 16-bit noise has few values, zero among them
-    gumbel = -torch.empty_like(logits).exponential_().log()
+    exponential = torch.empty_like(logits)
+    if seeds is None:
+        exponential.exponential_()
+    else:
+        generator = torch.Generator(logits.device)
+        for image, seed in zip(exponential, seeds.tolist(), strict=True):
+            image.exponential_(generator=generator.manual_seed(seed))
+    gumbel = -exponential.log()
     return ((logits + gumbel) / temperature).softmax(dim=1)
 
 
@@ -65,13 +75,20 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     return (log_q.exp() * log_q).sum(dim=1) + math.log(logits.shape[1])
 
 
-def usage_kl(logits: Tensor) -> Tensor:
+MeanOver = Callable[[Tensor, float], Tensor]
+
+
+def usage_kl(logits: Tensor, mean_over: MeanOver | None = None) -> Tensor:
     """KL(mean q || uniform) in nats over all patches of the batch: 0 when the codes are used evenly, ln V for one code.
 
     Args:
         logits: (B, V, h, w).
+        mean_over: Where other processes hold the rest of the batch: their weighted mean of a tensor, without gradient.
+            The gradient of this part is then that of the whole, as the parts' losses are averaged with such weights.
     """
     mean_q = logits.softmax(dim=1).mean(dim=(0, 2, 3))
+    if mean_over is not None:
+        mean_q = mean_q + (mean_over(mean_q, float(len(logits))) - mean_q).detach()
     return torch.special.xlogy(mean_q, mean_q).sum() + math.log(logits.shape[1])
 
 
@@ -107,17 +124,21 @@ def reconstruction_loss(images: Tensor, decoded: Tensor, kind: Reconstruction) -
 
 
 def dvae_loss(
-    model: nn.Module,
+    model: Callable[..., tuple[Tensor, Tensor]],
     images: Tensor,
     temperature: float,
     kl_weight: float,
     reconstruction: Reconstruction = "logit-laplace",
     usage_weight: float = 0.0,
+    noise: Tensor | None = None,
+    mean_over: MeanOver | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective of one batch.
 
     Args:
         model: A `DiscreteVAE`, wrapped or not.
+        noise: (B,) seeds, see `gumbel_softmax`.
+        mean_over: See `usage_kl`.
         images: (B, 3, H, W) in [0, 1].
         temperature: Of the relaxation, 1 and falling by a cosine in DALL-E.
         kl_weight: Of the mean token KL beside the mean pixel loss. DALL-E's beta of 6.6 is 6.6 / 192 here.
@@ -126,12 +147,12 @@ def dvae_loss(
     Returns:
         The loss, and detached scalars: `loss`, `reconstruction`, `kl` (nats a token), `usage_kl` (nats).
     """
-    logits, decoded = model(images, temperature)
+    logits, decoded = model(images, temperature, noise)
     logits = logits.float()
     parts = {
         "reconstruction": reconstruction_loss(images, decoded, reconstruction),
         "kl": kl_to_uniform(logits).mean(),
-        "usage_kl": usage_kl(logits),
+        "usage_kl": usage_kl(logits, mean_over),
     }
     loss = parts["reconstruction"] + kl_weight * parts["kl"] + usage_weight * parts["usage_kl"]
     return loss, {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}

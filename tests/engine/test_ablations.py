@@ -165,7 +165,7 @@ def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_fold
     right = (outputs.argmax(dim=1) == wanted).reshape(8, 16)[batch["mask"]]
     assert float(figures["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
     tokens = wanted.reshape(8, 16)[batch["mask"]]
-    assert torch.equal(task.target.counts, torch.bincount(tokens, minlength=16))
+    assert torch.equal(task.target.state()["token_counts"], torch.bincount(tokens, minlength=16))
     tally = task.target.tally()
     tally.add(outputs, wanted, task.counted(batch))
     measured = tally.figures()

@@ -17,9 +17,12 @@ from beitcli.config.training import FinetuneConfig
 from beitcli.config.use import EvalConfig, PredictConfig
 from beitcli.data.sources import open_data
 from beitcli.data.views import evaluation_view, normalize
-from beitcli.engine.evaluate import class_columns, evaluate
+from beitcli.engine.classification import FinetuneTask
+from beitcli.engine.evaluate import evaluate
+from beitcli.engine.evaluate_classify import class_columns
 from beitcli.engine.events import Event, Note, Progress, ignore
-from beitcli.engine.finetune import FinetuneTask, build_classifier, finetune
+from beitcli.engine.finetune import finetune
+from beitcli.engine.finetune_classify import build_classifier
 from beitcli.engine.predict import predict
 from beitcli.engine.preparation import make_plan
 from beitcli.errors import DataError, SignalStop, StorageError

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 
 from beitcli.config.architecture import Architecture
-from beitcli.engine.evaluate import class_names
+from beitcli.engine.evaluate_classify import class_names
 from beitcli.errors import StorageError
 from beitcli.models.beit import MaskedImageModel
 from beitcli.models.references import open_classifier, open_masked_image_model, open_model

@@ -1,0 +1,91 @@
+"""A command in several processes: starting them, and being one of them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from beitcli.cli.output import Shell
+from beitcli.config.common import Launched, Training
+from beitcli.errors import BeitError, UsageError
+from beitcli.runtime.failures import FOLDER_VARIABLE, leave_word
+from beitcli.runtime.parent import end_with_parent
+from beitcli.runtime.tasks import Place, place_of_this_process
+
+
+def begin_as_process() -> None:
+    """Where a launcher of ours started this process: it ends with it."""
+    launcher = os.environ.get("BEIT_LAUNCHER", "")
+    if FOLDER_VARIABLE in os.environ and "RANK" in os.environ and launcher.isdecimal():
+        end_with_parent(int(launcher))
+
+
+def place_of(config_class: type) -> Place | None:
+    """This process's place among those of its job; None where it computes alone."""
+    return place_of_this_process() if issubclass(config_class, Launched) else None
+
+
+def in_several(config: Any, words: list[str], shell: Shell) -> bool:
+    """Runs the command in the processes that `--gpus` asks for; False where this process is to run it.
+
+    Args:
+        words: The command line after `beit`.
+    """
+    in_slurm = "SLURM_STEP_ID" in os.environ
+    if not isinstance(config, Launched) or (config.gpus == 1 and config.nodes == 1 and not in_slurm):
+        return False
+    from beitcli.engine.events import Note
+    from beitcli.runtime.launch import launch, plan_launch
+
+    plan = plan_launch(
+        config.gpus,
+        config.nodes,
+        config.rdzv_endpoint,
+        config.device,
+        words,
+        config.max_restarts,
+        config.rdzv_timeout,
+    )
+    if plan is None:
+        return False
+    references = getattr(config, "data", None) or getattr(config, "inputs", None) or ("-",)
+    if "-" in references:
+        raise UsageError(
+            "Paths on stdin cannot be shared by several processes.", "Write them to a list: ... > images.txt"
+        )
+    if isinstance(config, Training) and not config.out and not config.dry_run:
+        if plan.nodes > 1:
+            raise UsageError("Several machines need the name of one run folder.", "Add --out RUN, on a shared disk.")
+        from beitcli.engine.preparation import run_path
+
+        words = [*words, "--out", str(run_path(config))]
+    launch(words, plan, lambda text: shell.on_event(Note(text)))
+    return True
+
+
+def ended(place: Place, error: BaseException, shell: Shell) -> int:
+    """Tells how this process ended; the exit code of its process.
+
+    Under a launcher of ours an error of the job ends a process with 0, as nothing is to be started again for it; the
+    launcher shows it and gives the exit code.
+    """
+    from beitcli.runtime.distributed import is_by_a_peer
+
+    by_a_peer = is_by_a_peer(error)
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and os.path.isdir(folder):
+        failure = leave_word(folder, place.rank, place.restarts, error, by_a_peer=by_a_peer)
+        return 0 if failure.ends_the_job else failure.exit_code
+    if place.rank == 0 or not by_a_peer:
+        shell.failed(error)
+    if by_a_peer:
+        return 6
+    return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def leave() -> None:
+    """Ends this process's part in its group, where it has one."""
+    import sys
+
+    if "beitcli.runtime.distributed" in sys.modules:
+        sys.modules["beitcli.runtime.distributed"].leave()

@@ -1,0 +1,111 @@
+"""One optimizer step of a batch that several processes share: forward, backward, clip, update.
+
+    loss = sum over micro-batches of (their share of the whole batch) * (their mean loss)
+    gradient = its gradient, summed over processes                          (DDP averages, hence the factor)
+
+A step whose gradient is not finite changes nothing, in all processes alike, since all have the same gradient.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from beitcli.data.order import places_of
+from beitcli.engine.task import Plan, Task, Tensors
+from beitcli.runtime.device import Compute
+from beitcli.runtime.distributed import World
+from beitcli.runtime.keyed import keyed_integer
+
+
+def step_draws(plan: Plan, columns: int, step: int, world: World) -> torch.Tensor:
+    """(b, columns) uniform numbers in [0, 1) for this process's images: the same image of a step gets the same ones,
+    however many processes and micro-batches there are."""
+    generator = torch.Generator().manual_seed(keyed_integer(plan.seed, "drop path", 0, step))
+    whole = torch.rand(plan.batch_size, columns, generator=generator)
+    return whole[torch.from_numpy(places_of(plan.batch_size, world.rank, world.size))]
+
+
+def pieces(plan: Plan, world: World) -> int:
+    """Micro-batches of a step, as many in every process: they may have to meet in each."""
+    parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    return min(-(-max(parts) // plan.micro_batch), min(parts))
+
+
+def optimizer_step(
+    task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any, sums: Tensors
+) -> torch.Tensor:
+    """Forward and backward by micro-batches, gradient clipping, one optimizer step.
+
+    Args:
+        tensors: This process's part of the batch.
+        sums: Figures of the finite steps are added to it, each process its share, and `skipped_steps`.
+
+    Returns:
+        Whether the step was skipped: a scalar on the device, the same in all processes.
+    """
+    world = compute.world
+    task.optimizer.zero_grad(set_to_none=True)
+    figures = _backward(task, plan, tensors, compute, scaler)
+    if world.size > 1 and not isinstance(task.parallel, DistributedDataParallel):
+        average_gradients(task.model, world)
+    scaler.unscale_(task.optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
+    if plan.clip is not None:
+        nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
+    skipped = ~norm.detach().isfinite()
+    for name, value in (*figures.items(), ("gradient_norm", norm.detach() / world.size)):
+        sums[name] = sums.get(name, 0) + torch.where(skipped, torch.zeros_like(value), value)
+    sums["skipped_steps"] = sums.get("skipped_steps", 0) + skipped.float() / world.size
+    _update(task.optimizer, scaler, skipped)
+    return skipped
+
+
+def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any) -> Tensors:
+    """Gradients of this process's part; its figures, weighted by their share of the whole batch."""
+    world = compute.world
+    figures: Tensors = {}
+    here = len(next(iter(tensors.values())))
+    whole = plan.batch_size if world.size > 1 else here
+    number = pieces(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
+    for piece in range(number):
+        rows = slice(here * piece // number, here * (piece + 1) // number)
+        micro = {name: tensor[rows] for name, tensor in tensors.items()}
+        share = (rows.stop - rows.start) / whole
+        with task.unshared() if piece + 1 < number else nullcontext():
+            with compute.autocast():
+                loss, more = task.loss(micro)
+            scaler.scale(loss * (share * world.size)).backward()
+        for name, value in (("loss", loss.detach()), *more.items()):
+            figures[name] = figures.get(name, 0) + value.float() * share
+    return figures
+
+
+def _update(optimizer: torch.optim.Optimizer, scaler: Any, skipped: torch.Tensor) -> None:
+    """The optimizer's step, or none where it is to be skipped; on CUDA the kernel decides, so that nothing waits."""
+    if scaler.is_enabled():  # fp16 finds its scale by overflowing, and leaves such steps out itself
+        scaler.step(optimizer)
+        scaler.update()
+    elif skipped.device.type != "cuda":
+        if not skipped:
+            optimizer.step()
+    else:
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined] # of the fused kernel, as GradScaler sets it
+        optimizer.step()
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module, world: World) -> None:
+    """Averages gradients after the backward pass, for tasks whose `loss` does not go through `forward`."""
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    flat = world.sum(torch.cat([gradient.flatten() for gradient in gradients])) / world.size
+    for gradient, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -1,0 +1,133 @@
+"""How each process of a job ended, told to the one that started them (stdlib only).
+
+A process that ends with an error leaves a document; the launcher shows the first cause alone. An error of the job
+itself (a wrong setting, bad data, a stop) ends its process with 0, so that nothing is restarted for it; a crash does
+not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from beitcli import errors
+from beitcli.errors import BeitError, DistributedError
+
+FOLDER_VARIABLE = "BEIT_LAUNCH"  # where the launcher looks for documents
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one process said at its end.
+
+    Attributes:
+        kind: Name of the error's class.
+        exit_code: Of the contract; 1 for what is no BeitError.
+        by_a_peer: Only says that another process has gone.
+        restarts: How often the job had been started again before.
+    """
+
+    rank: int
+    restarts: int
+    when: float
+    kind: str
+    exit_code: int
+    message: str
+    hint: str = ""
+    by_a_peer: bool = False
+    trace: str = ""
+    process: int = 0
+    host: str = ""
+
+    @property
+    def ends_the_job(self) -> bool:
+        """Whether starting again would only end the same way."""
+        return self.exit_code not in (1, DistributedError.exit_code)
+
+    def as_error(self) -> BeitError:
+        kind = getattr(errors, self.kind, None)
+        if not (isinstance(kind, type) and issubclass(kind, BeitError)):
+            kind = DistributedError
+        return kind(self.message, self.hint)
+
+
+def leave_word(folder: str, rank: int, restarts: int, error: BaseException, *, by_a_peer: bool) -> Failure:
+    """Writes the document of this process's end."""
+    known = isinstance(error, BeitError)
+    failure = Failure(
+        rank=rank,
+        restarts=restarts,
+        when=time.time(),
+        kind=type(error).__name__,
+        exit_code=error.exit_code if isinstance(error, BeitError) else 1,
+        message=error.message if isinstance(error, BeitError) else _first_line(error),
+        hint=error.hint if isinstance(error, BeitError) else "",
+        by_a_peer=by_a_peer,
+        trace="" if known else "".join(traceback.format_exception(error)),
+        process=os.getpid(),
+        host=socket.gethostname(),
+    )
+    target = Path(folder) / f"rank-{rank}-{restarts}.json"
+    beside = target.with_suffix(".partial")
+    beside.write_text(json.dumps(asdict(failure)))
+    beside.replace(target)
+    return failure
+
+
+def read_failures(folder: str) -> list[Failure]:
+    """Of the latest attempt, earliest first."""
+    found = [Failure(**json.loads(path.read_text())) for path in Path(folder).glob("rank-*.json")]
+    latest = max((failure.restarts for failure in found), default=0)
+    return sorted((each for each in found if each.restarts == latest), key=lambda each: each.when)
+
+
+def first_cause(failures: Sequence[Failure], killed: Mapping[int, int], size: int) -> Failure:
+    """What made a job fail.
+
+    Args:
+        failures: From `read_failures`.
+        killed: Rank to number of the signal that ended it.
+        size: Processes of the job.
+    """
+    own = [failure for failure in failures if not failure.by_a_peer]
+    if own:
+        return own[0]
+    hung = any("timed out" in failure.message.lower() or "timeout" in failure.message.lower() for failure in failures)
+    deadly = {rank: number for rank, number in killed.items() if number != signal.SIGTERM} or dict(killed)
+    if deadly:
+        rank = min(deadly)
+        name = signal.Signals(deadly[rank]).name
+        if hung and deadly[rank] == signal.SIGKILL:
+            message = f"Rank {rank} of {size} did not answer any more (it hung), and was ended."
+            hint = "Look at that process's machine; --process-timeout says how long the others wait."
+        else:
+            message = f"Rank {rank} of {size} was killed by {name}."
+            hint = "Out of memory, perhaps: see the system's log. Go on with --resume; --max-restarts N does by itself."
+        return Failure(rank, 0, 0.0, DistributedError.__name__, DistributedError.exit_code, message, hint)
+    if failures:
+        message = f"Rank {failures[0].rank} of {size} lost its peers: {failures[0].message}"
+        hint = "A process of another machine failed first: its launcher says why. Go on with --resume."
+    else:
+        message, hint = "A process ended without a word.", "See its machine's system log."
+    return Failure(0, 0, 0.0, DistributedError.__name__, DistributedError.exit_code, message, hint)
+
+
+def as_error(cause: Failure, size: int) -> BeitError:
+    """The cause in words; one that is no BeitError is a failed process, exit code 6."""
+    if cause.exit_code != 1:
+        return cause.as_error()
+    where = f"Rank {cause.rank} of {size} (process {cause.process} on {cause.host})"
+    return DistributedError(
+        f"{where} failed: {cause.kind}: {cause.message}", "--debug shows where. Go on with --resume when it is mended."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:500]
