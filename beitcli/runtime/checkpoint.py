@@ -111,7 +111,7 @@ def save_checkpoint(
     needed = sum(t.numel() * t.element_size() for t in (*model.values(), *trainer_tensors.values()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         partial.mkdir()
         _save_tensors(partial / "model.safetensors", model)
         _save_tensors(partial / "trainer.safetensors", trainer_tensors)
@@ -141,6 +141,17 @@ def point_latest(folder: Path, name: str) -> None:
     _write(beside, name + "\n")
     beside.replace(folder / "latest")
     _sync_folder(folder)
+
+
+def repair_latest(checkpoint: Checkpoint) -> None:
+    """Makes `latest` name the newest whole one, where a process was killed before it did."""
+    folder = checkpoint.path.parent
+    try:
+        if (folder / "latest").read_bytes() == f"{checkpoint.path.name}\n".encode():
+            return
+    except FileNotFoundError:
+        pass
+    point_latest(folder, checkpoint.path.name)
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -213,7 +224,9 @@ def _prune(folder: Path, saved: int, keep: int) -> None:
             aside, number = folder / f"damaged-{later.name}-{number}", number + 1
         later.rename(aside)
     for old in [path for path in checkpoints if step_of(path) < saved][max(0, keep - 1) :]:
-        shutil.rmtree(old)
+        going = folder / f".{old.name}.partial-{os.getpid()}"  # half removed it would look like a damaged one
+        old.rename(going)
+        shutil.rmtree(going)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -238,10 +251,12 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process of this run left behind."""
-    for leftover in (*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")):
+def remove_leftovers(folder: Path) -> list[str]:
+    """Removes what a killed process of this run left behind, and names it."""
+    leftovers = sorted((*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")))
+    for leftover in leftovers:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+    return [leftover.name for leftover in leftovers]

@@ -13,6 +13,7 @@ from beitcli.data import loader
 from beitcli.engine import preparation
 from beitcli.runtime.checkpoint import damage, newest_checkpoint, step_folders
 
+_EQUAL = ("step", "epoch", "loss", "lr", "gradient_norm", "masked_accuracy")
 STEPS, SAVE_EVERY, BATCH = 12, 4, 5
 
 
@@ -47,7 +48,7 @@ def note_images(file: Path) -> None:
 
 
 def outcome(run: Path, images: Path | None = None) -> dict[str, Any]:
-    """Weights, optimizer, every figure that names no speed, and the images of every step where they were noted."""
+    """Weights, optimizer, every step's figures, and the images of every step where they were noted."""
     newest = newest_checkpoint(run)
     assert newest is not None
     assert newest.damaged == ()
@@ -61,7 +62,7 @@ def outcome(run: Path, images: Path | None = None) -> dict[str, Any]:
         "model": (newest.path / "model.safetensors").read_bytes(),
         "trainer": (newest.path / "trainer.safetensors").read_bytes(),
         "figures": newest.trainer["figures"],
-        "lines": [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines],
+        "lines": [{name: line[name] for name in _EQUAL} for line in lines],
         "images": seen,
     }
 
@@ -111,6 +112,8 @@ def on_change(folder: Path, number: int, harm: Callable[[], object]) -> list[str
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in CHANGING and isinstance(arguments[0], str | os.PathLike):
             path = os.fspath(arguments[0])
+            if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # below an open folder, as rmtree goes
+                path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), path)
             writes = event != "open" or (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR))
             if isinstance(path, str) and path.startswith(inside) and writes:
                 count(f"{event} {path.removeprefix(inside)}")
