@@ -12,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from beitcli.cli import processes
+from beitcli.cli.early_signals import SignalledAtOnce, ending_at_once
 from beitcli.cli.output import Shell
 from beitcli.cli.paths import require_paths
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, recipe_names, recipe_settings, resolve
-from beitcli.errors import BeitError, Interrupted
+from beitcli.errors import BeitError, Interrupted, SignalStop
 from beitcli.runtime.tasks import Place
 
 Face = Callable[[Any, Shell], None]
@@ -75,13 +76,17 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
             if place is None:
                 require_paths(resolved.config)
             if not processes.in_several(resolved.config, words, shell):
-                command.face(resolved.config, shell)
+                with ending_at_once():
+                    command.face(resolved.config, shell)
             processes.leave()
         except BrokenPipeError:
             close_stdout()
         except KeyboardInterrupt:
             error = Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags))
             raise typer.Exit(_ended(place, error, shell)) from None
+        except SignalledAtOnce:
+            stopped = SignalStop("By a signal, at once.", _way_on(command.name, flags))
+            raise typer.Exit(_ended(place, stopped, shell)) from None
         except Exception as error:
             raise typer.Exit(_ended(place, error, shell)) from None
         finally:
@@ -111,8 +116,8 @@ def _ended(place: Place | None, error: Exception, shell: Shell) -> int:
 def _way_on(command: str, flags: dict[str, Any]) -> str:
     """How a run goes on that was stopped at once, so that it could not say so itself."""
     folder = flags.get("out")
-    if not folder or not os.path.isdir(os.path.join(folder, "checkpoints")):
-        return ""
+    if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):
+        return "" if folder is None else "Nothing was begun yet: give the same command again."
     return f"Go on from the last checkpoint with: beit {command} --out {folder} --resume"
 
 

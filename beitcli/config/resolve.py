@@ -61,6 +61,8 @@ def read_config_file(path: Path, command: str) -> dict[str, Any]:
         raise UsageError(f"There is no config file '{path}'.", "Check the path given to --config.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"Config file '{path}' cannot be read: {error}.", "Give a readable TOML file.") from None
+    except RecursionError:
+        raise UsageError(f"Config file '{path}' is nested too deeply.", "Give a TOML file of settings.") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"Config file '{path}' is not valid TOML: {error}.", "Mend that line.") from None
     written_by = values.pop("command", command)

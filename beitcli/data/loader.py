@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from beitcli.data.order import BlockOrder, KeyedOrder, places_of, training_order
 from beitcli.data.sources.base import Source
+from beitcli.data.worker_watch import WorkerWatch, unheard_deaths
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.parent import end_with_parent
 
@@ -67,6 +68,7 @@ class _Images(Dataset["Batch | DataError"]):
     """Reads batches, numbered from 0, in `pieces` each; an error is an item: torch makes a traceback of its message."""
 
     pieces = 1
+    watch: WorkerWatch | None = None  # where workers read
 
     def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int) -> None:
         self.source, self.view, self.masking, self.batch_size = source, view, masking, batch_size
@@ -83,6 +85,9 @@ class _Images(Dataset["Batch | DataError"]):
             return self.read(places[begin:end])
         except DataError as error:
             return error
+        finally:
+            if self.watch is not None:
+                self.watch.rests()
 
     def batches(self) -> int:
         raise NotImplementedError
@@ -95,6 +100,8 @@ class _Images(Dataset["Batch | DataError"]):
         raise NotImplementedError
 
     def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
+        if self.watch is not None:
+            self.watch.begins(index)
         key = self.source.origin(index)
         try:
             read = self.source.pixels if self.wants_pixels else self.source.image
@@ -232,16 +239,24 @@ def ordered_batches(
 def _iterate(images: _Images, workers: int, pin_memory: bool) -> Iterator[Batch]:
     prefetch, workers = 2, min(workers, len(images))
     if workers:
+        images.watch = WorkerWatch(workers)
         prefetch, images.pieces = read_ahead(images.batch_size, getattr(images.view, "bytes_per_image", 0), workers)
     pieces, parts = images.pieces, []
     # The loader's iterator is kept in no variable, where the traceback of an error would keep its workers alive.
-    for item in _started(images, workers, prefetch, pin_memory and pieces == 1):
-        if isinstance(item, DataError):
-            raise item
-        parts.append(item)
-        if len(parts) == pieces:
-            yield parts[0] if pieces == 1 else _joined(parts, pin_memory)
-            parts = []
+    try:
+        for item in _started(images, workers, prefetch, pin_memory and pieces == 1):
+            if isinstance(item, DataError):
+                raise item
+            parts.append(item)
+            if len(parts) == pieces:
+                yield parts[0] if pieces == 1 else _joined(parts, pin_memory)
+                parts = []
+        return
+    except (RuntimeError, OSError, EOFError):  # a worker has died: torch's, and of a batch that died with it
+        death = images.watch.death(images.source) if images.watch is not None else None
+        if death is None:
+            raise
+    raise death  # here, where torch's error is none of its context, which would keep the other workers alive
 
 
 def _started(images: _Images, workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch | DataError]:
@@ -250,9 +265,12 @@ def _started(images: _Images, workers: int, prefetch: int, pin_memory: bool) -> 
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
         options |= {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), unheard_deaths():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
-        return iter(DataLoader(images, num_workers=workers, pin_memory=pin_memory, **options))
+        iterator = iter(DataLoader(images, num_workers=workers, pin_memory=pin_memory, **options))
+    if images.watch is not None:
+        images.watch.processes = list(getattr(iterator, "_workers", ()))
+    return iterator
 
 
 def read_ahead(batch_size: int, bytes_per_image: int, workers: int) -> tuple[int, int]:

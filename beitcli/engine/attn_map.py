@@ -6,7 +6,6 @@ needs every row.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from beitcli.pictures.attention import attention_panel, heat_overlay, with_scale
 from beitcli.pictures.attention_page import attention_page
 from beitcli.pictures.panels import grid_of, mark_point
 from beitcli.runtime.device import Compute, choose_compute
+from beitcli.runtime.json_text import parse_json
 
 FORMATS = (".png", ".html", ".npy")
 _DECIMALS = 8
@@ -267,7 +267,7 @@ def _newest_run(on_event: OnEvent) -> str:
     found = []
     for settings in Path("runs").glob("*/checkpoints/step-*/config.json"):
         try:
-            kind = json.loads(settings.read_text())["beit"]["kind"]
+            kind = parse_json(settings.read_bytes())["beit"]["kind"]
             found += [(settings.stat().st_mtime, str(settings.parents[2]))] if kind != "tokenizer" else []
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged; opening a run says so, looking for one need not

@@ -13,6 +13,8 @@ from PIL import Image
 
 from beitcli.errors import StorageError, UsageError
 
+_STEM_BYTES = 180  # a name may have 255; a number, an ending and the process's number follow
+
 
 class OutputNames:
     """One name an input, after its stem; a name that was taken gets a number.
@@ -30,6 +32,7 @@ class OutputNames:
         """FOLDER/STEM.SUFFIX; nothing in `input_path` can lead out of FOLDER."""
         stem = Path(input_path.replace("\\", "/")).stem
         stem = re.sub(r"[^\w.+ -]", "_", stem.encode(errors="replace").decode()).strip(". ") or "image"
+        stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore")
         number = self._number.get(stem.lower(), 0) + 1
         while not self._taken.isdisjoint(self._claimed(_numbered(stem, number))):
             number += 1

@@ -9,9 +9,10 @@ from typing import Any
 
 from beitcli.engine.bad_images import Bad, BadImageLedger
 from beitcli.engine.events import Note, OnEvent, Saved, warn
+from beitcli.engine.stored_progress import stored_progress
 from beitcli.engine.task import Plan, Task
 from beitcli.errors import BeitError, DistributedError, StorageError, UsageError
-from beitcli.runtime.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from beitcli.runtime.checkpoint import Checkpoint, newest_checkpoint, repair_latest, save_checkpoint
 from beitcli.runtime.checkpoint_writer import CheckpointWriter, Written, snapshot
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import differing_ranks
@@ -128,6 +129,13 @@ class Saver:
             self.on_event(Saved(str(written.path), written.step, self.stall, written.seconds))
 
 
+def _newest(run: RunFolder) -> Checkpoint | None:
+    checkpoint = newest_checkpoint(run.path)
+    if checkpoint is not None:
+        repair_latest(checkpoint)
+    return checkpoint
+
+
 def load_newest(task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent) -> Stored:
     """Puts the newest whole checkpoint into the task; a fresh state where there is none.
 
@@ -137,11 +145,13 @@ def load_newest(task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler
         UsageError: The data is another.
         StorageError: Every checkpoint is damaged, or of another architecture.
     """
-    checkpoint: Checkpoint | None = compute.world.first(lambda: newest_checkpoint(run.path))
+    if run.leftovers:
+        on_event(Note(f"{task.name}: removed what a killed process left unfinished: {', '.join(run.leftovers)}"))
+    checkpoint: Checkpoint | None = compute.world.first(lambda: _newest(run))
     if checkpoint is None:
         return Stored(Progressed(), [], 0)
     warn(checkpoint.damaged, on_event)
-    trainer = checkpoint.trainer
+    trainer = stored_progress(checkpoint)
     if trainer["data"] != plan.data_fingerprint:
         raise UsageError(
             f"The data is not what run '{run.path}' was trained on: images were added, removed or renamed.",

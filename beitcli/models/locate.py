@@ -6,13 +6,13 @@ runs/mine   runs/mine/checkpoints/step-0000500   beit_base.pth   folder/   hf://
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.layouts import Layout
+from beitcli.runtime.json_text import parse_json
 
 if TYPE_CHECKING:
     from beitcli.runtime.hub import OnProgress
@@ -94,7 +94,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StorageError(f"'{path}' cannot be read: {error}.", "Restore it, or download it again.") from None
     if not isinstance(document, dict):

@@ -5,7 +5,6 @@ Our own checkpoints are verified by their hashes first, and the newest whole one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +20,12 @@ from beitcli.models.beit import Classifier, MaskedImageModel
 from beitcli.models.description import Description, describe
 from beitcli.models.layouts import Layout, read_layout
 from beitcli.models.locate import WEIGHTS, format_of, locate
-from beitcli.models.stated import stated_in
+from beitcli.models.stated import check_section, stated_in
 from beitcli.models.transfer import Transfer, by_block, finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import SUMS, Checkpoint, newest_checkpoint, verified_checkpoint
 from beitcli.runtime.device import Compute, choose_compute
 from beitcli.runtime.hub import OnProgress
+from beitcli.runtime.json_text import parse_json
 from beitcli.runtime.weight_files import WeightFile, read_header, read_tensors
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -127,6 +127,7 @@ def open_checkpoint(reference: str) -> OpenedModel:
     settings = checkpoint.config
     weights = checkpoint.path / "model.safetensors"
     kind = settings["kind"]
+    check_section(settings, reference)
     if kind == "tokenizer":
         return OpenedModel(reference, "beit", kind, weights, settings, None, None, checkpoint, checkpoint.damaged)
     layout, description = _read(read_header(weights), {"beit": settings}, {}, reference)
@@ -200,7 +201,7 @@ def _our_checkpoint_folder(path: Path) -> Path | None:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return "beit" in json.loads((folder / "config.json").read_text())
+        return "beit" in parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
         return (folder / SUMS).is_file() and folder.parent.name == "checkpoints"
 

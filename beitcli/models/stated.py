@@ -11,6 +11,7 @@ from typing import Any
 from beitcli.config.normalization import IMAGENET, INCEPTION
 from beitcli.errors import StorageError
 from beitcli.models.description import Pooling, Stated
+from beitcli.runtime.foreign_files import quote
 
 _NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by the name's beginning
 
@@ -28,17 +29,64 @@ def stated_in(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], abo
     """
     try:
         if "beit" in settings:
-            return _ours(settings["beit"])
+            return _checked(_ours(settings["beit"]))
         if "architecture" in settings:
-            return _timm(settings)
+            return _checked(_timm(settings))
         if "model_type" in settings or "hidden_size" in settings:
-            return _hf(settings, preprocessing)
-        return _official(about)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            return _checked(_hf(settings, preprocessing))
+        return _checked(_official(about))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise StorageError(
-            f"The settings beside the weights cannot be read ({type(error).__name__}: {error}).",
+            f"The settings beside the weights cannot be read ({type(error).__name__}: {quote(str(error))}).",
             "Download config.json again, or give the weights file by itself.",
         ) from None
+
+
+def _checked(stated: Stated) -> Stated:
+    """As it is, where all of it can be computed with. Raises ValueError."""
+    channels = [value for values in stated.normalization or () for value in values]
+    if stated.normalization and [len(values) for values in stated.normalization] != [3, 3]:
+        raise ValueError("a mean and a standard deviation of three channels are needed")
+    for name, value, least, greatest in (
+        *(("image size", side, 1, 100_000) for side in stated.image_size or ()),
+        *(("mean or standard deviation", value, -1e3, 1e3) for value in channels),
+        *(("standard deviation", value, 1e-6, 1e3) for value in (stated.normalization or ((), ()))[1]),
+        ("share of the crop", stated.crop_share, 0.01, 1),
+        ("epsilon of the norms", stated.norm_eps, 0, 1),
+        ("LayerScale", stated.layer_scale, -1e6, 1e6),
+    ):
+        if value is not None and (isinstance(value, bool) or not least <= value <= greatest):
+            raise ValueError(f"{name} {value!r}")
+    if not all(isinstance(name, str) for name in stated.classes):
+        raise ValueError("names of classes that are no text")
+    if stated.pooling not in (None, "mean", "token"):
+        raise ValueError(f"pooling {stated.pooling!r}")
+    return stated
+
+
+def check_section(section: Mapping[str, Any], origin: str) -> None:
+    """Checks what config.json of this program says beside the architecture.
+
+    Raises:
+        StorageError: It was written by hand, or by something else.
+    """
+    masking, tokenizer = (section.get(name) or {} for name in ("masking", "tokenizer"))
+    kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
+        ("architecture", section.get("architecture"), Mapping),
+        ("masking", masking, Mapping),
+        ("tokenizer", tokenizer, Mapping),
+        *((name, section.get(name, ""), str) for name in ("device", "precision", "target")),
+    ]
+    if isinstance(masking, Mapping) and masking:
+        kinds += [(name, masking.get(name), int) for name in ("num_masked", "min_block", "seed")]
+        kinds += [("name", masking.get("name"), str)]
+    if isinstance(tokenizer, Mapping) and tokenizer:
+        kinds += [(name, tokenizer.get(name), str) for name in ("reference", "sha256")]
+    for name, value, kind in kinds:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise StorageError(
+                f"config.json of '{origin}' has {quote(repr(value))} for {name}.", "Take another checkpoint of the run."
+            )
 
 
 def _heads(value: Any) -> int | None:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from beitcli.errors import StorageError
 from beitcli.runtime.hashing import sha256_of
+from beitcli.runtime.json_text import parse_json
 
 SUMS = "SHA256SUMS"
 _MODEL = {"model.safetensors", "config.json"}
@@ -44,8 +45,11 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """What this program needs to open it again: the `beit` section of config.json."""
         try:
-            return json.loads((self.path / "config.json").read_text())["beit"]
-        except (ValueError, KeyError):
+            section = parse_json((self.path / "config.json").read_bytes())["beit"]
+            if not isinstance(section["kind"], str):
+                raise ValueError("it names no kind")
+            return section
+        except (OSError, ValueError, LookupError, TypeError):
             raise StorageError(
                 f"'{self.path / 'config.json'}' is none of this version's.",
                 "Train again, or use the version that made it.",
@@ -53,7 +57,20 @@ class Checkpoint:
 
     @property
     def trainer(self) -> dict[str, Any]:
-        return json.loads((self.path / "trainer.json").read_text())
+        """Where the training stood.
+
+        Raises:
+            StorageError: It is no JSON object.
+        """
+        try:
+            document = parse_json((self.path / "trainer.json").read_bytes())
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
+            return document
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"'{self.path / 'trainer.json'}' cannot be read: {error}.", "Take another checkpoint of the run."
+            ) from None
 
     def model_tensors(self) -> dict[str, torch.Tensor]:
         return load_tensors(self.path / "model.safetensors")
@@ -94,7 +111,7 @@ def save_checkpoint(
     needed = sum(t.numel() * t.element_size() for t in (*model.values(), *trainer_tensors.values()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         partial.mkdir()
         _save_tensors(partial / "model.safetensors", model)
         _save_tensors(partial / "trainer.safetensors", trainer_tensors)
@@ -124,6 +141,17 @@ def point_latest(folder: Path, name: str) -> None:
     _write(beside, name + "\n")
     beside.replace(folder / "latest")
     _sync_folder(folder)
+
+
+def repair_latest(checkpoint: Checkpoint) -> None:
+    """Makes `latest` name the newest whole one, where a process was killed before it did."""
+    folder = checkpoint.path.parent
+    try:
+        if (folder / "latest").read_bytes() == f"{checkpoint.path.name}\n".encode():
+            return
+    except FileNotFoundError:
+        pass
+    point_latest(folder, checkpoint.path.name)
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -196,7 +224,9 @@ def _prune(folder: Path, saved: int, keep: int) -> None:
             aside, number = folder / f"damaged-{later.name}-{number}", number + 1
         later.rename(aside)
     for old in [path for path in checkpoints if step_of(path) < saved][max(0, keep - 1) :]:
-        shutil.rmtree(old)
+        going = folder / f".{old.name}.partial-{os.getpid()}"  # half removed it would look like a damaged one
+        old.rename(going)
+        shutil.rmtree(going)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -221,10 +251,12 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what a killed process of this run left behind."""
-    for leftover in (*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")):
+def remove_leftovers(folder: Path) -> list[str]:
+    """Removes what a killed process of this run left behind, and names it."""
+    leftovers = sorted((*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")))
+    for leftover in leftovers:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+    return [leftover.name for leftover in leftovers]

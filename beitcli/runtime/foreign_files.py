@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 
+from beitcli.runtime.json_text import parse_json
+
 HEAD_BYTES = 8192
 _AGAIN = "Check its address in a browser, then download it again."
 _UNPACK = "Unpack it and give the weights file in it."
@@ -104,7 +106,7 @@ def _xml(text: str) -> tuple[str, str]:
 
 def _json(text: str) -> tuple[str, str]:
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError:  # longer than the head
         document = None
     if isinstance(document, dict):

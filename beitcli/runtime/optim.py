@@ -49,6 +49,10 @@ def load_optimizer_tensors(
     for full_name, tensor in tensors.items():
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
+        if tensor.shape not in (parameter.shape, ()):
+            raise RuntimeError(
+                f"{full_name} is of shape {tuple(tensor.shape)}, its parameter of {tuple(parameter.shape)}"
+            )
         target = parameter.device if tensor.shape == parameter.shape else torch.device("cpu")
         if key == "step" and optimizer.defaults.get("fused"):
             target = parameter.device

@@ -9,12 +9,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.checkpoint import remove_leftovers
+from beitcli.runtime.json_text import parse_json
+
+_UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
 
 
 class _Lock:
@@ -89,7 +94,13 @@ def _locked(path: Path) -> _Lock:
 
 
 class RunFolder:
-    """`RUN/`, opened for writing; no other process can open it while this object lives."""
+    """`RUN/`, opened for writing; no other process can open it while this object lives.
+
+    Attributes:
+        leftovers: Names of unfinished files of a killed process, which were removed.
+    """
+
+    leftovers: tuple[str, ...] = ()
 
     def __init__(self, path: Path, lock: _Lock | None = None) -> None:
         self.path, self._lock = path, lock
@@ -110,11 +121,14 @@ class RunFolder:
             probe = path / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
+            leftovers = [*_remove_leftovers(path), *remove_leftovers(path / "checkpoints")]
         except OSError as error:
             raise StorageError(
                 f"Run folder '{path}' cannot be written: {error.strerror or error}.", "Give a writable folder to --out."
             ) from None
-        return cls(path, lock)
+        run = cls(path, lock)
+        run.leftovers = tuple(leftovers)
+        return run
 
     @property
     def checkpoints(self) -> Path:
@@ -146,7 +160,7 @@ class RunFolder:
         kept = []
         for line in path.read_text(errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                if parse_json(line)["step"] <= step:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
                 continue
@@ -161,6 +175,14 @@ class FollowedRun(RunFolder):
     def append_json(self, name: str, document: dict[str, Any]) -> None: ...
 
     def rewind_metrics(self, step: int) -> None: ...
+
+
+def _remove_leftovers(path: Path) -> list[str]:
+    """Removes the unfinished writes of a process that was killed, which had the lock before, and names them."""
+    leftovers = sorted(entry for entry in path.iterdir() if _UNFINISHED.fullmatch(entry.name) and entry.is_file())
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return [leftover.name for leftover in leftovers]
 
 
 def _require_free(path: Path, resume: bool) -> None:

@@ -139,7 +139,7 @@ def _foreign_names(path: Path) -> list[str]:
                 inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
                 file = stack.enter_context(archive.open(inner))
             return [name for name in pickled_names(file) if not name.startswith(_PLAIN)]
-    except (OSError, zipfile.BadZipFile, StopIteration):
+    except Exception:  # zipfile raises whatever a damaged directory makes it stumble over
         return []
 
 

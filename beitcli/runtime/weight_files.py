@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.foreign_files import HEAD_BYTES, identify, quote
+from beitcli.runtime.json_text import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -148,11 +148,11 @@ def _safetensors_header(path: Path, size: int) -> tuple[dict[str, tuple[int, ...
             raise StorageError(f"'{path}' is cut short: {size:,} bytes, and its header alone needs {start:,}.", _AGAIN)
         raw = file.read(start - 8)
     try:
-        header = json.loads(raw)
+        header = parse_json(raw)
         about = dict(header.pop("__metadata__", None) or {})
         shapes = {name: tuple(int(length) for length in entry["shape"]) for name, entry in header.items()}
         ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         raise StorageError(f"'{path}' has a damaged safetensors header.", _AGAIN) from None
     if not shapes:
         raise StorageError(f"'{path}' holds no tensors.", "Give the file that holds the weights.")

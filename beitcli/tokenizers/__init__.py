@@ -11,6 +11,7 @@ import torch
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.references import OpenedModel, open_checkpoint
 from beitcli.runtime.checkpoint import SUMS
+from beitcli.runtime.foreign_files import quote
 from beitcli.runtime.hub import OnProgress
 from beitcli.tokenizers.dalle import GRID, build, weight_files
 from beitcli.tokenizers.dalle_cache import Opened, open_files, open_hub, open_named
@@ -183,12 +184,33 @@ def _ours(reference: str, device: torch.device | None, on_progress: OnProgress |
         raise StorageError(
             f"'{reference}' is a {opened.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
         )
-    model = DiscreteVAE(DVAEArchitecture(**opened.settings["architecture"]))
-    try:
-        model.load_state_dict(opened.tensors())
-    except RuntimeError as error:
-        raise UsageError(f"Tokenizer '{reference}' does not fit its own config: {error}.", "Train it again.") from None
+    model = _model_of(opened)
     sums = (opened.weights.parent / SUMS).read_text().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
     model.requires_grad_(False).eval().to(device or torch.device("cpu"))
-    return Tokenizer(reference, model, opened.settings["size"], sha256, opened.warnings)
+    return Tokenizer(reference, model, int(opened.settings["size"]), sha256, opened.warnings)
+
+
+def _model_of(opened: OpenedModel) -> DiscreteVAE:
+    """The dVAE that the settings describe, with its weights; nothing is drawn for them to replace.
+
+    Raises:
+        StorageError: The settings describe another, or none.
+    """
+    tensors = opened.tensors()
+    try:
+        architecture = DVAEArchitecture(**opened.settings["architecture"])
+        size = opened.settings["size"]
+        if type(size) is not int or not 1 <= size <= 100_000:
+            raise ValueError(f"size {size!r}")
+        if architecture.groups * architecture.blocks_per_group > len(tensors):  # before as many blocks are built
+            raise ValueError(f"{architecture.groups} groups of {architecture.blocks_per_group} blocks")
+        with torch.device("meta"):
+            model = DiscreteVAE(architecture)
+        model.load_state_dict(tensors, assign=True)
+        model.float()
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:
+        raise StorageError(
+            f"Tokenizer '{opened.reference}' does not fit its own config: {quote(str(error), 200)}.", "Train it again."
+        ) from None
+    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,6 +14,7 @@ from beitcli.errors import BadImage, DataError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 _IMAGE = re.compile(rb"\.(?:" + "|".join(EXTENSIONS).encode() + rb")\Z", re.IGNORECASE)
+MAX_IMAGE_BYTES = 2_147_483_648  # the largest image that is decoded takes 1.4 GB as 16-bit RGBA
 _INTEGER = re.compile(r"-?[0-9]+")
 
 
@@ -133,9 +135,17 @@ def require_whole_labels(name: str, labels: np.ndarray, example: str) -> None:
 
 
 def read_file(path: str | bytes) -> bytes:
-    """The file's bytes. Raises BadImage where there are none to be had."""
+    """The file's bytes.
+
+    Raises:
+        BadImage: There are none to be had, or the path leads to what is no file: a device or a pipe may never end.
+    """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImage("a device or a pipe, not a file")
+            require_readable(status.st_size)
             return file.read()
     except FileNotFoundError:
         raise BadImage("no such file") from None
@@ -143,6 +153,17 @@ def read_file(path: str | bytes) -> bytes:
         raise BadImage("a folder, not a file") from None
     except (OSError, ValueError) as error:
         raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _without_waiting(path: str | bytes, flags: int) -> int:
+    """Opening a pipe would wait for somebody to write into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def require_readable(size: int) -> None:
+    """Raises BadImage where an image's file is longer than any image that is allowed."""
+    if size > MAX_IMAGE_BYTES:
+        raise BadImage(f"{size / 1e9:.1f} GB, more than the {MAX_IMAGE_BYTES / 1e9:.1f} allowed")
 
 
 def choose_split(name: str, available: Sequence[str], split: str | None, role: str) -> str:

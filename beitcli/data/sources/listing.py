@@ -13,6 +13,7 @@ from beitcli.data.sources.files import Labeller, PackedNames, read_file, require
 from beitcli.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_HEAD_BYTES = 65_536
 
 
 class ListSource(Source):
@@ -79,7 +80,10 @@ def open_list(reference: str, *, labelled: bool = False) -> ListSource:
     """
     try:
         with open(reference, "rb") as file:
-            content = file.read().removeprefix(_BYTE_ORDER_MARK)
+            content = file.read(_HEAD_BYTES)
+            if b"\0" not in content:  # before all is read: /dev/zero never ends
+                content += file.read()
+            content = content.removeprefix(_BYTE_ORDER_MARK)
     except OSError as error:
         raise DataError(f"List '{reference}' cannot be read: {error.strerror}.", hint="Check the path.") from None
     if b"\0" in content:

@@ -8,7 +8,6 @@ window of some groups at a time (`Blocks`), and as many are kept in memory, a pr
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 from beitcli.data.sources.base import Blocks, OnProgress, Source
 from beitcli.data.sources.files import Labeller, number_classes, require_whole_labels
 from beitcli.errors import BadImage, DataError, UsageError
+from beitcli.runtime.json_text import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -132,7 +132,7 @@ class ParquetSource(Source):
                 table = file.read_row_group(
                     int(self._group_in_file[group]), columns=[self._columns[number]], use_threads=False
                 )
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             raise BadImage(f"its row group cannot be read: {_first_line(error)}") from None
         column = table.column(0)
         if len(column) != self._starts[group + 1] - self._starts[group]:
@@ -168,7 +168,7 @@ class _Content:
                 self.image = _image_column(path, schema)
                 has_labels = "label" in schema.names and _is_label(schema.field("label").type)
                 labels = file.read(columns=["label"], use_threads=False).column(0) if has_labels else None
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # names of columns that are no UTF-8
             raise DataError(
                 f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
             ) from None
@@ -251,7 +251,7 @@ def _is_label(kind: pa.DataType) -> bool:
 def _stated_names(schema: pa.Schema) -> list[str] | None:
     """The names of a ClassLabel column `label`; None where the metadata does not tell them, each another."""
     try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     is_usable = isinstance(names, list) and all(isinstance(name, str) for name in names)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from beitcli.data.sources.base import OnProgress, Source
-from beitcli.data.sources.files import PackedNames, choose_split, number_classes, require_whole_labels
+from beitcli.data.sources.files import PackedNames, choose_split, number_classes, require_readable, require_whole_labels
 from beitcli.data.sources.tar_index import SPLITS, index_shard
 from beitcli.errors import BadImage, DataError
 
@@ -74,6 +74,7 @@ class TarSource(Source):
 
     def read(self, index: int) -> bytes:
         size = int(self._sizes[index])
+        require_readable(size)
         try:
             data = self._pread(int(self._shard_of[index]), size, int(self._offsets[index]))
         except OSError as error:

@@ -1,0 +1,134 @@
+"""Work in a forked child of the test: real limits, signals and crashes, without the seconds of a new interpreter."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PAGE = resource.getpagesize()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended.
+
+    Attributes:
+        code: Its exit code; minus the number of the signal that killed it.
+    """
+
+    code: int
+    out: str
+    err: str
+
+
+class Child:
+    """A forked child that does `work()`, which gives its exit code (None is 0).
+
+    Args:
+        memory: Bytes of address space that it may take beyond what the test has.
+        file_size: Bytes that a file may grow to; a write beyond is an error, as on a full disk.
+        powerless: Without root's right to write where permissions forbid it.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], int | None],
+        *,
+        memory: int | None = None,
+        file_size: int | None = None,
+        powerless: bool = False,
+    ) -> None:
+        self._streams = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - closed by `ended`
+        sys.stdout.flush(), sys.stderr.flush()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: theirs wait for work
+            self.pid = os.fork()
+        if self.pid == 0:
+            code = 99
+            try:
+                os.setpgid(0, 0)
+                _redirect(self._streams)
+                _limit(memory, file_size, powerless)
+                code = work() or 0
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(code)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def ended(self, seconds: float = 60) -> Ended:
+        """Waits. A child that takes longer is killed with what it started, and fails the test."""
+        deadline = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid or time.monotonic() > deadline:
+                break
+            time.sleep(0.005)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # its own children, or itself
+        if not pid:
+            os.waitpid(self.pid, 0)
+        texts = []
+        for stream in self._streams:
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+            stream.close()
+        assert pid, f"still running after {seconds} s: {texts[1][-2000:]}"
+        return Ended(os.waitstatus_to_exitcode(status), *texts)
+
+
+def forked(work: Callable[[], int | None], seconds: float = 60, **limits: Any) -> Ended:
+    """Does `work` in a child and waits for it; `limits` are those of `Child`."""
+    return Child(work, **limits).ended(seconds)
+
+
+def _redirect(streams: list[Any]) -> None:
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream.fileno(), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+
+
+def _limit(memory: int | None, file_size: int | None, powerless: bool) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory is not None:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
+        resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if powerless:
+        drop_capabilities()
+
+
+def drop_capabilities() -> None:
+    """capset(2) to none: root then minds the permissions of files, as anyone does."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+@contextmanager
+def read_only(folder: Path) -> Any:
+    """`folder` without the right to write into it."""
+    folder.chmod(0o555)
+    try:
+        yield folder
+    finally:
+        folder.chmod(0o755)

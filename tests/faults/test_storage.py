@@ -1,0 +1,122 @@
+"""Places that take nothing: a disk that is full, a folder that may not be written, one that vanishes under a job."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from forked import forked, read_only
+from runs import command, on_call, outcome, resumption, whole_checkpoints
+
+from beitcli.cli.app import main
+from beitcli.engine import tokenize, training
+
+pytestmark = pytest.mark.faults
+
+USES: dict[str, Callable[..., list[object]]] = {
+    "tokens.jsonl": lambda r, image, out: ["tokenize", image, "--tokenizer", r("tokenizer_run"), "-o", out / "t.jsonl"],
+    "tokens.npz": lambda r, image, out: ["tokenize", image, "--tokenizer", r("tokenizer_run"), "-o", out / "t.npz"],
+    "tokens.parquet": lambda r, image, out: [
+        *("tokenize", image, "--tokenizer", r("tokenizer_run"), "-o", out / "t.parquet"),
+    ],
+    "pictures": lambda r, image, out: ["tokenize", image, "--tokenizer", r("tokenizer_run"), "--reconstruct", out],
+    "masks": lambda r, image, out: ["mask-preview", image, "-o", out / "mask.png"],
+    "attention": lambda r, image, out: ["attn-map", image, "--model", r("pretrained_run"), "-o", out / "map.png"],
+    "export": lambda r, image, out: ["export", r("finetuned_run"), "--to", "timm", "-o", out / "exported"],
+}
+each_use = pytest.mark.parametrize("use", list(USES))
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@each_use
+def test_a_full_disk_is_4_and_leaves_nothing_half_written(
+    request: pytest.FixtureRequest, picture: Callable, tmp_path: Path, use: str
+) -> None:
+    """A file may grow to 20 bytes, and the next byte is refused: RLIMIT_FSIZE, in a child."""
+    out = tmp_path / "out"
+    out.mkdir()
+    argv = [str(word) for word in USES[use](request.getfixturevalue, picture("a.png"), out)]
+    ended = forked(lambda: main(argv), file_size=20) if use == "tokens.jsonl" else None
+    ended = ended or forked(lambda: main(argv), file_size=40)
+    assert ended.code == 4, (ended.out, ended.err)
+    assert "cannot be written" in ended.err
+    assert "Traceback" not in ended.err
+    assert below(out) in ([], ["t.jsonl"])  # lines are added to that one, and --resume drops a torn one
+
+
+@each_use
+def test_a_folder_that_may_not_be_written_is_4(
+    request: pytest.FixtureRequest, picture: Callable, tmp_path: Path, use: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    argv = [str(word) for word in USES[use](request.getfixturevalue, picture("a.png"), out)]
+    with read_only(out):
+        ended = forked(lambda: main(argv), powerless=True)
+    assert ended.code == 4, (ended.out, ended.err)
+    assert "Traceback" not in ended.err
+    assert below(out) == []
+
+
+def test_a_run_folder_that_may_not_be_written_is_4(tmp_path: Path, labelled_folder: Path, tokenizer_run: Path) -> None:
+    with read_only(tmp_path):
+        argv = command(labelled_folder, tokenizer_run, tmp_path / "run")
+        ended = forked(lambda: main(argv), powerless=True)
+    assert ended.code == 4, ended.err
+    assert below(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", [2, 6, 12])
+def test_a_run_folder_that_vanishes_is_4(tmp_path: Path, labelled_folder: Path, tokenizer_run: Path, step: int) -> None:
+    run = tmp_path / "run"
+
+    def work() -> int:
+        on_call(training, "optimizer_step", step, lambda: shutil.rmtree(run))
+        return main(command(labelled_folder, tokenizer_run, run))
+
+    ended = forked(work)
+    assert ended.code == 4, ended.err
+    assert "cannot be written" in ended.err
+
+
+@pytest.mark.parametrize("kept", [200, 900])
+def test_metrics_that_cannot_grow_are_4_and_the_run_goes_on_when_there_is_room(
+    tmp_path: Path, labelled_folder: Path, tokenizer_run: Path, kept: int
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    ended = forked(lambda: main(command(labelled_folder, tokenizer_run, run)), file_size=20_000 + kept)
+    assert ended.code == 4, ended.err
+    assert whole_checkpoints(run) == []
+    assert forked(lambda: main(resumption(run))).code == 0
+    assert forked(lambda: main(command(labelled_folder, tokenizer_run, other))).code == 0
+    assert outcome(run) == outcome(other)
+
+
+def test_a_folder_that_vanishes_under_tokenize_is_4(tmp_path: Path, labelled_folder: Path, tokenizer_run: Path) -> None:
+    for suffix in ("jsonl", "npz"):
+        out = tmp_path / "out"
+        target = out / f"tokens.{suffix}"
+        argv = [
+            "tokenize",
+            labelled_folder,
+            "--tokenizer",
+            tokenizer_run,
+            "--batch-size",
+            4,
+            "-o",
+            target,
+            "--workers",
+            0,
+        ]
+
+        def work(argv: list[object] = argv, out: Path = out) -> int:
+            on_call(tokenize, "_tokenized", 3, lambda: shutil.rmtree(out))
+            return main([str(word) for word in argv])
+
+        ended = forked(work)
+        assert ended.code == 4, (suffix, ended.err)
