@@ -36,6 +36,15 @@ PER_BLOCK = {
     "use_rel_pos_bias": True,
 }
 
+SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+VITS: dict[str, dict[str, int]] = {
+    "vit_small_patch16_224": SMALL_VIT,
+    "deit_tiny_distilled_patch16_224": SMALL_VIT,  # a second token and a second head
+    "deit3_small_patch16_224": SMALL_VIT,  # LayerScale, positions without the class token
+    "vit_base_patch16_siglip_224": SMALL_VIT,  # no class token, attention pooling
+    "eva02_tiny_patch14_224": SMALL_VIT | {"depth": 2, "num_heads": 3},  # SwiGLU, rotary positions
+}
+
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     """Every parameter drawn anew, so that none is zero or one by its initialisation."""
@@ -78,6 +87,13 @@ def timm_small(folder: Path, **settings: object) -> Beit:
     model = timm.create_model("beit_base_patch16_224", **arguments | settings)
     randomized(model)
     timm.models.save_for_hf(model, folder, model_args=arguments | settings)
+    return model
+
+
+def timm_vit(folder: Path, name: str, classes: int = 5) -> nn.Module:
+    """One of `VITS` in a folder as timm writes it."""
+    model = randomized(timm.create_model(name, num_classes=classes, **VITS[name]))
+    timm.models.save_for_hf(model, folder, model_args=VITS[name], safe_serialization=True)
     return model
 
 

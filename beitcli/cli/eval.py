@@ -8,15 +8,27 @@ from beitcli.config.use import EvalConfig
 
 
 def _run(config: EvalConfig, shell: Shell) -> None:
-    from beitcli.engine.evaluate import evaluate
+    from beitcli.engine.comparison import compare
 
-    shell.figures(evaluate(config, shell.on_event))
+    comparison = compare(config, shell.on_event)
+    shell.comparison(comparison.reports)
+    if comparison.failure is not None:
+        raise comparison.failure
 
 
 COMMAND = Command(
     config=EvalConfig,
-    summary="Measure a finetuned model on labelled images.",
-    examples=("beit eval runs/classifier labelled/", "beit eval runs/classifier sample --json"),
+    summary="Measure finetuned models, or the frozen features of any, on labelled images or on images with masks.",
+    examples=(
+        "beit eval runs/classifier labelled/",
+        "beit eval runs/classifier sample --json",
+        "beit eval runs/segmenter held-out/ --multi-scale --flip",
+        "beit eval runs/mine held-out/ --train labelled/ --protocol knn",
+        "beit eval runs/mine held-out/ --train labelled/ --protocol linear --layer sweep",
+        "beit eval runs/mine runs/mine@random timm/vit_small_patch16_224.dino sample --protocol knn     one table",
+    ),
+    about="Several MODELs may stand before DATA: arguments between the first and the last are MODELs as long as they "
+    "are runs, checkpoints, files or folders of weights, hf://OWNER/NAME, timm/NAME or random; what follows is DATA.",
     face=_run,
     panel="Use",
 )

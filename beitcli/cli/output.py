@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -31,7 +32,8 @@ _SHOWN = {"loss": ".4f", "baseline_loss": ".4f", "masked_accuracy": ".3f", "base
           "images_per_second": ".0f", "gradient_norm": ".2f",
           "temperature": ".3f", "held_out_psnr": ".2f", "held_out_codes_used": ".0f", "held_out_perplexity": ".1f",
           "held_out_loss": ".4f", "held_out_baseline_loss": ".4f", "held_out_masked_accuracy": ".3f",
-          "held_out_top1": ".4f"}  # fmt: skip
+          "held_out_top1": ".4f", "probe_top1": ".3f",
+          "held_out_miou": ".4f", "held_out_pixel_accuracy": ".4f"}  # fmt: skip
 
 
 class Shell:
@@ -121,12 +123,32 @@ class Shell:
         if self.wants_json:
             self.document(report)
             return
+        self._print(_table(as_plain(report)))
+
+    def comparison(self, reports: Sequence[Any]) -> None:
+        """Figures of one model, or one table and one JSON array of several."""
+        from beitcli.cli.tables import side_by_side
+
+        plain = [as_plain(report) for report in reports]
+        layers = plain[0].get("layers") if len(plain) == 1 else None
+        self._end_bar()
+        if self.wants_json:
+            self.line(json.dumps(plain if len(plain) > 1 else plain[0]))
+        elif len(plain) > 1:
+            self._print(side_by_side(plain, "model"))
+        else:
+            self._print(_table({name: value for name, value in plain[0].items() if name != "layers"}))
+            if layers:
+                self._print(side_by_side(layers, "layer"))
+
+    def _print(self, table: Any) -> None:
+        """To stdout."""
         from rich.console import Console
 
         console = Console(highlight=False)
-        with console.capture() as table:
-            console.print(_table(as_plain(report)))
-        self.line(table.get().rstrip("\n"))
+        with console.capture() as captured:
+            console.print(table)
+        self.line(captured.get().rstrip("\n"))
 
     def table(self, rows: dict[str, Any], title: str = "") -> None:
         """Rows for a person, on stderr."""
@@ -146,6 +168,9 @@ class Shell:
             self._progress(event)
         elif isinstance(event, events.Planned):
             self.table(event.rows, event.title)
+        elif isinstance(event, events.Tabulated):
+            self._end_bar()
+            self.console.print(_columns(event.title, event.columns, event.rows))
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Note):
@@ -270,6 +295,24 @@ def _table(rows: dict[str, Any], title: str = "") -> Any:
     for name, value in rows.items():
         if value is None:
             continue
-        text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(Text(name.replace("_", " ")), Text(text))
+        table.add_row(Text(name.replace("_", " ")), Text(_text(value)))
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):  # a figure a class
+        return ", ".join(f"{name} {'-' if each is None else _text(each)}" for name, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _columns(title: str, columns: tuple[str, ...], rows: tuple[tuple[str | float, ...], ...]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for number, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        shown = [f"{v:.4f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row]
+        table.add_row(*(Text(each) for each in shown))
     return table

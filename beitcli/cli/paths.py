@@ -44,7 +44,7 @@ def require_paths(config: Any) -> None:
 
 
 def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
-    for reference in references:
+    for reference in (each.partition("@random")[0] or each for each in references):
         remote = reference.startswith(("hf://", "timm/", "~"))
         several = glob.has_magic(reference) or "{" in reference
         if reference not in _WORDS and not remote and not several and not os.path.exists(reference):
@@ -60,7 +60,10 @@ def _look_for_model(reference: str) -> None:
 
 def _look_for_data(reference: str) -> None:
     from beitcli.data.sources import open_data
+    from beitcli.models.locate import locate, names_a_model
 
+    if names_a_model(reference):  # `eval` takes several
+        locate(reference)
     open_data([reference])
 
 

@@ -15,6 +15,9 @@ def _run(config: PredictConfig, shell: Shell) -> None:
             shell.document(document)
         elif "error" in document:
             shell.line(f"{document['path']}  error: {document['error']}")
+        elif "output" in document:
+            shares = "  ".join(f"{name} {share:.3f}" for name, share in list(document["classes"].items())[:5])
+            shell.line(f"{document['output']}  {shares}")
         else:
             top = "  ".join(f"{label} {score:.3f}" for label, score in document["top"])
             shell.line(f"{document['path']}  {top}")
@@ -22,9 +25,10 @@ def _run(config: PredictConfig, shell: Shell) -> None:
 
 COMMAND = Command(
     config=PredictConfig,
-    summary="Classify images.",
+    summary="Classify images, or write masks of them, with a finetuned model.",
     examples=(
         "beit predict runs/classifier photo.jpg",
+        "beit predict runs/segmenter photo.jpg -o masks/ --overlay",
         "find . -name '*.jpg' -print0 | beit predict runs/classifier -0 -",
     ),
     face=_run,

@@ -48,6 +48,14 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
+def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
+    """The recipe where none is named: by what is asked for, where the job's `recipes_of` tells it."""
+    for name, recipes in getattr(config_class, "recipes_of", {}).items():
+        if asked.get(name) in recipes:
+            return recipes[asked[name]]
+    return settings["recipe"].default
+
+
 def recipe_settings(settings: Mapping[str, Setting], command: str, name: str) -> dict[str, Any]:
     """What a recipe sets, by setting name."""
     return _known(settings, read_recipe(command, name), f"recipe {name}")
@@ -140,9 +148,11 @@ def resolve(
                 suggestion(saved.parent.name, beside) or "Give the --out that it was started with, or DATA to begin.",
             )
     if "recipe" in settings:
-        name = asked.get("recipe", settings["recipe"].default)
+        name = asked.get("recipe") or default_recipe(config_class, settings, asked)
         layers.insert(0, ("recipe", recipe_settings(settings, command, name)))
     values, origins = merge(settings, layers)
+    if "recipe" in settings:
+        values["recipe"] = name
     _require_all(command, settings, values)
     return Resolved(config_class(**values), origins)
 

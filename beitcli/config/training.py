@@ -110,6 +110,14 @@ class PretrainConfig(Training):
         "Of the images: ImageNet's mean and std, or 0.5 and 0.5 (the release's, on 22k).",
         panel="Data",
     )
+    probe: str | None = option(
+        None,
+        "Labelled images to watch the features by at each save: probe_top1, nearest neighbours of a few hundred. "
+        "Training is the same with and without.",
+        panel="Data",
+        harmless=True,
+        metavar="DATA",
+    )
     holdout: int = option(
         512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data"
     )
@@ -154,10 +162,16 @@ class PretrainConfig(Training):
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Training):
     command: ClassVar[str] = "finetune"
+    recipes_of: ClassVar[dict[str, dict[str, str]]] = {"task": {"segment": "base-ade20k"}}
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
-    task: Literal["classify"] = option("classify", "What to learn.", panel="Model")
+    task: Literal["classify", "segment"] = option(
+        "classify", "What to learn: the class of an image, or of every pixel.", panel="Model"
+    )
+    head: Literal["linear", "setr-pup", "upernet"] | None = option(
+        None, "Over the backbone; default linear to classify, upernet to segment.", panel="Model"
+    )
     size: tuple[int, int] | None = option(
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Model"
     )
@@ -173,8 +187,40 @@ class FinetuneConfig(Training):
     cutmix: float = option(1.0, "Alpha of cutmix; 0 = none.", panel="Augmentation")
     smoothing: float = option(0.1, "Label smoothing (0-1).", panel="Augmentation")
     rand_augment: str = option("rand-m9-mstd0.5-inc1", "timm's RandAugment policy; empty = none.", panel="Augmentation")
+    repeats: int = option(
+        1,
+        "Views of each image in a row, an epoch still as many views as there are images (DeiT: 3).",
+        panel="Augmentation",
+    )
     erasing: float = option(0.25, "Probability of random erasing (0-1).", panel="Augmentation")
     min_crop: float = option(0.08, "Least share of the area that the random crop keeps (0-1).", panel="Augmentation")
+    classes: str | None = option(
+        None,
+        "Class names, a line each in label order; default class-00 and so on.",
+        panel="Segmentation",
+        metavar="FILE",
+    )
+    ignore_index: int = option(255, "Value in the masks that stands for no class.", panel="Segmentation")
+    reduce_zero_label: bool = option(
+        False, "0 in the masks stands for no class, 1 for the first one (ADE20K).", panel="Segmentation"
+    )
+    short_side: int | None = option(
+        None,
+        "Shorter side that images are resized to, before the random factor; default that of --size; 0 keeps their own.",
+        panel="Segmentation",
+        metavar="PX",
+    )
+    min_resize: float = option(0.5, "Least random factor of the resize.", panel="Segmentation")
+    max_resize: float = option(2.0, "Largest random factor of the resize.", panel="Segmentation")
+    largest_share: float = option(
+        0.75, "Share of a crop that one class may have (0-1), in 10 tries; 1 takes any crop.", panel="Segmentation"
+    )
+    photometric: bool = option(
+        True,
+        "Vary brightness, contrast, saturation and hue.",
+        panel="Segmentation",
+        flags=("--photometric/--no-photometric",),
+    )
     compile: bool = option(
         False,
         "torch.compile the model; off, as its gain on a GPU has not been measured yet.",
@@ -185,12 +231,21 @@ class FinetuneConfig(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        between("--ignore-index", self.ignore_index, 0, 255)
+        at_least("--short-side", self.short_side, 0)
+        above_zero("--min-resize", self.min_resize)
+        at_least("--max-resize", self.max_resize, self.min_resize)
+        between("--largest-share", self.largest_share, 0, 1)
+        if self.head is not None and (self.head == "linear") != (self.task == "classify"):
+            fitting = "linear" if self.task == "classify" else "upernet or setr-pup"
+            raise UsageError(f"--head {self.head} is no head of --task {self.task}.", f"Give {fitting}.")
         for name in ("drop_path", "smoothing", "erasing", "min_crop"):
             between("--" + name.replace("_", "-"), getattr(self, name), 0, 1)
         between("--ema", self.ema, 0, 1)
         for name in ("mixup", "cutmix", "layer_scale"):
             at_least("--" + name.replace("_", "-"), getattr(self, name), 0)
         above_zero("--layer-decay", self.layer_decay)
+        at_least("--repeats", self.repeats, 1)
         if self.model not in SIZES:
             raise UsageError(
                 f"There is no model '{self.model}'.", suggestion(self.model, SIZES) or f"Models: {', '.join(SIZES)}."

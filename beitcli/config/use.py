@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job, Launched, at_least, between
+from beitcli.config.common import (
+    DATA_HELP,
+    MODEL_HELP,
+    NORMALIZATION_HELP,
+    Job,
+    Launched,
+    above_zero,
+    at_least,
+    between,
+)
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -106,12 +115,79 @@ class MaskPreviewConfig(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(Launched):
+class Windows:
+    """How a segmenter looks at an image."""
+
+    window: int | None = option(
+        None,
+        "Side of the square that a segmenter sees at once, sliding over larger images; default the model's size.",
+        panel="Segmentation",
+        metavar="PX",
+    )
+    stride: int | None = option(
+        None, "Pixels between windows; default two thirds of one.", panel="Segmentation", metavar="PX"
+    )
+    short_side: int | None = option(
+        None,
+        "Shorter side that images are resized to first; default as trained; 0 keeps their own.",
+        panel="Segmentation",
+        metavar="PX",
+    )
+    multi_scale: bool = option(False, "Mean over the scales 0.5, 0.75, 1, 1.25, 1.5 and 1.75.", panel="Segmentation")
+    flip: bool = option(False, "Mean over the image and its mirror image.", panel="Segmentation")
+
+    def check_windows(self) -> None:
+        at_least("--window", self.window, 1)
+        at_least("--stride", self.stride, 1)
+        at_least("--short-side", self.short_side, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Windows, Launched):
     command: ClassVar[str] = "eval"
-    model: str = option("", f"A classifier. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
+    model: str = option(
+        "",
+        f"{MODEL_HELP}; with knn and linear also `random`. Several may be given before DATA.",
+        argument=True,
+        required=True,
+        panel="Data",
+        metavar="MODEL",
+    )
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to measure on, where it has splits (val).", panel="Data")
-    protocol: Literal["head"] = option("head", "head: the classifier it was finetuned with.", panel="Options")
+    protocol: Literal["head", "knn", "linear"] = option(
+        "head",
+        "head: what it was finetuned for; knn, linear: frozen features of --train, measured on DATA.",
+        panel="Options",
+    )
+    train: str | None = option(
+        None,
+        "knn, linear: labelled images to learn from; default the train split of DATA.",
+        panel="Probe",
+        metavar="DATA",
+    )
+    layer: str = option(
+        "-1",
+        "knn, linear: the block whose output is probed, from 1 as in the paper, -1 the last; sweep: all, and the best.",
+        panel="Probe",
+        metavar="N|sweep",
+    )
+    k: int = option(20, "knn: neighbours that vote.", panel="Probe")
+    temperature: float = option(0.07, "knn: a vote weighs exp(cosine / temperature).", panel="Probe")
+    pool: Literal["mean", "class"] = option(
+        "mean", "knn, linear: the mean of the patches, or the class token (DINO's).", panel="Probe"
+    )
+    standardize: bool = option(
+        False,
+        "knn, linear: take off each number's mean over --train and divide by its deviation (MAE's probe does so).",
+        panel="Probe",
+    )
+    probe_epochs: int = option(50, "linear: passes over the features.", panel="Probe")
+    probe_lr: float = option(4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe")
+    probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe")
+    feature_cache: str | None = option(
+        None, "knn, linear: where features are kept; default the program's cache.", panel="Probe", metavar="DIR"
+    )
     size: tuple[int, int] | None = option(
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
     )
@@ -120,17 +196,40 @@ class EvalConfig(Launched):
     max_bad: float = option(
         0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data"
     )
+    ignore_index: int | None = option(
+        None, "Value in the masks that stands for no class; default as trained.", panel="Segmentation"
+    )
+    reduce_zero_label: bool = option(
+        False, "0 in the masks stands for no class, 1 for the first one; as trained, too.", panel="Segmentation"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--batch-size", self.batch_size, 1)
         between("--max-bad", self.max_bad, 0, 1)
+        for name in ("k", "probe_epochs", "probe_batch_size"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
+        for name in ("temperature", "probe_lr"):
+            above_zero("--" + name.replace("_", "-"), getattr(self, name))
+        if self.layer != "sweep" and (not self.layer.removeprefix("-").isdecimal() or int(self.layer) == 0):
+            raise UsageError(
+                f"--layer is '{self.layer}'.", "Give a block from 1, one from the last back (-1), or sweep."
+            )
+        if self.train is not None and self.protocol == "head":
+            raise UsageError(
+                "--train is for probes, and --protocol is head.", "Add --protocol knn or linear, or leave --train out."
+            )
+        if self.ignore_index is not None:
+            between("--ignore-index", self.ignore_index, 0, 255)
+        self.check_windows()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(Job):
+class PredictConfig(Windows, Job):
     command: ClassVar[str] = "predict"
-    model: str = option("", f"A classifier. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
+    model: str = option(
+        "", f"A finetuned model. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL"
+    )
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
@@ -140,11 +239,20 @@ class PredictConfig(Job):
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
     )
     batch_size: int = option(64, "Images at once.", panel="Machine")
+    output: str | None = option(
+        None,
+        "Folder for the masks of a segmenter, PNG with a palette.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="DIR",
+    )
+    overlay: bool = option(False, "A segmenter's masks over the images too, beside them.", panel="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("--batch-size", self.batch_size, 1)
         at_least("--top", self.top, 1)
+        self.check_windows()
 
 
 @dataclass(frozen=True, kw_only=True)

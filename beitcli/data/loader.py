@@ -1,7 +1,8 @@
 """Batches: an endless keyed stream for training, one pass in order for evaluation.
 
 Position p of the stream is image `order(p)`; step s of a batch of B takes positions s * B .. s * B + B - 1. So a run
-goes on from one integer, whatever the number of workers. An image that cannot be read is replaced by the next readable
+goes on from one integer, whatever the number of workers. With R repeats position p is image `order(p // R)`, its view
+that of epoch e * R + p % R. An image that cannot be read is replaced by the next readable
 one of the epoch's order, the same in every run, and reported with its batch.
 
 Workers read ahead, by 2 GB at most: batches too large for that travel in pieces, which are joined here.
@@ -29,7 +30,8 @@ from beitcli.data.worker_watch import WorkerWatch, unheard_deaths
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.parent import end_with_parent
 
-# Of an image, or of its (H, W, 3) uint8 pixels where the view has `wants_pixels`; then the epoch and the image's key.
+# Of an image, of its (H, W, 3) uint8 pixels where the view has `wants_pixels`, of these and its (H, W) label map where
+# it has `wants_labels`; then the epoch and the image's key.
 View = Callable[[Any, int, int], dict[str, np.ndarray]]
 Masking = Callable[[int, int], np.ndarray]
 Share = tuple[int, int]  # rank and number of the processes that share the batches
@@ -72,7 +74,7 @@ class _Images(Dataset["Batch | DataError"]):
 
     def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int) -> None:
         self.source, self.view, self.masking, self.batch_size = source, view, masking, batch_size
-        self.wants_pixels = getattr(view, "wants_pixels", False)
+        self.read_image = _reader(source, view)
 
     def __len__(self) -> int:
         return self.batches() * self.pieces
@@ -104,8 +106,7 @@ class _Images(Dataset["Batch | DataError"]):
             self.watch.begins(index)
         key = self.source.origin(index)
         try:
-            read = self.source.pixels if self.wants_pixels else self.source.image
-            arrays = self.view(read(index), epoch, key)
+            arrays = self.view(self.read_image(index), epoch, key)
         except MemoryError:
             raise BadImage("too large for the memory of this machine") from None
         if self.masking is not None:
@@ -121,6 +122,13 @@ class _Images(Dataset["Batch | DataError"]):
         return Batch(stacked, indices, bad)
 
 
+def _reader(source: Source, view: View) -> Callable[[int], Any]:
+    """What of an image the view is made of."""
+    if getattr(view, "wants_labels", False):
+        return source.pixels_and_labels  # type: ignore[attr-defined]
+    return source.pixels if getattr(view, "wants_pixels", False) else source.image
+
+
 class _TrainingImages(_Images):
     def __init__(
         self,
@@ -132,9 +140,10 @@ class _TrainingImages(_Images):
         start: int,
         steps: int,
         share: Share,
+        repeats: int,
     ) -> None:
         super().__init__(source, view, masking, batch_size)
-        self.order, self.start, self.steps = order, start, steps
+        self.order, self.start, self.steps, self.repeats = order, start, steps, repeats
         self.mine = places_of(batch_size, *share)
 
     def batches(self) -> int:
@@ -144,17 +153,19 @@ class _TrainingImages(_Images):
         return self.start + number * self.batch_size + self.mine
 
     def read(self, places: np.ndarray) -> Batch:
-        epochs, indices = self.order.indices(places)
+        positions, repeats = np.divmod(places, self.repeats)
+        epochs, indices = self.order.indices(positions)
         items, taken = [], []
         bad: list[tuple[int, str, str]] = []
-        for position, epoch, index in zip(places.tolist(), epochs.tolist(), indices.tolist(), strict=True):
-            item, used = self._readable(position, epoch, index, bad)
+        drawn = zip(positions.tolist(), epochs.tolist(), indices.tolist(), repeats.tolist(), strict=True)
+        for position, epoch, index, repeat in drawn:
+            item, used = self._readable(position, epoch, index, repeat, bad)
             items.append(item)
             taken.append(used)
         return self.collate(items, taken, bad)
 
     def _readable(
-        self, position: int, epoch: int, index: int, bad: list[tuple[int, str, str]]
+        self, position: int, epoch: int, index: int, repeat: int, bad: list[tuple[int, str, str]]
     ) -> tuple[dict[str, np.ndarray], int]:
         length = len(self.source)
         for attempt in range(min(length, _SUBSTITUTES)):
@@ -162,7 +173,7 @@ class _TrainingImages(_Images):
                 beside = epoch * length + (position + attempt) % length
                 index = int(self.order.indices(np.array([beside]))[1][0])
             try:
-                return self.views(epoch, index), index
+                return self.views(epoch * self.repeats + repeat, index), index
             except BadImage as error:
                 bad.append((index, self.source.path(index), error.message))
         raise DataError(
@@ -204,6 +215,7 @@ def training_batches(
     steps: int,
     workers: int,
     masking: Masking | None = None,
+    repeats: int = 1,
     pin_memory: bool = False,
     share: Share = (0, 1),
 ) -> Iterator[Batch]:
@@ -211,10 +223,11 @@ def training_batches(
 
     Args:
         batch_size: Of all processes together.
+        repeats: Views of each image in a row, with draws of their own; `images_seen` counts views.
         share: (rank, size): this one's part of every batch is `places_of(batch_size, rank, size)`.
     """
     order = training_order(source, seed)
-    images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps, share)
+    images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps, share, repeats)
     return _iterate(images, workers, pin_memory)
 
 

@@ -24,7 +24,7 @@ from beitcli.engine.inputs import image_groups, open_inputs
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.attention import attention_rows, block_index
-from beitcli.models.beit import Classifier
+from beitcli.models.classifiers import ImageClassifier
 from beitcli.models.references import OpenedModel, open_backbone
 from beitcli.pictures.attention import attention_panel, heat_overlay, with_scale
 from beitcli.pictures.attention_page import attention_page
@@ -80,7 +80,7 @@ class _Looker:
     """One block of one model, and what is asked of it."""
 
     def __init__(
-        self, config: AttnMapConfig, model: Classifier, opened: OpenedModel, compute: Compute, points: list[Pixel]
+        self, config: AttnMapConfig, model: ImageClassifier, opened: OpenedModel, compute: Compute, points: list[Pixel]
     ) -> None:
         self.model, self.opened, self.compute = model, opened, compute
         self.points, self.threshold = points, config.threshold

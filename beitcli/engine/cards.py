@@ -93,6 +93,32 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
     )
 
 
+def segmentation_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
+    data = " ".join(config.data)
+    return _card(
+        "BEiT segmenter",
+        {
+            "made by": f"beit {__version__} finetune --task segment, recipe {config.recipe}, from {config.init}",
+            "data": data,
+            "crops": _pixels(size),
+            "head": config.head or "upernet",
+            "classes": report.classes,
+            "hardware": hardware,
+        },
+        {
+            "steps": _steps(report, config.batch_size),
+            f"mIoU ({report.images} images: {report.measured_on})": f"{report.miou:.4f}",
+            "pixel accuracy": f"{report.pixel_accuracy:.4f}",
+            "mean accuracy": f"{report.mean_accuracy:.4f}",
+            **{f"IoU, {name}": "-" if iou is None else f"{iou:.4f}" for name, iou in report.iou.items()},
+        },
+        (
+            f"beit eval {report.run} {config.val or 'HELD-OUT'} --multi-scale --flip",
+            f"beit predict {report.run} photo.jpg -o masks/ --overlay",
+        ),
+    )
+
+
 def finetuning_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
     data = " ".join(config.data)
     return _card(

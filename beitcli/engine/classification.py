@@ -24,7 +24,7 @@ from beitcli.data.views import evaluation_crop
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.evaluate_classify import Preprocessing, class_columns, score
 from beitcli.engine.training import Plan, Task, Tensors
-from beitcli.models.beit import Classifier
+from beitcli.models.classifiers import ImageClassifier
 from beitcli.models.published import timm_settings
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.keyed import keyed_integer
@@ -36,13 +36,13 @@ class FinetuneTask(Task):
     """Classification in the training loop."""
 
     name, kind = "finetune", "classifier"
-    model: Classifier
+    model: ImageClassifier
 
     def __init__(
         self,
         config: FinetuneConfig,
         plan: Plan,
-        model: Classifier,
+        model: ImageClassifier,
         classes: tuple[str, ...],
         val: Source,
         compute: Compute,

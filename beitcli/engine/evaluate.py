@@ -7,11 +7,14 @@ from typing import Any
 
 from beitcli.config.use import EvalConfig
 from beitcli.engine.evaluate_classify import evaluate_classifier
+from beitcli.engine.evaluate_segment import evaluate_segmenter
 from beitcli.engine.events import OnEvent, downloads, ignore
+from beitcli.engine.probing import probe
 from beitcli.models.references import OpenedModel, expect, open_model
 
 _KINDS: dict[str, Callable[[EvalConfig, OpenedModel, OnEvent], Any]] = {
     "classifier": evaluate_classifier,
+    "segmenter": evaluate_segmenter,
 }
 
 
@@ -21,6 +24,8 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     Raises:
         StorageError: The model is of a kind that has no figures.
     """
+    if config.protocol != "head":
+        return probe(config, on_event)
     found = open_model(config.model, downloads(on_event))
     expect(found, *_KINDS)
     return _KINDS[found.kind](config, found, on_event)

@@ -21,7 +21,7 @@ from beitcli.engine.events import OnEvent, Progress, Warned, ignore, warn
 from beitcli.engine.inputs import open_inputs
 from beitcli.engine.rounds import in_rounds
 from beitcli.errors import DataError
-from beitcli.models.beit import Classifier
+from beitcli.models.classifiers import ImageClassifier
 from beitcli.models.description import IMAGENETS
 from beitcli.models.references import OpenedModel, classifier_of
 from beitcli.runtime.device import Compute, choose_workers, join_compute
@@ -95,7 +95,7 @@ def evaluate_classifier(config: EvalConfig, found: OpenedModel, on_event: OnEven
     )
 
 
-def preprocessing(opened: OpenedModel, model: Classifier) -> Preprocessing:
+def preprocessing(opened: OpenedModel, model: ImageClassifier) -> Preprocessing:
     """The checkpoint's own, but for the crop where the size is another."""
     same = model.architecture.image_size == opened.architecture.image_size
     return Preprocessing(opened.normalization, opened.described.crop_share if same else None)
@@ -131,7 +131,7 @@ def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def score(
-    model: Classifier,
+    model: ImageClassifier,
     source: Source,
     columns: list[int],
     view: Preprocessing,
@@ -170,7 +170,7 @@ def score(
 
 
 def classify(
-    model: Classifier,
+    model: ImageClassifier,
     source: Source,
     view: Preprocessing,
     compute: Compute,

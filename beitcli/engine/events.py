@@ -34,6 +34,15 @@ class Planned(Event):
 
 
 @dataclass(frozen=True)
+class Tabulated(Event):
+    """Rows of figures, a value a column."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Progress(Event):
     """How far a phase is, of 0 where nobody knows the whole; `metrics` are the latest figures."""
 

@@ -18,6 +18,7 @@ from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.engine.export_check import compare
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.description import Pooling
+from beitcli.models.foreign_vit import ForeignArchitecture
 from beitcli.models.published import (
     Tensors,
     hf_preprocessing,
@@ -74,6 +75,11 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     if opened.kind == "segmenter":
         raise UsageError(
             f"'{config.model}' is a segmenter, which has no export.", "Export a pretraining or classifier."
+        )
+    if isinstance(opened.architecture, ForeignArchitecture):
+        raise UsageError(
+            f"'{config.model}' is timm's {opened.architecture.name}, no BEiT.",
+            "Its checkpoint folder opens in timm as it lies; other layouts are BEiT's.",
         )
     height, width = opened.architecture.image_size
     if config.to == "hf" and height != width:

@@ -17,6 +17,7 @@ from beitcli.config.training import FinetuneConfig
 from beitcli.data.loader import Batch
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.splits import have_train_and_val
 from beitcli.data.views import FinetuningView
 from beitcli.engine.cards import finetuning_card
 from beitcli.engine.classification import FinetuneTask
@@ -35,6 +36,8 @@ from beitcli.engine.preparation import (
 from beitcli.engine.training import Plan, train
 from beitcli.errors import UsageError
 from beitcli.models.beit import Classifier, forward_flops
+from beitcli.models.classifiers import ImageClassifier, new_classifier
+from beitcli.models.foreign_vit import HEADS, ForeignArchitecture, ForeignViT, load_foreign
 from beitcli.models.references import OpenedModel, open_checkpoint, open_pretrained
 from beitcli.models.transfer import finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import newest_checkpoint
@@ -66,7 +69,7 @@ class FinetuneReport:
 
 def build_classifier(
     config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
-) -> Classifier:
+) -> ImageClassifier:
     """The model of `--init`, its head new but for the same classes; from scratch where nothing is `opened`.
 
     Of a run that goes on, `opened` is its own checkpoint: the loop loads it, and only its shape counts here.
@@ -82,12 +85,22 @@ def build_classifier(
         )
         return Classifier(architecture, len(classes), config.drop_path)
     if config.resume and opened.run.resolve() == Path(config.out).resolve():
-        return Classifier(opened.architecture, len(classes), config.drop_path)
+        return new_classifier(opened.architecture, len(classes), config.drop_path)
     warn(opened.warnings, on_event)
     architecture = finetuning_architecture(opened.architecture, config.size)
-    model = Classifier(architecture, len(classes), config.drop_path)
-    transfer = load_backbone(model, opened.tensors(), opened.architecture, architecture, anew=_anew(opened, classes))
-    unknown = opened.layout.dropped if opened.layout else ()
+    model = new_classifier(architecture, len(classes), config.drop_path)
+    if opened.seed is not None:
+        shape = (
+            f"{architecture.depth} blocks of width {architecture.width}, patches of {architecture.patch_size} pixels"
+        )
+        on_event(Note(f"From scratch, shaped as {opened.reference} says: {shape}."))
+        return model
+    anew = _anew(opened, classes)
+    if isinstance(model, ForeignViT):
+        transfer = load_foreign(model, opened.tensors(), opened.architecture, anew=anew)
+    else:
+        transfer = load_backbone(model, opened.tensors(), opened.architecture, architecture, anew=anew)
+    unknown = (*opened.layout.dropped, *opened.layout.head.values()) if opened.layout else ()
     on_event(Note(f"From {opened.weights} ({opened.format} {opened.kind}): " + "; ".join(transfer.sentences(unknown))))
     return model
 
@@ -98,6 +111,8 @@ def _anew(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
     The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
     """
     found = opened.described
+    if isinstance(found.architecture, ForeignArchitecture):
+        return () if found.kind == "classifier" and found.names_classes and found.classes == classes else HEADS
     if found.kind != "classifier" or found.pooling != "mean":
         return ("head.", "fc_norm.", "norm.")
     return () if found.names_classes and found.classes == classes else ("head.",)
@@ -109,7 +124,7 @@ def origin(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
         return open_checkpoint(config.out)
     if config.init == "random":
         return None
-    return open_pretrained(config.init, downloads(on_event)).normalized(config.normalization)
+    return open_pretrained(config.init, downloads(on_event), config.seed).normalized(config.normalization)
 
 
 def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
@@ -197,8 +212,7 @@ def _check_augmentation(view: FinetuningView) -> None:
 
 def _has_val(config: FinetuneConfig) -> bool:
     """Whether training leaves a `val` split of every DATA aside."""
-    splits = all(name == "sample" or all((Path(name) / s).is_dir() for s in ("train", "val")) for name in config.data)
-    return splits and config.split in (None, "train")
+    return config.split in (None, "train") and have_train_and_val(config.data)
 
 
 def _measured_on(config: FinetuneConfig, held: HeldOut) -> str:
@@ -213,7 +227,7 @@ def plan_rows(task: FinetuneTask, plan: Plan) -> dict[str, str]:
     flops = forward_flops(architecture, 0, 0)
     height, width = architecture.image_size
     return {
-        "model": f"BEiT from {task.config.init}, {parameters:,} parameters, {architecture.positions} positions",
+        "model": f"{_kind(architecture)} from {task.config.init}, {parameters:,} parameters",
         "images of": f"{height} x {width} pixels, {len(task.classes)} classes, {len(task.val):,} to measure on",
         "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         **describe_plan(plan, task.config),
@@ -221,3 +235,9 @@ def plan_rows(task: FinetuneTask, plan: Plan) -> dict[str, str]:
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
         "hardware": describe(task.compute),
     }
+
+
+def _kind(architecture: Architecture) -> str:
+    if isinstance(architecture, ForeignArchitecture):
+        return f"timm's {architecture.name}"
+    return f"BEiT ({architecture.positions} positions)"

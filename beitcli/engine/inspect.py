@@ -11,6 +11,7 @@ from beitcli.config.weights import InspectConfig
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.errors import StorageError
 from beitcli.models.description import Description, describe
+from beitcli.models.foreign import describe_foreign, is_foreign
 from beitcli.models.layouts import read_layout
 from beitcli.models.locate import Located, format_of, locate
 from beitcli.models.stated import stated_in
@@ -70,6 +71,8 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
     tensors = {name: list(shape) for name, shape in header.shapes.items()} if config.tensors else None
     if section.get("kind") == "tokenizer":
         return _own_tokenizer(config.ref, located, header, section, tensors)
+    if is_foreign(located.settings):
+        return _foreign(config.ref, located, header, tensors)
     layout = read_layout(header.shapes, config.ref)
     if layout.naming == "dall-e":
         return _dall_e(config.ref, header, tensors)
@@ -88,7 +91,7 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         image_size=list(architecture.image_size),
         grid=list(architecture.grid),
         vocab_size=found.outputs if target == "tokens" else None,
-        classes=found.outputs if found.kind == "classifier" else None,
+        classes=(found.outputs or None) if found.kind in ("classifier", "segmenter") else None,
         class_names=list(found.classes),
         target=target,
         normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
@@ -101,13 +104,40 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
     )
 
 
+def _foreign(ref: str, located: Located, header: WeightFile, tensors: Listed) -> InspectReport:
+    """A vision Transformer of timm's, described by timm itself."""
+    found = describe_foreign(located.settings, header.shapes, ref)
+    architecture = found.architecture
+    return InspectReport(
+        ref=ref,
+        format="beit" if located.is_ours else "timm",
+        kind=found.kind,
+        architecture={**architecture.as_dict(), "pooling": found.pooling},
+        parameters=found.parameters,
+        image_size=list(architecture.image_size),
+        grid=list(architecture.grid),
+        vocab_size=None,
+        classes=found.outputs or None,
+        class_names=list(found.classes),
+        target=None,
+        normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
+        file=str(located.weights),
+        container=header.container,
+        bytes=header.size,
+        dropped=[],
+        assumed=list(found.assumed),
+        tensors=tensors,
+    )
+
+
 def _architecture(found: Description) -> dict[str, Any]:
     architecture = found.architecture
     plain = asdict(architecture)
     del plain["image_size"]
     size = _NAMES.get((architecture.width, architecture.depth))
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
-    return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, "pooling": found.pooling}
+    last = {"head": found.head} if found.kind == "segmenter" else {"pooling": found.pooling}
+    return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 
 def _own_tokenizer(

@@ -24,6 +24,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.token_cache import CachedView
 from beitcli.data.views import PretrainingView, normalize
 from beitcli.engine.cached_tokens import CachedTokens
+from beitcli.engine.online_probe import OnlineProbe
 from beitcli.engine.rounds import in_rounds
 from beitcli.engine.targets import PixelTarget, TokenTarget
 from beitcli.engine.training import Plan, Task, Tensors
@@ -44,9 +45,11 @@ class PretrainTask(Task):
 
     Attributes:
         known: Where there is a token cache: what completes batches from it.
+        probe: Where `--probe` asks for one.
     """
 
     known: CachedTokens | None = None
+    probe: OnlineProbe | None = None
     name, kind = "pretrain", "masked-image-model"
     model: MaskedImageModel
 
@@ -131,6 +134,9 @@ class PretrainTask(Task):
                 outputs, wanted = self.outputs_and_wanted(tensors)
             tally.add(outputs, wanted, self.counted(tensors))
         return tally.figures(world)
+
+    def monitor(self) -> dict[str, float]:
+        return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}
 
     def settings(self) -> dict[str, Any]:
         """`tokenizer` and `token_size` are None where pixels are predicted, `masking` where nothing is hidden."""

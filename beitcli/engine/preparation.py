@@ -203,6 +203,7 @@ def stream(
         steps=steps,
         workers=choose_workers(config.workers, compute.device, world.local_size),
         masking=masking,
+        repeats=getattr(config, "repeats", 1),
         pin_memory=compute.device.type == "cuda",
         share=(world.rank, world.size),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.resolve import resolve
 from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
 from beitcli.data.loader import Batch
@@ -23,6 +24,7 @@ from beitcli.engine.cached_tokens import CachedTokens, open_token_cache
 from beitcli.engine.cards import TARGETS, pretraining_card
 from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore
 from beitcli.engine.masked_image_modeling import PretrainTask, token_size, views_and_masks
+from beitcli.engine.online_probe import OnlineProbe
 from beitcli.engine.opened_tokenizer import prepared, token_precision, tokenizer_for
 from beitcli.engine.preparation import (
     checkpoint_bytes,
@@ -90,6 +92,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
     if config.dry_run:
         return _rehearse(config, masking, source, given, own, compute, on_event)
+    probe = _probe(config, compute, on_event)
     run = open_run(config, world)
     with StopRequest() as stop:
         command = f"Go on with: beit pretrain --out {run.path} --resume"
@@ -102,6 +105,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         held = hold_out(source, config.holdout, config.seed)
         plan = make_plan(config, held.training)
         task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
+        task.probe = probe
         view, masks = views_and_masks(config, tokenizer, masking)
         planned = Planned("Pretraining", plan_rows(task, plan))
         with _token_cache(config, task, source, view, on_event) as task.known:
@@ -130,6 +134,14 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     card = pretraining_card(config, report, tokenizer.reference if tokenizer else None, describe(compute))
     run.write_text("README.md", card)
     return report
+
+
+def _probe(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> OnlineProbe | None:
+    if config.probe is None:
+        return None
+    return OnlineProbe(
+        config.probe, config.image_size, NORMALIZATIONS[config.normalization], config.seed, compute, on_event
+    )
 
 
 def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:

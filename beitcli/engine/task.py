@@ -106,6 +106,10 @@ class Task(ABC):
     def measure(self) -> dict[str, float]:
         """Figures on held-out images; must not change anything that training reads."""
 
+    def monitor(self) -> dict[str, float]:
+        """Figures to watch at each save, of the model in evaluation mode; in the log alone, never in a checkpoint."""
+        return {}
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What the checkpoint's config.json must hold to open it again."""

@@ -79,7 +79,7 @@ def train(
         batches_from: (images_seen, steps) to this process's part of the batches from there on.
         resume_command: What a person runs to go on after a stop.
         planned: Told unless the run is finished already.
-        bad_before: Images found unreadable before the first step.
+        bad_before: Images found unreadable before the first step, beside the plan's.
         path_of: Index of a training image to what names it.
 
     Raises:
@@ -99,7 +99,7 @@ def train(
         on_event(planned)
     run.rewind_metrics(state.step)
     run.write_text("bad-images.jsonl", "")
-    ledger = BadImageLedger(run, plan.images, plan.max_bad, resume_command)
+    ledger = BadImageLedger(run, plan.images + len(bad_before), plan.max_bad, resume_command)
     ledger.note([*bad_before, *stored.bad])
     saver = Saver(task, run, compute, scaler, ledger, on_event)
     saver.last_saved = state.step
@@ -166,12 +166,12 @@ def train(
             figures |= task.figures()
             if saver.stall:
                 figures["save_stall_seconds"], saver.stall = saver.stall, 0.0
-            measured, stopping = _measured(task) if saving else (None, False)
+            measured, watched, stopping = _measured(task) if saving else (None, {}, False)
             if measured is not None:
                 held_out = {f"held_out_{name}": value for name, value in measured.items()}
                 _require_finite(held_out, state.step, saver.last_saved)  # no checkpoint of spoilt weights
                 state.figures = measured
-                figures |= held_out
+                figures |= held_out | watched
             line = {"step": state.step, "epoch": round(plan.epoch(state.step), 4)}
             run.append_json("metrics.jsonl", line | {k: v for k, v in figures.items() if math.isfinite(v)})
             on_event(Progress(task.name, state.step, plan.steps, "step", figures))
@@ -209,13 +209,13 @@ def _stop_here(saver: Saver, plan: Plan, state: Progressed, stop: StopRequest, r
     raise stop.stopped(f"By a signal at step {state.step}; progress is saved.", resume_command)
 
 
-def _measured(task: Task) -> tuple[dict[str, float] | None, bool]:
-    """Figures on held-out images, None where a signal came meanwhile; and whether one did."""
+def _measured(task: Task) -> tuple[dict[str, float] | None, dict[str, float], bool]:
+    """Figures on held-out images, None where a signal came meanwhile; those to watch; and whether one came."""
     task.model.eval()
     try:
-        return task.measure(), False
+        return task.measure(), task.monitor(), False
     except _StopAsked:
-        return None, True
+        return None, {}, True
     finally:
         task.model.train()
 

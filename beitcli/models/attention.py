@@ -16,13 +16,14 @@ from timm.models.beit import Attention, Beit
 from torch.nn.functional import linear
 
 from beitcli.errors import UsageError
+from beitcli.models.foreign_vit import ForeignViT
 
 
 class _Caught(Exception):
     """Ends the forward pass: the blocks behind the one that is looked into are not needed."""
 
 
-def block_index(model: Beit, layer: int) -> int:
+def block_index(model: Beit | ForeignViT, layer: int) -> int:
     """`layer` from 0, negative ones counted from the end.
 
     Raises:
@@ -39,11 +40,13 @@ def block_index(model: Beit, layer: int) -> int:
 
 @torch.no_grad()
 def attention_rows(
-    model: Beit, images: torch.Tensor, layer: int = -1, queries: Sequence[int] | None = None
+    model: Beit | ForeignViT, images: torch.Tensor, layer: int = -1, queries: Sequence[int] | None = None
 ) -> torch.Tensor:
     """What each query attends to in one block, for a model in evaluation mode.
 
     Args:
+        model: Tokens before the patches of a model of timm's (class, distillation, registers) count as one: a query
+            asks of the first, a key is the sum of their shares; a model without any gives them 0.
         images: (B, 3, H, W), normalised; nothing is masked.
         layer: Block from 0; negative ones count from the end.
         queries: R positions in [0, L), 0 the class token and 1 + n patch n; None for all.
@@ -54,6 +57,8 @@ def attention_rows(
     Raises:
         UsageError: The model has no such block.
     """
+    if isinstance(model, ForeignViT):
+        return _like_beit(model.attention(images, block_index(model, layer)), model.num_prefix_tokens, queries)
     attention = model.blocks[block_index(model, layer)].attn
     caught: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
@@ -71,6 +76,14 @@ def attention_rows(
     hidden, shared_bias = caught[0]
     with torch.autocast(images.device.type, enabled=False):
         return _softmax_rows(attention, hidden.float(), shared_bias, queries)
+
+
+def _like_beit(attention: torch.Tensor, prefix: int, queries: Sequence[int] | None) -> torch.Tensor:
+    """(B, heads, prefix + N, prefix + N) to (B, heads, R or 1 + N, 1 + N)."""
+    shares = torch.cat((attention[..., :prefix].sum(dim=-1, keepdim=True), attention[..., prefix:]), dim=-1)
+    first = shares[..., :1, :] if prefix else torch.zeros_like(shares[..., :1, :])
+    rows = torch.cat((first, shares[..., prefix:, :]), dim=-2)
+    return rows if queries is None else rows[..., list(queries), :]
 
 
 def _softmax_rows(

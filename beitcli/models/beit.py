@@ -26,7 +26,8 @@ from beitcli.models.description import Pooling
 _KEEP_NORM = {"global_pool": "token", "num_classes": 0}  # timm's way to end with `norm` and no head
 
 
-def _timm_arguments(architecture: Architecture, drop_path: float) -> dict[str, Any]:
+def timm_arguments(architecture: Architecture, drop_path: float) -> dict[str, Any]:
+    """What timm's `Beit` is built with."""
     return {
         "img_size": architecture.image_size,
         "patch_size": architecture.patch_size,
@@ -52,7 +53,7 @@ class MaskedImageModel(Backbone):
     """
 
     def __init__(self, architecture: Architecture, outputs: int, drop_path: float = 0.0) -> None:
-        super().__init__(**_timm_arguments(architecture, drop_path), **_KEEP_NORM)
+        super().__init__(**timm_arguments(architecture, drop_path), **_KEEP_NORM)
         self.architecture: Architecture = architecture
         self.train_here()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, architecture.width))
@@ -135,7 +136,7 @@ class Classifier(Backbone):
         self, architecture: Architecture, classes: int, drop_path: float = 0.0, pooling: Pooling = "mean"
     ) -> None:
         pool = "avg" if pooling == "mean" else "token"
-        super().__init__(**_timm_arguments(architecture, drop_path), global_pool=pool, num_classes=classes)
+        super().__init__(**timm_arguments(architecture, drop_path), global_pool=pool, num_classes=classes)
         self.architecture: Architecture = architecture
         self.train_here()
         self.pooling: Pooling = pooling

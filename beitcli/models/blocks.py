@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -202,6 +202,32 @@ class Backbone(Beit):
         for block, drawn in zip(self.blocks[:-1], draws[:-1], strict=True):
             hidden = run_block(block, hidden, shared_bias, draws=drawn)
         return run_block(self.blocks[-1], hidden, shared_bias, rows, draws[-1])
+
+    def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
+        """Shows (layer, (B, L, D)) behind each block, layers from 1; only one block's output is held at a time.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+        """
+        hidden = self.embed(self.patch_embed(images))
+        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        for layer, block in enumerate(self.blocks, start=1):
+            hidden = run_block(block, hidden, shared_bias)
+            visit(layer, hidden)
+
+    def block_outputs(self, hidden: torch.Tensor, which: Sequence[int]) -> list[torch.Tensor]:
+        """The outputs of some blocks, (B, L, D) each, unnormed; blocks beyond the last of them are not computed.
+
+        Args:
+            hidden: (B, L, D), the embedded patches behind the class token.
+            which: Blocks from 0, ascending; one may stand there twice.
+        """
+        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        outputs = []
+        for block in self.blocks[: which[-1] + 1]:
+            hidden = run_block(block, hidden, shared_bias)
+            outputs.append(hidden)
+        return [outputs[number] for number in which]
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W), normalised, to (B, L, D)."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from beitcli.config.architecture import Architecture, Positions
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
 from beitcli.errors import StorageError
+from beitcli.models.head_names import head_kind
 from beitcli.models.layouts import Layout
 
 _RELEASED_HEAD_WIDTH = 64
@@ -30,6 +31,8 @@ _AXES = (
     ("", 1),
 )  # by the end of the name
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; nothing that is learned
+
 Kind = Literal["masked-image-model", "classifier", "segmenter", "backbone", "tokenizer"]
 Pooling = Literal["mean", "token"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -42,6 +45,7 @@ class Stated:
     Attributes:
         image_size: (H, W) in pixels.
         classes: Names, in the order of the head's outputs.
+        head: Of a segmenter, by name.
         normalization: Mean and standard deviation a channel, of [0, 1] images.
         crop_share: Share of the resized image that evaluation keeps.
     """
@@ -54,6 +58,7 @@ class Stated:
     pooling: Pooling | None = None
     norm_eps: float = 1e-6
     layer_scale: float | None = None
+    head: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,8 @@ class Description:
 
     Attributes:
         parameters: Numbers in all tensors that are taken.
-        outputs: V of a masked image model, classes of a classifier, else 0.
+        outputs: V of a masked image model, classes of a classifier or segmenter, else 0.
+        head: Of a segmenter, by name; None where it is none that is known here.
         classes: Names; numbers where `names_classes` is false.
         assumed: What neither tensors nor settings tell, in words.
     """
@@ -76,6 +82,7 @@ class Description:
     pooling: Pooling
     normalization: Normalization
     crop_share: float | None
+    head: str | None = None
     assumed: tuple[str, ...] = field(default=())
 
 
@@ -166,8 +173,14 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         normalization = INCEPTION if released else IMAGENET
         assumed.append(f"images normalised by {'0.5 / 0.5' if released else 'ImageNet mean and std'}")
     number = outputs.get("token_head", outputs.get("head", 0))
-    classes = stated.classes if kind == "classifier" else ()
-    names_classes = kind != "classifier" or len(classes) == number
+    if kind == "segmenter":
+        classifying = layout.head.get("decode_head.conv_seg.weight") or layout.head.get(
+            "decode_head.main.conv_seg.weight"
+        )
+        number = shapes[classifying][0] if classifying and shapes[classifying] else 0
+    named = kind in ("classifier", "segmenter")
+    classes = stated.classes if named else ()
+    names_classes = not named or len(classes) == number
     if not names_classes:
         classes = tuple(map(str, range(number)))
         known = IMAGENETS.get(number)
@@ -175,13 +188,15 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
     return Description(
         kind=kind,
         architecture=architecture,
-        parameters=sum(math.prod(shape) for shape in ours.values()),
+        parameters=sum(math.prod(shape) for shape in ours.values())
+        + sum(math.prod(shapes[name]) for name in layout.head.values() if not name.endswith(_STATISTICS)),
         outputs=number,
         classes=classes,
         names_classes=names_classes,
         pooling=pooling,
         normalization=normalization,
         crop_share=stated.crop_share,
+        head=(stated.head or head_kind(layout.head)) if kind == "segmenter" else None,
         assumed=tuple(assumed),
     )
 

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from beitcli.errors import StorageError
+from beitcli.models.head_names import head_name
 
 Naming = Literal["beit", "hf", "dall-e"]
 
@@ -71,7 +72,6 @@ _HF_LAYER_IN_MEMORY = {
 _QKV_IN_MEMORY = [f"attention.{part}_proj.weight" for part in "qkv"]
 _HF_OUTSIDE = {"masked-image-model": ("layernorm", "lm_head"), "classifier": ("classifier",)}  # of `beit.`
 _INSIDE = re.compile(r"(backbone\.|beit\.)?(blocks|patch_embed|encoder|layers|embeddings)\.")
-_SEGMENTER = ("decode_head.", "auxiliary_head.", "fpn")
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,17 @@ class Layout:
         naming: `beit` for the release's and timm's names, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder.
         parts: Our name to the file's names; several are joined along the first axis.
         dropped: Names that have no place here.
+        head: Our name to the file's of a segmentation head's tensors; they have no place in a backbone.
     """
 
     naming: Naming
     parts: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
+    head: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_segmenter(self) -> bool:
-        return any(name.startswith(_SEGMENTER) for name in self.dropped)
+        return bool(self.head)
 
     @property
     def is_version_2(self) -> bool:
@@ -141,7 +143,14 @@ def _read_plain(names: list[str]) -> Layout:
             parts[ours] = (name,)
         elif not _INDEX.fullmatch(ours):
             dropped.append(name)
-    return Layout("beit", parts, tuple(dropped))
+    return _split_head("beit", parts, dropped)
+
+
+def _split_head(naming: Naming, parts: dict[str, tuple[str, ...]], left: list[str]) -> Layout:
+    """What is left beside the backbone: a segmentation head, and what has no place at all."""
+    head = {ours: name for name in left if (ours := head_name(name)) is not None}
+    taken = set(head.values())
+    return Layout(naming, parts, tuple(name for name in left if name not in taken), head)
 
 
 def _read_hf(names: list[str]) -> Layout:
@@ -165,7 +174,7 @@ def _read_hf(names: list[str]) -> Layout:
     for ours, theirs in parts.items():
         if "" in theirs:
             raise StorageError(f"{ours} is not whole: only {', '.join(filter(None, theirs))}.", "Download it again.")
-    return Layout("hf", parts, tuple(dropped))
+    return _split_head("hf", parts, dropped)
 
 
 def _from_hf(name: str) -> tuple[str | None, int | None]:

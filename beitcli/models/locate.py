@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors", "model.pth", "checkpoint.pth")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt")
+_FAMILIES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")  # of ViT and EVA alone
 _PUBLISHED = ("beit", "dit_", "microsoft", "facebook")
 
 
@@ -44,6 +45,21 @@ class Located:
     def is_ours(self) -> bool:
         """Whether this program wrote the folder."""
         return "beit" in self.settings
+
+
+def names_a_model(reference: str) -> bool:
+    """Whether a reference is a MODEL by its form or by what lies there; no file is opened, nothing downloaded.
+
+    `random`, timm/..., hf://OWNER/NAME, MODEL@random; a file of weights; a folder with weights, with checkpoints, or
+    with a run's config.toml. A folder of images or of shards is none.
+    """
+    path = Path(reference)
+    if path.is_dir():
+        return any((path / name).exists() for name in (*WEIGHTS, "checkpoints", "config.toml"))
+    if reference.startswith("hf://"):
+        return not reference.startswith("hf://datasets/")
+    named = reference == "random" or reference.startswith("timm/") or "@random" in reference
+    return path.suffix.lower() in _SUFFIXES or (named and not path.exists())
 
 
 def locate(reference: str, on_progress: OnProgress | None = None) -> Located:
@@ -157,27 +173,48 @@ def _on_hub(
     )
 
 
+def is_beit_name(name: str) -> bool:
+    """Whether a timm model is a BEiT by its name."""
+    return name.startswith(("beit_", "beitv2_"))
+
+
+def timm_name(name: str) -> str:
+    """The architecture of a timm model, its tag off.
+
+    Raises:
+        UsageError: timm has no such model, or it is no vision Transformer that opens here.
+    """
+    from timm.models import is_model, list_models, model_entrypoint
+
+    bare = name.split(".")[0]
+    if not is_model(bare):
+        near = difflib.get_close_matches(bare, list_models(["beit_*", "beitv2_*", "vit_*", "deit*", "eva*"]), n=1)
+        hint = f"Did you mean 'timm/{near[0]}'?" if near else "`timm.list_models('beit*')` lists them."
+        raise UsageError(f"timm has no model '{name}'.", hint)
+    if not is_beit_name(bare) and model_entrypoint(bare).__module__ not in _FAMILIES:
+        raise UsageError(
+            f"timm's '{name}' is no BEiT and no plain vision Transformer.",
+            "Give timm/beit_..., timm/beitv2_..., timm/vit_..., timm/deit_... or timm/eva_...",
+        )
+    return bare
+
+
 def _timm_repository(name: str) -> str:
     """The hub repository of a timm model; its tag may be left out.
 
     Raises:
-        UsageError: timm has no such weights, or they are no BEiT.
+        UsageError: timm has no such weights, or they are none that open here.
     """
-    from timm.models import get_pretrained_cfg, is_model, list_models
+    from timm.models import get_pretrained_cfg, list_models
 
-    if not is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name.split(".")[0], list_models(["beit_*", "beitv2_*"]), n=1)
-        hint = f"Did you mean 'timm/{near[0]}'?" if near else "`timm.list_models('beit*')` lists them."
-        raise UsageError(f"timm has no model '{name}'.", hint)
-    if not name.startswith(("beit_", "beitv2_")):
-        raise UsageError(f"timm's '{name}' is no BEiT.", "Give timm/beit_... or timm/beitv2_...")
+    bare = timm_name(name)
     try:
         cfg = get_pretrained_cfg(name)
     except RuntimeError:  # it has no such tag
         cfg = None
     repo = getattr(cfg, "hf_hub_id", None)
     if cfg is None or not repo:
-        weights = list_models(f"{name.split('.')[0]}.*", pretrained=True)
+        weights = list_models(f"{bare}.*", pretrained=True)
         hint = f"It has: {', '.join(weights[:4])}." if weights else "Give a model that timm has weights of."
         raise UsageError(f"timm has no weights '{name}'.", hint)
     return repo if not repo.endswith("/") else f"{repo}{cfg.architecture}.{cfg.tag}"

@@ -14,6 +14,7 @@ from timm.models.beit import gen_relative_position_index
 from beitcli.config.architecture import Architecture
 from beitcli.config.normalization import Normalization
 from beitcli.models.description import Pooling
+from beitcli.models.foreign_vit import ForeignArchitecture
 from beitcli.models.layouts import hf_names
 
 Tensors = dict[str, torch.Tensor]
@@ -46,24 +47,15 @@ def timm_settings(
     """
     size = "large" if architecture.width >= 1024 else "base"
     pool = "avg" if pooling == "mean" else "token"
+    name, arguments = f"beit_{size}_patch16_224", _beit_arguments(architecture, pool)  # overrides all of its defaults
+    if isinstance(architecture, ForeignArchitecture):
+        name, arguments = architecture.name, architecture.arguments
     return {
-        "architecture": f"beit_{size}_patch16_224",  # its defaults are all overridden by model_args
+        "architecture": name,
         "num_classes": len(classes),
         "num_features": architecture.width,
         "global_pool": pool,
-        "model_args": {
-            "img_size": list(architecture.image_size),
-            "patch_size": architecture.patch_size,
-            "embed_dim": architecture.width,
-            "depth": architecture.depth,
-            "num_heads": architecture.heads,
-            "mlp_ratio": architecture.mlp_ratio,
-            "init_values": architecture.layer_scale,
-            "use_abs_pos_emb": architecture.positions == "absolute",
-            "use_rel_pos_bias": architecture.positions == "per-block",
-            "use_shared_rel_pos_bias": architecture.positions == "shared",
-            "global_pool": pool,
-        },
+        "model_args": {"img_size": list(architecture.image_size), **arguments},
         "pretrained_cfg": {
             "num_classes": len(classes),
             "input_size": [3, *architecture.image_size],
@@ -77,6 +69,21 @@ def timm_settings(
             "classifier": "head",
         },
         "label_names": list(classes),
+    }
+
+
+def _beit_arguments(architecture: Architecture, pool: str) -> dict[str, Any]:
+    return {
+        "patch_size": architecture.patch_size,
+        "embed_dim": architecture.width,
+        "depth": architecture.depth,
+        "num_heads": architecture.heads,
+        "mlp_ratio": architecture.mlp_ratio,
+        "init_values": architecture.layer_scale,
+        "use_abs_pos_emb": architecture.positions == "absolute",
+        "use_rel_pos_bias": architecture.positions == "per-block",
+        "use_shared_rel_pos_bias": architecture.positions == "shared",
+        "global_pool": pool,
     }
 
 

@@ -17,9 +17,20 @@ from beitcli.config.architecture import Architecture
 from beitcli.config.normalization import NORMALIZATIONS, Normalization
 from beitcli.errors import StorageError
 from beitcli.models.beit import Classifier, MaskedImageModel
+from beitcli.models.classifiers import ImageClassifier, drawn
 from beitcli.models.description import Description, describe
+from beitcli.models.foreign import (
+    describe_foreign,
+    describe_random,
+    describe_timm_random,
+    is_foreign,
+    shape_only,
+    unlearned,
+)
+from beitcli.models.foreign_vit import ForeignArchitecture, build_foreign, load_foreign
 from beitcli.models.layouts import Layout, read_layout
-from beitcli.models.locate import WEIGHTS, format_of, locate
+from beitcli.models.locate import WEIGHTS, format_of, locate, read_settings
+from beitcli.models.segmenter import Segmenter
 from beitcli.models.stated import check_section, stated_in
 from beitcli.models.transfer import Transfer, by_block, finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import SUMS, Checkpoint, newest_checkpoint, verified_checkpoint
@@ -29,7 +40,12 @@ from beitcli.runtime.json_text import parse_json
 from beitcli.runtime.weight_files import WeightFile, read_header, read_tensors
 
 Built = TypeVar("Built", bound=nn.Module)
-MADE_BY = {"masked-image-model": "pretrain", "classifier": "finetune", "tokenizer": "train-tokenizer"}
+MADE_BY = {
+    "masked-image-model": "pretrain",
+    "classifier": "finetune",
+    "segmenter": "finetune --task segment",
+    "tokenizer": "train-tokenizer",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class OpenedModel:
         layout: Likewise.
         checkpoint: Where this program wrote it, its folder.
         warnings: Newer checkpoints that were damaged, and what had to be assumed.
+        seed: Where only the shape is wanted: what the weights are drawn from.
     """
 
     reference: str
@@ -55,6 +72,7 @@ class OpenedModel:
     layout: Layout | None
     checkpoint: Checkpoint | None
     warnings: tuple[str, ...]
+    seed: int | None = None
 
     @property
     def described(self) -> Description:
@@ -93,8 +111,12 @@ class OpenedModel:
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The weights on the CPU in fp32, under our names."""
+        """The weights on the CPU in fp32, under our names; timm's other models keep their own."""
+        if self.seed is not None:
+            return dict(drawn(self.architecture, self.seed).state_dict())
         stored = read_tensors(self.weights)
+        if isinstance(self.description and self.description.architecture, ForeignArchitecture):
+            return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
         if self.layout is None or self.layout.naming == "dall-e":
             return stored
         joined = {}
@@ -102,6 +124,13 @@ class OpenedModel:
             tensors = [_floating(stored[part], part, self.reference).float() for part in parts]
             joined[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         return joined
+
+    def head_tensors(self) -> dict[str, torch.Tensor]:
+        """Those of a segmenter's head, under our names; nothing where the head is none that is known here."""
+        if self.layout is None or self.described.head is None:
+            return {}
+        stored = read_tensors(self.weights)
+        return {ours: stored[name] for ours, name in self.layout.head.items()}
 
 
 def _floating(tensor: torch.Tensor, name: str, reference: str) -> torch.Tensor:
@@ -130,21 +159,37 @@ def open_checkpoint(reference: str) -> OpenedModel:
     check_section(settings, reference)
     if kind == "tokenizer":
         return OpenedModel(reference, "beit", kind, weights, settings, None, None, checkpoint, checkpoint.damaged)
+    beside = read_settings(checkpoint.path / "config.json")
+    if is_foreign(beside):
+        seen = describe_foreign(beside, read_header(weights).shapes, reference)
+        return OpenedModel(reference, "beit", kind, weights, settings, seen, None, checkpoint, checkpoint.damaged)
     layout, description = _read(read_header(weights), {"beit": settings}, {}, reference)
     return OpenedModel(reference, "beit", kind, weights, settings, description, layout, checkpoint, checkpoint.damaged)
 
 
-def open_model(reference: str, on_progress: OnProgress | None = None) -> OpenedModel:
-    """Any BEiT, of this program or another's.
+def open_model(reference: str, on_progress: OnProgress | None = None, seed: int = 0) -> OpenedModel:
+    """Any BEiT, of this program or another's, or a vision Transformer of timm's.
+
+    Args:
+        seed: Of the weights where none are to be read (`MODEL@random`, `random`).
 
     Raises:
         UsageError: There is nothing of that name.
-        StorageError: It is no BEiT, damaged, or cannot be had.
+        StorageError: It is none of these, damaged, or cannot be had.
     """
+    base = unlearned(reference)
+    if base is not None:
+        return _unlearned(reference, base, on_progress, seed)
+    if reference == "random":
+        return OpenedModel(reference, "none", "backbone", Path(), {}, describe_random(), None, None, (), seed)
     if _our_checkpoint_folder(Path(reference)) is not None:
         return open_checkpoint(reference)
     located = locate(reference, on_progress)
     header = read_header(located.weights)
+    if is_foreign(located.settings):
+        seen = describe_foreign(located.settings, header.shapes, reference)
+        said = tuple(f"'{reference}' does not say it; assumed: {what}." for what in seen.assumed)
+        return OpenedModel(reference, "timm", seen.kind, located.weights, {}, seen, None, None, said)
     layout, description = _read(header, located.settings, located.preprocessing, reference)
     if description is None:
         raise StorageError(f"'{reference}' is DALL-E's tokenizer, not a BEiT.", "Pass it as --tokenizer.")
@@ -159,6 +204,17 @@ def open_model(reference: str, on_progress: OnProgress | None = None) -> OpenedM
         checkpoint=None,
         warnings=_remarks(reference, layout, header, description),
     )
+
+
+def _unlearned(reference: str, base: str, on_progress: OnProgress | None, seed: int) -> OpenedModel:
+    """The shape of `base` alone."""
+    if base.startswith("timm/") and not Path(base).exists():
+        found = describe_timm_random(reference)
+        return OpenedModel(reference, "none", "backbone", Path(), {}, found, None, None, (), seed)
+    opened = open_model(base, on_progress)
+    shape = shape_only(opened.described)
+    opened = replace(opened, reference=reference, format="none", kind="backbone", description=shape)
+    return replace(opened, settings={}, layout=None, seed=seed)
 
 
 def _remarks(reference: str, layout: Layout, header: WeightFile, description: Description) -> tuple[str, ...]:
@@ -262,17 +318,36 @@ def _blank(build: Callable[[], Built]) -> Built:
 
 def open_classifier(
     reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None
-) -> tuple[Classifier, OpenedModel]:
+) -> tuple[ImageClassifier, OpenedModel]:
     """A finetuned classifier with its weights, in evaluation mode, resized to `size` (H, W) where given."""
     return classifier_of(open_model(reference, on_progress), size)
 
 
-def classifier_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Classifier, OpenedModel]:
+def classifier_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[ImageClassifier, OpenedModel]:
     """The classifier of these weights, as `open_classifier` gives it."""
     expect(opened, "classifier")
     target = finetuning_architecture(opened.architecture, size)
     tensors = opened.tensors()
+    if isinstance(target, ForeignArchitecture):
+        foreign = build_foreign(target, opened.described.outputs)
+        return foreign.eval(), _resized(opened, load_foreign(foreign, tensors, opened.architecture))
     model = _blank(lambda: Classifier(target, opened.described.outputs, pooling=opened.described.pooling))
+    transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
+    return model.eval(), _resized(opened, transfer)
+
+
+def segmenter_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Segmenter, OpenedModel]:
+    """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
+    expect(opened, "segmenter")
+    head = opened.described.head
+    if head is None:
+        raise StorageError(
+            f"'{opened.reference}' is a segmenter with another head than UPerNet.",
+            "Finetune from it: its backbone is taken.",
+        )
+    target = finetuning_architecture(opened.architecture, size)
+    tensors = opened.tensors() | opened.head_tensors()
+    model = _blank(lambda: Segmenter(target, opened.described.outputs, head))
     transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
     return model.eval(), _resized(opened, transfer)
 
@@ -285,21 +360,26 @@ def _resized(opened: OpenedModel, transfer: Transfer) -> OpenedModel:
     return replace(opened, warnings=(*opened.warnings, said))
 
 
-def open_pretrained(reference: str, on_progress: OnProgress | None = None) -> OpenedModel:
-    """The checkpoint of any BEiT, to start from."""
-    opened = open_model(reference, on_progress)
+def open_pretrained(reference: str, on_progress: OnProgress | None = None, seed: int = 0) -> OpenedModel:
+    """The checkpoint of any BEiT or vision Transformer of timm's, to start from."""
+    opened = open_model(reference, on_progress, seed)
     if opened.description is None:
         expect(opened, "masked-image-model", "classifier")
     return opened
 
 
 def open_backbone(
-    reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None
-) -> tuple[Classifier, OpenedModel]:
-    """Any BEiT as a backbone in the finetuning layout, for features and attention; its head is not to be used."""
-    opened = open_pretrained(reference, on_progress)
+    reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None, seed: int = 0
+) -> tuple[ImageClassifier, OpenedModel]:
+    """Any model as a backbone in the finetuning layout, for features and attention; without its head."""
+    opened = open_pretrained(reference, on_progress, seed)
     target = finetuning_architecture(opened.architecture, size)
+    if opened.seed is not None:
+        return drawn(target, opened.seed).eval(), opened
     tensors = opened.tensors()
+    if isinstance(target, ForeignArchitecture):
+        foreign = build_foreign(target, 0)
+        return foreign.eval(), _resized(opened, load_foreign(foreign, tensors, opened.architecture))
     model = _blank(lambda: Classifier(target, 0))
     transfer = load_backbone(model, tensors, opened.architecture, target)
     return model.eval(), _resized(opened, transfer)

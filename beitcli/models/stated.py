@@ -112,6 +112,7 @@ def _ours(settings: Mapping[str, Any]) -> Stated:
         pooling=settings.get("pooling"),
         norm_eps=shape["norm_eps"],
         layer_scale=shape["layer_scale"],
+        head=settings.get("head"),
     )
 
 

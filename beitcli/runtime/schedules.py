@@ -16,3 +16,16 @@ def warmup_cosine(peak: float, end: float, step: int, steps: int, warmup_steps: 
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     return cosine(peak, end, step - warmup_steps, max(1, steps - 1 - warmup_steps))
+
+
+def warmup_polynomial(
+    peak: float, end: float, step: int, steps: int, warmup_steps: int, power: float = 1.0, ratio: float = 1e-6
+) -> float:
+    """Falls from `peak` at step 0 to `end` at `steps`, as (1 - step / steps)^power; a warm-up lies over it.
+
+    The warm-up takes `ratio` of it at step 0, rising to all of it at `warmup_steps` (mmseg's, which the release uses).
+    """
+    falling = end + (peak - end) * max(0.0, 1 - step / steps) ** power
+    if step >= warmup_steps:
+        return falling
+    return falling * (ratio + (1 - ratio) * step / warmup_steps)

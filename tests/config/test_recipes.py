@@ -16,7 +16,7 @@ KINDS: dict[str, type[Training]] = {
     kind.command: kind for kind in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
 }
 FILES = sorted(RECIPES.rglob("*.toml"))
-OURS = {"tiny", "small"}
+OURS = {"tiny", "small", "tiny-segment", "small-segment"}
 
 # Tables 4 and 12, appendix B, README: model, positions, LayerScale, epochs, warm-up in epochs and in steps, clip
 PRETRAIN: dict[str, tuple[Any, ...]] = {
@@ -56,6 +56,12 @@ FINETUNE: dict[str, tuple[Any, ...]] = {
     "large-intermediate-22k": ("large", None, 2e-3, 2048, 90, 5, 0.75, 0.2, 0.05, 0.0, 0.0, 1.0),
     "cifar-100": ("base", 224, 2e-3, 512, 150, 20, 0.65, 0.1, 0.3, 0.8, 1.0, None),
 }
+# Table 14 and the release: model, head, size, lr, layer decay, drop path, positions, LayerScale
+SEGMENT: dict[str, tuple[Any, ...]] = {
+    "base-ade20k": ("base", "upernet", 512, 7e-4, 0.65, 0.1, "per-block", 0.1),
+    "base-ade20k-setr": ("base", "setr-pup", 512, 1e-3, 0.65, 0.1, "absolute", 0.0),
+    "large-ade20k": ("large", "upernet", 640, 2e-5, 0.95, 0.2, "per-block", 1e-5),
+}
 EXPECTED = {
     ("pretrain", "base"): "83.2%",
     ("pretrain", "large"): "85.2%",
@@ -69,6 +75,9 @@ EXPECTED = {
     ("finetune", "large-22k"): "86.0%",
     ("finetune", "base-ft22k"): "85.2%",
     ("finetune", "large-ft22k"): "87.4%",
+    ("finetune", "base-ade20k"): "45.70 mIoU",
+    ("finetune", "base-ade20k-setr"): "45.6 mIoU",
+    ("finetune", "large-ade20k"): "56.7 mIoU",
 }
 
 
@@ -109,7 +118,7 @@ def test_recipe_has_one_block_of_keys_and_no_run_of_its_own(path):
 
 def test_recipes_of_the_paper_are_all_in_the_tables():
     assert set(recipe_names("pretrain")) - OURS == set(PRETRAIN) | set(ABLATIONS)
-    assert set(recipe_names("finetune")) - OURS == set(FINETUNE)
+    assert set(recipe_names("finetune")) - OURS == set(FINETUNE) | set(SEGMENT)
     assert set(ABLATED) | {"base-1k-300"} == set(ABLATIONS)
 
 
@@ -161,6 +170,18 @@ def test_finetuning_recipe_has_the_paper_s_numbers(name):
     assert config.erasing == (0.0 if name == "cifar-100" else 0.25)
     released = {"base": ("per-block", 0.1), "large": ("per-block", 1e-5)}[config.model]
     assert (config.positions, config.layer_scale) == (released if name.endswith("22k") else ("absolute", 0.0))
+
+
+@pytest.mark.parametrize("name", SEGMENT)
+def test_segmentation_recipe_has_the_numbers_of_table_14_and_the_release(name):
+    config = config_of("finetune", name)
+    assert (config.model, config.head, (size := config.size[0]), config.lr, config.layer_decay, config.drop_path,
+            config.positions, config.layer_scale) == SEGMENT[name]  # fmt: skip
+    schedule = (config.task, config.steps, config.batch_size, config.warmup_steps, config.min_lr, config.weight_decay)
+    assert schedule == ("segment", 160_000, 16, 1500, 0.0, 0.05)
+    assert (config.reduce_zero_label, config.ignore_index, config.short_side) == (True, 255, size)
+    views = (config.min_resize, config.max_resize, config.largest_share, config.photometric)
+    assert views == (0.5, 2.0, 0.75, True)
 
 
 @pytest.mark.parametrize(("command", "name"), EXPECTED, ids="/".join)

@@ -353,3 +353,35 @@ def test_workers_say_nothing_of_a_damaged_image_that_can_be_decoded(tmp_path, ca
     assert capfd.readouterr().err == ""
     source.pixels(0)
     assert "extraneous bytes" in capfd.readouterr().err  # the trap is a real one
+
+
+# Repeated augmentation
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_repeats_draw_each_image_in_a_row_with_other_views(workers):
+    options = keyed_options(kind=PretrainingView)
+    thrice = stream(Textured(10), **options, repeats=3, steps=8, workers=workers)
+    indices = [index for batch in thrice for index in batch.indices]
+    once = [index for batch in stream(Textured(10), **options, steps=3) for index in batch.indices]
+    assert indices[:30] == [index for index in once[:10] for _ in range(3)]
+    images = torch.cat([batch.tensors["images"] for batch in thrice])
+    for first in range(0, 30, 3):
+        a, b, c = images[first : first + 3]
+        assert not torch.equal(a, b)
+        assert not torch.equal(b, c)
+        assert not torch.equal(a, c)
+
+
+def test_a_stream_with_repeats_goes_on_from_any_view():
+    options = keyed_options(kind=PretrainingView)
+    whole = stream(Textured(7), **options, repeats=3, batch_size=4, steps=12)
+    rest = stream(Textured(7), **options, repeats=3, batch_size=4, steps=7, images_seen=20)
+    assert all(equal(first, second) for first, second in zip(whole[5:], rest, strict=True))
+
+
+def test_repeats_replace_an_unreadable_image_by_the_same_other_one():
+    broken = stream(Textured(6, bad=(2,)), repeats=2, batch_size=2, steps=6)
+    pairs = [batch.indices for batch in broken]
+    assert all(first == second for first, second in pairs)
+    assert 2 not in {index for pair in pairs for index in pair}

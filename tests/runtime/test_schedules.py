@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beitcli.runtime.schedules import cosine, warmup_cosine
+from beitcli.runtime.schedules import cosine, warmup_cosine, warmup_polynomial
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,16 @@ def test_warmup_cosine_rises_then_falls_and_stays_in_its_range(steps, share):
     top = max(warmup, 1) - 1
     assert values[: top + 1] == sorted(values[: top + 1])
     assert values[top + 1 :] == sorted(values[top + 1 :], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "value"),
+    [(0, 1e-6 * 2.0), (5, 1.9 * (1e-6 + (1 - 1e-6) * 0.5)), (10, 1.8), (50, 1.0), (99, 0.02), (100, 0.0), (101, 0.0)],
+)
+def test_linear_schedule_with_warm_up_at_hand_computed_steps(step, value):
+    assert warmup_polynomial(2.0, 0.0, step, 100, 10) == pytest.approx(value, abs=1e-12)
+
+
+def test_polynomial_schedule_falls_by_its_power_to_its_end():
+    assert warmup_polynomial(1.0, 0.2, 50, 100, 0, power=2.0) == pytest.approx(0.2 + 0.8 * 0.25)
+    assert warmup_polynomial(1.0, 0.2, 100, 100, 0, power=2.0) == 0.2

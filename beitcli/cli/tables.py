@@ -1,0 +1,36 @@
+"""Figures as tables: of one model by layer, of several models side by side, the best of each column in bold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_FACTS = ("layer", "images")  # shown beside the figures, never the best of anything
+
+
+def side_by_side(rows: Sequence[dict[str, Any]], first: str) -> Table:
+    """A row each; its figures are what is a float between 0 and 1.
+
+    Args:
+        first: The column that names a row.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    figures = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    facts = [name for name in _FACTS if name != first and any(name in row for row in rows)]
+    best = {name: max(row[name] for row in rows if isinstance(row.get(name), float)) for name in figures}
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    table.add_column(first)
+    for name in (*figures, *facts):
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for row in rows:
+        if "error" in row:
+            table.add_row(Text(str(row[first])), Text("failed", style="red"))
+            continue
+        cells = [Text(f"{row[n]:.4f}", style="bold" if row[n] == best[n] else "") if n in row else "" for n in figures]
+        table.add_row(Text(str(row[first])), *cells, *(f"{row[name]:,}" if name in row else "" for name in facts))
+    return table

@@ -1,0 +1,232 @@
+"""Images with a mask each: `images/` beside `masks/`, ADE20K's own layout, or `sample`.
+
+| layout | images | masks |
+|---|---|---|
+| ours | ROOT/images, ROOT/train/images | ROOT/masks, ROOT/train/masks (or `annotations`) |
+| ADE20K | ROOT/images/training | ROOT/annotations/training |
+
+A mask has its image's path, but for the ending; its pixels are class indices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from beitcli.data.decode import decode_index_mask
+from beitcli.data.label_maps import LabelRule
+from beitcli.data.sources.base import OnProgress, Source
+from beitcli.data.sources.concat import Concat
+from beitcli.data.sources.files import is_image_name, sibling_names
+from beitcli.data.sources.folder import MASK_FOLDERS, FolderSource
+from beitcli.data.sources.sample import SampleSource
+from beitcli.data.sources.shapes import SHAPES
+from beitcli.data.sources.splits import canonical
+from beitcli.data.sources.subset import Subset
+from beitcli.errors import BadImage, DataError
+
+_LAYOUT = "Give ROOT/images and ROOT/masks, the same below train/ and val/, ADE20K's layout, or `sample`."
+_SPLIT_OF_ROLE = {"train": "train", "eval": "validation"}
+SAMPLE_CLASSES = ("background", *SHAPES)
+Folders = tuple[str, str]  # of images, of masks
+
+
+class SegmentationSource(Source):
+    """Images that have masks; labels of whole images there are none.
+
+    Attributes:
+        missing: Paths of images without a mask, which are left out.
+
+    Args:
+        images: The images.
+        masks: As many, in their order; what is read of them are mask files.
+    """
+
+    def __init__(self, images: Source, masks: Source, rule: LabelRule, missing: Sequence[str] = ()) -> None:
+        self.images, self.masks, self.rule, self.missing = images, masks, rule, tuple(missing)
+        self.name = images.name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def origin(self, index: int) -> int:
+        return self.images.origin(index)
+
+    def path(self, index: int) -> str:
+        return self.images.path(index)
+
+    def read(self, index: int) -> bytes:
+        return self.images.read(index)
+
+    def image(self, index: int) -> Image.Image:
+        return self.images.image(index)
+
+    def pixels(self, index: int) -> np.ndarray:
+        return self.images.pixels(index)
+
+    def some(self, indices: np.ndarray) -> SegmentationSource:
+        """Those images, keyed as in the whole."""
+        return SegmentationSource(Subset(self.images, indices), Subset(self.masks, indices), self.rule)
+
+    def ruled(self, rule: LabelRule) -> SegmentationSource:
+        """The same files under another rule."""
+        return SegmentationSource(self.images, self.masks, rule, self.missing)
+
+    def pixels_and_labels(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8 and (H, W) uint8. Raises BadImage."""
+        pixels = self.pixels(index)
+        return pixels, self.labels(index, pixels.shape[:2])
+
+    def labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) uint8 by the source's rule.
+
+        Args:
+            size: (H, W) of the image.
+
+        Raises:
+            BadImage: The mask cannot be read, is of another size, or holds what is no class.
+        """
+        path = self.masks.path(index)
+        try:
+            mask = decode_index_mask(self.masks.read(index))
+            if mask.shape != size:
+                there, due = (f"{shape[1]} x {shape[0]}" for shape in (mask.shape, size))
+                raise BadImage(f"it is {there} pixels, the image {due}")
+            return self.rule.to_labels(mask)
+        except BadImage as error:
+            raise BadImage(f"mask '{path}': {error.message}") from None
+
+
+class _SampleMasks(Source):
+    """The masks of `sample` as files: 0 is the background, then the shapes."""
+
+    def __init__(self, drawn: SampleSource) -> None:
+        self.drawn, self.name = drawn, drawn.name
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def path(self, index: int) -> str:
+        return f"{self.drawn.path(index)}.mask"
+
+    def read(self, index: int) -> bytes:
+        file = BytesIO()
+        Image.fromarray(self.drawn.segmentation(index)).save(file, "PNG", compress_level=0)
+        return file.getvalue()
+
+
+def _of_sample(split: str, size: int, rule: LabelRule) -> SegmentationSource:
+    drawn = SampleSource(split=split, size=size)
+    return SegmentationSource(drawn, _SampleMasks(drawn), rule)
+
+
+def _of_folders(folders: Folders, rule: LabelRule, name: str, on_progress: OnProgress | None) -> SegmentationSource:
+    """The images of one folder with the masks of another."""
+    images, masks = (FolderSource(each, name=name, classed=False, on_progress=on_progress) for each in folders)
+    mask_of: dict[str, int] = {}
+    for mask in range(len(masks)):
+        stem, extension = os.path.splitext(os.path.relpath(masks.path(mask), folders[1]))
+        if extension.lower() == ".png" or stem not in mask_of:
+            mask_of[stem] = mask
+    stems = [os.path.splitext(os.path.relpath(images.path(image), folders[0]))[0] for image in range(len(images))]
+    paired = [image for image, stem in enumerate(stems) if stem in mask_of]
+    if not paired:
+        raise DataError(
+            f"None of the {len(images)} images of '{folders[0]}' has a mask in '{folders[1]}', "
+            f"such as '{images.path(0)}'.",
+            "A mask has its image's name, but for the ending: a.jpg and a.png.",
+        )
+    return SegmentationSource(
+        Subset(images, np.array(paired)),
+        Subset(masks, np.array([mask_of[stems[image]] for image in paired])),
+        rule,
+        [images.path(image) for image, stem in enumerate(stems) if stem not in mask_of],
+    )
+
+
+def _joined(sources: Sequence[SegmentationSource]) -> SegmentationSource:
+    missing = [path for source in sources for path in source.missing]
+    images, masks = (Concat([getattr(source, part) for source in sources]) for part in ("images", "masks"))
+    return SegmentationSource(images, masks, sources[0].rule, missing)
+
+
+def open_segmentation(
+    references: Sequence[str],
+    rule: LabelRule,
+    *,
+    split: str | None = None,
+    role: str = "train",
+    sample_size: int = 64,
+    on_progress: OnProgress | None = None,
+) -> SegmentationSource:
+    """The images and masks that DATA references name.
+
+    Args:
+        split: `--split`; None for the role's own where the data has splits.
+        role: "train" or "eval".
+
+    Raises:
+        DataError: Missing data, no masks, an absent split, or a reference that has no masks.
+    """
+    sources: list[SegmentationSource] = []
+    for reference in references:
+        if reference == "sample":
+            sources.append(_of_sample(split or {"train": "train", "eval": "val"}[role], sample_size, rule))
+        elif os.path.isdir(reference):
+            sources.append(_of_folders(_folders(reference, split, role), rule, reference, on_progress))
+        elif os.path.exists(reference):
+            raise DataError(f"'{reference}' has no masks.", _LAYOUT)
+        else:
+            raise DataError(f"'{reference}' does not exist.", _LAYOUT)
+    return sources[0] if len(sources) == 1 else _joined(sources)
+
+
+def has_own_split(reference: str) -> bool:
+    """Whether training leaves a validation split of this DATA aside."""
+    splits = {canonical(split) for split in _splits(reference)} if reference != "sample" else {"train", "validation"}
+    return {"train", "validation"} <= splits
+
+
+def _folders(root: str, split: str | None, role: str) -> Folders:
+    splits = _splits(root)
+    if not splits and split is None:
+        pair = _pair(root)
+        if pair is None:
+            raise DataError(f"'{root}' has no images/ beside masks/ or annotations/.", _LAYOUT)
+        return pair
+    wanted = canonical(split) if split else _SPLIT_OF_ROLE[role]
+    for name, pair in splits.items():
+        if canonical(name) == wanted:
+            return pair
+    there = f"it has {', '.join(sorted(splits))}" if splits else "it has no splits"
+    way_out = f"Pass --split {sorted(splits)[0]}." if splits else "Leave --split out to read all of it."
+    raise DataError(f"'{root}' has no split '{split or wanted}': {there}.", way_out)
+
+
+def _splits(root: str) -> dict[str, Folders]:
+    """The splits of a folder, each with its images and masks."""
+    found = {name: pair for name in _folders_below(root) if (pair := _pair(os.path.join(root, name)))}
+    pair = _pair(root)
+    if pair is not None and not _holds_images(pair[0]):
+        inner = [name for name in _folders_below(pair[0]) if name in _folders_below(pair[1])]
+        if any(canonical(name) in _SPLIT_OF_ROLE.values() for name in inner):
+            found |= {name: (os.path.join(pair[0], name), os.path.join(pair[1], name)) for name in inner}
+    return found
+
+
+def _pair(root: str) -> Folders | None:
+    images = os.path.join(root, "images")
+    masks = next((path for name in MASK_FOLDERS if os.path.isdir(path := os.path.join(root, name))), None)
+    return (images, masks) if masks is not None and os.path.isdir(images) else None
+
+
+def _folders_below(root: str) -> list[str]:
+    return [name for name in sibling_names(root) if name[0] != "." and os.path.isdir(os.path.join(root, name))]
+
+
+def _holds_images(folder: str) -> bool:
+    return any(is_image_name(os.fsencode(name)) for name in sibling_names(folder))

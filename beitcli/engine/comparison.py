@@ -1,0 +1,90 @@
+"""`beit eval A B C DATA`: several models on the same data, one report each; one that fails costs only its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from beitcli.config.use import EvalConfig
+from beitcli.engine.evaluate import evaluate
+from beitcli.engine.events import Note, OnEvent, Warned, ignore
+from beitcli.errors import BeitError, Stopped, UsageError
+from beitcli.models.locate import names_a_model
+
+
+@dataclass(frozen=True)
+class Failed:
+    """In place of a model's report.
+
+    Attributes:
+        error: What was wrong, in one line.
+    """
+
+    model: str
+    data: str
+    protocol: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reports in the order of the models.
+
+    Attributes:
+        failure: The first one's, with a sentence on how many there were; None where all were measured.
+    """
+
+    reports: list[Any]
+    failure: BeitError | None
+
+
+def models_and_data(config: EvalConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which arguments are MODELs, and which DATA.
+
+    The first is a MODEL and the last DATA, whatever they look like. Those between are MODELs as long as their form or
+    what lies there says so (`names_a_model`); from the first that is not, all are DATA.
+
+    Raises:
+        UsageError: Nothing but MODELs.
+    """
+    leading = tuple(takewhile(names_a_model, config.data[:-1]))
+    data = config.data[len(leading) :]
+    last = data[-1]
+    if names_a_model(last) and not Path(last).is_dir():
+        raise UsageError(
+            f"{', '.join(repr(each) for each in (config.model, *config.data))} are MODELs, and DATA is missing.",
+            "Name labelled images behind them: beit eval MODEL... DATA...",
+        )
+    return (config.model, *leading), data
+
+
+def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
+    """Measures each MODEL of the arguments on all DATA of them.
+
+    A single one raises what `evaluate` raises.
+    """
+    models, data = models_and_data(config)
+    if len(models) > 1 or any(map(names_a_model, data)):
+        on_event(Note(f"Read as: models {', '.join(models)}; data {', '.join(data)}."))
+    if len(models) == 1:
+        return Comparison([evaluate(config, on_event)], None)
+    reports: list[Any] = []
+    failures: list[BeitError] = []
+    for model in models:
+        on_event(Note(f"{model}:"))
+        try:
+            reports.append(evaluate(replace(config, model=model, data=data), on_event))
+        except Stopped:
+            raise
+        except Exception as error:
+            failure = error if isinstance(error, BeitError) else BeitError(f"{type(error).__name__}: {error}")
+            failures.append(failure)
+            reports.append(Failed(model, " ".join(data), config.protocol, failure.message))
+            on_event(Warned(f"'{model}' is not measured: {failure.message}"))
+    if not failures:
+        return Comparison(reports, None)
+    first = failures[0]
+    said = f"{len(failures)} of {len(models)} models could not be measured, the first: {first.message}"
+    return Comparison(reports, type(first)(said, first.hint))

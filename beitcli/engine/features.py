@@ -1,0 +1,127 @@
+"""Pooled features of all images of a source: computed once, kept in the cache, read from there ever after.
+
+Each batch stands for itself (`feature_batches`), so that they can be shared out; `FeatureWriter` wants them in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from beitcli import __version__
+from beitcli.data.contents import contents_stamp
+from beitcli.data.feature_cache import Features, FeatureWriter, load_features
+from beitcli.data.loader import Batch, ordered_batches
+from beitcli.data.sources.base import Source
+from beitcli.data.views import evaluation_crop, evaluation_view, normalize
+from beitcli.engine.evaluate_classify import Preprocessing
+from beitcli.engine.events import Note, OnEvent, Progress, ignore
+from beitcli.errors import StorageError
+from beitcli.models.features import Visited, pooled_features
+from beitcli.runtime.device import Compute
+
+_EVERY = "all"
+
+
+def feature_batches(
+    model: Visited,
+    source: Source,
+    view: Preprocessing,
+    compute: Compute,
+    layers: Sequence[int],
+    pool: str,
+    batch_size: int,
+    workers: int,
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches in order, each with the (layers, b, D) float32 features of its readable images."""
+    crop = evaluation_view(model.architecture.image_size, view.crop_share)
+    for batch in ordered_batches(source, crop, batch_size=batch_size, workers=workers):
+        if not len(batch):
+            yield batch, np.zeros((len(layers), 0, model.architecture.width), dtype=np.float32)
+            continue
+        images = normalize(batch.to(compute.device)["images"], *view.normalization)
+        with torch.inference_mode(), compute.autocast():
+            features = pooled_features(model, images, layers, pool)
+        yield batch, features.cpu().numpy()
+
+
+def description(
+    weights: str, model: Visited, source: Source, view: Preprocessing, compute: Compute, pool: str
+) -> dict[str, Any]:
+    """All that features follow from but the layers.
+
+    Args:
+        weights: `weights_digest` of the model.
+    """
+    size = model.architecture.image_size
+    return {
+        "weights": weights,
+        "architecture": {name: _plain(value) for name, value in model.architecture.as_dict().items()},
+        "data": contents_stamp(source),
+        "images": len(source),
+        "crop_share": view.crop_share or evaluation_crop(size),
+        "normalization": [list(part) for part in view.normalization],
+        "precision": compute.precision,
+        "device": compute.device.type,
+        "pool": pool,
+        "versions": [__version__, torch.__version__],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def features_of(
+    model: Visited,
+    source: Source,
+    view: Preprocessing,
+    compute: Compute,
+    *,
+    weights: str,
+    layers: Sequence[int],
+    pool: str,
+    cache: Path,
+    batch_size: int,
+    workers: int,
+    on_event: OnEvent = ignore,
+) -> Features:
+    """The features of a source, from the cache where it has them whole.
+
+    Args:
+        weights: `weights_digest` of the model, which is in evaluation mode on the device.
+        layers: Blocks from 1; all of them are kept together, and serve for each of them later.
+        cache: The folder they are kept in.
+
+    Raises:
+        StorageError: They cannot be kept, or are not finite.
+    """
+    about = description(weights, model, source, view, compute, pool)
+    depth = model.architecture.depth
+    own = _EVERY if list(layers) == list(range(1, depth + 1)) else list(layers)
+    for kept in (_EVERY, own):
+        found = load_features(cache, about | {"layers": kept}, layers)
+        if found is not None:
+            on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {cache}"))
+            return found
+    about |= {"layers": own}
+    width = model.architecture.width
+    batches = feature_batches(model, source, view, compute, layers, pool, batch_size, workers)
+    with FeatureWriter(cache, about, layers, len(source), width) as writer:
+        for batch, features in batches:
+            if not np.isfinite(features).all():
+                raise StorageError(
+                    f"Features in {compute.precision} are not finite.", "Give --precision fp32, or another checkpoint."
+                )
+            labels = batch.tensors["labels"].numpy() if len(batch) else np.zeros(0, dtype=np.int64)
+            writer.add(features, labels, batch.indices, batch.bad)
+            on_event(Progress(f"features of {source.name}", writer.written, len(source), "image"))
+        writer.finish()
+    found = load_features(cache, about, layers)
+    if found is None:
+        raise StorageError(f"The features just written to '{cache}' read otherwise.", "Check the disk.")
+    return found

@@ -1,0 +1,130 @@
+"""Semantic segmentation as a task of the training loop (paper section 3.2 and Table 14; the release's UPerNet).
+
+    logits, auxiliary = segmenter(images)                      resized to the crop, bilinear
+    loss = cross_entropy(logits, labels) + 0.4 * sum of cross_entropy(auxiliary, labels)
+
+Cross entropy is the mean over labelled pixels. Block l learns at lr * layer_decay^(depth + 1 - l), the head at lr;
+lr falls linearly after a warm-up.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from beitcli.config.normalization import Normalization
+from beitcli.config.training import FinetuneConfig
+from beitcli.data.label_maps import IGNORED
+from beitcli.data.sources.segmentation import SegmentationSource
+from beitcli.data.views import normalize
+from beitcli.engine.bad_images import refuse_many_bad
+from beitcli.engine.segment_images import count, sliding
+from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.heads.convolution import resize_map
+from beitcli.models.segmenter import Segmenter
+from beitcli.runtime.compiled import compiled
+from beitcli.runtime.device import Compute, choose_workers
+from beitcli.runtime.optim import make_adamw, parameter_groups
+from beitcli.runtime.schedules import warmup_polynomial
+
+
+class SegmentationTask(Task):
+    """Segmentation in the training loop."""
+
+    name, kind = "finetune", "segmenter"
+    model: Segmenter
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        plan: Plan,
+        model: Segmenter,
+        classes: tuple[str, ...],
+        val: SegmentationSource,
+        compute: Compute,
+        normalization: Normalization,
+        short_side: int,
+    ) -> None:
+        self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
+        self.normalization, self.short_side = normalization, short_side
+        self.model = model.to(compute.device)
+        self.model.choose_attention(plan.micro_batch, compute)
+        self.forward = compiled(self.model, config.compile)
+        self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
+        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
+        self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+
+    def learning_rate(self, step: int) -> float:
+        return warmup_polynomial(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
+
+    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        targets = batch["targets"].long()
+        logits = self.forward(normalize(batch["images"], *self.normalization))
+        main, *auxiliary = (pixel_loss(each, targets) for each in logits)
+        loss = main + self.model.decode_head.auxiliary_weight * sum(auxiliary)
+        return loss, {"main_loss": main.detach()}
+
+    def after_step(self, step: int) -> None:
+        if self.averaged is not None:
+            decay = min(self.config.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+                torch._foreach_copy_(list(self.averaged.buffers()), list(self.model.buffers()))
+
+    def measure(self) -> dict[str, float]:
+        """mIoU and its kin on the validation images; `iou/NAME` of each class that is labelled or predicted there."""
+        how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
+        workers = choose_workers(self.config.workers, self.compute.device)
+        model = self.averaged if self.averaged is not None else self.model
+        counts = count(model, self.val, how, self.compute, workers)
+        hint = "Mend them or raise --max-bad, and add --resume."
+        refuse_many_bad(counts.bad, len(self.val), self.config.max_bad, hint)
+        figures = counts.figures
+        return {
+            "miou": figures.miou,
+            "pixel_accuracy": figures.pixel_accuracy,
+            "mean_accuracy": figures.mean_accuracy,
+            "images": counts.images,
+            **{f"iou/{name}": iou for name, iou in zip(self.classes, figures.iou, strict=True) if iou is not None},
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "architecture": self.model.architecture.as_dict(),
+            "classes": list(self.classes),
+            "head": self.model.head_name,
+            "short_side": self.short_side,
+            "ignore_index": self.config.ignore_index,
+            "reduce_zero_label": self.config.reduce_zero_label,
+            "precision": self.compute.precision,
+            "device": self.compute.device.type,
+            "mean": self.normalization[0],
+            "std": self.normalization[1],
+        }
+
+    def weights(self) -> Tensors:
+        return dict((self.averaged if self.averaged is not None else self.model).state_dict())
+
+    def extra_tensors(self) -> Tensors:
+        """The weights that training goes on with, where the checkpoint's are their average."""
+        return {f"raw/{k}": v for k, v in self.model.state_dict().items()} if self.averaged is not None else {}
+
+    def load_extra_tensors(self, tensors: Tensors) -> None:
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.model.state_dict())
+            self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
+
+
+def pixel_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy, the mean over labelled pixels; 0 where there are none.
+
+    Args:
+        logits: (B, classes, h, w), resized to the targets.
+        targets: (B, H, W) int64, IGNORED where there is no label.
+    """
+    resized = resize_map(logits.float(), (targets.shape[1], targets.shape[2]))
+    total = F.cross_entropy(resized, targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)

@@ -1,0 +1,57 @@
+"""mIoU and its kin, from one (classes, classes) int64 matrix that adds up over images, batches and processes.
+
+IoU of a class = intersection / (labelled + predicted - intersection)        both over the whole data set
+mIoU = mean over the classes that are labelled or predicted anywhere         as mmseg's nanmean
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SegmentationFigures:
+    """Fractions in 0-1; None where a class is neither labelled nor predicted.
+
+    Attributes:
+        mean_accuracy: Mean over the labelled classes of the share of their pixels that is found.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    iou: tuple[float | None, ...]
+
+
+def confusion(predicted: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Tensor:
+    """Pixels by class, labelled (rows) and predicted (columns): (classes, classes) int64; ignored pixels are left out.
+
+    Args:
+        predicted: Integers in [0, classes).
+        targets: The same shape; what is no class is ignored.
+    """
+    counted = targets < classes
+    pairs = targets[counted].long() * classes + predicted[counted].long()
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+
+
+def figures_of(counts: torch.Tensor) -> SegmentationFigures:
+    """The figures of a (classes, classes) int64 matrix, divided once, in fp64."""
+    hits, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    iou = hits.double() / (labelled + predicted - hits)
+    found = hits.double() / labelled
+    pixels = int(labelled.sum())
+    return SegmentationFigures(
+        miou=_mean(iou),
+        pixel_accuracy=int(hits.sum()) / pixels if pixels else 0.0,
+        mean_accuracy=_mean(found),
+        iou=tuple(None if value != value else value for value in iou.tolist()),
+    )
+
+
+def _mean(values: torch.Tensor) -> float:
+    """Over what is not NaN; 0 where nothing is left."""
+    there = values[~values.isnan()]
+    return float(there.mean()) if len(there) else 0.0

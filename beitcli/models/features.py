@@ -1,0 +1,68 @@
+"""An image as one vector a layer, for probes (paper appendix D; the pooling of iGPT, arXiv via Chen et al. 2020).
+
+    feature of layer l = mean over the patches of LayerNorm(output of block l)        (B, D)
+
+The norm has no gain and no bias: it is what every reader of a pre-norm Transformer's stream begins with, makes layers
+of different scale comparable, and leaves out nothing that a linear head could use. fp32 whatever the blocks compute in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from beitcli.config.architecture import Architecture
+
+
+class Visited(Protocol):
+    """A vision Transformer that shows what its blocks give: a BEiT, or one of timm's."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def num_prefix_tokens(self) -> int: ...
+
+    def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None: ...
+
+
+@torch.no_grad()
+def pooled_features(model: Visited, images: torch.Tensor, layers: Sequence[int], pool: str = "mean") -> torch.Tensor:
+    """Features of a model in evaluation mode.
+
+    Args:
+        images: (B, 3, H, W), normalised.
+        layers: Blocks from 1.
+        pool: `mean` of the patches, or the `class` token.
+
+    Returns:
+        (len(layers), B, D) float32, in the order of `layers`.
+    """
+    found: dict[int, torch.Tensor] = {}
+    prefix = model.num_prefix_tokens
+
+    def keep(layer: int, hidden: torch.Tensor) -> None:
+        if layer in layers:
+            with torch.autocast(hidden.device.type, enabled=False):
+                tokens = hidden[:, prefix:] if pool == "mean" else hidden[:, :1]
+                normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=model.architecture.norm_eps)
+                found[layer] = normed.mean(dim=1)
+
+    model.visit_blocks(images, keep)
+    return torch.stack([found[layer] for layer in layers])
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all tensors; 0.5 s for BEiT-B."""
+    digest = hashlib.sha256()
+    tensors: dict[str, Any] = model.state_dict()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
