@@ -85,8 +85,16 @@ def average_precision(marked: Sequence[BoxLabels], found: Sequence[Found], class
         evaluation.accumulate()
         evaluation.summarize()
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (overlaps, recalls, classes), -1 where none is there
-    best = [_share(value) for value in evaluation.stats[:6].tolist()]
-    return DetectionFigures(*best, tuple(_mean(precision[:, :, label]) for label in range(classes)))
+    ap, ap50, ap75, small, medium, large = (None if value < 0 else value for value in evaluation.stats[:6].tolist())
+    return DetectionFigures(
+        ap=ap,
+        ap50=ap50,
+        ap75=ap75,
+        ap_small=small,
+        ap_medium=medium,
+        ap_large=large,
+        of_class=tuple(_mean(precision[:, :, label]) for label in range(classes)),
+    )
 
 
 def _annotation(image: int, marked: BoxLabels, place: int) -> dict[str, Any]:
@@ -125,10 +133,6 @@ def _indexed(images: list[dict[str, Any]], categories: list[dict[str, Any]], ann
     made.dataset = {"images": images, "categories": categories, "annotations": numbered}
     made.createIndex()
     return made
-
-
-def _share(value: float) -> float | None:
-    return None if value < 0 else float(value)
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -129,7 +129,8 @@ class KeyedSampler:
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
         self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
-        self.sampled, self._draws = 0, None
+        self.sampled = 0
+        self._draws: list[float] | None = None
 
     def begin(self, draws: torch.Tensor | None) -> None:
         """For the next batch.

@@ -34,13 +34,14 @@ def head_shape(opened: OpenedModel) -> tuple[int, int]:
     Raises:
         StorageError: The settings beside the weights do not say them.
     """
-    found = [opened.settings.get(name) for name in ("head_width", "regions")]
-    for value in found:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
-            raise StorageError(
-                f"config.json of '{opened.reference}' has {quote(repr(found))} for head_width and regions.",
-                "Take another checkpoint of the run.",
-            )
-    width, regions = found
-    assert isinstance(width, int) and isinstance(regions, int)
-    return width, regions
+    return _number(opened, "head_width"), _number(opened, "regions")
+
+
+def _number(opened: OpenedModel, name: str) -> int:
+    value = opened.settings.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        raise StorageError(
+            f"config.json of '{opened.reference}' has {quote(repr(value))} for {name}.",
+            "Take another checkpoint of the run.",
+        )
+    return value

@@ -127,7 +127,7 @@ class OpenedModel:
         return joined
 
     def head_tensors(self) -> dict[str, torch.Tensor]:
-        """Those of a segmenter's or detector's head, under our names; nothing where the head is none that is known here."""
+        """Those of a segmenter's or detector's head, under our names; nothing where it is none that is known here."""
         if self.layout is None or self.described.head is None:
             return {}
         stored = read_tensors(self.weights)

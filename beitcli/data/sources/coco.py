@@ -102,14 +102,11 @@ def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[in
     """Names in the order of the ids, and the label of each id."""
     named: dict[int, str] = {}
     for entry in entries:
-        identity = entry.get("id") if isinstance(entry, dict) else None
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not _is_integer(identity) or not isinstance(name, str) or not name:
+        identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(identity, int) or isinstance(identity, bool) or not isinstance(name, str) or not name:
             raise DataError(f"'{path}' has the category {_shown(entry)}.", "Give every category an id and a name.")
         if identity in named or name in named.values():
-            raise DataError(
-                f"'{path}' has the category {_shown(entry)} twice.", "Give each an id and a name of its own."
-            )
+            raise DataError(f"'{path}' has the category {_shown(entry)} twice.", "Give each its own id and name.")
         named[identity] = name
     if not named:
         raise DataError(f"'{path}' has no categories.", _FORMAT)
@@ -158,7 +155,7 @@ def _object(annotation: Mapping[str, Any], label_of: dict[int, int], size: tuple
     left, upper, right, lower = max(0.0, x), max(0.0, y), min(columns, x + width), min(rows, y + height)
     if np.float32(right) <= np.float32(left) or np.float32(lower) <= np.float32(upper):
         raise BadImage(f"its box {_shown(box)} has no area within the image of {columns} x {rows} pixels")
-    area = annotation.get("area")
+    area: Any = annotation.get("area")
     known = _is_number(area) and area > 0
     return left, upper, right, lower, label_of[category], bool(crowd), float(area) if known else width * height
 

@@ -2,7 +2,7 @@
 
 | layout | images | annotations |
 |---|---|---|
-| COCO | ROOT/train2017, ROOT/val2017 (or train, val) | ROOT/annotations/instances_train2017.json (or any of the split) |
+| COCO | ROOT/train2017, ROOT/val2017, or train, val | ROOT/annotations/instances_train2017.json and so on |
 | a folder | ROOT/images, or ROOT itself | ROOT/annotations.json |
 | the same in splits | ROOT/train, ROOT/val, each as above | |
 """
@@ -28,9 +28,7 @@ from beitcli.data.sources.splits import canonical, split_of
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError
 
-_LAYOUT = (
-    "Give a folder with annotations/instances_train.json and train/, or annotations.json and images/, or `sample`."
-)
+_LAYOUT = "Give annotations/instances_train.json beside train/, annotations.json beside images/, or `sample`."
 _SPLIT_OF_ROLE = {"train": "train", "eval": "validation"}
 Files = tuple[str, str]  # the annotations, the folder of images
 
