@@ -152,7 +152,7 @@ def build_detector(
     warn(opened.warnings, on_event)
     found = opened.described
     same = opened.kind == "detector" and found.head == head and found.classes == classes
-    keeps = same and head_shape(opened) == (config.head_width, config.regions)
+    keeps = same and head_shape(opened)[0] == config.head_width
     tensors = opened.tensors() | (opened.head_tensors() if keeps else {})
     anew = ("head.", "fc_norm.", "norm.", *(() if keeps else (DETECTION,)))
     transfer = load_backbone(model, tensors, opened.architecture, architecture, anew=anew)
