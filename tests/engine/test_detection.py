@@ -372,7 +372,8 @@ def test_sample_has_boxes(beit, tmp_path):
     run = tmp_path / "run"
     ended = beit(
         "finetune", "sample", "--init", "random", "--recipe", "tiny-detect", "--limit", 40, "--steps", 2,
-        "--batch-size", 8, "--size", 32, "--head-width", 16, "--regions", 16, "--workers", 0, "--split", "val", "--out", run, "--json",
+        "--batch-size", 8, "--size", 32, "--head-width", 16, "--regions", 16, "--workers", 0, "--split", "val",
+        "--out", run, "--json",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert (ended.lines[0]["task"], ended.lines[0]["classes"]) == ("detect", 10)
