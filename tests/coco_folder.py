@@ -40,6 +40,7 @@ def save_rectangles(root: Path, split: str, count: int, seed: int) -> Path:
                     "bbox": [x, y, w, h],
                     "area": w * h,
                     "iscrowd": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
                 }
             )
         Image.fromarray(pixels).save(root / split / f"{number:02d}.png")

@@ -159,7 +159,7 @@ class PretrainConfig(Training):
         )
 
 
-HEADS_OF_TASK = {"classify": ("linear",), "segment": ("upernet", "setr-pup"), "detect": ("faster-rcnn",)}
+HEADS_OF_TASK = {"classify": ("linear",), "segment": ("upernet", "setr-pup"), "detect": ("faster-rcnn", "mask-rcnn")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +172,11 @@ class FinetuneConfig(Training):
     task: Literal["classify", "segment", "detect"] = option(
         "classify", "What to learn: the class of an image or of every pixel, or boxes around objects.", panel="Model"
     )
-    head: Literal["linear", "setr-pup", "upernet", "faster-rcnn"] | None = option(
-        None, "Over the backbone; default linear to classify, upernet to segment, faster-rcnn to detect.", panel="Model"
+    head: Literal["linear", "setr-pup", "upernet", "faster-rcnn", "mask-rcnn"] | None = option(
+        None,
+        "Over the backbone; default linear to classify, upernet to segment, faster-rcnn to detect "
+        "(mask-rcnn: outlines too).",
+        panel="Model",
     )
     size: tuple[int, int] | None = option(
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Model"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from beitcli.data.outlines import Outline
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class BoxLabels:
             there counts neither for nor against.
         areas: (n,) float64 in pixels, of the object where its outline is known, else of the box.
         size: (H, W) of the image.
+        outlines: Of each object; None where they have not been read.
     """
 
     boxes: np.ndarray
@@ -25,13 +28,14 @@ class BoxLabels:
     crowd: np.ndarray
     areas: np.ndarray
     size: tuple[int, int]
+    outlines: tuple[Outline, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def renumbered(self, label_of: np.ndarray) -> BoxLabels:
         """With other numbers for the classes: (classes,) int64."""
-        return BoxLabels(self.boxes, label_of[self.labels], self.crowd, self.areas, self.size)
+        return replace(self, labels=label_of[self.labels])
 
 
 def box_of_mask(mask: np.ndarray) -> tuple[int, int, int, int] | None:

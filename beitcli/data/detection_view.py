@@ -19,6 +19,7 @@ from beitcli.runtime.keyed import keyed_generator
 
 _LEAST_SIDE = 1.0  # pixels that must be left of a box at the edge for it to count as seen
 _LEAST_SHARE = 0.1  # of its area
+Part = tuple[int, int, int, int]  # left, upper, right, lower
 
 
 def fitted_shape(shape: tuple[int, int], size: tuple[int, int], factor: float = 1.0) -> tuple[int, int]:
@@ -43,6 +44,7 @@ class DetectionView:
         size: (H, W) of what it sees.
         most: Boxes of the image that has most; every image has room for as many, so that a batch is one array.
         factors: Least and largest factor of the resize.
+        outlines: Whether masks are made of the objects.
     """
 
     wants_labels: ClassVar[bool] = True
@@ -50,14 +52,17 @@ class DetectionView:
     size: tuple[int, int]
     most: int
     factors: tuple[float, float] = (0.1, 2.0)
+    outlines: bool = False
     mean: tuple[float, ...] = IMAGENET[0]
 
     @property
     def bytes_per_image(self) -> int:
-        return 3 * self.size[0] * self.size[1]
+        pixels = self.size[0] * self.size[1]
+        return 3 * pixels + (self.most * pixels // 8 if self.outlines else 0)
 
     def __call__(self, seen: tuple[np.ndarray, BoxLabels], epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) uint8, `boxes` (most, 4) float32 and `classes` (most,) int64, -1 where there is no box.
+        """`images` (3, H, W) uint8, `boxes` (most, 4) float32 and `classes` (most,) int64, -1 where there is no box;
+        with outlines also `masks` (most, H * W / 8) uint8, eight pixels a byte.
 
         Args:
             seen: (h, w, 3) uint8 pixels, and what is marked there.
@@ -67,18 +72,42 @@ class DetectionView:
         shape = fitted_shape(marked.size, self.size, rng.uniform(*self.factors))
         height, width = (min(side, wanted) for side, wanted in zip(shape, self.size, strict=True))
         upper, left = int(rng.integers(shape[0] - height + 1)), int(rng.integers(shape[1] - width + 1))
-        image = _cut(pixels, shape, (left, upper, left + width, upper + height))
+        part = (left, upper, left + width, upper + height)
+        image = _cut(pixels, shape, part)
         learned = ~marked.crowd
         boxes, labels = marked.boxes[learned], marked.labels[learned]
         boxes, kept = moved(boxes, (shape[0] / marked.size[0], shape[1] / marked.size[1]), (upper, left), image.shape)
-        if rng.random() < 0.5:
+        mirrored = rng.random() < 0.5
+        if mirrored:
             image = image[:, ::-1]
             boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
         places = np.zeros((self.most, 4), np.float32)
         classes = np.full(self.most, -1, np.int64)
         number = np.count_nonzero(kept)
         places[:number], classes[:number] = boxes[kept], labels[kept]
-        return {"images": padded(image, self.size, self.mean), "boxes": places, "classes": classes}
+        seen_here = {"images": padded(image, self.size, self.mean), "boxes": places, "classes": classes}
+        if self.outlines:
+            rows = np.flatnonzero(learned)[kept].tolist()
+            seen_here["masks"] = self._masks(marked, rows, shape, part, mirrored)
+        return seen_here
+
+    def _masks(
+        self,
+        marked: BoxLabels,
+        rows: list[int],
+        shape: tuple[int, int],
+        part: Part,
+        mirrored: bool,
+    ) -> np.ndarray:
+        """Of some objects, in that order."""
+        assert marked.outlines is not None
+        packed = np.zeros((self.most, -(-self.size[0] * self.size[1] // 8)), np.uint8)
+        for place, row in enumerate(rows):
+            mask = marked.outlines[row].mask(marked.size, shape, part)
+            whole = np.zeros(self.size, bool)
+            whole[: mask.shape[0], : mask.shape[1]] = mask[:, ::-1] if mirrored else mask
+            packed[place] = np.packbits(whole)
+        return packed
 
 
 def moved(
@@ -100,7 +129,7 @@ def moved(
     return cut, (sides >= _LEAST_SIDE).all(axis=1) & enough
 
 
-def _cut(pixels: np.ndarray, shape: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+def _cut(pixels: np.ndarray, shape: tuple[int, int], box: Part) -> np.ndarray:
     """A box (left, upper, right, lower) of the image as it would be resized to `shape`, bilinear."""
     left, upper, right, lower = box
     down, across = pixels.shape[0] / shape[0], pixels.shape[1] / shape[1]

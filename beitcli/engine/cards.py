@@ -141,6 +141,7 @@ def detection_card(config: FinetuneConfig, report: Any, size: tuple[int, int], h
             "AP of small, medium and large objects": ", ".join(
                 map(shown, (report.ap_small, report.ap_medium, report.ap_large))
             ),
+            **({"AP of masks": shown(report.mask_ap)} if config.head == "mask-rcnn" else {}),
             **{f"AP, {name}": shown(value) for name, value in report.ap_of_class.items()},
         },
         (f"beit eval {report.run} {config.val or 'HELD-OUT'}", f"beit predict {report.run} photo.jpg -o boxes/"),

@@ -10,6 +10,7 @@ import torch
 from beitcli.config.normalization import Normalization
 from beitcli.data.detection_view import FittedView, MarkedView
 from beitcli.data.loader import Batch, ordered_batches
+from beitcli.data.outlines import Rle, encoded
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.views import normalize
@@ -19,6 +20,8 @@ from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.rounds import in_rounds
 from beitcli.models.detector import Detector
 from beitcli.runtime.device import Compute
+
+_WITHIN = 0.5  # how likely a pixel must be for it to belong to the object
 
 
 @dataclass(frozen=True)
@@ -101,4 +104,15 @@ def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size
     boxes = torch.minimum(boxes * by, most)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
     labels, scores = (detections[name].cpu()[kept].numpy() for name in ("labels", "scores"))
-    return Found(boxes[kept].float().numpy(), labels, scores)
+    masks = None
+    if "masks" in detections:
+        masks = tuple(_runs(*each, size) for each in zip(detections["masks"].cpu()[kept], boxes[kept], strict=True))
+    return Found(boxes[kept].float().numpy(), labels, scores, masks)
+
+
+def _runs(mask: torch.Tensor, box: torch.Tensor, size: list[int]) -> Rle:
+    """(1, 28, 28) of a box as runs in the image, one object at a time: a hundred of 12 megapixels would take 5 GB."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    pasted = paste_masks_in_image(mask.float().unsqueeze(0), box.float().unsqueeze(0), (size[0], size[1]))
+    return encoded(pasted[0, 0].numpy() >= _WITHIN)

@@ -21,7 +21,7 @@ from beitcli.data.views import normalize
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.detect_images import score
 from beitcli.engine.training import Plan, Task, Tensors
-from beitcli.heads.detection import Targets
+from beitcli.heads.detection import MASK_LOSS, Targets
 from beitcli.models.detector import Detector
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.optim import make_adamw, parameter_groups
@@ -66,9 +66,21 @@ class DetectionTask(Task):
         self.model.draws = draws[:, _SAMPLERS:] if draws is not None and draws.shape[1] > _SAMPLERS else None
         images = normalize(batch["images"], *self.normalization)
         losses = self.forward(images, targets_of(batch), sampled)
+        if MASK_LOSS in losses:
+            losses[MASK_LOSS] = losses[MASK_LOSS] * self._share_of_masks(len(images))
         return sum(losses.values(), torch.zeros((), device=images.device)), {
             name: value.detach() for name, value in losses.items()
         }
+
+    def _share_of_masks(self, images: int) -> torch.Tensor:
+        """What makes the mean over this process's regions its part of the mean over those of all processes.
+
+        The loop weighs processes by their images.
+        """
+        here = torch.tensor([self.model.detection.samplers[1].positives, images], dtype=torch.float64)
+        whole = self.compute.world.sum(here.to(self.compute.device, torch.float32))
+        mine, everyone = here / here[1], whole / whole[1]
+        return mine[0].to(everyone) / everyone[0].clamp(min=1e-9)
 
     def after_step(self, step: int) -> None:
         if self.averaged is not None:
@@ -116,11 +128,22 @@ class DetectionTask(Task):
             self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
 
 
-FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "mask_ap", "mask_ap50", "mask_ap75")
 
 
 def targets_of(batch: Tensors) -> Targets:
     """What is marked in each image of a batch of `DetectionView`, without the room that is left over."""
     there = batch["classes"] >= 0
     rows = zip(batch["boxes"], batch["classes"], there, strict=True)
-    return [{"boxes": boxes[kept], "labels": labels[kept]} for boxes, labels, kept in rows]
+    targets = [{"boxes": boxes[kept], "labels": labels[kept]} for boxes, labels, kept in rows]
+    if "masks" in batch:
+        height, width = batch["images"].shape[-2:]
+        for target, packed, kept in zip(targets, batch["masks"], there, strict=True):
+            target["masks"] = unpacked(packed[kept], height, width)
+    return targets
+
+
+def unpacked(packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(n, bytes) uint8, eight pixels each, to (n, H, W) uint8 of 0 and 1."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    return (packed.unsqueeze(-1) >> places & 1).flatten(1)[:, : height * width].unflatten(1, (height, width))

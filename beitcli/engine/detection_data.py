@@ -46,7 +46,8 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
     Raises:
         DataError: Too many images that cannot be used, no box in all of them, or categories that differ.
     """
-    source = _opened(config.data, config.split, "train", size, on_event)
+    outlines = config.head == "mask-rcnn"
+    source = _opened(config.data, config.split, "train", outlines, size, on_event)
     bad = _left_out(source, config.max_bad)
     classes = known or source.names
     training = source.renamed(classes)
@@ -54,7 +55,7 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
         training = training.some(np.sort(select_limit(training, config.limit, config.seed)))
     references, own = _measured_references(config), config.val is None
     if references:
-        measured = _opened(references, None, "eval", size, on_event)
+        measured = _opened(references, None, "eval", outlines, size, on_event)
         left_out = _left_out(measured, config.max_bad)
         if left_out:
             first = f"{left_out[0][1]}: {left_out[0][2]}"
@@ -68,8 +69,12 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
     return DetectionData(training, measured, classes, tuple(bad), most, on)
 
 
-def _opened(references: Sequence[str], split: str | None, role: str, size: int, on_event: OnEvent) -> DetectionSource:
-    source = open_detection(references, split=split, role=role, sample_size=size, on_progress=openings(on_event))
+def _opened(
+    references: Sequence[str], split: str | None, role: str, outlines: bool, size: int, on_event: OnEvent
+) -> DetectionSource:
+    source = open_detection(
+        references, split=split, role=role, outlines=outlines, sample_size=size, on_progress=openings(on_event)
+    )
     on_event(Note(f"Data: {len(source):,} images with annotations of '{source.name}', {len(source.names)} classes"))
     return source
 

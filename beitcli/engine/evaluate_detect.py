@@ -37,6 +37,9 @@ class DetectionEvalReport:
     ap_small: float | None
     ap_medium: float | None
     ap_large: float | None
+    mask_ap: float | None
+    mask_ap50: float | None
+    mask_ap75: float | None
     ap_of_class: dict[str, float | None]
 
 
@@ -61,6 +64,7 @@ def evaluate_detector(config: EvalConfig, found: OpenedModel, on_event: OnEvent 
             config.data,
             split=config.split,
             role="eval",
+            outlines=model.head_name == "mask-rcnn",
             sample_size=max(model.architecture.image_size),
             on_progress=openings(on_event),
         )
@@ -93,5 +97,8 @@ def evaluate_detector(config: EvalConfig, found: OpenedModel, on_event: OnEvent 
         ap_small=figures.ap_small,
         ap_medium=figures.ap_medium,
         ap_large=figures.ap_large,
+        mask_ap=figures.mask_ap,
+        mask_ap50=figures.mask_ap50,
+        mask_ap75=figures.mask_ap75,
         ap_of_class=dict(zip(opened.described.classes, figures.of_class, strict=True)),
     )

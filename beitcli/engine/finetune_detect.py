@@ -60,6 +60,9 @@ class DetectReport:
     ap_small: float | None
     ap_medium: float | None
     ap_large: float | None
+    mask_ap: float | None
+    mask_ap50: float | None
+    mask_ap75: float | None
     ap_of_class: dict[str, float | None]
     images_per_second: float
     seconds: float
@@ -86,6 +89,7 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
         size=size,
         most=data.most,
         factors=(config.min_resize, config.max_resize),
+        outlines=config.head == "mask-rcnn",
         mean=normalization[0],
     )
     model = build_detector(config, opened, data.classes, on_event)

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from PIL import Image
+
 from beitcli.config.use import PredictConfig
 from beitcli.data.detection_view import FittedView
-from beitcli.engine.average_precision import Found
+from beitcli.data.outlines import decoded
+from beitcli.engine.average_precision import Found, require_pycocotools
 from beitcli.engine.detect_images import detect
 from beitcli.engine.events import OnEvent, Progress, ignore, warn
 from beitcli.engine.inputs import open_inputs
@@ -16,7 +20,7 @@ from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inp
 from beitcli.errors import DataError
 from beitcli.models.opened_detector import detector_of
 from beitcli.models.references import OpenedModel
-from beitcli.pictures.boxes import with_boxes
+from beitcli.pictures.boxes import with_boxes, with_masks
 from beitcli.runtime.device import choose_workers
 
 
@@ -24,7 +28,8 @@ def predict_boxes(
     config: PredictConfig, found: OpenedModel, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "detections": [{"label", "score", "box": [x0, y0, x1, y1]}, ...]}`, best first, boxes in pixels
-    of the upright image; with `-o` also `"output"`, the picture. Or `{"path", "error"}`.
+    of the upright image; of Mask R-CNN each also `"mask": {"size": [H, W], "counts"}`, COCO's compressed runs. With
+    `-o` also `"output"`, the picture. Or `{"path", "error"}`.
 
     Args:
         found: What `config.model` names.
@@ -37,6 +42,8 @@ def predict_boxes(
     opened = opened.normalized(config.normalization)
     compute = opened.compute(config.device, config.precision)
     warn(opened.warnings, on_event)
+    if model.head_name == "mask-rcnn":
+        require_pycocotools()
     names, size = opened.described.classes, model.architecture.image_size
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(size), stdin=stdin, on_event=on_event)
@@ -59,7 +66,7 @@ def predict_boxes(
             sure = _above(each, config.score_threshold)
             documents[index] = {"path": inputs[index], "detections": _told(sure, names)}
             if outputs:
-                save_png(with_boxes(source.pixels(index), sure.boxes, sure.labels, sure.scores, names), outputs[index])
+                save_png(_drawn(source.pixels(index), sure, names), outputs[index])
                 documents[index]["output"] = str(outputs[index])
         for index in sorted(documents):
             yield documents[index]
@@ -71,9 +78,19 @@ def predict_boxes(
 
 def _above(found: Found, threshold: float) -> Found:
     kept = found.scores >= threshold
-    return Found(found.boxes[kept], found.labels[kept], found.scores[kept])
+    masks = None if found.masks is None else tuple(found.masks[place] for place in kept.nonzero()[0])
+    return Found(found.boxes[kept], found.labels[kept], found.scores[kept], masks)
+
+
+def _drawn(pixels: np.ndarray, found: Found, names: tuple[str, ...]) -> Image.Image:
+    if found.masks is not None:
+        pixels = with_masks(pixels, [decoded(runs) for runs in found.masks], found.labels)
+    return with_boxes(pixels, found.boxes, found.labels, found.scores, names)
 
 
 def _told(found: Found, names: tuple[str, ...]) -> list[dict[str, Any]]:
     rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
-    return [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
+    told = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
+    for document, runs in zip(told, found.masks or (), strict=False):
+        document["mask"] = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+    return told

@@ -1,8 +1,9 @@
-"""Faster R-CNN (Ren et al., arXiv 1506.01497) of torchvision over ViTDet's simple pyramid.
+"""Faster R-CNN (arXiv 1506.01497) and Mask R-CNN (1703.06870) of torchvision over ViTDet's simple pyramid.
 
     levels       the pyramid's four at strides P/4, P/2, P and 2P of patches of P pixels, and one by pooling at 4P
     proposals    torchvision's region proposal network; anchors of 8 strides a side in three shapes
     detections   torchvision's box head: 7 x 7 bins of a region, two linear layers, classes and boxes
+    masks        torchvision's mask head: 14 x 14 bins of a box, four convolutions, a doubling; 28 x 28 logits a class
 
 A region of s x s pixels is looked at on level log2(s / 224) from stride 16, as in FPN. Boxes are in pixels of the
 padded input. What a region or an anchor is sampled by in training is keyed, and losses are divided by the number that
@@ -19,12 +20,13 @@ from torch import nn
 
 from beitcli.heads.simple_pyramid import SimplePyramid
 
-HEAD_NAMES = ("faster-rcnn",)
+HEAD_NAMES = ("faster-rcnn", "mask-rcnn")
 SHAPES = (0.5, 1.0, 2.0)  # height over width of the anchors
 ANCHOR_SIDE = 8  # strides
 _HIDDEN = 4  # widths of the pyramid that the box head's layers have
 _ANCHORS_SAMPLED = 256  # of an image
 _NAMES = ("0", "1", "2", "3")
+MASK_LOSS = "loss_mask"
 Targets = list[dict[str, torch.Tensor]]
 Detections = list[dict[str, torch.Tensor]]
 
@@ -39,12 +41,16 @@ class DetectionHead(nn.Module):
     Args:
         width_in: Channels of the map.
         classes: Without the background.
+        masks: Whether it finds outlines too.
     """
 
-    def __init__(self, width_in: int, patch_size: int, classes: int, width: int, regions: int) -> None:
+    def __init__(
+        self, width_in: int, patch_size: int, classes: int, width: int, regions: int, masks: bool = False
+    ) -> None:
         super().__init__()
         from torchvision.models.detection.anchor_utils import AnchorGenerator  # takes a second to load
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
         from torchvision.models.detection.roi_heads import RoIHeads
         from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
         from torchvision.ops import MultiScaleRoIAlign
@@ -71,6 +77,10 @@ class DetectionHead(nn.Module):
             nms_thresh=0.5,
             detections_per_img=100,
         )
+        if masks:
+            self.roi_heads.mask_roi_pool = MultiScaleRoIAlign(list(_NAMES), output_size=14, sampling_ratio=2)
+            self.roi_heads.mask_head = MaskRCNNHeads(width, (width,) * 4, dilation=1)
+            self.roi_heads.mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
         self.samplers = (KeyedSampler(_ANCHORS_SAMPLED, 0.5), KeyedSampler(regions, 0.25))
         self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler = self.samplers
 
@@ -81,12 +91,14 @@ class DetectionHead(nn.Module):
         targets: Targets | None = None,
         draws: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor] | Detections:
-        """In training the four losses, else for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,).
+        """In training the losses, else for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,), with a
+        mask head also `masks` (n, 1, 28, 28): how likely a point of the box is within the object.
 
         Args:
             features: (B, D, h, w).
             size: (H, W) of the images, in pixels.
-            targets: Of each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0.
+            targets: Of each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0; for a mask head also `masks`
+                (m, H, W) uint8.
             draws: (B, 2) uniform numbers that the samples follow from; None takes torch's global generator.
         """
         from torchvision.models.detection.image_list import ImageList
@@ -101,7 +113,7 @@ class DetectionHead(nn.Module):
                 sampler.begin(None if draws is None else draws[:, column])
             behind = None
             if targets is not None:
-                behind = [{"boxes": each["boxes"], "labels": each["labels"] + 1} for each in targets]
+                behind = [each | {"labels": each["labels"] + 1} for each in targets]
             proposals, losses = self.rpn(images, named | pooled, behind)
             detections, more = self.roi_heads(named, proposals, images.image_sizes, behind)
         if self.training:
@@ -111,10 +123,13 @@ class DetectionHead(nn.Module):
     def _shared_losses(
         self, of_anchors: dict[str, torch.Tensor], of_regions: dict[str, torch.Tensor], images: int
     ) -> dict[str, torch.Tensor]:
-        """torchvision divides by what was sampled; here it is by what could be, so that images weigh alike."""
+        """torchvision divides by what was sampled; here it is by what could be, so that images weigh alike.
+
+        The loss of masks stays the mean over the regions that hold an object.
+        """
         parts = zip((of_anchors, of_regions), self.samplers, strict=True)
         return {
-            name: loss * (sampler.sampled / (images * sampler.batch_size_per_image))
+            name: loss if name == MASK_LOSS else loss * (sampler.sampled / (images * sampler.batch_size_per_image))
             for losses, sampler in parts
             for name, loss in losses.items()
         }
@@ -125,11 +140,12 @@ class KeyedSampler:
 
     Attributes:
         sampled: How many it has chosen since `begin`.
+        positives: How many of these hold an object.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
         self.batch_size_per_image, self.positive_fraction = batch_size_per_image, positive_fraction
-        self.sampled = 0
+        self.sampled = self.positives = 0
         self._draws: list[float] | None = None
 
     def begin(self, draws: torch.Tensor | None) -> None:
@@ -138,7 +154,7 @@ class KeyedSampler:
         Args:
             draws: (B,) uniform numbers; None for torch's global generator.
         """
-        self.sampled = 0
+        self.sampled = self.positives = 0
         self._draws = None if draws is None else draws.tolist()
 
     def __call__(self, matched: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -161,4 +177,5 @@ class KeyedSampler:
                 mask[found[order]] = 1
                 chosen[kind].append(mask)
             self.sampled += positives + negatives
+            self.positives += positives
         return chosen

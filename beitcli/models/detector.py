@@ -42,7 +42,9 @@ class Detector(Backbone):
         self.classes = classes
         self.head_name = head
         self.train_here()
-        self.detection = DetectionHead(architecture.width, architecture.patch_size, classes, head_width, regions)
+        self.detection = DetectionHead(
+            architecture.width, architecture.patch_size, classes, head_width, regions, masks=head == "mask-rcnn"
+        )
 
     def map(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W), normalised, to (B, D, h, w)."""
@@ -56,7 +58,8 @@ class Detector(Backbone):
 
         Args:
             images: (B, 3, H, W), normalised, of the architecture's size.
-            targets: Of each image `boxes` (m, 4) in its pixels and `labels` (m,) from 0; in training alone.
+            targets: Of each image `boxes` (m, 4) in its pixels and `labels` (m,) from 0, for Mask R-CNN `masks` too; in
+                training alone.
             draws: (B, 2) uniform numbers that samples follow from.
         """
         return self.detection(self.map(images), self.architecture.image_size, targets, draws)

@@ -18,6 +18,7 @@ HEAD = "decode_head."  # what the names of our head's tensors begin with
 DETECTION = "detection."  # and those of a detector, which nobody else has
 _BEGINNINGS = ("decode_head.", "auxiliary_head.", "fpn")
 _UPERNET = ("decode_head.fpn_bottleneck.conv.weight", "decode_head.fpn1.0.weight", "decode_head.bottleneck.conv.weight")
+_MASKS = "detection.roi_heads.mask_predictor."
 _FASTER_RCNN = ("detection.pyramid.levels.2.0.weight", "detection.roi_heads.box_predictor.cls_score.weight")
 _RENAMED = (
     (r"^backbone\.", ""),
@@ -48,8 +49,8 @@ def head_name(name: str) -> str | None:
 
 
 def head_kind(names: Iterable[str]) -> str | None:
-    """`upernet` or `faster-rcnn` where our names tell so; None where the head is another."""
+    """`upernet`, `faster-rcnn` or `mask-rcnn` where our names tell so; None where the head is another."""
     names = set(names)
     if set(_FASTER_RCNN) <= names:
-        return "faster-rcnn"
+        return "mask-rcnn" if any(name.startswith(_MASKS) for name in names) else "faster-rcnn"
     return "upernet" if set(_UPERNET) <= names else None

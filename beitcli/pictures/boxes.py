@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from beitcli.pictures.segmentation import palette
 
+_OPACITY = 0.5
 _SHARE = 1 / 200  # of the shorter side that a line is wide
 _TEXT = 1 / 28  # and that a letter is high
 _LEAST_TEXT = 9  # pixels
@@ -48,6 +49,20 @@ def with_boxes(
         if min(height, width) >= _READABLE:
             _name(draw, (left, upper), f"{names[label]} {score:.2f}", colour_of(label), font)
     return picture
+
+
+def with_masks(pixels: np.ndarray, masks: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) uint8 with objects tinted in the colours of their classes, the best one on top.
+
+    Args:
+        masks: (H, W) bool each, best first.
+        labels: (n,) integers.
+    """
+    tinted = pixels.copy()
+    for mask, label in reversed(list(zip(masks, labels.tolist(), strict=True))):
+        mixed = (1 - _OPACITY) * pixels[mask] + _OPACITY * np.array(colour_of(label))
+        tinted[mask] = np.rint(mixed).astype(np.uint8)
+    return tinted
 
 
 def _name(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from beitcli.data.box_labels import BoxLabels
 from beitcli.data.detection_view import DetectionView, FittedView, MarkedView, fitted_shape, moved
+from beitcli.data.outlines import Bitmap, Polygons
+from beitcli.engine.detection import unpacked
 
 GRAY, RED = 60, (250, 10, 10)
 
@@ -77,6 +81,34 @@ def test_what_is_smaller_is_padded_with_the_mean_colour():
     assert seen["images"][:, 47, 63].tolist() == mean
     assert (seen["images"][:, 24:] == np.array(mean)[:, None, None]).all()
     assert not (seen["images"][:, :24, :32] == np.array(mean)[:, None, None]).all(axis=0).any()
+
+
+@pytest.mark.parametrize("kind", ["polygon", "bitmap"])
+def test_masks_follow_the_pixels(kind):
+    pixels, marked = scene()
+    whole = np.zeros((60, 80), bool)
+    whole[12:36, 30:54] = True
+    polygon = Polygons((np.array([[30, 12], [54, 12], [54, 36], [30, 36]], np.float32),))
+    outline = polygon if kind == "polygon" else Bitmap.of(whole)
+    marked = replace(marked, outlines=(outline, outline))
+    seen_masks = 0
+    for index in range(40):
+        seen = view_of(outlines=True)((pixels, marked), 0, index)
+        plain = view_of()((pixels, marked), 0, index)
+        for name in plain:
+            np.testing.assert_array_equal(seen[name], plain[name])
+        masks = unpacked(torch.from_numpy(seen["masks"]), 48, 64).numpy() > 0
+        assert masks.shape == (3, 48, 64)
+        assert not masks[1:].any()
+        if seen["classes"][0] < 0:
+            assert not masks[0].any()
+            continue
+        seen_masks += 1
+        red = (seen["images"][0].astype(int) - seen["images"][1]) > 95
+        differing = (masks[0] != red).sum()
+        x0, y0, x1, y1 = seen["boxes"][0]
+        assert differing <= 1.2 * ((x1 - x0) + (y1 - y0)) + 4  # the seam
+    assert seen_masks > 25
 
 
 def test_view_follows_from_seed_epoch_and_image_alone():

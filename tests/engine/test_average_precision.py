@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from beitcli.data.box_labels import BoxLabels
+from beitcli.data.outlines import Bitmap, encoded
 from beitcli.engine.average_precision import Found, average_precision
 
 
@@ -61,6 +64,21 @@ def test_what_is_found_in_a_crowd_counts_neither_for_nor_against():
     assert average_precision(truth, [guesses], 1).ap == pytest.approx(1)
     counted = [marked((0, 0, 10, 10), (50, 50, 100, 100))]
     assert average_precision(counted, [guesses], 1).ap < 0.7
+
+
+def test_masks_are_measured_beside_the_boxes():
+    """The boxes are the same; of the second object's mask 60% are found."""
+    truth = marked((0, 0, 10, 10), (20, 20, 40, 40))
+    masks = [np.zeros((100, 100), bool) for _ in range(3)]
+    masks[0][:10, :10] = masks[1][20:40, 20:40] = masks[2][20:32, 20:40] = True
+    truth = replace(truth, outlines=(Bitmap.of(masks[0]), Bitmap.of(masks[1])))
+    guesses = found((0.9, (0, 0, 10, 10)), (0.8, (20, 20, 40, 40)))
+    guesses = replace(guesses, masks=(encoded(masks[0]), encoded(masks[2])))
+    figures = average_precision([truth], [guesses], 1)
+    assert figures.ap == pytest.approx(1)
+    assert (figures.mask_ap50, figures.mask_ap75) == (pytest.approx(1), pytest.approx(51 / 101))
+    assert 0.5 < figures.mask_ap < 0.7
+    assert average_precision([truth], [found((0.9, (0, 0, 10, 10)))], 1).mask_ap is None
 
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_none(capsys):

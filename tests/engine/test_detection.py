@@ -17,6 +17,7 @@ from PIL import Image
 from beitcli.config.resolve import resolve
 from beitcli.config.training import FinetuneConfig
 from beitcli.config.weights import InspectConfig
+from beitcli.data.outlines import decoded
 from beitcli.engine.events import Event, Tabulated, Warned
 from beitcli.engine.finetune import finetune
 from beitcli.engine.finetune_detect import build_detector
@@ -125,7 +126,7 @@ def test_eval_gives_the_run_s_own_figures(beit, rectangles, learned_run):
     assert ended.code == 0, ended.err
     assert list(figures) == [
         "model", "data", "task", "protocol", "images", "bad", "ap", "ap50", "ap75", "ap_small", "ap_medium",
-        "ap_large", "ap_of_class",
+        "ap_large", "mask_ap", "mask_ap50", "mask_ap75", "ap_of_class",
     ]  # fmt: skip
     assert (figures["task"], figures["images"], figures["bad"]) == ("detect", 5, 0)
     for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"):
@@ -395,6 +396,50 @@ def test_dry_run_tells_the_plan_and_trains_nothing(beit, rectangles, tmp_path):
     assert plan["plan"]["head"].startswith("faster-rcnn, ")
     assert plan["plan"]["head"].endswith("at strides 2, 4, 8, 16, 32")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="session")
+def mask_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> tuple[Path, Any]:
+    """30 steps of Mask R-CNN from scratch, and the report."""
+    run = tmp_path_factory.mktemp("runs") / "masks"
+    flags = {"steps": 30, "save_every": 15, "lr": 3e-3, "batch_size": 6, "min_resize": 0.9, "max_resize": 1.2}
+    return run, finetune(config_of(rectangles, head="mask-rcnn", out=str(run), **flags))
+
+
+def test_mask_rcnn_finds_outlines_too(beit, rectangles, mask_run, tmp_path):
+    run, report = mask_run
+    assert report.mask_ap50 > 0.2
+    (figures,) = beit("eval", run, rectangles).lines
+    assert (figures["ap"], figures["mask_ap"]) == (pytest.approx(report.ap), pytest.approx(report.mask_ap))
+    assert inspect(InspectConfig(ref=str(run))).architecture["head"] == "mask-rcnn"
+    picture = rectangles / "val" / "01.png"
+    (line,) = beit("predict", run, picture, "--score-threshold", 0.1, "-o", tmp_path / "out").lines
+    best = line["detections"][0]
+    mask = decoded({"size": best["mask"]["size"], "counts": best["mask"]["counts"].encode()})
+    assert mask.shape == SHAPE
+    x0, y0, x1, y1 = best["box"]
+    rows, columns = np.nonzero(mask)
+    assert x0 - 2 <= columns.min() <= columns.max() <= x1 + 2
+    assert y0 - 2 <= rows.min() <= rows.max() <= y1 + 2
+    with Image.open(line["output"]) as drawn, Image.open(picture) as image:
+        assert (np.array(drawn) != np.array(image)).any(axis=-1)[mask].mean() > 0.95
+    assert "| AP of masks |" in (run / "README.md").read_text()
+
+
+def test_mask_rcnn_goes_on_bit_for_bit(mask_run, tmp_path):
+    run = Path(shutil.copytree(mask_run[0], tmp_path / "run"))
+    (run / "checkpoints" / "latest").write_text("step-0000015\n")
+    shutil.rmtree(run / "checkpoints" / "step-0000030")
+    finetune(resolve(FinetuneConfig, {"out": str(run), "resume": True}).config)
+    assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(mask_run[0]).items())
+
+
+def test_annotations_without_outlines_are_of_no_use_to_mask_rcnn(beit, copied, tmp_path):
+    file = copied / "annotations" / "instances_train.json"
+    changed(file, lambda document: [each.pop("segmentation") for each in document["annotations"]])
+    ended = beit(*command_of(copied, tmp_path / "run"), "--head", "mask-rcnn")
+    assert (ended.code, "it has no segmentation" in ended.err) == (3, True)
+    assert beit(*command_of(copied, tmp_path / "run")).code == 0
 
 
 def test_several_models_are_compared_in_one_table(beit, rectangles, detector_run, learned_run):

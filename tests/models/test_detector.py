@@ -14,6 +14,7 @@ from beitcli.heads.detection import KeyedSampler
 from beitcli.heads.simple_pyramid import SimplePyramid
 from beitcli.models.beit import timm_arguments
 from beitcli.models.detector import Detector
+from beitcli.models.head_names import head_kind
 from beitcli.models.layouts import read_layout
 
 SHAPE: dict[str, Any] = {"image_size": (32, 48), "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
@@ -69,6 +70,32 @@ def test_gradient_reaches_every_parameter(positions):
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     sum(losses.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_mask_head_learns_with_the_rest():
+    torch.manual_seed(0)
+    architecture = Architecture(**SHAPE, positions="absolute")
+    model = Detector(architecture, 3, "mask-rcnn", 16, 16)
+    images, targets = TWO
+    masked = [each | {"masks": torch.ones(len(each["labels"]), 32, 48, dtype=torch.uint8)} for each in targets]
+    losses = model(images, masked)
+    assert "loss_mask" in losses
+    sum(losses.values()).backward()
+    unmoved = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert unmoved == []
+    assert model.detection.samplers[1].positives > 0
+    assert head_kind(model.state_dict()) == "mask-rcnn"
+    assert head_kind(detector().state_dict()) == "faster-rcnn"
+    model.zero_grad()
+    empty = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)} for _ in range(2)]
+    none = model(images, [each | {"masks": torch.zeros(0, 32, 48, dtype=torch.uint8)} for each in empty])
+    sum(none.values()).backward()
+    assert none["loss_mask"] == 0
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    model.eval().detection.roi_heads.score_thresh = 0.0
+    with torch.no_grad():
+        found = model(images)
+    assert found[0]["masks"].shape == (len(found[0]["boxes"]), 1, 28, 28)
 
 
 def test_images_without_boxes_give_a_gradient_for_every_parameter_too():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from beitcli.pictures.boxes import colour_of, line_width, with_boxes
+from beitcli.pictures.boxes import colour_of, line_width, with_boxes, with_masks
 
 NAMES = ("cat", "dog")
 
@@ -50,6 +50,17 @@ def test_name_goes_inside_where_there_is_no_room_above_and_thin_boxes_are_drawn(
         np.zeros((200, 200, 3), np.uint8), ((50.0, 0.0, 150.0, 80.0), 0, 0.5), ((0.0, 199.6, 0.2, 200.0), 1, 0.4)
     )
     assert (picture[2:8, 52:60] == colour_of(0)).all(axis=-1).any()
+
+
+def test_masks_tint_their_pixels_alone():
+    pixels = np.full((4, 4, 3), 200, np.uint8)
+    first, second = np.zeros((2, 4, 4), bool)
+    first[0, :2] = second[0, 1:3] = True
+    tinted = with_masks(pixels, [first, second], np.array([0, 1]))
+    expected = [np.rint(100 + 0.5 * np.array(colour_of(label))).tolist() for label in (0, 0, 1)]
+    assert tinted[0, :3].tolist() == expected  # the best lies on top
+    assert (tinted[1:] == 200).all()
+    assert (pixels == 200).all()
 
 
 def test_nothing_found_leaves_the_image():

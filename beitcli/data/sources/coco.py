@@ -4,7 +4,7 @@
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd"}]}
 
 What concerns one image makes that image a bad one, with the reason; what concerns the file is a DataError. Outlines
-(`segmentation`) are not read.
+(`segmentation`: polygons, or runs of pixels) are read only where they are asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from beitcli.data.box_labels import BoxLabels
+from beitcli.data.outlines import outline_of
 from beitcli.data.sources.files import read_file
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.foreign_files import quote
@@ -47,8 +48,11 @@ class CocoFile:
     bad: dict[int, str]
 
 
-def read_coco(path: str) -> CocoFile:
-    """Reads and checks the file: 450 MB of COCO's own take some 20 s and 3 GB.
+def read_coco(path: str, outlines: bool = False) -> CocoFile:
+    """Reads and checks the file as a whole.
+
+    Args:
+        outlines: Whether those of the objects are needed.
 
     Raises:
         DataError: It cannot be read, is not in the format, or contradicts itself.
@@ -71,7 +75,7 @@ def read_coco(path: str) -> CocoFile:
             homeless.append(annotation)
         elif place not in bad:
             try:
-                of_image[place].append(_object(annotation, label_of, images[place][2]))
+                of_image[place].append(_object(annotation, label_of, images[place][2], outlines))
             except BadImage as error:
                 bad[place] = f"annotation {_shown(annotation.get('id'))}: {error.message}"
     if homeless:
@@ -81,7 +85,7 @@ def read_coco(path: str) -> CocoFile:
             f"(the first: annotation {first} of image {where}).",
             "List those images, or take the annotations out.",
         )
-    boxes = tuple(_joined(objects, size) for objects, (_, _, size, _) in zip(of_image, images, strict=True))
+    boxes = tuple(_joined(objects, size, outlines) for objects, (_, _, size, _) in zip(of_image, images, strict=True))
     return CocoFile(path, classes, tuple(name for _, name, *_ in images), boxes, bad)
 
 
@@ -137,8 +141,10 @@ def _number_of(annotation: Any, number_of: dict[Any, int], path: str) -> int | N
     return number_of.get(identity) if isinstance(identity, int | str) else None
 
 
-def _object(annotation: Mapping[str, Any], label_of: dict[int, int], size: tuple[int, int]) -> tuple[Any, ...]:
-    """x0, y0, x1, y1, label, crowd, area. Raises BadImage."""
+def _object(
+    annotation: Mapping[str, Any], label_of: dict[int, int], size: tuple[int, int], outlines: bool
+) -> tuple[Any, ...]:
+    """x0, y0, x1, y1, label, crowd, area, outline or None. Raises BadImage."""
     category, crowd, box = (annotation.get(key) for key in ("category_id", "iscrowd", "bbox"))
     if not _is_integer(category) or category not in label_of:
         raise BadImage(f"category {_shown(category)} is none of the file's {len(label_of)}")
@@ -157,17 +163,20 @@ def _object(annotation: Mapping[str, Any], label_of: dict[int, int], size: tuple
         raise BadImage(f"its box {_shown(box)} has no area within the image of {columns} x {rows} pixels")
     area: Any = annotation.get("area")
     known = _is_number(area) and area > 0
-    return left, upper, right, lower, label_of[category], bool(crowd), float(area) if known else width * height
+    outline = outline_of(annotation.get("segmentation"), size, _ROUNDING) if outlines else None
+    size_of_it = float(area) if known else width * height
+    return left, upper, right, lower, label_of[category], bool(crowd), size_of_it, outline
 
 
-def _joined(objects: list[tuple[Any, ...]], size: tuple[int, int]) -> BoxLabels:
-    table = np.array(objects, np.float64).reshape(-1, 7)
+def _joined(objects: list[tuple[Any, ...]], size: tuple[int, int], outlines: bool) -> BoxLabels:
+    table = np.array([each[:7] for each in objects], np.float64).reshape(-1, 7)
     return BoxLabels(
         boxes=table[:, :4].astype(np.float32),
         labels=table[:, 4].astype(np.int64),
         crowd=table[:, 5] > 0,
         areas=table[:, 6],
         size=size,
+        outlines=tuple(each[7] for each in objects) if outlines else None,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from beitcli.data.box_labels import BoxLabels, box_of_mask
+from beitcli.data.outlines import Bitmap
 from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.coco import read_coco
 from beitcli.data.sources.concat import Concat
@@ -52,6 +53,7 @@ class DrawnBoxes:
             crowd=np.zeros(number, bool),
             areas=np.full(number, np.count_nonzero(seen), np.float64),
             size=(seen.shape[0], seen.shape[1]),
+            outlines=(Bitmap.of(seen > 0),) * number,
         )
 
 
@@ -147,6 +149,7 @@ def open_detection(
     *,
     split: str | None = None,
     role: str = "train",
+    outlines: bool = False,
     sample_size: int = 64,
     on_progress: OnProgress | None = None,
 ) -> DetectionSource:
@@ -155,6 +158,7 @@ def open_detection(
     Args:
         split: `--split`; None for the role's own where the data has splits.
         role: "train" or "eval".
+        outlines: Whether those of the objects are needed.
 
     Raises:
         DataError: Missing data, no annotations, damaged ones, an absent split, or categories that differ.
@@ -165,7 +169,7 @@ def open_detection(
             drawn = SampleSource(split=split or {"train": "train", "eval": "val"}[role], size=sample_size)
             sources.append(DetectionSource(drawn, DrawnBoxes(drawn), tuple(SHAPES)))
         elif os.path.isdir(reference):
-            sources.append(_of_files(_files(reference, split, role), reference, on_progress))
+            sources.append(_of_files(_files(reference, split, role), reference, outlines, on_progress))
         elif os.path.exists(reference):
             raise DataError(f"'{reference}' has no boxes.", _LAYOUT)
         else:
@@ -178,11 +182,11 @@ def has_own_split(reference: str) -> bool:
     return reference == "sample" or {"train", "validation"} <= set(_splits(reference))
 
 
-def _of_files(files: Files, name: str, on_progress: OnProgress | None) -> DetectionSource:
+def _of_files(files: Files, name: str, outlines: bool, on_progress: OnProgress | None) -> DetectionSource:
     annotations, folder = files
     if on_progress is not None:
         on_progress("annotations", 0, 0, "file")
-    found = read_coco(annotations)
+    found = read_coco(annotations, outlines)
     paths = [os.path.join(folder, each) for each in found.names]
     bad = dict(found.bad)
     bad |= {place: "no such file" for place, path in enumerate(paths) if place not in bad and not os.path.exists(path)}
