@@ -18,6 +18,7 @@ from beitcli.config.resolve import resolve
 from beitcli.config.training import FinetuneConfig
 from beitcli.config.weights import InspectConfig
 from beitcli.data.outlines import decoded
+from beitcli.engine.detection import DetectionTask
 from beitcli.engine.events import Event, Tabulated, Warned
 from beitcli.engine.finetune import finetune
 from beitcli.engine.finetune_detect import build_detector
@@ -27,6 +28,7 @@ from beitcli.models.opened_detector import detector_of
 from beitcli.models.references import open_backbone, open_checkpoint, open_model, open_pretrained
 from beitcli.pictures.boxes import colour_of
 from beitcli.runtime.checkpoint import newest_checkpoint
+from beitcli.runtime.device import Compute
 from beitcli.runtime.weight_files import read_tensors
 
 
@@ -400,9 +402,9 @@ def test_dry_run_tells_the_plan_and_trains_nothing(beit, rectangles, tmp_path):
 
 @pytest.fixture(scope="session")
 def mask_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> tuple[Path, Any]:
-    """30 steps of Mask R-CNN from scratch, and the report."""
+    """24 steps of Mask R-CNN from scratch, and the report."""
     run = tmp_path_factory.mktemp("runs") / "masks"
-    flags = {"steps": 30, "save_every": 15, "lr": 3e-3, "batch_size": 6, "min_resize": 0.9, "max_resize": 1.2}
+    flags = {"steps": 24, "save_every": 20, "lr": 3e-3, "batch_size": 6, "min_resize": 0.9, "max_resize": 1.2}
     return run, finetune(config_of(rectangles, head="mask-rcnn", out=str(run), **flags))
 
 
@@ -428,8 +430,8 @@ def test_mask_rcnn_finds_outlines_too(beit, rectangles, mask_run, tmp_path):
 
 def test_mask_rcnn_goes_on_bit_for_bit(mask_run, tmp_path):
     run = Path(shutil.copytree(mask_run[0], tmp_path / "run"))
-    (run / "checkpoints" / "latest").write_text("step-0000015\n")
-    shutil.rmtree(run / "checkpoints" / "step-0000030")
+    (run / "checkpoints" / "latest").write_text("step-0000020\n")
+    shutil.rmtree(run / "checkpoints" / "step-0000024")
     finetune(resolve(FinetuneConfig, {"out": str(run), "resume": True}).config)
     assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(mask_run[0]).items())
 
@@ -447,3 +449,13 @@ def test_several_models_are_compared_in_one_table(beit, rectangles, detector_run
     assert ended.code == 0, ended.err
     (figures,) = ended.lines
     assert [each["images"] for each in figures] == [5, 5]
+
+
+def test_alone_a_process_keeps_its_mean_of_mask_losses_as_it_is():
+    task = DetectionTask.__new__(DetectionTask)
+    task.compute = Compute(torch.device("cpu"), "fp32")
+    task.model = build_detector(config_of("sample", head="mask-rcnn"), None, NAMES, lambda event: None)
+    task.model.detection.samplers[1].positives = 7
+    assert task._share_of_masks(3) == 1
+    task.model.detection.samplers[1].positives = 0
+    assert task._share_of_masks(3) == 0
