@@ -118,14 +118,18 @@ def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> Outli
     rings = []
     for polygon in segmentation:
         numbers = polygon if isinstance(polygon, list) else []
-        if len(numbers) < 6 or len(numbers) % 2 or not all(type(number) in (int, float) for number in numbers):
+        if len(numbers) < 6 or len(numbers) % 2 or not all(map(_is_place, numbers)):
             raise BadImage("its segmentation is no list of polygons of three points and more")
         ring = np.array(numbers, np.float64).reshape(-1, 2)
-        within = (ring >= -margin).all() and (ring <= np.array([size[1], size[0]]) + margin).all()
-        if not within:  # also where a number is no number
+        if (ring < -margin).any() or (ring > np.array([size[1], size[0]]) + margin).any():
             raise BadImage(f"its segmentation reaches beyond the image of {size[1]} x {size[0]} pixels")
         rings.append(ring.astype(np.float32))
     return Polygons(tuple(rings))
+
+
+def _is_place(number: Any) -> bool:
+    """Whether it is finite and of a size that pixels have."""
+    return type(number) in (int, float) and abs(number) < 1e12
 
 
 def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -134,10 +138,11 @@ def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarra
     if segmentation.get("size") != list(size):
         raise BadImage(f"its segmentation is of another size than the image of {size[1]} x {size[0]} pixels")
     lengths = _uncompressed(counts) if isinstance(counts, str) else counts
-    if not isinstance(lengths, list) or not all(type(length) is int and length >= 0 for length in lengths):
+    most = size[0] * size[1]
+    if not isinstance(lengths, list) or not all(type(length) is int and 0 <= length <= most for length in lengths):
         raise BadImage("its segmentation holds no runs of pixels")
-    if sum(lengths) != size[0] * size[1]:
-        raise BadImage(f"its segmentation has runs of {sum(lengths)} pixels, the image {size[0] * size[1]}")
+    if sum(lengths) != most:
+        raise BadImage(f"its segmentation has runs of {sum(lengths)} pixels, the image {most}")
     return _laid_out(lengths, size)
 
 

@@ -73,6 +73,11 @@ def test_other_layouts_are_found_too(coco, tmp_path):
     for split in ("train2017", "val2017"):
         shutil.copytree(coco / split, deep / "images" / split)
     assert len(open_detection([str(deep)])) == 6
+    exported = tmp_path / "exported"  # as CVAT does
+    shutil.copytree(flat / "images", exported / "images")
+    (exported / "annotations").mkdir()
+    shutil.copy(flat / "annotations.json", exported / "annotations" / "instances_default.json")
+    assert len(open_detection([str(exported)])) == 3
     short = tmp_path / "short"
     shutil.copytree(coco, short)
     for split in ("train", "val"):
@@ -150,6 +155,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "in the rounding": (of_annotation(bbox=[48, 5, 0.5, 9]), "has no area within the image"),
     "no number": (of_annotation(bbox=[4, "5", 6, 7]), "its box is [4, '5', 6, 7], not [x, y, width, height]"),
     "infinite": (of_annotation(bbox=[4, 5, 1e400, 7]), "its box is [4, 5, inf, 7], not [x, y, width, height]"),
+    "huge": (of_annotation(bbox=[4, 5, 10**400, 7]), "its box is [4, 5, 1000"),
     "three numbers": (of_annotation(bbox=[4, 5, 6]), "its box is [4, 5, 6], not"),
     "none": (lambda d: d["annotations"][0].pop("bbox"), "its box is None, not"),
     "unknown category": (of_annotation(category_id=99), "category 99 is none of the file's 2"),

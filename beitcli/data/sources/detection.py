@@ -3,7 +3,7 @@
 | layout | images | annotations |
 |---|---|---|
 | COCO | ROOT/train2017, ROOT/val2017, or train, val | ROOT/annotations/instances_train2017.json and so on |
-| a folder | ROOT/images, or ROOT itself | ROOT/annotations.json |
+| a folder | ROOT/images, or ROOT itself | ROOT/annotations.json, or the only file in ROOT/annotations |
 | the same in splits | ROOT/train, ROOT/val, each as above | |
 """
 
@@ -228,12 +228,20 @@ def _files(root: str, split: str | None, role: str) -> Files:
 
 
 def _whole(root: str) -> Files | None:
-    """The annotations of a folder without splits."""
-    annotations = os.path.join(root, "annotations.json")
-    if not os.path.isfile(annotations):
-        return None
-    images = os.path.join(root, "images")
-    return annotations, images if os.path.isdir(images) else root
+    """The annotations of a folder without splits: annotations.json, or the only file in annotations/."""
+    annotations, images = os.path.join(root, "annotations.json"), os.path.join(root, "images")
+    if os.path.isfile(annotations):
+        return annotations, images if os.path.isdir(images) else root
+    files = _annotation_files(root)
+    if len(files) == 1 and split_of(files[0]) is None and os.path.isdir(images):
+        return os.path.join(root, "annotations", files[0]), images
+    return None
+
+
+def _annotation_files(root: str) -> list[str]:
+    """In ROOT/annotations: those of instances where there are any, as COCO has captions and keypoints too."""
+    files = [name for name in sibling_names(os.path.join(root, "annotations")) if name.endswith(".json")]
+    return [name for name in files if name.startswith("instances_")] or files
 
 
 def _splits(root: str) -> dict[str, Files]:
@@ -244,15 +252,12 @@ def _splits(root: str) -> dict[str, Files]:
         inner = _whole(os.path.join(root, name))
         if inner is not None:
             found.setdefault(canonical(name), inner)
-    beside = os.path.join(root, "annotations")
-    files = [name for name in sibling_names(beside) if name.endswith(".json")]
-    instances = [name for name in files if name.startswith("instances_")] or files
-    for name in instances:
+    for name in _annotation_files(root):
         split = split_of(name)
         year = os.path.splitext(name)[0].rpartition("_")[2]
         images = _images_of(root, folders, year, split)
         if split is not None and images is not None:
-            found.setdefault(split, (os.path.join(beside, name), images))
+            found.setdefault(split, (os.path.join(root, "annotations", name), images))
     return found
 
 
