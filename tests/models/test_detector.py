@@ -133,6 +133,19 @@ def test_losses_are_torchvision_s_where_all_that_could_be_is_sampled():
     assert [sampler.sampled for sampler in ours.detection.samplers] == [512, 16]
 
 
+def test_boxes_are_computed_in_fp32_whatever_the_backbone_is_in():
+    model, draws = detector().eval(), torch.full((2, 2), 0.5)
+    model.detection.roi_heads.score_thresh = 0.0
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {each["boxes"].dtype for each in model(TWO[0])} == {torch.float32}
+    exact = model.train()(*TWO, draws)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model(*TWO, draws)
+    for name, loss in low.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[name], rtol=0.05, atol=0.05)
+
+
 def test_keyed_sampler_draws_for_each_image_alone():
     matched = [torch.tensor([1] * 30 + [0] * 50 + [-1] * 20), torch.tensor([0] * 100)]
     sampler = KeyedSampler(20, 0.25)
