@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from beitcli.pictures.segmentation import palette
-
+_GOLDEN = 0.6180339887
 _OPACITY = 0.5
 _SHARE = 1 / 200  # of the shorter side that a line is wide
 _TEXT = 1 / 28  # and that a letter is high
@@ -17,14 +17,15 @@ _READABLE = 128  # pixels of the shorter side below which names would cover what
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """PASCAL VOC's colour behind the label's own, as the first one is black."""
-    red, green, blue = palette()[1 + label % 255].tolist()
-    return red, green, blue
+    """Bright ones, whose hues go around by the golden ratio, so that any first few of them lie far apart."""
+    red, green, blue = hsv_to_rgb(label * _GOLDEN % 1, 0.55 + 0.4 * (label % 2), 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def line_width(height: int, width: int) -> int:
     """Of a box's frame on an image of that size, in pixels."""
-    return max(1, round(min(height, width) * _SHARE))
+    shorter = min(height, width)
+    return max(1 if shorter < _READABLE else 2, round(shorter * _SHARE))
 
 
 def with_boxes(
