@@ -11,55 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coco_folder import NAMES, SHAPE, changed, save_rectangles
+from coco_folder import NAMES, SHAPE
+from detection_runs import command_of, config_of, weights
 from PIL import Image
 
 from beitcli.config.resolve import resolve
 from beitcli.config.training import FinetuneConfig
 from beitcli.config.weights import InspectConfig
-from beitcli.data.outlines import decoded
-from beitcli.engine.detection import DetectionTask
-from beitcli.engine.events import Event, Tabulated, Warned
 from beitcli.engine.finetune import finetune
 from beitcli.engine.finetune_detect import build_detector
 from beitcli.engine.inspect import inspect
-from beitcli.errors import DataError, StorageError, UsageError
+from beitcli.errors import StorageError, UsageError
 from beitcli.models.opened_detector import detector_of
 from beitcli.models.references import open_backbone, open_checkpoint, open_model, open_pretrained
 from beitcli.pictures.boxes import colour_of
-from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.device import Compute
-from beitcli.runtime.weight_files import read_tensors
-
-
-@pytest.fixture(scope="session")
-def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 images to train on and 5 to measure on."""
-    root = tmp_path_factory.mktemp("rectangles")
-    save_rectangles(root, "train", 12, seed=0)
-    save_rectangles(root, "val", 5, seed=1)
-    return root
-
-
-@pytest.fixture
-def copied(rectangles: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(rectangles, tmp_path / "copied"))
-
-
-def config_of(data: Path | str, **flags: Any) -> FinetuneConfig:
-    plain = {
-        "data": [str(data)], "recipe": "tiny-detect", "init": "random", "size": 32, "head_width": 16, "regions": 16,
-        "steps": 4, "batch_size": 4, "save_every": 2, "log_every": 1, "warmup_steps": 1, "device": "cpu", "workers": 0,
-    }  # fmt: skip
-    return resolve(FinetuneConfig, plain | flags).config
-
-
-@pytest.fixture(scope="session")
-def detector_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path, pretrained_run: Path) -> Path:
-    """4 steps of Faster R-CNN over the pretrained run, with drop path."""
-    run = tmp_path_factory.mktemp("runs") / "detector"
-    finetune(config_of(rectangles, init=str(pretrained_run), drop_path=0.2, out=str(run)))
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +33,6 @@ def learned_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> t
     run = tmp_path_factory.mktemp("runs") / "learned"
     flags = {"steps": 40, "save_every": 40, "lr": 3e-3, "batch_size": 6, "min_resize": 0.9, "max_resize": 1.2}
     return run, finetune(config_of(rectangles, out=str(run), **flags))
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(newest_checkpoint(run, weights_only=True).path / "model.safetensors")
 
 
 def test_detector_learns_what_a_few_images_show(rectangles, learned_run):
@@ -237,85 +198,6 @@ def test_detector_s_backbone_begins_a_classifier(beit, labelled_folder, detector
     assert "detection." in ended.err
 
 
-def spoil(file: Path, count: int) -> None:
-    def outside(document: dict[str, Any]) -> None:
-        seen: set[int] = set()
-        for annotation in document["annotations"]:
-            if annotation["image_id"] not in seen and len(seen) < count:
-                seen.add(annotation["image_id"])
-                annotation["bbox"] = [40, 30, 20, 20]
-
-    changed(file, outside)
-
-
-def command_of(data: Path, run: Path) -> list[object]:
-    return [
-        "finetune", data, "--recipe", "tiny-detect", "--init", "random", "--size", 32, "--head-width", 8, "--regions",
-        8, "--steps", 1, "--batch-size", 4, "--workers", 0, "--out", run,
-    ]  # fmt: skip
-
-
-def test_boxes_outside_the_image_stop_the_run_past_max_bad_and_are_left_out_below_it(beit, copied, tmp_path):
-    spoil(copied / "annotations" / "instances_train.json", 3)
-    run = tmp_path / "run"
-    refused = beit(*command_of(copied, run))
-    assert refused.code == 3, refused.err
-    assert "3 of 12 images cannot be read, 1 are allowed" in refused.err
-    assert "its box [40, 30, 20, 20] reaches beyond the image of 48 x 40 pixels" in refused.err
-    assert not run.exists()
-    allowed = beit(*command_of(copied, run), "--max-bad", 0.3)
-    assert allowed.code == 0, allowed.err
-    told = [json.loads(line) for line in (run / "bad-images.jsonl").read_text().splitlines()]
-    assert [Path(record["path"]).stem for record in told] == ["00", "01", "02"]
-    assert all("reaches beyond" in record["error"] for record in told)
-
-
-def test_empty_annotations_and_damaged_ones_end_with_3_and_their_name(beit, copied, detector_run, tmp_path):
-    file = copied / "annotations" / "instances_train.json"
-    changed(file, lambda document: document.update(annotations=[]))
-    empty = beit(*command_of(copied, tmp_path / "run"))
-    assert (empty.code, "None of the 12 training images" in empty.err) == (3, True)
-    file.write_text(file.read_text()[:200])
-    damaged = beit(*command_of(copied, tmp_path / "run"))
-    assert (damaged.code, f"'{file}' holds no annotations" in damaged.err) == (3, True)
-    assert not (tmp_path / "run").exists()
-    val = copied / "annotations" / "instances_val.json"
-    changed(val, lambda document: document.update(annotations=[]))
-    measured = beit("eval", detector_run, copied)
-    assert (measured.code, "None of the 5 images" in measured.err) == (3, True)
-    changed(val, lambda document: document["categories"][0].update(name="green"))
-    unknown = beit("eval", detector_run, copied)
-    assert (unknown.code, "(first: 'green')" in unknown.err) == (3, True)
-
-
-def test_eval_counts_what_cannot_be_used(beit, copied, detector_run):
-    spoil(copied / "annotations" / "instances_val.json", 1)
-    (copied / "val" / "02.png").write_bytes(b"no image")
-    refused = beit("eval", detector_run, copied)
-    assert (refused.code, "2 of 5 images cannot be read" in refused.err) == (3, True)
-    allowed = beit("eval", detector_run, copied, "--max-bad", 0.5)
-    assert (allowed.lines[0]["images"], allowed.lines[0]["bad"]) == (3, 2)
-
-
-def test_image_that_turns_out_bad_while_training_is_replaced_and_named(copied, tmp_path):
-    Image.new("RGB", (30, 20)).save(copied / "train" / "03.png")
-    finetune(config_of(copied, steps=4, out=str(tmp_path / "run")))
-    (told,) = [json.loads(line) for line in (tmp_path / "run" / "bad-images.jsonl").read_text().splitlines()]
-    assert told["error"] == "it is 30 x 20 pixels, its annotations say 48 x 40"
-
-
-def test_classes_and_their_boxes_are_told_and_empty_ones_warned_of(copied, tmp_path):
-    file = copied / "annotations" / "instances_train.json"
-    changed(file, lambda document: document["categories"].append({"id": 1, "name": "green"}))
-    events: list[Event] = []
-    finetune(config_of(copied, out=str(tmp_path / "run"), steps=1), events.append)
-    (table,) = [event for event in events if isinstance(event, Tabulated)]
-    boxes = json.loads(file.read_text())["annotations"]
-    assert [row[0] for row in table.rows] == ["green", "blue", "red"]
-    assert [row[1] for row in table.rows] == [0, *(sum(b["category_id"] == c for b in boxes) for c in (3, 7))]
-    assert any("1 of 3 classes have no box" in event.message for event in events if isinstance(event, Warned))
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -360,17 +242,6 @@ def test_task_detect_has_a_recipe_of_its_own(rectangles):
     assert resolve(FinetuneConfig, flags | {"recipe": "tiny-detect"}).config.head == "faster-rcnn"
 
 
-def test_without_a_validation_split_some_images_are_held_out(tmp_path):
-    file = save_rectangles(tmp_path, "train", 20, seed=0)
-    data = tmp_path / "data"
-    (tmp_path / "train").rename(tmp_path / "images")
-    data.mkdir()
-    (tmp_path / "images").rename(data / "images")
-    file.rename(data / "annotations.json")
-    report = finetune(config_of(data, steps=1, out=str(tmp_path / "run")))
-    assert (report.measured_on, report.images) == ("1 held-out images", 1)
-
-
 def test_sample_has_boxes(beit, tmp_path):
     run = tmp_path / "run"
     ended = beit(
@@ -384,13 +255,6 @@ def test_sample_has_boxes(beit, tmp_path):
     assert beit("predict", run, "sample", "--limit", 2).code == 0
 
 
-def test_no_box_at_all_is_refused_by_its_own_words(copied):
-    changed(copied / "annotations" / "instances_train.json", lambda d: [a.update(iscrowd=1) for a in d["annotations"]])
-    with pytest.raises(DataError, match=r"has a box") as error:
-        finetune(config_of(copied))
-    assert "crowds" in error.value.hint
-
-
 def test_dry_run_tells_the_plan_and_trains_nothing(beit, rectangles, tmp_path):
     ended = beit(*command_of(rectangles, tmp_path / "run"), "--dry-run")
     (plan,) = ended.lines
@@ -400,62 +264,8 @@ def test_dry_run_tells_the_plan_and_trains_nothing(beit, rectangles, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="session")
-def mask_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> tuple[Path, Any]:
-    """24 steps of Mask R-CNN from scratch, and the report."""
-    run = tmp_path_factory.mktemp("runs") / "masks"
-    flags = {"steps": 24, "save_every": 20, "lr": 3e-3, "batch_size": 6, "min_resize": 0.9, "max_resize": 1.2}
-    return run, finetune(config_of(rectangles, head="mask-rcnn", out=str(run), **flags))
-
-
-def test_mask_rcnn_finds_outlines_too(beit, rectangles, mask_run, tmp_path):
-    run, report = mask_run
-    assert report.mask_ap50 > 0.2
-    (figures,) = beit("eval", run, rectangles).lines
-    assert (figures["ap"], figures["mask_ap"]) == (pytest.approx(report.ap), pytest.approx(report.mask_ap))
-    assert inspect(InspectConfig(ref=str(run))).architecture["head"] == "mask-rcnn"
-    picture = rectangles / "val" / "01.png"
-    (line,) = beit("predict", run, picture, "--score-threshold", 0.1, "-o", tmp_path / "out").lines
-    best = line["detections"][0]
-    mask = decoded({"size": best["mask"]["size"], "counts": best["mask"]["counts"].encode()})
-    assert mask.shape == SHAPE
-    x0, y0, x1, y1 = best["box"]
-    rows, columns = np.nonzero(mask)
-    assert x0 - 2 <= columns.min() <= columns.max() <= x1 + 2
-    assert y0 - 2 <= rows.min() <= rows.max() <= y1 + 2
-    with Image.open(line["output"]) as drawn, Image.open(picture) as image:
-        assert (np.array(drawn) != np.array(image)).any(axis=-1)[mask].mean() > 0.95
-    assert "| AP of masks |" in (run / "README.md").read_text()
-
-
-def test_mask_rcnn_goes_on_bit_for_bit(mask_run, tmp_path):
-    run = Path(shutil.copytree(mask_run[0], tmp_path / "run"))
-    (run / "checkpoints" / "latest").write_text("step-0000020\n")
-    shutil.rmtree(run / "checkpoints" / "step-0000024")
-    finetune(resolve(FinetuneConfig, {"out": str(run), "resume": True}).config)
-    assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(mask_run[0]).items())
-
-
-def test_annotations_without_outlines_are_of_no_use_to_mask_rcnn(beit, copied, tmp_path):
-    file = copied / "annotations" / "instances_train.json"
-    changed(file, lambda document: [each.pop("segmentation") for each in document["annotations"]])
-    ended = beit(*command_of(copied, tmp_path / "run"), "--head", "mask-rcnn")
-    assert (ended.code, "it has no segmentation" in ended.err) == (3, True)
-    assert beit(*command_of(copied, tmp_path / "run")).code == 0
-
-
 def test_several_models_are_compared_in_one_table(beit, rectangles, detector_run, learned_run):
     ended = beit("eval", detector_run, learned_run[0], rectangles)
     assert ended.code == 0, ended.err
     (figures,) = ended.lines
     assert [each["images"] for each in figures] == [5, 5]
-
-
-def test_alone_a_process_keeps_its_mean_of_mask_losses_as_it_is():
-    task = DetectionTask.__new__(DetectionTask)
-    task.compute = Compute(torch.device("cpu"), "fp32")
-    task.model = build_detector(config_of("sample", head="mask-rcnn"), None, NAMES, lambda event: None)
-    task.model.detection.samplers[1].positives = 7
-    assert task._share_of_masks(3) == 1
-    task.model.detection.samplers[1].positives = 0
-    assert task._share_of_masks(3) == 0
