@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scenes import NAMES, save_scene
 
 from beitcli.cli.app import main
 from beitcli.config.resolve import resolve
@@ -55,6 +56,16 @@ def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index in range(IMAGES_PER_CLASS):
             suffix = "png" if index % 2 else "jpg"
             save_picture(root / name / f"{index:02d}.{suffix}", colour, seed=100 * number + index)
+    return root
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10 images to train on and 4 to measure on."""
+    root = tmp_path_factory.mktemp("scenes")
+    for number in range(14):
+        save_scene(root / ("train" if number < 10 else "val"), f"{number:02d}", number)
+    (root / "names.txt").write_text("\n".join(NAMES) + "\n")
     return root
 
 

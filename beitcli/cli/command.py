@@ -79,8 +79,10 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
                 with ending_at_once():
                     command.face(resolved.config, shell)
             processes.leave()
-        except BrokenPipeError:
+        except BrokenPipeError as gone:
             close_stdout()
+            if place is not None:
+                processes.reader_has_gone(place, gone)
         except KeyboardInterrupt:
             error = Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags))
             raise typer.Exit(_ended(place, error, shell)) from None

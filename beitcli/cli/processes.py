@@ -8,7 +8,7 @@ from typing import Any
 from beitcli.cli.output import Shell
 from beitcli.config.common import Launched, Training
 from beitcli.errors import BeitError, UsageError
-from beitcli.runtime.failures import FOLDER_VARIABLE, leave_word
+from beitcli.runtime.failures import FOLDER_VARIABLE, leave_word, read_failures
 from beitcli.runtime.parent import end_with_parent
 from beitcli.runtime.tasks import Place, place_of_this_process
 
@@ -74,13 +74,21 @@ def ended(place: Place, error: BaseException, shell: Shell) -> int:
     by_a_peer = is_by_a_peer(error)
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
-        failure = leave_word(folder, place.rank, place.restarts, error, by_a_peer=by_a_peer)
-        return 0 if failure.ends_the_job else failure.exit_code
+        own = leave_word(folder, place.rank, place.restarts, error, by_a_peer=by_a_peer)
+        causes = [each for each in read_failures(folder) if not each.by_a_peer] if by_a_peer else [own]
+        return 0 if any(each.ends_the_job for each in causes) else own.exit_code
     if place.rank == 0 or not by_a_peer:
         shell.failed(error)
     if by_a_peer:
         return 6
     return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def reader_has_gone(place: Place, error: BrokenPipeError) -> None:
+    """Tells the others that nobody reads what this process writes, which ends the job, but is no failure."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder and os.path.isdir(folder):
+        leave_word(folder, place.rank, place.restarts, error, by_a_peer=False)
 
 
 def leave() -> None:

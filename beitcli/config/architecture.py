@@ -61,9 +61,10 @@ class Architecture:
         return asdict(self) | {"image_size": list(self.image_size)}
 
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "depth": 4, "heads": 4},
     "small": {"width": 192, "depth": 6, "heads": 3},
     "base": {"width": 768, "depth": 12, "heads": 12},
     "large": {"width": 1024, "depth": 24, "heads": 16},
+    "giant": {"width": 1408, "depth": 40, "heads": 16, "mlp_ratio": 48 / 11},
 }

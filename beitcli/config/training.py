@@ -46,7 +46,25 @@ class TrainTokenizerConfig(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Training):
+class Sharded(Training):
+    """What every command has that trains a model which may outgrow a GPU."""
+
+    shard: bool = option(
+        False,
+        "Spread weights, gradients and moments over the processes (FSDP2), for models that outgrow a GPU.",
+        panel="Machine",
+        harmless=True,
+        saved=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard and self.precision == "fp16":
+            raise UsageError("--shard does not go with fp16, whose scaler looks at one process.", "Give bf16 or fp32.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Sharded):
     command: ClassVar[str] = "pretrain"
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     model: str = option("base", "Size of the backbone: " + ", ".join(SIZES) + ".", panel="Model")
@@ -163,7 +181,7 @@ HEADS_OF_TASK = {"classify": ("linear",), "segment": ("upernet", "setr-pup"), "d
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(Training):
+class FinetuneConfig(Sharded):
     command: ClassVar[str] = "finetune"
     recipes_of: ClassVar[dict[str, dict[str, str]]] = {"task": {"segment": "base-ade20k", "detect": "base-coco"}}
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
@@ -258,6 +276,8 @@ class FinetuneConfig(Training):
             at_least("--" + name.replace("_", "-"), getattr(self, name), 0)
         above_zero("--layer-decay", self.layer_decay)
         at_least("--repeats", self.repeats, 1)
+        if self.shard and (self.ema or self.task != "classify"):
+            raise UsageError("--shard is for classifiers without --ema.", "Leave one of them out.")
         if self.model not in SIZES:
             raise UsageError(
                 f"There is no model '{self.model}'.", suggestion(self.model, SIZES) or f"Models: {', '.join(SIZES)}."

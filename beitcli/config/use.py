@@ -69,6 +69,8 @@ class TokenizeConfig(Launched):
         super().__post_init__()
         at_least("--batch-size", self.batch_size, 1)
         at_least("--size", self.size, 1)
+        if self.decode and self.gpus > 1:
+            raise UsageError(f"--gpus is {self.gpus}, but --decode computes in one process.", "Leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)

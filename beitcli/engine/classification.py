@@ -52,7 +52,7 @@ class FinetuneTask(Task):
         self.view = Preprocessing(normalization)
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        self.share_gradients(compute, compile_model=config.compile)
+        self.share_gradients(compute, compile_model=config.compile, sharded=config.shard)
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)

@@ -151,6 +151,8 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
     )
     _check_augmentation(view)
     model = build_classifier(config, opened, classes, on_event)
+    if config.shard and isinstance(model, ForeignViT):
+        raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
     plan = make_plan(config, held.training)
     task = FinetuneTask(config, plan, model, classes, held.measured, compute, normalization)
     rows = plan_rows(task, plan)

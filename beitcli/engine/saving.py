@@ -18,6 +18,7 @@ from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import differing_ranks
 from beitcli.runtime.optim import load_optimizer_tensors, optimizer_tensors
 from beitcli.runtime.run_folder import RunFolder
+from beitcli.runtime.sharding import is_sharded, part_like, whole_tensors
 
 
 @dataclass
@@ -69,18 +70,19 @@ class Saver:
         begun = time.perf_counter()
         self.require_equal_weights(state.step)
         self._tell(self.writer.wait())
-        if self.compute.world.is_first:
+        first = self.compute.world.is_first
+        weights = whole_tensors(self.task.weights(), keep=first)
+        moments = whole_tensors(optimizer_tensors(self.task.model, self.task.optimizer), keep=first)
+        if first:
             write = partial(
                 save_checkpoint,
                 self.run.checkpoints,
                 state.step,
-                model=snapshot(self.task.weights()),
+                model=weights,
                 config={"kind": self.task.kind} | self.task.settings(),
                 beside=self.task.settings_of_others(),
-                trainer_tensors=snapshot(
-                    optimizer_tensors(self.task.model, self.task.optimizer)
-                    | {f"task/{name}": tensor for name, tensor in self.task.extra_tensors().items()}
-                ),
+                trainer_tensors=moments
+                | {f"task/{name}": tensor for name, tensor in snapshot(self.task.extra_tensors()).items()},
                 trainer=self._trainer(plan, state),
                 keep=plan.keep,
             )
@@ -98,6 +100,8 @@ class Saver:
 
     def require_equal_weights(self, step: int) -> None:
         """Raises DistributedError where a process has gone wrong: its weights differ by a bit from the others'."""
+        if is_sharded(self.task.model):  # no weight is in two processes
+            return
         ranks = differing_ranks(self.compute.world, self.task.model.parameters())
         if ranks:
             names = ", ".join(map(str, ranks))
@@ -158,7 +162,9 @@ def load_newest(task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler
             "Restore the data, or start a new run with another --out.",
         )
     try:
-        task.model.load_state_dict(checkpoint.model_tensors())
+        kept = task.model.state_dict()
+        found = checkpoint.model_tensors()
+        task.model.load_state_dict({name: part_like(t, kept[name]) if name in kept else t for name, t in found.items()})
         tensors = checkpoint.trainer_tensors()
         extra = {name.removeprefix("task/"): t for name, t in tensors.items() if name.startswith("task/")}
         rest = {name: t for name, t in tensors.items() if not name.startswith("task/")}

@@ -55,7 +55,8 @@ class SegmentationTask(Task):
         self.model.choose_attention(plan.micro_batch, compute)
         share_statistics(self.model, compute.world)
         self.share_gradients(compute, compile_model=config.compile)
-        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
+        of_head = sum(dropout.channels for dropout in self.model.decode_head.dropouts())
+        self.draws = 2 * self.model.architecture.depth + of_head
         self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
@@ -64,7 +65,9 @@ class SegmentationTask(Task):
         return warmup_polynomial(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        self.model.draws = batch.get("draws")
+        if "draws" in batch:
+            self.model.draws, in_head = batch["draws"].tensor_split([2 * self.model.architecture.depth], dim=1)
+            self.model.decode_head.take_draws(in_head)
         targets = batch["targets"].long()
         logits = self.forward(normalize(batch["images"], *self.normalization))
         main, *auxiliary = (pixel_loss(each, targets, self.compute.world) for each in logits)

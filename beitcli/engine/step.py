@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from beitcli.data.order import places_of
 from beitcli.engine.task import Plan, Task, Tensors
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import World
 from beitcli.runtime.keyed import keyed_integer
+from beitcli.runtime.sharding import is_sharded, whole
 
 
 def step_draws(plan: Plan, columns: int, step: int, world: World) -> torch.Tensor:
@@ -60,17 +60,17 @@ def optimizer_step(
     world = compute.world
     task.optimizer.zero_grad(set_to_none=True)
     figures = _backward(task, plan, tensors, compute, scaler)
-    if world.size > 1 and not isinstance(task.parallel, DistributedDataParallel):
+    if world.size > 1 and task.parallel is None:
         average_gradients(task.model, world)
     scaler.unscale_(task.optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None]))
     if plan.clip is not None:
         nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
     skipped = ~norm.detach().isfinite()
     for name, value in (*figures.items(), ("gradient_norm", norm.detach() / world.size)):
         sums[name] = sums.get(name, 0) + torch.where(skipped, torch.zeros_like(value), value)
     sums["skipped_steps"] = sums.get("skipped_steps", 0) + skipped.float() / world.size
-    _update(task.optimizer, scaler, skipped)
+    _update(task.optimizer, scaler, skipped, on_device=compute.device.type == "cuda" and not is_sharded(task.model))
     return skipped
 
 
@@ -94,12 +94,12 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
     return figures
 
 
-def _update(optimizer: torch.optim.Optimizer, scaler: Any, skipped: torch.Tensor) -> None:
-    """The optimizer's step, or none where it is to be skipped; on CUDA the kernel decides, so that nothing waits."""
+def _update(optimizer: torch.optim.Optimizer, scaler: Any, skipped: torch.Tensor, *, on_device: bool) -> None:
+    """The optimizer's step, or none where it is to be skipped; `on_device` its kernel decides, and nothing waits."""
     if scaler.is_enabled():  # fp16 finds its scale by overflowing, and leaves such steps out itself
         scaler.step(optimizer)
         scaler.update()
-    elif skipped.device.type != "cuda":
+    elif not on_device:
         if not skipped:
             optimizer.step()
     else:

@@ -15,6 +15,7 @@ from beitcli.models.references import state_tensors
 from beitcli.runtime.compiled import compiled
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import parallel
+from beitcli.runtime.sharding import is_sharded, shard, summed_later
 
 Tensors = dict[str, torch.Tensor]
 
@@ -67,17 +68,26 @@ class Task(ABC):
     forward: Callable[..., Any]
     parallel: nn.Module | None = None
 
-    def share_gradients(self, compute: Compute, *, compile_model: bool = False, all_used: bool = True) -> None:
+    def share_gradients(
+        self, compute: Compute, *, compile_model: bool = False, all_used: bool = True, sharded: bool = False
+    ) -> None:
         """Sets `forward`, so that gradients are averaged over processes while the backward pass runs.
 
         Args:
             all_used: Whether every parameter has a gradient in every step.
+            sharded: Whether each process keeps its part of the model only; before the optimizer is made.
         """
-        self.parallel = parallel(self.model, compute.world, all_used=all_used)
+        if sharded and compute.world.size > 1:
+            shard(self.model, self.model.blocks, compute.world)  # type: ignore[arg-type]
+            self.parallel = self.model
+        else:
+            self.parallel = parallel(self.model, compute.world, all_used=all_used)
         self.forward = compiled(self.parallel, compile_model)
 
     def unshared(self) -> AbstractContextManager[Any]:
         """A context whose backward passes leave the sharing to the last one of a step."""
+        if is_sharded(self.model):
+            return summed_later(self.model)
         no_sync = getattr(self.parallel, "no_sync", None)
         return no_sync() if no_sync else nullcontext()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,9 +22,10 @@ from beitcli.engine.inputs import open_inputs
 from beitcli.engine.opened_tokenizer import prepared, tokenizer_for
 from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.token_files import TokenFile, TokenKind, open_token_file, parse_line
-from beitcli.errors import DataError, UsageError
+from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
-from beitcli.runtime.device import Compute, choose_compute, choose_workers
+from beitcli.runtime.device import Compute, choose_compute, choose_workers, join_compute
+from beitcli.runtime.distributed import World
 from beitcli.tokenizers import Tokenizer, to_unit
 from beitcli.tokenizers.low_precision import Precision
 from beitcli.tokenizers.objective import codebook_usage, psnr
@@ -33,15 +34,9 @@ _COMPARED = 64  # images that `agreement` is of: fp32 is what low precision is t
 
 
 @dataclass
-class _Tally:
-    """Running figures of `--stats`.
+class _Sums:
+    """What adds up over batches, those of other processes too."""
 
-    Attributes:
-        reference: The tokenizer in fp32, where another precision is to be compared with it.
-    """
-
-    counts: torch.Tensor
-    reference: Tokenizer | None = None
     compared: int = 0
     agreed: float = 0.0
     images: int = 0
@@ -49,38 +44,60 @@ class _Tally:
     absolute: float = 0.0
     squared: float = 0.0
     values: int = 0
-    paths: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: _Sums) -> _Sums:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        return self
+
+
+@dataclass
+class _Tally:
+    """Running figures of `--stats`.
+
+    Attributes:
+        counts: (vocabulary,) int64 of the codes that this process has seen.
+        reference: The tokenizer in fp32, where another precision is to be compared with it.
+        batch: Of the batch at hand.
+        total: Of those before, in their order.
+    """
+
+    counts: torch.Tensor
+    reference: Tokenizer | None = None
+    batch: _Sums = field(default_factory=_Sums)
+    total: _Sums = field(default_factory=_Sums)
 
     def count(self, tokens: torch.Tensor) -> None:
         self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts))
 
     def compare(self, images: torch.Tensor, decoded: torch.Tensor) -> None:
         difference = (decoded - images).double()
-        self.absolute += float(difference.abs().sum())
-        self.squared += float(difference.square().sum())
-        self.values += difference.numel()
+        self.batch.absolute += float(difference.abs().sum())
+        self.batch.squared += float(difference.square().sum())
+        self.batch.values += difference.numel()
 
-    def compare_tokens(self, images: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Counts how many are fp32's, of the first images that come."""
-        wanted = _COMPARED - self.compared
-        if self.reference is None or wanted <= 0:
+    def compare_tokens(self, indices: Sequence[int], images: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Counts how many are fp32's, of the first images of the data."""
+        wanted = sum(index < _COMPARED for index in indices)
+        if self.reference is None or not wanted:
             return
         equal = self.reference.encode(images[:wanted]) == tokens[:wanted]
-        self.agreed += float(equal.float().mean(dim=1).sum())
-        self.compared += len(equal)
+        self.batch.agreed += float(equal.float().mean(dim=1).sum())
+        self.batch.compared += len(equal)
 
-    def document(self) -> dict[str, Any]:
-        used, perplexity = codebook_usage(self.counts)
-        measured = self.values > 0
-        agreement = {"agreement": self.agreed / self.compared if self.compared else None} if self.reference else {}
+    def document(self, world: World) -> dict[str, Any]:
+        used, perplexity = codebook_usage(world.sum(self.counts))
+        total = self.total
+        measured = total.values > 0
+        agreement = {"agreement": total.agreed / total.compared if total.compared else None} if self.reference else {}
         return agreement | {
-            "images": self.images,
-            "bad": self.bad,
+            "images": total.images,
+            "bad": total.bad,
             "vocab_size": len(self.counts),
             "codes_used": used,
             "perplexity": perplexity,
-            "mae": self.absolute / self.values if measured else None,
-            "psnr": psnr(self.squared / self.values) if measured and self.squared else None,
+            "mae": total.absolute / total.values if measured else None,
+            "psnr": psnr(total.squared / total.values) if measured and total.squared else None,
         }
 
 
@@ -89,7 +106,8 @@ def tokenize(
 ) -> Iterator[dict[str, Any]]:
     """Yields a document an image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
 
-    With an output file the documents go there, and none is yielded; with `stats` only the summary is, without `mae`
+    Of several processes the first one yields and writes for all. With an output file the documents go there, and none
+    is yielded; with `stats` only the summary is, without `mae`
     and `psnr` where the tokenizer has no decoder, and in another precision than fp32 with `agreement`, the share of
     tokens that are fp32's, of the first 64 images.
 
@@ -100,37 +118,39 @@ def tokenize(
     if config.decode:
         yield from decode(config, on_event, stdin)
         return
-    compute, reference = _open_tokenizer(config, on_event)
+    compute = join_compute(config, choose_compute(config.device, _precision(config)))
+    world, on_event = compute.world, compute.world.spoken(on_event)
+    reference = world.first_then_others(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
     if config.reconstruct:
         reference.require_decoder()
     size = config.size or reference.size
     reference.grid(size)
     tokenizer = prepared(reference, _precision(config), (size, size) if config.compile else None, on_event)
     kind = TokenKind(tokenizer.grid(size), tokenizer.vocab_size, tokenizer.sha256)
-    source = open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
-    pictures = _picture_paths(config.reconstruct, source) if config.reconstruct else None
-    file = None if config.output == "-" or config.stats else open_token_file(Path(config.output), kind, config.resume)
-    if file is not None and file.held:
-        source = _without(source, file.held, on_event)
+    source = world.first_then_others(
+        lambda: open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
+    )
+    pictures = world.first_then_others(lambda: _picture_paths(config.reconstruct, source))
+    files: list[TokenFile] = []
+    if config.output != "-" and not config.stats:
+        held = world.first(lambda: _open_file(files, config, kind))
+        source = _without(source, held, on_event) if held else source
     tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
     documents = _documents(config, tokenizer, source, size, compute, tally, pictures, on_event)
-    if file is not None:
-        with closing(file):
-            _fill(file, documents)
-    elif config.stats:
-        for _ in documents:
-            pass
-        yield tally.document()
-    else:
-        yield from documents
-    if tally.bad and config.on_bad == "report":
-        raise DataError(f"{tally.bad} of {tally.images + tally.bad} images cannot be read.", "Their lines say why.")
-
-
-def _open_tokenizer(config: TokenizeConfig, on_event: OnEvent) -> tuple[Compute, Tokenizer]:
-    compute = choose_compute(config.device, _precision(config))
-    return compute, tokenizer_for(config.tokenizer, compute.device, on_event)
+    with closing(files[0]) if files else nullcontext() as file:
+        for document in documents:
+            if file is not None:
+                file.add(document)
+            elif not config.stats:
+                yield document
+    if config.stats:
+        summary = tally.document(world)
+        if world.is_first:
+            yield summary
+    total = tally.total
+    if total.bad and config.on_bad == "report":
+        raise DataError(f"{total.bad} of {total.images + total.bad} images cannot be read.", "Their lines say why.")
 
 
 def _precision(config: TokenizeConfig) -> Precision:
@@ -138,8 +158,16 @@ def _precision(config: TokenizeConfig) -> Precision:
     return "fp32" if config.precision == "auto" else config.precision
 
 
-def _picture_paths(folder: str, source: Source) -> dict[str, Path]:
+def _open_file(opened: list[TokenFile], config: TokenizeConfig, kind: TokenKind) -> set[str]:
+    """Puts the file into `opened`; gives the paths that it holds already."""
+    opened.append(open_token_file(Path(config.output), kind, config.resume))
+    return set(opened[0].held)
+
+
+def _picture_paths(folder: str | None, source: Source) -> dict[str, Path] | None:
     """The PNG of each image's decoded tokens, by the image's path; the pair of both stands beside it."""
+    if not folder:
+        return None
     names = OutputNames(make_folder(Path(folder)), ".png", beside=("-pair",))
     paths = [source.path(index) for index in range(len(source))]
     pictures = {path: names.path(path) for path in paths}
@@ -150,11 +178,6 @@ def _picture_paths(folder: str, source: Source) -> dict[str, Path]:
 
 def _pair_path(picture: Path) -> Path:
     return picture.with_name(f"{picture.stem}-pair.png")
-
-
-def _fill(file: TokenFile, documents: Iterator[dict[str, Any]]) -> None:
-    for document in documents:
-        file.add(document)
 
 
 def _without(source: Source, held: set[str], on_event: OnEvent) -> Source:
@@ -173,24 +196,47 @@ def _documents(
     pictures: dict[str, Path] | None,
     on_event: OnEvent,
 ) -> Iterator[dict[str, Any]]:
-    view = CenterView(size=size, filter=Image.Resampling.LANCZOS)
-    workers = choose_workers(config.workers, compute.device)
-    batches = ordered_batches(source, view, batch_size=min(config.batch_size, max(1, len(source))), workers=workers)
-    for batch in batches if len(source) else ():
-        documents: dict[int, dict[str, Any]] = {}
-        for index, path, reason in batch.bad:
-            if config.on_bad == "fail":
-                raise DataError(f"'{path}' cannot be read: {reason}.", "Mend it, or pass --on-bad report or skip.")
-            tally.bad += 1
-            if config.on_bad == "report":
-                documents[index] = {"path": path, "error": reason}
-        if len(batch):
-            documents |= _tokenized(
-                batch, source, tokenizer, tokenizer.grid(size), compute, tally, pictures, config.stats
-            )
-        for index in sorted(documents):
-            yield documents[index]
-        on_event(Progress("tokenize", tally.images + tally.bad, len(source), "image"))
+    """In the first process those of all, in the order of the images; none in the others."""
+    if not len(source):
+        return
+    view, world = CenterView(size=size, filter=Image.Resampling.LANCZOS), compute.world
+    workers = choose_workers(config.workers, compute.device, world.local_size)
+    batch_size = min(config.batch_size, len(source))
+    batches = ordered_batches(source, view, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
+    grid = tokenizer.grid(size)
+    for _ in range(-(-len(source) // (batch_size * world.size))):
+        documents: list[dict[str, Any]] = []
+        failure: BeitError | None = None
+        try:
+            batch = next(batches, None)
+            if batch is not None:
+                found = _bad(batch, config, tally)
+                if len(batch):
+                    found |= _tokenized(batch, source, tokenizer, grid, compute, tally, pictures, config.stats)
+                documents = [found[index] for index in sorted(found)]
+        except BeitError as error:
+            failure = error
+        parts = world.gather((documents, tally.batch, failure))
+        tally.batch = _Sums()
+        for documents, sums, failure in parts:
+            if world.is_first:
+                yield from documents
+            if failure is not None:
+                raise failure
+            tally.total += sums
+        on_event(Progress("tokenize", tally.total.images + tally.total.bad, len(source), "image"))
+
+
+def _bad(batch: Batch, config: TokenizeConfig, tally: _Tally) -> dict[int, dict[str, Any]]:
+    """What `--on-bad` makes of a batch's unreadable images."""
+    documents = {}
+    for index, path, reason in batch.bad:
+        if config.on_bad == "fail":
+            raise DataError(f"'{path}' cannot be read: {reason}.", "Mend it, or pass --on-bad report or skip.")
+        tally.batch.bad += 1
+        if config.on_bad == "report":
+            documents[index] = {"path": path, "error": reason}
+    return documents
 
 
 @torch.no_grad()
@@ -206,8 +252,8 @@ def _tokenized(
 ) -> dict[int, dict[str, Any]]:
     images = to_unit(batch.to(compute.device)["images"])
     tokens = tokenizer.encode(images)
-    tally.compare_tokens(images, tokens)
-    tally.images += len(batch)
+    tally.compare_tokens(batch.indices, images, tokens)
+    tally.batch.images += len(batch)
     if stats or pictures:
         tally.count(tokens)
     if (stats or pictures) and tokenizer.can_decode:
@@ -238,7 +284,8 @@ def decode(
 
     Each picture is decoded by itself, so that it does not depend on its neighbours.
     """
-    compute, tokenizer = _open_tokenizer(config, on_event)
+    compute = choose_compute(config.device, _precision(config))
+    tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
     tokenizer.require_decoder()
     names = OutputNames(make_folder(Path("decoded" if config.output == "-" else config.output)), ".png")
     for number, document in enumerate(_token_lines(config, stdin), start=1):

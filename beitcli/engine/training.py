@@ -32,6 +32,7 @@ from beitcli.runtime.device import Compute
 from beitcli.runtime.keyed import keyed_integer
 from beitcli.runtime.optim import set_learning_rate
 from beitcli.runtime.run_folder import RunFolder
+from beitcli.runtime.sharding import gathered
 from beitcli.runtime.signals import StopRequest
 
 __all__ = ["Plan", "Progressed", "Task", "Tensors", "optimizer_step", "train"]
@@ -213,7 +214,8 @@ def _measured(task: Task) -> tuple[dict[str, float] | None, dict[str, float], bo
     """Figures on held-out images, None where a signal came meanwhile; those to watch; and whether one came."""
     task.model.eval()
     try:
-        return task.measure(), task.monitor(), False
+        with gathered(task.model):
+            return task.measure(), task.monitor(), False
     except _StopAsked:
         return None, {}, True
     finally:

@@ -19,6 +19,16 @@ class SegmentationHead(nn.Module, ABC):
 
     auxiliary_weight = 0.4
 
+    def dropouts(self) -> list[ChannelDropout]:
+        """In the order in which `take_draws` serves them."""
+        return [module for module in self.modules() if isinstance(module, ChannelDropout)]
+
+    def take_draws(self, draws: torch.Tensor) -> None:
+        """Uniform numbers for the dropout of the next forward pass: (B, sum of the dropouts' channels)."""
+        dropouts = self.dropouts()
+        for dropout, part in zip(dropouts, draws.split([each.channels for each in dropouts], dim=1), strict=True):
+            dropout.draws = part
+
     @abstractmethod
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Logits; in training those of the auxiliary heads after them.
@@ -41,6 +51,25 @@ class ConvNormAct(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return F.relu(self.bn(self.conv(maps)))
+
+
+class ChannelDropout(nn.Module):
+    """`nn.Dropout2d` that may be told its uniform numbers, so that an image's are its own wherever it is computed.
+
+    Attributes:
+        draws: (B, channels) in [0, 1); None draws them from torch's generator.
+    """
+
+    def __init__(self, channels: int, rate: float) -> None:
+        super().__init__()
+        self.channels, self.rate = channels, rate
+        self.draws: torch.Tensor | None = None
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.draws is None:
+            return F.dropout2d(maps, self.rate, self.training)
+        kept = (self.draws >= self.rate).to(maps.dtype) / (1 - self.rate)
+        return maps * kept[:, :, None, None]
 
 
 def resize_map(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from beitcli.heads.convolution import ConvNormAct, SegmentationHead, init_head, resize_map
+from beitcli.heads.convolution import ChannelDropout, ConvNormAct, SegmentationHead, init_head, resize_map
 
 POOLS = (1, 2, 3, 6)
 AUXILIARY_WIDTH = 256
@@ -45,7 +45,7 @@ class UPerNet(SegmentationHead):
         self.lateral_convs = nn.ModuleList(ConvNormAct(width, width, 1) for _ in range(3))
         self.fpn_convs = nn.ModuleList(ConvNormAct(width, width, 3) for _ in range(3))
         self.fpn_bottleneck = ConvNormAct(4 * width, width, 3)
-        self.dropout = nn.Dropout2d(_DROPOUT)
+        self.dropout = ChannelDropout(width, _DROPOUT)
         self.conv_seg = nn.Conv2d(width, classes, 1)
         self.auxiliary = FcnHead(width, classes)
         init_head(self)
@@ -81,7 +81,7 @@ class FcnHead(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.convs = nn.Sequential(ConvNormAct(width, AUXILIARY_WIDTH, 3))
-        self.dropout = nn.Dropout2d(_DROPOUT)
+        self.dropout = ChannelDropout(AUXILIARY_WIDTH, _DROPOUT)
         self.conv_seg = nn.Conv2d(AUXILIARY_WIDTH, classes, 1)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:

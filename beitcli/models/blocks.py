@@ -93,33 +93,37 @@ def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return hidden.flatten(0, 1).index_select(0, (rows + first).flatten()).view(*rows.shape, -1)
 
 
-def run_block(
-    block: Block,
-    hidden: torch.Tensor,
-    shared_bias: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
-    draws: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """One block, of all positions or of (B, R) `rows` alone.
+class TrainedBlock(Block):
+    """timm's block that computes some rows alone, and drops paths by numbers from outside."""
 
-    Args:
-        hidden: (B, L, D).
-        draws: (B, 2) uniform numbers that decide which images' branches are dropped; None draws them here.
+    def run(
+        self,
+        hidden: torch.Tensor,
+        shared_bias: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+        draws: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """All positions, or (B, R) `rows` alone.
 
-    Returns:
-        (B, R or L, D).
-    """
+        Args:
+            hidden: (B, L, D).
+            draws: (B, 2) uniform numbers that decide which images' branches are dropped; None draws them here.
 
-    def attention(kept: torch.Tensor | None) -> torch.Tensor:
-        seen, queries = _of_images(hidden, kept), None if rows is None else _of_images(rows, kept)
-        return block.attn(block.norm1(seen), shared_rel_pos_bias=shared_bias, queries=queries)
+        Returns:
+            (B, R or L, D).
+        """
 
-    middle = hidden if rows is None else take_rows(hidden, rows)
-    first, second = (None, None) if draws is None else draws.unbind(1)
-    middle = _add_branch(middle, attention, block.drop_path1, block.gamma_1, first)
-    return _add_branch(
-        middle, lambda kept: block.mlp(block.norm2(_of_images(middle, kept))), block.drop_path2, block.gamma_2, second
-    )
+        def attention(kept: torch.Tensor | None) -> torch.Tensor:
+            seen, queries = _of_images(hidden, kept), None if rows is None else _of_images(rows, kept)
+            return self.attn(self.norm1(seen), shared_rel_pos_bias=shared_bias, queries=queries)
+
+        def feed_forward(kept: torch.Tensor | None) -> torch.Tensor:
+            return self.mlp(self.norm2(_of_images(middle, kept)))
+
+        first, second = (None, None) if draws is None else draws.unbind(1)
+        middle = hidden if rows is None else take_rows(hidden, rows)
+        middle = _add_branch(middle, attention, self.drop_path1, self.gamma_1, first)
+        return _add_branch(middle, feed_forward, self.drop_path2, self.gamma_2, second)
 
 
 def _of_images(tensor: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
@@ -184,9 +188,9 @@ class Backbone(Beit):
         use_fastest(query, query, bias)
 
     def train_here(self) -> None:
-        """Gives every block's attention its other `forward`; the modules and their tensors stay."""
+        """Makes every block one of these; the modules and their tensors stay."""
         for block in self.blocks:
-            block.attn.__class__ = TrainedAttention
+            block.__class__, block.attn.__class__ = TrainedBlock, TrainedAttention
 
     def run_blocks(self, hidden: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """All blocks; of the last one only (B, R) `rows` where given.
@@ -198,10 +202,13 @@ class Backbone(Beit):
             (B, R or L, D), before the last norm.
         """
         shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
-        draws = [None] * len(self.blocks) if self.draws is None else self.draws.split(2, dim=1)
+        draws = self._draws()
         for block, drawn in zip(self.blocks[:-1], draws[:-1], strict=True):
-            hidden = run_block(block, hidden, shared_bias, draws=drawn)
-        return run_block(self.blocks[-1], hidden, shared_bias, rows, draws[-1])
+            hidden = block.run(hidden, shared_bias, draws=drawn)
+        return self.blocks[-1].run(hidden, shared_bias, rows, draws[-1])
+
+    def _draws(self) -> Sequence[torch.Tensor | None]:
+        return [None] * len(self.blocks) if self.draws is None else self.draws.split(2, dim=1)
 
     def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
         """Shows (layer, (B, L, D)) behind each block, layers from 1; only one block's output is held at a time.
@@ -212,7 +219,7 @@ class Backbone(Beit):
         hidden = self.embed(self.patch_embed(images))
         shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
         for layer, block in enumerate(self.blocks, start=1):
-            hidden = run_block(block, hidden, shared_bias)
+            hidden = block.run(hidden, shared_bias)
             visit(layer, hidden)
 
     def block_outputs(self, hidden: torch.Tensor, which: Sequence[int]) -> list[torch.Tensor]:
@@ -224,8 +231,8 @@ class Backbone(Beit):
         """
         shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
         outputs = []
-        for block in self.blocks[: which[-1] + 1]:
-            hidden = run_block(block, hidden, shared_bias)
+        for block, drawn in zip(self.blocks[: which[-1] + 1], self._draws(), strict=False):
+            hidden = block.run(hidden, shared_bias, draws=drawn)
             outputs.append(hidden)
         return [outputs[number] for number in which]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -240,6 +241,7 @@ def parallel(model: nn.Module, world: World, *, all_used: bool = True) -> nn.Mod
     """
     if world.size == 1:
         return model
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of sides of length 1, which mean nothing
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=not all_used)

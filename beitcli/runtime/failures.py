@@ -66,7 +66,7 @@ def leave_word(folder: str, rank: int, restarts: int, error: BaseException, *, b
         restarts=restarts,
         when=time.time(),
         kind=type(error).__name__,
-        exit_code=error.exit_code if isinstance(error, BeitError) else 1,
+        exit_code=_exit_code(error),
         message=error.message if isinstance(error, BeitError) else _first_line(error),
         hint=error.hint if isinstance(error, BeitError) else "",
         by_a_peer=by_a_peer,
@@ -127,6 +127,12 @@ def as_error(cause: Failure, size: int) -> BeitError:
     return DistributedError(
         f"{where} failed: {cause.kind}: {cause.message}", "--debug shows where. Go on with --resume when it is mended."
     )
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, BrokenPipeError):  # of stdout: `| head`
+        return 0
+    return error.exit_code if isinstance(error, BeitError) else 1
 
 
 def _first_line(error: BaseException) -> str:

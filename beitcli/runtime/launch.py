@@ -204,8 +204,8 @@ def _start(words: Sequence[str], plan: Launch, folder: str, address: str, tell: 
         raise _stopped(folder, asked) from None
     except RendezvousError as error:
         raise _no_meeting(plan, error) from None
-    ended = [failure for failure in read_failures(folder) if failure.exit_code]
-    if ended:
+    ended = [failure for failure in read_failures(folder) if not failure.by_a_peer]
+    if ended and ended[0].exit_code:
         raise as_error(ended[0], plan.size)
 
 

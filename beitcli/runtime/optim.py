@@ -8,6 +8,8 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from beitcli.runtime.sharding import part_like
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """timm's groups: vectors, positions and class token without decay; `lr_scale` = layer_decay^(L + 1 - layer).
@@ -56,4 +58,5 @@ def load_optimizer_tensors(
         target = parameter.device if tensor.shape == parameter.shape else torch.device("cpu")
         if key == "step" and optimizer.defaults.get("fused"):
             target = parameter.device
-        optimizer.state[parameter][key] = tensor.to(target)
+        tensor = tensor.to(target)
+        optimizer.state[parameter][key] = part_like(tensor, parameter) if tensor.shape == parameter.shape else tensor

@@ -16,7 +16,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.checkpoint import remove_leftovers
 from beitcli.runtime.json_text import parse_json
 
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
@@ -121,6 +120,8 @@ class RunFolder:
             probe = path / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
+            from beitcli.runtime.checkpoint import remove_leftovers  # needs torch; a folder in use is told without
+
             leftovers = [*_remove_leftovers(path), *remove_leftovers(path / "checkpoints")]
         except OSError as error:
             raise StorageError(

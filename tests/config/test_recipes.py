@@ -25,6 +25,7 @@ PRETRAIN: dict[str, tuple[Any, ...]] = {
     "base-1k-300": ("base", "absolute", 0.0, 300, 10, None, 3.0),
     "base-22k": ("base", "shared", 0.1, 150, None, 10_000, 3.0),
     "large-22k": ("large", "shared", 1e-5, 150, None, 10_000, 1.0),
+    "giant": ("giant", "shared", 1e-5, 150, None, 10_000, 1.0),
 }
 # Table 4: masking, patches predicted, whether any is hidden; ImageNet-1k top-1, ADE20K mIoU
 ABLATIONS: dict[str, tuple[Any, ...]] = {
