@@ -28,8 +28,8 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training(data: Path, out: Path, head: str) -> list[object]:
     return [
         "finetune", data, "--recipe", "tiny-detect", "--init", "random", "--head", head, "--size", 32,
-        "--head-width", 8, "--regions", 8, "--drop-path", 0.2, "--steps", 3, "--batch-size", 5, "--save-every", 3, "--log-every", 1,
-        "--workers", 0, "--device", "cpu", "--quiet", "--out", out,
+        "--head-width", 8, "--regions", 8, "--drop-path", 0.2, "--steps", 3, "--batch-size", 5,
+        "--save-every", 3, "--log-every", 1, "--workers", 0, "--device", "cpu", "--quiet", "--out", out,
     ]  # fmt: skip
 
 
