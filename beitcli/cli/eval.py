@@ -18,11 +18,12 @@ def _run(config: EvalConfig, shell: Shell) -> None:
 
 COMMAND = Command(
     config=EvalConfig,
-    summary="Measure finetuned models, or the frozen features of any, on labelled images or on images with masks.",
+    summary="Measure finetuned models, or the frozen features of any, on images with labels, masks or boxes.",
     examples=(
         "beit eval runs/classifier labelled/",
         "beit eval runs/classifier sample --json",
         "beit eval runs/segmenter held-out/ --multi-scale --flip",
+        "beit eval runs/detector coco/",
         "beit eval runs/mine held-out/ --train labelled/ --protocol knn",
         "beit eval runs/mine held-out/ --train labelled/ --protocol linear --layer sweep",
         "beit eval runs/mine runs/mine@random timm/vit_small_patch16_224.dino sample --protocol knn     one table",

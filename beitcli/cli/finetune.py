@@ -15,12 +15,13 @@ def _run(config: FinetuneConfig, shell: Shell) -> None:
 
 COMMAND = Command(
     config=FinetuneConfig,
-    summary="Finetune a classifier or a segmenter from a pretrained BEiT, or from scratch.",
+    summary="Finetune a classifier, a segmenter or a detector from a pretrained BEiT, or from scratch.",
     examples=(
         "beit finetune labelled/ --init runs/mine --recipe small --val held-out/",
         "beit finetune labelled/ --init random --recipe small     the from-scratch baseline",
         "beit finetune sample --init runs/tiny --recipe tiny",
         "beit finetune street/ --init runs/mine --recipe small-segment     street/images and street/masks",
+        "beit finetune sample --init random --recipe tiny-detect     boxes; of your own: a folder as COCO's",
     ),
     face=_run,
     panel="Train",

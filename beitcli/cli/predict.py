@@ -15,6 +15,9 @@ def _run(config: PredictConfig, shell: Shell) -> None:
             shell.document(document)
         elif "error" in document:
             shell.line(f"{document['path']}  error: {document['error']}")
+        elif "detections" in document:
+            found = "  ".join(f"{each['label']} {each['score']:.3f}" for each in document["detections"][:5])
+            shell.line(f"{document.get('output', document['path'])}  {found or 'nothing'}")
         elif "output" in document:
             shares = "  ".join(f"{name} {share:.3f}" for name, share in list(document["classes"].items())[:5])
             shell.line(f"{document['output']}  {shares}")
@@ -25,10 +28,11 @@ def _run(config: PredictConfig, shell: Shell) -> None:
 
 COMMAND = Command(
     config=PredictConfig,
-    summary="Classify images, or write masks of them, with a finetuned model.",
+    summary="Classify images, write masks of them, or find objects in them, with a finetuned model.",
     examples=(
         "beit predict runs/classifier photo.jpg",
         "beit predict runs/segmenter photo.jpg -o masks/ --overlay",
+        "beit predict runs/detector photo.jpg -o boxes/ --score-threshold 0.7",
         "find . -name '*.jpg' -print0 | beit predict runs/classifier -0 -",
     ),
     face=_run,

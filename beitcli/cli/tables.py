@@ -31,6 +31,10 @@ def side_by_side(rows: Sequence[dict[str, Any]], first: str) -> Table:
         if "error" in row:
             table.add_row(Text(str(row[first])), Text("failed", style="red"))
             continue
-        cells = [Text(f"{row[n]:.4f}", style="bold" if row[n] == best[n] else "") if n in row else "" for n in figures]
+        there = [row.get(name) if isinstance(row.get(name), float) else None for name in figures]
+        cells = [
+            "" if value is None else Text(f"{value:.4f}", style="bold" if value == best[name] else "")
+            for name, value in zip(figures, there, strict=True)
+        ]
         table.add_row(Text(str(row[first])), *cells, *(f"{row[name]:,}" if name in row else "" for name in facts))
     return table

@@ -177,18 +177,24 @@ class PretrainConfig(Sharded):
         )
 
 
+HEADS_OF_TASK = {"classify": ("linear",), "segment": ("upernet", "setr-pup"), "detect": ("faster-rcnn", "mask-rcnn")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Sharded):
     command: ClassVar[str] = "finetune"
-    recipes_of: ClassVar[dict[str, dict[str, str]]] = {"task": {"segment": "base-ade20k"}}
+    recipes_of: ClassVar[dict[str, dict[str, str]]] = {"task": {"segment": "base-ade20k", "detect": "base-coco"}}
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
-    task: Literal["classify", "segment"] = option(
-        "classify", "What to learn: the class of an image, or of every pixel.", panel="Model"
+    task: Literal["classify", "segment", "detect"] = option(
+        "classify", "What to learn: the class of an image or of every pixel, or boxes around objects.", panel="Model"
     )
-    head: Literal["linear", "setr-pup", "upernet"] | None = option(
-        None, "Over the backbone; default linear to classify, upernet to segment.", panel="Model"
+    head: Literal["linear", "setr-pup", "upernet", "faster-rcnn", "mask-rcnn"] | None = option(
+        None,
+        "Over the backbone; default linear to classify, upernet to segment, faster-rcnn to detect "
+        "(mask-rcnn: outlines too).",
+        panel="Model",
     )
     size: tuple[int, int] | None = option(
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Model"
@@ -228,8 +234,8 @@ class FinetuneConfig(Sharded):
         panel="Segmentation",
         metavar="PX",
     )
-    min_resize: float = option(0.5, "Least random factor of the resize.", panel="Segmentation")
-    max_resize: float = option(2.0, "Largest random factor of the resize.", panel="Segmentation")
+    min_resize: float = option(0.5, "Least random factor of the resize; to detect, too.", panel="Segmentation")
+    max_resize: float = option(2.0, "Largest random factor of the resize; to detect, too.", panel="Segmentation")
     largest_share: float = option(
         0.75, "Share of a crop that one class may have (0-1), in 10 tries; 1 takes any crop.", panel="Segmentation"
     )
@@ -238,6 +244,10 @@ class FinetuneConfig(Sharded):
         "Vary brightness, contrast, saturation and hue.",
         panel="Segmentation",
         flags=("--photometric/--no-photometric",),
+    )
+    head_width: int = option(256, "Channels of the pyramid that objects are looked for in.", panel="Detection")
+    regions: int = option(
+        512, "Regions of an image that the box head learns from; twice as many are proposed.", panel="Detection"
     )
     compile: bool = option(
         False,
@@ -249,13 +259,15 @@ class FinetuneConfig(Sharded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("head_width", "regions"):
+            at_least("--" + name.replace("_", "-"), getattr(self, name), 4)
         between("--ignore-index", self.ignore_index, 0, 255)
         at_least("--short-side", self.short_side, 0)
         above_zero("--min-resize", self.min_resize)
         at_least("--max-resize", self.max_resize, self.min_resize)
         between("--largest-share", self.largest_share, 0, 1)
-        if self.head is not None and (self.head == "linear") != (self.task == "classify"):
-            fitting = "linear" if self.task == "classify" else "upernet or setr-pup"
+        if self.head is not None and self.head not in HEADS_OF_TASK[self.task]:
+            fitting = " or ".join(HEADS_OF_TASK[self.task])
             raise UsageError(f"--head {self.head} is no head of --task {self.task}.", f"Give {fitting}.")
         for name in ("drop_path", "smoothing", "erasing", "min_crop"):
             between("--" + name.replace("_", "-"), getattr(self, name), 0, 1)

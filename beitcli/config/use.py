@@ -241,9 +241,12 @@ class PredictConfig(Windows, Job):
         None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
     )
     batch_size: int = option(64, "Images at once.", panel="Machine")
+    score_threshold: float = option(
+        0.5, "Least score of the boxes that a detector tells (0-1).", panel="Output", metavar="SCORE"
+    )
     output: str | None = option(
         None,
-        "Folder for the masks of a segmenter, PNG with a palette.",
+        "Folder for a segmenter's masks, PNG with a palette, or for pictures with a detector's boxes.",
         panel="Output",
         flags=("-o", "--output"),
         metavar="DIR",
@@ -254,6 +257,7 @@ class PredictConfig(Windows, Job):
         super().__post_init__()
         at_least("--batch-size", self.batch_size, 1)
         at_least("--top", self.top, 1)
+        between("--score-threshold", self.score_threshold, 0, 1)
         self.check_windows()
 
 

@@ -119,6 +119,35 @@ def segmentation_card(config: FinetuneConfig, report: Any, size: tuple[int, int]
     )
 
 
+def detection_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    return _card(
+        "BEiT detector",
+        {
+            "made by": f"beit {__version__} finetune --task detect, recipe {config.recipe}, from {config.init}",
+            "data": " ".join(config.data),
+            "images": f"fitted into {_pixels(size)}",
+            "head": config.head or "faster-rcnn",
+            "classes": report.classes,
+            "hardware": hardware,
+        },
+        {
+            "steps": _steps(report, config.batch_size),
+            f"AP ({report.images} images: {report.measured_on})": shown(report.ap),
+            "AP at an overlap of 0.5": shown(report.ap50),
+            "AP at an overlap of 0.75": shown(report.ap75),
+            "AP of small, medium and large objects": ", ".join(
+                map(shown, (report.ap_small, report.ap_medium, report.ap_large))
+            ),
+            **({"AP of masks": shown(report.mask_ap)} if config.head == "mask-rcnn" else {}),
+            **{f"AP, {name}": shown(value) for name, value in report.ap_of_class.items()},
+        },
+        (f"beit eval {report.run} {config.val or 'HELD-OUT'}", f"beit predict {report.run} photo.jpg -o boxes/"),
+    )
+
+
 def finetuning_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
     data = " ".join(config.data)
     return _card(

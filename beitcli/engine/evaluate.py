@@ -7,6 +7,7 @@ from typing import Any
 
 from beitcli.config.use import EvalConfig
 from beitcli.engine.evaluate_classify import evaluate_classifier
+from beitcli.engine.evaluate_detect import evaluate_detector
 from beitcli.engine.evaluate_segment import evaluate_segmenter
 from beitcli.engine.events import OnEvent, downloads, ignore
 from beitcli.engine.probing import probe
@@ -15,6 +16,7 @@ from beitcli.models.references import OpenedModel, expect, open_model
 _KINDS: dict[str, Callable[[EvalConfig, OpenedModel, OnEvent], Any]] = {
     "classifier": evaluate_classifier,
     "segmenter": evaluate_segmenter,
+    "detector": evaluate_detector,
 }
 
 

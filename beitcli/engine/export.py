@@ -72,9 +72,9 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         raise taken
     opened = open_pretrained(config.model, downloads(on_event))
     warn(opened.warnings, on_event)
-    if opened.kind == "segmenter":
+    if opened.kind in ("segmenter", "detector"):
         raise UsageError(
-            f"'{config.model}' is a segmenter, which has no export.", "Export a pretraining or classifier."
+            f"'{config.model}' is a {opened.kind}, which has no export.", "Export a pretraining or classifier."
         )
     if isinstance(opened.architecture, ForeignArchitecture):
         raise UsageError(

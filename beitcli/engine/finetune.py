@@ -8,11 +8,13 @@ from typing import Any
 from beitcli.config.training import FinetuneConfig
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.finetune_classify import finetune_classifier
+from beitcli.engine.finetune_detect import finetune_detector
 from beitcli.engine.finetune_segment import finetune_segmenter
 
 _TASKS: dict[str, Callable[[FinetuneConfig, OnEvent], Any]] = {
     "classify": finetune_classifier,
     "segment": finetune_segmenter,
+    "detect": finetune_detector,
 }
 
 

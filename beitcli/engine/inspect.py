@@ -30,7 +30,7 @@ class InspectReport:
         format: `beit` (this program), `official`, `timm`, `hf` or `dall-e`.
         image_size: [H, W] in pixels; `grid` [h, w] in patches or tokens.
         vocab_size: Visual tokens of a masked image model or tokenizer.
-        classes: Of a classifier.
+        classes: Of a classifier, segmenter or detector.
         dropped: Tensors that have no place in a BEiT.
         assumed: What the file does not say.
         tensors: Name to shape, where asked for.
@@ -91,7 +91,7 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         image_size=list(architecture.image_size),
         grid=list(architecture.grid),
         vocab_size=found.outputs if target == "tokens" else None,
-        classes=(found.outputs or None) if found.kind in ("classifier", "segmenter") else None,
+        classes=(found.outputs or None) if found.kind in ("classifier", "segmenter", "detector") else None,
         class_names=list(found.classes),
         target=target,
         normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
@@ -136,7 +136,7 @@ def _architecture(found: Description) -> dict[str, Any]:
     del plain["image_size"]
     size = _NAMES.get((architecture.width, architecture.depth))
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
-    last = {"head": found.head} if found.kind == "segmenter" else {"pooling": found.pooling}
+    last = {"head": found.head} if found.kind in ("segmenter", "detector") else {"pooling": found.pooling}
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from beitcli.config.use import PredictConfig
 from beitcli.engine.events import OnEvent, downloads, ignore
 from beitcli.engine.predict_classify import predict_classes
+from beitcli.engine.predict_detect import predict_boxes
 from beitcli.engine.predict_segment import predict_masks
 from beitcli.models.references import OpenedModel, expect, open_model
 
@@ -15,6 +16,7 @@ Documents = Iterator[dict[str, Any]]
 _KINDS: dict[str, Callable[[PredictConfig, OpenedModel, OnEvent, BinaryIO | None], Documents]] = {
     "classifier": predict_classes,
     "segmenter": predict_masks,
+    "detector": predict_boxes,
 }
 
 

@@ -33,7 +33,7 @@ _AXES = (
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; nothing that is learned
 
-Kind = Literal["masked-image-model", "classifier", "segmenter", "backbone", "tokenizer"]
+Kind = Literal["masked-image-model", "classifier", "segmenter", "detector", "backbone", "tokenizer"]
 Pooling = Literal["mean", "token"]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -45,7 +45,7 @@ class Stated:
     Attributes:
         image_size: (H, W) in pixels.
         classes: Names, in the order of the head's outputs.
-        head: Of a segmenter, by name.
+        head: Of a segmenter or detector, by name.
         normalization: Mean and standard deviation a channel, of [0, 1] images.
         crop_share: Share of the resized image that evaluation keeps.
     """
@@ -67,8 +67,8 @@ class Description:
 
     Attributes:
         parameters: Numbers in all tensors that are taken.
-        outputs: V of a masked image model, classes of a classifier or segmenter, else 0.
-        head: Of a segmenter, by name; None where it is none that is known here.
+        outputs: V of a masked image model, classes of a classifier, segmenter or detector, else 0.
+        head: Of a segmenter or detector, by name; None where it is none that is known here.
         classes: Names; numbers where `names_classes` is false.
         assumed: What neither tensors nor settings tell, in words.
     """
@@ -160,6 +160,8 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         if "head" in outputs
         else "segmenter"
         if layout.is_segmenter
+        else "detector"
+        if layout.is_detector
         else "backbone"
     )
     by_norm: Pooling = "token" if "norm.weight" in ours and "fc_norm.weight" not in ours else "mean"
@@ -173,12 +175,15 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         normalization = INCEPTION if released else IMAGENET
         assumed.append(f"images normalised by {'0.5 / 0.5' if released else 'ImageNet mean and std'}")
     number = outputs.get("token_head", outputs.get("head", 0))
+    if kind == "detector":
+        scoring = layout.head.get("detection.roi_heads.box_predictor.cls_score.weight")
+        number = max(0, shapes[scoring][0] - 1) if scoring and shapes[scoring] else 0  # the first is the background
     if kind == "segmenter":
         classifying = layout.head.get("decode_head.conv_seg.weight") or layout.head.get(
             "decode_head.main.conv_seg.weight"
         )
         number = shapes[classifying][0] if classifying and shapes[classifying] else 0
-    named = kind in ("classifier", "segmenter")
+    named = kind in ("classifier", "segmenter", "detector")
     classes = stated.classes if named else ()
     names_classes = not named or len(classes) == number
     if not names_classes:
@@ -196,7 +201,7 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         pooling=pooling,
         normalization=normalization,
         crop_share=stated.crop_share,
-        head=(stated.head or head_kind(layout.head)) if kind == "segmenter" else None,
+        head=(stated.head or head_kind(layout.head)) if kind in ("segmenter", "detector") else None,
         assumed=tuple(assumed),
     )
 

@@ -1,4 +1,4 @@
-"""The names that segmentation heads come in, of the release (mmseg) and of transformers; needs no torch.
+"""The names that heads come in, those for segmentation of the release (mmseg) and of transformers; needs no torch.
 
 | here | the release | transformers on disk | transformers 5 in memory |
 |---|---|---|---|
@@ -15,8 +15,11 @@ import re
 from collections.abc import Iterable
 
 HEAD = "decode_head."  # what the names of our head's tensors begin with
+DETECTION = "detection."  # and those of a detector, which nobody else has
 _BEGINNINGS = ("decode_head.", "auxiliary_head.", "fpn")
 _UPERNET = ("decode_head.fpn_bottleneck.conv.weight", "decode_head.fpn1.0.weight", "decode_head.bottleneck.conv.weight")
+_MASKS = "detection.roi_heads.mask_predictor."
+_FASTER_RCNN = ("detection.pyramid.levels.2.0.weight", "detection.roi_heads.box_predictor.cls_score.weight")
 _RENAMED = (
     (r"^backbone\.", ""),
     (r"^fpn\.", ""),
@@ -35,7 +38,9 @@ _RENAMED = (
 
 
 def head_name(name: str) -> str | None:
-    """Our name of a tensor of a segmentation head; None where it is none of one."""
+    """Our name of a tensor of a segmentation or detection head; None where it is none of one."""
+    if name.startswith(DETECTION):
+        return name
     if not name.removeprefix("backbone.").startswith(_BEGINNINGS):
         return None
     for pattern, ours in _RENAMED:
@@ -44,5 +49,8 @@ def head_name(name: str) -> str | None:
 
 
 def head_kind(names: Iterable[str]) -> str | None:
-    """`upernet` where our names tell so; None where the head is another."""
-    return "upernet" if set(_UPERNET) <= set(names) else None
+    """`upernet`, `faster-rcnn` or `mask-rcnn` where our names tell so; None where the head is another."""
+    names = set(names)
+    if set(_FASTER_RCNN) <= names:
+        return "mask-rcnn" if any(name.startswith(_MASKS) for name in names) else "faster-rcnn"
+    return "upernet" if set(_UPERNET) <= names else None

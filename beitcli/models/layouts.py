@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beitcli.errors import StorageError
-from beitcli.models.head_names import head_name
+from beitcli.models.head_names import DETECTION, head_name
 
 Naming = Literal["beit", "hf", "dall-e"]
 
@@ -82,7 +82,7 @@ class Layout:
         naming: `beit` for the release's and timm's names, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder.
         parts: Our name to the file's names; several are joined along the first axis.
         dropped: Names that have no place here.
-        head: Our name to the file's of a segmentation head's tensors; they have no place in a backbone.
+        head: Our name to the file's of a segmentation or detection head's tensors; they have no place in a backbone.
     """
 
     naming: Naming
@@ -92,7 +92,11 @@ class Layout:
 
     @property
     def is_segmenter(self) -> bool:
-        return bool(self.head)
+        return bool(self.head) and not self.is_detector
+
+    @property
+    def is_detector(self) -> bool:
+        return any(name.startswith(DETECTION) for name in self.head)
 
     @property
     def is_version_2(self) -> bool:
@@ -147,7 +151,7 @@ def _read_plain(names: list[str]) -> Layout:
 
 
 def _split_head(naming: Naming, parts: dict[str, tuple[str, ...]], left: list[str]) -> Layout:
-    """What is left beside the backbone: a segmentation head, and what has no place at all."""
+    """What is left beside the backbone: a head for segmentation or detection, and what has no place at all."""
     head = {ours: name for name in left if (ours := head_name(name)) is not None}
     taken = set(head.values())
     return Layout(naming, parts, tuple(name for name in left if name not in taken), head)

@@ -44,6 +44,7 @@ MADE_BY = {
     "masked-image-model": "pretrain",
     "classifier": "finetune",
     "segmenter": "finetune --task segment",
+    "detector": "finetune --task detect",
     "tokenizer": "train-tokenizer",
 }
 
@@ -54,7 +55,7 @@ class OpenedModel:
 
     Attributes:
         format: `beit` (ours), `official`, `timm` or `hf`.
-        kind: `masked-image-model`, `classifier`, `segmenter`, `backbone` or `tokenizer`.
+        kind: `masked-image-model`, `classifier`, `segmenter`, `detector`, `backbone` or `tokenizer`.
         settings: What this program wrote beside the weights; empty for others' checkpoints.
         description: None for a tokenizer.
         layout: Likewise.
@@ -126,7 +127,7 @@ class OpenedModel:
         return joined
 
     def head_tensors(self) -> dict[str, torch.Tensor]:
-        """Those of a segmenter's head, under our names; nothing where the head is none that is known here."""
+        """Those of a segmenter's or detector's head, under our names; nothing where it is none that is known here."""
         if self.layout is None or self.described.head is None:
             return {}
         stored = read_tensors(self.weights)
@@ -291,7 +292,7 @@ def open_masked_image_model(
 
 def masked_image_model_of(opened: OpenedModel, tensors: Mapping[str, torch.Tensor]) -> MaskedImageModel:
     """The model of these weights, in evaluation mode; no initialisation is drawn for them to overwrite."""
-    model = _blank(lambda: MaskedImageModel(opened.architecture, opened.described.outputs))
+    model = blank(lambda: MaskedImageModel(opened.architecture, opened.described.outputs))
     lacking = sorted(set(model.state_dict()) - set(tensors))
     if lacking:
         raise StorageError(
@@ -302,7 +303,7 @@ def masked_image_model_of(opened: OpenedModel, tensors: Mapping[str, torch.Tenso
     return model.eval()
 
 
-def _blank(build: Callable[[], Built]) -> Built:
+def blank(build: Callable[[], Built]) -> Built:
     """A model whose weights are to be loaded: nothing is drawn for them, which takes seconds; norms are neutral."""
     with torch.device("meta"):
         model = build()
@@ -330,10 +331,10 @@ def classifier_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> t
     tensors = opened.tensors()
     if isinstance(target, ForeignArchitecture):
         foreign = build_foreign(target, opened.described.outputs)
-        return foreign.eval(), _resized(opened, load_foreign(foreign, tensors, opened.architecture))
-    model = _blank(lambda: Classifier(target, opened.described.outputs, pooling=opened.described.pooling))
+        return foreign.eval(), said_resized(opened, load_foreign(foreign, tensors, opened.architecture))
+    model = blank(lambda: Classifier(target, opened.described.outputs, pooling=opened.described.pooling))
     transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
-    return model.eval(), _resized(opened, transfer)
+    return model.eval(), said_resized(opened, transfer)
 
 
 def segmenter_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Segmenter, OpenedModel]:
@@ -347,12 +348,12 @@ def segmenter_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tu
         )
     target = finetuning_architecture(opened.architecture, size)
     tensors = opened.tensors() | opened.head_tensors()
-    model = _blank(lambda: Segmenter(target, opened.described.outputs, head))
+    model = blank(lambda: Segmenter(target, opened.described.outputs, head))
     transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
-    return model.eval(), _resized(opened, transfer)
+    return model.eval(), said_resized(opened, transfer)
 
 
-def _resized(opened: OpenedModel, transfer: Transfer) -> OpenedModel:
+def said_resized(opened: OpenedModel, transfer: Transfer) -> OpenedModel:
     """Says so where tensors were fitted to another size."""
     if not transfer.resized:
         return opened
@@ -379,10 +380,10 @@ def open_backbone(
     tensors = opened.tensors()
     if isinstance(target, ForeignArchitecture):
         foreign = build_foreign(target, 0)
-        return foreign.eval(), _resized(opened, load_foreign(foreign, tensors, opened.architecture))
-    model = _blank(lambda: Classifier(target, 0))
+        return foreign.eval(), said_resized(opened, load_foreign(foreign, tensors, opened.architecture))
+    model = blank(lambda: Classifier(target, 0))
     transfer = load_backbone(model, tensors, opened.architecture, target)
-    return model.eval(), _resized(opened, transfer)
+    return model.eval(), said_resized(opened, transfer)
 
 
 def state_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

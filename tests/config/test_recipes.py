@@ -16,7 +16,7 @@ KINDS: dict[str, type[Training]] = {
     kind.command: kind for kind in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
 }
 FILES = sorted(RECIPES.rglob("*.toml"))
-OURS = {"tiny", "small", "tiny-segment", "small-segment"}
+OURS = {"tiny", "small", "tiny-segment", "small-segment", "tiny-detect"}
 
 # Tables 4 and 12, appendix B, README: model, positions, LayerScale, epochs, warm-up in epochs and in steps, clip
 PRETRAIN: dict[str, tuple[Any, ...]] = {
@@ -63,6 +63,8 @@ SEGMENT: dict[str, tuple[Any, ...]] = {
     "base-ade20k-setr": ("base", "setr-pup", 512, 1e-3, 0.65, 0.1, "absolute", 0.0),
     "large-ade20k": ("large", "upernet", 640, 2e-5, 0.95, 0.2, "per-block", 1e-5),
 }
+# ViTDet (arXiv 2203.16527, appendix): model, size, lr, batch, epochs, warm-up in steps, layer decay, drop path, wd
+DETECT: dict[str, tuple[Any, ...]] = {"base-coco": ("base", 1024, 1e-4, 64, 100, 250, 0.7, 0.1, 0.1)}
 EXPECTED = {
     ("pretrain", "base"): "83.2%",
     ("pretrain", "large"): "85.2%",
@@ -104,9 +106,9 @@ def test_recipe_resolves_and_its_header_says_where_it_comes_from(path):
     assert all(line.startswith("# ") and len(line) <= 120 for line in header)
     said = " ".join(line.removeprefix("# ") for line in header)
     if name in OURS:
-        assert "docs/results.md" in said
+        assert ("docs/detection.md" if name == "tiny-detect" else "docs/results.md") in said
     else:
-        assert "arXiv 2106.08254" in said
+        assert f"arXiv {'2203.16527' if name in DETECT else '2106.08254'}" in said
         assert "not run here" in said
 
 
@@ -119,7 +121,7 @@ def test_recipe_has_one_block_of_keys_and_no_run_of_its_own(path):
 
 def test_recipes_of_the_paper_are_all_in_the_tables():
     assert set(recipe_names("pretrain")) - OURS == set(PRETRAIN) | set(ABLATIONS)
-    assert set(recipe_names("finetune")) - OURS == set(FINETUNE) | set(SEGMENT)
+    assert set(recipe_names("finetune")) - OURS == set(FINETUNE) | set(SEGMENT) | set(DETECT)
     assert set(ABLATED) | {"base-1k-300"} == set(ABLATIONS)
 
 
@@ -183,6 +185,15 @@ def test_segmentation_recipe_has_the_numbers_of_table_14_and_the_release(name):
     assert (config.reduce_zero_label, config.ignore_index, config.short_side) == (True, 255, size)
     views = (config.min_resize, config.max_resize, config.largest_share, config.photometric)
     assert views == (0.5, 2.0, 0.75, True)
+
+
+@pytest.mark.parametrize("name", DETECT)
+def test_detection_recipe_has_the_numbers_of_vitdet(name):
+    config = config_of("finetune", name)
+    schedule = (config.lr, config.batch_size, config.epochs, config.warmup_steps, config.layer_decay)
+    assert (config.model, config.size[0], *schedule, config.drop_path, config.weight_decay) == DETECT[name]
+    assert (config.min_resize, config.max_resize, config.beta2, config.clip) == (0.1, 2.0, 0.999, None)
+    assert (config.task, config.head, config.head_width, config.regions) == ("detect", "faster-rcnn", 256, 512)
 
 
 @pytest.mark.parametrize(("command", "name"), EXPECTED, ids="/".join)

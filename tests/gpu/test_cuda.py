@@ -46,6 +46,28 @@ def test_apply_color_waits_for_no_device_and_gives_what_a_cpu_gives():
     assert torch.allclose(made.cpu(), on_cpu, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["faster-rcnn", "mask-rcnn"])
+def test_detection_runs_and_is_measured(tmp_path, beit, head):
+    run = tmp_path / "run"
+    words = (
+        "--recipe",
+        "tiny-detect",
+        "--head",
+        head,
+        "--limit",
+        40,
+        "--split",
+        "val",
+        "--size",
+        32,
+        "--device",
+        "cuda",
+    )
+    made = beit("finetune", "sample", "--init", "random", *words, "--steps", 4, "--batch-size", 8, "--out", run)
+    assert made.code == 0, made.err
+    assert beit("eval", run, "sample", "--limit", 16, "--device", "cuda").code == 0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_pretraining_runs_and_goes_on(tmp_path, beit, labelled_folder, tokenizer_run, precision):
     run = tmp_path / "run"

@@ -1,0 +1,171 @@
+"""The outline of an object: polygons or a bitmap, as a mask of the image or of any part of it that is resized.
+
+pycocotools fills polygons, by COCO's own rule; runs of pixels (RLE) are read here, as its C code trusts their lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from beitcli.errors import BadImage
+
+Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes}, as pycocotools has it
+_MOST_DIGITS = 7  # of five bits, in a number of compressed runs: 2^35
+
+
+class Outline(Protocol):
+    """Where an object is."""
+
+    def mask(self, size: tuple[int, int], scaled: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+        """(h, w) bool of a box (left, upper, right, lower) of the image as it would be resized.
+
+        Args:
+            size: (H, W) of the image.
+            scaled: (H, W) that it would be resized to.
+        """
+        ...
+
+    def runs(self, size: tuple[int, int]) -> Rle:
+        """The whole mask, as pycocotools compares it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """The union of polygons, (n, 2) float32 each, x and y in pixels of the image."""
+
+    rings: tuple[np.ndarray, ...]
+
+    def mask(self, size: tuple[int, int], scaled: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+        left, upper, right, lower = box
+        by = np.array([scaled[1] / size[1], scaled[0] / size[0]])
+        return decoded(self._filled([ring * by - (left, upper) for ring in self.rings], lower - upper, right - left))
+
+    def runs(self, size: tuple[int, int]) -> Rle:
+        return self._filled(list(self.rings), *size)
+
+    def _filled(self, rings: Sequence[np.ndarray], height: int, width: int) -> Rle:
+        from pycocotools.mask import frPyObjects, merge
+
+        return merge(frPyObjects([ring.astype(np.float64).ravel().tolist() for ring in rings], height, width))
+
+
+@dataclass(frozen=True)
+class Bitmap:
+    """(H, W) bool, eight pixels a byte."""
+
+    packed: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Bitmap:
+        return cls(np.packbits(mask))
+
+    def mask(self, size: tuple[int, int], scaled: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+        left, upper, right, lower = box
+        down, across = size[0] / scaled[0], size[1] / scaled[1]
+        there = (left * across, upper * down, min(right * across, size[1]), min(lower * down, size[0]))
+        picture = Image.fromarray(self.whole(size).astype(np.uint8))
+        return np.asarray(picture.resize((right - left, lower - upper), Image.Resampling.NEAREST, there)) > 0
+
+    def runs(self, size: tuple[int, int]) -> Rle:
+        return encoded(self.whole(size))
+
+    def whole(self, size: tuple[int, int]) -> np.ndarray:
+        """(H, W) bool."""
+        return np.unpackbits(self.packed, count=size[0] * size[1]).reshape(size).astype(bool)
+
+
+def encoded(mask: np.ndarray) -> Rle:
+    """(H, W) bool as runs."""
+    from pycocotools.mask import encode
+
+    return encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def decoded(runs: Rle) -> np.ndarray:
+    """(H, W) bool of what `encoded` or `Outline.runs` made; pycocotools' own decoding warns beside numpy 2."""
+    lengths = _uncompressed(runs["counts"].decode())
+    assert lengths is not None
+    return _laid_out(lengths, (runs["size"][0], runs["size"][1]))
+
+
+def area_of(runs: Rle) -> float:
+    """Pixels of the mask."""
+    from pycocotools.mask import area
+
+    return float(area(runs))
+
+
+def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> Outline:
+    """What COCO's annotations say of an object.
+
+    Args:
+        segmentation: Polygons, [[x0, y0, x1, y1, ...], ...], or runs, {"size": [H, W], "counts": numbers or text}.
+        margin: Pixels that polygons may reach beyond the image.
+
+    Raises:
+        BadImage: It is neither, or does not fit the image.
+    """
+    if isinstance(segmentation, dict):
+        return Bitmap.of(_from_runs(segmentation, size))
+    if not isinstance(segmentation, list) or not segmentation:
+        raise BadImage("it has no segmentation" if not segmentation else "its segmentation is no list of polygons")
+    rings = []
+    for polygon in segmentation:
+        numbers = polygon if isinstance(polygon, list) else []
+        if len(numbers) < 6 or len(numbers) % 2 or not all(map(_is_place, numbers)):
+            raise BadImage("its segmentation is no list of polygons of three points and more")
+        ring = np.array(numbers, np.float64).reshape(-1, 2)
+        if (ring < -margin).any() or (ring > np.array([size[1], size[0]]) + margin).any():
+            raise BadImage(f"its segmentation reaches beyond the image of {size[1]} x {size[0]} pixels")
+        rings.append(ring.astype(np.float32))
+    return Polygons(tuple(rings))
+
+
+def _is_place(number: Any) -> bool:
+    """Whether it is finite and of a size that pixels have."""
+    return type(number) in (int, float) and abs(number) < 1e12
+
+
+def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool. Runs go down the columns, and begin with what lies outside."""
+    counts = segmentation.get("counts")
+    if segmentation.get("size") != list(size):
+        raise BadImage(f"its segmentation is of another size than the image of {size[1]} x {size[0]} pixels")
+    lengths = _uncompressed(counts) if isinstance(counts, str) else counts
+    most = size[0] * size[1]
+    if not isinstance(lengths, list) or not all(type(length) is int and 0 <= length <= most for length in lengths):
+        raise BadImage("its segmentation holds no runs of pixels")
+    if sum(lengths) != most:
+        raise BadImage(f"its segmentation has runs of {sum(lengths)} pixels, the image {most}")
+    return _laid_out(lengths, size)
+
+
+def _laid_out(lengths: list[int], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool of runs outside and inside by turns."""
+    inside = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(inside, lengths).reshape(size[::-1]).T
+
+
+def _uncompressed(text: str) -> list[int] | None:
+    """COCO's compressed runs: digits of five bits from 48 up, and from the third number on differences."""
+    lengths: list[int] = []
+    number, digits = 0, 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64 or digits == _MOST_DIGITS:
+            return None
+        number |= (digit & 31) << (5 * digits)
+        digits += 1
+        if digit & 32:
+            continue
+        if digit & 16:
+            number -= 1 << (5 * digits)
+        lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+        number, digits = 0, 0
+    return None if digits else lengths

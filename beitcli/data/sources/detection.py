@@ -1,0 +1,272 @@
+"""Images with boxes: COCO's layout, or `sample`, whose boxes follow from its masks.
+
+| layout | images | annotations |
+|---|---|---|
+| COCO | ROOT/train2017, ROOT/val2017, or train, val | ROOT/annotations/instances_train2017.json and so on |
+| a folder | ROOT/images, or ROOT itself | ROOT/annotations.json, or the only file in ROOT/annotations |
+| the same in splits | ROOT/train, ROOT/val, each as above | |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from beitcli.data.box_labels import BoxLabels, box_of_mask
+from beitcli.data.outlines import Bitmap
+from beitcli.data.sources.base import OnProgress, Source
+from beitcli.data.sources.coco import read_coco
+from beitcli.data.sources.concat import Concat
+from beitcli.data.sources.files import sibling_names
+from beitcli.data.sources.listing import ListSource
+from beitcli.data.sources.sample import SampleSource
+from beitcli.data.sources.shapes import SHAPES
+from beitcli.data.sources.splits import canonical, split_of
+from beitcli.data.sources.subset import Subset
+from beitcli.errors import BadImage, DataError
+
+_LAYOUT = "Give annotations/instances_train.json beside train/, annotations.json beside images/, or `sample`."
+_SPLIT_OF_ROLE = {"train": "train", "eval": "validation"}
+Files = tuple[str, str]  # the annotations, the folder of images
+
+
+class DrawnBoxes:
+    """Of the images of `sample`: one around what is seen of the shape, none where it is covered."""
+
+    def __init__(self, drawn: SampleSource) -> None:
+        self.drawn = drawn
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def __getitem__(self, index: int) -> BoxLabels:
+        seen = self.drawn.segmentation(index)
+        box = box_of_mask(seen > 0)
+        number = 0 if box is None else 1
+        return BoxLabels(
+            boxes=np.array([box or ()], np.float32).reshape(number, 4),
+            labels=np.full(number, self.drawn.label(index), np.int64),
+            crowd=np.zeros(number, bool),
+            areas=np.full(number, np.count_nonzero(seen), np.float64),
+            size=(seen.shape[0], seen.shape[1]),
+            outlines=(Bitmap.of(seen > 0),) * number,
+        )
+
+
+class DetectionSource(Source):
+    """Images with what is marked in them; labels of whole images there are none.
+
+    Attributes:
+        bad: (path, reason) of images that the annotations have, and that cannot be used: they are left out.
+
+    Args:
+        images: The images.
+        boxes: As many, in their order.
+        places: (n,) int64 places of the images in `boxes`; None for all.
+    """
+
+    def __init__(
+        self,
+        images: Source,
+        boxes: Sequence[BoxLabels] | DrawnBoxes,
+        names: tuple[str, ...],
+        bad: Sequence[tuple[str, str]] = (),
+        places: np.ndarray | None = None,
+    ) -> None:
+        self.images, self.marked, self.names, self.bad = images, boxes, names, tuple(bad)
+        self.places = np.arange(len(images)) if places is None else places
+        self.name = images.name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def origin(self, index: int) -> int:
+        return self.images.origin(index)
+
+    def path(self, index: int) -> str:
+        return self.images.path(index)
+
+    def read(self, index: int) -> bytes:
+        return self.images.read(index)
+
+    def image(self, index: int) -> Image.Image:
+        return self.images.image(index)
+
+    def pixels(self, index: int) -> np.ndarray:
+        return self.images.pixels(index)
+
+    def boxes(self, index: int) -> BoxLabels:
+        """What is marked in the image."""
+        return self.marked[int(self.places[index])]
+
+    def some(self, indices: np.ndarray) -> DetectionSource:
+        """Those images, keyed as in the whole."""
+        return DetectionSource(Subset(self.images, indices), self.marked, self.names, (), self.places[indices])
+
+    def renamed(self, names: tuple[str, ...]) -> DetectionSource:
+        """With the classes in another order, and perhaps more of them.
+
+        Raises:
+            DataError: A class of this data is none of them.
+        """
+        if names == self.names:
+            return self
+        unknown = [name for name in self.names if name not in names]
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} categories of '{self.name}' are none of the {len(names)} known "
+                f"(first: '{unknown[0]}').",
+                "Name the categories as in training, or finetune on this data.",
+            )
+        label_of = np.array([names.index(name) for name in self.names], np.int64)
+        renumbered = [self.marked[place].renumbered(label_of) for place in self.places.tolist()]
+        return DetectionSource(self.images, renumbered, names, self.bad)
+
+    def pixels_and_labels(self, index: int) -> tuple[np.ndarray, BoxLabels]:
+        """(H, W, 3) uint8 and what is marked there. Raises BadImage, also where the image is of another size."""
+        pixels, marked = self.pixels(index), self.boxes(index)
+        if pixels.shape[:2] != marked.size:
+            there, due = (f"{shape[1]} x {shape[0]}" for shape in (pixels.shape, marked.size))
+            raise BadImage(f"it is {there} pixels, its annotations say {due}")
+        return pixels, marked
+
+    def fingerprint(self) -> str:
+        """Also of the boxes, where they are not drawn."""
+        digest = hashlib.sha256(super().fingerprint().encode())
+        if not isinstance(self.marked, DrawnBoxes):
+            for index in range(len(self)):
+                marked = self.boxes(index)
+                digest.update(marked.boxes.tobytes() + marked.labels.tobytes() + marked.crowd.tobytes())
+        return digest.hexdigest()
+
+
+def open_detection(
+    references: Sequence[str],
+    *,
+    split: str | None = None,
+    role: str = "train",
+    outlines: bool = False,
+    sample_size: int = 64,
+    on_progress: OnProgress | None = None,
+) -> DetectionSource:
+    """The images and boxes that DATA references name.
+
+    Args:
+        split: `--split`; None for the role's own where the data has splits.
+        role: "train" or "eval".
+        outlines: Whether those of the objects are needed.
+
+    Raises:
+        DataError: Missing data, no annotations, damaged ones, an absent split, or categories that differ.
+    """
+    sources: list[DetectionSource] = []
+    for reference in references:
+        if reference == "sample":
+            drawn = SampleSource(split=split or {"train": "train", "eval": "val"}[role], size=sample_size)
+            sources.append(DetectionSource(drawn, DrawnBoxes(drawn), tuple(SHAPES)))
+        elif os.path.isdir(reference):
+            sources.append(_of_files(_files(reference, split, role), reference, outlines, on_progress))
+        elif os.path.exists(reference):
+            raise DataError(f"'{reference}' has no boxes.", _LAYOUT)
+        else:
+            raise DataError(f"'{reference}' does not exist.", _LAYOUT)
+    return sources[0] if len(sources) == 1 else _joined(sources)
+
+
+def has_own_split(reference: str) -> bool:
+    """Whether training leaves a validation split of this DATA aside."""
+    return reference == "sample" or {"train", "validation"} <= set(_splits(reference))
+
+
+def _of_files(files: Files, name: str, outlines: bool, on_progress: OnProgress | None) -> DetectionSource:
+    annotations, folder = files
+    if on_progress is not None:
+        on_progress("annotations", 0, 0, "file")
+    found = read_coco(annotations, outlines)
+    paths = [os.path.join(folder, each) for each in found.names]
+    bad = dict(found.bad)
+    bad |= {place: "no such file" for place, path in enumerate(paths) if place not in bad and not os.path.exists(path)}
+    good = np.array([place for place in range(len(paths)) if place not in bad], np.int64)
+    shown = {place: paths[place].encode(errors="replace").decode() for place in bad}  # JSON can hold half a character
+    images = ListSource([b"?" if place in bad else os.fsencode(path) for place, path in enumerate(paths)], name=name)
+    left_out = [(shown[place], reason) for place, reason in sorted(bad.items())]
+    return DetectionSource(Subset(images, good), found.boxes, found.classes, left_out, good)
+
+
+def _joined(sources: Sequence[DetectionSource]) -> DetectionSource:
+    first = sources[0]
+    for other in sources[1:]:
+        if set(other.names) != set(first.names):
+            differ = sorted(set(other.names) ^ set(first.names))
+            raise DataError(
+                f"'{first.name}' and '{other.name}' have other categories (first: '{differ[0]}').",
+                "Give data of the same categories.",
+            )
+    alike = [source.renamed(first.names) for source in sources]
+    boxes = [source.boxes(index) for source in alike for index in range(len(source))]
+    bad = [record for source in sources for record in source.bad]
+    return DetectionSource(Concat([source.images for source in alike]), boxes, first.names, bad)
+
+
+def _files(root: str, split: str | None, role: str) -> Files:
+    splits = _splits(root)
+    whole = _whole(root)
+    if split is None and whole is not None:
+        return whole
+    if split is None and not splits:
+        raise DataError(f"'{root}' has no annotations in COCO's layout.", _LAYOUT)
+    wanted = canonical(split) if split else _SPLIT_OF_ROLE[role]
+    if wanted in splits:
+        return splits[wanted]
+    there = f"it has {', '.join(sorted(splits))}" if splits else "it has no splits"
+    way_out = f"Pass --split {sorted(splits)[0]}." if splits else "Leave --split out to read all of it."
+    raise DataError(f"'{root}' has no split '{split or wanted}': {there}.", way_out)
+
+
+def _whole(root: str) -> Files | None:
+    """The annotations of a folder without splits: annotations.json, or the only file in annotations/."""
+    annotations, images = os.path.join(root, "annotations.json"), os.path.join(root, "images")
+    if os.path.isfile(annotations):
+        return annotations, images if os.path.isdir(images) else root
+    files = _annotation_files(root)
+    if len(files) == 1 and split_of(files[0]) is None and os.path.isdir(images):
+        return os.path.join(root, "annotations", files[0]), images
+    return None
+
+
+def _annotation_files(root: str) -> list[str]:
+    """In ROOT/annotations: those of instances where there are any, as COCO has captions and keypoints too."""
+    files = [name for name in sibling_names(os.path.join(root, "annotations")) if name.endswith(".json")]
+    return [name for name in files if name.startswith("instances_")] or files
+
+
+def _splits(root: str) -> dict[str, Files]:
+    """The splits of a folder by their one name, each with its annotations and its folder of images."""
+    folders = [name for name in sibling_names(root) if os.path.isdir(os.path.join(root, name))]
+    found: dict[str, Files] = {}
+    for name in folders:
+        inner = _whole(os.path.join(root, name))
+        if inner is not None:
+            found.setdefault(canonical(name), inner)
+    for name in _annotation_files(root):
+        split = split_of(name)
+        year = os.path.splitext(name)[0].rpartition("_")[2]
+        images = _images_of(root, folders, year, split)
+        if split is not None and images is not None:
+            found.setdefault(split, (os.path.join(root, "annotations", name), images))
+    return found
+
+
+def _images_of(root: str, folders: list[str], name: str, split: str | None) -> str | None:
+    """The folder of images called as the annotations are (train2017), or as their split; else `images/` itself."""
+    inside = [os.path.join("images", each) for each in sibling_names(os.path.join(root, "images"))]
+    below = [each for each in inside if os.path.isdir(os.path.join(root, each))]
+    places = [each for each in (*folders, *below) if each != "annotations"]
+    called = [each for each in places if os.path.basename(each) == name]
+    of_split = [each for each in places if split_of(f"{os.path.basename(each)}/") == split]
+    best = [*called, *of_split, *(["images"] if "images" in folders and not below else [])]
+    return os.path.join(root, best[0]) if best else None

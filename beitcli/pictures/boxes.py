@@ -1,0 +1,82 @@
+"""An image with boxes drawn on it, a colour a class, each with its class and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from colorsys import hsv_to_rgb
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GOLDEN = 0.6180339887
+_OPACITY = 0.5
+_SHARE = 1 / 200  # of the shorter side that a line is wide
+_TEXT = 1 / 28  # and that a letter is high
+_LEAST_TEXT = 9  # pixels
+_READABLE = 128  # pixels of the shorter side below which names would cover what is found
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """Bright ones, whose hues go around by the golden ratio, so that any first few of them lie far apart."""
+    red, green, blue = hsv_to_rgb(label * _GOLDEN % 1, 0.55 + 0.4 * (label % 2), 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def line_width(height: int, width: int) -> int:
+    """Of a box's frame on an image of that size, in pixels."""
+    shorter = min(height, width)
+    return max(1 if shorter < _READABLE else 2, round(shorter * _SHARE))
+
+
+def with_boxes(
+    pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: Sequence[str]
+) -> Image.Image:
+    """The image with its boxes, the best one on top; on images below 128 pixels without names.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        boxes: (n, 4), x0 y0 x1 y1 in pixels; a frame's outermost pixels lie inside its box.
+        labels: (n,) integers.
+        scores: (n,), best first.
+    """
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    height, width = pixels.shape[:2]
+    font = ImageFont.load_default(max(_LEAST_TEXT, min(height, width) * _TEXT))
+    for box, label, score in reversed(list(zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True))):
+        left, upper, right, lower = (round(edge) for edge in box)
+        right, lower = max(left, right - 1), max(upper, lower - 1)
+        draw.rectangle((left, upper, right, lower), outline=colour_of(label), width=line_width(height, width))
+        if min(height, width) >= _READABLE:
+            _name(draw, (left, upper), f"{names[label]} {score:.2f}", colour_of(label), font)
+    return picture
+
+
+def with_masks(pixels: np.ndarray, masks: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) uint8 with objects tinted in the colours of their classes, the best one on top.
+
+    Args:
+        masks: (H, W) bool each, best first.
+        labels: (n,) integers.
+    """
+    tinted = pixels.copy()
+    for mask, label in reversed(list(zip(masks, labels.tolist(), strict=True))):
+        mixed = (1 - _OPACITY) * pixels[mask] + _OPACITY * np.array(colour_of(label))
+        tinted[mask] = np.rint(mixed).astype(np.uint8)
+    return tinted
+
+
+def _name(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    colour: tuple[int, int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
+    """Above the box's corner where there is room, else inside the box."""
+    left, upper, right, lower = draw.textbbox((0, 0), text, font=font)
+    high = int(lower - upper) + 4
+    top = corner[1] - high if corner[1] >= high else corner[1]
+    draw.rectangle((corner[0], top, corner[0] + int(right - left) + 4, top + high), fill=colour)
+    bright = sum(share * level for share, level in zip((0.299, 0.587, 0.114), colour, strict=True)) > 140
+    draw.text((corner[0] + 2 - left, top + 2 - upper), text, fill="black" if bright else "white", font=font)

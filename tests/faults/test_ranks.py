@@ -1,0 +1,264 @@
+"""Faults of one process among several: signals, crashes, hangs, wrong numbers, wrong places to meet."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launches import Launched, alive, harmed, kill, logged
+from processes import free_port, in_processes, start
+from runs import command, resumption, whole_checkpoints
+
+from beitcli.engine import training
+from beitcli.engine.masked_image_modeling import PretrainTask
+from beitcli.runtime.checkpoint import newest_checkpoint, step_of
+from beitcli.runtime.weight_files import read_tensors
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def words(labelled_folder: Path, tokenizer_run: Path, tmp_path: Path) -> list[str]:
+    """12 steps of 5 images, saved after 4 and 8."""
+    return command(labelled_folder, tokenizer_run, tmp_path / "run")
+
+
+@pytest.fixture
+def loud(words: list[str]) -> list[str]:
+    return [word for word in words if word != "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, labelled_folder: Path, tokenizer_run: Path
+) -> dict[str, torch.Tensor]:
+    """Weights of the run of two processes that nothing disturbs."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert [each.code for each in in_processes(2, command(labelled_folder, tokenizer_run, run))] == [0, 0]
+    return weights(run)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    return read_tensors(newest.path / "model.safetensors")
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def at_step(number: int, rank: int, mine: int, harm: Any) -> None:
+    """Does `harm(task)` in one rank right before its `number`-th step."""
+    if rank != mine:
+        return
+    step, calls = training.optimizer_step, [0]
+
+    def harmed_step(task: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            harm(task)
+        return step(task, *args, **kwargs)
+
+    training.optimizer_step = harmed_step  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(words, tmp_path, undisturbed, number):
+    send = lambda task: os.kill(os.getpid(), number)  # noqa: E731
+    ended = in_processes(2, words, before=lambda rank: at_step(6, rank, 1, send), seconds=60)
+    assert [each.code for each in ended] == [75, 75]
+    newest = whole_checkpoints(tmp_path / "run")[0]
+    assert step_of(tmp_path / "run" / "checkpoints" / newest) == 6
+    assert "By a signal at step 6; progress is saved." in ended[0].err
+    assert [each.code for each in in_processes(2, resumption(tmp_path / "run"))] == [0, 0]
+    assert_equal(weights(tmp_path / "run"), undisturbed)
+
+
+def test_a_signal_while_one_rank_measures_stops_both(words, tmp_path):
+    def before(rank: int) -> None:
+        measure = PretrainTask.measure
+
+        def signalled(task: PretrainTask) -> dict[str, float]:
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return measure(task)
+
+        PretrainTask.measure = signalled  # type: ignore[method-assign]
+
+    assert [each.code for each in in_processes(2, words, before=before)] == [75, 75]
+    assert whole_checkpoints(tmp_path / "run") == ["step-0000004"]
+
+
+def spoil(value: float, ranks: tuple[int, ...], calls: range) -> Any:
+    """Makes the loss `value` at some calls in some ranks."""
+
+    def before(rank: int) -> None:
+        if rank not in ranks:
+            return
+        loss, count = PretrainTask.loss, [0]
+
+        def spoilt(task: PretrainTask, batch: Any) -> Any:
+            count[0] += 1
+            right, more = loss(task, batch)
+            return (right * value if count[0] in calls else right), more
+
+        PretrainTask.loss = spoilt  # type: ignore[method-assign]
+
+    return before
+
+
+def skipped(run: Path) -> list[int]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if line.get("skipped_steps")]
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1, (0,)), (2, (1,)), (2, (0, 1))])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_in_one_rank_is_skipped_in_all(words, tmp_path, size, ranks, value):
+    alone = ["--micro-batch", "5"]  # one call of the loss a step
+    ended = in_processes(size, [*words, *alone], before=spoil(value, ranks, range(3, 4)))
+    assert [each.code for each in ended] == [0] * size, ended[0].err
+    assert skipped(tmp_path / "run") == [3]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1, (0,)), (2, (1,))])
+def test_steps_that_stay_not_finite_end_the_run_and_name_their_images(words, tmp_path, size, ranks):
+    words = [*words, "--micro-batch", "5"]
+    ended = in_processes(size, words, before=spoil(float("nan"), ranks, range(6, 100)))
+    assert [each.code for each in ended] == [5] * size
+    said = " ".join(ended[0].err.split())
+    assert "not finite in 5 steps in a row, the last of them step 10" in said
+    assert "The checkpoint of step 8 is from before." in said  # whose weights are those of step 5
+    assert ".png" in said or ".jpg" in said
+    assert whole_checkpoints(tmp_path / "run") == ["step-0000008", "step-0000004"]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_a_flipped_bit_in_one_rank_is_found_and_not_saved(words, tmp_path):
+    def flip(task: Any) -> None:
+        parameter = task.model.blocks[0].mlp.fc1.weight.data
+        parameter.view(torch.int32)[3, 5] ^= 1 << 11
+
+    ended = in_processes(2, words, before=lambda rank: at_step(6, rank, 1, flip))
+    assert [each.code for each in ended] == [6, 6]
+    assert "Rank 1 of 2 has other weights than the rest at step 8" in " ".join(ended[0].err.split())
+    assert "the checkpoint of step 4 is from before" in " ".join(ended[0].err.split())
+    assert whole_checkpoints(tmp_path / "run") == ["step-0000004"]
+
+
+def test_a_killed_rank_is_started_again_and_the_run_ends_the_same(loud, tmp_path, undisturbed):
+    harm = harmed(tmp_path / "site", 1, 6, "os.kill(os.getpid(), signal.SIGKILL)", attempts=2)
+    code, out, err = Launched([*loud, "--gpus", 2], harm).ended()
+    assert code == 0, err
+    assert out.split() == [str(tmp_path / "run")]
+    assert "restart 2 of 3" in err
+    assert_equal(weights(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("harm", "more", "said"),
+    [
+        ("raise RuntimeError('the fan is broken')", (), "Rank 1 of 2 (process"),
+        ("time.sleep(1e6)", ("--process-timeout", 5), "did not answer any more"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", (), "Rank 1 of 2 was killed by SIGKILL"),
+    ],
+    ids=["raises", "hangs", "dies"],
+)
+def test_a_rank_that_always_fails_is_named_alone(words, tmp_path, harm, more, said):
+    environment = harmed(tmp_path / "site", 1, 2, harm)
+    code, out, err = Launched([*words, "--gpus", 2, "--max-restarts", 1, *more], environment).ended()
+    assert (code, out) == (6, "")
+    assert said in err
+    assert err.count("error:") == 1
+    assert "Rank 0" not in err
+    assert "Traceback" not in err
+    assert ("RuntimeError: the fan is broken" in err) == ("fan" in harm)
+
+
+def test_no_process_outlives_a_launcher_that_is_killed(words, tmp_path):
+    launched = Launched([*words, "--gpus", 2, "--steps", 100_000])
+    launched.wait_until(logged(tmp_path / "run", 2))
+    ranks = launched.ranks()
+    assert sorted(ranks) == [0, 1]
+    kill(launched.process.pid)
+    launched.ended()
+    deadline = time.monotonic() + 5
+    while any(map(alive, ranks.values())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, ranks.values()))
+
+
+def test_a_signal_to_the_launcher_saves_once_and_tells_how_to_go_on(loud, tmp_path):
+    launched = Launched([*loud, "--gpus", 2, "--steps", 100_000])
+    launched.wait_until(logged(tmp_path / "run", 2))
+    launched.process.send_signal(signal.SIGUSR1)
+    code, _, err = launched.ended()
+    assert code == 75, err
+    assert f"beit pretrain --out {tmp_path / 'run'} --resume" in err
+    assert err.count("stopped:") == 1
+    assert len(whole_checkpoints(tmp_path / "run")) == 1
+
+
+def test_bad_settings_end_a_launch_without_restarts(loud, tmp_path):
+    code, _, err = Launched([*loud, "--gpus", 2, "--batch-size", 1]).ended()
+    assert code == 2
+    assert "--batch-size 1 leaves some of 2 processes without an image" in err
+    assert err.count("error:") == 1
+    assert "restart" not in err
+
+
+def test_a_port_in_use_is_told_with_its_place(words):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, _, err = Launched([*words, "--gpus", 2, "--nodes", 2, "--rdzv-endpoint", place]).ended(60)
+    assert code == 6, err
+    assert place in err
+    assert err.count("error:") == 1
+
+
+def test_a_machine_that_nobody_knows_is_told_with_its_place(words):
+    code, _, err = Launched([*words, "--gpus", 2, "--nodes", 2, "--rdzv-endpoint", "no-such-host.invalid:29400"]).ended(
+        60
+    )
+    assert code == 6, err
+    assert "no-such-host.invalid:29400" in err
+
+
+def test_a_machine_too_few_is_told_with_the_place_and_the_number(words):
+    place = f"127.0.0.1:{free_port()}"
+    late = ("--rdzv-timeout", 6)
+    code, _, err = Launched([*words, "--gpus", 2, "--nodes", 2, "--rdzv-endpoint", place, *late]).ended(60)
+    assert code == 6, err
+    assert f"The 2 machines did not meet at {place} within 6 s" in err
+
+
+def test_another_number_of_processes_than_asked_for_is_refused(words):
+    ended = in_processes(2, [*words, "--gpus", "3"])
+    assert [each.code for each in ended] == [2, 2]
+    assert "--gpus is 3, but the launcher started 2 processes" in " ".join(ended[0].err.split())
+
+
+def test_a_process_that_finds_nobody_says_where_it_looked(words):
+    port = free_port()
+
+    def before(rank: int) -> None:
+        os.environ["MASTER_PORT"] = str(port)
+        if rank == 0:
+            os._exit(7)
+
+    _, lonely = start(2, [*words, "--process-timeout", 3], before=before)
+    ended = lonely.ended(60)
+    assert ended.code == 6
+    assert f"found no process group at 127.0.0.1:{port}" in ended.err
