@@ -145,6 +145,9 @@ class _TrainingImages(_Images):
         super().__init__(source, view, masking, batch_size)
         self.order, self.start, self.steps, self.repeats = order, start, steps, repeats
         self.mine = places_of(batch_size, *share)
+        blocks = source.blocks()
+        self.ahead = order.window if isinstance(order, BlockOrder) and blocks and blocks.are_remote else 0
+        self.has_begun = False
 
     def batches(self) -> int:
         return self.steps
@@ -155,6 +158,8 @@ class _TrainingImages(_Images):
     def read(self, places: np.ndarray) -> Batch:
         positions, repeats = np.divmod(places, self.repeats)
         epochs, indices = self.order.indices(positions)
+        if self.ahead:
+            self._expect(positions, indices)
         items, taken = [], []
         bad: list[tuple[int, str, str]] = []
         drawn = zip(positions.tolist(), epochs.tolist(), indices.tolist(), repeats.tolist(), strict=True)
@@ -163,6 +168,15 @@ class _TrainingImages(_Images):
             items.append(item)
             taken.append(used)
         return self.collate(items, taken, bad)
+
+    def _expect(self, positions: np.ndarray, indices: np.ndarray) -> None:
+        """Tells the source what is read a window later, and first of all what is read now."""
+        if not self.has_begun:
+            self.source.expect(indices)
+            self.has_begun = True
+        later = positions + self.ahead
+        later = later[later < (self.start + self.steps * self.batch_size) // self.repeats]
+        self.source.expect(self.order.indices(later)[1])
 
     def _readable(
         self, position: int, epoch: int, index: int, repeat: int, bad: list[tuple[int, str, str]]
@@ -195,6 +209,8 @@ class _OrderedImages(_Images):
         return np.arange(first, min(len(self.source), first + self.batch_size))
 
     def read(self, places: np.ndarray) -> Batch:
+        beyond = places + self.batch_size * self.size
+        self.source.expect(np.concatenate([places, beyond[beyond < len(self.source)]]))
         items, taken, bad = [], [], []
         for index in places.tolist():
             try:

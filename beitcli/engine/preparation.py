@@ -129,6 +129,7 @@ def hold_out(source: Source, count: int, seed: int) -> HeldOut:
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
+    source.expect(indices)
     for index in indices.tolist():
         try:
             source.image(index)
