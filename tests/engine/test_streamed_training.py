@@ -70,14 +70,10 @@ def test_losses_of_a_stream_are_the_same_whoever_loads_and_after_a_cut(
     cut = tmp_path / "cut"
     for path in (tmp_path / "cache" / "streams").glob("*/*"):
         path.unlink()
-    given = flags(cut, tokenizer_run, workers=2)
-    words = [
-        word for name, value in given.items() if name != "data" for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    resolve(PretrainConfig, given)
-    pretrain_words = ["pretrain", f"hf://{REPO}", *words]
-    server.failures = 0
-    served = iter(range(40))  # requests that are answered; then the hub is gone
+    given = {name: value for name, value in flags(cut, tokenizer_run, workers=2).items() if name != "data"}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = ["pretrain", f"hf://{REPO}", *options]
+    served = iter(range(40))  # the hub is gone when it was asked so often
     whole = server.commit
 
     def then_gone(repo: str) -> str:
@@ -86,10 +82,10 @@ def test_losses_of_a_stream_are_the_same_whoever_loads_and_after_a_cut(
         return whole(repo)
 
     server.commit = then_gone  # type: ignore[method-assign]
-    assert main(pretrain_words) == 3
+    assert main(command) == 3
     said = capsys.readouterr().err
     assert "owner/large/train.parquet' was cut off" in said
     assert "--resume" in said
     server.commit, server.status = whole, None  # type: ignore[method-assign]
-    assert main([*pretrain_words, "--resume"]) == 0
+    assert main([*command, "--resume"]) == 0
     assert losses(cut) == losses(tmp_path / "alone")
