@@ -46,7 +46,7 @@ class Batch:
     Attributes:
         tensors: What the view gave, stacked: `images` (B, 3, H, W) and more; `mask` (B, N) bool where there is masking;
             `labels` (B,) int64 where the source has classes. What only some images have (`token_images` of those whose
-            tokens are not kept) has as many rows, in their order.
+            tokens are not kept) has as many rows, in their order; what is `ragged` in the view, one after another.
         indices: Of the images in the source.
         bad: (index, path, reason) of images that could not be read.
     """
@@ -118,7 +118,11 @@ class _Images(Dataset["Batch | DataError"]):
 
     def collate(self, items: list[dict[str, np.ndarray]], indices: list[int], bad: list[tuple[int, str, str]]) -> Batch:
         names = dict.fromkeys(name for item in items for name in item)
-        stacked = {name: torch.from_numpy(np.stack([item[name] for item in items if name in item])) for name in names}
+        ragged = getattr(self.view, "ragged", ())
+        stacked = {}
+        for name in names:
+            arrays = [item[name] for item in items if name in item]
+            stacked[name] = torch.from_numpy(np.concatenate(arrays) if name in ragged else np.stack(arrays))
         return Batch(stacked, indices, bad)
 
 

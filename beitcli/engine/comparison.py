@@ -10,8 +10,9 @@ from typing import Any
 from beitcli.config.use import EvalConfig
 from beitcli.engine.evaluate import evaluate
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
-from beitcli.errors import BeitError, Stopped, UsageError
+from beitcli.errors import BeitError, DistributedError, Stopped, UsageError
 from beitcli.models.locate import names_a_model
+from beitcli.runtime.tasks import place_of_this_process
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,11 @@ def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
         on_event(Note(f"{model}:"))
         try:
             reports.append(evaluate(replace(config, model=model, data=data), on_event))
-        except Stopped:
+        except (Stopped, DistributedError):
             raise
         except Exception as error:
+            if place_of_this_process() is not None:  # the other processes may not have failed
+                raise
             failure = error if isinstance(error, BeitError) else BeitError(f"{type(error).__name__}: {error}")
             failures.append(failure)
             reports.append(Failed(model, " ".join(data), config.protocol, failure.message))

@@ -75,7 +75,10 @@ def evaluate_classifier(config: EvalConfig, found: OpenedModel, on_event: OnEven
     compute = join_compute(config, opened.compute(config.device, config.precision))
     on_event = compute.world.spoken(on_event)
     warn(opened.warnings, on_event)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), labelled=True, on_event=on_event)
+    size = max(model.architecture.image_size)
+    source = compute.world.first_then_others(
+        lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event)
+    )
     columns = class_columns(source, opened.described.classes)
     workers = choose_workers(config.workers, compute.device, compute.world.local_size)
     view = preprocessing(opened, model)

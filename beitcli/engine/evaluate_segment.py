@@ -13,7 +13,7 @@ from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
 from beitcli.engine.segment_images import Sliding, count, sliding
 from beitcli.models.references import OpenedModel, segmenter_of
 from beitcli.models.segmenter import Segmenter
-from beitcli.runtime.device import choose_workers
+from beitcli.runtime.device import choose_workers, join_compute
 
 _ADE20K = 150  # its classes, from 1 in its masks; 0 is ignored
 
@@ -80,19 +80,22 @@ def evaluate_segmenter(config: EvalConfig, found: OpenedModel, on_event: OnEvent
         DataError: No masks, or too many images or masks that cannot be used.
     """
     model, opened, how = open_for_use(config, found, on_event)
-    compute = opened.compute(config.device, config.precision)
-    source = open_segmentation(
-        config.data,
-        rule_of(opened, config.ignore_index, config.reduce_zero_label),
-        split=config.split,
-        role="eval",
-        sample_size=max(model.architecture.image_size),
-        on_progress=openings(on_event),
+    compute = join_compute(config, opened.compute(config.device, config.precision))
+    on_event = compute.world.spoken(on_event)
+    source = compute.world.first_then_others(
+        lambda: open_segmentation(
+            config.data,
+            rule_of(opened, config.ignore_index, config.reduce_zero_label),
+            split=config.split,
+            role="eval",
+            sample_size=max(model.architecture.image_size),
+            on_progress=openings(on_event),
+        )
     )
     missing = [(-1, path, "it has no mask") for path in source.missing]
     if config.limit is not None and config.limit < len(source):
         source, missing = source.some(select_limit(source, config.limit, config.seed)), []
-    workers = choose_workers(config.workers, compute.device)
+    workers = choose_workers(config.workers, compute.device, compute.world.local_size)
     counts = count(model.to(compute.device), source, how, compute, workers, on_event)
     bad = [*missing, *counts.bad]
     refuse_many_bad(bad, len(source) + len(missing), config.max_bad, "Mend or remove them, or raise --max-bad.")

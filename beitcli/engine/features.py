@@ -6,6 +6,7 @@ Each batch stands for itself (`feature_batches`), so that they can be shared out
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ def feature_batches(
     batch_size: int,
     workers: int,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches in order, each with the (layers, b, D) float32 features of its readable images."""
-    crop = evaluation_view(model.architecture.image_size, view.crop_share)
-    for batch in ordered_batches(source, crop, batch_size=batch_size, workers=workers):
+    """This process's batches in order, each with the (layers, b, D) float32 features of its readable images."""
+    crop, world = evaluation_view(model.architecture.image_size, view.crop_share), compute.world
+    for batch in ordered_batches(source, crop, batch_size=batch_size, workers=workers, share=(world.rank, world.size)):
         if not len(batch):
             yield batch, np.zeros((len(layers), 0, model.architecture.width), dtype=np.float32)
             continue
@@ -109,19 +110,50 @@ def features_of(
             on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {cache}"))
             return found
     about |= {"layers": own}
-    width = model.architecture.width
     batches = feature_batches(model, source, view, compute, layers, pool, batch_size, workers)
-    with FeatureWriter(cache, about, layers, len(source), width) as writer:
-        for batch, features in batches:
-            if not np.isfinite(features).all():
-                raise StorageError(
-                    f"Features in {compute.precision} are not finite.", "Give --precision fp32, or another checkpoint."
-                )
-            labels = batch.tensors["labels"].numpy() if len(batch) else np.zeros(0, dtype=np.int64)
-            writer.add(features, labels, batch.indices, batch.bad)
-            on_event(Progress(f"features of {source.name}", writer.written, len(source), "image"))
-        writer.finish()
+    _write(batches, cache, about, layers, source, model.architecture.width, batch_size, compute, on_event)
     found = load_features(cache, about, layers)
     if found is None:
         raise StorageError(f"The features just written to '{cache}' read otherwise.", "Check the disk.")
     return found
+
+
+def _write(
+    batches: Iterator[tuple[Batch, np.ndarray]],
+    cache: Path,
+    about: dict[str, Any],
+    layers: Sequence[int],
+    source: Source,
+    width: int,
+    batch_size: int,
+    compute: Compute,
+    on_event: OnEvent,
+) -> None:
+    """Every process computes its batches; the first one writes those of all, a round at a time."""
+    world = compute.world
+    with FeatureWriter(cache, about, layers, len(source), width) if world.is_first else nullcontext() as writer:
+        for _ in range(-(-len(source) // (batch_size * world.size))):
+            for part in world.gather(_part(next(batches, None))):
+                if part is None or writer is None:
+                    continue
+                features, labels, indices, bad = part
+                if not np.isfinite(features).all():
+                    raise StorageError(
+                        f"Features in {compute.precision} are not finite.",
+                        "Give --precision fp32, or another checkpoint.",
+                    )
+                writer.add(features, labels, indices, bad)
+                on_event(Progress(f"features of {source.name}", writer.written, len(source), "image"))
+        if writer is not None:
+            writer.finish()
+    world.gather(None)  # nobody reads before all is written
+
+
+def _part(
+    computed: tuple[Batch, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray, Sequence[int], Sequence[Any]] | None:
+    if computed is None:
+        return None
+    batch, features = computed
+    labels = batch.tensors["labels"].numpy() if len(batch) else np.zeros(0, dtype=np.int64)
+    return features, labels, batch.indices, batch.bad

@@ -21,6 +21,7 @@ from beitcli.engine.finetune_classify import DEFAULT_SIZE, origin
 from beitcli.engine.preparation import checkpoint_bytes, describe_plan, make_plan, open_run, rehearse, stream
 from beitcli.engine.segmentation import SegmentationTask
 from beitcli.engine.segmentation_data import SegmentationData, open_segmentation_data
+from beitcli.engine.step import fewest_at_once
 from beitcli.engine.training import Plan, train
 from beitcli.errors import UsageError
 from beitcli.models.beit import forward_flops
@@ -29,7 +30,8 @@ from beitcli.models.head_names import HEAD
 from beitcli.models.references import OpenedModel
 from beitcli.models.segmenter import Segmenter
 from beitcli.models.transfer import Transfer, finetuning_architecture, load_backbone
-from beitcli.runtime.device import choose_compute, describe
+from beitcli.runtime.device import describe, join_compute
+from beitcli.runtime.distributed import World
 from beitcli.runtime.signals import StopRequest
 
 
@@ -60,8 +62,9 @@ class SegmentReport:
 
 def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
     """Finetunes a segmenter; with `dry_run`, a dict of the plan instead."""
-    compute = choose_compute(config.device, config.precision)
-    opened = origin(config, on_event)
+    compute = join_compute(config)
+    world, on_event = compute.world, compute.world.spoken(on_event)
+    opened = world.first_then_others(lambda: origin(config, on_event))
     if opened is not None and isinstance(opened.architecture, ForeignArchitecture):
         raise UsageError(
             f"'{config.init}' is timm's {opened.architecture.name}; --task segment takes BEiTs.",
@@ -71,7 +74,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
     normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
     goes_on = _goes_on(config, opened)
     known = opened.described.classes if opened and goes_on else ()
-    data = open_segmentation_data(config, known, max(size), on_event)
+    data = open_segmentation_data(config, known, max(size), on_event, world)
     short_side = min(size) if config.short_side is None else config.short_side
     view = SegmentationView(
         seed=config.seed,
@@ -84,7 +87,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
     )
     model = build_segmenter(config, opened, data.classes, on_event)
     plan = make_plan(config, data.training)
-    _require_pairs(plan)
+    _require_pairs(plan, world)
     task = SegmentationTask(config, plan, model, data.classes, data.measured, compute, normalization, short_side)
     rows = plan_rows(task, plan, data)
     if config.dry_run:
@@ -93,12 +96,13 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
             return stream(config, data.training, view, compute, 0, steps, batch_size=size)
 
         return rehearse(task, plan, config, rows, batches_of, compute, on_event)
-    run = open_run(config)
+    run = open_run(config, world)
     with StopRequest() as stop:
         command = f"Go on with: beit finetune --out {run.path} --resume"
         batches = partial(stream, config, data.training, view, compute)
         planned = Planned("Finetuning", rows)
-        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, data.bad)
+        path_of = data.training.path
+        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, data.bad, path_of)
     figures = state.figures or {}
     report = SegmentReport(
         run=str(run.path),
@@ -175,14 +179,13 @@ def _goes_on(config: FinetuneConfig, opened: OpenedModel | None) -> bool:
     return opened is not None and config.resume and opened.run.resolve() == Path(config.out).resolve()
 
 
-def _require_pairs(plan: Plan) -> None:
+def _require_pairs(plan: Plan, world: World) -> None:
     """Batch norm over 1 x 1 bins needs two images at once."""
-    rest = plan.batch_size % plan.micro_batch
-    if plan.micro_batch < 2 or rest == 1:
+    if fewest_at_once(plan, world) < 2:
         raise UsageError(
             f"Batches of {plan.batch_size} images in pieces of {plan.micro_batch} leave one image by itself, "
             "which batch norm cannot take.",
-            "Give a --batch-size and a --micro-batch of 2 or more that divides it.",
+            "Give a --batch-size and a --micro-batch of 2 or more.",
         )
 
 

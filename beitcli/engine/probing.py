@@ -32,7 +32,7 @@ from beitcli.engine.linear_probe import ProbeTraining, probe_counts, train_probe
 from beitcli.errors import DataError, UsageError
 from beitcli.models.features import weights_digest
 from beitcli.models.references import open_backbone
-from beitcli.runtime.device import Compute, choose_workers
+from beitcli.runtime.device import Compute, choose_workers, join_compute
 from beitcli.runtime.hub import cache_folder
 
 
@@ -75,12 +75,13 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     """
     model, opened = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
     opened = opened.normalized(config.normalization)
-    compute = opened.compute(config.device, config.precision)
+    compute = join_compute(config, opened.compute(config.device, config.precision))
+    world, on_event = compute.world, compute.world.spoken(on_event)
     warn(opened.warnings, on_event)
     layers = chosen_layers(config.layer, model.architecture.depth)
     size = max(model.architecture.image_size)
-    val = open_inputs(config, sample_size=size, labelled=True, on_event=on_event)
-    train, named = _training_source(config, size, on_event)
+    val = world.first_then_others(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
+    train, named = world.first_then_others(lambda: _training_source(config, size, on_event))
     model.to(compute.device)
     found = [
         features_of(
@@ -93,7 +94,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
             pool=config.pool,
             cache=Path(config.feature_cache) if config.feature_cache else cache_folder() / "features",
             batch_size=config.batch_size,
-            workers=choose_workers(config.workers, compute.device),
+            workers=choose_workers(config.workers, compute.device, world.local_size),
             on_event=on_event,
         )
         for digest in [weights_digest(model)]
@@ -107,7 +108,8 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         standard = {layer: found[0].moments(layer) for layer in layers}
         found = [replace(each, standard=standard) for each in found]
     wanted = _columns(train, val, found[0], found[1], on_event)
-    counts = _measure(config, found[0], found[1], wanted, layers, len(train.classes or ()), compute, on_event)
+    classes = len(train.classes or ())
+    counts = world.first(lambda: _measure(config, found[0], found[1], wanted, layers, classes, compute, on_event))
     best = max(layers, key=lambda layer: (counts[layer].right1, counts[layer].right5))
     per_layer = [{"layer": n, "top1": counts[n].top1, "top5": counts[n].top5} for n in layers]
     return ProbeReport(

@@ -6,7 +6,7 @@ the decision; over several scales and mirror images the probabilities are averag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.views import normalize
 from beitcli.engine.bad_images import Bad
 from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.rounds import in_rounds
 from beitcli.engine.segmentation_figures import SegmentationFigures, confusion, figures_of
 from beitcli.errors import UsageError
 from beitcli.heads.convolution import resize_map
@@ -92,26 +93,48 @@ class Counts:
 
 
 def count(
-    model: Segmenter, source: Source, how: Sliding, compute: Compute, workers: int, on_event: OnEvent = ignore
+    model: Segmenter,
+    source: Source,
+    how: Sliding,
+    compute: Compute,
+    workers: int,
+    on_event: OnEvent = ignore,
+    poll: Callable[[], None] = lambda: None,
 ) -> Counts:
-    """Pixels by labelled and predicted class, over every readable image of a source with label maps."""
+    """Pixels by labelled and predicted class, over every readable image of a source with label maps.
+
+    Args:
+        poll: See `in_rounds`.
+    """
+    world = compute.world
     counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
     view = LabelledView(short_side=how.short_side, scales=how.scales)
-    for batch, predicted in segment(model, source, view, how, compute, workers):
+    for batch, predicted in segment(model, source, view, how, compute, workers, poll):
         counts.bad += batch.bad
         if predicted is not None:
             targets = batch.tensors["targets"][0].to(predicted.device)
             counts.confusion += confusion(predicted, targets, model.classes).cpu()
             counts.images += 1
-            on_event(Progress("eval", counts.images, len(source), "image"))
-    return counts
+            on_event(Progress("eval", min(len(source), counts.images * world.size), len(source), "image"))
+    parts = world.gather((counts.confusion, counts.images, counts.bad))
+    bad = sorted(record for part in parts for record in part[2])
+    return Counts(sum(part[0] for part in parts), sum(part[1] for part in parts), bad)
 
 
 def segment(
-    model: Segmenter, source: Source, view: WholeView, how: Sliding, compute: Compute, workers: int
+    model: Segmenter,
+    source: Source,
+    view: WholeView,
+    how: Sliding,
+    compute: Compute,
+    workers: int,
+    poll: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
-    """Batches of one image, in order, each with its (H, W) int64 classes; None beside an image that cannot be read."""
-    for batch in ordered_batches(source, view, batch_size=1, workers=workers):
+    """This process's batches of one image, in order, each with its (H, W) int64 classes; None beside an image that
+    cannot be read."""
+    world = compute.world
+    batches = ordered_batches(source, view, batch_size=1, workers=workers, share=(world.rank, world.size))
+    for batch in in_rounds(batches, len(source), 1, world, poll):
         yield batch, classes_of(model, batch, how, compute) if len(batch) else None
 
 

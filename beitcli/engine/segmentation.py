@@ -25,8 +25,9 @@ from beitcli.engine.segment_images import count, sliding
 from beitcli.engine.training import Plan, Task, Tensors
 from beitcli.heads.convolution import resize_map
 from beitcli.models.segmenter import Segmenter
-from beitcli.runtime.compiled import compiled
+from beitcli.runtime.batch_norm import share_statistics
 from beitcli.runtime.device import Compute, choose_workers
+from beitcli.runtime.distributed import ALONE, World
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_polynomial
 
@@ -52,7 +53,9 @@ class SegmentationTask(Task):
         self.normalization, self.short_side = normalization, short_side
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        self.forward = compiled(self.model, config.compile)
+        share_statistics(self.model, compute.world)
+        self.share_gradients(compute, compile_model=config.compile)
+        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
@@ -61,9 +64,10 @@ class SegmentationTask(Task):
         return warmup_polynomial(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        self.model.draws = batch.get("draws")
         targets = batch["targets"].long()
         logits = self.forward(normalize(batch["images"], *self.normalization))
-        main, *auxiliary = (pixel_loss(each, targets) for each in logits)
+        main, *auxiliary = (pixel_loss(each, targets, self.compute.world) for each in logits)
         loss = main + self.model.decode_head.auxiliary_weight * sum(auxiliary)
         return loss, {"main_loss": main.detach()}
 
@@ -77,9 +81,9 @@ class SegmentationTask(Task):
     def measure(self) -> dict[str, float]:
         """mIoU and its kin on the validation images; `iou/NAME` of each class that is labelled or predicted there."""
         how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
-        workers = choose_workers(self.config.workers, self.compute.device)
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         model = self.averaged if self.averaged is not None else self.model
-        counts = count(model, self.val, how, self.compute, workers)
+        counts = count(model, self.val, how, self.compute, workers, poll=self.poll)
         hint = "Mend them or raise --max-bad, and add --resume."
         refuse_many_bad(counts.bad, len(self.val), self.config.max_bad, hint)
         figures = counts.figures
@@ -118,8 +122,10 @@ class SegmentationTask(Task):
             self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
 
 
-def pixel_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: World = ALONE) -> torch.Tensor:
     """Cross entropy, the mean over labelled pixels; 0 where there are none.
+
+    Of several processes each gives its part: their mean, weighted by their images, is that over all labelled pixels.
 
     Args:
         logits: (B, classes, h, w), resized to the targets.
@@ -127,4 +133,6 @@ def pixel_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     resized = resize_map(logits.float(), (targets.shape[1], targets.shape[2]))
     total = F.cross_entropy(resized, targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    here = torch.stack(((targets != IGNORED).sum().float(), total.new_tensor(len(targets)).detach()))
+    labelled, images = world.mean(here, 1.0).unbind()
+    return total / labelled.clamp(min=1 / world.size) * (images / len(targets))

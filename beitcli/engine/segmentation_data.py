@@ -16,6 +16,7 @@ from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource
 from beitcli.engine.bad_images import Bad, refuse_many_bad
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.errors import BadImage, DataError, UsageError
+from beitcli.runtime.distributed import ALONE, World
 
 _HELD_OUT = 512
 _MEND = "Mend the masks or raise --max-bad."
@@ -62,9 +63,9 @@ class SegmentationData:
 
 
 def open_segmentation_data(
-    config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent
+    config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent, world: World = ALONE
 ) -> SegmentationData:
-    """The data of a run, checked as a whole before its first step.
+    """The data of a run, checked as a whole before its first step; of several processes by the first one.
 
     Args:
         known: Class names of the run that goes on; empty to find them.
@@ -84,13 +85,13 @@ def open_segmentation_data(
     source = _opened(config, config.data, rule, "train", size, on_event)
     if config.limit is not None and config.limit < len(source):
         source = source.some(np.sort(select_limit(source, config.limit, config.seed)))
-    census = take_census(source, "masks", on_event)
+    census = world.first(lambda: take_census(source, "masks", on_event))
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
     clean, largest = source.some(census.good), census.largest
     if references:
         val = _opened(config, references, rule, "eval", size, on_event)
-        seen = take_census(val, "masks to measure on", on_event)
+        seen = world.first(lambda: take_census(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
         largest = max(largest, seen.largest)

@@ -9,6 +9,7 @@ A step whose gradient is not finite changes nothing, in all processes alike, sin
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,6 +35,14 @@ def pieces(plan: Plan, world: World) -> int:
     """Micro-batches of a step, as many in every process: they may have to meet in each."""
     parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
     return min(-(-max(parts) // plan.micro_batch), min(parts))
+
+
+def fewest_at_once(plan: Plan, world: World) -> int:
+    """Images of the smallest forward pass of a step, all processes together."""
+    number = pieces(plan, world)
+    parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    cuts = [[part * piece // number for part in parts] for piece in range(number + 1)]
+    return min(sum(after) - sum(before) for before, after in pairwise(cuts))
 
 
 def optimizer_step(

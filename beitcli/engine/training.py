@@ -186,7 +186,7 @@ def train(
             interval = _Interval(state.step)
         saver.finish_together(trouble)
         if state.figures is None:  # a stop came while the last step was being measured
-            state.figures, _ = _measured(task)
+            state.figures, _, _ = _measured(task)
     except BeitError:
         with suppress(BeitError):
             saver.finish()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from beitcli.data.color import apply_color
+from beitcli.data.finetuning_view import erase
 from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, normalize
 from beitcli.runtime.attention_kernels import candidates, fastest
 from beitcli.runtime.checkpoint import newest_checkpoint
@@ -30,6 +31,20 @@ def test_normalize_waits_for_no_device():
         assert normalize(images, IMAGENET_MEAN, IMAGENET_STD).is_cuda
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_erasing_waits_for_no_device_and_gives_what_a_cpu_gives():
+    boxes = torch.tensor([[0, 0, 0, 0], [2, 1, 7, 5], [0, 0, 8, 3]], dtype=torch.int32)
+    noise, images = torch.randn(3 * (5 * 4 + 8 * 3)), torch.zeros(3, 3, 8, 8)
+    on_cpu = erase(images.clone(), boxes, noise)
+    there = [tensor.cuda() for tensor in (images, boxes, noise)]
+    erase(*there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = erase(*there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(made.cpu(), on_cpu)
 
 
 def test_apply_color_waits_for_no_device_and_gives_what_a_cpu_gives():
