@@ -67,13 +67,7 @@ def outcome(run: Path) -> tuple[Any, ...]:
     newest = newest_checkpoint(run)
     assert newest is not None
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-<<<<<<< HEAD
-    figures = [
-        {k: v for k, v in line.items() if k not in ("images_per_second", "save_stall_seconds")} for line in lines
-    ]
-=======
     figures = [{k: v for k, v in line.items() if k not in UNREPEATED} for line in lines]
->>>>>>> main
     files = [(newest.path / name).read_bytes() for name in ("model.safetensors", "trainer.safetensors")]
     return files, figures, newest.trainer["figures"]
 
