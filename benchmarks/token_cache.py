@@ -53,10 +53,10 @@ def rate(data: list[str], folder: Path, tokenizer: Path, cache: Path | None, giv
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--limit", type=int, default=2000)
+    parser.add_argument("--limit", type=int, default=96)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output")

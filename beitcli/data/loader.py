@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from beitcli.data.order import BlockOrder, KeyedOrder, places_of, training_order
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.read_ahead import READ_AHEAD
 from beitcli.data.worker_watch import WorkerWatch, unheard_deaths
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.parent import end_with_parent
@@ -150,7 +151,9 @@ class _TrainingImages(_Images):
         self.order, self.start, self.steps, self.repeats = order, start, steps, repeats
         self.mine = places_of(batch_size, *share)
         blocks = source.blocks()
-        self.ahead = order.window if isinstance(order, BlockOrder) and blocks and blocks.are_remote else 0
+        self.ahead = 0
+        if blocks is not None and blocks.are_remote:
+            self.ahead = order.window if isinstance(order, BlockOrder) else batch_size
         self.has_begun = False
 
     def batches(self) -> int:
@@ -174,7 +177,7 @@ class _TrainingImages(_Images):
         return self.collate(items, taken, bad)
 
     def _expect(self, positions: np.ndarray, indices: np.ndarray) -> None:
-        """Tells the source what is read a window later, and first of all what is read now."""
+        """Tells the source what is read a window later, or in the next batch, and first of all what is read now."""
         if not self.has_begun:
             self.source.expect(indices)
             self.has_begun = True
@@ -297,6 +300,7 @@ def _started(images: _Images, workers: int, prefetch: int, pin_memory: bool) -> 
     # for it would move torch's global generator.
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
+        READ_AHEAD.finish()
         options |= {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker}
     with warnings.catch_warnings(), unheard_deaths():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice

@@ -17,9 +17,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from beitcli.data.loader import Batch, ordered_batches, training_batches
-from beitcli.data.order import BlockOrder, split_holdout, training_order
+from beitcli.data.order import BlockOrder, KeyedOrder, split_holdout, training_order
 from beitcli.data.sources import Subset, open_data
 from beitcli.data.sources.parquet import ParquetSource
+from beitcli.data.sources.read_ahead import READ_AHEAD
 from beitcli.data.sources.streamed import StreamedParquet
 from beitcli.data.views import CenterView
 from beitcli.errors import BadImage, DataError, StorageError, UsageError
@@ -162,6 +163,26 @@ def test_the_order_of_a_stream_keeps_to_a_window(server: HubServer) -> None:
         assert sorted(taken.tolist()) == list(range(len(source)))
         for window in range(8):
             assert len(np.unique(taken[window * 40 : window * 40 + 40] // GROUP)) == 5
+
+
+def test_what_is_expected_is_fetched_in_the_background(server: HubServer) -> None:
+    source = opened()
+    part = Subset(source, np.arange(100, 200))
+    part.expect(np.array([0, 1, 50]))
+    READ_AHEAD.finish()
+    server.status = 503
+    assert [part.label(index) for index in (0, 50)] == [0, 2]
+    assert [number(source, index) for index in (100, 101, 150)] == [100, 101, 150]
+    source.expect(np.array([0]))  # in vain, which nobody hears
+    READ_AHEAD.finish()
+    with pytest.raises(DataError, match="HTTP 503"):
+        source.read(0)
+
+
+def test_a_stream_of_few_groups_is_mixed_as_a_whole(server: HubServer) -> None:
+    source = open_data([REFERENCE])
+    assert isinstance(training_order(source, 3), KeyedOrder)
+    assert same(batches(source), batches(open_data([REFERENCE]), workers=2))
 
 
 @pytest.mark.parametrize("away", ["offline", "down", "failing"])

@@ -25,7 +25,7 @@ class ReadAhead:
     def ask(self, key: Hashable, job: Callable[[], object]) -> None:
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._lock, self._pending = threading.Lock(), set[Hashable]()
+            self._lock, self._pending = threading.Condition(), set[Hashable]()
             self._jobs: queue.SimpleQueue[tuple[Hashable, Callable[[], object]]] = queue.SimpleQueue()
             for _ in range(THREADS):
                 threading.Thread(target=self._work, daemon=True).start()
@@ -42,6 +42,13 @@ class ReadAhead:
                 job()
             with self._lock:
                 self._pending.discard(key)
+                self._lock.notify_all()
+
+    def finish(self) -> None:
+        """Waits until nothing is under way: a process forked meanwhile would inherit locks that nobody frees."""
+        if self._pid == os.getpid():
+            with self._lock:
+                self._lock.wait_for(lambda: not self._pending)
 
 
 READ_AHEAD = ReadAhead()

@@ -45,6 +45,7 @@ class StreamedParquet:
 
     def __init__(self, remote: Remote, opening: Sequence[tuple[int, bytes]]) -> None:
         self.remote, self.opening = remote, list(opening)
+        self._ranges: dict[str, np.ndarray] = {}
 
     def open(self) -> RemoteFile:
         """What pyarrow reads schema, metadata and labels from."""
@@ -65,13 +66,15 @@ class StreamedParquet:
             READ_AHEAD.ask((self.remote, start, end), lambda: obtain(self.remote, start, end, pauses=()))
 
     def _range(self, group: int, column: str) -> Range:
-        import pyarrow.parquet as pq
+        if column not in self._ranges:
+            import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self.open()) as file:
-            found = _chunk(file.metadata, group, column)
-        if found is None:
-            raise DataError(f"'{self.remote.label}' has no column '{column}' in its row group {group}.", "Check it.")
-        return found
+            with pq.ParquetFile(self.open()) as file:
+                metadata = file.metadata
+                found = [_chunk(metadata, number, column) or (0, 0) for number in range(metadata.num_row_groups)]
+            self._ranges[column] = np.array(found, dtype=np.int64)
+        start, end = self._ranges[column][group].tolist()
+        return start, end
 
 
 class RemoteFile(io.RawIOBase):
