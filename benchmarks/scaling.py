@@ -135,6 +135,7 @@ def main() -> None:
             + max(4, round(given.seconds_of_work * speed(shards[given.counts[0], size], size, 0, 0, 5)[0] / BATCH))
             for size in given.sizes
         }
+        most: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
         for number in range(-1, given.rounds):
             turn = number % len(cases)
             for case in cases[turn:] + cases[:turn]:
@@ -143,12 +144,23 @@ def main() -> None:
                 if number >= 0:
                     rates[case].append(rate)
                     starts[case].append(start)
-        most: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
+            if number >= 0:
+                tell(rates, starts, most, given.output)
         for _ in range(given.memory_rounds):
             for case in cases:
                 count, size, workers = case
                 most[case].append(memory_apart(shards[count, size], size, workers, 16))
-    first = {size: (given.counts[0], size, given.workers[0]) for size in given.sizes}
+            tell(rates, starts, most, given.output)
+
+
+def tell(
+    rates: dict[Case, list[float]],
+    starts: dict[Case, list[float]],
+    most: dict[Case, list[dict[str, float]]],
+    output: str | None,
+) -> None:
+    """What is known so far: rounds take long where other work runs."""
+    first = {size: (count, size, workers) for count, size, workers in reversed(rates)}
     results = [
         {
             "images": case[0],
@@ -160,11 +172,9 @@ def main() -> None:
             "rss_mb": spread([each["rss"] for each in most[case]]) if most[case] else None,
             "pss_mb": spread([each["pss"] for each in most[case]]) if most[case] else None,
         }
-        for case in cases
+        for case in rates
     ]
-    report(
-        "How do speed and memory go with images, size and workers?", {"batch": BATCH, "cases": results}, given.output
-    )
+    report("How do speed and memory go with images, size and workers?", {"batch": BATCH, "cases": results}, output)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def rate(data: list[str], folder: Path, tokenizer: Path, cache: Path | None, giv
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", nargs="+")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--limit", type=int, default=96)
+    parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output")
@@ -74,6 +74,11 @@ def main() -> None:
             for name in names[turn:] + names[:turn]:
                 cache = {ONLINE: None, FILLING: folder / f"filling-{number}", KEPT: kept}[name]
                 rates[name].append(rate(given.data, folder, folder / "tokenizer", cache, given))
+            tell(rates, given)
+
+
+def tell(rates: dict[str, list[float]], given: argparse.Namespace) -> None:
+    """What is known so far: rounds take long where other work runs."""
     results = {
         name: {
             "images_per_second": spread(own),
