@@ -24,16 +24,17 @@ from beitcli.engine.events import Event, Progress
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.train_tokenizer import train_tokenizer
 
+Figures = tuple[float, float]
 ONLINE, FILLING, KEPT = "encoded in each step", "encoded and kept", "kept before"
 
 
-def rate(data: list[str], folder: Path, tokenizer: Path, cache: Path | None, given: argparse.Namespace) -> float:
-    """Images a second between the ends of the first and the last step."""
-    ends: list[float] = []
+def rate(data: list[str], folder: Path, tokenizer: Path, cache: Path | None, given: argparse.Namespace) -> Figures:
+    """Images a second, and milliseconds of processor time an image, between the ends of the first and the last step."""
+    ends: list[tuple[float, float]] = []
 
     def on_event(event: Event) -> None:
         if isinstance(event, Progress) and event.phase == "pretrain" and event.unit == "step":
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
     flags: dict[str, Any] = {
         "recipe": "small", "data": data, "image_size": 64, "tokenizer": str(tokenizer), "device": "cpu",
@@ -47,7 +48,9 @@ def rate(data: list[str], folder: Path, tokenizer: Path, cache: Path | None, giv
     pretrain(config, on_event)
     shutil.rmtree(config.out)
     # the last step's end is told after a save and a measurement
-    return given.batch * (given.steps - 2) / (ends[given.steps - 2] - ends[0])
+    images = given.batch * (given.steps - 2)
+    seconds, processor = (ends[given.steps - 2][number] - ends[0][number] for number in (0, 1))
+    return images / seconds, 1000 * processor / images
 
 
 def main() -> None:
@@ -61,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output")
     given = parser.parse_args()
-    rates: dict[str, list[float]] = {name: [] for name in (ONLINE, FILLING, KEPT)}
+    rates: dict[str, list[Figures]] = {name: [] for name in (ONLINE, FILLING, KEPT)}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         flags = {"recipe": "small", "data": given.data, "limit": 200, "steps": 2, "batch_size": 8, "device": "cpu"}
@@ -77,12 +80,14 @@ def main() -> None:
             tell(rates, given)
 
 
-def tell(rates: dict[str, list[float]], given: argparse.Namespace) -> None:
+def tell(rates: dict[str, list[Figures]], given: argparse.Namespace) -> None:
     """What is known so far: rounds take long where other work runs."""
     results = {
         name: {
-            "images_per_second": spread(own),
-            "times_online": spread([a / b for a, b in zip(own, rates[ONLINE], strict=True)]),
+            "images_per_second": spread([each for each, _ in own]),
+            "times_online": spread([a / b for (a, _), (b, _) in zip(own, rates[ONLINE], strict=True)]),
+            "processor_ms_an_image": spread([each for _, each in own]),
+            "times_less_processor": spread([b / a for (_, a), (_, b) in zip(own, rates[ONLINE], strict=True)]),
         }
         for name, own in rates.items()
     }
