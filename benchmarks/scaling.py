@@ -3,9 +3,9 @@
     python benchmarks/scaling.py --rounds 5 --output benchmarks/results/scaling.json
 
 The data is drawn: 64 pictures as JPEG, again and again in a tar shard. Views are pretraining's fast ones, a token image
-of half the size beside each. Speed: every case in turn, in one process, from the first batch on; starting workers is
-told apart. Memory: a process a case and round; the most that all its processes held at once, as resident sets (RSS,
-shared pages in each) and with shared pages counted once (PSS).
+of half the size beside each. Speed: every case in turn, in one process, over all batches from before the workers are
+started, for these read ahead while the first batch is awaited. Memory: a process a case and round; the most that all
+its processes held at once, as resident sets (RSS, shared pages in each) and with shared pages counted once (PSS).
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def batches_of(shard: str, size: int, workers: int, seen: int, steps: int) -> An
 
 
 def speed(shard: str, size: int, workers: int, seen: int, steps: int) -> tuple[float, float]:
-    """(images a second from the second batch on, seconds to the first)."""
+    """(images a second, seconds to the first batch)."""
     start = time.perf_counter()
     batches = batches_of(shard, size, workers, seen, steps)
     next(batches)
     first = time.perf_counter()
     for _ in batches:
         pass
-    return BATCH * (steps - 1) / (time.perf_counter() - first), first - start
+    return BATCH * steps / (time.perf_counter() - start), first - start
 
 
 def held() -> dict[str, float]:
