@@ -54,6 +54,8 @@ class HubServer:
         gated: Repositories whose terms are to be accepted first.
         branches: (repository, branch) to the repository whose files that branch has.
         headers: Sent with each file, in place of the proper ones of the same name; None leaves one out.
+        failures: So many of the next requests for a body are answered with HTTP 503, none of others.
+        sent: Bytes of each body.
     """
 
     def __init__(self, repos: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -66,6 +68,8 @@ class HubServer:
         self.gated: set[str] = set()
         self.branches: dict[tuple[str, str], str] = {}
         self.headers: dict[str, str | None] = {}
+        self.failures = 0
+        self.sent: list[int] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self._server.daemon_threads = False
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -146,7 +150,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._serve(stored, name, asked if hub.ranges else "", body)
 
     def _list(self, repo: str) -> None:
-        files = [{"rfilename": name, "size": len(content)} for name, content in self.hub.repos[repo].items()]
+        files = [
+            {"rfilename": name, "size": len(content), "blobId": etag(name, content)}
+            for name, content in self.hub.repos[repo].items()
+        ]
         answer = json.dumps({"id": repo, "sha": self.hub.commit(repo), "siblings": files}).encode()
         self.send_response(200)
         self._finish_headers({"Content-Type": "application/json", "Content-Length": str(len(answer))})
@@ -162,20 +169,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, repo: str, name: str, asked: str, body: bool) -> None:
         hub, content = self.hub, self.hub.repos[repo][name]
-        mark, start = etag(name, content), int(asked.removeprefix("bytes=").partition("-")[0] or 0)
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        mark, start, end = etag(name, content), int(first or 0), min(int(last or len(content)) + 1, len(content))
+        if body and hub.failures > 0:
+            hub.failures -= 1
+            return self._refuse(503, "")
         if start > 0 and start >= len(content):
             return self._refuse(416, "")
         headers: dict[str, str | None] = {"ETag": f'"{mark}"', "X-Repo-Commit": hub.commit(repo)}
         if not name.endswith(TEXT):
             headers |= {"X-Linked-Etag": f'"{mark}"', "X-Linked-Size": str(len(content))}
-        headers |= {"Accept-Ranges": "bytes", "Content-Length": str(len(content) - start)}
+        headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
         self.send_response(206 if asked else 200)
         if asked:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self._finish_headers(headers | hub.headers)
         if body:
             sent = (content[:-1] + bytes([content[-1] ^ 1])) if hub.lie else content
-            self.wfile.write(sent[start:] if hub.cut_after is None else sent[start : start + hub.cut_after])
+            part = sent[start : end if hub.cut_after is None else min(end, start + hub.cut_after)]
+            hub.sent.append(len(part))
+            self.wfile.write(part)
         return None
 
     def _finish_headers(self, headers: Mapping[str, str | None]) -> None:

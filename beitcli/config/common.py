@@ -9,7 +9,10 @@ from typing import ClassVar, Literal
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
-DATA_HELP = "Images: folders, tar shards, lists, `-` for stdin, or `sample` (drawn here, needs no files)."
+DATA_HELP = (
+    "Images: folders, tar shards, parquet, hf://datasets/OWNER/NAME (streamed), lists, `-` for stdin, "
+    "or `sample` (drawn here, needs no files)."
+)
 
 NORMALIZATION_HELP = "Of the images, in place of what the checkpoint says or leaves open."
 MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNER/NAME or timm/NAME"

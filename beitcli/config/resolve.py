@@ -17,7 +17,7 @@ from beitcli.errors import UsageError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))
-RESERVED_VARIABLES = {"BEIT_CACHE_DIR", "BEIT_DEBUG", "BEIT_LAUNCH", "BEIT_LAUNCHER"}
+RESERVED_VARIABLES = {"BEIT_CACHE_DIR", "BEIT_DEBUG", "BEIT_LAUNCH", "BEIT_LAUNCHER", "BEIT_STREAM_CACHE_GB"}
 
 Config = TypeVar("Config")
 

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from beitcli.data.order import BlockOrder, KeyedOrder, places_of, training_order
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.read_ahead import READ_AHEAD
 from beitcli.data.worker_watch import WorkerWatch, unheard_deaths
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.parent import end_with_parent
@@ -46,7 +47,7 @@ class Batch:
     Attributes:
         tensors: What the view gave, stacked: `images` (B, 3, H, W) and more; `mask` (B, N) bool where there is masking;
             `labels` (B,) int64 where the source has classes. What only some images have (`token_images` of those whose
-            tokens are not kept) has as many rows, in their order.
+            tokens are not kept) has as many rows, in their order; what is `ragged` in the view, one after another.
         indices: Of the images in the source.
         bad: (index, path, reason) of images that could not be read.
     """
@@ -118,7 +119,11 @@ class _Images(Dataset["Batch | DataError"]):
 
     def collate(self, items: list[dict[str, np.ndarray]], indices: list[int], bad: list[tuple[int, str, str]]) -> Batch:
         names = dict.fromkeys(name for item in items for name in item)
-        stacked = {name: torch.from_numpy(np.stack([item[name] for item in items if name in item])) for name in names}
+        ragged = getattr(self.view, "ragged", ())
+        stacked = {}
+        for name in names:
+            arrays = [item[name] for item in items if name in item]
+            stacked[name] = torch.from_numpy(np.concatenate(arrays) if name in ragged else np.stack(arrays))
         return Batch(stacked, indices, bad)
 
 
@@ -145,6 +150,11 @@ class _TrainingImages(_Images):
         super().__init__(source, view, masking, batch_size)
         self.order, self.start, self.steps, self.repeats = order, start, steps, repeats
         self.mine = places_of(batch_size, *share)
+        blocks = source.blocks()
+        self.ahead = 0
+        if blocks is not None and blocks.are_remote:
+            self.ahead = order.window if isinstance(order, BlockOrder) else batch_size
+        self.has_begun = False
 
     def batches(self) -> int:
         return self.steps
@@ -155,6 +165,8 @@ class _TrainingImages(_Images):
     def read(self, places: np.ndarray) -> Batch:
         positions, repeats = np.divmod(places, self.repeats)
         epochs, indices = self.order.indices(positions)
+        if self.ahead:
+            self._expect(positions, indices)
         items, taken = [], []
         bad: list[tuple[int, str, str]] = []
         drawn = zip(positions.tolist(), epochs.tolist(), indices.tolist(), repeats.tolist(), strict=True)
@@ -163,6 +175,15 @@ class _TrainingImages(_Images):
             items.append(item)
             taken.append(used)
         return self.collate(items, taken, bad)
+
+    def _expect(self, positions: np.ndarray, indices: np.ndarray) -> None:
+        """Tells the source what is read a window later, or in the next batch, and first of all what is read now."""
+        if not self.has_begun:
+            self.source.expect(indices)
+            self.has_begun = True
+        later = positions + self.ahead
+        later = later[later < (self.start + self.steps * self.batch_size) // self.repeats]
+        self.source.expect(self.order.indices(later)[1])
 
     def _readable(
         self, position: int, epoch: int, index: int, repeat: int, bad: list[tuple[int, str, str]]
@@ -195,6 +216,8 @@ class _OrderedImages(_Images):
         return np.arange(first, min(len(self.source), first + self.batch_size))
 
     def read(self, places: np.ndarray) -> Batch:
+        beyond = places + self.batch_size * self.size
+        self.source.expect(np.concatenate([places, beyond[beyond < len(self.source)]]))
         items, taken, bad = [], [], []
         for index in places.tolist():
             try:
@@ -277,6 +300,7 @@ def _started(images: _Images, workers: int, prefetch: int, pin_memory: bool) -> 
     # for it would move torch's global generator.
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
+        READ_AHEAD.finish()
         options |= {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker}
     with warnings.catch_warnings(), unheard_deaths():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice

@@ -7,6 +7,7 @@ So the image at any place of any epoch is one computation, whatever n; a run res
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -83,6 +84,11 @@ class BlockOrder:
         self._starts = np.cumsum(blocks.lengths) - blocks.lengths
         self._block_order = KeyedOrder(len(blocks.lengths), seed, "order of blocks")
         self._plan: tuple[int, np.ndarray, np.ndarray] = (-1, self._starts, self._starts)
+
+    @property
+    def window(self) -> int:
+        """Images of a window, in the mean."""
+        return math.ceil(self.length * self.blocks.together / len(self.blocks.lengths))
 
     def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What stands at places of the stream, as `KeyedOrder.indices`."""
@@ -181,6 +187,8 @@ def select_limit(source: Source, limit: int, seed: int) -> np.ndarray:
 def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sets images aside, balanced over the classes where there are labels; a class's last image goes last of all.
 
+    Of blocks on another machine few are taken, which hold four times the images, so that not all must be fetched first.
+
     Args:
         source: The images to divide.
         count: How many to hold out, from 0.
@@ -198,6 +206,9 @@ def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np
             hint="Hold out fewer, or give more data.",
         )
     permutation = KeyedOrder(len(source), seed, "holdout").permutation(0)
+    blocks = source.blocks()
+    if blocks is not None and blocks.are_remote:
+        permutation = permutation[_in_few_blocks(permutation, blocks, count, seed)]
     if source.classes is None:
         held_out = permutation[:count]
     else:
@@ -208,6 +219,15 @@ def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np
     is_train = np.ones(len(source), dtype=bool)
     is_train[held_out] = False
     return np.flatnonzero(is_train), np.sort(held_out)
+
+
+def _in_few_blocks(indices: np.ndarray, blocks: Blocks, count: int, seed: int) -> np.ndarray:
+    """(n,) bool: which images lie in the first blocks, in keyed order, that hold four times `count`; 8 at least."""
+    drawn = KeyedOrder(len(blocks.lengths), seed, "blocks of the holdout").permutation(0)
+    needed = int(np.searchsorted(np.cumsum(blocks.lengths[drawn]), 4 * count)) + 1
+    chosen = np.zeros(len(drawn), dtype=bool)
+    chosen[drawn[: max(8, needed)]] = True
+    return chosen[np.searchsorted(np.cumsum(blocks.lengths), indices, side="right")]
 
 
 def _labels(source: Source) -> np.ndarray:

@@ -8,17 +8,15 @@ Every draw is keyed by (seed, purpose, epoch, image).
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
 from beitcli.config.normalization import IMAGENET
-from beitcli.runtime.keyed import keyed_generator, keyed_integer
+from beitcli.runtime.keyed import keyed_generator
 
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 Box = tuple[int, int, int, int]
@@ -196,64 +194,6 @@ def evaluation_view(size: Size, crop_share: float | None = None) -> CenterView:
 def evaluation_crop(size: Size) -> float:
     """Share of the resized side that the release keeps."""
     return 0.875 if min(height_and_width(size)) < 384 else 1.0
-
-
-def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]], *level: object) -> tuple[int, ...]:
-    """timm asks for posterising to no bits at its highest magnitudes, which Pillow refuses from version 13 on."""
-    return tuple(max(1, bits) for bits in level_fn(*level))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuningView:
-    """timm's training augmentation: random crop, flip, RandAugment, normalisation, random erasing.
-
-    timm draws from the global generators of Python, numpy and torch, so these are keyed for each image.
-    """
-
-    seed: int
-    size: Size
-    min_crop: float = 0.08
-    rand_augment: str = ""
-    erasing: float = 0.0
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-    @property
-    def bytes_per_image(self) -> int:
-        return 3 * math.prod(height_and_width(self.size)) * 4
-
-    @cached_property
-    def _transform(self) -> Callable[[Image.Image], torch.Tensor]:
-        from timm.data import create_transform
-
-        height, width = height_and_width(self.size)
-        transform = create_transform(
-            (height, width),
-            is_training=True,
-            scale=(self.min_crop, 1.0),
-            ratio=(3 / 4 * (width / height), 4 / 3 * (width / height)),
-            hflip=0.5,
-            color_jitter=None,
-            auto_augment=self.rand_augment or None,
-            interpolation="bicubic",
-            mean=self.mean,
-            std=self.std,
-            re_prob=self.erasing,
-            re_mode="pixel",
-        )
-        for policy in transform.transforms:
-            for operation in getattr(policy, "ops", ()):
-                if operation.name.startswith("Posterize"):
-                    operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
-        return transform
-
-    def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) float32, normalised."""
-        word = keyed_integer(self.seed, "augmentation", epoch, index)
-        random.seed(word)
-        np.random.seed(word % (1 << 32))  # noqa: NPY002 - timm draws from numpy's global generator
-        torch.manual_seed(word)
-        return {"images": self._transform(image).numpy()}
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

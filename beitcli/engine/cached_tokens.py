@@ -6,9 +6,12 @@ and what is kept serves batches of every size.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import PIL
 import torch
 
@@ -21,6 +24,8 @@ from beitcli.engine.events import OnEvent, Warned
 from beitcli.engine.training import Tensors
 from beitcli.errors import UsageError
 from beitcli.tokenizers import Tokenizer
+
+_MOST_LEAVING = 8  # batches of tokens in pinned memory; then the oldest is waited for
 
 
 def open_token_cache(
@@ -61,6 +66,43 @@ def _hardware(device: str) -> list[str | int]:
     return [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
+@dataclass(frozen=True)
+class _Leaving:
+    """New tokens on their way from the device.
+
+    Attributes:
+        places: (m, 3) int64, on the CPU.
+        tokens: (m, N) int64, on the CPU.
+        left: Says when they are there; None where they always were.
+    """
+
+    places: torch.Tensor
+    tokens: torch.Tensor
+    left: torch.cuda.Event | None
+
+    @staticmethod
+    def start(places: torch.Tensor, tokens: torch.Tensor) -> _Leaving:
+        """Begins the copy, which nothing waits for."""
+        if tokens.device.type != "cuda":
+            return _Leaving(places, tokens, None)
+        there = [torch.empty_like(each, device="cpu", pin_memory=True) for each in (places, tokens)]
+        for each, to in zip((places, tokens), there, strict=True):
+            to.copy_(each, non_blocking=True)
+        left = torch.cuda.Event()
+        left.record()
+        return _Leaving(there[0], there[1], left)
+
+    @property
+    def has_left(self) -> bool:
+        return self.left is None or self.left.query()
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Waits for them where they are not there yet."""
+        if self.left is not None:
+            self.left.synchronize()
+        return self.places.cpu().numpy(), self.tokens.cpu().numpy()  # of an MPS device, too
+
+
 class CachedTokens:
     """Completes the tokens of batches, and keeps new ones.
 
@@ -73,7 +115,7 @@ class CachedTokens:
         self, cache: TokenCache, encode: Callable[[Tensors], torch.Tensor], at_once: int, on_event: OnEvent
     ) -> None:
         self.cache, self.encode, self.at_once, self.on_event = cache, encode, at_once, on_event
-        self.waiting: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.waiting: deque[_Leaving] = deque()
         self.warned = False
         for note in cache.notes:
             on_event(Warned(note))
@@ -83,17 +125,16 @@ class CachedTokens:
     def complete(self, batch: Tensors) -> Tensors:
         """The batch with all its `visual_tokens` (B, N), and without what they were made of.
 
-        The new ones are written when the next batch comes, so that this step starts without waiting; on CUDA the next
-        one then waits for this one.
+        The new ones are written when a later batch comes and they have left the device: no step waits for them.
         """
-        self.flush()
+        self._write()
         rest = {name: tensor for name, tensor in batch.items() if name not in ("token_images", "token_place")}
         token_images = batch.get("token_images")
         if token_images is None:
             return rest
         tokens, places = batch["visual_tokens"], batch["token_place"]
         if len(token_images) < len(tokens):
-            missing = (tokens[:, 0] < 0).nonzero().squeeze(1)
+            missing = torch.nonzero_static(tokens[:, 0] < 0, size=len(token_images)).squeeze(1)
         else:
             missing = torch.arange(len(tokens), device=tokens.device)
         beside = {name: tensor for name, tensor in rest.items() if name not in ("images", "mask", "visual_tokens")}
@@ -103,17 +144,19 @@ class CachedTokens:
             part = {name: tensor.index_select(0, missing[chosen]) for name, tensor in beside.items()}
             new.append(self.encode(part | {"token_images": token_images[chosen]}))
         encoded = torch.cat(new)
-        self.waiting = places.index_select(0, missing), encoded
+        self.waiting.append(_Leaving.start(places.index_select(0, missing), encoded))
         return rest | {"visual_tokens": tokens.index_copy(0, missing, encoded)}
 
     def flush(self) -> None:
-        """Writes what waits."""
-        if self.waiting is None:
-            return
-        places, tokens = (tensor.cpu().numpy() for tensor in self.waiting)
-        self.waiting = None
-        for (epoch, index, pixels), row in zip(places.tolist(), tokens, strict=True):
-            self.cache.add(epoch, index, pixels, row)
+        """Writes all that waits."""
+        self._write(at_most=0)
+
+    def _write(self, at_most: int = _MOST_LEAVING) -> None:
+        """Writes what has left the device, the oldest first; waits for it where more than `at_most` would be left."""
+        while self.waiting and (self.waiting[0].has_left or len(self.waiting) > at_most):
+            places, tokens = self.waiting.popleft().arrays()
+            for (epoch, index, pixels), row in zip(places.tolist(), tokens, strict=True):
+                self.cache.add(epoch, index, pixels, row)
         self._warn()
 
     def close(self) -> None:

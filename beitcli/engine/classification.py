@@ -19,8 +19,9 @@ from timm.loss import SoftTargetCrossEntropy
 
 from beitcli.config.normalization import IMAGENET, Normalization
 from beitcli.config.training import FinetuneConfig
+from beitcli.data.finetuning_view import erase
 from beitcli.data.sources.base import Source
-from beitcli.data.views import evaluation_crop
+from beitcli.data.views import evaluation_crop, normalize
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.evaluate_classify import Preprocessing, class_columns, score
 from beitcli.engine.training import Plan, Task, Tensors
@@ -71,7 +72,12 @@ class FinetuneTask(Task):
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
-        """Mixes the batch; timm draws from numpy's global generator, so it is keyed by the step."""
+        """Normalises, erases and mixes; timm draws from numpy's global generator, so that is keyed by the step."""
+        images = normalize(batch["images"], *self.view.normalization)
+        batch = {"images": images} | {name: each for name, each in batch.items() if name != "images"}
+        boxes, noise = batch.pop("erased", None), batch.pop("noise", None)
+        if boxes is not None and noise is not None:
+            erase(images, boxes, noise)
         if self.mixup is None or len(batch["labels"]) % 2:
             return batch
         np.random.seed(keyed_integer(self.config.seed, "mixup", 0, step) % (1 << 32))  # noqa: NPY002

@@ -14,11 +14,11 @@ from PIL import Image
 from beitcli.config.architecture import SIZES, Architecture
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.training import FinetuneConfig
+from beitcli.data.finetuning_view import FinetuningView
 from beitcli.data.loader import Batch
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.splits import have_train_and_val
-from beitcli.data.views import FinetuningView
 from beitcli.engine.cards import finetuning_card
 from beitcli.engine.classification import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, Planned, downloads, ignore, openings, warn
@@ -147,7 +147,6 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
         rand_augment=config.rand_augment,
         erasing=config.erasing,
         mean=normalization[0],
-        std=normalization[1],
     )
     _check_augmentation(view)
     model = build_classifier(config, opened, classes, on_event)

@@ -23,6 +23,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.bad_images import Bad
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, openings
+from beitcli.engine.micro_batch import fitting
 from beitcli.engine.training import Plan, Task, optimizer_step
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.device import Compute, choose_workers
@@ -129,6 +130,7 @@ def hold_out(source: Source, count: int, seed: int) -> HeldOut:
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
+    source.expect(indices)
     for index in indices.tolist():
         try:
             source.image(index)
@@ -168,12 +170,16 @@ def describe_plan(plan: Plan, config: Training) -> dict[str, str]:
     return {
         "images": f"{plan.images:,}",
         "steps": f"{plan.steps:,} of {plan.batch_size} images ({plan.epoch(plan.steps):.4g} epochs)",
-        "micro-batch": f"{plan.micro_batch} ({-(-plan.batch_size // plan.micro_batch)} a step)",
+        "micro-batch": _micro_batches(plan),
         "learning rate": f"{config.lr:g}, {plan.warmup_steps:,} steps of warm-up, cosine to {config.min_lr:g}",
         "weight decay": f"{config.weight_decay:g}",
         "clip": f"{plan.clip:g}" if plan.clip is not None else "none",
         "checkpoint": f"every {plan.save_every:,} steps, {plan.keep} kept",
     }
+
+
+def _micro_batches(plan: Plan) -> str:
+    return f"{plan.micro_batch} ({-(-plan.batch_size // plan.micro_batch)} a step)"
 
 
 def checkpoint_bytes(task: Task) -> int:
@@ -233,6 +239,10 @@ def rehearse(
         The document of `--dry-run`.
     """
     on_event(Planned(f"{task.name} (dry run)", rows))
+    found: dict[str, str] = {}
+    if plan.finds_micro_batch and compute.device.type == "cuda":
+        plan = tried(task, plan, batches_of, compute)
+        found = {"micro-batch": _micro_batches(plan)}
     micro = replace(plan, batch_size=min(plan.micro_batch * compute.world.size, plan.batch_size))
     taken = []
     batches = batches_of(micro.batch_size, _REHEARSAL_STEPS + 1)
@@ -254,7 +264,7 @@ def rehearse(
         on_event(Progress("rehearsal", step + 1, _REHEARSAL_STEPS + 1))
     seconds = statistics.median(taken[1:])  # the first one warms up
     training = seconds * plan.steps
-    times = {
+    times = found | {
         "step time": f"{seconds:.3f} s ({min(taken[1:]):.3f} to {max(taken[1:]):.3f} in {_REHEARSAL_STEPS})",
         "images per second": f"{plan.batch_size / seconds:.0f}",
     }
@@ -278,6 +288,13 @@ def rehearse(
         "step_seconds": seconds,
         "estimated_seconds": before + training,
     }
+
+
+def tried(task: Task, plan: Plan, batches_of: Callable[[int, int], Iterator[Batch]], compute: Compute) -> Plan:
+    """The plan with the micro-batch that a run would find; what a batch is made of is read for it."""
+    task.model.train()
+    tensors = next(batches_of(plan.batch_size, 1)).to(compute.device)
+    return fitting(task, plan, task.before_step(0, tensors), compute)
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -36,7 +36,17 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.download import OnProgress, Remote, disk_full, download
 from beitcli.runtime.foreign_files import quote
 
-__all__ = ["Listing", "OnProgress", "cache_folder", "fetch", "list_files"]
+__all__ = [
+    "Listing",
+    "OnProgress",
+    "Remote",
+    "cache_folder",
+    "fetch",
+    "is_offline",
+    "kept_file",
+    "list_files",
+    "remote_file",
+]
 
 _DATA = "datasets/"
 _ENDPOINT = "https://huggingface.co"
@@ -81,7 +91,7 @@ def fetch(
     for name in names if _COMMIT.fullmatch(revision) else ():  # a commit never changes
         if kept := _cached(repo, name, revision):
             return kept
-    if _is_offline():
+    if is_offline():
         error: Exception = OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
     else:
         try:
@@ -111,10 +121,12 @@ class Listing:
 
     Attributes:
         sizes: File to bytes; None where the hub does not say.
+        marks: File to the hash of its content, as far as the hub says.
     """
 
     commit: str
     sizes: dict[str, int | None]
+    marks: dict[str, str] = field(default_factory=dict)
 
 
 def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
@@ -134,17 +146,19 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
     _require_repo(repo)
     revision = revision or constants.DEFAULT_REVISION
     kept = cache_folder() / "listings" / f"{_repo_folder(repo).name}--{revision.replace('/', '--')}.json"
-    if _is_offline():
+    if is_offline():
         error: Exception = OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
     else:
         try:
             about = HfApi(endpoint=_endpoint()).dataset_info(
                 _id(repo), revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
-            sizes = {each.rfilename: each.size for each in about.siblings or [] if _is_inside(each.rfilename)}
+            inside = [each for each in about.siblings or [] if _is_inside(each.rfilename)]
+            sizes = {each.rfilename: each.size for each in inside}
+            marks = {each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id or "" for each in inside}
             if not _COMMIT.fullmatch(about.sha or ""):
                 raise FileMetadataError("The answer names no commit")
-            listing = Listing(about.sha or "", sizes)
+            listing = Listing(about.sha or "", sizes, {name: mark for name, mark in marks.items() if mark})
             with suppress(OSError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps(asdict(listing)))
@@ -159,6 +173,17 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
         with suppress(OSError, ValueError, TypeError):
             return Listing(**json.loads(kept.read_text()))
     raise _cannot_ask(repo, [], error) from None
+
+
+def remote_file(repo: str, name: str, listing: Listing) -> Remote:
+    """A file of a listing, to be read in parts at its commit."""
+    url = hf_hub_url(_id(repo), name, repo_type=_kind(repo), revision=listing.commit, endpoint=_endpoint())
+    return Remote(repo, name, listing.commit, listing.marks.get(name, ""), listing.sizes[name], url)
+
+
+def kept_file(repo: str, name: str, commit: str) -> Path | None:
+    """The file in the cache where all of it was downloaded, by whichever client."""
+    return _cached(repo, name, commit)
 
 
 def _is_inside(name: str) -> bool:
@@ -194,7 +219,7 @@ def _endpoint() -> str:
     return endpoint
 
 
-def _is_offline() -> bool:
+def is_offline() -> bool:
     """As it is set now; huggingface_hub holds to what was set when it was imported."""
     return any(os.environ.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 from beitcli.data.fast_view import FastPretrainingView
+from beitcli.data.finetuning_view import FinetuningView
 from beitcli.data.loader import Batch, ordered_batches, read_ahead, training_batches
 from beitcli.data.order import KeyedOrder
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
-from beitcli.data.views import CenterView, FinetuningView, PretrainingView, TwoSizes
+from beitcli.data.views import CenterView, PretrainingView, TwoSizes
 from beitcli.errors import BadImage, DataError
 from beitcli.masking import keyed_mask, make_masking
 

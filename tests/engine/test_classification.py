@@ -15,6 +15,8 @@ from PIL import Image
 from beitcli.config.resolve import resolve
 from beitcli.config.training import FinetuneConfig
 from beitcli.config.use import EvalConfig, PredictConfig
+from beitcli.data.finetuning_view import FinetuningView
+from beitcli.data.loader import training_batches
 from beitcli.data.sources import open_data
 from beitcli.data.views import evaluation_view, normalize
 from beitcli.engine.classification import FinetuneTask
@@ -177,9 +179,32 @@ def test_mixing_is_keyed_by_the_step(labelled_folder):
 
 def test_an_odd_batch_and_no_mixing_leave_the_batch_alone(labelled_folder):
     odd = batch_of(7)
-    assert make_task(labelled_folder, mixup=0.8).before_step(0, odd) is odd
+    assert make_task(labelled_folder, mixup=0.8).before_step(0, odd)["images"] is odd["images"]
     even = batch_of(8)
-    assert make_task(labelled_folder, mixup=0.0, cutmix=0.0).before_step(0, even) is even
+    left = make_task(labelled_folder, mixup=0.0, cutmix=0.0).before_step(0, even)
+    assert left["images"] is even["images"]
+    assert left["labels"] is even["labels"]
+
+
+def test_a_batch_of_the_loader_is_normalised_and_erased_on_the_device(labelled_folder):
+    task, view = make_task(labelled_folder, mixup=0.0, cutmix=0.0), FinetuningView(seed=3, size=32, erasing=0.5)
+    source = open_data([str(labelled_folder)], labelled=True)
+    batch = next(training_batches(source, view, seed=3, batch_size=8, images_seen=0, steps=1, workers=0)).tensors
+    assert {name: tensor.dtype for name, tensor in batch.items()} == {
+        "images": torch.uint8, "erased": torch.int32, "noise": torch.float32, "labels": torch.int64,
+    }  # fmt: skip
+    made = task.before_step(0, copied(batch))
+    assert set(made) == {"images", "labels"}
+    start = 0
+    for image, pixels, (left, upper, right, lower) in zip(
+        made["images"], batch["images"], batch["erased"].tolist(), strict=True
+    ):
+        expected = normalize(pixels[None], MEAN, STD)[0]
+        noise = batch["noise"][start : start + 3 * (lower - upper) * (right - left)]
+        expected[:, upper:lower, left:right] = noise.view(3, lower - upper, right - left)
+        assert torch.equal(image, expected)
+        start += len(noise)
+    assert 0 < start == len(batch["noise"])
 
 
 def test_smoothed_loss_by_hand(labelled_folder):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from beitcli.data.loader import Batch
 from beitcli.engine.micro_batch import fitting
+from beitcli.engine.preparation import tried
 from beitcli.engine.training import Plan, Task
 from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.device import Compute
@@ -51,6 +53,19 @@ def plan(batch: int) -> Plan:
         seed=0, images=100, steps=3, batch_size=batch, micro_batch=batch, warmup_steps=0, clip=None, save_every=1,
         log_every=1, keep=1, max_bad=0, data_fingerprint="", finds_micro_batch=True,
     )  # fmt: skip
+
+
+def test_a_dry_run_tries_a_whole_batch():
+    task, asked = Narrow(7), []
+
+    def batches_of(size: int, steps: int):
+        asked.append((size, steps))
+        yield from (Batch({"images": torch.randn(size, 3)}, list(range(size)), []) for _ in range(steps))
+
+    task.model.eval()
+    assert tried(task, plan(16), batches_of, CPU).micro_batch == 4
+    assert asked == [(16, 1)]
+    assert task.model.training
 
 
 @pytest.mark.parametrize(("batch", "room", "found"), [(16, 100, 16), (16, 16, 16), (16, 7, 4), (10, 3, 3), (8, 0, 1)])

@@ -26,13 +26,13 @@ class Finder(importlib.abc.MetaPathFinder):
             def harmed(*args, **kwargs):
                 calls[0] += 1
                 if calls[0] == int(os.environ["FAULTY_STEP"]):
-                    HARM
+                    @HARM@
                 return step(*args, **kwargs)
             module.optimizer_step = harmed
         spec.loader.exec_module = loaded
         return spec
 
-if os.environ.get("RANK") == os.environ["FAULTY_RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") <= LAST:
+if os.environ.get("RANK") == os.environ["FAULTY_RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") <= @LAST@:
     sys.meta_path.insert(0, Finder())
 """
 
@@ -46,7 +46,7 @@ def harmed(folder: Path, rank: int, step: int, harm: str, *, attempts: int = 100
     """
     folder.mkdir()
     last = f'"{attempts - 1}"' if attempts < 10 else '"99"'
-    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.replace("HARM", harm).replace("LAST", last))
+    (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.replace("@HARM@", harm).replace("@LAST@", last))
     return {
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "FAULTY_RANK": str(rank),

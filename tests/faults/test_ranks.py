@@ -258,7 +258,8 @@ def test_a_process_that_finds_nobody_says_where_it_looked(words):
         if rank == 0:
             os._exit(7)
 
-    _, lonely = start(2, [*words, "--process-timeout", 3], before=before)
+    gone, lonely = start(2, [*words, "--process-timeout", 3], before=before)
+    assert gone.ended().code == 7
     ended = lonely.ended(60)
     assert ended.code == 6
     assert f"found no process group at 127.0.0.1:{port}" in ended.err

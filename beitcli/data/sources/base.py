@@ -22,10 +22,12 @@ class Blocks:
     Attributes:
         lengths: (m,) int64, images in each, in order; none is empty.
         together: How many a process can hold at a time.
+        are_remote: They come from another machine, so that few images should not be taken out of many of them.
     """
 
     lengths: np.ndarray
     together: int
+    are_remote: bool = False
 
 
 class Source(ABC):
@@ -73,6 +75,9 @@ class Source(ABC):
     def blocks(self) -> Blocks | None:
         """How it is best read; None where any image costs the same."""
         return None
+
+    def expect(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to begin
+        """Told which images are read soon: a source that fetches them may begin. Never fails."""
 
     def fingerprint(self) -> str:
         """SHA-256 over the paths and labels in order: equal data in equal order, equal fingerprint."""

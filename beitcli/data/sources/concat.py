@@ -65,7 +65,14 @@ class Concat(Source):
             part.lengths if part is not None else _pieces(len(source))
             for source, part in zip(self.sources, parts, strict=True)
         ]
-        return Blocks(np.concatenate(lengths), min(part.together for part in parts if part is not None))
+        blocks = [part for part in parts if part is not None]
+        are_remote = any(part.are_remote for part in blocks)
+        return Blocks(np.concatenate(lengths), min(part.together for part in blocks), are_remote)
+
+    def expect(self, indices: np.ndarray) -> None:
+        numbers = np.searchsorted(self._starts, indices, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            self.sources[number].expect(indices[numbers == number] - self._starts[number])
 
     def pixels(self, index: int) -> np.ndarray:
         number, inner = self.locate(index)

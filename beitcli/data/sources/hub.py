@@ -1,22 +1,27 @@
-"""`hf://datasets/OWNER/NAME[@REVISION][/FOLDER]`: the parquet files of a data set on the hub, downloaded on first use.
+"""`hf://datasets/OWNER/NAME[@REVISION][/FOLDER]`: the parquet files of a data set on the hub, streamed.
 
-All files of the split are fetched into the cache before the first image is read, so that any image can be read at
-random and a run resumes as from local files. A data set kept in another form is read from the branch on which the hub
-keeps its conversion to parquet.
+Only footers and labels are read at opening, then row groups as the order of training comes to them; a split of a few
+megabytes is fetched whole, and so is any where the server has no ranges. All is read at the commit that the listing
+names. A data set kept in another form is read from the branch on which the hub keeps its conversion to parquet.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from beitcli.data.sources.base import OnProgress
 from beitcli.data.sources.parquet import ParquetSource, require_pyarrow
 from beitcli.data.sources.splits import configuration_of, files_of_split
+from beitcli.data.sources.streamed import StreamedParquet, open_streams
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.hub import Listing, fetch, list_files
+from beitcli.runtime.hub import Listing, fetch, kept_file, list_files, remote_file
+from beitcli.runtime.kept_ranges import limit_bytes
+from beitcli.runtime.ranges import NoRanges
 
 _REFERENCE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
 _CONVERTED = "refs/convert/parquet"
+_FETCHED_WHOLE = 4_000_000  # bytes of all files; less is not worth its requests
 
 
 def open_hub(
@@ -45,9 +50,31 @@ def open_hub(
     if not files:
         raise DataError(f"'{reference}' has no parquet files below '{folder}'.", hint="Leave the folder out.")
     chosen = files_of_split(reference, _of_one_configuration(reference, files, folder), split, role)
-    paths = _download(repo, listing, chosen, on_progress)
-    names = [f"hf://{repo}/{name}" for name in chosen]
-    return ParquetSource(paths, name=reference, names=names, labelled=labelled, on_progress=on_progress)
+    return ParquetSource(
+        _files(repo, listing, chosen, on_progress),
+        name=reference,
+        names=[f"hf://{repo}/{name}" for name in chosen],
+        versions=[listing.marks.get(name, listing.commit) for name in chosen],
+        labelled=labelled,
+        on_progress=on_progress,
+    )
+
+
+def _files(
+    repo: str, listing: Listing, names: list[str], on_progress: OnProgress | None
+) -> Sequence[str | StreamedParquet]:
+    """Streams of what is not in the cache as a whole file; paths where all of it is to be fetched."""
+    sizes = [listing.sizes[name] for name in names]
+    if not all(sizes) or sum(size or 0 for size in sizes) <= _FETCHED_WHOLE:
+        return _download(repo, listing, names, on_progress)
+    limit_bytes()  # a wrong limit is told before anything is read
+    whole = {name: kept_file(repo, name, listing.commit) for name in names}
+    try:
+        streams = open_streams([remote_file(repo, name, listing) for name in names if not whole[name]], on_progress)
+    except NoRanges:
+        return _download(repo, listing, names, on_progress)
+    rest = iter(streams)
+    return [str(path) if path else next(rest) for path in whole.values()]
 
 
 def _with_parquet(reference: str, repo: str, revision: str | None) -> Listing:
@@ -62,7 +89,7 @@ def _with_parquet(reference: str, repo: str, revision: str | None) -> Listing:
         return converted
     raise DataError(
         f"'{reference}' has no parquet files, and the hub keeps no conversion of it.",
-        hint="Download it (hf download --repo-type dataset) and pass its images or .tar shards.",
+        hint="Only parquet is streamed: download it (hf download --repo-type dataset), pass its images or .tar shards.",
     )
 
 

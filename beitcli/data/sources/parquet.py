@@ -16,6 +16,7 @@ import numpy as np
 
 from beitcli.data.sources.base import Blocks, OnProgress, Source
 from beitcli.data.sources.files import Labeller, number_classes, require_whole_labels
+from beitcli.data.sources.streamed import LABEL, StreamedParquet
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.json_text import parse_json
 
@@ -32,18 +33,20 @@ class ParquetSource(Source):
 
     def __init__(
         self,
-        files: Sequence[str],
+        files: Sequence[str | StreamedParquet],
         *,
         name: str = "",
         names: Sequence[str] | None = None,
+        versions: Sequence[str] = (),
         labelled: bool = False,
         on_progress: OnProgress | None = None,
     ) -> None:
         """
         Args:
-            files: At least one.
+            files: At least one: paths, and files on the hub.
             name: The DATA reference; the first file where it is empty.
             names: What names each file to a person; the files themselves if None.
+            versions: Of the files' contents, where they are known; part of the fingerprint.
             labelled: Whether labels are needed, so that rows without one are refused.
             on_progress: Told how many files are opened.
 
@@ -51,13 +54,13 @@ class ParquetSource(Source):
             DataError: a file is missing, damaged or without images, or labels are missing for some.
             UsageError: pyarrow is not installed.
         """
-        require_pyarrow(files[0])
-        self.name = name or files[0]
-        self._files, self._file_names = list(files), list(names or files)
+        self._files, self._file_names = list(files), list(names or map(str, files))
+        self.name, self._versions = name or self._file_names[0], list(versions)
+        require_pyarrow(self.name)
         self._held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         contents = []
         for number, file in enumerate(self._files):
-            contents.append(_Content(file))
+            contents.append(_Content(file, self._file_names[number]))
             if on_progress is not None:
                 on_progress("opening parquet files", number + 1, len(self._files), "file")
         self._columns = [content.image for content in contents]
@@ -70,7 +73,9 @@ class ParquetSource(Source):
         if not len(self):
             raise DataError(f"'{self.name}' has no rows.", hint=_HINT)
         largest = max(int(content.sizes.max(initial=1)) for content in contents)
-        self._blocks = Blocks(rows[rows > 0], int(np.clip(_WINDOW_BYTES // max(1, largest), 2, _MOST_TOGETHER)))
+        together = int(np.clip(_WINDOW_BYTES // max(1, largest), 2, _MOST_TOGETHER))
+        are_remote = any(isinstance(file, StreamedParquet) for file in self._files)
+        self._blocks = Blocks(rows[rows > 0], together, are_remote)
         self.classes, self._labels = _labels(contents)
         if labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
@@ -87,9 +92,19 @@ class ParquetSource(Source):
         return f"{self._file_names[self._file_of[group]]}/{self._first_in_file[group] + row}"
 
     def fingerprint(self) -> str:
-        """Of the rows and of their groups, which the order of training goes by."""
+        """Of the rows, of their groups, which the order of training goes by, and of the files' known versions."""
         groups = ",".join(map(str, self._blocks.lengths))
-        return hashlib.sha256(f"{super().fingerprint()} {groups}".encode()).hexdigest()
+        known = " ".join([super().fingerprint(), groups, *self._versions])
+        return hashlib.sha256(known.encode()).hexdigest()
+
+    def expect(self, indices: np.ndarray) -> None:
+        if not self._blocks.are_remote:
+            return
+        for group in np.unique(np.searchsorted(self._starts, indices, side="right") - 1).tolist():
+            number = int(self._file_of[group])
+            file = self._files[number]
+            if isinstance(file, StreamedParquet) and group not in self._held:
+                file.expect(int(self._group_in_file[group]), self._columns[number])
 
     def read(self, index: int) -> bytes:
         group, row = self._locate(index)
@@ -125,13 +140,13 @@ class ParquetSource(Source):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        number = int(self._file_of[group])
+        number, inner = int(self._file_of[group]), int(self._group_in_file[group])
+        column_name, stored = self._columns[number], self._files[number]
+        opened = stored.open_group(inner, column_name) if isinstance(stored, StreamedParquet) else stored
         try:
             # No threads and no buffering ahead: workers are forked, and arrow's threads do not live on in them.
-            with pq.ParquetFile(self._files[number], pre_buffer=False) as file:
-                table = file.read_row_group(
-                    int(self._group_in_file[group]), columns=[self._columns[number]], use_threads=False
-                )
+            with pq.ParquetFile(opened, pre_buffer=False) as file:
+                table = file.read_row_group(inner, columns=[column_name], use_threads=False)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             raise BadImage(f"its row group cannot be read: {_first_line(error)}") from None
         column = table.column(0)
@@ -155,19 +170,20 @@ class _Content:
         is_ordered: The file states what its integers mean, whether or not each occurs.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, stored: str | StreamedParquet, path: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        opened = stored.open() if isinstance(stored, StreamedParquet) else stored
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(opened) as file:
                 schema, metadata = file.schema_arrow, file.metadata
                 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
                 self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)
                 self.sizes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
                 self.image = _image_column(path, schema)
-                has_labels = "label" in schema.names and _is_label(schema.field("label").type)
-                labels = file.read(columns=["label"], use_threads=False).column(0) if has_labels else None
+                has_labels = LABEL in schema.names and _is_label(schema.field(LABEL).type)
+                labels = file.read(columns=[LABEL], use_threads=False).column(0) if has_labels else None
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # names of columns that are no UTF-8
             raise DataError(
                 f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."

@@ -53,7 +53,10 @@ class Subset(Source):
         if whole is None or (np.diff(self.indices) <= 0).any():
             return None
         block_of = np.searchsorted(np.cumsum(whole.lengths), self.indices, side="right")
-        return Blocks(np.unique(block_of, return_counts=True)[1], whole.together)
+        return Blocks(np.unique(block_of, return_counts=True)[1], whole.together, whole.are_remote)
+
+    def expect(self, indices: np.ndarray) -> None:
+        self.source.expect(self.indices[indices])
 
     def pixels(self, index: int) -> np.ndarray:
         return self.source.pixels(self.locate(index))
