@@ -75,6 +75,8 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
             resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
             if place is None:
                 require_paths(resolved.config)
+            elif place.restarts:
+                processes.tell_restart(place, resolved.config, shell)
             if not processes.in_several(resolved.config, words, shell):
                 with ending_at_once():
                     command.face(resolved.config, shell)

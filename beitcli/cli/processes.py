@@ -63,6 +63,17 @@ def in_several(config: Any, words: list[str], shell: Shell) -> bool:
     return True
 
 
+def tell_restart(place: Place, config: Launched, shell: Shell) -> None:
+    """Says which restart this is, and what is known of its cause."""
+    from beitcli.engine.events import Warned
+
+    folder = os.environ.get(FOLDER_VARIABLE)
+    before = read_failures(folder) if folder and os.path.isdir(folder) else []
+    own = [each for each in before if not each.by_a_peer]
+    cause = f"Rank {own[0].rank} failed ({own[0].kind}: {own[0].message})" if own else "A process was killed"
+    shell.on_event(Warned(f"{cause}: all start again, restart {place.restarts} of {config.max_restarts}."))
+
+
 def ended(place: Place, error: BaseException, shell: Shell) -> int:
     """Tells how this process ended; the exit code of its process.
 

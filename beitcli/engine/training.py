@@ -157,6 +157,8 @@ def train(
             logging = saving or state.step % plan.log_every == 0
             if (logging or compute.device.type != "cuda") and int(streak) >= most:
                 names = [path_of(index) for index in batch.indices]
+                with suppress(BeitError):
+                    saver.finish()
                 raise _diverged(compute, int(streak), state.step, names, saver.last_saved)
             if not logging:
                 on_event(Progress(task.name, state.step, plan.steps))

@@ -23,11 +23,14 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
@@ -154,7 +157,7 @@ def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> N
     """
     folder = tempfile.mkdtemp(prefix="beit-launch-")
     try:
-        address = _own_address(plan)
+        address, hosts = _own_address(plan)
         environment = {
             FOLDER_VARIABLE: folder,
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -165,12 +168,14 @@ def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> N
         if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
             environment["GLOO_SOCKET_IFNAME"] = interface
         with _environment(environment), _quiet_engine(), _signals_as_stops():
-            _start(words, plan, folder, address, tell)
+            _start(words, plan, folder, address, hosts, tell)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(words: Sequence[str], plan: Launch, folder: str, address: str, tell: Callable[[str], None]) -> None:
+def _start(
+    words: Sequence[str], plan: Launch, folder: str, address: str, hosts: bool | None, tell: Callable[[str], None]
+) -> None:
     where = f" of {plan.size} on {plan.nodes} machines, which meet at {plan.endpoint}" if plan.nodes > 1 else ""
     tell(f"Starting {plan.processes} processes{where}, {os.environ['OMP_NUM_THREADS']} threads each")
     config = LaunchConfig(
@@ -184,7 +189,8 @@ def _start(words: Sequence[str], plan: Launch, folder: str, address: str, tell: 
             "timeout": plan.rendezvous_seconds,
             "join_timeout": plan.rendezvous_seconds,
             "read_timeout": _CONNECT_SECONDS,
-        },
+        }
+        | ({} if hosts is None else {"is_host": hosts}),
         max_restarts=plan.max_restarts,
         monitor_interval=0.1,
         local_addr=address,
@@ -232,14 +238,16 @@ def _no_meeting(plan: Launch, error: Exception) -> DistributedError:
     )
 
 
-def _own_address(plan: Launch) -> str:
-    """By which the other machines reach this one: that of the way to the endpoint.
+def _own_address(plan: Launch) -> tuple[str, bool | None]:
+    """By which the other machines reach this one, that of the way to the endpoint; and whether the endpoint is here.
+
+    None leaves it to the engine, which knows loopback, where two launchers may be on one machine.
 
     Raises:
         DistributedError: The endpoint's name is unknown, or nothing answers there.
     """
     if plan.nodes == 1:
-        return "127.0.0.1"
+        return "127.0.0.1", None
     host, port = split_endpoint(plan.endpoint)
     try:
         family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
@@ -251,9 +259,11 @@ def _own_address(plan: Launch) -> str:
             f"--rdzv-endpoint {plan.endpoint}: no way leads there ({error.strerror or error}).",
             "Give the name or address of the first machine, as HOST:PORT.",
         ) from None
-    if address != target[0] and not address.startswith("127."):
+    alone = address.startswith("127.")
+    if address != target[0] and not alone:
         _await_endpoint(host, port, plan)
-    return address
+    answered = _has_store(host, port, plan)
+    return address, None if alone else address == target[0] and not answered
 
 
 def _await_endpoint(host: str, port: int, plan: Launch) -> None:
@@ -267,6 +277,39 @@ def _await_endpoint(host: str, port: int, plan: Launch) -> None:
             if time.monotonic() > end:
                 raise _no_meeting(plan, error) from None
             time.sleep(0.5)
+
+
+def _has_store(host: str, port: int, plan: Launch) -> bool:
+    """Whether another launcher is there already.
+
+    Raises where something else listens: torch's client would wait for its answer for ever, hence the child.
+    """
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which the child leaves alone
+        child = os.fork()
+    if not child:
+        with contextlib.suppress(Exception):
+            seconds = timedelta(seconds=_CONNECT_SECONDS)
+            TCPStore(host, port, is_master=False, timeout=seconds, wait_for_workers=False).check(["any"])
+            os._exit(0)
+        os._exit(1)
+    end = time.monotonic() + _CONNECT_SECONDS
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)
+            break
+        time.sleep(0.05)
+    if ended[1]:
+        raise DistributedError(
+            f"Something listens at {plan.endpoint}, but it is no launcher of `beit`.",
+            "Give a free port of the first machine to --rdzv-endpoint.",
+        )
+    return True
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
