@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import replace
 from typing import Any
 
 from beitcli.cli.output import Shell
@@ -11,6 +13,8 @@ from beitcli.errors import BeitError, UsageError
 from beitcli.runtime.failures import FOLDER_VARIABLE, leave_word, read_failures
 from beitcli.runtime.parent import end_with_parent
 from beitcli.runtime.tasks import Place, place_of_this_process
+
+_LEAVE_SECONDS = 20.0
 
 
 def begin_as_process() -> None:
@@ -59,16 +63,25 @@ def in_several(config: Any, words: list[str], shell: Shell) -> bool:
         from beitcli.engine.preparation import run_path
 
         words = [*words, "--out", str(run_path(config))]
+    if getattr(config, "output", None) == "-":  # what is on stdout already would come again
+        plan = replace(plan, max_restarts=0)
     launch(words, plan, lambda text: shell.on_event(Note(text)))
     return True
 
 
 def tell_restart(place: Place, config: Launched, shell: Shell) -> None:
-    """Says which restart this is, and what is known of its cause."""
+    """Says which restart this is, and what is known of its cause.
+
+    Raises:
+        BeitError: The cause, where starting again only leads there again.
+    """
     from beitcli.engine.events import Warned
 
     folder = os.environ.get(FOLDER_VARIABLE)
     before = read_failures(folder) if folder and os.path.isdir(folder) else []
+    for each in before:
+        if each.ends_the_job and not each.by_a_peer:  # one process ended by it while the others hung
+            raise each.as_error()
     own = [each for each in before if not each.by_a_peer]
     cause = f"Rank {own[0].rank} failed ({own[0].kind}: {own[0].message})" if own else "A process was killed"
     shell.on_event(Warned(f"{cause}: all start again, restart {place.restarts} of {config.max_restarts}."))
@@ -87,12 +100,24 @@ def ended(place: Place, error: BaseException, shell: Shell) -> int:
     if folder and os.path.isdir(folder):
         own = leave_word(folder, place.rank, place.restarts, error, by_a_peer=by_a_peer)
         causes = [each for each in read_failures(folder) if not each.by_a_peer] if by_a_peer else [own]
-        return 0 if any(each.ends_the_job for each in causes) else own.exit_code
+        if not any(each.ends_the_job for each in causes):
+            return own.exit_code
+        return 0 if _others_have_ended(folder, place) else own.exit_code or 1
     if place.rank == 0 or not by_a_peer:
         shell.failed(error)
     if by_a_peer:
         return 6
     return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def _others_have_ended(folder: str, place: Place) -> bool:
+    """Whether all processes of this machine leave word soon; those that hang must be ended by the launcher."""
+    end = time.monotonic() + _LEAVE_SECONDS
+    while len([each for each in read_failures(folder) if each.restarts == place.restarts]) < place.local_size:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def reader_has_gone(place: Place, error: BrokenPipeError) -> None:

@@ -42,6 +42,7 @@ from beitcli.models.references import OpenedModel, open_checkpoint, open_pretrai
 from beitcli.models.transfer import finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.device import describe, join_compute
+from beitcli.runtime.distributed import World
 from beitcli.runtime.signals import StopRequest
 
 _HELD_OUT = 1024
@@ -135,7 +136,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
     size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
     normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
-    held = _validation(config, source, max(size), on_event)
+    held = _validation(config, source, max(size), on_event, world)
     classes = source.classes or ()
     if opened is not None and size != opened.architecture.image_size:
         own = " x ".join(map(str, opened.architecture.image_size))
@@ -188,15 +189,18 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
     return report
 
 
-def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent) -> HeldOut:
+def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World) -> HeldOut:
     """What to train on and what to measure on.
 
     `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
     """
     references = [config.val] if config.val is not None else list(config.data) if _has_val(config) else None
     if references is None:
-        return hold_out(source, _HELD_OUT, config.seed)
-    val = open_data(references, role="eval", labelled=True, sample_size=size, on_progress=openings(on_event))
+        return hold_out(source, _HELD_OUT, config.seed, world)
+    told = openings(on_event)
+    val = world.first_then_others(
+        lambda: open_data(references, role="eval", labelled=True, sample_size=size, on_progress=told)
+    )
     return HeldOut(source, val, (), True)
 
 

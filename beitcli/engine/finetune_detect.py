@@ -21,7 +21,15 @@ from beitcli.engine.detection import FIGURES, DetectionTask
 from beitcli.engine.detection_data import DetectionData, open_detection_data
 from beitcli.engine.events import Note, OnEvent, Planned, ignore, warn
 from beitcli.engine.finetune_classify import DEFAULT_SIZE, origin
-from beitcli.engine.preparation import checkpoint_bytes, describe_plan, make_plan, open_run, rehearse, stream
+from beitcli.engine.preparation import (
+    checkpoint_bytes,
+    describe_plan,
+    make_plan,
+    open_run,
+    rehearse,
+    require_an_image_each,
+    stream,
+)
 from beitcli.engine.training import Plan, train
 from beitcli.errors import UsageError
 from beitcli.models.beit import forward_flops
@@ -73,6 +81,7 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
     require_pycocotools()
     compute = join_compute(config)
     world, on_event = compute.world, compute.world.spoken(on_event)
+    require_an_image_each(config.batch_size, world)
     opened = world.first_then_others(lambda: origin(config, on_event))
     if opened is not None and isinstance(opened.architecture, ForeignArchitecture):
         raise UsageError(

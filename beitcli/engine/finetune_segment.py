@@ -18,7 +18,15 @@ from beitcli.data.segmentation_view import SegmentationView
 from beitcli.engine.cards import segmentation_card
 from beitcli.engine.events import Note, OnEvent, Planned, ignore, warn
 from beitcli.engine.finetune_classify import DEFAULT_SIZE, origin
-from beitcli.engine.preparation import checkpoint_bytes, describe_plan, make_plan, open_run, rehearse, stream
+from beitcli.engine.preparation import (
+    checkpoint_bytes,
+    describe_plan,
+    make_plan,
+    open_run,
+    rehearse,
+    require_an_image_each,
+    stream,
+)
 from beitcli.engine.segmentation import SegmentationTask
 from beitcli.engine.segmentation_data import SegmentationData, open_segmentation_data
 from beitcli.engine.step import fewest_at_once
@@ -64,6 +72,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
     """Finetunes a segmenter; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
     world, on_event = compute.world, compute.world.spoken(on_event)
+    require_an_image_each(config.batch_size, world)
     opened = world.first_then_others(lambda: origin(config, on_event))
     if opened is not None and isinstance(opened.architecture, ForeignArchitecture):
         raise UsageError(

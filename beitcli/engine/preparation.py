@@ -65,11 +65,7 @@ def open_run(config: Training, world: World = ALONE) -> RunFolder:
 
 def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: World = ALONE) -> Source:
     """The training data, cut to `--limit`; the other processes open it when the first one's listing of it is kept."""
-    if config.batch_size < world.size:
-        raise UsageError(
-            f"--batch-size {config.batch_size} leaves some of {world.size} processes without an image.",
-            f"Give {world.size} or more: it counts the images of all processes.",
-        )
+    require_an_image_each(config.batch_size, world)
     source = world.first_then_others(
         lambda: open_data(
             config.data,
@@ -86,6 +82,15 @@ def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEven
         source = Subset(source, chosen)
     on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
     return source
+
+
+def require_an_image_each(batch_size: int, world: World) -> None:
+    """Raises UsageError where a process would have no image of a step."""
+    if batch_size < world.size:
+        raise UsageError(
+            f"--batch-size {batch_size} leaves some of {world.size} processes without an image.",
+            f"Give {world.size} or more: it counts the images of all processes.",
+        )
 
 
 @dataclass(frozen=True)
@@ -107,20 +112,20 @@ class HeldOut:
         return f"{len(self.measured)} {'held-out' if self.is_apart else 'training'} images"
 
 
-def hold_out(source: Source, count: int, seed: int) -> HeldOut:
+def hold_out(source: Source, count: int, seed: int, world: World = ALONE) -> HeldOut:
     """Keeps `count` images, a twentieth of the data at most, out of training to measure on.
 
-    They are decoded once here, so that a figure never rests on images that cannot be read.
+    They are decoded once here, so that a figure never rests on images that cannot be read; by the first process.
     """
     kept = min(count, len(source) // 20)
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        bad = tuple(_unreadable(source, held_out))
+        bad = world.first(lambda: tuple(_unreadable(source, held_out)))
         readable = np.setdiff1d(held_out, [record[0] for record in bad])
         if len(readable):
             return HeldOut(Subset(source, training), Subset(source, readable), bad, True)
     some = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
-    bad = tuple(_unreadable(source, some))
+    bad = world.first(lambda: tuple(_unreadable(source, some)))
     readable = np.setdiff1d(some, [record[0] for record in bad])
     if not len(readable):
         raise DataError(

@@ -87,6 +87,11 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     world, on_event = compute.world, compute.world.spoken(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
     own = _own_tokenizer_config(config) if has_tokens and trains_own else None
+    if own is not None and own.batch_size < world.size:
+        raise UsageError(
+            f"The tokenizer's batches of {own.batch_size} images leave some of {world.size} processes without one.",
+            "Train it first: beit train-tokenizer DATA; then pass --tokenizer RUN.",
+        )
     source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event, world=world)
     # a wrong one is refused before anything is made
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
@@ -102,7 +107,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
             tokenizer = _prepared(config, trained, compute, on_event)
         if tokenizer is not None:
             world.first(partial(_check_tokenizer, config, tokenizer, run, on_event))
-        held = hold_out(source, config.holdout, config.seed)
+        held = hold_out(source, config.holdout, config.seed, world)
         plan = make_plan(config, held.training)
         task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
         task.probe = probe
@@ -294,7 +299,7 @@ def _rehearse(
         before = rehearse_tokenizer(own, source, compute, on_event)
         untrained = DiscreteVAE(tokenizer_architecture(own)).requires_grad_(False).eval().to(compute.device)
         tokenizer = Tokenizer("own", untrained, own.size, "")
-    held = hold_out(source, config.holdout, config.seed)
+    held = hold_out(source, config.holdout, config.seed, compute.world)
     plan = make_plan(config, held.training)
     task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
     view, masks = views_and_masks(config, tokenizer, masking)

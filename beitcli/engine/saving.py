@@ -49,7 +49,7 @@ class Saver:
 
     Attributes:
         stall: Seconds that training waited for the latest save.
-        last_saved: Step of the newest checkpoint that is on disk; 0 for none.
+        last_saved: Step of the newest checkpoint that is known to be on disk; 0 for none.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Saver:
             DistributedError: A process has other weights than the others.
         """
         begun = time.perf_counter()
+        self.settle()
         self.require_equal_weights(state.step)
-        self._tell(self.writer.wait())
         first = self.compute.world.is_first
         weights = whole_tensors(self.task.weights(), keep=first)
         moments = whole_tensors(optimizer_tensors(self.task.model, self.task.optimizer), keep=first)
@@ -119,13 +119,14 @@ class Saver:
         """Waits until nothing is being written."""
         self._tell(self.writer.wait())
 
-    def finish_together(self, trouble: BeitError | None) -> None:
-        """As `finish`; raises in every process what went wrong in one."""
+    def settle(self, trouble: BeitError | None = None) -> None:
+        """As `finish`, in all processes together: they raise what went wrong in one, and know what is on disk."""
         try:
             self.finish()
         except StorageError as error:
             trouble = trouble or error
         self.compute.world.agree(trouble)
+        self.last_saved = self.compute.world.largest(self.last_saved)
 
     def _tell(self, written: Written | None) -> None:
         if written is not None:

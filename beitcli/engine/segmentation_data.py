@@ -82,7 +82,7 @@ def open_segmentation_data(
         classes=len(names) or None,
     )
     references, own = _measured_references(config), config.val is None
-    source = _opened(config, config.data, rule, "train", size, on_event)
+    source = world.first_then_others(lambda: _opened(config, config.data, rule, "train", size, on_event))
     if config.limit is not None and config.limit < len(source):
         source = source.some(np.sort(select_limit(source, config.limit, config.seed)))
     census = world.first(lambda: take_census(source, "masks", on_event))
@@ -90,7 +90,7 @@ def open_segmentation_data(
     bad = [*_without(source), *census.bad]
     clean, largest = source.some(census.good), census.largest
     if references:
-        val = _opened(config, references, rule, "eval", size, on_event)
+        val = world.first_then_others(lambda: _opened(config, references, rule, "eval", size, on_event))
         seen = world.first(lambda: take_census(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)

@@ -181,7 +181,7 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
     """Trains a tokenizer; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
     on_event = compute.world.spoken(on_event)
-    source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event)
+    source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
     if config.dry_run:
         return rehearse_tokenizer(config, source, compute, on_event)
     run = open_run(config, compute.world)
@@ -200,7 +200,7 @@ def train_tokenizer_on(
     resume_command: str,
 ) -> TrainTokenizerReport:
     """Trains on an opened source into an opened run, which is how pretrain makes its own tokenizer."""
-    held = hold_out(source, _HELD_OUT, config.seed)
+    held = hold_out(source, _HELD_OUT, config.seed, compute.world)
     plan = make_plan(config, held.training)
     task = TokenizerTask(config, plan, held.measured, compute)
     planned = Planned("Tokenizer", plan_rows(task, plan, config))
@@ -244,7 +244,7 @@ def rehearse_tokenizer(
     config: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
 ) -> dict[str, Any]:
     """The plan of `--dry-run`, with measured step times."""
-    held = hold_out(source, _HELD_OUT, config.seed)
+    held = hold_out(source, _HELD_OUT, config.seed, compute.world)
     plan = make_plan(config, held.training)
     task = TokenizerTask(config, plan, held.measured, compute)
     view = TokenizerView(seed=config.seed, size=config.size)

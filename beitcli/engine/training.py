@@ -130,6 +130,7 @@ def train(
             if command == _TROUBLE:
                 world.agree(trouble)
             if command == _STOP:
+                _gather_bad(interval, ledger, compute)
                 _stop_here(saver, plan, state, stop, resume_command)
 
             torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
@@ -157,22 +158,21 @@ def train(
             logging = saving or state.step % plan.log_every == 0
             if (logging or compute.device.type != "cuda") and int(streak) >= most:
                 names = [path_of(index) for index in batch.indices]
-                with suppress(BeitError):
-                    saver.finish()
+                saver.settle()
                 raise _diverged(compute, int(streak), state.step, names, saver.last_saved)
             if not logging:
                 on_event(Progress(task.name, state.step, plan.steps))
                 continue
             _gather_bad(interval, ledger, compute)
             figures = _figures(task, plan, state, interval, compute)
-            _require_finite(figures, state.step, saver.last_saved)
+            _require_finite(figures, state.step, saver)
             figures |= task.figures()
             if saver.stall:
                 figures["save_stall_seconds"], saver.stall = saver.stall, 0.0
             measured, watched, stopping = _measured(task) if saving else (None, {}, False)
             if measured is not None:
                 held_out = {f"held_out_{name}": value for name, value in measured.items()}
-                _require_finite(held_out, state.step, saver.last_saved)  # no checkpoint of spoilt weights
+                _require_finite(held_out, state.step, saver)  # no checkpoint of spoilt weights
                 state.figures = measured
                 figures |= held_out | watched
             line = {"step": state.step, "epoch": round(plan.epoch(state.step), 4)}
@@ -187,9 +187,11 @@ def train(
                 except StorageError as error:
                     trouble = error
             interval = _Interval(state.step)
-        saver.finish_together(trouble)
+        saver.settle(trouble)
         if state.figures is None:  # a stop came while the last step was being measured
-            state.figures, _, _ = _measured(task)
+            state.figures, _, stopping = _measured(task)
+            if stopping:
+                _stop_here(saver, plan, state, stop, resume_command)
     except BeitError:
         with suppress(BeitError):
             saver.finish()
@@ -200,15 +202,11 @@ def train(
 def _stop_here(saver: Saver, plan: Plan, state: Progressed, stop: StopRequest, resume_command: str) -> NoReturn:
     """Saves and raises, in all processes alike."""
     stop.received = saver.compute.world.largest(stop.received or 0)
-    trouble: BeitError | None = None
-    try:
-        saver.finish()
-        if saver.last_saved != state.step or not state.step:
-            saver.task.figures()  # unites what each process has counted
-            saver.save(plan, state)
-    except StorageError as error:
-        trouble = error
-    saver.finish_together(trouble)
+    saver.settle()
+    if saver.last_saved != state.step or not state.step:
+        saver.task.figures()  # unites what each process has counted
+        saver.save(plan, state)
+        saver.settle()
     raise stop.stopped(f"By a signal at step {state.step}; progress is saved.", resume_command)
 
 
@@ -259,13 +257,14 @@ def _diverged(compute: Compute, streak: int, step: int, names: list[str], last_s
     )
 
 
-def _require_finite(figures: dict[str, float], step: int, last_saved: int) -> None:
+def _require_finite(figures: dict[str, float], step: int, saver: Saver) -> None:
     must = ("loss", "gradient_norm")
     wrong = [name for name, value in figures.items() if not math.isfinite(value) and name.endswith(must)]
     wrong = wrong or [name for name, value in figures.items() if math.isnan(value)]
     if wrong:
+        saver.settle()
         raise DivergedError(
-            f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {_kept(last_saved)}",
+            f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {_kept(saver.last_saved)}",
             "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32.",
         )
 

@@ -87,6 +87,11 @@ def plan_launch(
     step = slurm_step(os.environ)
     if step is not None and step.tasks > 1 and gpus > 1 and nodes == 1:  # one task a machine
         nodes, endpoint = step.tasks, endpoint or f"{step.hosts[0]}:{step.port}"
+    if step is not None and step.tasks > 1 and gpus == 1:
+        raise UsageError(
+            f"srun started {step.tasks} tasks of one job, but --gpus is 1.",
+            "Add --gpus with the number of GPUs of all machines, or start a single task.",
+        )
     if gpus == 1 and nodes == 1:
         return None
     if gpus % nodes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import socket
 import time
@@ -263,3 +265,69 @@ def test_a_process_that_finds_nobody_says_where_it_looked(words):
     ended = lonely.ended(60)
     assert ended.code == 6
     assert f"found no process group at 127.0.0.1:{port}" in ended.err
+
+
+def test_a_signal_right_after_a_save_saves_no_second_time(words, tmp_path):
+    send = lambda task: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    words = [*words, "--save-every", "1"]
+    ended = in_processes(2, words, before=lambda rank: at_step(3, rank, 1, send))
+    assert [each.code for each in ended] == [75, 75], [each.err for each in ended]
+    assert whole_checkpoints(tmp_path / "run") == ["step-0000003", "step-0000002"]
+
+
+def test_a_signal_while_the_last_step_is_measured_again_is_a_stop(words, tmp_path):
+    def before(rank: int) -> None:
+        measure = PretrainTask.measure
+
+        def signalled(task: PretrainTask) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return measure(task)
+
+        PretrainTask.measure = signalled  # type: ignore[method-assign]
+
+    last = [*words, "--save-every", "12"]
+    assert [each.code for each in in_processes(2, last, before=before)] == [75, 75]
+    assert [each.code for each in in_processes(2, resumption(tmp_path / "run"), before=before)] == [75, 75]
+    assert [each.code for each in in_processes(1, resumption(tmp_path / "run"))] == [0]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_alike(words, tmp_path):
+    def before(rank: int) -> None:
+        if rank == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    ended = in_processes(2, words, before=before)
+    assert [each.code for each in ended] == [4, 4], [each.err for each in ended]
+    assert whole_checkpoints(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_unreadable_images_of_all_ranks_are_listed_at_a_stop(labelled_folder, tokenizer_run, tmp_path, size):
+    data = Path(shutil.copytree(labelled_folder, tmp_path / "data"))
+    for name in ("red/01.png", "blue/03.png", "green/04.jpg"):
+        (data / name).write_bytes(b"no image")
+    more = ("--log-every", 100, "--max-bad", 0.5, "--holdout", 0, "--save-every", 100)
+    send = lambda task: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    words = command(data, tokenizer_run, tmp_path / "run", *more)
+    ended = in_processes(size, words, before=lambda rank: at_step(7, rank, 0, send))
+    assert {each.code for each in ended} == {75}, [each.err for each in ended]
+    listed = [json.loads(line)["path"] for line in (tmp_path / "run" / "bad-images.jsonl").read_text().splitlines()]
+    assert sorted(Path(path).name for path in listed) == ["01.png", "03.png", "04.jpg"]
+
+
+def test_too_little_memory_in_one_rank_is_told_without_restarts(loud, tmp_path):
+    harm = harmed(tmp_path / "site", 1, 2, "import torch; raise torch.OutOfMemoryError('none left')")
+    code, _, err = Launched([*loud, "--gpus", 2], harm).ended()
+    assert code == 2, err
+    assert "not enough memory" in err
+    assert err.count("error:") == 1
+    assert "restart" not in err
+
+
+@pytest.mark.parametrize("task", ["segment", "classify"])
+def test_fewer_images_than_processes_are_refused(tmp_path, task, labelled_folder):
+    recipe = {"segment": "tiny-segment", "classify": "tiny"}[task]
+    words = ["finetune", "sample", "--task", task, "--recipe", recipe, "--init", "random", "--batch-size", 1]
+    ended = in_processes(2, [*words, "--device", "cpu", "--limit", 8, "--out", tmp_path / "run"])
+    assert [each.code for each in ended] == [2, 2]
+    assert "--batch-size 1 leaves some of 2 processes without an image" in " ".join(ended[0].err.split())

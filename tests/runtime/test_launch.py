@@ -159,3 +159,10 @@ def test_peers_that_timed_out_name_the_one_that_hung(tmp_path: Path):
     leave_word(str(tmp_path), 0, 0, RuntimeError("Timed out waiting 5000ms for recv"), by_a_peer=True)
     cause = first_cause(read_failures(str(tmp_path)), {1: signal.SIGKILL}, 2)
     assert "Rank 1 of 2 did not answer any more" in as_error(cause, 2).message
+
+
+def test_tasks_of_slurm_without_gpus_would_be_jobs_of_their_own(monkeypatch):
+    for name, value in (SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="srun started 2 tasks of one job, but --gpus is 1"):
+        plan(1)
