@@ -31,6 +31,7 @@ from beitcli.engine.preparation import (
     open_images,
     open_run,
     rehearse,
+    require_an_image_each,
     stream,
 )
 from beitcli.engine.training import Plan, train
@@ -132,6 +133,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
     """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
     world, on_event = compute.world, compute.world.spoken(on_event)
+    require_an_image_each(config.batch_size, world)
     opened = world.first_then_others(lambda: origin(config, on_event))
     size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
     normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]

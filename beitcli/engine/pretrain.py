@@ -39,7 +39,7 @@ from beitcli.engine.preparation import (
 from beitcli.engine.targets import TokenTarget
 from beitcli.engine.train_tokenizer import rehearse_tokenizer, tokenizer_architecture, train_tokenizer_on
 from beitcli.engine.training import Plan, train
-from beitcli.errors import StorageError
+from beitcli.errors import StorageError, UsageError
 from beitcli.masking import MaskGenerator, make_masking, num_masked_from
 from beitcli.models.beit import forward_flops
 from beitcli.runtime.checkpoint import newest_checkpoint

@@ -244,7 +244,9 @@ def parallel(model: nn.Module, world: World, *, all_used: bool = True) -> nn.Mod
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of sides of length 1, which mean nothing
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=not all_used, broadcast_buffers=False)
+    shared = DistributedDataParallel(model, device_ids=ids, find_unused_parameters=not all_used)
+    shared.broadcast_buffers = False  # they do not change, or are alike already
+    return shared
 
 
 def _control() -> Any:
