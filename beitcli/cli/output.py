@@ -171,6 +171,9 @@ class Shell:
         elif isinstance(event, events.Tabulated):
             self._end_bar()
             self.console.print(_columns(event.title, event.columns, event.rows))
+        elif isinstance(event, events.Saved):
+            waited, written = f"{event.stall:.2g} s", f"{event.seconds:.2g} s"
+            self._say(f"saved step {event.step}: training waited {waited}, written beside it in {written}", "dim")
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Note):

@@ -59,6 +59,7 @@ class Saver:
         self.ledger, self.on_event = ledger, on_event
         self.writer = CheckpointWriter()
         self.stall, self.last_saved = 0.0, 0
+        self._told_stall = 0.0
 
     def save(self, plan: Plan, state: Progressed) -> None:
         """Copies the state, and writes it while training goes on.
@@ -87,7 +88,7 @@ class Saver:
                 keep=plan.keep,
             )
             self.writer.submit(write, state.step)
-        self.stall = time.perf_counter() - begun
+        self.stall = self._told_stall = time.perf_counter() - begun
 
     def _trainer(self, plan: Plan, state: Progressed) -> dict[str, Any]:
         return asdict(state) | {
@@ -131,7 +132,7 @@ class Saver:
     def _tell(self, written: Written | None) -> None:
         if written is not None:
             self.last_saved = written.step
-            self.on_event(Saved(str(written.path), written.step, self.stall, written.seconds))
+            self.on_event(Saved(str(written.path), written.step, self._told_stall, written.seconds))
 
 
 def _newest(run: RunFolder) -> Checkpoint | None:
