@@ -128,7 +128,8 @@ class Training(Launched):
     batch_size: int = option(64, "Images of one optimizer step, all devices together.", panel="Schedule")
     micro_batch: int | None = option(
         None,
-        "Images of one forward pass, which accumulate to --batch-size; default the batch, 128 at most.",
+        "Images of one forward pass, which accumulate to --batch-size; default the batch, 128 at most; "
+        "on one GPU what fits.",
         panel="Schedule",
         harmless=True,
     )

@@ -149,7 +149,8 @@ class EvalConfig(Windows, Launched):
     command: ClassVar[str] = "eval"
     model: str = option(
         "",
-        f"{MODEL_HELP}; with knn and linear also `random`. Several may be given before DATA.",
+        f"{MODEL_HELP}; with knn and linear also `random`. Several may be given before DATA: one that fails costs only "
+        "its own report; with several --gpus it ends all.",
         argument=True,
         required=True,
         panel="Data",

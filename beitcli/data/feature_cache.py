@@ -5,7 +5,7 @@
                rows.npy       the images that could be read
                about.json     what it is of, the unreadable images, CRC-32 of each file
 
-float32, because a cosine of float16 vectors is off by 1e-4 and would change some neighbours (`docs/results.md`).
+float32, because a cosine of float16 vectors is off by 1e-4 and would change some neighbours.
 4 D bytes an image and layer: 3 kB for a width of 768. Written in order to a folder of another name, then renamed.
 """
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from beitcli.data.decode import MAX_PIXELS
 from beitcli.errors import BadImage
 
 Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes}, as pycocotools has it
@@ -109,10 +110,15 @@ def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> Outli
         margin: Pixels that polygons may reach beyond the image.
 
     Raises:
-        BadImage: It is neither, or does not fit the image.
+        BadImage: It is neither, does not fit the image, or the image has more than MAX_PIXELS.
     """
+    if size[0] * size[1] > MAX_PIXELS:
+        raise BadImage(f"its image of {size[1]} x {size[0]} pixels has more than the {MAX_PIXELS:,} allowed")
     if isinstance(segmentation, dict):
-        return Bitmap.of(_from_runs(segmentation, size))
+        try:
+            return Bitmap.of(_from_runs(segmentation, size))
+        except MemoryError:
+            raise BadImage("its segmentation is too large for the memory of this machine") from None
     if not isinstance(segmentation, list) or not segmentation:
         raise BadImage("it has no segmentation" if not segmentation else "its segmentation is no list of polygons")
     rings = []

@@ -25,6 +25,7 @@ from beitcli.data.views import evaluation_crop, normalize
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.evaluate_classify import Preprocessing, class_columns, score
 from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.errors import UsageError
 from beitcli.models.classifiers import ImageClassifier
 from beitcli.models.published import timm_settings
 from beitcli.runtime.device import Compute, choose_workers
@@ -51,6 +52,7 @@ class FinetuneTask(Task):
     ) -> None:
         self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
         self.view = Preprocessing(normalization)
+        _check_pairs(config, plan, compute.world.size)
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
         self.share_gradients(compute, compile_model=config.compile, sharded=config.shard)
@@ -78,7 +80,8 @@ class FinetuneTask(Task):
         boxes, noise = batch.pop("erased", None), batch.pop("noise", None)
         if boxes is not None and noise is not None:
             erase(images, boxes, noise)
-        if self.mixup is None or len(batch["labels"]) % 2:
+        is_odd = self.plan.batch_size % 2 or len(batch["labels"]) % 2  # the whole first: no process mixes its share
+        if self.mixup is None or is_odd:
             return batch
         np.random.seed(keyed_integer(self.config.seed, "mixup", 0, step) % (1 << 32))  # noqa: NPY002
         images, labels = self.mixup(batch["images"], batch["labels"])
@@ -142,3 +145,17 @@ class FinetuneTask(Task):
         if self.averaged is not None:
             self.averaged.load_state_dict(self.model.state_dict())
             self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
+
+
+def _check_pairs(config: FinetuneConfig, plan: Plan, processes: int) -> None:
+    """Mixing needs both images of a pair in one process, whose share would else not be what one process computes.
+
+    Raises:
+        UsageError: Some process would have none.
+    """
+    pairs = plan.batch_size // 2
+    if (config.mixup > 0 or config.cutmix > 0) and not plan.batch_size % 2 and pairs < processes:
+        raise UsageError(
+            f"--mixup and --cutmix mix pairs, and a batch of {plan.batch_size} has {pairs} for {processes} processes.",
+            f"Give --batch-size {2 * processes} or more, fewer --gpus, or --mixup 0 --cutmix 0.",
+        )

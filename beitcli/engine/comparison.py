@@ -1,4 +1,8 @@
-"""`beit eval A B C DATA`: several models on the same data, one report each; one that fails costs only its own."""
+"""`beit eval A B C DATA`: several models on the same data, one report each.
+
+One that fails costs only its own report, in one process. In several the first failure ends all: the others may not have
+failed, and would wait for this one.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +68,7 @@ def models_and_data(config: EvalConfig) -> tuple[tuple[str, ...], tuple[str, ...
 def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
     """Measures each MODEL of the arguments on all DATA of them.
 
-    A single one raises what `evaluate` raises.
+    A single one, and any of them in several processes, raises what `evaluate` raises.
     """
     models, data = models_and_data(config)
     if len(models) > 1 or any(map(names_a_model, data)):

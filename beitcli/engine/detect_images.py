@@ -17,7 +17,7 @@ from beitcli.data.views import normalize
 from beitcli.engine.average_precision import DetectionFigures, Found, average_precision
 from beitcli.engine.bad_images import Bad
 from beitcli.engine.events import OnEvent, Progress, ignore
-from beitcli.engine.rounds import in_rounds
+from beitcli.engine.rounds import in_rounds, measured_by_the_first
 from beitcli.models.detector import Detector
 from beitcli.runtime.device import Compute
 
@@ -63,9 +63,13 @@ def score(
         on_event(Progress("eval", min(len(source), len(mine) * world.size), len(source), "image"))
     everyone = world.gather((mine, bad))
     every = sorted((each for part in everyone for each in part[0]), key=lambda pair: pair[0])
-    marked = [source.boxes(index) for index, _ in every]
-    figures = average_precision(marked, [found for _, found in every], model.classes)
-    return Scored(figures, len(every), sorted(record for part in everyone for record in part[1]))
+
+    def figures() -> DetectionFigures:
+        marked = [source.boxes(index) for index, _ in every]
+        return average_precision(marked, [found for _, found in every], model.classes)
+
+    bad = sorted(record for part in everyone for record in part[1])
+    return Scored(measured_by_the_first(figures, world), len(every), bad)
 
 
 def detect(
@@ -98,7 +102,7 @@ def found_in(model: Detector, batch: Batch, normalization: Normalization, comput
 
 def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size: list[int]) -> Found:
     """Boxes on the padded input to boxes on the image; what lies in the padding alone is dropped."""
-    boxes = detections["boxes"].double().cpu()
+    boxes = detections["boxes"].cpu().double()  # MPS has no float64
     by = torch.tensor([size[1] / content[1], size[0] / content[0]]).double().repeat(2)
     most = torch.tensor([size[1], size[0]]).double().repeat(2)
     boxes = torch.minimum(boxes * by, most)

@@ -3,8 +3,10 @@
     loss = cross entropy and smooth L1 of anchors + the same of regions          each over what could be sampled
 
 Which anchors and regions are sampled follows from the image's place in the step, so a loss depends neither on how a
-batch is divided nor on the number of processes. Block l learns at lr * layer_decay^(depth + 1 - l), the head at lr;
-lr falls along a cosine after a warm-up.
+batch is divided nor on the number of processes. But for the loss of masks: it is the mean over the regions with an
+object of one micro-batch of all processes, so that with a fixed `--micro-batch` their number changes it; it is equal
+where micro-batch times processes is. Block l learns at lr * layer_decay^(depth + 1 - l), the head at lr; lr falls along
+a cosine after a warm-up.
 """
 
 from __future__ import annotations

@@ -90,32 +90,45 @@ def features_of(
     batch_size: int,
     workers: int,
     on_event: OnEvent = ignore,
-) -> Features:
+) -> Features | None:
     """The features of a source, from the cache where it has them whole.
+
+    The first process's cache decides, for each machine may have its own; all help to compute what it has not.
 
     Args:
         weights: `weights_digest` of the model, which is in evaluation mode on the device.
         layers: Blocks from 1; all of them are kept together, and serve for each of them later.
         cache: The folder they are kept in.
 
+    Returns:
+        None in all processes but the first, which alone reads them.
+
     Raises:
         StorageError: They cannot be kept, or are not finite.
     """
-    about = description(weights, model, source, view, compute, pool)
+    first = compute.world.is_first
+    about = description(weights, model, source, view, compute, pool) if first else {}
     depth = model.architecture.depth
     own = _EVERY if list(layers) == list(range(1, depth + 1)) else list(layers)
-    for kept in (_EVERY, own):
-        found = load_features(cache, about | {"layers": kept}, layers)
-        if found is not None:
-            on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {cache}"))
-            return found
-    about |= {"layers": own}
-    batches = feature_batches(model, source, view, compute, layers, pool, batch_size, workers)
-    _write(batches, cache, about, layers, source, model.architecture.width, batch_size, compute, on_event)
-    found = load_features(cache, about, layers)
-    if found is None:
-        raise StorageError(f"The features just written to '{cache}' read otherwise.", "Check the disk.")
-    return found
+    found: list[Features] = []
+
+    def look(*kept: str | list[int]) -> bool:
+        for each in kept:
+            features = load_features(cache, about | {"layers": each}, layers)
+            if features is not None:
+                found.append(features)
+                return True
+        return False
+
+    if compute.world.first(lambda: look(_EVERY, own)):
+        on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {cache}"))
+    else:
+        batches = feature_batches(model, source, view, compute, layers, pool, batch_size, workers)
+        described = about | {"layers": own}
+        _write(batches, cache, described, layers, source, model.architecture.width, batch_size, compute, on_event)
+        if not compute.world.first(lambda: look(own)):
+            raise StorageError(f"The features just written to '{cache}' read otherwise.", "Check the disk.")
+    return found[0] if found else None
 
 
 def _write(
@@ -146,7 +159,6 @@ def _write(
                 on_event(Progress(f"features of {source.name}", writer.written, len(source), "image"))
         if writer is not None:
             writer.finish()
-    world.gather(None)  # nobody reads before all is written
 
 
 def _part(

@@ -83,10 +83,12 @@ def nearest(
 
 
 def votes(similarities: torch.Tensor, labels: torch.Tensor, classes: int, temperature: float) -> torch.Tensor:
-    """(n, classes) float64 votes of (n, k) neighbours; -inf for a class that none of them is of."""
-    weights = (similarities.double() / temperature).exp()
-    total = torch.zeros((len(labels), classes), dtype=torch.float64, device=labels.device)
-    total.scatter_add_(1, labels, weights)
+    """(n, classes) float64 votes of (n, k) neighbours, in units of the nearest one's, on the CPU (MPS has no float64);
+    -inf for a class that none of them is of. A vote too small for a float64 is the least one there is."""
+    similarities, labels = similarities.cpu().double(), labels.cpu()
+    weights = ((similarities - similarities.amax(dim=1, keepdim=True)) / temperature).exp()
+    total = torch.zeros((len(labels), classes), dtype=torch.float64)
+    total.scatter_add_(1, labels, weights.clamp_min(torch.finfo(torch.float64).tiny))
     return total.masked_fill(total == 0, float("-inf"))
 
 
@@ -108,4 +110,4 @@ def knn_counts(
         wanted: (n,) int64, the training label of each query; -1 where training has no such class.
     """
     similarities, labels = nearest(train, val, layer, min(k, len(train)), device)
-    return count_right(votes(similarities, labels, classes, temperature), wanted.to(device))
+    return count_right(votes(similarities, labels, classes, temperature), wanted.cpu())

@@ -18,12 +18,14 @@ def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
 
     AdamW's two moments do not exist yet before the first step, nor the gradients that a second piece adds to: as much
     memory is held meanwhile. Weights, figures and everything random stay as they were; every step seeds its own
-    generators.
+    generators. Several processes keep the plan's: a loss may wait for all of them, and one that ran out of memory would
+    not be there.
 
     Args:
         tensors: A whole batch on the device.
     """
-    world = compute.world
+    if compute.world.size > 1:
+        return plan
     before = {name: tensor.clone() for name, tensor in task.extra_tensors().items()}
     parameters = list(task.model.parameters())
     whole = micro = len(next(iter(tensors.values())))
@@ -43,4 +45,4 @@ def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
             if compute.device.type == "cuda":
                 torch.cuda.empty_cache()
     task.load_extra_tensors(before)
-    return replace(plan, micro_batch=-world.largest(-micro))
+    return replace(plan, micro_batch=micro)

@@ -29,6 +29,7 @@ from beitcli.engine.features import features_of
 from beitcli.engine.inputs import open_inputs
 from beitcli.engine.knn import Counts, knn_counts
 from beitcli.engine.linear_probe import ProbeTraining, probe_counts, train_probes
+from beitcli.engine.rounds import measured_by_the_first
 from beitcli.errors import DataError, UsageError
 from beitcli.models.features import weights_digest
 from beitcli.models.references import open_backbone
@@ -100,36 +101,8 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         for digest in [weights_digest(model)]
         for source in (train, val)
     ]
-    for features, source in zip(found, (train, val), strict=True):
-        refuse_many_bad(features.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
-        if features.bad:
-            on_event(Warned(f"{len(features.bad)} unreadable images are left out, the first: {features.bad[0][1]}."))
-    if config.standardize:
-        standard = {layer: found[0].moments(layer) for layer in layers}
-        found = [replace(each, standard=standard) for each in found]
-    wanted = _columns(train, val, found[0], found[1], on_event)
-    classes = len(train.classes or ())
-    counts = world.first(lambda: _measure(config, found[0], found[1], wanted, layers, classes, compute, on_event))
-    best = max(layers, key=lambda layer: (counts[layer].right1, counts[layer].right5))
-    per_layer = [{"layer": n, "top1": counts[n].top1, "top5": counts[n].top5} for n in layers]
-    return ProbeReport(
-        model=config.model,
-        data=" ".join(config.data),
-        task="classify",
-        protocol=config.protocol,
-        images=counts[best].images,
-        bad=len(found[1].bad),
-        top1=counts[best].top1,
-        top5=counts[best].top5,
-        layer=best,
-        k=min(config.k, len(found[0])) if config.protocol == "knn" else None,
-        pool=config.pool,
-        standardized=config.standardize,
-        train=named,
-        train_images=len(found[0]),
-        classes=len(np.unique(found[0].readable_labels)),
-        layers=per_layer if config.layer == "sweep" else None,
-    )
+    here = [features for features in found if features is not None]
+    return measured_by_the_first(lambda: _report(config, train, val, named, here, layers, compute, on_event), world)
 
 
 def chosen_layers(layer: str, depth: int) -> list[int]:
@@ -164,6 +137,49 @@ def _with_train_split(config: EvalConfig) -> tuple[str, ...]:
         return config.data
     raise UsageError(
         f"--protocol {config.protocol} learns from labelled images, and none are given.", "Add --train DATA."
+    )
+
+
+def _report(
+    config: EvalConfig,
+    train: Source,
+    val: Source,
+    named: str,
+    found: Sequence[Features],
+    layers: Sequence[int],
+    compute: Compute,
+    on_event: OnEvent,
+) -> ProbeReport:
+    """What the first process makes of the features of both; it alone has them."""
+    for features, source in zip(found, (train, val), strict=True):
+        refuse_many_bad(features.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
+        if features.bad:
+            on_event(Warned(f"{len(features.bad)} unreadable images are left out, the first: {features.bad[0][1]}."))
+    if config.standardize:
+        standard = {layer: found[0].moments(layer) for layer in layers}
+        found = [replace(each, standard=standard) for each in found]
+    wanted = _columns(train, val, found[0], found[1], on_event)
+    classes = len(train.classes or ())
+    counts = _measure(config, found[0], found[1], wanted, layers, classes, compute, on_event)
+    best = max(layers, key=lambda layer: (counts[layer].right1, counts[layer].right5))
+    per_layer = [{"layer": n, "top1": counts[n].top1, "top5": counts[n].top5} for n in layers]
+    return ProbeReport(
+        model=config.model,
+        data=" ".join(config.data),
+        task="classify",
+        protocol=config.protocol,
+        images=counts[best].images,
+        bad=len(found[1].bad),
+        top1=counts[best].top1,
+        top5=counts[best].top5,
+        layer=best,
+        k=min(config.k, len(found[0])) if config.protocol == "knn" else None,
+        pool=config.pool,
+        standardized=config.standardize,
+        train=named,
+        train_images=len(found[0]),
+        classes=len(np.unique(found[0].readable_labels)),
+        layers=per_layer if config.layer == "sweep" else None,
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from beitcli.data.loader import Batch
+from beitcli.errors import BeitError
 from beitcli.runtime.distributed import World
+
+Answer = TypeVar("Answer")
 
 
 def in_rounds(
@@ -22,3 +26,18 @@ def in_rounds(
         batch = next(batches, None)
         if batch is not None:
             yield batch
+
+
+def measured_by_the_first(do: Callable[[], Answer], world: World) -> Answer:
+    """`World.first` for what a command ends with: the first process, which holds the answer, stays until all have it.
+
+    Raises:
+        BeitError: The first process's, in all of them.
+    """
+    try:
+        answer = world.first(do)
+    except BeitError:
+        world.gather(None)
+        raise
+    world.gather(None)
+    return answer

@@ -163,6 +163,10 @@ BAD: dict[str, tuple[Change, str]] = {
     "crowd of text": (of_annotation(iscrowd="no"), "iscrowd is 'no', not 0 or 1"),
     "no width": (lambda d: d["images"][0].pop("width"), "its annotations say None x 40 pixels"),
     "width of a flag": (lambda d: d["images"][0].update(width=True), "its annotations say True x 40 pixels"),
+    "terapixels": (
+        lambda d: d["images"][0].update(width=10**6, height=10**6),
+        "say 1000000 x 1000000 pixels, more than the 178.9 megapixels allowed",
+    ),
     "not there": (lambda d: d["images"][0].update(file_name="gone.png"), "no such file"),
     "half a character": (lambda d: d["images"][0].update(file_name="\ud83d.png"), "no such file"),
     "outside": (lambda d: d["images"][0].update(file_name="../../x.png"), "leads out of the folder of images"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.mask import encode
@@ -92,3 +93,23 @@ def test_polygons_fill_the_pixels_inside_and_are_united():
 def test_what_is_no_outline_makes_a_bad_image(segmentation, said):
     with pytest.raises(BadImage, match=said):
         outline_of(segmentation, SIZE, 1)
+
+
+def test_outline_of_an_image_that_is_too_large_is_refused_before_anything_is_made_of_it():
+    size = (1_000_000, 1_000_000)
+    for segmentation in ({"size": list(size), "counts": [10**12]}, [[1, 1, 4, 1, 4, 3]]):
+        with pytest.raises(BadImage, match=r"1000000 x 1000000 pixels has more than the 178,956,970 allowed"):
+            outline_of(segmentation, size, 1)
+
+
+def test_outline_without_memory_for_it_makes_a_bad_image():
+    def read() -> int:
+        size = (12_000, 14_000)
+        try:
+            outline_of({"size": list(size), "counts": [12_000 * 14_000]}, size, 1)
+        except BadImage as error:
+            return 0 if "memory of this machine" in error.message else 2
+        return 3
+
+    ended = forked(read, memory=1 << 25)
+    assert ended.code == 0, ended.err

@@ -31,10 +31,21 @@ def test_votes_weigh_the_exponential_of_the_cosine_by_hand():
     assert sorted(labels[0].tolist()) == [0, 1, 1]
     for temperature, first in ((0.07, 0), (1.0, 1)):
         scores = votes(similarities, labels, 3, temperature)[0]
-        assert float(scores[0]) == pytest.approx(math.exp(1 / temperature), rel=1e-5)
-        assert float(scores[1]) == pytest.approx(2 * math.exp(0.5 / temperature), rel=1e-5)
+        assert float(scores[0]) == 1  # the nearest one's vote is the unit
+        assert float(scores[1]) == pytest.approx(2 * math.exp(-0.5 / temperature), rel=1e-5)
         assert scores[2] == -math.inf  # not among the three
         assert int(scores.argmax()) == first
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-6])
+def test_small_temperatures_neither_overflow_nor_forget_who_voted(temperature):
+    similarities, labels = torch.tensor([[1.0, 1.0, 1.0, -0.5]]), torch.tensor([[2, 0, 2, 1]])
+    scores = votes(similarities, labels, 4, temperature)
+    assert scores[0, :3].isfinite().all()
+    assert float(scores[0, 3]) == -math.inf
+    assert count_right(scores, torch.tensor([2])) == Counts(1, 1, 1)  # two votes against one
+    assert count_right(scores, torch.tensor([1])) == Counts(1, 0, 1)
+    assert count_right(scores, torch.tensor([3])) == Counts(1, 0, 0)
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])

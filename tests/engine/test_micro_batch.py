@@ -12,6 +12,7 @@ from beitcli.engine.preparation import tried
 from beitcli.engine.training import Plan, Task
 from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.device import Compute
+from beitcli.runtime.distributed import World
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -77,6 +78,14 @@ def test_the_largest_half_that_has_room_is_found_and_nothing_else_changes(batch,
     assert all(torch.equal(tensor, weights[name]) for name, tensor in task.model.state_dict().items())
     assert all(parameter.grad is None for parameter in task.model.parameters())
     assert not task.optimizer.state
+
+
+def test_several_processes_keep_the_plan_s_and_try_nothing():
+    task, several = Narrow(3), Compute(torch.device("cpu"), "fp32", world=World(1, 2))
+    asked = plan(16)
+    assert fitting(task, asked, {"images": torch.randn(8, 3)}, several) is asked
+    assert int(task.seen) == 0
+    assert all(parameter.grad is None for parameter in task.model.parameters())
 
 
 def test_a_run_keeps_its_micro_batch_with_each_checkpoint(pretrained_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -182,6 +183,26 @@ def test_classifier_is_finetuned_alike(labelled_folder, pretrained_run, tmp_path
     assert_alike(tmp_path / "one", tmp_path / "two", 1e-4)
 
 
+def finetuning_mixed(data: Path, init: Path, out: Path, batch: int) -> list[object]:
+    return [
+        "finetune", data, "--recipe", "tiny", "--init", init, "--steps", 3, "--batch-size", batch, "--mixup", 0.8,
+        "--cutmix", 1.0, "--device", "cpu", "--workers", 0, "--log-every", 1, "--quiet", "--out", out,
+    ]  # fmt: skip
+
+
+def test_an_odd_batch_is_mixed_by_no_number_of_processes(labelled_folder, pretrained_run, tmp_path):
+    for size in (1, 2):
+        run_in(size, finetuning_mixed(labelled_folder, pretrained_run, tmp_path / str(size), 7))
+    assert_alike(tmp_path / "1", tmp_path / "2", 1e-4)
+
+
+def test_fewer_pairs_than_processes_are_not_mixed_but_refused(labelled_folder, pretrained_run, tmp_path):
+    ended = in_processes(3, finetuning_mixed(labelled_folder, pretrained_run, tmp_path / "run", 4))
+    assert [each.code for each in ended] == [2, 2, 2]
+    assert "a batch of 4 has 2 for 3 processes" in ended[0].err
+    run_in(1, finetuning_mixed(labelled_folder, pretrained_run, tmp_path / "run", 4))
+
+
 def segmenting(data: Path, out: Path, *more: object) -> list[object]:
     return [
         "finetune", data, "--task", "segment", "--recipe", "tiny-segment", "--init", "random", "--classes",
@@ -222,6 +243,25 @@ def test_probes_are_the_same_to_the_last_digit(pretrained_run, labelled_folder, 
     ]  # fmt: skip
     one, three = ([*words, "--feature-cache", tmp_path / name] for name in ("one", "three"))
     assert documents(3, three) == documents(1, one)
+
+
+@pytest.mark.parametrize("filled", [0, 1])
+def test_only_the_first_process_s_cache_decides_about_features(pretrained_run, labelled_folder, tmp_path, filled):
+    """Each process has a cache of its own, as on two machines; one of them holds the features."""
+    words = [
+        "eval", pretrained_run, labelled_folder, "--protocol", "knn", "--train", labelled_folder, "--k", 3,
+        "--standardize", "--device", "cpu", "--workers", 0, "--batch-size", 4, "--json",
+    ]  # fmt: skip
+
+    def own_cache(rank: int) -> None:
+        os.environ["BEIT_CACHE_DIR"] = str(tmp_path / str(rank))
+
+    (alone,) = in_processes(1, words, before=lambda rank: own_cache(filled))
+    first, second = in_processes(2, words, before=own_cache)
+    assert (first.code, second.code, second.out) == (0, 0, ""), (first.err, second.err)
+    assert json.loads(first.out) == json.loads(alone.out)
+    kept = {rank for rank in (0, 1) if list((tmp_path / str(rank)).glob("features/*/about.json"))}
+    assert kept == {0, filled}
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from beitcli.data.box_labels import BoxLabels
+from beitcli.data.decode import MAX_PIXELS
 from beitcli.data.outlines import outline_of
 from beitcli.data.sources.files import read_file
 from beitcli.errors import BadImage, DataError
@@ -104,13 +105,15 @@ def _parsed(path: str) -> dict[str, list[Any]]:
 def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[int, int]]:
     """Names in the order of the ids, and the label of each id."""
     named: dict[int, str] = {}
+    names: set[str] = set()
     for entry in entries:
         identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if not isinstance(identity, int) or isinstance(identity, bool) or not isinstance(name, str) or not name:
             raise DataError(f"'{path}' has the category {_shown(entry)}.", "Give every category an id and a name.")
-        if identity in named or name in named.values():
+        if identity in named or name in names:
             raise DataError(f"'{path}' has the category {_shown(entry)} twice.", "Give each its own id and name.")
         named[identity] = name
+        names.add(name)
     if not named:
         raise DataError(f"'{path}' has no categories.", _FORMAT)
     ordered = sorted(named)
@@ -128,6 +131,9 @@ def _image(entry: Any, number: int, path: str) -> tuple[Any, str, tuple[int, int
     height, width = entry.get("height"), entry.get("width")
     if not all(_is_integer(side) and 0 < side <= _MOST_SIDE for side in (height, width)):
         return identity, name, (0, 0), f"its annotations say {_shown(width)} x {_shown(height)} pixels"
+    if height * width > MAX_PIXELS:
+        allowed = f"{MAX_PIXELS // 100_000 / 10} megapixels allowed"
+        return identity, name, (0, 0), f"its annotations say {width} x {height} pixels, more than the {allowed}"
     if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         return identity, name.replace("\0", "?"), (height, width), "its file_name leads out of the folder of images"
     return identity, name, (height, width), ""

@@ -11,8 +11,6 @@ import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
-from beitcli.errors import StorageError
-
 THREADS = 4
 
 
@@ -38,11 +36,13 @@ class ReadAhead:
     def _work(self) -> None:
         while True:
             key, job = self._jobs.get()
-            with suppress(StorageError, OSError):  # whoever reads it meets the same error, and tells it
-                job()
-            with self._lock:
-                self._pending.discard(key)
-                self._lock.notify_all()
+            try:
+                with suppress(Exception):  # whoever reads it meets the same error, and tells it
+                    job()
+            finally:
+                with self._lock:
+                    self._pending.discard(key)
+                    self._lock.notify_all()
 
     def finish(self) -> None:
         """Waits until nothing is under way: a process forked meanwhile would inherit locks that nobody frees."""
