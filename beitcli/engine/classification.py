@@ -52,7 +52,6 @@ class FinetuneTask(Task):
     ) -> None:
         self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
         self.view = Preprocessing(normalization)
-        _check_pairs(config, plan, compute.world.size)
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
         self.share_gradients(compute, compile_model=config.compile, sharded=config.shard)
@@ -147,15 +146,15 @@ class FinetuneTask(Task):
             self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
 
 
-def _check_pairs(config: FinetuneConfig, plan: Plan, processes: int) -> None:
+def require_pairs(config: FinetuneConfig, processes: int) -> None:
     """Mixing needs both images of a pair in one process, whose share would else not be what one process computes.
 
     Raises:
         UsageError: Some process would have none.
     """
-    pairs = plan.batch_size // 2
-    if (config.mixup > 0 or config.cutmix > 0) and not plan.batch_size % 2 and pairs < processes:
+    batch, pairs = config.batch_size, config.batch_size // 2
+    if (config.mixup > 0 or config.cutmix > 0) and not batch % 2 and pairs < processes:
         raise UsageError(
-            f"--mixup and --cutmix mix pairs, and a batch of {plan.batch_size} has {pairs} for {processes} processes.",
+            f"--mixup and --cutmix mix pairs, and a batch of {batch} has {pairs} for {processes} processes.",
             f"Give --batch-size {2 * processes} or more, fewer --gpus, or --mixup 0 --cutmix 0.",
         )

@@ -20,7 +20,7 @@ from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.splits import have_train_and_val
 from beitcli.engine.cards import finetuning_card
-from beitcli.engine.classification import FinetuneTask
+from beitcli.engine.classification import FinetuneTask, require_pairs
 from beitcli.engine.events import Note, OnEvent, Planned, downloads, ignore, openings, warn
 from beitcli.engine.preparation import (
     HeldOut,
@@ -134,6 +134,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
     compute = join_compute(config)
     world, on_event = compute.world, compute.world.spoken(on_event)
     require_an_image_each(config.batch_size, world)
+    require_pairs(config, world.size)
     opened = world.first_then_others(lambda: origin(config, on_event))
     size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
     normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]

@@ -114,6 +114,8 @@ def test_a_killed_run_resumed_equals_the_whole_one(
     process = start([*command(labelled_folder, tokenizer_run, run, workers), "--views", views])
     try:
         wait_for_step(process, run, SAVE_EVERY + 3)
+        while process.poll() is None and not (run / "checkpoints" / "latest").exists():  # written beside training
+            time.sleep(0.001)
     finally:
         process.kill()
     assert finish(process)[0] == -signal.SIGKILL
