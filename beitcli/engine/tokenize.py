@@ -71,7 +71,7 @@ class _Tally:
         self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts))
 
     def compare(self, images: torch.Tensor, decoded: torch.Tensor) -> None:
-        difference = (decoded - images).double()
+        difference = (decoded - images).cpu().double()
         self.batch.absolute += float(difference.abs().sum())
         self.batch.squared += float(difference.square().sum())
         self.batch.values += difference.numel()

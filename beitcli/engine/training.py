@@ -95,7 +95,7 @@ def train(
     state = stored.state
     if plan.finds_micro_batch and stored.micro_batch:  # nothing else is asked for: as before, to the last bit
         plan = replace(plan, micro_batch=stored.micro_batch)
-    finds = plan.finds_micro_batch and state.step == 0 and compute.device.type == "cuda"
+    finds = plan.finds_micro_batch and state.step == 0 and compute.device.type == "cuda" and world.size == 1
     if state.step < plan.steps:
         on_event(planned)
     run.rewind_metrics(state.step)

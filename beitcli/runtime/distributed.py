@@ -31,6 +31,7 @@ _BY_A_PEER = re.compile(
     r"[Ss]ocket|collective"
 )
 _POLL_SECONDS = 0.05
+_READ_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,14 @@ class World:
             except BeitError as error:
                 answer = (None, error)
             _store().set(key, pickle.dumps(answer))  # type: ignore[arg-type] # its stub knows text only
+            if answer[1] is not None:
+                _wait_for_readers(key, self.size - 1)
         else:
             while not _store().check([key]):
                 time.sleep(_POLL_SECONDS)
             answer = pickle.loads(_store().get(key))
+            if answer[1] is not None:
+                _store().add(f"{key}/read", 1)
         if answer[1] is not None:
             raise answer[1]
         return answer[0]
@@ -256,6 +261,13 @@ def _control() -> Any:
 def _store() -> dist.Store:
     assert _keys is not None
     return _keys
+
+
+def _wait_for_readers(key: str, number: int) -> None:
+    """The store goes with the first process: the others are to read its error before."""
+    end = time.monotonic() + _READ_SECONDS
+    while _store().add(f"{key}/read", 0) < number and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
 
 
 def _next_question() -> int:
