@@ -127,12 +127,13 @@ def _require_gpus(here: int, gpus: int, nodes: int, device: str, words: Sequence
     a_machine = there or 8
     machines = -(-gpus // a_machine)
     by_hand = _command(words, gpus, machines, f"HOST:{DEFAULT_PORT}")
+    where = f"each of {machines} machines" if machines > 1 else f"a machine with {gpus} GPUs"
     in_slurm = f"srun --nodes={machines} --ntasks-per-node=1 --gpus-per-node={a_machine} {_command(words, gpus)}"
     if not there:
         in_slurm += f"   Or as processes on this CPU: {_command(words, gpus)} --device cpu"
     raise UsageError(
         f"--gpus is {gpus}, but this machine has {there}" + (f" for its {here}." if nodes > 1 else "."),
-        f"On each of {machines} machines: {by_hand}   Under Slurm: {in_slurm}",
+        f"On {where}: {by_hand}   Under Slurm: {in_slurm}",
     )
 
 
