@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import sys
-import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -50,7 +50,7 @@ class Child:
         file_size: int | None = None,
         powerless: bool = False,
     ) -> None:
-        self._streams = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - closed by `ended`
+        pipes = [os.pipe(), os.pipe()]  # no files: those have limits
         sys.stdout.flush(), sys.stderr.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: theirs wait for work
@@ -59,7 +59,7 @@ class Child:
             code = 99
             try:
                 os.setpgid(0, 0)
-                _redirect(self._streams)
+                _redirect([write for _, write in pipes])
                 _limit(memory, file_size, powerless)
                 code = work() or 0
             except SystemExit as ended:
@@ -67,8 +67,13 @@ class Child:
             except BaseException:
                 traceback.print_exc()
             finally:
-                sys.stdout.flush(), sys.stderr.flush()
+                with suppress(BaseException):
+                    sys.stdout.flush(), sys.stderr.flush()
                 os._exit(code)
+        self._readers = []
+        for read, write in pipes:
+            os.close(write)
+            self._readers.append(_Reader(read))
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -85,13 +90,26 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)  # its own children, or itself
         if not pid:
             os.waitpid(self.pid, 0)
-        texts = []
-        for stream in self._streams:
-            stream.seek(0)
-            texts.append(stream.read().decode(errors="replace"))
-            stream.close()
+        texts = [reader.text() for reader in self._readers]
         assert pid, f"still running after {seconds} s: {texts[1][-2000:]}"
         return Ended(os.waitstatus_to_exitcode(status), *texts)
+
+
+class _Reader(threading.Thread):
+    """Reads a pipe to its end, so that nobody waits to write into it."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self._file, self._read = open(descriptor, "rb"), b""  # noqa: SIM115 - closed by `run`
+        self.start()
+
+    def run(self) -> None:
+        with self._file as file:
+            self._read = file.read()
+
+    def text(self) -> str:
+        self.join()
+        return self._read.decode(errors="replace")
 
 
 def forked(work: Callable[[], int | None], seconds: float = 60, **limits: Any) -> Ended:
@@ -99,9 +117,9 @@ def forked(work: Callable[[], int | None], seconds: float = 60, **limits: Any) -
     return Child(work, **limits).ended(seconds)
 
 
-def _redirect(streams: list[Any]) -> None:
+def _redirect(streams: list[int]) -> None:
     for number, stream in enumerate(streams, start=1):
-        os.dup2(stream.fileno(), number)
+        os.dup2(stream, number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     sys.stdin = open(os.devnull)  # noqa: SIM115
 

@@ -130,6 +130,7 @@ class JsonLines(TokenFile):
     def close(self) -> None:
         try:
             self.file.close()
+            self.path.stat()  # lines may have gone into a file that was removed meanwhile
         except OSError as error:
             raise self._unwritable(error) from None
 
