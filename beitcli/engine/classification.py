@@ -8,7 +8,6 @@ The learning rate of layer l is lr * layer_decay^(depth + 1 - l): the embedding 
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from beitcli.config.training import FinetuneConfig
 from beitcli.data.finetuning_view import erase
 from beitcli.data.sources.base import Source
 from beitcli.data.views import evaluation_crop, normalize
+from beitcli.engine.averaged_task import AveragedTask
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.evaluate_classify import Preprocessing, class_columns, score
-from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.engine.training import Plan, Tensors
 from beitcli.errors import UsageError
 from beitcli.models.classifiers import ImageClassifier
 from beitcli.models.published import timm_settings
@@ -34,11 +34,12 @@ from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_cosine
 
 
-class FinetuneTask(Task):
+class FinetuneTask(AveragedTask):
     """Classification in the training loop."""
 
     name, kind = "finetune", "classifier"
     model: ImageClassifier
+    averaged: ImageClassifier | None
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class FinetuneTask(Task):
         self.model.choose_attention(plan.micro_batch, compute)
         self.share_gradients(compute, compile_model=config.compile, sharded=config.shard)
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
-        self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
+        self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
         self.columns = class_columns(val, list(classes))
@@ -95,12 +96,6 @@ class FinetuneTask(Task):
             loss = SoftTargetCrossEntropy()(logits, labels)
         return loss, {}
 
-    def after_step(self, step: int) -> None:
-        if self.averaged is not None:
-            decay = min(self.config.ema, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
-
     def measure(self) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
         model = self.averaged if self.averaged is not None else self.model
@@ -132,18 +127,6 @@ class FinetuneTask(Task):
             normalization=self.view.normalization,
             crop_share=evaluation_crop(architecture.image_size),
         )
-
-    def weights(self) -> Tensors:
-        return dict((self.averaged if self.averaged is not None else self.model).state_dict())
-
-    def extra_tensors(self) -> Tensors:
-        """The weights that training goes on with, where the checkpoint's are their average."""
-        return {f"raw/{k}": v for k, v in self.model.state_dict().items()} if self.averaged is not None else {}
-
-    def load_extra_tensors(self, tensors: Tensors) -> None:
-        if self.averaged is not None:
-            self.averaged.load_state_dict(self.model.state_dict())
-            self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
 
 
 def require_pairs(config: FinetuneConfig, processes: int) -> None:

@@ -11,7 +11,6 @@ a cosine after a warm-up.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,9 +19,10 @@ from beitcli.config.normalization import Normalization
 from beitcli.config.training import FinetuneConfig
 from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.views import normalize
+from beitcli.engine.averaged_task import AveragedTask
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.detect_images import score
-from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.engine.training import Plan, Tensors
 from beitcli.heads.detection import MASK_LOSS, Targets
 from beitcli.models.detector import Detector
 from beitcli.runtime.device import Compute, choose_workers
@@ -33,11 +33,12 @@ _AT_ONCE = 16  # images of a measurement
 _SAMPLERS = 2
 
 
-class DetectionTask(Task):
+class DetectionTask(AveragedTask):
     """Detection in the training loop."""
 
     name, kind = "finetune", "detector"
     model: Detector
+    averaged: Detector | None
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class DetectionTask(Task):
         self.model.choose_attention(plan.micro_batch, compute)
         self.share_gradients(compute, compile_model=config.compile)
         self.draws = _SAMPLERS + (2 * self.model.architecture.depth if config.drop_path else 0)
-        self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
+        self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
@@ -84,12 +85,6 @@ class DetectionTask(Task):
         mine, everyone = here / here[1], whole / whole[1]
         return mine[0].to(everyone) / everyone[0].clamp(min=1e-9)
 
-    def after_step(self, step: int) -> None:
-        if self.averaged is not None:
-            decay = min(self.config.ema, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
-
     def measure(self) -> dict[str, float]:
         """AP and its kin on the validation images; `ap/NAME` of each class that is there."""
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
@@ -116,18 +111,6 @@ class DetectionTask(Task):
             "mean": self.normalization[0],
             "std": self.normalization[1],
         }
-
-    def weights(self) -> Tensors:
-        return dict((self.averaged if self.averaged is not None else self.model).state_dict())
-
-    def extra_tensors(self) -> Tensors:
-        """The weights that training goes on with, where the checkpoint's are their average."""
-        return {f"raw/{k}": v for k, v in self.model.state_dict().items()} if self.averaged is not None else {}
-
-    def load_extra_tensors(self, tensors: Tensors) -> None:
-        if self.averaged is not None:
-            self.averaged.load_state_dict(self.model.state_dict())
-            self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
 
 
 FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "mask_ap", "mask_ap50", "mask_ap75")

@@ -9,7 +9,6 @@ lr falls linearly after a warm-up.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -20,9 +19,10 @@ from beitcli.config.training import FinetuneConfig
 from beitcli.data.label_maps import IGNORED
 from beitcli.data.sources.segmentation import SegmentationSource
 from beitcli.data.views import normalize
+from beitcli.engine.averaged_task import AveragedTask
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.segment_images import count, sliding
-from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.engine.training import Plan, Tensors
 from beitcli.heads.convolution import resize_map
 from beitcli.models.segmenter import Segmenter
 from beitcli.runtime.batch_norm import share_statistics
@@ -32,11 +32,12 @@ from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_polynomial
 
 
-class SegmentationTask(Task):
+class SegmentationTask(AveragedTask):
     """Segmentation in the training loop."""
 
     name, kind = "finetune", "segmenter"
     model: Segmenter
+    averaged: Segmenter | None
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class SegmentationTask(Task):
         self.share_gradients(compute, compile_model=config.compile)
         of_head = sum(dropout.channels for dropout in self.model.decode_head.dropouts())
         self.draws = 2 * self.model.architecture.depth + of_head
-        self.averaged = deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
+        self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
@@ -73,13 +74,6 @@ class SegmentationTask(Task):
         main, *auxiliary = (pixel_loss(each, targets, self.compute.world) for each in logits)
         loss = main + self.model.decode_head.auxiliary_weight * sum(auxiliary)
         return loss, {"main_loss": main.detach()}
-
-    def after_step(self, step: int) -> None:
-        if self.averaged is not None:
-            decay = min(self.config.ema, (1 + step) / (10 + step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
-                torch._foreach_copy_(list(self.averaged.buffers()), list(self.model.buffers()))
 
     def measure(self) -> dict[str, float]:
         """mIoU and its kin on the validation images; `iou/NAME` of each class that is labelled or predicted there."""
@@ -111,18 +105,6 @@ class SegmentationTask(Task):
             "mean": self.normalization[0],
             "std": self.normalization[1],
         }
-
-    def weights(self) -> Tensors:
-        return dict((self.averaged if self.averaged is not None else self.model).state_dict())
-
-    def extra_tensors(self) -> Tensors:
-        """The weights that training goes on with, where the checkpoint's are their average."""
-        return {f"raw/{k}": v for k, v in self.model.state_dict().items()} if self.averaged is not None else {}
-
-    def load_extra_tensors(self, tensors: Tensors) -> None:
-        if self.averaged is not None:
-            self.averaged.load_state_dict(self.model.state_dict())
-            self.model.load_state_dict({name.removeprefix("raw/"): tensor for name, tensor in tensors.items()})
 
 
 def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: World = ALONE) -> torch.Tensor:
