@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ IMAGES_PER_CLASS = 8
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, and so their children
     for name in [name for name in os.environ if name.startswith("BEIT_")]:
         del os.environ[name]  # settings of the person at the keyboard are none of the tests'
 

@@ -218,6 +218,8 @@ class EvalConfig(Windows, Launched):
             raise UsageError(
                 f"--layer is '{self.layer}'.", "Give a block from 1, one from the last back (-1), or sweep."
             )
+        if self.layer != "-1" and self.protocol == "head":
+            raise UsageError("--layer is for probes, and --protocol is head.", "Add --protocol knn or linear.")
         if self.train is not None and self.protocol == "head":
             raise UsageError(
                 "--train is for probes, and --protocol is head.", "Add --protocol knn or linear, or leave --train out."
@@ -252,7 +254,9 @@ class PredictConfig(Windows, Job):
         flags=("-o", "--output"),
         metavar="DIR",
     )
-    overlay: bool = option(False, "A segmenter's masks over the images too, beside them.", panel="Output")
+    overlay: bool = option(
+        False, "A segmenter's masks over the images too, beside them; 0 is left as it is.", panel="Output"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,5 +29,5 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     if config.protocol != "head":
         return probe(config, on_event)
     found = open_model(config.model, downloads(on_event))
-    expect(found, *_KINDS)
+    expect(found, *_KINDS, or_else="--protocol knn or linear measures the features of any.")
     return _KINDS[found.kind](config, found, on_event)

@@ -59,10 +59,11 @@ def predict_masks(
             yield {"path": inputs[index], "error": batch.bad[0][2]}
         else:
             labels = classes.cpu().numpy().astype(np.uint8)
-            save_png(indexed(rule.to_values(labels)), outputs[index])
+            values = rule.to_values(labels)
+            save_png(indexed(values), outputs[index])
             document: dict[str, Any] = {"path": inputs[index], "output": str(outputs[index])}
             if config.overlay:
-                save_png(overlay(source.pixels(index), labels), beside[index])
+                save_png(overlay(source.pixels(index), values), beside[index])
                 document["overlay"] = str(beside[index])
             yield document | {"classes": _shares(labels, names)}
         on_event(Progress("predict", index + 1, len(source), "image"))

@@ -271,13 +271,18 @@ def _our_checkpoint(path: Path) -> Checkpoint | None:
     return newest_checkpoint(folder, weights_only=True) if is_run else verified_checkpoint(folder, weights_only=True)
 
 
-def expect(opened: OpenedModel, *kinds: str) -> None:
-    """Raises StorageError where the checkpoint is of another kind."""
+def expect(opened: OpenedModel, *kinds: str, or_else: str = "") -> None:
+    """Raises StorageError where the checkpoint is of another kind.
+
+    Args:
+        or_else: What else can be done with that one, a sentence.
+    """
     if opened.kind not in kinds:
         needed = " or ".join(dict.fromkeys(f"`beit {MADE_BY[kind]}`" for kind in kinds))
         article = "an" if opened.kind[0] in "aeiou" else "a"
         raise StorageError(
-            f"'{opened.reference}' is {article} {opened.kind}.", f"Give a checkpoint as made by {needed}."
+            f"'{opened.reference}' is {article} {opened.kind}.",
+            f"Give a checkpoint as made by {needed}. {or_else}".strip(),
         )
 
 

@@ -28,13 +28,12 @@ def indexed(values: np.ndarray) -> Image.Image:
     return picture
 
 
-def overlay(pixels: np.ndarray, labels: np.ndarray) -> Image.Image:
-    """The image with its classes in colour over it; class 0 takes the palette's second colour, as its first is black.
+def overlay(pixels: np.ndarray, values: np.ndarray) -> Image.Image:
+    """The image with its mask over it, in the colours that `indexed` gives the mask.
 
     Args:
         pixels: (H, W, 3) uint8.
-        labels: (H, W) uint8; 255 leaves the image as it is.
+        values: (H, W) uint8; 0, whose colour is black, and 255 leave the image as it is.
     """
-    colours = palette()[(labels.astype(np.int64) + 1) % 256]
-    mixed = np.rint((1 - _OPACITY) * pixels + _OPACITY * colours).astype(np.uint8)
-    return Image.fromarray(np.where((labels == 255)[..., None], pixels, mixed))
+    mixed = np.rint((1 - _OPACITY) * pixels + _OPACITY * palette()[values]).astype(np.uint8)
+    return Image.fromarray(np.where(np.isin(values, (0, 255))[..., None], pixels, mixed))

@@ -22,7 +22,11 @@ def test_indexed_picture_keeps_its_values():
 
 
 def test_overlay_mixes_the_colour_of_the_class_in_and_leaves_what_has_none():
-    pixels = np.full((1, 2, 3), 200, np.uint8)
-    picture = np.asarray(overlay(pixels, np.array([[0, 255]], np.uint8)))
+    pixels = np.full((1, 3, 3), 200, np.uint8)
+    values = np.array([[1, 255, 0]], np.uint8)
+    picture = np.asarray(overlay(pixels, values))
+    assert picture[0, 0].tolist() == [
+        round(0.45 * 200 + 0.55 * red) for red in indexed(values).convert("RGB").getpixel((0, 0))
+    ]
     assert picture[0, 0].tolist() == [round(0.45 * 200 + 0.55 * 128), 90, 90]
-    assert picture[0, 1].tolist() == [200, 200, 200]
+    assert picture[0, 1:].tolist() == [[200, 200, 200]] * 2
