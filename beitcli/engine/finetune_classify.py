@@ -32,6 +32,7 @@ from beitcli.engine.preparation import (
     open_run,
     rehearse,
     require_an_image_each,
+    resume_command,
     stream,
 )
 from beitcli.engine.training import Plan, train
@@ -167,7 +168,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
         return rehearse(task, plan, config, rows, batches_of, compute, on_event)
     run = open_run(config, world)
     with StopRequest() as stop:
-        command = f"Go on with: beit finetune --out {run.path} --resume"
+        command = resume_command(config, run.path)
         batches = partial(stream, config, held.training, view, compute)
         planned = Planned("Finetuning", rows)
         path_of = held.training.path

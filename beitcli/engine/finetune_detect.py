@@ -28,6 +28,7 @@ from beitcli.engine.preparation import (
     open_run,
     rehearse,
     require_an_image_each,
+    resume_command,
     stream,
 )
 from beitcli.engine.training import Plan, train
@@ -113,7 +114,7 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
         return rehearse(task, plan, config, rows, batches_of, compute, on_event)
     run = open_run(config, world)
     with StopRequest() as stop:
-        command = f"Go on with: beit finetune --out {run.path} --resume"
+        command = resume_command(config, run.path)
         batches = partial(stream, config, data.training, view, compute)
         planned, path_of = Planned("Finetuning", rows), data.training.path
         state = train(task, plan, batches, run, compute, on_event, stop, command, planned, data.bad, path_of)

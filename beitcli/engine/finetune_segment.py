@@ -25,6 +25,7 @@ from beitcli.engine.preparation import (
     open_run,
     rehearse,
     require_an_image_each,
+    resume_command,
     stream,
 )
 from beitcli.engine.segmentation import SegmentationTask
@@ -107,7 +108,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
         return rehearse(task, plan, config, rows, batches_of, compute, on_event)
     run = open_run(config, world)
     with StopRequest() as stop:
-        command = f"Go on with: beit finetune --out {run.path} --resume"
+        command = resume_command(config, run.path)
         batches = partial(stream, config, data.training, view, compute)
         planned = Planned("Finetuning", rows)
         path_of = data.training.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,17 @@ def run_path(config: Training) -> Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
+
+
+def resume_command(config: Training, run: Path) -> str:
+    """What a person types to go on with a run, with as many processes."""
+    words = ["beit", config.command, "--out", shlex.quote(str(run)), "--resume"]
+    if config.gpus > 1:
+        words += ["--gpus", str(config.gpus)]
+        words += ["--device", config.device] if config.device != "auto" else []
+    if config.nodes > 1:
+        words += ["--nodes", str(config.nodes), "--rdzv-endpoint", config.rdzv_endpoint or "HOST:PORT"]
+    return f"Go on with: {' '.join(words)}"
 
 
 def open_run(config: Training, world: World = ALONE) -> RunFolder:

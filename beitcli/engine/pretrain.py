@@ -34,6 +34,7 @@ from beitcli.engine.preparation import (
     open_images,
     open_run,
     rehearse,
+    resume_command,
     stream,
 )
 from beitcli.engine.targets import TokenTarget
@@ -100,7 +101,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     probe = _probe(config, compute, on_event)
     run = open_run(config, world)
     with StopRequest() as stop:
-        command = f"Go on with: beit pretrain --out {run.path} --resume"
+        command = resume_command(config, run.path)
         tokenizer = given
         if own is not None:
             trained = _trained_tokenizer(own, source, run, compute, on_event, stop, command)

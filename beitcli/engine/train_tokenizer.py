@@ -33,6 +33,7 @@ from beitcli.engine.preparation import (
     open_images,
     open_run,
     rehearse,
+    resume_command,
     stream,
 )
 from beitcli.engine.rounds import in_rounds
@@ -186,7 +187,7 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
         return rehearse_tokenizer(config, source, compute, on_event)
     run = open_run(config, compute.world)
     with StopRequest() as stop:
-        command = f"Go on with: beit train-tokenizer --out {run.path} --resume"
+        command = resume_command(config, run.path)
         return train_tokenizer_on(config, source, run, compute, on_event, stop, command)
 
 

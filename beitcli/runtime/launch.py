@@ -124,17 +124,17 @@ def _require_gpus(here: int, gpus: int, nodes: int, device: str, words: Sequence
     there = torch.cuda.device_count()
     if here <= there:
         return
-    a_machine = there or 8
-    machines = -(-gpus // a_machine)
-    by_hand = _command(words, gpus, machines, f"HOST:{DEFAULT_PORT}")
+    machines = nodes if nodes > 1 else -(-gpus // (there or 8))
+    each = -(-gpus // machines)
     where = f"each of {machines} machines" if machines > 1 else f"a machine with {gpus} GPUs"
-    in_slurm = f"srun --nodes={machines} --ntasks-per-node=1 --gpus-per-node={a_machine} {_command(words, gpus)}"
-    if not there:
-        in_slurm += f"   Or as processes on this CPU: {_command(words, gpus)} --device cpu"
-    raise UsageError(
-        f"--gpus is {gpus}, but this machine has {there}" + (f" for its {here}." if nodes > 1 else "."),
-        f"On {where}: {by_hand}   Under Slurm: {in_slurm}",
-    )
+    ways = [
+        f"On {where}: {_command(words, gpus, machines, f'HOST:{DEFAULT_PORT}')}",
+        f"Under Slurm: srun --nodes={machines} --ntasks-per-node=1 --gpus-per-node={each} {_command(words, gpus)}",
+    ]
+    if not there and nodes == 1:
+        ways.insert(0, f"As processes on this CPU: {_command(words, gpus)} --device cpu")
+    asked = f"{here} of --gpus {gpus} are for each of {nodes} machines" if nodes > 1 else f"--gpus is {gpus}"
+    raise UsageError(f"{asked}, but this machine has {there}.", "\n  ".join(ways))
 
 
 def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = "") -> str:
