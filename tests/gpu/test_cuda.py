@@ -17,7 +17,8 @@ from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, normalize
 from beitcli.engine.cached_tokens import CachedTokens
 from beitcli.engine.events import ignore
 from beitcli.models.beit import MaskedImageModel
-from beitcli.runtime.attention_choice import candidates
+from beitcli.models.blocks import PaddedRelativePositionBias
+from beitcli.runtime.attention_choice import AttentionChoice, apply_choice, candidates
 from beitcli.runtime.attention_kernels import attention, padded_bias
 from beitcli.runtime.attention_trial import MAX_ERROR, AttentionShape, try_kernels
 from beitcli.runtime.checkpoint import newest_checkpoint
@@ -218,27 +219,49 @@ def attention_flags():
     cuda.enable_cudnn_sdp(before[2])
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's compiler has advice on every card
-@pytest.mark.parametrize(
-    ("positions", "use_flex"),
-    [("absolute", False), ("shared", False), ("shared", True), ("per-block", False), ("per-block", True)],
-)
-def test_a_compiled_model_with_the_chosen_attention_has_the_gradients_of_fp32(attention_flags, positions, use_flex):
-    torch._dynamo.reset()
+def small_model(positions: str) -> MaskedImageModel:
     torch.manual_seed(0)
     shape = Architecture(image_size=(224, 224), width=128, depth=3, heads=2, positions=positions, layer_scale=1.0)
-    model = MaskedImageModel(shape, 64).cuda()
-    images, gradients = torch.randn(4, 3, 224, 224, device="cuda"), []
+    return MaskedImageModel(shape, 64).cuda()
+
+
+@pytest.mark.parametrize("positions", ["absolute", "shared"])
+def test_a_model_chooses_its_attention(attention_flags, positions):
+    torch._dynamo.reset()
+    model = small_model(positions)
+    choice = model.choose_attention(4, Compute(torch.device("cuda"), "bf16"), queries=75)
+    print(choice.describe())
+    assert choice.kernel in choice.milliseconds
+    assert "trial" not in choice.left_out
+    assert torch.backends.cuda.cudnn_sdp_enabled() == (choice.fallback == "cudnn")
+    assert {block.attn.use_flex for block in model.blocks} == {choice.kernel == "flex"}
+    if positions == "shared":
+        assert model.rel_pos_bias().shape == (2, 197, 200)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has advice on every card
+@pytest.mark.parametrize(
+    ("positions", "kernel"),
+    [
+        ("absolute", "flash"),
+        ("shared", "efficient"),
+        ("shared", "flex"),
+        ("per-block", "efficient"),
+        ("per-block", "flex"),
+    ],
+)
+def test_a_compiled_model_has_the_gradients_of_fp32_with_each_attention(attention_flags, positions, kernel):
+    torch._dynamo.reset()
+    model, images, gradients = small_model(positions), torch.randn(4, 3, 224, 224, device="cuda"), []
     predicted = torch.rand(4, 196, device="cuda").argsort(dim=1)[:, :75]
     with sdpa_kernel(SDPBackend.MATH):
         model(images, None, predicted).square().mean().backward()
     gradients.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
-    choice = model.choose_attention(4, Compute(torch.device("cuda"), "bf16"), queries=75)
-    print(choice.describe())
-    assert choice.kernel in choice.milliseconds
-    assert torch.backends.cuda.cudnn_sdp_enabled() == (choice.fallback == "cudnn")
+    apply_choice(AttentionChoice(kernel, "efficient" if kernel == "flex" else kernel))
     for block in model.blocks:
-        block.attn.use_flex = use_flex
+        block.attn.use_flex = kernel == "flex"
+    if positions == "shared":
+        model.rel_pos_bias.__class__ = PaddedRelativePositionBias
     model.zero_grad()
     with torch.autocast("cuda", torch.bfloat16):
         logits = torch.compile(model, fullgraph=True, dynamic=False)(images, None, predicted)
