@@ -95,7 +95,7 @@ class FinetuneTask(AveragedTask):
         self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
         self.view = Preprocessing(normalization)
         self.model = model.to(compute.device)
-        self.model.choose_attention(plan.micro_batch, compute)
+        self.attention = self.model.choose_attention(plan.micro_batch, compute)
         self.objective = ClassificationObjective(self.model, config.smoothing)
         self.wrap_parallel(
             compute,

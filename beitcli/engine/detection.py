@@ -53,7 +53,7 @@ class DetectionTask(AveragedTask):
         self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
         self.normalization = normalization
         self.model = model.to(compute.device)
-        self.model.choose_attention(plan.micro_batch, compute)
+        self.attention = self.model.choose_attention(plan.micro_batch, compute)
         self.wrap_parallel(compute, compile_step=bool(config.compile))
         self.draws = _SAMPLERS + (2 * self.model.architecture.depth if config.drop_path else 0)
         self.average(config.ema)

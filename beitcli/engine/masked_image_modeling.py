@@ -74,7 +74,10 @@ class PretrainTask(Task):
         residual = residual_dtype(config, compute)
         self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path, residual)
         self.model.to(compute.device)
-        self.model.choose_attention(plan.micro_batch, compute)
+        queries = None
+        if masking is not None:  # of the last block
+            queries = self.model.patch_embed.num_patches if config.predict == "all" else masking.num_masked
+        self.attention = self.model.choose_attention(plan.micro_batch, compute, queries=queries)
         self.objective = MaskedImageObjective(
             self.model,
             self.target,

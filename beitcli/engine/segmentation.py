@@ -53,7 +53,7 @@ class SegmentationTask(AveragedTask):
         self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
         self.normalization, self.short_side = normalization, short_side
         self.model = model.to(compute.device)
-        self.model.choose_attention(plan.micro_batch, compute)
+        self.attention = self.model.choose_attention(plan.micro_batch, compute)
         share_statistics(self.model, compute.world)
         self.wrap_parallel(compute, compile_step=bool(config.compile))
         self.draws = self.model.num_uniforms

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from beitcli.models.references import state_tensors
+from beitcli.runtime.attention_choice import AttentionChoice
 from beitcli.runtime.compiled import CompiledModule
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import parallel
@@ -59,6 +60,7 @@ class Task(ABC):
         takes_padding: Whether `loss` leaves out images where a micro-batch has `valid` (B,) False.
         compiled: What the forward pass goes through; says whether it is compiled.
         forward: `compiled` as training calls it, its gradients averaged over processes.
+        attention: The attention kernel that was chosen by trial; None where torch chooses.
         poll: Called between batches of a measurement, by all processes alike; raises where the run is to stop.
     """
 
@@ -69,6 +71,7 @@ class Task(ABC):
     draws: int = 0
     takes_padding: bool = False
     compiled: CompiledModule | None = None
+    attention: AttentionChoice | None = None
     forward: Callable[..., Any]
     parallel: nn.Module | None = None
 

@@ -99,6 +99,8 @@ def train(
     finds = plan.finds_micro_batch and state.step == 0 and compute.device.type == "cuda" and world.size == 1
     if state.step < plan.steps:
         on_event(planned)
+        if task.attention is not None:
+            on_event(Note(f"{task.name}: {task.attention.describe()}"))
     run.rewind_metrics(state.step)
     run.write_text("bad-images.jsonl", "")
     ledger = BadImageLedger(run, plan.images + len(bad_before), plan.max_bad, resume_command)

@@ -5,6 +5,7 @@ torch's `suppress_errors` would hide a fall back to eager; here it is an attribu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,8 @@ class CompiledModule(nn.Module):
         super().__init__()
         self.module, self.failure, self._is_on = module, "", enabled
         self._whole = self._compiled(module) if enabled and not parts else module
-        if enabled:
+        if enabled and parts:  # FSDP2's gathered weights are no leaves, and Dynamo looks at their `.grad`
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             for part in parts:
                 part.forward = self._compiled(part)
 

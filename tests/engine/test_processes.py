@@ -318,5 +318,6 @@ def test_two_compiled_processes_equal_two_eager_ones(tmp_path, labelled_folder, 
     words[words.index("--out") + 1] = tmp_path / "compiled"
     for ended in in_processes(2, [*words, "--compile"], before=without_inductor):
         assert ended.code == 0, ended.err
+        assert "not compiled" not in ended.err, ended.err
     assert [line["compiled"] for line in lines_of(tmp_path / "compiled")] == [1.0] * STEPS
     assert_alike(tmp_path / "eager", tmp_path / "compiled", tolerance=2e-4, later=2e-3)
