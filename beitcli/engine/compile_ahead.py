@@ -39,11 +39,11 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
     except (BeitError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # compilers raise anything
-        compiled.fall_back(error)
+        task.fall_back(error)
     failed = compute.world.gather(compiled.failure)
     cause = next((failure for failure in failed if failure), "")
     if cause:
-        compiled.fall_back(cause)
+        task.fall_back(cause)
         on_event(Warned(f"{task.name}: the step is not compiled and runs eagerly, slower but right: {cause}"))
     else:
         on_event(Note(f"{task.name}: the step is compiled, in {time.perf_counter() - begun:.0f} s."))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from beitcli.models.blocks import disable_flex
 from beitcli.models.references import state_tensors
 from beitcli.runtime.attention_choice import AttentionChoice
 from beitcli.runtime.compiled import CompiledModule
@@ -110,9 +111,22 @@ class Task(ABC):
         no_sync = getattr(self.parallel, "no_sync", None)
         return no_sync() if no_sync else nullcontext()
 
-    def eager(self) -> AbstractContextManager[Any]:
-        """A context whose forward passes are not compiled."""
-        return self.compiled.eager() if self.compiled else nullcontext()
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Forward passes meanwhile are not compiled."""
+        flexible = disable_flex(self.model)
+        try:
+            with self.compiled.eager() if self.compiled else nullcontext():
+                yield
+        finally:
+            for module in flexible:
+                module.use_flex = True
+
+    def fall_back(self, cause: Exception | str) -> None:
+        """The step runs eagerly from now on, its attention as well."""
+        if self.compiled is not None:
+            self.compiled.fall_back(cause)
+        disable_flex(self.model)
 
     @contextmanager
     def trial(self) -> Iterator[None]:

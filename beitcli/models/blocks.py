@@ -189,6 +189,18 @@ def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
     return branch if gamma is None else gamma * branch
 
 
+def disable_flex(model: nn.Module) -> list[TrainedAttention]:
+    """Leaves attention to the other kernel that was chosen; FlexAttention is worth nothing where it is not compiled.
+
+    Returns:
+        The attention modules that had used it.
+    """
+    modules = [module for module in model.modules() if isinstance(module, TrainedAttention) and module.use_flex]
+    for module in modules:
+        module.use_flex = False
+    return modules
+
+
 class Backbone(Beit):
     """timm's `Beit` with these blocks: names, layout and initialisation are timm's.
 
