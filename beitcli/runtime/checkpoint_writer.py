@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: the loop waits for a copy of the tensors, on CUDA not even for that, and never
+"""Checkpoints written beside the training: the loop waits for a copy of the tensors (on CUDA it only enqueues one), not
 for the disk."""
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 
 Tensors = Mapping[str, torch.Tensor]
 
