@@ -139,9 +139,14 @@ class PretrainConfig(Sharded):
     holdout: int = option(
         512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data"
     )
-    compile: bool = option(
-        False,
-        "torch.compile the model; off, as its gain on a GPU has not been measured yet.",
+    residual: Literal["fp32", "bf16"] = option(
+        "fp32",
+        "Residual stream between blocks; bf16 moves half the bytes and goes with --precision bf16.",
+        panel="Machine",
+    )
+    compile: bool | None = option(
+        None,
+        "torch.compile the step; default on CUDA; its first step takes about a minute longer.",
         panel="Machine",
         harmless=True,
         flags=("--compile/--no-compile",),
@@ -249,9 +254,9 @@ class FinetuneConfig(Sharded):
     regions: int = option(
         512, "Regions of an image that the box head learns from; twice as many are proposed.", panel="Detection"
     )
-    compile: bool = option(
-        False,
-        "torch.compile the model; off, as its gain on a GPU has not been measured yet.",
+    compile: bool | None = option(
+        None,
+        "torch.compile the step; default on CUDA for --task classify; its first step takes about a minute longer.",
         panel="Machine",
         harmless=True,
         flags=("--compile/--no-compile",),

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
+from torch import nn
 
 from beitcli.config.normalization import IMAGENET, Normalization
 from beitcli.config.training import FinetuneConfig
@@ -28,15 +29,55 @@ from beitcli.engine.training import Plan, Tensors
 from beitcli.errors import UsageError
 from beitcli.models.classifiers import ImageClassifier
 from beitcli.models.published import timm_settings
+from beitcli.runtime.compiled import compiles
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.keyed import keyed_integer
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_cosine
 
 
+class ClassificationObjective(nn.Module):
+    """From images to the loss, as one module that compiles to one graph.
+
+    Args:
+        smoothing: Of labels that mixing has not smoothed already.
+    """
+
+    def __init__(self, model: ImageClassifier, smoothing: float) -> None:
+        super().__init__()
+        self.model, self.smoothing = model, smoothing
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        uniforms: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean cross entropy.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            labels: (B,) int64, or (B, classes) mixed and smoothed.
+            uniforms: (B, 2 * depth) in [0, 1) for the drop paths.
+            valid: (B,) bool, False for images that only fill up the batch; None where all count.
+        """
+        logits = self.model(images, uniforms).float()
+        if labels.dtype == torch.int64:
+            losses = F.cross_entropy(
+                logits, labels, label_smoothing=self.smoothing, reduction="mean" if valid is None else "none"
+            )
+        elif valid is None:
+            return SoftTargetCrossEntropy()(logits, labels)
+        else:
+            losses = -(labels * logits.log_softmax(dim=-1)).sum(dim=-1)
+        return losses if valid is None else (losses * valid).sum() / valid.sum()
+
+
 class FinetuneTask(AveragedTask):
     """Classification in the training loop."""
 
+    takes_padding = True
     name, kind = "finetune", "classifier"
     model: ImageClassifier
     averaged: ImageClassifier | None
@@ -55,7 +96,13 @@ class FinetuneTask(AveragedTask):
         self.view = Preprocessing(normalization)
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        self.share_gradients(compute, compile_model=config.compile, sharded=config.shard)
+        self.objective = ClassificationObjective(self.model, config.smoothing)
+        self.wrap_parallel(
+            compute,
+            self.objective,
+            compile_step=compiles(config.compile, compute.device),
+            sharded=config.shard,
+        )
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
@@ -88,13 +135,7 @@ class FinetuneTask(AveragedTask):
         return batch | {"images": images, "labels": labels}
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        self.model.draws = batch.get("draws")
-        logits, labels = self.forward(batch["images"]).float(), batch["labels"]
-        if labels.dtype == torch.int64:
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
-        else:
-            loss = SoftTargetCrossEntropy()(logits, labels)
-        return loss, {}
+        return self.forward(batch["images"], batch["labels"], batch.get("draws"), batch.get("valid")), {}
 
     def measure(self) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""

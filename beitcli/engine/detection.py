@@ -54,7 +54,7 @@ class DetectionTask(AveragedTask):
         self.normalization = normalization
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        self.share_gradients(compute, compile_model=config.compile)
+        self.wrap_parallel(compute, compile_step=bool(config.compile))
         self.draws = _SAMPLERS + (2 * self.model.architecture.depth if config.drop_path else 0)
         self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
@@ -66,9 +66,9 @@ class DetectionTask(AveragedTask):
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         draws = batch.get("draws")
         sampled = None if draws is None else draws[:, :_SAMPLERS]
-        self.model.draws = draws[:, _SAMPLERS:] if draws is not None and draws.shape[1] > _SAMPLERS else None
+        uniforms = draws[:, _SAMPLERS:] if draws is not None and draws.shape[1] > _SAMPLERS else None
         images = normalize(batch["images"], *self.normalization)
-        losses = self.forward(images, targets_of(batch), sampled)
+        losses = self.forward(images, targets_of(batch), sampled, uniforms)
         if MASK_LOSS in losses:
             losses[MASK_LOSS] = losses[MASK_LOSS] * self._share_of_masks(len(images))
         return sum(losses.values(), torch.zeros((), device=images.device)), {

@@ -9,6 +9,8 @@ The ablations of Table 4 are its settings: pixels for tokens (`targets.py`), ran
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,21 @@ import torch
 
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.training import PretrainConfig
-from beitcli.data.color import apply_color
 from beitcli.data.fast_view import FastPretrainingView
 from beitcli.data.loader import Masking, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.token_cache import CachedView
-from beitcli.data.views import PretrainingView, normalize
+from beitcli.data.views import PretrainingView
 from beitcli.engine.cached_tokens import CachedTokens
+from beitcli.engine.objective import MaskedImageObjective
 from beitcli.engine.online_probe import OnlineProbe
 from beitcli.engine.rounds import in_rounds
 from beitcli.engine.targets import PixelTarget, TokenTarget
 from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.errors import UsageError
 from beitcli.masking import MaskGenerator, keyed_mask
 from beitcli.models.beit import MaskedImageModel
+from beitcli.runtime.compiled import compiles
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_cosine
@@ -48,6 +52,7 @@ class PretrainTask(Task):
         probe: Where `--probe` asks for one.
     """
 
+    takes_padding = True
     known: CachedTokens | None = None
     probe: OnlineProbe | None = None
     name, kind = "pretrain", "masked-image-model"
@@ -66,10 +71,24 @@ class PretrainTask(Task):
         self.tokenizer, self.masking, self.held_out = tokenizer, masking, held_out
         self.target = TokenTarget(tokenizer, compute.device) if tokenizer else PixelTarget(config.patch_size)
         torch.manual_seed(config.seed)
-        self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path).to(compute.device)
+        residual = residual_dtype(config, compute)
+        self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path, residual)
+        self.model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        all_used = config.mask  # or the mask token rests
-        self.share_gradients(compute, compile_model=config.compile, all_used=all_used, sharded=config.shard)
+        self.objective = MaskedImageObjective(
+            self.model,
+            self.target,
+            NORMALIZATIONS[config.normalization],
+            masking.num_masked if masking else None,
+            config.predict == "all",
+        ).to(compute.device)
+        self.wrap_parallel(
+            compute,
+            self.objective,
+            compile_step=compiles(config.compile, compute.device),
+            all_used=config.mask,  # or the mask token has no gradient
+            sharded=config.shard,
+        )
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
@@ -80,33 +99,26 @@ class PretrainTask(Task):
     def before_step(self, step: int, batch: Tensors) -> Tensors:
         return self.known.complete(batch) if self.known else batch
 
-    def outputs_and_wanted(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head says of the M patches to predict, (M, outputs), and what it should, (M, ...)."""
-        normalization = NORMALIZATIONS[self.config.normalization]
-        if "color" in batch:
-            images = apply_color(batch["images"], batch["color"], *normalization)
-        else:
-            images = normalize(batch["images"], *normalization)
-        wanted, mask = self.target.wanted(batch, images), batch.get("mask")
-        forward = self.forward if self.model.training else self.model  # a measurement has other shapes
-        if mask is None or self.masking is None:
-            return forward(images, None, None), wanted
-        if self.config.predict == "all":
-            return forward(images, mask, torch.arange(mask.shape[1], device=mask.device).expand_as(mask)), wanted
-        places = torch.nonzero_static(mask.flatten(), size=len(mask) * self.masking.num_masked).squeeze(1)
-        predicted = (places % mask.shape[1]).view(len(mask), -1)
-        return forward(images, mask, predicted), wanted.index_select(0, places)
+    def inputs(self, batch: Tensors) -> Tensors:
+        """The objective's arguments; tokens that no cache has given are encoded here."""
+        inputs: Tensors = {name: batch[name] for name in ("images", "mask", "color", "valid") if name in batch}
+        if isinstance(self.target, TokenTarget):
+            tokens = batch.get("visual_tokens")
+            inputs["visual_tokens"] = self.target.encode(batch) if tokens is None else tokens
+        return inputs | ({"uniforms": batch["draws"]} if "draws" in batch else {})
 
-    def counted(self, batch: Tensors) -> torch.Tensor | None:
-        """(M,) bool, the hidden ones of the patches to predict; None where those are all."""
-        return batch["mask"].flatten() if self.config.predict == "all" and "mask" in batch else None
+    def forward_with_targets(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the objective's, eagerly: measurements have other shapes than training."""
+        return self.objective.forward_with_targets(**self.inputs(batch))
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        self.model.draws = batch.get("draws")
-        outputs, wanted = self.outputs_and_wanted(batch)
-        loss = self.target.loss(outputs, wanted)
-        with torch.no_grad():
-            return loss, self.target.training_figures(outputs, wanted, self.counted(batch))
+        forward = self.forward if self.model.training else self.objective
+        return forward(**self.inputs(batch))
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        with super().trial(), self.target.uncounted():
+            yield
 
     def figures(self) -> dict[str, float]:
         """What knowing only the frequencies of this data's tokens would give, so far."""
@@ -132,8 +144,8 @@ class PretrainTask(Task):
                 continue
             tensors = self.before_step(0, batch.to(self.compute.device))
             with self.compute.autocast():
-                outputs, wanted = self.outputs_and_wanted(tensors)
-            tally.add(outputs, wanted, self.counted(tensors))
+                outputs, targets = self.forward_with_targets(tensors)
+            tally.add(outputs, targets, self.objective.metric_mask(tensors.get("mask")))
         return tally.figures(world)
 
     def monitor(self) -> dict[str, float]:
@@ -167,6 +179,22 @@ def lasting(reference: str) -> str:
     """A path from the root, so that it holds from another folder; a word that names no path stays as it is."""
     is_word = reference in WORDS or reference.startswith("hf://")
     return str(Path(reference).resolve()) if not is_word and Path(reference).exists() else reference
+
+
+def residual_dtype(config: PretrainConfig, compute: Compute) -> torch.dtype | None:
+    """Of the residual stream; None for fp32.
+
+    Raises:
+        UsageError: bf16 is asked for beside another arithmetic.
+    """
+    if config.residual == "fp32":
+        return None
+    if compute.precision != "bf16":
+        raise UsageError(
+            f"--residual bf16 goes with --precision bf16 alone, and this run computes in {compute.precision}.",
+            "Add --precision bf16, or leave --residual out.",
+        )
+    return torch.bfloat16
 
 
 def token_size(config: PretrainConfig, tokenizer: Tokenizer | None) -> tuple[int, int] | None:

@@ -26,14 +26,13 @@ def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
     """
     if compute.world.size > 1:
         return plan
-    before = {name: tensor.clone() for name, tensor in task.extra_tensors().items()}
     parameters = list(task.model.parameters())
     whole = micro = len(next(iter(tensors.values())))
     while micro > 1:
         try:
             copies = 2 if micro == whole else 3  # a second piece meets the gradients of the first
             moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(copies)]
-            with task.unshared(), compute.autocast():
+            with task.trial(), task.eager(), task.no_sync(), compute.autocast():
                 loss, _ = task.loss({name: tensor[:micro] for name, tensor in tensors.items()})
                 loss.backward()
             break
@@ -41,8 +40,6 @@ def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
             micro = -(-micro // 2)
         finally:
             moments = loss = None  # type: ignore[assignment] # noqa: F841 - frees them before the next trial
-            task.optimizer.zero_grad(set_to_none=True)
             if compute.device.type == "cuda":
                 torch.cuda.empty_cache()
-    task.load_extra_tensors(before)
     return replace(plan, micro_batch=micro)

@@ -23,6 +23,7 @@ from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.bad_images import Bad
+from beitcli.engine.compile_ahead import compile_ahead
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, openings
 from beitcli.engine.micro_batch import fitting
 from beitcli.engine.training import Plan, Task, optimizer_step
@@ -270,6 +271,8 @@ def rehearse(
         set_learning_rate(task.optimizer, task.learning_rate(step))
         tensors = task.before_step(step, next(batches)[1])
         try:
+            if step == 0:
+                compile_ahead(task, micro, tensors, compute, on_event)
             optimizer_step(task, micro, tensors, compute, compute.scaler(), {})
         except torch.OutOfMemoryError:
             raise UsageError(

@@ -44,6 +44,7 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.masking import MaskGenerator, make_masking, num_masked_from
 from beitcli.models.beit import forward_flops
 from beitcli.runtime.checkpoint import newest_checkpoint
+from beitcli.runtime.compiled import compiles
 from beitcli.runtime.device import Compute, describe, join_compute
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.signals import StopRequest
@@ -158,7 +159,7 @@ def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent
 
 def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on_event: OnEvent) -> Tokenizer:
     """In `--token-precision`; compiled where the model is and it is not fp32."""
-    size = token_size(config, tokenizer) if config.compile else None
+    size = token_size(config, tokenizer) if compiles(config.compile, compute.device) else None
     return prepared(tokenizer, token_precision(config.token_precision, compute.device), size, on_event)
 
 

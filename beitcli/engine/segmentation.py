@@ -55,9 +55,8 @@ class SegmentationTask(AveragedTask):
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
         share_statistics(self.model, compute.world)
-        self.share_gradients(compute, compile_model=config.compile)
-        of_head = sum(dropout.channels for dropout in self.model.decode_head.dropouts())
-        self.draws = 2 * self.model.architecture.depth + of_head
+        self.wrap_parallel(compute, compile_step=bool(config.compile))
+        self.draws = self.model.num_uniforms
         self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
@@ -66,11 +65,8 @@ class SegmentationTask(AveragedTask):
         return warmup_polynomial(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        if "draws" in batch:
-            self.model.draws, in_head = batch["draws"].tensor_split([2 * self.model.architecture.depth], dim=1)
-            self.model.decode_head.take_draws(in_head)
         targets = batch["targets"].long()
-        logits = self.forward(normalize(batch["images"], *self.normalization))
+        logits = self.forward(normalize(batch["images"], *self.normalization), batch.get("draws"))
         main, *auxiliary = (pixel_loss(each, targets, self.compute.world) for each in logits)
         loss = main + self.model.decode_head.auxiliary_weight * sum(auxiliary)
         return loss, {"main_loss": main.detach()}

@@ -60,8 +60,6 @@ def optimizer_step(
     world = compute.world
     task.optimizer.zero_grad(set_to_none=True)
     figures = _backward(task, plan, tensors, compute, scaler)
-    if world.size > 1 and task.parallel is None:
-        average_gradients(task.model, world)
     scaler.unscale_(task.optimizer)
     norm = whole(nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None]))
     if plan.clip is not None:
@@ -78,20 +76,43 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
     """Gradients of this process's part; its figures, weighted by their share of the whole batch."""
     world = compute.world
     figures: Tensors = {}
-    here = len(next(iter(tensors.values())))
-    whole = plan.batch_size if world.size > 1 else here
-    number = pieces(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
-    for piece in range(number):
-        rows = slice(here * piece // number, here * (piece + 1) // number)
-        micro = {name: tensor[rows] for name, tensor in tensors.items()}
-        share = (rows.stop - rows.start) / whole
-        with task.unshared() if piece + 1 < number else nullcontext():
+    parts = micro_batches(task, plan, tensors, world)
+    for number, (micro, share) in enumerate(parts, start=1):
+        with task.no_sync() if number < len(parts) else nullcontext():
             with compute.autocast():
                 loss, more = task.loss(micro)
             scaler.scale(loss * (share * world.size)).backward()
         for name, value in (("loss", loss.detach()), *more.items()):
             figures[name] = figures.get(name, 0) + value.float() * share
     return figures
+
+
+def micro_batches(task: Task, plan: Plan, tensors: Tensors, world: World) -> list[tuple[Tensors, float]]:
+    """This process's part of a batch, cut for forward passes, and each one's share of the whole batch.
+
+    A compiled step knows one shape: where the cuts differ by an image, the shorter ones are filled up with their last
+    image and every one says in `valid` (B,) bool which of its images count.
+    """
+    here = len(next(iter(tensors.values())))
+    whole = plan.batch_size if world.size > 1 else here
+    number = pieces(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
+    cuts = [here * piece // number for piece in range(number + 1)]
+    longest = max(end - start for start, end in pairwise(cuts))
+    compiled = task.compiled is not None and task.compiled.is_compiled
+    fills = compiled and task.takes_padding and here % number > 0
+    parts = []
+    for start, end in pairwise(cuts):
+        micro = {name: tensor[start:end] for name, tensor in tensors.items()}
+        parts.append((_filled(micro, longest) if fills else micro, (end - start) / whole))
+    return parts
+
+
+def _filled(micro: Tensors, length: int) -> Tensors:
+    """With its last row repeated up to `length` rows, and `valid`."""
+    first = next(iter(micro.values()))
+    rows = torch.arange(length, device=first.device)
+    filled = {name: tensor.index_select(0, rows.clamp(max=len(first) - 1)) for name, tensor in micro.items()}
+    return filled | {"valid": rows < len(first)}
 
 
 def _update(optimizer: torch.optim.Optimizer, scaler: Any, skipped: torch.Tensor, *, on_device: bool) -> None:
@@ -105,16 +126,3 @@ def _update(optimizer: torch.optim.Optimizer, scaler: Any, skipped: torch.Tensor
     else:
         optimizer.found_inf = skipped.float()  # type: ignore[attr-defined] # of the fused kernel, as GradScaler sets it
         optimizer.step()
-
-
-@torch.no_grad()
-def average_gradients(model: nn.Module, world: World) -> None:
-    """Averages gradients after the backward pass, for tasks whose `loss` does not go through `forward`."""
-    gradients = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradients.append(parameter.grad)
-    flat = world.sum(torch.cat([gradient.flatten() for gradient in gradients])) / world.size
-    for gradient, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

@@ -1,7 +1,7 @@
 """What a patch is to be predicted as: its visual token (paper section 2.3), or its pixels (the ablation of Table 4).
 
-    tokens: wanted = tokenizer.encode(token_images)          (B * N,) int64 in [0, V);  cross entropy
-    pixels: wanted = patches of the normalised images        (B * N, 3 * P * P);        mean squared error
+    tokens: targets = tokenizer.encode(token_images)         (B * N,) int64 in [0, V);  cross entropy
+    pixels: targets = patches of the normalised images       (B * N, 3 * P * P);        mean squared error
 
 Pixels are normalised as the network's input is, by ImageNet's mean and standard deviation of each channel by default.
 """
@@ -9,6 +9,8 @@ Pixels are normalised as the network's input is, by ImageNet's mean and standard
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +26,8 @@ class Tally(ABC):
     """Figures over the batches of a measurement."""
 
     @abstractmethod
-    def add(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> None:
-        """Takes in a batch; the arguments are those of `Target.training_figures`."""
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+        """Takes in a batch; the arguments are those of `Target.training_metrics`."""
 
     @abstractmethod
     def add_nothing(self) -> None:
@@ -46,19 +48,24 @@ class Target(ABC):
     outputs: int
 
     @abstractmethod
-    def wanted(self, batch: Tensors, images: torch.Tensor) -> torch.Tensor:
+    def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
         """The target of every patch of a batch, (B * N, ...).
 
         Args:
             images: (B, 3, H, W), normalised.
+            visual_tokens: (B, N) int64; None where pixels are predicted.
         """
 
     @abstractmethod
-    def loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """The mean over M patches: `outputs` (M, outputs) in any precision, `wanted` (M, ...)."""
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean over M patches: `outputs` (M, outputs) in any precision, `targets` (M, ...).
+
+        Args:
+            weights: (M,) bool, False for patches that do not count; None where all do.
+        """
 
     @abstractmethod
-    def training_figures(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
         """Scalars of a training batch.
 
         Args:
@@ -71,6 +78,11 @@ class Target(ABC):
     def running_figures(self, world: World = ALONE) -> dict[str, float]:
         """Figures over all of training so far; every process must ask."""
         return {}
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Batches meanwhile do not count for `running_figures`."""
+        yield
 
     def state(self) -> Tensors:
         """What `running_figures` rests on, for a checkpoint."""
@@ -88,9 +100,9 @@ class TokenTarget(Target):
         self.counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=device)
         self.fresh = torch.zeros_like(self.counts)
 
-    def wanted(self, batch: Tensors, images: torch.Tensor) -> torch.Tensor:
-        tokens = batch.get("visual_tokens")  # known before the step, where there is a cache
-        return (self.encode(batch) if tokens is None else tokens).flatten()
+    def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
+        assert visual_tokens is not None
+        return visual_tokens.flatten()
 
     def encode(self, batch: Tensors) -> torch.Tensor:
         """(B, N) int64 of a batch's `token_images`, whose `color` is applied first."""
@@ -100,13 +112,16 @@ class TokenTarget(Target):
         with torch.autocast(token_images.device.type, enabled=False):  # the tokenizer has a precision of its own
             return self.tokenizer.encode_alike(token_images)
 
-    def loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(outputs.float(), wanted)
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        if weights is None:
+            return F.cross_entropy(outputs.float(), targets)
+        return (F.cross_entropy(outputs.float(), targets, reduction="none") * weights).sum() / weights.sum()
 
-    def training_figures(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
-        weights = torch.ones_like(wanted) if counted is None else counted.to(wanted.dtype)
-        self.fresh.scatter_add_(0, wanted, weights)
-        right = (outputs.argmax(dim=1) == wanted).float()
+    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+        """Counts the targets, too, for `running_figures`."""
+        weights = torch.ones_like(targets) if counted is None else counted.to(targets.dtype)
+        self.fresh.scatter_add_(0, targets, weights)
+        right = (outputs.argmax(dim=1) == targets).float()
         return {"masked_accuracy": (right * weights).sum() / weights.sum()}
 
     def tally(self) -> Tally:
@@ -117,6 +132,14 @@ class TokenTarget(Target):
         self.fresh.zero_()
         baseline, entropy = unigram_figures(self.counts)
         return {"baseline_accuracy": baseline, "unigram_entropy": entropy}
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        before = self.fresh.clone()
+        try:
+            yield
+        finally:
+            self.fresh.copy_(before)
 
     def state(self) -> Tensors:
         return {"token_counts": self.counts + self.fresh}
@@ -131,12 +154,12 @@ class _TokenTally(Tally):
         self.counts = counts
         self.parts: list[tuple[float, int, int]] = []  # of each batch: sum of the loss, patches, right ones
 
-    def add(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> None:
-        loss, patches = float(F.cross_entropy(outputs.float(), wanted, reduction="sum")), len(wanted)
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+        loss, patches = float(F.cross_entropy(outputs.float(), targets, reduction="sum")), len(targets)
         if counted is not None:
-            outputs, wanted = outputs[counted], wanted[counted]
-        self.parts.append((loss, patches, int((outputs.argmax(dim=1) == wanted).sum())))
-        self.counts += torch.bincount(wanted, minlength=len(self.counts))
+            outputs, targets = outputs[counted], targets[counted]
+        self.parts.append((loss, patches, int((outputs.argmax(dim=1) == targets).sum())))
+        self.counts += torch.bincount(targets, minlength=len(self.counts))
 
     def add_nothing(self) -> None:
         self.parts.append((0.0, 0, 0))
@@ -165,13 +188,16 @@ class PixelTarget(Target):
     def __init__(self, patch_size: int) -> None:
         self.patch_size, self.outputs = patch_size, 3 * patch_size**2
 
-    def wanted(self, batch: Tensors, images: torch.Tensor) -> torch.Tensor:
+    def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
         return patch_pixels(images, self.patch_size).flatten(0, 1)
 
-    def loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return F.mse_loss(outputs.float(), wanted)
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        if weights is None:
+            return F.mse_loss(outputs.float(), targets)
+        errors = F.mse_loss(outputs.float(), targets, reduction="none").mean(dim=1)
+        return (errors * weights).sum() / weights.sum()
 
-    def training_figures(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
         return {}
 
     def tally(self) -> Tally:
@@ -184,9 +210,9 @@ class _PixelTally(Tally):
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []  # (8,) float64 each
 
-    def add(self, outputs: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor | None) -> None:
-        error, values = float(F.mse_loss(outputs.float(), wanted)) * wanted.numel(), wanted.numel()
-        channels = wanted.unflatten(1, (3, -1)).cpu()
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+        error, values = float(F.mse_loss(outputs.float(), targets)) * targets.numel(), targets.numel()
+        channels = targets.unflatten(1, (3, -1)).cpu()
         colours = channels.sum(dim=(0, 2), dtype=torch.float64)
         squares = channels.square().sum(dim=(0, 2), dtype=torch.float64)
         self.parts.append(torch.cat((torch.tensor([error, values], dtype=torch.float64), colours, squares)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from beitcli.models.references import state_tensors
-from beitcli.runtime.compiled import compiled
+from beitcli.runtime.compiled import CompiledModule
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import parallel
 from beitcli.runtime.sharding import is_sharded, shard, summed_later
@@ -56,7 +56,9 @@ class Task(ABC):
         model: What is trained; its weights are the checkpoint's model.safetensors.
         kind: Of the checkpoint, in its config.json.
         draws: Uniform numbers that the loop gives each image of a batch as `draws` (B, draws): 0 for none.
-        forward: The model as training calls it: gradients shared between processes, compiled.
+        takes_padding: Whether `loss` leaves out images where a micro-batch has `valid` (B,) False.
+        compiled: What the forward pass goes through; says whether it is compiled.
+        forward: `compiled` as training calls it, its gradients averaged over processes.
         poll: Called between batches of a measurement, by all processes alike; raises where the run is to stop.
     """
 
@@ -65,31 +67,63 @@ class Task(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     draws: int = 0
+    takes_padding: bool = False
+    compiled: CompiledModule | None = None
     forward: Callable[..., Any]
     parallel: nn.Module | None = None
 
-    def share_gradients(
-        self, compute: Compute, *, compile_model: bool = False, all_used: bool = True, sharded: bool = False
+    def wrap_parallel(
+        self,
+        compute: Compute,
+        objective: nn.Module | None = None,
+        *,
+        compile_step: bool = False,
+        all_used: bool = True,
+        sharded: bool = False,
     ) -> None:
-        """Sets `forward`, so that gradients are averaged over processes while the backward pass runs.
+        """Sets `compiled` and `forward`, so that gradients are averaged while the backward pass runs.
 
         Args:
+            objective: Holds `model` and computes the loss; None for the model itself.
+            compile_step: Compile all of `objective`; of a sharded model each block, between whose collectives no
+                graph reaches.
             all_used: Whether every parameter has a gradient in every step.
             sharded: Whether each process keeps its part of the model only; before the optimizer is made.
         """
+        objective = self.model if objective is None else objective
         if sharded and compute.world.size > 1:
-            shard(self.model, self.model.blocks, compute.world)  # type: ignore[arg-type]
-            self.parallel = self.model
+            blocks: Any = self.model.blocks
+            if compile_step:
+                for block in blocks:
+                    block.compile(dynamic=False)
+            shard(self.model, blocks, compute.world)
+            self.compiled, self.parallel = CompiledModule(objective, enabled=False), self.model
+            self.forward = self.compiled
         else:
-            self.parallel = parallel(self.model, compute.world, all_used=all_used)
-        self.forward = compiled(self.parallel, compile_model)
+            self.compiled = CompiledModule(objective, enabled=compile_step)
+            self.forward = self.parallel = parallel(self.compiled, compute.world, all_used=all_used)
 
-    def unshared(self) -> AbstractContextManager[Any]:
-        """A context whose backward passes leave the sharing to the last one of a step."""
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """A context whose backward passes leave the sharing of gradients to the last one of a step."""
         if is_sharded(self.model):
             return summed_later(self.model)
         no_sync = getattr(self.parallel, "no_sync", None)
         return no_sync() if no_sync else nullcontext()
+
+    def eager(self) -> AbstractContextManager[Any]:
+        """A context whose forward passes are not compiled."""
+        return self.compiled.eager() if self.compiled else nullcontext()
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Forward and backward passes meanwhile leave no trace in gradients, buffers and what the task counts."""
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        try:
+            yield
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
 
     def poll(self) -> None:  # noqa: B027 - the loop puts its own in place
         """Nothing asks for a stop outside the loop."""

@@ -21,6 +21,7 @@ import torch
 
 from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
+from beitcli.engine.compile_ahead import compile_ahead
 from beitcli.engine.events import Note, OnEvent, Planned, Progress
 from beitcli.engine.micro_batch import fitting
 from beitcli.engine.saving import Progressed, Saver, load_newest
@@ -114,7 +115,7 @@ def train(
 
     task.poll = asked  # type: ignore[method-assign]
     task.model.train()
-    interval = _Interval(state.step)
+    interval, is_prepared = _Interval(state.step), False
     batches = on_device(batches_from(state.step * plan.batch_size, plan.steps - state.step), compute.device)
     try:
         while state.step < plan.steps:
@@ -138,9 +139,12 @@ def train(
                 tensors["draws"] = step_draws(plan, task.draws, state.step, world).to(compute.device, non_blocking=True)
             set_learning_rate(task.optimizer, task.learning_rate(state.step))
             tensors = task.before_step(state.step, tensors)
-            if finds:
-                finds, plan = False, fitting(task, plan, tensors, compute)
-                on_event(Note(f"{task.name}: {plan.micro_batch} images fit on the device at once."))
+            if not is_prepared:
+                if finds:
+                    plan = fitting(task, plan, tensors, compute)
+                    on_event(Note(f"{task.name}: {plan.micro_batch} images fit on the device at once."))
+                compile_ahead(task, plan, tensors, compute, on_event)
+                is_prepared, interval.since = True, time.perf_counter()
                 torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
             try:
                 skipped = optimizer_step(task, plan, tensors, compute, scaler, interval.sums)
@@ -167,6 +171,8 @@ def train(
             figures = _figures(task, plan, state, interval, compute)
             _require_finite(figures, state.step, saver)
             figures |= task.figures()
+            if task.compiled is not None and (task.compiled.is_compiled or task.compiled.failure):
+                figures["compiled"] = float(task.compiled.is_compiled)
             if saver.stall:
                 figures["save_stall_seconds"], saver.stall = saver.stall, 0.0
             measured, watched, stopping = _measured(task) if saving else (None, {}, False)

@@ -50,18 +50,30 @@ class MaskedImageModel(Backbone):
     Args:
         outputs: V, the tokenizer's vocabulary.
         drop_path: Rate of the last block; it rises linearly from 0.
+        residual_dtype: Of the residual stream under autocast; None for fp32.
     """
 
-    def __init__(self, architecture: Architecture, outputs: int, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        outputs: int,
+        drop_path: float = 0.0,
+        residual_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(**timm_arguments(architecture, drop_path), **_KEEP_NORM)
         self.architecture: Architecture = architecture
+        self.residual_dtype = residual_dtype
         self.train_here()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, architecture.width))
         self.token_head = nn.Linear(architecture.width, outputs)
         init_for_pretraining(self)
 
     def hidden_features(
-        self, images: torch.Tensor, mask: torch.Tensor | None, predicted: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor | None,
+        predicted: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Normalised output of the last block.
 
@@ -69,19 +81,24 @@ class MaskedImageModel(Backbone):
             images: (B, 3, H, W), normalised.
             mask: (B, N) bool, True where the patch is hidden; None hides nothing.
             predicted: (B, R) int64, the patches of each image that are asked for; None for all.
+            uniforms: (B, 2 * depth), as of `run_blocks`.
 
         Returns:
             (B, R or N, D), class token dropped.
         """
-        patches = self.patch_embed(images)
+        patches = self.embed_patches(images)
         if mask is not None:
             patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         if predicted is None:
-            return self.norm(self.run_blocks(self.embed(patches))[:, 1:])
-        return self.norm(self.run_blocks(self.embed(patches), predicted + 1))
+            return self.norm(self.run_blocks(self.embed(patches), uniforms=uniforms)[:, 1:])
+        return self.norm(self.run_blocks(self.embed(patches), predicted + 1, uniforms))
 
-    def forward(
-        self, images: torch.Tensor, mask: torch.Tensor | None, predicted: torch.Tensor | None = None
+    def forward(  # type: ignore[override] # its arguments are a masked model's
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor | None,
+        predicted: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits of the patches to predict.
 
@@ -90,11 +107,12 @@ class MaskedImageModel(Backbone):
             mask: (B, N) bool, True where the patch is hidden.
             predicted: (B, R) int64, the patches of each image to predict; default the hidden ones, of which then
                 images may have different numbers. Given, it spares half of the last block, and the device the search.
+            uniforms: (B, 2 * depth), as of `run_blocks`.
 
         Returns:
             (M, V), image by image, in the order of `predicted`.
         """
-        features = self.hidden_features(images, mask, predicted).flatten(0, 1)
+        features = self.hidden_features(images, mask, predicted, uniforms).flatten(0, 1)
         if predicted is None and mask is not None:
             features = features.index_select(0, mask.flatten().nonzero().squeeze(1))
         return self.token_head(features)

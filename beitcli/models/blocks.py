@@ -94,20 +94,22 @@ def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 class TrainedBlock(Block):
-    """timm's block that computes some rows alone, and drops paths by numbers from outside."""
+    """timm's block that can compute some positions only, and takes the random numbers of its drop paths."""
 
-    def run(
+    def forward(
         self,
         hidden: torch.Tensor,
-        shared_bias: torch.Tensor | None = None,
+        shared_rel_pos_bias: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
-        draws: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """All positions, or (B, R) `rows` alone.
 
         Args:
-            hidden: (B, L, D).
-            draws: (B, 2) uniform numbers that decide which images' branches are dropped; None draws them here.
+            hidden: (B, L, D), fp32 or bf16; what is returned has the same dtype.
+            shared_rel_pos_bias: (heads, L, L), or None.
+            rows: (B, R) int64 positions in [0, L).
+            uniforms: (B, 2) numbers in [0, 1) that decide which images' branches are dropped; None draws them here.
 
         Returns:
             (B, R or L, D).
@@ -115,12 +117,12 @@ class TrainedBlock(Block):
 
         def attention(kept: torch.Tensor | None) -> torch.Tensor:
             seen, queries = _of_images(hidden, kept), None if rows is None else _of_images(rows, kept)
-            return self.attn(self.norm1(seen), shared_rel_pos_bias=shared_bias, queries=queries)
+            return self.attn(self.norm1(seen), shared_rel_pos_bias=shared_rel_pos_bias, queries=queries)
 
         def feed_forward(kept: torch.Tensor | None) -> torch.Tensor:
             return self.mlp(self.norm2(_of_images(middle, kept)))
 
-        first, second = (None, None) if draws is None else draws.unbind(1)
+        first, second = (None, None) if uniforms is None else uniforms.unbind(1)
         middle = hidden if rows is None else take_rows(hidden, rows)
         middle = _add_branch(middle, attention, self.drop_path1, self.gamma_1, first)
         return _add_branch(middle, feed_forward, self.drop_path2, self.gamma_2, second)
@@ -135,28 +137,28 @@ def _add_branch(
     branch: Callable[[torch.Tensor | None], torch.Tensor],
     drop_path: nn.Module,
     gamma: torch.Tensor | None,
-    draws: torch.Tensor | None,
+    uniforms: torch.Tensor | None,
 ) -> torch.Tensor:
-    """hidden + drop_path(gamma * branch); without `draws` with those of timm's DropPath.
+    """hidden + drop_path(gamma * branch), in the dtype of `hidden`; without `uniforms` with those of timm's DropPath.
 
     Args:
         branch: Of (K,) int64 images of the batch, or of all for None, to (K, R, D).
-        draws: (B,) uniform numbers; an image keeps its branch where its number is below 1 - rate.
+        uniforms: (B,) numbers in [0, 1); an image keeps its branch where its number is below 1 - rate.
     """
     rate = getattr(drop_path, "drop_prob", 0.0) if drop_path.training else 0.0
     if not rate:
-        return hidden + _scaled(branch(None), gamma)
+        return (hidden + _scaled(branch(None), gamma)).to(hidden.dtype)
     keep = 1 - rate
-    if draws is None:
-        drawn = hidden.new_empty((len(hidden), 1, 1)).bernoulli_(keep)
+    if uniforms is None:
+        is_kept = torch.empty(len(hidden), 1, 1, device=hidden.device).bernoulli_(keep)
     else:
-        drawn = (draws < keep).to(hidden.dtype).view(-1, 1, 1)
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # shapes stay as they are, and nothing waits
-        return hidden + _scaled(branch(None), gamma) * (drawn / keep)
-    kept = drawn.flatten().nonzero().squeeze(1)
+        is_kept = (uniforms < keep).float().view(-1, 1, 1)
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # static shapes, and the host waits for nothing
+        return (hidden + _scaled(branch(None), gamma) * (is_kept / keep)).to(hidden.dtype)
+    kept = is_kept.flatten().nonzero().squeeze(1)
     if len(kept) == len(hidden):
-        return torch.add(hidden, _scaled(branch(None), gamma), alpha=1 / keep)
-    if not len(kept):  # one of weight 0, so that the optimizer meets the branch in every step
+        return torch.add(hidden, _scaled(branch(None), gamma), alpha=1 / keep).to(hidden.dtype)
+    if not len(kept):  # one image of weight 0, so that the branch's parameters have a gradient in every step
         return hidden.index_add(0, kept.new_zeros(1), 0 * _scaled(branch(kept.new_zeros(1)), gamma).to(hidden.dtype))
     return hidden.index_add(0, kept, _scaled(branch(kept), gamma).to(hidden.dtype), alpha=1 / keep)
 
@@ -169,11 +171,10 @@ class Backbone(Beit):
     """timm's `Beit` with these blocks: names, layout and initialisation are timm's.
 
     Attributes:
-        draws: (B, 2 * depth) uniform numbers for the drop paths of the next forward pass, two columns a block; None
-            leaves them to torch's global generator. Given from outside they do not depend on how a batch is divided.
+        residual_dtype: Of the residual stream; None leaves it to the arithmetic, which is fp32 under autocast.
     """
 
-    draws: torch.Tensor | None = None
+    residual_dtype: torch.dtype | None = None
 
     def choose_attention(self, images: int, compute: Compute) -> None:
         """Tries torch's attention kernels on the shapes of `images` at once, and keeps the fastest; CUDA only."""
@@ -192,23 +193,28 @@ class Backbone(Beit):
         for block in self.blocks:
             block.__class__, block.attn.__class__ = TrainedBlock, TrainedAttention
 
-    def run_blocks(self, hidden: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def run_blocks(
+        self, hidden: torch.Tensor, rows: torch.Tensor | None = None, uniforms: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """All blocks; of the last one only (B, R) `rows` where given.
 
         Args:
             hidden: (B, L, D), the embedded patches behind the class token.
+            uniforms: (B, 2 * depth) numbers in [0, 1) for the drop paths, two columns a block; None takes them from
+                torch's global generator. Given, they do not depend on how a batch is divided.
 
         Returns:
             (B, R or L, D), before the last norm.
         """
         shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
-        draws = self._draws()
-        for block, drawn in zip(self.blocks[:-1], draws[:-1], strict=True):
-            hidden = block.run(hidden, shared_bias, draws=drawn)
-        return self.blocks[-1].run(hidden, shared_bias, rows, draws[-1])
+        *first, last = zip(self.blocks, self._block_uniforms(uniforms), strict=True)
+        for block, drawn in first:
+            hidden = block(hidden, shared_bias, uniforms=drawn)
+        return last[0](hidden, shared_bias, rows, last[1])
 
-    def _draws(self) -> Sequence[torch.Tensor | None]:
-        return [None] * len(self.blocks) if self.draws is None else self.draws.split(2, dim=1)
+    def _block_uniforms(self, uniforms: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+        """(B, 2) for each block, or None."""
+        return [None] * len(self.blocks) if uniforms is None else uniforms.split(2, dim=1)
 
     def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
         """Shows (layer, (B, L, D)) behind each block, layers from 1; only one block's output is held at a time.
@@ -216,31 +222,52 @@ class Backbone(Beit):
         Args:
             images: (B, 3, H, W), normalised.
         """
-        hidden = self.embed(self.patch_embed(images))
+        hidden = self.embed(self.embed_patches(images))
         shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
         for layer, block in enumerate(self.blocks, start=1):
-            hidden = block.run(hidden, shared_bias)
+            hidden = block(hidden, shared_bias)
             visit(layer, hidden)
 
-    def block_outputs(self, hidden: torch.Tensor, which: Sequence[int]) -> list[torch.Tensor]:
+    def block_outputs(
+        self, hidden: torch.Tensor, which: Sequence[int], uniforms: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
         """The outputs of some blocks, (B, L, D) each, unnormed; blocks beyond the last of them are not computed.
 
         Args:
             hidden: (B, L, D), the embedded patches behind the class token.
             which: Blocks from 0, ascending; one may stand there twice.
+            uniforms: As of `run_blocks`.
         """
         shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
         outputs = []
-        for block, drawn in zip(self.blocks[: which[-1] + 1], self._draws(), strict=False):
-            hidden = block.run(hidden, shared_bias, draws=drawn)
+        for block, drawn in zip(self.blocks[: which[-1] + 1], self._block_uniforms(uniforms), strict=False):
+            hidden = block(hidden, shared_bias, uniforms=drawn)
             outputs.append(hidden)
         return [outputs[number] for number in which]
 
-    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W), normalised, to (B, L, D)."""
-        return self.norm(self.run_blocks(self.embed(self.patch_embed(images))))
+    def forward_features(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to (B, L, D); `uniforms` as of `run_blocks`."""
+        return self.norm(self.run_blocks(self.embed(self.embed_patches(images)), uniforms=uniforms))
+
+    def forward(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to the head's output; `uniforms` as of `run_blocks`."""
+        return self.forward_head(self.forward_features(images, uniforms))
+
+    def embed_patches(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to (B, N, D).
+
+        The convolution of stride P is one matrix product over (B * N, 3 * P * P). It is written so where the step is
+        compiled or on a GPU, where colour and normalisation fuse into its input; elsewhere torch's convolution stays.
+        """
+        embed = self.patch_embed
+        if images.device.type == "cpu" and not torch.compiler.is_compiling():
+            return embed(images)
+        size, (rows, columns) = embed.patch_size[0], embed.grid_size
+        patches = images.reshape(len(images), 3, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.reshape(len(images), rows * columns, -1), embed.proj.weight.flatten(1), embed.proj.bias)
 
     def embed(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, N, D) patches to (B, L, D), class token and positions added."""
         hidden = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1)
-        return hidden if self.pos_embed is None else hidden + self.pos_embed
+        hidden = hidden if self.pos_embed is None else hidden + self.pos_embed
+        return hidden if self.residual_dtype is None else hidden.to(self.residual_dtype)

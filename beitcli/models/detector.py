@@ -46,13 +46,17 @@ class Detector(Backbone):
             architecture.width, architecture.patch_size, classes, head_width, regions, masks=head == "mask-rcnn"
         )
 
-    def map(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W), normalised, to (B, D, h, w)."""
-        hidden = self.run_blocks(self.embed(self.patch_embed(images)))
+    def map(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to (B, D, h, w); `uniforms` as of `run_blocks`."""
+        hidden = self.run_blocks(self.embed(self.embed_patches(images)), uniforms=uniforms)
         return hidden[:, 1:].transpose(1, 2).unflatten(2, self.architecture.grid).contiguous()
 
-    def forward(
-        self, images: torch.Tensor, targets: Targets | None = None, draws: torch.Tensor | None = None
+    def forward(  # type: ignore[override] # it gives losses or detections
+        self,
+        images: torch.Tensor,
+        targets: Targets | None = None,
+        draws: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor] | Detections:
         """In training the losses by name, else what is found: see `DetectionHead`.
 
@@ -61,5 +65,6 @@ class Detector(Backbone):
             targets: Of each image `boxes` (m, 4) in its pixels and `labels` (m,) from 0, for Mask R-CNN `masks` too; in
                 training alone.
             draws: (B, 2) uniform numbers that samples follow from.
+            uniforms: (B, 2 * depth) of the drop paths, as of `run_blocks`.
         """
-        return self.detection(self.map(images), self.architecture.image_size, targets, draws)
+        return self.detection(self.map(images, uniforms), self.architecture.image_size, targets, draws)

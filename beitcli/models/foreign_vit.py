@@ -56,6 +56,10 @@ class ForeignViT(nn.Module):
     def choose_attention(self, images: int, compute: Compute) -> None:
         """torch's own choice of a kernel stands."""
 
+    def forward(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
+        """timm's own; its drop paths draw from torch's global generator, whatever `uniforms` are."""
+        return super().forward(images)
+
     def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
         """Shows (layer, (B, L, D)) behind each block, layers from 1, as timm's forward pass comes by it."""
 

@@ -40,18 +40,30 @@ class Segmenter(Backbone):
         self.train_here()
         self.decode_head = make_head(head, architecture.width, architecture.patch_size, classes)
 
-    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(B, 3, H, W), normalised, to four of (B, D, h, w)."""
-        hidden = self.embed(self.patch_embed(images))
+    @property
+    def num_uniforms(self) -> int:
+        """Columns of `uniforms`: two a block for its drop paths, then the channels of the head's dropouts."""
+        return 2 * self.architecture.depth + sum(dropout.channels for dropout in self.decode_head.dropouts())
+
+    def maps(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """(B, 3, H, W), normalised, to four of (B, D, h, w); `uniforms` as of `run_blocks`."""
+        hidden = self.embed(self.embed_patches(images))
         return [
             each[:, 1:].transpose(1, 2).unflatten(2, self.architecture.grid).contiguous()
-            for each in self.block_outputs(hidden, self.taps)
+            for each in self.block_outputs(hidden, self.taps, uniforms)
         ]
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(  # type: ignore[override] # it gives logits of pixels
+        self, images: torch.Tensor, uniforms: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Logits (B, classes, H', W'), and in training those of the auxiliary heads.
 
         Args:
             images: (B, 3, H, W), normalised, of the architecture's size.
+            uniforms: (B, num_uniforms) numbers in [0, 1); None takes them from torch's global generator.
         """
-        return self.decode_head(self.maps(images))
+        if uniforms is None:
+            return self.decode_head(self.maps(images))
+        in_backbone, in_head = uniforms.tensor_split([2 * self.architecture.depth], dim=1)
+        self.decode_head.take_draws(in_head)
+        return self.decode_head(self.maps(images, in_backbone))

@@ -161,13 +161,13 @@ def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_fold
     task.model.eval()
     _, figures = task.loss(batch)
     with torch.no_grad():
-        outputs, wanted = task.outputs_and_wanted(batch)
+        outputs, wanted = task.forward_with_targets(batch)
     right = (outputs.argmax(dim=1) == wanted).reshape(8, 16)[batch["mask"]]
     assert float(figures["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
     tokens = wanted.reshape(8, 16)[batch["mask"]]
     assert torch.equal(task.target.state()["token_counts"], torch.bincount(tokens, minlength=16))
     tally = task.target.tally()
-    tally.add(outputs, wanted, task.counted(batch))
+    tally.add(outputs, wanted, task.objective.metric_mask(batch["mask"]))
     measured = tally.figures()
     assert measured["masked_accuracy"] == pytest.approx(float(right.float().mean()))
     assert measured["baseline_accuracy"] == pytest.approx(float(tokens.bincount().max() / 48))
@@ -183,7 +183,7 @@ def test_no_mask_draws_none_and_measures_every_patch(monkeypatch, labelled_folde
     # 25 hidden patches, the recipe's own number, would not fit the 16 there are
     task = make_task(settings(labelled_folder, mask=False, predict="all", num_masked=25, **more))
     batch = one_batch(task)
-    outputs, wanted = task.outputs_and_wanted(batch)
+    outputs, wanted = task.forward_with_targets(batch)
     assert "mask" not in batch
     assert len(outputs) == len(wanted) == 8 * 16
     task.model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.models.beit import Attention, Beit
+from timm.models.beit import Attention, Beit, Block
 from transformers import BeitConfig, BeitModel
 
 from beitcli.config.architecture import Architecture, Positions
@@ -100,7 +100,7 @@ def test_attention_rows_equal_timms_unfused_product(positions):
     ours = [attention_rows(model, pictures(), layer) for layer in range(3)]
     seen = []
     for block in model.blocks:
-        block.attn.__class__ = Attention  # timm's own forward
+        block.__class__, block.attn.__class__ = Block, Attention  # timm's own forward
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from timm.models.beit import Attention, Beit
+from timm.models.beit import Attention, Beit, Block
 
 from beitcli.config.architecture import Architecture
 from beitcli.models.beit import Classifier, MaskedImageModel
@@ -38,7 +38,7 @@ def masked(count: int = 4, hidden: int = 5) -> torch.Tensor:
 def timms_features(of: MaskedImageModel, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The same weights through timm's own blocks, every row of each: (B, L, D)."""
     for block in of.blocks:
-        block.attn.__class__ = Attention
+        block.__class__, block.attn.__class__ = Block, Attention
     patches = torch.where(mask.unsqueeze(-1), of.mask_token, of.patch_embed(images))
     hidden = of.embed(patches)
     shared = of.rel_pos_bias() if of.rel_pos_bias is not None else None

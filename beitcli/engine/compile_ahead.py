@@ -1,0 +1,45 @@
+"""Compiles a task's step before the first one, so that its time and its failure are told by themselves."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from beitcli.engine.events import Note, OnEvent, Warned
+from beitcli.engine.step import micro_batches
+from beitcli.engine.task import Plan, Task, Tensors
+from beitcli.errors import BeitError
+from beitcli.runtime.device import Compute
+
+
+def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on_event: OnEvent) -> None:
+    """Runs one micro-batch forward and backward, and leaves weights, gradients and what the task counts as they were.
+
+    The backward pass is compiled when it is first called, so a failure may come there. Where one process fails all run
+    eagerly. Random generators move: the caller seeds them for the step.
+
+    Args:
+        tensors: This process's part of a batch, on the device.
+    """
+    compiled = task.compiled
+    if compiled is None or not compiled.is_compiled:
+        return
+    begun = time.perf_counter()
+    micro, _ = micro_batches(task, plan, tensors, compute.world)[0]
+    try:
+        with task.trial(), task.no_sync():
+            with compute.autocast():
+                loss, _ = task.loss(micro)
+            loss.backward()
+    except (BeitError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # compilers raise anything
+        compiled.fall_back(error)
+    failed = compute.world.gather(compiled.failure)
+    cause = next((failure for failure in failed if failure), "")
+    if cause:
+        compiled.fall_back(cause)
+        on_event(Warned(f"{task.name}: the step is not compiled and runs eagerly, slower but right: {cause}"))
+    else:
+        on_event(Note(f"{task.name}: the step is compiled, in {time.perf_counter() - begun:.0f} s."))
