@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import torch
 
@@ -11,6 +12,7 @@ from beitcli.engine.step import micro_batches
 from beitcli.engine.task import Plan, Task, Tensors
 from beitcli.errors import BeitError
 from beitcli.runtime.device import Compute
+from beitcli.runtime.sharding import is_sharded
 
 
 def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on_event: OnEvent) -> None:
@@ -27,8 +29,10 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
         return
     begun = time.perf_counter()
     micro, _ = micro_batches(task, plan, tensors, compute.world)[0]
+    # FSDP2 keeps unreduced gradients where zero_grad does not reach them, so there the trial's are reduced.
+    alone = nullcontext() if is_sharded(task.model) else task.no_sync()
     try:
-        with task.trial(), task.no_sync():
+        with task.trial(), alone:
             with compute.autocast():
                 loss, _ = task.loss(micro)
             loss.backward()

@@ -93,12 +93,9 @@ class Task(ABC):
         objective = self.model if objective is None else objective
         if sharded and compute.world.size > 1:
             blocks: Any = self.model.blocks
-            if compile_step:
-                for block in blocks:
-                    block.compile(dynamic=False)
             shard(self.model, blocks, compute.world)
-            self.compiled, self.parallel = CompiledModule(objective, enabled=False), self.model
-            self.forward = self.compiled
+            self.parallel = self.model
+            self.forward = self.compiled = CompiledModule(objective, enabled=compile_step, parts=blocks)
         else:
             self.compiled = CompiledModule(objective, enabled=compile_step)
             self.forward = self.parallel = parallel(self.compiled, compute.world, all_used=all_used)

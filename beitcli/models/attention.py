@@ -107,5 +107,6 @@ def _softmax_rows(
     own_bias = attention._get_rel_pos_bias() if attention.relative_position_bias_table is not None else None
     for bias in (own_bias, shared_bias):
         if bias is not None:
+            bias = bias[..., : scores.shape[-1]]
             scores = scores + (bias if queries is None else bias[..., list(queries), :]).float()
     return scores.softmax(dim=-1)

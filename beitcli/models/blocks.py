@@ -15,17 +15,32 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.models.beit import Attention, Beit, Block
+from timm.models.beit import Attention, Beit, Block, RelativePositionBias
 from torch import nn
 
-from beitcli.runtime.attention_kernels import use_fastest
+from beitcli.runtime.attention_choice import AttentionChoice, choose_attention_kernel
+from beitcli.runtime.attention_kernels import FLEX, attention, padded_bias
+from beitcli.runtime.attention_trial import AttentionShape
 from beitcli.runtime.device import Compute
 
 _SHORT = 256  # positions up to which a matrix of them costs less than a fused kernel's second pass
 
 
+class PaddedRelativePositionBias(RelativePositionBias):
+    """timm's shared bias, padded for the kernels once a forward pass: (heads, L, L or more)."""
+
+    def forward(self) -> torch.Tensor:
+        return padded_bias(super().forward())
+
+
 class TrainedAttention(Attention):
-    """timm's attention; `queries` narrows it to some rows of each image."""
+    """timm's attention; `queries` narrows it to some rows of each image.
+
+    Attributes:
+        use_flex: Whether FlexAttention adds the bias in training; set before anything is compiled.
+    """
+
+    use_flex: bool = False
 
     def forward(
         self,
@@ -37,17 +52,14 @@ class TrainedAttention(Attention):
 
         Args:
             hidden: (B, L, D), the block's normalised input.
-            shared_rel_pos_bias: (heads, L, L), or None.
+            shared_rel_pos_bias: (heads, L, L or more), or None; columns from L on are not read.
             queries: (B, R) int64 positions in [0, L); None for all.
 
         Returns:
             (B, R or L, D).
         """
         query, key, value = self._projections(hidden, queries)
-        bias = self._bias(shared_rel_pos_bias)
-        if bias is not None and queries is not None:
-            bias = bias.transpose(0, 1)[queries].transpose(1, 2)  # (B, heads, R, L)
-        gathered = _weighted(query, key, value, bias)
+        gathered = _weighted(query, key, value, self._bias(shared_rel_pos_bias), queries, use_flex=self.use_flex)
         return self.proj(gathered.transpose(1, 2).flatten(2))
 
     def _projections(
@@ -68,23 +80,33 @@ class TrainedAttention(Attention):
         return query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def _bias(self, shared: torch.Tensor | None) -> torch.Tensor | None:
-        """(heads, L, L)."""
-        if self.relative_position_bias_table is None:
-            return shared
-        own = self._get_rel_pos_bias()[0]
-        return own if shared is None else own + shared
+        """(heads, L, L); on CUDA padded."""
+        if self.relative_position_bias_table is not None:
+            own = self._get_rel_pos_bias()[0]
+            shared = own if shared is None else own + shared[..., : own.shape[-1]]
+        return padded_bias(shared) if shared is not None and shared.is_cuda else shared
 
 
-def _weighted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """softmax(query key^T / sqrt(d) + bias) value, (B, heads, R, d)."""
+def _weighted(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    queries: torch.Tensor | None = None,
+    *,
+    use_flex: bool = False,
+) -> torch.Tensor:
+    """softmax(query key^T / sqrt(d) + bias) value, (B, heads, R, d); arguments as of `attention`."""
+    length = key.shape[-2]
+    if query.device.type != "cpu" or not torch.is_grad_enabled() or (bias is None and length > _SHORT):
+        return attention(query, key, value, bias, queries, use_flex=use_flex)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if bias is not None:
-        bias = bias.to(query.dtype).expand(len(query), -1, -1, -1)
-    if query.device.type == "cpu" and torch.is_grad_enabled() and (bias is not None or key.shape[-2] <= _SHORT):
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        if bias is not None:
-            scores = scores + bias
-        return scores.softmax(dim=-1).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        bias = bias if bias.shape[-1] == length else bias[..., :length]
+        if queries is not None:
+            bias = bias.transpose(0, 1)[queries].transpose(1, 2)  # (B, heads, R, L)
+        scores = scores + bias.to(query.dtype)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -176,17 +198,31 @@ class Backbone(Beit):
 
     residual_dtype: torch.dtype | None = None
 
-    def choose_attention(self, images: int, compute: Compute) -> None:
-        """Tries torch's attention kernels on the shapes of `images` at once, and keeps the fastest; CUDA only."""
+    def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
+        """Tries attention kernels on a micro-batch, and trains with the fastest that is right; CUDA only.
+
+        All processes must call it, before the model is compiled or sharded.
+
+        Args:
+            images: Of a micro-batch.
+            queries: Rows that the last block computes of each image; None for all.
+
+        Returns:
+            None off CUDA, where nothing changes.
+        """
         if compute.device.type != "cuda":
-            return
-        attention = self.blocks[0].attn
+            return None
+        first = self.blocks[0].attn
+        has_bias = self.rel_pos_bias is not None or first.relative_position_bias_table is not None
+        head_dim = first.qkv.in_features // first.num_heads
         length = self.patch_embed.num_patches + 1
-        shape = (images, attention.num_heads, length, attention.qkv.in_features // attention.num_heads)
-        query = torch.empty(shape, dtype=compute.dtype, device=compute.device)
-        has_bias = self.rel_pos_bias is not None or attention.relative_position_bias_table is not None
-        bias = query.new_empty(1, attention.num_heads, length, length) if has_bias else None
-        use_fastest(query, query, bias)
+        shape = AttentionShape(images, first.num_heads, length, head_dim, has_bias, queries, len(self.blocks))
+        choice = choose_attention_kernel(shape, compute)
+        for block in self.blocks:
+            block.attn.use_flex = choice.kernel == FLEX
+        if self.rel_pos_bias is not None:
+            self.rel_pos_bias.__class__ = PaddedRelativePositionBias
+        return choice
 
     def train_here(self) -> None:
         """Makes every block one of these; the modules and their tensors stay."""

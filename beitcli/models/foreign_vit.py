@@ -53,7 +53,7 @@ class ForeignViT(nn.Module):
     def pooling(self) -> Pooling:
         return "token" if self.global_pool == "token" else "mean"
 
-    def choose_attention(self, images: int, compute: Compute) -> None:
+    def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> None:
         """torch's own choice of a kernel stands."""
 
     def forward(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:

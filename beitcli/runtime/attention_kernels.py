@@ -1,103 +1,108 @@
-"""Which of torch's fused attention kernels to train with, chosen by timing them on the real shapes.
+"""Fused attention with a relative position bias.
 
-Flash attention takes no bias, so BEiT's is left to the others. cuDNN's backward pass with a mask has given NaN on
-Hopper where the length is 64 modulo 128 (576 tokens, or padding to 192): it is not a candidate there. What gives
-numbers that are not finite is never chosen. Written for CUDA, and unmeasured there; elsewhere torch chooses.
+    out = softmax(query key^T / sqrt(d) + bias) value        (B, heads, R, d), R = L unless only some rows are asked for
+
+Kernels: the backends of `F.scaled_dot_product_attention` and, where there is a bias, FlexAttention. What they allow:
+
+- flash: no bias.
+- efficient (memory-efficient): bias and its gradient. Each stride of the bias but the last, which is 1, must be a
+  multiple of 8 elements, or torch pads and copies the bias inside each call. `padded_bias` does that once.
+- cudnn: the backward pass has no gradient of a bias; lengths not divisible by 128 need a version above 9.15.0.
+- math: everything, in fp32 with (B, heads, R, L) matrices.
+- flex: bias and its gradient, by atomic additions (so the order of the sums varies); only where compiled.
+
+`attention_choice.py` chooses among them on CUDA, where none of this has been measured yet.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
+from torch.nn.attention.flex_attention import flex_attention
 
-_ROUNDS = 5
+FLEX = "flex"
+SDPA = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+_ALIGNMENT = 8
 
 
-def candidates(length: int, has_bias: bool) -> list[SDPBackend]:
-    """Kernels worth a trial, for keys of `length`."""
-    kernels = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    if not has_bias:
-        kernels.insert(0, SDPBackend.FLASH_ATTENTION)
-    if not (has_bias and length % 128 == 64):
-        kernels.append(SDPBackend.CUDNN_ATTENTION)
-    return kernels
+def padded_bias(bias: torch.Tensor) -> torch.Tensor:
+    """(heads, L, L) with rows of the next multiple of 8 elements, zeros behind the L; `attention` reads L of them."""
+    missing = -bias.shape[-1] % _ALIGNMENT
+    return F.pad(bias, (0, missing)) if missing else bias
 
 
-def fastest(
-    kernels: Sequence[SDPBackend], query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None
-) -> SDPBackend | None:
-    """The kernel whose forward and backward pass takes least on random tensors of these shapes.
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    queries: torch.Tensor | None = None,
+    *,
+    use_flex: bool = False,
+) -> torch.Tensor:
+    """softmax(query key^T / sqrt(d) + bias) value.
 
     Args:
-        query: (B, heads, R, d); only shape, dtype and device matter, as of the others.
-        key: (B, heads, L, d), and of values.
-        bias: Broadcastable to (B, heads, R, L).
+        query: (B, heads, R, d).
+        key: (B, heads, L, d), as `value`.
+        bias: (heads, L, L or more), of any floating-point type; columns from L on are not read.
+        queries: (B, R) int64, the rows of the bias that belong to the queries; None where R = L.
+        use_flex: FlexAttention while gradients are recorded, if there is a bias.
 
     Returns:
-        None where none of them runs, or gives finite numbers.
+        (B, heads, R, d).
     """
-    taken = {}
-    for kernel in kernels:
-        seconds = _time(kernel, query, key, bias)
-        if seconds is not None:
-            taken[kernel] = seconds
-    return min(taken, key=lambda kernel: taken[kernel]) if taken else None
+    if bias is None:
+        return F.scaled_dot_product_attention(query, key, value)
+    if use_flex and torch.is_grad_enabled():
+        attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+        # The decoding kernel, which torch prefers below 128 queries, is made for inference.
+        options = {"FORCE_USE_FLEX_ATTENTION": True}
+        return attend(query, key, value, score_mod=score_mod(bias, queries), kernel_options=options)
+    mask = attention_mask(bias, queries, query.dtype, key.shape[-2])
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def _time(kernel: SDPBackend, query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None) -> float | None:
-    """Seconds of a forward and backward pass, least of some; None where it does not run or is not finite."""
-    drawn = [_random_like(tensor) for tensor in (query, key, key)]
-    mask = None if bias is None else _random_like(bias)
-    least = float("inf")
-    try:
-        for _ in range(1 + _ROUNDS):
-            _wait(query.device)
-            start = time.perf_counter()
-            with torch.enable_grad(), sdpa_kernel(kernel):
-                out = F.scaled_dot_product_attention(drawn[0], drawn[1], drawn[2], attn_mask=mask)
-                gradients = torch.autograd.grad(out.sum(), drawn if mask is None else [*drawn, mask])
-            _wait(query.device)
-            least = min(least, time.perf_counter() - start)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # "No available kernel": torch has no other way to say so
-        return None
-    return least if all(bool(t.isfinite().all()) for t in (out, *gradients)) else None
+def attention_mask(bias: torch.Tensor, queries: torch.Tensor | None, dtype: torch.dtype, length: int) -> torch.Tensor:
+    """What `scaled_dot_product_attention` adds to the scores: (1, heads, L, L), which it broadcasts over the batch.
 
-
-def _random_like(tensor: torch.Tensor) -> torch.Tensor:
-    """Drawn from a generator of its own, for a trial must not move that of the run."""
-    generator = torch.Generator(tensor.device).manual_seed(0)
-    drawn = torch.randn(tensor.shape, dtype=tensor.dtype, device=tensor.device, generator=generator)
-    return drawn.requires_grad_()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def use_fastest(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None) -> SDPBackend | None:
-    """Lets this process's attention run on the `fastest` kernel; what that cannot take falls to plain matrices.
-
-    Returns:
-        The kernel; None off CUDA, where nothing changes, and where none was found.
+    Rows that differ from image to image take (B, heads, R, L) by nature: one gather in `dtype`, and as many bytes again
+    for the gradient. Strides are those of `bias`, so that a padded one stays aligned.
     """
-    if query.device.type != "cuda":
-        return None
-    try:
-        kernel = fastest(candidates(key.shape[-2], bias is not None), query, key, bias)
-    except torch.OutOfMemoryError:  # nothing was learned: torch chooses
-        return None
-    if kernel is None:
-        return None
-    cuda = torch.backends.cuda
-    cuda.enable_flash_sdp(kernel == SDPBackend.FLASH_ATTENTION)
-    cuda.enable_mem_efficient_sdp(kernel == SDPBackend.EFFICIENT_ATTENTION)
-    cuda.enable_cudnn_sdp(kernel == SDPBackend.CUDNN_ATTENTION)
-    cuda.enable_math_sdp(True)
-    return kernel
+    mask = bias.to(dtype)
+    if queries is None:
+        mask = mask.unsqueeze(0)
+    else:  # an embedding, for its backward pass may sum in fp32 where that of an index sums in `dtype`
+        rows = F.embedding(queries, mask.transpose(0, 1).flatten(1))
+        mask = rows.unflatten(-1, (len(bias), -1)).transpose(1, 2)
+    return mask if mask.shape[-1] == length else mask[..., :length]
+
+
+def score_mod(bias: torch.Tensor, queries: torch.Tensor | None) -> Callable[..., torch.Tensor]:
+    """FlexAttention's function of a score and its place that adds the bias; shapes are those of `attention`."""
+
+    def add(score: torch.Tensor, batch: Any, head: Any, row: Any, column: Any) -> torch.Tensor:
+        return score + bias[head, row, column]
+
+    def add_to_rows(score: torch.Tensor, batch: Any, head: Any, row: Any, column: Any) -> torch.Tensor:
+        assert queries is not None
+        return score + bias[head, queries[batch, row], column]
+
+    return add if queries is None else add_to_rows
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Any]:
+    """For a model that is not compiled itself: uncompiled, FlexAttention computes the matrices that it is to spare."""
+    return torch.compile(flex_attention, dynamic=False)

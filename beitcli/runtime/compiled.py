@@ -5,7 +5,7 @@ torch's `suppress_errors` would hide a fall back to eager; here it is an attribu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,54 +19,67 @@ def compiles(choice: bool | None, device: torch.device) -> bool:
 
 
 class CompiledModule(nn.Module):
-    """Calls `module` through one compiled graph, whose shapes stay as they were in the first call.
+    """Calls `module` through one compiled graph in training, and as it is in evaluation, which has other shapes.
 
     It may be wrapped in DistributedDataParallel: torch then cuts the graph at the gradient buckets, so that reduction
     still overlaps with the backward pass.
 
     Args:
         module: Owns the parameters; their names stay below `module.`.
-        enabled: False calls `module` as it is.
+        enabled: False never compiles.
+        parts: Modules inside `module` to compile one by one in its place: FSDP2 gathers weights between them, where no
+            graph reaches.
 
     Attributes:
         failure: Why `module` runs eagerly although compilation was asked for; empty where it is compiled.
     """
 
-    def __init__(self, module: nn.Module, *, enabled: bool) -> None:
+    def __init__(self, module: nn.Module, *, enabled: bool, parts: Sequence[nn.Module] = ()) -> None:
         super().__init__()
-        self.module, self.failure = module, ""
-        self._compiled: Callable[..., Any] | None = None
+        self.module, self.failure, self._is_on = module, "", enabled
+        self._whole = self._compiled(module) if enabled and not parts else module
         if enabled:
-            self._compiled = torch.compile(module.forward, dynamic=False, fullgraph=True)
+            for part in parts:
+                part.forward = self._compiled(part)
 
     @property
     def is_compiled(self) -> bool:
-        return self._compiled is not None
+        return self._is_on
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As `module`; a compiler's failure falls back to it, an error of the computation itself is raised by it."""
-        if self._compiled is None:
-            return self.module(*args, **kwargs)
-        try:
-            return self._compiled(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # compilers raise anything
-            self.fall_back(error)
-        return self.module(*args, **kwargs)
+        return self._whole(*args, **kwargs)
+
+    def _compiled(self, module: nn.Module) -> Callable[..., Any]:
+        """A compiler's failure falls back to eager; an error of the computation itself is raised again by that."""
+        plain = module.forward
+        compiled = torch.compile(plain, dynamic=False, fullgraph=True)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_on or not module.training:
+                return plain(*args, **kwargs)
+            try:
+                return compiled(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # compilers raise anything
+                self.fall_back(error)
+            return plain(*args, **kwargs)
+
+        return call
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """Calls meanwhile run `module` as it is: trials of other shapes are not worth a compilation."""
-        compiled, self._compiled = self._compiled, None
+        before, self._is_on = self._is_on, False
         try:
             yield
         finally:
-            self._compiled = compiled
+            self._is_on = before
 
     def fall_back(self, cause: Exception | str) -> None:
         """Runs eagerly from now on, and keeps the reason in `failure`."""
+        if isinstance(cause, Exception):
+            cause = getattr(cause, "inner_exception", cause)  # what a backend raised, under Dynamo's own error
         lines = str(cause).strip().splitlines() or [""]
-        named = lines[0] if isinstance(cause, str) else f"{type(cause).__name__}: {lines[0]}"
-        self.failure = named[:300]
-        self._compiled = None
+        self.failure = (lines[0] if isinstance(cause, str) else f"{type(cause).__name__}: {lines[0]}")[:300]
+        self._is_on = False

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from beitcli.runtime.distributed import World
@@ -23,13 +23,12 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
     """Spreads a model's tensors over all processes, in place; before its optimizer is made.
 
     Args:
-        blocks: What is gathered by itself, computed by a method `run`; the rest of the model is gathered as one.
+        blocks: What is gathered by itself; the rest of the model is gathered as one.
     """
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (world.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
-        register_fsdp_forward_method(block, "run")
     fully_shard(model, mesh=mesh)
 
 

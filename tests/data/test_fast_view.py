@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageStat
 
 from beitcli.data import fast_view
-from beitcli.data.color import apply_color, compose_jitter
+from beitcli.data.color import PixelNormalizer, apply_color, compose_jitter
 from beitcli.data.fast_view import FastPretrainingView, resize
 from beitcli.data.views import (
     BRIGHTNESS,
@@ -23,6 +23,7 @@ from beitcli.data.views import (
     PretrainingView,
     draw_crop_box,
     draw_jitter,
+    normalize,
 )
 from beitcli.runtime.keyed import keyed_generator
 
@@ -216,5 +217,11 @@ def test_apply_color_is_the_same_compiled_in_a_batch_and_alone():
     for place in range(6):
         alone = apply_color(images[place : place + 1], colors[place : place + 1], IMAGENET_MEAN, IMAGENET_STD)
         assert torch.equal(alone[0], whole[place])
-    compiled = torch.compile(apply_color, backend="aot_eager", fullgraph=True)  # the form for other devices
-    assert torch.allclose(compiled(images, colors, IMAGENET_MEAN, IMAGENET_STD), whole, atol=1e-5)
+    normalizer = PixelNormalizer(IMAGENET_MEAN, IMAGENET_STD)
+    assert torch.equal(normalizer(images, colors), whole)
+    compiled = torch.compile(normalizer, backend="aot_eager", fullgraph=True)  # the form for other devices
+    assert torch.allclose(compiled(images, colors), whole, atol=1e-5)
+    plain = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    assert torch.equal(normalizer(images, None), plain)
+    assert torch.allclose(compiled(images, None), plain, atol=1e-6)
+    assert not normalizer.state_dict()  # constants are no weights

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from runs import note_images
 
 STEPS, BATCH = 6, 12
 COMPARED = {"loss", "lr", "gradient_norm", "masked_accuracy", "held_out_loss", "held_out_masked_accuracy", "main_loss"}
-UNREPEATED = {"images_per_second", "save_stall_seconds"}
+UNREPEATED = {"images_per_second", "save_stall_seconds", "compiled"}
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +300,23 @@ def test_an_image_that_fails_the_command_fails_it_in_all(tokenizer_run, many):
     ended = in_processes(2, words)
     assert [each.code for each in ended] == [3, 3]
     assert re.search(r"red/0500\.png' cannot be read", ended[0].err)
+
+
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["ddp", "fsdp2"])
+def test_two_compiled_processes_equal_two_eager_ones(tmp_path, labelled_folder, tokenizer_run, more):
+    """Parts of 5 images in micro-batches of 2, 2 and 1: one shape is compiled, around torch's own reductions.
+
+    Dynamo and autograd's graphs are real; Inductor is left out, whose workers do not go with a forked process.
+    """
+
+    def without_inductor(rank: int) -> None:
+        torch.compile = partial(torch.compile, backend="aot_eager")
+
+    words = pretraining(labelled_folder, tokenizer_run, tmp_path / "eager", "--micro-batch", 2, *more)
+    words[words.index("--batch-size") + 1] = 10
+    run_in(2, words)
+    words[words.index("--out") + 1] = tmp_path / "compiled"
+    for ended in in_processes(2, [*words, "--compile"], before=without_inductor):
+        assert ended.code == 0, ended.err
+    assert [line["compiled"] for line in lines_of(tmp_path / "compiled")] == [1.0] * STEPS
+    assert_alike(tmp_path / "eager", tmp_path / "compiled", tolerance=2e-4, later=2e-3)

@@ -1,10 +1,14 @@
-"""Warnings of other programs, which are errors in tests, that a GPU brings with it. None of them is about this code."""
+"""What the tests on a GPU share: a watch for whatever waits for the device, and the warnings of other programs that it
+brings with it, which are errors in tests. None of those is about this code."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 FOREIGN_WARNINGS = (
     "ignore:Synchronization debug mode is a prototype feature:UserWarning",  # torch.cuda.set_sync_debug_mode
@@ -19,3 +23,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             for each in FOREIGN_WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(each))
+
+
+@pytest.fixture
+def nothing_waits() -> Callable[[], AbstractContextManager[None]]:
+    """`with nothing_waits():`: whatever waits for the device inside raises, in every thread."""
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return watched

@@ -372,3 +372,24 @@ def test_backbone_equals_timms_own(positions):
     with torch.no_grad():
         features = backbone.forward_features(pictures())[:, 1:]
         assert (hiding.hidden_features(pictures(), None) - features).abs().max() <= 1e-5
+
+
+def test_a_bf16_residual_stream_stays_bf16_and_near_fp32():
+    torch.manual_seed(0)
+    architecture = Architecture(image_size=(32, 32), patch_size=8, width=48, depth=3, heads=4, layer_scale=0.1)
+    model = MaskedImageModel(architecture, 16, 0.2)
+    images, mask = torch.randn(4, 3, 32, 32), torch.zeros(4, 16, dtype=torch.bool)
+    mask[:, 3:9] = True
+    seen: list[torch.dtype] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    outputs = []
+    for dtype in (None, torch.bfloat16):
+        model.residual_dtype = dtype
+        for training in (False, True):  # drop path, too
+            model.train(training)
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs.append(model(images, mask, uniforms=torch.full((4, 6), 0.5)).float())
+    assert seen == [torch.float32] * 6 + [torch.bfloat16] * 6
+    for exact, rounded in zip(outputs[:2], outputs[2:], strict=True):
+        assert 0 < (exact - rounded).abs().max() <= 0.02 * exact.abs().max()
