@@ -26,8 +26,11 @@ class Job:
     device: Literal["auto", "cpu", "cuda", "mps"] = option(
         "auto", "Where to compute.", panel="Machine", harmless=True, saved=False
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "Arithmetic of the forward and backward pass; auto: bf16 on CUDA, else fp32.", panel="Machine"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = option(
+        "auto",
+        "Arithmetic of the forward and backward pass; auto: bf16 on CUDA, else fp32. tf32, on CUDA only, is fp32 with "
+        "coarser matrix products.",
+        panel="Machine",
     )
     workers: int = option(
         -1, "Processes that load images; -1 chooses, 0 loads in this one.", panel="Machine", harmless=True, saved=False

@@ -5,7 +5,9 @@ goes on from one integer, whatever the number of workers. With R repeats positio
 that of epoch e * R + p % R. An image that cannot be read is replaced by the next readable
 one of the epoch's order, the same in every run, and reported with its batch.
 
-Workers read ahead, by 2 GB at most: batches too large for that travel in pieces, which are joined here.
+Workers read ahead, by 2 GB at most: batches too large for that travel in pieces, which are joined here. The workers are
+started by the first batch that is asked for, in the thread that asks: the kernel ends them with that thread, so it must
+be one that lasts. Any thread may take the batches after it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,9 @@ Masking = Callable[[int, int], np.ndarray]
 Share = tuple[int, int]  # rank and number of the processes that share the batches
 _SUBSTITUTES = 64
 _READ_AHEAD_BYTES = 2e9
+_POLL_SECONDS = 0.5  # between looks whether a wait for the workers is to end, or one of them has died
+_TIMED_OUT = "DataLoader timed out"  # torch's message, after which its loader can be asked again
+_GRACE_SECONDS = 2.0  # that interrupted workers have to finish what they read
 
 
 @dataclass
@@ -61,10 +66,6 @@ class Batch:
 
     def to(self, device: torch.device) -> dict[str, torch.Tensor]:
         return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-
-    def pin_memory(self) -> Batch:
-        self.tensors = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
-        return self
 
 
 class _Images(Dataset["Batch | DataError"]):
@@ -241,17 +242,18 @@ def training_batches(
     repeats: int = 1,
     pin_memory: bool = False,
     share: Share = (0, 1),
-) -> Iterator[Batch]:
+) -> Batches:
     """`steps` batches of the endless stream, from the image after `images_seen` on.
 
     Args:
         batch_size: Of all processes together.
         repeats: Views of each image in a row, with draws of their own; `images_seen` counts views.
+        pin_memory: Give batches in page-locked memory, copied there by the thread that takes them.
         share: (rank, size): this one's part of every batch is `places_of(batch_size, rank, size)`.
     """
     order = training_order(source, seed)
     images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps, share, repeats)
-    return _iterate(images, workers, pin_memory)
+    return Batches(images, workers, pin_memory)
 
 
 def ordered_batches(
@@ -263,29 +265,54 @@ def ordered_batches(
     masking: Masking | None = None,
     pin_memory: bool = False,
     share: Share = (0, 1),
-) -> Iterator[Batch]:
+) -> Batches:
     """Every readable image once, in order; a batch may be short, or empty where all of it is bad.
 
     Args:
         share: (rank, size): batches rank, rank + size, ... of the same batches that one process would have.
     """
-    return _iterate(_OrderedImages(source, view, masking, batch_size, share), workers, pin_memory)
+    return Batches(_OrderedImages(source, view, masking, batch_size, share), workers, pin_memory)
 
 
-def _iterate(images: _Images, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    prefetch, workers = 2, min(workers, len(images))
+class Batches(Iterator[Batch]):
+    """One pass over the batches of a loader.
+
+    Attributes:
+        workers: Processes that read; 0: the thread that asks for a batch reads it.
+    """
+
+    def __init__(self, images: _Images, workers: int, pin_memory: bool) -> None:
+        self.workers = min(workers, len(images))
+        self._interrupted = threading.Event()
+        self._batches = _iterate(images, self.workers, pin_memory, self._interrupted)
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def interrupt(self) -> None:
+        """Ends the batches, from any thread: one that waits for the workers gets StopIteration within 0.5 s."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        """Ends the workers; not while another thread is in `next`."""
+        self._batches.close()
+
+
+def _iterate(
+    images: _Images, workers: int, pin_memory: bool, interrupted: threading.Event
+) -> Generator[Batch, None, None]:
+    prefetch = 2
     if workers:
         images.watch = WorkerWatch(workers)
         prefetch, images.pieces = read_ahead(images.batch_size, getattr(images.view, "bytes_per_image", 0), workers)
     pieces, parts = images.pieces, []
-    # The loader's iterator is kept in no variable, where the traceback of an error would keep its workers alive.
     try:
-        for item in _started(images, workers, prefetch, pin_memory and pieces == 1):
+        for item in _items(images, workers, prefetch, interrupted):
             if isinstance(item, DataError):
                 raise item
             parts.append(item)
             if len(parts) == pieces:
-                yield parts[0] if pieces == 1 else _joined(parts, pin_memory)
+                yield _joined(parts, pin_memory) if pin_memory or pieces > 1 else parts[0]
                 parts = []
         return
     except (RuntimeError, OSError, EOFError):  # a worker has died: torch's, and of a batch that died with it
@@ -295,16 +322,45 @@ def _iterate(images: _Images, workers: int, pin_memory: bool) -> Iterator[Batch]
     raise death  # here, where torch's error is none of its context, which would keep the other workers alive
 
 
-def _started(images: _Images, workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch | DataError]:
+def _items(
+    images: _Images, workers: int, prefetch: int, interrupted: threading.Event
+) -> Generator[Batch | DataError, None, None]:
+    """The loader's items, until it is interrupted."""
+    iterator = _started(images, workers, prefetch)
+    try:
+        while not interrupted.is_set():
+            try:
+                item = next(iterator, None)
+            except RuntimeError as error:
+                if not str(error).startswith(_TIMED_OUT):
+                    raise
+                continue
+            if item is None:
+                return
+            yield item
+    finally:
+        hurry = threading.Timer(_GRACE_SECONDS, _terminate, [images.watch.processes if images.watch else []])
+        if interrupted.is_set():
+            hurry.start()
+        del iterator  # ends the workers; kept in a variable, the traceback of an error would keep them alive
+        hurry.cancel()
+
+
+def _terminate(processes: list[Any]) -> None:
+    for process in processes:
+        process.terminate()
+
+
+def _started(images: _Images, workers: int, prefetch: int) -> Iterator[Batch | DataError]:
     # Items are batches already. Every draw is keyed, so the loader's own seed matters to nothing: it is drawn apart,
     # for it would move torch's global generator.
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
         READ_AHEAD.finish()
-        options |= {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker}
+        options |= {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker, "timeout": _POLL_SECONDS}
     with warnings.catch_warnings(), unheard_deaths():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
-        iterator = iter(DataLoader(images, num_workers=workers, pin_memory=pin_memory, **options))
+        iterator = iter(DataLoader(images, num_workers=workers, **options))
     if images.watch is not None:
         images.watch.processes = list(getattr(iterator, "_workers", ()))
     return iterator
@@ -326,7 +382,7 @@ def read_ahead(batch_size: int, bytes_per_image: int, workers: int) -> tuple[int
 
 
 def _joined(parts: list[Batch], pin_memory: bool) -> Batch:
-    """One batch of consecutive pieces; pinned in the same copy."""
+    """One batch of consecutive pieces, or of one, made in pinned memory where that is asked for: one copy in all."""
     filled = [part.tensors for part in parts if len(part)]
     tensors = {}
     for name in dict.fromkeys(name for part in filled for name in part):

@@ -27,6 +27,7 @@ from beitcli.engine.compile_ahead import compile_ahead
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, openings
 from beitcli.engine.micro_batch import fitting
 from beitcli.engine.training import Plan, Task, optimizer_step
+from beitcli.engine.transfer import on_device
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.distributed import ALONE, World
@@ -263,12 +264,12 @@ def rehearse(
         found = {"micro-batch": _micro_batches(plan)}
     micro = replace(plan, batch_size=min(plan.micro_batch * compute.world.size, plan.batch_size))
     taken = []
-    batches = batches_of(micro.batch_size, _REHEARSAL_STEPS + 1)
+    batches = on_device(batches_of(micro.batch_size, _REHEARSAL_STEPS + 1), compute.device)
     task.model.train()
     for step in range(_REHEARSAL_STEPS + 1):
         start = time.perf_counter()
         set_learning_rate(task.optimizer, task.learning_rate(step))
-        tensors = task.before_step(step, next(batches).to(compute.device))
+        tensors = task.before_step(step, next(batches)[1])
         try:
             if step == 0:
                 compile_ahead(task, micro, tensors, compute, on_event)
@@ -282,6 +283,7 @@ def rehearse(
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - start) * plan.batch_size / micro.batch_size)
         on_event(Progress("rehearsal", step + 1, _REHEARSAL_STEPS + 1))
+    batches.close()
     seconds = statistics.median(taken[1:])  # the first one warms up
     training = seconds * plan.steps
     times = found | {

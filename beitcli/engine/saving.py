@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from beitcli.engine.bad_images import Bad, BadImageLedger
@@ -13,7 +14,7 @@ from beitcli.engine.stored_progress import stored_progress
 from beitcli.engine.task import Plan, Task
 from beitcli.errors import BeitError, DistributedError, StorageError, UsageError
 from beitcli.runtime.checkpoint import Checkpoint, newest_checkpoint, repair_latest, save_checkpoint
-from beitcli.runtime.checkpoint_writer import CheckpointWriter, Written, snapshot
+from beitcli.runtime.checkpoint_writer import CheckpointWriter, Snapshot, SnapshotTaker, Written
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import differing_ranks
 from beitcli.runtime.optim import load_optimizer_tensors, optimizer_tensors
@@ -48,7 +49,8 @@ class Saver:
     """Saves a run's state; every process calls it alike, the first one writes.
 
     Attributes:
-        stall: Seconds that training waited for the latest save.
+        stall: Seconds that training waited for the latest save; on CUDA those of the host, which enqueues the copies:
+            the device spends its own on them between two steps, which the time of the steps shows.
         last_saved: Step of the newest checkpoint that is known to be on disk; 0 for none.
     """
 
@@ -57,7 +59,7 @@ class Saver:
     ) -> None:
         self.task, self.run, self.compute, self.scaler = task, run, compute, scaler
         self.ledger, self.on_event = ledger, on_event
-        self.writer = CheckpointWriter()
+        self.writer, self.snapshots = CheckpointWriter(), SnapshotTaker()
         self.stall, self.last_saved = 0.0, 0
         self._told_stall = 0.0
 
@@ -71,24 +73,39 @@ class Saver:
         begun = time.perf_counter()
         self.settle()
         self.require_equal_weights(state.step)
-        first = self.compute.world.is_first
-        weights = whole_tensors(self.task.weights(), keep=first)
-        moments = whole_tensors(optimizer_tensors(self.task.model, self.task.optimizer), keep=first)
-        if first:
-            write = partial(
+        copies = self._copies()
+        if copies is not None:
+            groups = copies.groups
+            save = partial(
                 save_checkpoint,
                 self.run.checkpoints,
                 state.step,
-                model=weights,
+                model=groups["weights"],
                 config={"kind": self.task.kind} | self.task.settings(),
                 beside=self.task.settings_of_others(),
-                trainer_tensors=moments
-                | {f"task/{name}": tensor for name, tensor in snapshot(self.task.extra_tensors()).items()},
+                trainer_tensors=groups["moments"] | {f"task/{name}": each for name, each in groups["extra"].items()},
                 trainer=self._trainer(plan, state),
                 keep=plan.keep,
             )
+
+            def write() -> Path:
+                copies.wait()
+                return save()
+
             self.writer.submit(write, state.step)
         self.stall = self._told_stall = time.perf_counter() - begun
+
+    def _copies(self) -> Snapshot | None:
+        """What a checkpoint holds, copied; None in the processes that write nothing."""
+        weights, first = self.task.weights(), self.compute.world.is_first
+        moments = optimizer_tensors(self.task.model, self.task.optimizer)
+        if is_sharded(self.task.model):  # all processes gather one tensor after the other
+            weights, moments = (whole_tensors(tensors, keep=first) for tensors in (weights, moments))
+            extra = self.snapshots.take(extra=self.task.extra_tensors()) if first else None
+            return extra and Snapshot(extra.groups | {"weights": weights, "moments": moments}, extra.copied)
+        if not first:
+            return None
+        return self.snapshots.take(weights=weights, moments=moments, extra=self.task.extra_tensors())
 
     def _trainer(self, plan: Plan, state: Progressed) -> dict[str, Any]:
         return asdict(state) | {

@@ -204,6 +204,8 @@ def train(
         with suppress(BeitError):
             saver.finish()
         raise
+    finally:
+        batches.close()
     return state
 
 

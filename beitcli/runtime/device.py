@@ -22,7 +22,8 @@ class Compute:
     """A device, the precision of the work on it, and the processes that share the work.
 
     Attributes:
-        precision: fp32, bf16 or fp16; weights and optimizer stay fp32.
+        precision: fp32, tf32, bf16 or fp16; weights and optimizer stay fp32. tf32 is fp32 whose matrix products and
+            convolutions round their factors to 10 bits of mantissa; CUDA only.
     """
 
     device: torch.device
@@ -35,14 +36,41 @@ class Compute:
         return _DTYPES.get(self.precision, torch.float32)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
-        if self.precision == "fp32":
+        """The context of a forward pass. On CUDA it also says whether fp32 products may be TF32, from here on: the
+        backward pass follows outside it."""
+        if self.device.type == "cuda":
+            allow_tf32(self.precision == "tf32")
+        if self.precision in ("fp32", "tf32"):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
         """Loss scaling, which only fp16 needs."""
         return torch.amp.GradScaler("cuda" if self.device.type == "cuda" else "cpu", enabled=self.precision == "fp16")
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Says whether CUDA computes fp32 matrix products and convolutions in TF32, which cuDNN does by default.
+
+    torch.backends has two interfaces to this, and torch raises where one reads what the other has set. It is the older
+    one here, as torch.compile (2.11 to 2.14) reads both.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def without_tf32(device: torch.device) -> Iterator[None]:
+    """fp32 is fp32 inside, whatever the precision of the work around it; nothing to do without CUDA."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    allow_tf32(False)
+    try:
+        yield
+    finally:
+        allow_tf32(before)
 
 
 def choose_compute(device: str, precision: str) -> Compute:
@@ -52,7 +80,7 @@ def choose_compute(device: str, precision: str) -> Compute:
     and torch's static-shaped `nonzero` came to it late.
 
     Raises:
-        UsageError: The device is not on this machine.
+        UsageError: The device is not on this machine, or does not have the precision.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
@@ -61,6 +89,10 @@ def choose_compute(device: str, precision: str) -> Compute:
         raise UsageError(f"--device {device}: torch sees no such device here.", "Use --device auto.")
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"
+    if precision == "tf32" and device != "cuda":
+        raise UsageError(f"--precision tf32 is of NVIDIA GPUs, and this computes on {device}.", "Give fp32 or bf16.")
+    if device == "cuda":
+        allow_tf32(precision == "tf32")
     return Compute(torch.device(device), precision)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.device import without_tf32
 from beitcli.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
 
 
@@ -199,7 +200,8 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The likeliest code of each patch: (B, 3, H, W) in [0, 1] to (B, h * w) int64 in [0, V)."""
-        return self.token_logits(images).argmax(dim=1).flatten(1)
+        with without_tf32(images.device):  # tokens do not follow the precision of the model that learns them
+            return self.token_logits(images).argmax(dim=1).flatten(1)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,4 +1,7 @@
-"""What only a GPU can show; these need CUDA and are left out elsewhere."""
+"""What only a GPU can show; these need CUDA and are left out elsewhere.
+
+The step is compiled by default on CUDA, which takes longer than all else here: what is not about that runs without.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from beitcli.runtime.device import Compute
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--device", "cuda")
+TINY += ("--no-compile",)
 
 
 def test_tokenize_computes_in_fp32_on_a_gpu_too(beit, labelled_folder, tokenizer_run):
@@ -34,41 +38,32 @@ def test_tokenize_computes_in_fp32_on_a_gpu_too(beit, labelled_folder, tokenizer
     assert beit(*words).out == beit(*words, "--precision", "fp32").out
 
 
-def test_normalize_waits_for_no_device():
+def test_normalize_waits_for_no_device(nothing_waits):
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8, device="cuda")
     normalize(images, IMAGENET_MEAN, IMAGENET_STD)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         assert normalize(images, IMAGENET_MEAN, IMAGENET_STD).is_cuda
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
-def test_erasing_waits_for_no_device_and_gives_what_a_cpu_gives():
+def test_erasing_waits_for_no_device_and_gives_what_a_cpu_gives(nothing_waits):
     boxes = torch.tensor([[0, 0, 0, 0], [2, 1, 7, 5], [0, 0, 8, 3]], dtype=torch.int32)
     noise, images = torch.randn(3 * (5 * 4 + 8 * 3)), torch.zeros(3, 3, 8, 8)
     on_cpu = erase(images.clone(), boxes, noise)
     there = [tensor.cuda() for tensor in (images, boxes, noise)]
     erase(*there)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         made = erase(*there)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(made.cpu(), on_cpu)
 
 
-def test_apply_color_waits_for_no_device_and_gives_what_a_cpu_gives():
+def test_apply_color_waits_for_no_device_and_gives_what_a_cpu_gives(nothing_waits):
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     colors = torch.tensor([1.2, -0.5, 0, 255, 0.9, 0.1, 4, 0, 250]).repeat(4, 1)
     on_cpu = apply_color(images, colors, IMAGENET_MEAN, IMAGENET_STD)
     images, colors = images.cuda(), colors.cuda()
     apply_color(images, colors, IMAGENET_MEAN, IMAGENET_STD)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         made = apply_color(images, colors, IMAGENET_MEAN, IMAGENET_STD)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert torch.allclose(made.cpu(), on_cpu, atol=1e-5)
 
 
@@ -88,13 +83,14 @@ def test_detection_runs_and_is_measured(tmp_path, beit, head):
         32,
         "--device",
         "cuda",
+        "--no-compile",
     )
     made = beit("finetune", "sample", "--init", "random", *words, "--steps", 4, "--batch-size", 8, "--out", run)
     assert made.code == 0, made.err
     assert beit("eval", run, "sample", "--limit", 16, "--device", "cuda").code == 0
 
 
-def test_new_tokens_leave_the_device_without_waiting_and_all_are_kept(tmp_path):
+def test_new_tokens_leave_the_device_without_waiting_and_all_are_kept(tmp_path, nothing_waits):
     cache = TokenCache(tmp_path, {"of": "a test"}, 4, 16)
     known = CachedTokens(cache, lambda part: part["token_images"].long(), 8, ignore)
 
@@ -107,13 +103,9 @@ def test_new_tokens_leave_the_device_without_waiting_and_all_are_kept(tmp_path):
 
     known.complete(batch(0))  # the first of each shape may allocate
     later = [batch(number) for number in range(1, 20)]
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with nothing_waits():
         for each in later[:4]:
             assert known.complete(each)["visual_tokens"].is_cuda
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for each in later[4:]:
         known.complete(each)
     known.flush()
@@ -122,13 +114,13 @@ def test_new_tokens_leave_the_device_without_waiting_and_all_are_kept(tmp_path):
 
 
 def test_dry_run_tells_the_micro_batch_that_a_run_finds(beit, labelled_folder, tokenizer_run):
-    words = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--no-compile", "--workers", 0)
+    words = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--workers", 0)
     ended = beit(*words, "--steps", 6, "--dry-run", "--json")
     assert ended.code == 0
     assert ended.lines[-1]["plan"]["micro-batch"] == "8 (1 a step)"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_pretraining_runs_and_goes_on(tmp_path, beit, labelled_folder, tokenizer_run, precision):
     run = tmp_path / "run"
     words = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--precision", precision, "--workers", 2)
@@ -140,15 +132,20 @@ def test_pretraining_runs_and_goes_on(tmp_path, beit, labelled_folder, tokenizer
     assert newest.trainer["step"] == 6
 
 
-def test_finetune_and_eval_agree(tmp_path, beit, labelled_folder):
+@pytest.mark.parametrize(("precision", "others"), [("fp32", 0), ("tf32", 2), ("bf16", 2)])
+def test_finetune_and_eval_agree(tmp_path, beit, labelled_folder, precision, others):
+    """Batches of other sizes take other kernels, whose rounding may turn an image or two of the 24 around."""
     words = ("finetune", labelled_folder, "--init", "random", "--recipe", "tiny", "--size", 32, "--steps", 3)
-    ended = beit(*words, "--val", labelled_folder, "--device", "cuda", "--out", tmp_path / "run", "--json")
+    words += ("--val", labelled_folder, "--device", "cuda", "--no-compile", "--precision", precision)
+    ended = beit(*words, "--out", tmp_path / "run", "--json")
+    assert ended.code == 0, ended.err
     measured = beit("eval", tmp_path / "run", labelled_folder, "--device", "cuda")
-    assert measured.lines[0]["top1"] == ended.lines[0]["top1"]
+    assert measured.code == 0, measured.err
+    assert abs(measured.lines[0]["top1"] - ended.lines[0]["top1"]) <= (others + 0.01) / 24
 
 
 def test_a_micro_batch_is_found_and_kept(tmp_path, beit, labelled_folder, tokenizer_run):
-    words = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--no-compile", "--workers", 0)
+    words = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--workers", 0)
     run = tmp_path / "run"
     assert beit(*words, "--steps", 6, "--log-every", 3, "--out", run).code == 0
     newest = newest_checkpoint(run)

@@ -88,6 +88,52 @@ def test_auto_is_fp32_on_a_cpu_and_fp16_on_cuda() -> None:
     assert token_precision("bf16", torch.device("cuda")) == "bf16"
 
 
+# fp16 ends at 65504
+
+
+def unguarded(encoder: LowPrecisionEncoder, mapped: torch.Tensor) -> torch.Tensor:
+    """The same encoder without any scales."""
+    features = encoder.stem(mapped)
+    for index, (path, skip) in enumerate(zip(encoder.paths, encoder.skips, strict=True)):
+        if index in encoder.pooled:
+            features = F.max_pool2d(features, 2)
+        residual = features.half()
+        for conv in path:
+            residual = conv(F.relu(residual))
+        features = skip(features) + encoder.gains[index] * residual.float()
+    return encoder.head(F.relu(features))
+
+
+def loud(tokenizer: Tokenizer, stem: float, path: float) -> None:
+    """Multiplies the first convolution by `stem`, and those of the paths by `path`, whose biases are no longer 0."""
+    encoder = tokenizer.model.encoder
+    for conv in (each for group in encoder.groups for block in group for each in block.convs):
+        conv.bias.normal_()
+        for tensor in (conv.weight, conv.bias):
+            tensor.mul_(path)
+    for tensor in (encoder.stem.weight, encoder.stem.bias):
+        tensor.mul_(stem)
+
+
+def test_fp16_within_its_range_is_not_touched_by_the_guard(tokenizer: Tokenizer) -> None:
+    loud(tokenizer, stem=1, path=1)
+    low = tokenizer.in_precision("fp16").model.encoder
+    mapped = smooth(5).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(low(mapped), unguarded(low, mapped))
+
+
+@pytest.mark.parametrize(("stem", "path"), [(1e6, 1), (1e4, 1), (300, 30), (1e9, 10)])
+def test_fp16_gives_fp32s_tokens_where_its_range_is_left(tokenizer: Tokenizer, stem: float, path: float) -> None:
+    loud(tokenizer, stem, path)
+    images = smooth(32)
+    low = tokenizer.in_precision("fp16")
+    assert not unguarded(low.model.encoder, images.contiguous(memory_format=torch.channels_last)).isfinite().all()
+    exact, near = tokenizer.model.token_logits(images), low.model.token_logits(images)
+    assert (near - exact).abs().max() <= 0.02 * exact.std()
+    assert (low.encode(images) == tokenizer.encode(images)).float().mean() > 0.99
+    assert len(tokenizer.encode(images).unique()) > 5
+
+
 # Compiled
 
 
