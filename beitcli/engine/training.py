@@ -27,7 +27,7 @@ from beitcli.engine.micro_batch import fitting
 from beitcli.engine.saving import Progressed, Saver, load_newest
 from beitcli.engine.step import optimizer_step, step_draws
 from beitcli.engine.task import Plan, Task, Tensors
-from beitcli.engine.transfer import on_device
+from beitcli.engine.transfer import on_device, to_device
 from beitcli.errors import BeitError, DivergedError, StorageError, UsageError
 from beitcli.runtime.device import Compute
 from beitcli.runtime.keyed import keyed_integer
@@ -138,7 +138,7 @@ def train(
 
             torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
             if task.draws:
-                tensors["draws"] = step_draws(plan, task.draws, state.step, world).to(compute.device, non_blocking=True)
+                tensors["draws"] = to_device(step_draws(plan, task.draws, state.step, world), compute.device)
             set_learning_rate(task.optimizer, task.learning_rate(state.step))
             tensors = task.before_step(state.step, tensors)
             if not is_prepared:

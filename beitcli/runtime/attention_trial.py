@@ -18,6 +18,7 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from beitcli.runtime.attention_kernels import FLEX, SDPA, attention, padded_bias
+from beitcli.runtime.device import without_tf32
 
 # Relative error of an output or a gradient against fp32. Measured on a CPU at lengths 65 to 577: up to 9e-3 in bf16 and
 # 1.1e-3 in fp16 with the bias and the scores rounded; TF32, where somebody allows it, is near 3e-4.
@@ -152,6 +153,10 @@ class _Trial:
 
     def reference(self) -> list[torch.Tensor]:
         """What `step` returns, in fp32 by the math kernel, some images at a time."""
+        with without_tf32(self.gradient.device):
+            return self._reference()
+
+    def _reference(self) -> list[torch.Tensor]:
         found = []
         for first in range(0, len(self.gradient), _REFERENCE_IMAGES):
             images = slice(first, first + _REFERENCE_IMAGES)

@@ -38,6 +38,8 @@ class CompiledModule(nn.Module):
     def __init__(self, module: nn.Module, *, enabled: bool, parts: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.module, self.failure, self._is_on = module, "", enabled
+        if enabled:  # fp32 is meant where it is asked for, and tf32 is a precision of its own
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores .* available but not enabled")
         self._whole = self._compiled(module) if enabled and not parts else module
         if enabled and parts:  # FSDP2's gathered weights are no leaves, and Dynamo looks at their `.grad`
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
