@@ -7,6 +7,10 @@ its own over three steps.
 Where other work runs on the same cores, the processor seconds say more than those of the clock.
 
     python benchmarks/pretraining_step.py --batch 4 --rounds 7 -o benchmarks/results/pretraining_step.json
+
+`--former CHECKOUT` runs the step of another version beside it, in a process of its own that computes when it is asked:
+
+    python benchmarks/pretraining_step.py --contestants beit --former ../former
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +104,35 @@ MAKERS: dict[str, Callable[..., Callable[[], None]]] = {
 }
 
 
+@contextmanager
+def former(checkout: str, args: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """Another version's step: a child that computes one for each line it reads, and answers with a line."""
+    words = ["--batch", str(args.batch), "--precision", args.precision, "--recipe", args.recipe, "--serve"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((checkout, str(Path(__file__).parent)))}
+    with subprocess.Popen(
+        [sys.executable, __file__, *words], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        stdin, stdout = child.stdin, child.stdout
+
+        def step() -> None:
+            stdin.write("step\n")
+            stdin.flush()
+            if not stdout.readline():
+                raise RuntimeError(f"The version in {checkout} ended.")
+
+        yield step
+        stdin.close()
+
+
+def serve(step: Callable[[], None]) -> None:
+    for _ in sys.stdin:
+        step()
+        sys.stdout.write("done\n")
+        sys.stdout.flush()
+
+
 def peak_bytes(name: str, args: argparse.Namespace) -> int:
     """Of three steps in a process of their own, in excess of the imports and the batch."""
     words = ["--batch", str(args.batch), "--precision", args.precision, "--recipe", args.recipe, "--memory", name]
@@ -120,10 +153,15 @@ def main() -> None:
     parser.add_argument("--recipe", choices=["base", "base-22k"], default="base-22k")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--contestants", nargs="+", default=["transformers", "transformers, fused AdamW", "beit"])
+    parser.add_argument("--former", metavar="CHECKOUT", help="a folder with another version, to run beside this one")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output")
     args = parser.parse_args()
     batch = a_batch(args.batch)
+    if args.serve:
+        serve(ours(batch, args))
+        return
     if args.memory:
         before = resident_peak()
         step = MAKERS[args.memory](batch, args)
@@ -135,18 +173,21 @@ def main() -> None:
     for precision in ("fp32", "bf16") if args.precision == "both" else (args.precision,):
         args.precision = precision
         steps = {name: MAKERS[name](batch, args) for name in args.contestants}
-        figures: dict[str, Any] = in_turn(steps, args.rounds, peer="transformers")
+        with former(args.former, args) if args.former else nullcontext() as its:
+            steps |= {"former": its} if its else {}
+            figures: dict[str, Any] = in_turn(steps, args.rounds, peer=next(iter(steps)))
         del steps
         for name in args.contestants:
             figures[name]["peak_bytes"] = peak_bytes(name, args)
         results[precision] = figures
         for name, its in figures.items():
             seconds, ratio, less = its["seconds"], its["times_faster"], its["times_less_cpu"]
+            memory = f", {its['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in its else ""
             sys.stderr.write(
                 f"{precision} {name}: {seconds['median']:.2f} s, {ratio['median']:.2f}x "
                 f"({ratio['low']:.2f}-{ratio['high']:.2f}), "
                 f"processor {its['cpu_seconds']['median']:.2f} s, {less['median']:.2f}x "
-                f"({less['low']:.2f}-{less['high']:.2f}), {its['peak_bytes'] / 2**30:.2f} GiB\n"
+                f"({less['low']:.2f}-{less['high']:.2f}){memory}\n"
             )
     report("pretraining step against transformers.BeitForMaskedImageModeling", results, args.output)
 
