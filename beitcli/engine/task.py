@@ -78,7 +78,7 @@ class Task(ABC):
             sharded: Whether each process keeps its part of the model only; before the optimizer is made.
         """
         if sharded and compute.world.size > 1:
-            shard(self.model, self.model.blocks, compute.world)  # type: ignore[arg-type]
+            shard(self.model, self.model.blocks, compute.world, compute.dtype)  # type: ignore[arg-type]
             self.parallel = self.model
         else:
             self.parallel = parallel(self.model, compute.world, all_used=all_used)

@@ -1,7 +1,7 @@
 """A model whose weights, gradients and moments are spread over the processes (FSDP2), for what outgrows one GPU.
 
-Every process keeps 1/n of each tensor. A block's weights are gathered for its forward and its backward pass alone, its
-gradients are averaged where they are kept. Checkpoints hold whole tensors, as of any run: the number of processes is
+Every process keeps 1/n of each tensor, in fp32. A block's weights are gathered for its forward and its backward pass
+alone, its gradients are averaged where they are kept, in fp32. Checkpoints hold whole tensors, as of any run: the number of processes is
 free, and so is whether they shard.
 """
 
@@ -13,23 +13,35 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from beitcli.runtime.distributed import World
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
+def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype = torch.float32) -> None:
     """Spreads a model's tensors over all processes, in place; before its optimizer is made.
 
+    With bf16 the attention and MLP of a block are rounded before they are gathered, which halves the bytes that travel.
+    Autocast would round the same weights to the same numbers after it, so neither loss nor gradient changes; the one
+    exception is a block's own table of relative positions, whose gradient is then summed in bf16. What autocast keeps
+    in fp32 (norms, LayerScale, tokens, positions) stays so: it is gathered with the rest of the model, and blocks do not
+    round their input, the residual stream.
+
     Args:
-        blocks: What is gathered by itself, computed by a method `run`; the rest of the model is gathered as one.
+        blocks: What is gathered by itself, computed by a method `run` that calls `attn` and `mlp`; the rest of the
+            model is gathered as one.
+        dtype: Of the matrices in autocast.
     """
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (world.size,))
+    rounded = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh)
-        register_fsdp_forward_method(block, "run")
+        if dtype == torch.bfloat16:
+            fully_shard([block.attn, block.mlp], mesh=mesh, mp_policy=rounded)  # type: ignore[list-item]
+        else:
+            fully_shard(block, mesh=mesh)
+            register_fsdp_forward_method(block, "run")
     fully_shard(model, mesh=mesh)
 
 
