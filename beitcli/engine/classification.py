@@ -55,7 +55,9 @@ class FinetuneTask(AveragedTask):
         self.view = Preprocessing(normalization)
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
-        self.share_gradients(compute, compile_model=config.compile, sharded=config.shard)
+        self.share_gradients(
+            compute, compile_model=config.compile, sharded=config.shard, compression=config.grad_compression
+        )
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)

@@ -69,7 +69,13 @@ class PretrainTask(Task):
         self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path).to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
         all_used = config.mask  # or the mask token rests
-        self.share_gradients(compute, compile_model=config.compile, all_used=all_used, sharded=config.shard)
+        self.share_gradients(
+            compute,
+            compile_model=config.compile,
+            all_used=all_used,
+            sharded=config.shard,
+            compression=config.grad_compression,
+        )
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)

@@ -55,7 +55,7 @@ class SegmentationTask(AveragedTask):
         self.model = model.to(compute.device)
         self.model.choose_attention(plan.micro_batch, compute)
         share_statistics(self.model, compute.world)
-        self.share_gradients(compute, compile_model=config.compile)
+        self.share_gradients(compute, compile_model=config.compile, compression=config.grad_compression)
         of_head = sum(dropout.channels for dropout in self.model.decode_head.dropouts())
         self.draws = 2 * self.model.architecture.depth + of_head
         self.average(config.ema)

@@ -69,19 +69,26 @@ class Task(ABC):
     parallel: nn.Module | None = None
 
     def share_gradients(
-        self, compute: Compute, *, compile_model: bool = False, all_used: bool = True, sharded: bool = False
+        self,
+        compute: Compute,
+        *,
+        compile_model: bool = False,
+        all_used: bool = True,
+        sharded: bool = False,
+        compression: str = "none",
     ) -> None:
         """Sets `forward`, so that gradients are averaged over processes while the backward pass runs.
 
         Args:
             all_used: Whether every parameter has a gradient in every step.
             sharded: Whether each process keeps its part of the model only; before the optimizer is made.
+            compression: Of the gradients on their way between processes that each keep a whole model: `none` or `bf16`.
         """
         if sharded and compute.world.size > 1:
             shard(self.model, self.model.blocks, compute.world, compute.dtype)  # type: ignore[arg-type]
             self.parallel = self.model
         else:
-            self.parallel = parallel(self.model, compute.world, all_used=all_used)
+            self.parallel = parallel(self.model, compute.world, all_used=all_used, compression=compression)
         self.forward = compiled(self.parallel, compile_model)
 
     def unshared(self) -> AbstractContextManager[Any]:

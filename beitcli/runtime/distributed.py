@@ -71,10 +71,7 @@ class World:
         return self.largest_later(number)()
 
     def largest_later(self, number: int) -> Callable[[], int]:
-        """As `largest`, reduced while this process goes on; what is returned waits for the answer.
-
-        All must call it at the same place among their collectives.
-        """
+        """As `largest`, reduced while this process goes on; what is returned waits for it. All must call it alike."""
         if self.size == 1:
             return lambda: number
         tensor = torch.tensor([number])
@@ -188,21 +185,20 @@ def join(device: torch.device, processes: int, timeout: float) -> World:
             f"--gpus is {processes}, but the launcher started {place.size} processes.",
             f"Give --gpus {place.size}, or leave it out.",
         )
-    if device.type == "cuda":
+    on_cuda = device.type == "cuda"
+    if on_cuda:
         torch.cuda.set_device(place.local_rank)
     try:
         _keys = dist.TCPStore(
             place.address, place.port, place.size, place.rank == 0, timedelta(seconds=timeout), wait_for_workers=True
         )
-        on_cuda = device.type == "cuda"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_cuda else "cpu:gloo",
             store=dist.PrefixStore("group", _keys),
             rank=place.rank,
             world_size=place.size,
             timeout=timedelta(seconds=timeout),
-            # NCCL connects here, where an error says what it is, rather than in the first backward pass
-            device_id=torch.device("cuda", place.local_rank) if on_cuda else None,
+            device_id=torch.device("cuda", place.local_rank) if on_cuda else None,  # NCCL connects here, not in a step
         )
     except (RuntimeError, ValueError) as error:
         raise unreachable(place, error) from None
@@ -268,20 +264,17 @@ def parallel(model: nn.Module, world: World, *, all_used: bool = True, compressi
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of sides of length 1, which mean nothing
     device = next(model.parameters()).device
     # No `static_graph`, which does not go with `no_sync`: micro-batches leave the sharing to the last one of a step.
-    shared = DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        find_unused_parameters=not all_used,
-        gradient_as_bucket_view=True,  # one copy of the gradients less
+    ids = [device.index] if device.type == "cuda" else None
+    shared = DistributedDataParallel(  # as views of their buckets, gradients take half the memory
+        model, device_ids=ids, find_unused_parameters=not all_used, gradient_as_bucket_view=True
     )
     shared.broadcast_buffers = False  # they do not change, or are alike already; torch 2.14 has renamed the argument
     if compression == "bf16":
         try:
             shared.register_comm_hook(None, bf16_compress_hook)
         except TypeError as error:  # DDP's own check, of CUDA and NCCL
-            raise UsageError(
-                f"--grad-compression bf16: {str(error).splitlines()[0]}.", "Leave --grad-compression out."
-            ) from None
+            said = f"--grad-compression bf16: {str(error).splitlines()[0]}."
+            raise UsageError(said, "Leave --grad-compression out.") from None
     return shared
 
 

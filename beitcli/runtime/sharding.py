@@ -1,12 +1,13 @@
 """A model whose weights, gradients and moments are spread over the processes (FSDP2), for what outgrows one GPU.
 
 Every process keeps 1/n of each tensor, in fp32. A block's weights are gathered for its forward and its backward pass
-alone, its gradients are averaged where they are kept, in fp32. Checkpoints hold whole tensors, as of any run: the number of processes is
-free, and so is whether they shard.
+alone, its gradients are averaged where they are kept, in fp32. Checkpoints hold whole tensors, as of any run: the
+number of processes is free, and so is whether they shard.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,11 +23,11 @@ from beitcli.runtime.distributed import World
 def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype = torch.float32) -> None:
     """Spreads a model's tensors over all processes, in place; before its optimizer is made.
 
-    With bf16 the attention and MLP of a block are rounded before they are gathered, which halves the bytes that travel.
-    Autocast would round the same weights to the same numbers after it, so neither loss nor gradient changes; the one
-    exception is a block's own table of relative positions, whose gradient is then summed in bf16. What autocast keeps
-    in fp32 (norms, LayerScale, tokens, positions) stays so: it is gathered with the rest of the model, and blocks do not
-    round their input, the residual stream.
+    With bf16 the attention and the MLP of a block are rounded before they are gathered: half the bytes travel. Autocast
+    would round the same weights to the same numbers after it, so neither loss nor gradient changes, save that of a
+    block's own table of relative positions, which is then summed in bf16. What autocast keeps in fp32 (norms,
+    LayerScale, tokens, positions) is gathered in fp32 with the rest of the model, and the input of a block, the
+    residual stream, is not rounded.
 
     Args:
         blocks: What is gathered by itself, computed by a method `run` that calls `attn` and `mlp`; the rest of the
@@ -35,6 +36,7 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: to
     """
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (world.size,))
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # returns a view: no block adds to it in place
     rounded = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         if dtype == torch.bfloat16:
