@@ -143,6 +143,12 @@ class Training(Launched):
     weight_decay: float = option(0.05, "AdamW's decay of matrices.", panel="Schedule")
     beta2: float = option(0.999, "AdamW's second moment.", panel="Schedule")
     clip: float | None = option(None, "Largest gradient norm.", panel="Schedule")
+    grad_compression: Literal["none", "bf16"] = option(
+        "none",
+        "Arithmetic in which processes sum their gradients: none: fp32; bf16: half the bytes, and rounded sums. Of no "
+        "effect in one process.",
+        panel="Machine",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

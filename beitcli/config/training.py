@@ -61,6 +61,8 @@ class Sharded(Training):
         super().__post_init__()
         if self.shard and self.precision == "fp16":
             raise UsageError("--shard does not go with fp16, whose scaler looks at one process.", "Give bf16 or fp32.")
+        if self.shard and self.grad_compression != "none":
+            raise UsageError("--shard sums gradients in fp32, uncompressed.", "Leave --grad-compression out.")
 
 
 @dataclass(frozen=True, kw_only=True)

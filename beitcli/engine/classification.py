@@ -102,6 +102,7 @@ class FinetuneTask(AveragedTask):
             self.objective,
             compile_step=compiles(config.compile, compute.device),
             sharded=config.shard,
+            compression=config.grad_compression,
         )
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         self.average(config.ema)

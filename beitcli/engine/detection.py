@@ -54,7 +54,7 @@ class DetectionTask(AveragedTask):
         self.normalization = normalization
         self.model = model.to(compute.device)
         self.attention = self.model.choose_attention(plan.micro_batch, compute)
-        self.wrap_parallel(compute, compile_step=bool(config.compile))
+        self.wrap_parallel(compute, compile_step=bool(config.compile), compression=config.grad_compression)
         self.draws = _SAMPLERS + (2 * self.model.architecture.depth if config.drop_path else 0)
         self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)

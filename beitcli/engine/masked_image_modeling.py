@@ -91,6 +91,7 @@ class PretrainTask(Task):
             compile_step=compiles(config.compile, compute.device),
             all_used=config.mask,  # or the mask token has no gradient
             sharded=config.shard,
+            compression=config.grad_compression,
         )
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         groups = parameter_groups(self.model, config.weight_decay)

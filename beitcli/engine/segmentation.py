@@ -55,7 +55,7 @@ class SegmentationTask(AveragedTask):
         self.model = model.to(compute.device)
         self.attention = self.model.choose_attention(plan.micro_batch, compute)
         share_statistics(self.model, compute.world)
-        self.wrap_parallel(compute, compile_step=bool(config.compile))
+        self.wrap_parallel(compute, compile_step=bool(config.compile), compression=config.grad_compression)
         self.draws = self.model.num_uniforms
         self.average(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)

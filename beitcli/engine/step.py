@@ -20,7 +20,7 @@ from beitcli.engine.task import Plan, Task, Tensors
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import World
 from beitcli.runtime.keyed import keyed_integer
-from beitcli.runtime.sharding import is_sharded, whole
+from beitcli.runtime.sharding import whole
 
 
 def step_draws(plan: Plan, columns: int, step: int, world: World) -> torch.Tensor:
@@ -68,7 +68,7 @@ def optimizer_step(
     for name, value in (*figures.items(), ("gradient_norm", norm.detach() / world.size)):
         sums[name] = sums.get(name, 0) + torch.where(skipped, torch.zeros_like(value), value)
     sums["skipped_steps"] = sums.get("skipped_steps", 0) + skipped.float() / world.size
-    _update(task.optimizer, scaler, skipped, on_device=compute.device.type == "cuda" and not is_sharded(task.model))
+    _update(task.optimizer, scaler, skipped, on_device=compute.device.type == "cuda")
     return skipped
 
 

@@ -84,25 +84,27 @@ class Task(ABC):
         compile_step: bool = False,
         all_used: bool = True,
         sharded: bool = False,
+        compression: str = "none",
     ) -> None:
         """Sets `compiled` and `forward`, so that gradients are averaged while the backward pass runs.
 
         Args:
             objective: Holds `model` and computes the loss; None for the model itself.
-            compile_step: Compile all of `objective`; of a sharded model each block, between whose collectives no
-                graph reaches.
+            compile_step: Compile all of `objective`; of a sharded model each part that is computed between collectives.
             all_used: Whether every parameter has a gradient in every step.
             sharded: Whether each process keeps its part of the model only; before the optimizer is made.
+            compression: Of the gradients on their way between processes that each keep a whole model: `none` or `bf16`.
         """
         objective = self.model if objective is None else objective
         if sharded and compute.world.size > 1:
-            blocks: Any = self.model.blocks
-            shard(self.model, blocks, compute.world)
+            parts = shard(self.model, self.model.blocks, compute.world, compute.dtype)  # type: ignore[arg-type]
             self.parallel = self.model
-            self.forward = self.compiled = CompiledModule(objective, enabled=compile_step, parts=blocks)
+            self.forward = self.compiled = CompiledModule(objective, enabled=compile_step, parts=parts)
         else:
             self.compiled = CompiledModule(objective, enabled=compile_step)
-            self.forward = self.parallel = parallel(self.compiled, compute.world, all_used=all_used)
+            self.forward = self.parallel = parallel(
+                self.compiled, compute.world, all_used=all_used, compression=compression
+            )
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context whose backward passes leave the sharing of gradients to the last one of a step."""

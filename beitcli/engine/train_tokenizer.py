@@ -81,7 +81,7 @@ class TokenizerTask(Task):
         self.model = DiscreteVAE(tokenizer_architecture(config)).to(compute.device)
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
-        self.wrap_parallel(compute)
+        self.wrap_parallel(compute, compression=config.grad_compression)
         self.temperature = 1.0
         self.kl_weight = 0.0
 

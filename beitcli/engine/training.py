@@ -5,7 +5,7 @@ stops. Everything random in a step follows from (seed, step), so a run that goes
 was never stopped, bit for bit on a CPU. Between logging steps nothing waits for the device.
 
 Several processes run this loop side by side: each computes its part of every batch, the gradients are averaged, and
-at the head of each step they agree on whether to go on. The first one alone writes.
+before each step they agree on whether to go on (`lockstep.py`). The first one alone writes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
 from beitcli.engine.compile_ahead import compile_ahead
 from beitcli.engine.events import Note, OnEvent, Planned, Progress
+from beitcli.engine.lockstep import Fetched, Lockstep
 from beitcli.engine.micro_batch import fitting
 from beitcli.engine.saving import Progressed, Saver, load_newest
 from beitcli.engine.step import optimizer_step, step_draws
@@ -40,7 +41,6 @@ __all__ = ["Plan", "Progressed", "Task", "Tensors", "optimizer_step", "train"]
 
 _SKIPPED_IN_A_ROW = 5  # steps whose gradient is not finite, after which a run has diverged
 _SKIPPED_FINDING_SCALE = 20  # more of them with fp16, whose scale starts too large by design
-_GO_ON, _STOP, _TROUBLE = range(3)
 
 
 class _StopAsked(Exception):
@@ -109,7 +109,6 @@ def train(
     saver.last_saved = state.step
     streak = torch.zeros((), device=compute.device)
     most = _SKIPPED_IN_A_ROW + (_SKIPPED_FINDING_SCALE if scaler.is_enabled() else 0)
-    trouble: BeitError | None = None
 
     def asked() -> None:
         if world.largest(stop.received or 0):
@@ -119,20 +118,20 @@ def train(
     task.model.train()
     interval, is_prepared = _Interval(state.step), False
     batches = on_device(batches_from(state.step * plan.batch_size, plan.steps - state.step), compute.device)
+
+    def fetch() -> Fetched:
+        saver.look()
+        batch, tensors = next(batches)
+        if world.size == 1:
+            ledger.note(batch.bad)
+        return batch, tensors
+
+    lockstep = Lockstep(fetch, stop, world)
     try:
         while state.step < plan.steps:
-            try:
-                saver.look()
-                batch, tensors = next(batches)
-                interval.bad += batch.bad
-                if world.size == 1:
-                    ledger.note(batch.bad)
-            except BeitError as error:
-                trouble = error
-            command = world.largest(_TROUBLE if trouble else _STOP if stop else _GO_ON)
-            if command == _TROUBLE:
-                world.agree(trouble)
-            if command == _STOP:
+            stopping, (batch, tensors) = lockstep.enter(is_last=state.step + 1 == plan.steps)
+            interval.bad += batch.bad
+            if stopping:
                 _gather_bad(interval, ledger, compute)
                 _stop_here(saver, plan, state, stop, resume_command)
 
@@ -188,14 +187,15 @@ def train(
             on_event(Progress(task.name, state.step, plan.steps, "step", figures))
             if stopping:
                 state.figures = None
+                lockstep.leave()
                 _stop_here(saver, plan, state, stop, resume_command)
             if saving:
                 try:
                     saver.save(plan, state)
                 except StorageError as error:
-                    trouble = error
+                    lockstep.trouble = error
             interval = _Interval(state.step)
-        saver.settle(trouble)
+        saver.settle(lockstep.trouble)
         if state.figures is None:  # a stop came while the last step was being measured
             state.figures, _, stopping = _measured(task)
             if stopping:

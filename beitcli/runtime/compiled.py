@@ -43,6 +43,8 @@ class CompiledModule(nn.Module):
         self._whole = self._compiled(module) if enabled and not parts else module
         if enabled and parts:  # FSDP2's gathered weights are no leaves, and Dynamo looks at their `.grad`
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            dynamo = torch._dynamo.config  # parts of one class share its code, and each may need a graph of its own
+            dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * len(parts))
             for part in parts:
                 part.forward = self._compiled(part)
 

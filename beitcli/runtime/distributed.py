@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from beitcli.errors import BeitError, DistributedError, UsageError
@@ -67,11 +68,20 @@ class World:
 
     def largest(self, number: int) -> int:
         """The largest of every process's number."""
+        return self.largest_later(number)()
+
+    def largest_later(self, number: int) -> Callable[[], int]:
+        """As `largest`, reduced while this process goes on; what is returned waits for it. All must call it alike."""
         if self.size == 1:
-            return number
+            return lambda: number
         tensor = torch.tensor([number])
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_control())
-        return int(tensor)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_control(), async_op=True)
+
+        def answer() -> int:
+            work.wait()
+            return int(tensor)
+
+        return answer
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over processes, in place; on whatever device the tensor is."""
@@ -175,19 +185,20 @@ def join(device: torch.device, processes: int, timeout: float) -> World:
             f"--gpus is {processes}, but the launcher started {place.size} processes.",
             f"Give --gpus {place.size}, or leave it out.",
         )
-    if device.type == "cuda":
+    on_cuda = device.type == "cuda"
+    if on_cuda:
         torch.cuda.set_device(place.local_rank)
     try:
         _keys = dist.TCPStore(
             place.address, place.port, place.size, place.rank == 0, timedelta(seconds=timeout), wait_for_workers=True
         )
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
         dist.init_process_group(
-            backend,
+            "cpu:gloo,cuda:nccl" if on_cuda else "cpu:gloo",
             store=dist.PrefixStore("group", _keys),
             rank=place.rank,
             world_size=place.size,
             timeout=timedelta(seconds=timeout),
+            device_id=torch.device("cuda", place.local_rank) if on_cuda else None,  # NCCL connects here, not in a step
         )
     except (RuntimeError, ValueError) as error:
         raise unreachable(place, error) from None
@@ -238,19 +249,32 @@ def bits(tensors: Iterable[torch.Tensor]) -> int:
     return int((torch.stack(sums) * weights).sum())
 
 
-def parallel(model: nn.Module, world: World, *, all_used: bool = True) -> nn.Module:
+def parallel(model: nn.Module, world: World, *, all_used: bool = True, compression: str = "none") -> nn.Module:
     """The model, its gradients averaged over processes while the backward pass still runs.
 
     Args:
         all_used: Whether every parameter has a gradient in every step.
+        compression: `none`, or `bf16`: what the gradients are rounded to on their way between processes, and summed in.
+
+    Raises:
+        UsageError: This build of torch cannot compress gradients.
     """
     if world.size == 1:
         return model
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of sides of length 1, which mean nothing
     device = next(model.parameters()).device
+    # No `static_graph`, which does not go with `no_sync`: micro-batches leave the sharing to the last one of a step.
     ids = [device.index] if device.type == "cuda" else None
-    shared = DistributedDataParallel(model, device_ids=ids, find_unused_parameters=not all_used)
-    shared.broadcast_buffers = False  # they do not change, or are alike already
+    shared = DistributedDataParallel(  # as views of their buckets, gradients take half the memory
+        model, device_ids=ids, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+    )
+    shared.broadcast_buffers = False  # they do not change, or are alike already; torch 2.14 has renamed the argument
+    if compression == "bf16":
+        try:
+            shared.register_comm_hook(None, bf16_compress_hook)
+        except TypeError as error:  # DDP's own check, of CUDA and NCCL
+            said = f"--grad-compression bf16: {str(error).splitlines()[0]}."
+            raise UsageError(said, "Leave --grad-compression out.") from None
     return shared
 
 

@@ -18,8 +18,10 @@ from launches import Launched, alive, harmed, kill, logged
 from processes import free_port, in_processes, start
 from runs import command, resumption, whole_checkpoints
 
-from beitcli.engine import training
+from beitcli.engine import preparation, training
 from beitcli.engine.masked_image_modeling import PretrainTask
+from beitcli.engine.saving import Saver
+from beitcli.errors import DataError
 from beitcli.runtime.checkpoint import newest_checkpoint, step_of
 from beitcli.runtime.weight_files import read_tensors
 
@@ -79,8 +81,9 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(words, tmp_path, un
     ended = in_processes(2, words, before=lambda rank: at_step(6, rank, 1, send), seconds=60)
     assert [each.code for each in ended] == [75, 75]
     newest = whole_checkpoints(tmp_path / "run")[0]
-    assert step_of(tmp_path / "run" / "checkpoints" / newest) == 6
-    assert "By a signal at step 6; progress is saved." in ended[0].err
+    # it came in the sixth step, whose processes had agreed on the seventh already
+    assert step_of(tmp_path / "run" / "checkpoints" / newest) == 7
+    assert "By a signal at step 7; progress is saved." in ended[0].err
     assert [each.code for each in in_processes(2, resumption(tmp_path / "run"))] == [0, 0]
     assert_equal(weights(tmp_path / "run"), undisturbed)
 
@@ -98,6 +101,57 @@ def test_a_signal_while_one_rank_measures_stops_both(words, tmp_path):
 
     assert [each.code for each in in_processes(2, words, before=before)] == [75, 75]
     assert whole_checkpoints(tmp_path / "run") == ["step-0000004"]
+
+
+def saved_steps(folder: Path, rank: int) -> None:
+    """From now on each save of this process adds its step to a file of the rank's name."""
+    save = Saver.save
+
+    def noted(saver: Saver, plan: Any, state: Any) -> None:
+        with (folder / str(rank)).open("a") as lines:
+            lines.write(f"{state.step}\n")
+        save(saver, plan, state)
+
+    Saver.save = noted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("first", "second", "saves"), [(2, 3, "3"), (6, 7, "4 7"), (1, 1, "2"), (11, 100, "4 8 12")])
+def test_signals_to_both_ranks_at_different_steps_save_one_step_in_both(words, tmp_path, first, second, saves):
+    def before(rank: int) -> None:
+        saved_steps(tmp_path, rank)
+        number = (signal.SIGTERM, signal.SIGUSR1)[rank]
+        step = (second, first)[rank]
+        at_step(step, rank, rank, lambda task: os.kill(os.getpid(), number))
+
+    ended = in_processes(2, words, before=before, seconds=60)
+    assert [each.code for each in ended] == [75, 75], [each.err for each in ended]
+    assert [(tmp_path / rank).read_text().split() for rank in ("0", "1")] == [saves.split()] * 2
+
+
+@pytest.mark.parametrize(("step", "saved"), [(1, []), (2, []), (5, [4]), (7, [4]), (12, [8, 4])])
+@pytest.mark.parametrize("mine", [0, 1])
+def test_a_batch_that_one_rank_cannot_read_ends_both_before_its_step(words, tmp_path, step, saved, mine):
+    """It is missed one step ahead, while both still have steps to compute."""
+
+    def before(rank: int) -> None:
+        if rank != mine:
+            return
+        batches = preparation.training_batches
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            for number, batch in enumerate(batches(*args, **kwargs), start=1):
+                if number == step:
+                    raise DataError("The shelf is empty.", "Fill it.")
+                yield batch
+
+        preparation.training_batches = broken  # type: ignore[assignment]
+
+    ended = in_processes(2, words, before=before, seconds=60)
+    assert [each.code for each in ended] == [3, 3], [each.err for each in ended]
+    assert f"Rank {mine} of 2: The shelf is empty." in " ".join(ended[0].err.split())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if step > 1 else []
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, step))
+    assert whole_checkpoints(tmp_path / "run") == [f"step-{number:07d}" for number in saved]
 
 
 def spoil(value: float, ranks: tuple[int, ...], calls: range) -> Any:
