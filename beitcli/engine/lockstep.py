@@ -12,23 +12,21 @@ One process sends no flags: it fetches the batch at the head of its step, and a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
-import torch
-
-from beitcli.data.loader import Batch
 from beitcli.errors import BeitError
 from beitcli.runtime.distributed import World
 from beitcli.runtime.signals import StopRequest
 
 _GO_ON, _STOP, _TROUBLE = range(3)
-Fetched = tuple[Batch, dict[str, torch.Tensor]]
+Fetched = TypeVar("Fetched")
 
 
-class Lockstep:
+class Lockstep(Generic[Fetched]):
     """Gives each step its batch once all processes are to do it.
 
     Args:
-        fetch: This process's part of the next batch, and its tensors on the device; raises BeitError.
+        fetch: Gives this process's part of the next batch; raises BeitError.
 
     Attributes:
         trouble: What went wrong in this process; in the next flag to be sent.

@@ -23,12 +23,12 @@ from beitcli.data.loader import Batch
 from beitcli.engine.bad_images import Bad, BadImageLedger
 from beitcli.engine.compile_ahead import compile_ahead
 from beitcli.engine.events import Note, OnEvent, Planned, Progress
-from beitcli.engine.lockstep import Fetched, Lockstep
+from beitcli.engine.lockstep import Lockstep
 from beitcli.engine.micro_batch import fitting
 from beitcli.engine.saving import Progressed, Saver, load_newest
 from beitcli.engine.step import optimizer_step, step_draws
 from beitcli.engine.task import Plan, Task, Tensors
-from beitcli.engine.transfer import on_device, to_device
+from beitcli.engine.transfer import Moved, moving, to_device
 from beitcli.errors import BeitError, DivergedError, StorageError, UsageError
 from beitcli.runtime.device import Compute
 from beitcli.runtime.keyed import keyed_integer
@@ -117,19 +117,20 @@ def train(
     task.poll = asked  # type: ignore[method-assign]
     task.model.train()
     interval, is_prepared = _Interval(state.step), False
-    batches = on_device(batches_from(state.step * plan.batch_size, plan.steps - state.step), compute.device)
+    batches = moving(batches_from(state.step * plan.batch_size, plan.steps - state.step), compute.device)
 
-    def fetch() -> Fetched:
+    def fetch() -> Moved:
         saver.look()
-        batch, tensors = next(batches)
+        moved = next(batches)
         if world.size == 1:
-            ledger.note(batch.bad)
-        return batch, tensors
+            ledger.note(moved.batch.bad)
+        return moved
 
     lockstep = Lockstep(fetch, stop, world)
     try:
         while state.step < plan.steps:
-            stopping, (batch, tensors) = lockstep.enter(is_last=state.step + 1 == plan.steps)
+            stopping, moved = lockstep.enter(is_last=state.step + 1 == plan.steps)
+            batch, tensors = moved.batch, moved.take()
             interval.bad += batch.bad
             if stopping:
                 _gather_bad(interval, ledger, compute)

@@ -23,7 +23,14 @@ AHEAD = 2  # batches that are taken from the loader and not by the training yet
 def on_device(
     batches: Iterator[Batch], device: torch.device
 ) -> Generator[tuple[Batch, dict[str, torch.Tensor]], None, None]:
-    """Each batch beside its tensors on the device; `close` ends the loader's workers and the thread.
+    """As `moving`, each batch beside its tensors, for which the current stream waits at once."""
+    with closing(moving(batches, device)) as under_way:
+        for moved in under_way:
+            yield moved.batch, moved.take()
+
+
+def moving(batches: Iterator[Batch], device: torch.device) -> Generator[Moved, None, None]:
+    """Each batch on its way to the device; `close` ends the loader's workers and the thread.
 
     Without CUDA a batch is read when it is asked for, by the thread that asks. So it is on CUDA where the loader has no
     workers, as reading images uses global random generators and open files of the process; its copy still overlaps the
@@ -31,13 +38,11 @@ def on_device(
     """
     if device.type != "cuda":
         for batch in batches:
-            yield batch, batch.to(device)
+            yield Moved(batch, batch.to(device))
         return
     moved = Prefetcher(batches, device) if getattr(batches, "workers", 0) else _MovedHere(batches, device)
     with closing(moved):
-        for each in moved:
-            each.wait()
-            yield each.batch, each.tensors
+        yield from moved
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -59,14 +64,14 @@ class Moved:
     tensors: dict[str, torch.Tensor]
     ready: torch.cuda.Event | None = None
 
-    def wait(self) -> None:
-        """Has the current stream, not the host, wait for the copy."""
-        if self.ready is None:
-            return
-        for tensor in self.tensors.values():
-            current = torch.cuda.current_stream(tensor.device)
-            current.wait_event(self.ready)
-            tensor.record_stream(current)  # its memory is not given out again before the step is through
+    def take(self) -> dict[str, torch.Tensor]:
+        """The tensors; has the current stream, not the host, wait for their copy."""
+        if self.ready is not None:
+            for tensor in self.tensors.values():
+                current = torch.cuda.current_stream(tensor.device)
+                current.wait_event(self.ready)
+                tensor.record_stream(current)  # its memory is not given out again before the step is through
+        return self.tensors
 
 
 class _Copier:

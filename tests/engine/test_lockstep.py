@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 
 from beitcli.data.loader import Batch
-from beitcli.engine.lockstep import Fetched, Lockstep
+from beitcli.engine.lockstep import Lockstep
 from beitcli.errors import DataError
 from beitcli.runtime.distributed import ALONE
 from beitcli.runtime.signals import StopRequest
@@ -19,7 +20,7 @@ class Feed:
     def __init__(self) -> None:
         self.fetched = 0
 
-    def __call__(self) -> Fetched:
+    def __call__(self) -> tuple[Batch, dict[str, torch.Tensor]]:
         self.fetched += 1
         if self.fetched == 3:
             raise DataError("no third", "")

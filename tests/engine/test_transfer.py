@@ -96,7 +96,7 @@ def test_prefetched_batches_are_the_loaders_in_their_order_with_their_bad_images
     assert len(moved) == len(expected) == 6
     assert sum(len(batch.bad) for batch in expected) >= 3
     for mine, batch in zip(moved, expected, strict=True):
-        mine.wait()
+        mine.take()
         assert mine.batch.indices == batch.indices
         assert mine.batch.bad == batch.bad
         assert torch.equal(mine.tensors["images"], batch.tensors["images"])
