@@ -1,0 +1,45 @@
+"""Compiles what later steps need, while tests run: one step of each of their models, in their very shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gpu_steps.context import Context
+from gpu_steps.setups import MICRO_BATCH, has_setting, make_setup
+
+
+def run(context: Context) -> None:
+    base, large = MICRO_BATCH["base"], MICRO_BATCH["large"]
+    jobs: dict[str, Callable[[], object]]
+    if context.small:  # on a CPU the base step compiles for itself, and later ones find it
+        jobs = {"base": lambda: ours(context, "base", 4)} if context.step.variant == "base" else {}
+    elif context.step.variant == "base":
+        jobs = {"base": lambda: ours(context, "base", base)}
+        if has_setting("residual"):
+            jobs["residual"] = lambda: ours(context, "base", base, residual="bf16")
+        jobs["base-22k"] = lambda: ours(context, "base-22k", MICRO_BATCH["base-22k"])
+    else:
+        jobs = {"large": lambda: ours(context, "large", large), "peers": lambda: warm_peers(context)}
+    for name, job in jobs.items():
+        with context.attempt(name):
+            start = time.perf_counter()
+            job()
+            context.wait()
+            context.record(name, {"seconds": time.perf_counter() - start})
+
+
+def ours(context: Context, recipe: str, micro_batch: int, **settings: str) -> None:
+    """Two steps: the second one has the gradients' and moments' memory as any later one."""
+    setup = make_setup(context, recipe, micro_batch, compile_model=True, **settings)
+    for _ in range(2):
+        setup.step()
+
+
+def warm_peers(context: Context) -> None:
+    from gpu_steps.peers import PEERS, peer_step
+
+    for name in PEERS:
+        with context.attempt(name):
+            peer_step(context, name, compiled=True)()
+            context.wait()
