@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --out RESULTS --only environment,rates,base
     python benchmarks/gpu.py --out RESULTS --device cpu --small               # the same code on two CPU cores
 
-Every step is a process of its own with a time limit; a crash, a hang or a missing package costs that step alone. RESULTS
-holds gpu.json, gpu.md (at its end the table of goals), gpu.log and tests-gpu.xml, rewritten after each step.
+Every step is a process of its own with a time limit; a crash, a hang or a missing package costs that step alone.
+RESULTS holds gpu.json, gpu.md (at its end the table of goals), gpu.log and tests-gpu.xml, rewritten after each step.
 See benchmarks/README.md for the steps, their budgets, and a machine without network.
 """
 
@@ -46,9 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=520, metavar="SECONDS", help="for everything")
     parser.add_argument("--limit", type=limit, action="append", default=[], metavar="NAME=SECONDS", help="of one step")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument(
-        "--small", action="store_true", help="tiny sizes, which show that the script works and no speed"
-    )
+    parser.add_argument("--small", action="store_true", help="tiny sizes: the script works, no speed is said")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--scratch", type=Path, help="folder of compiled code and images, kept; default one beside --out, removed"

@@ -19,6 +19,8 @@ import torch
 
 from gpu_steps.schedule import Step
 
+_COMPILE = torch.compile
+
 
 class Context:
     """The surroundings of one step.
@@ -40,6 +42,8 @@ class Context:
         self.results: dict[str, Any] = {}
         self.errors: dict[str, str] = {}
         torch.manual_seed(self.seed)
+        if self.small and not self.is_cuda:
+            torch.compile = traced_alone  # type: ignore[assignment] # a CPU's C++ compiler takes minutes
 
     @property
     def is_cuda(self) -> bool:
@@ -115,6 +119,11 @@ class Context:
 
     def peak_gib(self) -> float | None:
         return torch.cuda.max_memory_allocated() / 2**30 if self.is_cuda else None
+
+
+def traced_alone(model: Any, *, dynamic: bool | None = None, **others: Any) -> Any:
+    """torch.compile without code generation: the graph is traced and differentiated, and runs as it is."""
+    return _COMPILE(model, dynamic=dynamic, backend="aot_eager")
 
 
 def _plain(value: Any) -> Any:

@@ -17,12 +17,12 @@ class Goal:
 
     Attributes:
         check: The measured value in words and whether the goal holds; None where it was not measured.
-        of_speed: Says nothing on a CPU or with small sizes.
+        needs_gpu: Says nothing on a CPU or with small sizes.
     """
 
     text: str
     check: Callable[[Document], Measured]
-    of_speed: bool = True
+    needs_gpu: bool = True
 
 
 def value(document: Document, path: str) -> Any:
@@ -157,7 +157,7 @@ GOALS = (
     Goal("BEiT-B: at least 55% of the measured bf16 rate", at_least("base/compiled/utilisation", 0.55, "{:.1%}")),
     Goal("BEiT-L: at least 1,280 images/s", at_least("large/compiled/images_per_second", 1280)),
     Goal("BEiT-L: at least 60% of the measured bf16 rate", at_least("large/compiled/utilisation", 0.60, "{:.1%}")),
-    Goal("B and L are one compiled graph", really_compiled, of_speed=False),
+    Goal("B and L are one compiled graph", really_compiled, needs_gpu=False),
     Goal(
         "BEiT-B: compiled faster than eager",
         over("base/compiled/images_per_second", "base/eager/images_per_second"),
@@ -170,7 +170,7 @@ GOALS = (
         "Shared relative position bias: at least 0.8 of B without",
         over("base-22k/compiled/images_per_second", "base/compiled/images_per_second", 0.8),
     ),
-    Goal("tests/gpu pass", tests_pass, of_speed=False),
+    Goal("tests/gpu pass", tests_pass),
     Goal(
         "fp32 on the device: loss within 1e-5, gradient within 1e-3 of the CPU's (small, B)",
         at_most(
@@ -179,7 +179,7 @@ GOALS = (
             ("parity/base/fp32/loss_error", 1e-5),
             ("parity/base/fp32/gradient_error", 1e-3),
         ),
-        of_speed=False,
+        needs_gpu=False,
     ),
     Goal(
         "bf16 on the device: loss within 1e-2, gradient within 5e-2 of the CPU's fp32 (small, B)",
@@ -189,14 +189,14 @@ GOALS = (
             ("parity/base/bf16/loss_error", 1e-2),
             ("parity/base/bf16/gradient_error", 5e-2),
         ),
-        of_speed=False,
+        needs_gpu=False,
     ),
     Goal(
         "Compiled and eager losses within 0.05 over 20 steps",
         at_most(("parity/compiled/largest_difference", 0.05)),
-        of_speed=False,
+        needs_gpu=False,
     ),
-    Goal("Attention: torch's default kernel finite, gradient within 5e-2", attention_is_sound, of_speed=False),
+    Goal("Attention: torch's default kernel finite, gradient within 5e-2", attention_is_sound, needs_gpu=False),
     Goal("The loader alone feeds BEiT-B", loader_feeds),
     Goal(
         "Training from JPEGs with kept tokens: at least 95% of synthetic",
@@ -209,12 +209,12 @@ GOALS = (
     Goal(
         "DALL-E's encoder: fp16's tokens 95% fp32's (random weights)",
         at_least("dalle/fp16/agreement", 0.95, "{:.1%}"),
-        of_speed=False,
+        needs_gpu=False,
     ),
     Goal("Ours faster than transformers", faster_than("transformers")),
     Goal("Ours faster than timm", faster_than("timm")),
     Goal("A checkpoint of BEiT-B stalls training for less than 1 s", stalls),
-    Goal("A process group of one: all-reduce, DDP, FSDP2 as the plain step", group_works, of_speed=False),
+    Goal("A process group of one: all-reduce, DDP, FSDP2 as the plain step", group_works, needs_gpu=False),
     Goal(
         "bf16 residual: faster than fp32",
         over("residual/bf16/images_per_second", "residual/fp32/images_per_second"),
@@ -222,7 +222,7 @@ GOALS = (
     Goal(
         "bf16 residual: loss at the end within 0.02 of fp32's",
         at_most(("residual/loss/end_difference", 0.02)),
-        of_speed=False,
+        needs_gpu=False,
     ),
 )
 
@@ -236,6 +236,6 @@ def verdicts(document: Document) -> list[dict[str, str]]:
             found = goal.check(document)
         except Exception as error:  # a half-written result must not cost the table
             found = (f"{type(error).__name__}: {error}"[:100], False)
-        held = "-" if found is None or (goal.of_speed and not is_full) else "yes" if found[1] else "NO"
+        held = "-" if found is None or (goal.needs_gpu and not is_full) else "yes" if found[1] else "NO"
         rows.append({"goal": goal.text, "measured": UNMEASURED if found is None else found[0], "held": held})
     return rows

@@ -102,7 +102,7 @@ def loader_rate(data: Data, view: Any, workers: int) -> float:
 
 def train_from_jpegs(context: Context, data: Data, workers: int) -> None:
     """The engine's step from synthetic tensors, from JPEGs with kept tokens, and with the tokenizer in the step."""
-    setup = make_setup(context, "base", data.batch_size, compile_model=not context.small)
+    setup = make_setup(context, "base", data.batch_size, compile_model=True)
     training: dict[str, Any] = {"workers": workers}
     training["synthetic"] = speed(context, setup)["images_per_second"]["median"]
     context.record("training", training)

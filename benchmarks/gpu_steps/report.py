@@ -72,6 +72,7 @@ def overview(document: dict[str, Any]) -> str:
 
 
 def sections(document: dict[str, Any]) -> list[str]:
+    """A step each: its single values, then its tables; what has mostly the same rows stands side by side."""
     parts = []
     for step in STEPS:
         entry = document["steps"].get(step.name, {})
@@ -79,12 +80,18 @@ def sections(document: dict[str, Any]) -> list[str]:
         if not results and not entry.get("last_lines"):
             continue
         text = f"## {step.title} (`{step.name}`)\n"
-        scalars = {name: each for name, each in results.items() if not is_tabular(each)}
-        if scalars:
-            text += "\n" + table([{"what": n, "value": each} for n, each in flattened(scalars)], ["what", "value"])
+        single = {name: each for name, each in results.items() if not is_nested(each)}
+        if single:
+            text += "\n" + side_by_side({"value": single})
+        columns: dict[str, dict[str, Any]] = {}
+        tables: dict[str, Any] = {}
         for name, each in results.items():
-            if is_tabular(each):
-                text += f"\n{name}:\n\n" + tabular(each)
+            if is_nested(each):
+                columns[name] = flattened(each, tables, name)
+        for group in alike({name: its for name, its in columns.items() if its}):
+            text += "\n" + side_by_side(group)
+        for name, each in tables.items():
+            text += f"\n{name}:\n\n" + tabular(each)
         if entry.get("last_lines"):
             text += "\n```\n" + "\n".join(line[:300] for line in entry["last_lines"]) + "\n```\n"
         parts.append(text)
@@ -95,19 +102,20 @@ def is_spread(each: Any) -> bool:
     return isinstance(each, dict) and set(each) == {"median", "low", "high", "n"}
 
 
-def is_row(each: Any) -> bool:
-    """A dict of plain values, spreads among them."""
-    return isinstance(each, dict) and bool(each) and not is_spread(each) and not any(map(is_nested, each.values()))
-
-
 def is_nested(each: Any) -> bool:
-    return isinstance(each, list) or (isinstance(each, dict) and not is_spread(each))
+    """What is more than one cell."""
+    if isinstance(each, list):
+        return any(isinstance(one, dict) for one in each)
+    return isinstance(each, dict) and not is_spread(each)
 
 
 def is_tabular(each: Any) -> bool:
     """What is shown as a table of its own: rows, or named rows."""
     rows = list(each.values()) if isinstance(each, dict) and not is_spread(each) else each
-    return isinstance(rows, list) and len(rows) > 1 and all(map(is_row, rows))
+    if not isinstance(rows, list) or len(rows) < 2 or not all(isinstance(row, dict) and row for row in rows):
+        return False
+    same = isinstance(each, list) or len({tuple(row) for row in rows}) == 1
+    return same and not any(is_spread(row) or any(map(is_nested, row.values())) for row in rows)
 
 
 def tabular(each: Any) -> str:
@@ -115,19 +123,39 @@ def tabular(each: Any) -> str:
     return table(rows, list(dict.fromkeys(column for row in rows for column in row)))
 
 
-def flattened(results: Any, prefix: str = "") -> Rows | list[tuple[str, Any]]:
-    """(path, plain value) of everything inside."""
-    found: list[tuple[str, Any]] = []
-    for name, each in results.items():
-        path = f"{prefix}{name}"
-        if isinstance(each, dict) and not is_spread(each):
-            found += flattened(each, f"{path} / ")  # type: ignore[arg-type]
-        elif isinstance(each, list) and each and all(map(is_row, each)):
-            for number, row in enumerate(each):
-                found += flattened(row, f"{path} {number + 1} / ")  # type: ignore[arg-type]
+def flattened(each: Any, tables: dict[str, Any], path: str, prefix: str = "") -> dict[str, Any]:
+    """Cells by what they are; what is a table of its own is put into `tables` instead."""
+    if is_tabular(each):
+        tables[path] = each
+        return {}
+    cells: dict[str, Any] = {}
+    named = each if isinstance(each, dict) else {str(number): one for number, one in enumerate(each, start=1)}
+    for name, inner in named.items():
+        if is_nested(inner):
+            cells |= flattened(inner, tables, f"{path} / {name}", f"{prefix}{name} / ")
         else:
-            found.append((path, each))
-    return found
+            cells[prefix + name] = inner
+    return cells
+
+
+def alike(columns: dict[str, dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    """Columns of one table each: those that share half of the first one's rows."""
+    groups: list[dict[str, dict[str, Any]]] = []
+    for name, cells in columns.items():
+        for group in groups:
+            first = next(iter(group.values()))
+            if 2 * len(first.keys() & cells.keys()) >= max(len(first), len(cells)):
+                group[name] = cells
+                break
+        else:
+            groups.append({name: cells})
+    return groups
+
+
+def side_by_side(columns: dict[str, dict[str, Any]]) -> str:
+    what = dict.fromkeys(name for cells in columns.values() for name in cells)
+    rows = [{"what": name} | {column: cells.get(name) for column, cells in columns.items()} for name in what]
+    return table(rows, ["what", *columns])
 
 
 def table(rows: Rows, columns: list[str]) -> str:

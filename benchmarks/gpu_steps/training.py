@@ -29,8 +29,6 @@ def run(context: Context) -> None:
     context.record("gflop_an_image", flops / 1e9)
     with context.attempt("eager"):
         measured(context, "eager", make_setup(context, recipe, micro_batch, compile_model=False), flops)
-    if context.small and recipe != "base":
-        return  # the compiler's minutes on a CPU are spent once
     with context.attempt("compiled"):
         setup = make_setup(context, recipe, micro_batch, compile_model=True)
         measured(context, "compiled", setup, flops)

@@ -10,15 +10,13 @@ from gpu_steps.setups import MICRO_BATCH, has_setting, make_setup
 
 
 def run(context: Context) -> None:
-    base, large = MICRO_BATCH["base"], MICRO_BATCH["large"]
+    base, large, shared = (4 if context.small else MICRO_BATCH[recipe] for recipe in ("base", "large", "base-22k"))
     jobs: dict[str, Callable[[], object]]
-    if context.small:  # on a CPU the base step compiles for itself, and later ones find it
-        jobs = {"base": lambda: ours(context, "base", 4)} if context.step.variant == "base" else {}
-    elif context.step.variant == "base":
+    if context.step.variant == "base":
         jobs = {"base": lambda: ours(context, "base", base)}
         if has_setting("residual"):
             jobs["residual"] = lambda: ours(context, "base", base, residual="bf16")
-        jobs["base-22k"] = lambda: ours(context, "base-22k", MICRO_BATCH["base-22k"])
+        jobs["base-22k"] = lambda: ours(context, "base-22k", shared)
     else:
         jobs = {"large": lambda: ours(context, "large", large), "peers": lambda: warm_peers(context)}
     for name, job in jobs.items():
