@@ -54,7 +54,7 @@ def loss_and_gradients(setup: Setup) -> tuple[float, dict[str, torch.Tensor]]:
         loss, _ = setup.task.loss(setup.batch)
     loss.backward()
     named = setup.task.model.named_parameters()
-    return float(loss), {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
+    return loss.item(), {name: p.grad.detach().cpu() for name, p in named if p.grad is not None}
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
