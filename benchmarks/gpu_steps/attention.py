@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,31 +30,37 @@ Attend = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 def run(context: Context) -> None:
     rows: list[dict[str, Any]] = []
-    shapes = {"bench": (2, 17, 16, 4)} if context.small else SHAPES
-    with context.attempt("chosen"):
-        recipe_images = {"base": 4} if context.small else {"base": 256, "base-22k": 256, "large": 128}
-        for recipe, images in recipe_images.items():
+    kernels(context, [name for name in KERNELS if name != "flex"], rows)
+    recipes = {"base": 4} if context.small else {"base": 256, "base-22k": 256, "large": 128}
+    for recipe, images in recipes.items():  # behind the kernels: a choice changes what "default" is
+        with context.attempt(f"chosen for {recipe}"):
             chosen = attention_choice(make_setup(context, recipe, images, compile_model=False))
             context.record(f"chosen for {recipe}", chosen)
-    for kernel in KERNELS:  # flex last: it is compiled
-        for shape in shapes:
-            for has_bias in (False, True):
-                row: dict[str, Any] = {"kernel": kernel, "shape": shape, "bias": has_bias}
-                try:
-                    row |= measured(context, kernel, shapes[shape], has_bias)
-                except Exception as error:  # most kernels do not take everything, and say so with a RuntimeError
-                    row["note"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:200]
-                    error.__traceback__ = None
-                context.free()
-                rows.append(row)
-                context.record("kernels", rows)
+    kernels(context, ["flex"], rows)  # last: it is compiled
+
+
+def kernels(context: Context, names: list[str], rows: list[dict[str, Any]]) -> None:
+    """Appends a row for each kernel, shape, with and without a bias."""
+    shapes = {"bench": (2, 17, 16, 4)} if context.small else SHAPES
+    for kernel, shape, has_bias in product(names, shapes, (False, True)):
+        row: dict[str, Any] = {"kernel": kernel, "shape": shape, "bias": has_bias}
+        try:
+            row |= measured(context, kernel, shapes[shape], has_bias)
+        except Exception as error:  # most kernels do not take everything, and say so with a RuntimeError
+            row["note"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:200]
+            error.__traceback__ = None
+        context.free()
+        rows.append(row)
+        context.record("kernels", rows)
 
 
 def measured(context: Context, kernel: str, shape: tuple[int, int, int, int], has_bias: bool) -> dict[str, Any]:
     attend = flex(context) if kernel == "flex" else sdpa(kernel)
     heads, length, width, images = shape
     few = drawn(context, heads, length, width, min(images, _CHECKED), has_bias)
-    own, reference = passes(attend, *few), passes(sdpa("math"), *(t if t is None else t.float() for t in few))
+    packed, bias, gradient = few
+    own = passes(attend, *few)
+    reference = passes(sdpa("math"), packed.float(), None if bias is None else bias.float(), gradient.float())
     errors = [relative_error(a, b) for a, b in zip(own, reference, strict=True)]
     row: dict[str, Any] = {
         "error": errors[0],

@@ -15,12 +15,13 @@ from beitcli.tokenizers.dalle import Half, build
 from beitcli.tokenizers.dvae import DVAEArchitecture, Encoder
 from gpu_steps.context import Context
 
+SIZES = {"full": (256, 112, 4), "small": (2, 16, 2)}  # images at once, their side, groups of the encoder
 _GFLOP = 52.0  # of encoding 112 x 112 pixels
 
 
 def run(context: Context) -> None:
-    images, side = (2, 16) if context.small else (256, 112)
-    tokenizer = random_tokenizer(context)
+    images, side, groups = SIZES["small" if context.small else "full"]
+    tokenizer = random_tokenizer(context, groups)
     pixels = smooth_images(images, side, context.seed).to(context.device)
     context.record("parameters", sum(p.numel() for p in tokenizer.model.parameters()))
     reference: list[torch.Tensor] = []
@@ -68,10 +69,10 @@ def convolution_tf32(allowed: bool) -> Iterator[None]:
         yield
 
 
-def random_tokenizer(context: Context) -> Tokenizer:
+def random_tokenizer(context: Context, groups: int = 4) -> Tokenizer:
     """The encoder alone, at DALL-E's size; on the device, frozen."""
-    sizes = {"vocab_size": 64, "width": 16, "groups": 4, "blocks_per_group": 1} if context.small else {}
-    architecture = DVAEArchitecture(**sizes, init_gain=2**0.5)
+    sizes = {"vocab_size": 64, "width": 16, "blocks_per_group": 1} if context.small else {}
+    architecture = DVAEArchitecture(**sizes, groups=groups, init_gain=2**0.5)
     torch.manual_seed(context.seed)
     with torch.device(context.device):
         encoder = Encoder(architecture)

@@ -17,7 +17,7 @@ from measure import hardware
 from gpu_steps.context import Context
 from gpu_steps.parent import ROOT
 
-_QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,clocks.sm"
+_QUERIES = ("name,driver_version,memory.total", "clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,clocks.sm")
 
 
 def run(context: Context) -> None:
@@ -29,10 +29,12 @@ def run(context: Context) -> None:
     context.record("torch", {"version": torch.__version__, "cuda": torch.version.cuda, "kernel": platform.release()})
     context.record("threads", {"torch": torch.get_num_threads(), "cores": os.cpu_count()})
     if shutil.which("nvidia-smi"):
-        with context.attempt("nvidia-smi"):
-            words = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
-            context.record("nvidia-smi", dict(zip(_QUERY.split(","), done.stdout.strip().split(", "), strict=False)))
+        for name, query in zip(("nvidia-smi", "nvidia-smi clocks"), _QUERIES, strict=True):
+            with context.attempt(name):
+                words = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+                done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+                first = done.stdout.strip().splitlines()[0].split(", ")
+                context.record(name, dict(zip(query.split(","), first, strict=False)))
     if context.is_cuda:
         with context.attempt("cuda"):
             properties = torch.cuda.get_device_properties(0)
@@ -59,13 +61,12 @@ def packages() -> dict[str, object]:
     optional = project["optional-dependencies"]
     named = {"required": project["dependencies"], "test": optional["test"], "detect": optional["detect"]}
     found: dict[str, str | None] = {}
-    for requirement in [each for part in named.values() for each in part] + ["torchvision", "triton", "nccl"]:
+    for requirement in [each for part in named.values() for each in part] + ["torchvision", "triton"]:
         name = re.split(r"[<>=!~ \[]", requirement)[0]
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    found.pop("nccl", None)
     required = {re.split(r"[<>=!~ \[]", each)[0] for each in named["required"]}
     missing = sorted(name for name, version in found.items() if version is None)
     return {

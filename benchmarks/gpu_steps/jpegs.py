@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 _QUALITY, _OCTAVES, _SHARED = 90, 8, 0.8
-_AMPLITUDE, _FALL, _GRAIN = 70.0, 0.72, 3.0  # levels of 255; chosen so that a file has about 110 kB
+_AMPLITUDE, _FALL, _GRAIN = 50.0, 0.9, 15.0  # levels of 255; chosen so that a file has about 110 kB
 
 
 def draw(number: int, seed: int, size: tuple[int, int]) -> Image.Image:

@@ -21,6 +21,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.token_cache import CachedView, TokenCache
 from beitcli.engine.cached_tokens import CachedTokens
 from beitcli.engine.events import ignore
+from beitcli.engine.targets import TokenTarget
 from beitcli.engine.training import optimizer_step
 from beitcli.engine.transfer import on_device
 from beitcli.masking import keyed_mask
@@ -103,12 +104,14 @@ def loader_rate(data: Data, view: Any, workers: int) -> float:
 def train_from_jpegs(context: Context, data: Data, workers: int) -> None:
     """The engine's step from synthetic tensors, from JPEGs with kept tokens, and with the tokenizer in the step."""
     setup = make_setup(context, "base", data.batch_size, compile_model=True)
+    target = setup.task.target
+    assert isinstance(target, TokenTarget)
     training: dict[str, Any] = {"workers": workers}
     training["synthetic"] = speed(context, setup)["images_per_second"]["median"]
     context.record("training", training)
     with context.attempt("kept tokens"):
         cache = filled_cache(context, data)
-        setup.task.known = CachedTokens(cache, setup.task.target.encode, data.batch_size, ignore)  # type: ignore[attr-defined]
+        setup.task.known = CachedTokens(cache, target.encode, data.batch_size, ignore)
         training["kept tokens"] = training_rate(context, data, setup, CachedView(data.view, cache), workers)
         training["tokens_not_kept"] = cache.written
         setup.task.known.close()
@@ -116,7 +119,7 @@ def train_from_jpegs(context: Context, data: Data, workers: int) -> None:
     setup.task.known = None
     with context.attempt("online tokens"):
         tokenizer = random_tokenizer(context)
-        setup.task.target.tokenizer = tokenizer if context.small else tokenizer.in_precision("fp16")  # type: ignore[attr-defined]
+        target.tokenizer = tokenizer if context.small else tokenizer.in_precision("fp16")
         training["online tokens, fp16"] = training_rate(context, data, setup, data.view, workers)
         context.record("training", training)
     for name in ("kept tokens", "online tokens, fp16"):

@@ -68,7 +68,7 @@ def with_ddp(setup: Setup) -> Setup:
 def with_fsdp(setup: Setup) -> Setup:
     """As `--shard` spreads it; the optimizer is made of what is left here."""
     task = setup.task
-    shard(task.model, task.model.blocks, World())  # type: ignore[arg-type]
+    shard(task.model, task.model.blocks, World())
     groups = parameter_groups(task.model, task.config.weight_decay)
     task.optimizer = make_adamw(groups, task.config.lr, (0.9, task.config.beta2), setup.compute.device)
     task.parallel = task.forward = task.model

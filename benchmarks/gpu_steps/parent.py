@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
 _POLL_SECONDS = 0.05
 _RESERVE_SECONDS = 3.0  # for the last report
+_KILL_SECONDS = 5.0
 _TAIL_LINES, _LOG_BYTES = 30, 200_000
 MISSING_PACKAGE = 3  # exit code of a step
 
@@ -77,8 +78,8 @@ class Parent:
             "steps": {name: {"status": "not asked for"} for name in NAMES if name not in chosen}
             | {name: {"status": "not reached"} for name in chosen},
         }
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(kind, self._on_signal)
         self.write()
         waiting: list[Running] = []
         try:
@@ -184,7 +185,8 @@ class Parent:
         """Kills what is left of a step's process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(running.process.pid, signal.SIGKILL)
-        running.process.wait()
+        with suppress(subprocess.TimeoutExpired):  # one that hangs in the driver does not hold up the rest
+            running.process.wait(timeout=_KILL_SECONDS)
         if running.process.stdin is not None:
             with suppress(OSError):
                 running.process.stdin.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def squares(context: Context) -> None:
         with context.attempt(f"square {name}"), matmul_tf32(tf32):
             first, second = (torch.randn(n, n, device=context.device).to(dtype) for _ in range(2))
             times = 5 if name == "fp32" or context.small else 20
-            taken = context.seconds_of(lambda a=first, b=second: a @ b, times, warmup=3)
+            taken = context.seconds_of(partial(torch.matmul, first, second), times, warmup=3)
             found[name] = {"tflops": spread([2 * n**3 / seconds / 1e12 for seconds in taken])}
             context.record("square", found)
 
@@ -101,8 +102,8 @@ def copies(context: Context) -> None:
         pageable = torch.randint(0, 256, (part,), dtype=torch.uint8)
         hosts = {"pageable": pageable} | ({"pinned": pageable.pin_memory()} if context.is_cuda else {})
         for name, host in hosts.items():
-            to_device = context.seconds_of(lambda h=host: there.copy_(h, non_blocking=True), 5)
-            to_host = context.seconds_of(lambda h=host: h.copy_(there, non_blocking=True), 5)
+            to_device = context.seconds_of(partial(there.copy_, host, non_blocking=True), 5)
+            to_host = context.seconds_of(partial(host.copy_, there, non_blocking=True), 5)
             found[f"to_device_{name}_gb_per_second"] = spread([part / seconds / 1e9 for seconds in to_device])
             found[f"to_host_{name}_gb_per_second"] = spread([part / seconds / 1e9 for seconds in to_host])
             context.record("copies", found)

@@ -34,8 +34,8 @@ SCHEDULE: tuple[tuple[Step, ...], ...] = (
     (Step("environment", "environment", "Machine and versions", 60, 8),),
     (Step("rates", "rates", "Matrix products and copies", 45, 15),),
     (
-        Step("warm-base", "warm", "Compiler's cache: base, base-22k, bf16 residual", 130, 100, 30, "base"),
-        Step("warm-large", "warm", "Compiler's cache: large, peers", 130, 110, 30, "large"),
+        Step("warm-base", "warm", "Compiler's cache: base, base-22k, bf16 residual", 115, 100, 30, "base"),
+        Step("warm-large", "warm", "Compiler's cache: large, peers, DALL-E", 115, 110, 30, "large"),
         Step("tests", "gpu_tests", "tests/gpu", 130, 90, 20),
         Step("parity", "parity", "Loss and gradients against the CPU", 90, 50),
         Step("nccl", "nccl", "NCCL, DDP, FSDP2 with one process", 60, 20),

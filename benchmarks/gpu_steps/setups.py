@@ -125,7 +125,7 @@ def make_setup(
     plan = make_plan(micro_batch, seed=context.seed)
     held: Any = None
     stand_in = SimpleNamespace(downsample=config.patch_size)
-    named = tokenizer or SimpleNamespace(vocab_size=codes, reference="none", sha256="0" * 64, model=stand_in)
+    named: Any = tokenizer or SimpleNamespace(vocab_size=codes, reference="none", sha256="0" * 64, model=stand_in)
     task = PretrainTask(config, plan, named, masking_of(config), held, compute)
     task.model.train()
     batch = make_batch(config, micro_batch, codes, context.seed)
@@ -154,7 +154,8 @@ def compile_evidence(task: PretrainTask) -> dict[str, Any]:
 
 def attention_choice(setup: Setup) -> dict[str, Any]:
     """The kernels that this process's attention may use, chosen once more as the task does at its start."""
-    chosen = setup.task.model.choose_attention(setup.plan.micro_batch, setup.compute)
+    choose: Any = setup.task.model.choose_attention
+    chosen = choose(setup.plan.micro_batch, setup.compute)
     cuda = torch.backends.cuda
     flags = {
         "flash": cuda.flash_sdp_enabled(),

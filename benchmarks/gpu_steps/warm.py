@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
+
+import torch
 
 from gpu_steps.context import Context
 from gpu_steps.setups import MICRO_BATCH, has_setting, make_setup
+
+_MEMORY_SHARE = 0.4
 
 
 def run(context: Context) -> None:
@@ -19,6 +24,9 @@ def run(context: Context) -> None:
         jobs["base-22k"] = lambda: ours(context, "base-22k", shared)
     else:
         jobs = {"large": lambda: ours(context, "large", large), "peers": lambda: warm_peers(context)}
+        jobs["dalle"] = lambda: warm_dalle(context)
+    if context.is_cuda:  # two of these run beside the tests, which must find memory too
+        torch.cuda.set_per_process_memory_fraction(_MEMORY_SHARE)
     for name, job in jobs.items():
         with context.attempt(name):
             start = time.perf_counter()
@@ -27,7 +35,7 @@ def run(context: Context) -> None:
             context.record(name, {"seconds": time.perf_counter() - start})
 
 
-def ours(context: Context, recipe: str, micro_batch: int, **settings: str) -> None:
+def ours(context: Context, recipe: str, micro_batch: int, **settings: Any) -> None:
     """Two steps: the second one has the gradients' and moments' memory as any later one."""
     setup = make_setup(context, recipe, micro_batch, compile_model=True, **settings)
     for _ in range(2):
@@ -41,3 +49,10 @@ def warm_peers(context: Context) -> None:
         with context.attempt(name):
             peer_step(context, name, compiled=True)()
             context.wait()
+
+
+def warm_dalle(context: Context) -> None:
+    from gpu_steps.dalle import SIZES, compiled, random_tokenizer
+
+    _, side, groups = SIZES["small" if context.small else "full"]
+    compiled(context, random_tokenizer(context, groups).in_precision("fp16"), side)
