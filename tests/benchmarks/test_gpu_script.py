@@ -144,3 +144,30 @@ def test_unknown_steps_are_refused(tmp_path, words):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
     assert not (tmp_path / "out").exists()
+
+
+def test_kernels_are_grouped_and_idle_time_is_what_none_covers(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from gpu_steps.profiling import group_of, idle_share, summary
+
+    kernels = {
+        "nvjet_tst_256x128_64x4_1x2_h_bz_coopA_TNT": "gemm",
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_cublas": "gemm",
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)": "attention",
+        "void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel": "attention",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16": "attention",
+        "triton_poi_fused_addmm_gelu_3": "norm and elementwise",
+        "triton_red_fused__log_softmax_nll_loss_forward_7": "cross entropy",
+        "triton_tem_fused_mm_5": "gemm",
+        "triton_tem_fused_flex_attention_2": "attention",
+        "void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "optimizer",
+        "void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernel>": "norm and elementwise",
+        "Memcpy HtoD (Pinned -> Device)": "memcpy",
+        "sm80_xmma_wgrad_implicit_gemm_indexed_bf16": "convolution",
+    }
+    assert {name: group_of(name) for name in kernels} == kernels
+    spans = [("nvjet_a", 0.0, 10.0), ("triton_poi_b", 5.0, 10.0), ("nvjet_a", 30.0, 10.0)]
+    assert idle_share(spans) == pytest.approx(15 / 40)
+    found = summary(spans, steps=2)
+    assert found["groups_ms"] == pytest.approx({"gemm": 0.01, "norm and elementwise": 0.005})
+    assert [(top["name"], top["calls"]) for top in found["top"]] == [("nvjet_a", 1.0), ("triton_poi_b", 0.5)]
