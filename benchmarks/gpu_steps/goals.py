@@ -182,12 +182,12 @@ GOALS = (
         needs_gpu=False,
     ),
     Goal(
-        "bf16 on the device: loss within 1e-2, gradient within 5e-2 of the CPU's fp32 (small, B)",
+        "bf16 on the device: loss within 1e-2, gradient within 2e-2 of the CPU's fp32 (small, B)",
         at_most(
             ("parity/small/bf16/loss_error", 1e-2),
-            ("parity/small/bf16/gradient_error", 5e-2),
+            ("parity/small/bf16/gradient_error", 2e-2),
             ("parity/base/bf16/loss_error", 1e-2),
-            ("parity/base/bf16/gradient_error", 5e-2),
+            ("parity/base/bf16/gradient_error", 2e-2),
         ),
         needs_gpu=False,
     ),

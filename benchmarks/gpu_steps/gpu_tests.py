@@ -62,5 +62,9 @@ def run(context: Context) -> None:
     folder = context.scratch / "pytest"
     words = [str(ROOT / "tests" / "gpu"), f"--rootdir={ROOT}", f"--basetemp={folder}", "-p", "no:cacheprovider"]
     words += [f"--junitxml={context.out / 'tests-gpu.xml'}", "-c", str(ROOT / "pyproject.toml"), "--tb=short"]
-    code = pytest.main(words, plugins=[Recorder(context)])
+    recorder = Recorder(context)
+    code = pytest.main(words, plugins=[recorder])
+    if code:
+        named = ", ".join(failure["test"].rpartition("::")[2] for failure in recorder.failures)
+        context.errors["pytest"] = f"exit code {int(code)}, failed: {named or 'none'}"
     context.record("exit_code", int(code))
