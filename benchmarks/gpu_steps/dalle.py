@@ -1,0 +1,95 @@
+"""DALL-E's encoder at full size with random weights, in each precision: images a second, and whose tokens agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import spread
+
+from beitcli.tokenizers import Tokenizer
+from beitcli.tokenizers.dalle import Half, build
+from beitcli.tokenizers.dvae import DVAEArchitecture, Encoder
+from gpu_steps.context import Context
+
+SIZES = {"full": (256, 112, 4), "small": (2, 16, 2)}  # images at once, their side, groups of the encoder
+_GFLOP = 52.0  # of encoding 112 x 112 pixels
+
+
+def run(context: Context) -> None:
+    images, side, groups = SIZES["small" if context.small else "full"]
+    tokenizer = random_tokenizer(context, groups)
+    pixels = smooth_images(images, side, context.seed).to(context.device)
+    context.record("parameters", sum(p.numel() for p in tokenizer.model.parameters()))
+    reference: list[torch.Tensor] = []
+    makers: dict[str, tuple[Callable[[], Tokenizer], bool]] = {
+        "fp32": (lambda: tokenizer, False),
+        "tf32": (lambda: tokenizer, True),
+        "bf16": (lambda: tokenizer.in_precision("bf16"), True),
+        "fp16": (lambda: tokenizer.in_precision("fp16"), True),
+        "fp16 compiled": (lambda: compiled(context, tokenizer.in_precision("fp16"), side), True),
+    }
+    for name, (make, tf32) in makers.items():
+        with context.attempt(name), convolution_tf32(tf32):
+            context.record(name, encoding(context, make(), pixels, reference))
+
+
+def encoding(
+    context: Context, tokenizer: Tokenizer, pixels: torch.Tensor, reference: list[torch.Tensor]
+) -> dict[str, Any]:
+    """Speed and tokens; the first call's tokens become the reference."""
+    tokens = tokenizer.encode(pixels).cpu()
+    if not reference:
+        reference.append(tokens)
+    context.reset_peak()
+    taken = context.seconds_of(lambda: tokenizer.encode(pixels), 2 if context.small else 8)
+    rates = [len(pixels) / seconds for seconds in taken]
+    return {
+        "images_per_second": spread(rates),
+        "tflops": None if context.small else spread(rates)["median"] * _GFLOP / 1e3,
+        "agreement": float((tokens == reference[0]).float().mean()),
+        "codes": len(tokens.unique()),
+        "peak_gib": context.peak_gib(),
+    }
+
+
+def compiled(context: Context, tokenizer: Tokenizer, side: int) -> Tokenizer:
+    quick, failure = tokenizer.compiled((side, side))
+    if failure:
+        raise RuntimeError(failure)
+    return quick
+
+
+@contextmanager
+def convolution_tf32(allowed: bool) -> Iterator[None]:
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=allowed):
+        yield
+
+
+def random_tokenizer(context: Context, groups: int = 4) -> Tokenizer:
+    """The encoder alone, at DALL-E's size; on the device, frozen."""
+    sizes = {"vocab_size": 64, "width": 16, "blocks_per_group": 1} if context.small else {}
+    architecture = DVAEArchitecture(**sizes, groups=groups, init_gain=2**0.5)
+    torch.manual_seed(context.seed)
+    with torch.device(context.device):
+        encoder = Encoder(architecture)
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
+                torch.nn.init.zeros_(module.bias)
+    model = build(Half(Path("random"), "encoder", architecture, dict(encoder.state_dict())), None)
+    model.requires_grad_(False).eval().to(context.device)
+    return Tokenizer("random", model, 14 * model.downsample, "0" * 64)
+
+
+def smooth_images(images: int, side: int, seed: int) -> torch.Tensor:
+    """(images, 3, side, side) uint8, of low frequencies and a little grain."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(images, 3, max(2, side // 8), max(2, side // 8), generator=generator)
+    enlarged = torch.nn.functional.interpolate(low, size=(side, side), mode="bicubic")
+    grain = 0.05 * torch.randn(enlarged.shape, generator=generator)
+    return ((enlarged + grain).clamp(0, 1) * 255).to(torch.uint8)

@@ -1,0 +1,163 @@
+"""How many images a second the loader gives, and what of the synthetic speed training from JPEGs keeps."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from beitcli.data.fast_view import FastPretrainingView
+from beitcli.data.loader import Batch, training_batches
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.token_cache import CachedView, TokenCache
+from beitcli.engine.cached_tokens import CachedTokens
+from beitcli.engine.events import ignore
+from beitcli.engine.targets import TokenTarget
+from beitcli.engine.training import optimizer_step
+from beitcli.engine.transfer import on_device
+from beitcli.masking import keyed_mask
+from gpu_steps.context import Context
+from gpu_steps.dalle import random_tokenizer
+from gpu_steps.jpegs import make_jpegs
+from gpu_steps.setups import Setup, make_setup, masking_of, pretrain_config, speed, vocabulary
+
+
+class Data:
+    """The JPEGs and how they are read.
+
+    Attributes:
+        steps: Batches that tokens are kept for.
+    """
+
+    def __init__(self, context: Context, source: Source) -> None:
+        self.context, self.source = context, source
+        self.config = pretrain_config(context, "base")
+        self.batch_size = 4 if context.small else 256
+        self.steps = 6 if context.small else 160
+        self.view = FastPretrainingView(
+            seed=context.seed,
+            image_size=self.config.image_size,
+            token_size=tuple(8 * side for side in self.config.architecture.grid),  # type: ignore[arg-type]
+            color_jitter=self.config.color_jitter or 0.4,
+            min_crop=self.config.min_crop,
+        )
+
+    def batches(self, view: Any, workers: int) -> Iterator[Batch]:
+        return training_batches(
+            self.source,
+            view,
+            seed=self.context.seed,
+            batch_size=self.batch_size,
+            images_seen=0,
+            steps=self.steps,
+            workers=workers,
+            masking=partial(keyed_mask, masking_of(self.config), self.context.seed),
+            pin_memory=self.context.is_cuda,
+        )
+
+
+def run(context: Context) -> None:
+    cores = len(os.sched_getaffinity(0))
+    size, count = ((64, 48), 16) if context.small else ((500, 375), 512)
+    start = time.perf_counter()
+    mean = make_jpegs(context.scratch / "jpegs", count, context.seed, size, min(16, cores))
+    seconds = time.perf_counter() - start
+    context.record("jpegs", {"count": count, "size": size, "mean_bytes": mean, "made_in_seconds": seconds})
+    data = Data(context, open_data([str(context.scratch / "jpegs")]))
+    rates: dict[str, Any] = {"cores": cores}
+    without_tokens = replace(data.view, token_size=None)
+    most = 1 if context.small else 15
+    for workers in (1,) if context.small else (8, 12, 15):
+        with context.attempt(f"{workers} workers"):
+            rates[f"{workers} workers"] = loader_rate(data, without_tokens, workers)
+            context.record("images_per_second", rates)
+    with context.attempt("with the tokenizer's images"):
+        rates[f"{most} workers, tokenizer's images too"] = loader_rate(data, data.view, most)
+        context.record("images_per_second", rates)
+    with context.attempt("training"):
+        train_from_jpegs(context, data, most)
+
+
+def loader_rate(data: Data, view: Any, workers: int) -> float:
+    """Images a second, from whole rounds of the workers, the first of which warms up."""
+    enough = 0.2 if data.context.small else 4.0
+    with closing(data.batches(view, workers)) as batches:  # type: ignore[type-var]
+        for number, _ in enumerate(batches, start=1):
+            if number == workers:
+                start = time.perf_counter()
+            elif number > workers and number % workers == 0:
+                taken = time.perf_counter() - start
+                if taken > enough:
+                    break
+    return (number - workers) * data.batch_size / taken
+
+
+def train_from_jpegs(context: Context, data: Data, workers: int) -> None:
+    """The engine's step from synthetic tensors, from JPEGs with kept tokens, and with the tokenizer in the step."""
+    setup = make_setup(context, "base", data.batch_size, compile_model=True)
+    target = setup.task.target
+    assert isinstance(target, TokenTarget)
+    training: dict[str, Any] = {"workers": workers}
+    training["synthetic"] = speed(context, setup)["images_per_second"]["median"]
+    context.record("training", training)
+    with context.attempt("kept tokens"):
+        cache = filled_cache(context, data)
+        setup.task.known = CachedTokens(cache, target.encode, data.batch_size, ignore)
+        training["kept tokens"] = training_rate(context, data, setup, CachedView(data.view, cache), workers)
+        training["tokens_not_kept"] = cache.written
+        setup.task.known.close()
+        context.record("training", training)
+    setup.task.known = None
+    with context.attempt("online tokens"):
+        tokenizer = random_tokenizer(context)
+        target.tokenizer = tokenizer if context.small else tokenizer.in_precision("fp16")
+        training["online tokens, fp16"] = training_rate(context, data, setup, data.view, workers)
+        context.record("training", training)
+    for name in ("kept tokens", "online tokens, fp16"):
+        if name in training:
+            training[f"share: {name}"] = training[name] / training["synthetic"]
+    context.record("training", training)
+
+
+def filled_cache(context: Context, data: Data) -> TokenCache:
+    """Random tokens for every view that the run will ask for."""
+    tokens = data.config.architecture.num_patches
+    cache = TokenCache(context.scratch / "tokens", {"of": "benchmark"}, tokens, vocabulary(context))
+    rng = np.random.default_rng(context.seed)
+    sums = [zlib.crc32(data.source.pixels(index).tobytes()) for index in range(len(data.source))]
+    for epoch in range(-(-data.steps * data.batch_size // len(sums))):
+        for index, pixels in enumerate(sums):
+            row = rng.integers(0, vocabulary(context), tokens)
+            cache.add(epoch, data.source.origin(index), pixels, row)
+    cache.written = 0
+    return cache
+
+
+def training_rate(context: Context, data: Data, setup: Setup, view: Any, workers: int) -> float:
+    """Images a second of the loop's own order of work, behind a warm-up."""
+    warm, seconds = (1, 0.2) if context.small else (2 * workers, 7.0)
+    sums: dict[str, torch.Tensor] = {}
+    start, done = 0.0, 0
+    with closing(data.batches(view, workers)) as batches:  # type: ignore[type-var]
+        for number, (_, tensors) in enumerate(on_device(batches, context.device)):
+            if number == warm:
+                context.wait()
+                start = time.perf_counter()
+            if setup.task.draws:
+                tensors["draws"] = setup.batch["draws"]
+            tensors = setup.task.before_step(number, tensors)
+            optimizer_step(setup.task, setup.plan, tensors, setup.compute, setup.scaler, sums)
+            done = number + 1 - warm
+            if number > warm and time.perf_counter() - start > seconds:
+                break
+    context.wait()
+    return done * data.batch_size / (time.perf_counter() - start)

@@ -1,0 +1,90 @@
+"""A process group of one, NCCL where there is CUDA: does it come up, do DDP and FSDP2 compute the same step?"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from beitcli.runtime.distributed import World
+from beitcli.runtime.optim import make_adamw, parameter_groups
+from beitcli.runtime.sharding import shard, whole
+from gpu_steps.context import Context, relative_error
+from gpu_steps.setups import Setup, make_setup
+
+_STEPS = 3
+
+
+def run(context: Context) -> None:
+    backend = "cpu:gloo,cuda:nccl" if context.is_cuda else "cpu:gloo"
+    if context.is_cuda:
+        torch.cuda.set_device(0)
+    start = time.perf_counter()
+    store = dist.TCPStore("127.0.0.1", 0, 1, True)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=30))
+    context.record("init", {"backend": backend, "seconds": time.perf_counter() - start})
+    try:
+        with context.attempt("all-reduce"):
+            context.record("all-reduce", all_reduce(context))
+        plain: dict[str, Any] = trained(make(context))
+        context.record("plain", {"losses": plain["losses"]})
+        with context.attempt("ddp"):
+            context.record("ddp", compared(plain, trained(with_ddp(make(context)))))
+        with context.attempt("fsdp2"):
+            context.record("fsdp2", compared(plain, trained(with_fsdp(make(context)))))
+    finally:
+        dist.destroy_process_group()
+
+
+def all_reduce(context: Context) -> dict[str, Any]:
+    """A sum over one process, of a tensor on the device and of one on the CPU."""
+    found = {}
+    for device in {context.device.type, "cpu"}:
+        tensor = torch.randn(1 << 16, device=device)
+        before = tensor.clone()
+        dist.all_reduce(tensor)
+        found[device] = bool(torch.equal(tensor, before))
+    return found
+
+
+def make(context: Context) -> Setup:
+    return make_setup(context, "small", 2 if context.small else 16, compile_model=False)
+
+
+def with_ddp(setup: Setup) -> Setup:
+    """As `runtime.distributed.parallel` wraps a model where there are several processes."""
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
+    ids = [0] if setup.compute.device.type == "cuda" else None
+    setup.task.parallel = DistributedDataParallel(setup.task.model, device_ids=ids)
+    setup.task.forward = setup.task.parallel
+    return setup
+
+
+def with_fsdp(setup: Setup) -> Setup:
+    """As `--shard` spreads it; the optimizer is made of what is left here."""
+    task = setup.task
+    shard(task.model, task.model.blocks, World())
+    groups = parameter_groups(task.model, task.config.weight_decay)
+    task.optimizer = make_adamw(groups, task.config.lr, (0.9, task.config.beta2), setup.compute.device)
+    task.parallel = task.forward = task.model
+    return setup
+
+
+def trained(setup: Setup) -> dict[str, Any]:
+    losses = [setup.loss_of_step() for _ in range(_STEPS)]
+    weights = torch.cat([whole(p.detach()).flatten().cpu() for p in setup.task.model.parameters()])
+    return {"losses": losses, "weights": weights}
+
+
+def compared(plain: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    differences = [abs(a - b) for a, b in zip(plain["losses"], other["losses"], strict=True)]
+    return {
+        "losses": other["losses"],
+        "largest_loss_difference": max(differences),
+        "weights_error": relative_error(other["weights"], plain["weights"]),
+    }

@@ -1,0 +1,195 @@
+"""A pretraining step as the engine builds and runs it, on synthetic batches; and how fast it is."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from measure import spread
+
+from beitcli.config.architecture import SIZES, Architecture
+from beitcli.config.resolve import resolve
+from beitcli.config.training import PretrainConfig
+from beitcli.engine.masked_image_modeling import PretrainTask
+from beitcli.engine.training import Plan, optimizer_step
+from beitcli.masking import make_masking
+from beitcli.models.beit import forward_flops
+from beitcli.runtime.device import Compute
+from gpu_steps.context import Context
+
+CLIP = 3.0
+MICRO_BATCH = {"base": 256, "base-22k": 256, "large": 128}
+_SMALL = {"model": "bench", "image_size": 32, "patch_size": 8, "num_masked": 6, "min_block": 2, "drop_path": 0.1}
+
+
+@dataclass
+class Setup:
+    """A model with its optimizer and one batch.
+
+    Attributes:
+        sums: Of the metrics of its steps so far, as the engine's step adds them up.
+    """
+
+    task: PretrainTask
+    plan: Plan
+    batch: dict[str, torch.Tensor]
+    compute: Compute
+    scaler: Any
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def step(self) -> None:
+        optimizer_step(self.task, self.plan, self.batch, self.compute, self.scaler, self.sums)
+
+    def loss_of_step(self) -> float:
+        """One more step; its loss."""
+        self.sums = {}
+        self.step()
+        return float(self.sums["loss"])
+
+
+def has_setting(name: str) -> bool:
+    return name in {each.name for each in fields(PretrainConfig)}
+
+
+def pretrain_config(context: Context, recipe: str, **settings: Any) -> PretrainConfig:
+    """A recipe's, with the model cut down where sizes are to be small."""
+    flags: dict[str, Any] = {"recipe": recipe, "data": ["none"], "device": context.device.type, "precision": "bf16"}
+    flags |= {"steps": 1000, "seed": context.seed, "clip": CLIP}
+    if context.small:
+        SIZES.setdefault("bench", {"width": 32, "depth": 2, "heads": 2})
+        flags |= _SMALL
+    return resolve(PretrainConfig, flags | settings, environ={}).config
+
+
+def make_plan(micro_batch: int, steps: int = 1000, seed: int = 0) -> Plan:
+    return Plan(
+        seed=seed, images=100_000, steps=steps, batch_size=micro_batch, micro_batch=micro_batch, warmup_steps=0,
+        clip=CLIP, save_every=steps, log_every=steps, keep=1, max_bad=0, data_fingerprint="",
+    )  # fmt: skip
+
+
+def vocabulary(context: Context) -> int:
+    return 64 if context.small else 8192
+
+
+def masking_of(config: PretrainConfig) -> Any:
+    assert config.num_masked is not None
+    return make_masking(config.masking, config.architecture.grid, config.num_masked, config.min_block)
+
+
+def make_batch(config: PretrainConfig, images: int, codes: int, seed: int) -> dict[str, torch.Tensor]:
+    """What the loader and the loop would give, random, on the CPU: one seed makes one batch for every device."""
+    architecture = config.architecture
+    generator = torch.Generator().manual_seed(seed)
+    masking, rng = masking_of(config), np.random.default_rng(seed)
+    masks = [masking(rng).reshape(-1) for _ in range(min(images, 64))]
+    color = torch.tensor([1.2, -0.5, 0, 255, 0.9, 0.1, 4, 0, 250]).repeat(images, 1)  # gain, offset, cut; twice
+    color[:, 0] += 0.2 * torch.rand(images, generator=generator) - 0.1
+    shape = (images, 3, *architecture.image_size)
+    batch = {
+        "images": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        "color": color,
+        "mask": torch.from_numpy(np.stack([masks[number % len(masks)] for number in range(images)])),
+        "visual_tokens": torch.randint(0, codes, (images, architecture.num_patches), generator=generator),
+    }
+    if config.drop_path:
+        batch["draws"] = torch.rand(images, 2 * architecture.depth, generator=generator)
+    return batch
+
+
+def make_setup(
+    context: Context,
+    recipe: str,
+    micro_batch: int,
+    *,
+    compile_model: bool,
+    device: torch.device | None = None,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> Setup:
+    """The engine's own task, as `beit pretrain --recipe RECIPE` trains it.
+
+    Args:
+        device: Default the context's.
+        tokenizer: Default one that only has a vocabulary: the batch brings its tokens.
+    """
+    device = device or context.device
+    config = pretrain_config(context, recipe, compile=compile_model, device=device.type, **settings)
+    codes = vocabulary(context)
+    compute = Compute(device, config.precision)
+    plan = make_plan(micro_batch, seed=context.seed)
+    held: Any = None
+    stand_in = SimpleNamespace(downsample=config.patch_size)
+    named: Any = tokenizer or SimpleNamespace(vocab_size=codes, reference="none", sha256="0" * 64, model=stand_in)
+    task = PretrainTask(config, plan, named, masking_of(config), held, compute)
+    task.model.train()
+    batch = make_batch(config, micro_batch, codes, context.seed)
+    return Setup(task, plan, {name: t.to(device) for name, t in batch.items()}, compute, compute.scaler())
+
+
+def step_flops(architecture: Architecture, num_masked: int, codes: int) -> float:
+    """Of one image, forward and backward."""
+    return 3 * forward_flops(architecture, num_masked, codes)
+
+
+def compile_evidence(task: PretrainTask) -> dict[str, Any]:
+    """What is known of the compiled model after its first call."""
+    from torch._dynamo.utils import counters
+
+    return {
+        "failure": getattr(task.forward, "failure", ""),
+        "is_compiled": getattr(task.forward, "is_compiled", None),
+        "frames_compiled": counters["frames"].get("ok", 0),
+        "frames_seen": counters["frames"].get("total", 0),
+        "graph_breaks": sum(counters["graph_break"].values()),
+        "graphs_from_cache": counters["inductor"].get("fxgraph_cache_hit", 0),
+        "graphs_compiled": counters["inductor"].get("fxgraph_cache_miss", 0),
+    }
+
+
+def attention_choice(setup: Setup) -> dict[str, Any]:
+    """The kernels that this process's attention may use, chosen once more as the task does at its start."""
+    choose: Any = setup.task.model.choose_attention
+    chosen = choose(setup.plan.micro_batch, setup.compute)
+    cuda = torch.backends.cuda
+    flags = {
+        "flash": cuda.flash_sdp_enabled(),
+        "efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+    }
+    return {"enabled": flags, "chosen": str(chosen.describe()) if hasattr(chosen, "describe") else None}
+
+
+def speed(context: Context, setup: Setup, *, steps: int | None = None) -> dict[str, Any]:
+    """Images a second over whole optimizer steps, behind a warm-up; the first step apart, as it compiles."""
+    steps = steps or (3 if context.small else 24)
+    context.reset_peak()
+    start = time.perf_counter()
+    first_loss = setup.loss_of_step()
+    context.wait()
+    first_seconds = time.perf_counter() - start
+    for _ in range(0 if context.small else 4):
+        setup.step()
+    context.wait()
+    start = time.perf_counter()
+    taken = context.seconds_of(setup.step, steps, warmup=0)
+    whole_seconds = time.perf_counter() - start
+    images, last_loss = setup.plan.micro_batch, setup.loss_of_step()
+    return {
+        "micro_batch": images,
+        "images_per_second": spread([images / seconds for seconds in taken]),
+        "images_per_second_whole": images * steps / whole_seconds,
+        "step_ms": spread([1000 * seconds for seconds in taken]),
+        "first_step_seconds": first_seconds,
+        "peak_gib": context.peak_gib(),
+        "first_loss": first_loss,
+        "last_loss": last_loss,
+        "skipped_steps": float(setup.sums["skipped_steps"]),
+        "median_ms": 1000 * statistics.median(taken),
+    }

@@ -1,0 +1,173 @@
+"""`benchmarks/gpu.py` on a CPU with small sizes: every step runs, and no end of it costs what was measured before."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = (
+    "environment", "rates", "warm-base", "warm-large", "tests", "parity", "nccl", "base", "large", "loader", "peers",
+    "checkpoint", "dalle", "attention", "base-22k", "residual", "sizes",
+)  # fmt: skip
+
+
+def start(folder: Path, *words: str, first_on_path: Path | None = None) -> subprocess.Popen[str]:
+    """The script, reporting to FOLDER/out, its scratch beside it."""
+    arguments = ["--out", str(folder / "out"), "--scratch", str(folder / "scratch"), "--device", "cpu", "--small"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(first_on_path or "")}
+    script = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *arguments, *words]
+    return subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "gpu.json").read_text())
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Fails where the script ends before, or takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of living processes that were given a path inside `folder`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found.append(line)
+    return found
+
+
+def goals_of(folder: Path) -> list[list[str]]:
+    """The cells of the last table of gpu.md."""
+    text = (folder / "out" / "gpu.md").read_text()
+    rows = text.rpartition("## Goals\n\n")[2].splitlines()
+    assert rows[0] == "| goal | measured | held |"
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[2:]]
+
+
+def test_every_step_has_a_result_and_the_table_stands_at_the_end(tmp_path):
+    process = start(tmp_path, "--deadline", "900")
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    document = report(tmp_path)
+    assert tuple(document["steps"]) == STEPS
+    ended = {name: (step["status"], step.get("errors", {})) for name, step in document["steps"].items()}
+    assert ended == {name: ("ok", {}) for name in STEPS}
+    assert all(len(step["results"]) > 1 for step in document["steps"].values())
+    assert document["complete"]
+    table = goals_of(tmp_path)
+    assert [row[0] for row in table] == [goal["goal"] for goal in document["goals"]]
+    held = {row[0]: row[2] for row in table}
+    assert held["fp32 on the device: loss within 1e-5, gradient within 1e-3 of the CPU's (small, B)"] == "yes"
+    assert held["A process group of one: all-reduce, DDP, FSDP2 as the plain step"] == "yes"
+    assert "NO" not in held.values()
+    assert output.rstrip().endswith((tmp_path / "out" / "gpu.md").read_text().rstrip().rpartition("\n")[2])
+
+
+def test_a_killed_script_leaves_whole_files_and_no_processes(tmp_path):
+    process = start(tmp_path, "--only", "environment,rates,base")
+    path = tmp_path / "out" / "gpu.json"
+    wait_until(lambda: path.exists() and report(tmp_path)["steps"]["rates"]["status"] == "ok", process)
+    process.kill()
+    process.communicate()
+    document = report(tmp_path)
+    assert document["steps"]["environment"]["results"]["torch"]["version"]
+    assert document["steps"]["rates"]["results"]["square"]["bf16"]["tflops"]["median"] > 0
+    assert document["steps"]["base"] == {"status": "not reached"}
+    assert document["steps"]["peers"] == {"status": "not asked for"}
+    assert not document["complete"]
+    assert len(goals_of(tmp_path)) == len(document["goals"])
+    deadline = time.monotonic() + 30
+    while processes_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(tmp_path) == []
+
+
+def test_a_signal_keeps_what_the_running_step_has_measured(tmp_path):
+    process = start(tmp_path, "--only", "base,dalle")
+    partial = tmp_path / "scratch" / "results" / "base.json"
+    wait_until(lambda: partial.exists() and "eager" in json.loads(partial.read_text())["results"], process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    steps = report(tmp_path)["steps"]
+    assert steps["base"]["status"] == "interrupted"
+    assert steps["base"]["results"]["eager"]["images_per_second"]["median"] > 0
+    assert steps["dalle"] == {"status": "not reached"}
+    assert processes_of(tmp_path) == []
+
+
+def test_a_step_past_its_limit_and_a_missing_package_cost_themselves_alone(tmp_path):
+    (tmp_path / "path").mkdir()
+    missing = 'raise ModuleNotFoundError("No module named \'transformers\'", name="transformers")\n'
+    (tmp_path / "path" / "transformers.py").write_text(missing)
+    words = ("--only", "rates,peers", "--limit", "rates=0.01")
+    process = start(tmp_path, *words, first_on_path=tmp_path / "path")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    steps = report(tmp_path)["steps"]
+    assert steps["rates"]["status"] == "timed out"
+    assert steps["peers"]["status"] == "errors"
+    assert list(steps["peers"]["errors"]) == ["transformers, compiled"]
+    assert "No module named 'transformers'" in steps["peers"]["errors"]["transformers, compiled"]
+    assert steps["peers"]["results"]["timm, compiled"]["images_per_second"]["median"] > 0
+
+
+def test_what_does_not_fit_before_the_deadline_is_not_reached(tmp_path):
+    process = start(tmp_path, "--only", "environment,rates", "--deadline", "5")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert {report(tmp_path)["steps"][name]["status"] for name in ("environment", "rates")} == {"not reached"}
+
+
+@pytest.mark.parametrize("words", [("--only", "nothing"), ("--limit", "rates"), ("--limit", "nothing=3")])
+def test_unknown_steps_are_refused(tmp_path, words):
+    process = start(tmp_path, *words)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert not (tmp_path / "out").exists()
+
+
+def test_kernels_are_grouped_and_idle_time_is_what_none_covers(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from gpu_steps.profiling import group_of, idle_share, summary
+
+    kernels = {
+        "nvjet_tst_256x128_64x4_1x2_h_bz_coopA_TNT": "gemm",
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_cublas": "gemm",
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)": "attention",
+        "void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel": "attention",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16": "attention",
+        "triton_poi_fused_addmm_gelu_3": "norm and elementwise",
+        "triton_red_fused__log_softmax_nll_loss_forward_7": "cross entropy",
+        "triton_tem_fused_mm_5": "gemm",
+        "triton_tem_fused_flex_attention_2": "attention",
+        "void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "optimizer",
+        "void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernel>": "norm and elementwise",
+        "Memcpy HtoD (Pinned -> Device)": "memcpy",
+        "sm80_xmma_wgrad_implicit_gemm_indexed_bf16": "convolution",
+    }
+    assert {name: group_of(name) for name in kernels} == kernels
+    spans = [("nvjet_a", 0.0, 10.0), ("triton_poi_b", 5.0, 10.0), ("nvjet_a", 30.0, 10.0)]
+    assert idle_share(spans) == pytest.approx(15 / 40)
+    found = summary(spans, steps=2)
+    assert found["groups_ms"] == pytest.approx({"gemm": 0.01, "norm and elementwise": 0.005})
+    assert [(top["name"], top["calls"]) for top in found["top"]] == [("nvjet_a", 1.0), ("triton_poi_b", 0.5)]
