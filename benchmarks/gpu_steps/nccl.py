@@ -60,7 +60,7 @@ def with_ddp(setup: Setup) -> Setup:
     """As `runtime.distributed.parallel` wraps a model where there are several processes."""
     warnings.filterwarnings("ignore", message="Grad strides do not match")
     ids = [0] if setup.compute.device.type == "cuda" else None
-    setup.task.parallel = DistributedDataParallel(setup.task.model, device_ids=ids)
+    setup.task.parallel = DistributedDataParallel(setup.task.compiled, device_ids=ids, gradient_as_bucket_view=True)
     setup.task.forward = setup.task.parallel
     return setup
 
@@ -68,10 +68,10 @@ def with_ddp(setup: Setup) -> Setup:
 def with_fsdp(setup: Setup) -> Setup:
     """As `--shard` spreads it; the optimizer is made of what is left here."""
     task = setup.task
-    shard(task.model, task.model.blocks, World())
+    shard(task.model, task.model.blocks, World(), setup.compute.dtype)
     groups = parameter_groups(task.model, task.config.weight_decay)
     task.optimizer = make_adamw(groups, task.config.lr, (0.9, task.config.beta2), setup.compute.device)
-    task.parallel = task.forward = task.model
+    task.parallel = task.model
     return setup
 
 
