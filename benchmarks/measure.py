@@ -60,7 +60,8 @@ def in_turn(
     """Runs every contestant once a round.
 
     Args:
-        contestants: Name to a call that does the same work.
+        contestants: Name to a call that does the same work; what it returns, if a float, is the processor seconds that
+            another process spent on it.
         peer: Whose time the ratios are of.
 
     Returns:
@@ -74,10 +75,11 @@ def in_turn(
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             start, cpu = time.perf_counter(), time.process_time()
-            contestants[name]()
+            elsewhere = contestants[name]()
             if number >= 0:
                 taken[name].append(time.perf_counter() - start)
-                worked[name].append(time.process_time() - cpu)
+                apart = elsewhere if isinstance(elsewhere, float) else 0.0
+                worked[name].append(time.process_time() - cpu + apart)
     return {
         name: {
             "seconds": spread(seconds),

@@ -20,6 +20,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -105,8 +106,9 @@ MAKERS: dict[str, Callable[..., Callable[[], None]]] = {
 
 
 @contextmanager
-def former(checkout: str, args: argparse.Namespace) -> Iterator[Callable[[], None]]:
-    """Another version's step: a child that computes one for each line it reads, and answers with a line."""
+def former(checkout: str, args: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """Another version's step: a child that computes one for each line it reads, and answers with its processor
+    seconds."""
     words = ["--batch", str(args.batch), "--precision", args.precision, "--recipe", args.recipe, "--serve"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((checkout, str(Path(__file__).parent)))}
     with subprocess.Popen(
@@ -116,11 +118,13 @@ def former(checkout: str, args: argparse.Namespace) -> Iterator[Callable[[], Non
         assert child.stdout is not None
         stdin, stdout = child.stdin, child.stdout
 
-        def step() -> None:
+        def step() -> float:
             stdin.write("step\n")
             stdin.flush()
-            if not stdout.readline():
+            answer = stdout.readline()
+            if not answer:
                 raise RuntimeError(f"The version in {checkout} ended.")
+            return float(answer)
 
         yield step
         stdin.close()
@@ -128,8 +132,9 @@ def former(checkout: str, args: argparse.Namespace) -> Iterator[Callable[[], Non
 
 def serve(step: Callable[[], None]) -> None:
     for _ in sys.stdin:
+        begun = time.process_time()
         step()
-        sys.stdout.write("done\n")
+        sys.stdout.write(f"{time.process_time() - begun}\n")
         sys.stdout.flush()
 
 
