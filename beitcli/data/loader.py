@@ -13,9 +13,6 @@ be one that lasts. Any thread may take the batches after it.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -29,9 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from beitcli.data.order import BlockOrder, KeyedOrder, places_of, training_order
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.read_ahead import READ_AHEAD
-from beitcli.data.worker_watch import WorkerWatch, unheard_deaths
+from beitcli.data.worker_watch import WorkerWatch, prepare_worker, terminate, unheard_deaths
 from beitcli.errors import BadImage, DataError
-from beitcli.runtime.parent import end_with_parent
 
 # Of an image, of its (H, W, 3) uint8 pixels where the view has `wants_pixels`, of these and its (H, W) label map where
 # it has `wants_labels`; then the epoch and the image's key.
@@ -339,16 +335,11 @@ def _items(
                 return
             yield item
     finally:
-        hurry = threading.Timer(_GRACE_SECONDS, _terminate, [images.watch.processes if images.watch else []])
+        hurry = threading.Timer(_GRACE_SECONDS, terminate, [images.watch.processes if images.watch else []])
         if interrupted.is_set():
             hurry.start()
         del iterator  # ends the workers; kept in a variable, the traceback of an error would keep them alive
         hurry.cancel()
-
-
-def _terminate(processes: list[Any]) -> None:
-    for process in processes:
-        process.terminate()
 
 
 def _started(images: _Images, workers: int, prefetch: int) -> Iterator[Batch | DataError]:
@@ -357,7 +348,7 @@ def _started(images: _Images, workers: int, prefetch: int) -> Iterator[Batch | D
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
         READ_AHEAD.finish()
-        options |= {"prefetch_factor": prefetch, "worker_init_fn": _prepare_worker, "timeout": _POLL_SECONDS}
+        options |= {"prefetch_factor": prefetch, "worker_init_fn": prepare_worker, "timeout": _POLL_SECONDS}
     with warnings.catch_warnings(), unheard_deaths():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         iterator = iter(DataLoader(images, num_workers=workers, **options))
@@ -396,24 +387,3 @@ def _joined(parts: list[Batch], pin_memory: bool) -> Batch:
 
 def _whole(batch: Batch | DataError) -> Batch | DataError:
     return batch
-
-
-def _prepare_worker(worker: int) -> None:
-    """A loader's worker leaves signals to the process that trains: schedulers send them to every process of a job."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a SIGTERM to a worker ends the run without its last steps
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
-
-
-def _end_when_the_parent_asks() -> None:
-    """Waits for a SIGTERM of the process that trains; those of others pass by."""
-    parent = multiprocessing.parent_process()  # os.getppid() may be a server that forks the workers
-    pid = parent.pid if parent else os.getppid()
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
-        continue
-    os._exit(0)

@@ -6,6 +6,8 @@ the image that it begins into memory shared with the process that trains. 8 byte
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from torch.utils.data import get_worker_info
 
 from beitcli.data.sources.base import Source
 from beitcli.errors import DataError
+from beitcli.runtime.parent import end_with_parent
 
 _NOTHING = -1
 _HINTS = {
@@ -89,3 +92,29 @@ def unheard_deaths() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, former)
+
+
+def terminate(processes: list[Any]) -> None:
+    for process in processes:
+        process.terminate()
+
+
+def prepare_worker(worker: int) -> None:
+    """A loader's worker leaves signals to the process that trains: schedulers send them to every process of a job."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a SIGTERM to a worker ends the run without its last steps
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
+
+
+def _end_when_the_parent_asks() -> None:
+    """Waits for a SIGTERM of the process that trains; those of others pass by."""
+    parent = multiprocessing.parent_process()  # os.getppid() may be a server that forks the workers
+    pid = parent.pid if parent else os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
+        continue
+    os._exit(0)

@@ -37,7 +37,7 @@ from beitcli.runtime.schedules import warmup_cosine
 
 
 class ClassificationObjective(nn.Module):
-    """From images to the loss, as one module that compiles to one graph.
+    """From normalised (erased, mixed) images to the loss, as one module that compiles to one graph.
 
     Args:
         smoothing: Of labels that mixing has not smoothed already.

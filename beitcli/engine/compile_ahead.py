@@ -11,6 +11,7 @@ from beitcli.engine.events import Note, OnEvent, Warned
 from beitcli.engine.step import micro_batches
 from beitcli.engine.task import Plan, Task, Tensors
 from beitcli.errors import BeitError
+from beitcli.runtime.compiled import is_out_of_memory
 from beitcli.runtime.device import Compute
 from beitcli.runtime.sharding import is_sharded
 
@@ -19,16 +20,20 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
     """Runs one micro-batch forward and backward, and leaves weights, gradients and what the task counts as they were.
 
     The backward pass is compiled when it is first called, so a failure may come there. Where one process fails all run
-    eagerly. Random generators move: the caller seeds them for the step.
+    eagerly; but of a sharded model all meet in the backward pass, where a compiler that fails in one process alone
+    leaves the others waiting until their timeout. Random generators move: the caller seeds them for the step.
 
     Args:
         tensors: This process's part of a batch, on the device.
+
+    Raises:
+        OutOfMemoryError: The device has no room for a micro-batch.
     """
     compiled = task.compiled
     if compiled is None or not compiled.is_compiled:
         return
     begun = time.perf_counter()
-    micro, _ = micro_batches(task, plan, tensors, compute.world)[0]
+    micro, _ = next(micro_batches(task, plan, tensors, compute.world))
     # FSDP2 keeps unreduced gradients where zero_grad does not reach them, so there the trial's are reduced.
     alone = nullcontext() if is_sharded(task.model) else task.no_sync()
     try:
@@ -36,9 +41,11 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
             with compute.autocast():
                 loss, _ = task.loss(micro)
             loss.backward()
-    except (BeitError, torch.OutOfMemoryError):
+    except BeitError:
         raise
     except Exception as error:  # compilers raise anything
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from None
         task.fall_back(error)
     failed = compute.world.gather(compiled.failure)
     cause = next((failure for failure in failed if failure), "")

@@ -8,6 +8,7 @@ A step whose gradient is not finite changes nothing, in all processes alike, sin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -76,9 +77,9 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
     """Gradients of this process's part; its figures, weighted by their share of the whole batch."""
     world = compute.world
     figures: Tensors = {}
-    parts = micro_batches(task, plan, tensors, world)
-    for number, (micro, share) in enumerate(parts, start=1):
-        with task.no_sync() if number < len(parts) else nullcontext():
+    number = len(_cuts(plan, len(next(iter(tensors.values()))), world))
+    for place, (micro, share) in enumerate(micro_batches(task, plan, tensors, world), start=1):
+        with task.no_sync() if place < number else nullcontext():
             with compute.autocast():
                 loss, more = task.loss(micro)
             scaler.scale(loss * (share * world.size)).backward()
@@ -87,7 +88,7 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
     return figures
 
 
-def micro_batches(task: Task, plan: Plan, tensors: Tensors, world: World) -> list[tuple[Tensors, float]]:
+def micro_batches(task: Task, plan: Plan, tensors: Tensors, world: World) -> Iterator[tuple[Tensors, float]]:
     """This process's part of a batch, cut for forward passes, and each one's share of the whole batch.
 
     A compiled step knows one shape: where the cuts differ by an image, the shorter ones are filled up with their last
@@ -95,16 +96,18 @@ def micro_batches(task: Task, plan: Plan, tensors: Tensors, world: World) -> lis
     """
     here = len(next(iter(tensors.values())))
     whole = plan.batch_size if world.size > 1 else here
-    number = pieces(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
-    cuts = [here * piece // number for piece in range(number + 1)]
-    longest = max(end - start for start, end in pairwise(cuts))
+    cuts = _cuts(plan, here, world)
     compiled = task.compiled is not None and task.compiled.is_compiled
-    fills = compiled and task.takes_padding and here % number > 0
-    parts = []
-    for start, end in pairwise(cuts):
+    fills = compiled and task.takes_padding and here % len(cuts) > 0
+    for start, end in cuts:
         micro = {name: tensor[start:end] for name, tensor in tensors.items()}
-        parts.append((_filled(micro, longest) if fills else micro, (end - start) / whole))
-    return parts
+        yield _filled(micro, -(-here // len(cuts))) if fills else micro, (end - start) / whole
+
+
+def _cuts(plan: Plan, here: int, world: World) -> list[tuple[int, int]]:
+    """(start, end) of each micro-batch in the `here` images of this process; their lengths differ by one at most."""
+    number = pieces(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
+    return list(pairwise(here * piece // number for piece in range(number + 1)))
 
 
 def _filled(micro: Tensors, length: int) -> Tensors:

@@ -141,14 +141,14 @@ def train(
                 tensors["draws"] = to_device(step_draws(plan, task.draws, state.step, world), compute.device)
             set_learning_rate(task.optimizer, task.learning_rate(state.step))
             tensors = task.before_step(state.step, tensors)
-            if not is_prepared:
-                if finds:
-                    plan = fitting(task, plan, tensors, compute)
-                    on_event(Note(f"{task.name}: {plan.micro_batch} images fit on the device at once."))
-                compile_ahead(task, plan, tensors, compute, on_event)
-                is_prepared, interval.since = True, time.perf_counter()
-                torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
+            if finds and not is_prepared:
+                plan = fitting(task, plan, tensors, compute)
+                on_event(Note(f"{task.name}: {plan.micro_batch} images fit on the device at once."))
             try:
+                if not is_prepared:
+                    compile_ahead(task, plan, tensors, compute, on_event)
+                    is_prepared, interval.since = True, time.perf_counter()
+                    torch.manual_seed(keyed_integer(plan.seed, "step", 0, state.step))
                 skipped = optimizer_step(task, plan, tensors, compute, scaler, interval.sums)
             except torch.OutOfMemoryError:
                 raise UsageError(

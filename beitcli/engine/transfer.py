@@ -66,10 +66,10 @@ class Moved:
 
     def take(self) -> dict[str, torch.Tensor]:
         """The tensors; has the current stream, not the host, wait for their copy."""
-        if self.ready is not None:
+        if self.ready is not None and self.tensors:
+            current = torch.cuda.current_stream(next(iter(self.tensors.values())).device)
+            current.wait_event(self.ready)
             for tensor in self.tensors.values():
-                current = torch.cuda.current_stream(tensor.device)
-                current.wait_event(self.ready)
                 tensor.record_stream(current)  # its memory is not given out again before the step is through
         return self.tensors
 

@@ -83,7 +83,12 @@ def choose_attention_kernel(shape: AttentionShape, compute: Compute) -> Attentio
 
 
 def apply_choice(choice: AttentionChoice) -> None:
-    """Sets torch's global flags; what the chosen backend cannot take falls to `math`."""
+    """Sets torch's global flags; what the chosen backend cannot take falls to `math`.
+
+    A graph holds the kernel that the flags allowed when it was traced, but the flags are no part of the key under which
+    torch keeps compiled graphs on disk. The tag is: without it a run would be served another run's kernel.
+    """
+    torch.compiler.config.cache_key_tag = f"sdpa:{choice.fallback}"
     cuda = torch.backends.cuda
     cuda.enable_cudnn_sdp(choice.fallback == "cudnn")
     if choice.fallback is None:

@@ -19,6 +19,11 @@ def compiles(choice: bool | None, device: torch.device) -> bool:
     return device.type == "cuda" if choice is None else choice
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device had no room, also where a compiler says so in an error of its own."""
+    return isinstance(getattr(error, "inner_exception", error), torch.OutOfMemoryError)
+
+
 class CompiledModule(nn.Module):
     """Calls `module` through one compiled graph in training, and as it is in evaluation, which has other shapes.
 
@@ -65,9 +70,9 @@ class CompiledModule(nn.Module):
                 return plain(*args, **kwargs)
             try:
                 return compiled(*args, **kwargs)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # compilers raise anything
+                if is_out_of_memory(error):
+                    raise
                 self.fall_back(error)
             return plain(*args, **kwargs)
 

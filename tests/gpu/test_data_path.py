@@ -100,7 +100,7 @@ def test_a_snapshot_holds_the_values_of_before_and_nothing_waits(nothing_waits):
             taken = taker.take(weights=tensors, moments={"weight": tensors["weight"]}, extra={})
             for tensor in tensors.values():
                 tensor.mul_(-3)
-        taken.take()
+        taken.wait()
         assert taken.groups["weights"].keys() == tensors.keys()
         for name, tensor in taken.groups["weights"].items():
             assert tensor.device.type == "cpu"
@@ -112,9 +112,9 @@ def test_a_snapshot_holds_the_values_of_before_and_nothing_waits(nothing_waits):
 def test_snapshots_share_their_pinned_memory():
     taker, tensors = SnapshotTaker(), some_tensors()
     first = taker.take(weights=tensors)
-    first.take()
+    first.wait()
     second = taker.take(weights=tensors)
-    second.take()
+    second.wait()
     for name, tensor in tensors.items():
         if tensor.is_cuda:
             assert first.groups["weights"][name].is_pinned()
@@ -135,7 +135,7 @@ def test_a_snapshot_needs_no_memory_of_the_device():
         taken = SnapshotTaker().take(weights=tensors)
         for tensor in tensors.values():
             tensor.zero_()
-        taken.take()
+        taken.wait()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert all(torch.equal(taken.groups["weights"][name], tensor) for name, tensor in expected.items())
