@@ -95,14 +95,16 @@ _NAMES = {
 _MODULE_OF = {name: f"beitcli.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'beitcli' has no attribute '{name}'")
-    from importlib import import_module
+if not TYPE_CHECKING:  # or a type checker would take any misspelt name for one of these
 
-    value = getattr(import_module(_MODULE_OF[name]), name)
-    globals()[name] = value  # the next access does not come here
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'beitcli' has no attribute '{name}'")
+        from importlib import import_module
+
+        value = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value  # the next access does not come here
+        return value
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from coco_folder import save_rectangles
+from scenes import IGNORE
 
 import beitcli
 from beitcli.config.resolve import resolve
@@ -38,14 +40,26 @@ def test_load_model_has_the_weights_of_the_checkpoint(pretrained_run: Path) -> N
     assert torch.equal(model(images, mask), expected(images, mask))
 
 
-@pytest.mark.parametrize(("task", "kind"), [("segment", Segmenter), ("detect", Detector)])
-def test_load_model_opens_segmenters_and_detectors(tmp_path: Path, task: str, kind: type) -> None:
-    flags: dict[str, Any] = {"data": ["sample"], "task": task, "recipe": f"tiny-{task}", "init": "random"}
-    flags |= {"steps": 1, "batch_size": 2, "limit": 4, "size": 32, "device": "cpu", "workers": 0}
-    finetune(resolve(beitcli.FinetuneConfig, flags | {"out": str(tmp_path / "run")}).config)
+def test_load_model_opens_a_segmenter(scenes: Path, tmp_path: Path) -> None:
+    settings = {"classes": str(scenes / "names.txt"), "ignore_index": IGNORE, "recipe": "tiny-segment"}
+    _finetune(scenes, tmp_path / "run", **settings)
     model = beitcli.load_model(tmp_path / "run", progress=False)
-    assert type(model) is kind
+    assert type(model) is Segmenter
     assert not model.training
+
+
+def test_load_model_opens_a_detector(tmp_path: Path) -> None:
+    save_rectangles(tmp_path / "data", "train", 4, seed=0)
+    save_rectangles(tmp_path / "data", "val", 2, seed=1)
+    _finetune(tmp_path / "data", tmp_path / "run", recipe="tiny-detect", head_width=16, regions=16)
+    model = beitcli.load_model(tmp_path / "run", progress=False)
+    assert type(model) is Detector
+    assert not model.training
+
+
+def _finetune(data: Path, run: Path, **settings: Any) -> None:
+    flags = {"data": [str(data)], "out": str(run), "init": "random", "size": 32, "steps": 1, "batch_size": 2}
+    finetune(resolve(beitcli.FinetuneConfig, flags | {"device": "cpu", "workers": 0} | settings).config)
 
 
 def test_load_model_of_a_shape_alone_gives_pooled_features(pretrained_run: Path) -> None:
