@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from beitcli.cli.output import Shell
+from beitcli.cli.processes import leave
 from beitcli.config.common import Job, Launched, Training
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.resolve import resolve
@@ -113,6 +115,9 @@ def hinted() -> Iterator[None]:
 def event_handler(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
     """Where the events of a job go: to `on_event`, else to stderr, of several processes the first one's."""
     place = place_of_this_process()
+    if place is not None:
+        atexit.unregister(leave)
+        atexit.register(leave)  # not after each job: the script's next one needs the same processes
     shell = Shell(quiet=not progress or (place is not None and place.rank > 0))
     try:
         with hinted():

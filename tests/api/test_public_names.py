@@ -54,7 +54,7 @@ def test_dir_lists_every_public_name() -> None:
 @pytest.mark.parametrize("name", [name for name in beitcli.__all__ if name != "__version__"])
 def test_every_public_name_is_the_object_that_type_checkers_see(name: str) -> None:
     tree = ast.parse(Path(beitcli.__file__).read_text())
-    (guarded,) = [node for node in tree.body if isinstance(node, ast.If)]
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
     modules = {alias.name: node.module for node in guarded.body for alias in node.names}  # type: ignore[attr-defined]
     found = getattr(beitcli, name)
     assert found.__name__ == name
