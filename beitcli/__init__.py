@@ -1,3 +1,111 @@
-"""BEiT as one command-line tool; the engine behind it is importable from here."""
+"""BEiT as one command-line tool, and the same jobs as Python functions: `import beitcli; beitcli.pretrain("photos/")`.
+
+Names are imported on first use (PEP 562): `import beitcli` itself loads neither torch nor numpy nor the command line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from beitcli.api.jobs import evaluate, finetune, predict, pretrain, tokenize, train_tokenizer
+    from beitcli.api.loading import load_model, load_tokenizer
+    from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
+    from beitcli.config.use import EvalConfig, PredictConfig, TokenizeConfig
+    from beitcli.engine.evaluate_classify import EvalReport
+    from beitcli.engine.evaluate_detect import DetectionEvalReport
+    from beitcli.engine.evaluate_segment import SegmentationEvalReport
+    from beitcli.engine.finetune_classify import FinetuneReport
+    from beitcli.engine.finetune_detect import DetectReport
+    from beitcli.engine.finetune_segment import SegmentReport
+    from beitcli.engine.pretrain import PretrainReport
+    from beitcli.engine.probing import ProbeReport
+    from beitcli.engine.train_tokenizer import TrainTokenizerReport
+    from beitcli.errors import (
+        BeitError,
+        DataError,
+        DistributedError,
+        DivergedError,
+        Interrupted,
+        SignalStop,
+        Stopped,
+        StorageError,
+        UsageError,
+    )
+    from beitcli.tokenizers import Tokenizer
+
+__all__ = [
+    "BeitError",
+    "DataError",
+    "DetectReport",
+    "DetectionEvalReport",
+    "DistributedError",
+    "DivergedError",
+    "EvalConfig",
+    "EvalReport",
+    "FinetuneConfig",
+    "FinetuneReport",
+    "Interrupted",
+    "PredictConfig",
+    "PretrainConfig",
+    "PretrainReport",
+    "ProbeReport",
+    "SegmentReport",
+    "SegmentationEvalReport",
+    "SignalStop",
+    "Stopped",
+    "StorageError",
+    "TokenizeConfig",
+    "Tokenizer",
+    "TrainTokenizerConfig",
+    "TrainTokenizerReport",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "finetune",
+    "load_model",
+    "load_tokenizer",
+    "predict",
+    "pretrain",
+    "tokenize",
+    "train_tokenizer",
+]
+
+# Module to the names that come from it; the imports above are the same, for type checkers.
+_NAMES = {
+    "api.jobs": "evaluate finetune predict pretrain tokenize train_tokenizer",
+    "api.loading": "load_model load_tokenizer",
+    "config.training": "FinetuneConfig PretrainConfig TrainTokenizerConfig",
+    "config.use": "EvalConfig PredictConfig TokenizeConfig",
+    "engine.evaluate_classify": "EvalReport",
+    "engine.evaluate_detect": "DetectionEvalReport",
+    "engine.evaluate_segment": "SegmentationEvalReport",
+    "engine.finetune_classify": "FinetuneReport",
+    "engine.finetune_detect": "DetectReport",
+    "engine.finetune_segment": "SegmentReport",
+    "engine.pretrain": "PretrainReport",
+    "engine.probing": "ProbeReport",
+    "engine.train_tokenizer": "TrainTokenizerReport",
+    "errors": "BeitError DataError DistributedError DivergedError Interrupted SignalStop Stopped StorageError "
+    "UsageError",
+    "tokenizers": "Tokenizer",
+}
+_MODULE_OF = {name: f"beitcli.{module}" for module, names in _NAMES.items() for name in names.split()}
+
+
+if not TYPE_CHECKING:  # or a type checker would take any misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'beitcli' has no attribute '{name}'")
+        from importlib import import_module
+
+        value = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value  # the next access does not come here
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -20,6 +20,7 @@ LEVELS = {
     "models": 2, "heads": 2, "tokenizers": 2, "masking": 2, "data": 2, "pictures": 2,
     "engine": 3,
     "cli": 4,
+    "api": 5,
     "__main__": 5,
 }  # fmt: skip
 

@@ -1,0 +1,126 @@
+"""What every function of the API does before and around its job: settings, events, errors."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from beitcli.cli.output import Shell
+from beitcli.cli.processes import leave
+from beitcli.config.common import Job, Launched, Training
+from beitcli.config.fields import settings_of, suggestion
+from beitcli.config.resolve import resolve
+from beitcli.config.use import TokenizeConfig
+from beitcli.errors import BeitError, UsageError
+from beitcli.runtime.tasks import place_of_this_process
+
+if TYPE_CHECKING:
+    from beitcli.engine.events import OnEvent
+
+Reference = str | os.PathLike[str]
+References = Reference | Sequence[Reference]
+Config = TypeVar("Config", bound=Job)
+
+
+def resolve_call(
+    kind: type[Config], role: str, data: Any, settings: dict[str, Any], model: Any = None, *, dry_run: bool = False
+) -> Config:
+    """The config of a call.
+
+    Args:
+        role: The setting that `data` is given by: `data` or `inputs`.
+        model: The setting `model` of calls that take one first, or the config.
+        dry_run: Return the plan of a training job.
+
+    Raises:
+        UsageError: A setting is wrong or missing, or is given beside a config that holds it already.
+    """
+    with hinted():
+        given = data if model is None else model
+        if isinstance(given, Job):
+            beside = [*settings, *(["dry_run"] if dry_run else []), *([role] if model is not None and data else [])]
+            config = _whole(kind, given, beside)
+        else:
+            named = settings | ({"dry_run": True} if dry_run else {}) | ({} if model is None else {"model": model})
+            listed = [data] if isinstance(data, str | os.PathLike) else list(data)
+            config = resolve(kind, _flags(kind, named | ({role: listed} if listed else {}))).config
+        if isinstance(config, Training) and config.dry_run and not dry_run:  # the call's type promises a report
+            raise UsageError(
+                "The config asks for a dry run.", "Give dry_run=True by keyword: the call returns the plan."
+            )
+        _require_possible(config)
+        return config
+
+
+def _whole(kind: type[Config], config: Job, beside: list[str]) -> Config:
+    """A config that is given as such."""
+    if not isinstance(config, kind):
+        raise UsageError(
+            f"{type(config).__name__} is given, and {kind.__name__} is needed.", f"Give a {kind.__name__}."
+        )
+    if beside:
+        raise UsageError(
+            f"{kind.__name__} holds every setting, and {', '.join(beside)} is given beside it.",
+            "Change the config with dataclasses.replace, or give all settings by keyword.",
+        )
+    return config
+
+
+def _require_possible(config: Job) -> None:
+    """Raises UsageError for what a call from Python cannot do."""
+    if isinstance(config, TokenizeConfig) and not config.inputs:
+        raise UsageError("inputs is empty.", "Name images, or '-' for paths on stdin.")
+    if isinstance(config, Launched) and (config.gpus > 1 or config.nodes > 1) and place_of_this_process() is None:
+        raise UsageError(
+            f"gpus is {config.gpus}, and a call from Python starts no processes.",
+            f"Run `beit {config.command} ... --gpus {config.gpus}`, or start the script with torchrun.",
+        )
+
+
+def _flags(kind: type[Job], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `resolve` takes them, paths as text.
+
+    Raises:
+        UsageError: One of them is unknown.
+    """
+    known = settings_of(kind)
+    for name in settings:
+        if name not in known:
+            hint = suggestion(name, known) or f"Settings: {', '.join(known)}."
+            raise UsageError(f"{kind.command} has no setting '{name}'.", hint)
+    return {name: _plain(value) for name, value in settings.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+@contextmanager
+def hinted() -> Iterator[None]:
+    """Tracebacks show the way out of an error below its message."""
+    try:
+        yield
+    except BeitError as error:
+        if error.hint:
+            error.add_note(error.hint)
+        raise
+
+
+@contextmanager
+def event_handler(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
+    """Where the events of a job go: to `on_event`, else to stderr, of several processes the first one's."""
+    place = place_of_this_process()
+    if place is not None:
+        atexit.unregister(leave)
+        atexit.register(leave)  # not after each job: the script's next one needs the same processes
+    shell = Shell(quiet=not progress or (place is not None and place.rank > 0))
+    try:
+        with hinted():
+            yield on_event or shell.on_event
+    finally:
+        shell.close()

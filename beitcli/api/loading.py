@@ -1,0 +1,89 @@
+"""Models and tokenizers, ready to be called."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from beitcli.api.call import Reference, event_handler
+from beitcli.errors import StorageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from beitcli.engine.events import OnEvent
+    from beitcli.models.beit import MaskedImageModel
+    from beitcli.models.classifiers import ImageClassifier
+    from beitcli.models.detector import Detector
+    from beitcli.models.segmenter import Segmenter
+    from beitcli.tokenizers import Tokenizer
+
+
+def load_model(
+    model: Reference, *, device: str | torch.device = "cpu", progress: bool = True, on_event: OnEvent | None = None
+) -> MaskedImageModel | ImageClassifier | Segmenter | Detector:
+    """Any MODEL with its weights in fp32, in evaluation mode; its class follows from the checkpoint.
+
+    Images go in as (B, 3, H, W) floats of `model.architecture.image_size`, normalised by mean and standard deviation of
+    `beitcli.models.references.open_model(reference).normalization`.
+
+    Args:
+        model: A run, a checkpoint, a file or folder of weights, `hf://OWNER/NAME`, `timm/NAME` or `random`.
+        device: Where the weights go.
+
+    Returns:
+        The masked image model of pretraining, a classifier, segmenter or detector; of a checkpoint without any head the
+        backbone in the finetuning layout, whose output is the pooled features (B, D).
+
+    Raises:
+        UsageError: There is nothing of that name.
+        StorageError: It is a tokenizer, another program's model of another kind, damaged, or cannot be fetched.
+    """
+    with event_handler(progress, on_event) as events:
+        from beitcli.engine.events import downloads, warn
+        from beitcli.models.opened_detector import detector_of
+        from beitcli.models.references import (
+            classifier_of,
+            masked_image_model_of,
+            open_backbone,
+            open_model,
+            segmenter_of,
+        )
+
+        reference = os.fspath(model)
+        opened = open_model(reference, downloads(events))
+        warn(opened.warnings, events)
+        if opened.kind == "tokenizer":
+            raise StorageError(f"'{reference}' is a tokenizer.", "Open it with beitcli.load_tokenizer.")
+        built: MaskedImageModel | ImageClassifier | Segmenter | Detector
+        if opened.kind == "masked-image-model":
+            built = masked_image_model_of(opened, opened.tensors())
+        elif opened.kind == "classifier":
+            built, _ = classifier_of(opened)
+        elif opened.kind == "segmenter":
+            built, _ = segmenter_of(opened)
+        elif opened.kind == "detector":
+            built, _ = detector_of(opened)
+        else:
+            built, _ = open_backbone(reference, on_progress=downloads(events))
+        return built.to(device)
+
+
+def load_tokenizer(
+    tokenizer: Reference, *, device: str | torch.device = "cpu", progress: bool = True, on_event: OnEvent | None = None
+) -> Tokenizer:
+    """A frozen tokenizer: `encode` takes uint8 or [0, 1] images (B, 3, H, W), and gives tokens (B, N) int64.
+
+    Args:
+        tokenizer: `dall-e`, a folder with OpenAI's files, `hf://OWNER/NAME`, or a run of train_tokenizer or pretrain.
+
+    Raises:
+        UsageError: There is none of that name.
+        StorageError: It is something else, damaged, or cannot be fetched.
+    """
+    with event_handler(progress, on_event) as events:
+        import torch
+
+        from beitcli.engine.opened_tokenizer import tokenizer_for
+
+        return tokenizer_for(os.fspath(tokenizer), torch.device(device), events)
