@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -118,7 +119,7 @@ def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
     found = {}
     for name in {"recipe", "task"} & settings.keys():
         flag = settings[name].flag
-        for word, after in zip(words, [*words[1:], ""], strict=True):
+        for word, after in pairwise([*words, ""]):
             if word == flag or word.startswith(f"{flag}="):
                 found[name] = after if word == flag else word.removeprefix(f"{flag}=")
     return found

@@ -12,7 +12,6 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from beitcli.config.bounds import UNBOUNDED, Bounds
@@ -109,9 +108,17 @@ class Setting:
         return value[0] if self.kind == Size and value is not None and value[0] == value[1] else value
 
 
-@cache
+_SETTINGS: dict[type, dict[str, Setting]] = {}  # of each class, as reading type hints takes a millisecond or two
+
+
 def settings_of(config_class: type) -> dict[str, Setting]:
     """The settings of a job by name, in the order they are declared; not to be changed."""
+    if config_class not in _SETTINGS:
+        _SETTINGS[config_class] = _read_settings(config_class)
+    return _SETTINGS[config_class]
+
+
+def _read_settings(config_class: type) -> dict[str, Setting]:
     hints = get_type_hints(config_class)
     found = {}
     for entry in fields(config_class):

@@ -19,7 +19,7 @@ class TrainTokenizerConfig(Training):
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer", ge=2)
     size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer", ge=1)
     width: int = option(32, "Channels of the first stage; each further stage doubles them.", panel="Tokenizer", ge=1)
-    groups: int = option(3, "Stages; every one after the first halves the resolution.", panel="Tokenizer", ge=1)
+    groups: int = option(3, "Stages; every one after the first halves the resolution.", panel="Tokenizer", ge=1, le=16)
     blocks_per_group: int = option(1, "Residual blocks a stage.", panel="Tokenizer", ge=1)
     reconstruction: Literal["mse", "logit-laplace"] = option("mse", "Reconstruction loss.", panel="Tokenizer")
     kl_weight: float = option(

@@ -537,7 +537,7 @@ def test_run_of_a_version_before_goes_on_and_is_repeated(tmp_path: Path) -> None
         assert (config.task, config.ignore_index, config.mixup, config.min_crop) == ("segment", 254, 0.0, 0.5)
     write(tmp_path / "run" / "config.toml", BEFORE.replace("mixup = 0.0", "mixup = 0.3"))  # asked for, without effect
     assert resolve(FinetuneConfig, {"out": str(tmp_path / "run"), "resume": True}).config.task == "segment"
-    with pytest.raises(UsageError, match="mixup in .*config.toml is a setting of --task classify"):
+    with pytest.raises(UsageError, match=r"mixup in .*config\.toml is a setting of --task classify"):
         resolve(FinetuneConfig, {"config": path})
     with pytest.raises(UsageError, match="--mixup is a setting of --task classify"):
         resolve(FinetuneConfig, {"out": str(tmp_path / "run"), "resume": True, "mixup": 0.3})
