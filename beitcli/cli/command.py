@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from beitcli.cli.early_signals import SignalledAtOnce, ending_at_once
 from beitcli.cli.output import Shell
 from beitcli.cli.paths import require_paths
 from beitcli.config.fields import Setting, Size, settings_of
-from beitcli.config.resolve import EXCLUSIVE, Resolved, recipe_names, recipe_settings, resolve
+from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
 from beitcli.errors import BeitError, Interrupted, SignalStop
 from beitcli.runtime.tasks import Place
 
@@ -96,17 +97,54 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
         finally:
             shell.close()
 
-    recipe = settings["recipe"].default if "recipe" in settings else ""
+    asked = _asked(settings, words)
+    recipe = _recipe(command, settings, asked)
     of_recipe = recipe_settings(settings, command.name, recipe) if recipe else {}
+    task = _task(settings, of_recipe | asked)
+    hides = task is not None and not _HELP.isdisjoint(words)  # else all are there: for completion, and to be refused
     arguments = [_parameter(setting, "") for setting in settings.values() if setting.option.argument]
     options = [
-        _parameter(setting, _default(setting, of_recipe, recipe))
+        _parameter(setting, _default(setting, of_recipe, recipe), hidden=hides and not setting.belongs_to(task))
         for setting in settings.values()
         if not setting.option.argument
     ]
     callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
-    app.command(command.name, help=command.help, short_help=command.summary, rich_help_panel=command.panel)(callback)
+    text = command.help + (_other_tasks(command, settings["task"], task) if task is not None else "")
+    app.command(command.name, help=text, short_help=command.summary, rich_help_panel=command.panel)(callback)
+
+
+def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
+    """The recipe and the task that a command line names, for its help; typer shows that before it reads the rest."""
+    found = {}
+    for name in {"recipe", "task"} & settings.keys():
+        flag = settings[name].flag
+        for word, after in pairwise([*words, ""]):
+            if word == flag or word.startswith(f"{flag}="):
+                found[name] = after if word == flag else word.removeprefix(f"{flag}=")
+    return found
+
+
+def _recipe(command: Command, settings: dict[str, Setting], asked: dict[str, str]) -> str:
+    """Whose values the help shows; none for a job without recipes."""
+    if "recipe" not in settings:
+        return ""
+    named = asked.get("recipe")
+    return named if named in recipe_names(command.name) else default_recipe(command.config, settings, asked)
+
+
+def _task(settings: dict[str, Setting], values: dict[str, Any]) -> str | None:
+    """The task whose settings the help shows; None for a job that has one only."""
+    if not any(setting.option.tasks for setting in settings.values()):
+        return None
+    task = settings["task"]
+    return values["task"] if values.get("task") in task.choices else task.default
+
+
+def _other_tasks(command: Command, setting: Setting, task: str) -> str:
+    """A paragraph of the help."""
+    others = " or ".join(f"{setting.flag} {each} --help" for each in setting.choices if each != task)
+    return f"\n\nBelow are the settings of {setting.flag} {task}; of others: beit {command.name} {others}."
 
 
 def _ended(place: Place | None, error: Exception, shell: Shell) -> int:
@@ -140,7 +178,7 @@ def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
     return f"[default: {shown}{source}]"
 
 
-def _parameter(setting: Setting, default: str) -> inspect.Parameter:
+def _parameter(setting: Setting, default: str, *, hidden: bool = False) -> inspect.Parameter:
     how, kind = setting.option, setting.kind
     inner = bool if kind is bool else str  # `resolve` reads the rest, so that a wrong value is told as in a file
     annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
@@ -150,7 +188,9 @@ def _parameter(setting: Setting, default: str) -> inspect.Parameter:
         info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)
     else:
         flags = how.flags or (f"--{setting.name.replace('_', '-')}",)
-        info = typer.Option(*flags, help=text, metavar=metavar, show_default=False, rich_help_panel=how.panel)
+        info = typer.Option(
+            *flags, help=text, metavar=metavar, show_default=False, hidden=hidden, rich_help_panel=how.panel
+        )
     return _keyword(setting.name, annotation, info, None)
 
 
@@ -158,6 +198,7 @@ def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
+_HELP = {"-h", "--help"}
 _METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", Size: "PX|H,W"}
 _SHELL_OPTIONS = [
     _keyword("as_json", bool, typer.Option("--json", help="Results as JSON.", rich_help_panel="Output"), False),

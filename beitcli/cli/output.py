@@ -15,6 +15,7 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from beitcli.errors import BeitError, Stopped
+from beitcli.runtime.metric_text import metric_texts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,15 +26,8 @@ if TYPE_CHECKING:
     from beitcli.engine.events import Event, Progress
 
 _LINE_SECONDS = 5.0  # between two plain lines of figures
-_BAR_COLUMNS = 56  # phase, bar, count and time left
+_BAR_COLUMNS = 44  # phase, bar, count and time left: at 80 columns the loss and one metric stand beside them
 _COUNT_SECONDS = 10.0  # between two plain lines that only count; a shorter job has none
-_SHOWN = {"loss": ".4f", "baseline_loss": ".4f", "masked_accuracy": ".3f", "baseline_accuracy": ".3f",
-          "unigram_entropy": ".3f", "top1": ".4f", "reconstruction": ".5f", "kl": ".3f", "lr": ".2e",
-          "images_per_second": ".0f", "gradient_norm": ".2f",
-          "temperature": ".3f", "held_out_psnr": ".2f", "held_out_codes_used": ".0f", "held_out_perplexity": ".1f",
-          "held_out_loss": ".4f", "held_out_baseline_loss": ".4f", "held_out_masked_accuracy": ".3f",
-          "held_out_top1": ".4f", "probe_top1": ".3f",
-          "held_out_miou": ".4f", "held_out_pixel_accuracy": ".4f"}  # fmt: skip
 
 
 class Shell:
@@ -201,8 +195,8 @@ class Shell:
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total or None)
         if event.metrics:
-            room = max(0, self.console.width - _BAR_COLUMNS)  # or the figures would push the bar away
-            self._bar.update(task, figures=shown(event.metrics)[:room])
+            room = self.console.width - _BAR_COLUMNS  # or the figures would push the bar away
+            self._bar.update(task, figures=shown(event.metrics, room))
 
     def _is_due(self, event: Progress) -> bool:
         """Whether a plain line is to be written: steps of training speak with their figures, other work by counting."""
@@ -273,13 +267,24 @@ def _bar(console: Console) -> Bar:
 
 
 def as_plain(report: Any) -> dict[str, Any]:
-    return asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
+    """A report's fields, `further` metrics beside the others."""
+    plain = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
+    return plain | plain.pop("further", {})
 
 
-def shown(figures: dict[str, float]) -> str:
-    """The figures a person follows, shortly."""
-    known = [f"{name} {figures[name]:{form}}" for name, form in _SHOWN.items() if name in figures]
-    return "  ".join(known).replace("held_out_", "held-out ").replace("_", " ")
+def shown(figures: dict[str, float], room: int | None = None) -> str:
+    """The figures a person follows, the most important first.
+
+    Args:
+        room: The most characters; figures from the first one on that does not fit are left out.
+    """
+    line = ""
+    for name, value in metric_texts(figures):
+        longer = f"{line}  {name} {value}".lstrip()
+        if room is not None and len(longer) > room:
+            break
+        line = longer
+    return line
 
 
 def megabytes(done: float, total: float, rate: float) -> str:

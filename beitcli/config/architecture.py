@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from beitcli.config.fields import suggestion
 from beitcli.errors import UsageError
 
 Positions = Literal["absolute", "shared", "per-block"]
@@ -68,3 +69,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": {"width": 1024, "depth": 24, "heads": 16},
     "giant": {"width": 1408, "depth": 40, "heads": 16, "mlp_ratio": 48 / 11},
 }
+
+
+def require_size(name: str) -> None:
+    """Raises UsageError where `name` is none of `SIZES`."""
+    if name not in SIZES:
+        raise UsageError(f"There is no model '{name}'.", suggestion(name, SIZES) or f"Models: {', '.join(SIZES)}.")

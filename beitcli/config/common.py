@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.fields import option
+from beitcli.config.fields import check_bounds, option
 from beitcli.errors import UsageError
 
 DATA_HELP = (
@@ -33,18 +32,21 @@ class Job:
         panel="Machine",
     )
     workers: int = option(
-        -1, "Processes that load images; -1 chooses, 0 loads in this one.", panel="Machine", harmless=True, saved=False
+        -1,
+        "Processes that load images; -1 chooses, 0 loads in this one.",
+        panel="Machine",
+        harmless=True,
+        saved=False,
+        ge=-1,
     )
     gpus: int = option(1, "Processes; this command computes in one.", panel="Machine", harmless=True, saved=False)
-    seed: int = option(0, "Everything random follows from it.", panel="Machine")
+    seed: int = option(0, "Everything random follows from it.", panel="Machine", ge=0, le=2**63 - 1)
     limit: int | None = option(
-        None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N"
+        None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
     )
 
     def __post_init__(self) -> None:
-        at_least("--workers", self.workers, -1)
-        between("--seed", self.seed or 0, 0, 2**63 - 1)
-        at_least("--limit", self.limit, 1)
+        check_bounds(self)
         if self.gpus != 1 and not isinstance(self, Launched):
             raise UsageError(
                 f"--gpus is {self.gpus}, but `beit {self.command}` computes in one process.", "Leave it out."
@@ -61,8 +63,9 @@ class Launched(Job):
         panel="Machine",
         harmless=True,
         saved=False,
+        ge=1,
     )
-    nodes: int = option(1, "Machines that share --gpus.", panel="Machine", harmless=True, saved=False)
+    nodes: int = option(1, "Machines that share --gpus.", panel="Machine", harmless=True, saved=False, ge=1)
     rdzv_endpoint: str | None = option(
         None,
         "Where several machines meet: the first one's name and a free port.",
@@ -72,10 +75,15 @@ class Launched(Job):
         metavar="HOST:PORT",
     )
     rdzv_timeout: int = option(
-        600, "Seconds that machines wait for one another.", panel="Machine", harmless=True, saved=False
+        600, "Seconds that machines wait for one another.", panel="Machine", harmless=True, saved=False, ge=1
     )
     process_timeout: int = option(
-        600, "Seconds after which a silent process is taken for hung.", panel="Machine", harmless=True, saved=False
+        600,
+        "Seconds after which a silent process is taken for hung.",
+        panel="Machine",
+        harmless=True,
+        saved=False,
+        ge=1,
     )
     max_restarts: int = option(
         3,
@@ -84,13 +92,8 @@ class Launched(Job):
         harmless=True,
         saved=False,
         metavar="N",
+        ge=0,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("gpus", "nodes", "rdzv_timeout", "process_timeout"):
-            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
-        at_least("--max-restarts", self.max_restarts, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,12 @@ class Training(Launched):
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
     max_bad: float = option(
-        0.05, "Share of unreadable images (0-1) past which the run stops with exit code 3.", panel="Data", harmless=True
+        0.05,
+        "Share of unreadable images (0-1) past which the run stops with exit code 3.",
+        panel="Data",
+        harmless=True,
+        ge=0,
+        le=1,
     )
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     out: str = option(
@@ -117,32 +125,37 @@ class Training(Launched):
         panel="Run",
         harmless=True,
         metavar="STEPS",
+        ge=1,
     )
-    keep: int = option(2, "Newest checkpoints to keep.", panel="Run", harmless=True, metavar="N")
+    keep: int = option(2, "Newest checkpoints to keep.", panel="Run", harmless=True, metavar="N", ge=1)
     log_every: int | None = option(
         None,
         "Optimizer steps between lines of metrics.jsonl; default a hundredth of the run.",
         panel="Run",
         harmless=True,
         metavar="STEPS",
+        ge=1,
     )
-    epochs: float | None = option(None, "Passes over the data.", panel="Schedule")
-    steps: int | None = option(None, "Optimizer steps, instead of --epochs.", panel="Schedule")
-    batch_size: int = option(64, "Images of one optimizer step, all devices together.", panel="Schedule")
+    epochs: float | None = option(None, "Passes over the data.", panel="Schedule", gt=0)
+    steps: int | None = option(None, "Optimizer steps, instead of --epochs.", panel="Schedule", ge=1)
+    batch_size: int = option(64, "Images of one optimizer step, all devices together.", panel="Schedule", ge=1)
     micro_batch: int | None = option(
         None,
         "Images of one forward pass, which accumulate to --batch-size; default the batch, 128 at most; "
         "on one GPU what fits.",
         panel="Schedule",
         harmless=True,
+        ge=1,
     )
-    lr: float = option(1.5e-3, "Peak learning rate.", panel="Schedule")
-    min_lr: float = option(1e-5, "Learning rate at the end of the cosine.", panel="Schedule")
-    warmup_epochs: float | None = option(None, "Epochs of linear warm-up.", panel="Schedule")
-    warmup_steps: int | None = option(None, "Steps of linear warm-up, instead of --warmup-epochs.", panel="Schedule")
-    weight_decay: float = option(0.05, "AdamW's decay of matrices.", panel="Schedule")
-    beta2: float = option(0.999, "AdamW's second moment.", panel="Schedule")
-    clip: float | None = option(None, "Largest gradient norm.", panel="Schedule")
+    lr: float = option(1.5e-3, "Peak learning rate.", panel="Schedule", gt=0)
+    min_lr: float = option(1e-5, "Learning rate at the end of the cosine.", panel="Schedule", ge=0)
+    warmup_epochs: float | None = option(None, "Epochs of linear warm-up.", panel="Schedule", ge=0)
+    warmup_steps: int | None = option(
+        None, "Steps of linear warm-up, instead of --warmup-epochs.", panel="Schedule", ge=0
+    )
+    weight_decay: float = option(0.05, "AdamW's decay of matrices.", panel="Schedule", ge=0)
+    beta2: float = option(0.999, "AdamW's second moment.", panel="Schedule", ge=0, le=0.999999)
+    clip: float | None = option(None, "Largest gradient norm.", panel="Schedule", gt=0)
     grad_compression: Literal["none", "bf16"] = option(
         "none",
         "Arithmetic in which processes sum their gradients: none: fp32; bf16: half the bytes, and rounded sums. Of no "
@@ -152,14 +165,6 @@ class Training(Launched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "micro_batch", "save_every", "log_every", "keep"):
-            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
-        for name in ("epochs", "lr", "clip"):
-            above_zero("--" + name, getattr(self, name))
-        for name in ("min_lr", "weight_decay", "warmup_steps", "warmup_epochs"):
-            at_least("--" + name.replace("_", "-"), getattr(self, name), 0)
-        between("--max-bad", self.max_bad, 0, 1)
-        between("--beta2", self.beta2, 0, 0.999999)
         texts = [value if isinstance(value, tuple) else (value,) for value in vars(self).values()]
         for text in (each for value in texts for each in value if isinstance(each, str)):
             if not text.isascii() and text != text.encode(errors="replace").decode():
@@ -169,18 +174,3 @@ class Training(Launched):
                 )
         if self.steps is None and self.epochs is None:
             raise UsageError("Neither --steps nor --epochs is set.", "Give one of them, or a --recipe.")
-
-
-def at_least(flag: str, value: float | None, least: float) -> None:
-    if value is not None and not least <= value < math.inf:
-        raise UsageError(f"{flag} is {value}; it must be at least {least}.", f"Give {flag} {least} or more.")
-
-
-def above_zero(flag: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise UsageError(f"{flag} is {value}; it must be a number above 0.", f"Give {flag} a positive number.")
-
-
-def between(flag: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UsageError(f"{flag} is {value}; it must lie between {low} and {high}.", f"Give {flag} such a number.")

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from beitcli.config.bounds import UNBOUNDED, Bounds
 from beitcli.errors import UsageError
 
 Size = tuple[int, int]  # (H, W), in pixels or in patches
@@ -34,6 +35,8 @@ class Option:
         harmless: May differ between a run and its `--resume`.
         metavar: What stands for the value in help.
         example: Of a size, for the message about a wrong one.
+        bounds: Of a number, or of each side of a size.
+        tasks: Which choices of the job's `task` it belongs to; empty: all.
     """
 
     help: str
@@ -45,11 +48,23 @@ class Option:
     harmless: bool = False
     metavar: str | None = None
     example: str = "192,256"
+    bounds: Bounds = UNBOUNDED
+    tasks: tuple[str, ...] = ()
 
 
-def option(default: Any, help: str, **how: Any) -> Any:
-    """A dataclass field with its `Option`."""
-    return field(default=default, metadata={"option": Option(help=help, **how)})
+def option(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    **how: Any,
+) -> Any:
+    """A dataclass field with its `Option`; `ge`, `gt`, `le` and `lt` are its bounds."""
+    bounds = Bounds(ge=ge, gt=gt, le=le, lt=lt)
+    return field(default=default, metadata={"option": Option(help=help, bounds=bounds, **how)})
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,31 @@ class Setting:
         """Whether it is a list, of any length."""
         return get_origin(self.kind) is tuple and self.kind != Size
 
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a number, or a size."""
+        return self.kind in (int, float, Size)
+
+    def belongs_to(self, task: str | None) -> bool:
+        """Whether a job with this `task` reads it."""
+        return not self.option.tasks or task in self.option.tasks
+
     def plain(self, value: Any) -> Any:
         """The value as a person would give it: a square's side in place of both."""
         return value[0] if self.kind == Size and value is not None and value[0] == value[1] else value
 
 
+_SETTINGS: dict[type, dict[str, Setting]] = {}  # of each class, as reading type hints takes a millisecond or two
+
+
 def settings_of(config_class: type) -> dict[str, Setting]:
-    """The settings of a job by name, in the order they are declared."""
+    """The settings of a job by name, in the order they are declared; not to be changed."""
+    if config_class not in _SETTINGS:
+        _SETTINGS[config_class] = _read_settings(config_class)
+    return _SETTINGS[config_class]
+
+
+def _read_settings(config_class: type) -> dict[str, Setting]:
     hints = get_type_hints(config_class)
     found = {}
     for entry in fields(config_class):
@@ -99,6 +132,15 @@ def settings_of(config_class: type) -> dict[str, Setting]:
         default = None if entry.default is MISSING else entry.default
         found[entry.name] = Setting(entry.name, kind, optional, default, how)
     return found
+
+
+def check_bounds(config: Any) -> None:
+    """Raises UsageError for the first number of a job that lies outside the bounds of its field; None passes."""
+    for name, setting in settings_of(type(config)).items():
+        value = getattr(config, name)
+        if setting.is_number and value is not None:
+            for each in value if isinstance(value, tuple) else (value,):
+                setting.option.bounds.require(setting.flag, each)
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -147,14 +147,17 @@ def resolve(
                 f"There is no run at '{saved.parent}' to go on with.",
                 suggestion(saved.parent.name, beside) or "Give the --out that it was started with, or DATA to begin.",
             )
+    of_recipe: dict[str, Any] = {}
     if "recipe" in settings:
         name = asked.get("recipe") or default_recipe(config_class, settings, asked)
-        layers.insert(0, ("recipe", recipe_settings(settings, command, name)))
-    values, origins = merge(settings, layers)
+        of_recipe = recipe_settings(settings, command, name)
+    values, origins = merge(settings, [("recipe", of_recipe), *layers])
     if "recipe" in settings:
         values["recipe"] = name
     _require_all(command, settings, values)
-    return Resolved(config_class(**values), origins)
+    config = config_class(**values)
+    _refuse_other_tasks(settings, config, layers, of_recipe)
+    return Resolved(config, origins)
 
 
 def _resumed(
@@ -170,13 +173,45 @@ def _resumed(
         f"{setting.flag}: the run has {_shown(setting, before)}, given is {_shown(setting, now)}"
         for name, setting in settings.items()
         if setting.option.saved and not setting.option.harmless and getattr(before, name) != getattr(now, name)
+        if setting.belongs_to(_task_of(before))
     ]
     if differences:
         raise UsageError(
             "These settings differ from the run's own: " + "; ".join(differences) + ".",
             "Leave them out to go on as it was, or start a new run with another --out.",
         )
+    _refuse_other_tasks(settings, now, layers, stored)
     return Resolved(now, origins)
+
+
+def _task_of(config: Any) -> str | None:
+    return getattr(config, "task", None)
+
+
+def _refuse_other_tasks(
+    settings: Mapping[str, Setting], config: Any, layers: list[tuple[str, dict[str, Any]]], below: Mapping[str, Any]
+) -> None:
+    """Raises UsageError where something is asked for that only another task than the job's own reads.
+
+    A file may hold it where it says nothing new: config.toml had every setting of all tasks once.
+
+    Args:
+        below: What the recipe, or the run that goes on, has.
+    """
+    task = _task_of(config)
+    for layer, values in layers:
+        for name, value in values.items():
+            setting = settings[name]
+            as_it_was = layer == "file" and value in (setting.default, below.get(name))
+            if setting.belongs_to(task) or as_it_was:
+                continue
+            variable, tasks = f"BEIT_{name.upper()}", " or ".join(setting.option.tasks)
+            given = {"file": f"{name} in {config.config}", "environment": variable}.get(layer, setting.flag)
+            way_out = f"Unset it: unset {variable}" if layer == "environment" else "Leave it out"
+            raise UsageError(
+                f"{given} is a setting of --task {tasks}; this is --task {task}.",
+                f"{way_out}, or give --task {setting.option.tasks[0]}.",
+            )
 
 
 def merge(
@@ -244,12 +279,12 @@ def to_toml(value: Any) -> str:
 
 
 def dump_toml(config: Any, header: str = "") -> str:
-    """Every saved setting of a config, defaults included, with its meaning beside it."""
+    """Every saved setting of a config that its task reads, defaults included."""
     printable = ["".join(c if c.isprintable() else "?" for c in line) for line in header.splitlines()]
     lines = [f"# {line}" for line in printable] + [f'command = "{config.command}"']
     panel = ""
     for name, setting in settings_of(type(config)).items():
-        if not setting.option.saved:
+        if not setting.option.saved or not setting.belongs_to(_task_of(config)):
             continue
         if setting.option.panel != panel:
             panel = setting.option.panel

@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import (
-    DATA_HELP,
-    MODEL_HELP,
-    NORMALIZATION_HELP,
-    Job,
-    Launched,
-    above_zero,
-    at_least,
-    between,
-)
+from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job, Launched
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -29,10 +20,7 @@ class TokenizeConfig(Launched):
         panel="Machine",
     )
     compile: bool = option(
-        False,
-        "torch.compile the tokenizer, where it is not fp32.",
-        panel="Machine",
-        flags=("--compile/--no-compile",),
+        False, "torch.compile the tokenizer, where it is not fp32.", panel="Machine", flags=("--compile/--no-compile",)
     )
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
     tokenizer: str = option(
@@ -52,9 +40,13 @@ class TokenizeConfig(Launched):
         metavar="FILE",
     )
     size: int | None = option(
-        None, "Side of the square the image is cut to; default the tokenizer's own.", panel="Tokenizer", metavar="PX"
+        None,
+        "Side of the square the image is cut to; default the tokenizer's own.",
+        panel="Tokenizer",
+        metavar="PX",
+        ge=1,
     )
-    batch_size: int = option(64, "Images at once.", panel="Machine")
+    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
     on_bad: Literal["report", "skip", "fail"] = option("report", "What an unreadable image does.", panel="Data")
     resume: bool = option(False, "Skip what FILE already holds.", panel="Output")
     reconstruct: str | None = option(
@@ -67,8 +59,6 @@ class TokenizeConfig(Launched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("--batch-size", self.batch_size, 1)
-        at_least("--size", self.size, 1)
         if self.decode and self.gpus > 1:
             raise UsageError(f"--gpus is {self.gpus}, but --decode computes in one process.", "Leave it out.")
 
@@ -76,21 +66,23 @@ class TokenizeConfig(Launched):
 @dataclass(frozen=True, kw_only=True)
 class MaskPreviewConfig(Job):
     command: ClassVar[str] = "mask-preview"
-    batch_size: int = option(8, "Images at once through --model.", panel="Machine")
+    batch_size: int = option(8, "Images at once through --model.", panel="Machine", ge=1)
     seed: int | None = option(  # type: ignore[assignment]
-        None, "Everything random follows from it; default the run's, else 0.", panel="Machine"
+        None, "Everything random follows from it; default the run's, else 0.", panel="Machine", ge=0, le=2**63 - 1
     )
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
-    ratio: float | None = option(None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking")
-    num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
-    min_block: int | None = option(None, "Fewest patches of a block; default 16.", panel="Masking")
-    grid: tuple[int, int] | None = option(
-        None, "Patches down and across; default 14,14.", panel="Masking", metavar="H,W", example="14,14"
+    ratio: float | None = option(
+        None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking", gt=0, le=1
     )
-    epoch: int = option(0, "The epoch whose masks are shown.", panel="Masking")
+    num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
+    min_block: int | None = option(None, "Fewest patches of a block; default 16.", panel="Masking", ge=1)
+    grid: tuple[int, int] | None = option(
+        None, "Patches down and across; default 14,14.", panel="Masking", metavar="H,W", example="14,14", ge=1
+    )
+    epoch: int = option(0, "The epoch whose masks are shown.", panel="Masking", ge=0)
     output: str | None = option(
         None,
         "Picture to write; - is stdout. Several inputs: a folder.",
@@ -107,13 +99,9 @@ class MaskPreviewConfig(Job):
     tokenizer: str | None = option(
         None, "The tokenizer that --model learned from, where it lies elsewhere.", panel="Model", metavar="TOKENIZER"
     )
-    stats: int | None = option(None, "Statistics over N masks instead; needs no input.", panel="Output", metavar="N")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("--batch-size", self.batch_size, 1)
-        at_least("--epoch", self.epoch, 0)
-        at_least("--stats", self.stats, 1)
+    stats: int | None = option(
+        None, "Statistics over N masks instead; needs no input.", panel="Output", metavar="N", ge=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,23 +113,20 @@ class Windows:
         "Side of the square that a segmenter sees at once, sliding over larger images; default the model's size.",
         panel="Segmentation",
         metavar="PX",
+        ge=1,
     )
     stride: int | None = option(
-        None, "Pixels between windows; default two thirds of one.", panel="Segmentation", metavar="PX"
+        None, "Pixels between windows; default two thirds of one.", panel="Segmentation", metavar="PX", ge=1
     )
     short_side: int | None = option(
         None,
         "Shorter side that images are resized to first; default as trained; 0 keeps their own.",
         panel="Segmentation",
         metavar="PX",
+        ge=0,
     )
     multi_scale: bool = option(False, "Mean over the scales 0.5, 0.75, 1, 1.25, 1.5 and 1.75.", panel="Segmentation")
     flip: bool = option(False, "Mean over the image and its mirror image.", panel="Segmentation")
-
-    def check_windows(self) -> None:
-        at_least("--window", self.window, 1)
-        at_least("--stride", self.stride, 1)
-        at_least("--short-side", self.short_side, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +160,8 @@ class EvalConfig(Windows, Launched):
         panel="Probe",
         metavar="N|sweep",
     )
-    k: int = option(20, "knn: neighbours that vote.", panel="Probe")
-    temperature: float = option(0.07, "knn: a vote weighs exp(cosine / temperature).", panel="Probe")
+    k: int = option(20, "knn: neighbours that vote.", panel="Probe", ge=1)
+    temperature: float = option(0.07, "knn: a vote weighs exp(cosine / temperature).", panel="Probe", gt=0)
     pool: Literal["mean", "class"] = option(
         "mean", "knn, linear: the mean of the patches, or the class token (DINO's).", panel="Probe"
     )
@@ -185,22 +170,25 @@ class EvalConfig(Windows, Launched):
         "knn, linear: take off each number's mean over --train and divide by its deviation (MAE's probe does so).",
         panel="Probe",
     )
-    probe_epochs: int = option(50, "linear: passes over the features.", panel="Probe")
-    probe_lr: float = option(4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe")
-    probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe")
+    probe_epochs: int = option(50, "linear: passes over the features.", panel="Probe", ge=1)
+    probe_lr: float = option(4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe", gt=0)
+    probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe", ge=1)
     feature_cache: str | None = option(
         None, "knn, linear: where features are kept; default the program's cache.", panel="Probe", metavar="DIR"
     )
     size: tuple[int, int] | None = option(
-        None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
+        None,
+        "The images in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
+        ge=1,
     )
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
-    batch_size: int = option(128, "Images at once.", panel="Machine")
+    batch_size: int = option(128, "Images at once.", panel="Machine", ge=1)
     max_bad: float = option(
-        0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data"
+        0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data", ge=0, le=1
     )
     ignore_index: int | None = option(
-        None, "Value in the masks that stands for no class; default as trained.", panel="Segmentation"
+        None, "Value in the masks that stands for no class; default as trained.", panel="Segmentation", ge=0, le=255
     )
     reduce_zero_label: bool = option(
         False, "0 in the masks stands for no class, 1 for the first one; as trained, too.", panel="Segmentation"
@@ -208,12 +196,6 @@ class EvalConfig(Windows, Launched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("--batch-size", self.batch_size, 1)
-        between("--max-bad", self.max_bad, 0, 1)
-        for name in ("k", "probe_epochs", "probe_batch_size"):
-            at_least("--" + name.replace("_", "-"), getattr(self, name), 1)
-        for name in ("temperature", "probe_lr"):
-            above_zero("--" + name.replace("_", "-"), getattr(self, name))
         if self.layer != "sweep" and (not self.layer.removeprefix("-").isdecimal() or int(self.layer) == 0):
             raise UsageError(
                 f"--layer is '{self.layer}'.", "Give a block from 1, one from the last back (-1), or sweep."
@@ -224,9 +206,6 @@ class EvalConfig(Windows, Launched):
             raise UsageError(
                 "--train is for probes, and --protocol is head.", "Add --protocol knn or linear, or leave --train out."
             )
-        if self.ignore_index is not None:
-            between("--ignore-index", self.ignore_index, 0, 255)
-        self.check_windows()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +218,16 @@ class PredictConfig(Windows, Job):
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
-    top: int = option(5, "Best classes to list.", panel="Output", metavar="K")
+    top: int = option(5, "Best classes to list.", panel="Output", metavar="K", ge=1)
     size: tuple[int, int] | None = option(
-        None, "The images in pixels: a square's side, or height and width; default the model's own.", panel="Options"
+        None,
+        "The images in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
+        ge=1,
     )
-    batch_size: int = option(64, "Images at once.", panel="Machine")
+    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
     score_threshold: float = option(
-        0.5, "Least score of the boxes that a detector tells (0-1).", panel="Output", metavar="SCORE"
+        0.5, "Least score of the boxes that a detector tells (0-1).", panel="Output", metavar="SCORE", ge=0, le=1
     )
     output: str | None = option(
         None,
@@ -258,18 +240,11 @@ class PredictConfig(Windows, Job):
         False, "A segmenter's masks over the images too, beside them; 0 is left as it is.", panel="Output"
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("--batch-size", self.batch_size, 1)
-        at_least("--top", self.top, 1)
-        between("--score-threshold", self.score_threshold, 0, 1)
-        self.check_windows()
-
 
 @dataclass(frozen=True, kw_only=True)
 class AttnMapConfig(Job):
     command: ClassVar[str] = "attn-map"
-    batch_size: int = option(8, "Images at once.", panel="Machine")
+    batch_size: int = option(8, "Images at once.", panel="Machine", ge=1)
     inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     model: str | None = option(
@@ -285,9 +260,10 @@ class AttnMapConfig(Job):
         None,
         "What the image is cut to, in pixels: a square's side, or height and width; default the model's own.",
         panel="Options",
+        ge=1,
     )
     threshold: float | None = option(
-        None, "Show only the patches that hold this share of the attention (0-1).", panel="Output"
+        None, "Show only the patches that hold this share of the attention (0-1).", panel="Output", ge=0, le=1
     )
     output: str | None = option(
         None,
@@ -299,8 +275,5 @@ class AttnMapConfig(Job):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("--batch-size", self.batch_size, 1)
-        if self.threshold is not None:
-            between("--threshold", self.threshold, 0, 1)
         if self.head not in ("mean", "all") and not self.head.isdecimal():
             raise UsageError(f"--head is '{self.head}'.", "Give mean, all, or a number from 0.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from beitcli import __version__
+from beitcli.runtime.metric_text import metric_label, metric_value
 
 if TYPE_CHECKING:
     from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
@@ -29,6 +30,11 @@ def _steps(report: Any, batch_size: int) -> str:
     return f"{report.step:,} of {batch_size} images ({report.epoch:.2f} epochs), {report.seconds:.0f} s"
 
 
+def _further(report: Any) -> dict[str, str]:
+    """Rows of the metrics that the report has no field for."""
+    return {metric_label(name): metric_value(name, value) for name, value in report.further.items()}
+
+
 def _pixels(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]} pixels"
 
@@ -45,6 +51,7 @@ def tokenizer_card(config: TrainTokenizerConfig, report: Any, hardware: str) -> 
             "codes used": f"{report.codes_used} of {report.vocab_size}",
             "perplexity": f"{report.perplexity:.1f}",
             "share of the commonest code": f"{report.commonest_share:.3f}",
+            **_further(report),
         },
         (
             f"beit tokenize photo.jpg --tokenizer {report.run} --reconstruct out/",
@@ -84,6 +91,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
             "steps": _steps(report, config.batch_size),
             f"loss ({report.measured_on})": f"{report.loss:.4f}",
             **{name: f"{value:.4f}" for name, value in figures.items() if value is not None},
+            **_further(report),
         },
         (
             f"beit mask-preview photo.jpg --model {report.run} -o masked.png",
@@ -110,6 +118,7 @@ def segmentation_card(config: FinetuneConfig, report: Any, size: tuple[int, int]
             f"mIoU ({report.images} images: {report.measured_on})": f"{report.miou:.4f}",
             "pixel accuracy": f"{report.pixel_accuracy:.4f}",
             "mean accuracy": f"{report.mean_accuracy:.4f}",
+            **_further(report),
             **{f"IoU, {name}": "-" if iou is None else f"{iou:.4f}" for name, iou in report.iou.items()},
         },
         (
@@ -142,6 +151,7 @@ def detection_card(config: FinetuneConfig, report: Any, size: tuple[int, int], h
                 map(shown, (report.ap_small, report.ap_medium, report.ap_large))
             ),
             **({"AP of masks": shown(report.mask_ap)} if config.head == "mask-rcnn" else {}),
+            **_further(report),
             **{f"AP, {name}": shown(value) for name, value in report.ap_of_class.items()},
         },
         (f"beit eval {report.run} {config.val or 'HELD-OUT'}", f"beit predict {report.run} photo.jpg -o boxes/"),
@@ -163,6 +173,7 @@ def finetuning_card(config: FinetuneConfig, report: Any, size: tuple[int, int], 
             "steps": _steps(report, config.batch_size),
             f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
             "top-5": f"{report.top5:.4f}",
+            **_further(report),
         },
         (f"beit eval {report.run} {config.val or 'HELD-OUT'}", f"beit predict {report.run} photo.jpg"),
     )

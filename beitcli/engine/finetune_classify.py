@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from beitcli.models.transfer import finetuning_architecture, load_backbone
 from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.device import describe, join_compute
 from beitcli.runtime.distributed import World
+from beitcli.runtime.metric_text import further_metrics
 from beitcli.runtime.signals import StopRequest
 
 _HELD_OUT = 1024
@@ -53,7 +54,11 @@ DEFAULT_SIZE = (224, 224)  # where nothing is pretrained
 
 @dataclass(frozen=True)
 class FinetuneReport:
-    """What was made; top1 and top5 are fractions of `images` images of `measured_on`."""
+    """What was made; top1 and top5 are fractions of `images` images of `measured_on`.
+
+    Attributes:
+        further: Metrics that have no field of their own.
+    """
 
     run: str
     checkpoint: str
@@ -68,6 +73,7 @@ class FinetuneReport:
     top5: float
     images_per_second: float
     seconds: float
+    further: dict[str, float] = field(default_factory=dict)
 
 
 def build_classifier(
@@ -188,6 +194,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
         top5=figures["top5"],
         images_per_second=state.images_per_second,
         seconds=state.seconds,
+        further=further_metrics(figures, FinetuneReport.__annotations__),
     )
     run.write_text("README.md", finetuning_card(config, report, size, describe(compute)))
     return report

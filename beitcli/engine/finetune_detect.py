@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from beitcli.models.opened_detector import head_shape
 from beitcli.models.references import OpenedModel
 from beitcli.models.transfer import Transfer, finetuning_architecture, load_backbone
 from beitcli.runtime.device import describe, join_compute
+from beitcli.runtime.metric_text import further_metrics
 from beitcli.runtime.signals import StopRequest
 
 DEFAULT_HEAD = "faster-rcnn"
@@ -52,6 +53,7 @@ class DetectReport:
 
     Attributes:
         ap_of_class: By class name.
+        further: Metrics that have no field of their own.
     """
 
     run: str
@@ -75,6 +77,7 @@ class DetectReport:
     ap_of_class: dict[str, float | None]
     images_per_second: float
     seconds: float
+    further: dict[str, float] = field(default_factory=dict)
 
 
 def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport | dict[str, Any]:
@@ -133,6 +136,7 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
         ap_of_class={name: figures.get(f"ap/{name}") for name in data.classes},
         images_per_second=state.images_per_second,
         seconds=state.seconds,
+        further=further_metrics(figures, DetectReport.__annotations__),
     )
     run.write_text("README.md", detection_card(config, report, size, describe(compute)))
     return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from beitcli.models.segmenter import Segmenter
 from beitcli.models.transfer import Transfer, finetuning_architecture, load_backbone
 from beitcli.runtime.device import describe, join_compute
 from beitcli.runtime.distributed import World
+from beitcli.runtime.metric_text import further_metrics
 from beitcli.runtime.signals import StopRequest
 
 
@@ -50,6 +51,7 @@ class SegmentReport:
 
     Attributes:
         iou: By class name; None where a class is neither labelled nor predicted there.
+        further: Metrics that have no field of their own.
     """
 
     run: str
@@ -67,6 +69,7 @@ class SegmentReport:
     iou: dict[str, float | None]
     images_per_second: float
     seconds: float
+    further: dict[str, float] = field(default_factory=dict)
 
 
 def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
@@ -130,6 +133,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
         iou={name: figures.get(f"iou/{name}") for name in data.classes},
         images_per_second=state.images_per_second,
         seconds=state.seconds,
+        further=further_metrics(figures, SegmentReport.__annotations__),
     )
     run.write_text("README.md", segmentation_card(config, report, size, describe(compute)))
     return report

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ from beitcli.models.beit import forward_flops
 from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.compiled import compiles
 from beitcli.runtime.device import Compute, describe, join_compute
+from beitcli.runtime.metric_text import further_metrics
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.signals import StopRequest
 from beitcli.tokenizers import Tokenizer
@@ -64,6 +65,7 @@ class PretrainReport:
         masked_accuracy: Of hidden patches; of all where none are hidden.
         baseline_accuracy: Of always guessing the commonest token on the same patches.
         unigram_entropy: Of those tokens, in nats: the loss of the best guess that ignores the image.
+        further: Metrics that have no field of their own.
     """
 
     run: str
@@ -80,6 +82,7 @@ class PretrainReport:
     measured_on: str
     images_per_second: float
     seconds: float
+    further: dict[str, float] = field(default_factory=dict)
 
 
 def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainReport | dict[str, Any]:
@@ -136,6 +139,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
         measured_on=held.name,
         images_per_second=state.images_per_second,
         seconds=state.seconds,
+        further=further_metrics(figures, PretrainReport.__annotations__),
     )
     _warn_of_figures(report, len(held.measured), on_event)
     card = pretraining_card(config, report, tokenizer.reference if tokenizer else None, describe(compute))

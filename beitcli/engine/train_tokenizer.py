@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from beitcli.engine.rounds import in_rounds
 from beitcli.engine.training import Plan, Task, Tensors, train
 from beitcli.runtime.device import Compute, choose_workers, describe, join_compute, threads_for
 from beitcli.runtime.keyed import keyed_integer
+from beitcli.runtime.metric_text import further_metrics
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.schedules import cosine, warmup_cosine
@@ -53,7 +54,11 @@ _HELD_OUT = 1024
 
 @dataclass(frozen=True)
 class TrainTokenizerReport:
-    """What was made; mae, psnr, codes_used and perplexity are of held-out images."""
+    """What was made; mae, psnr, codes_used and perplexity are of held-out images.
+
+    Attributes:
+        further: Metrics that have no field of their own.
+    """
 
     run: str
     checkpoint: str
@@ -67,6 +72,7 @@ class TrainTokenizerReport:
     measured_on: str
     images_per_second: float
     seconds: float
+    further: dict[str, float] = field(default_factory=dict)
 
 
 class TokenizerTask(Task):
@@ -224,6 +230,7 @@ def train_tokenizer_on(
         measured_on=held.name,
         images_per_second=state.images_per_second,
         seconds=state.seconds,
+        further=further_metrics(figures, TrainTokenizerReport.__annotations__),
     )
     run.write_text("README.md", tokenizer_card(config, report, describe(compute)))
     return report

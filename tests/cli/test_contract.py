@@ -534,6 +534,25 @@ def test_download_is_shown_in_megabytes_on_a_terminal() -> None:
     assert "95713049" not in said
 
 
+def test_bar_at_80_columns_stands_beside_the_loss_and_the_key_metric() -> None:
+    said = in_terminal(
+        "import time\nfrom beitcli.cli.output import Shell\nfrom beitcli.engine.events import Progress\n"
+        "metrics = {'loss': 12.3456, 'gradient_norm': 1.5, 'lr': 1e-3, 'held_out_ap': 0.1234, 'held_out_ap50': 0.5}\n"
+        "shell = Shell()\n"
+        "for done in (1, 160_000):\n"
+        "    shell.on_event(Progress('finetune', done, 320_000, 'step', metrics))\n    time.sleep(0.2)\n"
+        "shell.close()\n",
+        COLUMNS="80",
+    )
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;]*[mK]", "", said))
+    bars = [line for line in lines if "160000/320000" in line]
+    assert bars
+    for line in bars:
+        assert line.startswith("finetune ━━━━━━━━")
+        assert line.endswith("loss 12.3456  held-out ap 0.1234")
+        assert len(line) <= 80
+
+
 def test_megabytes_leave_out_what_is_not_known() -> None:
     assert output.megabytes(95_713_049, 215_154_104, 12_340_000) == "95.7/215.2 MB, 12.3 MB/s"
     assert output.megabytes(95_713_049, 0, 0) == "95.7 MB"

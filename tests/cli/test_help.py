@@ -15,10 +15,12 @@ import pytest
 from beitcli import __version__
 from beitcli.cli.app import COMMANDS
 from beitcli.cli.command import Command
-from beitcli.config.fields import settings_of
+from beitcli.config.fields import Setting, settings_of
 from beitcli.config.resolve import read_recipe, recipe_names
+from beitcli.config.training import FinetuneConfig
 
 each_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+TASKS = settings_of(FinetuneConfig)["task"].choices
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -41,14 +43,67 @@ def test_help_begins_with_usage_and_examples(beit: Callable, command: Command, f
         assert f"$ {example}" in text
 
 
-@each_command
-def test_help_names_every_option(beit: Callable, command: Command) -> None:
-    words = set(re.findall(r"(?<![\w-])--?[a-z0-9][a-z0-9-]*", ESCAPE.sub("", beit(command.name, "-h").out)))
+OPTION = re.compile(r"(?<![\w-])--?[a-z0-9][a-z0-9-]*")
+
+
+def flags_of(setting: Setting) -> set[str]:
+    return {part for flag in setting.option.flags or (setting.flag,) for part in flag.split("/")}
+
+
+def offered(text: str) -> set[str]:
+    """The options that a help lists; other text may name some, too."""
+    return {
+        word for line in ESCAPE.sub("", text).splitlines() if line.startswith("│ -") for word in OPTION.findall(line)
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "task"),
+    [(each, task) for each in COMMANDS for task in (TASKS if each.name == "finetune" else [None])],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_help_names_every_option_of_the_task_and_none_of_another(
+    beit: Callable, command: Command, task: str | None
+) -> None:
+    words = offered(beit(command.name, *(["--task", task] if task else []), "-h").out)
     for setting in settings_of(command.config).values():
         if not setting.option.argument:
-            flags = [part for flag in setting.option.flags or (setting.flag,) for part in flag.split("/")]
-            assert set(flags) <= words
+            assert (flags_of(setting) <= words) == setting.belongs_to(task)
+            assert (flags_of(setting) & words != set()) == setting.belongs_to(task)
     assert {"--json", "-q", "--quiet", "--debug", "--help"} <= words
+
+
+@pytest.mark.parametrize(
+    ("line", "task"),
+    [
+        ([], "classify"),
+        (["--task=segment"], "segment"),
+        (["sample", "--recipe", "tiny-detect"], "detect"),
+        (["--recipe", "tiny", "--task", "detect"], "detect"),
+        (["--task", "sgment", "--recipe", "no-such"], "classify"),
+    ],
+    ids=str,
+)
+def test_help_of_finetune_says_whose_settings_it_shows_and_how_to_see_the_others(
+    beit: Callable, line: list[str], task: str
+) -> None:
+    text = ESCAPE.sub("", beit("finetune", *line, "--help").out)
+    others = [f"--task {each} --help" for each in TASKS if each != task]
+    assert f"Below are the settings of --task {task}; of others: beit finetune {' or '.join(others)}." in text
+    own = {"classify": "--mixup", "segment": "--ignore-index", "detect": "--regions"}
+    assert {name for name, flag in own.items() if flag in offered(text)} == {task}
+    panels = re.findall(r"^╭─ (\w+)", text, re.MULTILINE)
+    last = {"classify": [], "segment": ["Segmentation"], "detect": ["Detection"]}[task]
+    assert panels[-2 - len(last) :] == ["Augmentation", *last, "Output"]
+
+
+def test_help_shows_the_values_of_the_task_and_of_a_recipe_that_is_named(beit: Callable) -> None:
+    words = [
+        (["--task", "segment"], r"--short-side .*\[default: 512, recipe base-ade20k\]"),
+        (["--recipe", "tiny-detect"], r"--regions .*\[default: 64, recipe tiny-detect\]"),
+    ]
+    for line, said in words:
+        assert re.search(said, ESCAPE.sub("", beit("finetune", *line, "--help").out))
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "train-tokenizer"])
@@ -102,7 +157,7 @@ def test_examples_use_options_and_recipes_that_exist(command: Command) -> None:
 
 def test_help_and_usage_errors_import_nothing_heavy() -> None:
     lines = [["--help"], ["--version"], ["pretrain", "--resume"], ["tokenise"], ["eval", "--jsn"]]
-    lines += [[command.name, "--help"] for command in COMMANDS]
+    lines += [[command.name, "--help"] for command in COMMANDS] + [["finetune", "--task", "segment", "--help"]]
     program = (
         "import sys; from beitcli.cli.app import main\n"
         f"codes = [main(line) for line in {lines!r}]\n"
@@ -130,6 +185,7 @@ def test_help_does_without_pydantic() -> None:
     ("words", "found"),
     [
         ("beit pretrain --micro-b", "--micro-batch"),
+        ("beit finetune --ignore-i", "--ignore-index"),
         ("beit --install-c", "--install-completion"),
         ("beit tok", "tokenize"),
     ],
@@ -157,6 +213,12 @@ MISSPELT = [
     (["pretrain", "--resume", "--out", "no/such"], "There is no run at 'no/such'", "DATA to begin"),
     (["maskpreview"], "There is no command 'maskpreview'.", "Did you mean 'mask-preview'?"),
     (["pretrain", "sample", "--num-maskd", "3"], "There is no option --num-maskd", "Did you mean '--num-masked'?"),
+    (
+        ["finetune", "sample", "--task", "segment", "--init", "random", "--mixup", "0"],
+        "of --task classify",
+        "Leave it out",
+    ),
+    (["finetune", "sample", "--init", "random", "--regoins", "9"], "There is no option --regoins", "'--regions'?"),
     (["pretrain", "sample", "--no-compil"], "There is no option --no-compil", "'--no-compile'?"),
     (["predict", "run", "x.png", "--jsn"], "There is no option --jsn", "Did you mean '--json'?"),
     (["tokenize", "--outptu", "x"], "There is no option --outptu", "Did you mean '--output'?"),

@@ -322,6 +322,8 @@ def changes() -> list[Any]:
 def test_config_file_repeats_every_saved_setting(tmp_path: Path, kind: type[Training], setting: Setting) -> None:
     config = resolve(kind, FLAGS[kind.command]).config
     change = {setting.name: another(setting, getattr(config, setting.name))}
+    if setting.option.tasks:
+        change["task"] = setting.option.tasks[0]
     if setting.name == "mask":
         change["predict"] = "all"
     value = resolve(kind, FLAGS[kind.command] | change).config
@@ -352,8 +354,9 @@ def test_config_file_of_a_run_repeats_it(request: pytest.FixtureRequest, kind: t
     again = resolve(kind, {"config": str(saved)}).config
     unsaved = {name for name, setting in settings_of(kind).items() if not setting.option.saved}
     unset = {name for name in settings_of(kind) if getattr(again, name) is None}
+    of_others = {name for name, each in settings_of(kind).items() if not each.belongs_to(getattr(again, "task", None))}
     assert values.pop("command") == kind.command
-    assert set(values) == set(settings_of(kind)) - unsaved - unset
+    assert set(values) == set(settings_of(kind)) - unsaved - unset - of_others
     for name, value in values.items():
         assert getattr(again, name) == coerce(settings_of(kind)[name], value, "config.toml")
     assert (again.steps, again.batch_size, again.epochs) == (4, 8, None)
@@ -435,3 +438,111 @@ def test_resume_begins_where_there_is_no_run(tmp_path: Path) -> None:
 def test_resume_refuses_a_run_of_another_command(saved_run: Path) -> None:
     with pytest.raises(UsageError, match="beit pretrain"):
         resolve(FinetuneConfig, {"out": str(saved_run), "resume": True})
+
+
+# Settings of one task
+
+
+def finetune(task: str, **more: Any) -> dict[str, Any]:
+    return {"data": ["photos"], "init": "random", "recipe": "tiny", "task": task, **more}
+
+
+OF_ONE_TASK = [
+    (name, task)
+    for name, setting in settings_of(FinetuneConfig).items()
+    for task in ("classify", "segment", "detect")
+    if not setting.belongs_to(task)
+]
+
+
+def test_every_task_has_settings_of_its_own() -> None:
+    tasks = settings_of(FinetuneConfig)["task"].choices
+    named = {each for setting in settings_of(FinetuneConfig).values() for each in setting.option.tasks}
+    assert named == set(tasks)
+    assert {task for _, task in OF_ONE_TASK} == set(tasks)
+    assert not [setting for kind in TRAINING[:2] for setting in settings_of(kind).values() if setting.option.tasks]
+
+
+@pytest.mark.parametrize("layer", ["flag", "environment", "file"])
+@pytest.mark.parametrize(("name", "task"), OF_ONE_TASK)
+def test_setting_of_another_task_is_refused_and_its_own_task_named(
+    tmp_path: Path, name: str, task: str, layer: str
+) -> None:
+    setting = settings_of(FinetuneConfig)[name]
+    value = another(setting, setting.default)
+    flags, environ = finetune(task), {}
+    if layer == "flag":
+        flags[name], given = value, setting.flag
+    elif layer == "environment":
+        environ[f"BEIT_{name.upper()}"], given = str(value), f"BEIT_{name.upper()}"
+    else:
+        flags["config"] = write(tmp_path / "run.toml", f"{name} = {to_toml(value)}\n")
+        given = f"{name} in {flags['config']}"
+    with pytest.raises(UsageError) as caught:
+        resolve(FinetuneConfig, flags, environ=environ)
+    assert caught.value.message.startswith(f"{given} is a setting of --task {' or '.join(setting.option.tasks)};")
+    assert caught.value.message.endswith(f"this is --task {task}.")
+    own = setting.option.tasks[0]
+    assert f"--task {own}" in caught.value.hint
+    assert getattr(resolve(FinetuneConfig, flags | {"task": own}, environ=environ).config, name) == value
+
+
+def test_setting_of_another_task_given_as_its_default_is_refused_as_a_flag_but_not_in_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--regions is a setting of --task detect"):
+        resolve(FinetuneConfig, finetune("classify", regions=512))
+    path = write(tmp_path / "run.toml", "regions = 512\n")
+    assert resolve(FinetuneConfig, finetune("classify", config=path)).config.regions == 512
+
+
+def test_config_file_holds_the_settings_of_its_task_only() -> None:
+    saved = tomllib.loads(dump_toml(resolve(FinetuneConfig, finetune("detect")).config))
+    assert {"task", "regions", "min_resize", "repeats"} <= set(saved)
+    assert not {"mixup", "rand_augment", "ignore_index", "photometric"} & set(saved)
+
+
+# What a run of a version before wrote: every setting of every task, those of a recipe of another task too
+BEFORE = """command = "finetune"
+data = ["photos"]
+recipe = "tiny"
+init = "random"
+task = "segment"
+size = 64
+model = "tiny"
+epochs = 10.0
+mixup = 0.0
+cutmix = 0.0
+smoothing = 0.1
+rand_augment = ""
+repeats = 1
+erasing = 0.0
+min_crop = 0.5
+ignore_index = 254
+reduce_zero_label = false
+min_resize = 0.5
+max_resize = 2.0
+largest_share = 0.75
+photometric = true
+head_width = 256
+regions = 512
+"""
+
+
+def test_run_of_a_version_before_goes_on_and_is_repeated(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    path = write(tmp_path / "run" / "config.toml", BEFORE)
+    resumed = resolve(FinetuneConfig, {"out": str(tmp_path / "run"), "resume": True}).config
+    repeated = resolve(FinetuneConfig, {"config": path}).config
+    with_both = resolve(FinetuneConfig, {"out": str(tmp_path / "run"), "resume": True, "config": path}).config
+    for config in (resumed, repeated, with_both):
+        assert (config.task, config.ignore_index, config.mixup, config.min_crop) == ("segment", 254, 0.0, 0.5)
+    write(tmp_path / "run" / "config.toml", BEFORE.replace("mixup = 0.0", "mixup = 0.3"))  # asked for, without effect
+    assert resolve(FinetuneConfig, {"out": str(tmp_path / "run"), "resume": True}).config.task == "segment"
+    with pytest.raises(UsageError, match=r"mixup in .*config\.toml is a setting of --task classify"):
+        resolve(FinetuneConfig, {"config": path})
+    with pytest.raises(UsageError, match="--mixup is a setting of --task classify"):
+        resolve(FinetuneConfig, {"out": str(tmp_path / "run"), "resume": True, "mixup": 0.3})
+
+
+def test_head_of_another_task_is_told_before_its_settings() -> None:
+    with pytest.raises(UsageError, match="--head upernet is no head of --task classify"):
+        resolve(FinetuneConfig, finetune("classify", head="upernet", ignore_index=3))

@@ -1,0 +1,63 @@
+"""Bounds of a number, and what a value outside them is told (stdlib only)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a number must satisfy; it must be finite in any case.
+
+    Attributes:
+        ge: Least value.
+        gt: What it must exceed.
+        le: Largest value.
+        lt: What it must stay below.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return self != UNBOUNDED
+
+    def admit(self, value: float) -> bool:
+        """Whether `value` lies within; never for NaN."""
+        return (
+            -math.inf < value < math.inf
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def require(self, flag: str, value: float) -> None:
+        """Raises UsageError where `value` lies outside.
+
+        Args:
+            flag: Names the setting: `--lr`.
+        """
+        if not self.admit(value):
+            raise UsageError(f"{flag} is {value}; it must {self._words()}.", self._hint(flag))
+
+    def _words(self) -> str:
+        if self.ge is not None and self.le is not None:
+            return f"lie between {self.ge} and {self.le}"
+        limits = {"at least": self.ge, "a number above": self.gt, "at most": self.le, "below": self.lt}
+        given = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
+        return f"be {' and '.join(given) or 'a finite number'}"
+
+    def _hint(self, flag: str) -> str:
+        if self == Bounds(ge=self.ge) and self:
+            return f"Give {flag} {self.ge} or more."
+        return f"Give {flag} {'a positive' if self == Bounds(gt=0) else 'such a'} number."
+
+
+UNBOUNDED = Bounds()

@@ -1,0 +1,77 @@
+"""How metrics are told to a person: which of them, in what order and in how many digits, by the kind of their name.
+
+A new metric of any task needs no line here. Kinds are read from the words of a name: `main_loss` and `loss_rpn` are
+losses, `lr` and `gradient_norm` say how training goes, `iou/NAME` is of one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+HELD_OUT = "held_out_"
+_FORMATS = {"loss": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f", "second": ".0f",
+            "compiled": ".0f"}  # fmt: skip
+_STATE = {"lr", "norm", "weight", "temperature"}  # of the training itself: neither a loss nor a metric
+_WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
+    "skipped_steps": lambda steps: steps > 0,
+    "compiled": lambda compiled: compiled == 0,
+    "save_stall_seconds": lambda seconds: seconds >= 1,
+    f"{HELD_OUT}images": lambda images: False,  # how many were measured on is no metric
+}
+
+
+def metric_texts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """(name, value) of each metric that is worth a place in a line, the most important first.
+
+    The loss, the task's own metrics, those of held-out images, further losses, the state of training, its speed; within
+    these in the task's order. Metrics of one class stand in the log and the report alone.
+    """
+    shown = [name for name, value in metrics.items() if _is_shown(name, value)]
+    return [(metric_label(name), metric_value(name, metrics[name])) for name in sorted(shown, key=_rank)]
+
+
+def metric_label(name: str) -> str:
+    """`held-out top1` of `held_out_top1`."""
+    return name.replace(HELD_OUT, "held-out ").replace("_", " ")
+
+
+def metric_value(name: str, value: float) -> str:
+    """In the digits of its kind; else about four that count, and whole numbers as they are."""
+    words = name.split("_")
+    known = next((form for word, form in _FORMATS.items() if word in words), None)
+    if known:
+        return f"{value:{known}}"
+    if isinstance(value, int):
+        return str(value)
+    size = abs(value)
+    if 0 < size < 1e-3:
+        return f"{value:.2e}"
+    return f"{value:.{next((4 - power for power in range(3) if size < 10**power), 1)}f}"
+
+
+def further_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
+    """Those that a report has no field for, but for those of one class.
+
+    Args:
+        named: The report's fields.
+    """
+    known = set(named)
+    return {name: value for name, value in measured.items() if name not in known and "/" not in name}
+
+
+def _is_shown(name: str, value: float) -> bool:
+    return "/" not in name and _WHERE_IT_MATTERS.get(name, lambda _: True)(value)
+
+
+def _rank(name: str) -> int:
+    words = set(name.removeprefix(HELD_OUT).split("_"))
+    held_out = name.startswith(HELD_OUT)
+    if name == "loss":
+        return 0
+    if name in _WHERE_IT_MATTERS or words & {"second", "seconds"}:
+        return 6
+    if words & _STATE:
+        return 5
+    if "loss" in words:
+        return 3 + held_out
+    return 1 + held_out

@@ -1,0 +1,164 @@
+"""Metrics on their way to a person: a new one of any task reaches the log line, the files, the table and the card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beitcli.cli import output
+from beitcli.engine import finetune_classify, finetune_detect, finetune_segment, pretrain, train_tokenizer
+from beitcli.runtime.metric_text import further_metrics, metric_label, metric_texts, metric_value
+
+SHORT = ["--steps", 1, "--batch-size", 4, "--workers", 0, "--device", "cpu"]
+TASKS: dict[str, tuple[Any, str, list[object]]] = {
+    "train-tokenizer": (train_tokenizer, "TokenizerTask", ["--recipe", "tiny", "--size", 16, "--width", 8]),
+    "pretrain": (pretrain, "PretrainTask", ["--recipe", "tiny", "--image-size", 32, "--num-masked", 6]),
+    "classify": (finetune_classify, "FinetuneTask", ["--recipe", "tiny", "--size", 32]),
+    "segment": (finetune_segment, "SegmentationTask", ["--recipe", "tiny-segment", "--size", 32]),
+    "detect": (
+        finetune_detect,
+        "DetectionTask",
+        ["--recipe", "tiny-detect", "--size", 32, "--head-width", 8, "--regions", 8, "--limit", 12],
+    ),
+}
+
+
+def with_toys(kind: type) -> type:
+    """The task, with a metric of its training and two of held-out images that nothing else knows of."""
+
+    class Toy(kind):  # type: ignore[misc, valid-type]
+        def figures(self) -> dict[str, float]:
+            return super().figures() | {"toy_rate": 0.125}
+
+        def measure(self) -> dict[str, float]:
+            return super().measure() | {"toy_score": 0.4321, "toy_score/red": 0.5}
+
+    return Toy
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_new_metric_reaches_the_log_line_the_file_the_table_and_the_card(
+    beit: Callable, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    module, task, flags = TASKS[name]
+    monkeypatch.setattr(module, task, with_toys(getattr(module, task)))
+    command = name if name in ("train-tokenizer", "pretrain") else "finetune"
+    data = {"segment": "scenes", "detect": None}.get(name, "labelled_folder")
+    line = [command, request.getfixturevalue(data) if data else "sample", *flags, *SHORT, "--out", tmp_path / "run"]
+    line += ["--tokenizer", request.getfixturevalue("tokenizer_run")] if name == "pretrain" else []
+    line += ["--init", "random"] if command == "finetune" else []
+    line += ["--ignore-index", 250] if name == "segment" else []
+    ended = beit(*line)
+    assert ended.code == 0, ended.err
+    (logged,) = [json.loads(each) for each in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (logged["toy_rate"], logged["held_out_toy_score"], logged["held_out_toy_score/red"]) == (0.125, 0.4321, 0.5)
+    (step,) = [each for each in ended.err.splitlines() if "step 1/1" in each and "loss" in each]
+    assert re.search(r": step 1/1  loss \d", step)
+    assert "toy rate 0.1250" in step
+    assert "held-out toy score 0.4321" in step
+    assert "red" not in step
+    assert re.search(r"^toy score +0\.4321 *$", ended.err, re.MULTILINE)
+    assert "| toy score | 0.4321 |" in (tmp_path / "run" / "README.md").read_text()
+    document = beit(
+        *line[: line.index("--out")], *line[line.index("--out") + 2 :], "--out", tmp_path / "other", "--json"
+    )
+    assert document.lines[0]["toy_score"] == 0.4321
+    assert not {"further", "toy_score/red"} & set(document.lines[0])
+
+
+# What a line says
+
+
+PRETRAINING = {
+    "gradient_norm": 1.234, "loss": 5.0, "masked_accuracy": 0.1, "lr": 1e-3, "images_per_second": 512.4,
+    "baseline_accuracy": 0.05, "unigram_entropy": 4.5, "held_out_loss": 5.25, "held_out_masked_accuracy": 0.25,
+    "probe_top1": 0.75,
+}  # fmt: skip
+DETECTING = {
+    "loss": 1.5, "loss_classifier": 0.5, "gradient_norm": 2.0, "lr": 1e-4, "images_per_second": 3.0,
+    "held_out_ap": 0.1234, "held_out_ap50": 0.3, "held_out_ap/cat": 0.2, "held_out_images": 5000,
+}  # fmt: skip
+
+
+def test_line_begins_with_the_loss_and_ends_with_the_speed() -> None:
+    assert output.shown(PRETRAINING) == (
+        "loss 5.0000  masked accuracy 0.100  baseline accuracy 0.050  unigram entropy 4.500  probe top1 0.7500  "
+        "held-out masked accuracy 0.250  held-out loss 5.2500  gradient norm 1.23  lr 1.00e-03  images per second 512"
+    )
+
+
+def test_average_precision_is_shown_and_what_is_of_one_class_is_not() -> None:
+    assert output.shown(DETECTING) == (
+        "loss 1.5000  held-out ap 0.1234  held-out ap50 0.3000  loss classifier 0.5000  gradient norm 2.00  "
+        "lr 1.00e-04  images per second 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"skipped_steps": 0, "compiled": 1.0, "save_stall_seconds": 0.2}, ""),
+        ({"skipped_steps": 2}, "skipped steps 2"),
+        ({"compiled": 0.0}, "compiled 0"),
+        ({"save_stall_seconds": 3.5}, "save stall seconds 3.500"),
+    ],
+    ids=str,
+)
+def test_what_is_internal_is_shown_where_it_matters(metrics: dict[str, float], line: str) -> None:
+    assert output.shown(metrics) == line
+
+
+@pytest.mark.parametrize(
+    ("metrics", "key"),
+    [
+        (PRETRAINING, "masked accuracy 0.100"),
+        (DETECTING, "held-out ap 0.1234"),
+        ({"loss": 12.3456, "lr": 1e-3, "held_out_top1": 0.75, "held_out_top5": 0.9}, "held-out top1 0.7500"),
+        ({"loss": 1.5, "main_loss": 1.25, "lr": 1e-3, "held_out_miou": 0.5}, "held-out miou 0.5000"),
+    ],
+    ids=["pretrain", "detect", "classify", "segment"],
+)
+def test_bar_at_80_columns_shows_the_loss_and_the_key_metric_whole(metrics: dict[str, float], key: str) -> None:
+    room = 80 - output._BAR_COLUMNS
+    assert output.shown(metrics, room) == f"loss {metrics['loss']:.4f}  {key}"
+    assert len(output.shown(metrics, room)) <= room
+
+
+def test_narrow_bar_cuts_no_figure_in_two() -> None:
+    assert [output.shown(PRETRAINING, room) for room in (-5, 0, 10, 11, 33)] == ["", "", "", *["loss 5.0000"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("main_loss", 1.5, "1.5000"),
+        ("loss_rpn_box_reg", 0.25, "0.2500"),
+        ("kl_weight", 5e-5, "5.00e-05"),
+        ("held_out_codes_used", 255, "255"),
+        ("held_out_perplexity", 241.84, "241.8"),
+        ("held_out_psnr", 20.987, "20.99"),
+        ("kl", 2.3456, "2.346"),
+        ("reconstruction", 0.012345, "0.0123"),
+        ("reconstruction", 0.00012345, "1.23e-04"),
+        ("toy", 0.0, "0.0000"),
+        ("toy", -12.5, "-12.50"),
+        ("toy", float("inf"), "inf"),
+    ],
+    ids=str,
+)
+def test_value_has_the_digits_of_its_kind(name: str, value: float, text: str) -> None:
+    assert metric_value(name, value) == text
+
+
+def test_label_is_words() -> None:
+    assert metric_label("held_out_mask_ap50") == "held-out mask ap50"
+    assert metric_texts({}) == []
+
+
+def test_further_metrics_are_those_without_a_field_or_a_class() -> None:
+    assert further_metrics({"top1": 1.0, "toy": 0.5, "iou/toy": 0.25}, ["top1", "run"]) == {"toy": 0.5}
