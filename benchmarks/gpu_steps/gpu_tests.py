@@ -11,6 +11,7 @@ import pytest
 from gpu_steps.context import Context
 from gpu_steps.parent import ROOT
 
+_TURN = {"test_data_path.py": 0, "test_cuda.py": 2}  # that one compiles kernels, and may not end in time
 _MESSAGE_LINES, _MESSAGE_CHARACTERS = 12, 1500
 
 
@@ -60,7 +61,8 @@ class Recorder:
 def run(context: Context) -> None:
     sys.path.insert(0, str(ROOT))
     folder = context.scratch / "pytest"
-    words = [str(ROOT / "tests" / "gpu"), f"--rootdir={ROOT}", f"--basetemp={folder}", "-p", "no:cacheprovider"]
+    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"), key=lambda path: (_TURN.get(path.name, 1), path.name))
+    words = [*map(str, files), f"--rootdir={ROOT}", f"--basetemp={folder}", "-p", "no:cacheprovider"]
     words += [f"--junitxml={context.out / 'tests-gpu.xml'}", "-c", str(ROOT / "pyproject.toml"), "--tb=short"]
     recorder = Recorder(context)
     code = pytest.main(words, plugins=[recorder])
