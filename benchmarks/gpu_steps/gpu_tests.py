@@ -16,13 +16,14 @@ _MESSAGE_LINES, _MESSAGE_CHARACTERS = 12, 1500
 
 
 class Recorder:
-    """A pytest plugin."""
+    """A pytest plugin; the step's file is written as each test begins, with all that is known by then."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.counts = {"passed": 0, "failed": 0, "skipped": 0}
         self.failures: list[dict[str, str]] = []
         self.seconds: dict[str, float] = {}
+        context.results |= {"counts": self.counts, "seconds": self.seconds}
 
     def pytest_collection_finish(self, session: Any) -> None:
         self.context.record("collected", len(session.items))
@@ -43,10 +44,8 @@ class Recorder:
             self.counts["passed"] += 1
         if report.when == "call":
             self.seconds[report.nodeid.partition("::")[2]] = report.duration
-        self.context.record("counts", self.counts)
-        if report.when == "teardown":
-            gc.collect()
-            self.context.record("seconds", self.seconds)
+        if report.when == "teardown" and report.nodeid.partition("::")[2] in self.seconds:
+            gc.collect()  # what a test leaves in cycles holds the device's memory
 
     def note_failure(self, report: Any) -> None:
         self.counts["failed"] += 1
@@ -55,7 +54,6 @@ class Recorder:
         message = "\n".join(lines[:_MESSAGE_LINES])[:_MESSAGE_CHARACTERS]
         self.failures.append({"test": f"{report.nodeid} ({getattr(report, 'when', 'collect')})", "message": message})
         self.context.record("failures", self.failures)
-        self.context.record("counts", self.counts)
 
 
 def run(context: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -200,3 +201,61 @@ def test_kernels_are_grouped_and_idle_time_is_what_none_covers(monkeypatch):
     found = summary(spans, steps=2)
     assert found["groups_ms"] == pytest.approx({"gemm": 0.01, "norm and elementwise": 0.005})
     assert [(top["name"], top["calls"]) for top in found["top"]] == [("nvjet_a", 1.0), ("triton_poi_b", 0.5)]
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    """Of a step with small sizes on the CPU."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import torch
+    from gpu_steps.context import Context
+    from gpu_steps.schedule import STEPS
+
+    monkeypatch.setattr(torch, "compile", torch.compile)  # which a small context replaces
+    folders = {"out": tmp_path, "scratch": tmp_path, "result": tmp_path / "result.json"}
+    given = argparse.Namespace(device="cpu", small=True, seed=0, **folders)
+    return Context(given, next(step for step in STEPS if step.name == "base"))
+
+
+def test_executed_flops_are_those_that_torch_counts(context):
+    from gpu_steps.setups import executed_flops, make_setup, vocabulary
+    from torch.utils.flop_counter import FlopCounterMode
+
+    setup = make_setup(context, "base", 4, compile_model=False, drop_path=0.0)
+    with FlopCounterMode(display=False) as counter:
+        setup.step()
+    config = setup.task.config
+    assert counter.get_total_flops() == 4 * executed_flops(config.architecture, config.num_masked, vocabulary(context))
+
+
+def test_a_choice_of_attention_is_undone(context):
+    import torch
+    from gpu_steps.setups import attention_choice_undone, sdpa_flags
+
+    from beitcli.runtime.attention_choice import AttentionChoice, apply_choice
+
+    before, tag = sdpa_flags(), torch.compiler.config.cache_key_tag
+    with attention_choice_undone():
+        apply_choice(AttentionChoice("efficient", "efficient"))
+        torch.compiler.config.cache_key_tag = "another"
+        assert sdpa_flags() == {"flash": False, "efficient": True, "cudnn": False, "math": True} != before
+    assert (sdpa_flags(), torch.compiler.config.cache_key_tag) == (before, tag)
+
+
+def test_tokens_in_tf32_are_those_of_encode_on_a_cpu(context):
+    import torch
+    from gpu_steps.dalle import in_tf32, random_tokenizer, smooth_images
+
+    tokenizer, pixels = random_tokenizer(context, 2), smooth_images(2, 16, 0)
+    assert torch.equal(in_tf32(tokenizer)(pixels), tokenizer.encode(pixels))
+
+
+def test_both_forms_of_the_bias_give_the_gradients_of_fp32(context):
+    from gpu_steps.attention import BACKENDS, difference, drawn, passes, reference_passes, sdpa
+
+    packed, bias, gradient = drawn(context, (2, 17, 16, 40), has_bias=True)  # 40 images are two parts of the reference
+    expected = reference_passes(packed, bias, gradient)
+    for padded in (False, True):
+        found = passes(sdpa(BACKENDS["math"], padded=padded), packed, bias, gradient)
+        assert [each.shape for each in found] == [each.shape for each in expected]
+        assert all(0 < difference(*pair) < 0.02 for pair in zip(found, expected, strict=True))
