@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --out RESULTS --device cpu --small               # the same code on two CPU cores
 
 Every step is a process of its own with a time limit; a crash, a hang or a missing package costs that step alone.
-RESULTS holds gpu.json, gpu.md (at its end the table of goals), gpu.log and tests-gpu.xml, rewritten after each step.
+RESULTS holds gpu.json, gpu.md (the table of goals near its top), gpu.log and tests-gpu.xml, rewritten after each step.
 See benchmarks/README.md for the steps, their budgets, and a machine without network.
 """
 
@@ -49,19 +49,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny sizes: the script works, no speed is said")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scratch", type=Path, help="folder of compiled code and images, kept; default one beside --out, removed"
+        "--scratch", type=Path, help="folder of compiled code and images, kept; default a temporary one, removed"
     )
     parser.add_argument("--step", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def make_scratch(out: Path) -> Path:
-    """A folder beside `out`, or where temporary files lie."""
-    try:
-        return Path(tempfile.mkdtemp(prefix=f"{out.name}-scratch-", dir=out.parent))
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="beit-gpu-"))
 
 
 def main() -> int:
@@ -74,7 +66,7 @@ def main() -> int:
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     (out / "gpu.log").write_bytes(b"")
-    scratch = given.scratch.resolve() if given.scratch else make_scratch(out)
+    scratch = given.scratch.resolve() if given.scratch else Path(tempfile.mkdtemp(prefix="beit-gpu-"))
     for folder in ("results", "logs"):
         (scratch / folder).mkdir(parents=True, exist_ok=True)
     parent = Parent(given, out, scratch)

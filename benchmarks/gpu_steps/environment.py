@@ -7,9 +7,11 @@ import platform
 import re
 import shutil
 import subprocess
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import hardware
@@ -18,16 +20,22 @@ from gpu_steps.context import Context
 from gpu_steps.parent import ROOT
 
 _QUERIES = ("name,driver_version,memory.total", "clocks.max.sm,clocks.max.mem,power.limit,temperature.gpu,clocks.sm")
+_SHARED_GIB = 2  # a batch of 256 at 224 pixels has 46 MB, and 15 workers hold a few each
 
 
 def run(context: Context) -> None:
-    context.record("machine", hardware())
+    compilers: dict[str, Any] = {name: shutil.which(name) for name in ("gcc", "g++", "clang", "nvcc", "ptxas")}
+    compilers["Python.h"] = (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    shared = shutil.disk_usage("/dev/shm").total / 2**30 if Path("/dev/shm").is_dir() else 0.0
+    if found := warnings(compilers, shared, is_cuda=context.is_cuda):
+        context.record("warnings", found)
+    machine = {name: each for name, each in hardware().items() if name != "versions"}  # they stand below
+    context.record("machine", machine | {"all_cores": os.cpu_count(), "kernel": platform.release()})
+    disk = shutil.disk_usage(context.scratch).free / 2**30
+    context.record("storage", {"disk_free_gib": disk, "shm_gib": shared, "scratch": str(context.scratch)})
+    context.record("compilers", compilers)
+    context.record("torch", {"version": torch.__version__, "cuda": torch.version.cuda})
     context.record("packages", packages())
-    context.record("compilers", {name: shutil.which(name) for name in ("gcc", "g++", "clang", "nvcc", "ptxas")})
-    context.record("disk_free_gib", shutil.disk_usage(context.scratch).free / 2**30)
-    context.record("shm_free_gib", shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").is_dir() else None)
-    context.record("torch", {"version": torch.__version__, "cuda": torch.version.cuda, "kernel": platform.release()})
-    context.record("threads", {"torch": torch.get_num_threads(), "cores": os.cpu_count()})
     if shutil.which("nvidia-smi"):
         for name, query in zip(("nvidia-smi", "nvidia-smi clocks"), _QUERIES, strict=True):
             with context.attempt(name):
@@ -55,6 +63,18 @@ def run(context: Context) -> None:
             context.record("sum_on_device", float(torch.ones(1000, device="cuda").sum()))
 
 
+def warnings(compilers: dict[str, Any], shared: float, *, is_cuda: bool) -> list[str]:
+    """What will fail or limp later, in sentences."""
+    found = []
+    if shared < _SHARED_GIB:
+        found.append(f"/dev/shm has {shared:.2g} GiB: the loader's workers pass batches through it.")
+    if is_cuda and not compilers["Python.h"]:
+        found.append("Python.h is not there: Triton cannot build its launcher, so nothing will be compiled.")
+    if is_cuda and not (compilers["gcc"] or compilers["clang"]):
+        found.append("There is no C compiler: Triton cannot build its launcher, so nothing will be compiled.")
+    return found
+
+
 def packages() -> dict[str, object]:
     """Of the project's dependencies and of its test extra: versions, and those that are missing."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,7 +90,7 @@ def packages() -> dict[str, object]:
     required = {re.split(r"[<>=!~ \[]", each)[0] for each in named["required"]}
     missing = sorted(name for name, version in found.items() if version is None)
     return {
-        "versions": found,
+        "versions": ", ".join(f"{name} {version}" for name, version in found.items() if version),
         "missing": missing,
         "missing_required": [name for name in missing if name in required],
     }

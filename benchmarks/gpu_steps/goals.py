@@ -76,6 +76,16 @@ def over(above: str, below: str, least: float = 1.0) -> Callable[[Document], Mea
     return check
 
 
+def utilised(step: str, least: float) -> Callable[[Document], Measured]:
+    """Against the rate of the step `rates`; beside it the FLOPs that are executed."""
+
+    def check(document: Document) -> Measured:
+        found, executed = (number(document, f"{step}/compiled/utilisation{kind}") for kind in ("", "_executed"))
+        return None if found is None else (f"{found:.1%} (executed FLOPs: {executed or 0:.1%})", found >= least)
+
+    return check
+
+
 def tests_pass(document: Document) -> Measured:
     counts = value(document, "tests/counts")
     if not counts:
@@ -110,7 +120,7 @@ def loader_feeds(document: Document) -> Measured:
 
 
 def faster_than(peer: str) -> Callable[[Document], Measured]:
-    """Ours over the fastest of the peer's variants."""
+    """Ours over each of the peer's variants that was timed, the fastest of which counts."""
 
     def check(document: Document) -> Measured:
         ratios = {n: r for n, r in (value(document, "peers/ratio") or {}).items() if n.startswith(peer)}
@@ -154,9 +164,9 @@ def attention_is_sound(document: Document) -> Measured:
 
 GOALS = (
     Goal("BEiT-B: at least 4,030 images/s", at_least("base/compiled/images_per_second", 4030)),
-    Goal("BEiT-B: at least 55% of the measured bf16 rate", at_least("base/compiled/utilisation", 0.55, "{:.1%}")),
+    Goal("BEiT-B: model FLOPs at least 55% of the sustained bf16 rate", utilised("base", 0.55)),
     Goal("BEiT-L: at least 1,280 images/s", at_least("large/compiled/images_per_second", 1280)),
-    Goal("BEiT-L: at least 60% of the measured bf16 rate", at_least("large/compiled/utilisation", 0.60, "{:.1%}")),
+    Goal("BEiT-L: model FLOPs at least 60% of the sustained bf16 rate", utilised("large", 0.60)),
     Goal("B and L are one compiled graph", really_compiled, needs_gpu=False),
     Goal(
         "BEiT-B: compiled faster than eager",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from datetime import timedelta
@@ -21,6 +22,8 @@ _STEPS = 3
 
 
 def run(context: Context) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # a machine without network may have no other
+        os.environ.setdefault(name, "lo")
     backend = "cpu:gloo,cuda:nccl" if context.is_cuda else "cpu:gloo"
     if context.is_cuda:
         torch.cuda.set_device(0)

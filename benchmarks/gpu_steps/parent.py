@@ -120,7 +120,9 @@ class Parent:
         return started
 
     def has_time(self, step: Step) -> bool:
-        return step.name in self.arguments.limits or self.left() >= min(step.least, step.limit)
+        """A limit that was asked for stands above what the step should have at least, and not above the deadline."""
+        least = 0.0 if step.name in self.arguments.limits else min(step.least, step.limit)
+        return self.left() > least
 
     def spawn(self, step: Step) -> Running:
         """Starts a step's process, which imports what it needs and then waits for a line on its stdin."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,10 +28,9 @@ def gradients_against_cpu(context: Context, recipe: str, images: int) -> dict[st
     found: dict[str, Any] = {"images": images, "cpu_loss": loss}
     weights = reference.task.model.state_dict()
     for precision in ("fp32", "bf16"):
-        with true_fp32():
-            setup = make_setup(context, recipe, images, compile_model=False, precision=precision)
-            setup.task.model.load_state_dict(weights)
-            own_loss, own = loss_and_gradients(setup)
+        setup = make_setup(context, recipe, images, compile_model=False, precision=precision)
+        setup.task.model.load_state_dict(weights)
+        own_loss, own = loss_and_gradients(setup)
         errors = {name: relative_error(own[name], gradient) for name, gradient in gradients.items()}
         worst = max(errors, key=lambda name: errors[name])
         found[precision] = {
@@ -59,13 +56,6 @@ def loss_and_gradients(setup: Setup) -> tuple[float, dict[str, torch.Tensor]]:
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
-
-
-@contextmanager
-def true_fp32() -> Iterator[None]:
-    """Without tf32 in the patch embedding's convolution, where torch has it on."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False):
-        yield
 
 
 def compiled_against_eager(context: Context) -> dict[str, Any]:

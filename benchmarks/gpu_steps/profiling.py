@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +15,13 @@ from gpu_steps.context import Context
 
 _ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 _TOP = 25
-# The first kind with a word in the kernel's name; so attention's own matrix products are not taken for plain ones.
+# The first kind with a pattern in the kernel's name: attention's own products and casts are not taken for plain ones.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("memcpy", ("memcpy", "memset")),
-    ("attention", ("fmha", "flash", "sdpa", "attention")),
+    ("attention", ("fmha", "flash", "sdpa", "attention", "convert_dq", "dot_do_o")),
     ("optimizer", ("multi_tensor_apply", "adam", "foreach")),
     ("cross entropy", ("nll", "cross_entropy", "log_softmax", "argmax")),
-    ("convolution", ("conv", "dgrad", "wgrad", "fprop", "implicit", "im2col", "nchw", "nhwc")),
+    ("convolution", (r"(\b|_)conv(?!ert)", "dgrad", "wgrad", "fprop", "implicit", "im2col", "nchw", "nhwc")),
     ("gemm", ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk", "addmm", "matmul", "::mm", "::bmm")),
     ("norm and elementwise", ("triton_", "layer_norm", "layernorm", "elementwise", "reduce", "gelu", "softmax")),
     ("rows", ("index", "gather", "scatter", "cat", "copy")),
@@ -34,7 +35,7 @@ def group_of(kernel: str) -> str:
     if name.startswith("triton_tem"):
         return "attention" if "attention" in name else "gemm"
     kinds = [pair for pair in GROUPS if not name.startswith("triton_") or pair[0] in _TRITON]
-    return next((group for group, words in kinds if any(word in name for word in words)), "other")
+    return next((group for group, patterns in kinds if any(re.search(each, name) for each in patterns)), "other")
 
 
 def profile(context: Context, step: Callable[[], Any], steps: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,8 @@ from gpu_steps.context import Context
 MASKED, CODES = 75, 8192
 # (width, images at once) of BEiT-B and BEiT-L
 MODELS = {"base": (768, 256), "large": (1024, 128)}
+# Seconds of products before those that count, and of those.
+_SUSTAINED = {"bf16": (4.0, 1.5), "tf32": (1.0, 0.5), "fp32": (1.0, 0.5)}
 
 
 def run(context: Context) -> None:
@@ -42,7 +45,11 @@ def shapes(width: int, images: int) -> dict[str, tuple[int, int, int]]:
 
 
 def squares(context: Context) -> None:
-    """n x n by n x n, of random numbers: zeros take less power and run faster."""
+    """n x n by n x n, of random numbers: zeros take less power and run faster.
+
+    `tflops` is sustained: timed behind seconds of the same work, when a GPU's clock has come down to what its power and
+    temperature allow. `burst_tflops` is of the first products.
+    """
     n = 256 if context.small else 8192
     found: dict[str, Any] = {"n": n}
     for name, dtype, tf32 in (
@@ -52,10 +59,26 @@ def squares(context: Context) -> None:
     ):
         with context.attempt(f"square {name}"), matmul_tf32(tf32):
             first, second = (torch.randn(n, n, device=context.device).to(dtype) for _ in range(2))
-            times = 5 if name == "fp32" or context.small else 20
-            taken = context.seconds_of(partial(torch.matmul, first, second), times, warmup=3)
-            found[name] = {"tflops": spread([2 * n**3 / seconds / 1e12 for seconds in taken])}
+            product = torch.empty_like(first)
+            multiply = partial(torch.matmul, first, second, out=product)
+            burst = context.seconds_of(multiply, 5 if context.small or name == "fp32" else 10)
+            warm, timed = (0.05, 0.05) if context.small else _SUSTAINED[name]
+            taken = sustained(context, multiply, warm, timed)
+            rates = {"tflops": taken, "burst_tflops": burst}
+            found[name] = {kind: spread([2 * n**3 / each / 1e12 for each in its]) for kind, its in rates.items()}
             context.record("square", found)
+
+
+def sustained(context: Context, call: Callable[[], Any], warm: float, timed: float) -> list[float]:
+    """Seconds of each call, for about `timed` seconds of calls behind `warm` seconds of them."""
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < warm:
+        for _ in range(10):
+            call()
+        context.wait()
+        calls += 10
+    each = (time.perf_counter() - start) / calls
+    return context.seconds_of(call, min(2000, max(5, round(timed / each))), warmup=1)
 
 
 @contextmanager

@@ -37,11 +37,11 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def render(document: dict[str, Any], *, table_only: bool = False) -> str:
-    """The page; or its last table alone."""
+    """The page, whose table of goals stands before the steps' numbers and again at the end; or that table alone."""
     goals = "## Goals\n\n" + table(verdicts(document), ["goal", "measured", "held"])
     if table_only:
         return goals
-    return "\n".join([header(document), overview(document), *map(str, sections(document)), goals])
+    return "\n".join([header(document), overview(document), goals, *map(str, sections(document)), goals])
 
 
 def header(document: dict[str, Any]) -> str:
@@ -56,6 +56,8 @@ def header(document: dict[str, Any]) -> str:
     missing = results.get("packages", {}).get("missing")
     if missing:
         lines += ["", f"Packages that are missing: {', '.join(missing)}."]
+    for warning in results.get("warnings", []):
+        lines += ["", f"**Warning**: {warning}"]
     return "\n".join(lines) + "\n"
 
 

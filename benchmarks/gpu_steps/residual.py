@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gpu_steps.context import Context
-from gpu_steps.setups import MICRO_BATCH, compile_evidence, has_setting, make_setup, speed
+from gpu_steps.setups import MICRO_BATCH, attention_choice_undone, compile_evidence, has_setting, make_setup, speed
 
 _STEPS, _TAIL = 200, 50
 _LEVELS = 32
@@ -24,8 +24,8 @@ def run(context: Context) -> None:
         for residual in ("fp32", "bf16"):
             losses[residual] = curve(context, residual, steps)
         context.record("loss", difference(losses))
-    for residual in ("bf16", "fp32"):
-        with context.attempt(residual):
+    for residual in ("bf16",) if context.small else ("fp32", "bf16"):
+        with context.attempt(residual), attention_choice_undone():
             images = 4 if context.small else MICRO_BATCH["base"]
             setup = make_setup(context, "base", images, compile_model=True, residual=residual)
             context.record(residual, speed(context, setup) | {"compile": compile_evidence(setup.task)})

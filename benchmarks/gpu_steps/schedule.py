@@ -32,24 +32,24 @@ class Step:
 
 SCHEDULE: tuple[tuple[Step, ...], ...] = (
     (Step("environment", "environment", "Machine and versions", 60, 8),),
-    (Step("rates", "rates", "Matrix products and copies", 45, 15),),
+    (Step("rates", "rates", "Matrix products and copies", 45, 18),),
     (
-        Step("warm-base", "warm", "Compiler's cache: base, base-22k, bf16 residual", 115, 100, 30, "base"),
-        Step("warm-large", "warm", "Compiler's cache: large, peers, DALL-E", 115, 110, 30, "large"),
-        Step("tests", "gpu_tests", "tests/gpu", 130, 90, 20),
-        Step("parity", "parity", "Loss and gradients against the CPU", 90, 50),
+        Step("warm-base", "warm", "Compiler's cache: base, base-22k, bf16 residual", 140, 130, 30, "base"),
+        Step("warm-large", "warm", "Compiler's cache: large, DALL-E, peers", 140, 130, 30, "large"),
+        Step("tests", "gpu_tests", "tests/gpu", 200, 110, 20),
+        Step("parity", "parity", "Loss and gradients against the CPU", 120, 60),
         Step("nccl", "nccl", "NCCL, DDP, FSDP2 with one process", 60, 20),
     ),
-    (Step("base", "training", "BEiT-B step", 80, 35, 15, "base"),),
-    (Step("large", "training", "BEiT-L step", 100, 40, 15, "large"),),
-    (Step("loader", "loading", "Loader, and training from JPEGs", 90, 60, 20),),
-    (Step("peers", "peers", "transformers and timm", 80, 45, 20),),
+    (Step("base", "training", "BEiT-B step", 160, 35, 15, "base"),),
+    (Step("large", "training", "BEiT-L step", 200, 45, 15, "large"),),
+    (Step("loader", "loading", "Loader, and training from JPEGs", 130, 65, 20),),
+    (Step("dalle", "dalle", "DALL-E's encoder", 80, 35, 15),),
+    (Step("peers", "peers", "transformers and timm", 130, 50, 20),),
+    (Step("base-22k", "training", "BEiT-B step, shared relative position bias", 110, 30, 15, "base-22k"),),
     (Step("checkpoint", "checkpointing", "Stall of a checkpoint", 40, 15),),
-    (Step("dalle", "dalle", "DALL-E's encoder", 60, 35, 15),),
-    (Step("attention", "attention", "Attention kernels", 50, 35),),
-    (Step("base-22k", "training", "BEiT-B step, shared relative position bias", 60, 30, 15, "base-22k"),),
-    (Step("residual", "residual", "bf16 residual stream", 60, 35, 15),),
-    (Step("sizes", "sizes", "BEiT-B, other micro-batches", 90, 60, 40),),
+    (Step("attention", "attention", "Attention kernels", 60, 30),),
+    (Step("residual", "residual", "bf16 residual stream", 110, 40, 15),),
+    (Step("sizes", "sizes", "BEiT-B, other micro-batches", 90, 60, 30),),
 )
 
 STEPS = tuple(step for group in SCHEDULE for step in group)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
@@ -132,9 +134,21 @@ def make_setup(
     return Setup(task, plan, {name: t.to(device) for name, t in batch.items()}, compute, compute.scaler())
 
 
-def step_flops(architecture: Architecture, num_masked: int, codes: int) -> float:
-    """Of one image, forward and backward."""
+def model_flops(architecture: Architecture, num_masked: int, codes: int) -> float:
+    """Of one image, forward and backward, by the usual convention of MFU: three forward passes of the whole model."""
     return 3 * forward_flops(architecture, num_masked, codes)
+
+
+def executed_flops(architecture: Architecture, num_masked: int, codes: int) -> float:
+    """Of one image, what the engine computes: the last block at hidden patches alone, no gradient of the pixels.
+
+    What attention's backward pass computes a second time does not count, as in `model_flops`.
+    """
+    width, length, mlp_ratio = architecture.width, architecture.num_patches + 1, architecture.mlp_ratio
+    spared_rows = length - num_masked  # keys and values stay
+    spared = 2 * spared_rows * (width * width * (2 + 2 * mlp_ratio) + 2 * length * width)
+    pixels = 2 * architecture.num_patches * 3 * architecture.patch_size**2 * width
+    return model_flops(architecture, num_masked, codes) - 3 * spared - pixels
 
 
 def compile_evidence(task: PretrainTask) -> dict[str, Any]:
@@ -147,33 +161,70 @@ def compile_evidence(task: PretrainTask) -> dict[str, Any]:
         "frames_compiled": counters["frames"].get("ok", 0),
         "frames_seen": counters["frames"].get("total", 0),
         "graph_breaks": sum(counters["graph_break"].values()),
-        "graphs_from_cache": counters["inductor"].get("fxgraph_cache_hit", 0),
-        "graphs_compiled": counters["inductor"].get("fxgraph_cache_miss", 0),
+    }
+
+
+def from_cache() -> dict[str, int]:
+    """Graphs of this process that lay in the compiler's caches, and those that did not, at both of its levels."""
+    from torch._dynamo.utils import counters
+
+    return {
+        "graphs_found": counters["aot_autograd"].get("autograd_cache_hit", 0),
+        "graphs_traced": counters["aot_autograd"].get("autograd_cache_miss", 0),
+        "kernels_found": counters["inductor"].get("fxgraph_cache_hit", 0),
+        "kernels_compiled": counters["inductor"].get("fxgraph_cache_miss", 0),
     }
 
 
 def attention_choice(setup: Setup) -> dict[str, Any]:
-    """The kernels that this process's attention may use, chosen once more as the task does at its start."""
-    choose: Any = setup.task.model.choose_attention
-    chosen = choose(setup.plan.micro_batch, setup.compute)
+    """What the task found at its start, and the backends that are left enabled."""
+    found = setup.task.attention
+    return {"enabled": sdpa_flags(), "chosen": None if found is None else found.describe()}
+
+
+def sdpa_flags() -> dict[str, bool]:
     cuda = torch.backends.cuda
-    flags = {
+    return {
         "flash": cuda.flash_sdp_enabled(),
         "efficient": cuda.mem_efficient_sdp_enabled(),
         "cudnn": cuda.cudnn_sdp_enabled(),
         "math": cuda.math_sdp_enabled(),
     }
-    return {"enabled": flags, "chosen": str(chosen.describe()) if hasattr(chosen, "describe") else None}
+
+
+@contextmanager
+def attention_choice_undone() -> Iterator[None]:
+    """Behind it, the process is as it was before a task inside chose its attention: the flags of SDPA, and the tag
+    that tells apart what was compiled under different ones."""
+    cuda, config = torch.backends.cuda, torch.compiler.config
+    flags, tag = sdpa_flags(), config.cache_key_tag
+    try:
+        yield
+    finally:
+        cuda.enable_flash_sdp(flags["flash"])
+        cuda.enable_mem_efficient_sdp(flags["efficient"])
+        cuda.enable_cudnn_sdp(flags["cudnn"])
+        cuda.enable_math_sdp(flags["math"])
+        config.cache_key_tag = tag
+
+
+def timed_first_step(context: Context, setup: Setup) -> tuple[float, dict[str, Any]]:
+    """Its loss; and its seconds, which are those of a compilation only as far as nothing was found in the caches."""
+    before, start = from_cache(), time.perf_counter()
+    loss = setup.loss_of_step()
+    context.wait()
+    seconds = time.perf_counter() - start
+    found: dict[str, Any] = {"first_step_seconds": seconds}
+    if getattr(setup.task.forward, "is_compiled", False):
+        found["first_step_graphs"] = {name: count - before[name] for name, count in from_cache().items()}
+    return loss, found
 
 
 def speed(context: Context, setup: Setup, *, steps: int | None = None) -> dict[str, Any]:
     """Images a second over whole optimizer steps, behind a warm-up; the first step apart, as it compiles."""
     steps = steps or (3 if context.small else 24)
     context.reset_peak()
-    start = time.perf_counter()
-    first_loss = setup.loss_of_step()
-    context.wait()
-    first_seconds = time.perf_counter() - start
+    first_loss, first = timed_first_step(context, setup)
     for _ in range(0 if context.small else 4):
         setup.step()
     context.wait()
@@ -186,7 +237,7 @@ def speed(context: Context, setup: Setup, *, steps: int | None = None) -> dict[s
         "images_per_second": spread([images / seconds for seconds in taken]),
         "images_per_second_whole": images * steps / whole_seconds,
         "step_ms": spread([1000 * seconds for seconds in taken]),
-        "first_step_seconds": first_seconds,
+        **first,
         "peak_gib": context.peak_gib(),
         "first_loss": first_loss,
         "last_loss": last_loss,

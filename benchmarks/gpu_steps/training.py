@@ -11,11 +11,13 @@ from gpu_steps.setups import (
     MICRO_BATCH,
     Setup,
     attention_choice,
+    attention_choice_undone,
     compile_evidence,
+    executed_flops,
     make_setup,
+    model_flops,
     pretrain_config,
     speed,
-    step_flops,
     vocabulary,
 )
 
@@ -25,28 +27,45 @@ def run(context: Context) -> None:
     micro_batch = 4 if context.small else MICRO_BATCH[recipe]
     config = pretrain_config(context, recipe)
     assert config.num_masked is not None
-    flops = step_flops(config.architecture, config.num_masked, vocabulary(context))
-    context.record("gflop_an_image", flops / 1e9)
+    sizes = config.architecture, config.num_masked, vocabulary(context)
+    flops = {"model": model_flops(*sizes), "executed": executed_flops(*sizes)}
+    context.record("gflop_an_image", {name: each / 1e9 for name, each in flops.items()})
+    if not context.small or recipe == "base":  # small sizes show it once
+        with context.attempt("compiled"), attention_choice_undone():
+            compiled(context, recipe, micro_batch, flops)
     with context.attempt("eager"):
         measured(context, "eager", make_setup(context, recipe, micro_batch, compile_model=False), flops)
-    if context.small and recipe != "base":
-        return  # shown once already
-    with context.attempt("compiled"):
-        setup = make_setup(context, recipe, micro_batch, compile_model=True)
-        measured(context, "compiled", setup, flops)
-        with context.attempt("profile"):
-            context.record("profile", profile(context, setup.step, steps=3))
-        context.record("attention", attention_choice(setup))  # last: another choice would be compiled anew
 
 
-def measured(context: Context, name: str, setup: Setup, flops: float) -> None:
-    """Speed, and how much of the matrix rate it is; the rate is measured right behind, at the same clock."""
+def compiled(context: Context, recipe: str, micro_batch: int, flops: dict[str, float]) -> None:
+    """The compiled step, before the eager one: its numbers are the ones that matter if time runs out."""
+    setup = make_setup(context, recipe, micro_batch, compile_model=True)
+    context.record("attention", attention_choice(setup))
+    measured(context, "compiled", setup, flops)
+    with context.attempt("profile"):
+        context.record("profile", profile(context, setup.step, steps=3))
+
+
+def measured(context: Context, name: str, setup: Setup, flops: dict[str, float]) -> None:
+    """Speed, and what share of the rate of bf16 products it is.
+
+    Utilisation, that of the goals, is the model's FLOPs over the sustained rate of the step `rates`; `_executed` counts
+    what is computed; `_here` divides by a burst of products right behind these steps, at the clock that they left.
+    """
     results: dict[str, Any] = speed(context, setup)
-    if name != "eager":
+    if name == "compiled":
         results["compile"] = compile_evidence(setup.task)
+        warmed: dict[str, Any] = {}
+        for step in ("warm-base", "warm-large"):
+            warmed |= context.earlier(step)
+        results["cold_first_step_seconds_in_warm"] = warmed.get(context.step.name, {}).get("cold_first_step_seconds")
     context.record(name, results)
-    rate = context.earlier("rates").get("square", {}).get("bf16", {}).get("tflops", {}).get("median", 0) * 1e12
-    reached = flops * results["images_per_second"]["median"]
-    results |= {"tflops": reached / 1e12, "rate_here_tflops": matrix_rate(setup.compute) / 1e12}
-    results["utilisation"] = reached / rate if rate else reached / 1e12 / results["rate_here_tflops"]
+    rate = context.earlier("rates").get("square", {}).get("bf16", {}).get("tflops", {}).get("median")
+    here = matrix_rate(setup.compute) / 1e12
+    reached = {kind: each * results["images_per_second"]["median"] / 1e12 for kind, each in flops.items()}
+    results |= {"tflops": reached["model"], "tflops_executed": reached["executed"]}
+    results |= {"rate_tflops": rate, "rate_here_tflops": here}
+    for kind, suffix in (("model", ""), ("executed", "_executed")):
+        results[f"utilisation{suffix}"] = reached[kind] / rate if rate else None
+        results[f"utilisation{suffix}_here"] = reached[kind] / here
     context.record(name, results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
-    "environment", "rates", "warm-base", "warm-large", "tests", "parity", "nccl", "base", "large", "loader", "peers",
-    "checkpoint", "dalle", "attention", "base-22k", "residual", "sizes",
+    "environment", "rates", "warm-base", "warm-large", "tests", "parity", "nccl", "base", "large", "loader", "dalle",
+    "peers", "base-22k", "checkpoint", "attention", "residual", "sizes",
 )  # fmt: skip
+OUTPUTS = ["gpu.json", "gpu.log", "gpu.md", "tests-gpu.xml"]
 
 
 def start(folder: Path, *words: str, first_on_path: Path | None = None) -> subprocess.Popen[str]:
@@ -79,7 +81,30 @@ def test_every_step_has_a_result_and_the_table_stands_at_the_end(tmp_path):
     assert held["fp32 on the device: loss within 1e-5, gradient within 1e-3 of the CPU's (small, B)"] == "yes"
     assert held["A process group of one: all-reduce, DDP, FSDP2 as the plain step"] == "yes"
     assert "NO" not in held.values()
-    assert output.rstrip().endswith((tmp_path / "out" / "gpu.md").read_text().rstrip().rpartition("\n")[2])
+    text = (tmp_path / "out" / "gpu.md").read_text()
+    assert text.rstrip().endswith(output.rpartition("## Goals\n\n")[2].rstrip())
+    assert [line for line in text.splitlines() if line.startswith("## ")][:2] == ["## Steps", "## Goals"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
+    assert_numbers_are_sound({name: step["results"] for name, step in document["steps"].items()})
+
+
+def assert_numbers_are_sound(results: dict[str, dict[str, Any]]) -> None:
+    compiled, base = results["base"]["compiled"], results["base"]["gflop_an_image"]
+    assert 0 < base["executed"] < base["model"]
+    sustained = results["rates"]["square"]["bf16"]["tflops"]["median"]
+    rate = compiled["images_per_second"]["median"]
+    assert compiled["utilisation"] == pytest.approx(base["model"] * rate / 1e3 / sustained)
+    assert compiled["utilisation_executed"] == pytest.approx(base["executed"] * rate / 1e3 / sustained)
+    cold = results["warm-base"]["base"]["cold_first_step_seconds"]
+    assert compiled["cold_first_step_seconds_in_warm"] == cold > 0
+    peers = results["peers"]
+    own = peers["ours"]["images_per_second"]["median"]
+    assert peers["ratio"]["timm, compiled"] == pytest.approx(
+        own / peers["timm, compiled"]["images_per_second"]["median"]
+    )
+    training = results["loader"]["training"]
+    for name in ("kept tokens", "online tokens, fp16"):
+        assert training[f"share: {name}"] == pytest.approx(training[name] / training["synthetic"])
 
 
 def test_a_killed_script_leaves_whole_files_and_no_processes(tmp_path):
@@ -131,8 +156,9 @@ def test_a_step_past_its_limit_and_a_missing_package_cost_themselves_alone(tmp_p
     assert steps["peers"]["results"]["timm, compiled"]["images_per_second"]["median"] > 0
 
 
-def test_what_does_not_fit_before_the_deadline_is_not_reached(tmp_path):
-    process = start(tmp_path, "--only", "environment,rates", "--deadline", "5")
+@pytest.mark.parametrize("words", [("--deadline", "5"), ("--deadline", "3", "--limit", "environment=60")])
+def test_what_does_not_fit_before_the_deadline_is_not_reached(tmp_path, words):
+    process = start(tmp_path, "--only", "environment,rates", *words)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert {report(tmp_path)["steps"][name]["status"] for name in ("environment", "rates")} == {"not reached"}
@@ -156,6 +182,8 @@ def test_kernels_are_grouped_and_idle_time_is_what_none_covers(monkeypatch):
         "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)": "attention",
         "void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel": "attention",
         "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16": "attention",
+        "void cudnn::fusion::convert_dq_to_16bits<true, 64>": "attention",
+        "void cudnn::fusion::compute_dot_do_o<false, 64>": "attention",
         "triton_poi_fused_addmm_gelu_3": "norm and elementwise",
         "triton_red_fused__log_softmax_nll_loss_forward_7": "cross entropy",
         "triton_tem_fused_mm_5": "gemm",
@@ -164,6 +192,8 @@ def test_kernels_are_grouped_and_idle_time_is_what_none_covers(monkeypatch):
         "void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernel>": "norm and elementwise",
         "Memcpy HtoD (Pinned -> Device)": "memcpy",
         "sm80_xmma_wgrad_implicit_gemm_indexed_bf16": "convolution",
+        "void at::native::conv_depthwise2d_forward_kernel": "convolution",
+        "void cudnn::ops::convertTensor_kernel<float, half>": "other",
     }
     assert {name: group_of(name) for name in kernels} == kernels
     spans = [("nvjet_a", 0.0, 10.0), ("triton_poi_b", 5.0, 10.0), ("nvjet_a", 30.0, 10.0)]
@@ -171,3 +201,61 @@ def test_kernels_are_grouped_and_idle_time_is_what_none_covers(monkeypatch):
     found = summary(spans, steps=2)
     assert found["groups_ms"] == pytest.approx({"gemm": 0.01, "norm and elementwise": 0.005})
     assert [(top["name"], top["calls"]) for top in found["top"]] == [("nvjet_a", 1.0), ("triton_poi_b", 0.5)]
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    """Of a step with small sizes on the CPU."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import torch
+    from gpu_steps.context import Context
+    from gpu_steps.schedule import STEPS
+
+    monkeypatch.setattr(torch, "compile", torch.compile)  # which a small context replaces
+    folders = {"out": tmp_path, "scratch": tmp_path, "result": tmp_path / "result.json"}
+    given = argparse.Namespace(device="cpu", small=True, seed=0, **folders)
+    return Context(given, next(step for step in STEPS if step.name == "base"))
+
+
+def test_executed_flops_are_those_that_torch_counts(context):
+    from gpu_steps.setups import executed_flops, make_setup, vocabulary
+    from torch.utils.flop_counter import FlopCounterMode
+
+    setup = make_setup(context, "base", 4, compile_model=False, drop_path=0.0)
+    with FlopCounterMode(display=False) as counter:
+        setup.step()
+    config = setup.task.config
+    assert counter.get_total_flops() == 4 * executed_flops(config.architecture, config.num_masked, vocabulary(context))
+
+
+def test_a_choice_of_attention_is_undone(context):
+    import torch
+    from gpu_steps.setups import attention_choice_undone, sdpa_flags
+
+    from beitcli.runtime.attention_choice import AttentionChoice, apply_choice
+
+    before, tag = sdpa_flags(), torch.compiler.config.cache_key_tag
+    with attention_choice_undone():
+        apply_choice(AttentionChoice("efficient", "efficient"))
+        torch.compiler.config.cache_key_tag = "another"
+        assert sdpa_flags() == {"flash": False, "efficient": True, "cudnn": False, "math": True} != before
+    assert (sdpa_flags(), torch.compiler.config.cache_key_tag) == (before, tag)
+
+
+def test_tokens_in_tf32_are_those_of_encode_on_a_cpu(context):
+    import torch
+    from gpu_steps.dalle import in_tf32, random_tokenizer, smooth_images
+
+    tokenizer, pixels = random_tokenizer(context, 2), smooth_images(2, 16, 0)
+    assert torch.equal(in_tf32(tokenizer)(pixels), tokenizer.encode(pixels))
+
+
+def test_both_forms_of_the_bias_give_the_gradients_of_fp32(context):
+    from gpu_steps.attention import BACKENDS, difference, drawn, passes, reference_passes, sdpa
+
+    packed, bias, gradient = drawn(context, (2, 17, 16, 40), has_bias=True)  # 40 images are two parts of the reference
+    expected = reference_passes(packed, bias, gradient)
+    for padded in (False, True):
+        found = passes(sdpa(BACKENDS["math"], padded=padded), packed, bias, gradient)
+        assert [each.shape for each in found] == [each.shape for each in expected]
+        assert all(0 < difference(*pair) < 0.02 for pair in zip(found, expected, strict=True))
