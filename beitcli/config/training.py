@@ -147,7 +147,7 @@ class PretrainConfig(Sharded):
     )
     compile: bool | None = option(
         None,
-        "torch.compile the step; default on CUDA; its first step takes about a minute longer.",
+        "torch.compile the step; default on CUDA. The first step takes a minute longer; losses differ by rounding.",
         panel="Machine",
         harmless=True,
         flags=("--compile/--no-compile",),
@@ -282,7 +282,7 @@ class FinetuneConfig(Sharded):
     )
     compile: bool | None = option(
         None,
-        "torch.compile the step; default on CUDA for --task classify; its first step takes about a minute longer.",
+        "torch.compile the step; default on CUDA for --task classify. The first step takes a minute longer.",
         panel="Machine",
         harmless=True,
         flags=("--compile/--no-compile",),

@@ -32,6 +32,7 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
     compiled = task.compiled
     if compiled is None or not compiled.is_compiled:
         return
+    on_event(Note(f"{task.name}: compiling the step, which takes a minute or two where it was not compiled before."))
     begun = time.perf_counter()
     micro, _ = next(micro_batches(task, plan, tensors, compute.world))
     # FSDP2 keeps unreduced gradients where zero_grad does not reach them, so there the trial's are reduced.
@@ -51,6 +52,11 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
     cause = next((failure for failure in failed if failure), "")
     if cause:
         task.fall_back(cause)
-        on_event(Warned(f"{task.name}: the step is not compiled and runs eagerly, slower but right: {cause}"))
+        on_event(
+            Warned(
+                f"{task.name}: the step is not compiled and runs eagerly, slower but right: {cause}. "
+                "Install what is missing (on a CPU a C++ compiler, g++), or pass --no-compile."
+            )
+        )
     else:
         on_event(Note(f"{task.name}: the step is compiled, in {time.perf_counter() - begun:.0f} s."))

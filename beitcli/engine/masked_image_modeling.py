@@ -195,7 +195,7 @@ def residual_dtype(config: PretrainConfig, compute: Compute) -> torch.dtype | No
         return None
     if compute.precision != "bf16":
         raise UsageError(
-            f"--residual bf16 goes with --precision bf16 alone, and this run computes in {compute.precision}.",
+            f"--residual bf16 needs --precision bf16; this run computes in {compute.precision}.",
             "Add --precision bf16, or leave --residual out.",
         )
     return torch.bfloat16

@@ -5,6 +5,7 @@ torch's `suppress_errors` would hide a fall back to eager; here it is an attribu
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ class CompiledModule(nn.Module):
     def __init__(self, module: nn.Module, *, enabled: bool, parts: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         self.module, self.failure, self._is_on = module, "", enabled
+        if enabled and not torch.cuda.is_available():  # it would warn of CUDA in a run that has nothing to do with it
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if enabled:  # fp32 is meant where it is asked for, and tf32 is a precision of its own
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores .* available but not enabled")
         self._whole = self._compiled(module) if enabled and not parts else module
@@ -92,5 +95,5 @@ class CompiledModule(nn.Module):
         if isinstance(cause, Exception):
             cause = getattr(cause, "inner_exception", cause)  # what a backend raised, under Dynamo's own error
         lines = str(cause).strip().splitlines() or [""]
-        self.failure = (lines[0] if isinstance(cause, str) else f"{type(cause).__name__}: {lines[0]}")[:300]
+        self.failure = (lines[0] if isinstance(cause, str) else f"{type(cause).__name__}: {lines[0]}")[:300].rstrip(".")
         self._is_on = False

@@ -90,7 +90,7 @@ def choose_compute(device: str, precision: str) -> Compute:
     if precision == "auto":
         precision = "bf16" if device == "cuda" else "fp32"
     if precision == "tf32" and device != "cuda":
-        raise UsageError(f"--precision tf32 is of NVIDIA GPUs, and this computes on {device}.", "Give fp32 or bf16.")
+        raise UsageError(f"--precision tf32 needs an NVIDIA GPU; this computes on {device}.", "Give fp32 or bf16.")
     if device == "cuda":
         allow_tf32(precision == "tf32")
     return Compute(torch.device(device), precision)

@@ -180,7 +180,8 @@ def test_compiling_ahead_leaves_everything_as_it_was_and_tells_its_time():
     assert int(task.target.fresh.sum()) == 0
     assert all(parameter.grad is None for parameter in task.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
-    (told,) = events
+    begun, told = events
+    assert "compiling the step" in begun.message
     assert isinstance(told, Note)
     assert "the step is compiled" in told.message
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -209,10 +210,12 @@ def test_a_failing_compiler_is_told_and_the_step_runs_eagerly(backend):
     for each in (task, twin):
         each.model.train()
     compile_ahead(task, task.plan, a_batch(10), CPU, events.append)
-    (told,) = events
+    begun, told = events
+    assert "compiling the step" in begun.message
     assert isinstance(told, Warned)
     assert "is not compiled and runs eagerly" in told.message
     assert "no kernel for this" in told.message
+    assert "pass --no-compile" in told.message
     assert task.compiled is not None
     assert not task.compiled.is_compiled
     for each in (task, twin):

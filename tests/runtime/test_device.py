@@ -85,7 +85,7 @@ def test_work_on_a_cpu_leaves_the_flags_of_cuda_alone():
 
 @pytest.mark.parametrize("device", ["cpu", *(["auto"] if not CUDA else [])])
 def test_tf32_is_refused_where_there_is_no_cuda(device):
-    with pytest.raises(UsageError, match="--precision tf32 is of NVIDIA GPUs, and this computes on cpu") as caught:
+    with pytest.raises(UsageError, match="--precision tf32 needs an NVIDIA GPU; this computes on cpu") as caught:
         choose_compute(device, "tf32")
     assert caught.value.exit_code == 2
 
