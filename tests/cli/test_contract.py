@@ -313,32 +313,6 @@ def test_environment_sets_what_no_flag_does(beit: Callable, picture: Callable, m
     assert "Did you mean 'BEIT_NUM_MASKED'?" in ended.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_signal_saves_and_stops_and_resume_goes_on(
-    beit: Callable, training: Callable, tmp_path: Path, number: int, code: int
-) -> None:
-    run = tmp_path / "run"
-    argv = [*training("train-tokenizer"), "--steps", 200, "--save-every", 200, "--log-every", 1, "--out", run]
-    process = subprocess.Popen([*BEIT, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (run / "metrics.jsonl").exists():
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (code, ""), err
-    assert re.search(r"^stopped: By a signal at step \d+; progress is saved\.$", err, re.MULTILINE)
-    assert "error" not in err
-    assert f"beit train-tokenizer --out {run} --resume" in err
-    assert "Traceback" not in err
-    (saved,) = (run / "checkpoints").glob("step-*")
-    step = int(saved.name.removeprefix("step-"))
-    assert 0 < step < 200
-    (document,) = beit("train-tokenizer", "--out", run, "--resume", "--json").lines
-    assert document["steps"] == 200
-    logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert logged == list(range(1, 201))
-
-
 def test_ctrl_c_stops_a_command_that_saves_nothing(labelled_folder: Path) -> None:
     command = [*BEIT, "mask-preview", str(labelled_folder), "--grid", "64,64"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
