@@ -15,6 +15,8 @@ import pytest
 from beitcli.cli.app import main
 from beitcli.runtime.checkpoint import newest_checkpoint, step_folders
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 SAVE_EVERY = 4
 TIMEOUT = 90  # seconds for a process to come as far as is asked

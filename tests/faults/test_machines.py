@@ -16,7 +16,7 @@ from runs import command, outcome, whole_checkpoints
 from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files import read_tensors
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 def namespaces_allowed() -> bool:

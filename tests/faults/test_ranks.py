@@ -25,7 +25,7 @@ from beitcli.errors import DataError
 from beitcli.runtime.checkpoint import newest_checkpoint, step_of
 from beitcli.runtime.weight_files import read_tensors
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.fixture

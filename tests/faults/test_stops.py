@@ -23,7 +23,7 @@ from beitcli.engine import training
 from beitcli.engine.masked_image_modeling import PretrainTask
 from beitcli.runtime.checkpoint import step_of
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 def send(number: int) -> Callable[[], None]:

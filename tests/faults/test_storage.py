@@ -15,7 +15,7 @@ from runs import command, on_call, outcome, resumption, whole_checkpoints
 from beitcli.cli.app import main
 from beitcli.engine import tokenize, training
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 USES: dict[str, Callable[..., list[object]]] = {
     "tokens.jsonl": lambda r, image, out: ["tokenize", image, "--tokenizer", r("tokenizer_run"), "-o", out / "t.jsonl"],
