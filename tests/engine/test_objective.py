@@ -31,6 +31,8 @@ from beitcli.models.beit import MaskedImageModel
 from beitcli.runtime.compiled import CompiledModule
 from beitcli.runtime.device import Compute
 
+pytestmark = pytest.mark.slow
+
 CPU = Compute(torch.device("cpu"), "fp32")
 CODES, MASKED = 16, 6
 
@@ -107,7 +109,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS)
 def test_the_compiled_step_is_one_graph_with_the_plain_loss_and_gradients(flags):
     task = make_task(**flags)
@@ -124,7 +125,6 @@ def test_the_compiled_step_is_one_graph_with_the_plain_loss_and_gradients(flags)
     assert_near(compiled, plain)
 
 
-@pytest.mark.slow
 def test_fifty_uneven_steps_with_measurements_between_compile_once():
     task = with_backend(make_task(batch_size=10, micro_batch=4))
     task.model.train()
@@ -232,7 +232,6 @@ def test_an_error_of_the_module_itself_is_raised():
         CompiledModule(Wrong(), enabled=True)(torch.zeros(3, 4))
 
 
-@pytest.mark.slow
 def test_the_classifier_s_step_is_one_graph_for_labels_and_mixed_labels():
     from beitcli.engine.classification import ClassificationObjective
     from beitcli.models.beit import Classifier
@@ -255,7 +254,6 @@ def test_the_classifier_s_step_is_one_graph_for_labels_and_mixed_labels():
     assert FinetuneTask.takes_padding
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tokens", "pixels"])
 def test_the_step_of_a_gpu_has_static_shapes_and_asks_the_host_for_nothing(target):
     """Tensors of the meta device hold no data: what a size or a branch hangs on would raise."""
@@ -285,7 +283,6 @@ def test_the_step_of_a_gpu_has_static_shapes_and_asks_the_host_for_nothing(targe
     assert gradient.shape == (768, 3, 16, 16)
 
 
-@pytest.mark.slow
 def test_a_compiled_run_equals_an_eager_one_but_for_rounding(tmp_path: Path, labelled_folder, tokenizer_run):
     """The whole command through torch's own compiler: 24 images, batches of 10 in uneven micro-batches, two saves."""
     lines: dict[bool, list[dict[str, float]]] = {}
