@@ -31,8 +31,23 @@ CLASSES = {"blue": (40, 70, 210), "green": (50, 180, 60), "red": (220, 60, 40)}
 IMAGES_PER_CLASS = 8
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """`pytest` without a path shares the tests out to one process a core, where pytest-xdist is there.
+
+    A path on the command line, which mostly means few tests or a GPU, and `-n 0` keep them in this process.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    in_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if whole and not in_worker and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = "auto"
+        if config.option.dist == "no":
+            config.option.dist = "worksteal"  # parts of neighbours: few module fixtures are made twice
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background jobs ignore it, and so their children

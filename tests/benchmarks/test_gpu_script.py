@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
     "environment", "rates", "warm-base", "warm-large", "tests", "parity", "nccl", "base", "large", "loader", "dalle",

@@ -112,6 +112,7 @@ def test_a_stream_is_the_source_that_its_files_are(server: HubServer, tmp_path: 
     assert source.path(161) == f"{REFERENCE}/data/train-00001-of-00002.parquet/1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_a_stream_are_the_same_whoever_reads_and_wherever_it_begins(
     server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int
@@ -127,6 +128,7 @@ def test_batches_of_a_stream_are_the_same_whoever_reads_and_wherever_it_begins(
         assert sorted(shares[0][step].indices + shares[1][step].indices) == sorted(whole[step].indices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_second_epoch_and_a_resumed_run_read_what_is_kept(server: HubServer, files, workers: int) -> None:
     whole = sum(map(len, files.values()))
@@ -179,6 +181,7 @@ def test_what_is_expected_is_fetched_in_the_background(server: HubServer) -> Non
         source.read(0)
 
 
+@pytest.mark.slow
 def test_a_stream_of_few_groups_is_mixed_as_a_whole(server: HubServer) -> None:
     source = open_data([REFERENCE])
     assert isinstance(training_order(source, 3), KeyedOrder)
@@ -205,6 +208,7 @@ def test_a_stream_that_is_kept_needs_no_hub(server: HubServer, monkeypatch: pyte
     assert (error.value.exit_code, bool(error.value.hint)) == (3, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cut_connections_change_nothing(server: HubServer, workers: int) -> None:
     server.cut_after = 40_000
@@ -266,6 +270,7 @@ def test_a_server_without_ranges_sends_whole_files(server: HubServer, files: dic
     assert open_data([REFERENCE])._files == source._files  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_kept_stretches_stay_below_their_limit(
     server: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

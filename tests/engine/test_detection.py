@@ -35,6 +35,7 @@ def learned_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> t
     return run, finetune(config_of(rectangles, out=str(run), **flags))
 
 
+@pytest.mark.slow
 def test_detector_learns_what_a_few_images_show(rectangles, learned_run):
     run, report = learned_run
     assert (report.task, report.classes, report.images, report.step) == ("detect", 2, 5, 40)

@@ -15,6 +15,8 @@ from processes import in_processes
 
 from beitcli.engine import detect_images
 
+pytestmark = pytest.mark.slow
+
 COMPARED = ("loss", "loss_objectness", "loss_classifier", "loss_box_reg", "gradient_norm")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,9 @@ import timm
 import torch
 import transformers
 from foreign_models import ReleasedMasked, hf_backbone, hf_classifier, hf_masked, noise, save_released, timm_small
+from forked import Child
 
+from beitcli.cli.app import main
 from beitcli.engine.export_check import compare
 from beitcli.errors import StorageError
 from beitcli.models.published import to_official
@@ -168,10 +168,10 @@ def test_an_export_into_the_folder_one_stands_in_or_through_a_link(beit, tmp_pat
 
 
 def test_two_exports_at_once_leave_one_whole(tmp_path, finetuned_run):
-    arguments = [sys.executable, "-m", "beitcli", "export", finetuned_run, "--to", "official", "-o", tmp_path / "out"]
-    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2], errors
+    words = ["export", finetuned_run, "--to", "official", "-o", tmp_path / "out"]
+    both = [Child(lambda: main([str(word) for word in words])) for _ in range(2)]
+    ended = [child.ended() for child in both]
+    assert sorted(each.code for each in ended) == [0, 2], ended
     assert open_model(str(tmp_path / "out")).kind == "classifier"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

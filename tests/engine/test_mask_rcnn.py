@@ -32,6 +32,7 @@ def mask_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> tupl
     return run, finetune(config_of(rectangles, head="mask-rcnn", out=str(run), **flags))
 
 
+@pytest.mark.slow
 def test_mask_rcnn_finds_outlines_too(beit, rectangles, mask_run, tmp_path):
     run, report = mask_run
     assert report.mask_ap50 > 0.2

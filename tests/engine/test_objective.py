@@ -31,6 +31,8 @@ from beitcli.models.beit import MaskedImageModel
 from beitcli.runtime.compiled import CompiledModule
 from beitcli.runtime.device import Compute
 
+pytestmark = pytest.mark.slow
+
 CPU = Compute(torch.device("cpu"), "fp32")
 CODES, MASKED = 16, 6
 

@@ -23,6 +23,8 @@ from beitcli.runtime.weight_files import read_tensors
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from runs import note_images
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 6, 12
 COMPARED = {"loss", "lr", "gradient_norm", "masked_accuracy", "held_out_loss", "held_out_masked_accuracy", "main_loss"}
 UNREPEATED = {"images_per_second", "save_stall_seconds", "compiled"}

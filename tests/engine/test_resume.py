@@ -15,6 +15,8 @@ import pytest
 from beitcli.cli.app import main
 from beitcli.runtime.checkpoint import newest_checkpoint, step_folders
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 SAVE_EVERY = 4
 TIMEOUT = 90  # seconds for a process to come as far as is asked
@@ -60,9 +62,9 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
         time.sleep(0.005)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=TIMEOUT)
-    return process.returncode, errors
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, errors = process.communicate(timeout=TIMEOUT)
+    return process.returncode, out, errors
 
 
 def losses(run: Path) -> list[tuple[float, ...]]:
@@ -137,8 +139,8 @@ def test_a_killed_run_resumed_by_the_command_line_equals_the_whole_one(tmp_path,
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "los')
     again = start([*command(labelled_folder, tokenizer_run, run, workers=0), "--resume"])
-    code, errors = finish(again)
-    assert (code, errors) == (0, "")
+    code, out, errors = finish(again)
+    assert (code, out, errors) == (0, f"{run}\n", "")
     assert_equal_runs(run, whole)
 
 
@@ -163,14 +165,16 @@ def test_a_signal_saves_and_stops_and_the_resumed_run_equals_the_whole_one(
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        returned, errors = finish(process)
+        returned, out, errors = finish(process)
     finally:
         process.kill()
-    assert returned == code, errors
+    assert (returned, out) == (code, ""), errors
     stopped_at = len(losses(run))
     assert stopped_at < STEPS
-    assert f"stopped: By a signal at step {stopped_at}; progress is saved." in " ".join(errors.split())
-    assert "--resume" in errors
+    assert f"stopped: By a signal at step {stopped_at}; progress is saved." in errors.splitlines()
+    assert f"beit pretrain --out {run} --resume" in errors
+    assert "error" not in errors
+    assert "Traceback" not in errors
     checkpoint = newest_checkpoint(run)
     assert checkpoint is not None
     assert checkpoint.path.name == f"step-{stopped_at:07d}"

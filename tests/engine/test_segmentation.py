@@ -59,6 +59,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return read_tensors(newest_checkpoint(run, weights_only=True).path / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_segmenter_learns_what_a_few_scenes_show(scenes, tmp_path):
     flags = {"steps": 25, "save_every": 25, "lr": 3e-3, "head": "setr-pup", "precision": "fp32"}
     report = finetune(config_of(scenes, out=str(tmp_path / "run"), **flags))
@@ -83,6 +84,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(scenes, segmenter_
     assert "decode_head.fpn1.1.running_var" in whole
 
 
+@pytest.mark.slow
 def test_moving_average_is_what_is_saved_and_goes_on_bit_for_bit(scenes, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     finetune(config_of(scenes, ema=0.9, out=str(whole)))

@@ -56,6 +56,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_losses_of_a_stream_are_the_same_whoever_loads_and_after_a_cut(
     server: HubServer, content: bytes, tokenizer_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,23 +29,43 @@ UNREPEATED = ("images_per_second", "save_stall_seconds")
 STEPS = 6  # of 7 of 23 images: the second epoch begins in the fourth
 
 
+def train(
+    data: Path, tokenizer: Path, out: Path, cache: Path | None = None, /, **changed: Any
+) -> tuple[Path, list[Event]]:
+    """A small pretraining run and what it told."""
+    events: list[Event] = []
+    flags = {
+        "data": [str(data)], "out": str(out), "recipe": "tiny", "image_size": 32, "num_masked": 6, "min_block": 4,
+        "tokenizer": str(tokenizer), "device": "cpu", "workers": 0, "steps": STEPS, "batch_size": 7,
+        "micro_batch": 3, "save_every": 3, "log_every": 1, "keep": 9,
+    }  # fmt: skip
+    if cache is not None:
+        flags["token_cache"] = str(cache)
+    pretrain(resolve(PretrainConfig, flags | changed).config, events.append)
+    return out, events
+
+
 @pytest.fixture
 def run(tmp_path: Path, labelled_folder: Path, tokenizer_run: Path) -> Callable[..., tuple[Path, list[Event]]]:
-    """`run("name", cache, **settings)`: a small pretraining run and what it told."""
+    """`run("name", cache, **settings)`: `train` below the test's folder."""
 
     def start(name: str, cache: Path | None, **changed: Any) -> tuple[Path, list[Event]]:
-        events: list[Event] = []
-        flags = {
-            "data": [str(labelled_folder)], "out": str(tmp_path / name), "recipe": "tiny", "image_size": 32,
-            "num_masked": 6, "min_block": 4, "tokenizer": str(tokenizer_run), "device": "cpu", "workers": 0,
-            "steps": STEPS, "batch_size": 7, "micro_batch": 3, "save_every": 3, "log_every": 1, "keep": 9,
-        }  # fmt: skip
-        if cache is not None:
-            flags["token_cache"] = str(cache)
-        pretrain(resolve(PretrainConfig, flags | changed).config, events.append)
-        return tmp_path / name, events
+        return train(labelled_folder, tokenizer_run, tmp_path / name, cache, **changed)
 
     return start
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory, labelled_folder: Path, tokenizer_run: Path) -> Path:
+    """The run without a cache."""
+    return train(labelled_folder, tokenizer_run, tmp_path_factory.mktemp("online") / "run")[0]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, labelled_folder: Path, tokenizer_run: Path) -> tuple[Path, Path]:
+    """A run and the cache that it filled, which tests copy."""
+    root = tmp_path_factory.mktemp("filled")
+    return train(labelled_folder, tokenizer_run, root / "run", root / "cache")[0], root / "cache"
 
 
 @pytest.fixture
@@ -83,9 +103,11 @@ def records(cache: Path) -> dict[str, bytes]:
 # The same training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2, 4])
-def test_cached_and_online_tokens_give_the_same_run(run: Callable, tmp_path: Path, encoded: list, workers: int) -> None:
-    online, _ = run("online", None)
+def test_cached_and_online_tokens_give_the_same_run(
+    run: Callable, online: Path, tmp_path: Path, encoded: list, workers: int
+) -> None:
     cache = tmp_path / "cache"
     first, _ = run("first", cache, workers=workers)
     kept = records(cache)
@@ -97,23 +119,23 @@ def test_cached_and_online_tokens_give_the_same_run(run: Callable, tmp_path: Pat
     assert len(kept) == 2
 
 
-def test_a_resumed_run_takes_what_was_kept_before_it(run: Callable, tmp_path: Path, encoded: list) -> None:
-    whole, _ = run("whole", None)
+def test_a_resumed_run_takes_what_was_kept_before_it(
+    run: Callable, online: Path, tmp_path: Path, encoded: list
+) -> None:
     cache = tmp_path / "cache"
     run("parted", cache, save_every=3)
     shutil.rmtree(tmp_path / "parted" / "checkpoints" / "step-0000006")
     encoded.clear()
     again, _ = run("parted", cache, resume=True)
     assert encoded == []
-    assert outcome(again) == outcome(whole)
+    assert outcome(again) == outcome(online)
     shutil.rmtree(again / "checkpoints" / "step-0000006")
     shutil.rmtree(cache)  # a run goes on without what it kept, too
-    assert outcome(run("parted", cache, resume=True)[0]) == outcome(whole)
+    assert outcome(run("parted", cache, resume=True)[0]) == outcome(online)
 
 
-def test_a_partly_filled_cache_gives_the_same_run(run: Callable, tmp_path: Path, encoded: list) -> None:
+def test_a_partly_filled_cache_gives_the_same_run(run: Callable, online: Path, tmp_path: Path, encoded: list) -> None:
     """Batches of which some images are kept: only the others are encoded."""
-    online, _ = run("online", None)
     cache = tmp_path / "cache"
     run("other", cache, steps=2, holdout=0, batch_size=5)
     encoded.clear()
@@ -122,9 +144,10 @@ def test_a_partly_filled_cache_gives_the_same_run(run: Callable, tmp_path: Path,
     assert outcome(mixed) == outcome(online)
 
 
-def test_an_ablation_takes_the_tokens_of_another_run(run: Callable, tmp_path: Path, encoded: list) -> None:
-    cache = tmp_path / "cache"
-    run("first", cache)
+def test_an_ablation_takes_the_tokens_of_another_run(
+    run: Callable, filled: tuple[Path, Path], tmp_path: Path, encoded: list
+) -> None:
+    cache = Path(shutil.copytree(filled[1], tmp_path / "cache"))
     online, _ = run("online", None, masking="random", lr=1e-4)
     encoded.clear()
     ablation, _ = run("ablation", cache, masking="random", lr=1e-4)
@@ -134,9 +157,8 @@ def test_an_ablation_takes_the_tokens_of_another_run(run: Callable, tmp_path: Pa
 
 
 def test_batches_in_pieces_join_what_only_some_images_have(
-    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    online, _ = run("online", None)
     cache = tmp_path / "cache"
     run("other", cache, steps=2, holdout=0, batch_size=5)
     monkeypatch.setattr("beitcli.data.loader._READ_AHEAD_BYTES", 4e4)
@@ -193,9 +215,8 @@ def test_a_picture_that_changed_under_its_name_is_encoded_again(
 
 
 @pytest.mark.parametrize("damage", ["bits", "cut", "empty", "zeros", "meta", "swapped", "no meta"])
-def test_a_damaged_cache_is_made_anew(run: Callable, tmp_path: Path, damage: str) -> None:
-    cache = tmp_path / "cache"
-    first, _ = run("first", cache)
+def test_a_damaged_cache_is_made_anew(run: Callable, filled: tuple[Path, Path], tmp_path: Path, damage: str) -> None:
+    first, cache = filled[0], Path(shutil.copytree(filled[1], tmp_path / "cache"))
     whole = records(cache)
     (folder,) = cache.iterdir()
     rows = sorted(folder.glob("*.rows"))

@@ -23,7 +23,7 @@ from beitcli.engine.events import Event, Progress
 from beitcli.engine.pretrain import pretrain
 from beitcli.errors import DataError
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 STEPS = 12
 

@@ -18,7 +18,7 @@ from runs import STEPS, command, note_images, on_change, outcome, resumption, wh
 from beitcli.cli.app import main
 from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 def die() -> None:

@@ -23,7 +23,7 @@ from test_mutations import sign
 
 from beitcli.data.sources import open_data
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 NEWEST, BEFORE = "step-0000004", "step-0000002"
 

@@ -43,7 +43,7 @@ from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.weight_files import read_header, read_tensors
 from beitcli.tokenizers import open_tokenizer
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 MEMORY = 3_000_000_000  # bytes beyond the test's own; the largest image that is allowed takes 0.7 GB with its copies
 SECONDS = 30  # for one file, on a busy machine

@@ -25,7 +25,7 @@ from beitcli.errors import DataError
 from beitcli.runtime.checkpoint import newest_checkpoint, step_of
 from beitcli.runtime.weight_files import read_tensors
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.fixture
@@ -224,15 +224,15 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_the_same(loud, tmp_path
 @pytest.mark.parametrize(
     ("harm", "more", "said"),
     [
-        ("raise RuntimeError('the fan is broken')", (), "Rank 1 of 2 (process"),
+        ("raise RuntimeError('the fan is broken')", ("--max-restarts", 1), "Rank 1 of 2 (process"),
         ("time.sleep(1e6)", ("--process-timeout", 5, "--max-restarts", 0), "did not answer any more"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", (), "Rank 1 of 2 was killed by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ("--max-restarts", 0), "Rank 1 of 2 was killed by SIGKILL"),
     ],
     ids=["raises", "hangs", "dies"],
 )
 def test_a_rank_that_always_fails_is_named_alone(words, tmp_path, harm, more, said):
     environment = harmed(tmp_path / "site", 1, 2, harm)
-    code, out, err = Launched([*words, "--gpus", 2, *(more or ("--max-restarts", 1))], environment).ended()
+    code, out, err = Launched([*words, "--gpus", 2, *more], environment).ended()
     assert (code, out) == (6, "")
     assert said in err
     assert err.count("error:") == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from beitcli.engine import training
 from beitcli.engine.masked_image_modeling import PretrainTask
 from beitcli.runtime.checkpoint import step_of
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 def send(number: int) -> Callable[[], None]:
@@ -92,6 +94,31 @@ def test_a_signal_before_there_is_a_run_ends_at_once_and_leaves_nothing(
     assert ended.code == code, ended.err
     assert "same command again" in ended.err
     assert not run.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_to_train_tokenizer_saves_once_and_the_run_goes_on(
+    tmp_path: Path, labelled_folder: Path, beit: Callable, number: int
+) -> None:
+    run = tmp_path / "run"
+    argv = [
+        "train-tokenizer", labelled_folder, "--recipe", "tiny", "--vocab-size", 16, "--size", 16, "--width", 8,
+        "--steps", 20, "--batch-size", 4, "--save-every", 20, "--log-every", 1, "--workers", 0, "--device", "cpu",
+        "--out", run,
+    ]  # fmt: skip
+    harm = lambda: on_call(training, "optimizer_step", 7, send(number))  # noqa: E731
+    ended = interrupted([str(word) for word in argv], tmp_path / "images", harm)
+    assert (ended.code, ended.out) == (130 if number == signal.SIGINT else 75, ""), ended.err
+    assert re.search(r"^stopped: By a signal at step \d+; progress is saved\.$", ended.err, re.MULTILINE)
+    assert f"beit train-tokenizer --out {run} --resume" in ended.err
+    assert "error" not in ended.err
+    assert "Traceback" not in ended.err
+    (saved,) = whole_checkpoints(run)
+    assert 0 < step_of(run / "checkpoints" / saved) < 20
+    (document,) = beit("train-tokenizer", "--out", run, "--resume", "--json").lines
+    assert document["steps"] == 20
+    logged = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert logged == list(range(1, 21))
 
 
 def with_own_tokenizer(data: Path, out: Path) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forked import forked, read_only
 from runs import command, on_call, outcome, resumption, whole_checkpoints
@@ -13,7 +15,7 @@ from runs import command, on_call, outcome, resumption, whole_checkpoints
 from beitcli.cli.app import main
 from beitcli.engine import tokenize, training
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 USES: dict[str, Callable[..., list[object]]] = {
     "tokens.jsonl": lambda r, image, out: ["tokenize", image, "--tokenizer", r("tokenizer_run"), "-o", out / "t.jsonl"],
@@ -27,6 +29,10 @@ USES: dict[str, Callable[..., list[object]]] = {
     "export": lambda r, image, out: ["export", r("finetuned_run"), "--to", "timm", "-o", out / "exported"],
 }
 each_use = pytest.mark.parametrize("use", list(USES))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() if (folder / name).is_file() else b"" for name in below(folder)}
 
 
 def below(folder: Path) -> list[str]:
@@ -47,6 +53,37 @@ def test_a_full_disk_is_4_and_leaves_nothing_half_written(
     assert "cannot be written" in ended.err
     assert "Traceback" not in ended.err
     assert below(out) in ([], ["t.jsonl"])  # lines are added to that one, and --resume drops a torn one
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_when_there_is_room(
+    beit: Callable, pretrained_run: Path, tmp_path: Path
+) -> None:
+    newest, before = "step-0000004", "step-0000002"
+    run = shutil.copytree(pretrained_run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / newest)
+    (run / "checkpoints" / "latest").write_text(f"{before}\n")
+    kept = contents(run / "checkpoints")
+    ended = forked(lambda: main(["pretrain", "--out", str(run), "--resume"]), file_size=1_000_000)
+    assert (ended.code, ended.out) == (4, ""), ended.err
+    assert re.search(r"error: Checkpoint '.*step-0000004' cannot be written \(\d+\.\d MB needed\)", ended.err)
+    assert "--resume" in ended.err
+    assert contents(run / "checkpoints") == kept
+    (document,) = beit("pretrain", "--out", run, "--resume", "--json").lines
+    assert document["step"] == 4
+    first, second = (each / "checkpoints" / newest / "model.safetensors" for each in (run, pretrained_run))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_full_disk_leaves_the_earlier_token_file(tokenizer_run: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tokens.npz"
+    rows = np.zeros((1, 16), np.int32)
+    np.savez(target, paths=np.array(["x.png"]), tokens=rows, grid=np.array([4, 4], np.int32))
+    before = contents(tmp_path)
+    argv = ["tokenize", str(labelled_folder), "--tokenizer", str(tokenizer_run), "-o", str(target), "--resume"]
+    ended = forked(lambda: main(argv), file_size=300)
+    assert ended.code == 4, ended.err
+    assert "cannot be written" in ended.err
+    assert contents(tmp_path) == before
 
 
 @each_use

@@ -87,6 +87,7 @@ def test_timm_folder_gives_equal_logits(tmp_path: Path, settings: dict[str, obje
     assert opened.architecture.heads == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["beit_base_patch16_224", "beit_large_patch16_224"])
 @torch.no_grad()
 def test_timm_model_of_full_size_gives_equal_logits(tmp_path: Path, name: str) -> None:

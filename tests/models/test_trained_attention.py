@@ -74,6 +74,7 @@ def test_attention_without_gradients_on_a_cpu_is_torchs_bit_for_bit(dtype, has_b
         assert torch.equal(_weighted(*tensors[:3], tensors[3] if has_bias else None, queries), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["absolute", "shared", "padded", "per-block"])
 def test_a_model_is_one_compiled_graph(positions):
     """The first block computes all rows, the last one some."""

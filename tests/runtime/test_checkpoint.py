@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import textwrap
+import time
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Child, forked
 
 from beitcli.errors import StorageError
 from beitcli.runtime.checkpoint import (
@@ -200,38 +201,19 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
         save(tmp_path, 1)
 
 
-SAVER = """
-    import resource, signal, sys
-    from pathlib import Path
-    import torch
-    from beitcli.errors import StorageError
-    from beitcli.runtime.checkpoint import save_checkpoint
-
-    def save(step, numbers):
-        save_checkpoint(Path(sys.argv[1]) / "checkpoints", step, model={"weight": torch.ones(numbers)},
-                        config={}, trainer_tensors={"step": torch.ones(1)}, trainer={"step": step}, keep=1)
-"""
-
-
 def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path):
-    script = (
-        SAVER
-        + """
-    save(1, 1000)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    try:
-        save(2, 1_000_000)
-    except StorageError as error:
-        print(error.message, "|", error.hint)
-    """
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
-    assert "4.0 MB needed" in done.stdout
-    assert "earlier checkpoints are intact" in done.stdout
+    save(tmp_path, 1, keep=1, numbers=1000)
+
+    def work() -> None:
+        try:
+            save(tmp_path, 2, keep=1, numbers=1_000_000)
+        except StorageError as error:
+            print(error.message, "|", error.hint)
+
+    ended = forked(work, file_size=100_000)
+    assert ended.code == 0, ended.err
+    assert "4.0 MB needed" in ended.out
+    assert "earlier checkpoints are intact" in ended.out
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step-0000001"]
     checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
@@ -240,30 +222,22 @@ def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path):
 
 
 def test_a_process_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    script = (
-        SAVER
-        + """
-    step = 0
-    while True:
-        step += 1
-        save(step, 300_000)
-        print(step, flush=True)
-    """
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        seen = 0
-        while seen < 3:
-            seen = int(process.stdout.readline())
-        while process.poll() is None and not list((tmp_path / "checkpoints").glob(".step-*.partial-*")):
-            continue  # killed while a folder is half written
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    """Anywhere in a save; `test_kills` stops one before each of its changes."""
+
+    def work() -> None:
+        for step in count(1):
+            save(tmp_path, step, keep=1, numbers=300_000)
+
+    child = Child(work)
+    deadline = time.monotonic() + 60
+    seen = 0
+    while seen < 3:
+        seen = max((int(path.name[5:]) for path in step_folders(tmp_path / "checkpoints")), default=0)
+        assert time.monotonic() < deadline
+    while not list((tmp_path / "checkpoints").glob(".step-*.partial-*")):
+        assert time.monotonic() < deadline  # killed while a folder is half written
+    child.signal(signal.SIGKILL)
+    assert child.ended().code == -signal.SIGKILL
     checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.damaged == ()

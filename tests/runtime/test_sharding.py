@@ -119,6 +119,7 @@ def test_bf16_gradients_of_micro_batches_are_added_in_fp32() -> None:
     in_two(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_skipped_step_of_a_spread_model_changes_nothing_and_nothing_waits_for_the_decision(dtype) -> None:
     """With `found_inf`, by which the optimizer's kernel decides: as on a GPU."""

@@ -274,6 +274,7 @@ def tar() -> bytes:
         (pickle.dumps({"a": [1.0]}, protocol=2), "is a Python pickle, but none that torch.save wrote"),
         (b"\xff" * 100, "is damaged or no torch file"),
     ],
+    ids=["gzip", "tar", "png", "jpeg", "webp", "elf", "cut pickle", "pickle", "0xff"],  # gzip's bytes hold the time
 )
 def test_other_files_in_the_place_of_weights_say_what_they_are(tmp_path, content, said):
     assert said in refused(tmp_path / "a.pth", content).message

@@ -132,6 +132,7 @@ def test_our_weights_give_transformers_codebook_the_same_tokens(pair: tuple[Enco
     assert {openai_name(name) for name in ours} == set(pair[0].state_dict())
 
 
+@pytest.mark.slow
 def test_full_size_codebook_gives_the_same_tokens_both_ways(tmp_path: Path) -> None:
     theirs = FlavaImageCodebook(FlavaImageCodebookConfig()).eval()
     theirs.save_pretrained(tmp_path / "hf")

@@ -8,13 +8,13 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Child
 from hub_server import HubServer
 from released_dalle import Decoder, Encoder, save_module
 from safetensors.torch import load_file, save, save_file
@@ -211,14 +211,12 @@ def test_a_cache_without_room_only_warns(cache: Path, folder: Path) -> None:
 
 
 def test_processes_that_keep_the_same_weights_at_once_do_not_harm_each_other(cache: Path, folder: Path) -> None:
-    script = (
-        "import sys; from beitcli.tokenizers import open_tokenizer as o; t = o(sys.argv[1]); print(t.sha256, t.notes)"
-    )
-    started = [
-        subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = {process.communicate(timeout=120)[0] for process in started}
+    def work() -> None:
+        opened = open_tokenizer(str(folder))
+        print(opened.sha256, opened.notes)
+
+    started = [Child(work) for _ in range(2)]
+    said = {child.ended().out for child in started}
     tokenizer = open_tokenizer(str(folder))
     assert said == {f"{tokenizer.sha256} ()\n"}
     assert len(kept(cache)) == 3

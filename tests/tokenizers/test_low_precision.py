@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import forked
 
 from beitcli.engine.events import Event, Warned
 from beitcli.engine.opened_tokenizer import prepared, token_precision
@@ -137,20 +138,27 @@ def test_fp16_gives_fp32s_tokens_where_its_range_is_left(tokenizer: Tokenizer, s
 # Compiled
 
 
-def test_without_a_compiler_it_warns_and_gives_the_same_tokens(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("there-is-no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    torch.compiler.reset()
-    events: list[Event] = []
-    low = prepared(tokenizer, "bf16", (16, 16), events.append)
-    (warned,) = events
-    assert isinstance(warned, Warned)
-    assert warned.message.startswith("The tokenizer is not compiled: ")
-    assert not low.is_compiled
-    images = smooth(3)
-    assert torch.equal(low.encode(images), tokenizer.in_precision("bf16").encode(images))
+def test_without_a_compiler_it_warns_and_gives_the_same_tokens(tokenizer: Tokenizer) -> None:
+    """In a child: Inductor remembers for the life of a process that there is no compiler."""
+    import torch._inductor.config as inductor
+
+    def work() -> None:
+        inductor.cpp.cxx = ("there-is-no-such-compiler",)
+        inductor.force_disable_caches = True
+        torch.compiler.reset()
+        events: list[Event] = []
+        low = prepared(tokenizer, "bf16", (16, 16), events.append)
+        (warned,) = events
+        assert isinstance(warned, Warned)
+        assert warned.message.startswith("The tokenizer is not compiled: ")
+        assert not low.is_compiled
+        images = smooth(3)
+        assert torch.equal(low.encode(images), tokenizer.in_precision("bf16").encode(images))
+        print(warned.message)
+
+    ended = forked(work)
+    assert ended.code == 0, ended.err
+    assert "compiler" in ended.out.removeprefix("The tokenizer is not compiled: "), ended.out
 
 
 def test_fp32_is_never_compiled(tokenizer: Tokenizer) -> None:
