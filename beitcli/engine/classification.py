@@ -8,6 +8,7 @@ The learning rate of layer l is lr * layer_decay^(depth + 1 - l): the embedding 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from beitcli.data.views import evaluation_crop, normalize
 from beitcli.engine.averaged_task import AveragedTask
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.evaluate_classify import Preprocessing, class_columns, score
-from beitcli.engine.training import Plan, Tensors
+from beitcli.engine.task import Plan, Tensors, never_stop
 from beitcli.errors import UsageError
 from beitcli.models.classifiers import ImageClassifier
 from beitcli.models.published import timm_settings
@@ -138,12 +139,12 @@ class FinetuneTask(AveragedTask):
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         return self.forward(batch["images"], batch["labels"], batch.get("draws"), batch.get("valid")), {}
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
         model = self.averaged if self.averaged is not None else self.model
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         scores = score(
-            model, self.val, self.columns, self.view, self.compute, batch_size=128, workers=workers, poll=self.poll
+            model, self.val, self.columns, self.view, self.compute, batch_size=128, workers=workers, poll=check_stop
         )
         hint = "Mend them or raise --max-bad, and add --resume."
         refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, hint)

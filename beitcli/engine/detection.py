@@ -11,6 +11,7 @@ a cosine after a warm-up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from beitcli.data.views import normalize
 from beitcli.engine.averaged_task import AveragedTask
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.detect_images import score
-from beitcli.engine.training import Plan, Tensors
+from beitcli.engine.task import Plan, Tensors, never_stop
 from beitcli.heads.detection import MASK_LOSS, Targets
 from beitcli.models.detector import Detector
 from beitcli.runtime.device import Compute, choose_workers
@@ -85,12 +86,12 @@ class DetectionTask(AveragedTask):
         mine, everyone = here / here[1], whole / whole[1]
         return mine[0].to(everyone) / everyone[0].clamp(min=1e-9)
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """AP and its kin on the validation images; `ap/NAME` of each class that is there."""
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         model = self.averaged if self.averaged is not None else self.model
         scored = score(
-            model, self.val, self.normalization, self.compute, batch_size=_AT_ONCE, workers=workers, poll=self.poll
+            model, self.val, self.normalization, self.compute, batch_size=_AT_ONCE, workers=workers, poll=check_stop
         )
         hint = "Mend them or raise --max-bad, and add --resume."
         refuse_many_bad(scored.bad, len(self.val), self.config.max_bad, hint)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from beitcli.config.architecture import SIZES, Architecture
-from beitcli.config.normalization import NORMALIZATIONS
+from beitcli.config.architecture import Architecture
 from beitcli.config.training import FinetuneConfig
 from beitcli.data.finetuning_view import FinetuningView
-from beitcli.data.loader import Batch
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.splits import have_train_and_val
 from beitcli.engine.cards import finetuning_card
 from beitcli.engine.classification import FinetuneTask, require_pairs
-from beitcli.engine.events import Note, OnEvent, Planned, downloads, ignore, openings, warn
+from beitcli.engine.events import Note, OnEvent, ignore, openings
+from beitcli.engine.job import Finished, Job, run_job
 from beitcli.engine.preparation import (
     HeldOut,
     checkpoint_bytes,
@@ -29,27 +24,19 @@ from beitcli.engine.preparation import (
     hold_out,
     make_plan,
     open_images,
-    open_run,
-    rehearse,
     require_an_image_each,
-    resume_command,
-    stream,
 )
-from beitcli.engine.training import Plan, train
+from beitcli.engine.pretrained import POOLING, HeadTransfer, Pretrained, build_finetuned, open_for_finetuning
+from beitcli.engine.task import Plan
 from beitcli.errors import UsageError
 from beitcli.models.beit import Classifier, forward_flops
 from beitcli.models.classifiers import ImageClassifier, new_classifier
-from beitcli.models.foreign_vit import HEADS, ForeignArchitecture, ForeignViT, load_foreign
-from beitcli.models.references import OpenedModel, open_checkpoint, open_pretrained
-from beitcli.models.transfer import finetuning_architecture, load_backbone
-from beitcli.runtime.checkpoint import newest_checkpoint
+from beitcli.models.foreign_vit import HEADS, ForeignArchitecture, ForeignViT
+from beitcli.models.references import OpenedModel
 from beitcli.runtime.device import describe, join_compute
 from beitcli.runtime.distributed import World
-from beitcli.runtime.metric_text import further_metrics
-from beitcli.runtime.signals import StopRequest
 
 _HELD_OUT = 1024
-DEFAULT_SIZE = (224, 224)  # where nothing is pretrained
 
 
 @dataclass(frozen=True)
@@ -76,45 +63,69 @@ class FinetuneReport:
     further: dict[str, float] = field(default_factory=dict)
 
 
+def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
+    """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
+    compute = join_compute(config)
+    world, on_event = compute.world, compute.world.spoken(on_event)
+    require_an_image_each(config.batch_size, world)
+    require_pairs(config, world.size)
+    init = open_for_finetuning(config, world, on_event, takes_timm=True)
+    size = init.size
+    source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
+    held = _validation(config, source, max(size), on_event, world)
+    classes = source.classes or ()
+    if init.opened is not None and size != init.opened.architecture.image_size:
+        own = " x ".join(map(str, init.opened.architecture.image_size))
+        on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
+    view = _training_view(config, init)
+    model = build_classifier(config, init.opened, classes, on_event)
+    if config.shard and isinstance(model, ForeignViT):
+        raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
+    plan = make_plan(config, held.training)
+    task = FinetuneTask(config, plan, model, classes, held.measured, compute, init.normalization)
+
+    def report(finished: Finished) -> FinetuneReport:
+        return finished.report(
+            FinetuneReport,
+            task="classify",
+            classes=len(classes),
+            images=int(finished.metrics["images"]),
+            measured_on=_measured_on(config, held),
+        )
+
+    job = Job(
+        title="Finetuning",
+        config=config,
+        compute=compute,
+        on_event=on_event,
+        data=held,
+        view=view,
+        plan=plan,
+        task=task,
+        rows=plan_rows(task, plan),
+        report=report,
+        card=lambda report, hardware: finetuning_card(config, report, size, hardware),
+    )
+    return run_job(config, compute, on_event, lambda session: job)
+
+
 def build_classifier(
     config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> ImageClassifier:
-    """The model of `--init`, its head new but for the same classes; from scratch where nothing is `opened`.
+    """The model of `--init`, its head new but for the same classes; from scratch where nothing is `opened`."""
 
-    Of a run that goes on, `opened` is its own checkpoint: the loop loads it, and only its shape counts here.
-    """
-    torch.manual_seed(config.seed)
-    if opened is None:
-        architecture = Architecture(
-            image_size=config.size or DEFAULT_SIZE,
-            patch_size=config.patch_size,
-            positions=config.positions,
-            layer_scale=config.layer_scale,
-            **SIZES[config.model],
-        )
-        return Classifier(architecture, len(classes), config.drop_path)
-    if config.resume and opened.run.resolve() == Path(config.out).resolve():
-        return new_classifier(opened.architecture, len(classes), config.drop_path)
-    warn(opened.warnings, on_event)
-    architecture = finetuning_architecture(opened.architecture, config.size)
-    model = new_classifier(architecture, len(classes), config.drop_path)
-    if opened.seed is not None:
-        shape = (
-            f"{architecture.depth} blocks of width {architecture.width}, patches of {architecture.patch_size} pixels"
-        )
-        on_event(Note(f"From scratch, shaped as {opened.reference} says: {shape}."))
-        return model
-    anew = _anew(opened, classes)
-    if isinstance(model, ForeignViT):
-        transfer = load_foreign(model, opened.tensors(), opened.architecture, anew=anew)
-    else:
-        transfer = load_backbone(model, opened.tensors(), opened.architecture, architecture, anew=anew)
-    unknown = (*opened.layout.dropped, *opened.layout.head.values()) if opened.layout else ()
-    on_event(Note(f"From {opened.weights} ({opened.format} {opened.kind}): " + "; ".join(transfer.sentences(unknown))))
-    return model
+    def make(architecture: Architecture) -> ImageClassifier:
+        if opened is None:
+            return Classifier(architecture, len(classes), config.drop_path)
+        return new_classifier(architecture, len(classes), config.drop_path)
+
+    def head_of(opened: OpenedModel) -> HeadTransfer:
+        return HeadTransfer(_reinit(opened, classes), draws_anew=True)
+
+    return build_finetuned(config, opened, make, head_of, on_event)
 
 
-def _anew(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _reinit(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
     """What does not go over: the head and its norm, but for those of a classifier that pools alike.
 
     The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
@@ -123,81 +134,8 @@ def _anew(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(found.architecture, ForeignArchitecture):
         return () if found.kind == "classifier" and found.names_classes and found.classes == classes else HEADS
     if found.kind != "classifier" or found.pooling != "mean":
-        return ("head.", "fc_norm.", "norm.")
+        return POOLING
     return () if found.names_classes and found.classes == classes else ("head.",)
-
-
-def origin(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
-    """Where the weights come from: a run that goes on needs no `--init`, which may have gone or changed meanwhile."""
-    if config.resume and config.out and newest_checkpoint(Path(config.out), weights_only=True) is not None:
-        return open_checkpoint(config.out)
-    if config.init == "random":
-        return None
-    return open_pretrained(config.init, downloads(on_event), config.seed).normalized(config.normalization)
-
-
-def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
-    """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
-    compute = join_compute(config)
-    world, on_event = compute.world, compute.world.spoken(on_event)
-    require_an_image_each(config.batch_size, world)
-    require_pairs(config, world.size)
-    opened = world.first_then_others(lambda: origin(config, on_event))
-    size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
-    normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
-    source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
-    held = _validation(config, source, max(size), on_event, world)
-    classes = source.classes or ()
-    if opened is not None and size != opened.architecture.image_size:
-        own = " x ".join(map(str, opened.architecture.image_size))
-        on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
-    view = FinetuningView(
-        seed=config.seed,
-        size=size,
-        min_crop=config.min_crop,
-        rand_augment=config.rand_augment,
-        erasing=config.erasing,
-        mean=normalization[0],
-    )
-    _check_augmentation(view)
-    model = build_classifier(config, opened, classes, on_event)
-    if config.shard and isinstance(model, ForeignViT):
-        raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
-    plan = make_plan(config, held.training)
-    task = FinetuneTask(config, plan, model, classes, held.measured, compute, normalization)
-    rows = plan_rows(task, plan)
-    if config.dry_run:
-
-        def batches_of(size: int, steps: int) -> Iterator[Batch]:
-            return stream(config, held.training, view, compute, 0, steps, batch_size=size)
-
-        return rehearse(task, plan, config, rows, batches_of, compute, on_event)
-    run = open_run(config, world)
-    with StopRequest() as stop:
-        command = resume_command(config, run.path)
-        batches = partial(stream, config, held.training, view, compute)
-        planned = Planned("Finetuning", rows)
-        path_of = held.training.path
-        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad, path_of)
-    figures = state.figures or {}
-    report = FinetuneReport(
-        run=str(run.path),
-        checkpoint=str(run.checkpoints / f"step-{state.step:07d}"),
-        task="classify",
-        step=state.step,
-        epoch=plan.epoch(state.step),
-        images_seen=state.step * plan.batch_size,
-        classes=len(classes),
-        images=int(figures["images"]),
-        measured_on=_measured_on(config, held),
-        top1=figures["top1"],
-        top5=figures["top5"],
-        images_per_second=state.images_per_second,
-        seconds=state.seconds,
-        further=further_metrics(figures, FinetuneReport.__annotations__),
-    )
-    run.write_text("README.md", finetuning_card(config, report, size, describe(compute)))
-    return report
 
 
 def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World) -> HeldOut:
@@ -215,8 +153,16 @@ def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnE
     return HeldOut(source, val, (), True)
 
 
-def _check_augmentation(view: FinetuningView) -> None:
-    """timm finds a wrong policy only when it is used."""
+def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningView:
+    """Raises UsageError for a policy of augmentation that timm has not; timm finds that only when it is used."""
+    view = FinetuningView(
+        seed=config.seed,
+        size=init.size,
+        min_crop=config.min_crop,
+        rand_augment=config.rand_augment,
+        erasing=config.erasing,
+        mean=init.normalization[0],
+    )
     try:
         view(Image.new("RGB", (64, 64)), 0, 0)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
@@ -224,6 +170,7 @@ def _check_augmentation(view: FinetuningView) -> None:
             f"--rand-augment '{view.rand_augment}' is no policy of timm's ({type(error).__name__}: {error}).",
             "Write it as rand-m9-mstd0.5-inc1; empty for none.",
         ) from None
+    return view
 
 
 def _has_val(config: FinetuneConfig) -> bool:

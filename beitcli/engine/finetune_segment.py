@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from beitcli.config.architecture import SIZES, Architecture
-from beitcli.config.normalization import NORMALIZATIONS
+from beitcli.config.architecture import Architecture
 from beitcli.config.training import FinetuneConfig
-from beitcli.data.loader import Batch
 from beitcli.data.segmentation_view import SegmentationView
 from beitcli.engine.cards import segmentation_card
-from beitcli.engine.events import Note, OnEvent, Planned, ignore, warn
-from beitcli.engine.finetune_classify import DEFAULT_SIZE, origin
-from beitcli.engine.preparation import (
-    checkpoint_bytes,
-    describe_plan,
-    make_plan,
-    open_run,
-    rehearse,
-    require_an_image_each,
-    resume_command,
-    stream,
-)
+from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.job import Finished, Job, run_job
+from beitcli.engine.preparation import checkpoint_bytes, describe_plan, make_plan, require_an_image_each
+from beitcli.engine.pretrained import POOLING, HeadTransfer, build_finetuned, open_for_finetuning
 from beitcli.engine.segmentation import SegmentationTask
 from beitcli.engine.segmentation_data import SegmentationData, open_segmentation_data
 from beitcli.engine.step import fewest_at_once
-from beitcli.engine.training import Plan, train
+from beitcli.engine.task import Plan
 from beitcli.errors import UsageError
 from beitcli.models.beit import forward_flops
-from beitcli.models.foreign_vit import ForeignArchitecture
 from beitcli.models.head_names import HEAD
 from beitcli.models.references import OpenedModel
 from beitcli.models.segmenter import Segmenter
-from beitcli.models.transfer import Transfer, finetuning_architecture, load_backbone
 from beitcli.runtime.device import describe, join_compute
 from beitcli.runtime.distributed import World
-from beitcli.runtime.metric_text import further_metrics
-from beitcli.runtime.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -77,17 +58,9 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
     compute = join_compute(config)
     world, on_event = compute.world, compute.world.spoken(on_event)
     require_an_image_each(config.batch_size, world)
-    opened = world.first_then_others(lambda: origin(config, on_event))
-    if opened is not None and isinstance(opened.architecture, ForeignArchitecture):
-        raise UsageError(
-            f"'{config.init}' is timm's {opened.architecture.name}; --task segment takes BEiTs.",
-            "Give a BEiT as --init.",
-        )
-    size = config.size or (opened.architecture.image_size if opened else DEFAULT_SIZE)
-    normalization = opened.normalization if opened else NORMALIZATIONS[config.normalization or "imagenet"]
-    goes_on = _goes_on(config, opened)
-    known = opened.described.classes if opened and goes_on else ()
-    data = open_segmentation_data(config, known, max(size), on_event, world)
+    init = open_for_finetuning(config, world, on_event)
+    size = init.size
+    data = open_segmentation_data(config, init.classes, max(size), on_event, world)
     short_side = min(size) if config.short_side is None else config.short_side
     view = SegmentationView(
         seed=config.seed,
@@ -96,101 +69,58 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
         factors=(config.min_resize, config.max_resize),
         largest_share=config.largest_share,
         distorts=config.photometric,
-        mean=normalization[0],
+        mean=init.normalization[0],
     )
-    model = build_segmenter(config, opened, data.classes, on_event)
+    model = build_segmenter(config, init.opened, data.classes, on_event)
     plan = make_plan(config, data.training)
     _require_pairs(plan, world)
-    task = SegmentationTask(config, plan, model, data.classes, data.measured, compute, normalization, short_side)
-    rows = plan_rows(task, plan, data)
-    if config.dry_run:
+    task = SegmentationTask(config, plan, model, data.classes, data.measured, compute, init.normalization, short_side)
 
-        def batches_of(size: int, steps: int) -> Iterator[Batch]:
-            return stream(config, data.training, view, compute, 0, steps, batch_size=size)
+    def report(finished: Finished) -> SegmentReport:
+        return finished.report(
+            SegmentReport,
+            task="segment",
+            classes=len(data.classes),
+            images=int(finished.metrics["images"]),
+            measured_on=data.measured_on,
+            iou={name: finished.metrics.get(f"iou/{name}") for name in data.classes},
+        )
 
-        return rehearse(task, plan, config, rows, batches_of, compute, on_event)
-    run = open_run(config, world)
-    with StopRequest() as stop:
-        command = resume_command(config, run.path)
-        batches = partial(stream, config, data.training, view, compute)
-        planned = Planned("Finetuning", rows)
-        path_of = data.training.path
-        state = train(task, plan, batches, run, compute, on_event, stop, command, planned, data.bad, path_of)
-    figures = state.figures or {}
-    report = SegmentReport(
-        run=str(run.path),
-        checkpoint=str(run.checkpoints / f"step-{state.step:07d}"),
-        task="segment",
-        step=state.step,
-        epoch=plan.epoch(state.step),
-        images_seen=state.step * plan.batch_size,
-        classes=len(data.classes),
-        images=int(figures["images"]),
-        measured_on=data.measured_on,
-        miou=figures["miou"],
-        pixel_accuracy=figures["pixel_accuracy"],
-        mean_accuracy=figures["mean_accuracy"],
-        iou={name: figures.get(f"iou/{name}") for name in data.classes},
-        images_per_second=state.images_per_second,
-        seconds=state.seconds,
-        further=further_metrics(figures, SegmentReport.__annotations__),
+    job = Job(
+        title="Finetuning",
+        config=config,
+        compute=compute,
+        on_event=on_event,
+        data=data,
+        view=view,
+        plan=plan,
+        task=task,
+        rows=plan_rows(task, plan, data),
+        report=report,
+        card=lambda report, hardware: segmentation_card(config, report, size, hardware),
     )
-    run.write_text("README.md", segmentation_card(config, report, size, describe(compute)))
-    return report
+    return run_job(config, compute, on_event, lambda session: job)
 
 
 def build_segmenter(
     config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Segmenter:
-    """The backbone of `--init` under a new head; a segmenter's head goes over where head and classes are the same.
-
-    Of a run that goes on, `opened` is its own checkpoint: the loop loads it, and only its shape counts here.
-    """
-    torch.manual_seed(config.seed)
+    """The backbone of `--init` under a new head; a segmenter's head goes over where head and classes are the same."""
     head = config.head or "upernet"
-    if opened is None:
-        architecture = Architecture(
-            image_size=config.size or DEFAULT_SIZE,
-            patch_size=config.patch_size,
-            positions=config.positions,
-            layer_scale=config.layer_scale,
-            **SIZES[config.model],
-        )
-    elif _goes_on(config, opened):
-        architecture = opened.architecture
-    else:
-        architecture = finetuning_architecture(opened.architecture, config.size)
-    if min(architecture.grid) < 2:
-        raise UsageError(
-            f"Images of {architecture.image_size} pixels make {min(architecture.grid)} patch a side.",
-            f"Give a --size of {2 * architecture.patch_size} or more.",
-        )
-    model = Segmenter(architecture, len(classes), head, config.drop_path)
-    if opened is None or _goes_on(config, opened):
-        return model
-    warn(opened.warnings, on_event)
-    keeps = opened.described.head == head and opened.described.classes == classes
-    tensors = opened.tensors() | (opened.head_tensors() if keeps else {})
-    anew = ("head.", "fc_norm.", "norm.", *(() if keeps else (HEAD,)))
-    transfer = load_backbone(model, tensors, opened.architecture, architecture, anew=anew)
-    unknown = (*opened.layout.dropped, *(() if keeps else opened.layout.head.values())) if opened.layout else ()
-    said = "; ".join(_in_short(transfer).sentences(tuple(dict.fromkeys(map(_short, unknown)))))
-    on_event(Note(f"From {opened.weights} ({opened.format} {opened.kind}): {said}"))
-    return model
 
+    def make(architecture: Architecture) -> Segmenter:
+        if min(architecture.grid) < 2:
+            raise UsageError(
+                f"Images of {architecture.image_size} pixels make {min(architecture.grid)} patch a side.",
+                f"Give a --size of {2 * architecture.patch_size} or more.",
+            )
+        return Segmenter(architecture, len(classes), head, config.drop_path)
 
-def _in_short(transfer: Transfer) -> Transfer:
-    """With the head as one name."""
-    return replace(transfer, fresh=tuple(dict.fromkeys(map(_short, transfer.fresh))))
+    def head_of(opened: OpenedModel) -> HeadTransfer:
+        keeps = opened.described.head == head and opened.described.classes == classes
+        return HeadTransfer((*POOLING, *(() if keeps else (HEAD,))), keeps, ("decode_head", "auxiliary_head"))
 
-
-def _short(name: str) -> str:
-    parts = ("decode_head", "auxiliary_head")
-    return next((part for part in parts if name.startswith(f"{part}.")), name)
-
-
-def _goes_on(config: FinetuneConfig, opened: OpenedModel | None) -> bool:
-    return opened is not None and config.resume and opened.run.resolve() == Path(config.out).resolve()
+    return build_finetuned(config, opened, make, head_of, on_event)
 
 
 def _require_pairs(plan: Plan, world: World) -> None:

@@ -9,8 +9,9 @@ The ablations of Table 4 are its settings: pixels for tokens (`targets.py`), ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from beitcli.config.training import PretrainConfig
 from beitcli.data.fast_view import FastPretrainingView
 from beitcli.data.loader import Masking, ordered_batches
 from beitcli.data.sources.base import Source
-from beitcli.data.token_cache import CachedView
+from beitcli.data.token_cache import CachedView, TokenCache
 from beitcli.data.views import PretrainingView
 from beitcli.engine.cached_tokens import CachedTokens
+from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.objective import MaskedImageObjective
 from beitcli.engine.online_probe import OnlineProbe
 from beitcli.engine.rounds import in_rounds
 from beitcli.engine.targets import PixelTarget, TokenTarget
-from beitcli.engine.training import Plan, Task, Tensors
+from beitcli.engine.task import Plan, Task, Tensors, never_stop
 from beitcli.errors import UsageError
 from beitcli.masking import MaskGenerator, keyed_mask
 from beitcli.models.beit import MaskedImageModel
@@ -38,6 +40,21 @@ from beitcli.runtime.device import Compute, choose_workers
 from beitcli.runtime.optim import make_adamw, parameter_groups
 from beitcli.runtime.schedules import warmup_cosine
 from beitcli.tokenizers import WORDS, Tokenizer
+
+
+@dataclass(frozen=True)
+class PretrainExtras:
+    """What pretraining may have beside its data and model.
+
+    Attributes:
+        token_cache: Of `--token-cache`; the task closes it.
+        probe: Of `--probe`.
+        on_event: Is told of a cache that cannot be written.
+    """
+
+    token_cache: TokenCache | None = None
+    probe: OnlineProbe | None = None
+    on_event: OnEvent = ignore
 
 
 class PretrainTask(Task):
@@ -53,8 +70,6 @@ class PretrainTask(Task):
     """
 
     takes_padding = True
-    known: CachedTokens | None = None
-    probe: OnlineProbe | None = None
     name, kind = "pretrain", "masked-image-model"
     model: MaskedImageModel
 
@@ -66,10 +81,15 @@ class PretrainTask(Task):
         masking: MaskGenerator | None,
         held_out: Source,
         compute: Compute,
+        extras: PretrainExtras = PretrainExtras(),
     ) -> None:
         self.config, self.plan, self.compute = config, plan, compute
         self.tokenizer, self.masking, self.held_out = tokenizer, masking, held_out
         self.target = TokenTarget(tokenizer, compute.device) if tokenizer else PixelTarget(config.patch_size)
+        self.probe = extras.probe
+        self.known: CachedTokens | None = None
+        if extras.token_cache is not None and isinstance(self.target, TokenTarget):
+            self.known = CachedTokens(extras.token_cache, self.target.encode, plan.micro_batch, extras.on_event)
         torch.manual_seed(config.seed)
         residual = residual_dtype(config, compute)
         self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path, residual)
@@ -96,6 +116,10 @@ class PretrainTask(Task):
         self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+
+    def running(self) -> AbstractContextManager[Any]:
+        """Keeps the last new tokens at the end."""
+        return closing(self.known) if self.known else nullcontext()
 
     def learning_rate(self, step: int) -> float:
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
@@ -129,7 +153,7 @@ class PretrainTask(Task):
         return self.target.running_figures(self.compute.world)
 
     @torch.no_grad()
-    def measure(self) -> dict[str, float]:
+    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Figures on held-out images, their views and masks those of epoch 0."""
         tally, world = self.target.tally(), self.compute.world
         view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
@@ -142,7 +166,7 @@ class PretrainTask(Task):
             masking=masking,
             share=(world.rank, world.size),
         )
-        for batch in in_rounds(batches, len(self.held_out), at_once, world, self.poll):
+        for batch in in_rounds(batches, len(self.held_out), at_once, world, check_stop):
             if not len(batch):
                 tally.add_nothing()
                 continue

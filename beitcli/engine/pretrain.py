@@ -8,7 +8,6 @@ loss = cross_entropy(logits, visual_tokens[mask])
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,39 +15,25 @@ from typing import Any
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.resolve import resolve
 from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
-from beitcli.data.loader import Batch
 from beitcli.data.sources.base import Source
-from beitcli.data.token_cache import CachedView
-from beitcli.data.views import TwoSizes
-from beitcli.engine.cached_tokens import CachedTokens, open_token_cache
+from beitcli.data.token_cache import CachedView, TokenCache
+from beitcli.engine.cached_tokens import open_token_cache
 from beitcli.engine.cards import TARGETS, pretraining_card
-from beitcli.engine.events import Note, OnEvent, Planned, Warned, ignore
-from beitcli.engine.masked_image_modeling import PretrainTask, token_size, views_and_masks
+from beitcli.engine.events import Note, OnEvent, Warned, ignore
+from beitcli.engine.job import Finished, Job, conclude, dry_run, run_job, train_job
+from beitcli.engine.masked_image_modeling import PretrainExtras, PretrainTask, token_size, views_and_masks
 from beitcli.engine.online_probe import OnlineProbe
 from beitcli.engine.opened_tokenizer import prepared, token_precision, tokenizer_for
-from beitcli.engine.preparation import (
-    checkpoint_bytes,
-    describe_plan,
-    hold_out,
-    make_plan,
-    open_images,
-    open_run,
-    rehearse,
-    resume_command,
-    stream,
-)
-from beitcli.engine.targets import TokenTarget
-from beitcli.engine.train_tokenizer import rehearse_tokenizer, tokenizer_architecture, train_tokenizer_on
-from beitcli.engine.training import Plan, train
+from beitcli.engine.preparation import checkpoint_bytes, describe_plan, hold_out, make_plan, open_images, open_run
+from beitcli.engine.task import Plan, RunSession
+from beitcli.engine.train_tokenizer import tokenizer_architecture, tokenizer_job
 from beitcli.errors import StorageError, UsageError
 from beitcli.masking import MaskGenerator, make_masking, num_masked_from
 from beitcli.models.beit import forward_flops
 from beitcli.runtime.checkpoint import newest_checkpoint
 from beitcli.runtime.compiled import compiles
 from beitcli.runtime.device import Compute, describe, join_compute
-from beitcli.runtime.metric_text import further_metrics
 from beitcli.runtime.run_folder import RunFolder
-from beitcli.runtime.signals import StopRequest
 from beitcli.tokenizers import Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE
 
@@ -100,51 +85,85 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event, world=world)
     # a wrong one is refused before anything is made
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
-    if config.dry_run:
-        return _rehearse(config, masking, source, given, own, compute, on_event)
-    probe = _probe(config, compute, on_event)
-    run = open_run(config, world)
-    with StopRequest() as stop:
-        command = resume_command(config, run.path)
-        tokenizer = given
-        if own is not None:
-            trained = _trained_tokenizer(own, source, run, compute, on_event, stop, command)
-            tokenizer = _prepared(config, trained, compute, on_event)
+    probe = None if config.dry_run else _probe(config, compute, on_event)
+    begun = _Begun(config, masking, source, compute, on_event)
+
+    def prepare(session: RunSession | None) -> Job[PretrainReport]:
+        if session is None:
+            return _rehearsed(begun, given, own)
+        tokenizer = _trained_tokenizer(begun, own, session) if own is not None else given
         if tokenizer is not None:
-            world.first(partial(_check_tokenizer, config, tokenizer, run, on_event))
-        held = hold_out(source, config.holdout, config.seed, world)
-        plan = make_plan(config, held.training)
-        task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
-        task.probe = probe
-        view, masks = views_and_masks(config, tokenizer, masking)
-        planned = Planned("Pretraining", plan_rows(task, plan))
-        with _token_cache(config, task, source, view, on_event) as task.known:
-            seen = CachedView(view, task.known.cache) if task.known else view
-            batches = partial(stream, config, held.training, seen, compute, masking=masks)
-            path_of = held.training.path
-            state = train(task, plan, batches, run, compute, on_event, stop, command, planned, held.bad, path_of)
-    figures = state.figures or {}
-    report = PretrainReport(
-        run=str(run.path),
-        checkpoint=str(run.checkpoints / f"step-{state.step:07d}"),
-        step=state.step,
-        epoch=plan.epoch(state.step),
-        images_seen=state.step * plan.batch_size,
-        target=config.target,
-        loss=figures["loss"],
-        baseline_loss=figures.get("baseline_loss"),
-        masked_accuracy=figures.get("masked_accuracy"),
-        baseline_accuracy=figures.get("baseline_accuracy"),
-        unigram_entropy=figures.get("unigram_entropy"),
-        measured_on=held.name,
-        images_per_second=state.images_per_second,
-        seconds=state.seconds,
-        further=further_metrics(figures, PretrainReport.__annotations__),
+            world.first(partial(_check_tokenizer, config, tokenizer, session.run, on_event))
+        return _job(begun, tokenizer, _token_cache(begun, tokenizer), probe)
+
+    return run_job(config, compute, on_event, prepare)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What is there before the tokenizer is.
+
+    Attributes:
+        masking: None where nothing is hidden.
+    """
+
+    config: PretrainConfig
+    masking: MaskGenerator | None
+    source: Source
+    compute: Compute
+    on_event: OnEvent
+
+
+def _job(
+    begun: _Begun, tokenizer: Tokenizer | None, cache: TokenCache | None = None, probe: OnlineProbe | None = None
+) -> Job[PretrainReport]:
+    config, compute, on_event = begun.config, begun.compute, begun.on_event
+    held = hold_out(begun.source, config.holdout, config.seed, compute.world)
+    plan = make_plan(config, held.training)
+    extras = PretrainExtras(cache, probe, on_event)
+    task = PretrainTask(config, plan, tokenizer, begun.masking, held.measured, compute, extras)
+    view, masks = views_and_masks(config, tokenizer, begun.masking)
+
+    def report(finished: Finished) -> PretrainReport:
+        metrics = finished.metrics
+        optional = ("baseline_loss", "masked_accuracy", "baseline_accuracy", "unigram_entropy")
+        return finished.report(
+            PretrainReport,
+            target=config.target,
+            measured_on=held.name,
+            **{name: metrics.get(name) for name in optional},
+        )
+
+    return Job(
+        title="Pretraining",
+        config=config,
+        compute=compute,
+        on_event=on_event,
+        data=held,
+        view=view if cache is None else CachedView(view, cache),
+        masking=masks,
+        plan=plan,
+        task=task,
+        rows=plan_rows(task, plan),
+        report=report,
+        warnings=lambda report: _warnings(report, len(held.measured)),
+        card=partial(_card, config, tokenizer),
+        flops=3 * _forward_flops(task),
     )
-    _warn_of_figures(report, len(held.measured), on_event)
-    card = pretraining_card(config, report, tokenizer.reference if tokenizer else None, describe(compute))
-    run.write_text("README.md", card)
-    return report
+
+
+def _rehearsed(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig | None) -> Job[PretrainReport]:
+    """The job of a dry run; the own tokenizer's is run before, and an untrained one stands in for it."""
+    if own is None:
+        return replace(_job(begun, given), document={"tokenizer": None})
+    before = dry_run(tokenizer_job(own, begun.source, begun.compute, begun.on_event))
+    untrained = DiscreteVAE(tokenizer_architecture(own)).requires_grad_(False).eval().to(begun.compute.device)
+    job = _job(begun, Tokenizer("own", untrained, own.size, ""))
+    return replace(job, seconds_before=before["estimated_seconds"], document={"tokenizer": before})
+
+
+def _card(config: PretrainConfig, tokenizer: Tokenizer | None, report: PretrainReport, hardware: str) -> str:
+    return pretraining_card(config, report, tokenizer.reference if tokenizer else None, hardware)
 
 
 def _probe(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> OnlineProbe | None:
@@ -167,22 +186,18 @@ def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on
     return prepared(tokenizer, token_precision(config.token_precision, compute.device), size, on_event)
 
 
-@contextmanager
-def _token_cache(
-    config: PretrainConfig, task: PretrainTask, source: Source, view: TwoSizes, on_event: OnEvent
-) -> Iterator[CachedTokens | None]:
-    """What completes the task's batches from `--token-cache`, and keeps the last ones at the end; None without."""
-    if config.token_cache is None or not isinstance(task.target, TokenTarget):
-        yield None
-        return
-    tokenizer, grid = task.target.tokenizer, config.architecture.grid
-    folder, device = config.token_cache, task.compute.device.type
-    cache = task.compute.world.first_then_others(
-        lambda: open_token_cache(folder, tokenizer, source, view, grid, device)
+def _token_cache(begun: _Begun, tokenizer: Tokenizer | None) -> TokenCache | None:
+    """That of `--token-cache`; None without."""
+    config, folder = begun.config, begun.config.token_cache
+    if folder is None or tokenizer is None:
+        return None
+    view, _ = views_and_masks(config, tokenizer, begun.masking)
+    grid, device = config.architecture.grid, begun.compute.device.type
+    cache = begun.compute.world.first_then_others(
+        lambda: open_token_cache(folder, tokenizer, begun.source, view, grid, device)
     )
-    on_event(Note(f"Tokens are kept in {cache.folder}"))
-    with closing(CachedTokens(cache, task.target.encode, task.plan.micro_batch, on_event)) as known:
-        yield known
+    begun.on_event(Note(f"Tokens are kept in {cache.folder}"))
+    return cache
 
 
 def _masking(config: PretrainConfig) -> MaskGenerator | None:
@@ -192,25 +207,22 @@ def _masking(config: PretrainConfig) -> MaskGenerator | None:
     return make_masking(config.masking, grid, num_masked_from(config.ratio, config.num_masked, grid), config.min_block)
 
 
-def _warn_of_figures(report: PretrainReport, measured: int, on_event: OnEvent) -> None:
-    """Says where a model knows no more than the data's frequencies, and where the figures rest on few images."""
+def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
+    """Where a model knows no more than the data's frequencies, and where the metrics rest on few images."""
+    nothing_yet = "the model has learned nothing of use yet. Train longer, or on more images."
     if report.baseline_loss is not None and report.loss >= report.baseline_loss:
-        on_event(
-            Warned(
-                f"The loss, {report.loss:.4f}, is not below {report.baseline_loss:.4f}, that of always guessing the "
-                "mean colour: the model has learned nothing of use yet. Train longer, or on more images."
-            )
+        yield (
+            f"The loss, {report.loss:.4f}, is not below {report.baseline_loss:.4f}, that of always guessing the "
+            f"mean colour: {nothing_yet}"
         )
     accuracy, baseline = report.masked_accuracy, report.baseline_accuracy
     if accuracy is not None and baseline is not None and accuracy <= baseline:
-        on_event(
-            Warned(
-                f"The accuracy, {accuracy:.4f}, is not above {baseline:.4f}, that of always guessing the commonest "
-                "token: the model has learned nothing of use yet. Train longer, or on more images."
-            )
+        yield (
+            f"The accuracy, {accuracy:.4f}, is not above {baseline:.4f}, that of always guessing the commonest "
+            f"token: {nothing_yet}"
         )
     if measured < _FEW_IMAGES:
-        on_event(Warned(f"The figures rest on {report.measured_on}: too few to compare runs by."))
+        yield f"The figures rest on {report.measured_on}: too few to compare runs by."
 
 
 def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
@@ -229,24 +241,18 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     )
 
 
-def _trained_tokenizer(
-    own: TrainTokenizerConfig,
-    source: Source,
-    run: RunFolder,
-    compute: Compute,
-    on_event: OnEvent,
-    stop: StopRequest,
-    resume_command: str,
-) -> Tokenizer:
-    """One trained on the same images into RUN/tokenizer, or found there."""
-    folder = run.path / "tokenizer"
+def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSession) -> Tokenizer:
+    """One trained on the same images into RUN/tokenizer, or found there; ready for the pretraining."""
+    folder = session.run.path / "tokenizer"
+    compute, on_event = begun.compute, begun.on_event
     world = compute.world
     inner = open_run(replace(own, out=str(folder), resume=folder.exists()), world)
     if world.first(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
         on_event(Note(f"No --tokenizer is given: training one on this data first, into {folder}"))
-        fp32 = replace(compute, precision="fp32")
-        train_tokenizer_on(own, source, inner, fp32, on_event, stop, resume_command)
-    return world.first_then_others(lambda: tokenizer_for(str(folder), compute.device, on_event))
+        job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
+        conclude(job, train_job(job, replace(session, run=inner)))
+    trained = world.first_then_others(lambda: tokenizer_for(str(folder), compute.device, on_event))
+    return _prepared(begun.config, trained, compute, on_event)
 
 
 def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolder, on_event: OnEvent) -> None:
@@ -288,31 +294,3 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
         "hardware": describe(task.compute),
     }
-
-
-def _rehearse(
-    config: PretrainConfig,
-    masking: MaskGenerator | None,
-    source: Source,
-    given: Tokenizer | None,
-    own: TrainTokenizerConfig | None,
-    compute: Compute,
-    on_event: OnEvent,
-) -> dict[str, Any]:
-    before: dict[str, Any] = {}
-    tokenizer = given
-    if own is not None:
-        before = rehearse_tokenizer(own, source, compute, on_event)
-        untrained = DiscreteVAE(tokenizer_architecture(own)).requires_grad_(False).eval().to(compute.device)
-        tokenizer = Tokenizer("own", untrained, own.size, "")
-    held = hold_out(source, config.holdout, config.seed, compute.world)
-    plan = make_plan(config, held.training)
-    task = PretrainTask(config, plan, tokenizer, masking, held.measured, compute)
-    view, masks = views_and_masks(config, tokenizer, masking)
-
-    def batches_of(size: int, steps: int) -> Iterator[Batch]:
-        return stream(config, held.training, view, compute, 0, steps, masking=masks, batch_size=size)
-
-    first, flops = before.get("estimated_seconds", 0.0), 3 * _forward_flops(task)
-    document = rehearse(task, plan, config, plan_rows(task, plan), batches_of, compute, on_event, first, flops)
-    return document | {"tokenizer": before or None}

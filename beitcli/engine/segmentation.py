@@ -9,6 +9,7 @@ lr falls linearly after a warm-up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from beitcli.data.views import normalize
 from beitcli.engine.averaged_task import AveragedTask
 from beitcli.engine.bad_images import refuse_many_bad
 from beitcli.engine.segment_images import count, sliding
-from beitcli.engine.training import Plan, Tensors
+from beitcli.engine.task import Plan, Tensors, never_stop
 from beitcli.heads.convolution import resize_map
 from beitcli.models.segmenter import Segmenter
 from beitcli.runtime.batch_norm import share_statistics
@@ -71,12 +72,12 @@ class SegmentationTask(AveragedTask):
         loss = main + self.model.decode_head.auxiliary_weight * sum(auxiliary)
         return loss, {"main_loss": main.detach()}
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """mIoU and its kin on the validation images; `iou/NAME` of each class that is labelled or predicted there."""
         how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         model = self.averaged if self.averaged is not None else self.model
-        counts = count(model, self.val, how, self.compute, workers, poll=self.poll)
+        counts = count(model, self.val, how, self.compute, workers, poll=check_stop)
         hint = "Mend them or raise --max-bad, and add --resume."
         refuse_many_bad(counts.bad, len(self.val), self.config.max_bad, hint)
         figures = counts.figures

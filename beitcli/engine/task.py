@@ -1,9 +1,9 @@
-"""What a job brings to the training loop: how long, and its `Task`."""
+"""What a job brings to the training loop: how long, on which batches, into which run folder, and its `Task`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from beitcli.data.loader import Batch
+from beitcli.engine.bad_images import Bad
 from beitcli.models.blocks import disable_flex
 from beitcli.models.references import state_tensors
 from beitcli.runtime.attention_choice import AttentionChoice
 from beitcli.runtime.compiled import CompiledModule
 from beitcli.runtime.device import Compute
 from beitcli.runtime.distributed import parallel
+from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.sharding import is_sharded, shard, summed_later
+from beitcli.runtime.signals import StopRequest
 
 Tensors = dict[str, torch.Tensor]
 
@@ -50,6 +54,38 @@ class Plan:
         return step * self.batch_size / self.images
 
 
+@dataclass(frozen=True)
+class RunSession:
+    """An opened run folder, and how this process is asked to leave it.
+
+    Attributes:
+        resume_command: What a person runs to go on after a stop.
+    """
+
+    run: RunFolder
+    stop: StopRequest
+    resume_command: str
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """What a run trains on.
+
+    Attributes:
+        start: (images_seen, steps) to this process's part of the batches from there on.
+        bad: Images found unreadable before the first step, beside the plan's.
+        path_of: Index of a training image to what names it.
+    """
+
+    start: Callable[[int, int], Iterator[Batch]]
+    bad: Sequence[Bad] = ()
+    path_of: Callable[[int], str] = "image {}".format
+
+
+def never_stop() -> None:
+    """The `check_stop` of a measurement that nobody interrupts."""
+
+
 class Task(ABC):
     """What one job puts into the loop.
 
@@ -62,7 +98,6 @@ class Task(ABC):
         compiled: What the forward pass goes through; says whether it is compiled.
         forward: `compiled` as training calls it, its gradients averaged over processes.
         attention: The attention kernel that was chosen by trial; None where torch chooses.
-        poll: Called between batches of a measurement, by all processes alike; raises where the run is to stop.
     """
 
     name: str
@@ -141,8 +176,9 @@ class Task(ABC):
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
 
-    def poll(self) -> None:  # noqa: B027 - the loop puts its own in place
-        """Nothing asks for a stop outside the loop."""
+    def running(self) -> AbstractContextManager[Any]:
+        """A context around the whole training, or its rehearsal: what is to be set or closed."""
+        return nullcontext()
 
     @abstractmethod
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
@@ -163,8 +199,12 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def measure(self) -> dict[str, float]:
-        """Figures on held-out images; must not change anything that training reads."""
+    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+        """Metrics of held-out images; must not change anything that training reads.
+
+        Args:
+            check_stop: Called between batches, by all processes alike; raises where the run is to stop.
+        """
 
     def monitor(self) -> dict[str, float]:
         """Figures to watch at each save, of the model in evaluation mode; in the log alone, never in a checkpoint."""

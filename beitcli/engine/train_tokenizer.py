@@ -11,7 +11,8 @@ short run used 56 of 256 (docs/results.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -19,32 +20,20 @@ from typing import Any
 import torch
 
 from beitcli.config.training import TrainTokenizerConfig
-from beitcli.data.loader import Batch, ordered_batches
+from beitcli.data.loader import ordered_batches
 from beitcli.data.order import places_of
 from beitcli.data.sources.base import Source
 from beitcli.data.views import CenterView, TokenizerView
 from beitcli.engine.cards import tokenizer_card
-from beitcli.engine.events import OnEvent, Planned, ignore
-from beitcli.engine.preparation import (
-    checkpoint_bytes,
-    describe_plan,
-    hold_out,
-    make_plan,
-    open_images,
-    open_run,
-    rehearse,
-    resume_command,
-    stream,
-)
+from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.job import Finished, Job, run_job
+from beitcli.engine.preparation import checkpoint_bytes, describe_plan, hold_out, make_plan, open_images
 from beitcli.engine.rounds import in_rounds
-from beitcli.engine.training import Plan, Task, Tensors, train
+from beitcli.engine.task import Plan, Task, Tensors, never_stop
 from beitcli.runtime.device import Compute, choose_workers, describe, join_compute, threads_for
 from beitcli.runtime.keyed import keyed_integer
-from beitcli.runtime.metric_text import further_metrics
 from beitcli.runtime.optim import make_adamw, parameter_groups
-from beitcli.runtime.run_folder import RunFolder
 from beitcli.runtime.schedules import cosine, warmup_cosine
-from beitcli.runtime.signals import StopRequest
 from beitcli.tokenizers import to_unit
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
 from beitcli.tokenizers.objective import codebook_usage, dvae_loss, psnr
@@ -91,6 +80,10 @@ class TokenizerTask(Task):
         self.temperature = 1.0
         self.kl_weight = 0.0
 
+    def running(self) -> AbstractContextManager[None]:
+        """One thread where a step is too small to share."""
+        return threads_for(self.compute.device, self.plan.micro_batch * self.config.size**2)
+
     def learning_rate(self, step: int) -> float:
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
@@ -121,10 +114,10 @@ class TokenizerTask(Task):
         return {"temperature": self.temperature, "kl_weight": self.kl_weight}
 
     @torch.no_grad()
-    def measure(self) -> dict[str, float]:
+    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Held-out images through tokens and back."""
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
-        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute, workers, self.poll)
+        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute, workers, check_stop)
 
     def settings(self) -> dict[str, Any]:
         return {"architecture": asdict(self.model.architecture), "size": self.config.size}
@@ -177,63 +170,44 @@ def measure_tokenizer(
     }
 
 
-def tokenizer_batches(
-    config: TrainTokenizerConfig, source: Source, compute: Compute, images_seen: int, steps: int
-) -> Iterator[Batch]:
-    view = TokenizerView(seed=config.seed, size=config.size)
-    return stream(config, source, view, compute, images_seen, steps)
-
-
 def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
     """Trains a tokenizer; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
     on_event = compute.world.spoken(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
-    if config.dry_run:
-        return rehearse_tokenizer(config, source, compute, on_event)
-    run = open_run(config, compute.world)
-    with StopRequest() as stop:
-        command = resume_command(config, run.path)
-        return train_tokenizer_on(config, source, run, compute, on_event, stop, command)
+    return run_job(config, compute, on_event, lambda session: tokenizer_job(config, source, compute, on_event))
 
 
-def train_tokenizer_on(
-    config: TrainTokenizerConfig,
-    source: Source,
-    run: RunFolder,
-    compute: Compute,
-    on_event: OnEvent,
-    stop: StopRequest,
-    resume_command: str,
-) -> TrainTokenizerReport:
-    """Trains on an opened source into an opened run, which is how pretrain makes its own tokenizer."""
+def tokenizer_job(
+    config: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
+) -> Job[TrainTokenizerReport]:
+    """The training on an opened source, which is how pretrain makes its own tokenizer, too."""
     held = hold_out(source, _HELD_OUT, config.seed, compute.world)
     plan = make_plan(config, held.training)
     task = TokenizerTask(config, plan, held.measured, compute)
-    planned = Planned("Tokenizer", plan_rows(task, plan, config))
-    batches = partial(tokenizer_batches, config, held.training, compute)
-    with threads_for(compute.device, plan.micro_batch * config.size**2):
-        state = train(
-            task, plan, batches, run, compute, on_event, stop, resume_command, planned, held.bad, held.training.path
+
+    def report(finished: Finished) -> TrainTokenizerReport:
+        return finished.report(
+            TrainTokenizerReport,
+            steps=finished.state.step,
+            vocab_size=config.vocab_size,
+            codes_used=int(finished.metrics["codes_used"]),
+            measured_on=held.name,
         )
-    figures = state.figures or {}
-    report = TrainTokenizerReport(
-        run=str(run.path),
-        checkpoint=str(run.checkpoints / f"step-{state.step:07d}"),
-        steps=state.step,
-        vocab_size=config.vocab_size,
-        codes_used=int(figures["codes_used"]),
-        perplexity=figures["perplexity"],
-        commonest_share=figures["commonest_share"],
-        mae=figures["mae"],
-        psnr=figures["psnr"],
-        measured_on=held.name,
-        images_per_second=state.images_per_second,
-        seconds=state.seconds,
-        further=further_metrics(figures, TrainTokenizerReport.__annotations__),
+
+    return Job(
+        title="Tokenizer",
+        config=config,
+        compute=compute,
+        on_event=on_event,
+        data=held,
+        view=TokenizerView(seed=config.seed, size=config.size),
+        plan=plan,
+        task=task,
+        rows=plan_rows(task, plan, config),
+        report=report,
+        card=partial(tokenizer_card, config),
     )
-    run.write_text("README.md", tokenizer_card(config, report, describe(compute)))
-    return report
 
 
 def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> dict[str, str]:
@@ -246,19 +220,3 @@ def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> 
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
         "hardware": describe(task.compute),
     }
-
-
-def rehearse_tokenizer(
-    config: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
-) -> dict[str, Any]:
-    """The plan of `--dry-run`, with measured step times."""
-    held = hold_out(source, _HELD_OUT, config.seed, compute.world)
-    plan = make_plan(config, held.training)
-    task = TokenizerTask(config, plan, held.measured, compute)
-    view = TokenizerView(seed=config.seed, size=config.size)
-
-    def batches_of(size: int, steps: int) -> Iterator[Batch]:
-        return stream(config, held.training, view, compute, 0, steps, batch_size=size)
-
-    with threads_for(compute.device, plan.micro_batch * config.size**2):
-        return rehearse(task, plan, config, plan_rows(task, plan, config), batches_of, compute, on_event)

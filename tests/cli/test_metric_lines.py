@@ -35,8 +35,8 @@ def with_toys(kind: type) -> type:
         def figures(self) -> dict[str, float]:
             return super().figures() | {"toy_rate": 0.125}
 
-        def measure(self) -> dict[str, float]:
-            return super().measure() | {"toy_score": 0.4321, "toy_score/red": 0.5}
+        def measure(self, check_stop: Callable[[], None]) -> dict[str, float]:
+            return super().measure(check_stop) | {"toy_score": 0.4321, "toy_score/red": 0.5}
 
     return Toy
 

@@ -38,7 +38,7 @@ class Narrow(Task):
     def learning_rate(self, step):
         return 1e-3
 
-    def measure(self):
+    def measure(self, check_stop):
         return {}
 
     def settings(self):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ def test_a_signal_while_one_rank_measures_stops_both(words, tmp_path):
     def before(rank: int) -> None:
         measure = PretrainTask.measure
 
-        def signalled(task: PretrainTask) -> dict[str, float]:
+        def signalled(task: PretrainTask, check_stop: Callable[[], None]) -> dict[str, float]:
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return measure(task)
+            return measure(task, check_stop)
 
         PretrainTask.measure = signalled  # type: ignore[method-assign]
 
@@ -333,9 +334,9 @@ def test_a_signal_while_the_last_step_is_measured_again_is_a_stop(words, tmp_pat
     def before(rank: int) -> None:
         measure = PretrainTask.measure
 
-        def signalled(task: PretrainTask) -> dict[str, float]:
+        def signalled(task: PretrainTask, check_stop: Callable[[], None]) -> dict[str, float]:
             os.kill(os.getpid(), signal.SIGTERM)
-            return measure(task)
+            return measure(task, check_stop)
 
         PretrainTask.measure = signalled  # type: ignore[method-assign]
 
