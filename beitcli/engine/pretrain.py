@@ -21,7 +21,13 @@ from beitcli.engine.cached_tokens import open_token_cache
 from beitcli.engine.cards import TARGETS, pretraining_card
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
 from beitcli.engine.job import Finished, Job, conclude, dry_run, run_job, train_job
-from beitcli.engine.masked_image_modeling import PretrainExtras, PretrainTask, token_size, views_and_masks
+from beitcli.engine.masked_image_modeling import (
+    PretrainExtras,
+    PretrainTask,
+    residual_dtype,
+    token_size,
+    views_and_masks,
+)
 from beitcli.engine.online_probe import OnlineProbe
 from beitcli.engine.opened_tokenizer import prepared, token_precision, tokenizer_for
 from beitcli.engine.preparation import checkpoint_bytes, describe_plan, hold_out, make_plan, open_images, open_run
@@ -74,6 +80,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     """Pretrains a BEiT; with `dry_run`, a dict of the plan instead."""
     masking = _masking(config)
     compute = join_compute(config)
+    residual_dtype(config, compute)  # what does not fit is refused before anything is opened
     world, on_event = compute.world, compute.world.spoken(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
     own = _own_tokenizer_config(config) if has_tokens and trains_own else None
@@ -248,7 +255,8 @@ def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSes
     world = compute.world
     inner = open_run(replace(own, out=str(folder), resume=folder.exists()), world)
     if world.first(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
-        on_event(Note(f"No --tokenizer is given: training one on this data first, into {folder}"))
+        first = f"No --tokenizer is given: training one on this data first, {own.steps:,} steps, into {folder}"
+        on_event(Note(f"{first}. For a quick try: --tokenizer-steps 50."))
         job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
         conclude(job, train_job(job, replace(session, run=inner)))
     trained = world.first_then_others(lambda: tokenizer_for(str(folder), compute.device, on_event))
@@ -292,5 +300,18 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
         "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         **describe_plan(plan, task.config),
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
+        **_step_row(task),
         "hardware": describe(task.compute),
     }
+
+
+def _step_row(task: PretrainTask) -> dict[str, str]:
+    """How the step is computed, where it is not the plain way."""
+    config = task.config
+    said = {
+        "compiled": task.compiled is not None and task.compiled.is_compiled,
+        "bf16 residual stream": config.residual == "bf16",
+        "bf16 gradients between processes": config.grad_compression == "bf16" and task.compute.world.size > 1,
+        "sharded": config.shard and task.compute.world.size > 1,
+    }
+    return {"step": ", ".join(name for name, holds in said.items() if holds)} if any(said.values()) else {}

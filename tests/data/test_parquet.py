@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
@@ -135,6 +135,7 @@ def test_parquet_of_no_rows_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@example(place=424, value=128)  # a label that is no UTF-8
 @given(place=st.integers(0, 10_000), value=st.integers(1, 255))
 def test_parquet_damaged_never_ends_in_a_bug(tmp_path_factory: pytest.TempPathFactory, place: int, value: int) -> None:
     path = write(tmp_path_factory.mktemp("damaged") / "x.parquet", label=list("ababab"))

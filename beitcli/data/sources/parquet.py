@@ -198,7 +198,11 @@ class _Content:
             self.codes = np.where((codes >= 0) & (codes < len(names)), codes, -1).astype(np.int32)
         else:
             labeller = Labeller()
-            for value in labels.to_pylist():
+            try:
+                values = labels.to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(f"'{path}' has labels that are not UTF-8: {error}.", hint="Write them again.") from None
+            for value in values:
                 labeller.add(None if value is None else str(value))
             self.class_names, self.codes = labeller.codes()
 
