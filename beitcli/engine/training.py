@@ -128,10 +128,7 @@ def train(
 
             # save
             if saving:
-                try:
-                    saver.save(loop.plan, state)
-                except StorageError as error:
-                    lockstep.trouble = error
+                lockstep.trouble = loop.save() or lockstep.trouble
             loop.interval = _Interval(state.step)
         saver.settle(lockstep.trouble)
         loop.evaluate_if_missing()
@@ -305,6 +302,14 @@ class _Loop:
         line = {"step": step, "epoch": round(plan.epoch(step), 4)}
         self.session.run.append_json("metrics.jsonl", line | {k: v for k, v in metrics.items() if math.isfinite(v)})
         self.on_event(Progress(self.task.name, step, plan.steps, "step", metrics))
+
+    def save(self) -> StorageError | None:
+        """Begins to save; what went wrong with the checkpoint before, for all processes to hear at the next step."""
+        try:
+            self.saver.save(self.plan, self.state)
+        except StorageError as error:
+            return error
+        return None
 
     def stop_here(self) -> NoReturn:
         """Saves and raises, in all processes alike."""
