@@ -113,7 +113,7 @@ def test_a_run_folder_that_vanishes_is_4(tmp_path: Path, labelled_folder: Path, 
     run = tmp_path / "run"
 
     def work() -> int:
-        on_call(training, "optimizer_step", step, lambda: shutil.rmtree(run))
+        on_call(training, "optimizer_step", step, lambda: run.rename(tmp_path / "elsewhere"))  # while a save is written
         return main(command(labelled_folder, tokenizer_run, run))
 
     ended = forked(work)
