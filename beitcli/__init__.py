@@ -12,16 +12,20 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from beitcli.api.jobs import evaluate, finetune, predict, pretrain, tokenize, train_tokenizer
     from beitcli.api.loading import load_model, load_tokenizer
-    from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
-    from beitcli.config.use import EvalConfig, PredictConfig, TokenizeConfig
-    from beitcli.engine.evaluate_classify import EvalReport
-    from beitcli.engine.evaluate_detect import DetectionEvalReport
-    from beitcli.engine.evaluate_segment import SegmentationEvalReport
-    from beitcli.engine.finetune_classify import FinetuneReport
-    from beitcli.engine.finetune_detect import DetectReport
-    from beitcli.engine.finetune_segment import SegmentReport
+    from beitcli.config.evaluate import EvalConfig
+    from beitcli.config.finetune import FinetuneConfig
+    from beitcli.config.predict import PredictConfig
+    from beitcli.config.pretrain import PretrainConfig
+    from beitcli.config.tokenize import TokenizeConfig
+    from beitcli.config.train_tokenizer import TrainTokenizerConfig
+    from beitcli.engine.classification.evaluate import EvalReport
+    from beitcli.engine.classification.finetune import FinetuneReport
+    from beitcli.engine.detection.evaluate import DetectionEvalReport
+    from beitcli.engine.detection.finetune import DetectReport
     from beitcli.engine.pretrain import PretrainReport
-    from beitcli.engine.probing import ProbeReport
+    from beitcli.engine.probing.evaluate import ProbeReport
+    from beitcli.engine.segmentation.evaluate import SegmentationEvalReport
+    from beitcli.engine.segmentation.finetune import SegmentReport
     from beitcli.engine.train_tokenizer import TrainTokenizerReport
     from beitcli.errors import (
         BeitError,
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
-    from beitcli.tokenizers import Tokenizer
+    from beitcli.tokenizers.base import Tokenizer
 
 __all__ = [
     "BeitError",
@@ -77,20 +81,24 @@ __all__ = [
 _NAMES = {
     "api.jobs": "evaluate finetune predict pretrain tokenize train_tokenizer",
     "api.loading": "load_model load_tokenizer",
-    "config.training": "FinetuneConfig PretrainConfig TrainTokenizerConfig",
-    "config.use": "EvalConfig PredictConfig TokenizeConfig",
-    "engine.evaluate_classify": "EvalReport",
-    "engine.evaluate_detect": "DetectionEvalReport",
-    "engine.evaluate_segment": "SegmentationEvalReport",
-    "engine.finetune_classify": "FinetuneReport",
-    "engine.finetune_detect": "DetectReport",
-    "engine.finetune_segment": "SegmentReport",
+    "config.evaluate": "EvalConfig",
+    "config.finetune": "FinetuneConfig",
+    "config.predict": "PredictConfig",
+    "config.pretrain": "PretrainConfig",
+    "config.tokenize": "TokenizeConfig",
+    "config.train_tokenizer": "TrainTokenizerConfig",
+    "engine.classification.evaluate": "EvalReport",
+    "engine.classification.finetune": "FinetuneReport",
+    "engine.detection.evaluate": "DetectionEvalReport",
+    "engine.detection.finetune": "DetectReport",
     "engine.pretrain": "PretrainReport",
-    "engine.probing": "ProbeReport",
+    "engine.probing.evaluate": "ProbeReport",
+    "engine.segmentation.evaluate": "SegmentationEvalReport",
+    "engine.segmentation.finetune": "SegmentReport",
     "engine.train_tokenizer": "TrainTokenizerReport",
     "errors": "BeitError DataError DistributedError DivergedError Interrupted SignalStop Stopped StorageError "
     "UsageError",
-    "tokenizers": "Tokenizer",
+    "tokenizers.base": "Tokenizer",
 }
 _MODULE_OF = {name: f"beitcli.{module}" for module, names in _NAMES.items() for name in names.split()}
 

@@ -20,12 +20,12 @@ from measure import in_turn, report, spread
 from PIL import Image
 from timm.data import create_transform
 
-from beitcli.data.finetuning_view import FinetuningView, erase
-from beitcli.data.loader import training_batches
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, normalize
-from beitcli.runtime.keyed import keyed_integer
+from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, normalize
+from beitcli.data.transforms.finetuning import FinetuningView, erase
+from beitcli.runtime.compute.keyed_rng import keyed_integer
 
 FLOATS, ALONE, FINISHED = "floats from the workers", "uint8, loader alone", "uint8, finished"
 BATCH, SIZE, POLICY, ERASING = 50, 224, "rand-m9-mstd0.5-inc1", 0.25

@@ -22,12 +22,13 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 
 from beitcli.config.architecture import SIZES, Architecture
+from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import FinetuneConfig
-from beitcli.engine.classification import FinetuneTask
-from beitcli.engine.training import Plan, optimizer_step
-from beitcli.models.beit import Classifier
-from beitcli.runtime.device import Compute
+from beitcli.engine.classification.task import FinetuneTask
+from beitcli.engine.trainer.optimizer_step import optimizer_step
+from beitcli.engine.trainer.plan import Plan
+from beitcli.models.networks.classifier import Classifier
+from beitcli.runtime.compute.device import Compute
 
 CLASSES = 1000
 

@@ -23,13 +23,13 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from beitcli.data.color import apply_color
-from beitcli.data.fast_view import FastPretrainingView
-from beitcli.data.loader import training_batches
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, PretrainingView, TwoSizes, normalize
-from beitcli.tokenizers import to_unit
+from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, PretrainingView, TwoSizes, normalize
+from beitcli.data.transforms.color_jitter import apply_color
+from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.tokenizers.base import to_unit
 
 RELEASE, REFERENCE, FAST, TIMM = "release order, torchvision", "reference views", "fast views", "timm, one view"
 ALONE = ", loader alone"

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from measure import report
 
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.train_tokenizer import train_tokenizer
 

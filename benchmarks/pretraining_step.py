@@ -32,12 +32,13 @@ import torch
 from measure import in_turn, report
 from transformers import BeitConfig, BeitForMaskedImageModeling
 
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig
-from beitcli.engine.masked_image_modeling import PretrainTask
-from beitcli.engine.training import Plan, optimizer_step
+from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.trainer.optimizer_step import optimizer_step
+from beitcli.engine.trainer.plan import Plan
 from beitcli.masking import make_masking
-from beitcli.runtime.device import Compute
+from beitcli.runtime.compute.device import Compute
 
 MASKED, CODES, CLIP, DROP_PATH = 75, 8192, 3.0, 0.1
 

@@ -100,7 +100,7 @@ def shuffled_reading(folder: Path, rounds: int) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from beitcli.data.order import BlockOrder, KeyedOrder
+    from beitcli.data.loading.sampler import BlockOrder, KeyedOrder
     from beitcli.data.sources import open_data
 
     pixels = np.random.default_rng(0).bytes(20_000)

@@ -18,8 +18,9 @@ from typing import Any
 
 from measure import report, spread
 
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.engine.events import Event, Progress
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.train_tokenizer import train_tokenizer

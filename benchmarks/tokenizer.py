@@ -24,8 +24,9 @@ from measure import in_turn, report
 from PIL import Image
 
 from beitcli.data.sources import open_data
-from beitcli.data.views import CenterView
-from beitcli.tokenizers import Tokenizer, open_tokenizer
+from beitcli.data.transforms.base import CenterView
+from beitcli.tokenizers.base import Tokenizer
+from beitcli.tokenizers.open import open_tokenizer
 
 PEERS = ("peer fp32", "peer bf16 autocast")
 OURS = ("ours fp32", "ours bf16", "ours bf16 compiled")

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from measure import report
 
-from beitcli.data.color import apply_color
-from beitcli.data.fast_view import FastPretrainingView
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.views import PretrainingView
-from beitcli.tokenizers import Tokenizer, open_tokenizer, to_unit
+from beitcli.data.transforms.base import PretrainingView
+from beitcli.data.transforms.color_jitter import apply_color
+from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.tokenizers.base import Tokenizer, to_unit
+from beitcli.tokenizers.open import open_tokenizer
 
 
 def levels(name: str, drawn: dict[str, np.ndarray]) -> torch.Tensor:

@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import NAMES, save_scene
 
 from beitcli.cli.app import main
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.engine.finetune import finetune
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.train_tokenizer import train_tokenizer
+from tests.helpers.scenes import NAMES, save_scene
 
 CLASSES = {"blue": (40, 70, 210), "green": (50, 180, 60), "red": (220, 60, 40)}
 IMAGES_PER_CLASS = 8

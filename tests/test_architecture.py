@@ -80,12 +80,12 @@ def test_imports_point_down_only(path):
 @pytest.mark.parametrize(
     "source",
     [
-        "from beitcli.engine.training import train",
+        "from beitcli.engine.trainer.loop import train",
         "from beitcli import engine",
-        "import beitcli.engine.training as t",
+        "import beitcli.engine.trainer.loop as t",
         "from ..engine import training",
         "from .. import cli",
-        "def f():\n    if True:\n        from beitcli.engine import training",
+        "def f():\n    if True:\n        from beitcli.engine.trainer import loop as training",
     ],
 )
 def test_the_import_rule_sees_every_form_of_import(source):
@@ -131,9 +131,64 @@ def test_every_file_says_in_its_first_line_what_it_is_for():
     assert [str(path) for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
-def test_test_files_have_unique_names():
-    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
-    assert len(names) == len(set(names))
+FLOORS = {  # within a part of the house; the longest name that fits counts, so `engine` alone is the commands
+    "cli": 0, "cli.commands": 1, "cli.app": 2,
+    "engine.events": 0, "engine.io": 1, "engine.trainer": 1, "engine.tokenizer_loading": 1, "engine.probing": 2,
+    "engine.mim": 3, "engine.classification": 3, "engine.segmentation": 3, "engine.detection": 3, "engine": 4,
+    "models.networks": 0, "models.checkpoints": 1,
+    "data.decode": 0, "data.annotations": 1, "data.sources": 2, "data.transforms": 2, "data.caches": 2,
+    "data.loading": 3,
+    "runtime.signals": 0, "runtime.storage": 0, "runtime.distributed": 0, "runtime.compute": 1,
+    "runtime.weight_files": 1, "runtime.hub": 2,
+}  # fmt: skip
+
+
+def floor(dotted: str) -> str | None:
+    """The name in FLOORS that a module or what is imported from one lies on; None where its part has no floors."""
+    parts = dotted.removeprefix("beitcli.").split(".")
+    return next((name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in FLOORS), None)
+
+
+def climbs(source: str, own: str, package: tuple[str, ...]) -> list[str]:
+    """Imports of a module on the floor `own` that lead to another floor of its part, and not to a lower one."""
+    found = []
+    for line, dotted in modules_imported(ast.parse(source), package):
+        other = floor(dotted) if dotted.startswith("beitcli.") else None
+        if other and other != own and other.split(".")[0] == own.split(".")[0] and FLOORS[other] >= FLOORS[own]:
+            found.append(f"{line}: {own} imports {dotted}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_within_a_part_too(path):
+    module = ".".join(("beitcli", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    own = floor(module)
+    if own is not None:
+        assert climbs(path.read_text(), own, package_of(path)) == []
+    elif path.name != "__init__.py":
+        assert module.split(".")[1] not in {name.split(".")[0] for name in FLOORS}, "on no floor"
+
+
+@pytest.mark.parametrize(
+    ("own", "source"),
+    [
+        ("engine.trainer", "from beitcli.engine.mim.task import PretrainTask"),
+        ("engine.trainer", "from beitcli.engine import pretrain"),
+        ("engine.detection", "from beitcli.engine.segmentation import metrics"),
+        ("models.networks", "def f():\n    from beitcli.models.checkpoints.open import open_model"),
+        ("cli.commands", "import beitcli.cli.app"),
+        ("runtime.storage", "from beitcli.runtime import hub"),
+    ],
+)
+def test_the_rule_of_floors_sees_what_it_forbids(own, source):
+    assert len(climbs(source, own, ("beitcli", *own.split(".")))) == 1
+    assert climbs("from beitcli.engine.events import OnEvent", "engine", ("beitcli", "engine")) == []
+
+
+def test_every_folder_of_tests_is_a_package():
+    """So that files of one name may stand in several."""
+    folders = {path.parent for path in Path(__file__).parent.rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_help_loads_nothing_heavy():

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from beitcli.cli.output import Shell
-from beitcli.cli.processes import leave
+from beitcli.cli.console import Shell
+from beitcli.cli.multi_process import leave
 from beitcli.config.common import Job, Launched, Training
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.resolve import resolve
-from beitcli.config.use import TokenizeConfig
+from beitcli.config.tokenize import TokenizeConfig
 from beitcli.errors import BeitError, UsageError
-from beitcli.runtime.tasks import place_of_this_process
+from beitcli.runtime.distributed.rank_env import place_of_this_process
 
 if TYPE_CHECKING:
     from beitcli.engine.events import OnEvent

@@ -6,19 +6,23 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from beitcli.api.call import Reference, References, event_handler, resolve_call
-from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
-from beitcli.config.use import EvalConfig, PredictConfig, TokenizeConfig
+from beitcli.config.evaluate import EvalConfig
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.predict import PredictConfig
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.tokenize import TokenizeConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 if TYPE_CHECKING:
-    from beitcli.engine.evaluate_classify import EvalReport
-    from beitcli.engine.evaluate_detect import DetectionEvalReport
-    from beitcli.engine.evaluate_segment import SegmentationEvalReport
+    from beitcli.engine.classification.evaluate import EvalReport
+    from beitcli.engine.classification.finetune import FinetuneReport
+    from beitcli.engine.detection.evaluate import DetectionEvalReport
+    from beitcli.engine.detection.finetune import DetectReport
     from beitcli.engine.events import OnEvent
-    from beitcli.engine.finetune_classify import FinetuneReport
-    from beitcli.engine.finetune_detect import DetectReport
-    from beitcli.engine.finetune_segment import SegmentReport
     from beitcli.engine.pretrain import PretrainReport
-    from beitcli.engine.probing import ProbeReport
+    from beitcli.engine.probing.evaluate import ProbeReport
+    from beitcli.engine.segmentation.evaluate import SegmentationEvalReport
+    from beitcli.engine.segmentation.finetune import SegmentReport
     from beitcli.engine.train_tokenizer import TrainTokenizerReport
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     import torch
 
     from beitcli.engine.events import OnEvent
-    from beitcli.models.beit import MaskedImageModel
-    from beitcli.models.classifiers import ImageClassifier
-    from beitcli.models.detector import Detector
-    from beitcli.models.segmenter import Segmenter
-    from beitcli.tokenizers import Tokenizer
+    from beitcli.models.networks.beit import MaskedImageModel
+    from beitcli.models.networks.classifier import ImageClassifier
+    from beitcli.models.networks.detector import Detector
+    from beitcli.models.networks.segmenter import Segmenter
+    from beitcli.tokenizers.base import Tokenizer
 
 
 def load_model(
@@ -25,7 +25,7 @@ def load_model(
     """Any MODEL with its weights in fp32, in evaluation mode; its class follows from the checkpoint.
 
     Images go in as (B, 3, H, W) floats of `model.architecture.image_size`, normalised by mean and standard deviation of
-    `beitcli.models.references.open_model(reference).normalization`.
+    `beitcli.models.checkpoints.open.open_model(reference).normalization`.
 
     Args:
         model: A run, a checkpoint, a file or folder of weights, `hf://OWNER/NAME`, `timm/NAME` or `random`.
@@ -41,14 +41,14 @@ def load_model(
     """
     with event_handler(progress, on_event) as events:
         from beitcli.engine.events import downloads, warn
-        from beitcli.models.opened_detector import detector_of
-        from beitcli.models.references import (
+        from beitcli.models.checkpoints.build import (
             classifier_of,
+            detector_of,
             masked_image_model_of,
             open_backbone,
-            open_model,
             segmenter_of,
         )
+        from beitcli.models.checkpoints.open import open_model
 
         reference = os.fspath(model)
         opened = open_model(reference, downloads(events))
@@ -84,6 +84,6 @@ def load_tokenizer(
     with event_handler(progress, on_event) as events:
         import torch
 
-        from beitcli.engine.opened_tokenizer import tokenizer_for
+        from beitcli.engine.tokenizer_loading import tokenizer_for
 
         return tokenizer_for(os.fspath(tokenizer), torch.device(device), events)

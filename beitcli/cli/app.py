@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from beitcli import __version__
-from beitcli.cli import (
+from beitcli.cli.commands import (
     attn_map,
     eval,
     export,
@@ -22,9 +22,9 @@ from beitcli.cli import (
     tokenize,
     train_tokenizer,
 )
-from beitcli.cli.command import close_stdout, register
-from beitcli.cli.output import Shell
-from beitcli.cli.processes import begin_as_process
+from beitcli.cli.console import Shell
+from beitcli.cli.multi_process import begin_as_process
+from beitcli.cli.options import close_stdout, register
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.errors import UsageError
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from beitcli.config.fields import suggestion
 from beitcli.errors import UsageError
+
+Kind = Literal["masked-image-model", "classifier", "segmenter", "detector", "backbone", "tokenizer"]
+
+Pooling = Literal["mean", "token"]
+
 
 Positions = Literal["absolute", "shared", "per-block"]
 
@@ -75,3 +80,12 @@ def require_size(name: str) -> None:
     """Raises UsageError where `name` is none of `SIZES`."""
     if name not in SIZES:
         raise UsageError(f"There is no model '{name}'.", suggestion(name, SIZES) or f"Models: {', '.join(SIZES)}.")
+
+
+def finetuning_architecture(pretrained: Architecture, image_size: tuple[int, int] | None) -> Architecture:
+    """The same backbone for finetuning: a shared bias becomes one a block."""
+    return replace(
+        pretrained,
+        image_size=image_size or pretrained.image_size,
+        positions="per-block" if pretrained.positions == "shared" else pretrained.positions,
+    )

@@ -174,3 +174,23 @@ class Training(Launched):
                 )
         if self.steps is None and self.epochs is None:
             raise UsageError("Neither --steps nor --epochs is set.", "Give one of them, or a --recipe.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharded(Training):
+    """What every command has that trains a model which may outgrow a GPU."""
+
+    shard: bool = option(
+        False,
+        "Spread weights, gradients and moments over the processes (FSDP2), for models that outgrow a GPU.",
+        panel="Machine",
+        harmless=True,
+        saved=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard and self.precision == "fp16":
+            raise UsageError("--shard does not go with fp16, whose scaler looks at one process.", "Give bf16 or fp32.")
+        if self.shard and self.grad_compression != "none":
+            raise UsageError("--shard sums gradients in fp32, uncompressed.", "Leave --grad-compression out.")

@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from beitcli.config.use import AttnMapConfig
+from beitcli.config.attn_map import AttnMapConfig
 from beitcli.data.sources.base import Source
-from beitcli.data.views import fit_center, normalize, to_array
-from beitcli.engine.attn_points import CentralCrop, Patch, Pixel, parse_point
+from beitcli.data.transforms.base import fit_center, normalize, to_array
+from beitcli.data.transforms.reference_points import CentralCrop, Patch, Pixel, parse_point
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
-from beitcli.engine.inputs import image_groups, open_inputs
-from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
+from beitcli.engine.io.inputs import image_groups, open_inputs
+from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.models.attention import attention_rows, block_index
-from beitcli.models.classifiers import ImageClassifier
-from beitcli.models.references import OpenedModel, open_backbone
+from beitcli.models.checkpoints.build import open_backbone
+from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.networks.attention_maps import attention_rows, block_index
+from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.pictures.attention import attention_panel, heat_overlay, with_scale
 from beitcli.pictures.attention_page import attention_page
 from beitcli.pictures.panels import grid_of, mark_point
-from beitcli.runtime.device import Compute, choose_compute
-from beitcli.runtime.json_text import parse_json
+from beitcli.runtime.compute.device import Compute, choose_compute
+from beitcli.runtime.storage.safe_json import parse_json
 
 FORMATS = (".png", ".html", ".npy")
 _DECIMALS = 8

@@ -1,17 +1,29 @@
-"""`beit eval`: the figures of a finetuned model, by its kind. A new kind is a new file and a line here."""
+"""`beit eval`: the figures of a finetuned model, by its kind. A new kind is a new file and a line here.
+
+`beit eval A B C DATA`: several models on the same data, one report each.
+
+One that fails costs only its own report, in one process. In several the first failure ends all: the others may not have
+failed, and would wait for this one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
-from beitcli.config.use import EvalConfig
-from beitcli.engine.evaluate_classify import evaluate_classifier
-from beitcli.engine.evaluate_detect import evaluate_detector
-from beitcli.engine.evaluate_segment import evaluate_segmenter
-from beitcli.engine.events import OnEvent, downloads, ignore
-from beitcli.engine.probing import probe
-from beitcli.models.references import OpenedModel, expect, open_model
+from beitcli.config.evaluate import EvalConfig
+from beitcli.engine.classification.evaluate import evaluate_classifier
+from beitcli.engine.detection.evaluate import evaluate_detector
+from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
+from beitcli.engine.probing.evaluate import probe
+from beitcli.engine.segmentation.evaluate import evaluate_segmenter
+from beitcli.errors import BeitError, DistributedError, Stopped, UsageError
+from beitcli.models.checkpoints.locate import names_a_model
+from beitcli.models.checkpoints.open import OpenedModel, expect, open_model
+from beitcli.runtime.distributed.rank_env import place_of_this_process
 
 _KINDS: dict[str, Callable[[EvalConfig, OpenedModel, OnEvent], Any]] = {
     "classifier": evaluate_classifier,
@@ -31,3 +43,81 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     found = open_model(config.model, downloads(on_event))
     expect(found, *_KINDS, or_else="--protocol knn or linear measures the features of any.")
     return _KINDS[found.kind](config, found, on_event)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """In place of a model's report.
+
+    Attributes:
+        error: What was wrong, in one line.
+    """
+
+    model: str
+    data: str
+    protocol: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reports in the order of the models.
+
+    Attributes:
+        failure: The first one's, with a sentence on how many there were; None where all were measured.
+    """
+
+    reports: list[Any]
+    failure: BeitError | None
+
+
+def models_and_data(config: EvalConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which arguments are MODELs, and which DATA.
+
+    The first is a MODEL and the last DATA, whatever they look like. Those between are MODELs as long as their form or
+    what lies there says so (`names_a_model`); from the first that is not, all are DATA.
+
+    Raises:
+        UsageError: Nothing but MODELs.
+    """
+    leading = tuple(takewhile(names_a_model, config.data[:-1]))
+    data = config.data[len(leading) :]
+    last = data[-1]
+    if names_a_model(last) and not Path(last).is_dir():
+        raise UsageError(
+            f"{', '.join(repr(each) for each in (config.model, *config.data))} are MODELs, and DATA is missing.",
+            "Name labelled images behind them: beit eval MODEL... DATA...",
+        )
+    return (config.model, *leading), data
+
+
+def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
+    """Measures each MODEL of the arguments on all DATA of them.
+
+    A single one, and any of them in several processes, raises what `evaluate` raises.
+    """
+    models, data = models_and_data(config)
+    if len(models) > 1 or any(map(names_a_model, data)):
+        on_event(Note(f"Read as: models {', '.join(models)}; data {', '.join(data)}."))
+    if len(models) == 1:
+        return Comparison([evaluate(config, on_event)], None)
+    reports: list[Any] = []
+    failures: list[BeitError] = []
+    for model in models:
+        on_event(Note(f"{model}:"))
+        try:
+            reports.append(evaluate(replace(config, model=model, data=data), on_event))
+        except (Stopped, DistributedError):
+            raise
+        except Exception as error:
+            if place_of_this_process() is not None:  # the other processes may not have failed
+                raise
+            failure = error if isinstance(error, BeitError) else BeitError(f"{type(error).__name__}: {error}")
+            failures.append(failure)
+            reports.append(Failed(model, " ".join(data), config.protocol, failure.message))
+            on_event(Warned(f"'{model}' is not measured: {failure.message}"))
+    if not failures:
+        return Comparison(reports, None)
+    first = failures[0]
+    said = f"{len(failures)} of {len(models)} models could not be measured, the first: {first.message}"
+    return Comparison(reports, type(first)(said, first.hint))

@@ -1,25 +1,34 @@
-"""`beit export`: a model in another's layout, opened again from the disk and compared before it is handed over."""
+"""`beit export`: a model in another's layout, opened again from the disk and compared before it is handed over.
+
+Whether an export computes what its original does: both run in fp32 on the CPU over two images of noise.
+
+The export is read from the disk by the program it is for: timm, and transformers where it is installed; the release's
+layout, whose code is no package, by this program's own reader.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from beitcli.config.weights import ExportConfig
-from beitcli.data.views import evaluation_crop
+from beitcli.config.architecture import Pooling
+from beitcli.config.inspect_export import ExportConfig
+from beitcli.data.transforms.base import evaluation_crop
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
-from beitcli.engine.export_check import compare
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.description import Pooling
-from beitcli.models.foreign_vit import ForeignArchitecture
-from beitcli.models.published import (
+from beitcli.models.checkpoints.build import masked_image_model_of
+from beitcli.models.checkpoints.export_formats import (
+    HF_CLASSES,
     Tensors,
     hf_preprocessing,
     hf_settings,
@@ -29,8 +38,15 @@ from beitcli.models.published import (
     to_official,
     to_timm,
 )
-from beitcli.models.references import OpenedModel, open_pretrained
-from beitcli.models.transfer import by_block
+from beitcli.models.checkpoints.load_backbone import by_block
+from beitcli.models.checkpoints.open import OpenedModel, open_pretrained
+from beitcli.models.networks.classifier import Classifier
+from beitcli.models.networks.timm_vit import ForeignArchitecture
+
+TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller; seen: below 1e-5
+
+Outputs = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 TIMM_NORM_EPS = 1e-6  # timm's and the release's, in their code
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
@@ -152,3 +168,98 @@ def _write(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> None
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How far the export is from its original.
+
+    Attributes:
+        compared: `logits`; or `features`, (B, N, D), where the layout has no head for them.
+        argmax_agreement: Share of equal decisions (0-1); None of features.
+        reader: What read the export.
+    """
+
+    compared: str
+    max_difference: float
+    argmax_agreement: float | None
+    reader: str
+
+
+@torch.no_grad()
+def compare(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> Checked:
+    """Runs the original and the export in `folder`.
+
+    Args:
+        tensors: The original's, under our names.
+
+    Raises:
+        StorageError: They differ by more than the tolerance.
+    """
+    architecture = opened.architecture
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, *architecture.image_size, generator=generator)
+    mask = torch.rand(2, architecture.num_patches, generator=generator) < 0.4
+    features = opened.kind == "backbone" or (opened.kind == "masked-image-model" and to == "timm")
+    before = _ours(opened, tensors, features)(images, mask)
+    outputs, reader = _reader(to, opened, folder, features)
+    after = outputs(images, mask)
+    difference = float((before - after).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
+        raise StorageError(
+            f"The export differs from '{opened.reference}' by {difference:.3g} in its outputs (read by {reader}).",
+            "Nothing was written. This is a fault of the export: report it with the output of `beit inspect`.",
+        )
+    agreement = None if features else float((before.argmax(-1) == after.argmax(-1)).double().mean())
+    return Checked("features" if features else "logits", difference, agreement, reader)
+
+
+def _ours(opened: OpenedModel, tensors: Tensors, features: bool) -> Outputs:
+    """The model under our names: logits, (M, V) or (B, classes), or the features of the patches, (B, N, D)."""
+    found = opened.described
+    if found.kind == "masked-image-model":
+        model = masked_image_model_of(opened, tensors)
+        return (lambda images, mask: model.hidden_features(images, None)) if features else model
+    pooling = found.pooling if found.kind == "classifier" else "token" if "norm.weight" in tensors else "mean"
+    classifier = Classifier(found.architecture, found.outputs, pooling=pooling).eval()
+    classifier.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "mask_token"}, strict=False)
+    if features:
+        return lambda images, mask: classifier.forward_features(images)[:, 1:]
+    return lambda images, mask: classifier(images)
+
+
+def _reader(to: str, opened: OpenedModel, folder: Path, features: bool) -> tuple[Outputs, str]:
+    if to == "timm":
+        return _timm(folder, features)
+    if to == "hf" and importlib.util.find_spec("transformers"):
+        return _transformers(opened.kind, folder)
+    again = open_pretrained(str(folder))
+    return _ours(again, again.tensors(), features), "this program's own reader"
+
+
+def _timm(folder: Path, features: bool) -> tuple[Outputs, str]:
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    reader = f"timm {timm.__version__}"
+    if features:
+        return lambda images, mask: model.forward_features(images)[:, 1:], reader
+    return lambda images, mask: model(images), reader
+
+
+def _transformers(kind: str, folder: Path) -> tuple[Outputs, str]:
+    import transformers
+
+    shows_bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model: Any = getattr(transformers, HF_CLASSES[kind]).from_pretrained(folder).eval()
+    finally:
+        if shows_bars:
+            transformers.utils.logging.enable_progress_bar()
+    reader = f"transformers {transformers.__version__}"
+    if kind == "masked-image-model":
+        return lambda images, mask: model(images, bool_masked_pos=mask).logits[mask], reader
+    if kind == "classifier":
+        return lambda images, mask: model(images).logits, reader
+    return lambda images, mask: model(images).last_hidden_state[:, 1:], reader

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from beitcli.config.training import FinetuneConfig
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.engine.classification.finetune import finetune_classifier
+from beitcli.engine.detection.finetune import finetune_detector
 from beitcli.engine.events import OnEvent, ignore
-from beitcli.engine.finetune_classify import finetune_classifier
-from beitcli.engine.finetune_detect import finetune_detector
-from beitcli.engine.finetune_segment import finetune_segmenter
+from beitcli.engine.segmentation.finetune import finetune_segmenter
 
 _TASKS: dict[str, Callable[[FinetuneConfig, OnEvent], Any]] = {
     "classify": finetune_classifier,

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from beitcli.config.weights import InspectConfig
+from beitcli.config.inspect_export import InspectConfig
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.errors import StorageError
-from beitcli.models.description import Description, describe
-from beitcli.models.foreign import describe_foreign, is_foreign
-from beitcli.models.layouts import read_layout
-from beitcli.models.locate import Located, format_of, locate
-from beitcli.models.stated import stated_in
-from beitcli.runtime.weight_files import WeightFile, read_header
+from beitcli.models.checkpoints.config_readers import stated_in
+from beitcli.models.checkpoints.key_mapping import read_layout
+from beitcli.models.checkpoints.locate import Located, format_of, locate
+from beitcli.models.checkpoints.metadata import Description, describe
+from beitcli.models.checkpoints.timm_references import describe_foreign, is_foreign
+from beitcli.runtime.weight_files.reader import WeightFile, read_header
 
 _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
 

@@ -11,23 +11,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-from beitcli.config.use import MaskPreviewConfig
+from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.sources.base import Source
-from beitcli.data.views import Size, denormalize, fit_center, normalize, to_array
+from beitcli.data.transforms.base import Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
-from beitcli.engine.inputs import image_groups, open_inputs
-from beitcli.engine.opened_tokenizer import tokenizer_for, tokenizer_of
-from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
-from beitcli.engine.tokenize import to_picture
+from beitcli.engine.io.inputs import image_groups, open_inputs
+from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs, to_picture
+from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.masking import MaskGenerator, keyed_mask, make_masking, num_masked_from
+from beitcli.masking import keyed_mask, make_masking, num_masked_from
+from beitcli.masking.base import MaskGenerator
 from beitcli.masking.statistics import mask_statistics
-from beitcli.models.beit import MaskedImageModel
-from beitcli.models.references import OpenedModel, open_masked_image_model
+from beitcli.models.checkpoints.build import open_masked_image_model
+from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.models.networks.patchify import join_patches, patch_pixels
 from beitcli.pictures.masks import mask_panel
-from beitcli.runtime.device import Compute
-from beitcli.tokenizers import Tokenizer
-from beitcli.tokenizers.pixels import join_patches, patch_pixels
+from beitcli.runtime.compute.device import Compute
+from beitcli.tokenizers.base import Tokenizer
 
 _PICTURE = 448
 

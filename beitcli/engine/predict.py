@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from beitcli.config.use import PredictConfig
+from beitcli.config.predict import PredictConfig
+from beitcli.engine.classification.predict import predict_classes
+from beitcli.engine.detection.predict import predict_boxes
 from beitcli.engine.events import OnEvent, downloads, ignore
-from beitcli.engine.predict_classify import predict_classes
-from beitcli.engine.predict_detect import predict_boxes
-from beitcli.engine.predict_segment import predict_masks
-from beitcli.models.references import OpenedModel, expect, open_model
+from beitcli.engine.segmentation.predict import predict_masks
+from beitcli.models.checkpoints.open import OpenedModel, expect, open_model
 
 Documents = Iterator[dict[str, Any]]
 _KINDS: dict[str, Callable[[PredictConfig, OpenedModel, OnEvent, BinaryIO | None], Documents]] = {

@@ -13,34 +13,32 @@ from functools import partial
 from typing import Any
 
 from beitcli.config.normalization import NORMALIZATIONS
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig, TrainTokenizerConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.data.caches.token_cache import CachedView, TokenCache
 from beitcli.data.sources.base import Source
-from beitcli.data.token_cache import CachedView, TokenCache
-from beitcli.engine.cached_tokens import open_token_cache
-from beitcli.engine.cards import TARGETS, pretraining_card
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
-from beitcli.engine.job import Finished, Job, conclude, dry_run, run_job, train_job
-from beitcli.engine.masked_image_modeling import (
-    PretrainExtras,
-    PretrainTask,
-    residual_dtype,
-    token_size,
-    views_and_masks,
-)
-from beitcli.engine.online_probe import OnlineProbe
-from beitcli.engine.opened_tokenizer import prepared, token_precision, tokenizer_for
-from beitcli.engine.preparation import checkpoint_bytes, describe_plan, hold_out, make_plan, open_images, open_run
-from beitcli.engine.task import Plan, RunSession
+from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, views_and_masks
+from beitcli.engine.mim.token_caching import open_token_cache
+from beitcli.engine.probing.online_knn import OnlineProbe
+from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import tokenizer_architecture, tokenizer_job
+from beitcli.engine.trainer.data import hold_out, open_images
+from beitcli.engine.trainer.job import Finished, Job, conclude, dry_run, run_job, train_job
+from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan, open_run
+from beitcli.engine.trainer.task import RunSession
 from beitcli.errors import StorageError, UsageError
-from beitcli.masking import MaskGenerator, make_masking, num_masked_from
-from beitcli.models.beit import forward_flops
-from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.compiled import compiles
-from beitcli.runtime.device import Compute, describe, join_compute
-from beitcli.runtime.run_folder import RunFolder
-from beitcli.tokenizers import Tokenizer
+from beitcli.masking import make_masking, num_masked_from
+from beitcli.masking.base import MaskGenerator
+from beitcli.models.networks.beit import forward_flops
+from beitcli.runtime.compute.compile import compiles
+from beitcli.runtime.compute.device import Compute, describe, join_compute
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+from beitcli.runtime.storage.run_dir import RunFolder
+from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE
 
 _FEW_IMAGES = 64

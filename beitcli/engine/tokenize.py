@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from beitcli.config.use import TokenizeConfig
-from beitcli.data.loader import Batch, ordered_batches
+from beitcli.config.tokenize import TokenizeConfig
+from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
-from beitcli.data.views import CenterView
+from beitcli.data.transforms.base import CenterView
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
-from beitcli.engine.inputs import open_inputs
-from beitcli.engine.opened_tokenizer import prepared, tokenizer_for
-from beitcli.engine.outputs import OutputNames, make_folder, save_png, spare_inputs
-from beitcli.engine.token_files import TokenFile, TokenKind, open_token_file, parse_line
+from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs, to_picture
+from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line
+from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
-from beitcli.runtime.device import Compute, choose_compute, choose_workers, join_compute
-from beitcli.runtime.distributed import World
-from beitcli.tokenizers import Tokenizer, to_unit
-from beitcli.tokenizers.low_precision import Precision
-from beitcli.tokenizers.objective import codebook_usage, psnr
+from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
+from beitcli.runtime.distributed.world import World
+from beitcli.tokenizers.base import Tokenizer, to_unit
+from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
+from beitcli.tokenizers.mixed_precision import Precision
 
 _COMPARED = 64  # images that `agreement` is of: fp32 is what low precision is there to avoid
 
@@ -269,12 +269,6 @@ def _tokenized(
         index: {"path": source.path(index), "grid": list(grid), "tokens": row}
         for index, row in zip(batch.indices, rows, strict=True)
     }
-
-
-def to_picture(image: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] to a picture."""
-    pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
-    return Image.fromarray(pixels.numpy())
 
 
 def decode(

@@ -19,24 +19,26 @@ from typing import Any
 
 import torch
 
-from beitcli.config.training import TrainTokenizerConfig
-from beitcli.data.loader import ordered_batches
-from beitcli.data.order import places_of
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.data.loading.batches import ordered_batches
+from beitcli.data.loading.sampler import places_of
 from beitcli.data.sources.base import Source
-from beitcli.data.views import CenterView, TokenizerView
-from beitcli.engine.cards import tokenizer_card
+from beitcli.data.transforms.base import CenterView, TokenizerView
 from beitcli.engine.events import OnEvent, ignore
-from beitcli.engine.job import Finished, Job, run_job
-from beitcli.engine.preparation import checkpoint_bytes, describe_plan, hold_out, make_plan, open_images
-from beitcli.engine.rounds import in_rounds
-from beitcli.engine.task import Plan, Task, Tensors, never_stop
-from beitcli.runtime.device import Compute, choose_workers, describe, join_compute, threads_for
-from beitcli.runtime.keyed import keyed_integer
-from beitcli.runtime.optim import make_adamw, parameter_groups
-from beitcli.runtime.schedules import cosine, warmup_cosine
-from beitcli.tokenizers import to_unit
+from beitcli.engine.trainer.data import hold_out, open_images
+from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.job import Finished, Job, run_job
+from beitcli.engine.trainer.model_card import tokenizer_card
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
+from beitcli.engine.trainer.task import Task, Tensors, never_stop
+from beitcli.runtime.compute.device import Compute, choose_workers, describe, join_compute, threads_for
+from beitcli.runtime.compute.keyed_rng import keyed_integer
+from beitcli.runtime.compute.lr_schedules import cosine, warmup_cosine
+from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+from beitcli.tokenizers.base import to_unit
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
-from beitcli.tokenizers.objective import codebook_usage, dvae_loss, psnr
+from beitcli.tokenizers.dvae_loss import codebook_usage, dvae_loss, psnr
 
 _HELD_OUT = 1024
 

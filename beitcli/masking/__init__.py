@@ -15,7 +15,7 @@ from beitcli.errors import UsageError
 from beitcli.masking.base import Block, MaskGenerator, check_grid
 from beitcli.masking.blockwise import MAX_ASPECT, MIN_BLOCK, BlockwiseMasking
 from beitcli.masking.random import RandomMasking
-from beitcli.runtime.keyed import keyed_generator
+from beitcli.runtime.compute.keyed_rng import keyed_generator
 
 __all__ = ["DEFAULT_RATIO", "MASKINGS", "Block", "MaskGenerator", "keyed_mask", "make_masking", "num_masked_from"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from beitcli.errors import UsageError
 from beitcli.masking.base import MaskGenerator
-from beitcli.runtime.keyed import keyed_generator
+from beitcli.runtime.compute.keyed_rng import keyed_generator
 
 _CHUNK = 1000  # masks counted at once
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.weight_files import read_tensors
+from beitcli.runtime.weight_files.reader import read_tensors
 from beitcli.tokenizers.dvae import Decoder, DiscreteVAE, DVAEArchitecture, Encoder
-from beitcli.tokenizers.pickled_modules import read_pickled
+from beitcli.tokenizers.legacy_pickle import read_pickled
 
 SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".bin")
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # as the hub names the encoder

@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from beitcli.errors import StorageError
-from beitcli.runtime.hashing import sha256_of
-from beitcli.runtime.hub import OnProgress, cache_folder, fetch
+from beitcli.runtime.hub.client import cache_folder, fetch
+from beitcli.runtime.hub.download import OnProgress
+from beitcli.runtime.storage.hashing import sha256_of
 from beitcli.tokenizers.dalle import SUFFIXES, WHOLE, Half, fits, read_half, read_halves, weight_files
 
 REPOSITORY = "facebook/flava-image-codebook"

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.device import without_tf32
-from beitcli.tokenizers.objective import gumbel_softmax, map_pixels, unmap_pixels
+from beitcli.runtime.compute.device import without_tf32
+from beitcli.tokenizers.dvae_loss import gumbel_softmax, map_pixels, unmap_pixels
 
 
 @dataclass(frozen=True, kw_only=True)

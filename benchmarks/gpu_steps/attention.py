@@ -1,6 +1,6 @@
 """torch's attention kernels on BEiT's shapes: milliseconds forward and backward, and error against fp32.
 
-A bias is added in two forms. `padded` is the engine's, from `runtime/attention_kernels.py`: rows of 200 elements, of
+A bias is added in two forms. `padded` is the engine's, from `runtime/compute/sdpa_backend.py`: rows of 200 elements, of
 which 197 are read. `plain` is (heads, 197, 197), as one would write it; torch copies it into a padded one inside each
 call of the memory-efficient kernel. FlexAttention reads single elements, so it is tried with the engine's form alone,
 and only there does the engine use it.
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from beitcli.runtime.attention_kernels import FLEX, SDPA, attention, padded_bias
-from beitcli.runtime.device import allow_tf32
+from beitcli.runtime.compute.device import allow_tf32
+from beitcli.runtime.compute.sdpa_backend import FLEX, SDPA, attention, padded_bias
 from gpu_steps.context import Context
 from gpu_steps.setups import attention_choice, attention_choice_undone, make_setup
 

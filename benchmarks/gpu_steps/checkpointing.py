@@ -8,10 +8,10 @@ from typing import Any
 
 from measure import spread
 
-from beitcli.engine.bad_images import BadImageLedger
 from beitcli.engine.events import OnEvent, Saved
-from beitcli.engine.saving import Progressed, Saver
-from beitcli.runtime.run_folder import RunFolder
+from beitcli.engine.trainer.bad_images import BadImageLedger
+from beitcli.engine.trainer.checkpointing import Progressed, Saver
+from beitcli.runtime.storage.run_dir import RunFolder
 from gpu_steps.context import Context
 from gpu_steps.setups import Setup, make_setup
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 import traceback
 
-from beitcli.runtime.parent import end_with_parent
+from beitcli.runtime.distributed.parent_death import end_with_parent
 from gpu_steps.parent import MISSING_PACKAGE
 from gpu_steps.schedule import STEPS
 

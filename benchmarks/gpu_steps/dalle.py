@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from measure import spread
 
-from beitcli.runtime.device import allow_tf32
-from beitcli.tokenizers import Tokenizer, to_unit
+from beitcli.runtime.compute.device import allow_tf32
+from beitcli.tokenizers.base import Tokenizer, to_unit
 from beitcli.tokenizers.dalle import Half, build
 from beitcli.tokenizers.dvae import DVAEArchitecture, Encoder
 from gpu_steps.context import Context

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from beitcli.data.fast_view import FastPretrainingView
-from beitcli.data.loader import Batch, training_batches
+from beitcli.data.caches.token_cache import CachedView, TokenCache
+from beitcli.data.loading.batches import Batch, training_batches
 from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.token_cache import CachedView, TokenCache
-from beitcli.engine.cached_tokens import CachedTokens
+from beitcli.data.transforms.pretraining import FastPretrainingView
 from beitcli.engine.events import ignore
-from beitcli.engine.opened_tokenizer import prepared, token_precision
-from beitcli.engine.targets import TokenTarget
-from beitcli.engine.training import optimizer_step
-from beitcli.engine.transfer import on_device
+from beitcli.engine.mim.targets import TokenTarget
+from beitcli.engine.mim.token_caching import CachedTokens
+from beitcli.engine.tokenizer_loading import prepared, token_precision
+from beitcli.engine.trainer.optimizer_step import optimizer_step
+from beitcli.engine.trainer.prefetch import on_device
 from beitcli.masking import keyed_mask
-from beitcli.tokenizers import Tokenizer
+from beitcli.tokenizers.base import Tokenizer
 from gpu_steps.context import Context
 from gpu_steps.dalle import random_tokenizer
 from gpu_steps.jpegs import make_jpegs

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from beitcli.runtime.distributed import World
-from beitcli.runtime.optim import make_adamw, parameter_groups
-from beitcli.runtime.sharding import shard, whole
+from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+from beitcli.runtime.distributed.fsdp import shard, whole
+from beitcli.runtime.distributed.world import World
 from gpu_steps.context import Context, relative_error
 from gpu_steps.setups import Setup, make_setup
 

@@ -16,7 +16,7 @@ from measure import spread
 from timm.models.beit import Beit
 from torch import nn
 
-from beitcli.models.beit import timm_arguments
+from beitcli.models.networks.beit import timm_arguments
 from gpu_steps.context import Context
 from gpu_steps.setups import (
     CLIP,

@@ -15,13 +15,14 @@ import torch
 from measure import spread
 
 from beitcli.config.architecture import SIZES, Architecture
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig
-from beitcli.engine.masked_image_modeling import PretrainTask
-from beitcli.engine.training import Plan, optimizer_step
+from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.trainer.optimizer_step import optimizer_step
+from beitcli.engine.trainer.plan import Plan
 from beitcli.masking import make_masking
-from beitcli.models.beit import forward_flops
-from beitcli.runtime.device import Compute
+from beitcli.models.networks.beit import forward_flops
+from beitcli.runtime.compute.device import Compute
 from gpu_steps.context import Context
 
 CLIP = 3.0

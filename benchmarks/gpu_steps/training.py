@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from beitcli.runtime.matrix_rate import matrix_rate
+from beitcli.runtime.compute.peak_flops import matrix_rate
 from gpu_steps.context import Context
 from gpu_steps.profiling import profile
 from gpu_steps.setups import (

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from coco_folder import save_rectangles
-from scenes import IGNORE
 
 import beitcli
 from beitcli.config.resolve import resolve
 from beitcli.engine.finetune import finetune
-from beitcli.models.beit import Classifier, MaskedImageModel
-from beitcli.models.detector import Detector
-from beitcli.models.references import open_masked_image_model
-from beitcli.models.segmenter import Segmenter
+from beitcli.models.checkpoints.build import open_masked_image_model
+from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.models.networks.classifier import Classifier
+from beitcli.models.networks.detector import Detector
+from beitcli.models.networks.segmenter import Segmenter
+from tests.helpers.coco_folder import save_rectangles
+from tests.helpers.scenes import IGNORE
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import free_port
+from tests.helpers.processes import free_port
 
 SCRIPT = """
 import json, sys

@@ -234,7 +234,7 @@ def test_a_choice_of_attention_is_undone(context):
     import torch
     from gpu_steps.setups import attention_choice_undone, sdpa_flags
 
-    from beitcli.runtime.attention_choice import AttentionChoice, apply_choice
+    from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choice
 
     before, tag = sdpa_flags(), torch.compiler.config.cache_key_tag
     with attention_choice_undone():

@@ -14,10 +14,10 @@ import pytest
 
 from beitcli import __version__
 from beitcli.cli.app import COMMANDS
-from beitcli.cli.command import Command
+from beitcli.cli.options import Command
 from beitcli.config.fields import Setting, settings_of
+from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import read_recipe, recipe_names
-from beitcli.config.training import FinetuneConfig
 
 each_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 TASKS = settings_of(FinetuneConfig)["task"].choices

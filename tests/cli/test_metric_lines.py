@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from beitcli.cli import output
-from beitcli.engine import finetune_classify, finetune_detect, finetune_segment, pretrain, train_tokenizer
+from beitcli.cli import console as output
+from beitcli.engine import pretrain, train_tokenizer
+from beitcli.engine.classification import finetune as finetune_classify
+from beitcli.engine.detection import finetune as finetune_detect
+from beitcli.engine.segmentation import finetune as finetune_segment
 from beitcli.runtime.metric_text import further_metrics, metric_label, metric_texts, metric_value
 
 SHORT = ["--steps", 1, "--batch-size", 4, "--workers", 0, "--device", "cpu"]

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from beitcli.cli.app import COMMANDS
-from beitcli.cli.command import Command
+from beitcli.cli.options import Command
 from beitcli.config.bounds import UNBOUNDED, Bounds
 from beitcli.config.fields import Setting, Size, settings_of
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import FinetuneConfig, PretrainConfig
 from beitcli.errors import UsageError
 
 NUMBERS = [

@@ -6,8 +6,8 @@ import pytest
 
 from beitcli.cli.app import COMMANDS
 from beitcli.config.fields import coerce, settings_of, suggestion
-from beitcli.config.training import PretrainConfig
-from beitcli.config.use import MaskPreviewConfig
+from beitcli.config.mask_preview import MaskPreviewConfig
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.errors import UsageError
 
 PRETRAIN = settings_of(PretrainConfig)

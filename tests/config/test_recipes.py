@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from beitcli.config.common import Training
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import RECIPES, read_recipe, recipe_names, resolve
-from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 KINDS: dict[str, type[Training]] = {
     kind.command: kind for kind in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)

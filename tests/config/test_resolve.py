@@ -11,12 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beitcli.config.attn_map import AttnMapConfig
 from beitcli.config.common import Training
+from beitcli.config.evaluate import EvalConfig
 from beitcli.config.fields import Setting, coerce, settings_of
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.inspect_export import ExportConfig
+from beitcli.config.predict import PredictConfig
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import dump_toml, read_recipe, recipe_names, resolve, to_toml
-from beitcli.config.training import FinetuneConfig, PretrainConfig, TrainTokenizerConfig
-from beitcli.config.use import AttnMapConfig, EvalConfig, PredictConfig
-from beitcli.config.weights import ExportConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.errors import UsageError
 
 TRAINING = (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)

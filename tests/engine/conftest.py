@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from coco_folder import save_rectangles
-from detection_runs import config_of
 
 from beitcli.engine.finetune import finetune
+from tests.helpers.coco_folder import save_rectangles
+from tests.helpers.detection_runs import config_of
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,17 @@ from timm.layers import PatchEmbed
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from beitcli.config.architecture import Architecture
-from beitcli.config.use import AttnMapConfig
-from beitcli.data.views import fit_center, normalize, to_array
+from beitcli.config.attn_map import AttnMapConfig
+from beitcli.data.transforms.base import fit_center, normalize, to_array
+from beitcli.data.transforms.reference_points import CentralCrop, parse_point
 from beitcli.engine.attn_map import attn_map
-from beitcli.engine.attn_points import CentralCrop, parse_point
 from beitcli.engine.events import Note, Progress
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.models.attention import attention_rows
-from beitcli.models.beit import MaskedImageModel
-from beitcli.models.references import open_backbone, state_tensors
-from beitcli.runtime.checkpoint import save_checkpoint
+from beitcli.models.checkpoints.build import open_backbone
+from beitcli.models.checkpoints.open import state_tensors
+from beitcli.models.networks.attention_maps import attention_rows
+from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.runtime.storage.checkpoint import save_checkpoint
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 DEPTH, HEADS = 3, 4

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import forked
 
 from beitcli.cli.app import main
+from tests.helpers.forked import forked
 
 PRETRAIN = ["pretrain", "--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0]
 FINETUNE = ["finetune", "--recipe", "tiny", "--init", "random", "--size", 32, "--steps", 2, "--batch-size", 8]

@@ -11,14 +11,23 @@ import pytest
 import timm
 import torch
 import transformers
-from foreign_models import ReleasedMasked, hf_backbone, hf_classifier, hf_masked, noise, save_released, timm_small
-from forked import Child
 
 from beitcli.cli.app import main
-from beitcli.engine.export_check import compare
+from beitcli.engine.export import compare
 from beitcli.errors import StorageError
-from beitcli.models.published import to_official
-from beitcli.models.references import open_classifier, open_masked_image_model, open_model
+from beitcli.models.checkpoints.build import open_classifier, open_masked_image_model
+from beitcli.models.checkpoints.export_formats import to_official
+from beitcli.models.checkpoints.open import open_model
+from tests.helpers.foreign_models import (
+    ReleasedMasked,
+    hf_backbone,
+    hf_classifier,
+    hf_masked,
+    noise,
+    save_released,
+    timm_small,
+)
+from tests.helpers.forked import Child
 
 
 def exported(beit, model: Path, to: str, output: Path) -> dict[str, object]:

@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_models import (
+from PIL import Image
+from timm.data import create_transform
+from timm.models.beit import Beit
+
+from tests.helpers.foreign_models import (
     PER_BLOCK,
     SHARED,
     ReleasedMasked,
@@ -21,9 +25,6 @@ from foreign_models import (
     save_released,
     timm_small,
 )
-from PIL import Image
-from timm.data import create_transform
-from timm.models.beit import Beit
 
 ABSOLUTE = {"use_absolute_position_embeddings": True, "layer_scale_init_value": 0.0}
 

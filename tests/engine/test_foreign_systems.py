@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from foreign_models import SMALL_VIT, timm_vit
-from hub_server import HubServer
 from PIL import Image
 from timm.data import create_transform
 
-from beitcli.models.references import open_classifier
-from beitcli.runtime.checkpoint import load_tensors
+from beitcli.models.checkpoints.build import open_classifier
+from beitcli.runtime.storage.checkpoint import load_tensors
+from tests.helpers.foreign_models import SMALL_VIT, timm_vit
+from tests.helpers.hub_server import HubServer
 
 TINY = "timm/vit_tiny_patch16_224@random,patch_size=8,depth=2,embed_dim=24,num_heads=2"
 FLAGS = ("--recipe", "tiny", "--size", 32, "--batch-size", 8, "--workers", 0, "--device", "cpu")

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 import transformers
-from foreign_models import (
+from timm.models.beit import Beit
+
+from tests.helpers.foreign_models import (
     PER_BLOCK,
     SHARED,
     ReleasedMasked,
@@ -20,8 +22,7 @@ from foreign_models import (
     save_released,
     timm_small,
 )
-from released_dalle import Decoder, Encoder, save_module
-from timm.models.beit import Beit
+from tests.helpers.released_dalle import Decoder, Encoder, save_module
 
 
 def inspected(beit, reference: object) -> dict[str, object]:

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from beitcli.cli.app import main
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig
-from beitcli.data.loader import training_batches
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources import open_data
-from beitcli.engine.masked_image_modeling import views_and_masks
-from beitcli.engine.preparation import hold_out, open_images
+from beitcli.engine.mim.task import views_and_masks
+from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.masking import make_masking
-from beitcli.tokenizers import open_tokenizer
+from beitcli.tokenizers.open import open_tokenizer
 
 
 def masks(lines: list[dict]) -> list[list[list[int]]]:

@@ -13,17 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import FinetuneConfig, PretrainConfig
-from beitcli.data.views import center_box, normalize
-from beitcli.engine.attn_points import CentralCrop
+from beitcli.data.transforms.base import center_box, normalize
+from beitcli.data.transforms.reference_points import CentralCrop
 from beitcli.engine.events import Warned
 from beitcli.engine.finetune import finetune
 from beitcli.engine.pretrain import pretrain
 from beitcli.errors import UsageError
-from beitcli.models.references import open_classifier, open_masked_image_model
-from beitcli.runtime.checkpoint import load_tensors, newest_checkpoint, step_folders
-from beitcli.tokenizers import open_tokenizer
+from beitcli.models.checkpoints.build import open_classifier, open_masked_image_model
+from beitcli.runtime.storage.checkpoint import load_tensors, newest_checkpoint, step_folders
+from beitcli.tokenizers.open import open_tokenizer
 
 
 def pretrained(data: Path, out: Path, on_event: Callable = lambda event: None, **more: Any):

@@ -20,14 +20,14 @@ from pyarrow import parquet
 from safetensors import safe_open
 
 from beitcli.config.resolve import resolve
-from beitcli.config.use import TokenizeConfig
-from beitcli.data.views import fit_center, to_array
+from beitcli.config.tokenize import TokenizeConfig
+from beitcli.data.transforms.base import fit_center, to_array
 from beitcli.engine.events import Event, Progress
-from beitcli.engine.inputs import open_inputs
-from beitcli.engine.outputs import OutputNames
-from beitcli.engine.token_files import TokenKind, open_token_file
+from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.io.outputs import OutputNames
+from beitcli.engine.io.token_files import TokenKind, open_token_file
 from beitcli.errors import StorageError
-from beitcli.tokenizers import open_tokenizer
+from beitcli.tokenizers.open import open_tokenizer
 
 CODES, GRID = 16, [4, 4]
 FORMATS = [".jsonl", ".npz", ".safetensors", ".parquet"]
@@ -96,7 +96,7 @@ def test_tokenize_reads_parquet_as_it_reads_files(tokenize: Callable, labelled_f
 
 
 def test_opening_large_data_tells_how_far_it_is(labelled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beitcli.data.sources.folder_listing._TELL_EVERY", 10)
+    monkeypatch.setattr("beitcli.data.sources.formats.folder_listing._TELL_EVERY", 10)
     events: list[Event] = []
     config = resolve(TokenizeConfig, {"inputs": [str(labelled_folder)], "tokenizer": "pixels"}).config
     open_inputs(config, sample_size=16, on_event=events.append)
@@ -332,7 +332,7 @@ def test_token_files_hold_names_that_are_no_text(tmp_path: Path, suffix: str) ->
 
 
 def test_parquet_tokens_come_in_row_groups_with_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beitcli.engine.token_files._ROW_GROUP", 4)
+    monkeypatch.setattr("beitcli.engine.io.token_files._ROW_GROUP", 4)
     with closing(open_token_file(tmp_path / "t.parquet", TokenKind((1, 2), CODES, "0" * 64), resume=False)) as file:
         for number in range(10):
             file.add({"path": f"{number}.png", "grid": [1, 2], "tokens": [number, 3]})

@@ -16,7 +16,7 @@ import importlib.abc, importlib.machinery, os, signal, sys, time
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "beitcli.engine.training":
+        if name != "beitcli.engine.trainer.loop":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module

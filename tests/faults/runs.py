@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from beitcli.data import loader
-from beitcli.engine import preparation
-from beitcli.runtime.checkpoint import damage, newest_checkpoint, step_folders
+from beitcli.data.loading import batches as loader
+from beitcli.engine.trainer import data as data_module
+from beitcli.runtime.storage.checkpoint import damage, newest_checkpoint, step_folders
 
 _EQUAL = ("step", "epoch", "loss", "lr", "gradient_norm", "masked_accuracy")
 STEPS, SAVE_EVERY, BATCH = 12, 4, 5
@@ -44,7 +44,7 @@ def note_images(file: Path) -> None:
                 lines.write(json.dumps({str(step): batch.indices}) + "\n")
             yield batch
 
-    preparation.training_batches = noted  # type: ignore[assignment]
+    data_module.training_batches = noted  # type: ignore[assignment]
 
 
 def outcome(run: Path, images: Path | None = None) -> dict[str, Any]:

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig
-from beitcli.data.loader import training_batches
-from beitcli.data.sources import Source, open_data
+from beitcli.data.loading.batches import training_batches
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
 from beitcli.engine.events import Event, Progress
 from beitcli.engine.pretrain import pretrain
 from beitcli.errors import DataError

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import Child, forked
-from runs import STEPS, command, note_images, on_change, outcome, resumption, whole_checkpoints
 
 from beitcli.cli.app import main
-from beitcli.runtime.checkpoint import newest_checkpoint, save_checkpoint
+from beitcli.runtime.storage.checkpoint import newest_checkpoint, save_checkpoint
+from tests.faults.runs import STEPS, command, note_images, on_change, outcome, resumption, whole_checkpoints
+from tests.helpers.forked import Child, forked
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

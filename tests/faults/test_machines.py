@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launches import Launched
-from processes import free_port, in_processes
-from runs import command, outcome, whole_checkpoints
 
-from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.weight_files import read_tensors
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+from beitcli.runtime.weight_files.reader import read_tensors
+from tests.faults.launches import Launched
+from tests.faults.runs import command, outcome, whole_checkpoints
+from tests.helpers.processes import free_port, in_processes
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

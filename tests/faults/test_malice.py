@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from test_mutations import sign
 
 from beitcli.data.sources import open_data
+from tests.faults.test_mutations import sign
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -24,24 +24,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from foreign_models import hf_classifier, timm_small
-from forked import forked
-from mutations import mutated, mutated_json
 from PIL import Image
 
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.config.training import PretrainConfig
 from beitcli.data.decode import decode_index_mask, decode_pixels, decode_rgb, read_upright_size
 from beitcli.data.sources import open_data
+from beitcli.engine.io.token_files import FORMATS, TokenKind, open_token_file, parse_line
 from beitcli.engine.pretrain import pretrain
-from beitcli.engine.token_files import FORMATS, TokenKind, open_token_file, parse_line
 from beitcli.errors import BeitError
-from beitcli.models.references import open_classifier, open_masked_image_model, open_model
-from beitcli.runtime.checkpoint import damage, newest_checkpoint
-from beitcli.runtime.hashing import sha256_of
-from beitcli.runtime.run_folder import RunFolder
-from beitcli.runtime.weight_files import read_header, read_tensors
-from beitcli.tokenizers import open_tokenizer
+from beitcli.models.checkpoints.build import open_classifier, open_masked_image_model
+from beitcli.models.checkpoints.open import open_model
+from beitcli.runtime.storage.checkpoint import damage, newest_checkpoint
+from beitcli.runtime.storage.hashing import sha256_of
+from beitcli.runtime.storage.run_dir import RunFolder
+from beitcli.runtime.weight_files.reader import read_header, read_tensors
+from beitcli.tokenizers.open import open_tokenizer
+from tests.faults.mutations import mutated, mutated_json
+from tests.helpers.foreign_models import hf_classifier, timm_small
+from tests.helpers.forked import forked
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from launches import Launched, alive, harmed, kill, logged
-from processes import free_port, in_processes, start
-from runs import command, resumption, whole_checkpoints
 
-from beitcli.engine import preparation, training
-from beitcli.engine.masked_image_modeling import PretrainTask
-from beitcli.engine.saving import Saver
+from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.trainer import data as data_module
+from beitcli.engine.trainer import loop as training
+from beitcli.engine.trainer.checkpointing import Saver
 from beitcli.errors import DataError
-from beitcli.runtime.checkpoint import newest_checkpoint, step_of
-from beitcli.runtime.weight_files import read_tensors
+from beitcli.runtime.storage.checkpoint import newest_checkpoint, step_of
+from beitcli.runtime.weight_files.reader import read_tensors
+from tests.faults.launches import Launched, alive, harmed, kill, logged
+from tests.faults.runs import command, resumption, whole_checkpoints
+from tests.helpers.processes import free_port, in_processes, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -137,7 +138,7 @@ def test_a_batch_that_one_rank_cannot_read_ends_both_before_its_step(words, tmp_
     def before(rank: int) -> None:
         if rank != mine:
             return
-        batches = preparation.training_batches
+        batches = data_module.training_batches
 
         def broken(*args: Any, **kwargs: Any) -> Any:
             for number, batch in enumerate(batches(*args, **kwargs), start=1):
@@ -145,7 +146,7 @@ def test_a_batch_that_one_rank_cannot_read_ends_both_before_its_step(words, tmp_
                     raise DataError("The shelf is empty.", "Fill it.")
                 yield batch
 
-        preparation.training_batches = broken  # type: ignore[assignment]
+        data_module.training_batches = broken  # type: ignore[assignment]
 
     ended = in_processes(2, words, before=before, seconds=60)
     assert [each.code for each in ended] == [3, 3], [each.err for each in ended]

@@ -14,14 +14,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import Ended, forked
-from runs import BATCH, STEPS, command, note_images, on_call, on_change, outcome, resumption, whole_checkpoints
 
 from beitcli.cli.app import main
 from beitcli.engine import pretrain as pretraining
-from beitcli.engine import training
-from beitcli.engine.masked_image_modeling import PretrainTask
-from beitcli.runtime.checkpoint import step_of
+from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.trainer import loop as training
+from beitcli.runtime.storage.checkpoint import step_of
+from tests.faults.runs import (
+    BATCH,
+    STEPS,
+    command,
+    note_images,
+    on_call,
+    on_change,
+    outcome,
+    resumption,
+    whole_checkpoints,
+)
+from tests.helpers.forked import Ended, forked
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forked import forked, read_only
-from runs import command, on_call, outcome, resumption, whole_checkpoints
 
 from beitcli.cli.app import main
-from beitcli.engine import tokenize, training
+from beitcli.engine import tokenize
+from beitcli.engine.trainer import loop as training
+from tests.faults.runs import command, on_call, outcome, resumption, whole_checkpoints
+from tests.helpers.forked import forked, read_only
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

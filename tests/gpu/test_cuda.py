@@ -13,19 +13,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from beitcli.config.architecture import Architecture
-from beitcli.data.color import apply_color
-from beitcli.data.finetuning_view import erase
-from beitcli.data.token_cache import TokenCache
-from beitcli.data.views import IMAGENET_MEAN, IMAGENET_STD, normalize
-from beitcli.engine.cached_tokens import CachedTokens
+from beitcli.data.caches.token_cache import TokenCache
+from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, normalize
+from beitcli.data.transforms.color_jitter import apply_color
+from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.events import ignore
-from beitcli.models.beit import MaskedImageModel
-from beitcli.models.blocks import PaddedRelativePositionBias
-from beitcli.runtime.attention_choice import AttentionChoice, apply_choice, candidates
-from beitcli.runtime.attention_kernels import attention, padded_bias
-from beitcli.runtime.attention_trial import MAX_ERROR, AttentionShape, try_kernels
-from beitcli.runtime.checkpoint import newest_checkpoint
-from beitcli.runtime.device import Compute
+from beitcli.engine.mim.token_caching import CachedTokens
+from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.models.networks.blocks import PaddedRelativePositionBias
+from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choice, candidates
+from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, try_kernels
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.sdpa_backend import attention, padded_bias
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 

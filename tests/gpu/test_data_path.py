@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beitcli.data.loader import training_batches
+from beitcli.data.loading.batches import training_batches
 from beitcli.data.sources import open_data
-from beitcli.data.views import CenterView
-from beitcli.engine.opened_tokenizer import prepared
-from beitcli.engine.transfer import on_device, to_device
-from beitcli.runtime.checkpoint_writer import SnapshotTaker
-from beitcli.runtime.device import choose_compute
-from beitcli.runtime.matrix_rate import matrix_rate
-from beitcli.tokenizers import Tokenizer
+from beitcli.data.transforms.base import CenterView
+from beitcli.engine.tokenizer_loading import prepared
+from beitcli.engine.trainer.prefetch import on_device, to_device
+from beitcli.runtime.compute.device import choose_compute
+from beitcli.runtime.compute.peak_flops import matrix_rate
+from beitcli.runtime.storage.async_writer import SnapshotTaker
+from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

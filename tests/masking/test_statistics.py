@@ -10,7 +10,7 @@ import pytest
 from beitcli.errors import UsageError
 from beitcli.masking import keyed_mask, make_masking
 from beitcli.masking.statistics import count_components, mask_statistics
-from beitcli.runtime.keyed import keyed_generator
+from beitcli.runtime.compute.keyed_rng import keyed_generator
 
 COUNT = 4000
 RELEASE_COUNT = 20_000

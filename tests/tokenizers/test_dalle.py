@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from released_dalle import Decoder, Encoder, save_module
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.tokenizers import Tokenizer, open_tokenizer
+from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.dalle import huggingface_name, openai_name
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.open import open_tokenizer
+from tests.helpers.released_dalle import Decoder, Encoder, save_module
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import Child
-from hub_server import HubServer
-from released_dalle import Decoder, Encoder, save_module
 from safetensors.torch import load_file, save, save_file
 
 from beitcli.errors import StorageError
-from beitcli.tokenizers import open_tokenizer
 from beitcli.tokenizers.dalle import huggingface_name, openai_name
+from beitcli.tokenizers.open import open_tokenizer
+from tests.helpers.forked import Child
+from tests.helpers.hub_server import HubServer
+from tests.helpers.released_dalle import Decoder, Encoder, save_module
 
 REPO = "facebook/flava-image-codebook"
 

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
-from beitcli.tokenizers.objective import (
+from beitcli.tokenizers.dvae_loss import (
     codebook_usage,
     dvae_loss,
     gumbel_softmax,

@@ -15,15 +15,15 @@ from typing import Any, BinaryIO
 from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import is_image_name, sibling_names
-from beitcli.data.sources.folder import open_folder
-from beitcli.data.sources.folder_listing import list_images
-from beitcli.data.sources.hub import open_hub
-from beitcli.data.sources.listing import ListSource, open_list, open_stdin
-from beitcli.data.sources.parquet import ParquetSource
-from beitcli.data.sources.sample import SampleSource
+from beitcli.data.sources.formats.folder import open_folder
+from beitcli.data.sources.formats.folder_listing import list_images
+from beitcli.data.sources.formats.hub_parquet import open_hub
+from beitcli.data.sources.formats.list_file import ListSource, open_list, open_stdin
+from beitcli.data.sources.formats.parquet import ParquetSource
+from beitcli.data.sources.formats.sample import SampleSource
+from beitcli.data.sources.formats.tar import TarSource
 from beitcli.data.sources.splits import files_of_split
 from beitcli.data.sources.subset import Subset
-from beitcli.data.sources.tar import TarSource
 from beitcli.errors import DataError, UsageError
 
 __all__ = ["Concat", "Source", "Subset", "open_data"]

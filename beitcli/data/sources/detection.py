@@ -16,15 +16,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from beitcli.data.box_labels import BoxLabels, box_of_mask
-from beitcli.data.outlines import Bitmap
+from beitcli.data.annotations.boxes import BoxLabels, box_of_mask
+from beitcli.data.annotations.instance_masks import Bitmap
 from beitcli.data.sources.base import OnProgress, Source
-from beitcli.data.sources.coco import read_coco
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import sibling_names
-from beitcli.data.sources.listing import ListSource
-from beitcli.data.sources.sample import SampleSource
-from beitcli.data.sources.shapes import SHAPES
+from beitcli.data.sources.formats.coco import read_coco
+from beitcli.data.sources.formats.list_file import ListSource
+from beitcli.data.sources.formats.sample import SampleSource
+from beitcli.data.sources.formats.sample_shapes import SHAPES
 from beitcli.data.sources.splits import canonical, split_of
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError

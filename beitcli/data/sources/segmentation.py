@@ -17,14 +17,14 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from beitcli.data.annotations.label_maps import LabelRule
 from beitcli.data.decode import decode_index_mask
-from beitcli.data.label_maps import LabelRule
 from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import is_image_name, sibling_names
-from beitcli.data.sources.folder import MASK_FOLDERS, FolderSource
-from beitcli.data.sources.sample import SampleSource
-from beitcli.data.sources.shapes import SHAPES
+from beitcli.data.sources.formats.folder import MASK_FOLDERS, FolderSource
+from beitcli.data.sources.formats.sample import SampleSource
+from beitcli.data.sources.formats.sample_shapes import SHAPES
 from beitcli.data.sources.splits import canonical
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError

@@ -1,9 +1,13 @@
-"""Which split and which configuration a data file belongs to, by its path, as data sets are laid out on the hub."""
+"""Which split and which configuration a data file belongs to, by its path, as data sets are laid out on the hub.
+
+DATA that is divided already: folders with `train` and `val` below them, and the drawn data set.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from beitcli.errors import DataError
 
@@ -70,3 +74,8 @@ def files_of_split(name: str, paths: Sequence[str], split: str | None, role: str
     there = f"it has {', '.join(available)}" if available else "it has no splits"
     way_out = f"Pass --split {available[0]}." if available else "Leave --split out to read all of it."
     raise DataError(f"'{name}' has no split '{split or wanted[0]}': {there}.", hint=way_out)
+
+
+def have_train_and_val(references: Iterable[str]) -> bool:
+    """Whether each DATA has a split to learn from and one to measure on."""
+    return all(name == "sample" or all((Path(name) / s).is_dir() for s in ("train", "val")) for name in references)

@@ -1,0 +1,32 @@
+"""`beit attn-map`."""
+
+from __future__ import annotations
+
+from beitcli.cli.console import Shell
+from beitcli.cli.options import Command
+from beitcli.config.attn_map import AttnMapConfig
+
+
+def _run(config: AttnMapConfig, shell: Shell) -> None:
+    from beitcli.engine.attn_map import attn_map
+
+    for document in attn_map(config, shell.on_event, shell.stdin):
+        if shell.wants_json:
+            shell.document(document)
+        elif "error" in document:
+            shell.line(f"{document['path']}  error: {document['error']}")
+        else:
+            shell.line(document["output"] or f"{document['path']}  {len(document['maps'])} maps; --json shows them")
+
+
+COMMAND = Command(
+    config=AttnMapConfig,
+    summary="Draw what a BEiT attends to from points of an image.",
+    examples=(
+        "beit attn-map photo.jpg --model runs/mine -o attention.png",
+        "beit attn-map photo.jpg --model runs/mine --point 120,80 --head all -o heads.png",
+        "beit attn-map photo.jpg --model runs/mine -o attention.html     a page to explore",
+    ),
+    face=_run,
+    panel="Look",
+)

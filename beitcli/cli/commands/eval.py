@@ -1,0 +1,35 @@
+"""`beit eval`."""
+
+from __future__ import annotations
+
+from beitcli.cli.console import Shell
+from beitcli.cli.options import Command
+from beitcli.config.evaluate import EvalConfig
+
+
+def _run(config: EvalConfig, shell: Shell) -> None:
+    from beitcli.engine.evaluate import compare
+
+    comparison = compare(config, shell.on_event)
+    shell.comparison(comparison.reports)
+    if comparison.failure is not None:
+        raise comparison.failure
+
+
+COMMAND = Command(
+    config=EvalConfig,
+    summary="Measure finetuned models, or the frozen features of any, on images with labels, masks or boxes.",
+    examples=(
+        "beit eval runs/classifier labelled/",
+        "beit eval runs/classifier sample --json",
+        "beit eval runs/segmenter held-out/ --multi-scale --flip",
+        "beit eval runs/detector coco/",
+        "beit eval runs/mine held-out/ --train labelled/ --protocol knn",
+        "beit eval runs/mine held-out/ --train labelled/ --protocol linear --layer sweep",
+        "beit eval runs/mine runs/mine@random timm/vit_small_patch16_224.dino sample --protocol knn     one table",
+    ),
+    about="Several MODELs may stand before DATA: arguments between the first and the last are MODELs as long as they "
+    "are runs, checkpoints, files or folders of weights, hf://OWNER/NAME, timm/NAME or random; what follows is DATA.",
+    face=_run,
+    panel="Use",
+)

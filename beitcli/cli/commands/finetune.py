@@ -1,0 +1,28 @@
+"""`beit finetune`."""
+
+from __future__ import annotations
+
+from beitcli.cli.console import Shell
+from beitcli.cli.options import Command
+from beitcli.config.finetune import FinetuneConfig
+
+
+def _run(config: FinetuneConfig, shell: Shell) -> None:
+    from beitcli.engine.finetune import finetune
+
+    shell.made(finetune(config, shell.on_event))
+
+
+COMMAND = Command(
+    config=FinetuneConfig,
+    summary="Finetune a classifier, a segmenter or a detector from a pretrained BEiT, or from scratch.",
+    examples=(
+        "beit finetune labelled/ --init runs/mine --recipe small --val held-out/",
+        "beit finetune labelled/ --init random --recipe small     the from-scratch baseline",
+        "beit finetune sample --init runs/tiny --recipe tiny",
+        "beit finetune street/ --init runs/mine --recipe small-segment     street/images and street/masks",
+        "beit finetune sample --init random --recipe tiny-detect     boxes; of your own: a folder as COCO's",
+    ),
+    face=_run,
+    panel="Train",
+)

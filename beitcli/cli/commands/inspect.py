@@ -1,0 +1,50 @@
+"""`beit inspect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beitcli.cli.console import Shell
+from beitcli.cli.options import Command
+from beitcli.config.inspect_export import InspectConfig
+
+
+def _run(config: InspectConfig, shell: Shell) -> None:
+    from beitcli.engine.inspect import InspectReport, inspect
+
+    def rows(report: InspectReport) -> dict[str, Any]:
+        """What of it fits a terminal."""
+        shape = dict(report.architecture)
+        name = shape.pop("name", "")
+        facts = {
+            "format": f"{report.format}, {report.container}, {report.bytes / 1e6:,.1f} MB",
+            "kind": report.kind,
+            "architecture": f"{name}: ".lstrip(": ") + ", ".join(f"{key} {value}" for key, value in shape.items()),
+            "parameters": report.parameters,
+            "image size": " x ".join(map(str, report.image_size)) + " pixels",
+            "grid": " x ".join(map(str, report.grid)),
+            "vocabulary": report.vocab_size,
+            "classes": report.classes,
+            "class names": ", ".join(report.class_names[:5]) + (", ..." if len(report.class_names) > 5 else ""),
+            "target": report.target,
+            "file": report.file,
+            "without a place": ", ".join(report.dropped[:5]) + (", ..." if len(report.dropped) > 5 else ""),
+        }
+        shown = {key: value for key, value in facts.items() if value not in (None, "")}
+        return shown | {name: "x".join(map(str, shape)) for name, shape in (report.tensors or {}).items()}
+
+    report = inspect(config, shell.on_event)
+    shell.figures(report if shell.wants_json else rows(report))
+
+
+COMMAND = Command(
+    config=InspectConfig,
+    summary="Say what a checkpoint is: format, kind, size, grid, vocabulary, classes.",
+    examples=(
+        "beit inspect runs/mine",
+        "beit inspect beit_base_patch16_224_pt22k.pth",
+        "beit inspect hf://microsoft/beit-base-patch16-224 --json | jq .grid",
+    ),
+    face=_run,
+    panel="Weights",
+)

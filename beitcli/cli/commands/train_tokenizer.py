@@ -1,0 +1,25 @@
+"""`beit train-tokenizer`."""
+
+from __future__ import annotations
+
+from beitcli.cli.console import Shell
+from beitcli.cli.options import Command
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+
+
+def _run(config: TrainTokenizerConfig, shell: Shell) -> None:
+    from beitcli.engine.train_tokenizer import train_tokenizer
+
+    shell.made(train_tokenizer(config, shell.on_event))
+
+
+COMMAND = Command(
+    config=TrainTokenizerConfig,
+    summary="Train a visual tokenizer (a discrete VAE) on images.",
+    examples=(
+        "beit train-tokenizer photos/ --recipe small",
+        "beit train-tokenizer 'shards/train-*.tar' --recipe small --vocab-size 512 --out runs/tokenizer",
+    ),
+    face=_run,
+    panel="Train",
+)

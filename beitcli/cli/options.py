@@ -1,0 +1,212 @@
+"""Commands from config classes: every setting becomes an option, so that flag, environment, TOML and help agree."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any
+
+import typer
+
+from beitcli.cli import multi_process as processes
+from beitcli.cli.console import Shell
+from beitcli.cli.path_checks import require_paths
+from beitcli.cli.signal_exit import SignalledAtOnce, ending_at_once
+from beitcli.config.fields import Setting, Size, settings_of
+from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
+from beitcli.errors import BeitError, Interrupted, SignalStop
+from beitcli.runtime.distributed.rank_env import Place
+
+Face = Callable[[Any, Shell], None]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command's words.
+
+    Attributes:
+        config: Its settings.
+        summary: One line for `beit --help`.
+        examples: Command lines, shown first in its own help.
+        face: Runs the engine and shows the result.
+        about: Further help, a paragraph.
+    """
+
+    config: type
+    summary: str
+    examples: tuple[str, ...]
+    face: Face
+    about: str = ""
+    panel: str = "Commands"
+
+    @property
+    def name(self) -> str:
+        return self.config.command  # type: ignore[attr-defined]
+
+    @property
+    def help(self) -> str:
+        examples = "\n".join(f"  $ {line}" for line in self.examples)
+        text = f"{self.summary}\n\n\b\nExamples:\n{examples}"
+        recipes = recipe_names(self.name)
+        about = f"{self.about} Recipes: {', '.join(recipes)}.".strip() if recipes else self.about
+        return (f"{text}\n\n{about}" if about else text).replace("[", "\\[")
+
+
+def register(app: typer.Typer, command: Command, known_settings: set[str], words: list[str]) -> None:
+    """Adds a command whose parameters are its config's settings.
+
+    Args:
+        words: The command line, for the processes that it may start.
+    """
+    settings = settings_of(command.config)
+
+    def callback(**given: Any) -> None:
+        shell = Shell(as_json=given.pop("as_json"), quiet=given.pop("quiet"), debug=given.pop("debug"))
+        flags = {name: value for name, value in given.items() if value not in (None, [])}
+        place = None
+        try:
+            place = processes.place_of(command.config)
+            if place is not None:
+                shell.muted = place.rank > 0
+                flags |= {"resume": True} if place.restarts and "resume" in settings else {}
+            resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
+            if place is None:
+                require_paths(resolved.config)
+            elif place.restarts:
+                processes.tell_restart(place, resolved.config, shell)
+            if not processes.in_several(resolved.config, words, shell):
+                with ending_at_once():
+                    command.face(resolved.config, shell)
+            processes.leave()
+        except BrokenPipeError as gone:
+            close_stdout()
+            if place is not None:
+                processes.reader_has_gone(place, gone)
+        except KeyboardInterrupt:
+            error = Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags))
+            raise typer.Exit(_ended(place, error, shell)) from None
+        except SignalledAtOnce:
+            stopped = SignalStop("By a signal, at once.", _way_on(command.name, flags))
+            raise typer.Exit(_ended(place, stopped, shell)) from None
+        except Exception as error:
+            raise typer.Exit(_ended(place, error, shell)) from None
+        finally:
+            shell.close()
+
+    asked = _asked(settings, words)
+    recipe = _recipe(command, settings, asked)
+    of_recipe = recipe_settings(settings, command.name, recipe) if recipe else {}
+    task = _task(settings, of_recipe | asked)
+    hides = task is not None and not _HELP.isdisjoint(words)  # else all are there: for completion, and to be refused
+    arguments = [_parameter(setting, "") for setting in settings.values() if setting.option.argument]
+    options = [
+        _parameter(setting, _default(setting, of_recipe, recipe), hidden=hides and not setting.belongs_to(task))
+        for setting in settings.values()
+        if not setting.option.argument
+    ]
+    callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
+    callback.__annotations__ = {}
+    text = command.help + (_other_tasks(command, settings["task"], task) if task is not None else "")
+    app.command(command.name, help=text, short_help=command.summary, rich_help_panel=command.panel)(callback)
+
+
+def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
+    """The recipe and the task that a command line names, for its help; typer shows that before it reads the rest."""
+    found = {}
+    for name in {"recipe", "task"} & settings.keys():
+        flag = settings[name].flag
+        for word, after in pairwise([*words, ""]):
+            if word == flag or word.startswith(f"{flag}="):
+                found[name] = after if word == flag else word.removeprefix(f"{flag}=")
+    return found
+
+
+def _recipe(command: Command, settings: dict[str, Setting], asked: dict[str, str]) -> str:
+    """Whose values the help shows; none for a job without recipes."""
+    if "recipe" not in settings:
+        return ""
+    named = asked.get("recipe")
+    return named if named in recipe_names(command.name) else default_recipe(command.config, settings, asked)
+
+
+def _task(settings: dict[str, Setting], values: dict[str, Any]) -> str | None:
+    """The task whose settings the help shows; None for a job that has one only."""
+    if not any(setting.option.tasks for setting in settings.values()):
+        return None
+    task = settings["task"]
+    return values["task"] if values.get("task") in task.choices else task.default
+
+
+def _other_tasks(command: Command, setting: Setting, task: str) -> str:
+    """A paragraph of the help."""
+    others = " or ".join(f"{setting.flag} {each} --help" for each in setting.choices if each != task)
+    return f"\n\nBelow are the settings of {setting.flag} {task}; of others: beit {command.name} {others}."
+
+
+def _ended(place: Place | None, error: Exception, shell: Shell) -> int:
+    """Shows an error; the exit code."""
+    if place is not None:
+        return processes.ended(place, error, shell)
+    shell.failed(error)
+    return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def _way_on(command: str, flags: dict[str, Any]) -> str:
+    """How a run goes on that was stopped at once, so that it could not say so itself."""
+    folder = flags.get("out")
+    if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):
+        return "" if folder is None else "Nothing was begun yet: give the same command again."
+    return f"Go on from the last checkpoint with: beit {command} --out {folder} --resume"
+
+
+def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
+    """What is used where nothing is given, for the help: the default recipe's value before the setting's own."""
+    if of_recipe.get(setting.name) is not None:
+        value, source = of_recipe[setting.name], f", recipe {recipe}"
+    else:
+        excluded = any(setting.name in pair and not of_recipe.keys().isdisjoint(pair) for pair in EXCLUSIVE)
+        value, source = None if excluded else setting.default, ""
+        if value in (None, "", (), False, -1):
+            return ""
+    if isinstance(value, bool) or value == "":
+        return ""
+    shown = f"{value:g}" if isinstance(value, float) else setting.plain(value)
+    return f"[default: {shown}{source}]"
+
+
+def _parameter(setting: Setting, default: str, *, hidden: bool = False) -> inspect.Parameter:
+    how, kind = setting.option, setting.kind
+    inner = bool if kind is bool else str  # `resolve` reads the rest, so that a wrong value is told as in a file
+    annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
+    text = f"{how.help} {default}".rstrip().replace("[", "\\[")
+    metavar = how.metavar or "|".join(setting.choices) or _METAVARS.get(kind)
+    if how.argument:
+        info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)
+    else:
+        flags = how.flags or (f"--{setting.name.replace('_', '-')}",)
+        info = typer.Option(
+            *flags, help=text, metavar=metavar, show_default=False, hidden=hidden, rich_help_panel=how.panel
+        )
+    return _keyword(setting.name, annotation, info, None)
+
+
+def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
+
+
+_HELP = {"-h", "--help"}
+_METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", Size: "PX|H,W"}
+_SHELL_OPTIONS = [
+    _keyword("as_json", bool, typer.Option("--json", help="Results as JSON.", rich_help_panel="Output"), False),
+    _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),
+    _keyword("debug", bool, typer.Option("--debug", help="Full tracebacks.", rich_help_panel="Output"), False),
+]
+
+
+def close_stdout() -> None:
+    """Ends quietly where the reader of a pipe has gone: what Python would flush at exit goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,79 @@
+"""What can be told before torch is loaded, which takes seconds: a MODEL, DATA or --out that cannot do.
+
+Only the certain cases: the engine looks again, and its own openers say what is wrong.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from beitcli.config.common import Training
+from beitcli.config.fields import settings_of, suggestion
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.mask_preview import MaskPreviewConfig
+from beitcli.config.tokenize import TokenizeConfig
+
+_WORDS = ("sample", "random", "dall-e", "pixels", "own", "-")  # references that name no file
+_KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "REF": "model", "TOKENIZER": "model"}
+
+
+def require_paths(config: Any) -> None:
+    """Raises what the engine would, where it would: a missing model or data, a run folder that is in use.
+
+    Args:
+        config: Of any command.
+    """
+    named: dict[str, list[str]] = {"model": [], "data": []}
+    for setting in settings_of(type(config)).values():
+        kind = _KINDS.get(setting.option.metavar or "")
+        value = getattr(config, setting.name)
+        if kind and value:
+            named[kind] += [value] if isinstance(value, str) else value
+    if not (isinstance(config, FinetuneConfig) and config.resume):  # a run that goes on needs no --init
+        _require(named["model"], _look_for_model)
+    if isinstance(config, Training) and config.out and not config.dry_run:
+        _require_out(Path(config.out), config.resume)
+    decodes = isinstance(config, TokenizeConfig) and config.decode  # its INPUT is no image
+    counts = isinstance(config, MaskPreviewConfig) and config.stats  # needs none
+    if not decodes and not counts:
+        _require(named["data"], _look_for_data)
+
+
+def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
+    for reference in (each.partition("@random")[0] or each for each in references):
+        remote = reference.startswith(("hf://", "timm/", "~"))
+        several = glob.has_magic(reference) or "{" in reference
+        if reference not in _WORDS and not remote and not several and not os.path.exists(reference):
+            look(reference)
+
+
+def _look_for_model(reference: str) -> None:
+    from beitcli.models.checkpoints.locate import locate
+
+    if not suggestion(reference.lower(), _WORDS):
+        locate(reference)
+
+
+def _look_for_data(reference: str) -> None:
+    from beitcli.data.sources import open_data
+    from beitcli.models.checkpoints.locate import locate, names_a_model
+
+    if names_a_model(reference):  # `eval` takes several
+        locate(reference)
+    open_data([reference])
+
+
+def _require_out(path: Path, resume: bool) -> None:
+    entries: list[str] = []
+    with suppress(OSError):  # nothing is there, or a file
+        entries = os.listdir(path)
+    occupied = any(not name.startswith(".") for name in entries)
+    if os.path.isfile(path) or (occupied and not (resume and "config.toml" in entries)):
+        from beitcli.runtime.storage.run_dir import RunFolder
+
+        RunFolder.create(path, resume=resume)

@@ -1,0 +1,48 @@
+"""Settings of `attn-map`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttnMapConfig(Job):
+    command: ClassVar[str] = "attn-map"
+    batch_size: int = option(8, "Images at once.", panel="Machine", ge=1)
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    model: str | None = option(
+        None, f"{MODEL_HELP}; default the newest run under runs/.", panel="Options", metavar="MODEL"
+    )
+    point: tuple[str, ...] = option(
+        (), "Reference point in pixels of the upright image; repeatable.", panel="Options", metavar="X,Y"
+    )
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
+    layer: int = option(-1, "Block to look into; -1 is the last.", panel="Options")
+    head: str = option("mean", "mean, all, or the number of a head.", panel="Options")
+    size: tuple[int, int] | None = option(
+        None,
+        "What the image is cut to, in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
+        ge=1,
+    )
+    threshold: float | None = option(
+        None, "Show only the patches that hold this share of the attention (0-1).", panel="Output", ge=0, le=1
+    )
+    output: str | None = option(
+        None,
+        "Picture (.png), page (.html) or array (.npy). Several inputs: a folder.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="OUT",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in ("mean", "all") and not self.head.isdecimal():
+            raise UsageError(f"--head is '{self.head}'.", "Give mean, all, or a number from 0.")

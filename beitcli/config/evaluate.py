@@ -1,0 +1,90 @@
+"""The settings of the jobs that use a model or show what it sees; positional arguments first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Launched
+from beitcli.config.fields import option
+from beitcli.config.predict import Windows
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Windows, Launched):
+    command: ClassVar[str] = "eval"
+    model: str = option(
+        "",
+        f"{MODEL_HELP}; with knn and linear also `random`. Several may be given before DATA: one that fails costs only "
+        "its own report; with several --gpus it ends all.",
+        argument=True,
+        required=True,
+        panel="Data",
+        metavar="MODEL",
+    )
+    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
+    split: str | None = option(None, "Sub-folder of DATA to measure on, where it has splits (val).", panel="Data")
+    protocol: Literal["head", "knn", "linear"] = option(
+        "head",
+        "head: what it was finetuned for; knn, linear: frozen features of --train, measured on DATA.",
+        panel="Options",
+    )
+    train: str | None = option(
+        None,
+        "knn, linear: labelled images to learn from; default the train split of DATA.",
+        panel="Probe",
+        metavar="DATA",
+    )
+    layer: str = option(
+        "-1",
+        "knn, linear: the block whose output is probed, from 1 as in the paper, -1 the last; sweep: all, and the best.",
+        panel="Probe",
+        metavar="N|sweep",
+    )
+    k: int = option(20, "knn: neighbours that vote.", panel="Probe", ge=1)
+    temperature: float = option(0.07, "knn: a vote weighs exp(cosine / temperature).", panel="Probe", gt=0)
+    pool: Literal["mean", "class"] = option(
+        "mean", "knn, linear: the mean of the patches, or the class token (DINO's).", panel="Probe"
+    )
+    standardize: bool = option(
+        False,
+        "knn, linear: take off each number's mean over --train and divide by its deviation (MAE's probe does so).",
+        panel="Probe",
+    )
+    probe_epochs: int = option(50, "linear: passes over the features.", panel="Probe", ge=1)
+    probe_lr: float = option(4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe", gt=0)
+    probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe", ge=1)
+    feature_cache: str | None = option(
+        None, "knn, linear: where features are kept; default the program's cache.", panel="Probe", metavar="DIR"
+    )
+    size: tuple[int, int] | None = option(
+        None,
+        "The images in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
+        ge=1,
+    )
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
+    batch_size: int = option(128, "Images at once.", panel="Machine", ge=1)
+    max_bad: float = option(
+        0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data", ge=0, le=1
+    )
+    ignore_index: int | None = option(
+        None, "Value in the masks that stands for no class; default as trained.", panel="Segmentation", ge=0, le=255
+    )
+    reduce_zero_label: bool = option(
+        False, "0 in the masks stands for no class, 1 for the first one; as trained, too.", panel="Segmentation"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer != "sweep" and (not self.layer.removeprefix("-").isdecimal() or int(self.layer) == 0):
+            raise UsageError(
+                f"--layer is '{self.layer}'.", "Give a block from 1, one from the last back (-1), or sweep."
+            )
+        if self.layer != "-1" and self.protocol == "head":
+            raise UsageError("--layer is for probes, and --protocol is head.", "Add --protocol knn or linear.")
+        if self.train is not None and self.protocol == "head":
+            raise UsageError(
+                "--train is for probes, and --protocol is head.", "Add --protocol knn or linear, or leave --train out."
+            )

@@ -1,0 +1,136 @@
+"""Settings of `finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.architecture import require_size
+from beitcli.config.bounds import Bounds
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Sharded
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+HEADS_OF_TASK = {"classify": ("linear",), "segment": ("upernet", "setr-pup"), "detect": ("faster-rcnn", "mask-rcnn")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Sharded):
+    command: ClassVar[str] = "finetune"
+    recipes_of: ClassVar[dict[str, dict[str, str]]] = {"task": {"segment": "base-ade20k", "detect": "base-coco"}}
+    recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
+    init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
+    model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
+    task: Literal["classify", "segment", "detect"] = option(
+        "classify", "What to learn: the class of an image or of every pixel, or boxes around objects.", panel="Model"
+    )
+    head: Literal["linear", "setr-pup", "upernet", "faster-rcnn", "mask-rcnn"] | None = option(
+        None,
+        "Over the backbone; default linear to classify, upernet to segment, faster-rcnn to detect "
+        "(mask-rcnn: outlines too).",
+        panel="Model",
+    )
+    size: tuple[int, int] | None = option(
+        None,
+        "The images in pixels: a square's side, or height and width; default the model's own.",
+        panel="Model",
+        ge=1,
+    )
+    patch_size: int = option(16, "Side of a patch where --init is random.", panel="Model", metavar="PX", ge=1)
+    positions: Literal["absolute", "per-block"] = option("absolute", "Positions where --init is random.", panel="Model")
+    layer_scale: float = option(0.0, "LayerScale where --init is random; 0 = none.", panel="Model", ge=0)
+    drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model", ge=0, le=1)
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Model")
+    val: str | None = option(None, "Labelled images to measure on.", panel="Data", metavar="DATA")
+    layer_decay: float = option(0.65, "Learning rate of a block over that of the next.", panel="Schedule", gt=0)
+    ema: float = option(0.0, "Decay of the moving average of the weights; 0 = none.", panel="Schedule", ge=0, le=1)
+    repeats: int = option(
+        1,
+        "Views of each image in a row, an epoch still as many views as there are images (DeiT: 3).",
+        panel="Augmentation",
+        ge=1,
+    )
+    mixup: float = option(0.8, "Alpha of mixup; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",))
+    cutmix: float = option(1.0, "Alpha of cutmix; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",))
+    smoothing: float = option(0.1, "Label smoothing (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",))
+    rand_augment: str = option(
+        "rand-m9-mstd0.5-inc1", "timm's RandAugment policy; empty = none.", panel="Augmentation", tasks=("classify",)
+    )
+    erasing: float = option(
+        0.25, "Probability of random erasing (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",)
+    )
+    min_crop: float = option(
+        0.08, "Least share of the area that a crop keeps (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",)
+    )
+    min_resize: float = option(
+        0.5, "Least random factor of the resize.", panel="Augmentation", gt=0, tasks=("segment", "detect")
+    )
+    max_resize: float = option(
+        2.0, "Largest random factor of the resize.", panel="Augmentation", gt=0, tasks=("segment", "detect")
+    )
+    largest_share: float = option(
+        0.75,
+        "Share of a crop that one class may have (0-1), in 10 tries; 1 takes any crop.",
+        panel="Augmentation",
+        ge=0,
+        le=1,
+        tasks=("segment",),
+    )
+    photometric: bool = option(
+        True,
+        "Vary brightness, contrast, saturation and hue.",
+        panel="Augmentation",
+        flags=("--photometric/--no-photometric",),
+        tasks=("segment",),
+    )
+    classes: str | None = option(
+        None,
+        "Class names, a line each in label order; default class-00 and so on.",
+        panel="Segmentation",
+        metavar="FILE",
+        tasks=("segment",),
+    )
+    ignore_index: int = option(
+        255, "Value in the masks that stands for no class.", panel="Segmentation", ge=0, le=255, tasks=("segment",)
+    )
+    reduce_zero_label: bool = option(
+        False,
+        "0 in the masks stands for no class, 1 for the first one (ADE20K).",
+        panel="Segmentation",
+        tasks=("segment",),
+    )
+    short_side: int | None = option(
+        None,
+        "Shorter side that images are resized to, before the random factor; default that of --size; 0 keeps their own.",
+        panel="Segmentation",
+        metavar="PX",
+        ge=0,
+        tasks=("segment",),
+    )
+    head_width: int = option(
+        256, "Channels of the pyramid that objects are looked for in.", panel="Detection", ge=4, tasks=("detect",)
+    )
+    regions: int = option(
+        512,
+        "Regions of an image that the box head learns from; twice as many are proposed.",
+        panel="Detection",
+        ge=4,
+        tasks=("detect",),
+    )
+    compile: bool | None = option(
+        None,
+        "torch.compile the step; default on CUDA for --task classify. The first step takes a minute longer.",
+        panel="Machine",
+        harmless=True,
+        flags=("--compile/--no-compile",),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Bounds(ge=self.min_resize).require("--max-resize", self.max_resize)
+        if self.head is not None and self.head not in HEADS_OF_TASK[self.task]:
+            fitting = " or ".join(HEADS_OF_TASK[self.task])
+            raise UsageError(f"--head {self.head} is no head of --task {self.task}.", f"Give {fitting}.")
+        if self.shard and (self.ema or self.task != "classify"):
+            raise UsageError("--shard is for classifiers without --ema.", "Leave one of them out.")
+        require_size(self.model)

@@ -1,0 +1,50 @@
+"""Settings of `mask-preview`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from beitcli.config.common import DATA_HELP, MODEL_HELP, Job
+from beitcli.config.fields import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPreviewConfig(Job):
+    command: ClassVar[str] = "mask-preview"
+    batch_size: int = option(8, "Images at once through --model.", panel="Machine", ge=1)
+    seed: int | None = option(  # type: ignore[assignment]
+        None, "Everything random follows from it; default the run's, else 0.", panel="Machine", ge=0, le=2**63 - 1
+    )
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
+    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
+    ratio: float | None = option(
+        None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking", gt=0, le=1
+    )
+    num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
+    min_block: int | None = option(None, "Fewest patches of a block; default 16.", panel="Masking", ge=1)
+    grid: tuple[int, int] | None = option(
+        None, "Patches down and across; default 14,14.", panel="Masking", metavar="H,W", example="14,14", ge=1
+    )
+    epoch: int = option(0, "The epoch whose masks are shown.", panel="Masking", ge=0)
+    output: str | None = option(
+        None,
+        "Picture to write; - is stdout. Several inputs: a folder.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="OUT.png",
+    )
+    model: str | None = option(
+        None,
+        f"A masked image model: its masks, what it makes of the hidden patches. {MODEL_HELP}.",
+        panel="Model",
+        metavar="MODEL",
+    )
+    tokenizer: str | None = option(
+        None, "The tokenizer that --model learned from, where it lies elsewhere.", panel="Model", metavar="TOKENIZER"
+    )
+    stats: int | None = option(
+        None, "Statistics over N masks instead; needs no input.", panel="Output", metavar="N", ge=1
+    )

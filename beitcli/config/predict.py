@@ -1,0 +1,67 @@
+"""Settings of `predict`, and of the windows that a segmenter slides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.fields import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How a segmenter looks at an image."""
+
+    window: int | None = option(
+        None,
+        "Side of the square that a segmenter sees at once, sliding over larger images; default the model's size.",
+        panel="Segmentation",
+        metavar="PX",
+        ge=1,
+    )
+    stride: int | None = option(
+        None, "Pixels between windows; default two thirds of one.", panel="Segmentation", metavar="PX", ge=1
+    )
+    short_side: int | None = option(
+        None,
+        "Shorter side that images are resized to first; default as trained; 0 keeps their own.",
+        panel="Segmentation",
+        metavar="PX",
+        ge=0,
+    )
+    multi_scale: bool = option(False, "Mean over the scales 0.5, 0.75, 1, 1.25, 1.5 and 1.75.", panel="Segmentation")
+    flip: bool = option(False, "Mean over the image and its mirror image.", panel="Segmentation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Windows, Job):
+    command: ClassVar[str] = "predict"
+    model: str = option(
+        "", f"A finetuned model. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL"
+    )
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT")
+    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
+    top: int = option(5, "Best classes to list.", panel="Output", metavar="K", ge=1)
+    size: tuple[int, int] | None = option(
+        None,
+        "The images in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
+        ge=1,
+    )
+    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
+    score_threshold: float = option(
+        0.5, "Least score of the boxes that a detector tells (0-1).", panel="Output", metavar="SCORE", ge=0, le=1
+    )
+    output: str | None = option(
+        None,
+        "Folder for a segmenter's masks, PNG with a palette, or for pictures with a detector's boxes.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="DIR",
+    )
+    overlay: bool = option(
+        False, "A segmenter's masks over the images too, beside them; 0 is left as it is.", panel="Output"
+    )

@@ -1,0 +1,123 @@
+"""The settings of the jobs that train, with their units and defaults; positional arguments first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.architecture import SIZES, Architecture, require_size
+from beitcli.config.common import Sharded
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Sharded):
+    command: ClassVar[str] = "pretrain"
+    recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
+    model: str = option("base", "Size of the backbone: " + ", ".join(SIZES) + ".", panel="Model")
+    image_size: tuple[int, int] = option(
+        (224, 224), "The images in pixels: the side of a square, or height and width.", panel="Model", ge=1
+    )
+    patch_size: int = option(16, "Side of a patch, in pixels.", panel="Model", metavar="PX", ge=1)
+    positions: Literal["absolute", "shared"] = option(
+        "absolute", "absolute: the paper's; shared: the release's relative bias.", panel="Model"
+    )
+    layer_scale: float = option(0.0, "Initial LayerScale; 0 = none.", panel="Model", ge=0)
+    drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model", ge=0, le=1)
+    tokenizer: str = option(
+        "own",
+        "dall-e; a folder with OpenAI's encoder.pkl; hf://OWNER/NAME; a run of train-tokenizer; `own`: train one on "
+        "DATA first, into RUN/tokenizer; `pixels`: as --target pixels.",
+        panel="Tokenizer",
+        metavar="TOKENIZER",
+    )
+    tokenizer_recipe: str = option("small", "Recipe of the `own` tokenizer.", panel="Tokenizer", metavar="NAME")
+    tokenizer_steps: int | None = option(
+        None, "Optimizer steps of the `own` tokenizer; default its recipe's.", panel="Tokenizer", metavar="STEPS", ge=1
+    )
+    token_precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto",
+        "Arithmetic of the tokenizer's encoder, its logits always fp32; auto: fp32, on CUDA fp16.",
+        panel="Tokenizer",
+    )
+    token_cache: str | None = option(
+        None,
+        "Keep tokens here, and take them from here where they are kept: the run is the same, without the encoder.",
+        panel="Tokenizer",
+        harmless=True,
+        metavar="DIR",
+    )
+    target: Literal["tokens", "pixels"] = option(
+        "tokens",
+        "What to predict of a patch: its visual token, or its pixels, normalised as the images are, by mean squared "
+        "error and without a tokenizer (Table 4's ablation).",
+        panel="Tokenizer",
+    )
+    masking: str = option("blockwise", "blockwise or random (Table 4's ablation).", panel="Masking")
+    ratio: float | None = option(
+        None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking", gt=0, le=1
+    )
+    num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
+    min_block: int = option(16, "Fewest patches of a block.", panel="Masking", ge=1)
+    predict: Literal["masked", "all"] = option(
+        "masked", "Patches the loss is taken over (Table 4's ablation: all).", panel="Masking"
+    )
+    mask: bool = option(
+        True, "Hide patches at all (Table 4's ablation: --no-mask).", panel="Masking", flags=("--mask/--no-mask",)
+    )
+    color_jitter: float = option(0.4, "Brightness, contrast and saturation (0-1).", panel="Data", ge=0, le=1)
+    min_crop: float = option(
+        0.08, "Least share of the area that the random crop keeps (0-1).", panel="Data", ge=0, le=1
+    )
+    views: Literal["fast", "reference"] = option(
+        "fast",
+        "fast: crop, resize, then jitter on the device; reference: the release's order, with Pillow. Equal draws.",
+        panel="Data",
+    )
+    normalization: Literal["imagenet", "inception"] = option(
+        "imagenet", "Of the images: ImageNet's mean and std, or 0.5 and 0.5 (the release's, on 22k).", panel="Data"
+    )
+    probe: str | None = option(
+        None,
+        "Labelled images to watch the features by at each save: probe_top1, nearest neighbours of a few hundred. "
+        "Training is the same with and without.",
+        panel="Data",
+        harmless=True,
+        metavar="DATA",
+    )
+    holdout: int = option(
+        512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data", ge=0
+    )
+    residual: Literal["fp32", "bf16"] = option(
+        "fp32",
+        "Residual stream between blocks; bf16 moves half the bytes and goes with --precision bf16.",
+        panel="Machine",
+    )
+    compile: bool | None = option(
+        None,
+        "torch.compile the step; default on CUDA. The first step takes a minute longer; losses differ by rounding.",
+        panel="Machine",
+        harmless=True,
+        flags=("--compile/--no-compile",),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.mask and self.predict == "masked":
+            raise UsageError("--no-mask leaves no masked patch to predict.", "Add --predict all.")
+        if self.tokenizer == "pixels":  # another way to say it
+            object.__setattr__(self, "target", "pixels")
+            object.__setattr__(self, "tokenizer", "own")
+        require_size(self.model)
+        self.architecture  # noqa: B018 - validates itself
+
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            positions=self.positions,
+            layer_scale=self.layer_scale,
+            **SIZES[self.model],
+        )

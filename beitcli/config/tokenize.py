@@ -1,0 +1,63 @@
+"""Settings of `tokenize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.common import DATA_HELP, Launched
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig(Launched):
+    command: ClassVar[str] = "tokenize"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto",
+        "Arithmetic of the tokenizer; auto: fp32. Others are faster where the processor has them, and change some "
+        "tokens: --stats says how many.",
+        panel="Machine",
+    )
+    compile: bool = option(
+        False, "torch.compile the tokenizer, where it is not fp32.", panel="Machine", flags=("--compile/--no-compile",)
+    )
+    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
+    tokenizer: str = option(
+        "",
+        "dall-e; a folder with OpenAI's encoder.pkl; hf://OWNER/NAME; a run of train-tokenizer or pretrain.",
+        panel="Tokenizer",
+        required=True,
+        metavar="TOKENIZER",
+    )
+    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    output: str = option(
+        "-",
+        "Where the tokens go: .jsonl, .npz, .safetensors, .parquet; - is stdout.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="FILE",
+    )
+    size: int | None = option(
+        None,
+        "Side of the square the image is cut to; default the tokenizer's own.",
+        panel="Tokenizer",
+        metavar="PX",
+        ge=1,
+    )
+    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
+    on_bad: Literal["report", "skip", "fail"] = option("report", "What an unreadable image does.", panel="Data")
+    resume: bool = option(False, "Skip what FILE already holds.", panel="Output")
+    reconstruct: str | None = option(
+        None, "Write a PNG of the decoded tokens beside each image there.", panel="Output", metavar="DIR"
+    )
+    decode: bool = option(
+        False, "The other way: token lines in (INPUT or stdin), PNG files out, into -o DIR.", panel="Output"
+    )
+    stats: bool = option(False, "One summary document instead of tokens.", panel="Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decode and self.gpus > 1:
+            raise UsageError(f"--gpus is {self.gpus}, but --decode computes in one process.", "Leave it out.")

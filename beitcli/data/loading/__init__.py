@@ -1,0 +1,1 @@
+"""Order of the images, batches, and the worker processes that load them."""

@@ -1,0 +1,389 @@
+"""Batches: an endless keyed stream for training, one pass in order for evaluation.
+
+Position p of the stream is image `order(p)`; step s of a batch of B takes positions s * B .. s * B + B - 1. So a run
+goes on from one integer, whatever the number of workers. With R repeats position p is image `order(p // R)`, its view
+that of epoch e * R + p % R. An image that cannot be read is replaced by the next readable
+one of the epoch's order, the same in every run, and reported with its batch.
+
+Workers read ahead, by 2 GB at most: batches too large for that travel in pieces, which are joined here. The workers are
+started by the first batch that is asked for, in the thread that asks: the kernel ends them with that thread, so it must
+be one that lasts. Any thread may take the batches after it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, places_of, training_order
+from beitcli.data.loading.worker_monitor import WorkerWatch, prepare_worker, terminate, unheard_deaths
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.remote.prefetch import READ_AHEAD
+from beitcli.errors import BadImage, DataError
+
+# Of an image, of its (H, W, 3) uint8 pixels where the view has `wants_pixels`, of these and its (H, W) label map where
+# it has `wants_labels`; then the epoch and the image's key.
+View = Callable[[Any, int, int], dict[str, np.ndarray]]
+Masking = Callable[[int, int], np.ndarray]
+Share = tuple[int, int]  # rank and number of the processes that share the batches
+_SUBSTITUTES = 64
+_READ_AHEAD_BYTES = 2e9
+_POLL_SECONDS = 0.5  # between looks whether a wait for the workers is to end, or one of them has died
+_TIMED_OUT = "DataLoader timed out"  # torch's message, after which its loader can be asked again
+_GRACE_SECONDS = 2.0  # that interrupted workers have to finish what they read
+
+
+@dataclass
+class Batch:
+    """Images and what belongs to them.
+
+    Attributes:
+        tensors: What the view gave, stacked: `images` (B, 3, H, W) and more; `mask` (B, N) bool where there is masking;
+            `labels` (B,) int64 where the source has classes. What only some images have (`token_images` of those whose
+            tokens are not kept) has as many rows, in their order; what is `ragged` in the view, one after another.
+        indices: Of the images in the source.
+        bad: (index, path, reason) of images that could not be read.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    indices: list[int]
+    bad: list[tuple[int, str, str]]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+
+
+class _Images(Dataset["Batch | DataError"]):
+    """Reads batches, numbered from 0, in `pieces` each; an error is an item: torch makes a traceback of its message."""
+
+    pieces = 1
+    watch: WorkerWatch | None = None  # where workers read
+
+    def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int) -> None:
+        self.source, self.view, self.masking, self.batch_size = source, view, masking, batch_size
+        self.read_image = _reader(source, view)
+
+    def __len__(self) -> int:
+        return self.batches() * self.pieces
+
+    def __getitem__(self, item: int) -> Batch | DataError:
+        number, piece = divmod(item, self.pieces)
+        places = self.places(number)
+        begin, end = (len(places) * cut // self.pieces for cut in (piece, piece + 1))
+        try:
+            return self.read(places[begin:end])
+        except DataError as error:
+            return error
+        finally:
+            if self.watch is not None:
+                self.watch.rests()
+
+    def batches(self) -> int:
+        raise NotImplementedError
+
+    def places(self, number: int) -> np.ndarray:
+        """(n,) positions of a batch's images in the stream."""
+        raise NotImplementedError
+
+    def read(self, places: np.ndarray) -> Batch:
+        raise NotImplementedError
+
+    def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
+        if self.watch is not None:
+            self.watch.begins(index)
+        key = self.source.origin(index)
+        try:
+            arrays = self.view(self.read_image(index), epoch, key)
+        except MemoryError:
+            raise BadImage("too large for the memory of this machine") from None
+        if self.masking is not None:
+            arrays["mask"] = self.masking(epoch, key).reshape(-1)
+        label = self.source.label(index)
+        if label is not None:
+            arrays["labels"] = np.int64(label)  # type: ignore[assignment]
+        return arrays
+
+    def collate(self, items: list[dict[str, np.ndarray]], indices: list[int], bad: list[tuple[int, str, str]]) -> Batch:
+        names = dict.fromkeys(name for item in items for name in item)
+        ragged = getattr(self.view, "ragged", ())
+        stacked = {}
+        for name in names:
+            arrays = [item[name] for item in items if name in item]
+            stacked[name] = torch.from_numpy(np.concatenate(arrays) if name in ragged else np.stack(arrays))
+        return Batch(stacked, indices, bad)
+
+
+def _reader(source: Source, view: View) -> Callable[[int], Any]:
+    """What of an image the view is made of."""
+    if getattr(view, "wants_labels", False):
+        return source.pixels_and_labels  # type: ignore[attr-defined]
+    return source.pixels if getattr(view, "wants_pixels", False) else source.image
+
+
+class _TrainingImages(_Images):
+    def __init__(
+        self,
+        source: Source,
+        view: View,
+        masking: Masking | None,
+        order: KeyedOrder | BlockOrder,
+        batch_size: int,
+        start: int,
+        steps: int,
+        share: Share,
+        repeats: int,
+    ) -> None:
+        super().__init__(source, view, masking, batch_size)
+        self.order, self.start, self.steps, self.repeats = order, start, steps, repeats
+        self.mine = places_of(batch_size, *share)
+        blocks = source.blocks()
+        self.ahead = 0
+        if blocks is not None and blocks.are_remote:
+            self.ahead = order.window if isinstance(order, BlockOrder) else batch_size
+        self.has_begun = False
+
+    def batches(self) -> int:
+        return self.steps
+
+    def places(self, number: int) -> np.ndarray:
+        return self.start + number * self.batch_size + self.mine
+
+    def read(self, places: np.ndarray) -> Batch:
+        positions, repeats = np.divmod(places, self.repeats)
+        epochs, indices = self.order.indices(positions)
+        if self.ahead:
+            self._expect(positions, indices)
+        items, taken = [], []
+        bad: list[tuple[int, str, str]] = []
+        drawn = zip(positions.tolist(), epochs.tolist(), indices.tolist(), repeats.tolist(), strict=True)
+        for position, epoch, index, repeat in drawn:
+            item, used = self._readable(position, epoch, index, repeat, bad)
+            items.append(item)
+            taken.append(used)
+        return self.collate(items, taken, bad)
+
+    def _expect(self, positions: np.ndarray, indices: np.ndarray) -> None:
+        """Tells the source what is read a window later, or in the next batch, and first of all what is read now."""
+        if not self.has_begun:
+            self.source.expect(indices)
+            self.has_begun = True
+        later = positions + self.ahead
+        later = later[later < (self.start + self.steps * self.batch_size) // self.repeats]
+        self.source.expect(self.order.indices(later)[1])
+
+    def _readable(
+        self, position: int, epoch: int, index: int, repeat: int, bad: list[tuple[int, str, str]]
+    ) -> tuple[dict[str, np.ndarray], int]:
+        length = len(self.source)
+        for attempt in range(min(length, _SUBSTITUTES)):
+            if attempt:
+                beside = epoch * length + (position + attempt) % length
+                index = int(self.order.indices(np.array([beside]))[1][0])
+            try:
+                return self.views(epoch * self.repeats + repeat, index), index
+            except BadImage as error:
+                bad.append((index, self.source.path(index), error.message))
+        raise DataError(
+            f"{min(length, _SUBSTITUTES)} images in a row cannot be read, the last: {bad[-1][1]}: {bad[-1][2]}.",
+            "Check the data; `beit tokenize DATA --stats` lists unreadable images.",
+        )
+
+
+class _OrderedImages(_Images):
+    def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int, share: Share) -> None:
+        super().__init__(source, view, masking, batch_size)
+        self.rank, self.size = share
+
+    def batches(self) -> int:
+        return len(range(self.rank, -(-len(self.source) // self.batch_size), self.size))
+
+    def places(self, number: int) -> np.ndarray:
+        first = (number * self.size + self.rank) * self.batch_size
+        return np.arange(first, min(len(self.source), first + self.batch_size))
+
+    def read(self, places: np.ndarray) -> Batch:
+        beyond = places + self.batch_size * self.size
+        self.source.expect(np.concatenate([places, beyond[beyond < len(self.source)]]))
+        items, taken, bad = [], [], []
+        for index in places.tolist():
+            try:
+                items.append(self.views(0, index))
+                taken.append(index)
+            except BadImage as error:
+                bad.append((index, self.source.path(index), error.message))
+        return self.collate(items, taken, bad)
+
+
+def training_batches(
+    source: Source,
+    view: View,
+    *,
+    seed: int,
+    batch_size: int,
+    images_seen: int,
+    steps: int,
+    workers: int,
+    masking: Masking | None = None,
+    repeats: int = 1,
+    pin_memory: bool = False,
+    share: Share = (0, 1),
+) -> Batches:
+    """`steps` batches of the endless stream, from the image after `images_seen` on.
+
+    Args:
+        batch_size: Of all processes together.
+        repeats: Views of each image in a row, with draws of their own; `images_seen` counts views.
+        pin_memory: Give batches in page-locked memory, copied there by the thread that takes them.
+        share: (rank, size): this one's part of every batch is `places_of(batch_size, rank, size)`.
+    """
+    order = training_order(source, seed)
+    images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps, share, repeats)
+    return Batches(images, workers, pin_memory)
+
+
+def ordered_batches(
+    source: Source,
+    view: View,
+    *,
+    batch_size: int,
+    workers: int,
+    masking: Masking | None = None,
+    pin_memory: bool = False,
+    share: Share = (0, 1),
+) -> Batches:
+    """Every readable image once, in order; a batch may be short, or empty where all of it is bad.
+
+    Args:
+        share: (rank, size): batches rank, rank + size, ... of the same batches that one process would have.
+    """
+    return Batches(_OrderedImages(source, view, masking, batch_size, share), workers, pin_memory)
+
+
+class Batches(Iterator[Batch]):
+    """One pass over the batches of a loader.
+
+    Attributes:
+        workers: Processes that read; 0: the thread that asks for a batch reads it.
+    """
+
+    def __init__(self, images: _Images, workers: int, pin_memory: bool) -> None:
+        self.workers = min(workers, len(images))
+        self._interrupted = threading.Event()
+        self._batches = _iterate(images, self.workers, pin_memory, self._interrupted)
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def interrupt(self) -> None:
+        """Ends the batches, from any thread: one that waits for the workers gets StopIteration within 0.5 s."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        """Ends the workers; not while another thread is in `next`."""
+        self._batches.close()
+
+
+def _iterate(
+    images: _Images, workers: int, pin_memory: bool, interrupted: threading.Event
+) -> Generator[Batch, None, None]:
+    prefetch = 2
+    if workers:
+        images.watch = WorkerWatch(workers)
+        prefetch, images.pieces = read_ahead(images.batch_size, getattr(images.view, "bytes_per_image", 0), workers)
+    pieces, parts = images.pieces, []
+    try:
+        for item in _items(images, workers, prefetch, interrupted):
+            if isinstance(item, DataError):
+                raise item
+            parts.append(item)
+            if len(parts) == pieces:
+                yield _joined(parts, pin_memory) if pin_memory or pieces > 1 else parts[0]
+                parts = []
+        return
+    except (RuntimeError, OSError, EOFError):  # a worker has died: torch's, and of a batch that died with it
+        death = images.watch.death(images.source) if images.watch is not None else None
+        if death is None:
+            raise
+    raise death  # here, where torch's error is none of its context, which would keep the other workers alive
+
+
+def _items(
+    images: _Images, workers: int, prefetch: int, interrupted: threading.Event
+) -> Generator[Batch | DataError, None, None]:
+    """The loader's items, until it is interrupted."""
+    iterator = _started(images, workers, prefetch)
+    try:
+        while not interrupted.is_set():
+            try:
+                item = next(iterator, None)
+            except RuntimeError as error:
+                if not str(error).startswith(_TIMED_OUT):
+                    raise
+                continue
+            if item is None:
+                return
+            yield item
+    finally:
+        hurry = threading.Timer(_GRACE_SECONDS, terminate, [images.watch.processes if images.watch else []])
+        if interrupted.is_set():
+            hurry.start()
+        del iterator  # ends the workers; kept in a variable, the traceback of an error would keep them alive
+        hurry.cancel()
+
+
+def _started(images: _Images, workers: int, prefetch: int) -> Iterator[Batch | DataError]:
+    # Items are batches already. Every draw is keyed, so the loader's own seed matters to nothing: it is drawn apart,
+    # for it would move torch's global generator.
+    options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
+    if workers:
+        READ_AHEAD.finish()
+        options |= {"prefetch_factor": prefetch, "worker_init_fn": prepare_worker, "timeout": _POLL_SECONDS}
+    with warnings.catch_warnings(), unheard_deaths():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
+        iterator = iter(DataLoader(images, num_workers=workers, **options))
+    if images.watch is not None:
+        images.watch.processes = list(getattr(iterator, "_workers", ()))
+    return iterator
+
+
+def read_ahead(batch_size: int, bytes_per_image: int, workers: int) -> tuple[int, int]:
+    """(items that each worker has under way, pieces that a batch travels in), 2 GB in all.
+
+    Args:
+        bytes_per_image: 0 where it is not known.
+    """
+    batch_bytes = batch_size * bytes_per_image
+    if not batch_bytes:
+        return 2, 1
+    affordable = int(_READ_AHEAD_BYTES / (batch_bytes * workers))
+    if affordable >= 2:
+        return min(4, affordable), 1
+    return 2, min(batch_size, math.ceil(2 * workers * batch_bytes / _READ_AHEAD_BYTES))
+
+
+def _joined(parts: list[Batch], pin_memory: bool) -> Batch:
+    """One batch of consecutive pieces, or of one, made in pinned memory where that is asked for: one copy in all."""
+    filled = [part.tensors for part in parts if len(part)]
+    tensors = {}
+    for name in dict.fromkeys(name for part in filled for name in part):
+        those = [part[name] for part in filled if name in part]
+        shape = (sum(map(len, those)), *those[0].shape[1:])
+        tensors[name] = torch.empty(shape, dtype=those[0].dtype, pin_memory=pin_memory)
+        torch.cat(those, out=tensors[name])
+    indices = [index for part in parts for index in part.indices]
+    return Batch(tensors, indices, [record for part in parts for record in part.bad])
+
+
+def _whole(batch: Batch | DataError) -> Batch | DataError:
+    return batch

@@ -1,0 +1,244 @@
+"""The order of images: a keyed permutation of each epoch that needs no memory, and choices that follow it.
+
+A permutation of n images is a Feistel network (Luby and Rackoff 1988) over the smallest domain of an even number of
+bits that holds n, walked along its cycle until it falls below n (Black and Rogaway 2002): under four steps on average.
+So the image at any place of any epoch is one computation, whatever n; a run resumes by `images_seen` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from beitcli.data.sources.base import Blocks, Source
+from beitcli.errors import DataError, UsageError
+from beitcli.runtime.compute.keyed_rng import keyed_generator
+
+ROUNDS = 8  # 4 are enough for large domains; small ones need more to look uniform
+
+
+class KeyedOrder:
+    """The endless stream of a run's images: epoch after epoch, each a permutation of all."""
+
+    def __init__(self, length: int, seed: int, purpose: str = "order") -> None:
+        """
+        Args:
+            length: Number of images, from 1.
+            seed: The run's `--seed`.
+            purpose: Separates orders of one seed.
+        """
+        if length < 1:
+            raise ValueError(f"an order needs at least 1 image, not {length}")
+        self.length = length
+        self.seed = seed
+        self.purpose = purpose
+        self._half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
+
+    def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What stands at places of the stream: about 0.4 microseconds each in large batches, 6 in one of 256.
+
+        Args:
+            positions: (n,) integers from 0; `images_seen` is the next one.
+
+        Returns:
+            (n,) int64 epochs from 0 and (n,) int64 indices of images.
+        """
+        epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            indices[chosen] = self._permuted(int(epoch), places[chosen])
+        return epochs, indices
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(epoch, index of the image) at one place of the stream."""
+        epochs, indices = self.indices(np.array([position]))
+        return int(epochs[0]), int(indices[0])
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """(length,) int64: the whole epoch's order."""
+        return self._permuted(epoch, np.arange(self.length))
+
+    def _permuted(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        keys = _round_keys(self.seed, self.purpose, epoch)
+        values = _feistel(places.astype(np.uint64), keys, self._half_bits)
+        outside = np.flatnonzero(values >= self.length)
+        while outside.size:
+            values[outside] = _feistel(values[outside], keys, self._half_bits)
+            outside = outside[values[outside] >= self.length]
+        return values.astype(np.int64)
+
+
+class BlockOrder:
+    """The endless stream where images are read by the block: each epoch a permutation that keeps to a window of blocks.
+
+    The blocks of an epoch are permuted, `together` of them make a window, and a window's images are permuted; so a
+    process holds one window, and every place is still a function of (seed, epoch, place).
+    """
+
+    def __init__(self, blocks: Blocks, seed: int) -> None:
+        self.blocks, self.seed = blocks, seed
+        self.length = int(blocks.lengths.sum())
+        self._starts = np.cumsum(blocks.lengths) - blocks.lengths
+        self._block_order = KeyedOrder(len(blocks.lengths), seed, "order of blocks")
+        self._plan: tuple[int, np.ndarray, np.ndarray] = (-1, self._starts, self._starts)
+
+    @property
+    def window(self) -> int:
+        """Images of a window, in the mean."""
+        return math.ceil(self.length * self.blocks.together / len(self.blocks.lengths))
+
+    def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What stands at places of the stream, as `KeyedOrder.indices`."""
+        epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            blocks, ends = self._planned(epoch)
+            here = np.flatnonzero(epochs == epoch)
+            together = self.blocks.together
+            windows = np.searchsorted(ends, places[here], side="right") // together
+            for window in np.unique(windows).tolist():
+                inside = here[windows == window]
+                start = int(ends[window * together - 1]) if window else 0
+                end = int(ends[min((window + 1) * together, len(ends)) - 1])
+                order = KeyedOrder(end - start, self.seed, f"order of window {window}")
+                # The position of the epoch's place in the window's own endless stream.
+                _, mixed = order.indices(epoch * (end - start) + places[inside] - start)
+                at = np.searchsorted(ends, mixed + start, side="right")
+                block = blocks[at]
+                found[inside] = self._starts[block] + (mixed + start - (ends[at] - self.blocks.lengths[block]))
+        return epochs, found
+
+    def _planned(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(m,) blocks in the epoch's order, and (m,) where each one's images end in it; the latest epoch's are kept."""
+        if self._plan[0] != epoch:
+            blocks = self._block_order.permutation(epoch)
+            self._plan = epoch, blocks, np.cumsum(self.blocks.lengths[blocks])
+        return self._plan[1:]
+
+
+def places_of(batch_size: int, rank: int, size: int) -> np.ndarray:
+    """(n,) int64 places in the global batch that one of `size` processes computes; together, each place once.
+
+    Place p and its mirror image batch_size - 1 - p go to one process, the mirror images in reverse: mixup mixes a batch
+    with its own reverse, so that each process has both images of every pair, whatever their number. For one process it
+    is the whole batch in order.
+    """
+    half = batch_size // 2
+    if batch_size % 2 or half < size:  # the former is never mixed, to mix the latter FinetuneTask refuses
+        return np.arange(batch_size * rank // size, batch_size * (rank + 1) // size)
+    first = np.arange(half * rank // size, half * (rank + 1) // size)
+    return np.concatenate((first, batch_size - 1 - first[::-1]))
+
+
+def training_order(source: Source, seed: int) -> KeyedOrder | BlockOrder:
+    """The stream of a run's images, in the order that suits how the source is read."""
+    blocks = source.blocks()
+    if blocks is None or len(blocks.lengths) <= blocks.together:
+        return KeyedOrder(len(source), seed)
+    return BlockOrder(blocks, seed)
+
+
+@lru_cache(maxsize=64)
+def _round_keys(seed: int, purpose: str, epoch: int) -> np.ndarray:
+    return keyed_generator(seed, purpose, epoch).integers(1 << 64, size=ROUNDS, dtype=np.uint64)
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.uint64) -> np.ndarray:
+    """A bijection of [0, 4 ** half_bits): (n,) uint64 to (n,) uint64."""
+    low = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = values >> half_bits, values & low
+    for key in keys:
+        left, right = right, left ^ (_mixed(right ^ key) & low)
+    return (left << half_bits) | right
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014): every input bit moves every output bit."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def select_limit(source: Source, limit: int, seed: int) -> np.ndarray:
+    """The images that `--limit` takes, balanced over the classes where there are labels.
+
+    A smaller limit takes some of what a larger one takes.
+
+    Returns:
+        (min(limit, len(source)),) int64 indices in the keyed order.
+
+    Raises:
+        UsageError: a limit below 1.
+    """
+    if limit < 1:
+        raise UsageError(f"--limit {limit} takes no images.", hint="Give 1 or more.")
+    order = KeyedOrder(len(source), seed, "limit")
+    if source.classes is None:
+        return order.permutation(0) if limit >= len(source) else order.indices(np.arange(limit))[1]
+    permutation = order.permutation(0)
+    labels = _labels(source)[permutation]
+    chosen = np.lexsort((labels, _rank_in_class(labels)))[:limit]
+    return permutation[np.sort(chosen)]
+
+
+def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sets images aside, balanced over the classes where there are labels; a class's last image goes last of all.
+
+    Of blocks on another machine few are taken, which hold four times the images, so that not all must be fetched first.
+
+    Args:
+        source: The images to divide.
+        count: How many to hold out, from 0.
+        seed: The run's `--seed`.
+
+    Returns:
+        (len(source) - count,) and (count,) int64 indices, disjoint, each ascending.
+
+    Raises:
+        DataError: no image would be left.
+    """
+    if not 0 <= count < len(source):
+        raise DataError(
+            f"{count:,} images cannot be held out of the {len(source):,} of '{source.name}'.",
+            hint="Hold out fewer, or give more data.",
+        )
+    permutation = KeyedOrder(len(source), seed, "holdout").permutation(0)
+    blocks = source.blocks()
+    if blocks is not None and blocks.are_remote:
+        permutation = permutation[_in_few_blocks(permutation, blocks, count, seed)]
+    if source.classes is None:
+        held_out = permutation[:count]
+    else:
+        labels = _labels(source)[permutation]
+        rank = _rank_in_class(labels)
+        is_last = rank == np.bincount(labels)[labels] - 1
+        held_out = permutation[np.lexsort((labels, rank, is_last))[:count]]
+    is_train = np.ones(len(source), dtype=bool)
+    is_train[held_out] = False
+    return np.flatnonzero(is_train), np.sort(held_out)
+
+
+def _in_few_blocks(indices: np.ndarray, blocks: Blocks, count: int, seed: int) -> np.ndarray:
+    """(n,) bool: which images lie in the first blocks, in keyed order, that hold four times `count`; 8 at least."""
+    drawn = KeyedOrder(len(blocks.lengths), seed, "blocks of the holdout").permutation(0)
+    needed = int(np.searchsorted(np.cumsum(blocks.lengths[drawn]), 4 * count)) + 1
+    chosen = np.zeros(len(drawn), dtype=bool)
+    chosen[drawn[: max(8, needed)]] = True
+    return chosen[np.searchsorted(np.cumsum(blocks.lengths), indices, side="right")]
+
+
+def _labels(source: Source) -> np.ndarray:
+    return np.fromiter((source.label(index) for index in range(len(source))), dtype=np.int64, count=len(source))
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """(n,) int64: how many images of the same class come before."""
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
+    return rank

@@ -1,0 +1,198 @@
+"""Reads a file of annotations in COCO's format: which images there are, what is in them, and what is wrong with it.
+
+    {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name"}],
+     "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd"}]}
+
+What concerns one image makes that image a bad one, with the reason; what concerns the file is a DataError. Outlines
+(`segmentation`: polygons, or runs of pixels) are read only where they are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from beitcli.data.annotations.boxes import BoxLabels
+from beitcli.data.annotations.instance_masks import outline_of
+from beitcli.data.decode import MAX_PIXELS
+from beitcli.data.sources.files import read_file
+from beitcli.errors import BadImage, DataError
+from beitcli.runtime.storage.safe_json import parse_json
+from beitcli.runtime.weight_files.file_sniffing import quote
+
+_PARTS = ("images", "annotations", "categories")
+_ROUNDING = 1.0  # pixels that a box may reach beyond the image, as COCO's own do; it is cut off there
+_FORMAT = "Give annotations in COCO's format: images, annotations and categories, each a list."
+_MOST_SIDE = 1_000_000
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """What a file of annotations says.
+
+    Attributes:
+        classes: Names of the categories, in the order of their ids: label order.
+        names: File names of the images, in the file's order.
+        boxes: Of each image.
+        bad: Why an image cannot be used, by its number.
+    """
+
+    path: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    boxes: tuple[BoxLabels, ...]
+    bad: dict[int, str]
+
+
+def read_coco(path: str, outlines: bool = False) -> CocoFile:
+    """Reads and checks the file as a whole.
+
+    Args:
+        outlines: Whether those of the objects are needed.
+
+    Raises:
+        DataError: It cannot be read, is not in the format, or contradicts itself.
+    """
+    document = _parsed(path)
+    classes, label_of = _categories(document["categories"], path)
+    images = [_image(entry, number, path) for number, entry in enumerate(document["images"])]
+    if not images:
+        raise DataError(f"'{path}' lists no images.", _FORMAT)
+    number_of = {identity: number for number, (identity, *_) in enumerate(images)}
+    if len(number_of) < len(images):
+        twice = next(identity for number, (identity, *_) in enumerate(images) if number_of[identity] != number)
+        raise DataError(f"'{path}' lists two images of id {_shown(twice)}.", "Give every image an id of its own.")
+    bad = {number: reason for number, (_, _, size, reason) in enumerate(images) if reason}
+    of_image: list[list[tuple[Any, ...]]] = [[] for _ in images]
+    homeless: list[Mapping[str, Any]] = []
+    for annotation in document["annotations"]:
+        place = _number_of(annotation, number_of, path)
+        if place is None:
+            homeless.append(annotation)
+        elif place not in bad:
+            try:
+                of_image[place].append(_object(annotation, label_of, images[place][2], outlines))
+            except BadImage as error:
+                bad[place] = f"annotation {_shown(annotation.get('id'))}: {error.message}"
+    if homeless:
+        first, where = (_shown(homeless[0].get(key)) for key in ("id", "image_id"))
+        raise DataError(
+            f"'{path}' has {len(homeless)} annotations of images that it does not list "
+            f"(the first: annotation {first} of image {where}).",
+            "List those images, or take the annotations out.",
+        )
+    boxes = tuple(_joined(objects, size, outlines) for objects, (_, _, size, _) in zip(of_image, images, strict=True))
+    return CocoFile(path, classes, tuple(name for _, name, *_ in images), boxes, bad)
+
+
+def _parsed(path: str) -> dict[str, list[Any]]:
+    try:
+        document = parse_json(read_file(path))
+    except (BadImage, ValueError) as error:
+        raise DataError(f"'{path}' holds no annotations: {quote(str(error), 200)}.", _FORMAT) from None
+    if not isinstance(document, dict):
+        raise DataError(f"'{path}' holds no annotations: it is a JSON {type(document).__name__}.", _FORMAT)
+    lacking = [part for part in _PARTS if not isinstance(document.get(part), list)]
+    if lacking:
+        raise DataError(f"'{path}' holds no annotations: no list of {' and '.join(lacking)} is there.", _FORMAT)
+    return document
+
+
+def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Names in the order of the ids, and the label of each id."""
+    named: dict[int, str] = {}
+    names: set[str] = set()
+    for entry in entries:
+        identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(identity, int) or isinstance(identity, bool) or not isinstance(name, str) or not name:
+            raise DataError(f"'{path}' has the category {_shown(entry)}.", "Give every category an id and a name.")
+        if identity in named or name in names:
+            raise DataError(f"'{path}' has the category {_shown(entry)} twice.", "Give each its own id and name.")
+        named[identity] = name
+        names.add(name)
+    if not named:
+        raise DataError(f"'{path}' has no categories.", _FORMAT)
+    ordered = sorted(named)
+    return tuple(named[identity] for identity in ordered), {each: label for label, each in enumerate(ordered)}
+
+
+def _image(entry: Any, number: int, path: str) -> tuple[Any, str, tuple[int, int], str]:
+    """Id, file name, (H, W), and what is wrong with it."""
+    identity = entry.get("id") if isinstance(entry, dict) else None
+    name = entry.get("file_name") if isinstance(entry, dict) else None
+    if isinstance(identity, bool) or not isinstance(identity, int | str) or not isinstance(name, str) or not name:
+        raise DataError(
+            f"Image {number + 1} of '{path}' is {_shown(entry)}.", "Give every image an id and a file_name."
+        )
+    height, width = entry.get("height"), entry.get("width")
+    if not all(_is_integer(side) and 0 < side <= _MOST_SIDE for side in (height, width)):
+        return identity, name, (0, 0), f"its annotations say {_shown(width)} x {_shown(height)} pixels"
+    if height * width > MAX_PIXELS:
+        allowed = f"{MAX_PIXELS // 100_000 / 10} megapixels allowed"
+        return identity, name, (0, 0), f"its annotations say {width} x {height} pixels, more than the {allowed}"
+    if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        return identity, name.replace("\0", "?"), (height, width), "its file_name leads out of the folder of images"
+    return identity, name, (height, width), ""
+
+
+def _number_of(annotation: Any, number_of: dict[Any, int], path: str) -> int | None:
+    if not isinstance(annotation, dict):
+        raise DataError(f"'{path}' has the annotation {_shown(annotation)}.", _FORMAT)
+    identity = annotation.get("image_id")
+    return number_of.get(identity) if isinstance(identity, int | str) else None
+
+
+def _object(
+    annotation: Mapping[str, Any], label_of: dict[int, int], size: tuple[int, int], outlines: bool
+) -> tuple[Any, ...]:
+    """x0, y0, x1, y1, label, crowd, area, outline or None. Raises BadImage."""
+    category, crowd, box = (annotation.get(key) for key in ("category_id", "iscrowd", "bbox"))
+    if not _is_integer(category) or category not in label_of:
+        raise BadImage(f"category {_shown(category)} is none of the file's {len(label_of)}")
+    if crowd not in (None, 0, 1):
+        raise BadImage(f"iscrowd is {_shown(crowd)}, not 0 or 1")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise BadImage(f"its box is {_shown(box)}, not [x, y, width, height]")
+    x, y, width, height = map(float, box)
+    if width <= 0 or height <= 0:
+        raise BadImage(f"its box {_shown(box)} has no area")
+    rows, columns = size
+    if min(x, y) < -_ROUNDING or x + width > columns + _ROUNDING or y + height > rows + _ROUNDING:
+        raise BadImage(f"its box {_shown(box)} reaches beyond the image of {columns} x {rows} pixels")
+    left, upper, right, lower = max(0.0, x), max(0.0, y), min(columns, x + width), min(rows, y + height)
+    if np.float32(right) <= np.float32(left) or np.float32(lower) <= np.float32(upper):
+        raise BadImage(f"its box {_shown(box)} has no area within the image of {columns} x {rows} pixels")
+    area: Any = annotation.get("area")
+    known = _is_number(area) and area > 0
+    outline = outline_of(annotation.get("segmentation"), size, _ROUNDING) if outlines else None
+    size_of_it = float(area) if known else width * height
+    return left, upper, right, lower, label_of[category], bool(crowd), size_of_it, outline
+
+
+def _joined(objects: list[tuple[Any, ...]], size: tuple[int, int], outlines: bool) -> BoxLabels:
+    table = np.array([each[:7] for each in objects], np.float64).reshape(-1, 7)
+    return BoxLabels(
+        boxes=table[:, :4].astype(np.float32),
+        labels=table[:, 4].astype(np.int64),
+        crowd=table[:, 5] > 0,
+        areas=table[:, 6],
+        size=size,
+        outlines=tuple(each[7] for each in objects) if outlines else None,
+    )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite and of a size that pixels have."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+
+
+def _shown(value: Any) -> str:
+    return quote(repr(value))

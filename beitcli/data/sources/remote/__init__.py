@@ -1,0 +1,1 @@
+"""Data sets that are read over the network while training runs."""

@@ -1,0 +1,224 @@
+"""Parquet files on the hub, read in parts: at opening their footers and labels, then each row group as it is wanted.
+
+What opening reads is kept in one index a file, and so is each group's column of images (`runtime/hub/range_cache.py`),
+so that a second epoch or a resumed run reads from the disk. Nothing here depends on who has read what before.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from beitcli.data.sources.base import OnProgress
+from beitcli.data.sources.index_cache import index_path, load_index, save_index
+from beitcli.data.sources.remote.prefetch import READ_AHEAD
+from beitcli.errors import DataError, StorageError
+from beitcli.runtime.hub.download import Remote
+from beitcli.runtime.hub.http_ranges import read_range
+from beitcli.runtime.hub.range_cache import is_kept, limit_bytes, obtain
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+T = TypeVar("T")
+R = TypeVar("R")
+Range = tuple[int, int]  # from, to before
+
+LABEL = "label"
+_TAIL = 65_536  # bytes of a file's end that are asked for first; most footers are shorter
+_FOOTER_END = 8  # the footer's length and the magic bytes
+_CONNECTIONS = 16  # while data is opened
+_GAP = 32_768  # bytes between two stretches that cost less than another request
+
+
+class StreamedParquet:
+    """One file on the hub.
+
+    Attributes:
+        remote: Which one.
+        opening: Where each stretch begins, and its bytes: the footer, and the labels.
+    """
+
+    def __init__(self, remote: Remote, opening: Sequence[tuple[int, bytes]]) -> None:
+        self.remote, self.opening = remote, list(opening)
+        self._ranges: dict[str, np.ndarray] = {}
+
+    def open(self) -> RemoteFile:
+        """What pyarrow reads schema, metadata and labels from."""
+        return RemoteFile(self.remote, self.opening)
+
+    def open_group(self, group: int, column: str) -> RemoteFile:
+        """What pyarrow reads a column of a row group from. Raises DataError where the hub fails."""
+        start, end = self._range(group, column)
+        try:
+            return RemoteFile(self.remote, [*self.opening, (start, obtain(self.remote, start, end))])
+        except StorageError as error:  # in the middle of a run it is the data that fails
+            raise DataError(error.message, error.hint) from None
+
+    def expect(self, group: int, column: str) -> None:
+        """Fetches it in the background, where it is not kept; a failure is left to who reads it."""
+        start, end = self._range(group, column)
+        if end - start <= limit_bytes() // 4 and not is_kept(self.remote, start, end):
+            READ_AHEAD.ask((self.remote, start, end), lambda: obtain(self.remote, start, end, pauses=()))
+
+    def _range(self, group: int, column: str) -> Range:
+        if column not in self._ranges:
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(self.open()) as file:
+                metadata = file.metadata
+                found = [_chunk(metadata, number, column) or (0, 0) for number in range(metadata.num_row_groups)]
+            self._ranges[column] = np.array(found, dtype=np.int64)
+        start, end = self._ranges[column][group].tolist()
+        return start, end
+
+
+class RemoteFile(io.RawIOBase):
+    """A file as pyarrow reads it: from the stretches that are at hand, else from the hub."""
+
+    def __init__(self, remote: Remote, stretches: Iterable[tuple[int, bytes]]) -> None:
+        self._remote, self._stretches, self._at = remote, list(stretches), 0
+        self._size = remote.size or 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._at + size, self._size)
+        start, self._at = self._at, max(self._at, end)
+        for first, content in self._stretches:
+            if first <= start and end <= first + len(content):
+                return content[start - first : end - first]
+        return read_range(self._remote, start, end) if end > start else b""
+
+
+def open_streams(remotes: Sequence[Remote], on_progress: OnProgress | None = None) -> list[StreamedParquet]:
+    """Reads footers and labels, or finds them kept from an earlier opening.
+
+    Raises:
+        NoRanges: The server sends whole files only.
+        StorageError: They cannot be had; says why.
+    """
+    found: list[StreamedParquet | None] = []
+    for remote in remotes:
+        kept = load_index(_index_path(remote), _about(remote))
+        found.append(None if kept is None else StreamedParquet(remote, _unpacked(kept)))
+    missing = [remote for remote, each in zip(remotes, found, strict=True) if each is None]
+
+    def tell(what: str) -> Callable[[int, int], None] | None:
+        return None if on_progress is None else lambda done, total: on_progress(what, done, total, "request")
+
+    footers = _in_parallel(_footer, missing, tell("reading footers"))
+    wanted = [
+        (number, stretch)
+        for number, (remote, footer) in enumerate(zip(missing, footers, strict=True))
+        for stretch in _label_ranges(remote, footer)
+    ]
+    labels = _in_parallel(lambda job: read_range(missing[job[0]], *job[1]), wanted, tell("reading labels"))
+    read: list[list[tuple[int, bytes]]] = [[footer] for footer in footers]
+    for (number, (start, _)), content in zip(wanted, labels, strict=True):
+        read[number].append((start, content))
+    made = [StreamedParquet(remote, stretches) for remote, stretches in zip(missing, read, strict=True)]
+    for each in made:
+        save_index(_index_path(each.remote), _about(each.remote), _packed(each.opening))
+    rest = iter(made)
+    return [each if each is not None else next(rest) for each in found]
+
+
+def _in_parallel(
+    job: Callable[[T], R], items: Sequence[T], on_done: Callable[[int, int], None] | None = None
+) -> list[R]:
+    """What `job` gives for each; the first error ends the others."""
+    results: list[R] = []
+    pool = ThreadPoolExecutor(_CONNECTIONS)
+    try:
+        for result in pool.map(job, items):
+            results.append(result)
+            if on_done is not None:
+                on_done(len(results), len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # loaders fork: no thread may live on
+    return results
+
+
+def _footer(remote: Remote) -> tuple[int, bytes]:
+    """(where it begins, footer) of a file, with what else came along."""
+    size = remote.size or 0
+    start = max(0, size - _TAIL)
+    tail = read_range(remote, start, size)
+    length = int.from_bytes(tail[-_FOOTER_END:-4], "little") + _FOOTER_END
+    if tail[-4:] == b"PAR1" and len(tail) < length <= size:
+        start, tail = size - length, read_range(remote, size - length, start) + tail
+    return start, tail
+
+
+def _label_ranges(remote: Remote, footer: tuple[int, bytes]) -> list[Range]:
+    """Where the labels lie that did not come with the footer; near ones are one stretch."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(RemoteFile(remote, [footer])) as file:
+            metadata = file.metadata
+            found = [_chunk(metadata, group, LABEL) for group in range(metadata.num_row_groups)]
+    except (OSError, ValueError, pa.ArrowException):
+        return []  # whoever opens it says what is wrong
+    ranges: list[Range] = []
+    for start, end in sorted(each for each in found if each is not None and each[0] < footer[0]):
+        if ranges and start - ranges[-1][1] <= _GAP:
+            ranges[-1] = ranges[-1][0], max(end, ranges[-1][1])
+        else:
+            ranges.append((start, end))
+    return ranges
+
+
+def _chunk(metadata: pq.FileMetaData, group: int, name: str) -> Range | None:
+    """Where a column of a row group lies; None where there is none."""
+    row_group = metadata.row_group(group)
+    for number in range(row_group.num_columns):
+        column = row_group.column(number)
+        if column.path_in_schema == name:
+            start = column.data_page_offset
+            if column.has_dictionary_page and column.dictionary_page_offset:
+                start = min(start, column.dictionary_page_offset)
+            return start, start + column.total_compressed_size
+    return None
+
+
+def _index_path(remote: Remote) -> Any:
+    return index_path("stream", f"/{remote.label}")
+
+
+def _about(remote: Remote) -> dict[str, Any]:
+    return {"mark": remote.mark or remote.commit, "size": remote.size}
+
+
+def _packed(stretches: Sequence[tuple[int, bytes]]) -> dict[str, np.ndarray]:
+    return {
+        "starts": np.array([start for start, _ in stretches], dtype=np.int64),
+        "lengths": np.array([len(content) for _, content in stretches], dtype=np.int64),
+        "content": np.frombuffer(b"".join(content for _, content in stretches), dtype=np.uint8),
+    }
+
+
+def _unpacked(kept: dict[str, np.ndarray]) -> list[tuple[int, bytes]]:
+    ends = np.cumsum(kept["lengths"])
+    starts, lengths = kept["starts"].tolist(), kept["lengths"].tolist()
+    return [
+        (start, kept["content"][end - length : end].tobytes())
+        for start, length, end in zip(starts, lengths, ends.tolist(), strict=True)
+    ]

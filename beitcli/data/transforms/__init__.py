@@ -1,0 +1,1 @@
+"""From a decoded image to what a model sees: crops, flips, colours."""

@@ -1,0 +1,224 @@
+"""Views of an image: what is cut from it and at which sizes.
+
+Pretraining follows the paper's order (as in the release): color jitter, flip, then ONE crop box resized twice,
+bicubic for the backbone and Lanczos for the tokenizer, so that a visual token and its patch show the same pixels.
+Every draw is keyed by (seed, purpose, epoch, image).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+
+from beitcli.config.normalization import IMAGENET
+from beitcli.runtime.compute.keyed_rng import keyed_generator
+
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET
+Box = tuple[int, int, int, int]
+Size = int | tuple[int, int]  # (H, W) in pixels, or the side of a square
+BRIGHTNESS, CONTRAST, SATURATION = range(3)
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """(3, H, W) uint8."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def draw_crop_box(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    min_area: float = 0.08,
+    max_aspect: float = 4 / 3,
+    target_aspect: float = 1.0,
+) -> Box:
+    """A random (left, upper, right, lower): area uniform in [min_area, 1], aspect log-uniform; centred if none fits.
+
+    Args:
+        max_aspect: Largest distortion, of the box's width / height to `target_aspect` and the other way round.
+        target_aspect: Width / height of what the box is resized to.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(min_area, 1.0)
+        aspect = target_aspect * math.exp(rng.uniform(-math.log(max_aspect), math.log(max_aspect)))
+        across, down = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < across <= width and 0 < down <= height:
+            left = int(rng.integers(width - across + 1))
+            upper = int(rng.integers(height - down + 1))
+            return left, upper, left + across, upper + down
+    across = min(width, max(1, round(height * max_aspect * target_aspect)))
+    down = min(height, max(1, round(width * max_aspect / target_aspect)))
+    left, upper = (width - across) // 2, (height - down) // 2
+    return left, upper, left + across, upper + down
+
+
+def draw_jitter(strength: float, rng: np.random.Generator) -> list[tuple[int, float]]:
+    """BRIGHTNESS, CONTRAST and SATURATION in random order, each with a factor uniform in 1 +- strength."""
+    factors = rng.uniform(max(0.0, 1 - strength), 1 + strength, size=3)
+    return [(int(which), float(factors[which])) for which in rng.permutation(3)]
+
+
+def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and saturation by Pillow, as drawn."""
+    for which, factor in draw_jitter(strength, rng):
+        image = _ENHANCERS[which](image).enhance(factor)
+    return image
+
+
+def center_box(width: int, height: int, size: Size, crop_share: float = 1.0) -> tuple[float, float, float, float]:
+    """(left, upper, right, lower) in pixels of the image: its centre, as cut from a whole-pixel resize.
+
+    The image as small as still covers size / crop_share pixels, then the central `size` of them, seen in the image
+    itself. Sides and offset are rounded as torchvision's Resize and CenterCrop do, which the release and timm use.
+    """
+    wanted = height_and_width(size)
+    covered = [(max(to, int(to / crop_share)), side) for side, to in zip((height, width), wanted, strict=True)]
+    numerator, denominator = max(covered, key=lambda pair: pair[0] / pair[1])  # the scale, exactly
+
+    def span(side: int, to: int) -> tuple[float, float]:
+        resized = max(to, side * numerator // denominator)
+        before = round((resized - to) / 2)
+        return before * side / resized, (before + to) * side / resized
+
+    (upper, lower), (left, right) = span(height, wanted[0]), span(width, wanted[1])
+    return left, upper, right, lower
+
+
+def fit_center(
+    image: Image.Image, size: Size, crop_share: float = 1.0, filter: int = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The image's centre at `size`, resized from its box alone: a long image costs no more than it."""
+    height, width = height_and_width(size)
+    return image.resize((width, height), filter, center_box(*image.size, size, crop_share))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoSizes:
+    """What the views of pretraining share: one crop box at two sizes.
+
+    Attributes:
+        image_size: Of the backbone's image.
+        token_size: Of the tokenizer's image, of the same shape; None where there is no tokenizer.
+    """
+
+    seed: int
+    image_size: Size
+    token_size: Size | None
+    color_jitter: float = 0.4
+    min_crop: float = 0.08
+
+    @property
+    def bytes_per_image(self) -> int:
+        sizes = (self.image_size,) if self.token_size is None else (self.image_size, self.token_size)
+        return sum(3 * math.prod(height_and_width(size)) for size in sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingView(TwoSizes):
+    """The reference: jitter of the whole image, flip, crop and resize by Pillow, in the release's order."""
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """`images` (3, H, W) and, where there is a tokenizer, `token_images` (3, h, w); uint8."""
+        rng = keyed_generator(self.seed, "view", epoch, index)
+        if self.color_jitter > 0:
+            image = jitter_colors(image, self.color_jitter, rng)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        height, width = height_and_width(self.image_size)
+        box = draw_crop_box(*image.size, rng, self.min_crop, target_aspect=width / height)
+        views = {"images": to_array(image.resize((width, height), Image.Resampling.BICUBIC, box))}
+        if self.token_size is not None:
+            height, width = height_and_width(self.token_size)
+            views["token_images"] = to_array(image.resize((width, height), Image.Resampling.LANCZOS, box))
+        return views
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerView:
+    """What a tokenizer learns from: random crops of at least half the area, flipped at random."""
+
+    seed: int
+    size: int
+    min_crop: float = 0.5
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * self.size**2
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """`images` (3, H, W) uint8."""
+        rng = keyed_generator(self.seed, "view", epoch, index)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        box = draw_crop_box(*image.size, rng, self.min_crop)
+        return {"images": to_array(image.resize((self.size, self.size), Image.Resampling.LANCZOS, box))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterView:
+    """The same centre always.
+
+    Attributes:
+        crop_share: Share of the resized side that is kept: 0.875 below 384 pixels in classification, else 1.
+    """
+
+    size: Size
+    crop_share: float = 1.0
+    filter: int = Image.Resampling.BICUBIC
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * math.prod(height_and_width(self.size))
+
+    def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
+        """`images` (3, H, W) uint8."""
+        return {"images": to_array(fit_center(image, self.size, self.crop_share, self.filter))}
+
+
+def evaluation_view(size: Size, crop_share: float | None = None) -> CenterView:
+    """The release's evaluation crop, by the shorter side, where no `crop_share` is given."""
+    return CenterView(size=size, crop_share=crop_share or evaluation_crop(size))
+
+
+def evaluation_crop(size: Size) -> float:
+    """Share of the resized side that the release keeps."""
+    return 0.875 if min(height_and_width(size)) < 384 else 1.0
+
+
+def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(B, 3, H, W) uint8 to float, on the device it is on; floats pass through.
+
+    Only the first call for a device copies anything to it.
+    """
+    if images.dtype != torch.uint8:
+        return images
+    scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
+    return images.float().mul_(scale).sub_(shift)
+
+
+def denormalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """The inverse of `normalize`, (B, 3, H, W) in [0, 1]; what lies outside is cut."""
+    scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
+    return images.add(shift).div(scale).div(255).clamp(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _scale_and_shift(
+    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, 1, 1) each."""
+    with torch.inference_mode(False):  # they outlive the context of the first call
+        scale = torch.tensor(std, device=device).mul_(255).reciprocal_().view(3, 1, 1)
+        shift = torch.tensor(mean, device=device).div_(torch.tensor(std, device=device)).view(3, 1, 1)
+    return scale, shift

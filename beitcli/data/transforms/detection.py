@@ -1,0 +1,178 @@
+"""Views for detection: an image resized and cut with its boxes (large-scale jitter, as in ViTDet, arXiv 2203.16527).
+
+Training: the image is resized so that it just fits into `size`, times a factor that is drawn; what is larger is cut at
+random, what is smaller is padded with the mean colour on the right and below; mirrored with probability 0.5. Boxes
+follow, and are cut at the edge. Evaluation: the same without chance. Draws are keyed by (seed, epoch, image).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from beitcli.config.normalization import IMAGENET
+from beitcli.data.annotations.boxes import BoxLabels
+from beitcli.runtime.compute.keyed_rng import keyed_generator
+
+_LEAST_SIDE = 1.0  # pixels that must be left of a box at the edge for it to count as seen
+_LEAST_SHARE = 0.1  # of its area
+Part = tuple[int, int, int, int]  # left, upper, right, lower
+
+
+def fitted_shape(shape: tuple[int, int], size: tuple[int, int], factor: float = 1.0) -> tuple[int, int]:
+    """(h, w) of an image that just fits into `size` (H, W), times `factor`; a pixel at least."""
+    scale = min(size[0] / shape[0], size[1] / shape[1]) * factor
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def padded(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...]) -> np.ndarray:
+    """(h, w, 3) uint8 to (3, H, W), the mean colour on the right and below."""
+    images = np.empty((3, *size), np.uint8)
+    images[:] = np.rint(np.multiply(mean, 255)).astype(np.uint8)[:, None, None]
+    images[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return images
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionView:
+    """What a detector learns from.
+
+    Attributes:
+        size: (H, W) of what it sees.
+        most: Boxes of the image that has most; every image has room for as many, so that a batch is one array.
+        factors: Least and largest factor of the resize.
+        outlines: Whether masks are made of the objects.
+    """
+
+    wants_labels: ClassVar[bool] = True
+    seed: int
+    size: tuple[int, int]
+    most: int
+    factors: tuple[float, float] = (0.1, 2.0)
+    outlines: bool = False
+    mean: tuple[float, ...] = IMAGENET[0]
+
+    @property
+    def bytes_per_image(self) -> int:
+        pixels = self.size[0] * self.size[1]
+        return 3 * pixels + (self.most * pixels // 8 if self.outlines else 0)
+
+    def __call__(self, seen: tuple[np.ndarray, BoxLabels], epoch: int, index: int) -> dict[str, np.ndarray]:
+        """`images` (3, H, W) uint8, `boxes` (most, 4) float32 and `classes` (most,) int64, -1 where there is no box;
+        with outlines also `masks` (most, H * W / 8) uint8, eight pixels a byte.
+
+        Args:
+            seen: (h, w, 3) uint8 pixels, and what is marked there.
+        """
+        pixels, marked = seen
+        rng = keyed_generator(self.seed, "detection", epoch, index)
+        shape = fitted_shape(marked.size, self.size, rng.uniform(*self.factors))
+        height, width = (min(side, wanted) for side, wanted in zip(shape, self.size, strict=True))
+        upper, left = int(rng.integers(shape[0] - height + 1)), int(rng.integers(shape[1] - width + 1))
+        part = (left, upper, left + width, upper + height)
+        image = _cut(pixels, shape, part)
+        learned = ~marked.crowd
+        boxes, labels = marked.boxes[learned], marked.labels[learned]
+        boxes, kept = moved(boxes, (shape[0] / marked.size[0], shape[1] / marked.size[1]), (upper, left), image.shape)
+        mirrored = rng.random() < 0.5
+        if mirrored:
+            image = image[:, ::-1]
+            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        places = np.zeros((self.most, 4), np.float32)
+        classes = np.full(self.most, -1, np.int64)
+        number = np.count_nonzero(kept)
+        places[:number], classes[:number] = boxes[kept], labels[kept]
+        seen_here = {"images": padded(image, self.size, self.mean), "boxes": places, "classes": classes}
+        if self.outlines:
+            rows = np.flatnonzero(learned)[kept].tolist()
+            seen_here["masks"] = self._masks(marked, rows, shape, part, mirrored)
+        return seen_here
+
+    def _masks(
+        self,
+        marked: BoxLabels,
+        rows: list[int],
+        shape: tuple[int, int],
+        part: Part,
+        mirrored: bool,
+    ) -> np.ndarray:
+        """Of some objects, in that order."""
+        assert marked.outlines is not None
+        packed = np.zeros((self.most, -(-self.size[0] * self.size[1] // 8)), np.uint8)
+        for place, row in enumerate(rows):
+            mask = marked.outlines[row].mask(marked.size, shape, part)
+            whole = np.zeros(self.size, bool)
+            whole[: mask.shape[0], : mask.shape[1]] = mask[:, ::-1] if mirrored else mask
+            packed[place] = np.packbits(whole)
+        return packed
+
+
+def moved(
+    boxes: np.ndarray, scale: tuple[float, float], corner: tuple[int, int], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) on a part of the resized image, and which of them are still to be seen there, (n,) bool.
+
+    Args:
+        scale: Of the resize, down and across.
+        corner: (upper, left) of the part, in resized pixels.
+        shape: (h, w, ...) of the part.
+    """
+    by = np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
+    whole = boxes * by - np.array([corner[1], corner[0], corner[1], corner[0]], np.float32)
+    most = np.array([shape[1], shape[0], shape[1], shape[0]], np.float32)
+    cut = np.clip(whole, 0, most).astype(np.float32)
+    sides, before = cut[:, 2:] - cut[:, :2], whole[:, 2:] - whole[:, :2]
+    enough = sides.prod(axis=1) >= _LEAST_SHARE * before.prod(axis=1)
+    return cut, (sides >= _LEAST_SIDE).all(axis=1) & enough
+
+
+def _cut(pixels: np.ndarray, shape: tuple[int, int], box: Part) -> np.ndarray:
+    """A box (left, upper, right, lower) of the image as it would be resized to `shape`, bilinear."""
+    left, upper, right, lower = box
+    down, across = pixels.shape[0] / shape[0], pixels.shape[1] / shape[1]
+    there = (left * across, upper * down, min(right * across, pixels.shape[1]), min(lower * down, pixels.shape[0]))
+    return np.asarray(Image.fromarray(pixels).resize((right - left, lower - upper), Image.Resampling.BILINEAR, there))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedView:
+    """An image as a detector is measured on it: as large as fits into `size`, padded.
+
+    Attributes:
+        size: (H, W) of what the detector sees.
+    """
+
+    wants_pixels: ClassVar[bool] = True
+    size: tuple[int, int]
+    mean: tuple[float, ...] = IMAGENET[0]
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * self.size[0] * self.size[1]
+
+    def __call__(self, pixels: np.ndarray, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
+        """`images` (3, H, W) uint8; `content` (2,), h and w of the image in it; `size` (2,), its own H and W."""
+        own = (pixels.shape[0], pixels.shape[1])
+        shape = fitted_shape(own, self.size)
+        image = _cut(pixels, shape, (0, 0, shape[1], shape[0]))
+        return {
+            "images": padded(image, self.size, self.mean),
+            "content": np.array(shape),
+            "size": np.array(own),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedView(FittedView):
+    """The same of images with boxes, which must have the size that their annotations say."""
+
+    wants_pixels: ClassVar[bool] = False
+    wants_labels: ClassVar[bool] = True
+
+    def __call__(  # type: ignore[override]
+        self, seen: tuple[np.ndarray, BoxLabels], epoch: int = 0, index: int = 0
+    ) -> dict[str, np.ndarray]:
+        return super().__call__(seen[0])

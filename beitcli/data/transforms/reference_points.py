@@ -1,0 +1,106 @@
+"""Reference points: pixels of the upright image to patches of its centre, which the model sees, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from beitcli.data.transforms.base import center_box
+from beitcli.errors import UsageError
+
+Pixel = tuple[int, int]
+Patch = tuple[int, int]
+Box = tuple[float, float, float, float]
+
+_POINT = re.compile(r"\s*(-?[0-9]{1,9})\s*,\s*(-?[0-9]{1,9})\s*")
+
+
+def parse_point(text: str) -> Pixel:
+    """`X,Y` as whole pixels.
+
+    Raises:
+        UsageError: It is anything else.
+    """
+    found = _POINT.fullmatch(text)
+    if not found:
+        raise UsageError(f"--point is '{text}'.", "Give two whole numbers of pixels, X,Y, as in --point 120,80.")
+    return int(found[1]), int(found[2])
+
+
+@dataclass(frozen=True)
+class CentralCrop:
+    """Where `fit_center` looks in an image, and which patch shows which pixel.
+
+    Attributes:
+        width: Of the whole image, in pixels; `height` likewise.
+        size: (H, W) of the model's input, in pixels.
+        grid: (h, w) patches.
+    """
+
+    width: int
+    height: int
+    size: tuple[int, int]
+    grid: tuple[int, int]
+
+    @property
+    def box(self) -> Box:
+        """(left, upper, right, lower) in pixels of the whole image."""
+        return center_box(self.width, self.height, self.size)
+
+    def inside(self) -> tuple[int, int, int, int]:
+        """(left, upper, right, lower), the first and last pixels of which the crop holds the centres."""
+        left, upper, right, lower = (math.ceil(edge - 0.5) for edge in self.box)
+        return left, upper, right - 1, lower - 1
+
+    def patch_of(self, point: Pixel) -> Patch:
+        """(row, column) of the patch that shows the centre of the pixel (x, y).
+
+        Raises:
+            UsageError: The pixel is not in the image, or not in the crop.
+        """
+        x, y = point
+        if not (0 <= x < self.width and 0 <= y < self.height):
+            raise UsageError(
+                f"--point {x},{y} lies outside the image, which has {self.width} x {self.height} pixels.",
+                f"Give X from 0 to {self.width - 1} and Y from 0 to {self.height - 1}.",
+            )
+        left, upper, right, lower = self.inside()
+        if not (left <= x <= right and upper <= y <= lower):
+            part = "square" if self.size[0] == self.size[1] else "part"
+            raise UsageError(
+                f"--point {x},{y} lies outside the central {part} of the image, which is what the model sees.",
+                f"Give X from {left} to {right} and Y from {upper} to {lower}.",
+            )
+        (begin_x, begin_y, end_x, end_y), (rows, columns) = self.box, self.grid
+        return _place(y, begin_y, end_y, rows), _place(x, begin_x, end_x, columns)
+
+    def reference_points(self) -> list[Pixel]:
+        """The pixels amid four patches, at about 1/4 and 3/4 of each side; fewer where they coincide."""
+        left, upper, right, lower = self.box
+        down, across = (_quarters(patches) for patches in self.grid)
+        points = [(int(left + x * (right - left)), int(upper + y * (lower - upper))) for y in down for x in across]
+        return list(dict.fromkeys(points))
+
+    def to_picture(self, point: Pixel, size: tuple[int, int]) -> tuple[float, float]:
+        """(x, y) of the pixel's centre in a picture of the crop, counted as its pixels are.
+
+        Args:
+            size: (width, height) of the picture.
+        """
+        left, upper, right, lower = self.box
+        return (
+            (point[0] + 0.5 - left) / (right - left) * size[0] - 0.5,
+            (point[1] + 0.5 - upper) / (lower - upper) * size[1] - 0.5,
+        )
+
+
+def _place(pixel: int, begin: float, end: float, patches: int) -> int:
+    """The patch that shows the centre of a pixel, along one side."""
+    return min(patches - 1, max(0, int((pixel + 0.5 - begin) / (end - begin) * patches)))
+
+
+def _quarters(patches: int) -> list[float]:
+    """The middles of the patches at about 1/4 and 3/4 of a side, in shares of it."""
+    near = (patches - 1) // 4
+    return [(place + 0.5) / patches for place in (near, patches - 1 - near)]

@@ -1,0 +1,182 @@
+"""Views for segmentation: what is cut from an image and its label map together (settings of mmseg and the release).
+
+Training: resize so that the shorter side is `short_side` times a factor in [0.5, 2], a random crop in which one class
+covers 75% at most (10 tries), flip, photometric distortion; what the crop lacks is padded with the mean colour, and
+ignored. Evaluation: the same resize without chance, label maps as they are. Draws are keyed by (seed, epoch, image).
+
+The crop is resized from its box alone, images bilinear, label maps nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from beitcli.config.normalization import IMAGENET
+from beitcli.data.annotations.label_maps import IGNORED
+from beitcli.runtime.compute.keyed_rng import keyed_generator
+
+_TRIES = 10
+_LONGEST = 4  # times the shorter side, as 2048 by 512 in the release
+_BRIGHTNESS, _LEAST, _MOST, _HUE = 32, 0.5, 1.5, 18 / 180 * 256
+Box = tuple[int, int, int, int]
+
+
+def resized_shape(shape: tuple[int, int], short_side: float) -> tuple[int, int]:
+    """(H, W) with the shorter side at `short_side`, or the longer one at four times that; 0 keeps the shape."""
+    if not short_side:
+        return shape
+    scale = min(short_side / min(shape), _LONGEST * short_side / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationView:
+    """What a segmenter learns from.
+
+    Attributes:
+        size: (H, W) of the crop.
+        short_side: Of the resized image, in pixels, before the random factor; 0 for the image's own size.
+        factors: Least and largest random factor.
+        largest_share: Of the crop's labelled pixels that one class may have (0-1); 1 takes the first crop.
+        distorts: Whether brightness, contrast, saturation and hue vary.
+    """
+
+    wants_labels: ClassVar[bool] = True
+    seed: int
+    size: tuple[int, int]
+    short_side: int
+    factors: tuple[float, float] = (0.5, 2.0)
+    largest_share: float = 0.75
+    distorts: bool = True
+    mean: tuple[float, ...] = IMAGENET[0]
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 4 * self.size[0] * self.size[1]
+
+    def __call__(self, seen: tuple[np.ndarray, np.ndarray], epoch: int, index: int) -> dict[str, np.ndarray]:
+        """`images` (3, H, W) and `targets` (H, W), uint8.
+
+        Args:
+            seen: (h, w, 3) pixels and (h, w) labels, uint8.
+        """
+        pixels, labels = seen
+        rng = keyed_generator(self.seed, "segmentation", epoch, index)
+        factor = rng.uniform(*self.factors)
+        seen_size = (labels.shape[0], labels.shape[1])
+        shape = resized_shape(seen_size, (self.short_side or min(seen_size)) * factor)
+        box, targets = self._crop(labels, shape, rng)
+        image = _cut(pixels, shape, box, Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            image, targets = image[:, ::-1], targets[:, ::-1]
+        if self.distorts:
+            image = distort(image, rng)
+        height, width = targets.shape
+        images = np.empty((3, *self.size), np.uint8)
+        images[:] = np.rint(np.multiply(self.mean, 255)).astype(np.uint8)[:, None, None]
+        images[:, :height, :width] = image.transpose(2, 0, 1)
+        padded = np.full(self.size, IGNORED, np.uint8)
+        padded[:height, :width] = targets
+        return {"images": images, "targets": padded}
+
+    def _crop(self, labels: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> tuple[Box, np.ndarray]:
+        """The box on the resized image, (left, upper, right, lower), and its labels."""
+        height, width = (min(side, wanted) for side, wanted in zip(shape, self.size, strict=True))
+        for attempt in range(_TRIES):
+            upper = int(rng.integers(shape[0] - height + 1))
+            left = int(rng.integers(shape[1] - width + 1))
+            box = (left, upper, left + width, upper + height)
+            targets = _cut(labels, shape, box, Image.Resampling.NEAREST)
+            if attempt == _TRIES - 1 or self.largest_share >= 1:
+                break
+            counts = np.bincount(targets.ravel(), minlength=256)[:IGNORED]
+            if np.count_nonzero(counts) > 1 and counts.max() < self.largest_share * counts.sum():
+                break
+        return box, targets
+
+
+def _cut(array: np.ndarray, shape: tuple[int, int], box: Box, filter: Image.Resampling) -> np.ndarray:
+    """A box of the array as it would be resized to `shape`."""
+    left, upper, right, lower = box
+    down, across = array.shape[0] / shape[0], array.shape[1] / shape[1]
+    there = (
+        left * across,
+        upper * down,
+        min(right * across, array.shape[1]),
+        min(lower * down, array.shape[0]),
+    )
+    return np.asarray(Image.fromarray(array).resize((right - left, lower - upper), filter, there))
+
+
+def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """mmseg's photometric distortion, each part with probability 0.5: brightness up to 32 of 255, contrast and
+    saturation times 0.5 to 1.5, hue up to 18 of 180 degrees; contrast before the other two or after them.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
+    does = rng.random(4) < 0.5
+    brightness, hue = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS), rng.uniform(-_HUE, _HUE)
+    contrast, saturation = rng.uniform(_LEAST, _MOST, 2)
+    contrast_first = rng.random() < 0.5
+    if does[0]:
+        image = _scaled(image, 1.0, brightness)
+    if does[1] and contrast_first:
+        image = _scaled(image, contrast)
+    if does[2] or does[3]:
+        channels = np.array(Image.fromarray(np.ascontiguousarray(image)).convert("HSV"))
+        if does[2]:
+            channels[..., 1] = _scaled(channels[..., 1], saturation)
+        if does[3]:
+            channels[..., 0] += np.uint8(round(hue) % 256)  # it wraps, as hues do
+        image = np.asarray(Image.fromarray(channels, "HSV").convert("RGB"))
+    if does[1] and not contrast_first:
+        image = _scaled(image, contrast)
+    return image
+
+
+def _scaled(levels: np.ndarray, gain: float, offset: float = 0.0) -> np.ndarray:
+    table = np.clip(np.arange(256) * gain + offset, 0, 255).astype(np.uint8)
+    return table[levels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeView:
+    """An image as evaluation sees it, once for each scale.
+
+    Attributes:
+        short_side: Of the image at scale 1, in pixels; 0 for its own size.
+        scales: Factors of the size.
+    """
+
+    wants_pixels: ClassVar[bool] = True
+    short_side: int
+    scales: tuple[float, ...] = (1.0,)
+
+    def __call__(self, pixels: np.ndarray, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
+        """`images_0` (3, h, w) uint8, and so on, one a scale; `size` (2,), H and W of the image itself."""
+        height, width = pixels.shape[:2]
+        views = {"size": np.array((height, width))}
+        image = Image.fromarray(pixels)
+        for number, scale in enumerate(self.scales):
+            shape = resized_shape((height, width), (self.short_side or min(height, width)) * scale)
+            resized = image if shape == (height, width) else image.resize(shape[::-1], Image.Resampling.BILINEAR)
+            views[f"images_{number}"] = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+        return views
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledView(WholeView):
+    """The same with the label map, `targets` (H, W) uint8, at the image's own size."""
+
+    wants_pixels: ClassVar[bool] = False
+    wants_labels: ClassVar[bool] = True
+
+    def __call__(  # type: ignore[override]
+        self, seen: tuple[np.ndarray, np.ndarray], epoch: int = 0, index: int = 0
+    ) -> dict[str, np.ndarray]:
+        return super().__call__(seen[0]) | {"targets": seen[1]}

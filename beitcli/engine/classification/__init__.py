@@ -1,0 +1,1 @@
+"""Classification: task, finetuning, evaluation, prediction."""

@@ -1,0 +1,136 @@
+"""Detection data before training: opened, every image's boxes looked at once, classes counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.data.loading.sampler import select_limit, split_holdout
+from beitcli.data.sources.detection import DetectionSource, has_own_split, open_detection
+from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
+from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.errors import DataError
+
+_HELD_OUT = 512
+_MEND = "Mend the annotations or raise --max-bad."
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """What a run trains on and is measured on.
+
+    Attributes:
+        bad: Training images whose annotations cannot be used, which are left out.
+        most: Boxes of the training image that has most.
+        measured_on: In words.
+    """
+
+    training: DetectionSource
+    measured: DetectionSource
+    classes: tuple[str, ...]
+    bad: tuple[Bad, ...]
+    most: int
+    measured_on: str
+
+
+def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent) -> DetectionData:
+    """The data of a run, checked as a whole before its first step.
+
+    Args:
+        known: Class names of the run that goes on; empty to take the data's.
+        size: Pixels a side of the images of `sample`.
+
+    Raises:
+        DataError: Too many images that cannot be used, no box in all of them, or categories that differ.
+    """
+    outlines = config.head == "mask-rcnn"
+    source = _opened(config.data, config.split, "train", outlines, size, on_event)
+    bad = _left_out(source, config.max_bad)
+    classes = known or source.names
+    training = source.renamed(classes)
+    if config.limit is not None and config.limit < len(training):
+        training = training.some(np.sort(select_limit(training, config.limit, config.seed)))
+    references, own = _measured_references(config), config.val is None
+    if references:
+        measured = _opened(references, None, "eval", outlines, size, on_event)
+        left_out = _left_out(measured, config.max_bad)
+        if left_out:
+            first = f"{left_out[0][1]}: {left_out[0][2]}"
+            on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
+        measured, on = measured.renamed(classes), " ".join(references) + (", split val" if own else "")
+    else:
+        training, measured, on = _hold_out(training, config.seed)
+    boxes, images, most = _counted(training, len(classes), "boxes", on_event)
+    _require_boxes(boxes, training, on_event)
+    on_event(_table(boxes, images, len(training), classes))
+    return DetectionData(training, measured, classes, tuple(bad), most, on)
+
+
+def _opened(
+    references: Sequence[str], split: str | None, role: str, outlines: bool, size: int, on_event: OnEvent
+) -> DetectionSource:
+    source = open_detection(
+        references, split=split, role=role, outlines=outlines, sample_size=size, on_progress=openings(on_event)
+    )
+    on_event(Note(f"Data: {len(source):,} images with annotations of '{source.name}', {len(source.names)} classes"))
+    return source
+
+
+def _left_out(source: DetectionSource, max_bad: float) -> list[Bad]:
+    """What the annotations alone show to be of no use. Raises DataError where it is too much."""
+    bad = [(-1, path, reason) for path, reason in source.bad]
+    refuse_many_bad(bad, len(source) + len(bad), max_bad, _MEND)
+    return bad
+
+
+def _measured_references(config: FinetuneConfig) -> list[str]:
+    """`--val`, or DATA where all of it has a validation split of its own; else nothing."""
+    if config.val is not None:
+        return [config.val]
+    leaves_it_aside = config.split in (None, "train", "training")
+    return list(config.data) if leaves_it_aside and all(has_own_split(name) for name in config.data) else []
+
+
+def _hold_out(source: DetectionSource, seed: int) -> tuple[DetectionSource, DetectionSource, str]:
+    """A twentieth of the data to measure on; where that is none, some of the training images."""
+    kept = min(_HELD_OUT, len(source) // 20)
+    if kept:
+        training, held_out = split_holdout(source, kept, seed)
+        return source.some(training), source.some(held_out), f"{kept} held-out images"
+    some = select_limit(source, min(len(source), _HELD_OUT), seed)
+    return source, source.some(some), f"{len(some)} training images"
+
+
+def _counted(source: DetectionSource, classes: int, what: str, on_event: OnEvent) -> tuple[np.ndarray, np.ndarray, int]:
+    """(classes,) int64 boxes of each class that is learned from, (classes,) int64 images it is in, and the most boxes
+    of an image."""
+    boxes, images, most = np.zeros(classes, np.int64), np.zeros(classes, np.int64), 0
+    for index in range(len(source)):
+        marked = source.boxes(index)
+        counts = np.bincount(marked.labels[~marked.crowd], minlength=classes)
+        boxes += counts
+        images += counts > 0
+        most = max(most, int(counts.sum()))
+        if index % 1024 == 1023 or index + 1 == len(source):
+            on_event(Progress(what, index + 1, len(source), "image"))
+    return boxes, images, most
+
+
+def _require_boxes(boxes: np.ndarray, source: DetectionSource, on_event: OnEvent) -> None:
+    if not boxes.sum():
+        raise DataError(
+            f"None of the {len(source)} training images of '{source.name}' has a box.",
+            "Check the annotations; crowds (iscrowd) are not learned from.",
+        )
+    empty = [name for name, number in zip(source.names, boxes.tolist(), strict=True) if not number]
+    if empty:
+        on_event(Warned(f"{len(empty)} of {len(boxes)} classes have no box to learn from, the first: '{empty[0]}'."))
+
+
+def _table(boxes: np.ndarray, images: np.ndarray, number: int, classes: tuple[str, ...]) -> Tabulated:
+    total = int(boxes.sum())
+    rows = tuple((name, int(boxes[label]), int(images[label])) for label, name in enumerate(classes))
+    return Tabulated(f"{total:,} boxes of {number:,} training images", ("class", "boxes", "images"), rows)

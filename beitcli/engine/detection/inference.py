@@ -1,0 +1,122 @@
+"""The objects of images: each seen once, as large as fits into the detector's size; boxes in the image's own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from beitcli.config.normalization import Normalization
+from beitcli.data.annotations.instance_masks import Rle, encoded
+from beitcli.data.loading.batches import Batch, ordered_batches
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.detection import DetectionSource
+from beitcli.data.transforms.base import normalize
+from beitcli.data.transforms.detection import FittedView, MarkedView
+from beitcli.engine.detection.metrics import DetectionFigures, Found, average_precision
+from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.distributed_eval import in_rounds, measured_by_the_first
+from beitcli.models.networks.detector import Detector
+from beitcli.runtime.compute.device import Compute
+
+_WITHIN = 0.5  # how likely a pixel must be for it to belong to the object
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a measurement gives.
+
+    Attributes:
+        images: That were read.
+        bad: That were not.
+    """
+
+    figures: DetectionFigures
+    images: int
+    bad: list[Bad]
+
+
+def score(
+    model: Detector,
+    source: DetectionSource,
+    normalization: Normalization,
+    compute: Compute,
+    batch_size: int,
+    workers: int,
+    on_event: OnEvent = ignore,
+    poll: Callable[[], None] = lambda: None,
+) -> Scored:
+    """Average precision of a model in evaluation mode over every readable image, once, however many processes share it.
+
+    Args:
+        poll: See `in_rounds`.
+    """
+    world = compute.world
+    view = MarkedView(size=model.architecture.image_size, mean=normalization[0])
+    mine: list[tuple[int, Found]] = []
+    bad: list[Bad] = []
+    for batch, found in detect(model, source, view, normalization, compute, batch_size, workers, poll):
+        bad += batch.bad
+        mine += zip(batch.indices, found, strict=True)
+        on_event(Progress("eval", min(len(source), len(mine) * world.size), len(source), "image"))
+    everyone = world.gather((mine, bad))
+    every = sorted((each for part in everyone for each in part[0]), key=lambda pair: pair[0])
+
+    def figures() -> DetectionFigures:
+        marked = [source.boxes(index) for index, _ in every]
+        return average_precision(marked, [found for _, found in every], model.classes)
+
+    bad = sorted(record for part in everyone for record in part[1])
+    return Scored(measured_by_the_first(figures, world), len(every), bad)
+
+
+def detect(
+    model: Detector,
+    source: Source,
+    view: FittedView,
+    normalization: Normalization,
+    compute: Compute,
+    batch_size: int,
+    workers: int,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Batch, list[Found]]]:
+    """This process's batches in order, with what is found in each of their readable images."""
+    world = compute.world
+    share = (world.rank, world.size)
+    batches = ordered_batches(source, view, batch_size=batch_size, workers=workers, share=share)
+    for batch in in_rounds(batches, len(source), batch_size, world, poll):
+        yield batch, found_in(model, batch, normalization, compute) if len(batch) else []
+
+
+@torch.inference_mode()
+def found_in(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Found]:
+    """What a model in evaluation mode finds in a batch of `FittedView`."""
+    images = normalize(batch.tensors["images"].to(compute.device), *normalization)
+    with compute.autocast():
+        detections = model(images)
+    contents, sizes = batch.tensors["content"].tolist(), batch.tensors["size"].tolist()
+    return [_in_own_pixels(*each) for each in zip(detections, contents, sizes, strict=True)]
+
+
+def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size: list[int]) -> Found:
+    """Boxes on the padded input to boxes on the image; what lies in the padding alone is dropped."""
+    boxes = detections["boxes"].cpu().double()  # MPS has no float64
+    by = torch.tensor([size[1] / content[1], size[0] / content[0]]).double().repeat(2)
+    most = torch.tensor([size[1], size[0]]).double().repeat(2)
+    boxes = torch.minimum(boxes * by, most)
+    kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+    labels, scores = (detections[name].cpu()[kept].numpy() for name in ("labels", "scores"))
+    masks = None
+    if "masks" in detections:
+        masks = tuple(_runs(*each, size) for each in zip(detections["masks"].cpu()[kept], boxes[kept], strict=True))
+    return Found(boxes[kept].float().numpy(), labels, scores, masks)
+
+
+def _runs(mask: torch.Tensor, box: torch.Tensor, size: list[int]) -> Rle:
+    """(1, 28, 28) of a box as runs in the image, one object at a time: a hundred of 12 megapixels would take 5 GB."""
+    from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+    pasted = paste_masks_in_image(mask.float().unsqueeze(0), box.float().unsqueeze(0), (size[0], size[1]))
+    return encoded(pasted[0, 0].numpy() >= _WITHIN)

@@ -1,0 +1,73 @@
+"""Opens what INPUT or DATA names for a job that uses a model, cut to `--limit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from PIL import Image
+
+from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.evaluate import EvalConfig
+from beitcli.config.mask_preview import MaskPreviewConfig
+from beitcli.config.predict import PredictConfig
+from beitcli.config.tokenize import TokenizeConfig
+from beitcli.data.loading.sampler import select_limit
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.subset import Subset
+from beitcli.engine.events import OnEvent, ignore, openings
+from beitcli.errors import BadImage
+
+ImagesConfig = AttnMapConfig | EvalConfig | MaskPreviewConfig | PredictConfig | TokenizeConfig
+
+
+def open_inputs(
+    config: ImagesConfig,
+    *,
+    role: str = "eval",
+    sample_size: int,
+    stdin: BinaryIO | None = None,
+    labelled: bool = False,
+    seed: int | None = None,
+    on_event: OnEvent = ignore,
+) -> Source:
+    """The images of a job; none named means the paths on stdin.
+
+    Args:
+        role: "train" or "eval": the split that is read where DATA has splits and `--split` is not given.
+        sample_size: Pixels a side of the images of `sample`.
+        stdin: Where `-` reads paths; None for the process's own.
+        labelled: Whether every image must have a label.
+        seed: Of the choice of `--limit`; default the config's.
+
+    Raises:
+        DataError: Missing, unreadable or empty data, or `-` and a stdin that is closed.
+        UsageError: `-` twice, or a format that is not supported.
+    """
+    references = (config.data if isinstance(config, EvalConfig) else config.inputs) or ("-",)
+    source = open_data(
+        references,
+        split=getattr(config, "split", None),
+        role=role,
+        labelled=labelled,
+        sample_size=sample_size,
+        stdin=stdin,
+        nul_separated=getattr(config, "nul", False),
+        on_progress=openings(on_event),
+    )
+    if config.limit is None or config.limit >= len(source):
+        return source
+    return Subset(source, select_limit(source, config.limit, seed if seed is not None else config.seed or 0))
+
+
+def image_groups(source: Source, size: int) -> Iterator[list[tuple[int, Image.Image | str]]]:
+    """`size` images at a time, in order, each with its index; why, in place of one that cannot be read."""
+    for first in range(0, len(source), size):
+        group: list[tuple[int, Image.Image | str]] = []
+        for index in range(first, min(first + size, len(source))):
+            try:
+                group.append((index, source.image(index)))
+            except BadImage as error:
+                group.append((index, error.message))
+        yield group

@@ -1,0 +1,1 @@
+"""Masked image modelling: the task, its targets, its token cache."""

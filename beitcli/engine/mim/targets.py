@@ -1,0 +1,229 @@
+"""What a patch is to be predicted as: its visual token (paper section 2.3), or its pixels (the ablation of Table 4).
+
+    tokens: targets = tokenizer.encode(token_images)         (B * N,) int64 in [0, V);  cross entropy
+    pixels: targets = patches of the normalised images       (B * N, 3 * P * P);        mean squared error
+
+Pixels are normalised as the network's input is, by ImageNet's mean and standard deviation of each channel by default.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+from beitcli.data.transforms.color_jitter import apply_color
+from beitcli.engine.trainer.task import Tensors
+from beitcli.models.networks.patchify import patch_pixels
+from beitcli.runtime.distributed.world import ALONE, World
+from beitcli.tokenizers.base import Tokenizer
+
+
+class Tally(ABC):
+    """Figures over the batches of a measurement."""
+
+    @abstractmethod
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+        """Takes in a batch; the arguments are those of `Target.training_metrics`."""
+
+    @abstractmethod
+    def add_nothing(self) -> None:
+        """Takes in a batch whose images are all bad, so that batches keep their order over processes."""
+
+    @abstractmethod
+    def figures(self, world: World = ALONE) -> dict[str, float]:
+        """Over the batches of every process, added up in their order: the same for any number of processes."""
+
+
+class Target(ABC):
+    """What the head learns.
+
+    Attributes:
+        outputs: Columns of the head.
+    """
+
+    outputs: int
+
+    @abstractmethod
+    def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
+        """The target of every patch of a batch, (B * N, ...).
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            visual_tokens: (B, N) int64; None where pixels are predicted.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean over M patches: `outputs` (M, outputs) in any precision, `targets` (M, ...).
+
+        Args:
+            weights: (M,) bool, False for patches that do not count; None where all do.
+        """
+
+    @abstractmethod
+    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+        """Scalars of a training batch.
+
+        Args:
+            counted: (M,) bool, the patches that accuracies are of; None for all.
+        """
+
+    @abstractmethod
+    def tally(self) -> Tally: ...
+
+    def running_figures(self, world: World = ALONE) -> dict[str, float]:
+        """Figures over all of training so far; every process must ask."""
+        return {}
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Batches meanwhile do not count for `running_figures`."""
+        yield
+
+    def state(self) -> Tensors:
+        """What `running_figures` rests on, for a checkpoint."""
+        return {}
+
+    def load_state(self, tensors: Tensors) -> None:  # noqa: B027 - only tokens are counted
+        """The inverse of `state`."""
+
+
+class TokenTarget(Target):
+    """Visual tokens; `counts` (V,) are those of training so far, `fresh` this process's since they were united."""
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.tokenizer, self.outputs = tokenizer, tokenizer.vocab_size
+        self.counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=device)
+        self.fresh = torch.zeros_like(self.counts)
+
+    def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
+        assert visual_tokens is not None
+        return visual_tokens.flatten()
+
+    def encode(self, batch: Tensors) -> torch.Tensor:
+        """(B, N) int64 of a batch's `token_images`, whose `color` is applied first."""
+        token_images = batch["token_images"]
+        if "color" in batch:
+            token_images = apply_color(token_images, batch["color"])
+        with torch.autocast(token_images.device.type, enabled=False):  # the tokenizer has a precision of its own
+            return self.tokenizer.encode_alike(token_images)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        if weights is None:
+            return F.cross_entropy(outputs.float(), targets)
+        return (F.cross_entropy(outputs.float(), targets, reduction="none") * weights).sum() / weights.sum()
+
+    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+        """Counts the targets, too, for `running_figures`."""
+        weights = torch.ones_like(targets) if counted is None else counted.to(targets.dtype)
+        self.fresh.scatter_add_(0, targets, weights)
+        right = (outputs.argmax(dim=1) == targets).float()
+        return {"masked_accuracy": (right * weights).sum() / weights.sum()}
+
+    def tally(self) -> Tally:
+        return _TokenTally(torch.zeros_like(self.counts))
+
+    def running_figures(self, world: World = ALONE) -> dict[str, float]:
+        self.counts += world.sum(self.fresh)
+        self.fresh.zero_()
+        baseline, entropy = unigram_figures(self.counts)
+        return {"baseline_accuracy": baseline, "unigram_entropy": entropy}
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        before = self.fresh.clone()
+        try:
+            yield
+        finally:
+            self.fresh.copy_(before)
+
+    def state(self) -> Tensors:
+        return {"token_counts": self.counts + self.fresh}
+
+    def load_state(self, tensors: Tensors) -> None:
+        self.counts.copy_(tensors["token_counts"])
+        self.fresh.zero_()
+
+
+class _TokenTally(Tally):
+    def __init__(self, counts: torch.Tensor) -> None:
+        self.counts = counts
+        self.parts: list[tuple[float, int, int]] = []  # of each batch: sum of the loss, patches, right ones
+
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+        loss, patches = float(F.cross_entropy(outputs.float(), targets, reduction="sum")), len(targets)
+        if counted is not None:
+            outputs, targets = outputs[counted], targets[counted]
+        self.parts.append((loss, patches, int((outputs.argmax(dim=1) == targets).sum())))
+        self.counts += torch.bincount(targets, minlength=len(self.counts))
+
+    def add_nothing(self) -> None:
+        self.parts.append((0.0, 0, 0))
+
+    def figures(self, world: World = ALONE) -> dict[str, float]:
+        loss, patches, right = map(sum, zip(*world.in_turn(self.parts), strict=True))
+        counts = world.sum(self.counts.clone())
+        baseline, entropy = unigram_figures(counts)
+        return {
+            "loss": loss / patches,
+            "masked_accuracy": right / int(counts.sum()),
+            "baseline_accuracy": baseline,
+            "unigram_entropy": entropy,
+        }
+
+
+def unigram_figures(counts: torch.Tensor) -> tuple[float, float]:
+    """(share of the commonest token, entropy in nats) of (V,) counts."""
+    probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
+    return float(probabilities.max()), float(-torch.special.xlogy(probabilities, probabilities).sum())
+
+
+class PixelTarget(Target):
+    """The normalised pixels of a patch; needs no tokenizer."""
+
+    def __init__(self, patch_size: int) -> None:
+        self.patch_size, self.outputs = patch_size, 3 * patch_size**2
+
+    def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
+        return patch_pixels(images, self.patch_size).flatten(0, 1)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+        if weights is None:
+            return F.mse_loss(outputs.float(), targets)
+        errors = F.mse_loss(outputs.float(), targets, reduction="none").mean(dim=1)
+        return (errors * weights).sum() / weights.sum()
+
+    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+        return {}
+
+    def tally(self) -> Tally:
+        return _PixelTally()
+
+
+class _PixelTally(Tally):
+    """Sums in double precision of each batch: of the error, of values, of each channel and of its squares."""
+
+    def __init__(self) -> None:
+        self.parts: list[torch.Tensor] = []  # (8,) float64 each
+
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+        error, values = float(F.mse_loss(outputs.float(), targets)) * targets.numel(), targets.numel()
+        channels = targets.unflatten(1, (3, -1)).cpu()
+        colours = channels.sum(dim=(0, 2), dtype=torch.float64)
+        squares = channels.square().sum(dim=(0, 2), dtype=torch.float64)
+        self.parts.append(torch.cat((torch.tensor([error, values], dtype=torch.float64), colours, squares)))
+
+    def add_nothing(self) -> None:
+        self.parts.append(torch.zeros(8, dtype=torch.float64))
+
+    def figures(self, world: World = ALONE) -> dict[str, float]:
+        """`baseline_loss`: the error of always guessing each channel's mean, which is its variance."""
+        total = sum(world.in_turn(self.parts), torch.zeros(8, dtype=torch.float64))
+        (error, values), colours, squares = total[:2].tolist(), total[2:5], total[5:]
+        a_channel = values / 3
+        variances = squares / a_channel - (colours / a_channel).square()
+        return {"loss": error / values, "baseline_loss": float(variances.mean())}

@@ -1,0 +1,251 @@
+"""Masked image modeling as a task of the training loop (paper section 2.3).
+
+visual_tokens = tokenizer.encode(token_images)          (B, N) int64 in [0, V)
+logits = model(images, mask)                            (M, V), hidden patches only
+loss = cross_entropy(logits, visual_tokens[mask])
+
+The ablations of Table 4 are its settings: pixels for tokens (`targets.py`), random masks, all patches, no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beitcli.config.normalization import NORMALIZATIONS
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.data.caches.token_cache import CachedView, TokenCache
+from beitcli.data.loading.batches import Masking, ordered_batches
+from beitcli.data.sources.base import Source
+from beitcli.data.transforms.base import PretrainingView
+from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.mim.objective import MaskedImageObjective
+from beitcli.engine.mim.targets import PixelTarget, TokenTarget
+from beitcli.engine.mim.token_caching import CachedTokens
+from beitcli.engine.probing.online_knn import OnlineProbe
+from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.task import Task, Tensors, never_stop
+from beitcli.errors import UsageError
+from beitcli.masking import keyed_mask
+from beitcli.masking.base import MaskGenerator
+from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.runtime.compute.compile import compiles
+from beitcli.runtime.compute.device import Compute, choose_workers
+from beitcli.runtime.compute.lr_schedules import warmup_cosine
+from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+from beitcli.tokenizers.base import Tokenizer
+from beitcli.tokenizers.open import WORDS
+
+
+@dataclass(frozen=True)
+class PretrainExtras:
+    """What pretraining may have beside its data and model.
+
+    Attributes:
+        token_cache: Of `--token-cache`; the task closes it.
+        probe: Of `--probe`.
+        on_event: Is told of a cache that cannot be written.
+    """
+
+    token_cache: TokenCache | None = None
+    probe: OnlineProbe | None = None
+    on_event: OnEvent = ignore
+
+
+class PretrainTask(Task):
+    """Masked image modeling in the training loop.
+
+    Args:
+        tokenizer: None where pixels are predicted.
+        masking: None where nothing is hidden.
+
+    Attributes:
+        known: Where there is a token cache: what completes batches from it.
+        probe: Where `--probe` asks for one.
+    """
+
+    takes_padding = True
+    name, kind = "pretrain", "masked-image-model"
+    model: MaskedImageModel
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        plan: Plan,
+        tokenizer: Tokenizer | None,
+        masking: MaskGenerator | None,
+        held_out: Source,
+        compute: Compute,
+        extras: PretrainExtras = PretrainExtras(),
+    ) -> None:
+        self.config, self.plan, self.compute = config, plan, compute
+        self.tokenizer, self.masking, self.held_out = tokenizer, masking, held_out
+        self.target = TokenTarget(tokenizer, compute.device) if tokenizer else PixelTarget(config.patch_size)
+        self.probe = extras.probe
+        self.known: CachedTokens | None = None
+        if extras.token_cache is not None and isinstance(self.target, TokenTarget):
+            self.known = CachedTokens(extras.token_cache, self.target.encode, plan.micro_batch, extras.on_event)
+        torch.manual_seed(config.seed)
+        residual = residual_dtype(config, compute)
+        self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path, residual)
+        self.model.to(compute.device)
+        queries = None
+        if masking is not None:  # of the last block
+            queries = self.model.patch_embed.num_patches if config.predict == "all" else masking.num_masked
+        self.attention = self.model.choose_attention(plan.micro_batch, compute, queries=queries)
+        self.objective = MaskedImageObjective(
+            self.model,
+            self.target,
+            NORMALIZATIONS[config.normalization],
+            masking.num_masked if masking else None,
+            config.predict == "all",
+        ).to(compute.device)
+        self.wrap_parallel(
+            compute,
+            self.objective,
+            compile_step=compiles(config.compile, compute.device),
+            all_used=config.mask,  # or the mask token has no gradient
+            sharded=config.shard,
+            compression=config.grad_compression,
+        )
+        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
+        groups = parameter_groups(self.model, config.weight_decay)
+        self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+
+    def running(self) -> AbstractContextManager[Any]:
+        """Keeps the last new tokens at the end."""
+        return closing(self.known) if self.known else nullcontext()
+
+    def learning_rate(self, step: int) -> float:
+        return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
+
+    def before_step(self, step: int, batch: Tensors) -> Tensors:
+        return self.known.complete(batch) if self.known else batch
+
+    def inputs(self, batch: Tensors) -> Tensors:
+        """The objective's arguments; tokens that no cache has given are encoded here."""
+        inputs: Tensors = {name: batch[name] for name in ("images", "mask", "color", "valid") if name in batch}
+        if isinstance(self.target, TokenTarget):
+            tokens = batch.get("visual_tokens")
+            inputs["visual_tokens"] = self.target.encode(batch) if tokens is None else tokens
+        return inputs | ({"uniforms": batch["draws"]} if "draws" in batch else {})
+
+    def forward_with_targets(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the objective's, eagerly: measurements have other shapes than training."""
+        return self.objective.forward_with_targets(**self.inputs(batch))
+
+    def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
+        forward = self.forward if self.model.training else self.objective
+        return forward(**self.inputs(batch))
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        with super().trial(), self.target.uncounted():
+            yield
+
+    def figures(self) -> dict[str, float]:
+        """What knowing only the frequencies of this data's tokens would give, so far."""
+        return self.target.running_figures(self.compute.world)
+
+    @torch.no_grad()
+    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+        """Figures on held-out images, their views and masks those of epoch 0."""
+        tally, world = self.target.tally(), self.compute.world
+        view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
+        at_once = min(128, self.plan.micro_batch)
+        batches = ordered_batches(
+            self.held_out,
+            CachedView(view, self.known.cache) if self.known else view,
+            batch_size=at_once,
+            workers=choose_workers(self.config.workers, self.compute.device, world.local_size),
+            masking=masking,
+            share=(world.rank, world.size),
+        )
+        for batch in in_rounds(batches, len(self.held_out), at_once, world, check_stop):
+            if not len(batch):
+                tally.add_nothing()
+                continue
+            tensors = self.before_step(0, batch.to(self.compute.device))
+            with self.compute.autocast():
+                outputs, targets = self.forward_with_targets(tensors)
+            tally.add(outputs, targets, self.objective.metric_mask(tensors.get("mask")))
+        return tally.figures(world)
+
+    def monitor(self) -> dict[str, float]:
+        return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}
+
+    def settings(self) -> dict[str, Any]:
+        """`tokenizer` and `token_size` are None where pixels are predicted, `masking` where nothing is hidden."""
+        tokenizer, masking = self.tokenizer, self.masking
+        reference = "own" if self.config.tokenizer == "own" else lasting(tokenizer.reference if tokenizer else "")
+        size = token_size(self.config, tokenizer)
+        hidden = {"name": self.config.masking, "min_block": self.config.min_block, "seed": self.config.seed}
+        return {
+            "architecture": self.model.architecture.as_dict(),
+            "outputs": self.target.outputs,
+            "mean": NORMALIZATIONS[self.config.normalization][0],
+            "std": NORMALIZATIONS[self.config.normalization][1],
+            "target": self.config.target,
+            "tokenizer": {"reference": reference, "sha256": tokenizer.sha256} if tokenizer else None,
+            "token_size": list(size) if size else None,
+            "masking": hidden | {"num_masked": masking.num_masked} if masking else None,
+        }
+
+    def extra_tensors(self) -> Tensors:
+        return self.target.state()
+
+    def load_extra_tensors(self, tensors: Tensors) -> None:
+        self.target.load_state(tensors)
+
+
+def lasting(reference: str) -> str:
+    """A path from the root, so that it holds from another folder; a word that names no path stays as it is."""
+    is_word = reference in WORDS or reference.startswith("hf://")
+    return str(Path(reference).resolve()) if not is_word and Path(reference).exists() else reference
+
+
+def residual_dtype(config: PretrainConfig, compute: Compute) -> torch.dtype | None:
+    """Of the residual stream; None for fp32.
+
+    Raises:
+        UsageError: bf16 is asked for beside another arithmetic.
+    """
+    if config.residual == "fp32":
+        return None
+    if compute.precision != "bf16":
+        raise UsageError(
+            f"--residual bf16 needs --precision bf16; this run computes in {compute.precision}.",
+            "Add --precision bf16, or leave --residual out.",
+        )
+    return torch.bfloat16
+
+
+def token_size(config: PretrainConfig, tokenizer: Tokenizer | None) -> tuple[int, int] | None:
+    """(H, W) of the tokenizer's image, so that every patch has one token; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    rows, columns = config.architecture.grid
+    return rows * tokenizer.model.downsample, columns * tokenizer.model.downsample
+
+
+def views_and_masks(
+    config: PretrainConfig, tokenizer: Tokenizer | None, masking: MaskGenerator | None
+) -> tuple[FastPretrainingView | PretrainingView, Masking | None]:
+    """The keyed view and the keyed mask of an image; no mask is drawn where nothing is hidden."""
+    kind = FastPretrainingView if config.views == "fast" else PretrainingView
+    view = kind(
+        seed=config.seed,
+        image_size=config.image_size,
+        token_size=token_size(config, tokenizer),
+        color_jitter=config.color_jitter,
+        min_crop=config.min_crop,
+    )
+    return view, partial(keyed_mask, masking, config.seed) if masking is not None else None

@@ -1,0 +1,1 @@
+"""Evaluation of frozen features: nearest neighbours and linear probes."""

@@ -1,0 +1,236 @@
+"""`beit eval --protocol knn|linear`: how much the frozen features of a model say about classes, layer by layer.
+
+    --train DATA --> features of every layer asked for (once, cached)  \\
+                                                                         knn: neighbours vote; linear: one head a layer
+    DATA         --> the same                                          /
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from beitcli.config.evaluate import EvalConfig
+from beitcli.data.caches.feature_cache import Features
+from beitcli.data.loading.sampler import select_limit
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.splits import have_train_and_val
+from beitcli.data.sources.subset import Subset
+from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore, openings, warn
+from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.probing.feature_extraction import features_of
+from beitcli.engine.probing.knn import Counts, knn_counts
+from beitcli.engine.probing.linear_probe import ProbeTraining, probe_counts, train_probes
+from beitcli.engine.trainer.bad_images import refuse_many_bad
+from beitcli.engine.trainer.distributed_eval import measured_by_the_first
+from beitcli.errors import DataError, UsageError
+from beitcli.models.checkpoints.build import open_backbone
+from beitcli.models.checkpoints.preprocessing import preprocessing
+from beitcli.models.networks.pooled_features import weights_digest
+from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
+from beitcli.runtime.hub.client import cache_folder
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """Figures as fractions in 0-1 of `images` images of `data`; `bad` ones are left out.
+
+    Attributes:
+        train_images: That were learned from.
+        classes: Of them.
+        layer: Whose figures `top1` and `top5` are, from 1; of a sweep the best by top-1 on `data` itself.
+        k: Neighbours; None for `linear`.
+        layers: A sweep's figures, `{"layer", "top1", "top5"}` each; else None.
+    """
+
+    model: str
+    data: str
+    task: str
+    protocol: str
+    images: int
+    bad: int
+    top1: float
+    top5: float
+    layer: int
+    k: int | None
+    pool: str
+    standardized: bool
+    train: str
+    train_images: int
+    classes: int
+    layers: list[dict[str, Any]] | None
+
+
+def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
+    """Measures the features of any model that opens.
+
+    Raises:
+        UsageError: A layer that the model has not, or no `--train`.
+        DataError: No labels, no class in common, or too many bad images.
+    """
+    model, opened = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
+    opened = opened.normalized(config.normalization)
+    compute = join_compute(config, opened.compute(config.device, config.precision))
+    world, on_event = compute.world, compute.world.spoken(on_event)
+    warn(opened.warnings, on_event)
+    layers = chosen_layers(config.layer, model.architecture.depth)
+    size = max(model.architecture.image_size)
+    val = world.first_then_others(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
+    train, named = world.first_then_others(lambda: _training_source(config, size, on_event))
+    model.to(compute.device)
+    found = [
+        features_of(
+            model,
+            source,
+            preprocessing(opened, model),
+            compute,
+            weights=digest,
+            layers=layers,
+            pool=config.pool,
+            cache=Path(config.feature_cache) if config.feature_cache else cache_folder() / "features",
+            batch_size=config.batch_size,
+            workers=choose_workers(config.workers, compute.device, world.local_size),
+            on_event=on_event,
+        )
+        for digest in [weights_digest(model)]
+        for source in (train, val)
+    ]
+    here = [features for features in found if features is not None]
+    return measured_by_the_first(lambda: _report(config, train, val, named, here, layers, compute, on_event), world)
+
+
+def chosen_layers(layer: str, depth: int) -> list[int]:
+    """Blocks from 1; all of them for `sweep`.
+
+    Raises:
+        UsageError: The model has no such block.
+    """
+    if layer == "sweep":
+        return list(range(1, depth + 1))
+    number = int(layer)
+    if not 1 <= abs(number) <= depth:
+        raise UsageError(
+            f"--layer {layer}: the model has {depth} blocks.", f"Give 1 to {depth}, -1 to -{depth}, or sweep."
+        )
+    return [number if number > 0 else depth + 1 + number]
+
+
+def _training_source(config: EvalConfig, size: int, on_event: OnEvent) -> tuple[Source, str]:
+    """What is learned from, cut to `--limit`, and its name."""
+    references = (config.train,) if config.train is not None else _with_train_split(config)
+    source = open_data(references, role="train", labelled=True, sample_size=size, on_progress=openings(on_event))
+    if config.limit is not None and config.limit < len(source):
+        source = Subset(source, np.sort(select_limit(source, config.limit, config.seed)))
+    named = " ".join(references)
+    return source, named if config.train is not None else f"{named}, split train"
+
+
+def _with_train_split(config: EvalConfig) -> tuple[str, ...]:
+    """DATA where each of it has a `train` split that is not what is measured on."""
+    if config.split in (None, "val") and have_train_and_val(config.data):
+        return config.data
+    raise UsageError(
+        f"--protocol {config.protocol} learns from labelled images, and none are given.", "Add --train DATA."
+    )
+
+
+def _report(
+    config: EvalConfig,
+    train: Source,
+    val: Source,
+    named: str,
+    found: Sequence[Features],
+    layers: Sequence[int],
+    compute: Compute,
+    on_event: OnEvent,
+) -> ProbeReport:
+    """What the first process makes of the features of both; it alone has them."""
+    for features, source in zip(found, (train, val), strict=True):
+        refuse_many_bad(features.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
+        if features.bad:
+            on_event(Warned(f"{len(features.bad)} unreadable images are left out, the first: {features.bad[0][1]}."))
+    if config.standardize:
+        standard = {layer: found[0].moments(layer) for layer in layers}
+        found = [replace(each, standard=standard) for each in found]
+    wanted = _columns(train, val, found[0], found[1], on_event)
+    classes = len(train.classes or ())
+    counts = _measure(config, found[0], found[1], wanted, layers, classes, compute, on_event)
+    best = max(layers, key=lambda layer: (counts[layer].right1, counts[layer].right5))
+    per_layer = [{"layer": n, "top1": counts[n].top1, "top5": counts[n].top5} for n in layers]
+    return ProbeReport(
+        model=config.model,
+        data=" ".join(config.data),
+        task="classify",
+        protocol=config.protocol,
+        images=counts[best].images,
+        bad=len(found[1].bad),
+        top1=counts[best].top1,
+        top5=counts[best].top5,
+        layer=best,
+        k=min(config.k, len(found[0])) if config.protocol == "knn" else None,
+        pool=config.pool,
+        standardized=config.standardize,
+        train=named,
+        train_images=len(found[0]),
+        classes=len(np.unique(found[0].readable_labels)),
+        layers=per_layer if config.layer == "sweep" else None,
+    )
+
+
+def _columns(train: Source, val: Source, seen: Features, asked: Features, on_event: OnEvent) -> torch.Tensor:
+    """(n,) int64, the training label of each readable image of `val` by the class's name; -1 where there is none.
+
+    Raises:
+        DataError: Not one class in common.
+    """
+    names = train.classes or ()
+    present = {names[label] for label in np.unique(seen.readable_labels)}
+    column = {name: number for number, name in enumerate(names) if name in present}
+    of_val = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
+    wanted = of_val[asked.readable_labels]
+    lost = (wanted < 0).sum()
+    if lost == len(wanted):
+        first = (val.classes or ("none",))[0]
+        raise DataError(
+            f"No class of '{val.name}' (first: '{first}') is one of the {len(present)} in --train '{train.name}'.",
+            "Name the class folders alike.",
+        )
+    if lost:
+        missing = sorted({(val.classes or ())[label] for label in asked.readable_labels[wanted < 0]})
+        on_event(
+            Warned(
+                f"{len(missing)} classes of DATA have no image in --train (first: '{missing[0]}'): their {lost} images "
+                "count as wrong."
+            )
+        )
+    return torch.from_numpy(wanted)
+
+
+def _measure(
+    config: EvalConfig,
+    train: Features,
+    val: Features,
+    wanted: torch.Tensor,
+    layers: Sequence[int],
+    classes: int,
+    compute: Compute,
+    on_event: OnEvent,
+) -> dict[int, Counts]:
+    device = compute.device
+    on_event(Note(f"{config.protocol}: {len(train):,} training images, {len(val):,} to measure on"))
+    if config.protocol == "linear":
+        how = ProbeTraining(
+            epochs=config.probe_epochs, lr=config.probe_lr, batch_size=config.probe_batch_size, seed=config.seed
+        )
+        probes = train_probes(train, layers, classes, how, device, on_event)
+        return probe_counts(probes, val, layers, wanted, device)
+    if config.k > len(train):
+        on_event(Warned(f"--k is {config.k}, but there are {len(train)} training images: all of them vote."))
+    how_knn = {"k": config.k, "classes": classes, "temperature": config.temperature, "device": device}
+    return {layer: knn_counts(train, val, wanted, layer, **how_knn) for layer in layers}  # type: ignore[arg-type]

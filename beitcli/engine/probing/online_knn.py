@@ -1,0 +1,109 @@
+"""`pretrain --probe LABELLED`: what the features of a model in training say about classes, at each save; to watch only.
+
+    probe_top1 = top-1 of the 20 nearest neighbours, block round(0.75 depth), standardised features
+
+The paper's best block of BEiT-B is the 9th of 12, not the last. A few hundred images, decoded once and kept as pixels:
+a save costs a forward pass of each. Nothing random is drawn and nothing that training reads is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from beitcli.config.normalization import Normalization
+from beitcli.data.caches.feature_cache import Features
+from beitcli.data.loading.batches import ordered_batches
+from beitcli.data.loading.sampler import select_limit, split_holdout
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.splits import have_train_and_val
+from beitcli.data.sources.subset import Subset
+from beitcli.data.transforms.base import evaluation_view, normalize
+from beitcli.engine.events import Note, OnEvent, openings
+from beitcli.engine.probing.knn import knn_counts
+from beitcli.errors import DataError
+from beitcli.models.networks.pooled_features import Visited, pooled_features
+from beitcli.runtime.compute.device import Compute
+
+_IMAGES = 600  # in all, balanced over the classes
+_SHARE = 5  # a fifth of the classes' images is measured on where the data has no val split
+_NEIGHBOURS, _TEMPERATURE = 20, 0.07
+_BATCH = 64
+Part = tuple[torch.Tensor, np.ndarray]  # (n, 3, H, W) uint8 images and (n,) int64 labels
+
+
+class OnlineProbe:
+    """Labelled images, held in memory, and a measure of features on them.
+
+    Args:
+        reference: DATA with labels; its `train` and `val` splits where it has them, else a fifth is held out.
+        size: (H, W) of the images in pixels.
+        seed: Of the choice of images.
+
+    Raises:
+        DataError: It has no labels, no two classes, or no image that can be read.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        size: tuple[int, int],
+        normalization: Normalization,
+        seed: int,
+        compute: Compute,
+        on_event: OnEvent,
+    ) -> None:
+        self.normalization, self.compute = normalization, compute
+        train, val = _parts(reference, size, seed, on_event)
+        self.classes = train.classes or ()
+        column = {name: number for number, name in enumerate(self.classes)}
+        self.train, self.val = _read(train, size), _read(val, size)
+        to_train = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
+        self.wanted = torch.from_numpy(to_train[self.val[1]])
+        on_event(Note(f"Probe, to watch only: {len(self.wanted)} images by {len(self.train[1])} of '{reference}'"))
+
+    @torch.no_grad()
+    def top1(self, model: Visited) -> float:
+        """Share of rightly named images (0-1), of a model in evaluation mode."""
+        depth = model.architecture.depth
+        layer = max(1, round(0.75 * depth))
+        train, val = (self._features(model, part, layer) for part in (self.train, self.val))
+        standard = {layer: train.moments(layer)}
+        train, val = (replace(each, standard=standard) for each in (train, val))
+        how: dict[str, Any] = {"k": _NEIGHBOURS, "temperature": _TEMPERATURE, "device": self.compute.device}
+        return knn_counts(train, val, self.wanted, layer, classes=len(self.classes), **how).top1
+
+    def _features(self, model: Visited, part: Part, layer: int) -> Features:
+        images, labels = part
+        found = []
+        for begin in range(0, len(images), _BATCH):
+            batch = normalize(images[begin : begin + _BATCH].to(self.compute.device), *self.normalization)
+            with self.compute.autocast():
+                found.append(pooled_features(model, batch, [layer])[0].cpu().numpy())
+        return Features({layer: np.concatenate(found)}, labels, np.arange(len(labels)), [])
+
+
+def _parts(reference: str, size: tuple[int, int], seed: int, on_event: OnEvent) -> tuple[Source, Source]:
+    def opened(role: str) -> Source:
+        return open_data([reference], role=role, labelled=True, sample_size=max(size), on_progress=openings(on_event))
+
+    def some(source: Source, count: int) -> Source:
+        chosen = np.sort(select_limit(source, count, seed)) if count < len(source) else np.arange(len(source))
+        return Subset(source, chosen)
+
+    if have_train_and_val([reference]):
+        return some(opened("train"), _IMAGES * (_SHARE - 1) // _SHARE), some(opened("eval"), _IMAGES // _SHARE)
+    few = some(opened("train"), _IMAGES)
+    kept, held_out = split_holdout(few, max(1, len(few) // _SHARE), seed)
+    return Subset(few, kept), Subset(few, held_out)
+
+
+def _read(source: Source, size: tuple[int, int]) -> Part:
+    batches = [b for b in ordered_batches(source, evaluation_view(size), batch_size=_BATCH, workers=0) if len(b)]
+    if not batches:
+        raise DataError(f"None of {len(source)} images of --probe '{source.name}' can be read.", "Check the data.")
+    return torch.cat([b.tensors["images"] for b in batches]), torch.cat([b.tensors["labels"] for b in batches]).numpy()

@@ -1,0 +1,1 @@
+"""Segmentation: task, finetuning, evaluation, prediction."""

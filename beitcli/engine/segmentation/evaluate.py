@@ -1,0 +1,118 @@
+"""`beit eval` of a segmenter: mIoU over the data set, windows sliding over images at the size of their training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from beitcli.config.evaluate import EvalConfig
+from beitcli.config.predict import PredictConfig
+from beitcli.data.annotations.label_maps import LabelRule
+from beitcli.data.loading.sampler import select_limit
+from beitcli.data.sources.segmentation import open_segmentation
+from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
+from beitcli.engine.segmentation.sliding_window import Sliding, count, sliding
+from beitcli.engine.trainer.bad_images import refuse_many_bad
+from beitcli.models.checkpoints.build import segmenter_of
+from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.networks.segmenter import Segmenter
+from beitcli.runtime.compute.device import choose_workers, join_compute
+
+_ADE20K = 150  # its classes, from 1 in its masks; 0 is ignored
+
+
+@dataclass(frozen=True)
+class SegmentationEvalReport:
+    """Figures as fractions in 0-1; `bad` images are left out of `images`.
+
+    Attributes:
+        iou: By class name; None where a class is neither labelled nor predicted.
+    """
+
+    model: str
+    data: str
+    task: str
+    protocol: str
+    images: int
+    bad: int
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    iou: dict[str, float | None]
+
+
+def open_for_use(
+    config: EvalConfig | PredictConfig, found: OpenedModel, on_event: OnEvent
+) -> tuple[Segmenter, OpenedModel, Sliding]:
+    """The model at the size of its windows, and how it is to look at images."""
+    window = (config.window, config.window) if config.window else config.size
+    model, opened = segmenter_of(found, window)
+    opened = opened.normalized(config.normalization)
+    warn(opened.warnings, on_event)
+    trained = int(opened.settings.get("short_side", min(opened.architecture.image_size)))
+    how = sliding(
+        model.architecture.image_size,
+        normalization=opened.normalization,
+        short_side=trained if config.short_side is None else config.short_side,
+        stride=config.stride,
+        multi_scale=config.multi_scale,
+        flip=config.flip,
+        windows_at_once=config.batch_size,
+    )
+    return model, opened, how
+
+
+def rule_of(opened: OpenedModel, ignore_index: int | None = None, reduce_zero_label: bool = False) -> LabelRule:
+    """How masks are numbered: as in training, but for what is given; another's model of 150 classes is ADE20K's."""
+    classes = opened.described.outputs
+    trained = opened.settings or {"ignore_index": 255, "reduce_zero_label": classes == _ADE20K}
+    return LabelRule(
+        ignore_index=trained["ignore_index"] if ignore_index is None else ignore_index,
+        reduce_zero_label=trained["reduce_zero_label"] or reduce_zero_label,
+        classes=classes,
+    )
+
+
+def evaluate_segmenter(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> SegmentationEvalReport:
+    """Measures a segmenter.
+
+    Args:
+        found: What `config.model` names.
+
+    Raises:
+        DataError: No masks, or too many images or masks that cannot be used.
+    """
+    model, opened, how = open_for_use(config, found, on_event)
+    compute = join_compute(config, opened.compute(config.device, config.precision))
+    on_event = compute.world.spoken(on_event)
+    source = compute.world.first_then_others(
+        lambda: open_segmentation(
+            config.data,
+            rule_of(opened, config.ignore_index, config.reduce_zero_label),
+            split=config.split,
+            role="eval",
+            sample_size=max(model.architecture.image_size),
+            on_progress=openings(on_event),
+        )
+    )
+    missing = [(-1, path, "it has no mask") for path in source.missing]
+    if config.limit is not None and config.limit < len(source):
+        source, missing = source.some(select_limit(source, config.limit, config.seed)), []
+    workers = choose_workers(config.workers, compute.device, compute.world.local_size)
+    counts = count(model.to(compute.device), source, how, compute, workers, on_event)
+    bad = [*missing, *counts.bad]
+    refuse_many_bad(bad, len(source) + len(missing), config.max_bad, "Mend or remove them, or raise --max-bad.")
+    if bad:
+        on_event(Warned(f"{len(bad)} images are left out, the first: {bad[0][1]}: {bad[0][2]}."))
+    figures = counts.figures
+    return SegmentationEvalReport(
+        model=config.model,
+        data=" ".join(config.data),
+        task="segment",
+        protocol="head",
+        images=counts.images,
+        bad=len(bad),
+        miou=figures.miou,
+        pixel_accuracy=figures.pixel_accuracy,
+        mean_accuracy=figures.mean_accuracy,
+        iou=dict(zip(opened.described.classes, figures.iou, strict=True)),
+    )

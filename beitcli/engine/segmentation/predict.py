@@ -1,0 +1,80 @@
+"""`beit predict` of a segmenter: a mask an image, as PNG with a palette, in the numbering of the training masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from beitcli.config.predict import PredictConfig
+from beitcli.data.transforms.segmentation import WholeView
+from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs
+from beitcli.engine.segmentation.evaluate import open_for_use, rule_of
+from beitcli.engine.segmentation.sliding_window import segment
+from beitcli.errors import DataError, UsageError
+from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.pictures.segmentation import indexed, overlay
+from beitcli.runtime.compute.device import choose_workers
+
+OVERLAY = "-overlay"
+
+
+def predict_masks(
+    config: PredictConfig, found: OpenedModel, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields `{"path", "output", "classes": {name: share of the pixels}}`, with `--overlay` an `"overlay"` beside
+    `"output"`; or `{"path", "error"}`. Classes that are not seen are left out, the largest share comes first.
+
+    Args:
+        found: What `config.model` names.
+
+    Raises:
+        UsageError: No `-o`, or it would overwrite an input.
+        DataError: After the last image, where some could not be read.
+    """
+    if config.output is None:
+        raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
+    model, opened, how = open_for_use(config, found, on_event)
+    compute = opened.compute(config.device, config.precision)
+    rule, names = rule_of(opened), opened.described.classes
+    model.to(compute.device)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
+    folder = Path(config.output)
+    placed = OutputNames(folder, ".png", (OVERLAY,) if config.overlay else ())
+    outputs = [placed.path(source.path(index)) for index in range(len(source))]
+    beside = [_beside(output) for output in outputs] if config.overlay else []
+    inputs = [source.path(index) for index in range(len(source))]
+    spare_inputs([*outputs, *beside], inputs, f"-o '{config.output}'")
+    make_folder(folder)
+    view = WholeView(short_side=how.short_side, scales=how.scales)
+    bad = 0
+    workers = choose_workers(config.workers, compute.device)
+    for index, (batch, classes) in enumerate(segment(model, source, view, how, compute, workers)):
+        if classes is None:
+            bad += 1
+            yield {"path": inputs[index], "error": batch.bad[0][2]}
+        else:
+            labels = classes.cpu().numpy().astype(np.uint8)
+            values = rule.to_values(labels)
+            save_png(indexed(values), outputs[index])
+            document: dict[str, Any] = {"path": inputs[index], "output": str(outputs[index])}
+            if config.overlay:
+                save_png(overlay(source.pixels(index), values), beside[index])
+                document["overlay"] = str(beside[index])
+            yield document | {"classes": _shares(labels, names)}
+        on_event(Progress("predict", index + 1, len(source), "image"))
+    if bad:
+        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f"{output.stem}{OVERLAY}.png")
+
+
+def _shares(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
+    counts = np.bincount(labels.ravel(), minlength=len(names))
+    return {names[label]: int(counts[label]) / labels.size for label in np.argsort(-counts) if counts[label]}

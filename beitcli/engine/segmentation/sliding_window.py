@@ -1,0 +1,204 @@
+"""The classes of an image's pixels: windows that slide over it, scales and mirror images, at the image's own size.
+
+As in the release: where windows overlap their logits are averaged, the whole is resized to the image (bilinear) before
+the decision; over several scales and mirror images the probabilities are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from beitcli.config.normalization import Normalization
+from beitcli.data.loading.batches import Batch, ordered_batches
+from beitcli.data.sources.base import Source
+from beitcli.data.transforms.base import normalize
+from beitcli.data.transforms.segmentation import LabelledView, WholeView
+from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.segmentation.metrics import SegmentationFigures, confusion, figures_of
+from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.errors import UsageError
+from beitcli.heads.convolution import resize_map
+from beitcli.models.networks.segmenter import Segmenter
+from beitcli.runtime.compute.device import Compute
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multi-scale, the release's
+_NUMBERS_AT_ONCE = 1 << 26  # logits that are resized at a time: 256 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sliding:
+    """How an image is looked at.
+
+    Attributes:
+        short_side: Of the image at scale 1, in pixels; 0 for its own size.
+        stride: Of the windows, (down, across) in pixels; the windows are of the model's size.
+        flip: Whether the mirror image is looked at too.
+        windows_at_once: Of one forward pass.
+    """
+
+    normalization: Normalization
+    short_side: int
+    stride: tuple[int, int]
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    windows_at_once: int = 16
+
+
+def sliding(
+    window: tuple[int, int],
+    *,
+    normalization: Normalization,
+    short_side: int,
+    stride: int | None = None,
+    multi_scale: bool = False,
+    flip: bool = False,
+    windows_at_once: int = 16,
+) -> Sliding:
+    """With the release's stride where none is given: two thirds of the window, 341 of 512 and 426 of 640."""
+    strides = (stride, stride) if stride else tuple(max(1, side * 2 // 3) for side in window)
+    if stride and stride > min(window):
+        raise UsageError(f"--stride {stride} is more than the window's {min(window)} pixels.", "Give at most that.")
+    return Sliding(
+        normalization=normalization,
+        short_side=short_side,
+        stride=(strides[0], strides[1]),
+        scales=SCALES if multi_scale else (1.0,),
+        flip=flip,
+        windows_at_once=windows_at_once,
+    )
+
+
+@dataclass
+class Counts:
+    """What adds up over batches and processes.
+
+    Attributes:
+        confusion: (classes, classes) int64, labelled by predicted.
+        images: That were read.
+        bad: That were not.
+    """
+
+    confusion: torch.Tensor
+    images: int
+    bad: list[Bad]
+
+    @property
+    def figures(self) -> SegmentationFigures:
+        return figures_of(self.confusion)
+
+
+def count(
+    model: Segmenter,
+    source: Source,
+    how: Sliding,
+    compute: Compute,
+    workers: int,
+    on_event: OnEvent = ignore,
+    poll: Callable[[], None] = lambda: None,
+) -> Counts:
+    """Pixels by labelled and predicted class, over every readable image of a source with label maps.
+
+    Args:
+        poll: See `in_rounds`.
+    """
+    world = compute.world
+    counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
+    view = LabelledView(short_side=how.short_side, scales=how.scales)
+    for batch, predicted in segment(model, source, view, how, compute, workers, poll):
+        counts.bad += batch.bad
+        if predicted is not None:
+            targets = batch.tensors["targets"][0].to(predicted.device)
+            counts.confusion += confusion(predicted, targets, model.classes).cpu()
+            counts.images += 1
+            on_event(Progress("eval", min(len(source), counts.images * world.size), len(source), "image"))
+    parts = world.gather((counts.confusion, counts.images, counts.bad))
+    bad = sorted(record for part in parts for record in part[2])
+    return Counts(sum(part[0] for part in parts), sum(part[1] for part in parts), bad)
+
+
+def segment(
+    model: Segmenter,
+    source: Source,
+    view: WholeView,
+    how: Sliding,
+    compute: Compute,
+    workers: int,
+    poll: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Batch, torch.Tensor | None]]:
+    """This process's batches of one image, in order, each with its (H, W) int64 classes; None beside an image that
+    cannot be read."""
+    world = compute.world
+    batches = ordered_batches(source, view, batch_size=1, workers=workers, share=(world.rank, world.size))
+    for batch in in_rounds(batches, len(source), 1, world, poll):
+        yield batch, classes_of(model, batch, how, compute) if len(batch) else None
+
+
+@torch.inference_mode()
+def classes_of(model: Segmenter, batch: Batch, how: Sliding, compute: Compute) -> torch.Tensor:
+    """(H, W) int64 classes of a batch of one image, at the image's own size."""
+    height, width = batch.tensors["size"][0].tolist()
+    looks = [
+        normalize(batch.tensors[f"images_{number}"].to(compute.device), *how.normalization)
+        for number in range(len(how.scales))
+    ]
+    if len(looks) == 1 and not how.flip:
+        return _most_likely(window_logits(model, looks[0], how, compute), (height, width))
+    total: torch.Tensor | None = None
+    for images in looks:
+        for mirrored in (False, True)[: 1 + how.flip]:
+            logits = window_logits(model, images.flip(-1) if mirrored else images, how, compute)
+            logits = logits.flip(-1) if mirrored else logits
+            likely = resize_map(logits, (height, width)).softmax(dim=1)
+            total = likely if total is None else total.add_(likely)
+    assert total is not None
+    return total[0].argmax(dim=0)
+
+
+def window_logits(model: Segmenter, images: torch.Tensor, how: Sliding, compute: Compute) -> torch.Tensor:
+    """(1, 3, h, w), normalised, to (1, classes, h, w) fp32: the mean over the windows that see a pixel.
+
+    What an image lacks of the window is padded with the mean colour, right and below, and cut off again.
+    """
+    window = model.architecture.image_size
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (0, max(0, window[1] - width), 0, max(0, window[0] - height)))
+    corners = [
+        (upper, left)
+        for upper in window_starts(padded.shape[-2], window[0], how.stride[0])
+        for left in window_starts(padded.shape[-1], window[1], how.stride[1])
+    ]
+    total = padded.new_zeros(1, model.classes, *padded.shape[-2:])
+    seen = padded.new_zeros(1, 1, *padded.shape[-2:])
+    for first in range(0, len(corners), how.windows_at_once):
+        some = corners[first : first + how.windows_at_once]
+        pieces = [padded[..., upper : upper + window[0], left : left + window[1]] for upper, left in some]
+        with compute.autocast():
+            logits = model(torch.cat(pieces))[0]
+        for (upper, left), piece in zip(some, resize_map(logits.float(), window), strict=True):
+            total[0, :, upper : upper + window[0], left : left + window[1]] += piece
+            seen[0, :, upper : upper + window[0], left : left + window[1]] += 1
+    return (total / seen)[..., :height, :width]
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin that cover `length`; the last one ends with it."""
+    number = -(-max(0, length - window) // stride) + 1
+    return [min(place * stride, length - window) for place in range(number)]
+
+
+def _most_likely(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """argmax of (1, classes, h, w) at another size, (H, W) int64, some classes at a time: 150 of 12 megapixels take
+    7 GB."""
+    at_once = max(1, _NUMBERS_AT_ONCE // (size[0] * size[1]))
+    best = logits.new_full(size, -torch.inf)
+    chosen = torch.zeros(size, dtype=torch.int64, device=logits.device)
+    for first in range(0, logits.shape[1], at_once):
+        values, places = resize_map(logits[:, first : first + at_once], size)[0].max(dim=0)
+        better = values > best
+        best, chosen = torch.where(better, values, best), torch.where(better, places + first, chosen)
+    return chosen

@@ -1,0 +1,208 @@
+"""A run's state on its way to disk and back: what a checkpoint holds of a task, and who writes it when."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from beitcli.engine.events import Note, OnEvent, Saved, warn
+from beitcli.engine.trainer.bad_images import Bad, BadImageLedger
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.task import Task
+from beitcli.engine.trainer.trainer_state import stored_progress
+from beitcli.errors import BeitError, DistributedError, StorageError, UsageError
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.optimizer import load_optimizer_tensors, optimizer_tensors
+from beitcli.runtime.distributed.fsdp import is_sharded, part_like, whole_tensors
+from beitcli.runtime.distributed.world import differing_ranks
+from beitcli.runtime.storage.async_writer import CheckpointWriter, Snapshot, SnapshotTaker, Written
+from beitcli.runtime.storage.checkpoint import Checkpoint, newest_checkpoint, repair_latest, save_checkpoint
+from beitcli.runtime.storage.run_dir import RunFolder
+
+
+@dataclass
+class Progressed:
+    """Where a run stands; saved with each checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    figures: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a run that goes on finds.
+
+    Attributes:
+        micro_batch: 0 where none is stored.
+    """
+
+    state: Progressed
+    bad: list[Bad]
+    micro_batch: int
+
+
+class Saver:
+    """Saves a run's state; every process calls it alike, the first one writes.
+
+    Attributes:
+        stall: Seconds that training waited for the latest save; on CUDA those of the host, which enqueues the copies:
+            the device spends its own on them between two steps, which the time of the steps shows.
+        last_saved: Step of the newest checkpoint that is known to be on disk; 0 for none.
+    """
+
+    def __init__(
+        self, task: Task, run: RunFolder, compute: Compute, scaler: Any, ledger: BadImageLedger, on_event: OnEvent
+    ) -> None:
+        self.task, self.run, self.compute, self.scaler = task, run, compute, scaler
+        self.ledger, self.on_event = ledger, on_event
+        self.writer, self.snapshots = CheckpointWriter(), SnapshotTaker()
+        self.stall, self.last_saved = 0.0, 0
+        self._told_stall = 0.0
+
+    def save(self, plan: Plan, state: Progressed) -> None:
+        """Copies the state, and writes it while training goes on.
+
+        Raises:
+            StorageError: The checkpoint before could not be written.
+            DistributedError: A process has other weights than the others.
+        """
+        begun = time.perf_counter()
+        self.settle()
+        self.require_equal_weights(state.step)
+        copies = self._copies()
+        if copies is not None:
+            groups = copies.groups
+            save = partial(
+                save_checkpoint,
+                self.run.checkpoints,
+                state.step,
+                model=groups["weights"],
+                config={"kind": self.task.kind} | self.task.settings(),
+                beside=self.task.settings_of_others(),
+                trainer_tensors=groups["moments"] | {f"task/{name}": each for name, each in groups["extra"].items()},
+                trainer=self._trainer(plan, state),
+                keep=plan.keep,
+            )
+
+            def write() -> Path:
+                copies.wait()
+                return save()
+
+            self.writer.submit(write, state.step)
+        self.stall = self._told_stall = time.perf_counter() - begun
+
+    def _copies(self) -> Snapshot | None:
+        """What a checkpoint holds, copied; None in the processes that write nothing."""
+        weights, first = self.task.weights(), self.compute.world.is_first
+        moments = optimizer_tensors(self.task.model, self.task.optimizer)
+        if is_sharded(self.task.model):  # all processes gather one tensor after the other
+            weights, moments = (whole_tensors(tensors, keep=first) for tensors in (weights, moments))
+            extra = self.snapshots.take(extra=self.task.extra_tensors()) if first else None
+            return extra and Snapshot(extra.groups | {"weights": weights, "moments": moments}, extra.copied)
+        if not first:
+            return None
+        return self.snapshots.take(weights=weights, moments=moments, extra=self.task.extra_tensors())
+
+    def _trainer(self, plan: Plan, state: Progressed) -> dict[str, Any]:
+        return asdict(state) | {
+            "images_seen": state.step * plan.batch_size,
+            "data": plan.data_fingerprint,
+            "bad": list(self.ledger.records),
+            "scaler": self.scaler.state_dict(),
+            "micro_batch": plan.micro_batch,
+        }
+
+    def require_equal_weights(self, step: int) -> None:
+        """Raises DistributedError where a process has gone wrong: its weights differ by a bit from the others'."""
+        if is_sharded(self.task.model):  # no weight is in two processes
+            return
+        ranks = differing_ranks(self.compute.world, self.task.model.parameters())
+        if ranks:
+            names = ", ".join(map(str, ranks))
+            raise DistributedError(
+                f"Rank {names} of {self.compute.world.size} has other weights than the rest at step {step}: its memory "
+                f"or GPU is at fault. It was not saved; the checkpoint of step {self.last_saved} is from before.",
+                "Leave that machine out, and go on with --resume.",
+            )
+
+    def look(self) -> None:
+        """Tells of a checkpoint that has been written meanwhile. Raises StorageError where it could not be."""
+        self._tell(self.writer.finished())
+
+    def finish(self) -> None:
+        """Waits until nothing is being written."""
+        self._tell(self.writer.wait())
+
+    def settle(self, trouble: BeitError | None = None) -> None:
+        """As `finish`, in all processes together: they raise what went wrong in one, and know what is on disk."""
+        try:
+            self.finish()
+        except StorageError as error:
+            trouble = trouble or error
+        self.compute.world.agree(trouble)
+        self.last_saved = self.compute.world.largest(self.last_saved)
+
+    def _tell(self, written: Written | None) -> None:
+        if written is not None:
+            self.last_saved = written.step
+            self.on_event(Saved(str(written.path), written.step, self._told_stall, written.seconds))
+
+
+def _newest(run: RunFolder) -> Checkpoint | None:
+    checkpoint = newest_checkpoint(run.path)
+    if checkpoint is not None:
+        repair_latest(checkpoint)
+    return checkpoint
+
+
+def load_newest(task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent) -> Stored:
+    """Puts the newest whole checkpoint into the task; a fresh state where there is none.
+
+    The first process looks for it and checks its hashes; the others read what it found.
+
+    Raises:
+        UsageError: The data is another.
+        StorageError: Every checkpoint is damaged, or of another architecture.
+    """
+    if run.leftovers:
+        on_event(Note(f"{task.name}: removed what a killed process left unfinished: {', '.join(run.leftovers)}"))
+    checkpoint: Checkpoint | None = compute.world.first(lambda: _newest(run))
+    if checkpoint is None:
+        return Stored(Progressed(), [], 0)
+    warn(checkpoint.damaged, on_event)
+    trainer = stored_progress(checkpoint)
+    if trainer["data"] != plan.data_fingerprint:
+        raise UsageError(
+            f"The data is not what run '{run.path}' was trained on: images were added, removed or renamed.",
+            "Restore the data, or start a new run with another --out.",
+        )
+    try:
+        kept = task.model.state_dict()
+        found = checkpoint.model_tensors()
+        task.model.load_state_dict({name: part_like(t, kept[name]) if name in kept else t for name, t in found.items()})
+        tensors = checkpoint.trainer_tensors()
+        extra = {name.removeprefix("task/"): t for name, t in tensors.items() if name.startswith("task/")}
+        rest = {name: t for name, t in tensors.items() if not name.startswith("task/")}
+        load_optimizer_tensors(task.model, task.optimizer, rest)
+        if scaler.is_enabled():
+            scaler.load_state_dict(trainer["scaler"])
+        task.load_extra_tensors({name: tensor.to(compute.device) for name, tensor in extra.items()})
+    except (RuntimeError, KeyError) as error:
+        raise StorageError(
+            f"Checkpoint '{checkpoint.path}' is of another architecture: {str(error).splitlines()[0]}",
+            "Start a new run with another --out.",
+        ) from None
+    if trainer["step"] < plan.steps:
+        on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
+    else:
+        on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps} steps; nothing is trained."))
+        again = f"--config {run.path}/config.toml --steps {2 * plan.steps} --out NEW"
+        on_event(Note(f"To train longer, start a new run: {again}"))
+    state = Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
+    bad = [(index, path, reason) for index, path, reason in trainer["bad"]]
+    return Stored(state, bad, trainer.get("micro_batch", 0))

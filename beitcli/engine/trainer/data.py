@@ -1,0 +1,130 @@
+"""The images of a training: opened, checked, held out, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from beitcli.config.common import Training
+from beitcli.data.loading.batches import Batch, Masking, View, training_batches
+from beitcli.data.loading.sampler import select_limit, split_holdout
+from beitcli.data.sources import open_data
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.subset import Subset
+from beitcli.engine.events import Note, OnEvent, openings
+from beitcli.engine.trainer.bad_images import Bad
+from beitcli.errors import BadImage, DataError, UsageError
+from beitcli.runtime.compute.device import Compute, choose_workers
+from beitcli.runtime.distributed.world import ALONE, World
+
+_MEASURED_WITHOUT_HOLDOUT = 512
+
+
+def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: World = ALONE) -> Source:
+    """The training data, cut to `--limit`; the other processes open it when the first one's listing of it is kept."""
+    require_an_image_each(config.batch_size, world)
+    source = world.first_then_others(
+        lambda: open_data(
+            config.data,
+            split=config.split,
+            role="train",
+            labelled=labelled,
+            sample_size=size,
+            nul_separated=config.nul,
+            on_progress=openings(on_event),
+        )
+    )
+    if config.limit is not None and config.limit < len(source):
+        chosen = np.sort(select_limit(source, config.limit, config.seed))  # parquet's groups stay together
+        source = Subset(source, chosen)
+    on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
+    return source
+
+
+def require_an_image_each(batch_size: int, world: World) -> None:
+    """Raises UsageError where a process would have no image of a step."""
+    if batch_size < world.size:
+        raise UsageError(
+            f"--batch-size {batch_size} leaves some of {world.size} processes without an image.",
+            f"Give {world.size} or more: it counts the images of all processes.",
+        )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run trains on and what it is measured on.
+
+    Attributes:
+        measured: Images kept out of training; some of the training images where there are too few to keep any.
+        bad: Unreadable images among those that were kept out.
+    """
+
+    training: Source
+    measured: Source
+    bad: tuple[Bad, ...]
+    is_apart: bool
+
+    @property
+    def name(self) -> str:
+        return f"{len(self.measured)} {'held-out' if self.is_apart else 'training'} images"
+
+
+def hold_out(source: Source, count: int, seed: int, world: World = ALONE) -> HeldOut:
+    """Keeps `count` images, a twentieth of the data at most, out of training to measure on.
+
+    They are decoded once here, so that a figure never rests on images that cannot be read; by the first process.
+    """
+    kept = min(count, len(source) // 20)
+    if kept:
+        training, held_out = split_holdout(source, kept, seed)
+        bad = world.first(lambda: tuple(_unreadable(source, held_out)))
+        readable = np.setdiff1d(held_out, [record[0] for record in bad])
+        if len(readable):
+            return HeldOut(Subset(source, training), Subset(source, readable), bad, True)
+    some = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
+    bad = world.first(lambda: tuple(_unreadable(source, some)))
+    readable = np.setdiff1d(some, [record[0] for record in bad])
+    if not len(readable):
+        raise DataError(
+            f"None of {len(some)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.", "Check the data."
+        )
+    return HeldOut(source, Subset(source, readable), bad, False)
+
+
+def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
+    source.expect(indices)
+    for index in indices.tolist():
+        try:
+            source.image(index)
+        except BadImage as error:
+            yield index, source.path(index), error.message
+
+
+def stream(
+    config: Training,
+    source: Source,
+    view: View,
+    compute: Compute,
+    images_seen: int,
+    steps: int,
+    *,
+    masking: Masking | None = None,
+    batch_size: int | None = None,
+) -> Iterator[Batch]:
+    """This process's part of the job's batches from `images_seen` on."""
+    world = compute.world
+    return training_batches(
+        source,
+        view,
+        seed=config.seed,
+        batch_size=batch_size or config.batch_size,
+        images_seen=images_seen,
+        steps=steps,
+        workers=choose_workers(config.workers, compute.device, world.local_size),
+        masking=masking,
+        repeats=getattr(config, "repeats", 1),
+        pin_memory=compute.device.type == "cuda",
+        share=(world.rank, world.size),
+    )

@@ -1,0 +1,43 @@
+"""A measurement shared out over processes by whole batches, so that no figure depends on their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from beitcli.data.loading.batches import Batch
+from beitcli.errors import BeitError
+from beitcli.runtime.distributed.world import World
+
+Answer = TypeVar("Answer")
+
+
+def in_rounds(
+    batches: Iterator[Batch], images: int, batch_size: int, world: World, poll: Callable[[], None]
+) -> Iterator[Batch]:
+    """This process's batches. Before each round, in which every process takes one, all call `poll`.
+
+    Args:
+        batches: From `ordered_batches` with this process's share.
+        images: Of the whole measurement.
+    """
+    for _ in range(-(-images // (batch_size * world.size))):
+        poll()
+        batch = next(batches, None)
+        if batch is not None:
+            yield batch
+
+
+def measured_by_the_first(do: Callable[[], Answer], world: World) -> Answer:
+    """`World.first` for what a command ends with: the first process, which holds the answer, stays until all have it.
+
+    Raises:
+        BeitError: The first process's, in all of them.
+    """
+    try:
+        answer = world.first(do)
+    except BeitError:
+        world.gather(None)
+        raise
+    world.gather(None)
+    return answer

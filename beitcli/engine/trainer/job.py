@@ -1,0 +1,183 @@
+"""One training job, whatever it trains: plan or dry run, run folder, loop, report, warnings, model card.
+
+    run_job(config, compute, on_event, prepare)
+        --dry-run:  prepare(None)    -> plan, timed steps             -> the document of the plan
+        else:       run folder -> prepare(session) -> train -> report -> RUN/README.md
+
+A training brings a `Job`: its data, its view of an image, its `Task`, and what its report and card say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from beitcli.config.common import Training
+from beitcli.data.loading.batches import Batch, Masking, View
+from beitcli.data.sources.base import Source
+from beitcli.engine.events import OnEvent, Planned, Warned
+from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.checkpointing import Progressed
+from beitcli.engine.trainer.data import stream
+from beitcli.engine.trainer.dry_run import rehearse
+from beitcli.engine.trainer.loop import train
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.setup import open_run, resume_command
+from beitcli.engine.trainer.task import RunSession, Task, TrainingBatches
+from beitcli.runtime.compute.device import Compute, describe
+from beitcli.runtime.metric_text import further_metrics
+from beitcli.runtime.signals import StopRequest
+from beitcli.runtime.storage.run_dir import RunFolder
+
+Report = TypeVar("Report")
+
+
+class JobData(Protocol):
+    """What a run trains on, and the images among it that are known to be unreadable."""
+
+    @property
+    def training(self) -> Source: ...
+
+    @property
+    def bad(self) -> Sequence[Bad]: ...
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose steps are all done.
+
+    Attributes:
+        plan: As it was made, before a micro-batch was found.
+    """
+
+    run: RunFolder
+    plan: Plan
+    state: Progressed
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the held-out images, at the last step."""
+        return self.state.figures or {}
+
+    def report(self, kind: type[Report], **own: Any) -> Report:
+        """A report: the fields that every training has, `own` ones, and the metrics that are named as a field is.
+
+        Args:
+            kind: A dataclass; its `further` gets the metrics that have no field.
+        """
+        names, state = kind.__annotations__, self.state
+        shared = {
+            "run": str(self.run.path),
+            "checkpoint": str(self.run.checkpoints / f"step-{state.step:07d}"),
+            "step": state.step,
+            "epoch": self.plan.epoch(state.step),
+            "images_seen": state.step * self.plan.batch_size,
+            "images_per_second": state.images_per_second,
+            "seconds": state.seconds,
+            "further": further_metrics(self.metrics, names),
+        }
+        values = self.metrics | shared | own
+        return kind(**{name: value for name, value in values.items() if name in names})
+
+
+def no_warnings(report: Any) -> Iterable[str]:
+    """Of a report that nothing needs to be said of."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[Report]):
+    """What one training brings.
+
+    Attributes:
+        title: Of its plan.
+        view: Of a training image.
+        masking: Of its patches; None where none are hidden.
+        rows: Of the plan, for a person.
+        report: Of a finished run; `Finished.report` makes most of it.
+        card: (report, hardware) to the model card.
+        warnings: Of a report.
+        flops: Of an image, forward and backward; 0 where they are not known.
+        seconds_before: That another training takes first, in a dry run.
+        document: What the document of a dry run has beside the plan.
+    """
+
+    title: str
+    config: Training
+    compute: Compute
+    on_event: OnEvent
+    data: JobData
+    view: View
+    masking: Masking | None = None
+    plan: Plan
+    task: Task
+    rows: dict[str, str]
+    report: Callable[[Finished], Report]
+    card: Callable[[Report, str], str]
+    warnings: Callable[[Report], Iterable[str]] = no_warnings
+    flops: float = 0.0
+    seconds_before: float = 0.0
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_job(
+    config: Training, compute: Compute, on_event: OnEvent, prepare: Callable[[RunSession | None], Job[Report]]
+) -> Report | dict[str, Any]:
+    """Trains and reports; with `dry_run`, a dict of the plan instead.
+
+    Args:
+        prepare: Makes the job, in the run folder that is open already; from None for a dry run.
+    """
+    if config.dry_run:
+        return dry_run(prepare(None))
+    run = open_run(config, compute.world)
+    with StopRequest() as stop:
+        session = RunSession(run, stop, resume_command(config, run.path))
+        job = prepare(session)
+        finished = train_job(job, session)
+    return conclude(job, finished)
+
+
+def dry_run(job: Job[Any]) -> dict[str, Any]:
+    """The plan of `--dry-run`, with measured step times."""
+
+    def batches_of(size: int, steps: int) -> Iterator[Batch]:
+        return stream(
+            job.config, job.data.training, job.view, job.compute, 0, steps, masking=job.masking, batch_size=size
+        )
+
+    with job.task.running():
+        document = rehearse(
+            job.task,
+            job.plan,
+            job.config,
+            job.rows,
+            batches_of,
+            job.compute,
+            job.on_event,
+            job.seconds_before,
+            job.flops,
+        )
+    return document | dict(job.document)
+
+
+def train_job(job: Job[Any], session: RunSession) -> Finished:
+    """Trains into an opened run folder."""
+    source = job.data.training
+    batches = partial(stream, job.config, source, job.view, job.compute, masking=job.masking)
+    data = TrainingBatches(batches, job.data.bad, source.path)
+    planned = Planned(job.title, job.rows)
+    with job.task.running():
+        state = train(job.task, job.plan, data, session, job.compute, job.on_event, planned)
+    return Finished(session.run, job.plan, state)
+
+
+def conclude(job: Job[Report], finished: Finished) -> Report:
+    """The report; tells its warnings and writes the model card."""
+    report = job.report(finished)
+    for warning in job.warnings(report):
+        job.on_event(Warned(warning))
+    finished.run.write_text("README.md", job.card(report, describe(job.compute)))
+    return report

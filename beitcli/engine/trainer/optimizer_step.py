@@ -1,0 +1,132 @@
+"""One optimizer step of a batch that several processes share: forward, backward, clip, update.
+
+    loss = sum over micro-batches of (their share of the whole batch) * (their mean loss)
+    gradient = its gradient, summed over processes                          (DDP averages, hence the factor)
+
+A step whose gradient is not finite changes nothing, in all processes alike, since all have the same gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from beitcli.data.loading.sampler import places_of
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.task import Task, Tensors
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.keyed_rng import keyed_integer
+from beitcli.runtime.distributed.fsdp import whole
+from beitcli.runtime.distributed.world import World
+
+
+def step_draws(plan: Plan, columns: int, step: int, world: World) -> torch.Tensor:
+    """(b, columns) uniform numbers in [0, 1) for this process's images: the same image of a step gets the same ones,
+    however many processes and micro-batches there are."""
+    generator = torch.Generator().manual_seed(keyed_integer(plan.seed, "drop path", 0, step))
+    whole = torch.rand(plan.batch_size, columns, generator=generator)
+    return whole[torch.from_numpy(places_of(plan.batch_size, world.rank, world.size))]
+
+
+def pieces(plan: Plan, world: World) -> int:
+    """Micro-batches of a step, as many in every process: they may have to meet in each."""
+    parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    return min(-(-max(parts) // plan.micro_batch), min(parts))
+
+
+def fewest_at_once(plan: Plan, world: World) -> int:
+    """Images of the smallest forward pass of a step, all processes together."""
+    number = pieces(plan, world)
+    parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    cuts = [[part * piece // number for part in parts] for piece in range(number + 1)]
+    return min(sum(after) - sum(before) for before, after in pairwise(cuts))
+
+
+def optimizer_step(
+    task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any, sums: Tensors
+) -> torch.Tensor:
+    """Forward and backward by micro-batches, gradient clipping, one optimizer step.
+
+    Args:
+        tensors: This process's part of the batch.
+        sums: Figures of the finite steps are added to it, each process its share, and `skipped_steps`.
+
+    Returns:
+        Whether the step was skipped: a scalar on the device, the same in all processes.
+    """
+    world = compute.world
+    task.optimizer.zero_grad(set_to_none=True)
+    figures = _backward(task, plan, tensors, compute, scaler)
+    scaler.unscale_(task.optimizer)
+    norm = whole(nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None]))
+    if plan.clip is not None:
+        nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
+    skipped = ~norm.detach().isfinite()
+    for name, value in (*figures.items(), ("gradient_norm", norm.detach() / world.size)):
+        sums[name] = sums.get(name, 0) + torch.where(skipped, torch.zeros_like(value), value)
+    sums["skipped_steps"] = sums.get("skipped_steps", 0) + skipped.float() / world.size
+    _update(task.optimizer, scaler, skipped, on_device=compute.device.type == "cuda")
+    return skipped
+
+
+def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any) -> Tensors:
+    """Gradients of this process's part; its figures, weighted by their share of the whole batch."""
+    world = compute.world
+    figures: Tensors = {}
+    number = len(_cuts(plan, len(next(iter(tensors.values()))), world))
+    for place, (micro, share) in enumerate(micro_batches(task, plan, tensors, world), start=1):
+        with task.no_sync() if place < number else nullcontext():
+            with compute.autocast():
+                loss, more = task.loss(micro)
+            scaler.scale(loss * (share * world.size)).backward()
+        for name, value in (("loss", loss.detach()), *more.items()):
+            figures[name] = figures.get(name, 0) + value.float() * share
+    return figures
+
+
+def micro_batches(task: Task, plan: Plan, tensors: Tensors, world: World) -> Iterator[tuple[Tensors, float]]:
+    """This process's part of a batch, cut for forward passes, and each one's share of the whole batch.
+
+    A compiled step knows one shape: where the cuts differ by an image, the shorter ones are filled up with their last
+    image and every one says in `valid` (B,) bool which of its images count.
+    """
+    here = len(next(iter(tensors.values())))
+    whole = plan.batch_size if world.size > 1 else here
+    cuts = _cuts(plan, here, world)
+    compiled = task.compiled is not None and task.compiled.is_compiled
+    fills = compiled and task.takes_padding and here % len(cuts) > 0
+    for start, end in cuts:
+        micro = {name: tensor[start:end] for name, tensor in tensors.items()}
+        yield _filled(micro, -(-here // len(cuts))) if fills else micro, (end - start) / whole
+
+
+def _cuts(plan: Plan, here: int, world: World) -> list[tuple[int, int]]:
+    """(start, end) of each micro-batch in the `here` images of this process; their lengths differ by one at most."""
+    number = pieces(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
+    return list(pairwise(here * piece // number for piece in range(number + 1)))
+
+
+def _filled(micro: Tensors, length: int) -> Tensors:
+    """With its last row repeated up to `length` rows, and `valid`."""
+    first = next(iter(micro.values()))
+    rows = torch.arange(length, device=first.device)
+    filled = {name: tensor.index_select(0, rows.clamp(max=len(first) - 1)) for name, tensor in micro.items()}
+    return filled | {"valid": rows < len(first)}
+
+
+def _update(optimizer: torch.optim.Optimizer, scaler: Any, skipped: torch.Tensor, *, on_device: bool) -> None:
+    """The optimizer's step, or none where it is to be skipped; `on_device` its kernel decides, and nothing waits."""
+    if scaler.is_enabled():  # fp16 finds its scale by overflowing, and leaves such steps out itself
+        scaler.step(optimizer)
+        scaler.update()
+    elif not on_device:
+        if not skipped:
+            optimizer.step()
+    else:
+        optimizer.found_inf = skipped.float()  # type: ignore[attr-defined] # of the fused kernel, as GradScaler sets it
+        optimizer.step()

@@ -1,0 +1,173 @@
+"""Batches on their way to the device, while it still computes the steps before.
+
+On CUDA one background thread takes batches from the loader, joins their pieces in pinned memory and starts their copy
+on a stream of its own; the training thread only has its stream wait for the copy of the batch that it takes. No part of
+it waits for the device.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+
+from beitcli.data.loading.batches import Batch
+
+AHEAD = 2  # batches that are taken from the loader and not by the training yet
+
+
+def on_device(
+    batches: Iterator[Batch], device: torch.device
+) -> Generator[tuple[Batch, dict[str, torch.Tensor]], None, None]:
+    """As `moving`, each batch beside its tensors, for which the current stream waits at once."""
+    with closing(moving(batches, device)) as under_way:
+        for moved in under_way:
+            yield moved.batch, moved.take()
+
+
+def moving(batches: Iterator[Batch], device: torch.device) -> Generator[Moved, None, None]:
+    """Each batch on its way to the device; `close` ends the loader's workers and the thread.
+
+    Without CUDA a batch is read when it is asked for, by the thread that asks. So it is on CUDA where the loader has no
+    workers, as reading images uses global random generators and open files of the process; its copy still overlaps the
+    step before.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield Moved(batch, batch.to(device))
+        return
+    moved = Prefetcher(batches, device) if getattr(batches, "workers", 0) else _MovedHere(batches, device)
+    with closing(moved):
+        yield from moved
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small tensor of the CPU's memory on the device, without waiting: CUDA copies at once only what is pinned."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps the pinned copy until it is through
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A batch whose copy to the device has been started.
+
+    Attributes:
+        ready: Recorded behind the copy; None where there was nothing to wait for.
+    """
+
+    batch: Batch
+    tensors: dict[str, torch.Tensor]
+    ready: torch.cuda.Event | None = None
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """The tensors; has the current stream, not the host, wait for their copy."""
+        if self.ready is not None and self.tensors:
+            current = torch.cuda.current_stream(next(iter(self.tensors.values())).device)
+            current.wait_event(self.ready)
+            for tensor in self.tensors.values():
+                tensor.record_stream(current)  # its memory is not given out again before the step is through
+        return self.tensors
+
+
+class _Copier:
+    """Starts copies of batches; on CUDA on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Moved:
+        if self.side is None:
+            return Moved(batch, batch.to(self.device))
+        with torch.cuda.stream(self.side):
+            tensors = batch.to(self.side.device)
+            ready = torch.cuda.Event()
+            ready.record(self.side)
+        return Moved(batch, tensors, ready)
+
+
+class _MovedHere(Iterator[Moved]):
+    """Batches that are read when they are asked for, in the thread that asks."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self._batches, self._copy = batches, _Copier(device)
+
+    def __next__(self) -> Moved:
+        return self._copy(next(self._batches))
+
+    def close(self) -> None:
+        _close(self._batches)
+
+
+class Prefetcher(Iterator[Moved]):
+    """Batches that a background thread reads and starts to copy, at most `AHEAD` of them before they are taken.
+
+    An error of the loader is raised when the batch is asked for in whose place it came. Signals stay with the main
+    thread. The first batch is read by the thread that asks for it, so that the loader starts its workers there.
+    """
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self._batches, self._copy = batches, _Copier(device)
+        self._room = threading.Semaphore(AHEAD)
+        self._ready: queue.SimpleQueue[Moved | BaseException] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __next__(self) -> Moved:
+        if self._stopped.is_set():
+            raise StopIteration
+        if self._thread is None:
+            first = self._copy(next(self._batches))
+            self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+            self._thread.start()
+            return first
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self._ready.put(item)  # to say the same where it is asked again
+            raise item
+        self._room.release()
+        return item
+
+    def close(self) -> None:
+        """Ends the thread and the loader's workers, whatever the thread waits for."""
+        self._stopped.set()
+        interrupt = getattr(self._batches, "interrupt", None)
+        if interrupt is not None:
+            interrupt()
+        self._room.release()
+        if self._thread is None:
+            _close(self._batches)
+        else:
+            self._thread.join()
+
+    def _work(self) -> None:
+        end: BaseException = StopIteration()
+        try:
+            if self._copy.side is not None:
+                torch.set_num_threads(1)  # of this thread, as in torch's own pinning thread: the cores are the workers'
+                torch.cuda.set_device(self._copy.side.device)  # each thread has its own, at first the first GPU
+            while True:
+                self._room.acquire()
+                batch = None if self._stopped.is_set() else next(self._batches, None)
+                if batch is None:
+                    break
+                self._ready.put(self._copy(batch))
+                del batch  # its memory is not to be held until the next one is there
+        except BaseException as error:  # raised where the batch is asked for
+            end = error
+        finally:
+            try:
+                _close(self._batches)
+            finally:
+                self._ready.put(end)
+
+
+def _close(batches: Iterator[Batch]) -> None:
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()

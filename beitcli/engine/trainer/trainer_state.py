@@ -1,0 +1,48 @@
+"""What trainer.json of a checkpoint says, once it is known to be what a run wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beitcli.errors import StorageError
+from beitcli.runtime.storage.checkpoint import Checkpoint, step_of
+from beitcli.runtime.weight_files.file_sniffing import quote
+
+
+def stored_progress(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its document.
+
+    Raises:
+        StorageError: It is none that a run wrote, though its hash is right.
+    """
+    document = checkpoint.trainer
+    figures, bad = document.get("figures"), document.get("bad")
+    fits = {
+        "step": _is_number(document.get("step"), int) and document["step"] == step_of(checkpoint.path),
+        "seconds": _is_number(document.get("seconds"), int, float) and document["seconds"] >= 0,
+        "images_per_second": _is_number(document.get("images_per_second"), int, float),
+        "figures": "figures" in document and (figures is None or _are_figures(figures)),
+        "data": isinstance(document.get("data"), str),
+        "bad": isinstance(bad, list) and all(map(_is_record, bad)),
+        "micro_batch": _is_number(document.get("micro_batch", 0), int) and document.get("micro_batch", 0) >= 0,
+    }
+    wrong = [name for name, fit in fits.items() if not fit]
+    if wrong:
+        raise StorageError(
+            f"'{checkpoint.path / 'trainer.json'}' has {quote(repr(document.get(wrong[0])))} for {wrong[0]}.",
+            "Take that checkpoint away, so that the one before it is taken.",
+        )
+    return document
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _are_figures(figures: Any) -> bool:
+    return isinstance(figures, dict) and all(v is None or _is_number(v, int, float) for v in figures.values())
+
+
+def _is_record(record: Any) -> bool:
+    """(index, path, reason) of an image that could not be read."""
+    return isinstance(record, list) and [type(each) for each in record] == [int, str, str]

@@ -1,0 +1,1 @@
+"""From a MODEL reference to weights in a network, and back."""

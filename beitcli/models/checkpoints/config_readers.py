@@ -1,0 +1,184 @@
+"""What the settings beside the weights say: Hugging Face's and timm's config.json, the `args` in the release's `.pth`.
+
+Needs no torch. Nothing here decides what a file is: that is read from its tensors (`layouts.py`, `description.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beitcli.config.architecture import Pooling
+from beitcli.config.normalization import IMAGENET, INCEPTION
+from beitcli.errors import StorageError
+from beitcli.models.checkpoints.metadata import Stated
+from beitcli.runtime.weight_files.file_sniffing import quote
+
+_NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by the name's beginning
+
+
+def stated_in(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], about: Mapping[str, Any]) -> Stated:
+    """Reads whichever settings are there.
+
+    Args:
+        settings: config.json, or nothing.
+        preprocessing: Hugging Face's preprocessor_config.json, or nothing.
+        about: Plain values inside the weights file.
+
+    Raises:
+        StorageError: They say something that no BEiT here computes.
+    """
+    try:
+        if "beit" in settings:
+            return _checked(_ours(settings["beit"]))
+        if "architecture" in settings:
+            return _checked(_timm(settings))
+        if "model_type" in settings or "hidden_size" in settings:
+            return _checked(_hf(settings, preprocessing))
+        return _checked(_official(about))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise StorageError(
+            f"The settings beside the weights cannot be read ({type(error).__name__}: {quote(str(error))}).",
+            "Download config.json again, or give the weights file by itself.",
+        ) from None
+
+
+def _checked(stated: Stated) -> Stated:
+    """As it is, where all of it can be computed with. Raises ValueError."""
+    channels = [value for values in stated.normalization or () for value in values]
+    if stated.normalization and [len(values) for values in stated.normalization] != [3, 3]:
+        raise ValueError("a mean and a standard deviation of three channels are needed")
+    for name, value, least, greatest in (
+        *(("image size", side, 1, 100_000) for side in stated.image_size or ()),
+        *(("mean or standard deviation", value, -1e3, 1e3) for value in channels),
+        *(("standard deviation", value, 1e-6, 1e3) for value in (stated.normalization or ((), ()))[1]),
+        ("share of the crop", stated.crop_share, 0.01, 1),
+        ("epsilon of the norms", stated.norm_eps, 0, 1),
+        ("LayerScale", stated.layer_scale, -1e6, 1e6),
+    ):
+        if value is not None and (isinstance(value, bool) or not least <= value <= greatest):
+            raise ValueError(f"{name} {value!r}")
+    if not all(isinstance(name, str) for name in stated.classes):
+        raise ValueError("names of classes that are no text")
+    if stated.pooling not in (None, "mean", "token"):
+        raise ValueError(f"pooling {stated.pooling!r}")
+    return stated
+
+
+def check_section(section: Mapping[str, Any], origin: str) -> None:
+    """Checks what config.json of this program says beside the architecture.
+
+    Raises:
+        StorageError: It was written by hand, or by something else.
+    """
+    masking, tokenizer = (section.get(name) or {} for name in ("masking", "tokenizer"))
+    kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
+        ("architecture", section.get("architecture"), Mapping),
+        ("masking", masking, Mapping),
+        ("tokenizer", tokenizer, Mapping),
+        *((name, section.get(name, ""), str) for name in ("device", "precision", "target")),
+    ]
+    if isinstance(masking, Mapping) and masking:
+        kinds += [(name, masking.get(name), int) for name in ("num_masked", "min_block", "seed")]
+        kinds += [("name", masking.get("name"), str)]
+    if isinstance(tokenizer, Mapping) and tokenizer:
+        kinds += [(name, tokenizer.get(name), str) for name in ("reference", "sha256")]
+    for name, value, kind in kinds:
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise StorageError(
+                f"config.json of '{origin}' has {quote(repr(value))} for {name}.", "Take another checkpoint of the run."
+            )
+
+
+def _heads(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} heads")
+    return value
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, int | float) else (int(size[0]), int(size[1]))
+
+
+def _ours(settings: Mapping[str, Any]) -> Stated:
+    shape = settings["architecture"]
+    return Stated(
+        heads=_heads(shape["heads"]),
+        image_size=_pair(shape["image_size"]),
+        classes=tuple(settings.get("classes", ())),
+        normalization=(tuple(settings["mean"]), tuple(settings["std"])),
+        crop_share=settings.get("crop_share"),
+        pooling=settings.get("pooling"),
+        norm_eps=shape["norm_eps"],
+        layer_scale=shape["layer_scale"],
+        head=settings.get("head"),
+    )
+
+
+def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Stated:
+    if settings.get("hidden_act", "gelu") != "gelu":
+        raise StorageError(f"The model uses {settings['hidden_act']}, BEiT GELU.", "Give a BEiT.")
+    labels = {int(number): str(label) for number, label in (settings.get("id2label") or {}).items()}
+    names = tuple(labels[number] for number in sorted(labels))
+    mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
+    return Stated(
+        heads=_heads(settings.get("num_attention_heads")),
+        image_size=_pair(settings["image_size"]) if "image_size" in settings else None,
+        classes=() if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names,
+        normalization=(tuple(mean), tuple(std)) if mean and std else None,
+        crop_share=_hf_crop(preprocessing),
+        pooling="mean" if settings.get("use_mean_pooling", True) else "token",
+        norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
+        layer_scale=settings.get("layer_scale_init_value"),
+    )
+
+
+def _hf_crop(preprocessing: Mapping[str, Any]) -> float | None:
+    """Share of the resized side that the central crop keeps."""
+    sizes = [preprocessing.get(name) for name in ("crop_size", "size")]
+    if not preprocessing.get("do_center_crop") or not all(isinstance(each, Mapping) for each in sizes):
+        return None
+    kept, resized = ((each or {}).get("height") or (each or {}).get("shortest_edge") for each in sizes)
+    return kept / resized if kept and resized and kept <= resized else None
+
+
+def _timm(settings: Mapping[str, Any]) -> Stated:
+    cfg = settings.get("pretrained_cfg") or settings
+    arguments = settings.get("model_args") or {}
+    size = arguments.get("img_size") or (cfg["input_size"][1:] if "input_size" in cfg else None)
+    heads = _heads(arguments.get("num_heads"))
+    if heads is None:
+        heads = next((n for name, n in _NAMED_HEADS.items() if settings["architecture"].startswith(name)), None)
+    pool = arguments.get("global_pool") or settings.get("global_pool") or "avg"
+    poolings: dict[str, Pooling] = {"avg": "mean", "token": "token"}
+    return Stated(
+        heads=heads,
+        image_size=_pair(size) if size else None,
+        classes=tuple(map(str, settings.get("label_names") or cfg.get("label_names") or ())),
+        normalization=(tuple(cfg["mean"]), tuple(cfg["std"])) if "mean" in cfg and "std" in cfg else None,
+        crop_share=cfg.get("crop_pct"),
+        pooling=poolings.get(pool),
+        layer_scale=arguments.get("init_values") or None,
+    )
+
+
+def _official(about: Mapping[str, Any]) -> Stated:
+    args = about.get("args") or {}
+    heads = _heads(args.get("num_heads"))
+    if heads is None:
+        heads = next((n for name, n in _NAMED_HEADS.items() if str(args.get("model", "")).startswith(name)), None)
+    default = args.get("imagenet_default_mean_and_std")
+    normalization = None if default is None else IMAGENET if default else INCEPTION
+    if "mean" in args and "std" in args:
+        normalization = (tuple(args["mean"]), tuple(args["std"]))
+    return Stated(
+        heads=heads,
+        image_size=_pair(args["input_size"]) if args.get("input_size") else None,
+        classes=tuple(args.get("class_names") or ()),
+        normalization=normalization,
+        crop_share=args.get("crop_share"),
+        norm_eps=args.get("layer_norm_eps", 1e-6),
+        layer_scale=args.get("layer_scale_init_value"),
+    )

@@ -1,0 +1,185 @@
+"""Our weights in others' layouts: what `export` writes, and what lets timm open a finetuned checkpoint as it lies.
+
+The release keeps the index buffers of its bias tables in its checkpoints, so `to_official` adds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models.beit import gen_relative_position_index
+
+from beitcli.config.architecture import Architecture, Pooling
+from beitcli.config.normalization import Normalization
+from beitcli.models.checkpoints.key_mapping import hf_names
+from beitcli.models.networks.timm_vit import ForeignArchitecture
+
+Tensors = dict[str, torch.Tensor]
+
+HF_CLASSES = {
+    "masked-image-model": "BeitForMaskedImageModeling",
+    "classifier": "BeitForImageClassification",
+    "backbone": "BeitModel",
+}
+_BICUBIC = 3  # Pillow's number of it
+
+
+def _one_or_two(size: tuple[int, int]) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def timm_settings(
+    architecture: Architecture,
+    *,
+    classes: Sequence[str],
+    pooling: Pooling,
+    normalization: Normalization,
+    crop_share: float,
+) -> dict[str, Any]:
+    """config.json as `timm.create_model("local-dir:...")` reads it.
+
+    Args:
+        classes: Names, in the order of the head's outputs; empty for a backbone without a head.
+        pooling: Of the backbone `token`, which keeps `norm`.
+    """
+    size = "large" if architecture.width >= 1024 else "base"
+    pool = "avg" if pooling == "mean" else "token"
+    name, arguments = f"beit_{size}_patch16_224", _beit_arguments(architecture, pool)  # overrides all of its defaults
+    if isinstance(architecture, ForeignArchitecture):
+        name, arguments = architecture.name, architecture.arguments
+    return {
+        "architecture": name,
+        "num_classes": len(classes),
+        "num_features": architecture.width,
+        "global_pool": pool,
+        "model_args": {"img_size": list(architecture.image_size), **arguments},
+        "pretrained_cfg": {
+            "num_classes": len(classes),
+            "input_size": [3, *architecture.image_size],
+            "fixed_input_size": True,
+            "pool_size": None,
+            "crop_pct": crop_share,
+            "interpolation": "bicubic",
+            "mean": list(normalization[0]),
+            "std": list(normalization[1]),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+        "label_names": list(classes),
+    }
+
+
+def _beit_arguments(architecture: Architecture, pool: str) -> dict[str, Any]:
+    return {
+        "patch_size": architecture.patch_size,
+        "embed_dim": architecture.width,
+        "depth": architecture.depth,
+        "num_heads": architecture.heads,
+        "mlp_ratio": architecture.mlp_ratio,
+        "init_values": architecture.layer_scale,
+        "use_abs_pos_emb": architecture.positions == "absolute",
+        "use_rel_pos_bias": architecture.positions == "per-block",
+        "use_shared_rel_pos_bias": architecture.positions == "shared",
+        "global_pool": pool,
+    }
+
+
+def hf_settings(
+    architecture: Architecture,
+    kind: str,
+    *,
+    outputs: int,
+    classes: Sequence[str],
+    pooling: Pooling,
+    has_mask_token: bool,
+) -> dict[str, Any]:
+    """config.json as `transformers.BeitConfig` reads it."""
+    labels = list(classes) if kind == "classifier" else ["LABEL_0", "LABEL_1"]
+    return {
+        "model_type": "beit",
+        "architectures": [HF_CLASSES[kind]],
+        "hidden_size": architecture.width,
+        "num_hidden_layers": architecture.depth,
+        "num_attention_heads": architecture.heads,
+        "intermediate_size": round(architecture.width * architecture.mlp_ratio),
+        "hidden_act": "gelu",
+        "image_size": _one_or_two(architecture.image_size),
+        "patch_size": architecture.patch_size,
+        "num_channels": 3,
+        "layer_norm_eps": architecture.norm_eps,
+        "layer_scale_init_value": architecture.layer_scale,
+        "use_mask_token": has_mask_token,
+        "use_absolute_position_embeddings": architecture.positions == "absolute",
+        "use_relative_position_bias": architecture.positions == "per-block",
+        "use_shared_relative_position_bias": architecture.positions == "shared",
+        "use_mean_pooling": pooling == "mean",
+        "vocab_size": outputs if kind == "masked-image-model" else 8192,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        "id2label": {str(number): name for number, name in enumerate(labels)},
+        "label2id": {name: number for number, name in enumerate(labels)},
+        "dtype": "float32",
+    }
+
+
+def hf_preprocessing(architecture: Architecture, normalization: Normalization, crop_share: float) -> dict[str, Any]:
+    """preprocessor_config.json: resize, then the central crop."""
+    height, width = architecture.image_size
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": {"height": round(height / crop_share), "width": round(width / crop_share)},
+        "resample": _BICUBIC,
+        "do_center_crop": crop_share < 1,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(normalization[0]),
+        "image_std": list(normalization[1]),
+        "do_reduce_labels": False,
+    }
+
+
+def official_settings(
+    architecture: Architecture, *, classes: Sequence[str], normalization: Normalization, crop_share: float
+) -> dict[str, Any]:
+    """What our own reader cannot tell from the tensors; the release's code takes no notice of it."""
+    return {
+        "num_heads": architecture.heads,
+        "input_size": list(architecture.image_size),
+        "layer_scale_init_value": architecture.layer_scale,
+        "layer_norm_eps": architecture.norm_eps,
+        "mean": list(normalization[0]),
+        "std": list(normalization[1]),
+        "crop_share": crop_share,
+        "class_names": list(classes),
+    }
+
+
+def to_hf(tensors: Mapping[str, torch.Tensor], kind: str) -> Tensors:
+    """Hugging Face's names; qkv comes apart."""
+    out: Tensors = {}
+    for name, tensor in tensors.items():
+        names = hf_names(name, kind)
+        out |= zip(names, (part.contiguous() for part in tensor.chunk(len(names))), strict=True)
+    return out
+
+
+def to_official(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> Tensors:
+    """The release's names, with its index buffers."""
+    out: Tensors = {}
+    for name, tensor in tensors.items():
+        out[name.replace("token_head.", "lm_head.")] = tensor
+        if name.endswith("relative_position_bias_table"):
+            buffer = name.replace("relative_position_bias_table", "relative_position_index")
+            out[buffer] = gen_relative_position_index(architecture.grid)
+    return out
+
+
+def to_timm(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """timm has neither mask token nor token head."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("mask_token", "token_head."))}

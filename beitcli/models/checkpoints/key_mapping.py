@@ -1,0 +1,227 @@
+"""The layouts BEiT's weights come in, told by the names of their tensors; needs no torch.
+
+Every layout is read into one set of names, the release's and timm's own (`blocks.0.attn.qkv.weight`), with `token_head`
+for what the release calls `lm_head` and Hugging Face's names mapped by the table below.
+
+| here, official, timm | Hugging Face |
+|---|---|
+| cls_token, mask_token, pos_embed | beit.embeddings.{cls_token, mask_token, position_embeddings} |
+| patch_embed.proj | beit.embeddings.patch_embeddings.projection |
+| rel_pos_bias | beit.encoder.relative_position_bias |
+| blocks.i.norm1, norm2, gamma_1, gamma_2 | beit.encoder.layer.i.layernorm_before, _after, lambda_1, lambda_2 |
+| attn.qkv.weight (rows q, k, v), q_bias, v_bias | attention.attention.{query, key, value} |
+| attn.proj, mlp.fc1, mlp.fc2 | attention.output.dense, intermediate.dense, output.dense |
+| norm, fc_norm, head, token_head | layernorm, pooler.layernorm, classifier, lm_head |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from beitcli.errors import StorageError
+from beitcli.models.checkpoints.head_keys import DETECTION, head_name
+
+Naming = Literal["beit", "hf", "dall-e"]
+
+_PLAIN = re.compile(
+    r"cls_token|mask_token|pos_embed|patch_embed\.proj\.(weight|bias)|rel_pos_bias\.relative_position_bias_table"
+    r"|blocks\.\d+\.((norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+    r"|attn\.(qkv\.weight|q_bias|v_bias|relative_position_bias_table)|gamma_1|gamma_2)"
+    r"|(norm|fc_norm|head|token_head)\.(weight|bias)"
+)
+_INDEX = re.compile(r"(.*\.)?(relative_position_index|k_bias)")  # rebuilt, or always zero
+_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
+_HF_TOP = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.mask_token": "mask_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.relative_position_bias.relative_position_bias_table": "rel_pos_bias.relative_position_bias_table",
+    "layernorm": "norm",
+    "pooler.layernorm": "fc_norm",
+    "classifier": "head",
+    "lm_head": "token_head",
+}
+_HF_LAYER = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.attention.query.bias": "attn.q_bias",
+    "attention.attention.value.bias": "attn.v_bias",
+    "attention.attention.relative_position_bias.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "lambda_1": "gamma_1",
+    "lambda_2": "gamma_2",
+}
+_QKV = [f"attention.attention.{part}.weight" for part in ("query", "key", "value")]
+_HF_TOP_IN_MEMORY = {  # transformers 5 renames in memory what it saves under the names above
+    "shared_position_bias.relative_position_bias_table": "rel_pos_bias.relative_position_bias_table"
+}
+_HF_LAYER_IN_MEMORY = {
+    "attention.q_proj.bias": "attn.q_bias",
+    "attention.v_proj.bias": "attn.v_bias",
+    "relative_position_bias.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attention.o_proj": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_QKV_IN_MEMORY = [f"attention.{part}_proj.weight" for part in "qkv"]
+_HF_OUTSIDE = {"masked-image-model": ("layernorm", "lm_head"), "classifier": ("classifier",)}  # of `beit.`
+_INSIDE = re.compile(r"(backbone\.|beit\.)?(blocks|patch_embed|encoder|layers|embeddings)\.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a file make up a BEiT.
+
+    Attributes:
+        naming: `beit` for the release's and timm's names, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder.
+        parts: Our name to the file's names; several are joined along the first axis.
+        dropped: Names that have no place here.
+        head: Our name to the file's of a segmentation or detection head's tensors; they have no place in a backbone.
+    """
+
+    naming: Naming
+    parts: dict[str, tuple[str, ...]]
+    dropped: tuple[str, ...]
+    head: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_segmenter(self) -> bool:
+        return bool(self.head) and not self.is_detector
+
+    @property
+    def is_detector(self) -> bool:
+        return any(name.startswith(DETECTION) for name in self.head)
+
+    @property
+    def is_version_2(self) -> bool:
+        """Whether it is BEiT v2's pretraining, which learned from another tokenizer than DALL-E's."""
+        return any(name.startswith("cls_pt_layers.") for name in self.dropped)
+
+
+def read_layout(names: Iterable[str], origin: str) -> Layout:
+    """Recognises the layout by the names alone.
+
+    Args:
+        origin: The file, for messages.
+
+    Raises:
+        StorageError: It is no BEiT, or one with parts that cannot be left out without another result.
+    """
+    names = list(names)
+    if "blocks.input.weight" in names or "blocks.input.w" in names:
+        return Layout("dall-e", {}, ())
+    if any("embeddings.patch_embeddings.projection." in name for name in names):
+        layout = _read_hf(names)
+    elif any(name.endswith("patch_embed.proj.weight") for name in names):
+        layout = _read_plain(names)
+    else:
+        layout = Layout("beit", {}, ())
+    if "patch_embed.proj.weight" not in layout.parts:
+        first = f" (first: {names[0]})" if names else ""
+        raise StorageError(
+            f"'{origin}' holds no BEiT: none of its {len(names)} tensors is a BEiT's patch embedding{first}.",
+            "Give a BEiT of this program, of the release (.pth), of timm or of transformers.",
+        )
+    foreign = [name for name in layout.dropped if _INSIDE.match(name)]
+    if foreign:
+        raise StorageError(
+            f"'{origin}' is no BEiT, though near: it has {foreign[0]}, and {len(foreign)} such tensors in all.",
+            "Plain ViTs and BEiT's descendants (EVA, BEiT-3) compute something else; give a BEiT or BEiT v2.",
+        )
+    return layout
+
+
+def _read_plain(names: list[str]) -> Layout:
+    parts: dict[str, tuple[str, ...]] = {}
+    dropped = []
+    for name in names:
+        ours = name.removeprefix("backbone.")  # segmentation checkpoints of the release
+        ours = re.sub(r"^lm_head\.", "token_head.", ours)
+        if _PLAIN.fullmatch(ours):
+            parts[ours] = (name,)
+        elif not _INDEX.fullmatch(ours):
+            dropped.append(name)
+    return _split_head("beit", parts, dropped)
+
+
+def _split_head(naming: Naming, parts: dict[str, tuple[str, ...]], left: list[str]) -> Layout:
+    """What is left beside the backbone: a head for segmentation or detection, and what has no place at all."""
+    head = {ours: name for name in left if (ours := head_name(name)) is not None}
+    taken = set(head.values())
+    return Layout(naming, parts, tuple(name for name in left if name not in taken), head)
+
+
+def _read_hf(names: list[str]) -> Layout:
+    parts: dict[str, tuple[str, ...]] = {}
+    dropped = []
+    for name in names:
+        ours, place = _from_hf(name)
+        if ours is None:
+            if not _INDEX.fullmatch(name):
+                dropped.append(name)
+        elif place is not None:
+            rows = parts.get(ours, ("", "", ""))
+            parts[ours] = (*rows[:place], name, *rows[place + 1 :])
+        elif ours in parts:
+            raise StorageError(
+                f"Both {parts[ours][0]} and {name} are there: this model normalises twice (use_mean_pooling = false).",
+                "Give the masked image model as it was released, with mean pooling.",
+            )
+        else:
+            parts[ours] = (name,)
+    for ours, theirs in parts.items():
+        if "" in theirs:
+            raise StorageError(f"{ours} is not whole: only {', '.join(filter(None, theirs))}.", "Download it again.")
+    return _split_head("hf", parts, dropped)
+
+
+def _from_hf(name: str) -> tuple[str | None, int | None]:
+    """Our name, and which third of it the tensor is where it is one of q, k and v."""
+    inner = name.removeprefix("beit.")
+    layer = _LAYER.fullmatch(inner)
+    if layer:
+        for parts in (_QKV, _QKV_IN_MEMORY):
+            if layer[2] in parts:
+                return f"blocks.{layer[1]}.attn.qkv.weight", parts.index(layer[2])
+        found = _renamed(layer[2], _HF_LAYER | _HF_LAYER_IN_MEMORY)
+        return (f"blocks.{layer[1]}.{found}" if found else None), None
+    return _renamed(inner, _HF_TOP | _HF_TOP_IN_MEMORY), None
+
+
+def _renamed(name: str, table: dict[str, str]) -> str | None:
+    if name in table:
+        return table[name]
+    stem, _, leaf = name.rpartition(".")
+    return f"{table[stem]}.{leaf}" if stem in table and leaf in ("weight", "bias") else None
+
+
+def hf_names(ours: str, kind: str) -> tuple[str, ...]:
+    """The Hugging Face names of one of our tensors, three for qkv.
+
+    Args:
+        kind: `masked-image-model`, `classifier`, or `backbone`, whose names have no `beit.` before them.
+    """
+    prefix = "" if kind == "backbone" else "beit."
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)", ours)
+    if block:
+        at = f"{prefix}encoder.layer.{block[1]}."
+        if block[2] == "attn.qkv.weight":
+            return tuple(at + part for part in _QKV)
+        return (at + _renamed_back(block[2], _HF_LAYER),)
+    theirs = _renamed_back(ours, _HF_TOP)
+    return (theirs if theirs.split(".")[0] in _HF_OUTSIDE.get(kind, ()) else prefix + theirs,)
+
+
+def _renamed_back(ours: str, table: dict[str, str]) -> str:
+    for theirs, name in table.items():
+        if ours == name:
+            return theirs
+        if ours.startswith(name + ".") and ours.rpartition(".")[0] == name:
+            return f"{theirs}.{ours.rpartition('.')[2]}"
+    raise KeyError(ours)

@@ -1,0 +1,321 @@
+"""The arithmetic of a timm `Beit`'s blocks where it is trained: the same numbers from less work.
+
+    hidden = hidden + drop_path(gamma_1 * attention(norm1(hidden)))        (B, L, D)
+    hidden = hidden + drop_path(gamma_2 * mlp(norm2(hidden)))
+
+- Only `rows` of the last block are computed where only they are read: 75 of 197 queries save half of that block.
+- A branch that drop path strikes out for an image is not computed for it on a CPU: 5% of the blocks at a rate of 0.1.
+- Attention that is differentiated on a CPU multiplies its matrices out: a fused kernel gives no gradient of a bias, and
+  torch's substitute for it computes in fp32 and looks for rows that see nothing (docs/performance.md has figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models.beit import Attention, Beit, Block, RelativePositionBias
+from torch import nn
+
+from beitcli.runtime.compute.attention_choice import AttentionChoice, choose_attention_kernel
+from beitcli.runtime.compute.attention_trial import AttentionShape
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.sdpa_backend import FLEX, attention, padded_bias
+
+_SHORT = 256  # positions up to which a matrix of them costs less than a fused kernel's second pass
+
+
+class PaddedRelativePositionBias(RelativePositionBias):
+    """timm's shared bias, padded for the kernels once a forward pass: (heads, L, L or more)."""
+
+    def forward(self) -> torch.Tensor:
+        return padded_bias(super().forward())
+
+
+class TrainedAttention(Attention):
+    """timm's attention; `queries` narrows it to some rows of each image.
+
+    Attributes:
+        use_flex: Whether FlexAttention adds the bias in training; set before anything is compiled.
+    """
+
+    use_flex: bool = False
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        shared_rel_pos_bias: torch.Tensor | None = None,
+        queries: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What each query gathers from all positions.
+
+        Args:
+            hidden: (B, L, D), the block's normalised input.
+            shared_rel_pos_bias: (heads, L, L or more), or None; columns from L on are not read.
+            queries: (B, R) int64 positions in [0, L); None for all.
+
+        Returns:
+            (B, R or L, D).
+        """
+        query, key, value = self._projections(hidden, queries)
+        gathered = _weighted(query, key, value, self._bias(shared_rel_pos_bias), queries, use_flex=self.use_flex)
+        return self.proj(gathered.transpose(1, 2).flatten(2))
+
+    def _projections(
+        self, hidden: torch.Tensor, queries: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, heads, R or L, d) queries, and (B, heads, L, d) keys and values."""
+        weight, bias = self.qkv.weight, None
+        if self.q_bias is not None:
+            bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        if queries is None:
+            heads = F.linear(hidden, weight, bias).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            query, key, value = heads.unbind(0)
+            return query, key, value
+        width = len(weight) // 3
+        biases = (None, None) if bias is None else (bias[:width], bias[width:])
+        query = F.linear(take_rows(hidden, queries), weight[:width], biases[0])
+        key, value = F.linear(hidden, weight[width:], biases[1]).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _bias(self, shared: torch.Tensor | None) -> torch.Tensor | None:
+        """(heads, L, L); on CUDA padded."""
+        if self.relative_position_bias_table is not None:
+            own = self._get_rel_pos_bias()[0]
+            shared = own if shared is None else own + shared[..., : own.shape[-1]]
+        return padded_bias(shared) if shared is not None and shared.is_cuda else shared
+
+
+def _weighted(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    queries: torch.Tensor | None = None,
+    *,
+    use_flex: bool = False,
+) -> torch.Tensor:
+    """softmax(query key^T / sqrt(d) + bias) value, (B, heads, R, d); arguments as of `attention`."""
+    length = key.shape[-2]
+    if query.device.type != "cpu" or not torch.is_grad_enabled() or (bias is None and length > _SHORT):
+        return attention(query, key, value, bias, queries, use_flex=use_flex)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if bias is not None:
+        bias = bias if bias.shape[-1] == length else bias[..., :length]
+        if queries is not None:
+            bias = bias.transpose(0, 1)[queries].transpose(1, 2)  # (B, heads, R, L)
+        scores = scores + bias.to(query.dtype)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
+def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(B, L, D) at (B, R) positions: (B, R, D)."""
+    first = torch.arange(len(rows), device=rows.device).unsqueeze(1) * hidden.shape[1]
+    return hidden.flatten(0, 1).index_select(0, (rows + first).flatten()).view(*rows.shape, -1)
+
+
+class TrainedBlock(Block):
+    """timm's block that can compute some positions only, and takes the random numbers of its drop paths."""
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        shared_rel_pos_bias: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """All positions, or (B, R) `rows` alone.
+
+        Args:
+            hidden: (B, L, D), fp32 or bf16; what is returned has the same dtype.
+            shared_rel_pos_bias: (heads, L, L), or None.
+            rows: (B, R) int64 positions in [0, L).
+            uniforms: (B, 2) numbers in [0, 1) that decide which images' branches are dropped; None draws them here.
+
+        Returns:
+            (B, R or L, D).
+        """
+
+        def attention(kept: torch.Tensor | None) -> torch.Tensor:
+            seen, queries = _of_images(hidden, kept), None if rows is None else _of_images(rows, kept)
+            return self.attn(self.norm1(seen), shared_rel_pos_bias=shared_rel_pos_bias, queries=queries)
+
+        def feed_forward(kept: torch.Tensor | None) -> torch.Tensor:
+            return self.mlp(self.norm2(_of_images(middle, kept)))
+
+        first, second = (None, None) if uniforms is None else uniforms.unbind(1)
+        middle = hidden if rows is None else take_rows(hidden, rows)
+        middle = _add_branch(middle, attention, self.drop_path1, self.gamma_1, first)
+        return _add_branch(middle, feed_forward, self.drop_path2, self.gamma_2, second)
+
+
+def _of_images(tensor: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    return tensor if kept is None else tensor.index_select(0, kept)
+
+
+def _add_branch(
+    hidden: torch.Tensor,
+    branch: Callable[[torch.Tensor | None], torch.Tensor],
+    drop_path: nn.Module,
+    gamma: torch.Tensor | None,
+    uniforms: torch.Tensor | None,
+) -> torch.Tensor:
+    """hidden + drop_path(gamma * branch), in the dtype of `hidden`; without `uniforms` with those of timm's DropPath.
+
+    Args:
+        branch: Of (K,) int64 images of the batch, or of all for None, to (K, R, D).
+        uniforms: (B,) numbers in [0, 1); an image keeps its branch where its number is below 1 - rate.
+    """
+    rate = getattr(drop_path, "drop_prob", 0.0) if drop_path.training else 0.0
+    if not rate:
+        return (hidden + _scaled(branch(None), gamma)).to(hidden.dtype)
+    keep = 1 - rate
+    if uniforms is None:
+        is_kept = torch.empty(len(hidden), 1, 1, device=hidden.device).bernoulli_(keep)
+    else:
+        is_kept = (uniforms < keep).float().view(-1, 1, 1)
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # static shapes, and the host waits for nothing
+        return (hidden + _scaled(branch(None), gamma) * (is_kept / keep)).to(hidden.dtype)
+    kept = is_kept.flatten().nonzero().squeeze(1)
+    if len(kept) == len(hidden):
+        return torch.add(hidden, _scaled(branch(None), gamma), alpha=1 / keep).to(hidden.dtype)
+    if not len(kept):  # one image of weight 0, so that the branch's parameters have a gradient in every step
+        return hidden.index_add(0, kept.new_zeros(1), 0 * _scaled(branch(kept.new_zeros(1)), gamma).to(hidden.dtype))
+    return hidden.index_add(0, kept, _scaled(branch(kept), gamma).to(hidden.dtype), alpha=1 / keep)
+
+
+def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
+    return branch if gamma is None else gamma * branch
+
+
+def disable_flex(model: nn.Module) -> list[TrainedAttention]:
+    """Leaves attention to the other kernel that was chosen; FlexAttention is worth nothing where it is not compiled.
+
+    Returns:
+        The attention modules that had used it.
+    """
+    modules = [module for module in model.modules() if isinstance(module, TrainedAttention) and module.use_flex]
+    for module in modules:
+        module.use_flex = False
+    return modules
+
+
+class Backbone(Beit):
+    """timm's `Beit` with these blocks: names, layout and initialisation are timm's.
+
+    Attributes:
+        residual_dtype: Of the residual stream; None leaves it to the arithmetic, which is fp32 under autocast.
+    """
+
+    residual_dtype: torch.dtype | None = None
+
+    def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
+        """Tries attention kernels on a micro-batch, and trains with the fastest that is right; CUDA only.
+
+        All processes must call it, before the model is compiled or sharded.
+
+        Args:
+            images: Of a micro-batch.
+            queries: Rows that the last block computes of each image; None for all.
+
+        Returns:
+            None off CUDA, where nothing changes.
+        """
+        if compute.device.type != "cuda":
+            return None
+        first = self.blocks[0].attn
+        has_bias = self.rel_pos_bias is not None or first.relative_position_bias_table is not None
+        head_dim = first.qkv.in_features // first.num_heads
+        length = self.patch_embed.num_patches + 1
+        shape = AttentionShape(images, first.num_heads, length, head_dim, has_bias, queries, len(self.blocks))
+        choice = choose_attention_kernel(shape, compute)
+        for block in self.blocks:
+            block.attn.use_flex = choice.kernel == FLEX
+        if self.rel_pos_bias is not None:
+            self.rel_pos_bias.__class__ = PaddedRelativePositionBias
+        return choice
+
+    def train_here(self) -> None:
+        """Makes every block one of these; the modules and their tensors stay."""
+        for block in self.blocks:
+            block.__class__, block.attn.__class__ = TrainedBlock, TrainedAttention
+
+    def run_blocks(
+        self, hidden: torch.Tensor, rows: torch.Tensor | None = None, uniforms: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """All blocks; of the last one only (B, R) `rows` where given.
+
+        Args:
+            hidden: (B, L, D), the embedded patches behind the class token.
+            uniforms: (B, 2 * depth) numbers in [0, 1) for the drop paths, two columns a block; None takes them from
+                torch's global generator. Given, they do not depend on how a batch is divided.
+
+        Returns:
+            (B, R or L, D), before the last norm.
+        """
+        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        *first, last = zip(self.blocks, self._block_uniforms(uniforms), strict=True)
+        for block, drawn in first:
+            hidden = block(hidden, shared_bias, uniforms=drawn)
+        return last[0](hidden, shared_bias, rows, last[1])
+
+    def _block_uniforms(self, uniforms: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+        """(B, 2) for each block, or None."""
+        return [None] * len(self.blocks) if uniforms is None else uniforms.split(2, dim=1)
+
+    def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
+        """Shows (layer, (B, L, D)) behind each block, layers from 1; only one block's output is held at a time.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+        """
+        hidden = self.embed(self.embed_patches(images))
+        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        for layer, block in enumerate(self.blocks, start=1):
+            hidden = block(hidden, shared_bias)
+            visit(layer, hidden)
+
+    def block_outputs(
+        self, hidden: torch.Tensor, which: Sequence[int], uniforms: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """The outputs of some blocks, (B, L, D) each, unnormed; blocks beyond the last of them are not computed.
+
+        Args:
+            hidden: (B, L, D), the embedded patches behind the class token.
+            which: Blocks from 0, ascending; one may stand there twice.
+            uniforms: As of `run_blocks`.
+        """
+        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        outputs = []
+        for block, drawn in zip(self.blocks[: which[-1] + 1], self._block_uniforms(uniforms), strict=False):
+            hidden = block(hidden, shared_bias, uniforms=drawn)
+            outputs.append(hidden)
+        return [outputs[number] for number in which]
+
+    def forward_features(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to (B, L, D); `uniforms` as of `run_blocks`."""
+        return self.norm(self.run_blocks(self.embed(self.embed_patches(images)), uniforms=uniforms))
+
+    def forward(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to the head's output; `uniforms` as of `run_blocks`."""
+        return self.forward_head(self.forward_features(images, uniforms))
+
+    def embed_patches(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W), normalised, to (B, N, D).
+
+        The convolution of stride P is one matrix product over (B * N, 3 * P * P). It is written so where the step is
+        compiled or on a GPU, where colour and normalisation fuse into its input; elsewhere torch's convolution stays.
+        """
+        embed = self.patch_embed
+        if images.device.type == "cpu" and not torch.compiler.is_compiling():
+            return embed(images)
+        size, (rows, columns) = embed.patch_size[0], embed.grid_size
+        patches = images.reshape(len(images), 3, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.reshape(len(images), rows * columns, -1), embed.proj.weight.flatten(1), embed.proj.bias)
+
+    def embed(self, patches: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) patches to (B, L, D), class token and positions added."""
+        hidden = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1)
+        hidden = hidden if self.pos_embed is None else hidden + self.pos_embed
+        return hidden if self.residual_dtype is None else hidden.to(self.residual_dtype)

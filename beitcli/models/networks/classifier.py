@@ -1,0 +1,50 @@
+"""Image classifiers of either kind, a BEiT or a vision Transformer of timm's, as nothing has taught them yet."""
+
+from __future__ import annotations
+
+import torch
+
+from beitcli.config.architecture import Architecture, Pooling, finetuning_architecture
+from beitcli.models.networks.beit import timm_arguments
+from beitcli.models.networks.blocks import Backbone
+from beitcli.models.networks.timm_vit import ForeignArchitecture, ForeignViT, build_foreign
+
+
+class Classifier(Backbone):
+    """BEiT with a linear head: timm's own layout and initialisation.
+
+    Args:
+        classes: 0 for no head.
+        pooling: `mean` of the patches, then `fc_norm`; or `token`: `norm`, then the class token.
+    """
+
+    def __init__(
+        self, architecture: Architecture, classes: int, drop_path: float = 0.0, pooling: Pooling = "mean"
+    ) -> None:
+        pool = "avg" if pooling == "mean" else "token"
+        super().__init__(**timm_arguments(architecture, drop_path), global_pool=pool, num_classes=classes)
+        self.architecture: Architecture = architecture
+        self.train_here()
+        self.pooling: Pooling = pooling
+
+
+ImageClassifier = Classifier | ForeignViT
+
+
+def new_classifier(architecture: Architecture, classes: int, drop_path: float = 0.0) -> ImageClassifier:
+    """With timm's initialisation; a BEiT is in the finetuning layout.
+
+    Args:
+        classes: 0 for no head.
+        drop_path: Rate of the last block.
+    """
+    if isinstance(architecture, ForeignArchitecture):
+        return build_foreign(architecture, classes, drop_path)
+    return Classifier(finetuning_architecture(architecture, None), classes, drop_path)
+
+
+def drawn(architecture: Architecture, seed: int) -> ImageClassifier:
+    """Without a head, drawn from `seed`; torch's global generator stays where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return new_classifier(architecture, 0)

@@ -1,0 +1,69 @@
+"""A BEiT that names the class of every pixel: four maps of the backbone, and a head over them.
+
+    maps = outputs of blocks a third, a half, two thirds and all the way up, patches alone, unnormed      (B, D, h, w)
+    logits = head(maps)                                                                        (B, classes, H', W')
+
+These are the blocks of the release: [3, 5, 7, 11] of 12, [7, 11, 15, 23] of 24.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from beitcli.config.architecture import Architecture
+from beitcli.heads import make_head
+from beitcli.models.networks.beit import timm_arguments
+from beitcli.models.networks.blocks import Backbone
+
+
+def tapped_blocks(depth: int) -> tuple[int, ...]:
+    """The blocks whose outputs the head sees, from 0."""
+    return tuple(max(1, round(depth * twelfths / 12)) - 1 for twelfths in (4, 6, 8, 12))
+
+
+class Segmenter(Backbone):
+    """Backbone and head; the backbone's tensors are named as in every BEiT, the head's begin with `decode_head.`.
+
+    Args:
+        head: A name in `heads.HEADS`.
+        drop_path: Rate of the last block; it rises linearly from 0.
+    """
+
+    def __init__(self, architecture: Architecture, classes: int, head: str, drop_path: float = 0.0) -> None:
+        super().__init__(**timm_arguments(architecture, drop_path), num_classes=0)
+        self.norm, self.fc_norm = nn.Identity(), nn.Identity()  # the maps are unnormed
+        self.architecture: Architecture = architecture
+        self.classes = classes
+        self.head_name = head
+        self.taps = tapped_blocks(architecture.depth)
+        self.train_here()
+        self.decode_head = make_head(head, architecture.width, architecture.patch_size, classes)
+
+    @property
+    def num_uniforms(self) -> int:
+        """Columns of `uniforms`: two a block for its drop paths, then the channels of the head's dropouts."""
+        return 2 * self.architecture.depth + sum(dropout.channels for dropout in self.decode_head.dropouts())
+
+    def maps(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """(B, 3, H, W), normalised, to four of (B, D, h, w); `uniforms` as of `run_blocks`."""
+        hidden = self.embed(self.embed_patches(images))
+        return [
+            each[:, 1:].transpose(1, 2).unflatten(2, self.architecture.grid).contiguous()
+            for each in self.block_outputs(hidden, self.taps, uniforms)
+        ]
+
+    def forward(  # type: ignore[override] # it gives logits of pixels
+        self, images: torch.Tensor, uniforms: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Logits (B, classes, H', W'), and in training those of the auxiliary heads.
+
+        Args:
+            images: (B, 3, H, W), normalised, of the architecture's size.
+            uniforms: (B, num_uniforms) numbers in [0, 1); None takes them from torch's global generator.
+        """
+        if uniforms is None:
+            return self.decode_head(self.maps(images))
+        in_backbone, in_head = uniforms.tensor_split([2 * self.architecture.depth], dim=1)
+        self.decode_head.take_draws(in_head)
+        return self.decode_head(self.maps(images, in_backbone))

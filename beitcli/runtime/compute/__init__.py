@@ -1,0 +1,1 @@
+"""Devices, kernels, optimizer, schedules, keyed randomness."""

@@ -1,0 +1,126 @@
+"""Which kernel attention trains with on CUDA: chosen by a trial, alike in all processes, and reported.
+
+The backend of `scaled_dot_product_attention` is a global flag that a compiled graph reads when it is traced: choose
+before the first compiled call. Off CUDA nothing is tried and nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from beitcli.runtime.compute.attention_trial import AttentionShape, reason, try_kernels
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.sdpa_backend import FLEX, SDPA
+
+_CUDNN_ANY_LENGTH = 91501  # 9.15.1
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """The kernel that attention trains with, and why.
+
+    Attributes:
+        kernel: A name of `SDPA`, or `FLEX`; None where none passed: torch chooses, among all but cuDNN.
+        fallback: The fastest name of `SDPA`: what computes where FlexAttention does not, as without gradients.
+        images: Of the micro-batch that was tried.
+        milliseconds: Forward and backward pass of all blocks' attention, by kernel.
+        errors: Largest relative error of the output and the gradients against fp32, by kernel.
+        left_out: The reason, by kernel; "trial" where nothing could be tried.
+    """
+
+    kernel: str | None
+    fallback: str | None = None
+    images: int = 0
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        ranked = sorted(self.milliseconds, key=lambda kernel: self.milliseconds[kernel])
+        measured = [
+            f"{kernel} {self.milliseconds[kernel]:.3g} ms (error {self.errors[kernel]:.1g})" for kernel in ranked
+        ]
+        parts = [f"Attention kernel: {self.kernel or 'as torch chooses, without cuDNN'}"]
+        if measured:
+            parts.append(f"{', '.join(measured)} for {self.images} images, forward and backward")
+        if self.left_out:
+            parts.append(f"left out: {', '.join(f'{name} ({why})' for name, why in self.left_out.items())}")
+        return "; ".join(parts) + "."
+
+
+def candidates(has_bias: bool, cudnn_version: int | None, processes: int = 1) -> tuple[list[str], dict[str, str]]:
+    """Kernels worth a trial, and why the others are not.
+
+    Args:
+        has_bias: A bias that is trained.
+        cudnn_version: `torch.backends.cudnn.version()`: 91500 is 9.15.0.
+        processes: Of the job.
+    """
+    left_out = {}
+    if has_bias:
+        left_out = {"flash": "takes no bias", "cudnn": "gives no gradient of a bias"}
+        if processes > 1:  # DistributedDataParallel cuts a compiled graph into pieces
+            left_out[FLEX] = "unproved with several processes"
+    else:
+        left_out[FLEX] = "no bias to add"
+        if cudnn_version is None or cudnn_version < _CUDNN_ANY_LENGTH:
+            left_out["cudnn"] = f"version {cudnn_version} is not above 91500"
+    return [kernel for kernel in (*SDPA, FLEX) if kernel not in left_out], left_out
+
+
+def choose_attention_kernel(shape: AttentionShape, compute: Compute) -> AttentionChoice:
+    """Tries the kernels in the first process, and makes all processes use what it found best; on CUDA.
+
+    The caller sets `use_flex` where the choice is `FLEX`. All processes must call this, before anything is compiled.
+    """
+    choice = compute.world.first(lambda: try_all(shape, compute))
+    apply_choice(choice)
+    return choice
+
+
+def apply_choice(choice: AttentionChoice) -> None:
+    """Sets torch's global flags; what the chosen backend cannot take falls to `math`.
+
+    A graph holds the kernel that the flags allowed when it was traced, but the flags are no part of the key under which
+    torch keeps compiled graphs on disk. The tag is: without it a run would be served another run's kernel.
+    """
+    torch.compiler.config.cache_key_tag = f"sdpa:{choice.fallback}"
+    cuda = torch.backends.cuda
+    cuda.enable_cudnn_sdp(choice.fallback == "cudnn")
+    if choice.fallback is None:
+        return
+    cuda.enable_flash_sdp(choice.fallback == "flash")
+    cuda.enable_mem_efficient_sdp(choice.fallback == "efficient")
+    cuda.enable_math_sdp(True)
+
+
+def try_all(shape: AttentionShape, compute: Compute) -> AttentionChoice:
+    """The choice; with fewer images where memory is short. Never raises, for the other processes wait."""
+    kernels, left_out = candidates(shape.has_bias, torch.backends.cudnn.version(), compute.world.size)
+    try:
+        while True:
+            try:
+                tried = try_kernels(kernels, shape, compute.dtype, compute.device)
+                break
+            except torch.OutOfMemoryError:
+                if shape.images == 1:
+                    raise
+                shape = replace(shape, images=shape.images // 2)
+    except Exception as error:  # whatever a trial meets must not end a run
+        return AttentionChoice(None, left_out={**left_out, "trial": reason(error)})
+    finally:
+        if compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+    ranked = sorted(tried.milliseconds, key=lambda kernel: tried.milliseconds[kernel])
+    return AttentionChoice(
+        kernel=next(iter(ranked), None),
+        fallback=next((kernel for kernel in ranked if kernel in SDPA), None),
+        images=shape.images,
+        milliseconds=tried.milliseconds,
+        errors=tried.errors,
+        left_out={**left_out, **tried.left_out},
+    )

@@ -1,0 +1,62 @@
+"""AdamW over parameter groups, and its state as named tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+from beitcli.runtime.distributed.fsdp import part_like
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """timm's groups: vectors, positions and class token without decay; `lr_scale` = layer_decay^(L + 1 - layer).
+
+    What the model names in `no_weight_decay` is spared too.
+    """
+    spared = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    if layer_decay == 1.0:
+        return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
+    return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)
+
+
+def make_adamw(
+    groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW, fused where the device has it."""
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=device.type in ("cuda", "cpu"))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `PARAMETER/KEY` -> tensor, independent of the order of the groups."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        parameter = parameters[name]
+        if tensor.shape not in (parameter.shape, ()):
+            raise RuntimeError(
+                f"{full_name} is of shape {tuple(tensor.shape)}, its parameter of {tuple(parameter.shape)}"
+            )
+        target = parameter.device if tensor.shape == parameter.shape else torch.device("cpu")
+        if key == "step" and optimizer.defaults.get("fused"):
+            target = parameter.device
+        tensor = tensor.to(target)
+        optimizer.state[parameter][key] = part_like(tensor, parameter) if tensor.shape == parameter.shape else tensor

@@ -1,0 +1,56 @@
+"""How fast this machine multiplies matrices: what a step's FLOPs are held against."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+
+from beitcli.runtime.compute.device import Compute
+
+_WARM_UP, _ROUNDS = 2, 7
+_SIDES = {"cuda": 8192, "cpu": 1024, "mps": 2048}
+
+
+def matrix_rate(compute: Compute) -> float:
+    """FLOP a second of square products of random numbers in the precision of `compute`, the median of a few.
+
+    Random, because zeros take less power and so run faster; 1.1 TFLOP each on CUDA, 2.1 GFLOP on a CPU. On CUDA the
+    device's own clock times each product, so that neither launches nor waits of the host count.
+    """
+    device, side = compute.device, _SIDES.get(compute.device.type, 1024)
+    generator = torch.Generator(device).manual_seed(0)
+    shape = (side, side)
+    first, second = (torch.randn(shape, device=device, generator=generator).to(compute.dtype) for _ in range(2))
+    product = torch.empty_like(first)
+    with torch.no_grad(), compute.autocast():  # which also says whether fp32 products may be TF32
+        timed = _timed_on_cuda if device.type == "cuda" else _timed_here
+        taken = timed(lambda: torch.mm(first, second, out=product), device)
+    return 2 * side**3 / statistics.median(taken[_WARM_UP:])
+
+
+def _timed_on_cuda(multiply: Callable[[], object], device: torch.device) -> list[float]:
+    """Seconds of each call, by events between them."""
+    stream = torch.cuda.current_stream(device)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(_WARM_UP + _ROUNDS + 1)]
+    events[0].record(stream)
+    for event in events[1:]:
+        multiply()
+        event.record(stream)
+    events[-1].synchronize()
+    return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(events)]
+
+
+def _timed_here(multiply: Callable[[], object], device: torch.device) -> list[float]:
+    """Seconds of each call, by the host's clock."""
+    taken = []
+    for _ in range(_WARM_UP + _ROUNDS):
+        start = time.perf_counter()
+        multiply()
+        if device.type == "mps":
+            torch.mps.synchronize()
+        taken.append(time.perf_counter() - start)
+    return taken

@@ -1,0 +1,1 @@
+"""Several processes: launch, ranks, collectives, sharding, failures."""

@@ -1,0 +1,400 @@
+"""Starting the processes of a job on torch's elastic engine, and telling how they ended.
+
+One launcher a machine; it starts `python -m beitcli` with the same words once a process, sees to restarts, passes on
+signals, and turns the ends of all into one error. What has gone wrong on real machines, and is seen to here:
+
+- the shared rendezvous store keeps keys of the attempt before, which makes restarts fail: it is not shared;
+- SIGUSR1, Slurm's early warning, would kill the launcher: it is passed on like SIGTERM;
+- a save longer than the shutdown's 30 s would be killed: it is given ten minutes;
+- processes would outlive a launcher that is killed: the kernel ends them with it
+  (`runtime/distributed/parent_death.py`);
+- a machine's name may not resolve on the others: the address that reaches the endpoint is used instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, UsageError
+from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
+from beitcli.runtime.distributed.rank_env import place_of_this_process, slurm_step
+
+DEFAULT_PORT = 29400
+_SHUTDOWN_SECONDS = 600
+_CONNECT_SECONDS = 20
+_PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to start here.
+
+    Attributes:
+        processes: On this machine.
+        nodes: Machines.
+        endpoint: HOST:PORT where they meet; empty on a single machine.
+        threads: Of each process.
+    """
+
+    processes: int
+    nodes: int = 1
+    endpoint: str = ""
+    threads: int = 1
+    max_restarts: int = 0
+    rendezvous_seconds: int = 600
+
+    @property
+    def size(self) -> int:
+        return self.processes * self.nodes
+
+
+def plan_launch(
+    gpus: int, nodes: int, endpoint: str | None, device: str, words: Sequence[str], max_restarts: int, seconds: int
+) -> Launch | None:
+    """What `--gpus` and `--nodes` ask for; None where this process computes itself, alone or beside others.
+
+    Args:
+        gpus: Processes in all.
+        words: The command line, for messages.
+
+    Raises:
+        UsageError: More GPUs than there are, or machines without a place to meet.
+    """
+    if place_of_this_process() is not None:
+        return None
+    step = slurm_step(os.environ)
+    if step is not None and step.tasks > 1 and gpus > 1 and nodes == 1:  # one task a machine
+        nodes, endpoint = step.tasks, endpoint or f"{step.hosts[0]}:{step.port}"
+    if step is not None and step.tasks > 1 and gpus == 1:
+        raise UsageError(
+            f"srun started {step.tasks} tasks of one job, but --gpus is 1.",
+            "Add --gpus with the number of GPUs of all machines, or start a single task.",
+        )
+    if gpus == 1 and nodes == 1:
+        return None
+    if gpus % nodes:
+        raise UsageError(
+            f"--gpus {gpus} are not shared out evenly over --nodes {nodes}.",
+            f"Give a multiple of {nodes} to --gpus: it counts those of all machines.",
+        )
+    here = gpus // nodes
+    _require_gpus(here, gpus, nodes, device, words)
+    if nodes > 1 and not endpoint:
+        again = _command(words, gpus, nodes, f"$(hostname):{DEFAULT_PORT}")
+        raise UsageError(
+            f"--nodes {nodes} needs a place where the machines meet.",
+            f"On the first: {again}   On the others the same, with the first one's name for $(hostname).",
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Launch(
+        processes=here,
+        nodes=nodes,
+        endpoint=endpoint or "",
+        threads=max(1, cores // here),
+        max_restarts=max_restarts,
+        rendezvous_seconds=seconds,
+    )
+
+
+def _require_gpus(here: int, gpus: int, nodes: int, device: str, words: Sequence[str]) -> None:
+    if device == "cpu":
+        return
+    there = torch.cuda.device_count()
+    if here <= there:
+        return
+    machines = nodes if nodes > 1 else -(-gpus // (there or 8))
+    each = -(-gpus // machines)
+    where = f"each of {machines} machines" if machines > 1 else f"a machine with {gpus} GPUs"
+    ways = [
+        f"On {where}: {_command(words, gpus, machines, f'HOST:{DEFAULT_PORT}')}",
+        f"Under Slurm: srun --nodes={machines} --ntasks-per-node=1 --gpus-per-node={each} {_command(words, gpus)}",
+    ]
+    if not there and nodes == 1:
+        ways.insert(0, f"As processes on this CPU: {_command(words, gpus)} --device cpu")
+    asked = f"{here} of --gpus {gpus} are for each of {nodes} machines" if nodes > 1 else f"--gpus is {gpus}"
+    raise UsageError(f"{asked}, but this machine has {there}.", "\n  ".join(ways))
+
+
+def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = "") -> str:
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        name = word.partition("=")[0]
+        if skip:
+            skip = False
+        elif name in ("--gpus", "--nodes", "--rdzv-endpoint"):
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    more = [f"--gpus {gpus}"] + ([f"--nodes {nodes} --rdzv-endpoint {endpoint}"] if nodes > 1 else [])
+    return " ".join(["beit", *kept, *more])
+
+
+def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> None:
+    """Starts `beit` with these words once a process, and returns when all have ended well.
+
+    Args:
+        tell: Takes a line for a person.
+
+    Raises:
+        BeitError: The first cause of the end, whatever process it was in; `Stopped` where a signal asked for it.
+    """
+    folder = tempfile.mkdtemp(prefix="beit-launch-")
+    try:
+        address, hosts = _own_address(plan)
+        environment = {
+            FOLDER_VARIABLE: folder,
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(plan.threads)),
+            "BEIT_LAUNCHER": str(os.getpid()),
+        }
+        interface = _interface_of(address)
+        if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
+            environment["GLOO_SOCKET_IFNAME"] = interface
+        with _environment(environment), _quiet_engine(), _signals_as_stops():
+            _start(words, plan, folder, address, hosts, tell)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(
+    words: Sequence[str], plan: Launch, folder: str, address: str, hosts: bool | None, tell: Callable[[str], None]
+) -> None:
+    where = f" of {plan.size} on {plan.nodes} machines, which meet at {plan.endpoint}" if plan.nodes > 1 else ""
+    tell(f"Starting {plan.processes} processes{where}, {os.environ['OMP_NUM_THREADS']} threads each")
+    config = LaunchConfig(
+        min_nodes=plan.nodes,
+        max_nodes=plan.nodes,
+        nproc_per_node=plan.processes,
+        run_id="beit",
+        rdzv_backend="c10d",
+        rdzv_endpoint=plan.endpoint or "127.0.0.1:0",
+        rdzv_configs={
+            "timeout": plan.rendezvous_seconds,
+            "join_timeout": plan.rendezvous_seconds,
+            "read_timeout": _CONNECT_SECONDS,
+        }
+        | ({} if hosts is None else {"is_host": hosts}),
+        max_restarts=plan.max_restarts,
+        monitor_interval=0.1,
+        local_addr=address,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        signals_to_handle=",".join(_handled()),
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "beitcli", *words)
+    except ChildFailedError as failed:
+        killed = {rank: -failure.exitcode for rank, failure in failed.failures.items() if failure.exitcode < 0}
+        cause = first_cause(read_failures(folder), killed, plan.size)
+        if cause.trace and "--debug" in words:
+            tell(cause.trace)
+        raise as_error(cause, plan.size) from None
+    except SignalException as asked:
+        raise _stopped(folder, asked) from None
+    except RendezvousError as error:
+        raise _no_meeting(plan, error) from None
+    ended = [failure for failure in read_failures(folder) if not failure.by_a_peer]
+    if ended and ended[0].exit_code:
+        raise as_error(ended[0], plan.size)
+
+
+def _stopped(folder: str, asked: SignalException) -> BeitError:
+    """What the processes said of their stop, else that there was nothing to save."""
+    said = [failure for failure in read_failures(folder) if not failure.by_a_peer]
+    if said:
+        return as_error(said[0], len(said))
+    kind = Interrupted if asked.sigval == signal.SIGINT else SignalStop
+    return kind(f"By {asked.sigval.name}, before anything was to be saved.", "Run the command again.")
+
+
+def _no_meeting(plan: Launch, error: Exception) -> DistributedError:
+    reason = error.__cause__ or error
+    what = f"The {plan.nodes} machines did not meet at {plan.endpoint}"
+    if isinstance(error, RendezvousTimeoutError):
+        return DistributedError(
+            f"{what} within {plan.rendezvous_seconds} s.",
+            "Start the same command, with the same --nodes, on every machine; --rdzv-timeout SECONDS waits longer.",
+        )
+    return DistributedError(
+        f"{what} ({str(reason).splitlines()[0][:200]}).",
+        "Give the first machine's name and a free port to --rdzv-endpoint, and start the first machine first.",
+    )
+
+
+def _own_address(plan: Launch) -> tuple[str, bool | None]:
+    """By which the other machines reach this one, that of the way to the endpoint; and whether the endpoint is here.
+
+    None leaves it to the engine, which knows loopback, where two launchers may be on one machine.
+
+    Raises:
+        DistributedError: The endpoint's name is unknown, or nothing answers there.
+    """
+    if plan.nodes == 1:
+        return "127.0.0.1", None
+    host, port = split_endpoint(plan.endpoint)
+    try:
+        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect(target)
+            address = str(way.getsockname()[0])
+    except OSError as error:
+        raise DistributedError(
+            f"--rdzv-endpoint {plan.endpoint}: no way leads there ({error.strerror or error}).",
+            "Give the name or address of the first machine, as HOST:PORT.",
+        ) from None
+    alone = address.startswith("127.")
+    if address != target[0] and not alone:
+        _await_endpoint(host, port, plan)
+    answered = _has_store(host, port, plan)
+    return address, None if alone else address == target[0] and not answered
+
+
+def _await_endpoint(host: str, port: int, plan: Launch) -> None:
+    """Waits until the first machine listens; a moment's patience, as machines do not start at once."""
+    end = time.monotonic() + _CONNECT_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise _no_meeting(plan, error) from None
+            time.sleep(0.5)
+
+
+def _has_store(host: str, port: int, plan: Launch) -> bool:
+    """Whether another launcher is there already.
+
+    Raises where something else listens: torch's client would wait for its answer for ever, hence the child.
+    """
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which the child leaves alone
+        child = os.fork()
+    if not child:
+        with contextlib.suppress(Exception):
+            seconds = timedelta(seconds=_CONNECT_SECONDS)
+            TCPStore(host, port, is_master=False, timeout=seconds, wait_for_workers=False).check(["any"])
+            os._exit(0)
+        os._exit(1)
+    end = time.monotonic() + _CONNECT_SECONDS
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)
+            break
+        time.sleep(0.05)
+    if ended[1]:
+        raise DistributedError(
+            f"Something listens at {plan.endpoint}, but it is no launcher of `beit`.",
+            "Give a free port of the first machine to --rdzv-endpoint.",
+        )
+    return True
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT. Raises UsageError."""
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"--rdzv-endpoint is '{endpoint}'.", f"Write it as HOST:PORT, such as gpu01:{DEFAULT_PORT}.")
+    return host.strip("[]"), int(port)
+
+
+def _interface_of(address: str) -> str:
+    """The name of the network interface with an IPv4 address; empty where it cannot be told."""
+    if sys.platform != "linux":
+        return ""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # it has none
+                continue
+            if socket.inet_ntoa(found[20:24]) == address:
+                return name
+    return ""
+
+
+def _handled() -> list[str]:
+    """Signals that are passed on; not those that are ignored here, as SIGHUP is under nohup."""
+    known = [name for name in _PASSED_ON if hasattr(signal, name)]
+    return [name for name in known if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def _signals_as_stops() -> Iterator[None]:
+    """Before the engine sets its own handlers, and after: a signal ends the launch in the same way."""
+
+    def stop(number: int, frame: Any) -> None:
+        name = signal.Signals(number)
+        raise (Interrupted if name == signal.SIGINT else SignalStop)(
+            f"By {name.name}, before anything was to be saved.", "Run the command again."
+        )
+
+    numbers = [getattr(signal, name) for name in _handled()]
+    former = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    except SignalException as again:  # a second signal, while the processes were ending
+        raise Interrupted("At once, by a second signal.", "The last checkpoint is whole: go on with --resume.") from (
+            again
+        )
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet_engine() -> Iterator[None]:
+    """torch's engine tells in long lines what is told here in one."""
+    found = {name: each for name, each in logging.root.manager.loggerDict.items() if isinstance(each, logging.Logger)}
+    loggers = [each for name, each in found.items() if name.startswith("torch.distributed")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,144 @@
+"""Which process of a job this one is, read from what launchers put into the environment (stdlib only).
+
+torchrun and `runtime/distributed/launch.py` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; Slurm's
+`srun` sets SLURM_PROCID and its kin, with one task a process or one task a machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from beitcli.errors import UsageError
+
+_PORTS = range(15000, 30000)  # below those that systems give out by themselves
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process's place in its job.
+
+    Attributes:
+        address: Of the machine of rank 0.
+        port: Where rank 0 keeps the store.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A Slurm step.
+
+    Attributes:
+        tasks: In all.
+        task: This one's number.
+        hosts: Names of its machines.
+    """
+
+    tasks: int
+    task: int
+    local_task: int
+    hosts: tuple[str, ...]
+    job: int
+
+    @property
+    def port(self) -> int:
+        """The same in every task of the job, and hardly another job's."""
+        return _PORTS[self.job % len(_PORTS)]
+
+
+def place_of_this_process(environ: Mapping[str, str] | None = None) -> Place | None:
+    """This process's place; None where it computes alone, or has to start the others first."""
+    environ = os.environ if environ is None else environ
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        size = _number(environ, "WORLD_SIZE")
+        rank = _number(environ, "RANK")
+        if size == 1:
+            return None
+        return Place(
+            rank=rank,
+            size=size,
+            local_rank=_number(environ, "LOCAL_RANK", rank),
+            local_size=_number(environ, "LOCAL_WORLD_SIZE", size),
+            address=environ.get("MASTER_ADDR", "127.0.0.1"),
+            port=_number(environ, "MASTER_PORT", 29500),
+            restarts=_number(environ, "TORCHELASTIC_RESTART_COUNT", 0),
+        )
+    step = slurm_step(environ)
+    if step is None or step.tasks == 1 or step.tasks == len(step.hosts):
+        return None
+    return Place(
+        rank=step.task,
+        size=step.tasks,
+        local_rank=step.local_task,
+        local_size=_tasks_here(environ, step),
+        address=step.hosts[0],
+        port=step.port,
+    )
+
+
+def slurm_step(environ: Mapping[str, str]) -> Allocation | None:
+    """The Slurm step that this process is a task of; None outside, and in the batch script itself."""
+    if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ:
+        return None
+    tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", 1))
+    names = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "localhost"
+    return Allocation(
+        tasks=tasks,
+        task=_number(environ, "SLURM_PROCID"),
+        local_task=_number(environ, "SLURM_LOCALID", 0),
+        hosts=tuple(expand_hosts(names)),
+        job=_number(environ, "SLURM_JOB_ID", 0),
+    )
+
+
+def expand_hosts(names: str) -> list[str]:
+    """Slurm's `gpu[01-03,7],login` written out."""
+    hosts = []
+    for part in re.findall(r"[^,\[\]]+(?:\[[^\]]*\][^,\[\]]*)*", names):
+        hosts += _expand_one(part)
+    return hosts
+
+
+def _expand_one(part: str) -> list[str]:
+    found = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
+    if not found:
+        return [part]
+    before, inside, after = found.groups()
+    numbers: list[str] = []
+    for span in inside.split(","):
+        first, _, last = span.partition("-")
+        numbers += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
+    return [host for number in numbers for host in _expand_one(f"{before}{number}{after}")]
+
+
+def _tasks_here(environ: Mapping[str, str], step: Allocation) -> int:
+    """From `4(x2),3` with this machine's number."""
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    node = _number(environ, "SLURM_NODEID", 0)
+    return counts[node] if node < len(counts) else -(-step.tasks // len(step.hosts))
+
+
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environ.get(name)
+    if text is None and default is not None:
+        return default
+    try:
+        return int(text or "")
+    except ValueError:
+        raise UsageError(
+            f"The launcher's variable {name} is '{text or ''}', which is no whole number.",
+            "Unset it, or start with torchrun, srun or --gpus.",
+        ) from None

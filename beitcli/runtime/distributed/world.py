@@ -1,0 +1,300 @@
+"""The processes that compute one job together, and what they say to one another.
+
+A `World` is found from the environment that torchrun, Slurm's tasks or `runtime/distributed/launch.py` set. Two kinds
+of talk: tensors of the model go through torch's collectives (NCCL between GPUs, gloo between CPUs); what the processes
+agree on (stop flags, figures, errors) goes as small objects over gloo, so that it never waits for a GPU. What one
+process does for all (`first`) goes over the store, which has no timeout: opening a large data set may take an hour.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from beitcli.errors import BeitError, DistributedError, UsageError
+from beitcli.runtime.distributed.rank_env import Place, place_of_this_process
+
+Answer = TypeVar("Answer")
+_BY_A_PEER = re.compile(
+    r"gloo|NCCL|ProcessGroup|Connection (closed|reset)|Broken pipe|[Tt]imed out|TCPStore|recvBytes|sendBytes|"
+    r"[Ss]ocket|collective"
+)
+_POLL_SECONDS = 0.05
+_READ_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of its job.
+
+    Attributes:
+        rank: From 0.
+        size: Processes in all.
+        local_rank: Among those of this machine.
+        local_size: Processes of this machine.
+        restarts: How often the job was started again after a failure.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    restarts: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of their ranks. All must call it."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=_control())
+        return found
+
+    def largest(self, number: int) -> int:
+        """The largest of every process's number."""
+        return self.largest_later(number)()
+
+    def largest_later(self, number: int) -> Callable[[], int]:
+        """As `largest`, reduced while this process goes on; what is returned waits for it. All must call it alike."""
+        if self.size == 1:
+            return lambda: number
+        tensor = torch.tensor([number])
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=_control(), async_op=True)
+
+        def answer() -> int:
+            work.wait()
+            return int(tensor)
+
+        return answer
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, in place; on whatever device the tensor is."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    @torch.no_grad()
+    def mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
+        """The weighted mean over processes of a detached tensor."""
+        if self.size == 1:
+            return tensor.detach()
+        flat = torch.cat(((tensor.detach() * weight).flatten(), tensor.new_tensor([weight])))
+        dist.all_reduce(flat)
+        return (flat[:-1] / flat[-1]).view_as(tensor)
+
+    def first(self, do: Callable[[], Answer]) -> Answer:
+        """What `do` gives in the first process; the others wait, however long, and get its answer or its error.
+
+        Raises:
+            BeitError: The first process's, in all of them.
+        """
+        if self.size == 1:
+            return do()
+        key = f"first/{_next_question()}"
+        if self.is_first:
+            try:
+                answer: tuple[Any, BeitError | None] = (do(), None)
+            except BeitError as error:
+                answer = (None, error)
+            _store().set(key, pickle.dumps(answer))  # type: ignore[arg-type] # its stub knows text only
+            if answer[1] is not None:
+                _wait_for_readers(key, self.size - 1)
+        else:
+            while not _store().check([key]):
+                time.sleep(_POLL_SECONDS)
+            answer = pickle.loads(_store().get(key))
+            if answer[1] is not None:
+                _store().add(f"{key}/read", 1)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def first_then_others(self, do: Callable[[], Answer]) -> Answer:
+        """`do` in every process, in the first one before the others, which then find what it left behind."""
+        if self.size == 1:
+            return do()
+        kept: list[Answer] = []
+        self.first(lambda: kept.append(do()))
+        return kept[0] if self.is_first else do()
+
+    def spoken(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+        """`tell` in the first process, silence in the others, for what all would say alike."""
+        return tell if self.is_first else lambda event: None
+
+    def in_turn(self, mine: Sequence[Answer]) -> list[Answer]:
+        """Everyone's things in their order, where thing i was process i % size's."""
+        everyone = self.gather(mine)
+        longest = max(map(len, everyone))
+        return [things[turn] for turn in range(longest) for things in everyone if turn < len(things)]
+
+    def agree(self, error: BeitError | None) -> None:
+        """Raises in every process where it is not None in some: the error of the lowest rank, by name."""
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        errors = self.gather(error)
+        for rank, found in enumerate(errors):
+            if found is not None:
+                if not all(errors):
+                    found.message = f"Rank {rank} of {self.size}: {found.message}"
+                raise found
+
+
+ALONE = World()
+_joined: World | None = None
+_keys: dist.Store | None = None
+_questions = 0
+
+
+def join(device: torch.device, processes: int, timeout: float) -> World:
+    """Joins the processes of this job, once; `ALONE` where there is only this one.
+
+    Args:
+        processes: `--gpus`: what was asked for; 1 leaves it to the environment.
+        timeout: Seconds after which a process that does not answer is taken for hung.
+
+    Raises:
+        UsageError: The environment has another number of processes.
+        DistributedError: The others cannot be reached.
+    """
+    global _joined, _keys
+    if _joined is not None:
+        return _joined
+    place = place_of_this_process()
+    if place is None:
+        return ALONE
+    if processes not in (1, place.size):
+        raise UsageError(
+            f"--gpus is {processes}, but the launcher started {place.size} processes.",
+            f"Give --gpus {place.size}, or leave it out.",
+        )
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(place.local_rank)
+    try:
+        _keys = dist.TCPStore(
+            place.address, place.port, place.size, place.rank == 0, timedelta(seconds=timeout), wait_for_workers=True
+        )
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "cpu:gloo",
+            store=dist.PrefixStore("group", _keys),
+            rank=place.rank,
+            world_size=place.size,
+            timeout=timedelta(seconds=timeout),
+            device_id=torch.device("cuda", place.local_rank) if on_cuda else None,  # NCCL connects here, not in a step
+        )
+    except (RuntimeError, ValueError) as error:
+        raise unreachable(place, error) from None
+    _joined = World(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
+    return _joined
+
+
+def unreachable(place: Place, error: Exception) -> DistributedError:
+    """No process group: where it was looked for."""
+    return DistributedError(
+        f"Rank {place.rank} of {place.size} found no process group at {place.address}:{place.port} "
+        f"({str(error).splitlines()[0][:200]}).",
+        "Check that the machines reach one another there, and that every process was started.",
+    )
+
+
+def leave() -> None:
+    """Ends this process's part in its group; what others still wait for fails at once."""
+    global _joined, _keys
+    if _joined is not None:
+        dist.destroy_process_group()
+    _joined = _keys = None
+
+
+def is_by_a_peer(error: BaseException) -> bool:
+    """Whether an error only says that another process has gone or hangs."""
+    kinds = (dist.DistError, ConnectionError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and bool(_BY_A_PEER.search(str(error))))
+
+
+def differing_ranks(world: World, tensors: Iterable[torch.Tensor]) -> list[int]:
+    """Ranks whose tensors are not, bit for bit, those of most; empty where all agree.
+
+    Each process sums its tensors' bits as integers, at the speed of its memory; the sums are compared.
+    """
+    sums = world.gather(bits(tensors)) if world.size > 1 else []
+    if len(set(sums)) <= 1:
+        return []
+    usual = max(sums, key=lambda value: (sums.count(value), value == sums[0]))
+    return [rank for rank, value in enumerate(sums) if value != usual]
+
+
+@torch.no_grad()
+def bits(tensors: Iterable[torch.Tensor]) -> int:
+    """A number that any flipped bit of fp32 tensors changes: the weighted sum of their words, modulo 2^64."""
+    sums = [tensor.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for tensor in tensors]
+    weights = torch.arange(1, 2 * len(sums), 2, device=sums[0].device)  # odd, so that equal changes do not cancel
+    return int((torch.stack(sums) * weights).sum())
+
+
+def parallel(model: nn.Module, world: World, *, all_used: bool = True, compression: str = "none") -> nn.Module:
+    """The model, its gradients averaged over processes while the backward pass still runs.
+
+    Args:
+        all_used: Whether every parameter has a gradient in every step.
+        compression: `none`, or `bf16`: what the gradients are rounded to on their way between processes, and summed in.
+
+    Raises:
+        UsageError: This build of torch cannot compress gradients.
+    """
+    if world.size == 1:
+        return model
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of sides of length 1, which mean nothing
+    device = next(model.parameters()).device
+    # No `static_graph`, which does not go with `no_sync`: micro-batches leave the sharing to the last one of a step.
+    ids = [device.index] if device.type == "cuda" else None
+    shared = DistributedDataParallel(  # as views of their buckets, gradients take half the memory
+        model, device_ids=ids, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+    )
+    shared.broadcast_buffers = False  # they do not change, or are alike already; torch 2.14 has renamed the argument
+    if compression == "bf16":
+        try:
+            shared.register_comm_hook(None, bf16_compress_hook)
+        except TypeError as error:  # DDP's own check, of CUDA and NCCL
+            said = f"--grad-compression bf16: {str(error).splitlines()[0]}."
+            raise UsageError(said, "Leave --grad-compression out.") from None
+    return shared
+
+
+def _control() -> Any:
+    return dist.group.WORLD
+
+
+def _store() -> dist.Store:
+    assert _keys is not None
+    return _keys
+
+
+def _wait_for_readers(key: str, number: int) -> None:
+    """The store goes with the first process: the others are to read its error before."""
+    end = time.monotonic() + _READ_SECONDS
+    while _store().add(f"{key}/read", 0) < number and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+
+
+def _next_question() -> int:
+    global _questions
+    _questions += 1
+    return _questions

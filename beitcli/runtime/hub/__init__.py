@@ -1,0 +1,1 @@
+"""The Hugging Face hub: files, ranges of files, their cache."""

@@ -1,0 +1,104 @@
+"""Stretches of a file on a model hub, by HTTP ranges.
+
+The file is asked for at its commit, so that every try brings the same bytes. The hub announces no hash of a stretch:
+its length is compared, and the size of the whole file.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+from beitcli.errors import StorageError
+from beitcli.runtime.hub.download import Remote
+from beitcli.runtime.weight_files.file_sniffing import quote
+
+PAUSES: Sequence[float] = (0.2, 1.0, 4.0, 15.0, 40.0)  # seconds before each further try that follows one in vain
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_LONGEST_PAUSE = 60.0
+_AGAIN = "Try again later: what was read is kept in the cache, and a run goes on with --resume."
+
+
+class NoRanges(StorageError):
+    """The server, or a proxy before it, sends whole files only."""
+
+
+def read_range(remote: Remote, start: int, end: int, pauses: Sequence[float] | None = None) -> bytes:
+    """The bytes from `start` to before `end`; after a broken connection what is missing is asked for again.
+
+    Args:
+        pauses: Between the tries; PAUSES if None.
+
+    Raises:
+        NoRanges: The server has no ranges.
+        StorageError: It refuses, has another file than before, or every try was in vain; names the file.
+    """
+    pauses = PAUSES if pauses is None else pauses
+    content, in_vain = bytearray(), 0
+    while len(content) < end - start:
+        before, wished = len(content), 0.0
+        try:
+            _append(remote, start, end, content)
+            cause = "the connection was closed"
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status < 500 and status not in (408, 429):
+                raise _refused(remote, status) from None
+            cause, wished = f"HTTP {status}", _seconds(error.response.headers.get("Retry-After", ""))
+        except HTTPError as error:
+            cause = quote(str(error)) or type(error).__name__
+        in_vain = 0 if len(content) > before else in_vain + 1
+        if in_vain > len(pauses):
+            tries = f"; {len(pauses)} further tries brought no more" if pauses else ""
+            raise StorageError(
+                f"'{remote.label}' was cut off at {start + len(content):,} of {remote.size:,} bytes: {cause}{tries}.",
+                _AGAIN,
+            )
+        if in_vain:
+            time.sleep(max(pauses[in_vain - 1], wished))
+    return bytes(content)
+
+
+def _append(remote: Remote, start: int, end: int, content: bytearray) -> None:
+    """One request for what `content` lacks; what came in before a connection broke is kept."""
+    first = start + len(content)
+    headers = build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={first}-{end - 1}"}
+    # The session follows redirects, and keeps the token from other hosts that they lead to.
+    with get_session().stream(
+        "GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+    ) as response:
+        hf_raise_for_status(response)
+        if response.status_code != 206:
+            raise NoRanges(
+                f"'{remote.label}' cannot be read in parts: the server sends all of it.",
+                "Download the data set (hf download --repo-type dataset) and pass its folder.",
+            )
+        told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if told is None or int(told[1]) != first or told[3] not in ("*", str(remote.size)):
+            raise _changed(remote)
+        for chunk in response.iter_bytes():
+            content += chunk[: end - start - len(content)]
+
+
+def _refused(remote: Remote, status: int) -> StorageError:
+    if status in (404, 410, 416):
+        return _changed(remote)
+    way = "Set HF_TOKEN to a token that may read it." if status in (401, 403) else _AGAIN
+    return StorageError(f"The hub answers HTTP {status} when asked for '{remote.label}'.", way)
+
+
+def _changed(remote: Remote) -> StorageError:
+    return StorageError(
+        f"'{remote.label}' is no longer what it was at commit {remote.commit[:12]}: the data set was changed.",
+        "Begin a new run on what it is now, or pass a copy of what it was.",
+    )
+
+
+def _seconds(header: str) -> float:
+    """Of a Retry-After; a date counts as nothing."""
+    return min(float(header), _LONGEST_PAUSE) if header.isdigit() else 0.0

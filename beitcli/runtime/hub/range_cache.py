@@ -1,0 +1,151 @@
+"""Stretches of remote files, kept in the cache folder: fetched once for all processes of a machine.
+
+BEIT_STREAM_CACHE_GB bounds them (50); past it the least recently used are removed. A file is a stretch and its CRC-32,
+so that a damaged one is fetched anew. Where the cache cannot be written, or is full, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub.utils import WeakFileLock
+
+from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.hub.client import cache_folder, is_offline
+from beitcli.runtime.hub.download import Remote
+from beitcli.runtime.hub.http_ranges import read_range
+
+VARIABLE = "BEIT_STREAM_CACHE_GB"
+_DEFAULT_GB = 50.0
+_LOCKS = 256  # shared by all stretches
+_LOOKED_AGAIN = 64  # a process looks at the folder again whenever it has written such a part of the limit
+_CHECK_BYTES = 4
+_written = 0  # by this process since it last looked
+
+
+def limit_bytes() -> int:
+    """Of all kept stretches.
+
+    Raises:
+        UsageError: the variable holds no number from 0.
+    """
+    given = os.environ.get(VARIABLE) or str(_DEFAULT_GB)
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < 1e9:
+        raise UsageError(f"{VARIABLE} is '{given}'; it must be a number of gigabytes.", f"Set {VARIABLE}=50.")
+    return int(limit * 1e9)
+
+
+def obtain(remote: Remote, start: int, end: int, pauses: Sequence[float] | None = None) -> bytes:
+    """The bytes from `start` to before `end`: from the cache, else from the hub and kept.
+
+    Args:
+        pauses: Between the tries, as `read_range`.
+
+    Raises:
+        StorageError: As `read_range`, or they are not kept and HF_HUB_OFFLINE is set.
+    """
+    path = _path(remote, start, end)
+    kept = _load(path, end - start)
+    if kept is not None:
+        return kept
+    if is_offline():
+        raise StorageError(
+            f"'{remote.label}' is kept in '{_folder()}' in part only, and HF_HUB_OFFLINE is set.",
+            "Unset HF_HUB_OFFLINE, or pass the folder of a copy made on another machine.",
+        )
+    limit = limit_bytes()
+    if end - start > limit:
+        return read_range(remote, start, end, pauses)
+    lock = _folder() / ".locks" / f"{zlib.crc32(str(path).encode()) % _LOCKS:03d}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError:  # nothing can be kept
+        return read_range(remote, start, end, pauses)
+    with WeakFileLock(lock):  # others that want it wait, rather than fetch it too
+        kept = _load(path, end - start)
+        if kept is None:
+            kept = read_range(remote, start, end, pauses)
+            _keep(path, kept, limit)
+    return kept
+
+
+def is_kept(remote: Remote, start: int, end: int) -> bool:
+    """Whether there is a file of it; it may be damaged."""
+    return _path(remote, start, end).is_file()
+
+
+def _folder() -> Path:
+    return cache_folder() / "streams"
+
+
+def _path(remote: Remote, start: int, end: int) -> Path:
+    """One for each content: a file that a new commit leaves as it was keeps its stretches."""
+    digest = hashlib.sha256(f"{remote.label} {remote.mark or remote.commit}".encode()).hexdigest()
+    return _folder() / digest[:32] / f"{start}-{end}"
+
+
+def _load(path: Path, length: int) -> bytes | None:
+    """None where it is not kept whole; a damaged one is removed."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    body = memoryview(content)[:length]
+    if len(content) != length + _CHECK_BYTES or zlib.crc32(body) != int.from_bytes(content[length:], "little"):
+        with suppress(OSError):
+            path.unlink()
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return bytes(body)
+
+
+def _keep(path: Path, content: bytes, limit: int) -> None:
+    global _written
+    size = len(content) + _CHECK_BYTES
+    beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _written == 0 or _written + size > limit / _LOOKED_AGAIN:
+            _make_room(limit - size)
+            _written = 0
+        _written += size
+        with beside.open("wb") as file:
+            file.write(content)
+            file.write(zlib.crc32(content).to_bytes(_CHECK_BYTES, "little"))
+        beside.replace(path)
+    except OSError:  # a full disk, among others
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _make_room(limit: int) -> None:
+    """Removes the least recently used until `limit` bytes are left, with room for what is written unseen."""
+    found: list[tuple[int, int, str]] = []
+    for folder in os.scandir(_folder()):
+        if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False):
+            continue
+        for entry in os.scandir(folder.path):
+            with suppress(FileNotFoundError):
+                about = entry.stat(follow_symlinks=False)
+                found.append((about.st_mtime_ns, about.st_size, entry.path))
+    total = sum(size for _, size, _ in found)
+    if total <= limit - limit // _LOOKED_AGAIN:
+        return
+    for _, size, path in sorted(found):
+        if total <= limit - 2 * (limit // _LOOKED_AGAIN):
+            break
+        with suppress(OSError):
+            os.unlink(path)
+        total -= size

@@ -1,0 +1,262 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is written to a temporary folder, each file flushed to disk and hashed, and the folder renamed; only then
+does `latest` move and only then do old checkpoints go. It holds safetensors and JSON, nothing that unpickles.
+A checkpoint of a later step than the one just saved was passed over as damaged: it is set aside as
+`damaged-step-NNNNNNN`, so that it neither counts nor is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from beitcli.errors import StorageError
+from beitcli.runtime.storage.hashing import sha256_of
+from beitcli.runtime.storage.safe_json import parse_json
+
+SUMS = "SHA256SUMS"
+_MODEL = {"model.safetensors", "config.json"}
+_STEP = re.compile(r"step-([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder.
+
+    Attributes:
+        damaged: A sentence for each newer one that was passed over.
+    """
+
+    path: Path
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What this program needs to open it again: the `beit` section of config.json."""
+        try:
+            section = parse_json((self.path / "config.json").read_bytes())["beit"]
+            if not isinstance(section["kind"], str):
+                raise ValueError("it names no kind")
+            return section
+        except (OSError, ValueError, LookupError, TypeError):
+            raise StorageError(
+                f"'{self.path / 'config.json'}' is none of this version's.",
+                "Train again, or use the version that made it.",
+            ) from None
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Where the training stood.
+
+        Raises:
+            StorageError: It is no JSON object.
+        """
+        try:
+            document = parse_json((self.path / "trainer.json").read_bytes())
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
+            return document
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"'{self.path / 'trainer.json'}' cannot be read: {error}.", "Take another checkpoint of the run."
+            ) from None
+
+    def model_tensors(self) -> dict[str, torch.Tensor]:
+        return load_tensors(self.path / "model.safetensors")
+
+    def trainer_tensors(self) -> dict[str, torch.Tensor]:
+        return load_tensors(self.path / "trainer.safetensors")
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"'{path}' cannot be read: {error}.", "Take another checkpoint of the run.") from None
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    model: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    beside: Mapping[str, Any] | None = None,
+    trainer_tensors: Mapping[str, torch.Tensor],
+    trainer: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `folder/step-NNNNNNN`, keeps it and the `keep` - 1 before it, and sets those of later steps aside.
+
+    Args:
+        config: The `beit` section of config.json.
+        beside: Its other keys, by which other programs open the folder.
+
+    Raises:
+        StorageError: The disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    final = folder / f"step-{step:07d}"
+    partial = folder / f".{final.name}.partial-{os.getpid()}"
+    needed = sum(t.numel() * t.element_size() for t in (*model.values(), *trainer_tensors.values()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        partial.mkdir()
+        _save_tensors(partial / "model.safetensors", model)
+        _save_tensors(partial / "trainer.safetensors", trainer_tensors)
+        _write(partial / "config.json", json.dumps({**(beside or {}), "beit": config}, indent=2) + "\n")
+        _write(partial / "trainer.json", json.dumps(trainer) + "\n")
+        names = sorted(entry.name for entry in partial.iterdir())
+        _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
+        _sync_folder(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync_folder(folder)
+        point_latest(folder, final.name)
+        _prune(folder, step, keep)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(
+            f"Checkpoint '{final}' cannot be written ({needed / 1e6:.1f} MB needed): {error}.",
+            "Free space or give another --out, then go on with --resume; earlier checkpoints are intact.",
+        ) from None
+    return final
+
+
+def point_latest(folder: Path, name: str) -> None:
+    """Makes `latest` name a checkpoint, in one rename."""
+    beside = folder / f".latest-{os.getpid()}"
+    _write(beside, name + "\n")
+    beside.replace(folder / "latest")
+    _sync_folder(folder)
+
+
+def repair_latest(checkpoint: Checkpoint) -> None:
+    """Makes `latest` name the newest whole one, where a process was killed before it did."""
+    folder = checkpoint.path.parent
+    try:
+        if (folder / "latest").read_bytes() == f"{checkpoint.path.name}\n".encode():
+            return
+    except FileNotFoundError:
+        pass
+    point_latest(folder, checkpoint.path.name)
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first; complete by construction, verified by `damage`."""
+    found = (p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
+    """What is wrong with a checkpoint folder; empty where its files match their hashes.
+
+    Args:
+        weights_only: Read the model alone, not the three times larger state of the optimizer.
+    """
+    try:
+        lines = (checkpoint / SUMS).read_text().splitlines()
+        entries = [line.split("  ", 1) for line in lines]
+        listed = {entry[1] for entry in entries if len(entry) == 2}
+        if not listed >= _MODEL:
+            return f"{SUMS} is incomplete"
+        for digest, name in entries:
+            if weights_only and name not in _MODEL:
+                continue
+            if "/" in name or not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if sha256_of(checkpoint / name) != digest:
+                return f"{name} does not match its SHA-256"
+    except (OSError, ValueError) as error:
+        return f"{SUMS} cannot be read ({type(error).__name__})"
+    return ""
+
+
+def newest_checkpoint(run: Path, *, weights_only: bool = False) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; None where it has none at all.
+
+    Raises:
+        StorageError: There are checkpoints and every one is damaged.
+    """
+    damaged: list[str] = []
+    for path in step_folders(run / "checkpoints"):
+        wrong = damage(path, weights_only=weights_only)
+        if not wrong:
+            return Checkpoint(path, tuple(f"Damaged checkpoint passed over: {each}." for each in damaged))
+        damaged.append(f"{path.name}: {wrong}")
+    if damaged:
+        raise StorageError(
+            f"Every checkpoint of '{run}' is damaged ({'; '.join(damaged)}).",
+            "Restore one from a backup, or train again with another --out.",
+        )
+    return None
+
+
+def verified_checkpoint(path: Path, *, weights_only: bool = False) -> Checkpoint:
+    """One checkpoint folder, checked against its hashes."""
+    wrong = damage(path, weights_only=weights_only)
+    if wrong:
+        raise StorageError(f"Checkpoint '{path}' is damaged: {wrong}.", "Take another checkpoint of the run.")
+    return Checkpoint(path)
+
+
+def _prune(folder: Path, saved: int, keep: int) -> None:
+    checkpoints = step_folders(folder)
+    for later in (path for path in checkpoints if step_of(path) > saved):
+        aside, number = folder / f"damaged-{later.name}", 2
+        while aside.exists():
+            aside, number = folder / f"damaged-{later.name}-{number}", number + 1
+        later.rename(aside)
+    for old in [path for path in checkpoints if step_of(path) < saved][max(0, keep - 1) :]:
+        going = folder / f".{old.name}.partial-{os.getpid()}"  # half removed it would look like a damaged one
+        old.rename(going)
+        shutil.rmtree(going)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    # Tied or strided tensors are made whole: safetensors stores plain contiguous ones.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> list[str]:
+    """Removes what a killed process of this run left behind, and names it."""
+    leftovers = sorted((*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")))
+    for leftover in leftovers:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return [leftover.name for leftover in leftovers]

@@ -1,0 +1,204 @@
+"""A run on disk: settings, metrics, bad images, model card; checkpoints lie in `checkpoints/`.
+
+One process writes a run at a time: it holds an exclusive `flock` on `RUN/.lock`, which the kernel frees when the
+process ends, however it ends. Within a process any number of RunFolders of one folder share the lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.storage.safe_json import parse_json
+
+_UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
+
+
+class _Lock:
+    """An open, locked file; closed, and so unlocked, with its last RunFolder."""
+
+    descriptor = -1
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def take(self) -> bool:
+        """False where another process holds it."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # some network mounts have no locks: the run goes on unguarded rather than not at all
+            pass
+        return True
+
+    def sign(self) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
+    def holder(self) -> str:
+        pid, _, host = os.pread(self.descriptor, 1000, 0).decode(errors="replace").strip().partition(" ")
+        return f"process {pid} on {host}" if host else "another process"
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+# Those of this process, by (device, inode) of the lock file.
+_locks: WeakValueDictionary[tuple[int, int], _Lock] = WeakValueDictionary()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: its copies would keep the locks, were the parent killed before it."""
+    for lock in list(_locks.values()):
+        lock.close()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def _locked(path: Path) -> _Lock:
+    file = path / ".lock"
+    if file.exists():
+        status = file.stat()
+        held = _locks.get((status.st_dev, status.st_ino))
+        if held is not None:
+            return held
+    lock = _Lock(file)
+    status = os.fstat(lock.descriptor)
+    _locks[status.st_dev, status.st_ino] = lock  # before it is taken, so that no fork in between carries it away
+    if not lock.take():
+        holder = lock.holder()
+        lock.close()
+        del _locks[status.st_dev, status.st_ino]
+        raise UsageError(
+            f"Run folder '{path}' is in use by {holder}.",
+            "Wait for it, stop it, or give another folder to --out.",
+        )
+    lock.sign()
+    return lock
+
+
+class RunFolder:
+    """`RUN/`, opened for writing; no other process can open it while this object lives.
+
+    Attributes:
+        leftovers: Names of unfinished files of a killed process, which were removed.
+    """
+
+    leftovers: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, lock: _Lock | None = None) -> None:
+        self.path, self._lock = path, lock
+
+    @classmethod
+    def create(cls, path: Path, *, resume: bool) -> RunFolder:
+        """Makes and locks the folder, which must be new or empty unless a run goes on in it.
+
+        Raises:
+            UsageError: Something lies there already, or another process has it.
+            StorageError: It cannot be written.
+        """
+        try:
+            _require_free(path, resume)
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _locked(path)
+            _require_free(path, resume)  # a run that began and ended between the first look and the lock
+            probe = path / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+            from beitcli.runtime.storage.checkpoint import (
+                remove_leftovers,  # needs torch; a folder in use is told without
+            )
+
+            leftovers = [*_remove_leftovers(path), *remove_leftovers(path / "checkpoints")]
+        except OSError as error:
+            raise StorageError(
+                f"Run folder '{path}' cannot be written: {error.strerror or error}.", "Give a writable folder to --out."
+            ) from None
+        run = cls(path, lock)
+        run.leftovers = tuple(leftovers)
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replaces a small file in one rename."""
+        beside = self.path / f".{name}.{os.getpid()}"
+        try:
+            beside.write_text(text)
+            beside.replace(self.path / name)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
+
+    def append_json(self, name: str, document: dict[str, Any]) -> None:
+        """Adds a line to a JSON Lines file."""
+        try:
+            with (self.path / name).open("a") as file:
+                file.write(json.dumps(document) + "\n")
+        except OSError as error:
+            raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl past `step`: the run is about to write them again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                if parse_json(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
+                continue
+        self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+
+
+class FollowedRun(RunFolder):
+    """A run that another process of the job writes: it can be read here, and what this process would write is not."""
+
+    def write_text(self, name: str, text: str) -> None: ...
+
+    def append_json(self, name: str, document: dict[str, Any]) -> None: ...
+
+    def rewind_metrics(self, step: int) -> None: ...
+
+
+def _remove_leftovers(path: Path) -> list[str]:
+    """Removes the unfinished writes of a process that was killed, which had the lock before, and names them."""
+    leftovers = sorted(entry for entry in path.iterdir() if _UNFINISHED.fullmatch(entry.name) and entry.is_file())
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return [leftover.name for leftover in leftovers]
+
+
+def _require_free(path: Path, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out '{path}' is a file.", "Give a folder that is new or empty.")
+    occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
+    if occupied and not resume:
+        raise UsageError(
+            f"--out '{path}' is not empty.",
+            "Give another folder, or add --resume to go on with the run in it.",
+        )
+    if occupied and not (path / "config.toml").exists():
+        raise UsageError(
+            f"'{path}' is not empty and holds no run (no config.toml).",
+            "Give a run, or a new folder, to --out.",
+        )

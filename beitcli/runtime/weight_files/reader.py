@@ -1,0 +1,222 @@
+"""Reads published weights: safetensors, torch zip files (`.pth`, `.pt`, `.bin`, `.pkl`) and legacy torch files.
+
+The container is told from the content, never from the name. `read_header` costs milliseconds at any size, and of a
+safetensors file it does without torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.storage.safe_json import parse_json
+from beitcli.runtime.weight_files.file_sniffing import HEAD_BYTES, identify, quote
+
+if TYPE_CHECKING:
+    import torch
+
+Container = Literal["safetensors", "torch"]
+
+_Entry = TypeVar("_Entry")
+_AGAIN = "Download it again."
+_WRAPPERS = ("model", "module", "state_dict", "model_ema")  # BEiT, DeepSpeed, Lightning and timm, averaged weights
+_AVERAGED = ("model_ema", "state_dict_ema")
+_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer ones
+_ALLOWED = ((argparse.Namespace, "argparse.Namespace"),)  # the `args` of BEiT's own checkpoints
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file's header says; no tensor data has been read.
+
+    Attributes:
+        shapes: Of the state dict, unwrapped.
+        about: Plain values beside it: the metadata of safetensors; of a torch file its top-level numbers, strings and
+            None, `args`, the settings it was trained with, and `averaged`, the name of a second set of weights.
+        size: Bytes of the file.
+    """
+
+    path: Path
+    container: Container
+    shapes: dict[str, tuple[int, ...]]
+    about: dict[str, Any]
+    size: int
+
+
+def read_header(path: Path) -> WeightFile:
+    """Names, shapes and what else the file says of itself.
+
+    Raises:
+        UsageError: There is no such file, or it is a folder.
+        StorageError: It cannot be read, is damaged, or is something else.
+    """
+    container, size = _container(path)
+    if container == "safetensors":
+        shapes, about = _safetensors_header(path, size)
+        return WeightFile(path, container, _without_prefix(shapes), about, size)
+    from beitcli.runtime.weight_files.safe_unpickling import guarded_load
+
+    content = guarded_load(path, _ALLOWED, meta=True)
+    tensors = _state_dict(path, content)
+    return WeightFile(path, container, {name: tuple(t.shape) for name, t in tensors.items()}, _about(content), size)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict, on the CPU, in memory of its own.
+
+    Raises:
+        UsageError: There is no such file, or it is a folder.
+        StorageError: It cannot be read, is damaged, or is something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from beitcli.runtime.weight_files.safe_unpickling import guarded_load
+
+    container, size = _container(path)
+    if container == "safetensors":
+        _safetensors_header(path, size)
+    try:
+        if container == "safetensors":
+            tensors = _without_prefix(load_file(path))
+        else:
+            tensors = _state_dict(path, guarded_load(path, _ALLOWED, mapped=True))
+            for name, tensor in tensors.items():
+                if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                    raise StorageError(f"'{path}' claims more numbers for {name} than it stores.", _AGAIN)
+        # Both are mapped into memory, and a file that shrinks under a mapping kills the process.
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: a tensor that claims more than memory has
+        raise StorageError(f"'{path}' cannot be read: {quote(str(error))}", _AGAIN) from None
+
+
+def _container(path: Path) -> tuple[Container, int]:
+    """The container and the size in bytes."""
+    try:
+        if path.is_dir():
+            raise UsageError(f"'{path}' is a folder, not a weights file.", _within(path))
+        if path.exists() and not path.is_file():
+            raise UsageError(f"'{path}' is no regular file.", "Save it to a file first.")
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise UsageError(f"There is no file '{path}'.", _nearby(path)) from None
+    except OSError as error:
+        raise StorageError(
+            f"'{path}' cannot be read: {error.strerror or error}.", "Check the path and the permissions of the file."
+        ) from None
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
+        return "safetensors", size
+    foreign = identify(head)
+    if foreign is not None:
+        from beitcli.runtime.weight_files.safe_unpickling import refuse_pickle_in_text
+
+        refuse_pickle_in_text(path)
+        what, hint = foreign
+        raise StorageError(f"'{path}' {what}.", hint)
+    return "torch", size
+
+
+def _within(folder: Path) -> str:
+    suffixes = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
+    found = sorted(entry.name for entry in folder.iterdir() if entry.suffix in suffixes)
+    return f"Give the file in it: {', '.join(found[:4])}." if found else "Give a file."
+
+
+def _nearby(path: Path) -> str:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean '{path.parent / near[0]}'?" if near else "Check the path."
+
+
+def _safetensors_header(path: Path, size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Shapes and metadata, once the sizes agree: 8 bytes of header length, the header in JSON, the data."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > size:
+            raise StorageError(f"'{path}' is cut short: {size:,} bytes, and its header alone needs {start:,}.", _AGAIN)
+        raw = file.read(start - 8)
+    try:
+        header = parse_json(raw)
+        about = dict(header.pop("__metadata__", None) or {})
+        shapes = {name: tuple(int(length) for length in entry["shape"]) for name, entry in header.items()}
+        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
+        raise StorageError(f"'{path}' has a damaged safetensors header.", _AGAIN) from None
+    if not shapes:
+        raise StorageError(f"'{path}' holds no tensors.", "Give the file that holds the weights.")
+    needed = start + max(ends)
+    if size < needed:
+        raise StorageError(f"'{path}' is cut short: {size:,} of {needed:,} bytes.", _AGAIN)
+    if size > needed:
+        raise StorageError(f"'{path}' has {size - needed:,} bytes more than its header says.", _AGAIN)
+    return shapes, about
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
+    """The tensors that a torch file holds, found under the names that training programs give them.
+
+    Raises:
+        StorageError: There are none.
+    """
+    if isinstance(content, Mapping):
+        for key in _WRAPPERS:
+            tensors = _tensors(content.get(key))
+            if tensors:
+                return _without_prefix(tensors)
+        tensors = _tensors(content)
+        if tensors:
+            return _without_prefix(tensors)
+        held = "a dict of " + (", ".join(f"'{quote(str(key), 30)}'" for key in list(content)[:6]) or "nothing")
+    else:
+        held = f"a {type(content).__name__}"
+    raise StorageError(
+        f"'{path}' holds no state dict but {held}.",
+        f"Save the state dict itself, or under one of {', '.join(_WRAPPERS)}.",
+    )
+
+
+def _tensors(content: Any) -> dict[str, torch.Tensor]:
+    entries = content.items() if isinstance(content, Mapping) else ()
+    import torch
+
+    return {name: t for name, t in entries if isinstance(name, str) and isinstance(t, torch.Tensor)}
+
+
+def _without_prefix(entries: dict[str, _Entry]) -> dict[str, _Entry]:
+    """Names without what wrappers put before every one of them."""
+    for prefix in (*_PREFIXES, *_PREFIXES):
+        if all(name.startswith(prefix) for name in entries):
+            entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+    return entries
+
+
+def _about(content: Any) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        return {}
+    about = {key: value for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
+    averaged = [key for key in _AVERAGED if _tensors(content.get(key))]
+    if averaged and any(_tensors(content.get(key)) for key in _WRAPPERS[:-1]):
+        about["averaged"] = averaged[0]
+    args = content.get("args")
+    settings = vars(args) if isinstance(args, argparse.Namespace) else args
+    if isinstance(settings, Mapping):
+        about["args"] = {key: value for key, value in settings.items() if isinstance(key, str) and _is_plain(value)}
+    return about
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(not isinstance(each, (list, tuple)) and _is_plain(each) for each in value)
+    return value is None or isinstance(value, (str, int, float, bool))

@@ -1,0 +1,323 @@
+"""Table 4's ablations: pixels for tokens, random masks, every patch predicted, no mask; alone and together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beitcli.config.common import Training
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import dump_toml, resolve
+from beitcli.data.loading.batches import ordered_batches
+from beitcli.data.sources import open_data
+from beitcli.data.transforms.base import denormalize, fit_center, normalize, to_array
+from beitcli.engine.events import Warned
+from beitcli.engine.mim.targets import PixelTarget, TokenTarget
+from beitcli.engine.mim.task import PretrainTask, lasting, views_and_masks
+from beitcli.engine.pretrain import pretrain
+from beitcli.engine.trainer.data import hold_out
+from beitcli.engine.trainer.setup import make_plan
+from beitcli.errors import DataError, UsageError
+from beitcli.masking import make_masking
+from beitcli.masking.base import MaskGenerator
+from beitcli.models.checkpoints.build import open_masked_image_model
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+from beitcli.tokenizers.open import open_tokenizer
+
+CPU = Compute(torch.device("cpu"), "fp32")
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+def settings(data: Path, out: Path | str = "", **more: Any) -> PretrainConfig:
+    flags = {
+        "recipe": "tiny", "data": [str(data)], "image_size": 32, "num_masked": 6, "steps": 2, "batch_size": 8,
+        "warmup_steps": 0, "device": "cpu", "workers": 0, "log_every": 1, "out": str(out),
+    }  # fmt: skip
+    return resolve(PretrainConfig, flags | more).config
+
+
+def make_task(config: PretrainConfig, **more: Any) -> PretrainTask:
+    held = hold_out(open_data(config.data, role="train"), config.holdout, config.seed)
+    masking = make_masking(config.masking, config.architecture.grid, 6, config.min_block) if config.mask else None
+    tokenizer = None if config.target == "pixels" else open_tokenizer(config.tokenizer)
+    return PretrainTask(config, make_plan(config, held.training), tokenizer, masking, held.measured, CPU)
+
+
+def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
+    view, masking = views_and_masks(task.config, task.tokenizer, task.masking)
+    source = open_data(task.config.data, role="train")
+    return next(ordered_batches(source, view, batch_size=count, workers=0, masking=masking)).to(CPU.device)
+
+
+def patch_of(image: torch.Tensor, patch: int) -> torch.Tensor:
+    """The 3 x 8 x 8 normalised pixels of a patch of a 32 x 32 image, cut by hand."""
+    row, column = divmod(patch, 4)
+    pixels = image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] / 255
+    return (pixels - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+
+
+# The settings
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"target": "pixels"}, {"tokenizer": "pixels"}, {"target": "pixels", "tokenizer": "own"},
+     {"target": "pixels", "tokenizer": "no/such/run"}, {"target": "pixels", "recipe": "base"}],
+    ids=str,
+)  # fmt: skip
+def test_pixels_are_asked_for_by_either_flag(flags):
+    config = settings("photos", **flags)
+    assert config.target == "pixels"
+    assert config.tokenizer != "pixels"
+    assert 'target = "pixels"' in dump_toml(config).splitlines()
+
+
+def test_resume_refuses_another_target(tmp_path, labelled_folder):
+    pretrain(settings(labelled_folder, tmp_path / "run", target="pixels", steps=1))
+    flags = {"out": str(tmp_path / "run"), "resume": True}
+    for same in ({}, {"target": "pixels"}, {"tokenizer": "pixels"}):
+        assert resolve(PretrainConfig, flags | same).config.target == "pixels"
+    with pytest.raises(UsageError, match='--target: the run has "pixels", given is "tokens"'):
+        resolve(PretrainConfig, flags | {"target": "tokens"})
+
+
+def test_epochs_of_the_paper_replace_a_recipes_steps(labelled_folder):
+    """24 images, of which one is held out, in batches of 8."""
+    source = hold_out(open_data([str(labelled_folder)]), 512, 0).training
+    for epochs, steps in ((300, 862), (800, 2300)):
+        flags = {"recipe": "tiny", "data": [str(labelled_folder)], "epochs": epochs, "batch_size": 8}
+        config: Training = resolve(PretrainConfig, flags).config
+        assert (config.steps, make_plan(config, source).steps) == (None, steps)
+
+
+# The loss of pixels
+
+
+def test_pixel_loss_is_the_squared_error_of_the_hidden_patches_by_hand(labelled_folder):
+    task = make_task(settings(labelled_folder, target="pixels"))
+    batch = one_batch(task)
+    assert set(batch) == {"images", "mask", "labels"}
+    task.model.eval()
+    loss, figures = task.loss(batch)
+    assert figures == {}
+    images = (batch["images"] / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
+    with torch.no_grad():
+        said = task.model.token_head(task.model.hidden_features(images, batch["mask"]))
+    errors = []
+    for image in range(8):
+        for patch in batch["mask"][image].nonzero().flatten().tolist():
+            wanted = patch_of(batch["images"][image], patch).flatten()
+            errors.append(float((said[image, patch] - wanted).square().mean()))
+    assert len(errors) == 8 * 6
+    assert said.shape == (8, 16, 3 * 8 * 8)
+    assert float(loss.detach()) == pytest.approx(sum(errors) / 48, rel=1e-4)
+
+
+def test_pixel_tally_by_hand():
+    """Two patches of one pixel: red 1 and 3 (variance 1), green 0 and 4 (4), blue 2 and 2 (0)."""
+    target = PixelTarget(1)
+    wanted = torch.tensor([[1.0, 0.0, 2.0], [3.0, 4.0, 2.0]])
+    outputs = torch.tensor([[1.0, 1.0, 2.0], [3.0, 4.0, 0.0]])  # errors 0 1 0 and 0 0 4
+    assert float(target.loss(outputs, wanted)) == pytest.approx(5 / 6)
+    whole, parts = target.tally(), target.tally()
+    whole.add(outputs, wanted, None)
+    for row in range(2):
+        parts.add(outputs[row : row + 1], wanted[row : row + 1], None)
+    for tally in (whole, parts):
+        assert tally.figures() == pytest.approx({"loss": 5 / 6, "baseline_loss": 5 / 3})
+
+
+def test_guessing_the_mean_colour_has_the_baseline_loss(labelled_folder):
+    task = make_task(settings(labelled_folder, target="pixels", holdout=0))
+    colours = torch.cat([
+        torch.stack([patch_of(image, patch) for patch in mask.nonzero().flatten().tolist()])
+        for image, mask in zip(*(one_batch(task, 24)[name] for name in ("images", "mask")), strict=True)
+    ])  # fmt: skip
+    mean = colours.mean(dim=(0, 2, 3))
+    with torch.no_grad():
+        task.model.token_head.weight.zero_()
+        task.model.token_head.bias.copy_(mean.repeat_interleave(64))
+    task.model.eval()
+    measured = task.measure()
+    assert measured["loss"] == pytest.approx(measured["baseline_loss"], rel=1e-4)
+    assert measured["baseline_loss"] == pytest.approx(float((colours - mean.view(3, 1, 1)).square().mean()), rel=1e-4)
+
+
+# Which patches
+
+
+def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_folder, tokenizer_run):
+    task = make_task(settings(labelled_folder, predict="all", tokenizer=str(tokenizer_run)))
+    assert isinstance(task.target, TokenTarget)
+    batch = one_batch(task)
+    task.model.eval()
+    _, figures = task.loss(batch)
+    with torch.no_grad():
+        outputs, wanted = task.forward_with_targets(batch)
+    right = (outputs.argmax(dim=1) == wanted).reshape(8, 16)[batch["mask"]]
+    assert float(figures["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
+    tokens = wanted.reshape(8, 16)[batch["mask"]]
+    assert torch.equal(task.target.state()["token_counts"], torch.bincount(tokens, minlength=16))
+    tally = task.target.tally()
+    tally.add(outputs, wanted, task.objective.metric_mask(batch["mask"]))
+    measured = tally.figures()
+    assert measured["masked_accuracy"] == pytest.approx(float(right.float().mean()))
+    assert measured["baseline_accuracy"] == pytest.approx(float(tokens.bincount().max() / 48))
+    assert measured["loss"] == pytest.approx(float(task.target.loss(outputs, wanted)), rel=1e-5)
+
+
+@pytest.mark.parametrize("target", ["tokens", "pixels"])
+def test_no_mask_draws_none_and_measures_every_patch(monkeypatch, labelled_folder, tokenizer_run, target):
+    drawn = []
+    original = MaskGenerator.__call__
+    monkeypatch.setattr(MaskGenerator, "__call__", lambda self, rng: drawn.append(1) or original(self, rng))
+    more = {"tokenizer": str(tokenizer_run)} if target == "tokens" else {"target": "pixels"}
+    # 25 hidden patches, the recipe's own number, would not fit the 16 there are
+    task = make_task(settings(labelled_folder, mask=False, predict="all", num_masked=25, **more))
+    batch = one_batch(task)
+    outputs, wanted = task.forward_with_targets(batch)
+    assert "mask" not in batch
+    assert len(outputs) == len(wanted) == 8 * 16
+    task.model.eval()
+    assert np.isfinite(task.measure()["loss"])
+    assert drawn == []
+
+
+# Whole runs
+
+
+TABLE_4 = {
+    "BEiT": {},
+    "random masking": {"masking": "random"},
+    "pixels": {"target": "pixels"},
+    "pixels, random masking": {"target": "pixels", "masking": "random"},
+    "all patches": {"predict": "all"},
+    "all patches, no mask": {"predict": "all", "mask": False},
+}
+FURTHER = {
+    "pixels of all patches": {"target": "pixels", "predict": "all", "masking": "random"},
+    "pixels, no mask": {"target": "pixels", "predict": "all", "mask": False},
+}
+
+
+@pytest.mark.parametrize("name", [*TABLE_4, *FURTHER])
+def test_each_row_of_table_4_is_trained(tmp_path, labelled_folder, tokenizer_run, name):
+    switches = (TABLE_4 | FURTHER)[name]
+    events: list[object] = []
+    config = settings(labelled_folder, tmp_path / "run", tokenizer=str(tokenizer_run), **switches)
+    report = pretrain(config, events.append)
+    pixels = config.target == "pixels"
+    assert (report.step, report.target) == (2, config.target)
+    assert np.isfinite(report.loss)
+    for value in (report.masked_accuracy, report.baseline_accuracy, report.unigram_entropy):
+        assert (value is None) == pixels
+    assert (report.baseline_loss is None) != pixels
+    stored = newest_checkpoint(tmp_path / "run").config
+    assert (stored["target"], stored["tokenizer"] is None) == (config.target, pixels)
+    assert stored["token_size"] == (None if pixels else [16, 16])
+    assert (stored["masking"] or {}).get("name") == (config.masking if config.mask else None)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert ("pixels, normalised as the images are" in card) == pixels
+    assert ("accuracy on all patches" in card) == (not config.mask and not pixels)
+    model, _ = open_masked_image_model(str(tmp_path / "run"))
+    assert model.token_head.out_features == (192 if pixels else 16)
+    assert any("The figures rest on 1 held-out images" in e.message for e in events if isinstance(e, Warned))
+
+
+def test_pixels_resumed_equal_the_whole_run(tmp_path, labelled_folder):
+    more = {"target": "pixels", "steps": 4, "save_every": 2, "color_jitter": 0.4, "drop_path": 0.2}
+    pretrain(settings(labelled_folder, tmp_path / "whole", **more))
+    run = shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step-0000004")
+    flags = {"out": str(run), "resume": True, "device": "cpu", "workers": 0}
+    report = pretrain(resolve(PretrainConfig, flags).config)
+    assert (report.step, report.target) == (4, "pixels")
+    for name in ("model.safetensors", "trainer.safetensors"):
+        parts = [each / "checkpoints" / "step-0000004" / name for each in (run, tmp_path / "whole")]
+        assert parts[0].read_bytes() == parts[1].read_bytes(), name
+
+
+def test_pixels_need_no_tokenizer_and_learn(beit, labelled_folder, tmp_path):
+    argv = ["pretrain", labelled_folder, "--recipe", "tiny", "--tokenizer", "pixels", "--image-size", 32,
+            "--num-masked", 6, "--steps", 30, "--batch-size", 8, "--workers", 0, "--device", "cpu", "--holdout", 0,
+            "--out", tmp_path / "run", "--json"]  # fmt: skip
+    ended = beit(*argv)
+    assert ended.code == 0, ended.err
+    (document,) = ended.lines
+    assert document["masked_accuracy"] is None
+    assert document["loss"] < document["baseline_loss"]
+    assert "learned nothing" not in ended.err
+    assert not (tmp_path / "run" / "tokenizer").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["held_out_baseline_loss"] == document["baseline_loss"]
+
+
+def test_mask_preview_draws_the_pixels_that_the_model_says(beit, picture, labelled_folder, tmp_path):
+    pretrain(settings(labelled_folder, tmp_path / "run", target="pixels", image_size="32,48"))
+    image = picture("a.png", size=(90, 60))
+    argv = ["mask-preview", image, "--model", tmp_path / "run", "--device", "cpu", "-o", tmp_path / "out.png"]
+    (document,) = beit(*argv).lines
+    mask = torch.tensor(document["mask"], dtype=torch.bool)
+    model, _ = open_masked_image_model(str(tmp_path / "run"))
+    view = torch.from_numpy(to_array(fit_center(Image.open(image).convert("RGB"), (32, 48))))
+    images = normalize(view[None], tuple(MEAN.tolist()), tuple(STD.tolist()))
+    with torch.no_grad():
+        said = model(images, mask.flatten()[None]).reshape(-1, 3, 8, 8)
+    expected = view.float() / 255
+    for patch, (row, column) in zip(said, mask.nonzero().tolist(), strict=True):
+        pixels = (patch * STD.view(3, 1, 1) + MEAN.view(3, 1, 1)).clamp(0, 1)
+        expected[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = pixels
+    by_hand = Image.fromarray((expected * 255).round().byte().permute(1, 2, 0).numpy())
+    with Image.open(tmp_path / "out.png") as drawn:
+        panel = np.asarray(drawn.convert("RGB"))[16 : 16 + 4 * 74, 48 + 888 : 48 + 1332]
+    wanted = np.asarray(by_hand.resize((444, 296), Image.Resampling.NEAREST))
+    assert np.abs(panel.astype(int) - wanted).max() <= 1
+
+
+def test_denormalize_undoes_normalize():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    back = denormalize(normalize(images, mean, std), mean, std)
+    assert torch.allclose(back, images / 255, atol=1e-6)
+    assert denormalize(torch.full((1, 3, 1, 1), 9.0), mean, std).max() == 1
+
+
+# What is said
+
+
+def test_a_run_that_knows_no_more_than_the_baseline_is_told(labelled_folder, tokenizer_run, tmp_path):
+    for number, more in enumerate(({"tokenizer": str(tokenizer_run)}, {"target": "pixels"})):
+        events: list[object] = []
+        report = pretrain(settings(labelled_folder, tmp_path / str(number), lr=1e-9, min_lr=0.0, **more), events.append)
+        warnings = [event.message for event in events if isinstance(event, Warned)]
+        if report.baseline_loss is not None:
+            assert report.loss >= report.baseline_loss
+            assert any("always guessing the mean colour" in message for message in warnings)
+        else:
+            unlearned = report.masked_accuracy <= report.baseline_accuracy
+            assert any("always guessing the commonest token" in message for message in warnings) == unlearned
+
+
+def test_a_wrong_data_path_is_told_before_a_wrong_tokenizer(tmp_path):
+    build: Callable[..., PretrainConfig] = partial(settings, out=tmp_path / "run", tokenizer=str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="photoss"):
+        pretrain(build(tmp_path / "photoss"))
+    with pytest.raises(UsageError, match="absent"):
+        pretrain(build("sample"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_references_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert [lasting(name) for name in ("run", "dall-e", "hf://a/b")] == [str(tmp_path / "run"), "dall-e", "hf://a/b"]

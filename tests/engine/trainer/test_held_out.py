@@ -1,0 +1,140 @@
+"""What a run is measured on, and what may change between a run and its resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from beitcli.data.sources import open_data
+from beitcli.engine.trainer.data import hold_out
+from beitcli.engine.trainer.dry_run import duration
+from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+
+TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0, "--device", "cpu")
+
+
+def copies(source: Path, target: Path, count: int) -> Path:
+    """`count` images of the labelled folder, without its classes."""
+    target.mkdir()
+    pictures = sorted(path for path in source.rglob("*") if path.is_file())
+    for number in range(count):
+        picture = pictures[number % len(pictures)]
+        shutil.copy(picture, target / f"{number:03d}{picture.suffix}")
+    return target
+
+
+def test_hold_out_leaves_no_image_in_both_parts(labelled_folder):
+    source = open_data([str(labelled_folder)])
+    held = hold_out(source, 5, seed=3)
+    assert held.is_apart
+    assert held.name == "1 held-out images"
+    kept_out = {held.measured.path(index) for index in range(len(held.measured))}
+    trained_on = {held.training.path(index) for index in range(len(held.training))}
+    assert not kept_out & trained_on
+    assert len(kept_out | trained_on) == len(source)
+
+
+def test_hold_out_of_none_measures_on_a_part_of_training(labelled_folder):
+    held = hold_out(open_data([str(labelled_folder)]), 0, seed=3)
+    assert not held.is_apart
+    assert len(held.training) == 24
+    assert len(hold_out(open_data(["sample"]), 0, seed=0).measured) == 512
+
+
+def test_unreadable_held_out_image_is_named_and_the_run_goes_on(tmp_path, labelled_folder, tokenizer_run, beit):
+    data = copies(labelled_folder, tmp_path / "data", 24)
+    source = open_data([str(data)])
+    victim = hold_out(source, 512, seed=0).measured.path(0)
+    Path(victim).write_bytes(b"no image at all")
+    ended = beit(
+        "pretrain", data, *TINY, "--tokenizer", tokenizer_run, "--steps", 2, "--out", tmp_path / "run", "--json"
+    )
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["measured_on"] == "23 training images"
+    named = [json.loads(line)["path"] for line in (tmp_path / "run" / "bad-images.jsonl").read_text().splitlines()]
+    assert named == [victim]
+
+
+def test_more_bad_images_may_be_allowed_when_a_run_goes_on(tmp_path, labelled_folder, tokenizer_run, beit):
+    data = copies(labelled_folder, tmp_path / "data", 24)
+    for number in (3, 7, 11, 15):
+        (data / f"{number:03d}.png").write_bytes(b"")
+    run = tmp_path / "run"
+    arguments = ("pretrain", data, *TINY, "--tokenizer", tokenizer_run, "--steps", 6, "--save-every", 1, "--out", run)
+    assert beit(*arguments).code == 3
+    ended = beit("pretrain", "--out", run, "--resume", "--max-bad", 0.5)
+    assert ended.code == 0, ended.err
+
+
+def test_run_with_its_own_tokenizer_can_be_moved(tmp_path, labelled_folder, beit, picture):
+    ended = beit("pretrain", labelled_folder, *TINY, "--steps", 2, "--tokenizer-recipe", "tiny", "--tokenizer-steps", 3,
+                 "--out", tmp_path / "a")  # fmt: skip
+    assert ended.code == 0, ended.err
+    (tmp_path / "a").rename(tmp_path / "b")
+    settings = open_checkpoint(str(tmp_path / "b")).settings
+    assert settings["tokenizer"]["reference"] == "own"
+    ended = beit("mask-preview", picture("photo.png"), "--model", tmp_path / "b", "-o", tmp_path / "out.png")
+    assert ended.code == 0, ended.err
+
+
+def test_tokenizer_that_was_exchanged_is_refused(tmp_path, labelled_folder, tokenizer_run, beit, picture):
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_run, tokenizer)
+    run = tmp_path / "run"
+    arguments = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer, "--steps", 2, "--out", run)
+    assert beit(*arguments).code == 0
+    other = newest_checkpoint(tokenizer)
+    assert other is not None
+    shutil.rmtree(other.path)  # the checkpoint before it has other weights
+    assert beit("pretrain", "--out", run, "--resume").code == 4
+    ended = beit("mask-preview", picture("photo.png"), "--model", run, "-o", tmp_path / "out.png")
+    assert ended.code == 4
+    assert "not the one" in ended.err
+
+
+def test_finetune_measures_on_the_val_split_of_its_folder(tmp_path, labelled_folder, beit):
+    for split in ("train", "val"):
+        shutil.copytree(labelled_folder, tmp_path / "data" / split)
+    shutil.rmtree(tmp_path / "data" / "val" / "blue")
+    ended = beit("finetune", tmp_path / "data", "--init", "random", "--recipe", "tiny", "--size", 32, "--steps", 1,
+                 "--batch-size", 4, "--workers", 0, "--out", tmp_path / "run", "--json")  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["images"] == 16
+    assert ended.lines[0]["measured_on"].endswith("split val")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--rand-augment", "foo"), ("--beta2", "1.5"), ("--seed", str(1 << 64)), ("--min-lr", "nan"), ("--mixup", "-1"),
+     ("--weight-decay", "-1"), ("--warmup-steps", "-5")],
+)  # fmt: skip
+def test_setting_that_cannot_be_is_refused_before_anything_is_made(tmp_path, labelled_folder, beit, flag, value):
+    ended = beit("finetune", labelled_folder, "--init", "random", "--recipe", "tiny", "--size", 32, "--steps", 1,
+                 "--out", tmp_path / "run", flag, value)  # fmt: skip
+    assert ended.code == 2, ended.err
+    assert flag in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_fp16_goes_on_with_its_loss_scale(tmp_path, labelled_folder, tokenizer_run, beit):
+    base = ("pretrain", labelled_folder, *TINY, "--tokenizer", tokenizer_run, "--steps", 4, "--save-every", 2)
+    assert beit(*base, "--precision", "fp16", "--out", tmp_path / "a").code == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-0000004")
+    assert beit("pretrain", "--out", tmp_path / "b", "--resume").code == 0
+    ends = [newest_checkpoint(tmp_path / name) for name in "ab"]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].trainer["scaler"] == ends[1].trainer["scaler"]
+    same = [end.path.joinpath("model.safetensors").read_bytes() for end in ends if end is not None]
+    assert same[0] == same[1]
+
+
+def test_duration_is_told_in_the_unit_a_person_takes():
+    assert [duration(90), duration(600), duration(9000), duration(400_000)] == [
+        "90 seconds", "10.0 minutes", "2.5 hours", "4.6 days",
+    ]  # fmt: skip

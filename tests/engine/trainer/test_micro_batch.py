@@ -1,0 +1,100 @@
+"""The micro-batch that is found by trying, and the one that a run keeps."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from beitcli.data.loading.batches import Batch
+from beitcli.engine.trainer.dry_run import tried
+from beitcli.engine.trainer.micro_batch import fitting
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.task import Task
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.distributed.world import World
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+
+CPU = Compute(torch.device("cpu"), "fp32")
+
+
+class Narrow(Task):
+    """A real model whose device holds `room` images; it counts the images it has seen."""
+
+    name = kind = "narrow"
+
+    def __init__(self, room: int) -> None:
+        self.room, self.model = room, nn.Linear(3, 1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.seen = torch.zeros(())
+
+    def loss(self, batch):
+        self.seen += len(batch["images"])
+        if len(batch["images"]) > self.room:
+            raise torch.OutOfMemoryError("no room")
+        return self.model(batch["images"]).square().mean(), {}
+
+    def learning_rate(self, step):
+        return 1e-3
+
+    def measure(self, check_stop):
+        return {}
+
+    def settings(self):
+        return {}
+
+    @contextmanager
+    def trial(self):
+        before = self.seen.clone()
+        try:
+            with super().trial():
+                yield
+        finally:
+            self.seen = before
+
+
+def plan(batch: int) -> Plan:
+    return Plan(
+        seed=0, images=100, steps=3, batch_size=batch, micro_batch=batch, warmup_steps=0, clip=None, save_every=1,
+        log_every=1, keep=1, max_bad=0, data_fingerprint="", finds_micro_batch=True,
+    )  # fmt: skip
+
+
+def test_a_dry_run_tries_a_whole_batch():
+    task, asked = Narrow(7), []
+
+    def batches_of(size: int, steps: int):
+        asked.append((size, steps))
+        yield from (Batch({"images": torch.randn(size, 3)}, list(range(size)), []) for _ in range(steps))
+
+    task.model.eval()
+    assert tried(task, plan(16), batches_of, CPU).micro_batch == 4
+    assert asked == [(16, 1)]
+    assert task.model.training
+
+
+@pytest.mark.parametrize(("batch", "room", "found"), [(16, 100, 16), (16, 16, 16), (16, 7, 4), (10, 3, 3), (8, 0, 1)])
+def test_the_largest_half_that_has_room_is_found_and_nothing_else_changes(batch, room, found):
+    task = Narrow(room)
+    weights = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    assert fitting(task, plan(batch), {"images": torch.randn(batch, 3)}, CPU).micro_batch == found
+    assert int(task.seen) == 0
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in task.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+    assert not task.optimizer.state
+
+
+def test_several_processes_keep_the_plan_s_and_try_nothing():
+    task, several = Narrow(3), Compute(torch.device("cpu"), "fp32", world=World(1, 2))
+    asked = plan(16)
+    assert fitting(task, asked, {"images": torch.randn(8, 3)}, several) is asked
+    assert int(task.seen) == 0
+    assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+def test_a_run_keeps_its_micro_batch_with_each_checkpoint(pretrained_run):
+    newest = newest_checkpoint(pretrained_run)
+    assert newest is not None
+    assert newest.trainer["micro_batch"] == 8

@@ -1,0 +1,41 @@
+"""`beit` in several processes that find one another as torchrun's do, forked from the test."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+from beitcli.cli.app import main
+from tests.helpers.forked import Child, Ended
+
+
+def in_processes(
+    size: int, words: Sequence[object], *, before: Callable[[int], object] = lambda rank: None, seconds: float = 120
+) -> list[Ended]:
+    """How each of `size` processes of one command ended, by rank.
+
+    Args:
+        before: Called with the rank in each, before the command.
+    """
+    children = start(size, words, before=before)
+    return [child.ended(seconds) for child in children]
+
+
+def start(size: int, words: Sequence[object], *, before: Callable[[int], object] = lambda rank: None) -> list[Child]:
+    port = free_port()
+
+    def work(rank: int) -> int:
+        places = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+        os.environ |= {name: str(value) for name, value in places.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        before(rank)
+        return main([str(word) for word in words])
+
+    return [Child(lambda rank=rank: work(rank)) for rank in range(size)]  # type: ignore[misc]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

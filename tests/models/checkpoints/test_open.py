@@ -1,0 +1,109 @@
+"""MODEL references: what a run, its checkpoints and one checkpoint folder open, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD
+from beitcli.errors import StorageError, UsageError
+from beitcli.models.checkpoints.build import open_backbone, open_classifier, open_masked_image_model
+from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.models.networks.classifier import Classifier
+from beitcli.runtime.storage.checkpoint import load_tensors
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / "step-0000004"
+
+
+def test_run_checkpoints_and_one_checkpoint_open_the_same(pretrained_run):
+    names = (pretrained_run, pretrained_run / "checkpoints", newest(pretrained_run))
+    for reference in (*names, newest(pretrained_run) / "model.safetensors"):
+        opened = open_checkpoint(str(reference))
+        assert opened.checkpoint.path == newest(pretrained_run)
+        assert opened.kind == "masked-image-model"
+        assert opened.warnings == ()
+    older = open_checkpoint(str(pretrained_run / "checkpoints" / "step-0000002"))
+    assert older.checkpoint.trainer["step"] == 2
+
+
+def test_opened_model_holds_the_checkpoints_weights_and_settings(pretrained_run):
+    model, opened = open_masked_image_model(str(pretrained_run))
+    assert isinstance(model, MaskedImageModel)
+    assert not model.training
+    stored = load_tensors(newest(pretrained_run) / "model.safetensors")
+    assert set(stored) == set(model.state_dict())
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+    assert opened.architecture.image_size == (32, 32)
+    assert opened.architecture.grid == (4, 4)
+    assert opened.normalization == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_classifier_opens_at_its_own_and_at_another_size(finetuned_run):
+    model, opened = open_classifier(str(finetuned_run))
+    assert isinstance(model, Classifier)
+    assert opened.settings["classes"] == ["blue", "green", "red"]
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+        larger, _ = open_classifier(str(finetuned_run), (64, 64))
+        assert larger.architecture.grid == (8, 8)
+        assert torch.equal(larger.head.weight, model.head.weight)
+        assert larger(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_backbone_opens_from_pretraining_and_from_finetuning(pretrained_run, finetuned_run):
+    for run in (pretrained_run, finetuned_run):
+        model, _ = open_backbone(str(run))
+        stored = load_tensors(newest(run) / "model.safetensors")
+        assert torch.equal(model.blocks[3].mlp.fc2.weight, stored["blocks.3.mlp.fc2.weight"])
+
+
+def test_wrong_kinds_are_refused_with_the_command_that_makes_the_right_one(
+    tokenizer_run, pretrained_run, finetuned_run
+):
+    for open_as, run, maker in (
+        (open_classifier, pretrained_run, "beit finetune"),
+        (open_masked_image_model, finetuned_run, "beit pretrain"),
+        (open_backbone, tokenizer_run, "beit pretrain"),
+    ):
+        with pytest.raises(StorageError) as caught:
+            open_as(str(run))
+        assert maker in caught.value.hint
+        assert str(run) in caught.value.message
+
+
+def test_a_missing_model_is_a_usage_error_that_suggests_the_nearest(pretrained_run):
+    wrong = pretrained_run.parent / "pretraimed"
+    with pytest.raises(UsageError) as caught:
+        open_checkpoint(str(wrong))
+    assert str(wrong) in caught.value.message
+    assert str(pretrained_run) in caught.value.hint
+
+
+def test_a_folder_without_checkpoints_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="holds no checkpoint"):
+        open_checkpoint(str(tmp_path))
+    stray = tmp_path / "notes.txt"
+    stray.write_text("nothing")
+    with pytest.raises(StorageError, match="was not written by this program"):
+        open_checkpoint(str(stray))
+
+
+def test_a_damaged_newest_checkpoint_gives_the_one_before_and_says_so(tmp_path, pretrained_run):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained_run, run)
+    weights = newest(run) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    _, opened = open_masked_image_model(str(run))
+    assert opened.checkpoint.path.name == "step-0000002"
+    assert len(opened.warnings) == 1
+    assert "step-0000004" in opened.warnings[0]
+    with pytest.raises(StorageError, match="SHA-256"):
+        open_checkpoint(str(newest(run)))

@@ -1,0 +1,67 @@
+"""The segmenter: which blocks it taps, that its maps are timm's, and that all of it learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.models.beit import Beit
+
+from beitcli.config.architecture import Architecture
+from beitcli.engine.segmentation.task import pixel_loss
+from beitcli.heads import HEADS
+from beitcli.models.checkpoints.key_mapping import read_layout
+from beitcli.models.networks.beit import timm_arguments
+from beitcli.models.networks.segmenter import Segmenter, tapped_blocks
+
+SHAPE = {"image_size": (32, 48), "patch_size": 8, "width": 32, "depth": 3, "heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [(12, (3, 5, 7, 11)), (24, (7, 11, 15, 23)), (6, (1, 2, 3, 5)), (4, (0, 1, 2, 3)), (1, (0, 0, 0, 0))],
+)
+def test_tapped_blocks_are_the_release_s(depth, blocks):
+    assert tapped_blocks(depth) == blocks
+
+
+@pytest.mark.parametrize("positions", ["absolute", "shared", "per-block"])
+def test_maps_equal_timm_s_intermediate_features(positions):
+    architecture = Architecture(**SHAPE, positions=positions, layer_scale=0.1)
+    torch.manual_seed(0)
+    theirs = Beit(**timm_arguments(architecture, 0.0), num_classes=0).eval()
+    ours = Segmenter(architecture, 3, "setr-pup").eval()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    images = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(images, indices=[0, 1, 2], norm=False, intermediates_only=True)
+        maps = ours.maps(images)
+    assert ours.taps == (0, 1, 1, 2)
+    for block, own in zip(ours.taps, maps, strict=True):
+        assert own.shape == (2, 32, 4, 6)
+        torch.testing.assert_close(own, expected[block], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("positions", ["absolute", "per-block"])
+def test_gradient_reaches_every_parameter(head, positions):
+    torch.manual_seed(0)
+    model = Segmenter(Architecture(**SHAPE, positions=positions, layer_scale=0.1), 3, head)
+    targets = torch.randint(0, 3, (2, 32, 48))
+    sum(pixel_loss(logits, targets) for logits in model(torch.randn(2, 3, 32, 48))).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_pixel_loss_is_the_mean_over_labelled_pixels():
+    logits = torch.tensor([[[[2.0, 0.0]], [[0.0, 0.0]]]])  # (1, 2 classes, 1, 2)
+    targets = torch.tensor([[[0, 255]]])
+    expected = torch.log1p(torch.exp(torch.tensor(-2.0)))
+    torch.testing.assert_close(pixel_loss(logits, targets), expected)
+    assert pixel_loss(logits, torch.full_like(targets, 255)) == 0
+
+
+def test_segmenter_is_told_by_its_names_and_its_head_has_no_place_in_a_backbone():
+    layout = read_layout(Segmenter(Architecture(**SHAPE), 3, "upernet").state_dict(), "here")
+    assert layout.is_segmenter
+    assert layout.dropped == ()
+    assert all(name.startswith("decode_head.") for name in layout.head)
+    assert not any(name.startswith("decode_head.") for name in layout.parts)

@@ -1,0 +1,116 @@
+"""Where work goes when nothing is asked for, and what is refused."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from beitcli.errors import UsageError
+from beitcli.runtime.compute.device import (
+    Compute,
+    allow_tf32,
+    choose_compute,
+    choose_workers,
+    describe,
+    threads_for,
+    without_tf32,
+)
+
+CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
+
+
+def test_auto_is_cuda_or_the_cpu_and_never_mps():
+    compute = choose_compute("auto", "auto")
+    assert (compute.device.type, compute.precision) == (("cuda", "bf16") if CUDA else ("cpu", "fp32"))
+
+
+@pytest.mark.parametrize(("device", "is_here"), [("cpu", True), ("cuda", CUDA), ("mps", MPS)])
+def test_a_named_device_is_taken_or_refused(device, is_here):
+    if is_here:
+        assert choose_compute(device, "fp32").device.type == device
+        return
+    with pytest.raises(UsageError, match=f"--device {device}: torch sees no such device") as caught:
+        choose_compute(device, "auto")
+    assert caught.value.exit_code == 2
+
+
+def tf32() -> tuple[bool, bool]:
+    """Whether CUDA's matrix products and its convolutions may use it."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def flags():
+    before = tf32()
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("flags")
+def test_fp32_on_cuda_is_fp32_and_tf32_is_asked_for():
+    allow_tf32(True)
+    assert tf32() == (True, True)
+    cuda = torch.device("cuda")
+    for precision in ("fp32", "tf32", "fp32"):
+        compute = Compute(cuda, precision)
+        assert compute.dtype == torch.float32
+        assert not compute.scaler().is_enabled()
+        with compute.autocast():
+            assert tf32() == (precision == "tf32",) * 2
+        assert tf32() == (precision == "tf32",) * 2  # for the backward pass
+    assert torch.get_float32_matmul_precision() == "highest"  # what torch.compile reads raises where interfaces mix
+    assert torch.backends.cuda.matmul.fp32_precision != "tf32"
+    assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+
+
+@pytest.mark.usefixtures("flags")
+def test_without_tf32_there_is_none_inside_and_what_was_before_comes_back():
+    for before in (True, False):
+        allow_tf32(before)
+        with without_tf32(torch.device("cuda")):
+            assert tf32() == (False, False)
+        with without_tf32(torch.device("cpu")):
+            assert tf32() == (before, before)
+        assert tf32() == (before, before)
+
+
+@pytest.mark.usefixtures("flags")
+def test_work_on_a_cpu_leaves_the_flags_of_cuda_alone():
+    allow_tf32(True)
+    with choose_compute("cpu", "fp32").autocast():
+        assert tf32() == (True, True)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["auto"] if not CUDA else [])])
+def test_tf32_is_refused_where_there_is_no_cuda(device):
+    with pytest.raises(UsageError, match="--precision tf32 needs an NVIDIA GPU; this computes on cpu") as caught:
+        choose_compute(device, "tf32")
+    assert caught.value.exit_code == 2
+
+
+def test_describe_names_the_precision():
+    assert ", tf32, torch " in describe(Compute(torch.device("cpu"), "tf32"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_workers_are_as_asked_or_leave_the_training_its_cores(device):
+    for workers in (0, 1, 500):
+        assert choose_workers(workers, torch.device(device)) == workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = choose_workers(-1, torch.device(device))
+    assert 0 <= chosen < cores
+    assert chosen <= (max(1, cores // 4) if device == "cpu" else 16)
+
+
+@pytest.mark.parametrize(("pixels", "threads"), [(1 << 16, 1), ((1 << 16) + 1, 2)])
+def test_small_steps_take_one_thread_and_give_the_others_back(pixels, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_for(torch.device("cpu"), pixels):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,16 @@
+"""The machine's own matrix rate, what a dry run holds a step against."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.peak_flops import matrix_rate
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_matrix_rate_is_one_that_a_processor_can_have(precision):
+    before = torch.get_rng_state()
+    assert 1e8 < matrix_rate(Compute(torch.device("cpu"), precision)) < 1e14
+    assert torch.equal(torch.get_rng_state(), before)
