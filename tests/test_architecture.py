@@ -138,8 +138,8 @@ FLOORS = {  # within a part of the house; the longest name that fits counts, so 
     "models.networks": 0, "models.checkpoints": 1,
     "data.decode": 0, "data.annotations": 1, "data.sources": 2, "data.transforms": 2, "data.caches": 2,
     "data.loading": 3,
-    "runtime.signals": 0, "runtime.storage": 0, "runtime.distributed": 0, "runtime.compute": 1,
-    "runtime.weight_files": 1, "runtime.hub": 2,
+    "runtime.metric_text": 0, "runtime.signals": 0, "runtime.storage": 0, "runtime.distributed": 0,
+    "runtime.compute": 1, "runtime.weight_files": 1, "runtime.hub": 2,
 }  # fmt: skip
 
 
