@@ -87,10 +87,10 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
             if place is not None:
                 processes.reader_has_gone(place, gone)
         except KeyboardInterrupt:
-            error = Interrupted("By Ctrl-C, at once.", _way_on(command.name, flags))
+            error = Interrupted("by Ctrl-C, at once.", _way_on(command.name, flags))
             raise typer.Exit(_ended(place, error, shell)) from None
         except SignalledAtOnce:
-            stopped = SignalStop("By a signal, at once.", _way_on(command.name, flags))
+            stopped = SignalStop("by a signal, at once.", _way_on(command.name, flags))
             raise typer.Exit(_ended(place, stopped, shell)) from None
         except Exception as error:
             raise typer.Exit(_ended(place, error, shell)) from None

@@ -23,7 +23,7 @@ class AttnMapConfig(Job):
         (), "Reference point in pixels of the upright image; repeatable.", panel="Options", metavar="X,Y"
     )
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
-    layer: int = option(-1, "Block to look into; -1 is the last.", panel="Options")
+    layer: int = option(-1, "Block to look into, from 0; -1 is the last.", panel="Options")
     head: str = option("mean", "mean, all, or the number of a head.", panel="Options")
     size: tuple[int, int] | None = option(
         None,

@@ -193,7 +193,8 @@ def _refuse_other_tasks(
 ) -> None:
     """Raises UsageError where something is asked for that only another task than the job's own reads.
 
-    A file may hold it where it says nothing new: config.toml had every setting of all tasks once.
+    A file may hold it where it says nothing new: config.toml had every setting of all tasks once. A variable may be set
+    for another command, and is passed by.
 
     Args:
         below: What the recipe, or the run that goes on, has.
@@ -202,15 +203,13 @@ def _refuse_other_tasks(
     for layer, values in layers:
         for name, value in values.items():
             setting = settings[name]
-            as_it_was = layer == "file" and value in (setting.default, below.get(name))
+            as_it_was = layer == "environment" or (layer == "file" and value in (setting.default, below.get(name)))
             if setting.belongs_to(task) or as_it_was:
                 continue
-            variable, tasks = f"BEIT_{name.upper()}", " or ".join(setting.option.tasks)
-            given = {"file": f"{name} in {config.config}", "environment": variable}.get(layer, setting.flag)
-            way_out = f"Unset it: unset {variable}" if layer == "environment" else "Leave it out"
+            given = f"{name} in {config.config}" if layer == "file" else setting.flag
             raise UsageError(
-                f"{given} is a setting of --task {tasks}; this is --task {task}.",
-                f"{way_out}, or give --task {setting.option.tasks[0]}.",
+                f"{given} is a setting of --task {' or '.join(setting.option.tasks)}; this is --task {task}.",
+                f"Leave it out, or give --task {setting.option.tasks[0]}.",
             )
 
 

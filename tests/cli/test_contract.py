@@ -321,7 +321,7 @@ def test_ctrl_c_stops_a_command_that_saves_nothing(labelled_folder: Path) -> Non
     process.stdout.readline()  # 23 more of 12 kB would not fit a pipe
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "stopped: By Ctrl-C, at once.\n")
+    assert (process.returncode, err) == (130, "stopped: by Ctrl-C, at once.\n")
 
 
 def test_a_stop_is_not_red_and_an_error_is() -> None:

@@ -467,28 +467,34 @@ def test_every_task_has_settings_of_its_own() -> None:
     assert not [setting for kind in TRAINING[:2] for setting in settings_of(kind).values() if setting.option.tasks]
 
 
-@pytest.mark.parametrize("layer", ["flag", "environment", "file"])
+@pytest.mark.parametrize("layer", ["flag", "file"])
 @pytest.mark.parametrize(("name", "task"), OF_ONE_TASK)
 def test_setting_of_another_task_is_refused_and_its_own_task_named(
     tmp_path: Path, name: str, task: str, layer: str
 ) -> None:
     setting = settings_of(FinetuneConfig)[name]
     value = another(setting, setting.default)
-    flags, environ = finetune(task), {}
+    flags = finetune(task)
     if layer == "flag":
         flags[name], given = value, setting.flag
-    elif layer == "environment":
-        environ[f"BEIT_{name.upper()}"], given = str(value), f"BEIT_{name.upper()}"
     else:
         flags["config"] = write(tmp_path / "run.toml", f"{name} = {to_toml(value)}\n")
         given = f"{name} in {flags['config']}"
     with pytest.raises(UsageError) as caught:
-        resolve(FinetuneConfig, flags, environ=environ)
+        resolve(FinetuneConfig, flags)
     assert caught.value.message.startswith(f"{given} is a setting of --task {' or '.join(setting.option.tasks)};")
     assert caught.value.message.endswith(f"this is --task {task}.")
     own = setting.option.tasks[0]
     assert f"--task {own}" in caught.value.hint
-    assert getattr(resolve(FinetuneConfig, flags | {"task": own}, environ=environ).config, name) == value
+    assert getattr(resolve(FinetuneConfig, flags | {"task": own}).config, name) == value
+
+
+@pytest.mark.parametrize(("name", "task"), OF_ONE_TASK)
+def test_a_variable_of_another_task_is_passed_by(name: str, task: str) -> None:
+    """It may be there for another command: BEIT_MIN_CROP is `pretrain`'s too."""
+    setting = settings_of(FinetuneConfig)[name]
+    environ = {f"BEIT_{name.upper()}": str(another(setting, setting.default))}
+    assert resolve(FinetuneConfig, finetune(task), environ=environ).config.task == task
 
 
 def test_setting_of_another_task_given_as_its_default_is_refused_as_a_flag_but_not_in_a_file(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_signal_at_any_stage_saves_once_and_the_run_goes_on_to_the_same_end(
     step = step_of(run / "checkpoints" / checkpoints[0])
     assert 0 <= step < STEPS
     said = " ".join(ended.err.split())
-    assert f"stopped: By a signal at step {step}; progress is saved." in said
+    assert f"stopped: by a signal at step {step}; progress is saved." in said
     assert f"beit pretrain --out {run} --resume" in said
     assert "Traceback" not in said
     assert interrupted(resumption(run), images).code == 0
@@ -119,7 +119,7 @@ def test_a_signal_to_train_tokenizer_saves_once_and_the_run_goes_on(
     harm = lambda: on_call(training, "optimizer_step", 7, send(number))  # noqa: E731
     ended = interrupted([str(word) for word in argv], tmp_path / "images", harm)
     assert (ended.code, ended.out) == (130 if number == signal.SIGINT else 75, ""), ended.err
-    assert re.search(r"^stopped: By a signal at step \d+; progress is saved\.$", ended.err, re.MULTILINE)
+    assert re.search(r"^stopped: by a signal at step \d+; progress is saved\.$", ended.err, re.MULTILINE)
     assert f"beit train-tokenizer --out {run} --resume" in ended.err
     assert "error" not in ended.err
     assert "Traceback" not in ended.err
@@ -204,7 +204,7 @@ def test_a_signal_while_libraries_are_imported_is_an_exit_code_too(tmp_path: Pat
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert err.startswith("stopped: By a signal")
+    assert err.startswith("stopped: by a signal")
     assert "Traceback" not in err
 
 

@@ -321,7 +321,7 @@ class _Loop:
             self.task.figures()  # unites what each process has counted
             saver.save(self.plan, state)
             saver.settle()
-        message = f"By a signal at step {state.step}; progress is saved."
+        message = f"by a signal at step {state.step}; progress is saved."
         raise stop.stopped(message, self.session.resume_command)
 
 

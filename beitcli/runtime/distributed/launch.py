@@ -228,7 +228,7 @@ def _stopped(folder: str, asked: SignalException) -> BeitError:
     if said:
         return as_error(said[0], len(said))
     kind = Interrupted if asked.sigval == signal.SIGINT else SignalStop
-    return kind(f"By {asked.sigval.name}, before anything was to be saved.", "Run the command again.")
+    return kind(f"by {asked.sigval.name}, before anything was to be saved.", "Run the command again.")
 
 
 def _no_meeting(plan: Launch, error: Exception) -> DistributedError:
@@ -355,7 +355,7 @@ def _signals_as_stops() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         name = signal.Signals(number)
         raise (Interrupted if name == signal.SIGINT else SignalStop)(
-            f"By {name.name}, before anything was to be saved.", "Run the command again."
+            f"by {name.name}, before anything was to be saved.", "Run the command again."
         )
 
     numbers = [getattr(signal, name) for name in _handled()]
