@@ -254,7 +254,8 @@ def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSes
     inner = open_run(replace(own, out=str(folder), resume=folder.exists()), world)
     if world.first(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
         first = f"No --tokenizer is given: training one on this data first, {own.steps:,} steps, into {folder}"
-        on_event(Note(f"{first}. For a quick try: --tokenizer-steps 50."))
+        shorter = "" if begun.config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
+        on_event(Note(f"{first}.{shorter}"))
         job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
         conclude(job, train_job(job, replace(session, run=inner)))
     trained = world.first_then_others(lambda: tokenizer_for(str(folder), compute.device, on_event))

@@ -37,8 +37,8 @@ class SnapshotTaker:
 
     On CUDA a tensor is cloned on the device, at the speed of its memory, and the clone copied on a stream of its own:
     the host waits for neither. Where the device lacks memory for the clone, training's own stream makes the copy, and
-    the host still does not wait. The first snapshot also takes pinned memory, as much as the tensors and at most twice
-    that (torch rounds up to powers of two); the later ones fill it anew.
+    the host waits once, while the allocator gives back what it held. The first snapshot also takes pinned memory, as
+    much as the tensors and at most twice that (torch rounds up to powers of two); the later ones fill it again.
     """
 
     def __init__(self) -> None:
