@@ -10,7 +10,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -37,6 +37,7 @@ class Option:
         example: Of a size, for the message about a wrong one.
         bounds: Of a number, or of each side of a size.
         tasks: Which choices of the job's `task` it belongs to; empty: all.
+        choices: The values it takes where they are not a `Literal`, as of a registry; asked when they are needed.
     """
 
     help: str
@@ -50,6 +51,7 @@ class Option:
     example: str = "192,256"
     bounds: Bounds = UNBOUNDED
     tasks: tuple[str, ...] = ()
+    choices: Callable[[], tuple[str, ...]] | None = None
 
 
 def option(
@@ -87,6 +89,8 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
+        if self.option.choices is not None:
+            return self.option.choices()
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     @property

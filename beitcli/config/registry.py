@@ -1,0 +1,84 @@
+"""Registries by file: a module of a package is an entry, and installed packages may add entries of their own.
+
+    HEADS = Registry("beitcli.heads.segmentation", "HEAD", "segmentation head")
+    HEADS.names()          ("setr-pup", "upernet")    the modules of that package, none of them imported
+    HEADS.load("upernet")  beitcli.heads.segmentation.upernet.HEAD
+
+A new entry is one new file. A package outside this one names its module under the entry-point group of the same name:
+
+    [project.entry-points."beitcli.heads.segmentation"]
+    my-head = "my_package.my_head"
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from beitcli.config.fields import suggestion
+from beitcli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The entries of one kind.
+
+    Modules whose name begins with `_`, and sub-packages, are no entries.
+
+    Attributes:
+        package: Dotted name of the package, and of the entry-point group.
+        attribute: What a module calls its entry.
+        noun: What an entry is called in messages.
+    """
+
+    package: str
+    attribute: str
+    noun: str
+
+    @cached_property
+    def _modules(self) -> dict[str, str]:
+        """Dotted module name by entry name; our own come before those of other packages."""
+        spec = importlib.util.find_spec(self.package)
+        folders = spec.submodule_search_locations if spec is not None else None
+        own = [
+            module.name
+            for module in pkgutil.iter_modules(folders or [])
+            if not module.ispkg and not module.name.startswith("_")
+        ]
+        installed = {point.name: point.value for point in entry_points(group=self.package)}
+        return {name.replace("_", "-"): f"{self.package}.{name}" for name in sorted(own)} | {
+            name: module for name, module in sorted(installed.items()) if name.replace("-", "_") not in own
+        }
+
+    def names(self) -> tuple[str, ...]:
+        """The entries' names, without importing any."""
+        return tuple(self._modules)
+
+    def load(self, name: str) -> Any:
+        """The entry of that name.
+
+        Raises:
+            UsageError: There is none, or its module does not define `attribute`.
+        """
+        if name not in self._modules:
+            hint = suggestion(name, self._modules) or f"One of: {', '.join(self._modules)}."
+            raise UsageError(f"There is no {self.noun} '{name}'.", hint)
+        dotted = self._modules[name]
+        try:
+            return getattr(importlib.import_module(dotted), self.attribute)
+        except (ImportError, AttributeError) as error:
+            if dotted.startswith("beitcli."):
+                raise
+            raise UsageError(
+                f"{self.noun.capitalize()} '{name}' of module '{dotted}' cannot be loaded: {error}.",
+                "Mend or uninstall the package that adds it.",
+            ) from error
+
+    def entries(self) -> dict[str, Any]:
+        """Every entry by name; imports all of them."""
+        return {name: self.load(name) for name in self._modules}
