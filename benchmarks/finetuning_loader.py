@@ -21,8 +21,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from beitcli.data.loading.batches import training_batches
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, normalize
 from beitcli.data.transforms.finetuning import FinetuningView, erase
 from beitcli.runtime.compute.keyed_rng import keyed_integer

@@ -24,8 +24,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from beitcli.data.loading.batches import training_batches
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, PretrainingView, TwoSizes, normalize
 from beitcli.data.transforms.color_jitter import apply_color
 from beitcli.data.transforms.pretraining import FastPretrainingView

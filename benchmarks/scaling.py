@@ -50,7 +50,7 @@ def make_shard(path: Path, images: int, size: int) -> Path:
 
 def batches_of(shard: str, size: int, workers: int, seen: int, steps: int) -> Any:
     from beitcli.data.loading.batches import training_batches
-    from beitcli.data.sources import open_data
+    from beitcli.data.sources.open_data import open_data
     from beitcli.data.transforms.pretraining import FastPretrainingView
 
     view = FastPretrainingView(seed=0, image_size=size, token_size=size // 2)

@@ -63,7 +63,7 @@ def peak() -> int:
 
 def open_once(path: str) -> dict[str, float]:
     """What one opening takes, in a process that has done nothing else."""
-    from beitcli.data.sources import open_data
+    from beitcli.data.sources.open_data import open_data
 
     gc.collect()
     before = resident()
@@ -101,7 +101,7 @@ def shuffled_reading(folder: Path, rounds: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from beitcli.data.loading.sampler import BlockOrder, KeyedOrder
-    from beitcli.data.sources import open_data
+    from beitcli.data.sources.open_data import open_data
 
     pixels = np.random.default_rng(0).bytes(20_000)
     table = pa.table({"image": pa.array([pixels] * 10_000)})

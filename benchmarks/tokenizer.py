@@ -23,7 +23,7 @@ import torch
 from measure import in_turn, report
 from PIL import Image
 
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import CenterView
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.open import open_tokenizer

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from measure import report
 
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import PretrainingView
 from beitcli.data.transforms.color_jitter import apply_color
 from beitcli.data.transforms.pretraining import FastPretrainingView

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from beitcli.config.common import Training
+from beitcli.config.data_formats import is_data_word
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.tokenize import TokenizeConfig
 
-_WORDS = ("sample", "random", "dall-e", "pixels", "own", "-")  # references that name no file
+_WORDS = ("random", "dall-e", "pixels", "own")  # references to a MODEL or TOKENIZER that name no file
 _KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "REF": "model", "TOKENIZER": "model"}
 
 
@@ -48,8 +49,9 @@ def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
     for reference in (each.partition("@random")[0] or each for each in references):
         remote = reference.startswith(("hf://", "timm/", "~"))
         several = glob.has_magic(reference) or "{" in reference
-        if reference not in _WORDS and not remote and not several and not os.path.exists(reference):
-            look(reference)
+        if remote or several or reference in _WORDS or os.path.exists(reference) or is_data_word(reference):
+            continue
+        look(reference)
 
 
 def _look_for_model(reference: str) -> None:
@@ -60,7 +62,7 @@ def _look_for_model(reference: str) -> None:
 
 
 def _look_for_data(reference: str) -> None:
-    from beitcli.data.sources import open_data
+    from beitcli.data.sources.open_data import open_data
     from beitcli.models.checkpoints.locate import locate, names_a_model
 
     if names_a_model(reference):  # `eval` takes several

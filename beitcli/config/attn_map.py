@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -14,7 +15,7 @@ from beitcli.errors import UsageError
 class AttnMapConfig(Job):
     command: ClassVar[str] = "attn-map"
     batch_size: int = option(8, "Images at once.", panel="Machine", ge=1)
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="IMAGE")
+    inputs: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="IMAGE")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     model: str | None = option(
         None, f"{MODEL_HELP}; default the newest run under runs/.", panel="Options", metavar="MODEL"

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
 from beitcli.errors import UsageError
-
-DATA_HELP = (
-    "Images: folders, tar shards, parquet, hf://datasets/OWNER/NAME (streamed), lists, `-` for stdin, "
-    "or `sample` (drawn here, needs no files)."
-)
 
 NORMALIZATION_HELP = "Of the images, in place of what the checkpoint says or leaves open."
 MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNER/NAME or timm/NAME"
@@ -100,7 +96,7 @@ class Launched(Job):
 class Training(Launched):
     """What every command that trains has."""
 
-    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
+    data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
     max_bad: float = option(
         0.05,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Launched
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Launched
+from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.config.predict import Windows
 from beitcli.errors import UsageError
@@ -23,7 +24,7 @@ class EvalConfig(Windows, Launched):
         panel="Data",
         metavar="MODEL",
     )
-    data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
+    data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to measure on, where it has splits (val).", panel="Data")
     protocol: Literal["head", "knn", "linear"] = option(
         "head",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from beitcli.config.common import DATA_HELP, MODEL_HELP, Job
+from beitcli.config.common import MODEL_HELP, Job
+from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 
 
@@ -16,7 +17,7 @@ class MaskPreviewConfig(Job):
     seed: int | None = option(  # type: ignore[assignment]
         None, "Everything random follows from it; default the run's, else 0.", panel="Machine", ge=0, le=2**63 - 1
     )
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
+    inputs: tuple[str, ...] = option((), data_help, argument=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 
 
@@ -40,7 +41,7 @@ class PredictConfig(Windows, Job):
     model: str = option(
         "", f"A finetuned model. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL"
     )
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="INPUT")
+    inputs: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")

@@ -12,6 +12,7 @@ A new entry is one new file. A package outside this one names its module under t
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import pkgutil
@@ -79,6 +80,31 @@ class Registry:
                 "Mend or uninstall the package that adds it.",
             ) from error
 
+    def written(self) -> list[dict[str, Any]]:
+        """The literals among the keywords of every `ATTRIBUTE = Kind(...)`, read from its module without importing it.
+
+        A module that cannot be read is left out: `load` says what is wrong with it.
+        """
+        found = []
+        for dotted in self._modules.values():
+            try:
+                spec = importlib.util.find_spec(dotted)
+                tree = ast.parse(spec.loader.get_source(dotted))  # type: ignore[union-attr]
+            except (ImportError, AttributeError, TypeError, SyntaxError):
+                continue
+            for node in tree.body:
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == self.attribute:
+                    keywords = getattr(node.value, "keywords", [])
+                    found.append({each.arg: _literal(each.value) for each in keywords})
+        return found
+
     def entries(self) -> dict[str, Any]:
         """Every entry by name; imports all of them."""
         return {name: self.load(name) for name in self._modules}
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None

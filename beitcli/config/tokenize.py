@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import DATA_HELP, Launched
+from beitcli.config.common import Launched
+from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -22,7 +23,7 @@ class TokenizeConfig(Launched):
     compile: bool = option(
         False, "torch.compile the tokenizer, where it is not fp32.", panel="Machine", flags=("--compile/--no-compile",)
     )
-    inputs: tuple[str, ...] = option((), DATA_HELP, argument=True, panel="Data", metavar="INPUT")
+    inputs: tuple[str, ...] = option((), data_help, argument=True, panel="Data", metavar="INPUT")
     tokenizer: str = option(
         "",
         "dall-e; a folder with OpenAI's encoder.pkl; hf://OWNER/NAME; a run of train-tokenizer or pretrain.",

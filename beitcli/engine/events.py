@@ -87,5 +87,5 @@ def downloads(on_event: OnEvent) -> Callable[[str, int, int], None]:
 
 
 def openings(on_event: OnEvent) -> Callable[[str, int, int, str], None]:
-    """What opening DATA reports to: (what, how many, of how many, unit)."""
-    return lambda what, done, total, unit: on_event(Progress(what, done, total, unit))
+    """What opening DATA reports to: (what, how many, of how many, unit); without a unit, a remark."""
+    return lambda what, done, total, unit: on_event(Progress(what, done, total, unit) if unit else Note(what))

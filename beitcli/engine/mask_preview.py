@@ -97,7 +97,7 @@ def mask_preview(
     bad = 0
     for group in image_groups(source, config.batch_size if pretrained and outputs else 1):
         images = {index: image for index, image in group if not isinstance(image, str)}
-        masks = {index: keyed_mask(masking, seed, config.epoch, source.origin(index)) for index in images}
+        masks = {index: keyed_mask(masking, seed, config.epoch, source.global_index(index)) for index in images}
         rebuilt: dict[int, Image.Image] = {}
         if pretrained and outputs and images:
             pictures = pretrained.reconstruct(list(images.values()), list(masks.values()))

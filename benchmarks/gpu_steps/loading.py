@@ -16,8 +16,8 @@ import torch
 
 from beitcli.data.caches.token_cache import CachedView, TokenCache
 from beitcli.data.loading.batches import Batch, training_batches
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.pretraining import FastPretrainingView
 from beitcli.engine.events import ignore
 from beitcli.engine.mim.targets import TokenTarget
@@ -152,7 +152,7 @@ def filled_cache(context: Context, data: Data) -> TokenCache:
     for epoch in range(-(-data.steps * data.batch_size // len(sums))):
         for index, pixels in enumerate(sums):
             row = rng.integers(0, vocabulary(context), tokens)
-            cache.add(epoch, data.source.origin(index), pixels, row)
+            cache.add(epoch, data.source.global_index(index), pixels, row)
     cache.written = 0
     return cache
 

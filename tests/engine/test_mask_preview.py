@@ -16,7 +16,7 @@ from beitcli.cli.app import main
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import training_batches
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.engine.mim.task import views_and_masks
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.masking import make_masking

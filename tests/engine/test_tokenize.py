@@ -96,7 +96,7 @@ def test_tokenize_reads_parquet_as_it_reads_files(tokenize: Callable, labelled_f
 
 
 def test_opening_large_data_tells_how_far_it_is(labelled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beitcli.data.sources.formats.folder_listing._TELL_EVERY", 10)
+    monkeypatch.setattr("beitcli.data.sources.formats._folder_listing._TELL_EVERY", 10)
     events: list[Event] = []
     config = resolve(TokenizeConfig, {"inputs": [str(labelled_folder)], "tokenizer": "pixels"}).config
     open_inputs(config, sample_size=16, on_event=events.append)

@@ -18,8 +18,8 @@ from PIL import Image
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import training_batches
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
 from beitcli.engine.events import Event, Progress
 from beitcli.engine.pretrain import pretrain
 from beitcli.errors import DataError

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from tests.faults.test_mutations import sign
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

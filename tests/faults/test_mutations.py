@@ -29,7 +29,7 @@ from PIL import Image
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.decode import decode_index_mask, decode_pixels, decode_rgb, read_upright_size
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.engine.io.token_files import FORMATS, TokenKind, open_token_file, parse_line
 from beitcli.engine.pretrain import pretrain
 from beitcli.errors import BeitError
@@ -145,7 +145,7 @@ def _read_all(reference: Path, **options: object) -> None:
         source = open_data([str(reference)], split=None, role="train", labelled=labelled, sample_size=16, **options)
         source.fingerprint()
         for index in range(min(len(source), 50)):
-            source.path(index), source.label(index), source.origin(index)
+            source.path(index), source.label(index), source.global_index(index)
             with suppress(BeitError):
                 source.image(index)
 

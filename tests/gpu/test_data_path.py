@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from beitcli.data.loading.batches import training_batches
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import CenterView
 from beitcli.engine.tokenizer_loading import prepared
 from beitcli.engine.trainer.prefetch import on_device, to_device

@@ -102,7 +102,7 @@ class _Images(Dataset["Batch | DataError"]):
     def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         if self.watch is not None:
             self.watch.begins(index)
-        key = self.source.origin(index)
+        key = self.source.global_index(index)
         try:
             arrays = self.view(self.read_image(index), epoch, key)
         except MemoryError:
@@ -163,7 +163,7 @@ class _TrainingImages(_Images):
         positions, repeats = np.divmod(places, self.repeats)
         epochs, indices = self.order.indices(positions)
         if self.ahead:
-            self._expect(positions, indices)
+            self._prefetch(positions, indices)
         items, taken = [], []
         bad: list[tuple[int, str, str]] = []
         drawn = zip(positions.tolist(), epochs.tolist(), indices.tolist(), repeats.tolist(), strict=True)
@@ -173,14 +173,14 @@ class _TrainingImages(_Images):
             taken.append(used)
         return self.collate(items, taken, bad)
 
-    def _expect(self, positions: np.ndarray, indices: np.ndarray) -> None:
+    def _prefetch(self, positions: np.ndarray, indices: np.ndarray) -> None:
         """Tells the source what is read a window later, or in the next batch, and first of all what is read now."""
         if not self.has_begun:
-            self.source.expect(indices)
+            self.source.prefetch(indices)
             self.has_begun = True
         later = positions + self.ahead
         later = later[later < (self.start + self.steps * self.batch_size) // self.repeats]
-        self.source.expect(self.order.indices(later)[1])
+        self.source.prefetch(self.order.indices(later)[1])
 
     def _readable(
         self, position: int, epoch: int, index: int, repeat: int, bad: list[tuple[int, str, str]]
@@ -214,7 +214,7 @@ class _OrderedImages(_Images):
 
     def read(self, places: np.ndarray) -> Batch:
         beyond = places + self.batch_size * self.size
-        self.source.expect(np.concatenate([places, beyond[beyond < len(self.source)]]))
+        self.source.prefetch(np.concatenate([places, beyond[beyond < len(self.source)]]))
         items, taken, bad = [], [], []
         for index in places.tolist():
             try:

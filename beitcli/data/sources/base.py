@@ -12,7 +12,8 @@ from PIL import Image
 
 from beitcli.data.decode import decode_pixels, decode_rgb
 
-OnProgress = Callable[[str, int, int, str], None]  # what, how many, of how many (0 where nobody knows), unit
+# What, how many, of how many (0 where nobody knows), unit; without a unit: a remark, told once.
+OnProgress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Source(ABC):
     Attributes:
         name: The DATA reference it came from.
         classes: Class names in label order, or None where the data has no labels.
+        splits: Of the data that this is one split of, by their one name (train, validation, test); else empty.
     """
 
     name: str = ""
     classes: tuple[str, ...] | None = None
+    splits: frozenset[str] = frozenset()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -68,7 +71,7 @@ class Source(ABC):
         """Index into `classes`, or None."""
         return None
 
-    def origin(self, index: int) -> int:
+    def global_index(self, index: int) -> int:
         """The image's index in the whole DATA, which its draws are keyed by, whatever part of it this source is."""
         return index
 
@@ -76,7 +79,7 @@ class Source(ABC):
         """How it is best read; None where any image costs the same."""
         return None
 
-    def expect(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to begin
+    def prefetch(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to begin
         """Told which images are read soon: a source that fetches them may begin. Never fails."""
 
     def fingerprint(self) -> str:

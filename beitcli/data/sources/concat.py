@@ -16,7 +16,8 @@ _PIECE = 256  # images
 class Concat(Source):
     """The images of every source in turn.
 
-    `classes` is the ordered union of the sources' names, or None unless every source has labels.
+    `classes` is the ordered union of the sources' names, or None unless every source has labels; `splits` are those of
+    all of them.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -26,6 +27,7 @@ class Concat(Source):
         """
         self.sources = tuple(sources)
         self.name = " ".join(source.name for source in self.sources)
+        self.splits = frozenset.intersection(*(source.splits for source in self.sources))
         self._starts = np.cumsum([0, *(len(source) for source in self.sources)])
         self._label_maps: list[list[int]] = []
         class_names = [source.classes for source in self.sources if source.classes is not None]
@@ -69,10 +71,10 @@ class Concat(Source):
         are_remote = any(part.are_remote for part in blocks)
         return Blocks(np.concatenate(lengths), min(part.together for part in blocks), are_remote)
 
-    def expect(self, indices: np.ndarray) -> None:
+    def prefetch(self, indices: np.ndarray) -> None:
         numbers = np.searchsorted(self._starts, indices, side="right") - 1
         for number in np.unique(numbers).tolist():
-            self.sources[number].expect(indices[numbers == number] - self._starts[number])
+            self.sources[number].prefetch(indices[numbers == number] - self._starts[number])
 
     def pixels(self, index: int) -> np.ndarray:
         number, inner = self.locate(index)

@@ -12,25 +12,27 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from beitcli.data.annotations.boxes import BoxLabels, box_of_mask
 from beitcli.data.annotations.instance_masks import Bitmap
-from beitcli.data.sources.base import OnProgress, Source
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.coco import read_coco
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import sibling_names
-from beitcli.data.sources.formats.coco import read_coco
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.formats._sample_shapes import SHAPES
 from beitcli.data.sources.formats.list_file import ListSource
-from beitcli.data.sources.formats.sample import SampleSource
-from beitcli.data.sources.formats.sample_shapes import SHAPES
-from beitcli.data.sources.splits import canonical, split_of
+from beitcli.data.sources.formats.sample import SampleSource, open_sample
+from beitcli.data.sources.splits import canonical, choose_split, split_of
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError
 
 _LAYOUT = "Give annotations/instances_train.json beside train/, annotations.json beside images/, or `sample`."
-_SPLIT_OF_ROLE = {"train": "train", "eval": "validation"}
 Files = tuple[str, str]  # the annotations, the folder of images
 
 
@@ -79,13 +81,13 @@ class DetectionSource(Source):
     ) -> None:
         self.images, self.marked, self.names, self.bad = images, boxes, names, tuple(bad)
         self.places = np.arange(len(images)) if places is None else places
-        self.name = images.name
+        self.name, self.splits = images.name, images.splits
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def origin(self, index: int) -> int:
-        return self.images.origin(index)
+    def global_index(self, index: int) -> int:
+        return self.images.global_index(index)
 
     def path(self, index: int) -> str:
         return self.images.path(index)
@@ -103,7 +105,7 @@ class DetectionSource(Source):
         """What is marked in the image."""
         return self.marked[int(self.places[index])]
 
-    def some(self, indices: np.ndarray) -> DetectionSource:
+    def subset(self, indices: np.ndarray) -> DetectionSource:
         """Those images, keyed as in the whole."""
         return DetectionSource(Subset(self.images, indices), self.marked, self.names, (), self.places[indices])
 
@@ -145,31 +147,26 @@ class DetectionSource(Source):
 
 
 def open_detection(
-    references: Sequence[str],
-    *,
-    split: str | None = None,
-    role: str = "train",
-    outlines: bool = False,
-    sample_size: int = 64,
-    on_progress: OnProgress | None = None,
+    references: Sequence[str], request: Request | None = None, *, outlines: bool = False, **changes: Any
 ) -> DetectionSource:
     """The images and boxes that DATA references name.
 
     Args:
-        split: `--split`; None for the role's own where the data has splits.
-        role: "train" or "eval".
+        request: What is wanted of them.
         outlines: Whether those of the objects are needed.
+        changes: Fields of the request that differ.
 
     Raises:
         DataError: Missing data, no annotations, damaged ones, an absent split, or categories that differ.
     """
+    request = replace(request or Request(), **changes)
     sources: list[DetectionSource] = []
     for reference in references:
         if reference == "sample":
-            drawn = SampleSource(split=split or {"train": "train", "eval": "val"}[role], size=sample_size)
+            drawn = open_sample(request)
             sources.append(DetectionSource(drawn, DrawnBoxes(drawn), tuple(SHAPES)))
         elif os.path.isdir(reference):
-            sources.append(_of_files(_files(reference, split, role), reference, outlines, on_progress))
+            sources.append(_of_folder(reference, outlines, request))
         elif os.path.exists(reference):
             raise DataError(f"'{reference}' has no boxes.", _LAYOUT)
         else:
@@ -177,22 +174,18 @@ def open_detection(
     return sources[0] if len(sources) == 1 else _joined(sources)
 
 
-def has_own_split(reference: str) -> bool:
-    """Whether training leaves a validation split of this DATA aside."""
-    return reference == "sample" or {"train", "validation"} <= set(_splits(reference))
-
-
-def _of_files(files: Files, name: str, outlines: bool, on_progress: OnProgress | None) -> DetectionSource:
-    annotations, folder = files
-    if on_progress is not None:
-        on_progress("annotations", 0, 0, "file")
+def _of_folder(root: str, outlines: bool, request: Request) -> DetectionSource:
+    (annotations, folder), splits = _files(root, request)
+    if request.on_progress is not None:
+        request.on_progress("annotations", 0, 0, "file")
     found = read_coco(annotations, outlines)
     paths = [os.path.join(folder, each) for each in found.names]
     bad = dict(found.bad)
     bad |= {place: "no such file" for place, path in enumerate(paths) if place not in bad and not os.path.exists(path)}
     good = np.array([place for place in range(len(paths)) if place not in bad], np.int64)
     shown = {place: paths[place].encode(errors="replace").decode() for place in bad}  # JSON can hold half a character
-    images = ListSource([b"?" if place in bad else os.fsencode(path) for place, path in enumerate(paths)], name=name)
+    images = ListSource([b"?" if place in bad else os.fsencode(path) for place, path in enumerate(paths)], name=root)
+    images.splits = splits
     left_out = [(shown[place], reason) for place, reason in sorted(bad.items())]
     return DetectionSource(Subset(images, good), found.boxes, found.classes, left_out, good)
 
@@ -212,19 +205,14 @@ def _joined(sources: Sequence[DetectionSource]) -> DetectionSource:
     return DetectionSource(Concat([source.images for source in alike]), boxes, first.names, bad)
 
 
-def _files(root: str, split: str | None, role: str) -> Files:
-    splits = _splits(root)
-    whole = _whole(root)
-    if split is None and whole is not None:
-        return whole
-    if split is None and not splits:
+def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
+    """The files to read, and the splits that there are."""
+    splits, whole = _splits(root), _whole(root)
+    if request.split is None and whole is not None:
+        return whole, frozenset()
+    if request.split is None and not splits:
         raise DataError(f"'{root}' has no annotations in COCO's layout.", _LAYOUT)
-    wanted = canonical(split) if split else _SPLIT_OF_ROLE[role]
-    if wanted in splits:
-        return splits[wanted]
-    there = f"it has {', '.join(sorted(splits))}" if splits else "it has no splits"
-    way_out = f"Pass --split {sorted(splits)[0]}." if splits else "Leave --split out to read all of it."
-    raise DataError(f"'{root}' has no split '{split or wanted}': {there}.", way_out)
+    return splits[choose_split(root, splits, request)], frozenset(splits)
 
 
 def _whole(root: str) -> Files | None:

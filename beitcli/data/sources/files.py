@@ -166,29 +166,14 @@ def require_readable(size: int) -> None:
         raise BadImage(f"{size / 1e9:.1f} GB, more than the {MAX_IMAGE_BYTES / 1e9:.1f} allowed")
 
 
-def choose_split(name: str, available: Sequence[str], split: str | None, role: str) -> str:
-    """The split to read where data comes in several.
-
-    Args:
-        name: The DATA reference.
-        available: The splits there are.
-        split: `--split`, or None for the role's own.
-        role: "train" or "eval".
-
-    Raises:
-        DataError: the split is not there.
-    """
-    wanted = split or {"train": "train", "eval": "val"}[role]
-    if wanted in available:
-        return wanted
-    there = f"it has {', '.join(sorted(available))}" if available else "it has no splits"
-    way_out = f"Pass --split {sorted(available)[0]}." if available else "Leave --split out to read all of it."
-    raise DataError(f"'{name}' has no split '{wanted}': {there}.", hint=way_out)
-
-
 def sibling_names(folder: str) -> list[str]:
     """What stands in the folder; nothing where it cannot be listed."""
     try:
         return sorted(os.listdir(folder or "."))
     except OSError:
         return []
+
+
+def folders_below(root: str) -> list[str]:
+    """Names of the folders in a folder, hidden ones left out."""
+    return [name for name in sibling_names(root) if name[0] != "." and os.path.isdir(os.path.join(root, name))]

@@ -12,25 +12,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from beitcli.data.annotations.label_maps import LabelRule
 from beitcli.data.decode import decode_index_mask
-from beitcli.data.sources.base import OnProgress, Source
+from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
-from beitcli.data.sources.files import is_image_name, sibling_names
+from beitcli.data.sources.files import folders_below, is_image_name, sibling_names
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.formats._sample_shapes import SHAPES
 from beitcli.data.sources.formats.folder import MASK_FOLDERS, FolderSource
-from beitcli.data.sources.formats.sample import SampleSource
-from beitcli.data.sources.formats.sample_shapes import SHAPES
-from beitcli.data.sources.splits import canonical
+from beitcli.data.sources.formats.sample import SampleSource, open_sample
+from beitcli.data.sources.splits import canonical, choose_split
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError
 
 _LAYOUT = "Give ROOT/images and ROOT/masks, the same below train/ and val/, ADE20K's layout, or `sample`."
-_SPLIT_OF_ROLE = {"train": "train", "eval": "validation"}
 SAMPLE_CLASSES = ("background", *SHAPES)
 Folders = tuple[str, str]  # of images, of masks
 
@@ -48,13 +50,13 @@ class SegmentationSource(Source):
 
     def __init__(self, images: Source, masks: Source, rule: LabelRule, missing: Sequence[str] = ()) -> None:
         self.images, self.masks, self.rule, self.missing = images, masks, rule, tuple(missing)
-        self.name = images.name
+        self.name, self.splits = images.name, images.splits
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def origin(self, index: int) -> int:
-        return self.images.origin(index)
+    def global_index(self, index: int) -> int:
+        return self.images.global_index(index)
 
     def path(self, index: int) -> str:
         return self.images.path(index)
@@ -68,11 +70,11 @@ class SegmentationSource(Source):
     def pixels(self, index: int) -> np.ndarray:
         return self.images.pixels(index)
 
-    def some(self, indices: np.ndarray) -> SegmentationSource:
+    def subset(self, indices: np.ndarray) -> SegmentationSource:
         """Those images, keyed as in the whole."""
         return SegmentationSource(Subset(self.images, indices), Subset(self.masks, indices), self.rule)
 
-    def ruled(self, rule: LabelRule) -> SegmentationSource:
+    def with_label_rule(self, rule: LabelRule) -> SegmentationSource:
         """The same files under another rule."""
         return SegmentationSource(self.images, self.masks, rule, self.missing)
 
@@ -119,14 +121,11 @@ class _SampleMasks(Source):
         return file.getvalue()
 
 
-def _of_sample(split: str, size: int, rule: LabelRule) -> SegmentationSource:
-    drawn = SampleSource(split=split, size=size)
-    return SegmentationSource(drawn, _SampleMasks(drawn), rule)
-
-
-def _of_folders(folders: Folders, rule: LabelRule, name: str, on_progress: OnProgress | None) -> SegmentationSource:
+def _of_folders(root: str, rule: LabelRule, request: Request) -> SegmentationSource:
     """The images of one folder with the masks of another."""
-    images, masks = (FolderSource(each, name=name, classed=False, on_progress=on_progress) for each in folders)
+    folders, splits = _folders(root, request)
+    images, masks = (FolderSource(each, name=root, classed=False, on_progress=request.on_progress) for each in folders)
+    images.splits = splits
     mask_of: dict[str, int] = {}
     for mask in range(len(masks)):
         stem, extension = os.path.splitext(os.path.relpath(masks.path(mask), folders[1]))
@@ -155,29 +154,25 @@ def _joined(sources: Sequence[SegmentationSource]) -> SegmentationSource:
 
 
 def open_segmentation(
-    references: Sequence[str],
-    rule: LabelRule,
-    *,
-    split: str | None = None,
-    role: str = "train",
-    sample_size: int = 64,
-    on_progress: OnProgress | None = None,
+    references: Sequence[str], rule: LabelRule, request: Request | None = None, **changes: Any
 ) -> SegmentationSource:
     """The images and masks that DATA references name.
 
     Args:
-        split: `--split`; None for the role's own where the data has splits.
-        role: "train" or "eval".
+        request: What is wanted of them.
+        changes: Fields of the request that differ.
 
     Raises:
         DataError: Missing data, no masks, an absent split, or a reference that has no masks.
     """
+    request = replace(request or Request(), **changes)
     sources: list[SegmentationSource] = []
     for reference in references:
         if reference == "sample":
-            sources.append(_of_sample(split or {"train": "train", "eval": "val"}[role], sample_size, rule))
+            drawn = open_sample(request)
+            sources.append(SegmentationSource(drawn, _SampleMasks(drawn), rule))
         elif os.path.isdir(reference):
-            sources.append(_of_folders(_folders(reference, split, role), rule, reference, on_progress))
+            sources.append(_of_folders(reference, rule, request))
         elif os.path.exists(reference):
             raise DataError(f"'{reference}' has no masks.", _LAYOUT)
         else:
@@ -185,35 +180,24 @@ def open_segmentation(
     return sources[0] if len(sources) == 1 else _joined(sources)
 
 
-def has_own_split(reference: str) -> bool:
-    """Whether training leaves a validation split of this DATA aside."""
-    splits = {canonical(split) for split in _splits(reference)} if reference != "sample" else {"train", "validation"}
-    return {"train", "validation"} <= splits
-
-
-def _folders(root: str, split: str | None, role: str) -> Folders:
+def _folders(root: str, request: Request) -> tuple[Folders, frozenset[str]]:
+    """The folders to read, and the splits that there are."""
     splits = _splits(root)
-    if not splits and split is None:
-        pair = _pair(root)
-        if pair is None:
-            raise DataError(f"'{root}' has no images/ beside masks/ or annotations/.", _LAYOUT)
-        return pair
-    wanted = canonical(split) if split else _SPLIT_OF_ROLE[role]
-    for name, pair in splits.items():
-        if canonical(name) == wanted:
-            return pair
-    there = f"it has {', '.join(sorted(splits))}" if splits else "it has no splits"
-    way_out = f"Pass --split {sorted(splits)[0]}." if splits else "Leave --split out to read all of it."
-    raise DataError(f"'{root}' has no split '{split or wanted}': {there}.", way_out)
+    if splits or request.split is not None:
+        return splits[choose_split(root, splits, request)], frozenset(map(canonical, splits))
+    pair = _pair(root)
+    if pair is None:
+        raise DataError(f"'{root}' has no images/ beside masks/ or annotations/.", _LAYOUT)
+    return pair, frozenset()
 
 
 def _splits(root: str) -> dict[str, Folders]:
     """The splits of a folder, each with its images and masks."""
-    found = {name: pair for name in _folders_below(root) if (pair := _pair(os.path.join(root, name)))}
+    found = {name: pair for name in folders_below(root) if (pair := _pair(os.path.join(root, name)))}
     pair = _pair(root)
     if pair is not None and not _holds_images(pair[0]):
-        inner = [name for name in _folders_below(pair[0]) if name in _folders_below(pair[1])]
-        if any(canonical(name) in _SPLIT_OF_ROLE.values() for name in inner):
+        inner = [name for name in folders_below(pair[0]) if name in folders_below(pair[1])]
+        if {"train", "validation"} & set(map(canonical, inner)):
             found |= {name: (os.path.join(pair[0], name), os.path.join(pair[1], name)) for name in inner}
     return found
 
@@ -222,10 +206,6 @@ def _pair(root: str) -> Folders | None:
     images = os.path.join(root, "images")
     masks = next((path for name in MASK_FOLDERS if os.path.isdir(path := os.path.join(root, name))), None)
     return (images, masks) if masks is not None and os.path.isdir(images) else None
-
-
-def _folders_below(root: str) -> list[str]:
-    return [name for name in sibling_names(root) if name[0] != "." and os.path.isdir(os.path.join(root, name))]
 
 
 def _holds_images(folder: str) -> bool:

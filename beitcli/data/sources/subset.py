@@ -26,7 +26,7 @@ class Subset(Source):
         self.source = source
         self.indices = indices
         self.name = source.name
-        self.classes = source.classes
+        self.classes, self.splits = source.classes, source.splits
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -35,8 +35,8 @@ class Subset(Source):
         """The image's index in the whole."""
         return int(self.indices[index])
 
-    def origin(self, index: int) -> int:
-        return self.source.origin(self.locate(index))
+    def global_index(self, index: int) -> int:
+        return self.source.global_index(self.locate(index))
 
     def path(self, index: int) -> str:
         return self.source.path(self.locate(index))
@@ -55,8 +55,8 @@ class Subset(Source):
         block_of = np.searchsorted(np.cumsum(whole.lengths), self.indices, side="right")
         return Blocks(np.unique(block_of, return_counts=True)[1], whole.together, whole.are_remote)
 
-    def expect(self, indices: np.ndarray) -> None:
-        self.source.expect(self.indices[indices])
+    def prefetch(self, indices: np.ndarray) -> None:
+        self.source.prefetch(self.indices[indices])
 
     def pixels(self, index: int) -> np.ndarray:
         return self.source.pixels(self.locate(index))

@@ -9,9 +9,10 @@ from PIL import Image
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.splits import have_train_and_val
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.open_data import open_data
+from beitcli.data.sources.splits import trains_apart_from_val
 from beitcli.data.transforms.finetuning import FinetuningView
 from beitcli.engine.classification.task import FinetuneTask, require_pairs
 from beitcli.engine.events import Note, OnEvent, ignore, openings
@@ -65,7 +66,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
     init = open_for_finetuning(config, world, on_event, takes_timm=True)
     size = init.size
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
-    held = _validation(config, source, max(size), on_event, world)
+    held, measured_on = _validation(config, source, max(size), on_event, world)
     classes = source.classes or ()
     if init.opened is not None and size != init.opened.architecture.image_size:
         own = " x ".join(map(str, init.opened.architecture.image_size))
@@ -83,7 +84,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
             task="classify",
             classes=len(classes),
             images=int(finished.metrics["images"]),
-            measured_on=_measured_on(config, held),
+            measured_on=measured_on,
         )
 
     job = Job(
@@ -131,19 +132,24 @@ def _reinit(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
     return () if found.names_classes and found.classes == classes else ("head.",)
 
 
-def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World) -> HeldOut:
-    """What to train on and what to measure on.
+def _validation(
+    config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World
+) -> tuple[HeldOut, str]:
+    """What to train on and what to measure on, and the name of the latter.
 
-    `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
+    `--val` where given; else the validation split of DATA where it has one; else a twentieth of DATA is kept out.
     """
-    references = [config.val] if config.val is not None else list(config.data) if _has_val(config) else None
-    if references is None:
-        return hold_out(source, _HELD_OUT, config.seed, world)
-    told = openings(on_event)
-    val = world.first_then_others(
-        lambda: open_data(references, role="eval", labelled=True, sample_size=size, on_progress=told)
-    )
-    return HeldOut(source, val, (), True)
+    references = config.data if config.val is None else (config.val,)
+    if config.val is not None:
+        split, measured_on = None, config.val
+    elif trains_apart_from_val(config.split, source.splits):
+        split, measured_on = "val", f"{' '.join(config.data)}, split val"
+    else:
+        held = hold_out(source, _HELD_OUT, config.seed, world)
+        return held, held.name
+    request = Request(split=split, role="eval", labelled=True, sample_size=size, on_progress=openings(on_event))
+    val = world.first_then_others(lambda: open_data(references, request))
+    return HeldOut(source, val, (), True), measured_on
 
 
 def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningView:
@@ -164,17 +170,6 @@ def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningView:
             "Write it as rand-m9-mstd0.5-inc1; empty for none.",
         ) from None
     return view
-
-
-def _has_val(config: FinetuneConfig) -> bool:
-    """Whether training leaves a `val` split of every DATA aside."""
-    return config.split in (None, "train") and have_train_and_val(config.data)
-
-
-def _measured_on(config: FinetuneConfig, held: HeldOut) -> str:
-    if config.val is not None:
-        return config.val
-    return f"{' '.join(config.data)}, split val" if _has_val(config) else held.name
 
 
 def plan_rows(task: FinetuneTask, plan: Plan) -> dict[str, str]:

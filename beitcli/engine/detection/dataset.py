@@ -9,7 +9,9 @@ import numpy as np
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.sampler import select_limit, split_holdout
-from beitcli.data.sources.detection import DetectionSource, has_own_split, open_detection
+from beitcli.data.sources.detection import DetectionSource, open_detection
+from beitcli.data.sources.format import Request, Role
+from beitcli.data.sources.splits import trains_apart_from_val
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.errors import DataError
@@ -52,15 +54,15 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
     classes = known or source.names
     training = source.renamed(classes)
     if config.limit is not None and config.limit < len(training):
-        training = training.some(np.sort(select_limit(training, config.limit, config.seed)))
-    references, own = _measured_references(config), config.val is None
+        training = training.subset(np.sort(select_limit(training, config.limit, config.seed)))
+    references, split = _measured_references(config, source)
     if references:
-        measured = _opened(references, None, "eval", outlines, size, on_event)
+        measured = _opened(references, split, "eval", outlines, size, on_event)
         left_out = _left_out(measured, config.max_bad)
         if left_out:
             first = f"{left_out[0][1]}: {left_out[0][2]}"
             on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
-        measured, on = measured.renamed(classes), " ".join(references) + (", split val" if own else "")
+        measured, on = measured.renamed(classes), " ".join(references) + (f", split {split}" if split else "")
     else:
         training, measured, on = _hold_out(training, config.seed)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
@@ -70,11 +72,10 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
 
 
 def _opened(
-    references: Sequence[str], split: str | None, role: str, outlines: bool, size: int, on_event: OnEvent
+    references: Sequence[str], split: str | None, role: Role, outlines: bool, size: int, on_event: OnEvent
 ) -> DetectionSource:
-    source = open_detection(
-        references, split=split, role=role, outlines=outlines, sample_size=size, on_progress=openings(on_event)
-    )
+    request = Request(split=split, role=role, sample_size=size, on_progress=openings(on_event))
+    source = open_detection(references, request, outlines=outlines)
     on_event(Note(f"Data: {len(source):,} images with annotations of '{source.name}', {len(source.names)} classes"))
     return source
 
@@ -86,12 +87,11 @@ def _left_out(source: DetectionSource, max_bad: float) -> list[Bad]:
     return bad
 
 
-def _measured_references(config: FinetuneConfig) -> list[str]:
-    """`--val`, or DATA where all of it has a validation split of its own; else nothing."""
+def _measured_references(config: FinetuneConfig, source: DetectionSource) -> tuple[Sequence[str], str | None]:
+    """`--val`, or DATA and its validation split where training leaves one aside; else nothing."""
     if config.val is not None:
-        return [config.val]
-    leaves_it_aside = config.split in (None, "train", "training")
-    return list(config.data) if leaves_it_aside and all(has_own_split(name) for name in config.data) else []
+        return [config.val], None
+    return (config.data, "val") if trains_apart_from_val(config.split, source.splits) else ([], None)
 
 
 def _hold_out(source: DetectionSource, seed: int) -> tuple[DetectionSource, DetectionSource, str]:
@@ -99,9 +99,9 @@ def _hold_out(source: DetectionSource, seed: int) -> tuple[DetectionSource, Dete
     kept = min(_HELD_OUT, len(source) // 20)
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        return source.some(training), source.some(held_out), f"{kept} held-out images"
+        return source.subset(training), source.subset(held_out), f"{kept} held-out images"
     some = select_limit(source, min(len(source), _HELD_OUT), seed)
-    return source, source.some(some), f"{len(some)} training images"
+    return source, source.subset(some), f"{len(some)} training images"
 
 
 def _counted(source: DetectionSource, classes: int, what: str, on_event: OnEvent) -> tuple[np.ndarray, np.ndarray, int]:

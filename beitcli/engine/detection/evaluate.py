@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from beitcli.config.evaluate import EvalConfig
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import open_detection
+from beitcli.data.sources.format import Request
 from beitcli.engine.detection.inference import score
 from beitcli.engine.detection.metrics import require_pycocotools
 from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
@@ -59,21 +60,15 @@ def evaluate_detector(config: EvalConfig, found: OpenedModel, on_event: OnEvent 
     compute = join_compute(config, opened.compute(config.device, config.precision))
     world, on_event = compute.world, compute.world.spoken(on_event)
     warn(opened.warnings, on_event)
-    source = world.first_then_others(
-        lambda: open_detection(
-            config.data,
-            split=config.split,
-            role="eval",
-            outlines=model.head_name == "mask-rcnn",
-            sample_size=max(model.architecture.image_size),
-            on_progress=openings(on_event),
-        )
-    )
+    size = max(model.architecture.image_size)
+    request = Request.of(config, role="eval", sample_size=size, on_progress=openings(on_event))
+    outlines = model.head_name == "mask-rcnn"
+    source = world.first_then_others(lambda: open_detection(config.data, request, outlines=outlines))
     left_out: list[Bad] = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(left_out, len(source) + len(left_out), config.max_bad, "Mend the annotations or raise --max-bad.")
     source = source.renamed(opened.described.classes)
     if config.limit is not None and config.limit < len(source):
-        source, left_out = source.some(select_limit(source, config.limit, config.seed)), []
+        source, left_out = source.subset(select_limit(source, config.limit, config.seed)), []
     if not any(len(source.boxes(index)) for index in range(len(source))):
         raise DataError(f"None of the {len(source)} images of '{source.name}' has a box.", "Check the annotations.")
     workers = choose_workers(config.workers, compute.device, world.local_size)

@@ -13,8 +13,9 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.loading.sampler import select_limit
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.format import Request, Role
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.errors import BadImage
@@ -25,7 +26,7 @@ ImagesConfig = AttnMapConfig | EvalConfig | MaskPreviewConfig | PredictConfig | 
 def open_inputs(
     config: ImagesConfig,
     *,
-    role: str = "eval",
+    role: Role = "eval",
     sample_size: int,
     stdin: BinaryIO | None = None,
     labelled: bool = False,
@@ -46,16 +47,9 @@ def open_inputs(
         UsageError: `-` twice, or a format that is not supported.
     """
     references = (config.data if isinstance(config, EvalConfig) else config.inputs) or ("-",)
-    source = open_data(
-        references,
-        split=getattr(config, "split", None),
-        role=role,
-        labelled=labelled,
-        sample_size=sample_size,
-        stdin=stdin,
-        nul_separated=getattr(config, "nul", False),
-        on_progress=openings(on_event),
-    )
+    told = openings(on_event)
+    request = Request.of(config, role=role, labelled=labelled, sample_size=sample_size, stdin=stdin, on_progress=told)
+    source = open_data(references, request)
     if config.limit is None or config.limit >= len(source):
         return source
     return Subset(source, select_limit(source, config.limit, seed if seed is not None else config.seed or 0))

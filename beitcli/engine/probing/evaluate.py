@@ -18,9 +18,10 @@ import torch
 from beitcli.config.evaluate import EvalConfig
 from beitcli.data.caches.feature_cache import Features
 from beitcli.data.loading.sampler import select_limit
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.splits import have_train_and_val
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.open_data import open_data
+from beitcli.data.sources.splits import canonical
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore, openings, warn
 from beitcli.engine.io.inputs import open_inputs
@@ -82,7 +83,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     layers = chosen_layers(config.layer, model.architecture.depth)
     size = max(model.architecture.image_size)
     val = world.first_then_others(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
-    train, named = world.first_then_others(lambda: _training_source(config, size, on_event))
+    train, named = world.first_then_others(lambda: _training_source(config, val.splits, size, on_event))
     model.to(compute.device)
     found = [
         features_of(
@@ -121,23 +122,28 @@ def chosen_layers(layer: str, depth: int) -> list[int]:
     return [number if number > 0 else depth + 1 + number]
 
 
-def _training_source(config: EvalConfig, size: int, on_event: OnEvent) -> tuple[Source, str]:
-    """What is learned from, cut to `--limit`, and its name."""
-    references = (config.train,) if config.train is not None else _with_train_split(config)
-    source = open_data(references, role="train", labelled=True, sample_size=size, on_progress=openings(on_event))
+def _training_source(config: EvalConfig, splits: frozenset[str], size: int, on_event: OnEvent) -> tuple[Source, str]:
+    """What is learned from, cut to `--limit`, and its name.
+
+    That is `--train`, or the train split of DATA where another split is measured on.
+
+    Args:
+        splits: Of DATA.
+    """
+    references = config.data if config.train is None else (config.train,)
+    if config.train is not None:
+        split, named = None, config.train
+    elif "train" in splits and canonical(config.split or "val") != "train":
+        split, named = "train", f"{' '.join(config.data)}, split train"
+    else:
+        raise UsageError(
+            f"--protocol {config.protocol} learns from labelled images, and none are given.", "Add --train DATA."
+        )
+    request = Request(split=split, labelled=True, sample_size=size, on_progress=openings(on_event))
+    source = open_data(references, request)
     if config.limit is not None and config.limit < len(source):
         source = Subset(source, np.sort(select_limit(source, config.limit, config.seed)))
-    named = " ".join(references)
-    return source, named if config.train is not None else f"{named}, split train"
-
-
-def _with_train_split(config: EvalConfig) -> tuple[str, ...]:
-    """DATA where each of it has a `train` split that is not what is measured on."""
-    if config.split in (None, "val") and have_train_and_val(config.data):
-        return config.data
-    raise UsageError(
-        f"--protocol {config.protocol} learns from labelled images, and none are given.", "Add --train DATA."
-    )
+    return source, named
 
 
 def _report(

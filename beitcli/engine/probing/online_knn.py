@@ -18,9 +18,10 @@ from beitcli.config.normalization import Normalization
 from beitcli.data.caches.feature_cache import Features
 from beitcli.data.loading.batches import ordered_batches
 from beitcli.data.loading.sampler import select_limit, split_holdout
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.splits import have_train_and_val
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.open_data import open_data
+from beitcli.data.sources.splits import has_train_and_val
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, openings
@@ -88,16 +89,17 @@ class OnlineProbe:
 
 
 def _parts(reference: str, size: tuple[int, int], seed: int, on_event: OnEvent) -> tuple[Source, Source]:
-    def opened(role: str) -> Source:
-        return open_data([reference], role=role, labelled=True, sample_size=max(size), on_progress=openings(on_event))
+    request = Request(labelled=True, sample_size=max(size), on_progress=openings(on_event))
+    train = open_data([reference], request)
 
     def some(source: Source, count: int) -> Source:
         chosen = np.sort(select_limit(source, count, seed)) if count < len(source) else np.arange(len(source))
         return Subset(source, chosen)
 
-    if have_train_and_val([reference]):
-        return some(opened("train"), _IMAGES * (_SHARE - 1) // _SHARE), some(opened("eval"), _IMAGES // _SHARE)
-    few = some(opened("train"), _IMAGES)
+    if has_train_and_val(train.splits):
+        val = open_data([reference], request, role="eval")
+        return some(train, _IMAGES * (_SHARE - 1) // _SHARE), some(val, _IMAGES // _SHARE)
+    few = some(train, _IMAGES)
     kept, held_out = split_holdout(few, max(1, len(few) // _SHARE), seed)
     return Subset(few, kept), Subset(few, held_out)
 

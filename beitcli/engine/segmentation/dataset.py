@@ -12,7 +12,9 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.annotations.label_maps import IGNORED, MOST_CLASSES, LabelRule
 from beitcli.data.decode import read_upright_size
 from beitcli.data.loading.sampler import select_limit, split_holdout
-from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, has_own_split, open_segmentation
+from beitcli.data.sources.format import Request, Role
+from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, open_segmentation
+from beitcli.data.sources.splits import trains_apart_from_val
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.errors import BadImage, DataError, UsageError
@@ -81,21 +83,21 @@ def open_segmentation_data(
         reduce_zero_label=config.reduce_zero_label,
         classes=len(names) or None,
     )
-    references, own = _measured_references(config), config.val is None
-    source = world.first_then_others(lambda: _opened(config, config.data, rule, "train", size, on_event))
+    source = world.first_then_others(lambda: _opened(config.data, rule, config.split, "train", size, on_event))
+    references, split = _measured_references(config, source)
     if config.limit is not None and config.limit < len(source):
-        source = source.some(np.sort(select_limit(source, config.limit, config.seed)))
+        source = source.subset(np.sort(select_limit(source, config.limit, config.seed)))
     census = world.first(lambda: take_census(source, "masks", on_event))
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
-    clean, largest = source.some(census.good), census.largest
+    clean, largest = source.subset(census.good), census.largest
     if references:
-        val = world.first_then_others(lambda: _opened(config, references, rule, "eval", size, on_event))
+        val = world.first_then_others(lambda: _opened(references, rule, split, "eval", size, on_event))
         seen = world.first(lambda: take_census(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
         largest = max(largest, seen.largest)
-        measured, on = val.some(seen.good), " ".join(references) + (", split val" if own else "")
+        measured, on = val.subset(seen.good), " ".join(references) + (f", split {split}" if split else "")
     else:
         clean, measured, on = _hold_out(clean, config.seed)
     if not names:
@@ -104,7 +106,7 @@ def open_segmentation_data(
     _require_two(census, names)
     on_event(_histogram(census, names))
     rule = LabelRule(ignore_index=rule.ignore_index, reduce_zero_label=rule.reduce_zero_label, classes=len(names))
-    return SegmentationData(clean.ruled(rule), measured.ruled(rule), names, tuple(bad), on)
+    return SegmentationData(clean.with_label_rule(rule), measured.with_label_rule(rule), names, tuple(bad), on)
 
 
 def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
@@ -115,22 +117,19 @@ def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
 
 
 def _opened(
-    config: FinetuneConfig, references: Sequence[str], rule: LabelRule, role: str, size: int, on_event: OnEvent
+    references: Sequence[str], rule: LabelRule, split: str | None, role: Role, size: int, on_event: OnEvent
 ) -> SegmentationSource:
-    split = config.split if role == "train" else None
-    source = open_segmentation(
-        references, rule, split=split, role=role, sample_size=size, on_progress=openings(on_event)
-    )
+    request = Request(split=split, role=role, sample_size=size, on_progress=openings(on_event))
+    source = open_segmentation(references, rule, request)
     on_event(Note(f"Data: {len(source):,} images with masks of '{source.name}'"))
     return source
 
 
-def _measured_references(config: FinetuneConfig) -> list[str]:
-    """`--val`, or DATA where all of it has a validation split of its own; else nothing."""
+def _measured_references(config: FinetuneConfig, source: SegmentationSource) -> tuple[Sequence[str], str | None]:
+    """`--val`, or DATA and its validation split where training leaves one aside; else nothing."""
     if config.val is not None:
-        return [config.val]
-    leaves_it_aside = config.split in (None, "train", "training")
-    return list(config.data) if leaves_it_aside and all(has_own_split(name) for name in config.data) else []
+        return [config.val], None
+    return (config.data, "val") if trains_apart_from_val(config.split, source.splits) else ([], None)
 
 
 def _tell(bad: Sequence[Bad], on_event: OnEvent) -> None:
@@ -168,9 +167,9 @@ def _hold_out(source: SegmentationSource, seed: int) -> tuple[SegmentationSource
     kept = min(_HELD_OUT, len(source) // 20)
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        return source.some(training), source.some(held_out), f"{kept} held-out images"
+        return source.subset(training), source.subset(held_out), f"{kept} held-out images"
     some = select_limit(source, min(len(source), _HELD_OUT), seed)
-    return source, source.some(some), f"{len(some)} training images"
+    return source, source.subset(some), f"{len(some)} training images"
 
 
 def _require_two(census: Census, names: tuple[str, ...]) -> None:

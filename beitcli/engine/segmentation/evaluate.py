@@ -8,6 +8,7 @@ from beitcli.config.evaluate import EvalConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.data.annotations.label_maps import LabelRule
 from beitcli.data.loading.sampler import select_limit
+from beitcli.data.sources.format import Request
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
 from beitcli.engine.segmentation.sliding_window import Sliding, count, sliding
@@ -84,19 +85,14 @@ def evaluate_segmenter(config: EvalConfig, found: OpenedModel, on_event: OnEvent
     model, opened, how = open_for_use(config, found, on_event)
     compute = join_compute(config, opened.compute(config.device, config.precision))
     on_event = compute.world.spoken(on_event)
+    size = max(model.architecture.image_size)
+    request = Request.of(config, role="eval", sample_size=size, on_progress=openings(on_event))
     source = compute.world.first_then_others(
-        lambda: open_segmentation(
-            config.data,
-            rule_of(opened, config.ignore_index, config.reduce_zero_label),
-            split=config.split,
-            role="eval",
-            sample_size=max(model.architecture.image_size),
-            on_progress=openings(on_event),
-        )
+        lambda: open_segmentation(config.data, rule_of(opened, config.ignore_index, config.reduce_zero_label), request)
     )
     missing = [(-1, path, "it has no mask") for path in source.missing]
     if config.limit is not None and config.limit < len(source):
-        source, missing = source.some(select_limit(source, config.limit, config.seed)), []
+        source, missing = source.subset(select_limit(source, config.limit, config.seed)), []
     workers = choose_workers(config.workers, compute.device, compute.world.local_size)
     counts = count(model.to(compute.device), source, how, compute, workers, on_event)
     bad = [*missing, *counts.bad]

@@ -10,8 +10,9 @@ import numpy as np
 from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch, Masking, View, training_batches
 from beitcli.data.loading.sampler import select_limit, split_holdout
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, openings
 from beitcli.engine.trainer.bad_images import Bad
@@ -25,17 +26,8 @@ _MEASURED_WITHOUT_HOLDOUT = 512
 def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: World = ALONE) -> Source:
     """The training data, cut to `--limit`; the other processes open it when the first one's listing of it is kept."""
     require_an_image_each(config.batch_size, world)
-    source = world.first_then_others(
-        lambda: open_data(
-            config.data,
-            split=config.split,
-            role="train",
-            labelled=labelled,
-            sample_size=size,
-            nul_separated=config.nul,
-            on_progress=openings(on_event),
-        )
-    )
+    request = Request.of(config, labelled=labelled, sample_size=size, on_progress=openings(on_event))
+    source = world.first_then_others(lambda: open_data(config.data, request))
     if config.limit is not None and config.limit < len(source):
         chosen = np.sort(select_limit(source, config.limit, config.seed))  # parquet's groups stay together
         source = Subset(source, chosen)
@@ -94,7 +86,7 @@ def hold_out(source: Source, count: int, seed: int, world: World = ALONE) -> Hel
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
-    source.expect(indices)
+    source.prefetch(indices)
     for index in indices.tolist():
         try:
             source.image(index)

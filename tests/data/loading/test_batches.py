@@ -16,8 +16,8 @@ from PIL import Image
 
 from beitcli.data.loading.batches import Batch, ordered_batches, read_ahead, training_batches
 from beitcli.data.loading.sampler import KeyedOrder
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import CenterView, PretrainingView, TwoSizes
 from beitcli.data.transforms.finetuning import FinetuningView
@@ -146,7 +146,7 @@ def test_draws_are_keyed_by_the_image_in_the_whole_data():
     for source in (whole, part):
         for batch in ordered_batches(source, batch_size=5, workers=0, **keyed_options()):
             for place, index in enumerate(batch.indices):
-                masks[len(source), source.origin(index)] = batch.tensors["mask"][place].tolist()
+                masks[len(source), source.global_index(index)] = batch.tensors["mask"][place].tolist()
     assert masks[2, 7] == masks[20, 7]
     assert masks[2, 3] == masks[20, 3]
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from beitcli.data.annotations.boxes import box_of_mask
-from beitcli.data.sources.detection import has_own_split, open_detection
+from beitcli.data.sources.detection import open_detection
 from beitcli.data.sources.formats.sample import SampleSource
+from beitcli.data.sources.splits import has_train_and_val
 from beitcli.errors import BadImage, DataError
 from tests.helpers.coco_folder import COLOURS, NAMES, SHAPE, changed, save_rectangles
 
@@ -46,7 +47,7 @@ def test_boxes_hold_the_pixels_of_their_class(coco):
 
 
 def test_splits_are_chosen_by_role_and_by_name(coco):
-    assert has_own_split(str(coco))
+    assert has_train_and_val(open_detection([str(coco)]).splits)
     assert len(open_detection([str(coco)], role="eval")) == 3
     assert len(open_detection([str(coco)], split="train", role="eval")) == 6
     with pytest.raises(DataError, match="has no split 'test': it has train, validation"):
@@ -58,7 +59,7 @@ def test_other_layouts_are_found_too(coco, tmp_path):
     shutil.copytree(coco / "val2017", flat / "images")
     shutil.copy(coco / "annotations" / "instances_val2017.json", flat / "annotations.json")
     assert len(open_detection([str(flat)])) == 3
-    assert not has_own_split(str(flat))
+    assert not has_train_and_val(open_detection([str(flat)]).splits)
     beside = tmp_path / "beside"
     shutil.copytree(coco / "val2017", beside)
     shutil.copy(flat / "annotations.json", beside / "annotations.json")
@@ -66,7 +67,7 @@ def test_other_layouts_are_found_too(coco, tmp_path):
     inner = tmp_path / "inner"
     shutil.copytree(flat, inner / "train")
     shutil.copytree(flat, inner / "valid")
-    assert has_own_split(str(inner))
+    assert has_train_and_val(open_detection([str(inner)]).splits)
     assert len(open_detection([str(inner)], role="eval")) == 3
     deep = tmp_path / "deep"
     shutil.copytree(coco / "annotations", deep / "annotations")
@@ -108,9 +109,9 @@ def test_box_of_mask_has_the_edges_of_its_pixels():
 
 def test_parts_keep_their_boxes_and_keys(coco):
     source = open_detection([str(coco)])
-    part = source.some(np.array([4, 1])).some(np.array([1]))
+    part = source.subset(np.array([4, 1])).subset(np.array([1]))
     assert part.path(0) == source.path(1)
-    assert part.origin(0) == 1
+    assert part.global_index(0) == 1
     np.testing.assert_array_equal(part.boxes(0).boxes, source.boxes(1).boxes)
     assert part.fingerprint() != source.fingerprint()
 
@@ -183,7 +184,7 @@ def test_what_is_wrong_with_one_image_makes_it_a_bad_one(copied, fault):
     assert said in reason
     assert path.startswith(str(copied / "train2017")) or path == "/etc/passwd"
     assert len(source) == 5
-    assert source.origin(0) == 1  # draws of the others stay as they are
+    assert source.global_index(0) == 1  # draws of the others stay as they are
 
 
 WRONG: dict[str, tuple[Change | str, str]] = {

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import PackedNames
-from beitcli.data.sources.formats.tar_index import _HIDDEN, _members
+from beitcli.data.sources.formats._tar_index import _HIDDEN, _members
 from beitcli.data.sources.index_cache import index_path, is_settled, load_index, save_index
+from beitcli.data.sources.open_data import open_data
 from beitcli.errors import DataError
 
 NAMES = [f"{'ab'[number % 2]}/{number:03d}.png" for number in range(300)]  # more than are worth keeping
@@ -292,7 +292,7 @@ def test_the_index_of_a_path_does_not_depend_on_how_it_is_written(
 
 
 def test_opening_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("folder_listing", "tar_index"):
+    for module in ("_folder_listing", "_tar_index"):
         monkeypatch.setattr(f"beitcli.data.sources.formats.{module}._TELL_EVERY", 100)
     told: list[tuple[str, int, int, str]] = []
     folder, shard = make_folder(tmp_path / "data", NAMES), make_tar(tmp_path / "x.tar", NAMES)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from beitcli.data.annotations.label_maps import IGNORED, LabelRule
 from beitcli.data.sources.formats.sample import SampleSource
-from beitcli.data.sources.segmentation import SegmentationSource, has_own_split, open_segmentation
+from beitcli.data.sources.segmentation import SegmentationSource, open_segmentation
+from beitcli.data.sources.splits import has_train_and_val
 from beitcli.errors import BadImage, DataError
 
 RULE = LabelRule(classes=4)
@@ -71,7 +72,7 @@ def test_images_without_a_mask_are_left_out_and_named(tmp_path):
     source = open_segmentation([str(tmp_path)], RULE)
     assert paths(source) == ["a.jpg", "c.jpg"]
     assert source.missing == (str(tmp_path / "images" / "b.jpg"),)
-    assert [source.origin(index) for index in range(2)] == [0, 2]  # its neighbours draw what they drew
+    assert [source.global_index(index) for index in range(2)] == [0, 2]  # its neighbours draw what they drew
 
 
 def test_several_sources_follow_one_another_and_some_of_them_keep_their_keys(tmp_path):
@@ -79,9 +80,9 @@ def test_several_sources_follow_one_another_and_some_of_them_keep_their_keys(tmp
         for name in "ab":
             save_pair(tmp_path / root / "images", tmp_path / root / "masks", name, mask_of(2))
     source = open_segmentation([str(tmp_path / "one"), str(tmp_path / "two")], RULE)
-    some = source.some(np.array([3, 1]))
+    some = source.subset(np.array([3, 1]))
     assert [some.path(0), some.path(1)] == [source.path(3), source.path(1)]
-    assert [some.origin(0), some.origin(1)] == [3, 1]
+    assert [some.global_index(0), some.global_index(1)] == [3, 1]
     np.testing.assert_array_equal(some.pixels_and_labels(0)[1], mask_of(2))
 
 
@@ -147,6 +148,6 @@ def test_a_validation_split_is_seen(tmp_path):
     for name in ("training", "validation"):
         folder = tmp_path / "ade"
         save_pair(folder / "images" / name, folder / "annotations" / name, "a", mask_of(1))
-    assert not has_own_split(str(tmp_path / "one"))
-    assert has_own_split(str(tmp_path / "ade"))
-    assert has_own_split("sample")
+    assert not has_train_and_val(open_segmentation([str(tmp_path / "one")], RULE).splits)
+    assert has_train_and_val(open_segmentation([str(tmp_path / "ade")], RULE).splits)
+    assert has_train_and_val(open_segmentation(["sample"], RULE).splits)

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import PackedNames, class_order
 from beitcli.data.sources.formats.tar import TarSource
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError, UsageError
 
@@ -120,8 +120,9 @@ def test_folder_splits_follow_the_role_and_the_split(tmp_path: Path) -> None:
     assert paths(open_data([root], role="eval", split="train"), tmp_path) == ["train/a/1.png"]
     assert paths(open_data([root], split="test"), tmp_path) == ["test/a/3.png"]
     assert open_data([root]).classes == ("a",)
-    with pytest.raises(DataError, match="no split 'dev': it has train, val"):
-        open_data([root], split="dev")
+    assert paths(open_data([root], split="dev"), tmp_path) == ["val/a/2.png"]
+    with pytest.raises(DataError, match="no split 'extra': it has test, train, val"):
+        open_data([root], split="extra")
 
 
 def test_folder_with_train_alone_has_no_val(tmp_path: Path) -> None:

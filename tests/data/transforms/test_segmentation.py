@@ -124,7 +124,7 @@ def test_whole_view_gives_every_scale_and_the_image_s_own_size():
 
 
 def test_loader_hands_pixels_and_labels_to_the_view_with_any_number_of_workers():
-    source = open_segmentation(["sample"], LabelRule(), sample_size=32).some(np.arange(40, 60))
+    source = open_segmentation(["sample"], LabelRule(), sample_size=32).subset(np.arange(40, 60))
     streams = []
     for workers in (0, 2):
         batches = training_batches(

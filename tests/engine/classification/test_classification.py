@@ -17,7 +17,7 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import training_batches
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.data.transforms.finetuning import FinetuningView
 from beitcli.engine.classification.evaluate import class_columns

@@ -18,7 +18,7 @@ from beitcli.config.common import Training
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import dump_toml, resolve
 from beitcli.data.loading.batches import ordered_batches
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import Warned
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.models.checkpoints.build import open_backbone
 from tests.helpers.foreign_models import hf_classifier, hf_masked, timm_small

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.engine.trainer.data import hold_out
 from beitcli.engine.trainer.dry_run import duration
 from beitcli.models.checkpoints.open import open_checkpoint

@@ -17,7 +17,7 @@ from beitcli.cli.app import main
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import ordered_batches
-from beitcli.data.sources import open_data
+from beitcli.data.sources.open_data import open_data
 from beitcli.engine.events import Planned, Progress, Saved
 from beitcli.engine.mim.targets import unigram_figures
 from beitcli.engine.mim.task import PretrainTask, views_and_masks

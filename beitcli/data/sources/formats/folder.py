@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import glob
 import os
+from dataclasses import replace
 
 import numpy as np
 
 from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.files import (
     EXTENSIONS,
-    choose_split,
+    folders_below,
     number_classes,
     read_file,
     require_whole_labels,
     sibling_names,
 )
-from beitcli.data.sources.formats.folder_listing import list_images
+from beitcli.data.sources.format import Format, Request
+from beitcli.data.sources.formats._folder_listing import holds_image, list_images
+from beitcli.data.sources.formats.parquet import open_parquet
+from beitcli.data.sources.splits import (
+    are_splits,
+    canonical,
+    choose_split,
+    files_of_split,
+    has_train_and_val,
+    is_split,
+    say_left_aside,
+)
 from beitcli.errors import DataError
 
-SPLITS = ("train", "val")
 MASK_FOLDERS = ("masks", "annotations")
 
 
@@ -75,45 +87,67 @@ class FolderSource(Source):
         return os.path.join(self._root, self._folders[self._folder_of[index]], self._names[index])
 
 
-def open_folder(
-    reference: str,
-    *,
-    split: str | None = None,
-    role: str = "train",
-    labelled: bool = False,
-    on_progress: OnProgress | None = None,
-) -> FolderSource:
-    """The folder, or the split of it: `train/` and `val/` below it are splits, and so is whatever `split` names.
+def _open(paths: list[str], request: Request) -> list[Source]:
+    return [_open_one(path, request) for path in paths]
+
+
+def _open_one(path: str, request: Request) -> Source:
+    try:
+        return open_folder(path, request)
+    except DataError:
+        files = sorted(glob.glob("**/*.parquet", root_dir=path, recursive=True))
+        if not files or holds_image(path):
+            raise
+        chosen, splits = files_of_split(path, files, request)
+        source = open_parquet([os.path.join(path, file) for file in chosen], replace(request, name=path))
+        source.splits = splits
+        return source
+
+
+def open_folder(path: str, request: Request) -> FolderSource:
+    """The folder, or the split of it: what `--split` names below it, or one of its `splits_below`.
 
     A folder of pictures and masks (`images/` beside `masks/` or `annotations/`) gives its pictures only.
 
     Raises:
         DataError: the split is absent, or as `FolderSource`.
     """
-    root = reference
-    splits = _splits_below(reference)
-    if split is not None and os.path.isdir(os.path.join(reference, split)):
-        root = os.path.join(reference, split)
-    elif split is not None or splits:
-        root = os.path.join(reference, choose_split(reference, splits, split, role))
+    root, splits = path, splits_below(path)
+    if request.split is not None and os.path.isdir(os.path.join(path, request.split)):
+        root = os.path.join(path, request.split)
+        if splits:
+            say_left_aside(path, request.split, splits, request)
+    elif request.split is not None or splits:
+        root = os.path.join(path, choose_split(path, splits, request))
     pictures = os.path.join(root, "images")
     has_masks = os.path.isdir(pictures) and any(os.path.isdir(os.path.join(root, mask)) for mask in MASK_FOLDERS)
-    return FolderSource(
+    source = FolderSource(
         pictures if has_masks else root,
-        name=reference,
+        name=path,
         classed=not has_masks,
-        labelled=labelled and not has_masks,
-        on_progress=on_progress,
+        labelled=request.labelled and not has_masks,
+        on_progress=request.on_progress,
     )
+    source.splits = frozenset(map(canonical, splits))
+    return source
 
 
-def _splits_below(root: str) -> list[str]:
-    """The split folders; one that stands alone is a split only where no other folder does (`train` is a class too)."""
-    folders = [name for name in sibling_names(root) if name[0] != "." and os.path.isdir(os.path.join(root, name))]
-    splits = [name for name in SPLITS if name in folders]
-    if len(splits) == 1 and set(folders) - {*splits, "test"}:
+def splits_below(root: str) -> list[str]:
+    """The folders that are splits; none where a folder of that name is a class, as `train` is beside `bus`.
+
+    One alone is a split where no other folder is, and it is called `train` or `val`, or has folders in it. Folders
+    without images are no classes, so that `train`, `test` and `annotations` are splits.
+    """
+    folders = folders_below(root)
+    splits = [name for name in folders if is_split(name)]
+    others = [name for name in folders if name not in splits]
+    if len(splits) == 1 and not others:
+        is_alone = splits[0] in ("train", "val") or bool(folders_below(os.path.join(root, splits[0])))
+        return splits if is_alone else []
+    if not are_splits(splits):
         return []
-    return splits
+    is_whole = has_train_and_val(map(canonical, splits)) or not any(holds_image(os.path.join(root, o)) for o in others)
+    return splits if is_whole else []
 
 
 def _no_images(root: str) -> DataError:
@@ -122,3 +156,13 @@ def _no_images(root: str) -> DataError:
     if shards:
         hint = f"It holds {len(shards)} tar shards: pass '{os.path.join(root, '*.tar')}'."
     return DataError(f"No images below '{root}'.", hint=hint)
+
+
+FORMAT = Format(
+    looks="a folder",
+    labels="FOLDER/CLASS/image.jpg",
+    recognizes=os.path.isdir,
+    open=_open,
+    rank=10,
+    finds_splits=True,
+)

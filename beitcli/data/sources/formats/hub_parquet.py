@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from beitcli.data.sources.base import OnProgress
+from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats.parquet import ParquetSource, require_pyarrow
 from beitcli.data.sources.remote.parquet_stream import StreamedParquet, open_streams
 from beitcli.data.sources.splits import configuration_of, files_of_split
@@ -24,14 +25,7 @@ _CONVERTED = "refs/convert/parquet"
 _FETCHED_WHOLE = 4_000_000  # bytes of all files; less is not worth its requests
 
 
-def open_hub(
-    reference: str,
-    *,
-    split: str | None = None,
-    role: str = "train",
-    labelled: bool = False,
-    on_progress: OnProgress | None = None,
-) -> ParquetSource:
+def _open(reference: str, request: Request) -> ParquetSource:
     """The images of a data set on the hub.
 
     Raises:
@@ -49,15 +43,17 @@ def open_hub(
     files = sorted(name for name in listing.sizes if name.endswith(".parquet") and name.startswith(prefix))
     if not files:
         raise DataError(f"'{reference}' has no parquet files below '{folder}'.", hint="Leave the folder out.")
-    chosen = files_of_split(reference, _of_one_configuration(reference, files, folder), split, role)
-    return ParquetSource(
-        _files(repo, listing, chosen, on_progress),
+    chosen, splits = files_of_split(reference, _of_one_configuration(reference, files, folder), request)
+    source = ParquetSource(
+        _files(repo, listing, chosen, request.on_progress),
         name=reference,
         names=[f"hf://{repo}/{name}" for name in chosen],
         versions=[listing.marks.get(name, listing.commit) for name in chosen],
-        labelled=labelled,
-        on_progress=on_progress,
+        labelled=request.labelled,
+        on_progress=request.on_progress,
     )
+    source.splits = splits
+    return source
 
 
 def _files(
@@ -124,3 +120,12 @@ def _download(repo: str, listing: Listing, names: list[str], on_progress: OnProg
         paths.append(str(fetch(repo, [name], revision=listing.commit, on_progress=tell)))
         done += listing.sizes[name] or 0
     return paths
+
+
+FORMAT = Format(
+    looks="hf://datasets/OWNER/NAME (parquet, streamed)",
+    words=("hf://",),
+    open=lambda references, request: [_open(reference, request) for reference in references],
+    rank=40,
+    finds_splits=True,
+)

@@ -1,15 +1,15 @@
-"""Lists of image files: a list file (`path`, or `path<TAB>label`, a line), paths on stdin, or files one by one."""
+"""A list file: a path, or `path<TAB>label`, a line. Its source reads any list of image files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import BinaryIO
 
 import numpy as np
 
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import Labeller, PackedNames, read_file, require_whole_labels
+from beitcli.data.sources.format import Format
 from beitcli.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -72,7 +72,7 @@ class ListSource(Source):
         return below if os.path.exists(below) else path
 
 
-def open_list(reference: str, *, labelled: bool = False) -> ListSource:
+def _open_one(reference: str, labelled: bool) -> ListSource:
     """A list file: blank lines and lines that start with `#` say nothing; columns after the label are ignored.
 
     Raises:
@@ -100,23 +100,10 @@ def open_list(reference: str, *, labelled: bool = False) -> ListSource:
     return ListSource(paths, name=reference, base=os.path.dirname(reference), labels=labels, labelled=labelled)
 
 
-def open_stdin(stdin: BinaryIO, *, nul_separated: bool = False) -> ListSource:
-    """Paths from a pipe, relative to the working folder; every byte of a name counts.
-
-    Args:
-        stdin: Read to its end.
-        nul_separated: Paths end in NUL (`find -print0`), so that they may hold newlines.
-
-    Raises:
-        DataError: nothing came, or NUL where newlines were awaited.
-    """
-    content = stdin.read()
-    if b"\0" in content and not nul_separated:
-        raise DataError("The paths on stdin are separated by NUL.", hint="Add -0.")
-    separator = b"\0" if nul_separated else b"\n"
-    paths = [path for path in content.split(separator) if path.strip(b"\r")]
-    if not paths:
-        raise DataError("No paths on stdin.", hint="Pipe one path a line, or NUL-separated ones with -0.")
-    if not nul_separated:
-        paths = [path.removesuffix(b"\r") for path in paths]
-    return ListSource(paths, name="-")
+FORMAT = Format(
+    looks="a .txt or .tsv list",
+    labels="list lines 'path<TAB>label'",
+    recognizes=lambda path: path.lower().endswith((".txt", ".tsv")) or not os.path.isfile(path),  # a pipe: <(find ...)
+    open=lambda paths, request: [_open_one(path, request.labelled) for path in paths],
+    rank=80,
+)

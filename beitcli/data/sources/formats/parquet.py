@@ -16,6 +16,7 @@ import numpy as np
 
 from beitcli.data.sources.base import Blocks, OnProgress, Source
 from beitcli.data.sources.files import Labeller, number_classes, require_whole_labels
+from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.remote.parquet_stream import LABEL, StreamedParquet
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.storage.safe_json import parse_json
@@ -97,14 +98,14 @@ class ParquetSource(Source):
         known = " ".join([super().fingerprint(), groups, *self._versions])
         return hashlib.sha256(known.encode()).hexdigest()
 
-    def expect(self, indices: np.ndarray) -> None:
+    def prefetch(self, indices: np.ndarray) -> None:
         if not self._blocks.are_remote:
             return
         for group in np.unique(np.searchsorted(self._starts, indices, side="right") - 1).tolist():
             number = int(self._file_of[group])
             file = self._files[number]
             if isinstance(file, StreamedParquet) and group not in self._held:
-                file.expect(int(self._group_in_file[group]), self._columns[number])
+                file.prefetch(int(self._group_in_file[group]), self._columns[number])
 
     def read(self, index: int) -> bytes:
         group, row = self._locate(index)
@@ -280,3 +281,17 @@ def _stated_names(schema: pa.Schema) -> list[str] | None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def open_parquet(files: list[str], request: Request) -> ParquetSource:
+    """The rows of files on this machine."""
+    return ParquetSource(files, name=request.name, labelled=request.labelled, on_progress=request.on_progress)
+
+
+FORMAT = Format(
+    looks=".parquet files",
+    labels="a column label of parquet",
+    recognizes=lambda path: path.lower().endswith(".parquet"),
+    open=lambda paths, request: [open_parquet(paths, request)],
+    rank=30,
+)

@@ -12,59 +12,70 @@ from typing import Any
 
 import numpy as np
 
-from beitcli.data.sources.base import OnProgress, Source
-from beitcli.data.sources.files import PackedNames, choose_split, number_classes, require_readable, require_whole_labels
-from beitcli.data.sources.formats.tar_index import SPLITS, index_shard
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.files import PackedNames, number_classes, require_readable, require_whole_labels
+from beitcli.data.sources.format import Format, Request
+from beitcli.data.sources.formats._tar_index import index_shard
+from beitcli.data.sources.splits import WORDS, are_splits, canonical, choose_split, files_of_split
 from beitcli.errors import BadImage, DataError
 
+_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAX_OPEN_SHARDS = 128  # past that a shard is opened for every read: macOS allows a process 256 files
 
 
 class TarSource(Source):
     """Image members of several shards, in the order of the shards and of the members in them."""
 
-    def __init__(
-        self,
-        shards: Sequence[str],
-        *,
-        name: str = "",
-        split: str | None = None,
-        role: str = "train",
-        labelled: bool = False,
-        on_progress: OnProgress | None = None,
-    ) -> None:
+    def __init__(self, shards: Sequence[str], request: Request) -> None:
         """
         Args:
             shards: Paths of uncompressed tar files.
-            name: The DATA reference; the first shard where it is empty.
-            split: Which of the top folders `train`, `val` and `test` to take, where every image lies in one.
-            role: "train" or "eval"; chooses where `split` is None and the shards hold several splits.
-            labelled: Whether labels are needed, so that images without one are refused.
-            on_progress: Told how many bytes of a shard have been looked through.
+            request: Which split to take, where top folders that are called so, or the shards' names, tell splits apart.
 
         Raises:
             DataError: a shard is missing, compressed or damaged, there are no images, or not in that split.
         """
-        self.name = name or shards[0]
+        self.name = request.name or shards[0]
         self._shards = list(shards)
         self._files: dict[int, int] = {}
-        indexes = [index_shard(shard, on_progress) for shard in self._shards]
+        indexes = [index_shard(shard, request.on_progress) for shard in self._shards]
         lengths = [len(index.names) for index in indexes]
         if not sum(lengths):
             raise DataError(f"No images in '{self.name}'.", hint="Members are images by their names, such as .jpg.")
-        kept = _in_split(self.name, _joined([index.tops for index in indexes]), split, role)
+        self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)
+        tops = _joined([index.tops for index in indexes])
+        told = are_splits(_names_of(tops)) or tops.min() >= 0
+        kept = self._kept(tops if told else None, request)
         self._names = PackedNames.joined([index.names for index in indexes]).take(kept)
-        self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)[kept]
+        self._shard_of = self._shard_of[kept]
         self._offsets = _joined([index.offsets for index in indexes])[kept]
         self._sizes = _joined([index.sizes for index in indexes])[kept]
         class_names = [name for index in indexes for name in index.class_names]
         starts = np.cumsum([0, *(len(index.class_names) for index in indexes)])
-        codes = [
-            np.where(index.codes < 0, -1, index.codes + start) for index, start in zip(indexes, starts, strict=False)
-        ]
-        self.classes, self._labels = number_classes(class_names, _joined(codes)[kept])
-        if labelled and self.classes is None:
+        codes = _joined(
+            [np.where(index.codes < 0, -1, index.codes + start) for index, start in zip(indexes, starts, strict=False)]
+        )
+        if told:  # then the top folder is no class
+            codes[_joined([index.in_top for index in indexes])] = -1
+        self.classes, self._labels = number_classes(class_names, codes[kept])
+        if request.labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
+
+    def _kept(self, tops: np.ndarray | None, request: Request) -> np.ndarray | slice:
+        """Indices of the images of the split; of all where nothing tells splits apart.
+
+        Args:
+            tops: (n,) int8 numbers of the top folders in WORDS; None where these are no splits.
+        """
+        if tops is None:
+            files, self.splits = files_of_split(self.name, self._shards, request, by_default=False)
+            numbers = [number for number, shard in enumerate(self._shards) if shard in files]
+            return slice(None) if files == self._shards else np.flatnonzero(np.isin(self._shard_of, numbers))
+        there = [name for name in _names_of(tops) if name is not None]
+        self.splits = frozenset(map(canonical, there))
+        if request.split is None and len(there) == 1:
+            return slice(None)
+        return np.flatnonzero(tops == WORDS.index(choose_split(self.name, there, request)))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -113,16 +124,16 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _in_split(name: str, tops: np.ndarray, split: str | None, role: str) -> np.ndarray | slice:
-    """Indices of the images of the split; of all where the shards do not tell splits apart.
+def _names_of(tops: np.ndarray) -> list[str | None]:
+    """The top folders of images that are called as splits are, and None where there are others."""
+    return [WORDS[number] if number >= 0 else None for number in np.unique(tops)]
 
-    Args:
-        name: The DATA reference.
-        tops: (n,) int8, which of SPLITS the image's top folder is, or -1.
-        split: `--split`, or None.
-        role: "train" or "eval".
-    """
-    available = [SPLITS[number] for number in np.unique(tops) if number >= 0]
-    if tops.min() < 0 or (split is None and len(available) == 1):
-        return slice(None)
-    return np.flatnonzero(tops == SPLITS.index(choose_split(name, available, split, role)))
+
+FORMAT = Format(
+    looks=".tar shards",
+    labels="tar members CLASS/image.jpg or KEY.cls",
+    recognizes=lambda path: path.lower().endswith(_SUFFIXES),
+    open=lambda paths, request: [TarSource(paths, request)],
+    rank=20,
+    finds_splits=True,
+)

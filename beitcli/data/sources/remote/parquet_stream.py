@@ -59,7 +59,7 @@ class StreamedParquet:
         except StorageError as error:  # in the middle of a run it is the data that fails
             raise DataError(error.message, error.hint) from None
 
-    def expect(self, group: int, column: str) -> None:
+    def prefetch(self, group: int, column: str) -> None:
         """Fetches it in the background, where it is not kept; a failure is left to who reads it."""
         start, end = self._range(group, column)
         if end - start <= limit_bytes() // 4 and not is_kept(self.remote, start, end):

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.runtime.hub.client import list_files
 from tests.helpers.hub_server import HubServer

@@ -20,10 +20,10 @@ from pyarrow import parquet
 
 from beitcli.data.loading.batches import training_batches
 from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, training_order
-from beitcli.data.sources import open_data
 from beitcli.data.sources.base import Blocks, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.formats.parquet import ParquetSource
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.splits import configuration_of, split_of
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import CenterView

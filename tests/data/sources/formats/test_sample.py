@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from beitcli.data.decode import decode_rgb
+from beitcli.data.sources.formats._sample_shapes import SHAPES
 from beitcli.data.sources.formats.sample import SampleSource
-from beitcli.data.sources.formats.sample_shapes import SHAPES
 from beitcli.errors import UsageError
 
 

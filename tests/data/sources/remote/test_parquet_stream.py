@@ -17,8 +17,8 @@ from pyarrow import parquet
 
 from beitcli.data.loading.batches import Batch, ordered_batches, training_batches
 from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, split_holdout, training_order
-from beitcli.data.sources import open_data
 from beitcli.data.sources.formats.parquet import ParquetSource
+from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.remote.parquet_stream import StreamedParquet
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.data.sources.subset import Subset
@@ -171,12 +171,12 @@ def test_the_order_of_a_stream_keeps_to_a_window(server: HubServer) -> None:
 def test_what_is_expected_is_fetched_in_the_background(server: HubServer) -> None:
     source = opened()
     part = Subset(source, np.arange(100, 200))
-    part.expect(np.array([0, 1, 50]))
+    part.prefetch(np.array([0, 1, 50]))
     READ_AHEAD.finish()
     server.status = 503
     assert [part.label(index) for index in (0, 50)] == [0, 2]
     assert [number(source, index) for index in (100, 101, 150)] == [100, 101, 150]
-    source.expect(np.array([0]))  # in vain, which nobody hears
+    source.prefetch(np.array([0]))  # in vain, which nobody hears
     READ_AHEAD.finish()
     with pytest.raises(DataError, match="HTTP 503"):
         source.read(0)

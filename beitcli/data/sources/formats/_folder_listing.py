@@ -50,6 +50,11 @@ def list_images(root: bytes, on_progress: OnProgress | None = None) -> tuple[Pac
     return names, list(walk.folders), folder_of
 
 
+def holds_image(root: str) -> bool:
+    """Whether there is an image below the folder; looks no further than the first."""
+    return next(_Walk(os.fsencode(root), None).images(), None) is not None
+
+
 def _names(kept: dict[str, np.ndarray], part: str) -> PackedNames:
     return PackedNames.of(kept[part], kept[f"{part} bounds"])
 

@@ -22,10 +22,11 @@ import numpy as np
 from beitcli.data.sources.base import OnProgress
 from beitcli.data.sources.files import Labeller, PackedNames, is_image_name
 from beitcli.data.sources.index_cache import WORTH_KEEPING, index_path, is_settled, load_index, save_index
+from beitcli.data.sources.splits import WORDS, is_split
 from beitcli.errors import DataError
 
-SPLITS = ("train", "val", "test")
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+_ARRAYS = ("offsets", "sizes", "tops", "codes", "in_top")
 _MAX_CLS_BYTES = 4096
 _TELL_EVERY = 10_000  # members
 _HIDDEN = re.compile(r"(?:^|/)\.(?!\.?/)")
@@ -43,9 +44,10 @@ class TarIndex:
         names: Members.
         offsets: (n,) int64, where each one's bytes begin.
         sizes: (n,) int64, bytes.
-        tops: (n,) int8, which of SPLITS the member's top folder is, or -1.
+        tops: (n,) int8, which of the WORDS for splits the member's top folder is, or -1.
         class_names: In no particular order.
         codes: (n,) int32 indices into them, -1 where an image has no class.
+        in_top: (n,) bool, whether its class is that top folder, and so none where top folders are splits.
     """
 
     names: PackedNames
@@ -54,6 +56,7 @@ class TarIndex:
     tops: np.ndarray
     class_names: list[str]
     codes: np.ndarray
+    in_top: np.ndarray
 
 
 def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
@@ -67,24 +70,22 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
     except OSError as error:
         raise _unreadable(shard, error) from None
     about = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+    about["version"] = 2  # of the words for splits
     place = index_path("tar", shard)
     kept = load_index(place, about)
     if kept is not None:
         names, class_names = (PackedNames.of(kept[part], kept[f"{part} bounds"]) for part in ("names", "classes"))
         decoded = [name.decode("utf-8", "surrogateescape") for name in class_names]
-        index = TarIndex(names, kept["offsets"], kept["sizes"], kept["tops"], decoded, kept["codes"])
+        index = TarIndex(names=names, class_names=decoded, **{part: kept[part] for part in _ARRAYS})
         if _has_headers(shard, index):
             return index
     index = _make_index(shard, status.st_size, on_progress)
     if len(index.names) >= WORTH_KEEPING and is_settled(status.st_ctime_ns):
         classes = PackedNames(name.encode("utf-8", "surrogateescape") for name in index.class_names)
-        arrays: dict[str, np.ndarray] = {
-            "names": index.names.block,
-            "names bounds": index.names.bounds,
-            "codes": index.codes,
-        }
-        arrays |= {"classes": classes.block, "classes bounds": classes.bounds}
-        save_index(place, about, arrays | {"offsets": index.offsets, "sizes": index.sizes, "tops": index.tops})
+        arrays = {part: getattr(index, part) for part in _ARRAYS}
+        for part, packed in (("names", index.names), ("classes", classes)):
+            arrays |= {part: packed.block, f"{part} bounds": packed.bounds}
+        save_index(place, about, arrays)
     return index
 
 
@@ -118,22 +119,23 @@ def _make_index(shard: str, size: int, on_progress: OnProgress | None) -> TarInd
                 yield name
 
     names = PackedNames(images())
-    for name in names:
-        labeller.add(_class_of(name.decode("utf-8", "surrogateescape"), class_of))
+    in_top = np.zeros(len(names), dtype=bool)
+    for number, name in enumerate(names):
+        class_name, in_top[number] = _class_of(name.decode("utf-8", "surrogateescape"), class_of)
+        labeller.add(class_name)
     class_names, codes = labeller.codes()
     placed = np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64)
-    return TarIndex(names, *placed, np.array(tops, dtype=np.int8), class_names, codes)
+    return TarIndex(names, *placed, np.array(tops, dtype=np.int8), class_names, codes, in_top)
 
 
-def _class_of(member: str, class_of: dict[str, str]) -> str | None:
-    """The class that an image's key has in `class_of`; its parent folder where no key has one."""
+def _class_of(member: str, class_of: dict[str, str]) -> tuple[str | None, bool]:
+    """The class that an image's key has in `class_of`, or its parent folder where no key has one; and `in_top`."""
     if class_of:
         folder, base = posixpath.split(member)
         key = posixpath.join(folder, base.partition(".")[0])
-        return class_of.get(posixpath.splitext(member)[0], class_of.get(key))
+        return class_of.get(posixpath.splitext(member)[0], class_of.get(key)), False
     folders = [part for part in member.split("/")[:-1] if part not in ("", ".", "..")]
-    is_class = folders and not (len(folders) == 1 and folders[0] in SPLITS)
-    return folders[-1] if is_class else None
+    return (folders[-1] if folders else None), len(folders) == 1 and is_split(folders[0])
 
 
 def _members(shard: str) -> Iterator[tuple[str, int, int, bytes | None]]:
@@ -242,4 +244,4 @@ def _class_name(content: bytes) -> str:
 
 def _split_number(member: str) -> int:
     top = member.lstrip("/").partition("/")[0]
-    return SPLITS.index(top) if top in SPLITS else -1
+    return WORDS.index(top.lower()) if is_split(top) else -1

@@ -1,0 +1,143 @@
+"""`open_data`: DATA references to one source of images."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from beitcli.config.data_formats import DATA_FORMATS, data_formats, is_word
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.concat import Concat
+from beitcli.data.sources.files import sibling_names
+from beitcli.data.sources.format import Format, Request
+from beitcli.data.sources.splits import files_of_split
+from beitcli.errors import DataError, UsageError
+
+_INNERMOST_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+
+
+def open_data(references: Sequence[str], request: Request | None = None, **changes: Any) -> Source:
+    """The images that DATA references name, one after another.
+
+    Args:
+        references: At least one; see "References" in the command line's contract.
+        request: What is wanted of them.
+        changes: Fields of the request that differ.
+
+    Raises:
+        DataError: missing, unreadable or empty data, an absent split, or labels that are needed and not there.
+        UsageError: no reference, `-` twice, or a format that is not supported.
+    """
+    if not references:
+        raise UsageError("No DATA is given.", hint=_hint())
+    if sum(reference == "-" for reference in references) > 1:
+        raise UsageError("- is given twice, but stdin can be read once only.", hint="Give - once.")
+    name = references[0] if len(references) == 1 else f"{references[0]} and {len(references) - 1} more"
+    request = replace(request or Request(), name=name, **changes)
+    found = [(_format_of(path), path) for reference in references for path in _expand(reference)]
+    sources: list[Source] = []
+    # Neighbours of one format are opened together, so that `*.tar` means the same whether the shell expands it or not.
+    for kind, group in itertools.groupby(found, key=lambda pair: pair[0]):
+        sources.extend(_open([path for _, path in group], kind, request))
+    source = sources[0] if len(sources) == 1 else Concat(sources)
+    if request.labelled:
+        _require_classes(source, sources, least=2 if request.role == "train" else 1)
+    return source
+
+
+@cache
+def formats() -> tuple[Format, ...]:
+    """All there are, in the order in which they are asked whether a path is theirs."""
+    return tuple(sorted(DATA_FORMATS.entries().values(), key=lambda each: each.rank))
+
+
+def _open(paths: list[str], kind: Format, request: Request) -> list[Source]:
+    if kind.finds_splits:
+        return kind.open(paths, request)
+    paths, splits = files_of_split(request.name, paths, request, by_default=False)
+    sources = kind.open(paths, request)
+    for source in sources:
+        source.splits = splits
+    return sources
+
+
+def _format_of(path: str) -> Format:
+    named = [each for each in formats() if is_word(path, each.words)]
+    for each in named or formats():
+        if named or each.recognizes(path):
+            return each
+    raise DataError(f"'{path}' is of no format that is known here.", hint=_hint())
+
+
+def _hint() -> str:
+    return f"DATA is {data_formats()}."
+
+
+def _label_layouts() -> str:
+    return f"Labels come from {', from '.join(each.labels for each in formats() if each.labels)}."
+
+
+def _expand(reference: str) -> list[str]:
+    """The paths that a reference stands for: braces, then globs, sorted, each once.
+
+    Raises:
+        DataError: a path is missing, or nothing matches.
+    """
+    if any(is_word(reference, each.words) for each in formats()) or os.path.exists(reference):
+        return [reference]
+    paths: list[str] = []
+    for path in _expand_braces(os.path.expanduser(reference)):
+        matches = glob.glob(path, recursive=True) if glob.has_magic(path) else []
+        if not matches and not os.path.exists(path):
+            raise _missing(path, is_pattern=glob.has_magic(path))
+        paths.extend(matches or [path])
+    return sorted(set(paths))
+
+
+def _expand_braces(pattern: str) -> Iterator[str]:
+    """`{a,b}` and `{000..004}` written out, the innermost braces first; other braces stay as they are."""
+    for braces in _INNERMOST_BRACES.finditer(pattern):
+        bounds = _RANGE.fullmatch(braces[1])
+        if bounds:
+            first, last = sorted((int(bounds[1]), int(bounds[2])))
+            width = len(bounds[1])
+            choices: Iterable[str] = (str(number).zfill(width) for number in range(first, last + 1))
+        elif "," in braces[1]:
+            choices = braces[1].split(",")
+        else:
+            continue
+        for choice in choices:
+            yield from _expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
+        return
+    yield pattern
+
+
+def _missing(path: str, *, is_pattern: bool) -> DataError:
+    if is_pattern:
+        return DataError(f"No file matches '{path}'.", hint="Check the pattern, and quote it against the shell.")
+    parent, name = os.path.split(path.rstrip("/"))
+    while parent and not os.path.isdir(parent):
+        parent, name = os.path.split(parent)
+    words = [] if parent else [word for each in formats() for word in each.words]
+    close = difflib.get_close_matches(name, sibling_names(parent) + words, n=1)
+    suggestion = f"Did you mean '{os.path.join(parent, close[0])}'?" if close else _hint()
+    return DataError(f"'{path}' does not exist.", hint=suggestion)
+
+
+def _require_classes(source: Source, parts: Sequence[Source], least: int) -> None:
+    for part in parts:
+        if part.classes is None:
+            raise DataError(f"'{part.name}' has no labels, and they are needed here.", hint=_label_layouts())
+    if source.classes is not None and len(source.classes) < least:
+        raise DataError(
+            f"'{source.name}' has one class only, '{source.classes[0]}'; at least two are needed.",
+            hint=_label_layouts(),
+        )
