@@ -11,14 +11,14 @@ DATA_FORMATS = Registry("beitcli.data.sources.formats", "FORMAT", "data format")
 
 def data_formats() -> str:
     """What DATA may look like, in the order of the formats' ranks."""
-    written = sorted(DATA_FORMATS.written(), key=lambda each: each.get("rank") or 0)
+    written = sorted(DATA_FORMATS.written, key=lambda each: each.get("rank") or 0)
     *looks, last = (each["looks"] for each in written if each.get("looks"))
     return f"{', '.join(looks)} or {last}"
 
 
 def is_data_word(reference: str) -> bool:
     """Whether it is DATA that names no file, such as `sample`."""
-    return any(is_word(reference, each.get("words") or ()) for each in DATA_FORMATS.written())
+    return any(is_word(reference, each.get("words") or ()) for each in DATA_FORMATS.written)
 
 
 def is_word(reference: str, words: Iterable[str]) -> bool:

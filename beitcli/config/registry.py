@@ -80,6 +80,7 @@ class Registry:
                 "Mend or uninstall the package that adds it.",
             ) from error
 
+    @cached_property
     def written(self) -> list[dict[str, Any]]:
         """The literals among the keywords of every `ATTRIBUTE = Kind(...)`, read from its module without importing it.
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -131,13 +132,13 @@ def files_of_split(
 
     Args:
         name: The DATA reference.
-        paths: Below the data set's folder.
+        paths: Below the data set's folder; or of files that were named one by one.
         by_default: Whether the role chooses where no `--split` is given; not of files that were named one by one.
 
     Raises:
         DataError: the split is not there.
     """
-    splits = [split_of(path) for path in paths]
+    splits = [split_of(path) for path in (paths if by_default else _apart(paths))]
     known = frozenset(each for each in splits if each is not None)
     if request.split is None and not (by_default and are_splits(splits)):
         if are_splits(splits):
@@ -145,3 +146,11 @@ def files_of_split(
         return list(paths), frozenset()
     chosen = choose_split(name, known, request)
     return [path for path, split in zip(paths, splits, strict=True) if split == chosen], known
+
+
+def _apart(paths: Sequence[str]) -> list[str]:
+    """Below the folder that all are in, and it counts only if it is called as a split itself: `/home/dev/data` is not."""
+    places = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(place) for place in places])
+    root = os.path.dirname(common) if is_split(os.path.basename(common)) else common
+    return [os.path.relpath(place, root) for place in places]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beitcli.data.sources.open_data import open_data
@@ -105,6 +108,33 @@ def test_finetune_measures_on_the_val_split_of_its_folder(tmp_path, labelled_fol
     assert ended.code == 0, ended.err
     assert ended.lines[0]["images"] == 16
     assert ended.lines[0]["measured_on"].endswith("split val")
+
+
+@pytest.mark.parametrize("kept_in", ["folder", "tar", "parquet"])
+def test_finetune_measures_on_the_validation_split_of_any_format(tmp_path, labelled_folder, beit, kept_in):
+    for split in ("Training", "dev", "test"):
+        shutil.copytree(labelled_folder, tmp_path / "data" / split)
+    shutil.rmtree(tmp_path / "data" / "dev" / "blue")
+    data = tmp_path / "data"
+    if kept_in == "tar":
+        data = tmp_path / "data.tar"
+        with tarfile.open(data, "w") as archive:
+            for path in sorted((tmp_path / "data").iterdir()):
+                archive.add(path, path.name)
+    if kept_in == "parquet":
+        data = tmp_path / "rows"
+        data.mkdir()
+        for split in (tmp_path / "data").iterdir():
+            files = sorted(split.rglob("*.*"))
+            table = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+            pq.write_table(pa.table(table), data / f"{split.name}.parquet")
+    ended = beit("finetune", data, "--init", "random", "--recipe", "tiny", "--size", 32, "--steps", 1,
+                 "--batch-size", 4, "--workers", 0, "--out", tmp_path / "run", "--json")  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["images"] == 16
+    assert ended.lines[0]["measured_on"] == f"{data}, split val"
+    assert "Data: 24 images of 3 classes" in ended.err
+    assert "left aside; --split chooses." in ended.err
 
 
 @pytest.mark.parametrize(
