@@ -20,7 +20,7 @@ from measure import in_turn, report, spread
 from PIL import Image
 from timm.data import create_transform
 
-from beitcli.data.loading.batches import training_batches
+from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -55,8 +55,8 @@ class FloatView:
 
 
 def batches_of(source: Source, view: Any, count: int, workers: int) -> Any:
-    options = {"seed": 0, "batch_size": BATCH, "images_seen": 0, "steps": count // BATCH, "workers": workers}
-    return (batch.tensors for batch in training_batches(source, view, **options))
+    part = StreamPart(seed=0, batch_size=BATCH, images_seen=0, steps=count // BATCH)
+    return (batch.tensors for batch in training_batches(source, view, part, workers=workers))
 
 
 def load(source: Source, view: Any, count: int, workers: int) -> None:

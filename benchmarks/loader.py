@@ -23,7 +23,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from beitcli.data.loading.batches import training_batches
+from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, PretrainingView, TwoSizes, normalize
@@ -84,8 +84,8 @@ class OneView:
 
 def batches_of(source: Source, kind: type[TwoSizes], count: int, workers: int) -> Iterator[dict[str, torch.Tensor]]:
     view = kind(seed=0, image_size=SIZE, token_size=TOKEN_SIZE, color_jitter=JITTER)
-    options = {"seed": 0, "batch_size": BATCH, "images_seen": 0, "steps": count // BATCH, "workers": workers}
-    return (batch.tensors for batch in training_batches(source, view, **options))
+    part = StreamPart(seed=0, batch_size=BATCH, images_seen=0, steps=count // BATCH)
+    return (batch.tensors for batch in training_batches(source, view, part, workers=workers))
 
 
 def load(source: Source, kind: type[TwoSizes], count: int, workers: int) -> None:

@@ -97,7 +97,7 @@ class Training(Launched):
     """What every command that trains has."""
 
     data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
-    split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
+    split: str | None = option(None, "Split of DATA to train on, by any of its names; default train.", panel="Data")
     max_bad: float = option(
         0.05,
         "Share of unreadable images (0-1) past which the run stops with exit code 3.",

@@ -25,7 +25,7 @@ class EvalConfig(Windows, Launched):
         metavar="MODEL",
     )
     data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
-    split: str | None = option(None, "Sub-folder of DATA to measure on, where it has splits (val).", panel="Data")
+    split: str | None = option(None, "Split of DATA to measure on; default val, or else test.", panel="Data")
     protocol: Literal["head", "knn", "linear"] = option(
         "head",
         "head: what it was finetuned for; knn, linear: frozen features of --train, measured on DATA.",

@@ -18,7 +18,7 @@ class MaskPreviewConfig(Job):
         None, "Everything random follows from it; default the run's, else 0.", panel="Machine", ge=0, le=2**63 - 1
     )
     inputs: tuple[str, ...] = option((), data_help, argument=True, panel="Data", metavar="INPUT")
-    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    split: str | None = option(None, "Split to read, where the data has splits; default train.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
     ratio: float | None = option(

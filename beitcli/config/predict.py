@@ -42,7 +42,7 @@ class PredictConfig(Windows, Job):
         "", f"A finetuned model. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL"
     )
     inputs: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="INPUT")
-    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    split: str | None = option(None, "Split to read, where the data has splits; default val.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     top: int = option(5, "Best classes to list.", panel="Output", metavar="K", ge=1)

@@ -31,7 +31,7 @@ class TokenizeConfig(Launched):
         required=True,
         metavar="TOKENIZER",
     )
-    split: str | None = option(None, "Sub-folder to read, where the data has splits.", panel="Data")
+    split: str | None = option(None, "Split to read, where the data has splits; default val.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     output: str = option(
         "-",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from beitcli.data.caches.token_cache import CachedView, TokenCache
-from beitcli.data.loading.batches import Batch, training_batches
+from beitcli.data.loading.batches import Batch, StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.pretraining import FastPretrainingView
@@ -54,13 +54,11 @@ class Data:
         )
 
     def batches(self, view: Any, workers: int) -> Iterator[Batch]:
+        part = StreamPart(seed=self.context.seed, batch_size=self.batch_size, images_seen=0, steps=self.steps)
         return training_batches(
             self.source,
             view,
-            seed=self.context.seed,
-            batch_size=self.batch_size,
-            images_seen=0,
-            steps=self.steps,
+            part,
             workers=workers,
             masking=partial(keyed_mask, masking_of(self.config), self.context.seed),
             pin_memory=self.context.is_cuda,

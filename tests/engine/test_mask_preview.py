@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 from beitcli.cli.app import main
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.data.loading.batches import training_batches
+from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.mim.task import views_and_masks
 from beitcli.engine.trainer.data import hold_out, open_images
@@ -116,10 +115,11 @@ def test_mask_preview_shows_the_masks_that_pretraining_hides(
     assert len(training) < len(source)
     masking = make_masking(config.masking, config.architecture.grid, 25, config.min_block)
     view, keyed = views_and_masks(config, open_tokenizer(str(tokenizer_run)), masking)
-    batches = partial(training_batches, training, view, seed=seed, batch_size=len(training), workers=0, masking=keyed)
+    part = StreamPart(seed=seed, batch_size=len(training), images_seen=0, steps=2)
+    batches = training_batches(training, view, part, workers=0, masking=keyed)
     argv = ["mask-preview", labelled_folder, "--grid", "8,8", "--num-masked", 25, "--min-block", 4, "--seed", seed]
     argv += ["--limit", limit] if limit else []
-    for epoch, batch in enumerate(batches(images_seen=0, steps=2)):
+    for epoch, batch in enumerate(batches):
         shown = {line["path"]: line["mask"] for line in beit(*argv, "--epoch", epoch).lines}
         assert len(shown) == limit or 24
         trained = {

@@ -17,7 +17,7 @@ from PIL import Image
 
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.data.loading.batches import training_batches
+from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.events import Event, Progress
@@ -109,7 +109,8 @@ def source(labelled_folder: Path) -> Source:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS], ids=str)
 def test_a_killed_worker_is_named_with_the_image_it_read(source: Source, number: signal.Signals, capfd: Any) -> None:
-    batches = training_batches(source, Killing(17, number), seed=0, batch_size=4, images_seen=0, steps=50, workers=2)
+    part = StreamPart(seed=0, batch_size=4, images_seen=0, steps=50)
+    batches = training_batches(source, Killing(17, number), part, workers=2)
     with pytest.raises(DataError) as caught:
         list(batches)
     assert f"was ended by {number.name} while it read image 17, '{source.path(17)}'" in caught.value.message

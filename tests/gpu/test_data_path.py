@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beitcli.data.loading.batches import training_batches
+from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import CenterView
 from beitcli.engine.tokenizer_loading import prepared
@@ -42,9 +42,9 @@ def test_batches_come_whole_and_in_order_and_nothing_waits(labelled_folder, work
 
     View.bytes_per_image = bytes_per_image
     source = open_data([str(labelled_folder)])
-    options = {"seed": 3, "batch_size": 8, "images_seen": 0, "steps": 9}
-    expected = list(training_batches(source, CenterView(size=32), workers=0, **options))
-    batches = on_device(training_batches(source, View(size=32), workers=workers, pin_memory=True, **options), CUDA)
+    part = StreamPart(seed=3, batch_size=8, images_seen=0, steps=9)
+    expected = list(training_batches(source, CenterView(size=32), part, workers=0))
+    batches = on_device(training_batches(source, View(size=32), part, workers=workers, pin_memory=True), CUDA)
     moved = [next(batches)]  # which may allocate
     with nothing_waits():
         for batch, tensors in batches:
@@ -62,8 +62,8 @@ def test_batches_come_whole_and_in_order_and_nothing_waits(labelled_folder, work
 
 def test_stopping_between_batches_ends_thread_and_workers(labelled_folder):
     source = open_data([str(labelled_folder)])
-    options = {"seed": 3, "batch_size": 8, "images_seen": 0, "steps": 500, "workers": 2, "pin_memory": True}
-    batches = on_device(training_batches(source, CenterView(size=32), **options), CUDA)
+    part = StreamPart(seed=3, batch_size=8, images_seen=0, steps=500)
+    batches = on_device(training_batches(source, CenterView(size=32), part, workers=2, pin_memory=True), CUDA)
     for _ in range(3):
         next(batches)
     batches.close()

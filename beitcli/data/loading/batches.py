@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, places_of, training_order
+from beitcli.data.loading.sampler import BlockOrder, places_of, training_order
 from beitcli.data.loading.worker_monitor import WorkerWatch, prepare_worker, terminate, unheard_deaths
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
@@ -64,7 +64,26 @@ class Batch:
         return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
 
 
-class _Images(Dataset["Batch | DataError"]):
+@dataclass(frozen=True, kw_only=True)
+class StreamPart:
+    """A part of the endless stream of a source's images.
+
+    Attributes:
+        seed: Of the order.
+        batch_size: Of all processes together.
+        images_seen: Views before the part.
+        steps: Batches in it.
+        repeats: Views of each image in a row, with draws of their own.
+    """
+
+    seed: int
+    batch_size: int
+    images_seen: int
+    steps: int
+    repeats: int = 1
+
+
+class _BatchDataset(Dataset["Batch | DataError"]):
     """Reads batches, numbered from 0, in `pieces` each; an error is an item: torch makes a traceback of its message."""
 
     pieces = 1
@@ -131,36 +150,25 @@ def _reader(source: Source, view: View) -> Callable[[int], Any]:
     return source.pixels if getattr(view, "wants_pixels", False) else source.image
 
 
-class _TrainingImages(_Images):
-    def __init__(
-        self,
-        source: Source,
-        view: View,
-        masking: Masking | None,
-        order: KeyedOrder | BlockOrder,
-        batch_size: int,
-        start: int,
-        steps: int,
-        share: Share,
-        repeats: int,
-    ) -> None:
-        super().__init__(source, view, masking, batch_size)
-        self.order, self.start, self.steps, self.repeats = order, start, steps, repeats
-        self.mine = places_of(batch_size, *share)
+class _TrainingBatches(_BatchDataset):
+    def __init__(self, source: Source, view: View, part: StreamPart, masking: Masking | None, share: Share) -> None:
+        super().__init__(source, view, masking, part.batch_size)
+        self.part, self.order = part, training_order(source, part.seed)
+        self.mine = places_of(part.batch_size, *share)
         blocks = source.blocks()
         self.ahead = 0
         if blocks is not None and blocks.are_remote:
-            self.ahead = order.window if isinstance(order, BlockOrder) else batch_size
+            self.ahead = self.order.window if isinstance(self.order, BlockOrder) else part.batch_size
         self.has_begun = False
 
     def batches(self) -> int:
-        return self.steps
+        return self.part.steps
 
     def places(self, number: int) -> np.ndarray:
-        return self.start + number * self.batch_size + self.mine
+        return self.part.images_seen + number * self.batch_size + self.mine
 
     def read(self, places: np.ndarray) -> Batch:
-        positions, repeats = np.divmod(places, self.repeats)
+        positions, repeats = np.divmod(places, self.part.repeats)
         epochs, indices = self.order.indices(positions)
         if self.ahead:
             self._prefetch(positions, indices)
@@ -179,7 +187,7 @@ class _TrainingImages(_Images):
             self.source.prefetch(indices)
             self.has_begun = True
         later = positions + self.ahead
-        later = later[later < (self.start + self.steps * self.batch_size) // self.repeats]
+        later = later[later < (self.part.images_seen + self.part.steps * self.batch_size) // self.part.repeats]
         self.source.prefetch(self.order.indices(later)[1])
 
     def _readable(
@@ -191,7 +199,7 @@ class _TrainingImages(_Images):
                 beside = epoch * length + (position + attempt) % length
                 index = int(self.order.indices(np.array([beside]))[1][0])
             try:
-                return self.views(epoch * self.repeats + repeat, index), index
+                return self.views(epoch * self.part.repeats + repeat, index), index
             except BadImage as error:
                 bad.append((index, self.source.path(index), error.message))
         raise DataError(
@@ -200,7 +208,7 @@ class _TrainingImages(_Images):
         )
 
 
-class _OrderedImages(_Images):
+class _OrderedBatches(_BatchDataset):
     def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int, share: Share) -> None:
         super().__init__(source, view, masking, batch_size)
         self.rank, self.size = share
@@ -228,28 +236,20 @@ class _OrderedImages(_Images):
 def training_batches(
     source: Source,
     view: View,
+    part: StreamPart,
     *,
-    seed: int,
-    batch_size: int,
-    images_seen: int,
-    steps: int,
     workers: int,
     masking: Masking | None = None,
-    repeats: int = 1,
     pin_memory: bool = False,
     share: Share = (0, 1),
 ) -> Batches:
-    """`steps` batches of the endless stream, from the image after `images_seen` on.
+    """Batches of a part of the endless stream.
 
     Args:
-        batch_size: Of all processes together.
-        repeats: Views of each image in a row, with draws of their own; `images_seen` counts views.
         pin_memory: Give batches in page-locked memory, copied there by the thread that takes them.
         share: (rank, size): this one's part of every batch is `places_of(batch_size, rank, size)`.
     """
-    order = training_order(source, seed)
-    images = _TrainingImages(source, view, masking, order, batch_size, images_seen, steps, share, repeats)
-    return Batches(images, workers, pin_memory)
+    return Batches(_TrainingBatches(source, view, part, masking, share), workers, pin_memory)
 
 
 def ordered_batches(
@@ -267,7 +267,7 @@ def ordered_batches(
     Args:
         share: (rank, size): batches rank, rank + size, ... of the same batches that one process would have.
     """
-    return Batches(_OrderedImages(source, view, masking, batch_size, share), workers, pin_memory)
+    return Batches(_OrderedBatches(source, view, masking, batch_size, share), workers, pin_memory)
 
 
 class Batches(Iterator[Batch]):
@@ -277,10 +277,10 @@ class Batches(Iterator[Batch]):
         workers: Processes that read; 0: the thread that asks for a batch reads it.
     """
 
-    def __init__(self, images: _Images, workers: int, pin_memory: bool) -> None:
-        self.workers = min(workers, len(images))
+    def __init__(self, dataset: _BatchDataset, workers: int, pin_memory: bool) -> None:
+        self.workers = min(workers, len(dataset))
         self._interrupted = threading.Event()
-        self._batches = _iterate(images, self.workers, pin_memory, self._interrupted)
+        self._batches = _iterate(dataset, self.workers, pin_memory, self._interrupted)
 
     def __next__(self) -> Batch:
         return next(self._batches)
@@ -295,15 +295,15 @@ class Batches(Iterator[Batch]):
 
 
 def _iterate(
-    images: _Images, workers: int, pin_memory: bool, interrupted: threading.Event
+    dataset: _BatchDataset, workers: int, pin_memory: bool, interrupted: threading.Event
 ) -> Generator[Batch, None, None]:
     prefetch = 2
     if workers:
-        images.watch = WorkerWatch(workers)
-        prefetch, images.pieces = read_ahead(images.batch_size, getattr(images.view, "bytes_per_image", 0), workers)
-    pieces, parts = images.pieces, []
+        dataset.watch = WorkerWatch(workers)
+        prefetch, dataset.pieces = read_ahead(dataset.batch_size, getattr(dataset.view, "bytes_per_image", 0), workers)
+    pieces, parts = dataset.pieces, []
     try:
-        for item in _items(images, workers, prefetch, interrupted):
+        for item in _items(dataset, workers, prefetch, interrupted):
             if isinstance(item, DataError):
                 raise item
             parts.append(item)
@@ -312,17 +312,17 @@ def _iterate(
                 parts = []
         return
     except (RuntimeError, OSError, EOFError):  # a worker has died: torch's, and of a batch that died with it
-        death = images.watch.death(images.source) if images.watch is not None else None
+        death = dataset.watch.death(dataset.source) if dataset.watch is not None else None
         if death is None:
             raise
     raise death  # here, where torch's error is none of its context, which would keep the other workers alive
 
 
 def _items(
-    images: _Images, workers: int, prefetch: int, interrupted: threading.Event
+    dataset: _BatchDataset, workers: int, prefetch: int, interrupted: threading.Event
 ) -> Generator[Batch | DataError, None, None]:
     """The loader's items, until it is interrupted."""
-    iterator = _started(images, workers, prefetch)
+    iterator = _started(dataset, workers, prefetch)
     try:
         while not interrupted.is_set():
             try:
@@ -335,14 +335,14 @@ def _items(
                 return
             yield item
     finally:
-        hurry = threading.Timer(_GRACE_SECONDS, terminate, [images.watch.processes if images.watch else []])
+        hurry = threading.Timer(_GRACE_SECONDS, terminate, [dataset.watch.processes if dataset.watch else []])
         if interrupted.is_set():
             hurry.start()
         del iterator  # ends the workers; kept in a variable, the traceback of an error would keep them alive
         hurry.cancel()
 
 
-def _started(images: _Images, workers: int, prefetch: int) -> Iterator[Batch | DataError]:
+def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Batch | DataError]:
     # Items are batches already. Every draw is keyed, so the loader's own seed matters to nothing: it is drawn apart,
     # for it would move torch's global generator.
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
@@ -351,9 +351,9 @@ def _started(images: _Images, workers: int, prefetch: int) -> Iterator[Batch | D
         options |= {"prefetch_factor": prefetch, "worker_init_fn": prepare_worker, "timeout": _POLL_SECONDS}
     with warnings.catch_warnings(), unheard_deaths():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
-        iterator = iter(DataLoader(images, num_workers=workers, **options))
-    if images.watch is not None:
-        images.watch.processes = list(getattr(iterator, "_workers", ()))
+        iterator = iter(DataLoader(dataset, num_workers=workers, **options))
+    if dataset.watch is not None:
+        dataset.watch.processes = list(getattr(iterator, "_workers", ()))
     return iterator
 
 

@@ -149,7 +149,7 @@ def files_of_split(
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
-    """Below the folder that all are in, and it counts only if it is called as a split itself: `/home/dev/data` is not."""
+    """Below the folder that all are in; it counts if it is called as a split itself, but those above it do not."""
     places = [os.path.abspath(path) for path in paths]
     common = os.path.commonpath([os.path.dirname(place) for place in places])
     root = os.path.dirname(common) if is_split(os.path.basename(common)) else common

@@ -12,11 +12,10 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.sources.splits import trains_apart_from_val
 from beitcli.data.transforms.finetuning import FinetuningView
 from beitcli.engine.classification.task import FinetuneTask, require_pairs
 from beitcli.engine.events import Note, OnEvent, ignore, openings
-from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, require_an_image_each
+from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, require_an_image_each, validation_data
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.model_card import finetuning_card
 from beitcli.engine.trainer.plan import Plan
@@ -135,18 +134,12 @@ def _reinit(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
 def _validation(
     config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World
 ) -> tuple[HeldOut, str]:
-    """What to train on and what to measure on, and the name of the latter.
-
-    `--val` where given; else the validation split of DATA where it has one; else a twentieth of DATA is kept out.
-    """
-    references = config.data if config.val is None else (config.val,)
-    if config.val is not None:
-        split, measured_on = None, config.val
-    elif trains_apart_from_val(config.split, source.splits):
-        split, measured_on = "val", f"{' '.join(config.data)}, split val"
-    else:
+    """What to train on and what to measure on, and the name of the latter."""
+    own = validation_data(config, source)
+    if own is None:
         held = hold_out(source, _HELD_OUT, config.seed, world)
         return held, held.name
+    references, split, measured_on = own
     request = Request(split=split, role="eval", labelled=True, sample_size=size, on_progress=openings(on_event))
     val = world.first_then_others(lambda: open_data(references, request))
     return HeldOut(source, val, (), True), measured_on

@@ -11,9 +11,9 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.sampler import select_limit, split_holdout
 from beitcli.data.sources.detection import DetectionSource, open_detection
 from beitcli.data.sources.format import Request, Role
-from beitcli.data.sources.splits import trains_apart_from_val
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.data import validation_data
 from beitcli.errors import DataError
 
 _HELD_OUT = 512
@@ -55,14 +55,15 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
     training = source.renamed(classes)
     if config.limit is not None and config.limit < len(training):
         training = training.subset(np.sort(select_limit(training, config.limit, config.seed)))
-    references, split = _measured_references(config, source)
-    if references:
+    own = validation_data(config, source)
+    if own is not None:
+        references, split, on = own
         measured = _opened(references, split, "eval", outlines, size, on_event)
         left_out = _left_out(measured, config.max_bad)
         if left_out:
             first = f"{left_out[0][1]}: {left_out[0][2]}"
             on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
-        measured, on = measured.renamed(classes), " ".join(references) + (f", split {split}" if split else "")
+        measured = measured.renamed(classes)
     else:
         training, measured, on = _hold_out(training, config.seed)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
@@ -85,13 +86,6 @@ def _left_out(source: DetectionSource, max_bad: float) -> list[Bad]:
     bad = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(bad, len(source) + len(bad), max_bad, _MEND)
     return bad
-
-
-def _measured_references(config: FinetuneConfig, source: DetectionSource) -> tuple[Sequence[str], str | None]:
-    """`--val`, or DATA and its validation split where training leaves one aside; else nothing."""
-    if config.val is not None:
-        return [config.val], None
-    return (config.data, "val") if trains_apart_from_val(config.split, source.splits) else ([], None)
 
 
 def _hold_out(source: DetectionSource, seed: int) -> tuple[DetectionSource, DetectionSource, str]:

@@ -14,9 +14,9 @@ from beitcli.data.decode import read_upright_size
 from beitcli.data.loading.sampler import select_limit, split_holdout
 from beitcli.data.sources.format import Request, Role
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, open_segmentation
-from beitcli.data.sources.splits import trains_apart_from_val
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.data import validation_data
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.distributed.world import ALONE, World
 
@@ -84,20 +84,21 @@ def open_segmentation_data(
         classes=len(names) or None,
     )
     source = world.first_then_others(lambda: _opened(config.data, rule, config.split, "train", size, on_event))
-    references, split = _measured_references(config, source)
+    own = validation_data(config, source)
     if config.limit is not None and config.limit < len(source):
         source = source.subset(np.sort(select_limit(source, config.limit, config.seed)))
     census = world.first(lambda: take_census(source, "masks", on_event))
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
     clean, largest = source.subset(census.good), census.largest
-    if references:
+    if own is not None:
+        references, split, on = own
         val = world.first_then_others(lambda: _opened(references, rule, split, "eval", size, on_event))
         seen = world.first(lambda: take_census(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
         largest = max(largest, seen.largest)
-        measured, on = val.subset(seen.good), " ".join(references) + (f", split {split}" if split else "")
+        measured = val.subset(seen.good)
     else:
         clean, measured, on = _hold_out(clean, config.seed)
     if not names:
@@ -123,13 +124,6 @@ def _opened(
     source = open_segmentation(references, rule, request)
     on_event(Note(f"Data: {len(source):,} images with masks of '{source.name}'"))
     return source
-
-
-def _measured_references(config: FinetuneConfig, source: SegmentationSource) -> tuple[Sequence[str], str | None]:
-    """`--val`, or DATA and its validation split where training leaves one aside; else nothing."""
-    if config.val is not None:
-        return [config.val], None
-    return (config.data, "val") if trains_apart_from_val(config.split, source.splits) else ([], None)
 
 
 def _tell(bad: Sequence[Bad], on_event: OnEvent) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from beitcli.config.common import Training
-from beitcli.data.loading.batches import Batch, Masking, View, training_batches
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.data.loading.batches import Batch, Masking, StreamPart, View, training_batches
 from beitcli.data.loading.sampler import select_limit, split_holdout
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
+from beitcli.data.sources.splits import trains_apart_from_val
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, openings
 from beitcli.engine.trainer.bad_images import Bad
@@ -42,6 +44,18 @@ def require_an_image_each(batch_size: int, world: World) -> None:
             f"--batch-size {batch_size} leaves some of {world.size} processes without an image.",
             f"Give {world.size} or more: it counts the images of all processes.",
         )
+
+
+def validation_data(config: FinetuneConfig, source: Source) -> tuple[Sequence[str], str | None, str] | None:
+    """References to measure on, their split, and what to call them; None where DATA itself must give up some images.
+
+    `--val` where given, else the validation split that training on `source` leaves aside.
+    """
+    if config.val is not None:
+        return (config.val,), None, config.val
+    if trains_apart_from_val(config.split, source.splits):
+        return config.data, "val", f"{' '.join(config.data)}, split val"
+    return None
 
 
 @dataclass(frozen=True)
@@ -107,16 +121,19 @@ def stream(
 ) -> Iterator[Batch]:
     """This process's part of the job's batches from `images_seen` on."""
     world = compute.world
-    return training_batches(
-        source,
-        view,
+    part = StreamPart(
         seed=config.seed,
         batch_size=batch_size or config.batch_size,
         images_seen=images_seen,
         steps=steps,
+        repeats=getattr(config, "repeats", 1),
+    )
+    return training_batches(
+        source,
+        view,
+        part,
         workers=choose_workers(config.workers, compute.device, world.local_size),
         masking=masking,
-        repeats=getattr(config, "repeats", 1),
         pin_memory=compute.device.type == "cuda",
         share=(world.rank, world.size),
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beitcli.data.loading.batches import Batch, ordered_batches, read_ahead, training_batches
+from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, read_ahead, training_batches
 from beitcli.data.loading.sampler import KeyedOrder
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
@@ -62,8 +62,9 @@ class Textured(Numbered):
 
 
 def stream(source: Source, batch_size: int = 4, steps: int = 10, images_seen: int = 0, **more) -> list[Batch]:
-    options = {"view": CenterView(size=4), "workers": 0, "seed": SEED} | more
-    return list(training_batches(source, batch_size=batch_size, steps=steps, images_seen=images_seen, **options))
+    seed, repeats = more.pop("seed", SEED), more.pop("repeats", 1)
+    part = StreamPart(seed=seed, batch_size=batch_size, images_seen=images_seen, steps=steps, repeats=repeats)
+    return list(training_batches(source, part=part, **({"view": CenterView(size=4), "workers": 0} | more)))
 
 
 def equal(first: Batch, second: Batch) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from beitcli.data.annotations.label_maps import IGNORED, LabelRule
-from beitcli.data.loading.batches import ordered_batches, training_batches
+from beitcli.data.loading.batches import StreamPart, ordered_batches, training_batches
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.data.transforms.segmentation import LabelledView, SegmentationView, WholeView, distort, resized_shape
 
@@ -127,9 +127,8 @@ def test_loader_hands_pixels_and_labels_to_the_view_with_any_number_of_workers()
     source = open_segmentation(["sample"], LabelRule(), sample_size=32).subset(np.arange(40, 60))
     streams = []
     for workers in (0, 2):
-        batches = training_batches(
-            source, view_of(size=(16, 16), short_side=32), seed=0, batch_size=4, images_seen=8, steps=3, workers=workers
-        )
+        part = StreamPart(seed=0, batch_size=4, images_seen=8, steps=3)
+        batches = training_batches(source, view_of(size=(16, 16), short_side=32), part, workers=workers)
         streams.append(list(batches))
     for one, other in zip(*streams, strict=True):
         assert one.indices == other.indices

@@ -16,7 +16,7 @@ from beitcli.config.evaluate import EvalConfig
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.resolve import resolve
-from beitcli.data.loading.batches import training_batches
+from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.data.transforms.finetuning import FinetuningView
@@ -191,7 +191,8 @@ def test_an_odd_batch_and_no_mixing_leave_the_batch_alone(labelled_folder):
 def test_a_batch_of_the_loader_is_normalised_and_erased_on_the_device(labelled_folder):
     task, view = make_task(labelled_folder, mixup=0.0, cutmix=0.0), FinetuningView(seed=3, size=32, erasing=0.5)
     source = open_data([str(labelled_folder)], labelled=True)
-    batch = next(training_batches(source, view, seed=3, batch_size=8, images_seen=0, steps=1, workers=0)).tensors
+    part = StreamPart(seed=3, batch_size=8, images_seen=0, steps=1)
+    batch = next(training_batches(source, view, part, workers=0)).tensors
     assert {name: tensor.dtype for name, tensor in batch.items()} == {
         "images": torch.uint8, "erased": torch.int32, "noise": torch.float32, "labels": torch.int64,
     }  # fmt: skip

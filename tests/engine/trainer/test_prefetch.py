@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beitcli.data.loading.batches import Batch, training_batches
+from beitcli.data.loading.batches import Batch, StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterView
 from beitcli.engine.trainer.prefetch import AHEAD, Prefetcher, on_device, to_device
@@ -58,7 +58,8 @@ class FineView(CenterView):
 
 def stream(source: Source, workers: int, steps: int = 6, view: CenterView | None = None):
     view = view or CenterView(size=4)
-    return training_batches(source, view, seed=3, batch_size=4, images_seen=0, steps=steps, workers=workers)
+    part = StreamPart(seed=3, batch_size=4, images_seen=0, steps=steps)
+    return training_batches(source, view, part, workers=workers)
 
 
 def numbered(count: int) -> list[Batch]:

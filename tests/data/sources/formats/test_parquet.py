@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from beitcli.data.loading.batches import training_batches
+from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, training_order
 from beitcli.data.sources.base import Blocks, Source
 from beitcli.data.sources.concat import Concat
@@ -274,10 +274,10 @@ def test_parquet_trains_and_resumes_alike_whatever_the_workers(
 ) -> None:
     monkeypatch.setattr("beitcli.data.sources.formats.parquet._MOST_TOGETHER", 2)
     source = Subset(open_data([str(write(tmp_path / "x.parquet", 20))]), np.array([*range(5), *range(7, 20)]))
-    options: dict[str, Any] = {"seed": 3, "batch_size": 4, "workers": workers}
 
     def run(images_seen: int, steps: int) -> list[int]:
-        batches = training_batches(source, CenterView(size=8), images_seen=images_seen, steps=steps, **options)
+        part = StreamPart(seed=3, batch_size=4, images_seen=images_seen, steps=steps)
+        batches = training_batches(source, CenterView(size=8), part, workers=workers)
         return [index for batch in batches for index in batch.indices]
 
     whole = run(0, 9)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from beitcli.data.loading.batches import Batch, ordered_batches, training_batches
+from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, training_batches
 from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, split_holdout, training_order
 from beitcli.data.sources.formats.parquet import ParquetSource
 from beitcli.data.sources.open_data import open_data
@@ -79,8 +79,8 @@ def number(source: ParquetSource, index: int) -> int:
 
 def batches(source: ParquetSource, workers: int = 0, seen: int = 0, steps: int = 12, **more) -> list[Batch]:
     """`steps` batches of 32: ten are an epoch."""
-    options = {"seed": 3, "batch_size": 32, "images_seen": seen, "steps": steps, "workers": workers} | more
-    return list(training_batches(source, CenterView(size=8), **options))
+    part = StreamPart(seed=3, batch_size=32, images_seen=seen, steps=steps)
+    return list(training_batches(source, CenterView(size=8), part, workers=workers, **more))
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
