@@ -74,11 +74,11 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         UsageError: A layer that the model has not, or no `--train`.
         DataError: No labels, no class in common, or too many bad images.
     """
-    model, opened = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
-    opened = opened.normalized(config.normalization)
-    compute = join_compute(config, opened.compute(config.device, config.precision))
+    model, checkpoint = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     world, on_event = compute.world, compute.world.spoken(on_event)
-    warn(opened.warnings, on_event)
+    warn(checkpoint.warnings, on_event)
     layers = chosen_layers(config.layer, model.architecture.depth)
     size = max(model.architecture.image_size)
     val = world.first_then_others(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
@@ -88,7 +88,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         features_of(
             model,
             source,
-            preprocessing(opened, model),
+            preprocessing(checkpoint, model),
             compute,
             weights=digest,
             layers=layers,

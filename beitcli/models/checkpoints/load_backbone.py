@@ -6,9 +6,7 @@ resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head st
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +14,7 @@ from torch import nn
 
 from beitcli.config.architecture import Architecture
 from beitcli.errors import StorageError
+from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.resize_positions import resize_bias_table, resize_positions
 
 _TABLE = "relative_position_bias_table"
@@ -47,12 +46,6 @@ class Transfer:
         return [f"{len(self.loaded)} tensors loaded"] + [
             f"{what}: {', '.join(by_block(names))}" for what, names in parts.items() if names
         ]
-
-
-def by_block(names: Iterable[str]) -> list[str]:
-    """`blocks.*.gamma_1 (12)` for the tensors of twelve blocks."""
-    counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
-    return [f"{name} ({count})" if count > 1 else name for name, count in counts.items()]
 
 
 def expand_shared_bias(tensors: Mapping[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:

@@ -10,11 +10,11 @@ from timm.layers import resample_abs_pos_embed
 from beitcli.config.architecture import Architecture
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.load_backbone import Transfer
-from beitcli.models.networks.timm_vit import ForeignViT
+from beitcli.models.networks.timm_vit import TimmViT
 
 
-def load_foreign(
-    model: ForeignViT,
+def load_timm(
+    model: TimmViT,
     tensors: Mapping[str, torch.Tensor],
     source: Architecture,
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from beitcli.config.normalization import Normalization
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import ImageClassifier
 
 
@@ -21,7 +21,7 @@ class Preprocessing:
     crop_share: float | None = None
 
 
-def preprocessing(opened: OpenedModel, model: ImageClassifier) -> Preprocessing:
+def preprocessing(checkpoint: CheckpointHandle, model: ImageClassifier) -> Preprocessing:
     """The checkpoint's own, but for the crop where the size is another."""
-    same = model.architecture.image_size == opened.architecture.image_size
-    return Preprocessing(opened.normalization, opened.described.crop_share if same else None)
+    same = model.architecture.image_size == checkpoint.architecture.image_size
+    return Preprocessing(checkpoint.normalization, checkpoint.crop_share if same else None)

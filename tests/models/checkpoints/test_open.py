@@ -24,30 +24,30 @@ def newest(run: Path) -> Path:
 def test_run_checkpoints_and_one_checkpoint_open_the_same(pretrained_run):
     names = (pretrained_run, pretrained_run / "checkpoints", newest(pretrained_run))
     for reference in (*names, newest(pretrained_run) / "model.safetensors"):
-        opened = open_checkpoint(str(reference))
-        assert opened.checkpoint.path == newest(pretrained_run)
-        assert opened.kind == "masked-image-model"
-        assert opened.warnings == ()
+        checkpoint = open_checkpoint(str(reference))
+        assert checkpoint.folder.path == newest(pretrained_run)
+        assert checkpoint.kind == "masked-image-model"
+        assert checkpoint.warnings == ()
     older = open_checkpoint(str(pretrained_run / "checkpoints" / "step-0000002"))
     assert older.checkpoint.trainer["step"] == 2
 
 
 def test_opened_model_holds_the_checkpoints_weights_and_settings(pretrained_run):
-    model, opened = open_masked_image_model(str(pretrained_run))
+    model, checkpoint = open_masked_image_model(str(pretrained_run))
     assert isinstance(model, MaskedImageModel)
     assert not model.training
     stored = load_tensors(newest(pretrained_run) / "model.safetensors")
     assert set(stored) == set(model.state_dict())
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
-    assert opened.architecture.image_size == (32, 32)
-    assert opened.architecture.grid == (4, 4)
-    assert opened.normalization == (IMAGENET_MEAN, IMAGENET_STD)
+    assert checkpoint.architecture.image_size == (32, 32)
+    assert checkpoint.architecture.grid == (4, 4)
+    assert checkpoint.normalization == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_classifier_opens_at_its_own_and_at_another_size(finetuned_run):
-    model, opened = open_classifier(str(finetuned_run))
+    model, checkpoint = open_classifier(str(finetuned_run))
     assert isinstance(model, Classifier)
-    assert opened.settings["classes"] == ["blue", "green", "red"]
+    assert checkpoint.settings["classes"] == ["blue", "green", "red"]
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
         larger, _ = open_classifier(str(finetuned_run), (64, 64))
@@ -101,9 +101,9 @@ def test_a_damaged_newest_checkpoint_gives_the_one_before_and_says_so(tmp_path, 
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    _, opened = open_masked_image_model(str(run))
-    assert opened.checkpoint.path.name == "step-0000002"
-    assert len(opened.warnings) == 1
-    assert "step-0000004" in opened.warnings[0]
+    _, checkpoint = open_masked_image_model(str(run))
+    assert checkpoint.folder.path.name == "step-0000002"
+    assert len(checkpoint.warnings) == 1
+    assert "step-0000004" in checkpoint.warnings[0]
     with pytest.raises(StorageError, match="SHA-256"):
         open_checkpoint(str(newest(run)))
