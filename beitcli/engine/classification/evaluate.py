@@ -20,10 +20,9 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.bad_images import refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import in_rounds
 from beitcli.errors import DataError
-from beitcli.models.checkpoints.build import classifier_of
+from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.metadata import IMAGENETS
-from beitcli.models.checkpoints.preprocessing import Preprocessing, preprocessing
 from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
 

@@ -10,9 +10,8 @@ from beitcli.engine.classification.evaluate import class_names, classify
 from beitcli.engine.events import OnEvent, Progress, ignore, warn
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.errors import DataError
-from beitcli.models.checkpoints.build import classifier_of
+from beitcli.models.checkpoints.build import classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.checkpoints.preprocessing import preprocessing
 from beitcli.runtime.compute.device import choose_workers
 
 

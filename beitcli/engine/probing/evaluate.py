@@ -30,8 +30,7 @@ from beitcli.engine.probing.linear_probe import ProbeTraining, probe_counts, tra
 from beitcli.engine.trainer.bad_images import refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import measured_by_the_first
 from beitcli.errors import DataError, UsageError
-from beitcli.models.checkpoints.build import open_backbone
-from beitcli.models.checkpoints.preprocessing import preprocessing
+from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import weights_digest
 from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
 from beitcli.runtime.hub.client import cache_folder

@@ -17,9 +17,8 @@ from beitcli.engine.events import Note, OnEvent, downloads, warn
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.load_backbone import load_backbone
-from beitcli.models.checkpoints.load_timm import load_timm
 from beitcli.models.checkpoints.open import open_checkpoint, open_pretrained
-from beitcli.models.networks.timm_vit import TimmArchitecture, TimmViT
+from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.distributed.world import World
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
@@ -150,10 +149,7 @@ def _move_weights(
 ) -> None:
     """Loads what fits, and tells what became of every tensor."""
     tensors = checkpoint.tensors() | (checkpoint.head_tensors() if head.loads_head else {})
-    if isinstance(model, TimmViT):
-        transfer = load_timm(model, tensors, checkpoint.architecture, anew=head.reinit)
-    else:
-        transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, anew=head.reinit)
+    transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, anew=head.reinit)
     transfer = replace(transfer, fresh=head.short(transfer.fresh))
     left: tuple[str, ...] = ()
     if checkpoint.key_mapping is not None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from beitcli.config.architecture import finetuning_architecture
+from beitcli.config.architecture import Architecture, finetuning_architecture
+from beitcli.config.normalization import Normalization
 from beitcli.errors import StorageError
 from beitcli.heads.detection import HEAD_NAMES
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.key_mapping import by_block
-from beitcli.models.checkpoints.load_backbone import Transfer, load_backbone
-from beitcli.models.checkpoints.load_timm import load_timm
+from beitcli.models.checkpoints.load_backbone import NOT_OF_BACKBONE, load_backbone
 from beitcli.models.checkpoints.open import expect, open_model, open_pretrained
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, init_from_seed
@@ -27,10 +27,11 @@ from beitcli.runtime.weight_files.file_sniffing import one_line
 
 MOST = 100_000  # channels or regions that settings may ask for
 
+Size = tuple[int, int] | None  # (H, W) in pixels; None keeps the checkpoint's
 Built = TypeVar("Built", bound=nn.Module)
 
 
-def detector_of(checkpoint: CheckpointHandle, size: tuple[int, int] | None = None) -> tuple[Detector, CheckpointHandle]:
+def detector_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
     """The detector of these weights, in evaluation mode, resized to `size` (H, W) where given."""
     expect(checkpoint, "detector")
     head, (width, regions) = checkpoint.head, head_shape(checkpoint)
@@ -42,8 +43,7 @@ def detector_of(checkpoint: CheckpointHandle, size: tuple[int, int] | None = Non
     target = finetuning_architecture(checkpoint.architecture, size)
     tensors = checkpoint.tensors() | checkpoint.head_tensors()
     model = build_uninitialized(lambda: Detector(target, checkpoint.outputs, head, width, regions))
-    transfer = load_backbone(model, tensors, checkpoint.architecture, target, anew=())
-    return model.eval(), said_resized(checkpoint, transfer)
+    return _with_weights(model, checkpoint, tensors, target)
 
 
 def head_shape(checkpoint: CheckpointHandle) -> tuple[int, int]:
@@ -102,30 +102,24 @@ def build_uninitialized(build: Callable[[], Built]) -> Built:
 
 
 def open_classifier(
-    reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None
+    reference: str, size: Size = None, on_progress: OnProgress | None = None
 ) -> tuple[ImageClassifier, CheckpointHandle]:
     """A finetuned classifier with its weights, in evaluation mode, resized to `size` (H, W) where given."""
     return classifier_of(open_model(reference, on_progress), size)
 
 
-def classifier_of(
-    checkpoint: CheckpointHandle, size: tuple[int, int] | None = None
-) -> tuple[ImageClassifier, CheckpointHandle]:
+def classifier_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[ImageClassifier, CheckpointHandle]:
     """The classifier of these weights, as `open_classifier` gives it."""
     expect(checkpoint, "classifier")
     target = finetuning_architecture(checkpoint.architecture, size)
     tensors = checkpoint.tensors()
     if isinstance(target, TimmArchitecture):
-        foreign = build_timm(target, checkpoint.outputs)
-        return foreign.eval(), said_resized(checkpoint, load_timm(foreign, tensors, checkpoint.architecture))
+        return _with_weights(build_timm(target, checkpoint.outputs), checkpoint, tensors, target)
     model = build_uninitialized(lambda: Classifier(target, checkpoint.outputs, pooling=checkpoint.pooling))
-    transfer = load_backbone(model, tensors, checkpoint.architecture, target, anew=())
-    return model.eval(), said_resized(checkpoint, transfer)
+    return _with_weights(model, checkpoint, tensors, target)
 
 
-def segmenter_of(
-    checkpoint: CheckpointHandle, size: tuple[int, int] | None = None
-) -> tuple[Segmenter, CheckpointHandle]:
+def segmenter_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
     """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
     expect(checkpoint, "segmenter")
     head = checkpoint.head
@@ -137,20 +131,27 @@ def segmenter_of(
     target = finetuning_architecture(checkpoint.architecture, size)
     tensors = checkpoint.tensors() | checkpoint.head_tensors()
     model = build_uninitialized(lambda: Segmenter(target, checkpoint.outputs, head))
-    transfer = load_backbone(model, tensors, checkpoint.architecture, target, anew=())
-    return model.eval(), said_resized(checkpoint, transfer)
+    return _with_weights(model, checkpoint, tensors, target)
 
 
-def said_resized(checkpoint: CheckpointHandle, transfer: Transfer) -> CheckpointHandle:
-    """Says so where tensors were fitted to another size."""
+def _with_weights(
+    model: Built,
+    checkpoint: CheckpointHandle,
+    tensors: Mapping[str, torch.Tensor],
+    target: Architecture,
+    anew: tuple[str, ...] = (),
+) -> tuple[Built, CheckpointHandle]:
+    """Loads the weights; a warning names the tensors that are resized."""
+    transfer = load_backbone(model, tensors, checkpoint.architecture, target, anew=anew)
+    model.eval()
     if not transfer.resized:
-        return checkpoint
+        return model, checkpoint
     said = f"'{checkpoint.reference}' is fitted to another size: {', '.join(by_block(transfer.resized))}."
-    return replace(checkpoint, warnings=(*checkpoint.warnings, said))
+    return model, replace(checkpoint, warnings=(*checkpoint.warnings, said))
 
 
 def open_backbone(
-    reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None, seed: int = 0
+    reference: str, size: Size = None, on_progress: OnProgress | None = None, seed: int = 0
 ) -> tuple[ImageClassifier, CheckpointHandle]:
     """Any model as a backbone in the finetuning layout, for features and attention; without its head."""
     checkpoint = open_pretrained(reference, on_progress, seed)
@@ -159,8 +160,24 @@ def open_backbone(
         return init_from_seed(target, checkpoint.seed).eval(), checkpoint
     tensors = checkpoint.tensors()
     if isinstance(target, TimmArchitecture):
-        foreign = build_timm(target, 0)
-        return foreign.eval(), said_resized(checkpoint, load_timm(foreign, tensors, checkpoint.architecture))
+        return _with_weights(build_timm(target, 0), checkpoint, tensors, target)
     model = build_uninitialized(lambda: Classifier(target, 0))
-    transfer = load_backbone(model, tensors, checkpoint.architecture, target)
-    return model.eval(), said_resized(checkpoint, transfer)
+    return _with_weights(model, checkpoint, tensors, target, anew=NOT_OF_BACKBONE)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before a classifier sees it.
+
+    Attributes:
+        crop_share: Share of the resized side that is kept (0-1); None for the release's rule.
+    """
+
+    normalization: Normalization
+    crop_share: float | None = None
+
+
+def preprocessing(checkpoint: CheckpointHandle, model: ImageClassifier) -> Preprocessing:
+    """The checkpoint's own, but for the crop where the size is another."""
+    same = model.architecture.image_size == checkpoint.architecture.image_size
+    return Preprocessing(checkpoint.normalization, checkpoint.crop_share if same else None)

@@ -116,9 +116,9 @@ def check_section(section: Mapping[str, Any], origin: str) -> None:
             )
 
 
-def _heads(value: Any) -> int | None:
+def _heads(value: Any, model: str = "") -> int | None:
     if value is None:
-        return None
+        return next((heads for name, heads in _NAMED_HEADS.items() if model.startswith(name)), None)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} heads")
     return value
@@ -174,13 +174,10 @@ def _timm(settings: Mapping[str, Any]) -> DeclaredConfig:
     cfg = settings.get("pretrained_cfg") or settings
     arguments = settings.get("model_args") or {}
     size = arguments.get("img_size") or (cfg["input_size"][1:] if "input_size" in cfg else None)
-    heads = _heads(arguments.get("num_heads"))
-    if heads is None:
-        heads = next((n for name, n in _NAMED_HEADS.items() if settings["architecture"].startswith(name)), None)
     pool = arguments.get("global_pool") or settings.get("global_pool") or "avg"
     poolings: dict[str, Pooling] = {"avg": "mean", "token": "token"}
     return DeclaredConfig(
-        heads=heads,
+        heads=_heads(arguments.get("num_heads"), settings["architecture"]),
         image_size=_pair(size) if size else None,
         classes=tuple(map(str, settings.get("label_names") or cfg.get("label_names") or ())),
         normalization=(tuple(cfg["mean"]), tuple(cfg["std"])) if "mean" in cfg and "std" in cfg else None,
@@ -192,15 +189,12 @@ def _timm(settings: Mapping[str, Any]) -> DeclaredConfig:
 
 def _official(about: Mapping[str, Any]) -> DeclaredConfig:
     args = about.get("args") or {}
-    heads = _heads(args.get("num_heads"))
-    if heads is None:
-        heads = next((n for name, n in _NAMED_HEADS.items() if str(args.get("model", "")).startswith(name)), None)
     default = args.get("imagenet_default_mean_and_std")
     normalization = None if default is None else IMAGENET if default else INCEPTION
     if "mean" in args and "std" in args:
         normalization = (tuple(args["mean"]), tuple(args["std"]))
     return DeclaredConfig(
-        heads=heads,
+        heads=_heads(args.get("num_heads"), str(args.get("model", ""))),
         image_size=_pair(args["input_size"]) if args.get("input_size") else None,
         classes=tuple(args.get("class_names") or ()),
         normalization=normalization,

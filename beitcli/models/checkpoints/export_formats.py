@@ -1,4 +1,4 @@
-"""Our weights in others' layouts: what `export` writes, and what lets timm open a finetuned checkpoint as it lies.
+"""Converts weights and configs to the formats of other programs: for `export`, and so that timm opens a classifier.
 
 The release keeps the index buffers of its bias tables in its checkpoints, so `to_official` adds them.
 """

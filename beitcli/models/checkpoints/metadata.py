@@ -14,7 +14,6 @@ from beitcli.config.architecture import Architecture, Kind, Pooling, Positions
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig
-from beitcli.models.checkpoints.head_keys import head_kind
 from beitcli.models.checkpoints.key_mapping import KeyMapping
 
 _RELEASED_HEAD_WIDTH = 64
@@ -31,7 +30,7 @@ _AXES = (
     ("", 1),
 )  # by the end of the name
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; nothing that is learned
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; nothing that is learned
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -151,20 +150,6 @@ def name_classes(
     dataset = IMAGENETS.get(outputs)
     assumed.append(f"the classes of {dataset}, in its order" if dataset else "classes are named by their numbers")
     return tuple(map(str, range(outputs))), False
-
-
-def name_head(kind: Kind, key_mapping: KeyMapping | None, declared: DeclaredConfig) -> str | None:
-    """Of a segmenter or detector; None where it is not known here."""
-    if key_mapping is None or kind not in ("segmenter", "detector"):
-        return None
-    return declared.head or head_kind(key_mapping.head)
-
-
-def count_parameters(key_mapping: KeyMapping | None, ours: Shapes, shapes: Shapes) -> int:
-    """Elements of the backbone and of a known head, without the statistics of batch norm."""
-    head = key_mapping.head.values() if key_mapping else ()
-    learned = (shapes[name] for name in head if not name.endswith(_STATISTICS))
-    return sum(math.prod(shape) for shape in (*ours.values(), *learned))
 
 
 def read_architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assumed: list[str]) -> Architecture:

@@ -6,6 +6,7 @@ Checkpoints of this program are verified by their hashes first; of a run the new
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,16 @@ from beitcli.config.architecture import Architecture
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import check_section, read_config
 from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.head_keys import head_kind
 from beitcli.models.checkpoints.key_mapping import KeyMapping, by_block, detect_key_mapping
 from beitcli.models.checkpoints.locate import WEIGHTS, format_of, is_timm_name, locate, read_beside
 from beitcli.models.checkpoints.metadata import (
+    STATISTICS,
     choose_normalization,
     choose_pooling,
-    count_parameters,
     joined_shapes,
     kind_and_outputs,
     name_classes,
-    name_head,
     read_architecture,
 )
 from beitcli.models.checkpoints.timm_references import (
@@ -167,6 +168,8 @@ def describe(
         pooling = choose_pooling(kind, shapes, declared, reference)
     normalization = choose_normalization(declared, key_mapping, architecture, assumed)
     classes, names_classes = name_classes(kind, outputs, declared, assumed)
+    head = key_mapping.head if key_mapping else {}
+    learned = [name for name in head.values() if not name.endswith(STATISTICS)]
     return CheckpointHandle(
         reference=reference,
         format=format_of(reference, key_mapping, header, config),
@@ -176,14 +179,14 @@ def describe(
         folder=folder,
         backbone=architecture,
         key_mapping=key_mapping,
-        parameters=count_parameters(key_mapping, shapes, header.shapes),
+        parameters=sum(map(math.prod, (*shapes.values(), *(header.shapes[name] for name in learned)))),
         outputs=outputs,
         classes=classes,
         names_classes=names_classes,
         pooling=pooling,
         normalization=normalization,
         crop_share=declared.crop_share,
-        head=name_head(kind, key_mapping, declared),
+        head=(declared.head or head_kind(head)) if kind in ("segmenter", "detector") else None,
         assumed=tuple(assumed),
         warnings=folder.damaged if folder else _remarks(reference, key_mapping, header, architecture, assumed),
     )

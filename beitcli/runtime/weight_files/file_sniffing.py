@@ -1,6 +1,6 @@
-"""What a file is that should hold weights and does not: a web page, an error message, an archive, a picture.
+"""Recognizes files that are not weights by their first bytes: a web page, an error message, an archive, an image.
 
-Told from the first bytes alone. Dead links and expired logins are the usual cause: the download succeeds, and only
+Dead links and expired logins are the usual cause: the download succeeds, and only
 loading it fails, with a message about pickles ("invalid load key, '<'").
 """
 
@@ -38,7 +38,7 @@ def one_line(text: str, limit: int = 80) -> str:
 
 
 def sniff(head: bytes) -> tuple[str, str] | None:
-    """What the file is and what to do about it; None where it may hold weights.
+    """Returns what the file is and what to do about it; None if it may hold weights.
 
     Args:
         head: The first HEAD_BYTES of the file.

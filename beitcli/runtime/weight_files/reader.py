@@ -1,6 +1,6 @@
 """Reads published weights: safetensors, torch zip files (`.pth`, `.pt`, `.bin`, `.pkl`) and legacy torch files.
 
-The container is told from the content, never from the name. `read_header` costs milliseconds at any size, and of a
+The container is recognized by the content, never by the name. `read_header` costs milliseconds at any size, and of a
 safetensors file it does without torch, which takes seconds to import.
 """
 
@@ -115,12 +115,12 @@ def _container(path: Path) -> tuple[Container, int]:
         ) from None
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
         return "safetensors", size
-    foreign = sniff(head)
-    if foreign is not None:
+    other = sniff(head)
+    if other is not None:
         from beitcli.runtime.weight_files.safe_unpickling import refuse_pickle_in_text
 
         refuse_pickle_in_text(path)
-        what, hint = foreign
+        what, hint = other
         raise StorageError(f"'{path}' {what}.", hint)
     return "torch", size
 

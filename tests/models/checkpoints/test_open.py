@@ -29,7 +29,7 @@ def test_run_checkpoints_and_one_checkpoint_open_the_same(pretrained_run):
         assert checkpoint.kind == "masked-image-model"
         assert checkpoint.warnings == ()
     older = open_checkpoint(str(pretrained_run / "checkpoints" / "step-0000002"))
-    assert older.checkpoint.trainer["step"] == 2
+    assert older.folder.trainer["step"] == 2
 
 
 def test_opened_model_holds_the_checkpoints_weights_and_settings(pretrained_run):

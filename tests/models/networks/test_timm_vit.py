@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, open_classifier
 from beitcli.models.checkpoints.open import open_model
-from beitcli.models.checkpoints.timm_references import arguments_in, unlearned
+from beitcli.models.checkpoints.timm_references import arguments_in, random_init_base
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.timm_vit import TimmViT
 from beitcli.runtime.compute.optimizer import parameter_groups
@@ -139,10 +139,10 @@ def test_arguments_behind_random_are_read():
     assert arguments_in("timm/a@random,patch_size=8,init_values=1e-5,global_pool=avg,class_token=false") == {
         "patch_size": 8, "init_values": 1e-5, "global_pool": "avg", "class_token": False,
     }  # fmt: skip
-    assert unlearned("timm/a.b@random,depth=2") == "timm/a.b"
-    assert unlearned("runs/x@random") == "runs/x"
+    assert random_init_base("timm/a.b@random,depth=2") == "timm/a.b"
+    assert random_init_base("runs/x@random") == "runs/x"
     for weights in ("runs/x", "hf://o/n@randomised", "hf://o/n@main", "random", "@random"):
-        assert unlearned(weights) is None
+        assert random_init_base(weights) is None
 
 
 @pytest.mark.parametrize(("reference", "said"), [
