@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, open_classifier, open_masked_image_model
-from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.models.checkpoints.open import open_checkpoint, open_model, open_unverified
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier
 from beitcli.runtime.storage.checkpoint import load_tensors
@@ -107,3 +108,35 @@ def test_a_damaged_newest_checkpoint_gives_the_one_before_and_says_so(tmp_path, 
     assert "step-0000004" in checkpoint.warnings[0]
     with pytest.raises(StorageError, match="SHA-256"):
         open_checkpoint(str(newest(run)))
+
+
+def test_unverified_reads_what_verified_reads_and_the_damaged_newest_too(tmp_path, pretrained_run, finetuned_run):
+    for run in (pretrained_run, finetuned_run):
+        verified, unverified = open_model(str(run)), open_unverified(str(run))
+        assert verified.folder is not None
+        assert replace(unverified, folder=verified.folder, warnings=verified.warnings) == verified
+    run = Path(shutil.copytree(finetuned_run, tmp_path / "run"))
+    weights = newest(run) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert (open_model(str(run)).weights.parent.name, open_unverified(str(run)).weights) == ("step-0000002", weights)
+
+
+def test_a_tokenizer_has_no_architecture_nor_a_shape_without_weights(tokenizer_run):
+    checkpoint = open_model(str(tokenizer_run))
+    assert (checkpoint.kind, checkpoint.format, checkpoint.settings["size"]) == ("tokenizer", "beit", 16)
+    with pytest.raises(StorageError, match="is a tokenizer"):
+        _ = checkpoint.architecture
+    with pytest.raises(StorageError, match="is a tokenizer"):
+        open_model(f"{tokenizer_run}@random")
+
+
+def test_a_shape_without_weights_has_no_head_and_is_drawn_from_the_seed(finetuned_run):
+    trained, shape = open_model(str(finetuned_run)), open_model(f"{finetuned_run}@random", seed=3)
+    assert (shape.kind, shape.format, shape.outputs, shape.classes, shape.seed) == ("backbone", "none", 0, (), 3)
+    assert shape.architecture == trained.architecture
+    again, other = (open_model(f"{finetuned_run}@random", seed=seed).tensors() for seed in (3, 4))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in shape.tensors().items())
+    assert not torch.equal(again["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
+    assert "head.weight" not in again
