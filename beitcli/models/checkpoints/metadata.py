@@ -58,9 +58,9 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None:
-    """Every tensor against what the architecture, read from a few of them, asks for."""
+    """Checks every tensor against the architecture, which is read from a few of them."""
     width, table = architecture.width, 3 + math.prod(2 * side - 1 for side in architecture.grid)
-    hidden = hidden_width(architecture)
+    hidden = int(width * architecture.mlp_ratio)  # rounded as timm does
     due: dict[str, tuple[int | None, ...]] = {
         "cls_token": (1, 1, width),
         "mask_token": (1, 1, width),
@@ -163,12 +163,7 @@ def read_architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assum
     Raises:
         StorageError: Tensors are missing, or contradict each other or the config files.
     """
-    architecture = _architecture(ours, declared, origin, assumed)
-    _check_shapes(ours, architecture, origin)
-    return architecture
 
-
-def _architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assumed: list[str]) -> Architecture:
     def fail(what: str) -> StorageError:
         return StorageError(f"'{origin}' {what}.", "Check that it is a whole BEiT; download it again.")
 
@@ -185,7 +180,7 @@ def _architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assumed: 
                 raise fail(f"lacks blocks.{block}.{part}.weight")
     positions, table = _positions(ours, depth, fail)
     grid = _grid(ours, declared, patch_size, positions, fail)
-    return Architecture(
+    architecture = Architecture(
         image_size=(grid[0] * patch_size, grid[1] * patch_size),
         patch_size=patch_size,
         width=width,
@@ -196,11 +191,8 @@ def _architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assumed: 
         layer_scale=(declared.layer_scale or 0.1) if "blocks.0.gamma_1" in ours else 0.0,
         norm_eps=declared.norm_eps,
     )
-
-
-def hidden_width(architecture: Architecture) -> int:
-    """Of the FFN, rounded as timm does."""
-    return int(architecture.width * architecture.mlp_ratio)
+    _check_shapes(ours, architecture, origin)
+    return architecture
 
 
 def _ratio(hidden: int, width: int) -> float:
