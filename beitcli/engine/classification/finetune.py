@@ -105,7 +105,7 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
 def build_classifier(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> ImageClassifier:
-    """The model of `--init`, its head new but for the same classes; from scratch where nothing is `checkpoint`."""
+    """The model of `--init`, its head new but for the same classes; from scratch where there is none."""
 
     def make(architecture: Architecture) -> ImageClassifier:
         if checkpoint is None:

@@ -108,7 +108,7 @@ def build_finetuned(
     head_of: Callable[[CheckpointHandle], HeadTransfer],
     on_event: OnEvent,
 ) -> Model:
-    """The task's model with the weights of `--init`; drawn from `--seed` where nothing is `checkpoint`.
+    """The task's model with the weights of `--init`; initialized from `--seed` where there is no checkpoint.
 
     Args:
         checkpoint: Of a run that goes on its own checkpoint, of which only the shape is taken.
