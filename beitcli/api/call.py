@@ -81,11 +81,7 @@ def _require_possible(config: Job) -> None:
 
 
 def _flags(kind: type[Job], settings: dict[str, Any]) -> dict[str, Any]:
-    """Converts settings to what `resolve` takes, with paths as str.
-
-    Raises:
-        UsageError: A setting is unknown.
-    """
+    """Converts settings to what `resolve` takes, with paths as str; raises UsageError for an unknown one."""
     known = settings_of(kind)
     for name in settings:
         if name not in known:

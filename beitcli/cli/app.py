@@ -96,11 +96,7 @@ def _nothing() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line.
-
-    Returns:
-        The exit code, as listed in `beitcli.errors`.
-    """
+    """Runs one command line and returns its exit code, as listed in `beitcli.errors`."""
     begin_as_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     names = {command.name for command in COMMANDS}

@@ -39,11 +39,7 @@ class Bounds:
         )
 
     def require(self, flag: str, value: float) -> None:
-        """Raises UsageError if `value` is out of bounds.
-
-        Args:
-            flag: Name of the setting for the message: `--lr`.
-        """
+        """Raises UsageError if `value` is out of bounds; `flag` names the setting: `--lr`."""
         if not self.admit(value):
             raise UsageError(f"{flag} is {value}; it must {self._words()}.", self._hint(flag))
 

@@ -19,7 +19,7 @@ MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNE
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Settings of every command that runs a model or a masking."""
+    """Settings of every command that computes on images."""
 
     command: ClassVar[str] = ""
     device: Literal["auto", "cpu", "cuda", "mps"] = option(

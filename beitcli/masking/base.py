@@ -74,11 +74,7 @@ class MaskGenerator(ABC):
 
 
 def check_grid(grid: tuple[int, int]) -> None:
-    """Checks that a grid has two positive sides.
-
-    Raises:
-        UsageError: It does not.
-    """
+    """Raises UsageError unless a grid has two positive sides."""
     if len(grid) != 2 or min(grid) < 1:
         sides = ",".join(str(side) for side in grid)
         raise UsageError(f"--grid {sides} is not a grid of patches.", "Pass --grid H,W with both at least 1, as 14,14.")

@@ -12,7 +12,7 @@ _OPACITY = 0.55
 
 @cache
 def palette() -> np.ndarray:
-    """PASCAL VOC's palette, (256, 3) uint8: the bits of the index, spread over the channels from the highest down."""
+    """PASCAL VOC's palette, (256, 3) uint8: bits of the index, spread over the channels from the highest bit down."""
     colours = np.zeros((256, 3), np.uint8)
     index = np.arange(256)
     for bit in range(8):

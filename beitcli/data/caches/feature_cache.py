@@ -197,11 +197,7 @@ class FeatureWriter:
         self.written += count
 
     def finish(self) -> None:
-        """Completes the entry: writes the index files and renames the folder.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
+        """Writes the index files and renames the folder; raises StorageError if it cannot be written."""
         assert self.written == self.images
         try:
             for file in self.files.values():

@@ -17,11 +17,7 @@ _POINT = re.compile(r"\s*(-?[0-9]{1,9})\s*,\s*(-?[0-9]{1,9})\s*")
 
 
 def parse_point(text: str) -> Pixel:
-    """Parses `X,Y` as whole pixels.
-
-    Raises:
-        UsageError: It is anything else.
-    """
+    """Parses `X,Y` as whole pixels; raises UsageError for anything else."""
     found = _POINT.fullmatch(text)
     if not found:
         raise UsageError(f"--point is '{text}'.", "Give two whole numbers of pixels, X,Y, as in --point 120,80.")
@@ -76,7 +72,7 @@ class CentralCrop:
         return _place(y, begin_y, end_y, rows), _place(x, begin_x, end_x, columns)
 
     def reference_points(self) -> list[Pixel]:
-        """Returns the default points: pixels at the centres of four patches, near 1/4 and 3/4 of each side."""
+        """Returns up to four default points: pixels at the centres of the patches near 1/4 and 3/4 of each side."""
         left, upper, right, lower = self.box
         down, across = (_quarters(patches) for patches in self.grid)
         points = [(int(left + x * (right - left)), int(upper + y * (lower - upper))) for y in down for x in across]
