@@ -18,7 +18,7 @@ _LEAVE_SECONDS = 20.0
 
 
 def begin_as_process() -> None:
-    """Ties this process to the launcher that `--gpus` started, if any: it is killed when the launcher dies."""
+    """Ties this process to the `beit --gpus` launcher that started it, if any: it is killed when the launcher dies."""
     launcher = os.environ.get("BEIT_LAUNCHER", "")
     if FOLDER_VARIABLE in os.environ and "RANK" in os.environ and launcher.isdecimal():
         end_with_parent(int(launcher))

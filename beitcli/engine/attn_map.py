@@ -47,7 +47,7 @@ def attn_map(
     "patch": [row, column], "head", "attention": (h, w), "cls"}`; `attention` and `cls` together sum to 1.
 
     Raises:
-        UsageError: A model, block, head, point or output that does not exist.
+        UsageError: The model, block, head, point or output is not available.
         StorageError: The model cannot be read, or the output cannot be written.
         DataError: After the last image, if some could not be read.
     """

@@ -144,7 +144,7 @@ class World:
         return [things[turn] for turn in range(longest) for things in everyone if turn < len(things)]
 
     def agree(self, error: BeitError | None) -> None:
-        """Raises on all ranks if any rank has an error: that of the lowest rank, which the message then names."""
+        """Raises the error of the lowest failing rank on all ranks; it names that rank unless all have failed."""
         if self.size == 1:
             if error is not None:
                 raise error
