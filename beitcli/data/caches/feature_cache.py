@@ -6,8 +6,7 @@
                about.json     what KEY is the hash of, the unreadable images, CRC-32 of each file
 
 float32, because a cosine of float16 vectors is off by 1e-4 and would change some neighbours.
-4 D bytes per image and layer: 3 kB for a width of 768. Files are written in order to a temporary folder, which is
-renamed.
+4 D bytes per image and layer: 3 kB for a width of 768. Written in order to a temporary folder, then renamed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """On-disk cache of visual tokens. Transforms are keyed, so the tokens of (epoch, image) are the same in every run.
 
     DIR/<key>/meta.json             what <key> is the SHA-256 of: tokenizer, data, seed, transform, versions
-    DIR/<key>/epoch-0000000.rows    one record per image of DATA: CRC-32, then N tokens of 16 bits (32 above 65536
-    codes)
+    DIR/<key>/epoch-0000000.rows    one record per image of DATA: CRC-32, then N tokens of 16 bits (32 if V > 65536)
 
 The checksum covers the tokens, the key, the epoch, the image's index and the CRC-32 of its decoded pixels. A record
 that was torn by a kill, damaged, copied from elsewhere, or computed from a picture that has changed since counts as
