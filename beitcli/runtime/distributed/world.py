@@ -1,6 +1,6 @@
 """The processes that compute one job together, and what they say to one another.
 
-A `World` is found from the environment that torchrun, Slurm's tasks or `runtime/distributed/launch.py` set. Two kinds
+A `DistributedContext` is found from the environment that torchrun, Slurm's tasks or `runtime/distributed/launch.py` set. Two kinds
 of talk: tensors of the model go through torch's collectives (NCCL between GPUs, gloo between CPUs); what the processes
 agree on (stop flags, figures, errors) goes as small objects over gloo, so that it never waits for a GPU. What one
 process does for all (`first`) goes over the store, which has no timeout: opening a large data set may take an hour.
@@ -36,7 +36,7 @@ _READ_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """This process among those of its job.
 
     Attributes:
@@ -66,11 +66,11 @@ class World:
         dist.all_gather_object(found, value, group=_control())
         return found
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of every process's number."""
-        return self.largest_later(number)()
+        return self.all_reduce_max_async(number)()
 
-    def largest_later(self, number: int) -> Callable[[], int]:
+    def all_reduce_max_async(self, number: int) -> Callable[[], int]:
         """As `largest`, reduced while this process goes on; what is returned waits for it. All must call it alike."""
         if self.size == 1:
             return lambda: number
@@ -83,14 +83,14 @@ class World:
 
         return answer
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over processes, in place; on whatever device the tensor is."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     @torch.no_grad()
-    def mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
+    def all_reduce_weighted_mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
         """The weighted mean over processes of a detached tensor."""
         if self.size == 1:
             return tensor.detach()
@@ -98,7 +98,7 @@ class World:
         dist.all_reduce(flat)
         return (flat[:-1] / flat[-1]).view_as(tensor)
 
-    def first(self, do: Callable[[], Answer]) -> Answer:
+    def run_on_rank_zero(self, do: Callable[[], Answer]) -> Answer:
         """What `do` gives in the first process; the others wait, however long, and get its answer or its error.
 
         Raises:
@@ -125,15 +125,15 @@ class World:
             raise answer[1]
         return answer[0]
 
-    def first_then_others(self, do: Callable[[], Answer]) -> Answer:
+    def rank_zero_first(self, do: Callable[[], Answer]) -> Answer:
         """`do` in every process, in the first one before the others, which then find what it left behind."""
         if self.size == 1:
             return do()
         kept: list[Answer] = []
-        self.first(lambda: kept.append(do()))
+        self.run_on_rank_zero(lambda: kept.append(do()))
         return kept[0] if self.is_first else do()
 
-    def spoken(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+    def rank_zero_only(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
         """`tell` in the first process, silence in the others, for what all would say alike."""
         return tell if self.is_first else lambda event: None
 
@@ -143,7 +143,7 @@ class World:
         longest = max(map(len, everyone))
         return [things[turn] for turn in range(longest) for things in everyone if turn < len(things)]
 
-    def agree(self, error: BeitError | None) -> None:
+    def raise_if_any_failed(self, error: BeitError | None) -> None:
         """Raises in every process where it is not None in some: the error of the lowest rank, by name."""
         if self.size == 1:
             if error is not None:
@@ -157,14 +157,14 @@ class World:
                 raise found
 
 
-ALONE = World()
-_joined: World | None = None
+SINGLE_PROCESS = DistributedContext()
+_joined: DistributedContext | None = None
 _keys: dist.Store | None = None
 _questions = 0
 
 
-def join(device: torch.device, processes: int, timeout: float) -> World:
-    """Joins the processes of this job, once; `ALONE` where there is only this one.
+def join(device: torch.device, processes: int, timeout: float) -> DistributedContext:
+    """Joins the processes of this job, once; `SINGLE_PROCESS` where there is only this one.
 
     Args:
         processes: `--gpus`: what was asked for; 1 leaves it to the environment.
@@ -179,7 +179,7 @@ def join(device: torch.device, processes: int, timeout: float) -> World:
         return _joined
     place = place_of_this_process()
     if place is None:
-        return ALONE
+        return SINGLE_PROCESS
     if processes not in (1, place.size):
         raise UsageError(
             f"--gpus is {processes}, but the launcher started {place.size} processes.",
@@ -202,7 +202,7 @@ def join(device: torch.device, processes: int, timeout: float) -> World:
         )
     except (RuntimeError, ValueError) as error:
         raise unreachable(place, error) from None
-    _joined = World(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
+    _joined = DistributedContext(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
     return _joined
 
 
@@ -229,7 +229,7 @@ def is_by_a_peer(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and bool(_BY_A_PEER.search(str(error))))
 
 
-def differing_ranks(world: World, tensors: Iterable[torch.Tensor]) -> list[int]:
+def differing_ranks(world: DistributedContext, tensors: Iterable[torch.Tensor]) -> list[int]:
     """Ranks whose tensors are not, bit for bit, those of most; empty where all agree.
 
     Each process sums its tensors' bits as integers, at the speed of its memory; the sums are compared.
@@ -249,7 +249,9 @@ def bits(tensors: Iterable[torch.Tensor]) -> int:
     return int((torch.stack(sums) * weights).sum())
 
 
-def parallel(model: nn.Module, world: World, *, all_used: bool = True, compression: str = "none") -> nn.Module:
+def parallel(
+    model: nn.Module, world: DistributedContext, *, all_used: bool = True, compression: str = "none"
+) -> nn.Module:
     """The model, its gradients averaged over processes while the backward pass still runs.
 
     Args:
