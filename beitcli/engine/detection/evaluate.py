@@ -57,9 +57,9 @@ def evaluate_detector(config: EvalConfig, found: OpenedModel, on_event: OnEvent 
     model, opened = detector_of(found, config.size)
     opened = opened.normalized(config.normalization)
     compute = join_compute(config, opened.compute(config.device, config.precision))
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     warn(opened.warnings, on_event)
-    source = world.first_then_others(
+    source = world.rank_zero_first(
         lambda: open_detection(
             config.data,
             split=config.split,

@@ -83,8 +83,8 @@ def evaluate_segmenter(config: EvalConfig, found: OpenedModel, on_event: OnEvent
     """
     model, opened, how = open_for_use(config, found, on_event)
     compute = join_compute(config, opened.compute(config.device, config.precision))
-    on_event = compute.world.spoken(on_event)
-    source = compute.world.first_then_others(
+    on_event = compute.world.rank_zero_only(on_event)
+    source = compute.world.rank_zero_first(
         lambda: open_segmentation(
             config.data,
             rule_of(opened, config.ignore_index, config.reduce_zero_label),
