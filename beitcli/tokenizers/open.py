@@ -85,8 +85,8 @@ def _looks_like_dalle(path: Path) -> bool:
     return not ours and bool(weight_files(path))
 
 
-def _dalle(reference: str, checkpoint: Opened, device: torch.device | None) -> Tokenizer:
-    encoder, decoder, notes = checkpoint
+def _dalle(reference: str, opened: Opened, device: torch.device | None) -> Tokenizer:
+    encoder, decoder, notes = opened
     model = build(encoder, decoder)
     model.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return Tokenizer(reference, model, GRID * model.downsample, encoder.sha256, notes=notes)

@@ -18,7 +18,7 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import OnEvent, Progress, Warned, ignore, warn
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.bad_images import refuse_many_bad
-from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -61,10 +61,10 @@ def evaluate_classifier(config: EvalConfig, checkpoint: CheckpointHandle, on_eve
     model, checkpoint = classifier_of(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
     compute = join_compute(config, checkpoint.compute(config.device, config.precision))
-    on_event = compute.world.spoken(on_event)
+    on_event = compute.world.rank_zero_only(on_event)
     warn(checkpoint.warnings, on_event)
     size = max(model.architecture.image_size)
-    source = compute.world.first_then_others(
+    source = compute.world.rank_zero_first(
         lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event)
     )
     columns = class_columns(source, checkpoint.classes)
@@ -124,20 +124,20 @@ def score(
     batch_size: int,
     workers: int,
     on_event: OnEvent = ignore,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Top-1 and top-5 of a model in evaluation mode over every readable image of a labelled source.
 
     Args:
         columns: From `class_columns`.
         view: Of the images.
-        poll: See `in_rounds`.
+        check_stop: See `synchronized_batches`.
     """
     world = compute.world
     right1 = right5 = seen = 0
     bad: list[tuple[int, str, str]] = []
     column = torch.tensor(columns, device=compute.device)
-    for batch, logits in classify(model, source, view, compute, batch_size, workers, poll):
+    for batch, logits in classify(model, source, view, compute, batch_size, workers, check_stop):
         bad += batch.bad
         if not len(batch):
             continue
@@ -161,12 +161,12 @@ def classify(
     compute: Compute,
     batch_size: int,
     workers: int,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """This process's batches in order with their (B, classes) fp32 logits; an empty batch has none."""
     crop, world = evaluation_view(model.architecture.image_size, view.crop_share), compute.world
     batches = ordered_batches(source, crop, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
-    for batch in in_rounds(batches, len(source), batch_size, world, poll):
+    for batch in synchronized_batches(batches, len(source), batch_size, world, check_stop):
         if not len(batch):
             yield batch, torch.empty(0)
             continue

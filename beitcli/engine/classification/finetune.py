@@ -27,7 +27,7 @@ from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, new_classifier
 from beitcli.models.networks.timm_vit import HEADS, TimmArchitecture, TimmViT
 from beitcli.runtime.compute.device import describe, join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 _HELD_OUT = 1024
 
@@ -59,7 +59,7 @@ class FinetuneReport:
 def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
     """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, world)
     require_pairs(config, world.size)
     init = open_for_finetuning(config, world, on_event, takes_timm=True)
@@ -131,7 +131,9 @@ def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str
     return () if same_classes else ("head.",)
 
 
-def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World) -> HeldOut:
+def _validation(
+    config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: DistributedContext
+) -> HeldOut:
     """What to train on and what to measure on.
 
     `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
@@ -140,7 +142,7 @@ def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnE
     if references is None:
         return hold_out(source, _HELD_OUT, config.seed, world)
     told = openings(on_event)
-    val = world.first_then_others(
+    val = world.rank_zero_first(
         lambda: open_data(references, role="eval", labelled=True, sample_size=size, on_progress=told)
     )
     return HeldOut(source, val, (), True)

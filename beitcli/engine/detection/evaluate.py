@@ -59,9 +59,9 @@ def evaluate_detector(
     model, checkpoint = detector_of(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
     compute = join_compute(config, checkpoint.compute(config.device, config.precision))
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     warn(checkpoint.warnings, on_event)
-    source = world.first_then_others(
+    source = world.rank_zero_first(
         lambda: open_detection(
             config.data,
             split=config.split,

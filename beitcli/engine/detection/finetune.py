@@ -67,11 +67,11 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
     """Finetunes a detector; with `dry_run`, a dict of the plan instead."""
     require_pycocotools()
     compute = join_compute(config)
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, world)
     init = open_for_finetuning(config, world, on_event)
     size = init.size
-    data = world.first_then_others(lambda: open_detection_data(config, init.classes, max(size), on_event))
+    data = world.rank_zero_first(lambda: open_detection_data(config, init.classes, max(size), on_event))
     view = DetectionView(
         seed=config.seed,
         size=size,

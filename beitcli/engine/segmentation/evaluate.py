@@ -87,8 +87,8 @@ def evaluate_segmenter(
     """
     model, checkpoint, how = open_for_use(config, checkpoint, on_event)
     compute = join_compute(config, checkpoint.compute(config.device, config.precision))
-    on_event = compute.world.spoken(on_event)
-    source = compute.world.first_then_others(
+    on_event = compute.world.rank_zero_only(on_event)
+    source = compute.world.rank_zero_first(
         lambda: open_segmentation(
             config.data,
             rule_of(checkpoint, config.ignore_index, config.reduce_zero_label),

@@ -14,7 +14,7 @@ from beitcli.engine.segmentation.task import SegmentationTask
 from beitcli.engine.trainer.data import require_an_image_each
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.model_card import segmentation_card
-from beitcli.engine.trainer.optimizer_step import fewest_at_once
+from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finetuned, open_for_finetuning
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
@@ -24,7 +24,7 @@ from beitcli.models.checkpoints.head_keys import HEAD
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.device import describe, join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SegmentReport:
 def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
     """Finetunes a segmenter; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, world)
     init = open_for_finetuning(config, world, on_event)
     size = init.size
@@ -124,9 +124,9 @@ def build_segmenter(
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
-def _require_pairs(plan: Plan, world: World) -> None:
+def _require_pairs(plan: Plan, world: DistributedContext) -> None:
     """Batch norm over 1 x 1 bins needs two images at once."""
-    if fewest_at_once(plan, world) < 2:
+    if min_micro_batch(plan, world) < 2:
         raise UsageError(
             f"Batches of {plan.batch_size} images in pieces of {plan.micro_batch} leave one image by itself, "
             "which batch norm cannot take.",

@@ -19,7 +19,7 @@ from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.load_backbone import load_backbone
 from beitcli.models.checkpoints.open import open_checkpoint, open_pretrained
 from beitcli.models.networks.timm_vit import TimmArchitecture
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 DEFAULT_SIZE = (224, 224)  # where nothing is pretrained
@@ -44,14 +44,14 @@ class Pretrained:
 
 
 def open_for_finetuning(
-    config: FinetuneConfig, world: World, on_event: OnEvent, *, takes_timm: bool = False
+    config: FinetuneConfig, world: DistributedContext, on_event: OnEvent, *, takes_timm: bool = False
 ) -> Pretrained:
     """Opens `--init`, downloaded by the first process where it must be.
 
     Raises:
         UsageError: It is one of timm's models, and the task takes none.
     """
-    checkpoint = world.first_then_others(lambda: open_init(config, on_event))
+    checkpoint = world.rank_zero_first(lambda: open_init(config, on_event))
     if checkpoint is None:
         return Pretrained(None, config.size or DEFAULT_SIZE, NORMALIZATIONS[config.normalization or "imagenet"], ())
     if isinstance(checkpoint.architecture, TimmArchitecture) and not takes_timm:

@@ -48,9 +48,9 @@ def test_weights_of_16_bits_open_in_32(tmp_path, dtype):
     model = randomized(Beit(**PER_BLOCK))
     path = tmp_path / "half.safetensors"
     save_file({name: tensor.to(dtype) for name, tensor in model.state_dict().items()}, path)
-    checkpoint, _ = open_classifier(str(path))
-    assert checkpoint.head.weight.dtype == torch.float32
-    assert torch.equal(checkpoint.head.weight, model.head.weight.to(dtype).float())
+    ours, _ = open_classifier(str(path))
+    assert ours.head.weight.dtype == torch.float32
+    assert torch.equal(ours.head.weight, model.head.weight.to(dtype).float())
 
 
 def test_quantised_weights_are_refused(tmp_path):
@@ -182,8 +182,8 @@ def test_the_only_weights_of_a_folder_have_its_settings(tmp_path):
 def test_any_width_of_the_ffn_opens(tmp_path, hidden):
     model = randomized(Beit(**PER_BLOCK | {"mlp_ratio": (hidden + 0.5) / 48}))
     assert model.blocks[0].mlp.fc1.weight.shape == (hidden, 48)
-    checkpoint, _ = open_classifier(str(save_plain(model, tmp_path / "a.safetensors")))
-    assert checkpoint.blocks[0].mlp.fc1.weight.shape == (hidden, 48)
+    ours, _ = open_classifier(str(save_plain(model, tmp_path / "a.safetensors")))
+    assert ours.blocks[0].mlp.fc1.weight.shape == (hidden, 48)
 
 
 def test_the_first_weights_are_cut_at_one_std_and_spread_as_the_normal_there():
