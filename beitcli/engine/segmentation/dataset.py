@@ -18,7 +18,7 @@ from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, op
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import validation_data
 from beitcli.errors import BadImage, DataError, UsageError
-from beitcli.runtime.distributed.world import ALONE, World
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 _HELD_OUT = 512
 _MEND = "Mend the masks or raise --max-bad."
@@ -65,7 +65,11 @@ class SegmentationData:
 
 
 def open_segmentation_data(
-    config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent, world: World = ALONE
+    config: FinetuneConfig,
+    known: tuple[str, ...],
+    size: int,
+    on_event: OnEvent,
+    world: DistributedContext = SINGLE_PROCESS,
 ) -> SegmentationData:
     """The data of a run, checked as a whole before its first step; of several processes by the first one.
 
@@ -83,18 +87,18 @@ def open_segmentation_data(
         reduce_zero_label=config.reduce_zero_label,
         classes=len(names) or None,
     )
-    source = world.first_then_others(lambda: _opened(config.data, rule, config.split, "train", size, on_event))
+    source = world.rank_zero_first(lambda: _opened(config.data, rule, config.split, "train", size, on_event))
     own = validation_data(config, source)
     if config.limit is not None and config.limit < len(source):
         source = source.subset(np.sort(select_limit(source, config.limit, config.seed)))
-    census = world.first(lambda: take_census(source, "masks", on_event))
+    census = world.run_on_rank_zero(lambda: take_census(source, "masks", on_event))
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
     clean, largest = source.subset(census.good), census.largest
     if own is not None:
         references, split, on = own
-        val = world.first_then_others(lambda: _opened(references, rule, split, "eval", size, on_event))
-        seen = world.first(lambda: take_census(val, "masks to measure on", on_event))
+        val = world.rank_zero_first(lambda: _opened(references, rule, split, "eval", size, on_event))
+        seen = world.run_on_rank_zero(lambda: take_census(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
         largest = max(largest, seen.largest)
