@@ -17,8 +17,9 @@ from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.tokenize import TokenizeConfig
+from beitcli.tokenizers.pretrained import words
 
-_WORDS = ("sample", "random", "dall-e", "pixels", "own", "-")  # references that name no file
+_WORDS = ("sample", "random", "own", "-")  # references that name no file, beside those of tokenizers
 _KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "REF": "model", "TOKENIZER": "model"}
 
 
@@ -45,17 +46,18 @@ def require_paths(config: Any) -> None:
 
 
 def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
+    known = (*_WORDS, *words())
     for reference in (each.partition("@random")[0] or each for each in references):
         remote = reference.startswith(("hf://", "timm/", "~"))
         several = glob.has_magic(reference) or "{" in reference
-        if reference not in _WORDS and not remote and not several and not os.path.exists(reference):
+        if reference not in known and not remote and not several and not os.path.exists(reference):
             look(reference)
 
 
 def _look_for_model(reference: str) -> None:
     from beitcli.models.checkpoints.locate import locate
 
-    if not suggestion(reference.lower(), _WORDS):
+    if not suggestion(reference.lower(), (*_WORDS, *words())):
         locate(reference)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from beitcli.config.inspect_export import InspectConfig
@@ -16,6 +15,7 @@ from beitcli.models.checkpoints.locate import Located, format_of, locate
 from beitcli.models.checkpoints.metadata import Description, describe
 from beitcli.models.checkpoints.timm_references import describe_foreign, is_foreign
 from beitcli.runtime.weight_files.reader import WeightFile, read_header
+from beitcli.tokenizers.pretrained import PRETRAINED, TokenizerFacts
 
 _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
 
@@ -63,19 +63,22 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         UsageError: There is nothing of that name.
         StorageError: It is nothing that this program knows.
     """
-    if config.ref == "dall-e" or _looks_pickled(config.ref):
-        return _dall_e_halves(config, on_event)
+    for name in PRETRAINED.names():
+        facts = PRETRAINED.load(name).facts(config.ref, downloads(on_event))
+        if facts is not None:
+            warn(facts.notes, on_event)
+            return _tokenizer(config, facts)
     located = locate(config.ref, downloads(on_event))
     header = read_header(located.weights)
     section = located.settings.get("beit", {})
     tensors = {name: list(shape) for name, shape in header.shapes.items()} if config.tensors else None
     if section.get("kind") == "tokenizer":
-        return _own_tokenizer(config.ref, located, header, section, tensors)
+        return _tokenizer(config, _own_tokenizer(config.ref, header, section))
     if is_foreign(located.settings):
         return _foreign(config.ref, located, header, tensors)
     layout = read_layout(header.shapes, config.ref)
     if layout.naming == "dall-e":
-        return _dall_e(config.ref, header, tensors)
+        return _tokenizer(config, _dall_e(config.ref, header))
     stated = stated_in(located.settings, located.preprocessing, header.about)
     found = describe(layout, header.shapes, stated, config.ref)
     architecture = found.architecture
@@ -140,17 +143,22 @@ def _architecture(found: Description) -> dict[str, Any]:
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 
-def _own_tokenizer(
-    ref: str, located: Located, header: WeightFile, section: dict[str, Any], tensors: Listed
-) -> InspectReport:
-    """A discrete VAE of `train-tokenizer`."""
-    shape = section["architecture"]
-    parameters = sum(math.prod(each) for each in header.shapes.values())
-    report = _tokenizer(ref, dict(shape), section["size"], shape["groups"], parameters, [located.weights])
-    return replace(report, format="beit", tensors=tensors)
+def _own_tokenizer(ref: str, header: WeightFile, section: dict[str, Any]) -> TokenizerFacts:
+    """One that `train-tokenizer` made."""
+    from beitcli.tokenizers.open import blank_model  # imports torch
+
+    model, size = blank_model(section, header.shapes, ref)
+    return TokenizerFacts(
+        format="beit",
+        architecture=dict(section["architecture"]),
+        vocab_size=model.vocab_size,
+        size=size,
+        downsample=model.downsample,
+        **_weights(header),
+    )
 
 
-def _dall_e(ref: str, header: WeightFile, tensors: Listed) -> InspectReport:
+def _dall_e(ref: str, header: WeightFile) -> TokenizerFacts:
     """DALL-E's encoder, by the header of a state dict."""
     leaf = "weight" if "blocks.input.weight" in header.shapes else "w"
     try:
@@ -160,60 +168,37 @@ def _dall_e(ref: str, header: WeightFile, tensors: Listed) -> InspectReport:
         raise StorageError(f"'{ref}' looks like DALL-E's tokenizer, but lacks {error}.", "Download it again.") from None
     groups = len({name.split(".")[1] for name in header.shapes if name.startswith("blocks.group_")})
     shape = {"name": "DALL-E encoder", "vocab_size": vocab_size, "width": width, "groups": groups}
-    parameters = sum(math.prod(each) for each in header.shapes.values())
-    return replace(_tokenizer(ref, shape, 112, groups, parameters, [header.path]), tensors=tensors)
+    return TokenizerFacts("dall-e", shape, vocab_size, 112, 2 ** (groups - 1), **_weights(header))
 
 
-def _dall_e_halves(config: InspectConfig, on_event: OnEvent) -> InspectReport:
-    """DALL-E's tokenizer by its word, or as pickled modules, which have no header: they are read whole, guarded."""
-    from beitcli.tokenizers.dalle_cache import open_files, open_named  # imports torch
-
-    named = config.ref == "dall-e"
-    encoder, decoder, notes = open_named(downloads(on_event)) if named else open_files(Path(config.ref))
-    warn(notes, on_event)
-    halves = [encoder, decoder] if decoder else [encoder]
-    shape = {
-        "name": "DALL-E " + " and ".join(half.kind for half in halves),
-        "vocab_size": encoder.architecture.vocab_size,
-        "width": encoder.architecture.width,
-        "groups": encoder.architecture.groups,
+def _weights(header: WeightFile) -> dict[str, Any]:
+    """What a header says of a file of weights."""
+    return {
+        "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
+        "files": [header.path],
+        "shapes": {name: list(shape) for name, shape in header.shapes.items()},
     }
-    entries = {f"{half.kind}.{name}": tensor for half in halves for name, tensor in half.tensors.items()}
-    parameters = sum(tensor.numel() for tensor in entries.values())
-    files = [half.path for half in halves]
-    report = _tokenizer(config.ref, shape, 112, encoder.architecture.groups, parameters, files)
-    listed = {name: list(tensor.shape) for name, tensor in entries.items()} if config.tensors else None
-    return replace(report, tensors=listed)
 
 
-def _looks_pickled(ref: str) -> bool:
-    """Whether `ref` names DALL-E's two files, as released or as kept in the cache."""
-    path = Path(ref)
-    files = path.glob("encoder.*") if path.is_dir() else [path] if path.is_file() else []
-    return any(file.stem in ("encoder", "decoder") for file in files)
-
-
-def _tokenizer(
-    ref: str, shape: dict[str, Any], size: int, groups: int, parameters: int, files: list[Path]
-) -> InspectReport:
-    side = size // 2 ** (groups - 1)
+def _tokenizer(config: InspectConfig, facts: TokenizerFacts) -> InspectReport:
+    side = facts.size // facts.downsample
     return InspectReport(
-        ref=ref,
-        format="dall-e",
+        ref=config.ref,
+        format=facts.format,
         kind="tokenizer",
-        architecture=shape,
-        parameters=parameters,
-        image_size=[size, size],
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        image_size=[facts.size, facts.size],
         grid=[side, side],
-        vocab_size=shape["vocab_size"],
+        vocab_size=facts.vocab_size,
         classes=None,
         class_names=[],
         target=None,
         normalization=None,
-        file=", ".join(map(str, files)),
-        container="safetensors" if all(file.suffix == ".safetensors" for file in files) else "torch",
-        bytes=sum(file.stat().st_size for file in files),
+        file=", ".join(map(str, facts.files)),
+        container="safetensors" if all(file.suffix == ".safetensors" for file in facts.files) else "torch",
+        bytes=sum(file.stat().st_size for file in facts.files),
         dropped=[],
         assumed=[],
-        tensors=None,
+        tensors=facts.shapes if config.tensors else None,
     )

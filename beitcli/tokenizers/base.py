@@ -1,16 +1,73 @@
-"""What a visual tokenizer is."""
+"""What a visual tokenizer is: the network of a kind (`TokenizerModel`), and one that is frozen and opened."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
-from beitcli.errors import UsageError
-from beitcli.tokenizers.dvae import Decoder, DiscreteVAE
-from beitcli.tokenizers.mixed_precision import Precision, compiled, in_precision
+from beitcli.errors import StorageError, UsageError
 
 PORTION = 8  # images
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class TokenizerModel(ABC, nn.Module):
+    """The network of a tokenizer. A kind sets `vocab_size` and `downsample`, and defines `encode` and mostly `decode`.
+
+    Attributes:
+        vocab_size: V, the number of codes.
+        downsample: Pixels a token stands for, along each side.
+        precisions: What `in_precision` takes.
+    """
+
+    vocab_size: int
+    downsample: int
+    precisions: tuple[Precision, ...] = ("fp32",)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """What `encode` takes, from uint8 or [0, 1] float images (B, 3, H, W); by default floats in [0, 1]."""
+        return to_unit(images)
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) of `preprocess` to (B, h * w) int64 in [0, V), row by row; h = H / downsample."""
+
+    @property
+    def can_decode(self) -> bool:
+        """By default whether the class defines `decode`."""
+        return type(self).decode is not TokenizerModel.decode
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N) int64 to images (B, 3, H, W) in [0, 1].
+
+        Args:
+            tokens: Row by row.
+            grid: (h, w) with h * w = N.
+
+        Raises:
+            StorageError: There is no decoder.
+        """
+        raise no_decoder()
+
+    def in_precision(self, precision: Precision) -> TokenizerModel:
+        """The fp32 network with its encoder in one of `precisions`; fp32 is the network itself."""
+        return self
+
+    def compiled(self, size: tuple[int, int]) -> tuple[TokenizerModel, str]:
+        """The network compiled for images of `size` (H, W), and nothing; or itself, and why not."""
+        return self, "its kind has no compiled form"
+
+
+def no_decoder() -> StorageError:
+    return StorageError(
+        "The tokenizer has no decoder: its tokens cannot be made into pictures.",
+        "Give a folder that holds its decoder too, such as DALL-E's encoder.pkl and decoder.pkl.",
+    )
 
 
 @dataclass(frozen=True)
@@ -18,7 +75,6 @@ class Tokenizer:
     """A frozen tokenizer.
 
     Attributes:
-        model: `encode` (B, 3, H, W) in [0, 1] -> (B, N) int64, and `decode` back where it has a decoder.
         size: Side in pixels of the images it was trained on.
         sha256: Of its weights; of DALL-E's, of the encoder's alone, whichever file they came from.
         warnings: Newer checkpoints of it that were damaged.
@@ -28,7 +84,7 @@ class Tokenizer:
     """
 
     reference: str
-    model: DiscreteVAE
+    model: TokenizerModel
     size: int
     sha256: str
     warnings: tuple[str, ...] = ()
@@ -42,11 +98,12 @@ class Tokenizer:
 
     @property
     def can_decode(self) -> bool:
-        return self.model.decoder is not None
+        return self.model.can_decode
 
-    def require_decoder(self) -> Decoder:
+    def require_decoder(self) -> None:
         """Raises StorageError where there is none."""
-        return self.model.require_decoder()
+        if not self.can_decode:
+            raise no_decoder()
 
     def grid(self, size: int) -> tuple[int, int]:
         """Tokens down and across for square images of `size` pixels.
@@ -64,12 +121,12 @@ class Tokenizer:
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 or [0, 1] float images (B, 3, H, W) to (B, N) int64."""
-        return self.model.encode(to_unit(images))
+        return self.model.encode(self.model.preprocess(images))
 
     def encode_alike(self, images: torch.Tensor) -> torch.Tensor:
         """As `encode`; on a CPU an image's tokens do not depend on the others that it comes with, to the last bit.
 
-        Its convolutions choose a kernel by the batch's size, and logits differ by 4e-6 between those: so it sees
+        Convolutions choose a kernel by the batch's size, and logits differ by 4e-6 between those: so the encoder sees
         eight images at a time, the last ones filled up with black. On other devices it is `encode`.
         """
         if images.device.type != "cpu":
@@ -82,12 +139,12 @@ class Tokenizer:
         return torch.cat(tokens)
 
     def in_precision(self, precision: Precision) -> Tokenizer:
-        """The fp32 tokenizer with its encoder in `precision`, skips and logits still fp32."""
-        return replace(self, model=in_precision(self.model, precision), precision=precision)
+        """The fp32 tokenizer with its encoder in `precision`, one of `model.precisions`; its logits are still fp32."""
+        return replace(self, model=self.model.in_precision(precision), precision=precision)
 
     def compiled(self, size: tuple[int, int]) -> tuple[Tokenizer, str]:
         """Itself compiled for images of `size` (H, W), and nothing; or as it is, and why it cannot be."""
-        model, failure = compiled(self.model, size)
+        model, failure = self.model.compiled(size)
         return replace(self, model=model, is_compiled=not failure), failure
 
     def decode(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
