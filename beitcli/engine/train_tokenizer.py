@@ -123,7 +123,7 @@ class TokenizerTask(Task):
             tokens = model.encode(model.preprocess(images))
             counts += torch.bincount(tokens.flatten(), minlength=model.vocab_size)
             own = self.objective.held_out_metrics(images, tokens)
-            sums = {name: float(values.double().sum()) for name, values in own.items()}
+            sums = {name: float(values.cpu().double().sum()) for name, values in own.items()}
             if model.can_decode:
                 difference = (model.decode(tokens, grid) - images).cpu().double()
                 sums |= {"|error|": float(difference.abs().sum()), "error^2": float(difference.square().sum())}

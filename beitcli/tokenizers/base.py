@@ -35,7 +35,10 @@ class TokenizerModel(ABC, nn.Module):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) of `preprocess` to (B, h * w) int64 in [0, V), row by row; h = H / downsample."""
+        """(B, 3, H, W) of `preprocess` to (B, h * w) int64 in [0, V), row by row; h = H / downsample.
+
+        Tokens must not follow the precision of the model that learns them: convolutions go `without_tf32`.
+        """
 
     @property
     def can_decode(self) -> bool:

@@ -9,9 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
+from beitcli.config.fields import check_bounds, coerce, settings_of
 from beitcli.config.train_tokenizer import KINDS, TrainTokenizerConfig
+from beitcli.errors import UsageError
 from beitcli.runtime.distributed.world import World
 from beitcli.tokenizers.base import TokenizerModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """Of a kind that `train-tokenizer` has all settings of."""
 
 
 class Objective(ABC):
@@ -68,12 +75,14 @@ class TokenizerKind:
             read from a checkpoint, the names of its tensors come too: what cannot fit them is refused before anything
             large is built. Raises ValueError or UsageError.
         objective: Trains it.
+        settings: A frozen dataclass of `option`s that the kind alone has: `--set NAME=VALUE`.
     """
 
     title: str
     architecture: Callable[[TrainTokenizerConfig], dict[str, Any]]
     build: Callable[[Mapping[str, Any], Collection[str] | None], TokenizerModel]
     objective: type[Objective]
+    settings: type = NoSettings
 
 
 def kind_of(config: TrainTokenizerConfig) -> TokenizerKind:
@@ -81,6 +90,28 @@ def kind_of(config: TrainTokenizerConfig) -> TokenizerKind:
 
 
 def untrained(config: TrainTokenizerConfig) -> TokenizerModel:
-    """The network that a training begins with."""
+    """The network that a training begins with. Raises UsageError where `config` describes none."""
     kind = kind_of(config)
+    own_settings(config)  # refused even where the kind reads none
     return kind.build(kind.architecture(config), None)
+
+
+def own_settings(config: TrainTokenizerConfig) -> Any:
+    """What `--set` says, as the kind's dataclass.
+
+    Raises:
+        UsageError: The kind has no such setting, or not with such a value.
+    """
+    kind = kind_of(config)
+    known, values = settings_of(kind.settings), {}
+    for given in config.kind_settings:
+        name, equals, text = given.partition("=")
+        if not equals or name not in known:
+            has = "; ".join(f"{each.name}={each.default}: {each.option.help}" for each in known.values())
+            raise UsageError(
+                f"--set '{given}' is no setting of tokenizer kind '{config.kind}'.", f"It has {has or 'none.'}"
+            )
+        values[name] = coerce(known[name], text, f"--set {name}")
+    settings = kind.settings(**values)
+    check_bounds(settings)
+    return settings

@@ -52,7 +52,7 @@ class LowPrecisionEncoder(nn.Module):
                 self.pooled.add(len(self.paths))
             for block in group:  # type: ignore[attr-defined]
                 self.paths.append(self._low(block.convs))
-                self.bounds.append([_bounds(conv) for conv in block.convs])  # type: ignore[arg-type]
+                self.bounds.append([_bounds(conv) for conv in block.convs])
                 self.skips.append(block.skip)
                 self.gains.append(block.gain)
         self.head = encoder.head

@@ -53,6 +53,8 @@ def open_tokenizer(
 ) -> Tokenizer:
     """`dall-e`, `hf://OWNER/NAME`, a folder with DALL-E's weights, a run of train-tokenizer or pretrain, a checkpoint.
 
+    Frozen, in evaluation mode.
+
     Raises:
         UsageError: There is none of that name.
         StorageError: It is something else, damaged, or cannot be fetched.
@@ -61,13 +63,13 @@ def open_tokenizer(
         raise UsageError(
             "'pixels' is no tokenizer: it has no codes.", "`beit pretrain --target pixels` learns from pixels."
         )
-    near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), words(), n=1)
     pretrained = next((each for each in map(PRETRAINED.load, PRETRAINED.names()) if each.recognizes(reference)), None)
     if pretrained is not None:
         tokenizer = pretrained.open(reference, on_progress)
-    elif near and not Path(reference).exists():
-        raise UsageError(f"There is no tokenizer '{reference}'.", f"Did you mean '{near[0]}'?")
     else:
+        near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), words(), n=1)
+        if near and not Path(reference).exists():
+            raise UsageError(f"There is no tokenizer '{reference}'.", f"Did you mean '{near[0]}'?")
         tokenizer = _ours(reference, on_progress)
     tokenizer.model.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return tokenizer

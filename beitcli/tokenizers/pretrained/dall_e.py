@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from beitcli.runtime.hub.download import OnProgress
-from beitcli.runtime.storage.checkpoint import SUMS
 from beitcli.tokenizers.pretrained import PretrainedTokenizer, TokenizerFacts
 
 if TYPE_CHECKING:
+    from beitcli.runtime.hub.download import OnProgress
     from beitcli.tokenizers.base import Tokenizer
     from beitcli.tokenizers.dalle_cache import Opened
 
@@ -17,6 +16,7 @@ _WORD, _HUB = "dall-e", "hf://"
 
 
 def _recognizes(reference: str) -> bool:
+    from beitcli.runtime.storage.checkpoint import SUMS
     from beitcli.tokenizers.dalle import weight_files
 
     path = Path(reference)
