@@ -3,7 +3,7 @@
 - One that is trained here is `kinds/NAME.py` with its `KIND` (`TokenizerKind` in `kind.py`):
   1. a `TokenizerModel` (`base.py`): `vocab_size`, `downsample`, `encode`, and `decode` where it makes pictures;
   2. an `Objective`: `loss`, and where it needs them schedules, seeds, metrics of held-out images;
-  3. `architecture` from settings to plain values, `build` from those to the network; settings of its own are a dataclass.
+  3. `architecture` from settings to plain values, `build` from those to the network; a dataclass of its own settings.
   `train-tokenizer --kind NAME` trains it, and all that takes a TOKENIZER opens its runs.
 - One that others trained is `pretrained/NAME.py` with its `TOKENIZER` (`PretrainedTokenizer`): which references it
   recognizes, how it opens them, and what `inspect` says of them. `--tokenizer NAME` is its word.
