@@ -144,7 +144,7 @@ def _architecture(found: Description) -> dict[str, Any]:
 
 
 def _own_tokenizer(ref: str, header: WeightFile, section: dict[str, Any]) -> TokenizerFacts:
-    """One that `train-tokenizer` made."""
+    """Facts of a tokenizer trained by `train-tokenizer`."""
     from beitcli.tokenizers.open import blank_model  # imports torch
 
     model, size = blank_model(section, header.shapes, ref)
@@ -172,7 +172,7 @@ def _dall_e(ref: str, header: WeightFile) -> TokenizerFacts:
 
 
 def _weights(header: WeightFile) -> dict[str, Any]:
-    """What a header says of a file of weights."""
+    """Parameters, file and shapes of a weights file, from its header."""
     return {
         "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
         "files": [header.path],

@@ -25,7 +25,7 @@ def prepared(
 ) -> Tokenizer:
     """In its working precision, and compiled where that is asked for; fp32 never is: its tokens are the reference.
 
-    A tokenizer whose kind has no such precision stays fp32: its tokens are right, but come slower.
+    If its kind does not support the precision, it stays fp32: the tokens are right, but come slower.
 
     Args:
         compile_for: (H, W) of the images to come; None leaves it as it is.

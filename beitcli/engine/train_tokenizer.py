@@ -1,4 +1,4 @@
-"""`beit train-tokenizer`: a visual tokenizer of one's own, of any kind of `tokenizers/kinds/`."""
+"""`beit train-tokenizer`: trains a visual tokenizer of a kind of `tokenizers/kinds/`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrainTokenizerReport:
     """What was made; mae, psnr, codes_used and perplexity are of held-out images.
 
     Attributes:
-        mae: None where the kind has no decoder; likewise `psnr`.
+        mae: None if the kind has no decoder; also `psnr`.
         further: Metrics that have no field of their own.
     """
 
@@ -60,7 +60,7 @@ class TrainTokenizerReport:
 
 
 class TokenizerTask(Task):
-    """A tokenizer's network and its kind's objective in the training loop."""
+    """Trains the network of a tokenizer kind by its objective."""
 
     name, kind = "tokenizer", "tokenizer"
     model: TokenizerModel
@@ -102,10 +102,10 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Held-out images through tokens and back, in fp32.
+        """Metrics of held-out images in fp32.
 
-        PSNR (dB) and MAE where the kind decodes; codes used, their perplexity and the commonest one's share; the
-        kind's own metrics.
+        PSNR (dB) and MAE if the kind has a decoder; codes used, perplexity and the share of the commonest code; the
+        metrics of the kind.
         """
         model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
         workers = choose_workers(self.config.workers, compute.device, world.local_size)
@@ -161,7 +161,7 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
 
 
 def token_pixels(config: TrainTokenizerConfig) -> int:
-    """The pixels that a token stands for along each side, in the tokenizer that `config` makes."""
+    """Returns the side of a token in pixels, for the tokenizer that `config` describes."""
     with torch.device("meta"):
         return untrained(config).downsample
 

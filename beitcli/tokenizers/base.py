@@ -1,4 +1,4 @@
-"""What a visual tokenizer is: the network of a kind (`TokenizerModel`), and one that is frozen and opened."""
+"""Interfaces of visual tokenizers: the network (`TokenizerModel`) and the opened, frozen `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class TokenizerModel(ABC, nn.Module):
-    """The network of a tokenizer. A kind sets `vocab_size` and `downsample`, and defines `encode` and mostly `decode`.
+    """Network of a tokenizer. Subclasses set `vocab_size` and `downsample`, define `encode`, and usually `decode`.
 
     Attributes:
         vocab_size: V, the number of codes.
-        downsample: Pixels a token stands for, along each side.
-        precisions: What `in_precision` takes.
+        downsample: Side of a token in pixels.
+        precisions: Precisions supported by `in_precision`.
     """
 
     vocab_size: int
@@ -30,39 +30,31 @@ class TokenizerModel(ABC, nn.Module):
     precisions: tuple[Precision, ...] = ("fp32",)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """What `encode` takes, from uint8 or [0, 1] float images (B, 3, H, W); by default floats in [0, 1]."""
+        """Maps uint8 or [0, 1] float images (B, 3, H, W) to the input of `encode`; by default floats in [0, 1]."""
         return to_unit(images)
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) of `preprocess` to (B, h * w) int64 in [0, V), row by row; h = H / downsample.
+        """Maps the output of `preprocess` to tokens (B, h * w) int64 in [0, V), in row-major order; h = H / downsample.
 
-        Tokens must not follow the precision of the model that learns them: convolutions go `without_tf32`.
+        Use `without_tf32`: tokens must not depend on the precision of the model that is trained on them.
         """
 
     @property
     def can_decode(self) -> bool:
-        """By default whether the class defines `decode`."""
+        """Whether pictures can be made of tokens; by default, whether the class defines `decode`."""
         return type(self).decode is not TokenizerModel.decode
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N) int64 to images (B, 3, H, W) in [0, 1].
-
-        Args:
-            tokens: Row by row.
-            grid: (h, w) with h * w = N.
-
-        Raises:
-            StorageError: There is no decoder.
-        """
+        """Maps tokens (B, N) int64 of a grid (h, w) to images (B, 3, H, W) in [0, 1]. Raises StorageError if it cannot."""
         raise no_decoder()
 
     def in_precision(self, precision: Precision) -> TokenizerModel:
-        """The fp32 network with its encoder in one of `precisions`; fp32 is the network itself."""
+        """Returns the network with its encoder in one of `precisions`; for fp32, the network itself."""
         return self
 
     def compiled(self, size: tuple[int, int]) -> tuple[TokenizerModel, str]:
-        """The network compiled for images of `size` (H, W), and nothing; or itself, and why not."""
+        """Returns the network compiled for images of `size` (H, W) and "", or itself and the reason of the failure."""
         return self, "its kind has no compiled form"
 
 

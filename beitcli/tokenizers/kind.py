@@ -1,4 +1,4 @@
-"""What `train-tokenizer` needs to make a tokenizer of some kind, and `open_tokenizer` to open it again."""
+"""Tokenizer kinds: how `train-tokenizer` builds and trains a network, and how `open_tokenizer` builds it again."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from beitcli.tokenizers.base import TokenizerModel
 
 @dataclass(frozen=True, kw_only=True)
 class NoSettings:
-    """Of a kind that `train-tokenizer` has all settings of."""
+    """Settings of a kind that needs only those of `TrainTokenizerConfig`."""
 
 
 class Objective(ABC):
-    """How the network of a kind is trained; the parameters it learns are all the network's own.
+    """The training objective of a kind. All trained parameters belong to the network.
 
     Args:
-        steps: Of the whole run, for schedules.
-        world: Where a term is of the whole batch, which other processes hold parts of.
+        steps: Optimizer steps of the run, for schedules.
+        world: For terms over the global batch, whose images are spread over ranks.
 
     Attributes:
-        purpose: Of the keyed draw that `loss` gets a seed an image of; None where it draws nothing.
+        purpose: Purpose of the keyed draw of the seeds that `loss` receives; None if it draws no random numbers.
     """
 
     purpose: str | None = None
@@ -38,44 +38,49 @@ class Objective(ABC):
         self.model, self.config, self.steps, self.world = model, config, steps, world
 
     def before_step(self, step: int) -> None:  # noqa: B027 - not every kind has a schedule
-        """Sets what follows the step, such as a temperature."""
+        """Updates schedules, such as a temperature."""
 
     def after_step(self, step: int) -> None:  # noqa: B027 - not every kind has such a state
-        """Follows the optimizer, as a moving average of codes does."""
+        """Updates state after the optimizer step, such as an EMA codebook."""
 
     @abstractmethod
     def loss(
         self, forward: Callable[..., Any], images: Tensor, seeds: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of a micro-batch, and its parts, detached scalars to log.
+        """Returns the mean loss of a micro-batch, and detached scalars to log.
 
         Args:
-            forward: The network's `forward`, wrapped so that processes share gradients: what learns goes through it.
+            forward: The network's `forward`, wrapped by DDP in distributed training: call this, not the network.
             images: (B, 3, H, W) uint8.
-            seeds: (B,) int64 in the CPU's memory, which depend on neither processes nor micro-batches.
+            seeds: (B,) int64 on the CPU, independent of world size and micro-batch size; None without a `purpose`.
         """
 
     def schedules(self) -> dict[str, float]:
-        """What `before_step` has set, for the log."""
+        """Returns the values set by `before_step`, for the log."""
         return {}
 
     def held_out_metrics(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """(B,) each, beside PSNR, MAE and the use of the codes; their means over held-out images are reported."""
+        """Returns further metrics, (B,) each, to report as means over the held-out images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            tokens: (B, N) int64.
+        """
         return {}
 
 
 @dataclass(frozen=True)
 class TokenizerKind:
-    """The entry of a kind's module, `KIND`.
+    """A tokenizer kind; its module defines it as `KIND`.
 
     Attributes:
-        title: As people read it: "discrete VAE".
-        architecture: Of the settings of `train-tokenizer`, plain values that config.json keeps.
-        build: A network with fresh weights, drawn from torch's global generator, from `architecture`. Where that was
-            read from a checkpoint, the names of its tensors come too: what cannot fit them is refused before anything
-            large is built. Raises ValueError or UsageError.
-        objective: Trains it.
-        settings: A frozen dataclass of `option`s that the kind alone has: `--set NAME=VALUE`.
+        title: Name in plans and model cards, such as "discrete VAE".
+        architecture: Returns the plain values that config.json stores, from the settings of `train-tokenizer`.
+        build: Returns a network with random weights, drawn from torch's global generator. Takes `architecture` and, if
+            that was read from a checkpoint, the names of its tensors: raise ValueError if they cannot fit, before
+            anything large is built.
+        objective: The training objective.
+        settings: Frozen dataclass of the kind's own `option`s, given as `--set NAME=VALUE`.
     """
 
     title: str
@@ -90,18 +95,14 @@ def kind_of(config: TrainTokenizerConfig) -> TokenizerKind:
 
 
 def untrained(config: TrainTokenizerConfig) -> TokenizerModel:
-    """The network that a training begins with. Raises UsageError where `config` describes none."""
+    """Returns the network with its initial weights. Raises UsageError if `config` does not describe one."""
     kind = kind_of(config)
-    own_settings(config)  # refused even where the kind reads none
+    own_settings(config)  # unknown ones are an error even if the kind reads none
     return kind.build(kind.architecture(config), None)
 
 
 def own_settings(config: TrainTokenizerConfig) -> Any:
-    """What `--set` says, as the kind's dataclass.
-
-    Raises:
-        UsageError: The kind has no such setting, or not with such a value.
-    """
+    """Returns the settings of `--set` as the kind's dataclass. Raises UsageError for unknown names and values."""
     kind = kind_of(config)
     known, values = settings_of(kind.settings), {}
     for given in config.kind_settings:

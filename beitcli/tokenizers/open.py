@@ -1,4 +1,4 @@
-"""How a TOKENIZER is opened: `pretrained/` is asked in order whose it is; what none recognizes is a run of our own."""
+"""Opens a TOKENIZER: by the first of `pretrained/` that recognizes it, else as a checkpoint of this program."""
 
 from __future__ import annotations
 
@@ -95,15 +95,15 @@ def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
 
 
 def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
-    """The network that a checkpoint's settings describe, on the meta device, and the side of its images.
+    """Returns the network that a checkpoint's settings describe, on the meta device, and its image size.
 
     Args:
         stored: Names of the checkpoint's tensors.
 
     Raises:
-        StorageError: The settings describe none, or one of a kind that is not installed.
+        StorageError: The settings are invalid, or the kind is not installed.
     """
-    kind = settings.get("tokenizer_kind", "dvae")  # what runs of earlier versions do not say
+    kind = settings.get("tokenizer_kind", "dvae")  # earlier versions do not store it
     if kind not in KINDS.names():
         raise StorageError(
             f"Tokenizer '{reference}' is of kind {quote(repr(kind))}, which is not installed.",
@@ -119,7 +119,7 @@ def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference:
 
 @contextmanager
 def refused_as_unfit(reference: str) -> Iterator[None]:
-    """What goes wrong inside is told as settings that do not fit the weights."""
+    """Reports errors of the block as a config.json that does not fit its weights (StorageError)."""
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:

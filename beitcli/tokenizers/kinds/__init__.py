@@ -1,1 +1,1 @@
-"""The kinds of tokenizer that `train-tokenizer` makes: a file each, with its `KIND`; --kind takes the file's name."""
+"""Tokenizer kinds that `train-tokenizer` can train, one module each, which defines `KIND`; --kind is its name."""

@@ -45,7 +45,7 @@ def _build(architecture: Mapping[str, Any], stored: Collection[str] | None) -> D
 
 
 class DVAEObjective(Objective):
-    """Reconstruction through relaxed codes, whose temperature falls while the pull to the uniform prior rises."""
+    """Reconstruction and KL terms; the temperature falls from 1, the KL weight rises from 0, both by a cosine."""
 
     purpose = "gumbel"
     temperature, kl_weight = 1.0, 0.0

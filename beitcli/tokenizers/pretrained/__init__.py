@@ -1,4 +1,4 @@
-"""Tokenizers that others trained: a file each, with its `TOKENIZER`; --tokenizer takes the file's name as a word."""
+"""Tokenizers of other projects, one module each, which defines `TOKENIZER`; --tokenizer accepts the module's name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PRETRAINED = Registry("beitcli.tokenizers.pretrained", "TOKENIZER", "tokenizer")
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What `beit inspect` says of a tokenizer.
+    """Facts that `beit inspect` reports about a tokenizer.
 
     Attributes:
-        format: Whose it is.
-        size: Side in pixels of the images it was trained on.
-        downsample: Pixels a token stands for, along each side.
-        shapes: Of its tensors, by name.
+        size: Side of the training images in pixels.
+        downsample: Side of a token in pixels.
+        shapes: Shapes of the tensors by name.
+        notes: Sentences for the user.
     """
 
     format: str
@@ -40,12 +40,12 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """How references to others' weights are opened. Its module imports torch inside functions only.
+    """Opens references to weights of another project. Its module must import torch only inside functions.
 
     Attributes:
-        recognizes: Whether `open` is to be asked for a reference.
-        open: The tokenizer, on the CPU. Raises StorageError.
-        facts: For `beit inspect`; None where a reference is not surely of this tokenizer.
+        recognizes: Whether `open` handles a reference.
+        open: Returns the tokenizer on the CPU. Raises StorageError.
+        facts: Facts for `beit inspect`; None if the reference may be another model.
     """
 
     recognizes: Callable[[str], bool]
@@ -54,5 +54,5 @@ class PretrainedTokenizer:
 
 
 def words() -> tuple[str, ...]:
-    """References that name no file."""
+    """Returns the TOKENIZER references that are not paths."""
     return (*PRETRAINED.names(), "pixels")

@@ -1,4 +1,4 @@
-"""DALL-E's tokenizer by its word, from the hub, or from a folder or file with its weights."""
+"""DALL-E's tokenizer: `dall-e`, `hf://OWNER/NAME`, or a folder or file with its weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _open(reference: str, on_progress: OnProgress | None) -> Tokenizer:
 
 
 def _facts(reference: str, on_progress: OnProgress | None) -> TokenizerFacts | None:
-    """Of pickled modules, which have no header: they are read whole, guarded."""
+    """Reads all weights: pickled modules have no header."""
     if reference != _WORD and not _has_halves(Path(reference)):
         return None
     encoder, decoder, notes = _halves(reference, on_progress)
@@ -72,7 +72,7 @@ def _facts(reference: str, on_progress: OnProgress | None) -> TokenizerFacts | N
 
 
 def _has_halves(path: Path) -> bool:
-    """Whether it names DALL-E's two files, as released or as kept in the cache."""
+    """Whether `path` is, or contains, files named as in the release and in the cache."""
     files = path.glob("encoder.*") if path.is_dir() else [path] if path.is_file() else []
     return any(file.stem in ("encoder", "decoder") for file in files)
 
