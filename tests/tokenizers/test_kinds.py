@@ -44,6 +44,7 @@ class MeanColour(TokenizerModel):
         super().__init__()
         self.levels, self.vocab_size, self.downsample = levels, levels**3, patch
         self.palette = nn.Parameter(torch.rand(levels**3, 3))
+        self.register_buffer("steps_seen", torch.zeros(1))
 
     def preprocess(self, images):
         return 2 * to_unit(images) - 1
@@ -75,6 +76,9 @@ class Colours(Objective):
         decoded = forward(self.model.encode(self.model.preprocess(images)), grid)
         error = F.mse_loss(decoded, to_unit(images))
         return self.weight * error, {"colour_loss": error.detach()}
+
+    def after_step(self, step):
+        self.model.steps_seen += 1
 
     def schedules(self):
         return {"colour_weight": self.weight}
@@ -191,7 +195,8 @@ def test_a_kind_of_an_installed_package_is_trained(
     assert stats["psnr"] > 10
     facts = beit("inspect", toy_run).lines[0]
     assert (facts["format"], facts["vocab_size"], facts["grid"]) == ("beit", 27, [4, 4])
-    assert (facts["architecture"], facts["parameters"]) == ({"levels": 3, "patch": 4}, 81)
+    assert (facts["architecture"], facts["parameters"]) == ({"levels": 3, "patch": 4}, 82)
+    assert load_file(toy_run / "checkpoints" / "step-0000040" / "model.safetensors")["steps_seen"] == 40
 
 
 def test_tokens_of_an_installed_kind_are_those_of_its_encoder(
