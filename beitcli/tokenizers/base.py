@@ -46,7 +46,7 @@ class TokenizerModel(ABC, nn.Module):
         return type(self).decode is not TokenizerModel.decode
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Maps tokens (B, N) int64 of `grid` (h, w) to images (B, 3, H, W) in [0, 1]; StorageError without a decoder."""
+        """Maps (B, N) int64 of `grid` (h, w) to images (B, 3, H, W) in [0, 1]; StorageError if it has no decoder."""
         raise no_decoder()
 
     def in_precision(self, precision: Precision) -> TokenizerModel:
