@@ -51,19 +51,19 @@ def load_model(
         from beitcli.models.checkpoints.open import open_model
 
         reference = os.fspath(model)
-        opened = open_model(reference, downloads(events))
-        warn(opened.warnings, events)
-        if opened.kind == "tokenizer":
+        checkpoint = open_model(reference, downloads(events))
+        warn(checkpoint.warnings, events)
+        if checkpoint.kind == "tokenizer":
             raise StorageError(f"'{reference}' is a tokenizer.", "Open it with beitcli.load_tokenizer.")
         built: MaskedImageModel | ImageClassifier | Segmenter | Detector
-        if opened.kind == "masked-image-model":
-            built = masked_image_model_of(opened, opened.tensors())
-        elif opened.kind == "classifier":
-            built, _ = classifier_of(opened)
-        elif opened.kind == "segmenter":
-            built, _ = segmenter_of(opened)
-        elif opened.kind == "detector":
-            built, _ = detector_of(opened)
+        if checkpoint.kind == "masked-image-model":
+            built = masked_image_model_of(checkpoint, checkpoint.tensors())
+        elif checkpoint.kind == "classifier":
+            built, _ = classifier_of(checkpoint)
+        elif checkpoint.kind == "segmenter":
+            built, _ = segmenter_of(checkpoint)
+        elif checkpoint.kind == "detector":
+            built, _ = detector_of(checkpoint)
         else:
             built, _ = open_backbone(reference, on_progress=downloads(events))
         return built.to(device)

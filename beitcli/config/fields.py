@@ -46,7 +46,7 @@ class Option:
     argument: bool = False
     required: bool = False
     saved: bool = True
-    harmless: bool = False
+    may_change_on_resume: bool = False
     metavar: str | None = None
     example: str = "192,256"
     bounds: Bounds = UNBOUNDED

@@ -45,7 +45,7 @@ class PretrainConfig(Sharded):
         None,
         "Keep tokens here, and take them from here where they are kept: the run is the same, without the encoder.",
         panel="Tokenizer",
-        harmless=True,
+        may_change_on_resume=True,
         metavar="DIR",
     )
     target: Literal["tokens", "pixels"] = option(
@@ -83,7 +83,7 @@ class PretrainConfig(Sharded):
         "Labelled images to watch the features by at each save: probe_top1, nearest neighbours of a few hundred. "
         "Training is the same with and without.",
         panel="Data",
-        harmless=True,
+        may_change_on_resume=True,
         metavar="DATA",
     )
     holdout: int = option(
@@ -98,7 +98,7 @@ class PretrainConfig(Sharded):
         None,
         "torch.compile the step; default on CUDA. The first step takes a minute longer; losses differ by rounding.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         flags=("--compile/--no-compile",),
     )
 

@@ -172,7 +172,9 @@ def _resumed(
     differences = [
         f"{setting.flag}: the run has {_shown(setting, before)}, given is {_shown(setting, now)}"
         for name, setting in settings.items()
-        if setting.option.saved and not setting.option.harmless and getattr(before, name) != getattr(now, name)
+        if setting.option.saved
+        and not setting.option.may_change_on_resume
+        and getattr(before, name) != getattr(now, name)
         if setting.belongs_to(_task_of(before))
     ]
     if differences:

@@ -9,17 +9,12 @@ from typing import Any
 from beitcli.config.inspect_export import InspectConfig
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.config_readers import stated_in
-from beitcli.models.checkpoints.key_mapping import read_layout
-from beitcli.models.checkpoints.locate import Located, format_of, locate
-from beitcli.models.checkpoints.metadata import Description, describe
-from beitcli.models.checkpoints.timm_references import describe_foreign, is_foreign
-from beitcli.runtime.weight_files.reader import WeightFile, read_header
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.open import open_unverified
+from beitcli.runtime.weight_files.reader import WeightFile
 from beitcli.tokenizers.pretrained import PRETRAINED, TokenizerFacts
 
 _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
-
-Listed = dict[str, list[int]] | None  # name to shape
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class InspectReport:
     bytes: int
     dropped: list[str]
     assumed: list[str]
-    tensors: Listed
+    tensors: dict[str, list[int]] | None
 
 
 def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
@@ -68,89 +63,60 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         if facts is not None:
             warn(facts.notes, on_event)
             return _tokenizer(config, facts)
-    located = locate(config.ref, downloads(on_event))
-    header = read_header(located.weights)
-    section = located.settings.get("beit", {})
-    tensors = {name: list(shape) for name, shape in header.shapes.items()} if config.tensors else None
-    if section.get("kind") == "tokenizer":
-        return _tokenizer(config, _own_tokenizer(config.ref, header, section))
-    if is_foreign(located.settings):
-        return _foreign(config.ref, located, header, tensors)
-    layout = read_layout(header.shapes, config.ref)
-    if layout.naming == "dall-e":
-        return _tokenizer(config, _dall_e(config.ref, header))
-    stated = stated_in(located.settings, located.preprocessing, header.about)
-    found = describe(layout, header.shapes, stated, config.ref)
-    architecture = found.architecture
-    target = section.get("target", "tokens") if found.kind == "masked-image-model" else None
-    for what in found.assumed:
+    checkpoint = open_unverified(config.ref, downloads(on_event))
+    header = checkpoint.header
+    assert header is not None  # of a file
+    if checkpoint.kind == "tokenizer":
+        read = _own_tokenizer if checkpoint.format == "beit" else _dall_e
+        return _tokenizer(config, read(checkpoint, header))
+    key_mapping, architecture, outputs = checkpoint.key_mapping, checkpoint.architecture, checkpoint.outputs
+    target = checkpoint.settings.get("target", "tokens") if checkpoint.kind == "masked-image-model" else None
+    for what in checkpoint.assumed if key_mapping else ():
         on_event(Warned(f"The file does not say it; assumed: {what}."))
+    mean, std = checkpoint.normalization
     return InspectReport(
         ref=config.ref,
-        format=format_of(layout, header, located),
-        kind=found.kind,
-        architecture=_architecture(found),
-        parameters=found.parameters,
+        format=checkpoint.format,
+        kind=checkpoint.kind,
+        architecture=_architecture(checkpoint),
+        parameters=checkpoint.parameters,
         image_size=list(architecture.image_size),
         grid=list(architecture.grid),
-        vocab_size=found.outputs if target == "tokens" else None,
-        classes=(found.outputs or None) if found.kind in ("classifier", "segmenter", "detector") else None,
-        class_names=list(found.classes),
+        vocab_size=outputs if target == "tokens" else None,
+        classes=(outputs or None) if checkpoint.kind in ("classifier", "segmenter", "detector") else None,
+        class_names=list(checkpoint.classes),
         target=target,
-        normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
-        file=str(located.weights),
+        normalization={"mean": list(mean), "std": list(std)},
+        file=str(checkpoint.weights),
         container=header.container,
         bytes=header.size,
-        dropped=list(layout.dropped),
-        assumed=list(found.assumed),
-        tensors=tensors,
+        dropped=list(key_mapping.dropped) if key_mapping else [],
+        assumed=list(checkpoint.assumed),
+        tensors=_shapes(header) if config.tensors else None,
     )
 
 
-def _foreign(ref: str, located: Located, header: WeightFile, tensors: Listed) -> InspectReport:
-    """A vision Transformer of timm's, described by timm itself."""
-    found = describe_foreign(located.settings, header.shapes, ref)
-    architecture = found.architecture
-    return InspectReport(
-        ref=ref,
-        format="beit" if located.is_ours else "timm",
-        kind=found.kind,
-        architecture={**architecture.as_dict(), "pooling": found.pooling},
-        parameters=found.parameters,
-        image_size=list(architecture.image_size),
-        grid=list(architecture.grid),
-        vocab_size=None,
-        classes=found.outputs or None,
-        class_names=list(found.classes),
-        target=None,
-        normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
-        file=str(located.weights),
-        container=header.container,
-        bytes=header.size,
-        dropped=[],
-        assumed=list(found.assumed),
-        tensors=tensors,
-    )
-
-
-def _architecture(found: Description) -> dict[str, Any]:
-    architecture = found.architecture
+def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
+    architecture = checkpoint.architecture
+    if checkpoint.key_mapping is None:  # a vision Transformer as timm describes it
+        return {**architecture.as_dict(), "pooling": checkpoint.pooling}
     plain = asdict(architecture)
     del plain["image_size"]
     size = _NAMES.get((architecture.width, architecture.depth))
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
-    last = {"head": found.head} if found.kind in ("segmenter", "detector") else {"pooling": found.pooling}
+    has_head = checkpoint.kind in ("segmenter", "detector")
+    last = {"head": checkpoint.head} if has_head else {"pooling": checkpoint.pooling}
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 
-def _own_tokenizer(ref: str, header: WeightFile, section: dict[str, Any]) -> TokenizerFacts:
+def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
     """Facts of a tokenizer trained by `train-tokenizer`."""
     from beitcli.tokenizers.open import blank_model  # imports torch
 
-    model, size = blank_model(section, header.shapes, ref)
+    model, size = blank_model(checkpoint.settings, header.shapes, checkpoint.reference)
     return TokenizerFacts(
         format="beit",
-        architecture=dict(section["architecture"]),
+        architecture=dict(checkpoint.settings["architecture"]),
         vocab_size=model.vocab_size,
         size=size,
         downsample=model.downsample,
@@ -158,8 +124,9 @@ def _own_tokenizer(ref: str, header: WeightFile, section: dict[str, Any]) -> Tok
     )
 
 
-def _dall_e(ref: str, header: WeightFile) -> TokenizerFacts:
-    """DALL-E's encoder, by the header of a state dict."""
+def _dall_e(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
+    """DALL-E's encoder, from the header of its state dict."""
+    ref = checkpoint.reference
     leaf = "weight" if "blocks.input.weight" in header.shapes else "w"
     try:
         width = header.shapes[f"blocks.input.{leaf}"][0]
@@ -176,8 +143,12 @@ def _weights(header: WeightFile) -> dict[str, Any]:
     return {
         "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
         "files": [header.path],
-        "shapes": {name: list(shape) for name, shape in header.shapes.items()},
+        "shapes": _shapes(header),
     }
+
+
+def _shapes(header: WeightFile) -> dict[str, list[int]]:
+    return {name: list(shape) for name, shape in header.shapes.items()}
 
 
 def _tokenizer(config: InspectConfig, facts: TokenizerFacts) -> InspectReport:

@@ -25,7 +25,7 @@ from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.tokenizers.base import Precision, Tokenizer, to_unit
 from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
 
@@ -84,8 +84,8 @@ class _Tally:
         self.batch.agreed += float(equal.float().mean(dim=1).sum())
         self.batch.compared += len(equal)
 
-    def document(self, world: World) -> dict[str, Any]:
-        used, perplexity = codebook_usage(world.sum(self.counts))
+    def document(self, world: DistributedContext) -> dict[str, Any]:
+        used, perplexity = codebook_usage(world.all_reduce_sum(self.counts))
         total = self.total
         measured = total.values > 0
         agreement = {"agreement": total.agreed / total.compared if total.compared else None} if self.reference else {}
@@ -117,21 +117,21 @@ def tokenize(
         yield from decode(config, on_event, stdin)
         return
     compute = join_compute(config, choose_compute(config.device, _precision(config)))
-    world, on_event = compute.world, compute.world.spoken(on_event)
-    reference = world.first_then_others(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
+    reference = world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
     if config.reconstruct:
         reference.require_decoder()
     size = config.size or reference.size
     reference.grid(size)
     tokenizer = prepared(reference, _precision(config), (size, size) if config.compile else None, on_event)
     kind = TokenKind(tokenizer.grid(size), tokenizer.vocab_size, tokenizer.sha256)
-    source = world.first_then_others(
+    source = world.rank_zero_first(
         lambda: open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
     )
-    pictures = world.first_then_others(lambda: _picture_paths(config.reconstruct, source))
+    pictures = world.rank_zero_first(lambda: _picture_paths(config.reconstruct, source))
     files: list[TokenFile] = []
     if config.output != "-" and not config.stats:
-        held = world.first(lambda: _open_file(files, config, kind))
+        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind))
         source = _without(source, held, on_event) if held else source
     tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None

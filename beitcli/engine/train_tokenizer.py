@@ -17,7 +17,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterView, TokenizerView
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.trainer.data import hold_out, open_images
-from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
@@ -97,11 +97,11 @@ class TokenizerTask(Task):
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         return self.objective.loss(self.forward, batch["images"], batch.get("noise"))
 
-    def figures(self) -> dict[str, float]:
-        return self.objective.schedules()
+    def log_metrics(self) -> dict[str, float]:
+        return self.objective.log_metrics()
 
     @torch.no_grad()
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Metrics of held-out images in fp32.
 
         PSNR (dB) and MAE if the kind has a decoder; codes used, perplexity and the share of the commonest code; the
@@ -115,7 +115,7 @@ class TokenizerTask(Task):
         batches = ordered_batches(
             self.held_out, CenterView(size=size), batch_size=128, workers=workers, share=(world.rank, world.size)
         )
-        for batch in in_rounds(batches, len(self.held_out), 128, world, check_stop):
+        for batch in synchronized_batches(batches, len(self.held_out), 128, world, check_stop):
             if not len(batch):
                 parts.append({})
                 continue
@@ -135,13 +135,13 @@ class TokenizerTask(Task):
         metrics: dict[str, float] = {}
         if model.can_decode:
             metrics = {"psnr": psnr(total.pop("error^2") / values), "mae": total.pop("|error|") / values}
-        counts = world.sum(counts)
+        counts = world.all_reduce_sum(counts)
         used, perplexity = codebook_usage(counts)
         share = float(counts.max() / counts.sum())
         metrics |= {"codes_used": used, "perplexity": perplexity, "commonest_share": share}
         return metrics | {name: value / number for name, value in total.items()}
 
-    def settings(self) -> dict[str, Any]:
+    def checkpoint_config(self) -> dict[str, Any]:
         kind, config = kind_of(self.config), self.config
         return {"architecture": kind.architecture(config), "size": config.size, "tokenizer_kind": config.kind}
 
@@ -155,7 +155,7 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
             f"Give a multiple of {factor}.",
         )
     compute = join_compute(config)
-    on_event = compute.world.spoken(on_event)
+    on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
     return run_job(config, compute, on_event, lambda session: tokenizer_job(config, source, compute, on_event))
 

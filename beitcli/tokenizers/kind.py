@@ -12,7 +12,7 @@ from torch import Tensor
 from beitcli.config.fields import check_bounds, coerce, settings_of
 from beitcli.config.train_tokenizer import KINDS, TrainTokenizerConfig
 from beitcli.errors import UsageError
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.tokenizers.base import TokenizerModel
 
 
@@ -34,7 +34,9 @@ class Objective(ABC):
 
     purpose: str | None = None
 
-    def __init__(self, model: TokenizerModel, config: TrainTokenizerConfig, steps: int, world: World) -> None:
+    def __init__(
+        self, model: TokenizerModel, config: TrainTokenizerConfig, steps: int, world: DistributedContext
+    ) -> None:
         self.model, self.config, self.steps, self.world = model, config, steps, world
 
     def before_step(self, step: int) -> None:  # noqa: B027 - not every kind has a schedule
@@ -55,7 +57,7 @@ class Objective(ABC):
             seeds: (B,) int64 on the CPU, independent of world size and micro-batch size; None without a `purpose`.
         """
 
-    def schedules(self) -> dict[str, float]:
+    def log_metrics(self) -> dict[str, float]:
         """Returns the values set by `before_step`, for the log."""
         return {}
 

@@ -13,10 +13,11 @@ import torch
 
 from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.checkpoints.open import OpenedModel, open_checkpoint
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.open import open_checkpoint
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.tokenizers.base import Tokenizer, TokenizerModel
 from beitcli.tokenizers.pretrained import PRETRAINED, words
 
@@ -24,26 +25,29 @@ DALLE_CODES = 8192
 
 
 def open_tokenizer_of(
-    opened: OpenedModel, device: torch.device | None = None, on_progress: OnProgress | None = None
+    checkpoint: CheckpointHandle, device: torch.device | None = None, on_progress: OnProgress | None = None
 ) -> Tokenizer:
     """The tokenizer that a pretraining run learned from: its own lies inside it, another where it was.
 
     Raises:
         StorageError: It names none, or what lies there is another tokenizer now.
     """
-    named = opened.settings.get("tokenizer")
-    foreign = not opened.settings and opened.layout is not None and not opened.layout.is_version_2
-    if foreign and opened.described.outputs == DALLE_CODES:
+    named = checkpoint.settings.get("tokenizer")
+    foreign = not checkpoint.settings and checkpoint.key_mapping is not None and not checkpoint.key_mapping.is_version_2
+    if foreign and checkpoint.outputs == DALLE_CODES:
         tokenizer = open_tokenizer("dall-e", device, on_progress)
-        assumed = f"'{opened.reference}' does not name its tokenizer; assumed: DALL-E's, as of the release."
+        assumed = f"'{checkpoint.reference}' does not name its tokenizer; assumed: DALL-E's, as of the release."
         return replace(tokenizer, notes=(*tokenizer.notes, assumed))
     if not named:
-        raise StorageError(f"'{opened.reference}' names no tokenizer that it learned from.", "Pass it as --tokenizer.")
-    reference = str(opened.run / "tokenizer") if named["reference"] == "own" else named["reference"]
+        raise StorageError(
+            f"'{checkpoint.reference}' names no tokenizer that it learned from.", "Pass it as --tokenizer."
+        )
+    reference = str(checkpoint.run / "tokenizer") if named["reference"] == "own" else named["reference"]
     tokenizer = open_tokenizer(reference, device, on_progress)
     if tokenizer.sha256 != named["sha256"]:
         raise StorageError(
-            f"Tokenizer '{reference}' is not the one that '{opened.reference}' was trained with.", "Put that one back."
+            f"Tokenizer '{reference}' is not the one that '{checkpoint.reference}' was trained with.",
+            "Put that one back.",
         )
     return tokenizer
 
@@ -77,21 +81,21 @@ def open_tokenizer(
 
 def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
     inside = Path(reference) / "tokenizer"
-    opened = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
-    if opened.kind == "masked-image-model":
-        return open_tokenizer_of(opened, on_progress=on_progress)
-    if opened.kind != "tokenizer":
+    checkpoint = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
+    if checkpoint.kind == "masked-image-model":
+        return open_tokenizer_of(checkpoint, on_progress=on_progress)
+    if checkpoint.kind != "tokenizer":
         raise StorageError(
-            f"'{reference}' is a {opened.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
+            f"'{reference}' is a {checkpoint.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
         )
-    tensors = opened.tensors()
-    with refused_as_unfit(opened.reference):
-        model, size = blank_model(opened.settings, tensors, opened.reference)
+    tensors = checkpoint.tensors()
+    with refused_as_unfit(checkpoint.reference):
+        model, size = blank_model(checkpoint.settings, tensors, checkpoint.reference)
         model.load_state_dict(tensors, assign=True)
         model.float()
-    sums = (opened.weights.parent / SUMS).read_text().splitlines()
+    sums = (checkpoint.weights.parent / SUMS).read_text().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
-    return Tokenizer(reference, model, size, sha256, opened.warnings)
+    return Tokenizer(reference, model, size, sha256, checkpoint.warnings)
 
 
 def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
@@ -106,7 +110,7 @@ def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference:
     kind = settings.get("tokenizer_kind", "dvae")  # earlier versions do not store it
     if kind not in KINDS.names():
         raise StorageError(
-            f"Tokenizer '{reference}' is of kind {quote(repr(kind))}, which is not installed.",
+            f"Tokenizer '{reference}' is of kind {one_line(repr(kind))}, which is not installed.",
             f"Install the package that adds it. Installed: {', '.join(KINDS.names())}.",
         )
     with refused_as_unfit(reference):
@@ -124,5 +128,5 @@ def refused_as_unfit(reference: str) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:
         raise StorageError(
-            f"Tokenizer '{reference}' does not fit its own config: {quote(str(error), 200)}.", "Train it again."
+            f"Tokenizer '{reference}' does not fit its own config: {one_line(str(error), 200)}.", "Train it again."
         ) from None

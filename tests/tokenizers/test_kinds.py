@@ -80,7 +80,7 @@ class Colours(Objective):
     def after_step(self, step):
         self.model.steps_seen += 1
 
-    def schedules(self):
+    def log_metrics(self):
         return {"colour_weight": self.weight}
 
     def held_out_metrics(self, images, tokens):

@@ -77,7 +77,7 @@ def choose_attention_kernel(shape: AttentionShape, compute: Compute) -> Attentio
 
     The caller sets `use_flex` if the result is `FLEX`. All ranks must call this, before anything is compiled.
     """
-    choice = compute.world.first(lambda: try_all(shape, compute))
+    choice = compute.world.run_on_rank_zero(lambda: try_all(shape, compute))
     apply_choice(choice)
     return choice
 

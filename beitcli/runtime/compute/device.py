@@ -11,7 +11,7 @@ import torch
 
 from beitcli.config.common import Launched
 from beitcli.errors import UsageError
-from beitcli.runtime.distributed.world import ALONE, World, join
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext, join
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALL_STEP = 1 << 16  # pixels
@@ -28,7 +28,7 @@ class Compute:
 
     device: torch.device
     precision: str
-    world: World = ALONE
+    world: DistributedContext = SINGLE_PROCESS
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,11 +17,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
 def shard(
-    model: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype = torch.float32
+    model: nn.Module, blocks: Iterable[nn.Module], world: DistributedContext, dtype: torch.dtype = torch.float32
 ) -> list[nn.Module]:
     """Shards a model's tensors over all ranks, in place; call it before building the optimizer.
 
@@ -96,7 +96,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def summed_later(model: nn.Module) -> Iterator[None]:
+def defer_reduction(model: nn.Module) -> Iterator[None]:
     """Context in which backward passes accumulate gradients without reducing them."""
     if not isinstance(model, FSDPModule):
         yield

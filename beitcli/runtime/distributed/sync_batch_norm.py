@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
-def share_statistics(model: nn.Module, world: World) -> None:
+def share_statistics(model: nn.Module, world: DistributedContext) -> None:
     """Replaces every BatchNorm2d by a synchronized one; the state dict stays the same."""
     if world.size == 1:
         return

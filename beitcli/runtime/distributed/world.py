@@ -1,9 +1,9 @@
 """The process group of a job: rank and world size, collectives, DDP.
 
-A `World` is built from the environment that torchrun, Slurm or `runtime/distributed/launch.py` sets. Tensors of the
-model go through torch's collectives (NCCL between GPUs, gloo between CPUs). Control data (stop flags, metrics, errors)
-goes as small objects over gloo, so that it never waits for a GPU. Results that rank 0 computes for all (`first`) go
-through the store, which has no timeout: opening a large data set may take an hour.
+A `DistributedContext` is built from the environment that torchrun, Slurm or `runtime/distributed/launch.py` sets.
+Tensors of the model go through torch's collectives (NCCL between GPUs, gloo between CPUs). Control data (stop flags,
+metrics, errors) goes as small objects over gloo, so that it never waits for a GPU. Results that rank 0 computes for all
+(`run_on_rank_zero`) go through the store, which has no timeout: opening a large data set may take an hour.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _READ_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class World:
+class DistributedContext:
     """Rank and world size of this process, and its collectives.
 
     Attributes:
@@ -66,11 +66,11 @@ class World:
         dist.all_gather_object(found, value, group=_control())
         return found
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Returns the maximum over ranks."""
-        return self.largest_later(number)()
+        return self.all_reduce_max_async(number)()
 
-    def largest_later(self, number: int) -> Callable[[], int]:
+    def all_reduce_max_async(self, number: int) -> Callable[[], int]:
         """Starts an asynchronous maximum over ranks; the function returned waits for it. All ranks must call this."""
         if self.size == 1:
             return lambda: number
@@ -83,14 +83,14 @@ class World:
 
         return answer
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sums a tensor over ranks, in place, on the tensor's device."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     @torch.no_grad()
-    def mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
+    def all_reduce_weighted_mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
         """Returns the weighted mean of a tensor over ranks, detached."""
         if self.size == 1:
             return tensor.detach()
@@ -98,7 +98,7 @@ class World:
         dist.all_reduce(flat)
         return (flat[:-1] / flat[-1]).view_as(tensor)
 
-    def first(self, do: Callable[[], Answer]) -> Answer:
+    def run_on_rank_zero(self, do: Callable[[], Answer]) -> Answer:
         """Calls `do` on rank 0 only. The other ranks wait without timeout, and get its result or its error.
 
         Raises:
@@ -125,15 +125,15 @@ class World:
             raise answer[1]
         return answer[0]
 
-    def first_then_others(self, do: Callable[[], Answer]) -> Answer:
+    def rank_zero_first(self, do: Callable[[], Answer]) -> Answer:
         """Calls `do` on rank 0, then on the other ranks, which can reuse what rank 0 has stored."""
         if self.size == 1:
             return do()
         kept: list[Answer] = []
-        self.first(lambda: kept.append(do()))
+        self.run_on_rank_zero(lambda: kept.append(do()))
         return kept[0] if self.is_first else do()
 
-    def spoken(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+    def rank_zero_only(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
         """Returns `tell` on rank 0 and a no-op elsewhere, for messages that are the same on all ranks."""
         return tell if self.is_first else lambda event: None
 
@@ -143,7 +143,7 @@ class World:
         longest = max(map(len, everyone))
         return [things[turn] for turn in range(longest) for things in everyone if turn < len(things)]
 
-    def agree(self, error: BeitError | None) -> None:
+    def raise_if_any_failed(self, error: BeitError | None) -> None:
         """Raises the error of the lowest failing rank on all ranks; it names that rank unless all have failed."""
         if self.size == 1:
             if error is not None:
@@ -157,14 +157,14 @@ class World:
                 raise found
 
 
-ALONE = World()
-_joined: World | None = None
+SINGLE_PROCESS = DistributedContext()
+_joined: DistributedContext | None = None
 _keys: dist.Store | None = None
 _questions = 0
 
 
-def join(device: torch.device, processes: int, timeout: float) -> World:
-    """Joins the process group of this job, once; returns `ALONE` for a single process.
+def join(device: torch.device, processes: int, timeout: float) -> DistributedContext:
+    """Joins the process group of this job, once; returns `SINGLE_PROCESS` for a single process.
 
     Args:
         processes: `--gpus`, the requested world size; 1 accepts that of the environment.
@@ -179,7 +179,7 @@ def join(device: torch.device, processes: int, timeout: float) -> World:
         return _joined
     place = place_of_this_process()
     if place is None:
-        return ALONE
+        return SINGLE_PROCESS
     if processes not in (1, place.size):
         raise UsageError(
             f"--gpus is {processes}, but the launcher started {place.size} processes.",
@@ -202,7 +202,7 @@ def join(device: torch.device, processes: int, timeout: float) -> World:
         )
     except (RuntimeError, ValueError) as error:
         raise unreachable(place, error) from None
-    _joined = World(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
+    _joined = DistributedContext(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
     return _joined
 
 
@@ -229,7 +229,7 @@ def is_by_a_peer(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and bool(_BY_A_PEER.search(str(error))))
 
 
-def differing_ranks(world: World, tensors: Iterable[torch.Tensor]) -> list[int]:
+def differing_ranks(world: DistributedContext, tensors: Iterable[torch.Tensor]) -> list[int]:
     """Returns the ranks whose tensors differ bitwise from those of the majority; empty if all are equal.
 
     Each rank sums the bits of its tensors as integers, at memory bandwidth; only the sums are compared.
@@ -249,7 +249,9 @@ def bits(tensors: Iterable[torch.Tensor]) -> int:
     return int((torch.stack(sums) * weights).sum())
 
 
-def parallel(model: nn.Module, world: World, *, all_used: bool = True, compression: str = "none") -> nn.Module:
+def parallel(
+    model: nn.Module, world: DistributedContext, *, all_used: bool = True, compression: str = "none"
+) -> nn.Module:
     """Wraps the model in DDP, which averages gradients over ranks during the backward pass.
 
     Args:

@@ -65,11 +65,11 @@ class DVAEObjective(Objective):
             self.config.reconstruction,
             self.config.usage_weight,
             noise=seeds,
-            mean_over=self.world.mean,
+            mean_over=self.world.all_reduce_weighted_mean,
         )
         return loss, {name: value for name, value in parts.items() if name != "loss"}
 
-    def schedules(self) -> dict[str, float]:
+    def log_metrics(self) -> dict[str, float]:
         return {"temperature": self.temperature, "kl_weight": self.kl_weight}
 
 
