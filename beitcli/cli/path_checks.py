@@ -18,8 +18,9 @@ from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.tokenize import TokenizeConfig
+from beitcli.tokenizers.pretrained import words
 
-_WORDS = ("random", "dall-e", "pixels", "own")  # MODEL and TOKENIZER references that are not paths
+_WORDS = ("random", "own")  # references that are not paths, beside those of tokenizers and of DATA
 _KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "REF": "model", "TOKENIZER": "model"}
 
 
@@ -46,10 +47,11 @@ def require_paths(config: Any) -> None:
 
 
 def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
+    known = (*_WORDS, *words())
     for reference in (each.partition("@random")[0] or each for each in references):
         remote = reference.startswith(("hf://", "timm/", "~"))
         several = glob.has_magic(reference) or "{" in reference
-        if remote or several or reference in _WORDS or os.path.exists(reference) or is_data_word(reference):
+        if remote or several or reference in known or os.path.exists(reference) or is_data_word(reference):
             continue
         look(reference)
 
@@ -57,7 +59,7 @@ def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
 def _look_for_model(reference: str) -> None:
     from beitcli.models.checkpoints.locate import locate
 
-    if not suggestion(reference.lower(), _WORDS):
+    if not suggestion(reference.lower(), (*_WORDS, *words())):
         locate(reference)
 
 

@@ -7,34 +7,41 @@ from typing import ClassVar, Literal
 
 from beitcli.config.common import Training
 from beitcli.config.fields import option
-from beitcli.errors import UsageError
+from beitcli.config.registry import Registry
+
+KINDS = Registry("beitcli.tokenizers.kinds", "KIND", "tokenizer kind")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(Training):
     command: ClassVar[str] = "train-tokenizer"
     recipe: str = option("small", "Named settings: tiny, small.", panel="Run", metavar="NAME")
+    kind: str = option("dvae", "What is trained; dvae: a discrete VAE.", panel="Tokenizer", choices=KINDS.names)
+    kind_settings: tuple[str, ...] = option(
+        (),
+        "A setting that --kind alone has; repeatable.",
+        panel="Tokenizer",
+        flags=("--set",),
+        metavar="NAME=VALUE",
+    )
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer", ge=2)
     size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer", ge=1)
     width: int = option(32, "Channels of the first stage; each further stage doubles them.", panel="Tokenizer", ge=1)
     groups: int = option(3, "Stages; every one after the first halves the resolution.", panel="Tokenizer", ge=1, le=16)
     blocks_per_group: int = option(1, "Residual blocks a stage.", panel="Tokenizer", ge=1)
-    reconstruction: Literal["mse", "logit-laplace"] = option("mse", "Reconstruction loss.", panel="Tokenizer")
+    reconstruction: Literal["mse", "logit-laplace"] = option("mse", "Reconstruction loss.", panel="Discrete VAE")
     kl_weight: float = option(
-        5e-5, "Weight of KL(q || uniform) of each patch, after its rise.", panel="Tokenizer", ge=0
+        5e-5, "Weight of KL(q || uniform) of each patch, after its rise.", panel="Discrete VAE", ge=0
     )
     usage_weight: float = option(
-        3e-3, "Weight of KL(mean q of the batch || uniform), which keeps every code in use.", panel="Tokenizer", ge=0
+        3e-3,
+        "Weight of KL(mean q of the batch || uniform), which keeps every code in use.",
+        panel="Discrete VAE",
+        ge=0,
     )
     temperature_end: float = option(
-        0.0625, "Gumbel-softmax temperature from four fifths of the run on; it starts at 1.", panel="Tokenizer", gt=0
+        0.0625,
+        "Gumbel-softmax temperature from four fifths of the run on; it starts at 1.",
+        panel="Discrete VAE",
+        gt=0,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        factor = 2 ** (self.groups - 1)
-        if self.size < factor or self.size % factor:
-            raise UsageError(
-                f"--size {self.size} is not divided by {factor}, the factor of {self.groups} stages.",
-                f"Give a multiple of {factor}.",
-            )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from beitcli.config.inspect_export import InspectConfig
@@ -13,10 +12,9 @@ from beitcli.errors import StorageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import open_unverified
 from beitcli.runtime.weight_files.reader import WeightFile
+from beitcli.tokenizers.pretrained import PRETRAINED, TokenizerFacts
 
 _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
-
-Listed = dict[str, list[int]] | None  # name to shape
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class InspectReport:
     bytes: int
     dropped: list[str]
     assumed: list[str]
-    tensors: Listed
+    tensors: dict[str, list[int]] | None
 
 
 def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
@@ -60,15 +58,17 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         UsageError: There is nothing of that name.
         StorageError: It is nothing that this program knows.
     """
-    if config.ref == "dall-e" or _looks_pickled(config.ref):
-        return _dall_e_halves(config, on_event)
+    for name in PRETRAINED.names():
+        facts = PRETRAINED.load(name).facts(config.ref, downloads(on_event))
+        if facts is not None:
+            warn(facts.notes, on_event)
+            return _tokenizer(config, facts)
     checkpoint = open_unverified(config.ref, downloads(on_event))
     header = checkpoint.header
     assert header is not None  # of a file
-    tensors = {name: list(shape) for name, shape in header.shapes.items()} if config.tensors else None
     if checkpoint.kind == "tokenizer":
         read = _own_tokenizer if checkpoint.format == "beit" else _dall_e
-        return replace(read(checkpoint, header), tensors=tensors)
+        return _tokenizer(config, read(checkpoint, header))
     key_mapping, architecture, outputs = checkpoint.key_mapping, checkpoint.architecture, checkpoint.outputs
     target = checkpoint.settings.get("target", "tokens") if checkpoint.kind == "masked-image-model" else None
     for what in checkpoint.assumed if key_mapping else ():
@@ -92,7 +92,7 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         bytes=header.size,
         dropped=list(key_mapping.dropped) if key_mapping else [],
         assumed=list(checkpoint.assumed),
-        tensors=tensors,
+        tensors=_shapes(header) if config.tensors else None,
     )
 
 
@@ -109,15 +109,22 @@ def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 
-def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> InspectReport:
-    """A discrete VAE of `train-tokenizer`."""
-    shape, size = checkpoint.settings["architecture"], checkpoint.settings["size"]
-    parameters = sum(math.prod(each) for each in header.shapes.values())
-    report = _tokenizer(checkpoint.reference, dict(shape), size, shape["groups"], parameters, [header.path])
-    return replace(report, format="beit")
+def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
+    """Facts of a tokenizer trained by `train-tokenizer`."""
+    from beitcli.tokenizers.open import blank_model  # imports torch
+
+    model, size = blank_model(checkpoint.settings, header.shapes, checkpoint.reference)
+    return TokenizerFacts(
+        format="beit",
+        architecture=dict(checkpoint.settings["architecture"]),
+        vocab_size=model.vocab_size,
+        size=size,
+        downsample=model.downsample,
+        **_weights(header),
+    )
 
 
-def _dall_e(checkpoint: CheckpointHandle, header: WeightFile) -> InspectReport:
+def _dall_e(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
     """DALL-E's encoder, from the header of its state dict."""
     ref = checkpoint.reference
     leaf = "weight" if "blocks.input.weight" in header.shapes else "w"
@@ -128,60 +135,41 @@ def _dall_e(checkpoint: CheckpointHandle, header: WeightFile) -> InspectReport:
         raise StorageError(f"'{ref}' looks like DALL-E's tokenizer, but lacks {error}.", "Download it again.") from None
     groups = len({name.split(".")[1] for name in header.shapes if name.startswith("blocks.group_")})
     shape = {"name": "DALL-E encoder", "vocab_size": vocab_size, "width": width, "groups": groups}
-    parameters = sum(math.prod(each) for each in header.shapes.values())
-    return _tokenizer(ref, shape, 112, groups, parameters, [header.path])
+    return TokenizerFacts("dall-e", shape, vocab_size, 112, 2 ** (groups - 1), **_weights(header))
 
 
-def _dall_e_halves(config: InspectConfig, on_event: OnEvent) -> InspectReport:
-    """DALL-E's tokenizer by its word, or as pickled modules, which have no header: they are read whole, guarded."""
-    from beitcli.tokenizers.dalle_cache import open_files, open_named  # imports torch
-
-    named = config.ref == "dall-e"
-    encoder, decoder, notes = open_named(downloads(on_event)) if named else open_files(Path(config.ref))
-    warn(notes, on_event)
-    halves = [encoder, decoder] if decoder else [encoder]
-    shape = {
-        "name": "DALL-E " + " and ".join(half.kind for half in halves),
-        "vocab_size": encoder.architecture.vocab_size,
-        "width": encoder.architecture.width,
-        "groups": encoder.architecture.groups,
+def _weights(header: WeightFile) -> dict[str, Any]:
+    """Parameters, file and shapes of a weights file, from its header."""
+    return {
+        "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
+        "files": [header.path],
+        "shapes": _shapes(header),
     }
-    entries = {f"{half.kind}.{name}": tensor for half in halves for name, tensor in half.tensors.items()}
-    parameters = sum(tensor.numel() for tensor in entries.values())
-    files = [half.path for half in halves]
-    report = _tokenizer(config.ref, shape, 112, encoder.architecture.groups, parameters, files)
-    listed = {name: list(tensor.shape) for name, tensor in entries.items()} if config.tensors else None
-    return replace(report, tensors=listed)
 
 
-def _looks_pickled(ref: str) -> bool:
-    """Whether `ref` names DALL-E's two files, as released or as kept in the cache."""
-    path = Path(ref)
-    files = path.glob("encoder.*") if path.is_dir() else [path] if path.is_file() else []
-    return any(file.stem in ("encoder", "decoder") for file in files)
+def _shapes(header: WeightFile) -> dict[str, list[int]]:
+    return {name: list(shape) for name, shape in header.shapes.items()}
 
 
-def _tokenizer(
-    ref: str, shape: dict[str, Any], size: int, groups: int, parameters: int, files: list[Path]
-) -> InspectReport:
-    side = size // 2 ** (groups - 1)
+def _tokenizer(config: InspectConfig, facts: TokenizerFacts) -> InspectReport:
+    side = facts.size // facts.downsample
     return InspectReport(
-        ref=ref,
-        format="dall-e",
+        ref=config.ref,
+        format=facts.format,
         kind="tokenizer",
-        architecture=shape,
-        parameters=parameters,
-        image_size=[size, size],
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        image_size=[facts.size, facts.size],
         grid=[side, side],
-        vocab_size=shape["vocab_size"],
+        vocab_size=facts.vocab_size,
         classes=None,
         class_names=[],
         target=None,
         normalization=None,
-        file=", ".join(map(str, files)),
-        container="safetensors" if all(file.suffix == ".safetensors" for file in files) else "torch",
-        bytes=sum(file.stat().st_size for file in files),
+        file=", ".join(map(str, facts.files)),
+        container="safetensors" if all(file.suffix == ".safetensors" for file in facts.files) else "torch",
+        bytes=sum(file.stat().st_size for file in facts.files),
         dropped=[],
         assumed=[],
-        tensors=None,
+        tensors=facts.shapes if config.tensors else None,
     )

@@ -23,7 +23,7 @@ from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype
 from beitcli.engine.mim.token_caching import open_token_cache
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
-from beitcli.engine.train_tokenizer import tokenizer_architecture, tokenizer_job
+from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.job import Finished, Job, conclude, dry_run, run_job, train_job
 from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
@@ -39,7 +39,7 @@ from beitcli.runtime.compute.device import Compute, describe, join_compute
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.dvae import DiscreteVAE
+from beitcli.tokenizers.kind import untrained
 
 _FEW_IMAGES = 64
 
@@ -162,8 +162,8 @@ def _rehearsed(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig
     if own is None:
         return replace(_job(begun, given), document={"tokenizer": None})
     before = dry_run(tokenizer_job(own, begun.source, begun.compute, begun.on_event))
-    untrained = DiscreteVAE(tokenizer_architecture(own)).requires_grad_(False).eval().to(begun.compute.device)
-    job = _job(begun, Tokenizer("own", untrained, own.size, ""))
+    model = untrained(own).requires_grad_(False).eval().to(begun.compute.device)
+    job = _job(begun, Tokenizer("own", model, own.size, ""))
     return replace(job, seconds_before=before["estimated_seconds"], document={"tokenizer": before})
 
 
@@ -237,7 +237,7 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     patches = max(config.architecture.grid)
     return replace(
         own,
-        size=patches * 2 ** (own.groups - 1),
+        size=patches * token_pixels(own),
         device=config.device,
         workers=config.workers,
         seed=config.seed,

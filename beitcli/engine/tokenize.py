@@ -26,9 +26,8 @@ from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
 from beitcli.runtime.distributed.world import DistributedContext
-from beitcli.tokenizers.base import Tokenizer, to_unit
+from beitcli.tokenizers.base import Precision, Tokenizer, to_unit
 from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
-from beitcli.tokenizers.mixed_precision import Precision
 
 _COMPARED = 64  # images compared for `agreement`: more would cost what low precision saves
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from beitcli.engine.events import OnEvent, Warned, downloads, warn
+from beitcli.engine.events import Note, OnEvent, Warned, downloads, warn
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.mixed_precision import Precision
+from beitcli.tokenizers.base import Precision, Tokenizer
 from beitcli.tokenizers.open import open_tokenizer, open_tokenizer_of
 
 
@@ -26,9 +25,14 @@ def prepared(
 ) -> Tokenizer:
     """In its working precision, and compiled where that is asked for; fp32 never is: its tokens are the reference.
 
+    If its kind does not support the precision, it stays fp32: the tokens are right, but come slower.
+
     Args:
         compile_for: (H, W) of the images to come; None leaves it as it is.
     """
+    if precision not in tokenizer.model.precisions:
+        on_event(Note(f"Tokenizer '{tokenizer.reference}' computes in fp32: its kind has no {precision}"))
+        precision = "fp32"
     tokenizer = tokenizer.in_precision(precision)
     if compile_for is None or precision == "fp32":
         return tokenizer

@@ -1,19 +1,10 @@
-"""`beit train-tokenizer`: a discrete VAE of one's own (DALL-E's objective, arXiv 2102.12092, section 2.1).
-
-    logits = encoder(images)                          (B, V, h, w)
-    codes = gumbel_softmax(logits, temperature)       relaxed one-hot; the temperature falls by a cosine
-    loss = reconstruction(decoder(codes), images) + kl_weight * KL(q || uniform) + usage_weight * KL(mean q || uniform)
-
-with q = softmax(logits) of a patch, and its mean over the batch. The last term keeps every code in use: without it a
-short run used 56 of 256 (docs/results.md).
-"""
+"""`beit train-tokenizer`: trains a visual tokenizer of a kind of `tokenizers/kinds/`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,13 +23,14 @@ from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.engine.trainer.task import Task, Tensors, never_stop
+from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute, choose_workers, describe, join_compute, threads_for
 from beitcli.runtime.compute.keyed_rng import keyed_integer
-from beitcli.runtime.compute.lr_schedules import cosine, warmup_cosine
+from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
-from beitcli.tokenizers.base import to_unit
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
-from beitcli.tokenizers.dvae_loss import codebook_usage, dvae_loss, psnr
+from beitcli.tokenizers.base import TokenizerModel, to_unit
+from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
+from beitcli.tokenizers.kind import kind_of, untrained
 
 _HELD_OUT = 1024
 
@@ -48,6 +40,7 @@ class TrainTokenizerReport:
     """What was made; mae, psnr, codes_used and perplexity are of held-out images.
 
     Attributes:
+        mae: None if the kind has no decoder; also `psnr`.
         further: Metrics that have no field of their own.
     """
 
@@ -58,8 +51,8 @@ class TrainTokenizerReport:
     codes_used: int
     perplexity: float
     commonest_share: float
-    mae: float
-    psnr: float
+    mae: float | None
+    psnr: float | None
     measured_on: str
     images_per_second: float
     seconds: float
@@ -67,20 +60,19 @@ class TrainTokenizerReport:
 
 
 class TokenizerTask(Task):
-    """A discrete VAE in the training loop."""
+    """Trains the network of a tokenizer kind by its objective."""
 
     name, kind = "tokenizer", "tokenizer"
-    model: DiscreteVAE
+    model: TokenizerModel
 
     def __init__(self, config: TrainTokenizerConfig, plan: Plan, held_out: Source, compute: Compute) -> None:
         self.config, self.plan, self.held_out, self.compute = config, plan, held_out, compute
         torch.manual_seed(config.seed)
-        self.model = DiscreteVAE(tokenizer_architecture(config)).to(compute.device)
+        self.model = untrained(config).to(compute.device)
+        self.objective = kind_of(config).objective(self.model, config, plan.steps, compute.world)
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
         self.wrap_parallel(compute, compression=config.grad_compression)
-        self.temperature = 1.0
-        self.kl_weight = 0.0
 
     def running(self) -> AbstractContextManager[None]:
         """One thread where a step is too small to share."""
@@ -90,94 +82,88 @@ class TokenizerTask(Task):
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
-        self.temperature = cosine(1.0, self.config.temperature_end, step, self.plan.steps * 4 // 5)
-        self.kl_weight = cosine(0.0, self.config.kl_weight, step, self.plan.steps * 3 // 10)
+        self.objective.before_step(step)
+        if self.objective.purpose is None:
+            return batch
         world, here = self.compute.world, len(batch["images"])
         mine = places_of(self.plan.batch_size, world.rank, world.size)
         places = mine.tolist() if len(mine) == here else range(here)  # a rehearsal has smaller batches
-        seeds = [keyed_integer(self.config.seed, "gumbel", step, place) for place in places]
+        seeds = [keyed_integer(self.config.seed, self.objective.purpose, step, place) for place in places]
         return batch | {"noise": torch.tensor(seeds)}  # stays in the CPU's memory, where generators take their seeds
 
+    def after_step(self, step: int) -> None:
+        self.objective.after_step(step)
+
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        images = to_unit(batch["images"])
-        loss, figures = dvae_loss(
-            self.forward,
-            images,
-            self.temperature,
-            self.kl_weight,
-            self.config.reconstruction,
-            self.config.usage_weight,
-            noise=batch.get("noise"),
-            mean_over=self.compute.world.all_reduce_weighted_mean,
-        )
-        return loss, {name: value for name, value in figures.items() if name != "loss"}
+        return self.objective.loss(self.forward, batch["images"], batch.get("noise"))
 
     def log_metrics(self) -> dict[str, float]:
-        return {"temperature": self.temperature, "kl_weight": self.kl_weight}
+        return self.objective.log_metrics()
 
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Held-out images through tokens and back."""
-        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
-        return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute, workers, check_stop)
+        """Metrics of held-out images in fp32.
+
+        PSNR (dB) and MAE if the kind has a decoder; codes used, perplexity and the share of the commonest code; the
+        metrics of the kind.
+        """
+        model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
+        workers = choose_workers(self.config.workers, compute.device, world.local_size)
+        counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
+        parts: list[dict[str, float]] = []  # sums of each batch
+        grid = (size // model.downsample, size // model.downsample)
+        batches = ordered_batches(
+            self.held_out, CenterView(size=size), batch_size=128, workers=workers, share=(world.rank, world.size)
+        )
+        for batch in synchronized_batches(batches, len(self.held_out), 128, world, check_stop):
+            if not len(batch):
+                parts.append({})
+                continue
+            images = to_unit(batch.to(compute.device)["images"])
+            tokens = model.encode(model.preprocess(images))
+            counts += torch.bincount(tokens.flatten(), minlength=model.vocab_size)
+            own = self.objective.held_out_metrics(images, tokens)
+            sums = {name: float(values.cpu().double().sum()) for name, values in own.items()}
+            if model.can_decode:
+                difference = (model.decode(tokens, grid) - images).cpu().double()
+                sums |= {"|error|": float(difference.abs().sum()), "error^2": float(difference.square().sum())}
+            parts.append(sums | {"images": len(images), "values": images.numel()})
+        total: dict[str, float] = {}
+        for part in world.in_turn(parts):
+            total |= {name: total.get(name, 0.0) + value for name, value in part.items()}
+        number, values = total.pop("images"), total.pop("values")
+        metrics: dict[str, float] = {}
+        if model.can_decode:
+            metrics = {"psnr": psnr(total.pop("error^2") / values), "mae": total.pop("|error|") / values}
+        counts = world.all_reduce_sum(counts)
+        used, perplexity = codebook_usage(counts)
+        share = float(counts.max() / counts.sum())
+        metrics |= {"codes_used": used, "perplexity": perplexity, "commonest_share": share}
+        return metrics | {name: value / number for name, value in total.items()}
 
     def checkpoint_config(self) -> dict[str, Any]:
-        return {"architecture": asdict(self.model.architecture), "size": self.config.size}
-
-
-def tokenizer_architecture(config: TrainTokenizerConfig) -> DVAEArchitecture:
-    return DVAEArchitecture(
-        vocab_size=config.vocab_size,
-        width=config.width,
-        groups=config.groups,
-        blocks_per_group=config.blocks_per_group,
-        init_gain=math.sqrt(2),
-        output_channels=6 if config.reconstruction == "logit-laplace" else 3,
-    )
-
-
-@torch.no_grad()
-def measure_tokenizer(
-    model: DiscreteVAE,
-    source: Source,
-    size: int,
-    compute: Compute,
-    workers: int,
-    check_stop: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """psnr (dB), mae, codes_used, perplexity and the commonest code's share over a source, fp32."""
-    counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
-    parts: list[tuple[float, float, int]] = []  # of each batch: sums of |error| and error^2, values
-    view, world = CenterView(size=size), compute.world
-    batches = ordered_batches(source, view, batch_size=128, workers=workers, share=(world.rank, world.size))
-    for batch in synchronized_batches(batches, len(source), 128, world, check_stop):
-        if not len(batch):
-            parts.append((0.0, 0.0, 0))
-            continue
-        images = to_unit(batch.to(compute.device)["images"])
-        tokens = model.encode(images)
-        grid = (images.shape[2] // model.downsample, images.shape[3] // model.downsample)
-        difference = (model.decode(tokens, grid) - images).cpu().double()
-        counts += torch.bincount(tokens.flatten(), minlength=model.vocab_size)
-        parts.append((float(difference.abs().sum()), float(difference.square().sum()), difference.numel()))
-    absolute, squared, pixels = map(sum, zip(*world.in_turn(parts), strict=True))
-    counts = world.all_reduce_sum(counts)
-    used, perplexity = codebook_usage(counts)
-    return {
-        "psnr": psnr(squared / pixels),
-        "mae": absolute / pixels,
-        "codes_used": used,
-        "perplexity": perplexity,
-        "commonest_share": float(counts.max() / counts.sum()),
-    }
+        kind, config = kind_of(self.config), self.config
+        return {"architecture": kind.architecture(config), "size": config.size, "tokenizer_kind": config.kind}
 
 
 def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
     """Trains a tokenizer; with `dry_run`, a dict of the plan instead."""
+    factor = token_pixels(config)
+    if config.size < factor or config.size % factor:
+        raise UsageError(
+            f"--size {config.size} is not divided by {factor}, the pixels that a token stands for along each side.",
+            f"Give a multiple of {factor}.",
+        )
     compute = join_compute(config)
     on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
     return run_job(config, compute, on_event, lambda session: tokenizer_job(config, source, compute, on_event))
+
+
+def token_pixels(config: TrainTokenizerConfig) -> int:
+    """Returns the side of a token in pixels, for the tokenizer that `config` describes."""
+    with torch.device("meta"):
+        return untrained(config).downsample
 
 
 def tokenizer_job(
@@ -192,7 +178,9 @@ def tokenizer_job(
         return finished.report(
             TrainTokenizerReport,
             steps=finished.state.step,
-            vocab_size=config.vocab_size,
+            vocab_size=task.model.vocab_size,
+            mae=finished.metrics.get("mae"),
+            psnr=finished.metrics.get("psnr"),
             codes_used=int(finished.metrics["codes_used"]),
             measured_on=held.name,
         )
@@ -208,7 +196,7 @@ def tokenizer_job(
         task=task,
         rows=plan_rows(task, plan, config),
         report=report,
-        card=partial(tokenizer_card, config),
+        card=partial(tokenizer_card, config, kind_of(config).title),
     )
 
 
@@ -216,7 +204,7 @@ def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> 
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     grid = config.size // task.model.downsample
     return {
-        "model": f"discrete VAE, {parameters:,} parameters, {config.vocab_size} codes",
+        "model": f"{kind_of(config).title}, {parameters:,} parameters, {task.model.vocab_size} codes",
         "images of": f"{config.size} x {config.size} pixels to {grid} x {grid} tokens",
         **describe_plan(plan, config),
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beitcli.errors import StorageError, UsageError
+from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import without_tf32
+from beitcli.tokenizers.base import Precision, TokenizerModel, no_decoder
 from beitcli.tokenizers.dvae_loss import gumbel_softmax, map_pixels, unmap_pixels
+from beitcli.tokenizers.mixed_precision import DTYPES, LowPrecisionEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +157,8 @@ def block_group(
     return nn.Sequential(*(Bottleneck(width, out_channels, kernel_sizes, gain) for width in widths[:-1]))
 
 
-class DiscreteVAE(nn.Module):
-    """The tokenizer: `encode` for BEiT's targets, `decode` to look at them, `forward` to train it.
+class DiscreteVAE(TokenizerModel):
+    """The network: `encode` for BEiT's targets, `decode` to look at them, `forward` to train it.
 
     Images are (B, 3, H, W) in [0, 1] everywhere; the map to [0.1, 0.9] and back is applied inside.
 
@@ -164,20 +166,19 @@ class DiscreteVAE(nn.Module):
         decoder: False for an encoder alone, which gives tokens but no pictures.
     """
 
+    precisions = ("fp32", "bf16", "fp16")
+
     def __init__(self, architecture: DVAEArchitecture, *, decoder: bool = True) -> None:
         super().__init__()
         self.architecture = architecture
+        self.vocab_size, self.downsample = architecture.vocab_size, architecture.downsample
         self.encoder: nn.Module = Encoder(architecture)
         self.decoder = Decoder(architecture) if decoder else None
         initialize(self, architecture.init_gain)
 
     @property
-    def vocab_size(self) -> int:
-        return self.architecture.vocab_size
-
-    @property
-    def downsample(self) -> int:
-        return self.architecture.downsample
+    def can_decode(self) -> bool:
+        return self.decoder is not None
 
     def require_decoder(self) -> Decoder:
         """The decoder.
@@ -186,10 +187,7 @@ class DiscreteVAE(nn.Module):
             StorageError: There is only an encoder.
         """
         if self.decoder is None:
-            raise StorageError(
-                "The tokenizer has no decoder: its tokens cannot be made into pictures.",
-                "Give a folder that holds its decoder too, such as DALL-E's encoder.pkl and decoder.pkl.",
-            )
+            raise no_decoder()
         return self.decoder
 
     def token_logits(self, images: Tensor) -> Tensor:
@@ -205,15 +203,6 @@ class DiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N) int64 to images (B, 3, H, W) in [0, 1].
-
-        Args:
-            tokens: Row by row.
-            grid: (h, w) with h * w = N.
-
-        Raises:
-            StorageError: There is no decoder.
-        """
         decoder = self.require_decoder()
         features = decoder.embed(tokens.unflatten(1, grid))
         return unmap_pixels(decoder.unfold(features)[:, :3].sigmoid())
@@ -231,3 +220,30 @@ class DiscreteVAE(nn.Module):
         """
         logits = self.token_logits(images)
         return logits, self.require_decoder()(gumbel_softmax(logits, temperature, noise))
+
+    def with_encoder(self, encoder: nn.Module) -> DiscreteVAE:
+        """The same network with another way to compute its encoder; the decoder is shared."""
+        with torch.device("meta"):
+            other = DiscreteVAE(self.architecture, decoder=False)
+        other.encoder, other.decoder = encoder, self.decoder
+        return other.requires_grad_(False).eval()
+
+    def in_precision(self, precision: Precision) -> DiscreteVAE:
+        if precision == "fp32":
+            return self
+        return self.with_encoder(LowPrecisionEncoder(self.encoder, DTYPES[precision]))  # type: ignore[arg-type]
+
+    def compiled(self, size: tuple[int, int]) -> tuple[DiscreteVAE, str]:
+        """One graph serves every batch of more than one image.
+
+        The compiler is tried out here, because it works only when a first batch comes and fails in as many ways as
+        there are machines without one.
+        """
+        device = next(self.encoder.parameters()).device
+        try:
+            quick = self.with_encoder(torch.compile(self.encoder))  # type: ignore[arg-type]
+            for count in (2, 3):  # the second size makes the batch a variable of the graph
+                quick.encode(torch.zeros(count, 3, *size, device=device))
+        except Exception as error:  # the compiler raises anything
+            return self, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return quick, ""

@@ -1,4 +1,4 @@
-"""A tokenizer's encoder in bf16 or fp16, for speed: which of its parts are too sensitive for it, and which are not.
+"""A discrete VAE's encoder in bf16 or fp16, for speed: which of its parts are too sensitive for it, and which are not.
 
 A block adds 1/64 of its residual path to a sum that bf16 keeps 8 bits of, so what makes the sum (the first convolution,
 the skips) and the logits stay fp32: a fifth of the arithmetic. The four convolutions of each path are low. Of a
@@ -18,17 +18,17 @@ convolution is computed twice; the cost is a pass over each input for its peak. 
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beitcli.tokenizers.dvae import Bottleneck, DiscreteVAE, Encoder
+if TYPE_CHECKING:
+    from beitcli.tokenizers.dvae import Encoder
 
 _LARGEST = 60000.0  # of fp16's 65504: weights and sums are rounded
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,9 +51,8 @@ class LowPrecisionEncoder(nn.Module):
             if number > 0:
                 self.pooled.add(len(self.paths))
             for block in group:  # type: ignore[attr-defined]
-                assert isinstance(block, Bottleneck)
                 self.paths.append(self._low(block.convs))
-                self.bounds.append([_bounds(conv) for conv in block.convs])  # type: ignore[arg-type]
+                self.bounds.append([_bounds(conv) for conv in block.convs])
                 self.skips.append(block.skip)
                 self.gains.append(block.gain)
         self.head = encoder.head
@@ -95,36 +94,3 @@ def _bounds(conv: nn.Conv2d) -> tuple[float, float]:
     assert conv.bias is not None
     most = conv.weight.abs().sum(dim=(1, 2, 3)).max()
     return max(1.0, float(most)), float(conv.bias.abs().max())
-
-
-def with_encoder(model: DiscreteVAE, encoder: nn.Module) -> DiscreteVAE:
-    """The same tokenizer with another way to compute its encoder; the decoder is shared."""
-    with torch.device("meta"):
-        other = DiscreteVAE(model.architecture, decoder=False)
-    other.encoder = encoder
-    other.decoder = model.decoder
-    return other.requires_grad_(False).eval()
-
-
-def in_precision(model: DiscreteVAE, precision: Precision) -> DiscreteVAE:
-    """The tokenizer with its encoder in `precision`; fp32 is the model itself."""
-    if precision == "fp32":
-        return model
-    return with_encoder(model, LowPrecisionEncoder(model.encoder, DTYPES[precision]))  # type: ignore[arg-type]
-
-
-def compiled(model: DiscreteVAE, size: tuple[int, int]) -> tuple[DiscreteVAE, str]:
-    """The tokenizer with its encoder compiled for images of `size` (H, W), and nothing; or itself, and why not.
-
-    One graph serves every batch of more than one image. The compiler is tried out here, because it works only when a
-    first batch comes and fails in as many ways as there are machines without one.
-    """
-    encoder = model.encoder
-    device = next(encoder.parameters()).device
-    try:
-        quick = with_encoder(model, torch.compile(encoder))  # type: ignore[arg-type]
-        for count in (2, 3):  # the second size makes the batch a variable of the graph
-            quick.encode(torch.zeros(count, 3, *size, device=device))
-    except Exception as error:  # the compiler raises anything
-        return model, (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return quick, ""

@@ -1,25 +1,25 @@
-"""How a TOKENIZER is opened."""
+"""Opens a TOKENIZER: by the first of `pretrained/` that recognizes it, else as a checkpoint of this program."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import open_checkpoint
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
 from beitcli.runtime.weight_files.file_sniffing import one_line
-from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.dalle import GRID, build, weight_files
-from beitcli.tokenizers.dalle_cache import Opened, open_files, open_hub, open_named
-from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
-
-WORDS = ("dall-e", "pixels")  # references that name no file
+from beitcli.tokenizers.base import Tokenizer, TokenizerModel
+from beitcli.tokenizers.pretrained import PRETRAINED, words
 
 DALLE_CODES = 8192
 
@@ -57,6 +57,8 @@ def open_tokenizer(
 ) -> Tokenizer:
     """`dall-e`, `hf://OWNER/NAME`, a folder with DALL-E's weights, a run of train-tokenizer or pretrain, a checkpoint.
 
+    Frozen, in evaluation mode.
+
     Raises:
         UsageError: There is none of that name.
         StorageError: It is something else, damaged, or cannot be fetched.
@@ -65,70 +67,66 @@ def open_tokenizer(
         raise UsageError(
             "'pixels' is no tokenizer: it has no codes.", "`beit pretrain --target pixels` learns from pixels."
         )
-    path = Path(reference)
-    if reference == "dall-e":
-        return _dalle(reference, open_named(on_progress), device)
-    if reference.startswith("hf://"):
-        repo, _, revision = reference.removeprefix("hf://").partition("@")
-        return _dalle(reference, open_hub(repo, revision or None, on_progress), device)
-    if path.exists() and _looks_like_dalle(path):
-        return _dalle(reference, open_files(path), device)
-    near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), WORDS, n=1)
-    if near and not path.exists():
-        raise UsageError(f"There is no tokenizer '{reference}'.", f"Did you mean '{near[0]}'?")
-    return _ours(reference, device, on_progress)
+    pretrained = next((each for each in map(PRETRAINED.load, PRETRAINED.names()) if each.recognizes(reference)), None)
+    if pretrained is not None:
+        tokenizer = pretrained.open(reference, on_progress)
+    else:
+        near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), words(), n=1)
+        if near and not Path(reference).exists():
+            raise UsageError(f"There is no tokenizer '{reference}'.", f"Did you mean '{near[0]}'?")
+        tokenizer = _ours(reference, on_progress)
+    tokenizer.model.requires_grad_(False).eval().to(device or torch.device("cpu"))
+    return tokenizer
 
 
-def _looks_like_dalle(path: Path) -> bool:
-    folder = path if path.is_dir() else path.parent
-    ours = any((folder / name).is_file() for name in (SUMS, "trainer.json"))
-    return not ours and bool(weight_files(path))
-
-
-def _dalle(reference: str, opened: Opened, device: torch.device | None) -> Tokenizer:
-    encoder, decoder, notes = opened
-    model = build(encoder, decoder)
-    model.requires_grad_(False).eval().to(device or torch.device("cpu"))
-    return Tokenizer(reference, model, GRID * model.downsample, encoder.sha256, notes=notes)
-
-
-def _ours(reference: str, device: torch.device | None, on_progress: OnProgress | None) -> Tokenizer:
+def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
     inside = Path(reference) / "tokenizer"
     checkpoint = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
     if checkpoint.kind == "masked-image-model":
-        return open_tokenizer_of(checkpoint, device, on_progress)
+        return open_tokenizer_of(checkpoint, on_progress=on_progress)
     if checkpoint.kind != "tokenizer":
         raise StorageError(
             f"'{reference}' is a {checkpoint.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
         )
-    model = _model_of(checkpoint)
-    sums = (checkpoint.weights.parent / SUMS).read_text().splitlines()
-    sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
-    model.requires_grad_(False).eval().to(device or torch.device("cpu"))
-    return Tokenizer(reference, model, int(checkpoint.settings["size"]), sha256, checkpoint.warnings)
-
-
-def _model_of(checkpoint: CheckpointHandle) -> DiscreteVAE:
-    """The dVAE that the settings describe, with its weights; nothing is drawn for them to replace.
-
-    Raises:
-        StorageError: The settings describe another, or none.
-    """
     tensors = checkpoint.tensors()
-    try:
-        architecture = DVAEArchitecture(**checkpoint.settings["architecture"])
-        size = checkpoint.settings["size"]
-        if type(size) is not int or not 1 <= size <= 100_000:
-            raise ValueError(f"size {size!r}")
-        if architecture.groups * architecture.blocks_per_group > len(tensors):  # before as many blocks are built
-            raise ValueError(f"{architecture.groups} groups of {architecture.blocks_per_group} blocks")
-        with torch.device("meta"):
-            model = DiscreteVAE(architecture)
+    with refused_as_unfit(checkpoint.reference):
+        model, size = blank_model(checkpoint.settings, tensors, checkpoint.reference)
         model.load_state_dict(tensors, assign=True)
         model.float()
+    sums = (checkpoint.weights.parent / SUMS).read_text().splitlines()
+    sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
+    return Tokenizer(reference, model, size, sha256, checkpoint.warnings)
+
+
+def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
+    """Returns the network that a checkpoint's settings describe, on the meta device, and its image size.
+
+    Args:
+        stored: Names of the checkpoint's tensors.
+
+    Raises:
+        StorageError: The settings are invalid, or the kind is not installed.
+    """
+    kind = settings.get("tokenizer_kind", "dvae")  # earlier versions do not store it
+    if kind not in KINDS.names():
+        raise StorageError(
+            f"Tokenizer '{reference}' is of kind {one_line(repr(kind))}, which is not installed.",
+            f"Install the package that adds it. Installed: {', '.join(KINDS.names())}.",
+        )
+    with refused_as_unfit(reference):
+        size = settings["size"]
+        if type(size) is not int or not 1 <= size <= 100_000:
+            raise ValueError(f"size {size!r}")
+        with torch.device("meta"):
+            return KINDS.load(kind).build(settings["architecture"], stored), size
+
+
+@contextmanager
+def refused_as_unfit(reference: str) -> Iterator[None]:
+    """Reports errors of the block as a config.json that does not fit its weights (StorageError)."""
+    try:
+        yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:
         raise StorageError(
-            f"Tokenizer '{checkpoint.reference}' does not fit its own config: {one_line(str(error), 200)}.",
-            "Train it again.",
+            f"Tokenizer '{reference}' does not fit its own config: {one_line(str(error), 200)}.", "Train it again."
         ) from None
-    return model

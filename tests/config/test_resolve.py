@@ -291,6 +291,7 @@ OTHER = {
     "ignore_index": 254,
     "max_resize": 2.5,
     "ema": 0.9,
+    "kind_settings": ("a=b", "c=d e"),
     "temperature_end": 1e-7,
     "lr": 1e16,
     "predict": "all",

@@ -15,7 +15,7 @@ def _run(config: TrainTokenizerConfig, shell: Shell) -> None:
 
 COMMAND = Command(
     config=TrainTokenizerConfig,
-    summary="Train a visual tokenizer (a discrete VAE) on images.",
+    summary="Train a visual tokenizer on images: a discrete VAE, or another --kind.",
     examples=(
         "beit train-tokenizer photos/ --recipe small",
         "beit train-tokenizer 'shards/train-*.tar' --recipe small --vocab-size 512 --out runs/tokenizer",

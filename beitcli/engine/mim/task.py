@@ -42,7 +42,7 @@ from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.open import WORDS
+from beitcli.tokenizers.pretrained import words
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class PretrainTask(Task):
 
 def absolute_reference(reference: str) -> str:
     """A path from the root, so that it holds from another folder; a word that names no path stays as it is."""
-    is_word = reference in WORDS or reference.startswith("hf://")
+    is_word = reference in words() or reference.startswith("hf://")
     return str(Path(reference).resolve()) if not is_word and Path(reference).exists() else reference
 
 

@@ -41,22 +41,25 @@ def _pixels(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]} pixels"
 
 
-def tokenizer_card(config: TrainTokenizerConfig, report: Any, hardware: str) -> str:
-    data = " ".join(config.data)
+def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardware: str) -> str:
+    """`title` is that of the tokenizer's kind."""
+    data, pictures, reconstruct = " ".join(config.data), {}, ""
+    if report.psnr is not None:
+        pictures = {f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB", "mean absolute error": f"{report.mae:.4f}"}
+        reconstruct = " --reconstruct out/"
     return _card(
-        "A visual tokenizer (discrete VAE)",
+        f"A visual tokenizer ({title})",
         {"made by": f"beit {__version__} train-tokenizer, recipe {config.recipe}", "data": data, "hardware": hardware},
         {
             "steps": f"{report.steps:,} of {config.batch_size} images, {report.seconds:.0f} s",
-            f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB",
-            "mean absolute error": f"{report.mae:.4f}",
+            **pictures,
             "codes used": f"{report.codes_used} of {report.vocab_size}",
             "perplexity": f"{report.perplexity:.1f}",
             "share of the commonest code": f"{report.commonest_share:.3f}",
             **_further(report),
         },
         (
-            f"beit tokenize photo.jpg --tokenizer {report.run} --reconstruct out/",
+            f"beit tokenize photo.jpg --tokenizer {report.run}{reconstruct}",
             f"beit pretrain {data} --tokenizer {report.run}",
         ),
     )

@@ -1,0 +1,120 @@
+"""Tokenizer kinds: how `train-tokenizer` builds and trains a network, and how `open_tokenizer` builds it again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from beitcli.config.fields import check_bounds, coerce, settings_of
+from beitcli.config.train_tokenizer import KINDS, TrainTokenizerConfig
+from beitcli.errors import UsageError
+from beitcli.runtime.distributed.world import DistributedContext
+from beitcli.tokenizers.base import TokenizerModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """Settings of a kind that needs only those of `TrainTokenizerConfig`."""
+
+
+class Objective(ABC):
+    """The training objective of a kind. All trained parameters belong to the network.
+
+    Args:
+        steps: Optimizer steps of the run, for schedules.
+        world: For terms over the global batch, whose images are spread over ranks.
+
+    Attributes:
+        purpose: Purpose of the keyed draw of the seeds that `loss` receives; None if it draws no random numbers.
+    """
+
+    purpose: str | None = None
+
+    def __init__(
+        self, model: TokenizerModel, config: TrainTokenizerConfig, steps: int, world: DistributedContext
+    ) -> None:
+        self.model, self.config, self.steps, self.world = model, config, steps, world
+
+    def before_step(self, step: int) -> None:  # noqa: B027 - not every kind has a schedule
+        """Updates schedules, such as a temperature."""
+
+    def after_step(self, step: int) -> None:  # noqa: B027 - not every kind has such a state
+        """Updates state after the optimizer step, such as an EMA codebook."""
+
+    @abstractmethod
+    def loss(
+        self, forward: Callable[..., Any], images: Tensor, seeds: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the mean loss of a micro-batch, and detached scalars to log.
+
+        Args:
+            forward: The network's `forward`, wrapped by DDP in distributed training: call this, not the network.
+            images: (B, 3, H, W) uint8.
+            seeds: (B,) int64 on the CPU, independent of world size and micro-batch size; None without a `purpose`.
+        """
+
+    def log_metrics(self) -> dict[str, float]:
+        """Returns the values set by `before_step`, for the log."""
+        return {}
+
+    def held_out_metrics(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Returns further metrics, (B,) each, to report as means over the held-out images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            tokens: (B, N) int64.
+        """
+        return {}
+
+
+@dataclass(frozen=True)
+class TokenizerKind:
+    """A tokenizer kind; its module defines it as `KIND`.
+
+    Attributes:
+        title: Name in plans and model cards, such as "discrete VAE".
+        architecture: Returns the plain values that config.json stores, from the settings of `train-tokenizer`.
+        build: Returns a network with random weights, drawn from torch's global generator. Takes `architecture` and, if
+            that was read from a checkpoint, the names of its tensors: raise ValueError if they cannot fit, before
+            anything large is built.
+        objective: The training objective.
+        settings: Frozen dataclass of the kind's own `option`s, given as `--set NAME=VALUE`.
+    """
+
+    title: str
+    architecture: Callable[[TrainTokenizerConfig], dict[str, Any]]
+    build: Callable[[Mapping[str, Any], Collection[str] | None], TokenizerModel]
+    objective: type[Objective]
+    settings: type = NoSettings
+
+
+def kind_of(config: TrainTokenizerConfig) -> TokenizerKind:
+    return KINDS.load(config.kind)
+
+
+def untrained(config: TrainTokenizerConfig) -> TokenizerModel:
+    """Returns the network with its initial weights. Raises UsageError if `config` does not describe one."""
+    kind = kind_of(config)
+    own_settings(config)  # unknown ones are an error even if the kind reads none
+    return kind.build(kind.architecture(config), None)
+
+
+def own_settings(config: TrainTokenizerConfig) -> Any:
+    """Returns the settings of `--set` as the kind's dataclass. Raises UsageError for unknown names and values."""
+    kind = kind_of(config)
+    known, values = settings_of(kind.settings), {}
+    for given in config.kind_settings:
+        name, equals, text = given.partition("=")
+        if not equals or name not in known:
+            has = "; ".join(f"{each.name}={each.default}: {each.option.help}" for each in known.values())
+            raise UsageError(
+                f"--set '{given}' is no setting of tokenizer kind '{config.kind}'.", f"It has {has or 'none.'}"
+            )
+        values[name] = coerce(known[name], text, f"--set {name}")
+    settings = kind.settings(**values)
+    check_bounds(settings)
+    return settings
