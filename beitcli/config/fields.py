@@ -32,12 +32,13 @@ class Option:
         argument: A positional argument rather than a flag.
         required: Refused where nothing gives a value.
         saved: Written to `config.toml`. What names one run (`out`, `resume`) is not.
-        harmless: May differ between a run and its `--resume`.
+        may_change_on_resume: May differ between a run and its `--resume`.
         metavar: What stands for the value in help.
         example: Of a size, for the message about a wrong one.
         bounds: Of a number, or of each side of a size.
         tasks: Which choices of the job's `task` it belongs to; empty: all.
-        choices: The values it takes where they are not a `Literal`, as of a registry; asked when they are needed.
+        choices: The values it takes, or each of a list, where they are not a `Literal`, as of a registry; asked when
+            they are needed.
     """
 
     help: str
@@ -169,20 +170,27 @@ def coerce(setting: Setting, value: Any, origin: str) -> Any:
     kind = setting.kind
     if value is None and setting.optional:
         return None
-    if setting.choices:
-        if value in setting.choices:
-            return value
-        hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."
-        raise UsageError(f"{origin} is '{value}', which is no choice.", hint)
+    if setting.choices and not setting.many:
+        return _chosen(setting, value, origin)
     if kind == Size:
         return _size(setting, value, origin)
     if setting.many:
         values = value.split(";") if isinstance(value, str) else value
         if not isinstance(values, list | tuple):
             raise UsageError(f"{origin} is {value!r}; a list is needed.", "Write it as ['a', 'b'].")
+        if setting.choices:  # names, which hold neither sign
+            names = [name.strip() for each in values for name in re.split("[,;]", str(each))]
+            return tuple(_chosen(setting, name, origin) for name in dict.fromkeys(names) if name)
         inner = get_args(kind)[0]
         return tuple(_scalar(inner, item, origin) for item in values)
     return _scalar(kind, value, origin)
+
+
+def _chosen(setting: Setting, value: Any, origin: str) -> Any:
+    if value in setting.choices:
+        return value
+    hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."
+    raise UsageError(f"{origin} is '{value}', which is no choice.", hint)
 
 
 def _size(setting: Setting, value: Any, origin: str) -> Size:

@@ -1,4 +1,4 @@
-"""A measurement shared out over processes by whole batches, so that no figure depends on their number."""
+"""Distributed evaluation: whole batches are sharded over ranks, so that metrics do not depend on the world size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def synchronized_batches(
 
 
 def measured_by_the_first(do: Callable[[], Answer], world: DistributedContext) -> Answer:
-    """`DistributedContext.run_on_rank_zero` for what a command ends with: the first process, which holds the answer, stays until all have it.
+    """`run_on_rank_zero` for what a command ends with: the first process, which holds the answer, stays until all have
+    it.
 
     Raises:
         BeitError: The first process's, in all of them.

@@ -134,7 +134,7 @@ def run_job(
         return dry_run(prepare(None))
     run = open_run(config, compute.world)
     with StopRequest() as stop:
-        session = RunSession(run, stop, resume_command(config, run.path))
+        session = RunSession(run, stop, config, resume_command(config, run.path))
         job = prepare(session)
         finished = train_job(job, session)
     return conclude(job, finished)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.models.checkpoints.open import state_tensors
@@ -31,11 +32,13 @@ class RunSession:
     """An opened run folder, and how this process is asked to leave it.
 
     Attributes:
+        config: Whose run it is.
         resume_command: What a person runs to go on after a stop.
     """
 
     run: RunFolder
     stop: StopRequest
+    config: Training
     resume_command: str
 
 

@@ -1,9 +1,10 @@
 """The processes that compute one job together, and what they say to one another.
 
-A `DistributedContext` is found from the environment that torchrun, Slurm's tasks or `runtime/distributed/launch.py` set. Two kinds
-of talk: tensors of the model go through torch's collectives (NCCL between GPUs, gloo between CPUs); what the processes
-agree on (stop flags, figures, errors) goes as small objects over gloo, so that it never waits for a GPU. What one
-process does for all (`first`) goes over the store, which has no timeout: opening a large data set may take an hour.
+A `DistributedContext` is found from the environment that torchrun, Slurm's tasks or `runtime/distributed/launch.py`
+set. Two kinds of talk: tensors of the model go through torch's collectives (NCCL between GPUs, gloo between CPUs); what
+the processes agree on (stop flags, metrics, errors) goes as small objects over gloo, so that it never waits for a GPU.
+What one process does for all (`run_on_rank_zero`) goes over the store, which has no timeout: opening a large data set
+may take an hour.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class DistributedContext:
         return self.all_reduce_max_async(number)()
 
     def all_reduce_max_async(self, number: int) -> Callable[[], int]:
-        """As `largest`, reduced while this process goes on; what is returned waits for it. All must call it alike."""
+        """As `all_reduce_max`, reduced while this process goes on; what is returned waits for it. All must call it."""
         if self.size == 1:
             return lambda: number
         tensor = torch.tensor([number])
