@@ -20,7 +20,6 @@ from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.events import ignore
 from beitcli.engine.mim.token_caching import CachedTokens
 from beitcli.models.networks.beit import MaskedImageModel
-from beitcli.models.networks.blocks import PaddedRelativePositionBias
 from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choice, candidates
 from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, try_kernels
 from beitcli.runtime.compute.device import Compute
@@ -236,7 +235,7 @@ def test_a_model_chooses_its_attention(attention_flags, positions):
     assert torch.backends.cuda.cudnn_sdp_enabled() == (choice.fallback == "cudnn")
     assert {block.attn.use_flex for block in model.blocks} == {choice.kernel == "flex"}
     if positions == "shared":
-        assert model.rel_pos_bias().shape == (2, 197, 200)
+        assert model.shared_bias().shape == (2, 197, 200)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has advice on every card
@@ -259,7 +258,7 @@ def test_a_compiled_model_has_the_gradients_of_fp32_with_each_attention(attentio
     for block in model.blocks:
         block.attn.use_flex = kernel == "flex"
     if positions == "shared":
-        model.rel_pos_bias.__class__ = PaddedRelativePositionBias
+        model.pads_bias = True
     model.zero_grad()
     with torch.autocast("cuda", torch.bfloat16):
         logits = torch.compile(model, fullgraph=True, dynamic=False)(images, None, predicted)

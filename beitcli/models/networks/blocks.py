@@ -12,12 +12,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.beit import Attention, Beit, Block, RelativePositionBias
+from timm.models.beit import Attention, Beit, Block
 from torch import nn
 
+from beitcli.models.networks.patchify import patch_pixels
 from beitcli.runtime.compute.attention_choice import AttentionChoice, choose_attention_kernel
 from beitcli.runtime.compute.attention_trial import AttentionShape
 from beitcli.runtime.compute.device import Compute
@@ -26,21 +28,21 @@ from beitcli.runtime.compute.sdpa_backend import FLEX, attention, padded_bias
 _SHORT = 256  # positions up to which a matrix of them costs less than a fused kernel's second pass
 
 
-class PaddedRelativePositionBias(RelativePositionBias):
-    """timm's shared bias, padded for the kernels once a forward pass: (heads, L, L or more)."""
-
-    def forward(self) -> torch.Tensor:
-        return padded_bias(super().forward())
-
-
 class TrainedAttention(Attention):
     """timm's attention; `queries` narrows it to some rows of each image.
+
+    Args:
+        attention: timm's, whose parameters, buffers and sub-modules it takes over with their names.
 
     Attributes:
         use_flex: Whether FlexAttention adds the bias in training; set before anything is compiled.
     """
 
     use_flex: bool = False
+
+    def __init__(self, attention: Attention) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(attention))
 
     def forward(
         self,
@@ -116,7 +118,16 @@ def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 class TrainedBlock(Block):
-    """timm's block that can compute some positions only, and takes the random numbers of its drop paths."""
+    """timm's block that can compute some positions only, and takes the random numbers of its drop paths.
+
+    Args:
+        block: timm's, whose parameters and sub-modules it takes over with their names.
+    """
+
+    def __init__(self, block: Block) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(block))
+        self.attn = TrainedAttention(block.attn)
 
     def forward(
         self,
@@ -204,11 +215,20 @@ def disable_flex(model: nn.Module) -> list[TrainedAttention]:
 class Backbone(Beit):
     """timm's `Beit` with these blocks: names, layout and initialisation are timm's.
 
+    Args:
+        of_timm: Arguments of timm's `Beit`.
+
     Attributes:
         residual_dtype: Of the residual stream; None leaves it to the arithmetic, which is fp32 under autocast.
+        pads_bias: Whether the bias that blocks share is padded for the kernels, once a forward pass.
     """
 
     residual_dtype: torch.dtype | None = None
+    pads_bias: bool = False
+
+    def __init__(self, **of_timm: Any) -> None:
+        super().__init__(**of_timm)
+        self.blocks = nn.ModuleList(TrainedBlock(block) for block in self.blocks)
 
     def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
         """Tries attention kernels on a micro-batch, and trains with the fastest that is right; CUDA only.
@@ -232,14 +252,14 @@ class Backbone(Beit):
         choice = choose_attention_kernel(shape, compute)
         for block in self.blocks:
             block.attn.use_flex = choice.kernel == FLEX
-        if self.rel_pos_bias is not None:
-            self.rel_pos_bias.__class__ = PaddedRelativePositionBias
+        self.pads_bias = True
         return choice
 
-    def train_here(self) -> None:
-        """Makes every block one of these; the modules and their tensors stay."""
-        for block in self.blocks:
-            block.__class__, block.attn.__class__ = TrainedBlock, TrainedAttention
+    def shared_bias(self) -> torch.Tensor | None:
+        """(heads, L, L or more), of all blocks; None where each has its own, or none."""
+        if self.rel_pos_bias is None:
+            return None
+        return padded_bias(self.rel_pos_bias()) if self.pads_bias else self.rel_pos_bias()
 
     def run_blocks(
         self, hidden: torch.Tensor, rows: torch.Tensor | None = None, uniforms: torch.Tensor | None = None
@@ -254,7 +274,7 @@ class Backbone(Beit):
         Returns:
             (B, R or L, D), before the last norm.
         """
-        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        shared_bias = self.shared_bias()
         *first, last = zip(self.blocks, self._block_uniforms(uniforms), strict=True)
         for block, drawn in first:
             hidden = block(hidden, shared_bias, uniforms=drawn)
@@ -271,7 +291,7 @@ class Backbone(Beit):
             images: (B, 3, H, W), normalised.
         """
         hidden = self.embed(self.embed_patches(images))
-        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        shared_bias = self.shared_bias()
         for layer, block in enumerate(self.blocks, start=1):
             hidden = block(hidden, shared_bias)
             visit(layer, hidden)
@@ -286,7 +306,7 @@ class Backbone(Beit):
             which: Blocks from 0, ascending; one may stand there twice.
             uniforms: As of `run_blocks`.
         """
-        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        shared_bias = self.shared_bias()
         outputs = []
         for block, drawn in zip(self.blocks[: which[-1] + 1], self._block_uniforms(uniforms), strict=False):
             hidden = block(hidden, shared_bias, uniforms=drawn)
@@ -310,9 +330,7 @@ class Backbone(Beit):
         embed = self.patch_embed
         if images.device.type == "cpu" and not torch.compiler.is_compiling():
             return embed(images)
-        size, (rows, columns) = embed.patch_size[0], embed.grid_size
-        patches = images.reshape(len(images), 3, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
-        return F.linear(patches.reshape(len(images), rows * columns, -1), embed.proj.weight.flatten(1), embed.proj.bias)
+        return F.linear(patch_pixels(images, embed.patch_size[0]), embed.proj.weight.flatten(1), embed.proj.bias)
 
     def embed(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, N, D) patches to (B, L, D), class token and positions added."""

@@ -39,12 +39,21 @@ class ForeignArchitecture(Architecture):
 
 
 class ForeignViT(nn.Module):
-    """What the engine asks of a timm model; mixed into the model's own class by `build_foreign`."""
+    """What the engine asks of a timm model; `build_foreign` mixes it into the model's own class.
+
+    Args:
+        model: timm's, whose parameters, buffers and sub-modules it takes over with their names.
+    """
 
     architecture: ForeignArchitecture
     num_prefix_tokens: int
     global_pool: str
     blocks: nn.Sequential
+
+    def __init__(self, model: nn.Module, architecture: ForeignArchitecture) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(model))
+        self.architecture = architecture
 
     @property
     def pooling(self) -> Pooling:
@@ -151,8 +160,5 @@ def build_foreign(architecture: ForeignArchitecture, classes: int, drop_path: fl
         drop_path: Rate of the last block.
     """
     given = {"img_size": architecture.image_size, "num_classes": classes, "drop_path_rate": drop_path}
-    model: Any = create(architecture.name, architecture.arguments, **given)
-    kind: Any = type(model)
-    model.__class__ = _adopted(kind)
-    model.architecture = architecture
-    return model
+    model = create(architecture.name, architecture.arguments, **given)
+    return _adopted(type(model))(model, architecture)
