@@ -25,7 +25,8 @@ from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import tokenizer_architecture, tokenizer_job
 from beitcli.engine.trainer.data import hold_out, open_images
-from beitcli.engine.trainer.job import Finished, Job, conclude, dry_run, run_job, train_job
+from beitcli.engine.trainer.dry_run import dry_run
+from beitcli.engine.trainer.job import Finished, Job, conclude, run_job, train_job
 from beitcli.engine.trainer.metric_log import make_writers
 from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
 from beitcli.engine.trainer.plan import Plan
@@ -97,7 +98,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
 
     def prepare(session: RunSession | None) -> Job[PretrainReport]:
         if session is None:
-            return _rehearsed(begun, given, own)
+            return _dry_run_job(begun, given, own)
         tokenizer = _trained_tokenizer(begun, own, session) if own is not None else given
         if tokenizer is not None:
             world.run_on_rank_zero(partial(_check_tokenizer, config, tokenizer, session.run, on_event))
@@ -159,7 +160,7 @@ def _job(
     )
 
 
-def _rehearsed(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig | None) -> Job[PretrainReport]:
+def _dry_run_job(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig | None) -> Job[PretrainReport]:
     """The job of a dry run; the own tokenizer's is run before, and an untrained one stands in for it."""
     if own is None:
         return replace(_job(begun, given), document={"tokenizer": None})

@@ -95,7 +95,7 @@ class TokenizerTask(Task):
         self.kl_weight = cosine(0.0, self.config.kl_weight, step, self.plan.steps * 3 // 10)
         world, here = self.compute.world, len(batch["images"])
         mine = places_of(self.plan.batch_size, world.rank, world.size)
-        places = mine.tolist() if len(mine) == here else range(here)  # a rehearsal has smaller batches
+        places = mine.tolist() if len(mine) == here else range(here)  # a dry run has smaller batches
         seeds = [keyed_integer(self.config.seed, "gumbel", step, place) for place in places]
         return batch | {"noise": torch.tensor(seeds)}  # stays in the CPU's memory, where generators take their seeds
 

@@ -152,7 +152,7 @@ class Task(ABC):
                 buffer.copy_(buffers[name])
 
     def running(self) -> AbstractContextManager[Any]:
-        """A context around the whole training, or its rehearsal: what is to be set or closed."""
+        """A context around the whole training, or a dry run: what is to be set or closed."""
         return nullcontext()
 
     @abstractmethod

@@ -42,7 +42,7 @@ class TrainedAttention(Attention):
 
     def __init__(self, attention: Attention) -> None:
         nn.Module.__init__(self)
-        vars(self).update(vars(attention))
+        self.__dict__.update(vars(attention))
 
     def forward(
         self,
@@ -126,7 +126,7 @@ class TrainedBlock(Block):
 
     def __init__(self, block: Block) -> None:
         nn.Module.__init__(self)
-        vars(self).update(vars(block))
+        self.__dict__.update(vars(block))
         self.attn = TrainedAttention(block.attn)
 
     def forward(
@@ -225,6 +225,7 @@ class Backbone(Beit):
 
     residual_dtype: torch.dtype | None = None
     pads_bias: bool = False
+    blocks: Any  # a ModuleList of TrainedBlock, whose items it would type as modules of any kind
 
     def __init__(self, **of_timm: Any) -> None:
         super().__init__(**of_timm)

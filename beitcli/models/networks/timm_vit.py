@@ -52,7 +52,7 @@ class ForeignViT(nn.Module):
 
     def __init__(self, model: nn.Module, architecture: ForeignArchitecture) -> None:
         nn.Module.__init__(self)
-        vars(self).update(vars(model))
+        self.__dict__.update(vars(model))
         self.architecture = architecture
 
     @property
@@ -161,4 +161,5 @@ def build_foreign(architecture: ForeignArchitecture, classes: int, drop_path: fl
     """
     given = {"img_size": architecture.image_size, "num_classes": classes, "drop_path_rate": drop_path}
     model = create(architecture.name, architecture.arguments, **given)
-    return _adopted(type(model))(model, architecture)
+    kind: Any = _adopted(type(model))
+    return kind(model, architecture)
