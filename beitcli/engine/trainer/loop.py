@@ -163,8 +163,7 @@ class _Loop:
         images = self.plan.images + len(self.data.bad)
         self.ledger = BadImageLedger(run, images, self.plan.max_bad, session.resume_command)
         self.ledger.note([*self.data.bad, *stored.bad])
-        self.saver = Saver(task, run, compute, scaler, self.ledger, self.on_event)
-        self.saver.last_saved = self.state.step
+        self.saver = Saver(task, run, compute, scaler, self.ledger, self.on_event, last_saved=self.state.step)
         self.divergence = DivergenceCheck(self.saver)
         self.interval = Interval(self.state.step)
         self.metric_log = MetricLog(make_writers(session.config) if compute.world.is_first else {}, self.on_event)

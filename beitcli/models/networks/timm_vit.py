@@ -160,6 +160,6 @@ def build_foreign(architecture: ForeignArchitecture, classes: int, drop_path: fl
         drop_path: Rate of the last block.
     """
     given = {"img_size": architecture.image_size, "num_classes": classes, "drop_path_rate": drop_path}
-    model = create(architecture.name, architecture.arguments, **given)
-    kind: Any = _adopted(type(model))
-    return kind(model, architecture)
+    model: Any = create(architecture.name, architecture.arguments, **given)
+    kind: Any = type(model)
+    return _adopted(kind)(model, architecture)

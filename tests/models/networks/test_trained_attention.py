@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from beitcli.config.architecture import Architecture
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
-from beitcli.models.networks.blocks import _weighted
 from beitcli.models.networks.timm_vit import architecture_of, build_foreign
+from beitcli.models.networks.trained_attention import _weighted
 from beitcli.runtime.compute.device import Compute
 
 BATCH, HEADS, LENGTH, DIM, ROWS = 3, 2, 13, 16, 5

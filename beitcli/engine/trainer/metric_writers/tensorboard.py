@@ -26,20 +26,24 @@ class TensorBoardWriter:
                 "Install it: pip install 'beit-cli[tensorboard]', or leave tensorboard out.",
             ) from None
         self._make: Any = SummaryWriter
+        self.writer: Any = None
 
     def start(self, run: RunFolder, config: Training) -> None:
         self.folder = run.path / "tensorboard"
 
     def rewind(self, step: int) -> None:
-        self.writer = self._make(str(self.folder), purge_step=step + 1)  # the first step that is hidden
+        self.first_hidden = step + 1
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.writer is None:  # so that a run that is finished already leaves no empty file
+            self.writer = self._make(str(self.folder), purge_step=self.first_hidden)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()  # or a killed process would lose two minutes that its checkpoint has
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 WRITER = TensorBoardWriter
