@@ -1,4 +1,4 @@
-"""Settings that several jobs share, and the checks of their values."""
+"""Settings shared by several commands, and checks of their values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNE
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every command that computes has."""
+    """Settings of every command that computes on images."""
 
     command: ClassVar[str] = ""
     device: Literal["auto", "cpu", "cuda", "mps"] = option(
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Launched(Job):
-    """What every command has that computes in several processes."""
+    """Settings of commands that can run in several processes."""
 
     gpus: int = option(
         1,
@@ -108,7 +108,7 @@ class Launched(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Launched):
-    """What every command that trains has."""
+    """Settings of every training command."""
 
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
@@ -195,7 +195,7 @@ class Training(Launched):
 
 @dataclass(frozen=True, kw_only=True)
 class Sharded(Training):
-    """What every command has that trains a model which may outgrow a GPU."""
+    """Settings of training commands that can shard the model (FSDP2)."""
 
     shard: bool = option(
         False,

@@ -1,4 +1,4 @@
-"""The settings of the jobs that train, with their units and defaults; positional arguments first."""
+"""Settings of `pretrain`."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class PretrainConfig(Sharded):
         super().__post_init__()
         if not self.mask and self.predict == "masked":
             raise UsageError("--no-mask leaves no masked patch to predict.", "Add --predict all.")
-        if self.tokenizer == "pixels":  # another way to say it
+        if self.tokenizer == "pixels":  # alias of --target pixels
             object.__setattr__(self, "target", "pixels")
             object.__setattr__(self, "tokenizer", "own")
         require_size(self.model)

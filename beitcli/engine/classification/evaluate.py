@@ -20,10 +20,9 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.bad_images import refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.errors import DataError
-from beitcli.models.checkpoints.build import classifier_of
+from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.metadata import IMAGENETS
-from beitcli.models.checkpoints.open import OpenedModel
-from beitcli.models.checkpoints.preprocessing import Preprocessing, preprocessing
 from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
 
@@ -50,27 +49,27 @@ class Scores:
     top5: float
 
 
-def evaluate_classifier(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> EvalReport:
+def evaluate_classifier(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> EvalReport:
     """Measures a classifier.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: No labels, classes the model does not know, or too many bad images.
     """
-    model, opened = classifier_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    compute = join_compute(config, opened.compute(config.device, config.precision))
+    model, checkpoint = classifier_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     on_event = compute.world.rank_zero_only(on_event)
-    warn(opened.warnings, on_event)
+    warn(checkpoint.warnings, on_event)
     size = max(model.architecture.image_size)
     source = compute.world.rank_zero_first(
         lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event)
     )
-    columns = class_columns(source, opened.described.classes)
+    columns = class_columns(source, checkpoint.classes)
     workers = choose_workers(config.workers, compute.device, compute.world.local_size)
-    view = preprocessing(opened, model)
+    view = preprocessing(checkpoint, model)
     scores = score(model.to(compute.device), source, columns, view, compute, config.batch_size, workers, on_event)
     refuse_many_bad(scores.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
     if scores.bad:
@@ -87,10 +86,10 @@ def evaluate_classifier(config: EvalConfig, found: OpenedModel, on_event: OnEven
     )
 
 
-def class_names(opened: OpenedModel) -> tuple[str, ...]:
+def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
     """Of a classifier; those of ImageNet, where it says only how many there are."""
-    classes = opened.described.classes
-    if not opened.described.names_classes and len(classes) in IMAGENETS:
+    classes = checkpoint.classes
+    if not checkpoint.names_classes and len(classes) in IMAGENETS:
         names = ImageNetInfo(IMAGENETS[len(classes)])
         return tuple(names.index_to_description(index) for index in range(len(classes)))
     return classes

@@ -29,8 +29,8 @@ from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.errors import UsageError
+from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.checkpoints.export_formats import timm_settings
-from beitcli.models.checkpoints.preprocessing import Preprocessing
 from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.runtime.compute.compile import compiles
 from beitcli.runtime.compute.device import Compute, choose_workers

@@ -19,8 +19,8 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finetuned, open_for_finetuning
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.errors import UsageError
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.head_keys import HEAD
-from beitcli.models.checkpoints.open import OpenedModel
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.device import describe, join_compute
@@ -72,7 +72,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
         distorts=config.photometric,
         mean=init.normalization[0],
     )
-    model = build_segmenter(config, init.opened, data.classes, on_event)
+    model = build_segmenter(config, init.checkpoint, data.classes, on_event)
     plan = make_plan(config, data.training)
     _require_pairs(plan, world)
     task = SegmentationTask(config, plan, model, data.classes, data.measured, compute, init.normalization, short_side)
@@ -104,7 +104,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
 
 
 def build_segmenter(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+    config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Segmenter:
     """The backbone of `--init` under a new head; a segmenter's head goes over where head and classes are the same."""
     head = config.head or "upernet"
@@ -117,11 +117,11 @@ def build_segmenter(
             )
         return Segmenter(architecture, len(classes), head, config.drop_path)
 
-    def head_of(opened: OpenedModel) -> HeadTransfer:
-        keeps = opened.described.head == head and opened.described.classes == classes
+    def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
+        keeps = checkpoint.head == head and checkpoint.classes == classes
         return HeadTransfer((*POOLING, *(() if keeps else (HEAD,))), keeps, ("decode_head", "auxiliary_head"))
 
-    return build_finetuned(config, opened, make, head_of, on_event)
+    return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
 def _require_pairs(plan: Plan, world: DistributedContext) -> None:

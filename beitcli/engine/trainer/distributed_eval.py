@@ -29,8 +29,7 @@ def synchronized_batches(
 
 
 def measured_by_the_first(do: Callable[[], Answer], world: DistributedContext) -> Answer:
-    """`run_on_rank_zero` for what a command ends with: the first process, which holds the answer, stays until all have
-    it.
+    """`DistributedContext.run_on_rank_zero` as the last act of a command: rank 0 stays until every rank has the answer.
 
     Raises:
         BeitError: The first process's, in all of them.
