@@ -183,7 +183,8 @@ def _parameter(setting: Setting, default: str, *, hidden: bool = False) -> inspe
     inner = bool if kind is bool else str  # `resolve` parses the value, with the same errors as for a file
     annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
     text = f"{setting.help} {default}".rstrip().replace("[", "\\[")
-    metavar = how.metavar or "|".join(setting.choices) or _METAVARS.get(kind)
+    choices = "|".join(setting.choices) + (",..." if setting.choices and setting.many else "")
+    metavar = how.metavar or choices or _METAVARS.get(kind)
     if how.argument:
         info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)
     else:

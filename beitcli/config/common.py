@@ -7,9 +7,12 @@ from typing import ClassVar, Literal
 
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
+from beitcli.config.registry import Registry
 from beitcli.errors import UsageError
 
 NORMALIZATION_HELP = "Of the images, in place of what the checkpoint says or leaves open."
+METRIC_WRITERS = Registry("beitcli.engine.trainer.metric_writers", "WRITER", "metric writer")
+ALWAYS_ON = "jsonl"  # the writer of metrics.jsonl
 MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNER/NAME or timm/NAME"
 
 
@@ -138,6 +141,13 @@ class Training(Launched):
         may_change_on_resume=True,
         metavar="STEPS",
         ge=1,
+    )
+    log_to: tuple[str, ...] = option(
+        (),
+        "Where metrics go beside metrics.jsonl, separated by commas.",
+        panel="Run",
+        may_change_on_resume=True,
+        choices=lambda: tuple(name for name in METRIC_WRITERS.names() if name != ALWAYS_ON),
     )
     epochs: float | None = option(None, "Passes over the data.", panel="Schedule", gt=0)
     steps: int | None = option(None, "Optimizer steps, instead of --epochs.", panel="Schedule", ge=1)

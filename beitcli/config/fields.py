@@ -32,12 +32,13 @@ class Option:
         argument: Whether it is a positional argument.
         required: Whether a missing value is an error.
         saved: Written to `config.toml`. Settings that identify one run (`out`, `resume`) are not.
-        harmless: Whether `--resume` may change it.
+        may_change_on_resume: Whether `--resume` may change it.
         metavar: Placeholder of the value in the help.
         example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
-        choices: Returns the allowed values if they are not a `Literal`, as those of a registry; called when needed.
+        choices: Returns the allowed values, of each item if it is a list, where they are not a `Literal`, as those of
+            a registry; called when needed.
     """
 
     help: str | Callable[[], str]
@@ -173,20 +174,27 @@ def coerce(setting: Setting, value: Any, origin: str) -> Any:
     kind = setting.kind
     if value is None and setting.optional:
         return None
-    if setting.choices:
-        if value in setting.choices:
-            return value
-        hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."
-        raise UsageError(f"{origin} is '{value}', which is no choice.", hint)
+    if setting.choices and not setting.many:
+        return _chosen(setting, value, origin)
     if kind == Size:
         return _size(setting, value, origin)
     if setting.many:
         values = value.split(";") if isinstance(value, str) else value
         if not isinstance(values, list | tuple):
             raise UsageError(f"{origin} is {value!r}; a list is needed.", "Write it as ['a', 'b'].")
+        if setting.choices:  # names, which hold neither sign
+            names = [name.strip() for each in values for name in re.split("[,;]", str(each))]
+            return tuple(_chosen(setting, name, origin) for name in dict.fromkeys(names) if name)
         inner = get_args(kind)[0]
         return tuple(_scalar(inner, item, origin) for item in values)
     return _scalar(kind, value, origin)
+
+
+def _chosen(setting: Setting, value: Any, origin: str) -> Any:
+    if value in setting.choices:
+        return value
+    hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."
+    raise UsageError(f"{origin} is '{value}', which is no choice.", hint)
 
 
 def _size(setting: Setting, value: Any, origin: str) -> Size:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import pkgutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,11 +45,12 @@ class Registry:
     @cached_property
     def _modules(self) -> dict[str, str]:
         """Dotted module name by entry name; our own come before those of other packages."""
-        spec = importlib.util.find_spec(self.package)
-        folders = spec.submodule_search_locations if spec is not None else None
+        root, *inner = self.package.split(".")  # the packages between are not imported, as `find_spec` would
+        spec = importlib.util.find_spec(root)
+        folders = (spec.submodule_search_locations if spec is not None else None) or []
         own = [
             module.name
-            for module in pkgutil.iter_modules(folders or [])
+            for module in pkgutil.iter_modules([os.path.join(folder, *inner) for folder in folders])
             if not module.ispkg and not module.name.startswith("_")
         ]
         installed = {point.name: point.value for point in entry_points(group=self.package)}

@@ -25,7 +25,9 @@ from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
 from beitcli.engine.trainer.data import hold_out, open_images
-from beitcli.engine.trainer.job import Finished, Job, conclude, dry_run, run_job, train_job
+from beitcli.engine.trainer.dry_run import dry_run
+from beitcli.engine.trainer.job import Finished, Job, conclude, run_job, train_job
+from beitcli.engine.trainer.metric_log import make_writers
 from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan, open_run
@@ -77,8 +79,9 @@ class PretrainReport:
 def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainReport | dict[str, Any]:
     """Pretrains a BEiT; with `dry_run`, a dict of the plan instead."""
     masking = _masking(config)
+    make_writers(config)  # what does not fit is refused before anything is opened
     compute = join_compute(config)
-    residual_dtype(config, compute)  # what does not fit is refused before anything is opened
+    residual_dtype(config, compute)
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
     own = _own_tokenizer_config(config) if has_tokens and trains_own else None
@@ -95,7 +98,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
 
     def prepare(session: RunSession | None) -> Job[PretrainReport]:
         if session is None:
-            return _rehearsed(begun, given, own)
+            return _dry_run_job(begun, given, own)
         tokenizer = _trained_tokenizer(begun, own, session) if own is not None else given
         if tokenizer is not None:
             world.run_on_rank_zero(partial(_check_tokenizer, config, tokenizer, session.run, on_event))
@@ -157,7 +160,7 @@ def _job(
     )
 
 
-def _rehearsed(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig | None) -> Job[PretrainReport]:
+def _dry_run_job(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig | None) -> Job[PretrainReport]:
     """The job of a dry run; the own tokenizer's is run before, and an untrained one stands in for it."""
     if own is None:
         return replace(_job(begun, given), document={"tokenizer": None})
@@ -242,6 +245,7 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
         workers=config.workers,
         seed=config.seed,
         max_bad=config.max_bad,
+        log_to=config.log_to,
         steps=config.tokenizer_steps or own.steps,
     )
 
@@ -257,7 +261,7 @@ def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSes
         shorter = "" if begun.config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
         on_event(Note(f"{first}.{shorter}"))
         job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
-        conclude(job, train_job(job, replace(session, run=inner)))
+        conclude(job, train_job(job, replace(session, run=inner, config=own)))
     trained = world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))
     return _prepared(begun.config, trained, compute, on_event)
 

@@ -19,6 +19,7 @@ from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.job import Finished, Job, run_job
+from beitcli.engine.trainer.metric_log import make_writers
 from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
@@ -87,7 +88,7 @@ class TokenizerTask(Task):
             return batch
         world, here = self.compute.world, len(batch["images"])
         mine = places_of(self.plan.batch_size, world.rank, world.size)
-        places = mine.tolist() if len(mine) == here else range(here)  # a rehearsal has smaller batches
+        places = mine.tolist() if len(mine) == here else range(here)  # a dry run has smaller batches
         seeds = [keyed_integer(self.config.seed, self.objective.purpose, step, place) for place in places]
         return batch | {"noise": torch.tensor(seeds)}  # stays in the CPU's memory, where generators take their seeds
 
@@ -154,6 +155,7 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
             f"--size {config.size} is not divided by {factor}, the pixels that a token stands for along each side.",
             f"Give a multiple of {factor}.",
         )
+    make_writers(config)  # one that is missing is told before the data is opened
     compute = join_compute(config)
     on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)

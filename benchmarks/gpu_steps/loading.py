@@ -21,7 +21,7 @@ from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.pretraining import FastPretrainingView
 from beitcli.engine.events import ignore
 from beitcli.engine.mim.targets import TokenTarget
-from beitcli.engine.mim.token_caching import CachedTokens
+from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.engine.tokenizer_loading import prepared, token_precision
 from beitcli.engine.trainer.optimizer_step import optimizer_step
 from beitcli.engine.trainer.prefetch import on_device
@@ -120,12 +120,12 @@ def train_from_jpegs(context: Context, data: Data, workers: int) -> None:
 
     with context.attempt("kept tokens"):
         cache = filled_cache(context, data)
-        setup.task.known = CachedTokens(cache, target.encode, data.batch_size, ignore)
+        setup.task.token_cache = CachingTokenizer(cache, target.encode, data.batch_size, ignore)
         record("kept tokens", training_rate(context, data, setup, CachedView(data.view, cache), workers))
-        setup.task.known.close()
+        setup.task.token_cache.close()
         training["tokens_not_kept"] = cache.written
         context.record("training", training)
-    setup.task.known = None
+    setup.task.token_cache = None
     if tokenizer is None:
         return
     with context.attempt("online tokens"):

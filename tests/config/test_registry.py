@@ -62,3 +62,27 @@ def test_a_setting_takes_its_choices_from_a_registry(registry):
     assert coerce(setting, "dog", "--animal") == "dog"
     with pytest.raises(UsageError, match="--animal is 'cow', which is no choice"):
         coerce(setting, "cow", "--animal")
+
+
+@pytest.mark.parametrize("given", ["dog,cat", "dog;cat", ["dog, cat"], ["dog", "cat", "dog"], ("dog", "cat")])
+def test_a_list_of_choices_is_separated_by_commas(registry, given):
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        animals: tuple[str, ...] = option((), "Which.", choices=registry.names)
+
+    setting = settings_of(Config)["animals"]
+    assert coerce(setting, given, "--animals") == ("dog", "cat")
+    assert coerce(setting, "", "--animals") == ()
+    with pytest.raises(UsageError, match="--animals is 'cow', which is no choice"):
+        coerce(setting, "dog,cow", "--animals")
+
+
+def test_names_import_no_package_on_the_way(tmp_path, monkeypatch):
+    """Not even those that the entries' package lies in."""
+    inner = tmp_path / "heavy_of_tests" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("raise ImportError('too heavy')\n")
+    (inner / "__init__.py").touch()
+    (inner / "one.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert Registry("heavy_of_tests.inner", "ENTRY", "entry").names() == ("one",)

@@ -32,6 +32,7 @@ from beitcli.data.decode import decode_index_mask, decode_pixels, decode_rgb, re
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.io.token_files import FORMATS, TokenKind, open_token_file, parse_line
 from beitcli.engine.pretrain import pretrain
+from beitcli.engine.trainer.metric_writers.jsonl import MetricsJsonl
 from beitcli.errors import BeitError
 from beitcli.models.checkpoints.build import open_classifier, open_masked_image_model
 from beitcli.models.checkpoints.open import open_model
@@ -374,7 +375,9 @@ def test_damaged_files_of_a_run_are_read_or_refused(tmp_path: Path, pretrained_r
 
     def use(seed: int) -> None:
         (run / "metrics.jsonl").write_bytes(mutated(metrics, seed))
-        RunFolder.create(run, resume=True).rewind_metrics(3)
+        writer = MetricsJsonl()
+        writer.start(RunFolder.create(run, resume=True), PretrainConfig(steps=1))
+        writer.rewind(3)
         (run / "checkpoints" / "step-0000004" / "SHA256SUMS").write_bytes(mutated(sums, seed))
         damage(run / "checkpoints" / "step-0000004")
         (run / "checkpoints" / "latest").write_bytes(mutated(b"step-0000004\n", seed))

@@ -18,9 +18,8 @@ from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, normalize
 from beitcli.data.transforms.color_jitter import apply_color
 from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.events import ignore
-from beitcli.engine.mim.token_caching import CachedTokens
+from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.models.networks.beit import MaskedImageModel
-from beitcli.models.networks.blocks import PaddedRelativePositionBias
 from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choice, candidates
 from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, try_kernels
 from beitcli.runtime.compute.device import Compute
@@ -92,7 +91,7 @@ def test_detection_runs_and_is_measured(tmp_path, beit, head):
 
 def test_new_tokens_leave_the_device_without_waiting_and_all_are_kept(tmp_path, nothing_waits):
     cache = TokenCache(tmp_path, {"of": "a test"}, 4, 16)
-    known = CachedTokens(cache, lambda part: part["token_images"].long(), 8, ignore)
+    caching = CachingTokenizer(cache, lambda part: part["token_images"].long(), 8, ignore)
 
     def batch(number: int) -> dict[str, torch.Tensor]:
         places = torch.tensor([[0, 2 * number + row, 7] for row in range(2)])
@@ -101,14 +100,14 @@ def test_new_tokens_leave_the_device_without_waiting_and_all_are_kept(tmp_path, 
             "token_images": torch.full((2, 4), number % 16, dtype=torch.uint8, device="cuda")
         }
 
-    known.complete(batch(0))  # the first of each shape may allocate
+    caching.fill_tokens(batch(0))  # the first of each shape may allocate
     later = [batch(number) for number in range(1, 20)]
     with nothing_waits():
         for each in later[:4]:
-            assert known.complete(each)["visual_tokens"].is_cuda
+            assert caching.fill_tokens(each)["visual_tokens"].is_cuda
     for each in later[4:]:
-        known.complete(each)
-    known.flush()
+        caching.fill_tokens(each)
+    caching.flush()
     assert cache.written == 40
     assert [cache.row(0, index, 7).tolist() for index in (0, 21, 39)] == [[0] * 4, [10] * 4, [3] * 4]
 
@@ -236,7 +235,7 @@ def test_a_model_chooses_its_attention(attention_flags, positions):
     assert torch.backends.cuda.cudnn_sdp_enabled() == (choice.fallback == "cudnn")
     assert {block.attn.use_flex for block in model.blocks} == {choice.kernel == "flex"}
     if positions == "shared":
-        assert model.rel_pos_bias().shape == (2, 197, 200)
+        assert model.shared_bias().shape == (2, 197, 200)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has advice on every card
@@ -259,7 +258,7 @@ def test_a_compiled_model_has_the_gradients_of_fp32_with_each_attention(attentio
     for block in model.blocks:
         block.attn.use_flex = kernel == "flex"
     if positions == "shared":
-        model.rel_pos_bias.__class__ = PaddedRelativePositionBias
+        model.pads_bias = True
     model.zero_grad()
     with torch.autocast("cuda", torch.bfloat16):
         logits = torch.compile(model, fullgraph=True, dynamic=False)(images, None, predicted)

@@ -23,10 +23,10 @@ from beitcli.tokenizers.base import Tokenizer
 
 
 class MetricAccumulator(ABC):
-    """Figures over the batches of a measurement."""
+    """Metrics over the batches of a measurement."""
 
     @abstractmethod
-    def add(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
         """Takes in a batch; the arguments are those of `Target.training_metrics`."""
 
     @abstractmethod
@@ -71,14 +71,14 @@ class Target(ABC):
         """Scalars of a training batch.
 
         Args:
-            counted: (M,) bool, the patches that accuracies are of; None for all.
+            metric_mask: (M,) bool, the patches that accuracies are of; None for all.
         """
 
     @abstractmethod
     def accumulator(self) -> MetricAccumulator: ...
 
     def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        """Figures over all of training so far; every process must ask."""
+        """Metrics over all of training so far; every process must ask."""
         return {}
 
     @contextmanager
@@ -158,7 +158,7 @@ class _TokenAccumulator(MetricAccumulator):
         self.counts = counts
         self.parts: list[tuple[float, int, int]] = []  # of each batch: sum of the loss, patches, right ones
 
-    def add(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
         loss, patches = float(F.cross_entropy(outputs.float(), targets, reduction="sum")), len(targets)
         if metric_mask is not None:
             outputs, targets = outputs[metric_mask], targets[metric_mask]
@@ -216,7 +216,7 @@ class _PixelAccumulator(MetricAccumulator):
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []  # (8,) float64 each
 
-    def add(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
         error, values = float(F.mse_loss(outputs.float(), targets)) * targets.numel(), targets.numel()
         channels = targets.unflatten(1, (3, -1)).cpu()
         colours = channels.sum(dim=(0, 2), dtype=torch.float64)

@@ -28,7 +28,7 @@ from beitcli.data.transforms.pretraining import FastPretrainingView
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.mim.objective import MaskedImageObjective
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget
-from beitcli.engine.mim.token_caching import CachedTokens
+from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.plan import Plan
@@ -90,9 +90,10 @@ class PretrainTask(Task):
         self.tokenizer, self.masking, self.held_out = tokenizer, masking, held_out
         self.target = TokenTarget(tokenizer, compute.device) if tokenizer else PixelTarget(config.patch_size)
         self.probe = extras.probe
-        self.known: CachedTokens | None = None
-        if extras.token_cache is not None and isinstance(self.target, TokenTarget):
-            self.known = CachedTokens(extras.token_cache, self.target.encode, plan.micro_batch, extras.on_event)
+        self.token_cache: CachingTokenizer | None = None
+        cache = extras.token_cache
+        if cache is not None and isinstance(self.target, TokenTarget):
+            self.token_cache = CachingTokenizer(cache, self.target.encode, plan.micro_batch, extras.on_event)
         torch.manual_seed(config.seed)
         residual = residual_dtype(config, compute)
         self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path, residual)
@@ -122,13 +123,13 @@ class PretrainTask(Task):
 
     def running(self) -> AbstractContextManager[Any]:
         """Keeps the last new tokens at the end."""
-        return closing(self.known) if self.known else nullcontext()
+        return closing(self.token_cache) if self.token_cache else nullcontext()
 
     def learning_rate(self, step: int) -> float:
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
-        return self.known.complete(batch) if self.known else batch
+        return self.token_cache.fill_tokens(batch) if self.token_cache else batch
 
     def inputs(self, batch: Tensors) -> Tensors:
         """The objective's arguments; tokens that no cache has given are encoded here."""
@@ -157,13 +158,13 @@ class PretrainTask(Task):
 
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Figures on held-out images, their views and masks those of epoch 0."""
-        tally, world = self.target.accumulator(), self.compute.world
+        """Metrics of held-out images, their views and masks those of epoch 0."""
+        accumulator, world = self.target.accumulator(), self.compute.world
         view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
         at_once = min(128, self.plan.micro_batch)
         batches = ordered_batches(
             self.held_out,
-            CachedView(view, self.known.cache) if self.known else view,
+            CachedView(view, self.token_cache.cache) if self.token_cache else view,
             batch_size=at_once,
             workers=choose_workers(self.config.workers, self.compute.device, world.local_size),
             masking=masking,
@@ -171,13 +172,13 @@ class PretrainTask(Task):
         )
         for batch in synchronized_batches(batches, len(self.held_out), at_once, world, check_stop):
             if not len(batch):
-                tally.update_empty()
+                accumulator.update_empty()
                 continue
             tensors = self.before_step(0, batch.to(self.compute.device))
             with self.compute.autocast():
                 outputs, targets = self.forward_with_targets(tensors)
-            tally.add(outputs, targets, self.objective.metric_mask(tensors.get("mask")))
-        return tally.compute(world)
+            accumulator.update(outputs, targets, self.objective.metric_mask(tensors.get("mask")))
+        return accumulator.compute(world)
 
     def probe_metrics(self) -> dict[str, float]:
         return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}

@@ -103,7 +103,7 @@ class _Leaving:
         return self.places.cpu().numpy(), self.tokens.cpu().numpy()  # of an MPS device, too
 
 
-class CachedTokens:
+class CachingTokenizer:
     """Completes the tokens of batches, and keeps new ones.
 
     Args:
@@ -122,7 +122,7 @@ class CachedTokens:
         self._warn()
 
     @torch.no_grad()
-    def complete(self, batch: Tensors) -> Tensors:
+    def fill_tokens(self, batch: Tensors) -> Tensors:
         """The batch with all its `visual_tokens` (B, N), and without what they were made of.
 
         The new ones are written when a later batch comes and they have left the device: no step waits for them.

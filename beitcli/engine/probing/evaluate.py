@@ -25,15 +25,15 @@ from beitcli.data.sources.splits import canonical
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore, openings, warn
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.probing.feature_extraction import features_of
-from beitcli.engine.probing.knn import Counts, knn_counts
+from beitcli.engine.probing.feature_extraction import FeatureExtractor
+from beitcli.engine.probing.knn import Counts, Vote, knn_counts
 from beitcli.engine.probing.linear_probe import ProbeTraining, probe_counts, train_probes
 from beitcli.engine.trainer.bad_images import refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import measured_by_the_first
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import weights_digest
-from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
+from beitcli.runtime.compute.device import choose_workers, join_compute
 from beitcli.runtime.hub.client import cache_folder
 
 
@@ -84,25 +84,31 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     val = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
     train, named = world.rank_zero_first(lambda: _training_source(config, val.splits, size, on_event))
     model.to(compute.device)
-    found = [
-        features_of(
-            model,
-            source,
-            preprocessing(checkpoint, model),
-            compute,
-            weights=digest,
-            layers=layers,
-            pool=config.pool,
-            cache=Path(config.feature_cache) if config.feature_cache else cache_folder() / "features",
-            batch_size=config.batch_size,
-            workers=choose_workers(config.workers, compute.device, world.local_size),
-            on_event=on_event,
-        )
-        for digest in [weights_digest(model)]
-        for source in (train, val)
-    ]
+    extractor = FeatureExtractor(
+        model=model,
+        view=preprocessing(checkpoint, model),
+        compute=compute,
+        weights=weights_digest(model),
+        layers=layers,
+        pool=config.pool,
+        cache=Path(config.feature_cache) if config.feature_cache else cache_folder() / "features",
+        batch_size=config.batch_size,
+        workers=choose_workers(config.workers, compute.device, world.local_size),
+        on_event=on_event,
+    )
+    found = [extractor.features(source) for source in (train, val)]
     here = [features for features in found if features is not None]
-    return measured_by_the_first(lambda: _report(config, train, val, named, here, layers, compute, on_event), world)
+    sources = _Sources(train, val, named)
+    return measured_by_the_first(lambda: _report(config, sources, here, layers, compute.device, on_event), world)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What is learned from and what is measured on; `named`: the former, for the report."""
+
+    train: Source
+    val: Source
+    named: str
 
 
 def chosen_layers(layer: str, depth: int) -> list[int]:
@@ -147,15 +153,14 @@ def _training_source(config: EvalConfig, splits: frozenset[str], size: int, on_e
 
 def _report(
     config: EvalConfig,
-    train: Source,
-    val: Source,
-    named: str,
+    sources: _Sources,
     found: Sequence[Features],
     layers: Sequence[int],
-    compute: Compute,
+    device: torch.device,
     on_event: OnEvent,
 ) -> ProbeReport:
     """What the first process makes of the features of both; it alone has them."""
+    train, val = sources.train, sources.val
     for features, source in zip(found, (train, val), strict=True):
         refuse_many_bad(features.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
         if features.bad:
@@ -163,9 +168,9 @@ def _report(
     if config.standardize:
         standard = {layer: found[0].moments(layer) for layer in layers}
         found = [replace(each, standard=standard) for each in found]
-    wanted = _columns(train, val, found[0], found[1], on_event)
-    classes = len(train.classes or ())
-    counts = _measure(config, found[0], found[1], wanted, layers, classes, compute, on_event)
+    targets = _columns(train, val, found[0], found[1], on_event)
+    how = _Protocol(config, layers, len(train.classes or ()), device)
+    counts = _measure(how, found[0], found[1], targets, on_event)
     best = max(layers, key=lambda layer: (counts[layer].right1, counts[layer].right5))
     per_layer = [{"layer": n, "top1": counts[n].top1, "top5": counts[n].top5} for n in layers]
     return ProbeReport(
@@ -181,7 +186,7 @@ def _report(
         k=min(config.k, len(found[0])) if config.protocol == "knn" else None,
         pool=config.pool,
         standardized=config.standardize,
-        train=named,
+        train=sources.named,
         train_images=len(found[0]),
         classes=len(np.unique(found[0].readable_labels)),
         layers=per_layer if config.layer == "sweep" else None,
@@ -198,44 +203,48 @@ def _columns(train: Source, val: Source, seen: Features, asked: Features, on_eve
     present = {names[label] for label in np.unique(seen.readable_labels)}
     column = {name: number for number, name in enumerate(names) if name in present}
     of_val = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
-    wanted = of_val[asked.readable_labels]
-    lost = (wanted < 0).sum()
-    if lost == len(wanted):
+    targets = of_val[asked.readable_labels]
+    lost = (targets < 0).sum()
+    if lost == len(targets):
         first = (val.classes or ("none",))[0]
         raise DataError(
             f"No class of '{val.name}' (first: '{first}') is one of the {len(present)} in --train '{train.name}'.",
             "Name the class folders alike.",
         )
     if lost:
-        missing = sorted({(val.classes or ())[label] for label in asked.readable_labels[wanted < 0]})
+        missing = sorted({(val.classes or ())[label] for label in asked.readable_labels[targets < 0]})
         on_event(
             Warned(
                 f"{len(missing)} classes of DATA have no image in --train (first: '{missing[0]}'): their {lost} images "
                 "count as wrong."
             )
         )
-    return torch.from_numpy(wanted)
+    return torch.from_numpy(targets)
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """How features are measured: `classes` of them, on `device`."""
+
+    config: EvalConfig
+    layers: Sequence[int]
+    classes: int
+    device: torch.device
 
 
 def _measure(
-    config: EvalConfig,
-    train: Features,
-    val: Features,
-    wanted: torch.Tensor,
-    layers: Sequence[int],
-    classes: int,
-    compute: Compute,
-    on_event: OnEvent,
+    how: _Protocol, train: Features, val: Features, targets: torch.Tensor, on_event: OnEvent
 ) -> dict[int, Counts]:
-    device = compute.device
+    """By layer."""
+    config, layers, classes, device = how.config, how.layers, how.classes, how.device
     on_event(Note(f"{config.protocol}: {len(train):,} training images, {len(val):,} to measure on"))
     if config.protocol == "linear":
-        how = ProbeTraining(
+        training = ProbeTraining(
             epochs=config.probe_epochs, lr=config.probe_lr, batch_size=config.probe_batch_size, seed=config.seed
         )
-        probes = train_probes(train, layers, classes, how, device, on_event)
-        return probe_counts(probes, val, layers, wanted, device)
+        probes = train_probes(train, layers, classes, training, device, on_event)
+        return probe_counts(probes, val, layers, targets, device)
     if config.k > len(train):
         on_event(Warned(f"--k is {config.k}, but there are {len(train)} training images: all of them vote."))
-    how_knn = {"k": config.k, "classes": classes, "temperature": config.temperature, "device": device}
-    return {layer: knn_counts(train, val, wanted, layer, **how_knn) for layer in layers}  # type: ignore[arg-type]
+    vote = Vote(config.k, classes, config.temperature, device)
+    return {layer: knn_counts(train, val, targets, layer, vote) for layer in layers}

@@ -1,12 +1,13 @@
 """Pooled features of all images of a source: computed once, kept in the cache, read from there ever after.
 
-Each batch stands for itself (`feature_batches`), so that they can be shared out; `FeatureWriter` wants them in order.
+Whole batches are shared out over the processes; `FeatureWriter` takes them in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,137 +29,113 @@ from beitcli.runtime.compute.device import Compute
 _EVERY = "all"
 
 
-def feature_batches(
-    model: Visited,
-    source: Source,
-    view: Preprocessing,
-    compute: Compute,
-    layers: Sequence[int],
-    pool: str,
-    batch_size: int,
-    workers: int,
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """This process's batches in order, each with the (layers, b, D) float32 features of its readable images."""
-    crop, world = evaluation_view(model.architecture.image_size, view.crop_share), compute.world
-    for batch in ordered_batches(source, crop, batch_size=batch_size, workers=workers, share=(world.rank, world.size)):
-        if not len(batch):
-            yield batch, np.zeros((len(layers), 0, model.architecture.width), dtype=np.float32)
-            continue
-        images = normalize(batch.to(compute.device)["images"], *view.normalization)
-        with torch.inference_mode(), compute.autocast():
-            features = pooled_features(model, images, layers, pool)
-        yield batch, features.cpu().numpy()
+@dataclass(frozen=True, kw_only=True)
+class FeatureExtractor:
+    """A model in evaluation mode on its device, and which of its features are asked for.
 
-
-def description(
-    weights: str, model: Visited, source: Source, view: Preprocessing, compute: Compute, pool: str
-) -> dict[str, Any]:
-    """All that features follow from but the layers.
-
-    Args:
+    Attributes:
         weights: `weights_digest` of the model.
+        layers: Blocks from 1; all of them are kept together, and serve for each of them later.
+        pool: `mean` of the patches, or the `class` token.
+        cache: The folder that features are kept in.
     """
-    size = model.architecture.image_size
-    return {
-        "weights": weights,
-        "architecture": {name: _plain(value) for name, value in model.architecture.as_dict().items()},
-        "data": contents_stamp(source),
-        "images": len(source),
-        "crop_share": view.crop_share or evaluation_crop(size),
-        "normalization": [list(part) for part in view.normalization],
-        "precision": compute.precision,
-        "device": compute.device.type,
-        "pool": pool,
-        "versions": [__version__, torch.__version__],
-    }
+
+    model: Visited
+    view: Preprocessing
+    compute: Compute
+    weights: str
+    layers: Sequence[int]
+    pool: str
+    cache: Path
+    batch_size: int
+    workers: int
+    on_event: OnEvent = ignore
+
+    def features(self, source: Source) -> Features | None:
+        """The features of a source, from the cache where it has them whole.
+
+        The first process's cache decides, for each machine may have its own; all help to compute what it has not.
+
+        Returns:
+            None in all processes but the first, which alone reads them.
+
+        Raises:
+            StorageError: They cannot be kept, or are not finite.
+        """
+        world = self.compute.world
+        about = self._identity(source) if world.is_first else {}
+        own = _EVERY if list(self.layers) == list(range(1, self.model.architecture.depth + 1)) else list(self.layers)
+        found: list[Features] = []
+
+        def look(*kept: str | list[int]) -> bool:
+            for each in kept:
+                features = load_features(self.cache, about | {"layers": each}, self.layers)
+                if features is not None:
+                    found.append(features)
+                    return True
+            return False
+
+        if world.run_on_rank_zero(lambda: look(_EVERY, own)):
+            self.on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {self.cache}"))
+        else:
+            self._compute(source, about | {"layers": own})
+            if not world.run_on_rank_zero(lambda: look(own)):
+                raise StorageError(f"The features just written to '{self.cache}' read otherwise.", "Check the disk.")
+        return found[0] if world.is_first else None
+
+    def _identity(self, source: Source) -> dict[str, Any]:
+        """All that features follow from but the layers."""
+        architecture, view = self.model.architecture, self.view
+        return {
+            "weights": self.weights,
+            "architecture": {name: _plain(value) for name, value in architecture.as_dict().items()},
+            "data": contents_stamp(source),
+            "images": len(source),
+            "crop_share": view.crop_share or evaluation_crop(architecture.image_size),
+            "normalization": [list(part) for part in view.normalization],
+            "precision": self.compute.precision,
+            "device": self.compute.device.type,
+            "pool": self.pool,
+            "versions": [__version__, torch.__version__],
+        }
+
+    def _batches(self, source: Source) -> Iterator[tuple[Batch, np.ndarray]]:
+        """This process's batches in order, each with the (layers, b, D) float32 features of its readable images."""
+        architecture, world = self.model.architecture, self.compute.world
+        crop = evaluation_view(architecture.image_size, self.view.crop_share)
+        share = (world.rank, world.size)
+        for batch in ordered_batches(source, crop, batch_size=self.batch_size, workers=self.workers, share=share):
+            if not len(batch):
+                yield batch, np.zeros((len(self.layers), 0, architecture.width), dtype=np.float32)
+                continue
+            images = normalize(batch.to(self.compute.device)["images"], *self.view.normalization)
+            with torch.inference_mode(), self.compute.autocast():
+                features = pooled_features(self.model, images, self.layers, self.pool)
+            yield batch, features.cpu().numpy()
+
+    def _compute(self, source: Source, about: dict[str, Any]) -> None:
+        """Every process computes its batches; the first one writes those of all, a round at a time."""
+        world, batches, width = self.compute.world, self._batches(source), self.model.architecture.width
+        writing = FeatureWriter(self.cache, about, self.layers, len(source), width) if world.is_first else nullcontext()
+        with writing as writer:
+            for _ in range(-(-len(source) // (self.batch_size * world.size))):
+                for part in world.gather(_part(next(batches, None))):
+                    if part is None or writer is None:
+                        continue
+                    features, labels, indices, bad = part
+                    if not np.isfinite(features).all():
+                        raise StorageError(
+                            f"Features in {self.compute.precision} are not finite.",
+                            "Give --precision fp32, or another checkpoint.",
+                        )
+                    writer.add(features, labels, indices, bad)
+                    self.on_event(Progress(f"features of {source.name}", writer.written, len(source), "image"))
+            if writer is not None:
+                writer.finish()
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def features_of(
-    model: Visited,
-    source: Source,
-    view: Preprocessing,
-    compute: Compute,
-    *,
-    weights: str,
-    layers: Sequence[int],
-    pool: str,
-    cache: Path,
-    batch_size: int,
-    workers: int,
-    on_event: OnEvent = ignore,
-) -> Features | None:
-    """The features of a source, from the cache where it has them whole.
-
-    The first process's cache decides, for each machine may have its own; all help to compute what it has not.
-
-    Args:
-        weights: `weights_digest` of the model, which is in evaluation mode on the device.
-        layers: Blocks from 1; all of them are kept together, and serve for each of them later.
-        cache: The folder they are kept in.
-
-    Returns:
-        None in all processes but the first, which alone reads them.
-
-    Raises:
-        StorageError: They cannot be kept, or are not finite.
-    """
-    first = compute.world.is_first
-    about = description(weights, model, source, view, compute, pool) if first else {}
-    depth = model.architecture.depth
-    own = _EVERY if list(layers) == list(range(1, depth + 1)) else list(layers)
-    found: list[Features] = []
-
-    def look(*kept: str | list[int]) -> bool:
-        for each in kept:
-            features = load_features(cache, about | {"layers": each}, layers)
-            if features is not None:
-                found.append(features)
-                return True
-        return False
-
-    if compute.world.run_on_rank_zero(lambda: look(_EVERY, own)):
-        on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {cache}"))
-    else:
-        batches = feature_batches(model, source, view, compute, layers, pool, batch_size, workers)
-        described = about | {"layers": own}
-        _write(batches, cache, described, layers, source, model.architecture.width, batch_size, compute, on_event)
-        if not compute.world.run_on_rank_zero(lambda: look(own)):
-            raise StorageError(f"The features just written to '{cache}' read otherwise.", "Check the disk.")
-    return found[0] if found else None
-
-
-def _write(
-    batches: Iterator[tuple[Batch, np.ndarray]],
-    cache: Path,
-    about: dict[str, Any],
-    layers: Sequence[int],
-    source: Source,
-    width: int,
-    batch_size: int,
-    compute: Compute,
-    on_event: OnEvent,
-) -> None:
-    """Every process computes its batches; the first one writes those of all, a round at a time."""
-    world = compute.world
-    with FeatureWriter(cache, about, layers, len(source), width) if world.is_first else nullcontext() as writer:
-        for _ in range(-(-len(source) // (batch_size * world.size))):
-            for part in world.gather(_part(next(batches, None))):
-                if part is None or writer is None:
-                    continue
-                features, labels, indices, bad = part
-                if not np.isfinite(features).all():
-                    raise StorageError(
-                        f"Features in {compute.precision} are not finite.",
-                        "Give --precision fp32, or another checkpoint.",
-                    )
-                writer.add(features, labels, indices, bad)
-                on_event(Progress(f"features of {source.name}", writer.written, len(source), "image"))
-        if writer is not None:
-            writer.finish()
 
 
 def _part(

@@ -40,15 +40,15 @@ class Counts:
         return self.right5 / max(1, self.images)
 
 
-def count_right(scores: torch.Tensor, wanted: torch.Tensor) -> Counts:
+def count_right(scores: torch.Tensor, targets: torch.Tensor) -> Counts:
     """Top-1 and top-5 of (n, classes) scores; a class that scores 0 or less where others vote was not guessed.
 
     Args:
-        wanted: (n,) int64 columns; -1 for a class without one, which no guess meets.
+        targets: (n,) int64 columns; -1 for a class without one, which no guess meets.
     """
     best = scores.topk(min(5, scores.shape[1]), dim=1)
-    hits = (best.indices == wanted.unsqueeze(1)) & best.values.isfinite()
-    return Counts(len(wanted), int(hits[:, 0].sum()), int(hits.any(dim=1).sum()))
+    hits = (best.indices == targets.unsqueeze(1)) & best.values.isfinite()
+    return Counts(len(targets), int(hits[:, 0].sum()), int(hits.any(dim=1).sum()))
 
 
 def nearest(
@@ -92,22 +92,22 @@ def votes(similarities: torch.Tensor, labels: torch.Tensor, classes: int, temper
     return total.masked_fill(total == 0, float("-inf"))
 
 
+@dataclass(frozen=True)
+class Vote:
+    """Of the `k` nearest training images, each weighted by exp(similarity / temperature)."""
+
+    k: int
+    classes: int
+    temperature: float
+    device: torch.device
+
+
 @torch.no_grad()
-def knn_counts(
-    train: Features,
-    val: Features,
-    wanted: torch.Tensor,
-    layer: int,
-    *,
-    k: int,
-    classes: int,
-    temperature: float,
-    device: torch.device,
-) -> Counts:
+def knn_counts(train: Features, val: Features, targets: torch.Tensor, layer: int, vote: Vote) -> Counts:
     """How many queries their neighbours name rightly.
 
     Args:
-        wanted: (n,) int64, the training label of each query; -1 where training has no such class.
+        targets: (n,) int64, the training label of each query; -1 where training has no such class.
     """
-    similarities, labels = nearest(train, val, layer, min(k, len(train)), device)
-    return count_right(votes(similarities, labels, classes, temperature), wanted.cpu())
+    similarities, labels = nearest(train, val, layer, min(vote.k, len(train)), vote.device)
+    return count_right(votes(similarities, labels, vote.classes, vote.temperature), targets.cpu())

@@ -82,8 +82,8 @@ def train_probes(
             chosen = torch.from_numpy(places).to(device)
             features = held[:, chosen] if held is not None else _rows(train, layers, places, device)
             logits = probes(features)
-            wanted = labels[chosen].expand(len(layers), -1)
-            loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten()) * len(layers)
+            targets = labels[chosen].expand(len(layers), -1)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) * len(layers)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -104,17 +104,17 @@ def _rows(train: Features, layers: Sequence[int], places: np.ndarray, device: to
 
 @torch.no_grad()
 def probe_counts(
-    probes: LinearProbes, val: Features, layers: Sequence[int], wanted: torch.Tensor, device: torch.device
+    probes: LinearProbes, val: Features, layers: Sequence[int], targets: torch.Tensor, device: torch.device
 ) -> dict[int, Counts]:
     """How many images each layer's head names rightly.
 
     Args:
-        wanted: (n,) int64 columns of the heads; -1 where they have none.
+        targets: (n,) int64 columns of the heads; -1 where they have none.
     """
     counts = dict.fromkeys(layers, Counts())
     for begin in range(0, len(val), _BLOCK):
         end = min(len(val), begin + _BLOCK)
         features = _rows(val, layers, np.arange(begin, end), device)
         for layer, logits in zip(layers, probes(features), strict=True):
-            counts[layer] += count_right(logits, wanted[begin:end].to(device))
+            counts[layer] += count_right(logits, targets[begin:end].to(device))
     return counts

@@ -9,7 +9,6 @@ a save costs a forward pass of each. Nothing random is drawn and nothing that tr
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from beitcli.data.sources.splits import has_train_and_val
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, openings
-from beitcli.engine.probing.knn import knn_counts
+from beitcli.engine.probing.knn import Vote, knn_counts
 from beitcli.errors import DataError
 from beitcli.models.networks.pooled_features import Visited, pooled_features
 from beitcli.runtime.compute.device import Compute
@@ -64,8 +63,8 @@ class OnlineProbe:
         column = {name: number for number, name in enumerate(self.classes)}
         self.train, self.val = _read(train, size), _read(val, size)
         to_train = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
-        self.wanted = torch.from_numpy(to_train[self.val[1]])
-        on_event(Note(f"Probe, to watch only: {len(self.wanted)} images by {len(self.train[1])} of '{reference}'"))
+        self.targets = torch.from_numpy(to_train[self.val[1]])
+        on_event(Note(f"Probe, to watch only: {len(self.targets)} images by {len(self.train[1])} of '{reference}'"))
 
     @torch.no_grad()
     def top1(self, model: Visited) -> float:
@@ -75,8 +74,8 @@ class OnlineProbe:
         train, val = (self._features(model, part, layer) for part in (self.train, self.val))
         standard = {layer: train.moments(layer)}
         train, val = (replace(each, standard=standard) for each in (train, val))
-        how: dict[str, Any] = {"k": _NEIGHBOURS, "temperature": _TEMPERATURE, "device": self.compute.device}
-        return knn_counts(train, val, self.wanted, layer, classes=len(self.classes), **how).top1
+        vote = Vote(_NEIGHBOURS, len(self.classes), _TEMPERATURE, self.compute.device)
+        return knn_counts(train, val, self.targets, layer, vote).top1
 
     def _features(self, model: Visited, part: Part, layer: int) -> Features:
         images, labels = part

@@ -56,12 +56,19 @@ class Saver:
     """
 
     def __init__(
-        self, task: Task, run: RunFolder, compute: Compute, scaler: Any, ledger: BadImageLedger, on_event: OnEvent
+        self,
+        task: Task,
+        run: RunFolder,
+        compute: Compute,
+        scaler: Any,
+        ledger: BadImageLedger,
+        on_event: OnEvent,
+        last_saved: int = 0,
     ) -> None:
         self.task, self.run, self.compute, self.scaler = task, run, compute, scaler
         self.ledger, self.on_event = ledger, on_event
         self.writer, self.snapshots = CheckpointWriter(), SnapshotTaker()
-        self.stall, self.last_saved = 0.0, 0
+        self.stall, self.last_saved = 0.0, last_saved
         self._told_stall = 0.0
 
     def save(self, plan: Plan, state: TrainState) -> None:

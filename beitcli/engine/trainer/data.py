@@ -110,32 +110,36 @@ def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
             yield index, source.path(index), error.message
 
 
-def stream(
-    config: Training,
-    source: Source,
-    view: View,
-    compute: Compute,
-    images_seen: int,
-    steps: int,
-    *,
-    masking: Masking | None = None,
-    batch_size: int | None = None,
-) -> Iterator[Batch]:
-    """This process's part of the job's batches from `images_seen` on."""
-    world = compute.world
-    part = StreamPart(
-        seed=config.seed,
-        batch_size=batch_size or config.batch_size,
-        images_seen=images_seen,
-        steps=steps,
-        repeats=getattr(config, "repeats", 1),
-    )
-    return training_batches(
-        source,
-        view,
-        part,
-        workers=choose_workers(config.workers, compute.device, world.local_size),
-        masking=masking,
-        pin_memory=compute.device.type == "cuda",
-        share=(world.rank, world.size),
-    )
+@dataclass(frozen=True)
+class TrainingStream:
+    """This process's part of a job's batches.
+
+    Attributes:
+        masking: Of the patches; None where none are hidden.
+    """
+
+    config: Training
+    source: Source
+    view: View
+    compute: Compute
+    masking: Masking | None = None
+
+    def start(self, images_seen: int, steps: int, batch_size: int | None = None) -> Iterator[Batch]:
+        """From `images_seen` on; `batch_size` images a step in place of the job's."""
+        config, world = self.config, self.compute.world
+        part = StreamPart(
+            seed=config.seed,
+            batch_size=batch_size or config.batch_size,
+            images_seen=images_seen,
+            steps=steps,
+            repeats=getattr(config, "repeats", 1),
+        )
+        return training_batches(
+            self.source,
+            self.view,
+            part,
+            workers=choose_workers(config.workers, self.compute.device, world.local_size),
+            masking=self.masking,
+            pin_memory=self.compute.device.type == "cuda",
+            share=(world.rank, world.size),
+        )

@@ -1,4 +1,4 @@
-"""A measurement shared out over processes by whole batches, so that no figure depends on their number."""
+"""Distributed evaluation: whole batches are sharded over ranks, so that metrics do not depend on the world size."""
 
 from __future__ import annotations
 

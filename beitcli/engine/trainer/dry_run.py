@@ -1,4 +1,4 @@
-"""What `--dry-run` tells: a few steps are tried and timed, nothing is kept."""
+"""`--dry-run`: tells the plan, tries and times a few steps, keeps nothing."""
 
 from __future__ import annotations
 
@@ -6,67 +6,85 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
-from beitcli.engine.events import OnEvent, Planned, Progress
+from beitcli.engine.events import Planned, Progress
 from beitcli.engine.trainer.compile_ahead import compile_ahead
 from beitcli.engine.trainer.micro_batch import find_micro_batch_size
 from beitcli.engine.trainer.optimizer_step import optimizer_step
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import on_device
-from beitcli.engine.trainer.setup import _micro_batches
+from beitcli.engine.trainer.setup import micro_batch_row
 from beitcli.engine.trainer.task import Task
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.compute.peak_flops import matrix_rate
 
-_REHEARSAL_STEPS = 4
+if TYPE_CHECKING:
+    from beitcli.engine.trainer.job import Job
+
+_TIMED_STEPS = 4
 
 
-def rehearse(
-    task: Task,
-    plan: Plan,
-    config: Training,
-    rows: dict[str, str],
-    batches_of: Callable[[int, int], Iterator[Batch]],
-    compute: Compute,
-    on_event: OnEvent,
-    before: float = 0.0,
-    flops: float = 0.0,
-) -> dict[str, Any]:
+def dry_run(job: Job[Any]) -> dict[str, Any]:
     """Tells the plan, times a few micro-batches, loading included, and tells what the run will take.
 
     What the micro-batches learn is lost.
 
-    Args:
-        batches_of: (size, steps) to batches.
-        before: Seconds that the `own` tokenizer takes first.
-        flops: Of an image, forward and backward; 0 where they are not known.
-
     Returns:
         The document of `--dry-run`.
     """
-    on_event(Planned(f"{task.name} (dry run)", rows))
-    found: dict[str, str] = {}
-    if plan.finds_micro_batch and compute.device.type == "cuda":
-        plan = tried(task, plan, batches_of, compute)
-        found = {"micro-batch": _micro_batches(plan)}
+    task, plan, compute, before = job.task, job.plan, job.compute, job.seconds_before
+    job.on_event(Planned(f"{task.name} (dry run)", job.rows))
+    rows: dict[str, str] = {}
+    with task.running():
+        if plan.finds_micro_batch and compute.device.type == "cuda":
+            plan = tried(task, plan, lambda size, steps: job.stream.start(0, steps, size), compute)
+            rows = {"micro-batch": micro_batch_row(plan)}
+        timed = _step_seconds(job, plan)
+    seconds = statistics.median(timed)
+    training = seconds * plan.steps
+    rows |= {
+        "step time": f"{seconds:.3f} s ({min(timed):.3f} to {max(timed):.3f} in {_TIMED_STEPS})",
+        "images per second": f"{plan.batch_size / seconds:.0f}",
+    }
+    if job.flops:
+        rows["utilisation"] = _utilisation(compute, job.flops * plan.batch_size / seconds)
+    if before:
+        rows["tokenizer first"] = f"about {duration(before)}"
+    rows["training"] = f"about {duration(training)}"
+    if before:
+        rows["whole run"] = f"about {duration(before + training)}"
+    job.on_event(Planned(f"{task.name}: times measured here", rows))
+    return {
+        "dry_run": True,
+        "job": job.config.command,
+        "plan": job.rows | rows,
+        "steps": plan.steps,
+        "step_seconds": seconds,
+        "estimated_seconds": before + training,
+        **job.document,
+    }
+
+
+def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
+    """Of steps of a micro-batch, times the micro-batches of a step; one before them warms up."""
+    task, compute = job.task, job.compute
     micro = replace(plan, batch_size=min(plan.micro_batch * compute.world.size, plan.batch_size))
     taken = []
-    batches = on_device(batches_of(micro.batch_size, _REHEARSAL_STEPS + 1), compute.device)
+    batches = on_device(job.stream.start(0, _TIMED_STEPS + 1, micro.batch_size), compute.device)
     task.model.train()
-    for step in range(_REHEARSAL_STEPS + 1):
+    for step in range(_TIMED_STEPS + 1):
         start = time.perf_counter()
         set_learning_rate(task.optimizer, task.learning_rate(step))
         tensors = task.before_step(step, next(batches)[1])
         try:
             if step == 0:
-                compile_ahead(task, micro, tensors, compute, on_event)
+                compile_ahead(task, micro, tensors, compute, job.on_event)
             optimizer_step(task, micro, tensors, compute, compute.scaler(), {})
         except torch.OutOfMemoryError:
             raise UsageError(
@@ -76,38 +94,26 @@ def rehearse(
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - start) * plan.batch_size / micro.batch_size)
-        on_event(Progress("rehearsal", step + 1, _REHEARSAL_STEPS + 1))
+        job.on_event(Progress("rehearsal", step + 1, _TIMED_STEPS + 1))
     batches.close()
-    seconds = statistics.median(taken[1:])  # the first one warms up
-    training = seconds * plan.steps
-    times = found | {
-        "step time": f"{seconds:.3f} s ({min(taken[1:]):.3f} to {max(taken[1:]):.3f} in {_REHEARSAL_STEPS})",
-        "images per second": f"{plan.batch_size / seconds:.0f}",
-    }
-    if flops:
-        rate, reached = matrix_rate(compute) * compute.world.size, flops * plan.batch_size / seconds
-        times["utilisation"] = (
-            f"{reached / rate:.0%}: {reached / 1e12:.3g} of the {rate / 1e12:.3g} TFLOP/s "
-            f"that large {compute.precision} products reach here"
-        )
-    if before:
-        times["tokenizer first"] = f"about {duration(before)}"
-    times["training"] = f"about {duration(training)}"
-    if before:
-        times["whole run"] = f"about {duration(before + training)}"
-    on_event(Planned(f"{task.name}: times measured here", times))
-    return {
-        "dry_run": True,
-        "job": config.command,
-        "plan": rows | times,
-        "steps": plan.steps,
-        "step_seconds": seconds,
-        "estimated_seconds": before + training,
-    }
+    return taken[1:]
+
+
+def _utilisation(compute: Compute, reached: float) -> str:
+    """Of `reached` FLOP/s, all processes together."""
+    rate = matrix_rate(compute) * compute.world.size
+    return (
+        f"{reached / rate:.0%}: {reached / 1e12:.3g} of the {rate / 1e12:.3g} TFLOP/s "
+        f"that large {compute.precision} products reach here"
+    )
 
 
 def tried(task: Task, plan: Plan, batches_of: Callable[[int, int], Iterator[Batch]], compute: Compute) -> Plan:
-    """The plan with the micro-batch that a run would find; what a batch is made of is read for it."""
+    """The plan with the micro-batch that a run would find; what a batch is made of is read for it.
+
+    Args:
+        batches_of: (size, steps) to batches.
+    """
     task.model.train()
     tensors = next(batches_of(plan.batch_size, 1)).to(compute.device)
     return find_micro_batch_size(task, plan, task.before_step(0, tensors), compute)

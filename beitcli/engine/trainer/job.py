@@ -9,19 +9,18 @@ A training brings a `Job`: its data, its view of an image, its `Task`, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from beitcli.config.common import Training
-from beitcli.data.loading.batches import Batch, Masking, View
+from beitcli.data.loading.batches import Masking, View
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, Planned, Warned
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.checkpointing import TrainState
-from beitcli.engine.trainer.data import stream
-from beitcli.engine.trainer.dry_run import rehearse
+from beitcli.engine.trainer.data import TrainingStream
+from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.loop import train
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import open_run, resume_command
@@ -121,6 +120,11 @@ class Job(Generic[Report]):
     seconds_before: float = 0.0
     document: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def stream(self) -> TrainingStream:
+        """Of its training images."""
+        return TrainingStream(self.config, self.data.training, self.view, self.compute, self.masking)
+
 
 def run_job(
     config: Training, compute: Compute, on_event: OnEvent, prepare: Callable[[RunSession | None], Job[Report]]
@@ -134,40 +138,15 @@ def run_job(
         return dry_run(prepare(None))
     run = open_run(config, compute.world)
     with StopRequest() as stop:
-        session = RunSession(run, stop, resume_command(config, run.path))
+        session = RunSession(run, stop, config, resume_command(config, run.path))
         job = prepare(session)
         finished = train_job(job, session)
     return conclude(job, finished)
 
 
-def dry_run(job: Job[Any]) -> dict[str, Any]:
-    """The plan of `--dry-run`, with measured step times."""
-
-    def batches_of(size: int, steps: int) -> Iterator[Batch]:
-        return stream(
-            job.config, job.data.training, job.view, job.compute, 0, steps, masking=job.masking, batch_size=size
-        )
-
-    with job.task.running():
-        document = rehearse(
-            job.task,
-            job.plan,
-            job.config,
-            job.rows,
-            batches_of,
-            job.compute,
-            job.on_event,
-            job.seconds_before,
-            job.flops,
-        )
-    return document | dict(job.document)
-
-
 def train_job(job: Job[Any], session: RunSession) -> Finished:
     """Trains into an opened run folder."""
-    source = job.data.training
-    batches = partial(stream, job.config, source, job.view, job.compute, masking=job.masking)
-    data = TrainingBatches(batches, job.data.bad, source.path)
+    data = TrainingBatches(job.stream.start, job.data.bad, job.data.training.path)
     planned = Planned(job.title, job.rows)
     with job.task.running():
         state = train(job.task, job.plan, data, session, job.compute, job.on_event, planned)

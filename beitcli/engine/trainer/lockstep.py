@@ -18,7 +18,7 @@ from beitcli.errors import BeitError
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.signals import StopRequest
 
-_GO_ON, _STOP, _TROUBLE = range(3)
+_GO_ON, _STOP, _FAILED = range(3)
 Fetched = TypeVar("Fetched")
 
 
@@ -29,7 +29,7 @@ class Lockstep(Generic[Fetched]):
         fetch: Gives this process's part of the next batch; raises BeitError.
 
     Attributes:
-        trouble: What went wrong in this process; in the next flag to be sent.
+        pending_error: What went wrong in this process; in the next flag to be sent.
     """
 
     def __init__(self, fetch: Callable[[], Fetched], stop: StopRequest, world: DistributedContext) -> None:
@@ -50,7 +50,7 @@ class Lockstep(Generic[Fetched]):
         if self._flag is None:
             self._send_flag()
         command, fetched = self._read_flag(), self._fetched
-        if command == _TROUBLE:
+        if command == _FAILED:
             self._world.raise_if_any_failed(self.pending_error)
         assert fetched is not None  # or the flag would have said so
         if command == _GO_ON and self._world.size > 1 and not is_last:
@@ -69,7 +69,7 @@ class Lockstep(Generic[Fetched]):
         except BeitError as error:
             self.pending_error = self.pending_error or error
         self._flag = self._world.all_reduce_max_async(
-            _TROUBLE if self.pending_error else _STOP if self._stop else _GO_ON
+            _FAILED if self.pending_error else _STOP if self._stop else _GO_ON
         )
 
     def _read_flag(self) -> int:

@@ -10,55 +10,36 @@ before each step they agree on whether to go on (`lockstep.py`). The first one a
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import torch
 
-from beitcli.data.loading.batches import Batch
 from beitcli.engine.events import Note, OnEvent, Planned, Progress
-from beitcli.engine.trainer.bad_images import Bad, BadImageLedger
+from beitcli.engine.trainer.bad_images import BadImageLedger
 from beitcli.engine.trainer.checkpointing import Saver, TrainState, load_newest
 from beitcli.engine.trainer.compile_ahead import compile_ahead
+from beitcli.engine.trainer.divergence import DivergenceCheck
+from beitcli.engine.trainer.interval import Interval
 from beitcli.engine.trainer.lockstep import Lockstep
+from beitcli.engine.trainer.metric_log import MetricLog, make_writers
 from beitcli.engine.trainer.micro_batch import find_micro_batch_size
 from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import Moved, moving, to_device
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
-from beitcli.errors import BeitError, DivergedError, StorageError, UsageError
+from beitcli.errors import BeitError, StorageError, UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.distributed.fsdp import gathered
 
-__all__ = ["Plan", "RunSession", "Task", "Tensors", "TrainState", "TrainingBatches", "optimizer_step", "train"]
-
-_SKIPPED_IN_A_ROW = 5  # steps whose gradient is not finite, after which a run has diverged
-_SKIPPED_FINDING_SCALE = 20  # more of them with fp16, whose scale starts too large by design
-
 
 class _StopRequested(Exception):
     """A measurement was left unfinished."""
-
-
-@dataclass
-class _Interval:
-    """Between two lines of the log.
-
-    Attributes:
-        sums: Of the metrics of its steps, this process's share.
-        bad: Images that this process could not read.
-    """
-
-    step: int
-    since: float = field(default_factory=time.perf_counter)
-    sums: Tensors = field(default_factory=dict)
-    bad: list[Bad] = field(default_factory=list)
 
 
 def train(
@@ -82,8 +63,8 @@ def train(
         DistributedError: A process has other weights than the others.
         Stopped: A signal asked for it; progress is saved.
     """
-    loop = _resumed(task, plan, data, session, compute, on_event, planned)
-    state, saver = loop.state, loop.saver
+    loop = _Loop(task, plan, data, session, compute, on_event)
+    state = loop.resume(planned)
     task.model.train()
     batches = moving(data.start(state.step * plan.batch_size, plan.steps - state.step), compute.device)
     lockstep = Lockstep(lambda: loop.fetch(batches), session.stop, compute.world)
@@ -99,7 +80,7 @@ def train(
 
             # targets, and what else follows from the step
             loop.seed_step()
-            tensors = loop.with_draws(tensors)
+            tensors = loop.with_uniforms(tensors)
             set_learning_rate(task.optimizer, task.learning_rate(state.step))
             tensors = task.before_step(state.step, tensors)
 
@@ -112,7 +93,7 @@ def train(
             saving = state.step == plan.steps or state.step % plan.save_every == 0
             logging = saving or state.step % plan.log_every == 0
             if logging or compute.device.type != "cuda":
-                loop.require_progress(batch, data.path_of)
+                loop.divergence.require_progress(state.step, batch, data.path_of)
             if not logging:
                 on_event(Progress(task.name, state.step, plan.steps))
                 continue
@@ -130,70 +111,64 @@ def train(
             # save
             if saving:
                 lockstep.pending_error = loop.save() or lockstep.pending_error
-            loop.interval = _Interval(state.step)
-        saver.wait_on_all_ranks(lockstep.pending_error)
+            loop.interval = Interval(state.step)
+        loop.saver.wait_on_all_ranks(lockstep.pending_error)
         loop.evaluate_if_missing()
     except BeitError:
         with suppress(BeitError):
-            saver.finish()
+            loop.saver.finish()
         raise
     finally:
         batches.close()
+        loop.metric_log.close()
     return state
 
 
-def _resumed(
-    task: Task,
-    plan: Plan,
-    data: TrainingBatches,
-    session: RunSession,
-    compute: Compute,
-    on_event: OnEvent,
-    planned: Planned,
-) -> _Loop:
-    """The loop where the run folder stands; everything that is written to it begins here."""
-    run, scaler = session.run, compute.scaler()
-    stored = load_newest(task, plan, run, compute, scaler, on_event)
-    state = stored.state
-    if plan.finds_micro_batch and stored.micro_batch:  # nothing else is asked for: as before, to the last bit
-        plan = replace(plan, micro_batch=stored.micro_batch)
-    if state.step < plan.steps:
-        on_event(planned)
-        if task.attention is not None:
-            on_event(Note(f"{task.name}: {task.attention.describe()}"))
-    run.rewind_metrics(state.step)
-    run.write_text("bad-images.jsonl", "")
-    ledger = BadImageLedger(run, plan.images + len(data.bad), plan.max_bad, session.resume_command)
-    ledger.note([*data.bad, *stored.bad])
-    saver = Saver(task, run, compute, scaler, ledger, on_event)
-    saver.last_saved = state.step
-    return _Loop(task, plan, session, compute, on_event, saver, state)
-
-
+@dataclass
 class _Loop:
     """What the steps of one `train` share.
 
     Attributes:
         plan: With the micro-batch that was found, from the first step on.
         interval: Since the last line of the log.
-        streak: Steps in a row that were skipped; a scalar on the device.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        plan: Plan,
-        session: RunSession,
-        compute: Compute,
-        on_event: OnEvent,
-        saver: Saver,
-        state: TrainState,
-    ) -> None:
-        self.task, self.plan, self.session, self.compute, self.on_event = task, plan, session, compute, on_event
-        self.saver, self.ledger, self.scaler, self.state = saver, saver.ledger, saver.scaler, state
-        self.interval = _Interval(state.step)
-        self.streak = torch.zeros((), device=compute.device)
-        self.is_prepared = False
+    task: Task
+    plan: Plan
+    data: TrainingBatches
+    session: RunSession
+    compute: Compute
+    on_event: OnEvent
+    is_prepared: bool = False
+    state: TrainState = field(init=False)
+    ledger: BadImageLedger = field(init=False)
+    saver: Saver = field(init=False)
+    divergence: DivergenceCheck = field(init=False)
+    interval: Interval = field(init=False)
+    metric_log: MetricLog = field(init=False)
+
+    def resume(self, planned: Planned) -> TrainState:
+        """Where the run folder stands; everything that is written to it begins here."""
+        task, session, compute = self.task, self.session, self.compute
+        run, scaler = session.run, compute.scaler()
+        stored = load_newest(task, self.plan, run, compute, scaler, self.on_event)
+        self.state = stored.state
+        if self.plan.finds_micro_batch and stored.micro_batch:  # nothing else is asked for: as before, to the last bit
+            self.plan = replace(self.plan, micro_batch=stored.micro_batch)
+        if self.state.step < self.plan.steps:
+            self.on_event(planned)
+            if task.attention is not None:
+                self.on_event(Note(f"{task.name}: {task.attention.describe()}"))
+        run.write_text("bad-images.jsonl", "")
+        images = self.plan.images + len(self.data.bad)
+        self.ledger = BadImageLedger(run, images, self.plan.max_bad, session.resume_command)
+        self.ledger.note([*self.data.bad, *stored.bad])
+        self.saver = Saver(task, run, compute, scaler, self.ledger, self.on_event, last_saved=self.state.step)
+        self.divergence = DivergenceCheck(self.saver)
+        self.interval = Interval(self.state.step)
+        self.metric_log = MetricLog(make_writers(session.config) if compute.world.is_first else {}, self.on_event)
+        compute.world.run_on_rank_zero(lambda: self.metric_log.start(run, session.config, self.state.step))
+        return self.state
 
     def fetch(self, batches: Iterator[Moved]) -> Moved:
         """This process's part of the next batch."""
@@ -212,25 +187,25 @@ class _Loop:
     def seed_step(self) -> None:
         torch.manual_seed(keyed_integer(self.plan.seed, "step", 0, self.state.step))
 
-    def with_draws(self, tensors: Tensors) -> Tensors:
+    def with_uniforms(self, tensors: Tensors) -> Tensors:
         """The batch with the uniform numbers of the step's drop paths, where the task has any."""
         if not self.task.num_uniforms:
             return tensors
-        draws = sample_step_uniforms(self.plan, self.task.num_uniforms, self.state.step, self.compute.world)
-        return tensors | {"uniforms": to_device(draws, self.compute.device)}
+        uniforms = sample_step_uniforms(self.plan, self.task.num_uniforms, self.state.step, self.compute.world)
+        return tensors | {"uniforms": to_device(uniforms, self.compute.device)}
 
     def step(self, tensors: Tensors) -> None:
         """One optimizer step, compiled before the first one; its metrics go into the interval."""
         try:
             if not self.is_prepared:
                 self._prepare(tensors)
-            skipped = optimizer_step(self.task, self.plan, tensors, self.compute, self.scaler, self.interval.sums)
+            skipped = optimizer_step(self.task, self.plan, tensors, self.compute, self.saver.scaler, self.interval.sums)
         except torch.OutOfMemoryError:
             raise UsageError(
                 f"The device has not enough memory for {self.plan.micro_batch} images at once.",
                 f"Give --micro-batch {max(1, self.plan.micro_batch // 2)}; --batch-size stays as it is.",
             ) from None
-        self.streak = torch.where(skipped, self.streak + 1, torch.zeros_like(self.streak))
+        self.divergence.count(skipped)
 
     def _prepare(self, tensors: Tensors) -> None:
         """Finds the micro-batch and compiles, with the first batch; both move the generators of the step."""
@@ -243,20 +218,11 @@ class _Loop:
         self.is_prepared, self.interval.since = True, time.perf_counter()
         self.seed_step()
 
-    def require_progress(self, batch: Batch, path_of: Callable[[int], str]) -> None:
-        """Raises DivergedError where too many steps in a row were skipped."""
-        most = _SKIPPED_IN_A_ROW + (_SKIPPED_FINDING_SCALE if self.scaler.is_enabled() else 0)
-        streak = int(self.streak)
-        if streak >= most:
-            names = [path_of(index) for index in batch.indices]
-            self.saver.wait_on_all_ranks()
-            raise _diverged(self.compute, streak, self.state.step, names, self.saver.last_saved)
-
     def training_metrics(self) -> dict[str, float]:
         """Those of the interval, of the task, and of the save before."""
         task, saver = self.task, self.saver
-        metrics = _interval_means(task, self.plan, self.state, self.interval, self.compute)
-        _require_finite(metrics, self.state.step, saver)
+        metrics = self.interval.metrics(task, self.plan, self.state, self.compute.world)
+        self.divergence.require_finite(metrics, self.state.step)
         metrics |= task.log_metrics()
         if task.compiled is not None and (task.compiled.is_compiled or task.compiled.failure):
             metrics["compiled"] = float(task.compiled.is_compiled)
@@ -269,7 +235,7 @@ class _Loop:
         measured, watched, stopping = self._measured()
         if measured is not None:
             held_out = {f"held_out_{name}": value for name, value in measured.items()}
-            _require_finite(held_out, self.state.step, self.saver)  # no checkpoint of spoilt weights
+            self.divergence.require_finite(held_out, self.state.step)  # no checkpoint of spoilt weights
             self.state.figures = measured
             metrics |= held_out | watched
         return stopping
@@ -298,10 +264,9 @@ class _Loop:
             raise _StopRequested
 
     def log(self, metrics: dict[str, float]) -> None:
-        """A line of metrics.jsonl, in which every number is finite, and an event."""
+        """A line of metrics.jsonl and of every other writer, and an event."""
         step, plan = self.state.step, self.plan
-        line = {"step": step, "epoch": round(plan.epoch(step), 4)}
-        self.session.run.append_json("metrics.jsonl", line | {k: v for k, v in metrics.items() if math.isfinite(v)})
+        self.metric_log.write(step, {"epoch": round(plan.epoch(step), 4)} | metrics)
         self.on_event(Progress(self.task.name, step, plan.steps, "step", metrics))
 
     def save(self) -> StorageError | None:
@@ -323,50 +288,3 @@ class _Loop:
             saver.wait_on_all_ranks()
         message = f"by a signal at step {state.step}; progress is saved."
         raise stop.stopped(message, self.session.resume_command)
-
-
-def _interval_means(
-    task: Task, plan: Plan, state: TrainState, interval: _Interval, compute: Compute
-) -> dict[str, float]:
-    """Means over the interval's steps that were not skipped, none where all were, and its speed; one transfer from the
-    device for all."""
-    steps = state.step - interval.step
-    names = list(interval.sums)
-    values = torch.stack([interval.sums[name].reshape(()).float() for name in names])
-    totals = dict(zip(names, compute.world.all_reduce_sum(values).tolist(), strict=True))
-    skipped = round(totals.pop("skipped_steps"))
-    counted = steps - skipped
-    metrics = {name: total / counted for name, total in totals.items()} if counted else {}
-    taken = time.perf_counter() - interval.since
-    state.seconds += taken
-    state.images_per_second = steps * plan.batch_size / max(taken, 1e-9)
-    metrics |= {"lr": task.learning_rate(state.step - 1), "images_per_second": state.images_per_second}
-    return metrics | ({"skipped_steps": skipped} if skipped else {})
-
-
-def _diverged(compute: Compute, streak: int, step: int, names: list[str], last_saved: int) -> DivergedError:
-    everyone = compute.world.gather(names)
-    some = "; ".join(
-        (f"rank {rank}: " if len(everyone) > 1 else "") + ", ".join(mine[:3]) for rank, mine in enumerate(everyone)
-    )
-    return DivergedError(
-        f"Training diverged: loss or gradient were not finite in {streak} steps in a row, the last of them step {step} "
-        f"({some}, ...). {_kept(last_saved)}",
-        "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32.",
-    )
-
-
-def _require_finite(metrics: dict[str, float], step: int, saver: Saver) -> None:
-    must = ("loss", "gradient_norm")
-    wrong = [name for name, value in metrics.items() if not math.isfinite(value) and name.endswith(must)]
-    wrong = wrong or [name for name, value in metrics.items() if math.isnan(value)]
-    if wrong:
-        saver.wait_on_all_ranks()
-        raise DivergedError(
-            f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {_kept(saver.last_saved)}",
-            "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32.",
-        )
-
-
-def _kept(last_saved: int) -> str:
-    return f"The checkpoint of step {last_saved} is from before." if last_saved else "No checkpoint was saved yet."

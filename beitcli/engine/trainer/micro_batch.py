@@ -18,7 +18,7 @@ def find_micro_batch_size(task: Task, plan: Plan, tensors: Tensors, compute: Com
     """The plan with the largest micro-batch, halved from the batch on, whose forward and backward pass has room.
 
     AdamW's two moments do not exist yet before the first step, nor the gradients that a second piece adds to: as much
-    memory is held meanwhile. Weights, figures and everything random stay as they were; every step seeds its own
+    memory is held meanwhile. Weights, metrics and everything random stay as they were; every step seeds its own
     generators. Several processes keep the plan's: a loss may wait for all of them, and one that ran out of memory would
     not be there.
 

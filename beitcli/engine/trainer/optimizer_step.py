@@ -54,20 +54,20 @@ def optimizer_step(
 
     Args:
         tensors: This process's part of the batch.
-        sums: Figures of the finite steps are added to it, each process its share, and `skipped_steps`.
+        sums: Metrics of the finite steps are added to it, each process its share, and `skipped_steps`.
 
     Returns:
         Whether the step was skipped: a scalar on the device, the same in all processes.
     """
     world = compute.world
     task.optimizer.zero_grad(set_to_none=True)
-    figures = _backward(task, plan, tensors, compute, scaler)
+    metrics = _backward(task, plan, tensors, compute, scaler)
     scaler.unscale_(task.optimizer)
     norm = whole(nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None]))
     if plan.clip is not None:
         nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
     skipped = ~norm.detach().isfinite()
-    for name, value in (*figures.items(), ("gradient_norm", norm.detach() / world.size)):
+    for name, value in (*metrics.items(), ("gradient_norm", norm.detach() / world.size)):
         sums[name] = sums.get(name, 0) + torch.where(skipped, torch.zeros_like(value), value)
     sums["skipped_steps"] = sums.get("skipped_steps", 0) + skipped.float() / world.size
     _update(task.optimizer, scaler, skipped, on_device=compute.device.type == "cuda")
@@ -75,9 +75,9 @@ def optimizer_step(
 
 
 def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any) -> Tensors:
-    """Gradients of this process's part; its figures, weighted by their share of the whole batch."""
+    """Gradients of this process's part; its metrics, weighted by their share of the whole batch."""
     world = compute.world
-    figures: Tensors = {}
+    metrics: Tensors = {}
     number = len(_cuts(plan, len(next(iter(tensors.values()))), world))
     for place, (micro, share) in enumerate(micro_batches(task, plan, tensors, world), start=1):
         with task.no_sync() if place < number else nullcontext():
@@ -85,8 +85,8 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
                 loss, more = task.loss(micro)
             scaler.scale(loss * (share * world.size)).backward()
         for name, value in (("loss", loss.detach()), *more.items()):
-            figures[name] = figures.get(name, 0) + value.float() * share
-    return figures
+            metrics[name] = metrics.get(name, 0) + value.float() * share
+    return metrics
 
 
 def micro_batches(

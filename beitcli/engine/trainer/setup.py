@@ -1,4 +1,4 @@
-"""What every training job does before its first step: run folder, data, plan, and the rehearsal of `--dry-run`."""
+"""What every training job does before its first step: run folder, data, plan, and its rows for a person."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def describe_plan(plan: Plan, config: Training) -> dict[str, str]:
     return {
         "images": f"{plan.images:,}",
         "steps": f"{plan.steps:,} of {plan.batch_size} images ({plan.epoch(plan.steps):.4g} epochs)",
-        "micro-batch": _micro_batches(plan),
+        "micro-batch": micro_batch_row(plan),
         "learning rate": f"{config.lr:g}, {plan.warmup_steps:,} steps of warm-up, cosine to {config.min_lr:g}",
         "weight decay": f"{config.weight_decay:g}",
         "clip": f"{plan.clip:g}" if plan.clip is not None else "none",
@@ -96,7 +96,7 @@ def describe_plan(plan: Plan, config: Training) -> dict[str, str]:
     }
 
 
-def _micro_batches(plan: Plan) -> str:
+def micro_batch_row(plan: Plan) -> str:
     return f"{plan.micro_batch} ({-(-plan.batch_size // plan.micro_batch)} a step)"
 
 

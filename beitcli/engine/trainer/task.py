@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.models.networks.blocks import disable_flex
+from beitcli.models.networks.trained_attention import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
 from beitcli.runtime.compute.device import Compute
@@ -30,11 +31,13 @@ class RunSession:
     """An opened run folder, and how this process is asked to leave it.
 
     Attributes:
+        config: Whose run it is.
         resume_command: What a person runs to go on after a stop.
     """
 
     run: RunFolder
     stop: StopRequest
+    config: Training
     resume_command: str
 
 
@@ -64,7 +67,7 @@ class Task(ABC):
         name: Of the phase, for people.
         model: What is trained; its weights are the checkpoint's model.safetensors.
         kind: Of the checkpoint, in its config.json.
-        draws: Uniform numbers that the loop gives each image of a batch as `draws` (B, draws): 0 for none.
+        num_uniforms: Numbers that the loop gives each image of a batch as `uniforms` (B, num_uniforms); 0 for none.
         takes_padding: Whether `loss` leaves out images where a micro-batch has `valid` (B,) False.
         compiled: What the forward pass goes through; says whether it is compiled.
         forward: `compiled` as training calls it, its gradients averaged over processes.
@@ -148,7 +151,7 @@ class Task(ABC):
                 buffer.copy_(buffers[name])
 
     def running(self) -> AbstractContextManager[Any]:
-        """A context around the whole training, or its rehearsal: what is to be set or closed."""
+        """A context around the whole training, or a dry run: what is to be set or closed."""
         return nullcontext()
 
     @abstractmethod
@@ -166,7 +169,7 @@ class Task(ABC):
         """Follows the optimizer (a moving average)."""
 
     def log_metrics(self) -> dict[str, float]:
-        """Further figures for the log, asked for only when logging."""
+        """Further metrics for the log, asked for only when logging."""
         return {}
 
     @abstractmethod
@@ -178,7 +181,7 @@ class Task(ABC):
         """
 
     def probe_metrics(self) -> dict[str, float]:
-        """Figures to watch at each save, of the model in evaluation mode; in the log alone, never in a checkpoint."""
+        """Metrics to watch at each save, of the model in evaluation mode; in the log alone, never in a checkpoint."""
         return {}
 
     @abstractmethod

@@ -62,7 +62,6 @@ class MaskedImageModel(Backbone):
         super().__init__(**timm_arguments(architecture, drop_path), **_KEEP_NORM)
         self.architecture: Architecture = architecture
         self.residual_dtype = residual_dtype
-        self.train_here()
         self.mask_token = nn.Parameter(torch.zeros(1, 1, architecture.width))
         self.token_head = nn.Linear(architecture.width, outputs)
         init_for_pretraining(self)

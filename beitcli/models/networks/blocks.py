@@ -5,118 +5,38 @@
 
 - Only `rows` of the last block are computed where only they are read: 75 of 197 queries save half of that block.
 - A branch that drop path strikes out for an image is not computed for it on a CPU: 5% of the blocks at a rate of 0.1.
-- Attention that is differentiated on a CPU multiplies its matrices out: a fused kernel gives no gradient of a bias, and
-  torch's substitute for it computes in fp32 and looks for rows that see nothing (docs/performance.md has figures).
+- Attention takes the kernel that suits the device (`trained_attention.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.beit import Attention, Beit, Block, RelativePositionBias
+from timm.models.beit import Beit, Block
 from torch import nn
 
+from beitcli.models.networks.patchify import patch_pixels
+from beitcli.models.networks.trained_attention import TrainedAttention, take_rows
 from beitcli.runtime.compute.attention_choice import AttentionChoice, choose_attention_kernel
 from beitcli.runtime.compute.attention_trial import AttentionShape
 from beitcli.runtime.compute.device import Compute
-from beitcli.runtime.compute.sdpa_backend import FLEX, attention, padded_bias
-
-_SHORT = 256  # positions up to which a matrix of them costs less than a fused kernel's second pass
-
-
-class PaddedRelativePositionBias(RelativePositionBias):
-    """timm's shared bias, padded for the kernels once a forward pass: (heads, L, L or more)."""
-
-    def forward(self) -> torch.Tensor:
-        return padded_bias(super().forward())
-
-
-class TrainedAttention(Attention):
-    """timm's attention; `queries` narrows it to some rows of each image.
-
-    Attributes:
-        use_flex: Whether FlexAttention adds the bias in training; set before anything is compiled.
-    """
-
-    use_flex: bool = False
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        shared_rel_pos_bias: torch.Tensor | None = None,
-        queries: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """What each query gathers from all positions.
-
-        Args:
-            hidden: (B, L, D), the block's normalised input.
-            shared_rel_pos_bias: (heads, L, L or more), or None; columns from L on are not read.
-            queries: (B, R) int64 positions in [0, L); None for all.
-
-        Returns:
-            (B, R or L, D).
-        """
-        query, key, value = self._projections(hidden, queries)
-        gathered = _weighted(query, key, value, self._bias(shared_rel_pos_bias), queries, use_flex=self.use_flex)
-        return self.proj(gathered.transpose(1, 2).flatten(2))
-
-    def _projections(
-        self, hidden: torch.Tensor, queries: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, heads, R or L, d) queries, and (B, heads, L, d) keys and values."""
-        weight, bias = self.qkv.weight, None
-        if self.q_bias is not None:
-            bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        if queries is None:
-            heads = F.linear(hidden, weight, bias).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            query, key, value = heads.unbind(0)
-            return query, key, value
-        width = len(weight) // 3
-        biases = (None, None) if bias is None else (bias[:width], bias[width:])
-        query = F.linear(take_rows(hidden, queries), weight[:width], biases[0])
-        key, value = F.linear(hidden, weight[width:], biases[1]).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-        return query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-
-    def _bias(self, shared: torch.Tensor | None) -> torch.Tensor | None:
-        """(heads, L, L); on CUDA padded."""
-        if self.relative_position_bias_table is not None:
-            own = self._get_rel_pos_bias()[0]
-            shared = own if shared is None else own + shared[..., : own.shape[-1]]
-        return padded_bias(shared) if shared is not None and shared.is_cuda else shared
-
-
-def _weighted(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor | None,
-    queries: torch.Tensor | None = None,
-    *,
-    use_flex: bool = False,
-) -> torch.Tensor:
-    """softmax(query key^T / sqrt(d) + bias) value, (B, heads, R, d); arguments as of `attention`."""
-    length = key.shape[-2]
-    if query.device.type != "cpu" or not torch.is_grad_enabled() or (bias is None and length > _SHORT):
-        return attention(query, key, value, bias, queries, use_flex=use_flex)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    if bias is not None:
-        bias = bias if bias.shape[-1] == length else bias[..., :length]
-        if queries is not None:
-            bias = bias.transpose(0, 1)[queries].transpose(1, 2)  # (B, heads, R, L)
-        scores = scores + bias.to(query.dtype)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
-
-
-def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """(B, L, D) at (B, R) positions: (B, R, D)."""
-    first = torch.arange(len(rows), device=rows.device).unsqueeze(1) * hidden.shape[1]
-    return hidden.flatten(0, 1).index_select(0, (rows + first).flatten()).view(*rows.shape, -1)
+from beitcli.runtime.compute.sdpa_backend import FLEX, padded_bias
 
 
 class TrainedBlock(Block):
-    """timm's block that can compute some positions only, and takes the random numbers of its drop paths."""
+    """timm's block that can compute some positions only, and takes the random numbers of its drop paths.
+
+    Args:
+        block: timm's, whose parameters and sub-modules it takes over with their names.
+    """
+
+    def __init__(self, block: Block) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(vars(block))
+        self.attn = TrainedAttention(block.attn)
 
     def forward(
         self,
@@ -189,26 +109,24 @@ def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
     return branch if gamma is None else gamma * branch
 
 
-def disable_flex(model: nn.Module) -> list[TrainedAttention]:
-    """Leaves attention to the other kernel that was chosen; FlexAttention is worth nothing where it is not compiled.
-
-    Returns:
-        The attention modules that had used it.
-    """
-    modules = [module for module in model.modules() if isinstance(module, TrainedAttention) and module.use_flex]
-    for module in modules:
-        module.use_flex = False
-    return modules
-
-
 class Backbone(Beit):
     """timm's `Beit` with these blocks: names, layout and initialisation are timm's.
 
+    Args:
+        of_timm: Arguments of timm's `Beit`.
+
     Attributes:
         residual_dtype: Of the residual stream; None leaves it to the arithmetic, which is fp32 under autocast.
+        pads_bias: Whether the bias that blocks share is padded for the kernels, once a forward pass.
     """
 
     residual_dtype: torch.dtype | None = None
+    pads_bias: bool = False
+    blocks: Any  # a ModuleList of TrainedBlock, whose items it would type as modules of any kind
+
+    def __init__(self, **of_timm: Any) -> None:
+        super().__init__(**of_timm)
+        self.blocks = nn.ModuleList(TrainedBlock(block) for block in self.blocks)
 
     def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
         """Tries attention kernels on a micro-batch, and trains with the fastest that is right; CUDA only.
@@ -232,14 +150,14 @@ class Backbone(Beit):
         choice = choose_attention_kernel(shape, compute)
         for block in self.blocks:
             block.attn.use_flex = choice.kernel == FLEX
-        if self.rel_pos_bias is not None:
-            self.rel_pos_bias.__class__ = PaddedRelativePositionBias
+        self.pads_bias = True
         return choice
 
-    def train_here(self) -> None:
-        """Makes every block one of these; the modules and their tensors stay."""
-        for block in self.blocks:
-            block.__class__, block.attn.__class__ = TrainedBlock, TrainedAttention
+    def shared_bias(self) -> torch.Tensor | None:
+        """(heads, L, L or more), of all blocks; None where each has its own, or none."""
+        if self.rel_pos_bias is None:
+            return None
+        return padded_bias(self.rel_pos_bias()) if self.pads_bias else self.rel_pos_bias()
 
     def run_blocks(
         self, hidden: torch.Tensor, rows: torch.Tensor | None = None, uniforms: torch.Tensor | None = None
@@ -254,7 +172,7 @@ class Backbone(Beit):
         Returns:
             (B, R or L, D), before the last norm.
         """
-        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        shared_bias = self.shared_bias()
         *first, last = zip(self.blocks, self._block_uniforms(uniforms), strict=True)
         for block, drawn in first:
             hidden = block(hidden, shared_bias, uniforms=drawn)
@@ -271,7 +189,7 @@ class Backbone(Beit):
             images: (B, 3, H, W), normalised.
         """
         hidden = self.embed(self.embed_patches(images))
-        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        shared_bias = self.shared_bias()
         for layer, block in enumerate(self.blocks, start=1):
             hidden = block(hidden, shared_bias)
             visit(layer, hidden)
@@ -286,7 +204,7 @@ class Backbone(Beit):
             which: Blocks from 0, ascending; one may stand there twice.
             uniforms: As of `run_blocks`.
         """
-        shared_bias = self.rel_pos_bias() if self.rel_pos_bias is not None else None
+        shared_bias = self.shared_bias()
         outputs = []
         for block, drawn in zip(self.blocks[: which[-1] + 1], self._block_uniforms(uniforms), strict=False):
             hidden = block(hidden, shared_bias, uniforms=drawn)
@@ -310,9 +228,7 @@ class Backbone(Beit):
         embed = self.patch_embed
         if images.device.type == "cpu" and not torch.compiler.is_compiling():
             return embed(images)
-        size, (rows, columns) = embed.patch_size[0], embed.grid_size
-        patches = images.reshape(len(images), 3, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
-        return F.linear(patches.reshape(len(images), rows * columns, -1), embed.proj.weight.flatten(1), embed.proj.bias)
+        return F.linear(patch_pixels(images, embed.patch_size[0]), embed.proj.weight.flatten(1), embed.proj.bias)
 
     def embed(self, patches: torch.Tensor) -> torch.Tensor:
         """(B, N, D) patches to (B, L, D), class token and positions added."""

@@ -24,7 +24,6 @@ class Classifier(Backbone):
         pool = "avg" if pooling == "mean" else "token"
         super().__init__(**timm_arguments(architecture, drop_path), global_pool=pool, num_classes=classes)
         self.architecture: Architecture = architecture
-        self.train_here()
         self.pooling: Pooling = pooling
 
 

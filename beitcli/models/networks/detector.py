@@ -41,7 +41,6 @@ class Detector(Backbone):
         self.architecture: Architecture = architecture
         self.classes = classes
         self.head_name = head
-        self.train_here()
         self.detection = DetectionHead(
             architecture.width, architecture.patch_size, classes, head_width, regions, masks=head == "mask-rcnn"
         )

@@ -1,4 +1,4 @@
-"""No tokenizer: the pixels of a patch are its target (the ablation of BEiT's Table 4)."""
+"""Images to the pixels of their patches and back: what an embedding reads, and a target (BEiT's Table 4)."""
 
 from __future__ import annotations
 

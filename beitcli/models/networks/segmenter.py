@@ -37,7 +37,6 @@ class Segmenter(Backbone):
         self.classes = classes
         self.head_name = head
         self.taps = tapped_blocks(architecture.depth)
-        self.train_here()
         self.decode_head = make_head(head, architecture.width, architecture.patch_size, classes)
 
     @property

@@ -39,12 +39,21 @@ class TimmArchitecture(Architecture):
 
 
 class TimmViT(nn.Module):
-    """What the engine asks of a timm model; mixed into the model's own class by `build_timm`."""
+    """What the engine asks of a timm model; `build_timm` mixes it into the model's own class.
+
+    Args:
+        model: timm's, whose parameters, buffers and sub-modules it takes over with their names.
+    """
 
     architecture: TimmArchitecture
     num_prefix_tokens: int
     global_pool: str
     blocks: nn.Sequential
+
+    def __init__(self, model: nn.Module, architecture: TimmArchitecture) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(vars(model))
+        self.architecture = architecture
 
     @property
     def pooling(self) -> Pooling:
@@ -153,6 +162,4 @@ def build_timm(architecture: TimmArchitecture, classes: int, drop_path: float = 
     given = {"img_size": architecture.image_size, "num_classes": classes, "drop_path_rate": drop_path}
     model: Any = create(architecture.name, architecture.arguments, **given)
     kind: Any = type(model)
-    model.__class__ = _adopted(kind)
-    model.architecture = architecture
-    return model
+    return _adopted(kind)(model, architecture)

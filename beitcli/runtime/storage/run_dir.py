@@ -16,7 +16,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.storage.safe_json import parse_json
 
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
 
@@ -155,20 +154,6 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl past `step`: the run is about to write them again."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                if parse_json(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
-                continue
-        self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
-
 
 class FollowedRun(RunFolder):
     """A run that another process of the job writes: it can be read here, and what this process would write is not."""
@@ -176,8 +161,6 @@ class FollowedRun(RunFolder):
     def write_text(self, name: str, text: str) -> None: ...
 
     def append_json(self, name: str, document: dict[str, Any]) -> None: ...
-
-    def rewind_metrics(self, step: int) -> None: ...
 
 
 def _remove_leftovers(path: Path) -> list[str]:

@@ -130,11 +130,11 @@ def test_pixel_tally_by_hand():
     outputs = torch.tensor([[1.0, 1.0, 2.0], [3.0, 4.0, 0.0]])  # errors 0 1 0 and 0 0 4
     assert float(target.loss(outputs, wanted)) == pytest.approx(5 / 6)
     whole, parts = target.accumulator(), target.accumulator()
-    whole.add(outputs, wanted, None)
+    whole.update(outputs, wanted, None)
     for row in range(2):
-        parts.add(outputs[row : row + 1], wanted[row : row + 1], None)
-    for tally in (whole, parts):
-        assert tally.compute() == pytest.approx({"loss": 5 / 6, "baseline_loss": 5 / 3})
+        parts.update(outputs[row : row + 1], wanted[row : row + 1], None)
+    for accumulator in (whole, parts):
+        assert accumulator.compute() == pytest.approx({"loss": 5 / 6, "baseline_loss": 5 / 3})
 
 
 def test_guessing_the_mean_colour_has_the_baseline_loss(labelled_folder):
@@ -168,9 +168,9 @@ def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_fold
     assert float(figures["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
     tokens = wanted.reshape(8, 16)[batch["mask"]]
     assert torch.equal(task.target.state()["token_counts"], torch.bincount(tokens, minlength=16))
-    tally = task.target.accumulator()
-    tally.add(outputs, wanted, task.objective.metric_mask(batch["mask"]))
-    measured = tally.compute()
+    accumulator = task.target.accumulator()
+    accumulator.update(outputs, wanted, task.objective.metric_mask(batch["mask"]))
+    measured = accumulator.compute()
     assert measured["masked_accuracy"] == pytest.approx(float(right.float().mean()))
     assert measured["baseline_accuracy"] == pytest.approx(float(tokens.bincount().max() / 48))
     assert measured["loss"] == pytest.approx(float(task.target.loss(outputs, wanted)), rel=1e-5)

@@ -10,7 +10,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from beitcli.data.caches.feature_cache import Features
-from beitcli.engine.probing.knn import Counts, count_right, knn_counts, nearest, votes
+from beitcli.engine.probing.knn import Counts, Vote, count_right, knn_counts, nearest, votes
 from tests.helpers.feature_clouds import clouds
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_knn_equals_scikit_learns(k):
     top5 = [labels[i] in best[i] and chances[i, labels[i]] > 0 for i in range(len(labels))]
     counts = knn_counts(
         features(train_values, train_labels), features(values, labels), torch.from_numpy(labels), 1,
-        k=k, classes=5, temperature=0.07, device=CPU,
+        Vote(k, classes=5, temperature=0.07, device=CPU),
     )  # fmt: skip
     assert counts == Counts(120, int((chances.argmax(axis=1) == labels).sum()), sum(top5))
     assert 0.3 < counts.top1 < 0.95
@@ -84,8 +84,8 @@ def test_unreadable_rows_are_no_neighbours():
 def test_a_class_that_training_has_not_is_never_right():
     train = features(np.eye(3), [0, 1, 2])
     val = features(np.eye(3)[:2], [0, 1])
-    wanted = torch.tensor([0, -1])
-    assert knn_counts(train, val, wanted, 1, k=50, classes=3, temperature=0.07, device=CPU) == Counts(2, 1, 1)
+    vote = Vote(k=50, classes=3, temperature=0.07, device=CPU)
+    assert knn_counts(train, val, torch.tensor([0, -1]), 1, vote) == Counts(2, 1, 1)
 
 
 def test_counts_of_parts_add_up_to_those_of_the_whole():

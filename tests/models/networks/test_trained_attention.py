@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from beitcli.config.architecture import Architecture
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
-from beitcli.models.networks.blocks import PaddedRelativePositionBias, _weighted
 from beitcli.models.networks.timm_vit import architecture_of, build_timm
+from beitcli.models.networks.trained_attention import _weighted
 from beitcli.runtime.compute.device import Compute
 
 BATCH, HEADS, LENGTH, DIM, ROWS = 3, 2, 13, 16, 5
@@ -81,7 +81,7 @@ def test_a_model_is_one_compiled_graph(positions):
     torch._dynamo.reset()
     ours, images = model("shared" if positions == "padded" else positions), torch.randn(BATCH, 3, 64, 48)
     if positions == "padded":
-        ours.rel_pos_bias.__class__ = PaddedRelativePositionBias
+        ours.pads_bias = True
     predicted = torch.rand(BATCH, 12).argsort(dim=1)[:, :ROWS]
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     gradients = []
@@ -97,8 +97,8 @@ def test_a_padded_shared_bias_gives_the_same_logits_gradients_and_maps():
     ours, images = model("shared"), torch.randn(BATCH, 3, 64, 48)
     predicted = torch.rand(BATCH, 12).argsort(dim=1)[:, :ROWS]
     padded = copy.deepcopy(ours)
-    padded.rel_pos_bias.__class__ = PaddedRelativePositionBias
-    assert padded.rel_pos_bias().shape == (2, 13, 16)
+    padded.pads_bias = True
+    assert padded.shared_bias().shape == (2, 13, 16)
     found = []
     for each in (ours, padded):
         logits = each(images, None, predicted)
@@ -114,7 +114,7 @@ def test_nothing_is_chosen_off_cuda():
     ours, compute = model("shared"), Compute(torch.device("cpu"), "bf16")
     assert ours.choose_attention(4, compute) is None
     assert ours.choose_attention(4, compute, queries=5) is None
-    assert type(ours.rel_pos_bias) is not PaddedRelativePositionBias
+    assert not ours.pads_bias
     assert not any(block.attn.use_flex for block in ours.blocks)
     assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()) == flags
     theirs = build_timm(architecture_of("vit_tiny_patch16_224", {}, (32, 32)), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -75,38 +74,6 @@ def test_what_cannot_be_written_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"README\.md"):
         run.append_json("README.md", {})
     assert visible(run.path) == ["README.md"]
-
-
-def test_rewound_metrics_drop_later_and_unfinished_lines(tmp_path):
-    run = RunFolder.create(tmp_path / "run", resume=False)
-    run.rewind_metrics(5)
-    assert not (run.path / "metrics.jsonl").exists()
-    for step in (2, 4, 6):
-        run.append_json("metrics.jsonl", {"step": step, "loss": step / 2})
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "lo')
-    run.rewind_metrics(4)
-    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 2.0}]
-    run.append_json("metrics.jsonl", {"step": 6})
-    assert (run.path / "metrics.jsonl").read_text().endswith('"loss": 2.0}\n{"step": 6}\n')
-
-
-@pytest.mark.parametrize("line", ["12", "null", "[1, 2]", '{"loss": 1}', '{"step": null}'])
-def test_rewound_metrics_drop_lines_that_are_no_metrics(tmp_path, line):
-    run = RunFolder.create(tmp_path / "run", resume=False)
-    run.append_json("metrics.jsonl", {"step": 1})
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write(line + "\n")
-    run.rewind_metrics(4)
-    assert (run.path / "metrics.jsonl").read_text() == '{"step": 1}\n'
-
-
-def test_rewound_metrics_drop_a_line_of_broken_bytes(tmp_path):
-    run = RunFolder.create(tmp_path / "run", resume=False)
-    (run.path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\x00\xfe\n')
-    run.rewind_metrics(4)
-    assert (run.path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
 # One process at a time

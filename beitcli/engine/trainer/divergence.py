@@ -1,0 +1,65 @@
+"""When a training has diverged: too many steps in a row without a finite gradient, or metrics that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from beitcli.data.loading.batches import Batch
+from beitcli.engine.trainer.checkpointing import Saver
+from beitcli.errors import DivergedError
+
+_SKIPPED_IN_A_ROW = 5  # steps whose gradient is not finite, after which a run has diverged
+_SKIPPED_FINDING_SCALE = 20  # more of them with fp16, whose scale starts too large by design
+_HINT = "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32."
+
+
+class DivergenceCheck:
+    """Raises DivergedError in all processes alike, once what is being saved is on disk.
+
+    Attributes:
+        streak: Steps in a row that were skipped; a scalar on the device, which is read only when it is asked for.
+    """
+
+    def __init__(self, saver: Saver) -> None:
+        self.saver, self.compute = saver, saver.compute
+        self.streak = torch.zeros((), device=self.compute.device)
+
+    def count(self, skipped: torch.Tensor) -> None:
+        """A step, and whether it was skipped: a bool on the device."""
+        self.streak = torch.where(skipped, self.streak + 1, torch.zeros_like(self.streak))
+
+    def require_progress(self, step: int, batch: Batch, path_of: Callable[[int], str]) -> None:
+        """Too many steps in a row were skipped, the last of them with this `batch`."""
+        most = _SKIPPED_IN_A_ROW + (_SKIPPED_FINDING_SCALE if self.saver.scaler.is_enabled() else 0)
+        streak = int(self.streak)
+        if streak < most:
+            return
+        names = [path_of(index) for index in batch.indices]
+        self.saver.wait_on_all_ranks()
+        everyone = self.compute.world.gather(names)
+        some = "; ".join(
+            (f"rank {rank}: " if len(everyone) > 1 else "") + ", ".join(mine[:3]) for rank, mine in enumerate(everyone)
+        )
+        raise DivergedError(
+            f"Training diverged: loss or gradient were not finite in {streak} steps in a row, the last of them step "
+            f"{step} ({some}, ...). {self._last_good()}",
+            _HINT,
+        )
+
+    def require_finite(self, metrics: dict[str, float], step: int) -> None:
+        """Loss or gradient norm are not finite, or any metric is not a number."""
+        must = ("loss", "gradient_norm")
+        wrong = [name for name, value in metrics.items() if not math.isfinite(value) and name.endswith(must)]
+        wrong = wrong or [name for name, value in metrics.items() if math.isnan(value)]
+        if wrong:
+            self.saver.wait_on_all_ranks()
+            raise DivergedError(
+                f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {self._last_good()}", _HINT
+            )
+
+    def _last_good(self) -> str:
+        saved = self.saver.last_saved
+        return f"The checkpoint of step {saved} is from before." if saved else "No checkpoint was saved yet."

@@ -1,0 +1,56 @@
+"""The metrics of a run on their way to metrics.jsonl and to the writers of `--log-to`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from beitcli.config.common import ALWAYS_ON, METRIC_WRITERS, Training
+from beitcli.engine.events import OnEvent, Warned
+from beitcli.engine.trainer.metric_writers import MetricWriter
+from beitcli.runtime.storage.run_dir import RunFolder
+
+
+def make_writers(config: Training) -> dict[str, MetricWriter]:
+    """Those of a run, none of them started; raises UsageError for one that is not there or misses a package."""
+    return {name: METRIC_WRITERS.load(name)() for name in (ALWAYS_ON, *config.log_to)}
+
+
+class MetricLog:
+    """Every writer of a run; in the processes that write nothing, none.
+
+    A writer of `--log-to` that fails is left out from then on, with one warning: the run is worth more than its curve.
+    metrics.jsonl is part of the run, so its failure is the run's.
+    """
+
+    def __init__(self, writers: dict[str, MetricWriter], on_event: OnEvent) -> None:
+        self.writers, self.on_event = writers, on_event
+
+    def start(self, run: RunFolder, config: Training, step: int) -> None:
+        """Before the first `write`, for a run that goes on from `step`, or from 0."""
+        for writer in self.writers.values():
+            writer.start(run, config)
+            writer.rewind(step)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives all writers what is finite."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for name, writer in list(self.writers.items()):
+            self._attempt(name, partial(writer.write, step, finite))
+
+    def close(self) -> None:
+        for name, writer in list(self.writers.items()):
+            self._attempt(name, writer.close)
+
+    def _attempt(self, name: str, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # of anyone's code
+            if name == ALWAYS_ON:
+                raise
+            del self.writers[name]
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            self.on_event(
+                Warned(f"--log-to {name} failed, and gets no more metrics of this run ({said}). metrics.jsonl has all.")
+            )

@@ -1,0 +1,39 @@
+"""RUN/metrics.jsonl: one JSON object a logged step, `{"step", "epoch", "loss", ...}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from beitcli.config.common import Training
+from beitcli.runtime.storage.run_dir import RunFolder
+from beitcli.runtime.storage.safe_json import parse_json
+
+FILE = "metrics.jsonl"
+
+
+class MetricsJsonl:
+    """Appends a line at a time, so that a killed process leaves one unfinished line at most."""
+
+    def start(self, run: RunFolder, config: Training) -> None:
+        self.run = run
+
+    def rewind(self, step: int) -> None:
+        path = self.run.path / FILE
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                if parse_json(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
+                continue
+        self.run.write_text(FILE, "".join(line + "\n" for line in kept))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.run.append_json(FILE, {"step": step, **metrics})
+
+    def close(self) -> None: ...
+
+
+WRITER = MetricsJsonl
