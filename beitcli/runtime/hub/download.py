@@ -80,6 +80,8 @@ def download(remote: Remote, revision: str, cache: Path, endpoint: str, on_progr
     class Bar(tqdm):
         """Calls `on_progress` and draws nothing."""
 
+        monitor_interval = 0  # no thread of tqdm's
+
         def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__(disable=True)
 
