@@ -21,11 +21,12 @@ from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
 from beitcli.engine.probing.evaluate import probe
 from beitcli.engine.segmentation.evaluate import evaluate_segmenter
 from beitcli.errors import BeitError, DistributedError, Stopped, UsageError
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import names_a_model
-from beitcli.models.checkpoints.open import OpenedModel, expect, open_model
+from beitcli.models.checkpoints.open import expect, open_model
 from beitcli.runtime.distributed.rank_env import place_of_this_process
 
-_KINDS: dict[str, Callable[[EvalConfig, OpenedModel, OnEvent], Any]] = {
+_KINDS: dict[str, Callable[[EvalConfig, CheckpointHandle, OnEvent], Any]] = {
     "classifier": evaluate_classifier,
     "segmenter": evaluate_segmenter,
     "detector": evaluate_detector,
@@ -40,9 +41,9 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     """
     if config.protocol != "head":
         return probe(config, on_event)
-    found = open_model(config.model, downloads(on_event))
-    expect(found, *_KINDS, or_else="--protocol knn or linear measures the features of any.")
-    return _KINDS[found.kind](config, found, on_event)
+    checkpoint = open_model(config.model, downloads(on_event))
+    expect(checkpoint, *_KINDS, or_else="--protocol knn or linear measures the features of any.")
+    return _KINDS[checkpoint.kind](config, checkpoint, on_event)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""`beit export`: a model in another's layout, opened again from the disk and compared before it is handed over.
+"""`beit export`: writes a model in another library's format, loads it from disk and compares outputs before it is kept.
 
-Whether an export computes what its original does: both run in fp32 on the CPU over two images of noise.
-
-The export is read from the disk by the program it is for: timm, and transformers where it is installed; the release's
-layout, whose code is no package, by this program's own reader.
+Both models run in fp32 on the CPU on two images of noise. The export is loaded by the library it is for: timm, or
+transformers if installed. The release's format, whose code is not a package, is loaded by this program's reader.
 """
 
 from __future__ import annotations
@@ -38,29 +36,30 @@ from beitcli.models.checkpoints.export_formats import (
     to_official,
     to_timm,
 )
-from beitcli.models.checkpoints.load_backbone import by_block
-from beitcli.models.checkpoints.open import OpenedModel, open_pretrained
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.key_mapping import by_block
+from beitcli.models.checkpoints.open import open_pretrained
 from beitcli.models.networks.classifier import Classifier
-from beitcli.models.networks.timm_vit import ForeignArchitecture
+from beitcli.models.networks.timm_vit import TimmArchitecture
 
-TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller; seen: below 1e-5
+TOLERANCE = 1e-4  # relative to the largest output, or to 1 if that is smaller; observed: below 1e-5
 
 Outputs = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-TIMM_NORM_EPS = 1e-6  # timm's and the release's, in their code
+TIMM_NORM_EPS = 1e-6  # hard-coded in timm and the release
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far its outputs are from the original's.
+    """What was written, and how much its outputs differ from the original's.
 
     Attributes:
-        compared: `logits`, or `features` where the layout has no head for them.
-        max_difference: Largest absolute difference of these, over 2 images.
-        argmax_agreement: Share of equal decisions (0-1); of features, None.
-        dropped: Tensors that the layout has no place for.
+        compared: `logits`, or `features` if the format has no head for them.
+        max_difference: Largest absolute difference over 2 images.
+        argmax_agreement: Fraction of equal argmax (0-1); None for features.
+        dropped: Tensors that the format cannot hold.
     """
 
     model: str
@@ -76,47 +75,48 @@ class ExportReport:
 
 
 def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
-    """Writes `config.output`, which is whole and verified or absent.
+    """Writes `config.output`, which is complete and verified, or absent.
 
     Raises:
-        UsageError: The output is there already, or the layout has no such kind of model.
-        StorageError: The model cannot be opened, the result not written, or it differs.
+        UsageError: The output exists, or the format does not support this kind of model.
+        StorageError: The model cannot be opened, the result cannot be written, or its outputs differ.
     """
     target = Path(config.output).resolve()
     taken = UsageError(f"-o '{config.output}' is there already.", "Give a new or empty folder.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise taken
-    opened = open_pretrained(config.model, downloads(on_event))
-    warn(opened.warnings, on_event)
-    if opened.kind in ("segmenter", "detector"):
+    checkpoint = open_pretrained(config.model, downloads(on_event))
+    warn(checkpoint.warnings, on_event)
+    if checkpoint.kind in ("segmenter", "detector"):
         raise UsageError(
-            f"'{config.model}' is a {opened.kind}, which has no export.", "Export a pretraining or classifier."
+            f"'{config.model}' is a {checkpoint.kind}, which has no export.", "Export a pretraining or classifier."
         )
-    if isinstance(opened.architecture, ForeignArchitecture):
+    if isinstance(checkpoint.architecture, TimmArchitecture):
         raise UsageError(
-            f"'{config.model}' is timm's {opened.architecture.name}, no BEiT.",
+            f"'{config.model}' is timm's {checkpoint.architecture.name}, no BEiT.",
             "Its checkpoint folder opens in timm as it lies; other layouts are BEiT's.",
         )
-    height, width = opened.architecture.image_size
+    height, width = checkpoint.architecture.image_size
     if config.to == "hf" and height != width:
         raise UsageError(
             f"'{config.model}' takes {height} x {width} pixels, and transformers computes square images only.",
             "Export it --to timm or official.",
         )
-    if config.to != "hf" and opened.architecture.norm_eps != TIMM_NORM_EPS:
-        own = f"'{config.model}' normalises with an epsilon of {opened.architecture.norm_eps:g}"
+    if config.to != "hf" and checkpoint.architecture.norm_eps != TIMM_NORM_EPS:
+        own = f"'{config.model}' normalises with an epsilon of {checkpoint.architecture.norm_eps:g}"
         on_event(Warned(f"{own}, for which {config.to} has no setting: it computes with {TIMM_NORM_EPS:g}."))
-    stored = opened.tensors()
-    tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(opened.kind, "\0"))}
+    stored = checkpoint.tensors()
+    tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(checkpoint.kind, "\0"))}
+    unmapped = checkpoint.key_mapping.dropped if checkpoint.key_mapping else ()
     kept = to_timm(tensors) if config.to == "timm" else tensors
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        _write(config.to, opened, kept, partial)
-        checked = compare(config.to, opened, tensors, partial)
-        partial.rename(target)  # takes the place of an empty folder, of no other
+        _write(config.to, checkpoint, kept, partial)
+        checked = compare(config.to, checkpoint, tensors, partial)
+        partial.rename(target)  # replaces an empty folder only
     except (OSError, SafetensorError) as error:
-        if target.is_dir() and any(target.iterdir()):  # by another process meanwhile
+        if target.is_dir() and any(target.iterdir()):  # written by another process meanwhile
             raise taken from None
         raise StorageError(f"'{target}' cannot be written: {error}.", "Free space, or give another -o.") from None
     finally:
@@ -125,46 +125,47 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         model=config.model,
         to=config.to,
         output=config.output,
-        kind=opened.kind,
+        kind=checkpoint.kind,
         parameters=sum(tensor.numel() for tensor in kept.values()),
         compared=checked.compared,
         max_difference=checked.max_difference,
         argmax_agreement=checked.argmax_agreement,
         verified_with=checked.reader,
-        dropped=by_block((*sorted(set(stored) - set(kept)), *(opened.layout.dropped if opened.layout else ()))),
+        dropped=by_block((*sorted(set(stored) - set(kept)), *unmapped)),
     )
 
 
-def _write(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> None:
-    found = opened.described
-    architecture = found.architecture
-    pooling: Pooling = "token" if opened.kind == "backbone" and "norm.weight" in tensors else found.pooling
-    crop_share = found.crop_share or evaluation_crop(architecture.image_size)
+def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path) -> None:
+    architecture = checkpoint.architecture
+    pooling: Pooling = "token" if checkpoint.kind == "backbone" and "norm.weight" in tensors else checkpoint.pooling
+    crop_share = checkpoint.crop_share or evaluation_crop(architecture.image_size)
     if to == "official":
-        names = found.classes if found.names_classes else ()
-        args = official_settings(architecture, classes=names, normalization=found.normalization, crop_share=crop_share)
+        names = checkpoint.classes if checkpoint.names_classes else ()
+        args = official_settings(
+            architecture, classes=names, normalization=checkpoint.normalization, crop_share=crop_share
+        )
         torch.save({"model": to_official(tensors, architecture), "args": args}, folder / "model.pth")
         return
     if to == "timm":
         settings = timm_settings(
             architecture,
-            classes=found.classes,
-            pooling="token" if opened.kind == "masked-image-model" else pooling,  # keeps `norm`
-            normalization=found.normalization,
+            classes=checkpoint.classes,
+            pooling="token" if checkpoint.kind == "masked-image-model" else pooling,  # keeps `norm`
+            normalization=checkpoint.normalization,
             crop_share=crop_share,
         )
         written = dict(tensors)
     else:
         settings = hf_settings(
             architecture,
-            opened.kind,
-            outputs=found.outputs,
-            classes=found.classes,
+            checkpoint.kind,
+            outputs=checkpoint.outputs,
+            classes=checkpoint.classes,
             pooling=pooling,
             has_mask_token="mask_token" in tensors,
         )
-        written = to_hf(tensors, opened.kind)
-        preprocessing = hf_preprocessing(architecture, found.normalization, crop_share)
+        written = to_hf(tensors, checkpoint.kind)
+        preprocessing = hf_preprocessing(architecture, checkpoint.normalization, crop_share)
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -172,12 +173,12 @@ def _write(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> None
 
 @dataclass(frozen=True)
 class Checked:
-    """How far the export is from its original.
+    """Result of the comparison.
 
     Attributes:
-        compared: `logits`; or `features`, (B, N, D), where the layout has no head for them.
-        argmax_agreement: Share of equal decisions (0-1); None of features.
-        reader: What read the export.
+        compared: `logits`; or `features`, (B, N, D), if the format has no head for them.
+        argmax_agreement: Fraction of equal argmax (0-1); None for features.
+        reader: Library that loaded the export.
     """
 
     compared: str
@@ -187,52 +188,51 @@ class Checked:
 
 
 @torch.no_grad()
-def compare(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> Checked:
-    """Runs the original and the export in `folder`.
+def compare(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path) -> Checked:
+    """Runs the original and the export in `folder`, and compares their outputs.
 
     Args:
-        tensors: The original's, under our names.
+        tensors: State dict of the original, with this package's names.
 
     Raises:
         StorageError: They differ by more than the tolerance.
     """
-    architecture = opened.architecture
+    architecture = checkpoint.architecture
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, *architecture.image_size, generator=generator)
     mask = torch.rand(2, architecture.num_patches, generator=generator) < 0.4
-    features = opened.kind == "backbone" or (opened.kind == "masked-image-model" and to == "timm")
-    before = _ours(opened, tensors, features)(images, mask)
-    outputs, reader = _reader(to, opened, folder, features)
+    features = checkpoint.kind == "backbone" or (checkpoint.kind == "masked-image-model" and to == "timm")
+    before = _ours(checkpoint, tensors, features)(images, mask)
+    outputs, reader = _reader(to, checkpoint, folder, features)
     after = outputs(images, mask)
     difference = float((before - after).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
         raise StorageError(
-            f"The export differs from '{opened.reference}' by {difference:.3g} in its outputs (read by {reader}).",
+            f"The export differs from '{checkpoint.reference}' by {difference:.3g} in its outputs (read by {reader}).",
             "Nothing was written. This is a fault of the export: report it with the output of `beit inspect`.",
         )
     agreement = None if features else float((before.argmax(-1) == after.argmax(-1)).double().mean())
     return Checked("features" if features else "logits", difference, agreement, reader)
 
 
-def _ours(opened: OpenedModel, tensors: Tensors, features: bool) -> Outputs:
-    """The model under our names: logits, (M, V) or (B, classes), or the features of the patches, (B, N, D)."""
-    found = opened.described
-    if found.kind == "masked-image-model":
-        model = masked_image_model_of(opened, tensors)
+def _ours(checkpoint: CheckpointHandle, tensors: Tensors, features: bool) -> Outputs:
+    """Returns the model of our state dict: logits, (M, V) or (B, classes), or patch features, (B, N, D)."""
+    if checkpoint.kind == "masked-image-model":
+        model = masked_image_model_of(checkpoint, tensors)
         return (lambda images, mask: model.hidden_features(images, None)) if features else model
-    pooling = found.pooling if found.kind == "classifier" else "token" if "norm.weight" in tensors else "mean"
-    classifier = Classifier(found.architecture, found.outputs, pooling=pooling).eval()
+    pooling = checkpoint.pooling if checkpoint.kind == "classifier" else "token" if "norm.weight" in tensors else "mean"
+    classifier = Classifier(checkpoint.architecture, checkpoint.outputs, pooling=pooling).eval()
     classifier.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "mask_token"}, strict=False)
     if features:
         return lambda images, mask: classifier.forward_features(images)[:, 1:]
     return lambda images, mask: classifier(images)
 
 
-def _reader(to: str, opened: OpenedModel, folder: Path, features: bool) -> tuple[Outputs, str]:
+def _reader(to: str, checkpoint: CheckpointHandle, folder: Path, features: bool) -> tuple[Outputs, str]:
     if to == "timm":
         return _timm(folder, features)
     if to == "hf" and importlib.util.find_spec("transformers"):
-        return _transformers(opened.kind, folder)
+        return _transformers(checkpoint.kind, folder)
     again = open_pretrained(str(folder))
     return _ours(again, again.tensors(), features), "this program's own reader"
 

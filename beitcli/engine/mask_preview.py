@@ -1,4 +1,4 @@
-"""`beit mask-preview`: what pretraining hides, as pictures, as JSON, and in numbers."""
+"""`beit mask-preview`: the masks of pretraining as pictures, as JSON, and as statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from beitcli.masking import keyed_mask, make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
 from beitcli.masking.statistics import mask_statistics
 from beitcli.models.checkpoints.build import open_masked_image_model
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.patchify import join_patches, patch_pixels
 from beitcli.pictures.masks import mask_panel
@@ -35,7 +35,7 @@ _PICTURE = 448
 
 @dataclass(frozen=True)
 class Preview:
-    """One image: its document, and its picture where one was asked for."""
+    """Document of one image, and its picture if `-o` is given."""
 
     document: dict[str, Any]
     picture: Image.Image | None
@@ -44,15 +44,15 @@ class Preview:
 @dataclass(frozen=True)
 class _Pretrained:
     model: MaskedImageModel
-    opened: OpenedModel
+    checkpoint: CheckpointHandle
     tokenizer: Tokenizer | None
     compute: Compute
 
     @torch.no_grad()
     def reconstruct(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Image.Image]:
-        """Pictures of what is visible and of what the model says for the hidden patches, in one pass."""
+        """Returns pictures of the visible patches and the model's prediction of the hidden ones, in one pass."""
         architecture = self.model.architecture
-        images = normalize(self._views(pictures, architecture.image_size), *self.opened.normalization)
+        images = normalize(self._views(pictures, architecture.image_size), *self.checkpoint.normalization)
         hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(self.compute.device)
         with self.compute.autocast():
             outputs = self.model(images, hidden)
@@ -60,7 +60,7 @@ class _Pretrained:
             pixels = patch_pixels(images, architecture.patch_size)
             pixels[hidden] = outputs.float()
             joined = join_patches(pixels, architecture.grid, architecture.patch_size)
-            rebuilt = denormalize(joined, *self.opened.normalization)
+            rebuilt = denormalize(joined, *self.checkpoint.normalization)
         else:
             rows, columns = (patches * self.tokenizer.model.downsample for patches in architecture.grid)
             tokens = self.tokenizer.encode(self._views(pictures, (rows, columns), Image.Resampling.LANCZOS))
@@ -77,16 +77,16 @@ class _Pretrained:
 def mask_preview(
     config: MaskPreviewConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[Preview]:
-    """Yields a preview an image: `{"path", "grid", "num_masked", "mask", "output"}`.
+    """Yields one preview per image, with the document `{"path", "grid", "num_masked", "mask", "output"}`.
 
-    The mask is the one that `pretrain` draws for the image of that index in the same DATA, seed and epoch.
+    The mask is the one that `pretrain` draws for the image with the same index, DATA, seed and epoch.
 
     Raises:
-        UsageError: Settings that cannot be met, or several inputs where the picture goes to stdout.
-        DataError: After the last image, where some could not be read.
+        UsageError: Invalid settings, or several inputs while the picture goes to stdout.
+        DataError: After the last image, if some could not be read.
     """
     pretrained = _open_run(config, on_event) if config.model else None
-    masking, seed = masking_of(config, pretrained.opened if pretrained else None)
+    masking, seed = masking_of(config, pretrained.checkpoint if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
     source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed, on_event=on_event)
@@ -128,7 +128,7 @@ def _document(path: str, mask: np.ndarray, output: Path | None) -> dict[str, Any
 
 
 def _output_paths(output: str, source: Source) -> list[Path]:
-    """OUT, or for several images (or where OUT is a folder) files in it named after them."""
+    """Returns OUT, or files in it named after the images if there are several or OUT is a folder."""
     target = Path(output)
     if output == "-":
         return [target]
@@ -143,16 +143,16 @@ def _output_paths(output: str, source: Source) -> list[Path]:
 
 
 def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
-    """The summary of `--stats N`."""
-    opened = open_masked_image_model(config.model)[1] if config.model else None
-    masking, seed = masking_of(config, opened)
+    """Returns the summary of `--stats N`."""
+    checkpoint = open_masked_image_model(config.model)[1] if config.model else None
+    masking, seed = masking_of(config, checkpoint)
     return dict(mask_statistics(masking, config.stats or 1, seed, config.epoch))
 
 
-def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[MaskGenerator, int]:
-    """The generator and its seed: the run's own where there is one, with what the command line sets over it."""
-    own = (opened.settings.get("masking") if opened else None) or {}
-    grid = opened.architecture.grid if opened else config.grid or (14, 14)
+def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -> tuple[MaskGenerator, int]:
+    """Returns the mask generator and its seed: those of the run, if any, overridden by the command line."""
+    own = (checkpoint.settings.get("masking") if checkpoint else None) or {}
+    grid = checkpoint.architecture.grid if checkpoint else config.grid or (14, 14)
     if config.grid not in (None, grid):
         given = ",".join(map(str, config.grid or ()))
         raise UsageError(f"--grid is {given}, but the model's is {grid[0]},{grid[1]}.", "Leave --grid out.")
@@ -169,23 +169,23 @@ def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[M
 
 
 def _open_run(config: MaskPreviewConfig, on_event: OnEvent) -> _Pretrained:
-    model, opened = open_masked_image_model(config.model or "", downloads(on_event))
-    compute = opened.compute(config.device, config.precision)
-    warn(opened.warnings, on_event)
+    model, checkpoint = open_masked_image_model(config.model or "", downloads(on_event))
+    compute = checkpoint.compute(config.device, config.precision)
+    warn(checkpoint.warnings, on_event)
     tokenizer = None
-    if config.output and opened.settings.get("target", "tokens") == "tokens":
+    if config.output and checkpoint.settings.get("target", "tokens") == "tokens":
         if config.tokenizer:
             tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
         else:
-            tokenizer = tokenizer_of(opened, compute.device, on_event)
+            tokenizer = tokenizer_of(checkpoint, compute.device, on_event)
         tokenizer.require_decoder()
-        if tokenizer.vocab_size != opened.described.outputs:
+        if tokenizer.vocab_size != checkpoint.outputs:
             raise StorageError(
                 f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size} codes, '{config.model}' "
-                f"{opened.described.outputs} outputs.",
+                f"{checkpoint.outputs} outputs.",
                 "Give the tokenizer that it learned from.",
             )
-    return _Pretrained(model.to(compute.device), opened, tokenizer, compute)
+    return _Pretrained(model.to(compute.device), checkpoint, tokenizer, compute)
 
 
 def _picture(image: Image.Image, mask: np.ndarray, rebuilt: Image.Image | None) -> Image.Image:

@@ -10,10 +10,11 @@ from beitcli.engine.classification.predict import predict_classes
 from beitcli.engine.detection.predict import predict_boxes
 from beitcli.engine.events import OnEvent, downloads, ignore
 from beitcli.engine.segmentation.predict import predict_masks
-from beitcli.models.checkpoints.open import OpenedModel, expect, open_model
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.open import expect, open_model
 
 Documents = Iterator[dict[str, Any]]
-_KINDS: dict[str, Callable[[PredictConfig, OpenedModel, OnEvent, BinaryIO | None], Documents]] = {
+_KINDS: dict[str, Callable[[PredictConfig, CheckpointHandle, OnEvent, BinaryIO | None], Documents]] = {
     "classifier": predict_classes,
     "segmenter": predict_masks,
     "detector": predict_boxes,
@@ -27,6 +28,6 @@ def predict(config: PredictConfig, on_event: OnEvent = ignore, stdin: BinaryIO |
         DataError: After the last image, where some could not be read.
         StorageError: The model is of a kind that predicts nothing.
     """
-    found = open_model(config.model, downloads(on_event))
-    expect(found, *_KINDS)
-    yield from _KINDS[found.kind](config, found, on_event, stdin)
+    checkpoint = open_model(config.model, downloads(on_event))
+    expect(checkpoint, *_KINDS)
+    yield from _KINDS[checkpoint.kind](config, checkpoint, on_event, stdin)

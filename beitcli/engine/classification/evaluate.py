@@ -18,12 +18,11 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import OnEvent, Progress, Warned, ignore, warn
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.bad_images import refuse_many_bad
-from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.errors import DataError
-from beitcli.models.checkpoints.build import classifier_of
+from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.metadata import IMAGENETS
-from beitcli.models.checkpoints.open import OpenedModel
-from beitcli.models.checkpoints.preprocessing import Preprocessing, preprocessing
 from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
 
@@ -50,27 +49,27 @@ class Scores:
     top5: float
 
 
-def evaluate_classifier(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> EvalReport:
+def evaluate_classifier(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> EvalReport:
     """Measures a classifier.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: No labels, classes the model does not know, or too many bad images.
     """
-    model, opened = classifier_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    compute = join_compute(config, opened.compute(config.device, config.precision))
-    on_event = compute.world.spoken(on_event)
-    warn(opened.warnings, on_event)
+    model, checkpoint = classifier_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
+    on_event = compute.world.rank_zero_only(on_event)
+    warn(checkpoint.warnings, on_event)
     size = max(model.architecture.image_size)
-    source = compute.world.first_then_others(
+    source = compute.world.rank_zero_first(
         lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event)
     )
-    columns = class_columns(source, opened.described.classes)
+    columns = class_columns(source, checkpoint.classes)
     workers = choose_workers(config.workers, compute.device, compute.world.local_size)
-    view = preprocessing(opened, model)
+    view = preprocessing(checkpoint, model)
     scores = score(model.to(compute.device), source, columns, view, compute, config.batch_size, workers, on_event)
     refuse_many_bad(scores.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
     if scores.bad:
@@ -87,10 +86,10 @@ def evaluate_classifier(config: EvalConfig, found: OpenedModel, on_event: OnEven
     )
 
 
-def class_names(opened: OpenedModel) -> tuple[str, ...]:
+def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
     """Of a classifier; those of ImageNet, where it says only how many there are."""
-    classes = opened.described.classes
-    if not opened.described.names_classes and len(classes) in IMAGENETS:
+    classes = checkpoint.classes
+    if not checkpoint.names_classes and len(classes) in IMAGENETS:
         names = ImageNetInfo(IMAGENETS[len(classes)])
         return tuple(names.index_to_description(index) for index in range(len(classes)))
     return classes
@@ -125,20 +124,20 @@ def score(
     batch_size: int,
     workers: int,
     on_event: OnEvent = ignore,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Top-1 and top-5 of a model in evaluation mode over every readable image of a labelled source.
 
     Args:
         columns: From `class_columns`.
         view: Of the images.
-        poll: See `in_rounds`.
+        check_stop: See `synchronized_batches`.
     """
     world = compute.world
     right1 = right5 = seen = 0
     bad: list[tuple[int, str, str]] = []
     column = torch.tensor(columns, device=compute.device)
-    for batch, logits in classify(model, source, view, compute, batch_size, workers, poll):
+    for batch, logits in classify(model, source, view, compute, batch_size, workers, check_stop):
         bad += batch.bad
         if not len(batch):
             continue
@@ -162,12 +161,12 @@ def classify(
     compute: Compute,
     batch_size: int,
     workers: int,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """This process's batches in order with their (B, classes) fp32 logits; an empty batch has none."""
     crop, world = evaluation_view(model.architecture.image_size, view.crop_share), compute.world
     batches = ordered_batches(source, crop, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
-    for batch in in_rounds(batches, len(source), batch_size, world, poll):
+    for batch in synchronized_batches(batches, len(source), batch_size, world, check_stop):
         if not len(batch):
             yield batch, torch.empty(0)
             continue

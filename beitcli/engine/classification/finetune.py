@@ -22,12 +22,12 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained, build_finetuned, open_for_finetuning
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.errors import UsageError
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, new_classifier
-from beitcli.models.networks.timm_vit import HEADS, ForeignArchitecture, ForeignViT
+from beitcli.models.networks.timm_vit import HEADS, TimmArchitecture, TimmViT
 from beitcli.runtime.compute.device import describe, join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 _HELD_OUT = 1024
 
@@ -59,7 +59,7 @@ class FinetuneReport:
 def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
     """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, world)
     require_pairs(config, world.size)
     init = open_for_finetuning(config, world, on_event, takes_timm=True)
@@ -67,12 +67,12 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
     held = _validation(config, source, max(size), on_event, world)
     classes = source.classes or ()
-    if init.opened is not None and size != init.opened.architecture.image_size:
-        own = " x ".join(map(str, init.opened.architecture.image_size))
+    if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
+        own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
     view = _training_view(config, init)
-    model = build_classifier(config, init.opened, classes, on_event)
-    if config.shard and isinstance(model, ForeignViT):
+    model = build_classifier(config, init.checkpoint, classes, on_event)
+    if config.shard and isinstance(model, TimmViT):
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
     plan = make_plan(config, held.training)
     task = FinetuneTask(config, plan, model, classes, held.measured, compute, init.normalization)
@@ -103,35 +103,37 @@ def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> F
 
 
 def build_classifier(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+    config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> ImageClassifier:
-    """The model of `--init`, its head new but for the same classes; from scratch where nothing is `opened`."""
+    """The model of `--init`, its head new but for the same classes; from scratch where there is none."""
 
     def make(architecture: Architecture) -> ImageClassifier:
-        if opened is None:
+        if checkpoint is None:
             return Classifier(architecture, len(classes), config.drop_path)
         return new_classifier(architecture, len(classes), config.drop_path)
 
-    def head_of(opened: OpenedModel) -> HeadTransfer:
-        return HeadTransfer(_reinit(opened, classes), draws_anew=True)
+    def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
+        return HeadTransfer(_reinit(checkpoint, classes), draws_anew=True)
 
-    return build_finetuned(config, opened, make, head_of, on_event)
+    return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
-def _reinit(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str, ...]:
     """What does not go over: the head and its norm, but for those of a classifier that pools alike.
 
     The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
     """
-    found = opened.described
-    if isinstance(found.architecture, ForeignArchitecture):
-        return () if found.kind == "classifier" and found.names_classes and found.classes == classes else HEADS
-    if found.kind != "classifier" or found.pooling != "mean":
+    same_classes = checkpoint.names_classes and checkpoint.classes == classes
+    if isinstance(checkpoint.architecture, TimmArchitecture):
+        return () if checkpoint.kind == "classifier" and same_classes else HEADS
+    if checkpoint.kind != "classifier" or checkpoint.pooling != "mean":
         return POOLING
-    return () if found.names_classes and found.classes == classes else ("head.",)
+    return () if same_classes else ("head.",)
 
 
-def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World) -> HeldOut:
+def _validation(
+    config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: DistributedContext
+) -> HeldOut:
     """What to train on and what to measure on.
 
     `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
@@ -140,7 +142,7 @@ def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnE
     if references is None:
         return hold_out(source, _HELD_OUT, config.seed, world)
     told = openings(on_event)
-    val = world.first_then_others(
+    val = world.rank_zero_first(
         lambda: open_data(references, role="eval", labelled=True, sample_size=size, on_progress=told)
     )
     return HeldOut(source, val, (), True)
@@ -194,6 +196,6 @@ def plan_rows(task: FinetuneTask, plan: Plan) -> dict[str, str]:
 
 
 def _kind(architecture: Architecture) -> str:
-    if isinstance(architecture, ForeignArchitecture):
+    if isinstance(architecture, TimmArchitecture):
         return f"timm's {architecture.name}"
     return f"BEiT ({architecture.positions} positions)"

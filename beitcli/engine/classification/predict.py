@@ -10,33 +10,32 @@ from beitcli.engine.classification.evaluate import class_names, classify
 from beitcli.engine.events import OnEvent, Progress, ignore, warn
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.errors import DataError
-from beitcli.models.checkpoints.build import classifier_of
-from beitcli.models.checkpoints.open import OpenedModel
-from beitcli.models.checkpoints.preprocessing import preprocessing
+from beitcli.models.checkpoints.build import classifier_of, preprocessing
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.runtime.compute.device import choose_workers
 
 
 def predict_classes(
-    config: PredictConfig, found: OpenedModel, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+    config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "label", "score", "top": [[label, score], ...]}`, or `{"path", "error"}`.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: After the last image, where some could not be read.
     """
-    model, opened = classifier_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    compute = opened.compute(config.device, config.precision)
-    warn(opened.warnings, on_event)
+    model, checkpoint = classifier_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = checkpoint.compute(config.device, config.precision)
+    warn(checkpoint.warnings, on_event)
     model.to(compute.device)
-    classes = class_names(opened)
+    classes = class_names(checkpoint)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     bad, done = 0, 0
     workers = choose_workers(config.workers, compute.device)
-    for batch, logits in classify(model, source, preprocessing(opened, model), compute, config.batch_size, workers):
+    for batch, logits in classify(model, source, preprocessing(checkpoint, model), compute, config.batch_size, workers):
         documents: dict[int, dict[str, Any]] = {
             index: {"path": path, "error": reason} for index, path, reason in batch.bad
         }

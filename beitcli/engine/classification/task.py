@@ -25,12 +25,12 @@ from beitcli.data.transforms.base import evaluation_crop, normalize
 from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.classification.evaluate import class_columns, score
 from beitcli.engine.trainer.bad_images import refuse_many_bad
-from beitcli.engine.trainer.ema import AveragedTask
+from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.errors import UsageError
+from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.checkpoints.export_formats import timm_settings
-from beitcli.models.checkpoints.preprocessing import Preprocessing
 from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.runtime.compute.compile import compiles
 from beitcli.runtime.compute.device import Compute, choose_workers
@@ -77,7 +77,7 @@ class ClassificationObjective(nn.Module):
         return losses if valid is None else (losses * valid).sum() / valid.sum()
 
 
-class FinetuneTask(AveragedTask):
+class FinetuneTask(EMATask):
     """Classification in the training loop."""
 
     takes_padding = True
@@ -107,8 +107,8 @@ class FinetuneTask(AveragedTask):
             sharded=config.shard,
             compression=config.grad_compression,
         )
-        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
-        self.average(config.ema)
+        self.num_uniforms = 2 * self.model.architecture.depth if config.drop_path else 0
+        self.init_ema(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
         self.columns = class_columns(val, list(classes))
@@ -139,20 +139,27 @@ class FinetuneTask(AveragedTask):
         return batch | {"images": images, "labels": labels}
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        return self.forward(batch["images"], batch["labels"], batch.get("draws"), batch.get("valid")), {}
+        return self.forward(batch["images"], batch["labels"], batch.get("uniforms"), batch.get("valid")), {}
 
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
         model = self.averaged if self.averaged is not None else self.model
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         scores = score(
-            model, self.val, self.columns, self.view, self.compute, batch_size=128, workers=workers, poll=check_stop
+            model,
+            self.val,
+            self.columns,
+            self.view,
+            self.compute,
+            batch_size=128,
+            workers=workers,
+            check_stop=check_stop,
         )
         hint = "Mend them or raise --max-bad, and add --resume."
         refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, hint)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
-    def settings(self) -> dict[str, Any]:
+    def checkpoint_config(self) -> dict[str, Any]:
         return {
             "architecture": self.model.architecture.as_dict(),
             "classes": list(self.classes),
@@ -162,7 +169,7 @@ class FinetuneTask(AveragedTask):
             "std": self.view.normalization[1],
         }
 
-    def settings_of_others(self) -> dict[str, Any]:
+    def timm_config(self) -> dict[str, Any]:
         """So that `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` opens it as it lies."""
         architecture = self.model.architecture
         return timm_settings(

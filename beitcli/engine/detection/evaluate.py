@@ -13,7 +13,7 @@ from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import detector_of
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.runtime.compute.device import choose_workers, join_compute
 
 
@@ -43,23 +43,25 @@ class DetectionEvalReport:
     ap_of_class: dict[str, float | None]
 
 
-def evaluate_detector(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> DetectionEvalReport:
+def evaluate_detector(
+    config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore
+) -> DetectionEvalReport:
     """Measures a detector.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: No annotations, categories the model does not know, no box at all, or too many bad images.
         UsageError: pycocotools is not installed.
     """
     require_pycocotools()
-    model, opened = detector_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    compute = join_compute(config, opened.compute(config.device, config.precision))
-    world, on_event = compute.world, compute.world.spoken(on_event)
-    warn(opened.warnings, on_event)
-    source = world.first_then_others(
+    model, checkpoint = detector_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
+    warn(checkpoint.warnings, on_event)
+    source = world.rank_zero_first(
         lambda: open_detection(
             config.data,
             split=config.split,
@@ -71,14 +73,14 @@ def evaluate_detector(config: EvalConfig, found: OpenedModel, on_event: OnEvent 
     )
     left_out: list[Bad] = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(left_out, len(source) + len(left_out), config.max_bad, "Mend the annotations or raise --max-bad.")
-    source = source.renamed(opened.described.classes)
+    source = source.renamed(checkpoint.classes)
     if config.limit is not None and config.limit < len(source):
         source, left_out = source.some(select_limit(source, config.limit, config.seed)), []
     if not any(len(source.boxes(index)) for index in range(len(source))):
         raise DataError(f"None of the {len(source)} images of '{source.name}' has a box.", "Check the annotations.")
     workers = choose_workers(config.workers, compute.device, world.local_size)
     model.to(compute.device)
-    scored = score(model, source, opened.normalization, compute, config.batch_size, workers, on_event)
+    scored = score(model, source, checkpoint.normalization, compute, config.batch_size, workers, on_event)
     bad = [*left_out, *scored.bad]
     refuse_many_bad(bad, len(source) + len(left_out), config.max_bad, "Mend or remove them, or raise --max-bad.")
     if bad:
@@ -100,5 +102,5 @@ def evaluate_detector(config: EvalConfig, found: OpenedModel, on_event: OnEvent 
         mask_ap=figures.mask_ap,
         mask_ap50=figures.mask_ap50,
         mask_ap75=figures.mask_ap75,
-        ap_of_class=dict(zip(opened.described.classes, figures.of_class, strict=True)),
+        ap_of_class=dict(zip(checkpoint.classes, figures.of_class, strict=True)),
     )

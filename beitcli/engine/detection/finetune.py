@@ -20,8 +20,8 @@ from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finet
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.build import head_shape
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.head_keys import DETECTION
-from beitcli.models.checkpoints.open import OpenedModel
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.detector import Detector
 from beitcli.runtime.compute.device import describe, join_compute
@@ -67,11 +67,11 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
     """Finetunes a detector; with `dry_run`, a dict of the plan instead."""
     require_pycocotools()
     compute = join_compute(config)
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, world)
     init = open_for_finetuning(config, world, on_event)
     size = init.size
-    data = world.first_then_others(lambda: open_detection_data(config, init.classes, max(size), on_event))
+    data = world.rank_zero_first(lambda: open_detection_data(config, init.classes, max(size), on_event))
     view = DetectionView(
         seed=config.seed,
         size=size,
@@ -80,7 +80,7 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
         outlines=config.head == "mask-rcnn",
         mean=init.normalization[0],
     )
-    model = build_detector(config, init.opened, data.classes, on_event)
+    model = build_detector(config, init.checkpoint, data.classes, on_event)
     plan = make_plan(config, data.training)
     task = DetectionTask(config, plan, model, data.classes, data.measured, compute, init.normalization)
 
@@ -113,7 +113,7 @@ def finetune_detector(config: FinetuneConfig, on_event: OnEvent = ignore) -> Det
 
 
 def build_detector(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+    config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Detector:
     """The backbone of `--init` under a new head; a detector's own goes over if its shape and classes are the same."""
     head = config.head or DEFAULT_HEAD
@@ -122,13 +122,12 @@ def build_detector(
         _require_even(architecture)
         return Detector(architecture, len(classes), head, config.head_width, config.regions, config.drop_path)
 
-    def head_of(opened: OpenedModel) -> HeadTransfer:
-        found = opened.described
-        same = opened.kind == "detector" and found.head == head and found.classes == classes
-        keeps = same and head_shape(opened)[0] == config.head_width
+    def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
+        same = checkpoint.kind == "detector" and checkpoint.head == head and checkpoint.classes == classes
+        keeps = same and head_shape(checkpoint)[0] == config.head_width
         return HeadTransfer((*POOLING, *(() if keeps else (DETECTION,))), keeps, _PARTS)
 
-    return build_finetuned(config, opened, make, head_of, on_event)
+    return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
 def _require_even(architecture: Architecture) -> None:

@@ -17,7 +17,7 @@ from beitcli.data.transforms.detection import FittedView, MarkedView
 from beitcli.engine.detection.metrics import DetectionFigures, Found, average_precision
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.engine.trainer.distributed_eval import in_rounds, measured_by_the_first
+from beitcli.engine.trainer.distributed_eval import measured_by_the_first, synchronized_batches
 from beitcli.models.networks.detector import Detector
 from beitcli.runtime.compute.device import Compute
 
@@ -46,18 +46,18 @@ def score(
     batch_size: int,
     workers: int,
     on_event: OnEvent = ignore,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Scored:
     """Average precision of a model in evaluation mode over every readable image, once, however many processes share it.
 
     Args:
-        poll: See `in_rounds`.
+        check_stop: See `synchronized_batches`.
     """
     world = compute.world
     view = MarkedView(size=model.architecture.image_size, mean=normalization[0])
     mine: list[tuple[int, Found]] = []
     bad: list[Bad] = []
-    for batch, found in detect(model, source, view, normalization, compute, batch_size, workers, poll):
+    for batch, found in detect(model, source, view, normalization, compute, batch_size, workers, check_stop):
         bad += batch.bad
         mine += zip(batch.indices, found, strict=True)
         on_event(Progress("eval", min(len(source), len(mine) * world.size), len(source), "image"))
@@ -80,13 +80,13 @@ def detect(
     compute: Compute,
     batch_size: int,
     workers: int,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batch, list[Found]]]:
     """This process's batches in order, with what is found in each of their readable images."""
     world = compute.world
     share = (world.rank, world.size)
     batches = ordered_batches(source, view, batch_size=batch_size, workers=workers, share=share)
-    for batch in in_rounds(batches, len(source), batch_size, world, poll):
+    for batch in synchronized_batches(batches, len(source), batch_size, world, check_stop):
         yield batch, found_in(model, batch, normalization, compute) if len(batch) else []
 
 

@@ -22,7 +22,7 @@ from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.transforms.base import normalize
 from beitcli.engine.detection.inference import score
 from beitcli.engine.trainer.bad_images import refuse_many_bad
-from beitcli.engine.trainer.ema import AveragedTask
+from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.detection import MASK_LOSS, Targets
@@ -35,7 +35,7 @@ _AT_ONCE = 16  # images of a measurement
 _SAMPLERS = 2
 
 
-class DetectionTask(AveragedTask):
+class DetectionTask(EMATask):
     """Detection in the training loop."""
 
     name, kind = "finetune", "detector"
@@ -57,8 +57,8 @@ class DetectionTask(AveragedTask):
         self.model = model.to(compute.device)
         self.attention = self.model.choose_attention(plan.micro_batch, compute)
         self.wrap_parallel(compute, compile_step=bool(config.compile), compression=config.grad_compression)
-        self.draws = _SAMPLERS + (2 * self.model.architecture.depth if config.drop_path else 0)
-        self.average(config.ema)
+        self.num_uniforms = _SAMPLERS + (2 * self.model.architecture.depth if config.drop_path else 0)
+        self.init_ema(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
@@ -66,7 +66,7 @@ class DetectionTask(AveragedTask):
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        draws = batch.get("draws")
+        draws = batch.get("uniforms")
         sampled = None if draws is None else draws[:, :_SAMPLERS]
         uniforms = draws[:, _SAMPLERS:] if draws is not None and draws.shape[1] > _SAMPLERS else None
         images = normalize(batch["images"], *self.normalization)
@@ -83,16 +83,22 @@ class DetectionTask(AveragedTask):
         The loop weighs processes by their images.
         """
         here = torch.tensor([self.model.detection.samplers[1].positives, images], dtype=torch.float64)
-        whole = self.compute.world.sum(here.to(self.compute.device, torch.float32))
+        whole = self.compute.world.all_reduce_sum(here.to(self.compute.device, torch.float32))
         mine, everyone = here / here[1], whole / whole[1]
         return mine[0].to(everyone) / everyone[0].clamp(min=1e-9)
 
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """AP and its kin on the validation images; `ap/NAME` of each class that is there."""
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         model = self.averaged if self.averaged is not None else self.model
         scored = score(
-            model, self.val, self.normalization, self.compute, batch_size=_AT_ONCE, workers=workers, poll=check_stop
+            model,
+            self.val,
+            self.normalization,
+            self.compute,
+            batch_size=_AT_ONCE,
+            workers=workers,
+            check_stop=check_stop,
         )
         hint = "Mend them or raise --max-bad, and add --resume."
         refuse_many_bad(scored.bad, len(self.val), self.config.max_bad, hint)
@@ -101,7 +107,7 @@ class DetectionTask(AveragedTask):
         named |= {f"ap/{name}": value for name, value in zip(self.classes, figures.of_class, strict=True)}
         return {name: value for name, value in named.items() if value is not None} | {"images": scored.images}
 
-    def settings(self) -> dict[str, Any]:
+    def checkpoint_config(self) -> dict[str, Any]:
         return {
             "architecture": self.model.architecture.as_dict(),
             "classes": list(self.classes),

@@ -14,17 +14,17 @@ from beitcli.engine.segmentation.task import SegmentationTask
 from beitcli.engine.trainer.data import require_an_image_each
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.model_card import segmentation_card
-from beitcli.engine.trainer.optimizer_step import fewest_at_once
+from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finetuned, open_for_finetuning
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.errors import UsageError
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.head_keys import HEAD
-from beitcli.models.checkpoints.open import OpenedModel
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.device import describe, join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SegmentReport:
 def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
     """Finetunes a segmenter; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, world)
     init = open_for_finetuning(config, world, on_event)
     size = init.size
@@ -72,7 +72,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
         distorts=config.photometric,
         mean=init.normalization[0],
     )
-    model = build_segmenter(config, init.opened, data.classes, on_event)
+    model = build_segmenter(config, init.checkpoint, data.classes, on_event)
     plan = make_plan(config, data.training)
     _require_pairs(plan, world)
     task = SegmentationTask(config, plan, model, data.classes, data.measured, compute, init.normalization, short_side)
@@ -104,7 +104,7 @@ def finetune_segmenter(config: FinetuneConfig, on_event: OnEvent = ignore) -> Se
 
 
 def build_segmenter(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+    config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Segmenter:
     """The backbone of `--init` under a new head; a segmenter's head goes over where head and classes are the same."""
     head = config.head or "upernet"
@@ -117,16 +117,16 @@ def build_segmenter(
             )
         return Segmenter(architecture, len(classes), head, config.drop_path)
 
-    def head_of(opened: OpenedModel) -> HeadTransfer:
-        keeps = opened.described.head == head and opened.described.classes == classes
+    def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
+        keeps = checkpoint.head == head and checkpoint.classes == classes
         return HeadTransfer((*POOLING, *(() if keeps else (HEAD,))), keeps, ("decode_head", "auxiliary_head"))
 
-    return build_finetuned(config, opened, make, head_of, on_event)
+    return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
-def _require_pairs(plan: Plan, world: World) -> None:
+def _require_pairs(plan: Plan, world: DistributedContext) -> None:
     """Batch norm over 1 x 1 bins needs two images at once."""
-    if fewest_at_once(plan, world) < 2:
+    if min_micro_batch(plan, world) < 2:
         raise UsageError(
             f"Batches of {plan.batch_size} images in pieces of {plan.micro_batch} leave one image by itself, "
             "which batch norm cannot take.",

@@ -20,7 +20,7 @@ from beitcli.data.transforms.segmentation import LabelledView, WholeView
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.segmentation.metrics import SegmentationFigures, confusion, figures_of
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.errors import UsageError
 from beitcli.heads.convolution import resize_map
 from beitcli.models.networks.segmenter import Segmenter
@@ -99,17 +99,17 @@ def count(
     compute: Compute,
     workers: int,
     on_event: OnEvent = ignore,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Pixels by labelled and predicted class, over every readable image of a source with label maps.
 
     Args:
-        poll: See `in_rounds`.
+        check_stop: See `synchronized_batches`.
     """
     world = compute.world
     counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
     view = LabelledView(short_side=how.short_side, scales=how.scales)
-    for batch, predicted in segment(model, source, view, how, compute, workers, poll):
+    for batch, predicted in segment(model, source, view, how, compute, workers, check_stop):
         counts.bad += batch.bad
         if predicted is not None:
             targets = batch.tensors["targets"][0].to(predicted.device)
@@ -128,13 +128,13 @@ def segment(
     how: Sliding,
     compute: Compute,
     workers: int,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
     """This process's batches of one image, in order, each with its (H, W) int64 classes; None beside an image that
     cannot be read."""
     world = compute.world
     batches = ordered_batches(source, view, batch_size=1, workers=workers, share=(world.rank, world.size))
-    for batch in in_rounds(batches, len(source), 1, world, poll):
+    for batch in synchronized_batches(batches, len(source), 1, world, check_stop):
         yield batch, classes_of(model, batch, how, compute) if len(batch) else None
 
 

@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from beitcli.data.loading.batches import Batch
 from beitcli.errors import BeitError
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 Answer = TypeVar("Answer")
 
 
-def in_rounds(
-    batches: Iterator[Batch], images: int, batch_size: int, world: World, poll: Callable[[], None]
+def synchronized_batches(
+    batches: Iterator[Batch], images: int, batch_size: int, world: DistributedContext, check_stop: Callable[[], None]
 ) -> Iterator[Batch]:
     """This process's batches. Before each round, in which every process takes one, all call `poll`.
 
@@ -22,20 +22,20 @@ def in_rounds(
         images: Of the whole measurement.
     """
     for _ in range(-(-images // (batch_size * world.size))):
-        poll()
+        check_stop()
         batch = next(batches, None)
         if batch is not None:
             yield batch
 
 
-def measured_by_the_first(do: Callable[[], Answer], world: World) -> Answer:
-    """`World.first` for what a command ends with: the first process, which holds the answer, stays until all have it.
+def measured_by_the_first(do: Callable[[], Answer], world: DistributedContext) -> Answer:
+    """`DistributedContext.run_on_rank_zero` as the last act of a command: rank 0 stays until every rank has the answer.
 
     Raises:
         BeitError: The first process's, in all of them.
     """
     try:
-        answer = world.first(do)
+        answer = world.run_on_rank_zero(do)
     except BeitError:
         world.gather(None)
         raise

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.hashing import sha256_of
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 OnProgress = Callable[[str, int, int], None]  # what, bytes done, bytes in all; 0 where nobody knows
 
@@ -77,24 +77,11 @@ def download(remote: Remote, revision: str, cache: Path, endpoint: str, on_progr
         raise _disk_full(remote, cache)
     done = 0
 
-    class Bar(tqdm):
-        """Calls `on_progress` and draws nothing."""
-
-        monitor_interval = 0  # no thread of tqdm's
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            super().__init__(disable=True)
-
-        def update(self, n: float | None = 1) -> None:
-            nonlocal done
-            done += int(n or 0)
-            if on_progress is not None and n:
-                on_progress(remote.label, done, remote.size or 0)
-
-        def update_transfer(self, n: float) -> None:
-            """Xet's bytes on the wire: not counted beside the bytes of the file."""
-
-        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if on_progress is not None and num_bytes:
+            on_progress(remote.label, done, remote.size or 0)
 
     try:
         path = hf_hub_download(
@@ -104,7 +91,7 @@ def download(remote: Remote, revision: str, cache: Path, endpoint: str, on_progr
             revision=revision,
             cache_dir=cache,
             endpoint=endpoint,
-            tqdm_class=Bar,
+            tqdm_class=_progress_bar(count),
         )
     except HfHubHTTPError:
         raise
@@ -113,6 +100,26 @@ def download(remote: Remote, revision: str, cache: Path, endpoint: str, on_progr
     if not is_kept:
         _verify(remote, Path(path), blob)
     return Path(path)
+
+
+def _progress_bar(count: Callable[[int], None]) -> type[tqdm]:
+    """A bar that draws nothing and passes on how many bytes more have come in."""
+
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread of tqdm's
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(disable=True)
+
+        def update(self, n: float | None = 1) -> None:
+            count(int(n or 0))
+
+        def update_transfer(self, n: float) -> None:
+            """Of Xet's bytes on the wire, which are not those of the file."""
+
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
+
+    return Bar
 
 
 def _transfer_error(remote: Remote, cache: Path, done: int, error: Exception) -> StorageError:
@@ -124,7 +131,7 @@ def _transfer_error(remote: Remote, cache: Path, done: int, error: Exception) ->
             f"'{remote.label}' cannot be kept in '{cache}': {error.strerror or error}.",
             "Give a writable folder in BEIT_CACHE_DIR.",
         )
-    cause = quote(str(error.__cause__ or error)) or type(error).__name__
+    cause = one_line(str(error.__cause__ or error)) or type(error).__name__
     return StorageError(
         f"'{remote.label}' was cut off at {done:,} of {remote.size or 0:,} bytes: {cause}.",
         "Check the network and run again; HF_HUB_DISABLE_XET=1 downloads without Xet.",

@@ -9,7 +9,7 @@ from timm.models.beit import Beit
 from beitcli.config.architecture import Architecture
 from beitcli.engine.segmentation.task import pixel_loss
 from beitcli.heads import HEADS
-from beitcli.models.checkpoints.key_mapping import read_layout
+from beitcli.models.checkpoints.key_mapping import detect_key_mapping
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.segmenter import Segmenter, tapped_blocks
 
@@ -60,8 +60,8 @@ def test_pixel_loss_is_the_mean_over_labelled_pixels():
 
 
 def test_segmenter_is_told_by_its_names_and_its_head_has_no_place_in_a_backbone():
-    layout = read_layout(Segmenter(Architecture(**SHAPE), 3, "upernet").state_dict(), "here")
-    assert layout.is_segmenter
-    assert layout.dropped == ()
-    assert all(name.startswith("decode_head.") for name in layout.head)
-    assert not any(name.startswith("decode_head.") for name in layout.parts)
+    key_mapping = detect_key_mapping(Segmenter(Architecture(**SHAPE), 3, "upernet").state_dict(), "here")
+    assert key_mapping.is_segmenter
+    assert key_mapping.dropped == ()
+    assert all(name.startswith("decode_head.") for name in key_mapping.head)
+    assert not any(name.startswith("decode_head.") for name in key_mapping.parts)
