@@ -83,6 +83,6 @@ def _metadata(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dic
     """With a CRC-32 of the arrays, their names and types: safetensors checks no content."""
     check = 0
     for name, array in sorted(arrays.items()):
-        check = zlib.crc32(array, zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), check))
+        check = zlib.crc32(array.data, zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), check))
     entry = json.dumps([_FORMAT, about, check], sort_keys=True)
     return {"index": entry}  # one entry: safetensors keeps no order, and equal indexes are equal files
