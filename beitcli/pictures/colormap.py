@@ -55,24 +55,3 @@ def class_colours(count: int) -> np.ndarray:
         saturation, value = _TONES[number % len(_TONES)]
         colours.append(colorsys.hsv_to_rgb((0.58 + number * _GOLDEN) % 1, saturation, value))
     return np.rint(np.array(colours).reshape(count, 3) * 255).astype(np.uint8)
-
-
-def apply_classes(labels: np.ndarray, ignore_index: int = 255) -> np.ndarray:
-    """Maps class indices to colours.
-
-    Args:
-        labels: (H, W) integers, class indices from 0.
-        ignore_index: The label without a class; drawn black.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: A label is negative.
-    """
-    labels = np.asarray(labels).astype(np.int64)
-    classes = np.where(labels == ignore_index, -1, labels)
-    if (classes[labels != ignore_index] < 0).any():
-        raise ValueError(f"label {int(classes[labels != ignore_index].min())} is not a class")
-    palette = np.concatenate([class_colours(int(classes.max(initial=-1)) + 1), np.zeros((1, 3), dtype=np.uint8)])
-    return palette[classes]

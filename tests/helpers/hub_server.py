@@ -25,6 +25,8 @@ from urllib.parse import unquote
 import pytest
 
 TEXT = (".json", ".md", ".txt")
+XET = "/xet"
+XET_CHUNK = 65_536  # bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class HubServer:
     Attributes:
         requests: All requests received, in order.
         cut_after: Truncate each body to this many bytes and close the connection; None for never.
+        cuts: How many of the next bodies to truncate; None for all.
         lie: Change the last byte of bodies, so that they do not match the ETag.
         ranges: False to answer a Range with the whole file, as some proxies do.
         status: Answer everything with this HTTP status instead.
@@ -56,12 +59,14 @@ class HubServer:
         headers: Headers of each file, overriding the proper ones of the same name; None omits one.
         failures: How many of the next requests for a body to answer with HTTP 503.
         sent: Bytes sent of each body.
+        xet: Offer large files over Xet too, from a store that this server is.
     """
 
     def __init__(self, repos: Mapping[str, Mapping[str, bytes]]) -> None:
         self.repos = {repo: dict(files) for repo, files in repos.items()}
         self.requests: list[Request] = []
         self.cut_after: int | None = None
+        self.cuts: int | None = None
         self.lie = False
         self.ranges = True
         self.status: int | None = None
@@ -70,6 +75,7 @@ class HubServer:
         self.headers: dict[str, str | None] = {}
         self.failures = 0
         self.sent: list[int] = []
+        self.xet = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self._server.daemon_threads = False
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -102,6 +108,16 @@ class HubServer:
     def bodies(self) -> list[Request]:
         return [request for request in self.requests if request.method == "GET"]
 
+    def take_cut(self) -> int | None:
+        """After how many bytes the next body stops."""
+        if self.cuts is None:
+            return self.cut_after
+        self.cuts -= 1
+        return self.cut_after if self.cuts >= 0 else None
+
+    def body(self, content: bytes) -> bytes:
+        return content[:-1] + bytes([content[-1] ^ 1]) if self.lie else content
+
 
 def etag(name: str, content: bytes) -> str:
     if name.endswith(TEXT):
@@ -126,6 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         hub = self.hub
         path = unquote(self.path.partition("?")[0])
+        if path.startswith(XET):
+            return self._serve_xet(path.removeprefix(XET))
         match = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         listed = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/revision/(.+)()", path)
         found = match or listed
@@ -148,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound", hub.commit(stored))
         else:
             self._serve(stored, name, asked if hub.ranges else "", body)
+        return None
 
     def _list(self, repo: str) -> None:
         files = [
@@ -179,16 +198,57 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str | None] = {"ETag": f'"{mark}"', "X-Repo-Commit": hub.commit(repo)}
         if not name.endswith(TEXT):
             headers |= {"X-Linked-Etag": f'"{mark}"', "X-Linked-Size": str(len(content))}
+            if hub.xet:  # a file's hash and the hash of its chunks are one here; the client compares neither
+                headers |= {"X-Xet-Hash": mark, "X-Xet-Refresh-Route": f"{hub.url}{XET}/token"}
         headers |= {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
         self.send_response(206 if asked else 200)
         if asked:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self._finish_headers(headers | hub.headers)
         if body:
-            sent = (content[:-1] + bytes([content[-1] ^ 1])) if hub.lie else content
-            part = sent[start : end if hub.cut_after is None else min(end, start + hub.cut_after)]
+            cut = hub.take_cut()
+            part = hub.body(content)[start : end if cut is None else min(end, start + cut)]
             hub.sent.append(len(part))
             self.wfile.write(part)
+        return None
+
+    def _serve_xet(self, path: str) -> None:
+        """A token, the plan of a file's reconstruction, or its chunks: 8 bytes of header and the bytes as they are."""
+        hub, asked = self.hub, self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        hub.requests.append(Request(self.command, "", f"{XET}{path}", "", self.headers.get("Range", ""), ""))
+        if path == "/token":
+            names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
+            self.send_response(200)
+            return self._finish_headers(
+                dict(zip(names, (hub.url + XET, "token", "9999999999"), strict=True)) | {"Content-Length": "0"}
+            )
+        files = {etag(name, content): content for files in hub.repos.values() for name, content in files.items()}
+        mark = path.rpartition("/")[2]
+        if mark not in files:
+            return self._refuse(404, "")
+        content = hub.body(files[mark])
+        lengths = [len(content[start : start + XET_CHUNK]) for start in range(0, len(content), XET_CHUNK)]
+        starts = [n * XET_CHUNK for n in range(len(lengths))]
+        sizes = [length.to_bytes(3, "little") for length in lengths]
+        chunks = b"".join(
+            b"\0" + size + b"\0" + size + content[start : start + XET_CHUNK]
+            for start, size in zip(starts, sizes, strict=True)
+        )
+        if path.startswith("/v1/reconstructions/"):
+            every = {"range": {"start": 0, "end": len(lengths)}}
+            where = every | {"url": f"{hub.url}{XET}/{mark}", "url_range": {"start": 0, "end": len(chunks) - 1}}
+            terms = [every | {"hash": mark, "unpacked_length": len(content)}]
+            plan = {"offset_into_first_range": 0, "terms": terms, "fetch_info": {mark: [where]}}
+            self.send_response(200)
+            answer, headers = json.dumps(plan).encode(), {"Content-Type": "application/json"}
+        elif path == f"/{mark}":
+            start, end = int(asked[0]), int(asked[2]) + 1
+            self.send_response(206)
+            answer, headers = chunks[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{len(chunks)}"}
+        else:  # a later version of the protocol
+            return self._refuse(404, "")
+        self._finish_headers(headers | {"Content-Length": str(len(answer))})
+        self.wfile.write(answer)
         return None
 
     def _finish_headers(self, headers: Mapping[str, str | None]) -> None:

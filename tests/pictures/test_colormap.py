@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from beitcli.pictures.colormap import apply, apply_classes, class_colours
+from beitcli.pictures.colormap import apply, class_colours
 
 
 def test_heat_runs_from_dark_to_pale():
@@ -39,17 +39,3 @@ def test_class_colours_differ_and_stay():
 
 def test_class_colours_of_none_are_empty():
     assert class_colours(0).shape == (0, 3)
-
-
-def test_apply_classes_paints_each_label_and_ignores_in_black():
-    labels = np.array([[0, 2], [255, 1]], dtype=np.uint8)
-    colours = class_colours(3)
-    expected = np.array([[colours[0], colours[2]], [[0, 0, 0], colours[1]]])
-    assert np.array_equal(apply_classes(labels), expected)
-    assert np.array_equal(apply_classes(np.full((2, 2), 255)), np.zeros((2, 2, 3)))
-    assert np.array_equal(apply_classes(np.array([[-1, 1]]), ignore_index=-1)[0], [[0, 0, 0], colours[1]])
-
-
-def test_apply_classes_refuses_negative_labels():
-    with pytest.raises(ValueError, match="label -4"):
-        apply_classes(np.array([[0, -4]]))

@@ -7,31 +7,25 @@ signals, and turns the ends of all into one error. What has gone wrong on real m
 - SIGUSR1, Slurm's early warning, would kill the launcher: it is passed on like SIGTERM;
 - a save longer than the shutdown's 30 s would be killed: it is given ten minutes;
 - processes would outlive a launcher that is killed: the kernel ends them with it
-  (`runtime/distributed/parent_death.py`);
-- a machine's name may not resolve on the others: the address that reaches the endpoint is used instead.
+  (`runtime/distributed/parent_death.py`).
+
+Where the machines meet is `runtime/distributed/rendezvous.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
 import signal
-import socket
-import struct
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
@@ -40,12 +34,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, UsageError
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
 from beitcli.runtime.distributed.rank_env import place_of_this_process, slurm_step
+from beitcli.runtime.distributed.rendezvous import CONNECT_SECONDS, DEFAULT_PORT, interface_of, no_meeting, own_address
 
-DEFAULT_PORT = 29400
 _SHUTDOWN_SECONDS = 600
-_CONNECT_SECONDS = 20
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
-_SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 @dataclass(frozen=True)
@@ -164,14 +156,14 @@ def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> N
     """
     folder = tempfile.mkdtemp(prefix="beit-launch-")
     try:
-        address, hosts = _own_address(plan)
+        address, hosts = own_address(plan.nodes, plan.endpoint)
         environment = {
             FOLDER_VARIABLE: folder,
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(plan.threads)),
             "BEIT_LAUNCHER": str(os.getpid()),
         }
-        interface = _interface_of(address)
+        interface = interface_of(address)
         if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
             environment["GLOO_SOCKET_IFNAME"] = interface
         with _environment(environment), _quiet_engine(), _signals_as_stops():
@@ -195,7 +187,7 @@ def _start(
         rdzv_configs={
             "timeout": plan.rendezvous_seconds,
             "join_timeout": plan.rendezvous_seconds,
-            "read_timeout": _CONNECT_SECONDS,
+            "read_timeout": CONNECT_SECONDS,
         }
         | ({} if hosts is None else {"is_host": hosts}),
         max_restarts=plan.max_restarts,
@@ -215,8 +207,13 @@ def _start(
         raise as_error(cause, plan.size) from None
     except SignalException as asked:
         raise _stopped(folder, asked) from None
+    except RendezvousTimeoutError:
+        raise DistributedError(
+            f"The {plan.nodes} machines did not meet at {plan.endpoint} within {plan.rendezvous_seconds} s.",
+            "Start the same command, with the same --nodes, on every machine; --rdzv-timeout SECONDS waits longer.",
+        ) from None
     except RendezvousError as error:
-        raise _no_meeting(plan, error) from None
+        raise no_meeting(plan.nodes, plan.endpoint, error) from None
     ended = [failure for failure in read_failures(folder) if not failure.by_a_peer]
     if ended and ended[0].exit_code:
         raise as_error(ended[0], plan.size)
@@ -229,117 +226,6 @@ def _stopped(folder: str, asked: SignalException) -> BeitError:
         return as_error(said[0], len(said))
     kind = Interrupted if asked.sigval == signal.SIGINT else SignalStop
     return kind(f"by {asked.sigval.name}, before anything was to be saved.", "Run the command again.")
-
-
-def _no_meeting(plan: Launch, error: Exception) -> DistributedError:
-    reason = error.__cause__ or error
-    what = f"The {plan.nodes} machines did not meet at {plan.endpoint}"
-    if isinstance(error, RendezvousTimeoutError):
-        return DistributedError(
-            f"{what} within {plan.rendezvous_seconds} s.",
-            "Start the same command, with the same --nodes, on every machine; --rdzv-timeout SECONDS waits longer.",
-        )
-    return DistributedError(
-        f"{what} ({str(reason).splitlines()[0][:200]}).",
-        "Give the first machine's name and a free port to --rdzv-endpoint, and start the first machine first.",
-    )
-
-
-def _own_address(plan: Launch) -> tuple[str, bool | None]:
-    """By which the other machines reach this one, that of the way to the endpoint; and whether the endpoint is here.
-
-    None leaves it to the engine, which knows loopback, where two launchers may be on one machine.
-
-    Raises:
-        DistributedError: The endpoint's name is unknown, or nothing answers there.
-    """
-    if plan.nodes == 1:
-        return "127.0.0.1", None
-    host, port = split_endpoint(plan.endpoint)
-    try:
-        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as way:
-            way.connect(target)
-            address = str(way.getsockname()[0])
-    except OSError as error:
-        raise DistributedError(
-            f"--rdzv-endpoint {plan.endpoint}: no way leads there ({error.strerror or error}).",
-            "Give the name or address of the first machine, as HOST:PORT.",
-        ) from None
-    alone = address.startswith("127.")
-    if address != target[0] and not alone:
-        _await_endpoint(host, port, plan)
-    answered = _has_store(host, port, plan)
-    return address, None if alone else address == target[0] and not answered
-
-
-def _await_endpoint(host: str, port: int, plan: Launch) -> None:
-    """Waits until the first machine listens; a moment's patience, as machines do not start at once."""
-    end = time.monotonic() + _CONNECT_SECONDS
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise _no_meeting(plan, error) from None
-            time.sleep(0.5)
-
-
-def _has_store(host: str, port: int, plan: Launch) -> bool:
-    """Whether another launcher is there already.
-
-    Raises where something else listens: torch's client would wait for its answer for ever, hence the child.
-    """
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except OSError:
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which the child leaves alone
-        child = os.fork()
-    if not child:
-        with contextlib.suppress(Exception):
-            seconds = timedelta(seconds=_CONNECT_SECONDS)
-            TCPStore(host, port, is_master=False, timeout=seconds, wait_for_workers=False).check(["any"])
-            os._exit(0)
-        os._exit(1)
-    end = time.monotonic() + _CONNECT_SECONDS
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            ended = os.waitpid(child, 0)
-            break
-        time.sleep(0.05)
-    if ended[1]:
-        raise DistributedError(
-            f"Something listens at {plan.endpoint}, but it is no launcher of `beit`.",
-            "Give a free port of the first machine to --rdzv-endpoint.",
-        )
-    return True
-
-
-def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """(host, port) of HOST:PORT. Raises UsageError."""
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UsageError(f"--rdzv-endpoint is '{endpoint}'.", f"Write it as HOST:PORT, such as gpu01:{DEFAULT_PORT}.")
-    return host.strip("[]"), int(port)
-
-
-def _interface_of(address: str) -> str:
-    """The name of the network interface with an IPv4 address; empty where it cannot be told."""
-    if sys.platform != "linux":
-        return ""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                found = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
-                continue
-            if socket.inet_ntoa(found[20:24]) == address:
-                return name
-    return ""
 
 
 def _handled() -> list[str]:

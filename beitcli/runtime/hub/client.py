@@ -1,17 +1,16 @@
 """Files of repositories on the Hugging Face hub, or a mirror of it, in the cache that its other clients share.
 
 A repository is `OWNER/NAME` where it holds a model, `datasets/OWNER/NAME` where it holds data.
-huggingface_hub asks for what there is and finds what is kept; `runtime/hub/download.py` fetches the bodies. What they
-raise becomes one sentence and a way out here.
+huggingface_hub asks, downloads and caches. One request of our own goes before a download: it fails at once where
+huggingface_hub would try for minutes, and it refuses hashes that are no file names. Errors become one sentence and a
+way out here.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -30,25 +29,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import WeakFileLock, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.hub.download import OnProgress, Remote, disk_full, download
+from beitcli.runtime.hub.download import OnProgress, Remote, download, repo_id, repo_type
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
-__all__ = [
-    "Listing",
-    "OnProgress",
-    "Remote",
-    "cache_folder",
-    "fetch",
-    "is_offline",
-    "kept_file",
-    "list_files",
-    "remote_file",
-]
-
-_DATA = "datasets/"
 _ENDPOINT = "https://huggingface.co"
 _ON = {"1", "ON", "YES", "TRUE"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -89,7 +75,7 @@ def fetch(
     _require_repo(repo)
     revision = revision or constants.DEFAULT_REVISION
     for name in names if _COMMIT.fullmatch(revision) else ():  # a commit never changes
-        if kept := _cached(repo, name, revision):
+        if kept := kept_file(repo, name, revision):
             return kept
     if is_offline():
         error: Exception = OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
@@ -106,9 +92,17 @@ def fetch(
                     f"'{repo}' has no file {_either(names)} at {_endpoint()}.",
                     "Give another repository, or download the file that holds the weights and pass its path.",
                 )
-            return None if remote is None else _obtain(remote, revision, on_progress)
+            if remote is None:
+                return None
+            kept = kept_file(repo, remote.name, revision)
+            if kept and remote.commit in kept.parts:
+                return kept
+            try:
+                return download(remote, revision, _hub_cache(), _endpoint(), on_progress)
+            except HfHubHTTPError as problem:
+                raise _cannot_ask(repo, [remote.name], problem) from None
     for name in names:
-        if kept := _cached(repo, name, revision):
+        if kept := kept_file(repo, name, revision):
             return kept
     if optional and _is_known(repo, revision) and _is_unreachable(error):
         return None
@@ -151,7 +145,7 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
     else:
         try:
             about = HfApi(endpoint=_endpoint()).dataset_info(
-                _id(repo), revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+                repo_id(repo), revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
             inside = [each for each in about.siblings or [] if _is_inside(each.rfilename)]
             sizes = {each.rfilename: each.size for each in inside}
@@ -177,13 +171,15 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
 
 def remote_file(repo: str, name: str, listing: Listing) -> Remote:
     """A file of a listing, to be read in parts at its commit."""
-    url = hf_hub_url(_id(repo), name, repo_type=_kind(repo), revision=listing.commit, endpoint=_endpoint())
+    url = hf_hub_url(repo_id(repo), name, repo_type=repo_type(repo), revision=listing.commit, endpoint=_endpoint())
     return Remote(repo, name, listing.commit, listing.marks.get(name, ""), listing.sizes[name], url)
 
 
-def kept_file(repo: str, name: str, commit: str) -> Path | None:
+def kept_file(repo: str, name: str, revision: str) -> Path | None:
     """The file in the cache where all of it was downloaded, by whichever client."""
-    return _cached(repo, name, commit)
+    kind, cache = repo_type(repo), _hub_cache()
+    found = try_to_load_from_cache(repo_id(repo), name, cache_dir=cache, revision=revision, repo_type=kind)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _is_inside(name: str) -> bool:
@@ -191,24 +187,16 @@ def _is_inside(name: str) -> bool:
     return not name.startswith("/") and "\\" not in name and ".." not in name.split("/")
 
 
-def _kind(repo: str) -> str:
-    return "dataset" if repo.startswith(_DATA) else "model"
-
-
-def _id(repo: str) -> str:
-    return repo.removeprefix(_DATA)
-
-
 def _require_repo(repo: str) -> None:
     try:
-        validate_repo_id(_id(repo))
-        valid = re.fullmatch(r"[\w.-]+/[\w.-]+", _id(repo)) is not None
+        validate_repo_id(repo_id(repo))
+        valid = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id(repo)) is not None
     except HFValidationError:
         valid = False
     if not valid:
-        example = {"model": "microsoft/beit-base-patch16-224", "dataset": "uoft-cs/cifar10"}[_kind(repo)]
+        example = {"model": "microsoft/beit-base-patch16-224", "dataset": "uoft-cs/cifar10"}[repo_type(repo)]
         raise UsageError(
-            f"'{one_line(_id(repo))}' is no {_kind(repo)} repository.", f"Give OWNER/NAME, such as {example}."
+            f"'{one_line(repo_id(repo))}' is no {repo_type(repo)} repository.", f"Give OWNER/NAME, such as {example}."
         )
 
 
@@ -229,12 +217,7 @@ def _hub_cache() -> Path:
 
 
 def _repo_folder(repo: str) -> Path:
-    return _hub_cache() / repo_folder_name(repo_id=_id(repo), repo_type=_kind(repo))
-
-
-def _cached(repo: str, name: str, revision: str) -> Path | None:
-    found = try_to_load_from_cache(_id(repo), name, cache_dir=_hub_cache(), revision=revision, repo_type=_kind(repo))
-    return Path(found) if isinstance(found, str) else None
+    return _hub_cache() / repo_folder_name(repo_id=repo_id(repo), repo_type=repo_type(repo))
 
 
 def _is_known(repo: str, revision: str) -> bool:
@@ -246,7 +229,7 @@ def _is_known(repo: str, revision: str) -> bool:
 def _look_up(repo: str, names: Sequence[str], revision: str) -> Remote | None:
     """The first of `names` that the hub has at that revision; None where it has none."""
     for name in names:
-        url = hf_hub_url(_id(repo), name, repo_type=_kind(repo), revision=revision, endpoint=_endpoint())
+        url = hf_hub_url(repo_id(repo), name, repo_type=repo_type(repo), revision=revision, endpoint=_endpoint())
         try:
             about = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except EntryNotFoundError:
@@ -254,51 +237,9 @@ def _look_up(repo: str, names: Sequence[str], revision: str) -> Remote | None:
         commit, mark = about.commit_hash or "", about.etag or ""
         if not _COMMIT.fullmatch(commit) or not re.fullmatch(r"[\w-]+", mark):  # both become names of files
             raise FileMetadataError("The answer names no commit or no hash of the file")
-        at_commit = hf_hub_url(_id(repo), name, repo_type=_kind(repo), revision=commit, endpoint=_endpoint())
+        at_commit = hf_hub_url(repo_id(repo), name, repo_type=repo_type(repo), revision=commit, endpoint=_endpoint())
         return Remote(repo, name, commit, mark, about.size, at_commit)
     return None
-
-
-def _obtain(remote: Remote, revision: str, on_progress: OnProgress | None) -> Path:
-    """The file in the cache, downloaded unless it is there."""
-    kept = _cached(remote.repo, remote.name, revision)
-    if kept and remote.commit in kept.parts:
-        return kept
-    folder = _repo_folder(remote.repo)
-    blob, lock = folder / "blobs" / remote.mark, _hub_cache() / ".locks" / folder.name / f"{remote.mark}.lock"
-    try:
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock):  # the one that the hub's own clients take
-            if not blob.exists():
-                download(remote, blob, on_progress)
-            return _link(remote, revision, blob)
-    except HTTPError as error:
-        raise _cannot_ask(remote.repo, [remote.name], error) from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(remote, folder) from None
-        raise StorageError(
-            f"'{remote.label}' cannot be kept in '{_hub_cache()}': {error.strerror or error}.",
-            "Give a writable folder in BEIT_CACHE_DIR.",
-        ) from None
-
-
-def _link(remote: Remote, revision: str, blob: Path) -> Path:
-    """Enters a blob under its commit, and the commit under its branch or tag, as the hub's cache has them."""
-    folder = blob.parent.parent
-    pointer, ref = folder / "snapshots" / remote.commit / remote.name, folder / "refs" / revision
-    if not pointer.exists():
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        pointer.unlink(missing_ok=True)  # one whose blob was removed
-        try:
-            pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-        except OSError:  # some file systems have no links
-            shutil.copyfile(blob, pointer)
-    if revision != remote.commit:
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(remote.commit)
-    return pointer
 
 
 def _either(names: Sequence[str]) -> str:
@@ -327,7 +268,7 @@ def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageErr
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if isinstance(error, RepositoryNotFoundError) or status == 401:
         return StorageError(
-            f"There is no {_kind(repo)} repository '{_id(repo)}' at {where}, or it is private.",
+            f"There is no {repo_type(repo)} repository '{repo_id(repo)}' at {where}, or it is private.",
             "Check the spelling of OWNER/NAME; for a private one set HF_TOKEN to a token that may read it.",
         )
     if status:

@@ -1,21 +1,23 @@
-"""Downloads one file of a model hub, and takes it only as the hub announces it.
+"""One file of a model hub, downloaded by huggingface_hub into the cache that its clients share.
 
-Not left to huggingface_hub, which throws away what came in before a connection broke, draws bars of its own and
-compares no hash. Here a download goes on from its last byte, also in a later process.
+huggingface_hub brings Xet, locks, proxies and retries. It compares sizes only, so the SHA-256 that the hub announces is
+checked here.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.file_download import repo_folder_name
+from tqdm import tqdm
 
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.hashing import sha256_of
@@ -23,7 +25,7 @@ from beitcli.runtime.weight_files.file_sniffing import one_line
 
 OnProgress = Callable[[str, int, int], None]  # what, bytes done, bytes in all; 0 where nobody knows
 
-_PAUSES = (0.2, 1.0)  # seconds before each further try that follows one without progress
+_DATA = "datasets/"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -49,101 +51,115 @@ class Remote:
         return f"{self.repo}/{self.name}"
 
 
-def download(remote: Remote, path: Path, on_progress: OnProgress | None) -> None:
-    """Fetches the body into `path`.incomplete, going on after what is there, and moves it once it is right.
+def repo_type(repo: str) -> str:
+    return "dataset" if repo.startswith(_DATA) else "model"
+
+
+def repo_id(repo: str) -> str:
+    return repo.removeprefix(_DATA)
+
+
+def download(remote: Remote, revision: str, cache: Path, endpoint: str, on_progress: OnProgress | None) -> Path:
+    """The path of a file in the cache; only what the cache lacks is transferred.
+
+    Args:
+        revision: Branch, tag or commit; the cache enters which commit it is.
 
     Raises:
-        StorageError: The connection broke and three tries brought nothing more, the disk is too small, or the content
-            is not what was announced.
-        HTTPError: The server refuses.
+        StorageError: The disk is too small, the cache cannot be written, the transfer failed, or the content is not
+            what was announced.
+        HfHubHTTPError: The server refuses.
     """
-    partial = path.with_name(f"{path.name}.incomplete")
-    done, idle, restarts = _size(partial), 0, 0
-    if remote.size is not None and shutil.disk_usage(path.parent).free < remote.size - done:
-        raise disk_full(remote, path.parent)
-    while True:
-        total, cause = remote.size, "the server sends another size than it announces"
-        try:
-            total = _append_body(remote, partial, on_progress)
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status < 500 and status not in (408, 416, 429):
-                raise
-            cause = f"HTTP {status}"
-            if status == 416:  # what is there is longer than the file: not its beginning
-                partial.unlink(missing_ok=True)
-        except HTTPError as error:
-            cause = one_line(str(error)) or type(error).__name__
-        before, done = done, _size(partial)
-        if done == total and partial.exists():
-            break
-        if done < before or (total is not None and done > total):
-            restarts += 1
-            if total is not None and done > total:
-                partial.unlink()
-        idle = idle + 1 if done <= before or restarts > 1 else 0
-        if idle > len(_PAUSES):
-            raise StorageError(
-                f"'{remote.label}' was cut off at {done:,} of {total or 0:,} bytes: {cause}.",
-                "Run again: the download goes on from there.",
-            )
-        if idle:
-            time.sleep(_PAUSES[idle - 1])
-    _verify(remote, partial)
-    partial.replace(path)
+    folder = repo_folder_name(repo_id=repo_id(remote.repo), repo_type=repo_type(remote.repo))
+    blob = cache / folder / "blobs" / remote.mark
+    is_kept = blob.exists()
+    if not is_kept and (remote.size or 0) > _free_bytes(cache):
+        raise _disk_full(remote, cache)
+    done = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if on_progress is not None and num_bytes:
+            on_progress(remote.label, done, remote.size or 0)
+
+    try:
+        path = hf_hub_download(
+            repo_id(remote.repo),
+            remote.name,
+            repo_type=repo_type(remote.repo),
+            revision=revision,
+            cache_dir=cache,
+            endpoint=endpoint,
+            tqdm_class=_progress_bar(count),
+        )
+    except HfHubHTTPError:
+        raise
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise _transfer_error(remote, cache, done, error) from None
+    if not is_kept:
+        _verify(remote, Path(path), blob)
+    return Path(path)
 
 
-def _append_body(remote: Remote, partial: Path, on_progress: OnProgress | None) -> int:
-    """One request for what is missing. Returns the size of the whole file in bytes.
+def _progress_bar(count: Callable[[int], None]) -> type[tqdm]:
+    """A bar that draws nothing and passes on how many bytes more have come in."""
 
-    Raises:
-        HTTPError: The server refuses, or the connection broke; what came in is kept.
-    """
-    done = _size(partial)
-    if done and done == remote.size:
-        return done
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # a range of the file itself
-    if done:
-        headers["Range"] = f"bytes={done}-"
-    # The session follows redirects, and keeps the token from other hosts that they lead to.
-    with get_session().stream(
-        "GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-    ) as response:
-        hf_raise_for_status(response)
-        if response.status_code != 206:  # the whole file, whatever was asked for
-            done = 0
-        length = response.headers.get("Content-Length")
-        total = remote.size if remote.size is not None else done + int(length) if length else None
-        with partial.open("ab" if done else "wb") as file:
-            for chunk in response.iter_bytes():
-                file.write(chunk)
-                done += len(chunk)
-                if on_progress is not None:
-                    on_progress(remote.label, done, total or 0)
-    return done if total is None else total
+    class Bar(tqdm):
+        monitor_interval = 0  # no thread of tqdm's
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(disable=True)
+
+        def update(self, n: float | None = 1) -> None:
+            count(int(n or 0))
+
+        def update_transfer(self, n: float) -> None:
+            """Of Xet's bytes on the wire, which are not those of the file."""
+
+        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
+
+    return Bar
 
 
-def _verify(remote: Remote, partial: Path) -> None:
-    """Removes the file and raises StorageError where the hub announces another SHA-256."""
+def _transfer_error(remote: Remote, cache: Path, done: int, error: Exception) -> StorageError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return _disk_full(remote, cache)
+    if isinstance(error, OSError) and number is not None:
+        return StorageError(
+            f"'{remote.label}' cannot be kept in '{cache}': {error.strerror or error}.",
+            "Give a writable folder in BEIT_CACHE_DIR.",
+        )
+    cause = one_line(str(error.__cause__ or error)) or type(error).__name__
+    return StorageError(
+        f"'{remote.label}' was cut off at {done:,} of {remote.size or 0:,} bytes: {cause}.",
+        "Check the network and run again; HF_HUB_DISABLE_XET=1 downloads without Xet.",
+    )
+
+
+def _verify(remote: Remote, path: Path, blob: Path) -> None:
+    """Removes a file whose SHA-256 is not the announced one, and raises StorageError."""
     if not _SHA256.fullmatch(remote.mark):
         return
-    found = sha256_of(partial)
+    found = sha256_of(path)
     if found != remote.mark:
-        partial.unlink()
+        for each in (path.resolve(), blob, path):  # a blob from Xet may be a link into a store of all repositories
+            each.unlink(missing_ok=True)
         raise StorageError(
             f"'{remote.label}' came in damaged: its SHA-256 is {found[:12]}…, the hub announces {remote.mark[:12]}….",
             "It is removed; run again. Where it recurs, a proxy or mirror on the way changes the file.",
         )
 
 
-def disk_full(remote: Remote, folder: Path) -> StorageError:
+def _disk_full(remote: Remote, cache: Path) -> StorageError:
     needed = "its" if remote.size is None else f"{remote.size:,}"
-    free = shutil.disk_usage(folder).free
     return StorageError(
-        f"'{remote.label}' needs {needed} bytes, and the disk of '{folder}' has {free:,} free.",
+        f"'{remote.label}' needs {needed} bytes, and the disk of '{cache}' has {_free_bytes(cache):,} free.",
         "Free space, or give a folder on another disk in BEIT_CACHE_DIR.",
     )
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def _free_bytes(path: Path) -> int:
+    """On the disk that will hold `path`, which may not exist yet."""
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free

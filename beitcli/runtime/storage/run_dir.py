@@ -1,12 +1,11 @@
 """A run on disk: settings, metrics, bad images, model card; checkpoints lie in `checkpoints/`.
 
-One process writes a run at a time: it holds an exclusive `flock` on `RUN/.lock`, which the kernel frees when the
-process ends, however it ends. Within a process any number of RunFolders of one folder share the lock.
+One process writes a run at a time: it holds `RUN/.lock` by `flock`, which the kernel frees when the process ends,
+however it ends; a forked child has no part in it. Within a process any number of RunFolders of one folder share it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -15,80 +14,42 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from beitcli.errors import StorageError, UsageError
 
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
 
 
-class _Lock:
-    """An open, locked file; closed, and so unlocked, with its last RunFolder."""
-
-    descriptor = -1
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-    def take(self) -> bool:
-        """False where another process holds it."""
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # some network mounts have no locks: the run goes on unguarded rather than not at all
-            pass
-        return True
-
-    def sign(self) -> None:
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
-
-    def holder(self) -> str:
-        pid, _, host = os.pread(self.descriptor, 1000, 0).decode(errors="replace").strip().partition(" ")
-        return f"process {pid} on {host}" if host else "another process"
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def __del__(self) -> None:
-        self.close()
+# Those of this process, by (device, inode) of the file: each lives as long as a RunFolder of its folder.
+_locks: WeakValueDictionary[tuple[int, int], BaseFileLock] = WeakValueDictionary()
 
 
-# Those of this process, by (device, inode) of the lock file.
-_locks: WeakValueDictionary[tuple[int, int], _Lock] = WeakValueDictionary()
-
-
-def _leave_to_the_parent() -> None:
-    """In a forked child: its copies would keep the locks, were the parent killed before it."""
-    for lock in list(_locks.values()):
-        lock.close()
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_leave_to_the_parent)
-
-
-def _locked(path: Path) -> _Lock:
+def _locked(path: Path) -> BaseFileLock:
     file = path / ".lock"
-    if file.exists():
-        status = file.stat()
-        held = _locks.get((status.st_dev, status.st_ino))
-        if held is not None:
-            return held
-    lock = _Lock(file)
-    status = os.fstat(lock.descriptor)
-    _locks[status.st_dev, status.st_ino] = lock  # before it is taken, so that no fork in between carries it away
-    if not lock.take():
-        holder = lock.holder()
-        lock.close()
-        del _locks[status.st_dev, status.st_ino]
+    file.touch()
+    status = file.stat()
+    lock = _locks.get((status.st_dev, status.st_ino))
+    if lock is not None and lock.is_locked:  # it is not in a forked child
+        return lock
+    lock = FileLock(file, timeout=0, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
         raise UsageError(
-            f"Run folder '{path}' is in use by {holder}.",
+            f"Run folder '{path}' is in use by {_holder(file)}.",
             "Wait for it, stop it, or give another folder to --out.",
-        )
-    lock.sign()
+        ) from None
+    except OSError:  # some network mounts have no locks: the run goes on unguarded rather than not at all
+        pass
+    file.write_text(f"{os.getpid()} {socket.gethostname()}\n")
+    _locks[status.st_dev, status.st_ino] = lock
     return lock
+
+
+def _holder(file: Path) -> str:
+    pid, _, host = file.read_text(errors="replace").strip().partition(" ")
+    return f"process {pid} on {host}" if host else "another process"
 
 
 class RunFolder:
@@ -100,7 +61,7 @@ class RunFolder:
 
     leftovers: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, lock: _Lock | None = None) -> None:
+    def __init__(self, path: Path, lock: BaseFileLock | None = None) -> None:
         self.path, self._lock = path, lock
 
     @classmethod

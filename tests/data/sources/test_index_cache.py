@@ -84,13 +84,15 @@ def times(cache: Path) -> list[int]:
 ARRAYS = {"a": np.arange(5, dtype=np.int64), "b": np.array([], dtype=np.int32), "c": np.array([1, 255], dtype=np.uint8)}
 
 
+def values(arrays: dict[str, np.ndarray]) -> dict[str, tuple[np.dtype, list[int]]]:
+    return {name: (array.dtype, array.tolist()) for name, array in arrays.items()}
+
+
 def test_an_index_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     save_index(tmp_path / "x", {"size": 3, "name": "é"}, ARRAYS)
     found = load_index(tmp_path / "x", {"size": 3, "name": "é"})
     assert found is not None
-    assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
-        name: (array.dtype, array.tolist()) for name, array in ARRAYS.items()
-    }
+    assert values(found) == values(ARRAYS)
     assert load_index(tmp_path / "x", {"size": 4, "name": "é"}) is None
     assert load_index(tmp_path / "none", {}) is None
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -99,6 +101,7 @@ def test_an_index_comes_back_as_it_was_kept(tmp_path: Path) -> None:
 @settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 300), value=st.integers(1, 255), cut=st.booleans())
 @example(place=8, value=1, cut=True)
+@example(place=239, value=0x29, cut=False)
 def test_an_index_damaged_anywhere_is_none(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int, cut: bool
 ) -> None:
@@ -111,7 +114,25 @@ def test_an_index_damaged_anywhere_is_none(
     else:
         whole[place] ^= value
         path.write_bytes(whole)
-    assert load_index(path, {}) is None
+    found = load_index(path, {})
+    if not cut and whole[place] in b"\t\n\r" and found is not None:  # the padding of the header
+        assert values(found) == values(ARRAYS)
+    else:
+        assert found is None
+
+
+def test_an_index_of_an_earlier_format_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"beit-i1\n" + bytes(64))
+    assert load_index(tmp_path / "x", {}) is None
+    save_index(tmp_path / "x", {}, ARRAYS)
+    assert load_index(tmp_path / "x", {}) is not None
+
+
+def test_a_part_of_an_array_is_kept_as_that_part(tmp_path: Path) -> None:
+    save_index(tmp_path / "x", {}, {"odd": np.arange(9)[1::2]})
+    found = load_index(tmp_path / "x", {})
+    assert found is not None
+    assert found["odd"].tolist() == [1, 3, 5, 7]
 
 
 def test_an_index_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from beitcli.errors import DataError, DistributedError, SignalStop, UsageError
 from beitcli.runtime.distributed.failure_reports import as_error, first_cause, leave_word, read_failures
-from beitcli.runtime.distributed.launch import plan_launch, split_endpoint
+from beitcli.runtime.distributed.launch import plan_launch
 from beitcli.runtime.distributed.rank_env import Place, expand_hosts, place_of_this_process, slurm_step
+from beitcli.runtime.distributed.rendezvous import split_endpoint
 
 WORDS = ["pretrain", "photos", "--gpus", "16", "--out", "runs/a"]
 SLURM = {

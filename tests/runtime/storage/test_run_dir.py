@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -182,3 +184,33 @@ def test_a_forked_child_neither_frees_the_lock_nor_has_it(tmp_path):
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert RunFolder.create(tmp_path, resume=True).path == run.path
+
+
+def test_a_folder_that_was_removed_and_made_again_is_locked_again(tmp_path, hold):
+    first = RunFolder.create(tmp_path / "run", resume=False)
+    shutil.rmtree(first.path)
+    second = RunFolder.create(tmp_path / "run", resume=False)
+    assert (second.path / ".lock").read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+    with pytest.raises(subprocess.CalledProcessError):
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(HOLDER), str(second.path), "0"],
+            input="",
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=["ENOSYS", "ENOLCK", "EOPNOTSUPP"]
+)
+def test_a_mount_without_locks_is_used_unguarded(tmp_path, monkeypatch, number):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    first = RunFolder.create(tmp_path / "run", resume=False)
+    assert RunFolder.create(tmp_path / "run", resume=True).path == first.path
+    assert (first.path / ".lock").read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+    assert visible(first.path) == []
