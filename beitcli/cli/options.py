@@ -182,7 +182,7 @@ def _parameter(setting: Setting, default: str, *, hidden: bool = False) -> inspe
     how, kind = setting.option, setting.kind
     inner = bool if kind is bool else str  # `resolve` reads the rest, so that a wrong value is told as in a file
     annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
-    text = f"{how.help} {default}".rstrip().replace("[", "\\[")
+    text = f"{setting.help} {default}".rstrip().replace("[", "\\[")
     metavar = how.metavar or "|".join(setting.choices) or _METAVARS.get(kind)
     if how.argument:
         info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)

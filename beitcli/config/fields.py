@@ -26,7 +26,7 @@ class Option:
     """How one setting is offered.
 
     Attributes:
-        help: One line for a person; says the unit.
+        help: One line for a person; says the unit. A function gives one that is long to find.
         flags: Spellings; empty means `--name-with-dashes`.
         panel: The heading it stands under in `--help`.
         argument: A positional argument rather than a flag.
@@ -40,7 +40,7 @@ class Option:
         choices: The values it takes where they are not a `Literal`, as of a registry; asked when they are needed.
     """
 
-    help: str
+    help: str | Callable[[], str]
     flags: tuple[str, ...] = ()
     panel: str = "Options"
     argument: bool = False
@@ -56,7 +56,7 @@ class Option:
 
 def option(
     default: Any,
-    help: str,
+    help: str | Callable[[], str],
     *,
     ge: float | None = None,
     gt: float | None = None,
@@ -86,6 +86,10 @@ class Setting:
             return self.option.metavar or self.name.upper()
         long = [flag for flag in self.option.flags if flag.startswith("--")]
         return long[0] if long else "--" + self.name.replace("_", "-")
+
+    @property
+    def help(self) -> str:
+        return self.option.help if isinstance(self.option.help, str) else self.option.help()
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from beitcli.config.fields import Setting, coerce, settings_of, suggestion
+from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -49,11 +50,9 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
 
 
 def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
-    """The recipe where none is named: by what is asked for, where the job's `recipes_of` tells it."""
-    for name, recipes in getattr(config_class, "recipes_of", {}).items():
-        if asked.get(name) in recipes:
-            return recipes[asked[name]]
-    return settings["recipe"].default
+    """The recipe where none is named: that of the task which is asked for, where the job has tasks."""
+    task = TASKS.load(asked["task"]) if "task" in settings and asked.get("task") in TASKS.names() else None
+    return (task and task.recipe) or settings["recipe"].default
 
 
 def recipe_settings(settings: Mapping[str, Setting], command: str, name: str) -> dict[str, Any]:
@@ -242,7 +241,7 @@ def _require_all(command: str, settings: Mapping[str, Setting], values: Mapping[
             taken = ", ".join(f"{flag} is taken as '{value}'" for flag, value in single.items() if value)
             raise UsageError(
                 f"{taken}, and {setting.flag} is missing." if taken else f"{setting.flag} is missing.",
-                f"{setting.option.help} Write: {_usage(command, settings)}",
+                f"{setting.help} Write: {_usage(command, settings)}",
             )
 
 

@@ -88,7 +88,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         raise taken
     opened = open_pretrained(config.model, downloads(on_event))
     warn(opened.warnings, on_event)
-    if opened.kind in ("segmenter", "detector"):
+    if opened.kind not in HF_CLASSES:
         raise UsageError(
             f"'{config.model}' is a {opened.kind}, which has no export.", "Export a pretraining or classifier."
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beitcli.config.inspect_export import InspectConfig
+from beitcli.config.tasks import task_of_kind
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import stated_in
@@ -30,7 +31,7 @@ class InspectReport:
         format: `beit` (this program), `official`, `timm`, `hf` or `dall-e`.
         image_size: [H, W] in pixels; `grid` [h, w] in patches or tokens.
         vocab_size: Visual tokens of a masked image model or tokenizer.
-        classes: Of a classifier, segmenter or detector.
+        classes: Of what was finetuned.
         dropped: Tensors that have no place in a BEiT.
         assumed: What the file does not say.
         tensors: Name to shape, where asked for.
@@ -91,7 +92,7 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         image_size=list(architecture.image_size),
         grid=list(architecture.grid),
         vocab_size=found.outputs if target == "tokens" else None,
-        classes=(found.outputs or None) if found.kind in ("classifier", "segmenter", "detector") else None,
+        classes=(found.outputs or None) if task_of_kind(found.kind) else None,
         class_names=list(found.classes),
         target=target,
         normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
@@ -136,7 +137,8 @@ def _architecture(found: Description) -> dict[str, Any]:
     del plain["image_size"]
     size = _NAMES.get((architecture.width, architecture.depth))
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
-    last = {"head": found.head} if found.kind in ("segmenter", "detector") else {"pooling": found.pooling}
+    task = task_of_kind(found.kind)
+    last = {"head": found.head} if task is not None and task.heads else {"pooling": found.pooling}
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 

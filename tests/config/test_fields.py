@@ -117,7 +117,7 @@ def test_settings_each_have_help_and_flags_of_their_own(command: object) -> None
     flags = [flag for setting in settings.values() for flag in (setting.option.flags or (setting.flag,))]
     assert len(flags) == len(set(flags))
     assert not set(flags) & {"--json", "-q", "--quiet", "--debug", "-h", "--help"}
-    assert all(setting.option.help.strip() for setting in settings.values())
+    assert all(setting.help.strip() for setting in settings.values())
 
 
 @pytest.mark.parametrize(

@@ -8,52 +8,48 @@ from dataclasses import dataclass
 import numpy as np
 
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.data.loading.sampler import select_limit, split_holdout
+from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import DetectionSource, has_own_split, open_detection
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.data import hold_out_annotated, measured_references
+from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import DataError
 
-_HELD_OUT = 512
 _MEND = "Mend the annotations or raise --max-bad."
 
 
 @dataclass(frozen=True)
-class DetectionData:
+class DetectionData(FinetuneData[DetectionSource]):
     """What a run trains on and is measured on.
 
     Attributes:
-        bad: Training images whose annotations cannot be used, which are left out.
         most: Boxes of the training image that has most.
-        measured_on: In words.
     """
 
-    training: DetectionSource
-    measured: DetectionSource
-    classes: tuple[str, ...]
-    bad: tuple[Bad, ...]
     most: int
-    measured_on: str
 
 
-def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent) -> DetectionData:
+def open_detection_data(
+    config: FinetuneConfig, known: tuple[str, ...], outlines: bool, size: int, on_event: OnEvent
+) -> DetectionData:
     """The data of a run, checked as a whole before its first step.
 
     Args:
+        outlines: Whether the objects' outlines are needed, too.
         known: Class names of the run that goes on; empty to take the data's.
         size: Pixels a side of the images of `sample`.
 
     Raises:
         DataError: Too many images that cannot be used, no box in all of them, or categories that differ.
     """
-    outlines = config.head == "mask-rcnn"
     source = _opened(config.data, config.split, "train", outlines, size, on_event)
     bad = _left_out(source, config.max_bad)
     classes = known or source.names
     training = source.renamed(classes)
     if config.limit is not None and config.limit < len(training):
         training = training.some(np.sort(select_limit(training, config.limit, config.seed)))
-    references, own = _measured_references(config), config.val is None
+    references, own = measured_references(config, has_own_split), config.val is None
     if references:
         measured = _opened(references, None, "eval", outlines, size, on_event)
         left_out = _left_out(measured, config.max_bad)
@@ -62,11 +58,11 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
             on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
         measured, on = measured.renamed(classes), " ".join(references) + (", split val" if own else "")
     else:
-        training, measured, on = _hold_out(training, config.seed)
+        training, measured, on = hold_out_annotated(training, training.some, config.seed)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
     _require_boxes(boxes, training, on_event)
     on_event(_table(boxes, images, len(training), classes))
-    return DetectionData(training, measured, classes, tuple(bad), most, on)
+    return DetectionData(training, measured, classes, tuple(bad), on, most)
 
 
 def _opened(
@@ -84,24 +80,6 @@ def _left_out(source: DetectionSource, max_bad: float) -> list[Bad]:
     bad = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(bad, len(source) + len(bad), max_bad, _MEND)
     return bad
-
-
-def _measured_references(config: FinetuneConfig) -> list[str]:
-    """`--val`, or DATA where all of it has a validation split of its own; else nothing."""
-    if config.val is not None:
-        return [config.val]
-    leaves_it_aside = config.split in (None, "train", "training")
-    return list(config.data) if leaves_it_aside and all(has_own_split(name) for name in config.data) else []
-
-
-def _hold_out(source: DetectionSource, seed: int) -> tuple[DetectionSource, DetectionSource, str]:
-    """A twentieth of the data to measure on; where that is none, some of the training images."""
-    kept = min(_HELD_OUT, len(source) // 20)
-    if kept:
-        training, held_out = split_holdout(source, kept, seed)
-        return source.some(training), source.some(held_out), f"{kept} held-out images"
-    some = select_limit(source, min(len(source), _HELD_OUT), seed)
-    return source, source.some(some), f"{len(some)} training images"
 
 
 def _counted(source: DetectionSource, classes: int, what: str, on_event: OnEvent) -> tuple[np.ndarray, np.ndarray, int]:

@@ -39,6 +39,9 @@ class Found:
         return len(self.labels)
 
 
+FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "mask_ap", "mask_ap50", "mask_ap75")
+
+
 @dataclass(frozen=True)
 class DetectionFigures:
     """Fractions in 0-1; None where there is nothing to find.

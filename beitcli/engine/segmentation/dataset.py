@@ -11,14 +11,15 @@ import numpy as np
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.annotations.label_maps import IGNORED, MOST_CLASSES, LabelRule
 from beitcli.data.decode import read_upright_size
-from beitcli.data.loading.sampler import select_limit, split_holdout
+from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, has_own_split, open_segmentation
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.data import hold_out_annotated, measured_references
+from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.distributed.world import ALONE, World
 
-_HELD_OUT = 512
 _MEND = "Mend the masks or raise --max-bad."
 
 
@@ -45,26 +46,9 @@ class Census:
         return int(found[-1]) if len(found) else -1
 
 
-@dataclass(frozen=True)
-class SegmentationData:
-    """What a run trains on and is measured on; all of it has masks that fit.
-
-    Attributes:
-        classes: Names, in label order.
-        bad: Training images without a mask that fits, which are left out.
-        measured_on: In words.
-    """
-
-    training: SegmentationSource
-    measured: SegmentationSource
-    classes: tuple[str, ...]
-    bad: tuple[Bad, ...]
-    measured_on: str
-
-
 def open_segmentation_data(
     config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent, world: World = ALONE
-) -> SegmentationData:
+) -> FinetuneData[SegmentationSource]:
     """The data of a run, checked as a whole before its first step; of several processes by the first one.
 
     Args:
@@ -81,7 +65,7 @@ def open_segmentation_data(
         reduce_zero_label=config.reduce_zero_label,
         classes=len(names) or None,
     )
-    references, own = _measured_references(config), config.val is None
+    references, own = measured_references(config, has_own_split), config.val is None
     source = world.first_then_others(lambda: _opened(config, config.data, rule, "train", size, on_event))
     if config.limit is not None and config.limit < len(source):
         source = source.some(np.sort(select_limit(source, config.limit, config.seed)))
@@ -97,14 +81,14 @@ def open_segmentation_data(
         largest = max(largest, seen.largest)
         measured, on = val.some(seen.good), " ".join(references) + (", split val" if own else "")
     else:
-        clean, measured, on = _hold_out(clean, config.seed)
+        clean, measured, on = hold_out_annotated(clean, clean.some, config.seed)
     if not names:
         names = default_names(largest + 1)
         on_event(Note(f"Classes: {len(names)}, as the largest label in the masks is {largest}; --classes names them."))
     _require_two(census, names)
     on_event(_histogram(census, names))
     rule = LabelRule(ignore_index=rule.ignore_index, reduce_zero_label=rule.reduce_zero_label, classes=len(names))
-    return SegmentationData(clean.ruled(rule), measured.ruled(rule), names, tuple(bad), on)
+    return FinetuneData(clean.ruled(rule), measured.ruled(rule), names, tuple(bad), on)
 
 
 def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
@@ -123,14 +107,6 @@ def _opened(
     )
     on_event(Note(f"Data: {len(source):,} images with masks of '{source.name}'"))
     return source
-
-
-def _measured_references(config: FinetuneConfig) -> list[str]:
-    """`--val`, or DATA where all of it has a validation split of its own; else nothing."""
-    if config.val is not None:
-        return [config.val]
-    leaves_it_aside = config.split in (None, "train", "training")
-    return list(config.data) if leaves_it_aside and all(has_own_split(name) for name in config.data) else []
 
 
 def _tell(bad: Sequence[Bad], on_event: OnEvent) -> None:
@@ -161,16 +137,6 @@ def take_census(source: SegmentationSource, what: str, on_event: OnEvent) -> Cen
         if index % 64 == 63 or index + 1 == len(source):
             on_event(Progress(what, index + 1, len(source), "mask"))
     return Census(pixels, images, np.array(good, dtype=np.int64), tuple(bad))
-
-
-def _hold_out(source: SegmentationSource, seed: int) -> tuple[SegmentationSource, SegmentationSource, str]:
-    """A twentieth of the data to measure on; where that is none, some of the training images."""
-    kept = min(_HELD_OUT, len(source) // 20)
-    if kept:
-        training, held_out = split_holdout(source, kept, seed)
-        return source.some(training), source.some(held_out), f"{kept} held-out images"
-    some = select_limit(source, min(len(source), _HELD_OUT), seed)
-    return source, source.some(some), f"{len(some)} training images"
 
 
 def _require_two(census: Census, names: tuple[str, ...]) -> None:

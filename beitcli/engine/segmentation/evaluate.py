@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.predict import PredictConfig
+from beitcli.config.tasks.segment import TASK
 from beitcli.data.annotations.label_maps import LabelRule
-from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.segmentation import open_segmentation
-from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
+from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.segmentation.sliding_window import Sliding, count, sliding
-from beitcli.engine.trainer.bad_images import refuse_many_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, limited, tell_bad
+from beitcli.engine.trainer.reports import Evaluated
 from beitcli.models.checkpoints.build import segmenter_of
 from beitcli.models.checkpoints.open import OpenedModel
 from beitcli.models.networks.segmenter import Segmenter
-from beitcli.runtime.compute.device import choose_workers, join_compute
 
 _ADE20K = 150  # its classes, from 1 in its masks; 0 is ignored
 
 
 @dataclass(frozen=True)
-class SegmentationEvalReport:
-    """Figures as fractions in 0-1; `bad` images are left out of `images`.
+class SegmentationMetrics:
+    """Fractions in 0-1.
 
     Attributes:
         iou: By class name; None where a class is neither labelled nor predicted.
     """
 
-    model: str
-    data: str
-    task: str
-    protocol: str
-    images: int
-    bad: int
     miou: float
     pixel_accuracy: float
     mean_accuracy: float
     iou: dict[str, float | None]
 
 
-def open_for_use(
-    config: EvalConfig | PredictConfig, found: OpenedModel, on_event: OnEvent
-) -> tuple[Segmenter, OpenedModel, Sliding]:
+@dataclass(frozen=True)
+class SegmentationEvalReport(SegmentationMetrics, Evaluated):
+    """What a segmenter is measured to do."""
+
+
+def open_for_use(config: EvalConfig | PredictConfig, found: OpenedModel) -> tuple[Segmenter, OpenedModel, Sliding]:
     """The model at the size of its windows, and how it is to look at images."""
     window = (config.window, config.window) if config.window else config.size
     model, opened = segmenter_of(found, window)
     opened = opened.normalized(config.normalization)
-    warn(opened.warnings, on_event)
     trained = int(opened.settings.get("short_side", min(opened.architecture.image_size)))
     how = sliding(
         model.architecture.image_size,
@@ -72,7 +68,7 @@ def rule_of(opened: OpenedModel, ignore_index: int | None = None, reduce_zero_la
     )
 
 
-def evaluate_segmenter(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> SegmentationEvalReport:
+def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> SegmentationEvalReport:
     """Measures a segmenter.
 
     Args:
@@ -81,10 +77,10 @@ def evaluate_segmenter(config: EvalConfig, found: OpenedModel, on_event: OnEvent
     Raises:
         DataError: No masks, or too many images or masks that cannot be used.
     """
-    model, opened, how = open_for_use(config, found, on_event)
-    compute = join_compute(config, opened.compute(config.device, config.precision))
-    on_event = compute.world.spoken(on_event)
-    source = compute.world.first_then_others(
+    model, opened, how = open_for_use(config, found)
+    batching = join_evaluation(config, opened, on_event)
+    world, on_event = batching.compute.world, batching.on_event
+    source = world.first_then_others(
         lambda: open_segmentation(
             config.data,
             rule_of(opened, config.ignore_index, config.reduce_zero_label),
@@ -95,22 +91,17 @@ def evaluate_segmenter(config: EvalConfig, found: OpenedModel, on_event: OnEvent
         )
     )
     missing = [(-1, path, "it has no mask") for path in source.missing]
-    if config.limit is not None and config.limit < len(source):
-        source, missing = source.some(select_limit(source, config.limit, config.seed)), []
-    workers = choose_workers(config.workers, compute.device, compute.world.local_size)
-    counts = count(model.to(compute.device), source, how, compute, workers, on_event)
+    source, missing = limited(config, source, source.some, missing)
+    counts = count(model.to(batching.compute.device), source, how, replace(batching, batch_size=1))
     bad = [*missing, *counts.bad]
-    refuse_many_bad(bad, len(source) + len(missing), config.max_bad, "Mend or remove them, or raise --max-bad.")
-    if bad:
-        on_event(Warned(f"{len(bad)} images are left out, the first: {bad[0][1]}: {bad[0][2]}."))
+    tell_bad(config, bad, len(source) + len(missing), on_event)
     figures = counts.figures
-    return SegmentationEvalReport(
-        model=config.model,
-        data=" ".join(config.data),
-        task="segment",
-        protocol="head",
-        images=counts.images,
-        bad=len(bad),
+    return evaluated(
+        config,
+        TASK,
+        SegmentationEvalReport,
+        counts.images,
+        bad,
         miou=figures.miou,
         pixel_accuracy=figures.pixel_accuracy,
         mean_accuracy=figures.mean_accuracy,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from beitcli.config.common import Training
+from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.batches import Batch, Masking, View, training_batches
 from beitcli.data.loading.sampler import select_limit, split_holdout
 from beitcli.data.sources import open_data
@@ -20,6 +22,7 @@ from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.distributed.world import ALONE, World
 
 _MEASURED_WITHOUT_HOLDOUT = 512
+Images = TypeVar("Images", bound=Source)
 
 
 def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: World = ALONE) -> Source:
@@ -91,6 +94,31 @@ def hold_out(source: Source, count: int, seed: int, world: World = ALONE) -> Hel
             f"None of {len(some)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.", "Check the data."
         )
     return HeldOut(source, Subset(source, readable), bad, False)
+
+
+def hold_out_annotated(source: Images, some: Callable[[np.ndarray], Images], seed: int) -> tuple[Images, Images, str]:
+    """`hold_out` where the annotations are known to be good, and no image is decoded for it.
+
+    Args:
+        some: Indices to a source of these images alone.
+
+    Returns:
+        What to train on, what to measure on, and in words what that is.
+    """
+    kept = min(_MEASURED_WITHOUT_HOLDOUT, len(source) // 20)
+    if kept:
+        training, held_out = split_holdout(source, kept, seed)
+        return some(training), some(held_out), f"{kept} held-out images"
+    chosen = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
+    return source, some(chosen), f"{len(chosen)} training images"
+
+
+def measured_references(config: FinetuneConfig, has_own_split: Callable[[str], bool]) -> list[str]:
+    """`--val`, or DATA where all of it has a validation split of its own; else nothing."""
+    if config.val is not None:
+        return [config.val]
+    leaves_it_aside = config.split in (None, "train", "training")
+    return list(config.data) if leaves_it_aside and all(map(has_own_split, config.data)) else []
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:

@@ -1,7 +1,4 @@
-"""Networks built from opened checkpoints.
-
-The detector of a checkpoint that `references` opened.
-"""
+"""Networks built from opened checkpoints."""
 
 from __future__ import annotations
 
@@ -12,9 +9,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from beitcli.config.architecture import finetuning_architecture
+from beitcli.config.architecture import Architecture, finetuning_architecture
+from beitcli.config.tasks import TaskDefinition
+from beitcli.config.tasks.detect import TASK as DETECT
+from beitcli.config.tasks.segment import TASK as SEGMENT
 from beitcli.errors import StorageError
-from beitcli.heads.detection import HEAD_NAMES
 from beitcli.models.checkpoints.load_backbone import Transfer, by_block, load_backbone
 from beitcli.models.checkpoints.load_timm import load_foreign
 from beitcli.models.checkpoints.open import OpenedModel, expect, open_model, open_pretrained
@@ -33,16 +32,43 @@ Built = TypeVar("Built", bound=nn.Module)
 
 def detector_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Detector, OpenedModel]:
     """The detector of these weights, in evaluation mode, resized to `size` (H, W) where given."""
-    expect(opened, "detector")
-    head, (width, regions) = opened.described.head, head_shape(opened)
-    if head not in HEAD_NAMES:
+
+    def make(target: Architecture, classes: int, head: str) -> Detector:
+        return Detector(target, classes, head, *head_shape(opened))
+
+    return under_head(opened, DETECT, make, size)
+
+
+def segmenter_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Segmenter, OpenedModel]:
+    """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
+    return under_head(opened, SEGMENT, Segmenter, size)
+
+
+def under_head(
+    opened: OpenedModel,
+    task: TaskDefinition,
+    make: Callable[[Architecture, int, str], Built],
+    size: tuple[int, int] | None = None,
+) -> tuple[Built, OpenedModel]:
+    """The backbone and the head of these weights, in evaluation mode.
+
+    Args:
+        make: Of a shape, a number of classes and the head's name; nothing is drawn for it.
+        size: (H, W) that it is resized to.
+
+    Raises:
+        StorageError: It is of another task, or its head is none that is known here.
+    """
+    expect(opened, task.kind)
+    head = opened.described.head
+    if head not in task.head_names():
         raise StorageError(
-            f"'{opened.reference}' is a detector with another head than {' or '.join(HEAD_NAMES)}.",
+            f"'{opened.reference}' is a {task.kind} with another head than {' or '.join(task.head_names())}.",
             "Finetune from it: its backbone is taken.",
         )
     target = finetuning_architecture(opened.architecture, size)
     tensors = opened.tensors() | opened.head_tensors()
-    model = blank(lambda: Detector(target, opened.described.outputs, head, width, regions))
+    model = blank(lambda: make(target, opened.described.outputs, head))
     transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
     return model.eval(), said_resized(opened, transfer)
 
@@ -118,22 +144,6 @@ def classifier_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> t
         foreign = build_foreign(target, opened.described.outputs)
         return foreign.eval(), said_resized(opened, load_foreign(foreign, tensors, opened.architecture))
     model = blank(lambda: Classifier(target, opened.described.outputs, pooling=opened.described.pooling))
-    transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
-    return model.eval(), said_resized(opened, transfer)
-
-
-def segmenter_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Segmenter, OpenedModel]:
-    """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
-    expect(opened, "segmenter")
-    head = opened.described.head
-    if head is None:
-        raise StorageError(
-            f"'{opened.reference}' is a segmenter with another head than UPerNet.",
-            "Finetune from it: its backbone is taken.",
-        )
-    target = finetuning_architecture(opened.architecture, size)
-    tensors = opened.tensors() | opened.head_tensors()
-    model = blank(lambda: Segmenter(target, opened.described.outputs, head))
     transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
     return model.eval(), said_resized(opened, transfer)
 

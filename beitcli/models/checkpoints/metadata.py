@@ -13,8 +13,9 @@ from typing import Any
 
 from beitcli.config.architecture import Architecture, Kind, Pooling, Positions
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
+from beitcli.config.tasks import task_of_head, task_of_kind
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.head_keys import head_kind
+from beitcli.models.checkpoints.head_keys import head_classes, head_kind
 from beitcli.models.checkpoints.key_mapping import Layout
 
 _RELEASED_HEAD_WIDTH = 64
@@ -65,8 +66,8 @@ class Description:
 
     Attributes:
         parameters: Numbers in all tensors that are taken.
-        outputs: V of a masked image model, classes of a classifier, segmenter or detector, else 0.
-        head: Of a segmenter or detector, by name; None where it is none that is known here.
+        outputs: V of a masked image model, classes of what was finetuned, else 0.
+        head: Of what was finetuned, by name, where it has one of its own; None where it is none that is known here.
         classes: Names; numbers where `names_classes` is false.
         assumed: What neither tensors nor settings tell, in words.
     """
@@ -151,17 +152,10 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
     architecture = _architecture(ours, stated, origin, assumed)
     _check_shapes(ours, architecture, origin)
     outputs = {name: ours[f"{name}.weight"][0] for name in ("token_head", "head") if f"{name}.weight" in ours}
-    kind: Kind = (
-        "masked-image-model"
-        if "token_head" in outputs
-        else "classifier"
-        if "head" in outputs
-        else "segmenter"
-        if layout.is_segmenter
-        else "detector"
-        if layout.is_detector
-        else "backbone"
-    )
+    of_head = None if outputs else task_of_head(layout.head)
+    kind: Kind = of_head.kind if of_head else "backbone"
+    if outputs:
+        kind = "masked-image-model" if "token_head" in outputs else "classifier"
     by_norm: Pooling = "token" if "norm.weight" in ours and "fc_norm.weight" not in ours else "mean"
     pooling: Pooling = "mean" if kind == "masked-image-model" else stated.pooling or by_norm
     needed = {"masked-image-model": "norm", "classifier": "norm" if pooling == "token" else "fc_norm"}.get(kind)
@@ -172,16 +166,9 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         released = architecture.positions != "absolute" and not layout.is_version_2
         normalization = INCEPTION if released else IMAGENET
         assumed.append(f"images normalised by {'0.5 / 0.5' if released else 'ImageNet mean and std'}")
-    number = outputs.get("token_head", outputs.get("head", 0))
-    if kind == "detector":
-        scoring = layout.head.get("detection.roi_heads.box_predictor.cls_score.weight")
-        number = max(0, shapes[scoring][0] - 1) if scoring and shapes[scoring] else 0  # the first is the background
-    if kind == "segmenter":
-        classifying = layout.head.get("decode_head.conv_seg.weight") or layout.head.get(
-            "decode_head.main.conv_seg.weight"
-        )
-        number = shapes[classifying][0] if classifying and shapes[classifying] else 0
-    named = kind in ("classifier", "segmenter", "detector")
+    head = (stated.head or head_kind(layout.head)) if of_head else None
+    number = head_classes(head, layout.head, shapes) if of_head else outputs.get("token_head", outputs.get("head", 0))
+    named = task_of_kind(kind) is not None
     classes = stated.classes if named else ()
     names_classes = not named or len(classes) == number
     if not names_classes:
@@ -199,7 +186,7 @@ def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Des
         pooling=pooling,
         normalization=normalization,
         crop_share=stated.crop_share,
-        head=(stated.head or head_kind(layout.head)) if kind in ("segmenter", "detector") else None,
+        head=head,
         assumed=tuple(assumed),
     )
 

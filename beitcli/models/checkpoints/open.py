@@ -13,6 +13,7 @@ import torch
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.normalization import NORMALIZATIONS, Normalization
+from beitcli.config.tasks import TASKS, TaskDefinition, task_of_kind
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import check_section, stated_in
 from beitcli.models.checkpoints.key_mapping import Layout, read_layout
@@ -35,13 +36,7 @@ from beitcli.runtime.storage.checkpoint import SUMS, Checkpoint, newest_checkpoi
 from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.reader import WeightFile, read_header, read_tensors
 
-MADE_BY = {
-    "masked-image-model": "pretrain",
-    "classifier": "finetune",
-    "segmenter": "finetune --task segment",
-    "detector": "finetune --task detect",
-    "tokenizer": "train-tokenizer",
-}
+_MADE_BY = {"masked-image-model": "pretrain", "tokenizer": "train-tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -273,12 +268,22 @@ def expect(opened: OpenedModel, *kinds: str, or_else: str = "") -> None:
         or_else: What else can be done with that one, a sentence.
     """
     if opened.kind not in kinds:
-        needed = " or ".join(dict.fromkeys(f"`beit {MADE_BY[kind]}`" for kind in kinds))
+        made_by = _MADE_BY | {task.kind: task.command for task in TASKS.entries().values()}
+        needed = " or ".join(dict.fromkeys(f"`beit {made_by[kind]}`" for kind in kinds))
         article = "an" if opened.kind[0] in "aeiou" else "a"
         raise StorageError(
             f"'{opened.reference}' is {article} {opened.kind}.",
             f"Give a checkpoint as made by {needed}. {or_else}".strip(),
         )
+
+
+def expect_finetuned(opened: OpenedModel, or_else: str = "") -> TaskDefinition:
+    """The task that the checkpoint was finetuned for. Raises StorageError where it was for none; see `expect`."""
+    task = task_of_kind(opened.kind)
+    if task is None:
+        expect(opened, *(task.kind for task in TASKS.entries().values()), or_else=or_else)
+    assert task is not None
+    return task
 
 
 def open_pretrained(reference: str, on_progress: OnProgress | None = None, seed: int = 0) -> OpenedModel:
