@@ -73,15 +73,8 @@ def task_of_kind(kind: str) -> TaskDefinition | None:
 
 def task_of_head(names: Iterable[str]) -> TaskDefinition | None:
     """The task whose head has tensors of these names; None where there is no such head."""
-    names = tuple(names)
-    return next(
-        (
-            task
-            for task in TASKS.entries().values()
-            if task.prefix and any(name.startswith(task.prefix) for name in names)
-        ),
-        None,
-    )
+    names, tasks = tuple(names), TASKS.entries().values()
+    return next((task for task in tasks if task.prefix and any(name.startswith(task.prefix) for name in names)), None)
 
 
 def all_heads() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from beitcli.config.evaluate import EvalConfig
 from beitcli.config.tasks.detect import TASK
 from beitcli.data.sources.detection import open_detection
 from beitcli.engine.detection.inference import score
-from beitcli.engine.detection.metrics import FIGURES, require_pycocotools
+from beitcli.engine.detection.metrics import FIGURES, AveragePrecision, require_pycocotools
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, limited, tell_bad
@@ -19,22 +19,9 @@ from beitcli.models.checkpoints.open import OpenedModel
 
 
 @dataclass(frozen=True)
-class DetectionMetrics:
-    """Fractions in 0-1, None where nothing is to be found.
+class DetectionMetrics(AveragePrecision):
+    """Of all classes, and the AP of each by name."""
 
-    Attributes:
-        ap_of_class: By class name.
-    """
-
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    mask_ap: float | None
-    mask_ap50: float | None
-    mask_ap75: float | None
     ap_of_class: dict[str, float | None]
 
 

@@ -1,8 +1,10 @@
 """What the tasks of finetuning have in common: how they begin, their `Task`, the job they make.
 
-begun = begin(config, join_compute(config), on_event)     --init, opened once
-task = SegmentationTask(config, plan, model, ...)         a `FinetunedTask`
-run_finetuning(begun, data, view, task, ...)              plan or dry run, loop, report, card
+    begun = begin(config, join_compute(config), on_event)     --init, opened once
+    task = SegmentationTask(config, plan, model, ...)         a `FinetunedTask`
+    run_finetuning(begun, data, view, task, ...)              plan or dry run, loop, report, card
+
+Between these a task opens its data and makes its network.
 """
 
 from __future__ import annotations
