@@ -1,4 +1,4 @@
-"""What every function of the API does before and around its job: settings, events, errors."""
+"""Common parts of the API functions: settings, events, errors."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Config = TypeVar("Config", bound=Job)
 def resolve_call(
     kind: type[Config], role: str, data: Any, settings: dict[str, Any], model: Any = None, *, dry_run: bool = False
 ) -> Config:
-    """The config of a call.
+    """Returns the config of a call.
 
     Args:
-        role: The setting that `data` is given by: `data` or `inputs`.
-        model: The setting `model` of calls that take one first, or the config.
+        role: Name of the setting that `data` sets: `data` or `inputs`.
+        model: The setting `model`, for functions that take it first, or a config.
         dry_run: Return the plan of a training job.
 
     Raises:
-        UsageError: A setting is wrong or missing, or is given beside a config that holds it already.
+        UsageError: A setting is wrong or missing, or is given in addition to a config.
     """
     with hinted():
         given = data if model is None else model
@@ -47,7 +47,7 @@ def resolve_call(
             named = settings | ({"dry_run": True} if dry_run else {}) | ({} if model is None else {"model": model})
             listed = [data] if isinstance(data, str | os.PathLike) else list(data)
             config = resolve(kind, _flags(kind, named | ({role: listed} if listed else {}))).config
-        if isinstance(config, Training) and config.dry_run and not dry_run:  # the call's type promises a report
+        if isinstance(config, Training) and config.dry_run and not dry_run:  # the return type is a report
             raise UsageError(
                 "The config asks for a dry run.", "Give dry_run=True by keyword: the call returns the plan."
             )
@@ -56,7 +56,7 @@ def resolve_call(
 
 
 def _whole(kind: type[Config], config: Job, beside: list[str]) -> Config:
-    """A config that is given as such."""
+    """Checks a config that is passed as an object."""
     if not isinstance(config, kind):
         raise UsageError(
             f"{type(config).__name__} is given, and {kind.__name__} is needed.", f"Give a {kind.__name__}."
@@ -70,7 +70,7 @@ def _whole(kind: type[Config], config: Job, beside: list[str]) -> Config:
 
 
 def _require_possible(config: Job) -> None:
-    """Raises UsageError for what a call from Python cannot do."""
+    """Raises UsageError for settings that a call from Python does not support."""
     if isinstance(config, TokenizeConfig) and not config.inputs:
         raise UsageError("inputs is empty.", "Name images, or '-' for paths on stdin.")
     if isinstance(config, Launched) and (config.gpus > 1 or config.nodes > 1) and place_of_this_process() is None:
@@ -81,11 +81,7 @@ def _require_possible(config: Job) -> None:
 
 
 def _flags(kind: type[Job], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as `resolve` takes them, paths as text.
-
-    Raises:
-        UsageError: One of them is unknown.
-    """
+    """Converts settings to what `resolve` takes, with paths as str; raises UsageError for an unknown one."""
     known = settings_of(kind)
     for name in settings:
         if name not in known:
@@ -102,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def hinted() -> Iterator[None]:
-    """Tracebacks show the way out of an error below its message."""
+    """Context that adds the hint of a BeitError to its traceback, below the message."""
     try:
         yield
     except BeitError as error:
@@ -113,11 +109,11 @@ def hinted() -> Iterator[None]:
 
 @contextmanager
 def event_handler(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
-    """Where the events of a job go: to `on_event`, else to stderr, of several processes the first one's."""
+    """Yields the handler for a job's events: `on_event`, or the progress display on stderr (of rank 0 only)."""
     place = place_of_this_process()
     if place is not None:
         atexit.unregister(leave)
-        atexit.register(leave)  # not after each job: the script's next one needs the same processes
+        atexit.register(leave)  # not after each job: the script's next job uses the same process group
     shell = Shell(quiet=not progress or (place is not None and place.rank > 0))
     try:
         with hinted():

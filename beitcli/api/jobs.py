@@ -1,4 +1,4 @@
-"""The jobs: config or data and settings in, report out. Each is the engine's function of the same name."""
+"""The commands as functions: a config, or data and settings, in; a report out. Each calls the engine's function."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def pretrain(
     """Pretrains a BEiT by masked image modeling: `beit pretrain`.
 
     Args:
-        data: Images: a folder, shards, `sample`, ... or several; or a whole config. Empty to go on with a run
-            (`out=RUN, resume=True`).
-        dry_run: Return the plan as a dict, and train nothing.
+        data: Images: a folder, shards, `sample`, ... or several of these; or a config. Empty to resume a run (`out=RUN,
+            resume=True`).
+        dry_run: Return the plan as a dict, without training.
         progress: Show progress on stderr.
-        on_event: Receives the events; nothing is shown then.
+        on_event: Receives the events; progress is not shown then.
         settings: Those of `beit pretrain --help`.
 
     Raises:
-        BeitError: Any of its kinds; Stopped where a signal or Ctrl-C ended the run, its progress saved.
+        BeitError: Any subclass; Stopped if a signal or Ctrl-C ended the run, after saving it.
     """
     config = resolve_call(PretrainConfig, "data", data, settings, dry_run=dry_run)
     with event_handler(progress, on_event) as events:
@@ -98,7 +98,7 @@ def finetune(
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> FinetuneReport | SegmentReport | DetectReport | dict[str, Any]:
-    """Finetunes a classifier, segmenter or detector: `beit finetune`; `init=MODEL` is needed, or `init="random"`.
+    """Finetunes a classifier, segmenter or detector: `beit finetune`; requires `init=MODEL` or `init="random"`.
 
     Returns:
         The report of the task. Arguments and errors are those of `pretrain`.
@@ -152,14 +152,14 @@ def evaluate(
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> EvalReport | SegmentationEvalReport | DetectionEvalReport | ProbeReport:
-    """Measures one model on labelled images: `beit eval`.
+    """Evaluates a model on labelled images: `beit eval`.
 
     Args:
-        model: A run, a checkpoint, `hf://OWNER/NAME`, `timm/NAME`, ...; or a whole config.
+        model: A run, a checkpoint, `hf://OWNER/NAME`, `timm/NAME`, ...; or a config.
         data: Images with labels, masks or boxes.
 
     Returns:
-        The report of the model's kind, or of a probe (`protocol="knn"` or `"linear"`).
+        The report of the model's task, or of a probe (`protocol="knn"` or `"linear"`).
     """
     config = resolve_call(EvalConfig, "data", data, settings, model)
     with event_handler(progress, on_event) as events:
@@ -176,17 +176,17 @@ def predict(
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Iterator[dict[str, Any]]:
-    """What a finetuned model says of images: `beit predict`. Settings are checked at once, images read as asked for.
+    """Predicts with a finetuned model: `beit predict`. Settings are checked at once, images are read on demand.
 
     Args:
-        model: A classifier, segmenter or detector; or a whole config.
+        model: A classifier, segmenter or detector; or a config.
         inputs: Images, with or without labels.
 
     Yields:
-        A dict an image, in input order: the JSON Lines of the command; `{"path", "error"}` of one that cannot be read.
+        One dict per image, in input order, as in the command's JSON Lines; `{"path", "error"}` for an unreadable image.
 
     Raises:
-        DataError: After the last image, where some could not be read.
+        DataError: After the last image, if some could not be read.
     """
     config = resolve_call(PredictConfig, "inputs", inputs, settings, model)
 
@@ -206,14 +206,15 @@ def tokenize(
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Turns images into visual tokens: `beit tokenize`; `tokenizer=` is needed. Settings are checked at once.
+    """Converts images to visual tokens: `beit tokenize`; requires `tokenizer=`. Settings are checked at once.
 
     Yields:
-        A dict an image, in input order: `{"path", "grid", "tokens"}`, or `{"path", "error"}`. With `output` the
-        tokens go to that file, and nothing is yielded before it is written: `list(beitcli.tokenize(...))`.
+        One dict per image, in input order: `{"path", "grid", "tokens"}`, or `{"path", "error"}`. With `output` the
+            tokens are written to that file while the iterator is consumed, and nothing is yielded:
+            `list(beitcli.tokenize(...))`.
 
     Raises:
-        DataError: After the last image, where some could not be read.
+        DataError: After the last image, if some could not be read.
     """
     config = resolve_call(TokenizeConfig, "inputs", inputs, settings)
 

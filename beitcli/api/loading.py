@@ -1,4 +1,4 @@
-"""Models and tokenizers, ready to be called."""
+"""Loads models and tokenizers for use from Python."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 def load_model(
     model: Reference, *, device: str | torch.device = "cpu", progress: bool = True, on_event: OnEvent | None = None
 ) -> MaskedImageModel | ImageClassifier | Segmenter | Detector:
-    """Any MODEL with its weights in fp32, in evaluation mode; its class follows from the checkpoint.
+    """Loads any MODEL in fp32 and evaluation mode; its class follows from the checkpoint.
 
-    Images go in as (B, 3, H, W) floats of `model.architecture.image_size`, normalised by mean and standard deviation of
-    `beitcli.models.checkpoints.open.open_model(reference).normalization`.
+    The model takes (B, 3, H, W) floats of `model.architecture.image_size`, normalized by the mean and standard
+    deviation of `beitcli.models.checkpoints.open.open_model(reference).normalization`.
 
     Args:
         model: A run, a checkpoint, a file or folder of weights, `hf://OWNER/NAME`, `timm/NAME` or `random`.
         device: Where the weights go.
 
     Returns:
-        The masked image model of pretraining, a classifier, segmenter or detector; of a checkpoint without any head the
-        backbone in the finetuning layout, whose output is the pooled features (B, D).
+        The masked image model of pretraining, a classifier, segmenter or detector. For a checkpoint without a head, the
+            backbone in the finetuning layout, whose output is the pooled features (B, D).
 
     Raises:
-        UsageError: There is nothing of that name.
-        StorageError: It is a tokenizer, another program's model of another kind, damaged, or cannot be fetched.
+        UsageError: There is no such model.
+        StorageError: It is a tokenizer, an unsupported model of another program, damaged, or cannot be downloaded.
     """
     with event_handler(progress, on_event) as events:
         from beitcli.engine.events import downloads, warn
@@ -63,14 +63,14 @@ def load_model(
 def load_tokenizer(
     tokenizer: Reference, *, device: str | torch.device = "cpu", progress: bool = True, on_event: OnEvent | None = None
 ) -> Tokenizer:
-    """A frozen tokenizer: `encode` takes uint8 or [0, 1] images (B, 3, H, W), and gives tokens (B, N) int64.
+    """Loads a frozen tokenizer: `encode` maps (B, 3, H, W), uint8 or float in [0, 1], to tokens (B, N) int64.
 
     Args:
         tokenizer: `dall-e`, a folder with OpenAI's files, `hf://OWNER/NAME`, or a run of train_tokenizer or pretrain.
 
     Raises:
-        UsageError: There is none of that name.
-        StorageError: It is something else, damaged, or cannot be fetched.
+        UsageError: There is no such tokenizer.
+        StorageError: It is not a tokenizer, damaged, or cannot be downloaded.
     """
     with event_handler(progress, on_event) as events:
         import torch

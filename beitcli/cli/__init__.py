@@ -1,1 +1,1 @@
-"""The command line: words and pictures for a person. Nothing here imports torch before a command runs."""
+"""Command-line interface: argument parsing, console output, exit codes. torch is imported only when a command runs."""

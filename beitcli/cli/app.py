@@ -1,4 +1,4 @@
-"""The `beit` executable: registers the commands; `main(argv)` gives the exit code."""
+"""The `beit` executable: registers the commands; `main(argv)` returns the exit code."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def _version(asked: bool) -> None:
 
 
 def _build(words: list[str], asked: set[str], own_options: bool) -> typer.Typer:
-    """Registers the commands.
+    """Builds the typer app.
 
     Args:
-        words: The command line.
-        asked: Commands that get their parameters; those of all take 40 ms.
-        own_options: Whether typer's options of the program itself are there; it imports pydantic for them, 80 ms.
+        words: The command line, without the program's name.
+        asked: Names of the commands that get their parameters; building the parameters of all commands takes 40 ms.
+        own_options: Whether to add typer's options of the program itself, for which typer imports pydantic (80 ms).
     """
     app = typer.Typer(
         name="beit",
@@ -92,19 +92,15 @@ def _build(words: list[str], asked: set[str], own_options: bool) -> typer.Typer:
 
 
 def _nothing() -> None:
-    """What stands in for a command that is not asked for."""
+    """Placeholder callback of a command that the command line does not name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line.
-
-    Returns:
-        The exit code of the contract (see `beitcli.errors`).
-    """
+    """Runs one command line and returns its exit code, as listed in `beitcli.errors`."""
     begin_as_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     names = {command.name for command in COMMANDS}
-    completing = "_BEIT_COMPLETE" in os.environ  # the shell asks, and tells the words in other variables
+    completing = "_BEIT_COMPLETE" in os.environ  # shell completion passes the words in other variables
     word = next((word for word in arguments if not word.startswith("-")), "")
     asked = names if completing else names & {word}
     own_options = completing or arguments[:1] != [word] or not asked
@@ -124,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:
         if not isinstance(ended.__context__, BrokenPipeError):
             raise
-        close_stdout()  # Typer exits with 1 where the reader of its help has gone
+        close_stdout()  # typer exits with 1 if the pipe that its help goes to is closed
         return 0
     except typer.TyperException as error:
         shell.failed(_usage_error(error, arguments))
@@ -132,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageError:
-    """Typer's complaint in our words, with the nearest spelling."""
+    """Converts typer's error to a `UsageError`, with the nearest spelling as hint."""
     name = next((word for word in arguments if not word.startswith("-")), "")
     commands = {command.name: command for command in COMMANDS}
     help_line = f"See `beit {name} --help`." if name in commands else "See `beit --help`."
@@ -153,5 +149,5 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
 
 
 def run() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     sys.exit(main())

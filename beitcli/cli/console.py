@@ -1,7 +1,7 @@
-"""Results to stdout, everything else to stderr.
+"""Console output: results on stdout; progress, warnings and errors on stderr.
 
-A `Shell` is one invocation's way to speak: it turns the engine's events into progress bars on a terminal and plain
-lines elsewhere, and results into JSON or a table.
+`Shell` renders the engine's events as progress bars on a terminal and as plain lines elsewhere, and results as JSON or
+as a table.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
     from beitcli.engine.events import Event, Progress
 
-_LINE_SECONDS = 5.0  # between two plain lines of figures
-_BAR_COLUMNS = 44  # phase, bar, count and time left: at 80 columns the loss and one metric stand beside them
-_COUNT_SECONDS = 10.0  # between two plain lines that only count; a shorter job has none
+_LINE_SECONDS = 5.0  # between two plain lines with metrics
+_BAR_COLUMNS = 44  # width of phase, bar, count and time left; 80 columns leave room for the loss and one metric
+_COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
 
 
 class Shell:
-    """How one command talks.
+    """Output of one command.
 
     Args:
         as_json: `--json`.
-        quiet: `--quiet`: errors only.
-        debug: `--debug`: tracebacks.
+        quiet: `--quiet`: print errors only.
+        debug: `--debug`: print tracebacks.
 
     Attributes:
-        muted: Another process of the job speaks; this one shows its errors only.
+        muted: True on ranks above 0, which print their errors only.
     """
 
     muted = False
@@ -51,11 +51,11 @@ class Shell:
         self._bar_tasks: dict[str, Any] = {}
         self._last_line = 0.0
         self._last_count: float | None = None
-        self._downloads: dict[str, tuple[float, int]] = {}  # when each was first heard of, and its bytes then
+        self._downloads: dict[str, tuple[float, int]] = {}  # phase -> time and bytes of its first event
 
     @property
     def console(self) -> Console:
-        """stderr."""
+        """rich console on stderr."""
         if self._console is None:
             from rich.console import Console
 
@@ -64,18 +64,18 @@ class Shell:
 
     @property
     def wants_json(self) -> bool:
-        """Whether results are JSON: asked for, or stdout is no terminal."""
+        """Whether results are printed as JSON: with `--json`, or if stdout is not a terminal."""
         return self.as_json or not sys.stdout.isatty()
 
     @property
     def stdin(self) -> BinaryIO | None:
-        """None where it is closed, as for some services."""
+        """Standard input as bytes; None if it is closed, as for some services."""
         return None if sys.stdin is None else sys.stdin.buffer
 
     # Results
 
     def line(self, text: str) -> None:
-        """One line; bytes of a file name that are no text are written as `\\udcff`, so that it never fails."""
+        """Prints one line. Characters that stdout cannot encode (bytes of a file name) are escaped as `\\udcff`."""
         if self.muted:
             return
         self._make_way()
@@ -87,22 +87,22 @@ class Shell:
         sys.stdout.flush()
 
     def picture(self, picture: Image.Image) -> None:
-        """The bytes of a PNG."""
+        """Writes a picture to stdout as PNG."""
         self._make_way()
         picture.save(sys.stdout.buffer, format="PNG")
         sys.stdout.buffer.flush()
 
     def _make_way(self) -> None:
-        """A bar and results on one terminal would garble each other: the next event starts the bar again."""
+        """Pauses the progress bar if results go to the same terminal; the next event restarts it."""
         if self._bar is not None and sys.stdout.isatty():
             self._bar.stop()
 
     def document(self, document: Any) -> None:
-        """One JSON document on one line."""
+        """Prints one JSON document on one line."""
         self.line(json.dumps(as_plain(document)))
 
     def made(self, report: Any) -> None:
-        """What a training command made: its path, or everything with `--json`."""
+        """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
         self._end_bar()
         plain = as_plain(report)
         if self.as_json or "run" not in plain:
@@ -112,7 +112,7 @@ class Shell:
             self.table(plain)
 
     def figures(self, report: Any) -> None:
-        """A table on a terminal, JSON when piped."""
+        """Prints metrics as a table on a terminal, as JSON if piped."""
         self._end_bar()
         if self.wants_json:
             self.document(report)
@@ -120,7 +120,7 @@ class Shell:
         self._print(_table(as_plain(report)))
 
     def comparison(self, reports: Sequence[Any]) -> None:
-        """Figures of one model, or one table and one JSON array of several."""
+        """Prints the metrics of one model, or those of several models as one table or one JSON array."""
         from beitcli.cli.tables import side_by_side
 
         plain = [as_plain(report) for report in reports]
@@ -136,7 +136,7 @@ class Shell:
                 self._print(side_by_side(layers, "layer"))
 
     def _print(self, table: Any) -> None:
-        """To stdout."""
+        """Prints a rich table to stdout."""
         from rich.console import Console
 
         console = Console(highlight=False)
@@ -145,7 +145,7 @@ class Shell:
         self.line(captured.get().rstrip("\n"))
 
     def table(self, rows: dict[str, Any], title: str = "") -> None:
-        """Rows for a person, on stderr."""
+        """Prints rows as a table on stderr."""
         if not self.quiet and not self.muted:
             self._end_bar()
             self.console.print(_table(rows, title))
@@ -153,7 +153,7 @@ class Shell:
     # Events
 
     def on_event(self, event: Event) -> None:
-        """Shows an event of the engine."""
+        """Renders an event of the engine."""
         from beitcli.engine import events
 
         if self.quiet or self.muted:
@@ -195,18 +195,18 @@ class Shell:
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total or None)
         if event.metrics:
-            room = self.console.width - _BAR_COLUMNS  # or the figures would push the bar away
+            room = self.console.width - _BAR_COLUMNS  # more text would displace the bar
             self._bar.update(task, figures=shown(event.metrics, room))
 
     def _is_due(self, event: Progress) -> bool:
-        """Whether a plain line is to be written: steps of training speak with their figures, other work by counting."""
+        """Whether to print a plain line: every 5 s with metrics (held-out: at once); else every 10 s, steps never."""
         now = time.monotonic()
         if event.metrics:
             measured = any(name.startswith("held_out") for name in event.metrics)
             due = measured or now - self._last_line >= _LINE_SECONDS
             self._last_line = now if due else self._last_line
         else:
-            since = now - self._last_count if self._last_count is not None else 0.0  # from the first event on
+            since = now - self._last_count if self._last_count is not None else 0.0  # counted from the first event
             unfinished = event.done < event.total or not event.total
             due = event.unit != "step" and unfinished and since >= _COUNT_SECONDS
             self._last_count = now if due or self._last_count is None else self._last_count
@@ -223,7 +223,7 @@ class Shell:
         self._end_bar()
 
     def failed(self, error: BaseException) -> None:
-        """What is wrong and how to put it right, on stderr."""
+        """Prints an error and its hint on stderr."""
         self._end_bar()
         if self.debug:
             traceback.print_exception(error, file=sys.stderr)
@@ -239,14 +239,14 @@ class Shell:
 
 
 def _bar(console: Console) -> Bar:
-    """stdout is left alone, as results go there; a line a phase, as rich would clear too much above a wrapped one."""
+    """Builds the progress bar. stdout is not redirected. No column wraps: rich erases too much above a wrapped line."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
     from rich.table import Column
     from rich.text import Text
 
     class Count(MofNCompleteColumn):
-        """Pieces done of all; of a download the megabytes and how fast they come."""
+        """Items done out of all; for a download, megabytes and rate."""
 
         def render(self, task: Task) -> Text:
             if task.fields["unit"] != "byte":
@@ -267,16 +267,16 @@ def _bar(console: Console) -> Bar:
 
 
 def as_plain(report: Any) -> dict[str, Any]:
-    """A report's fields, `further` metrics beside the others."""
+    """Converts a report to a dict, with its `further` metrics at the top level."""
     plain = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
     return plain | plain.pop("further", {})
 
 
 def shown(figures: dict[str, float], room: int | None = None) -> str:
-    """The figures a person follows, the most important first.
+    """Formats metrics as one line, the most important first.
 
     Args:
-        room: The most characters; figures from the first one on that does not fit are left out.
+        room: Maximum number of characters; the line ends before the first metric that does not fit.
     """
     line = ""
     for name, value in metric_texts(figures):
@@ -288,7 +288,7 @@ def shown(figures: dict[str, float], room: int | None = None) -> str:
 
 
 def megabytes(done: float, total: float, rate: float) -> str:
-    """`95.7/215.2 MB, 12.3 MB/s`, of bytes and bytes a second; 0 where one is not known."""
+    """Formats bytes and bytes per second as `95.7/215.2 MB, 12.3 MB/s`; 0 stands for unknown."""
     of = f"/{total / 1e6:.1f}" if total else ""
     return f"{done / 1e6:.1f}{of} MB" + (f", {rate / 1e6:.1f} MB/s" if rate else "")
 
@@ -308,7 +308,7 @@ def _table(rows: dict[str, Any], title: str = "") -> Any:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, dict):  # a figure a class
+    if isinstance(value, dict):  # one metric per class
         return ", ".join(f"{name} {'-' if each is None else _text(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 

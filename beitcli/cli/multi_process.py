@@ -1,4 +1,4 @@
-"""A command in several processes: starting them, and being one of them."""
+"""Multi-process commands: launching the ranks, and reporting how this rank ended."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _LEAVE_SECONDS = 20.0
 
 
 def begin_as_process() -> None:
-    """Where a launcher of ours started this process: it ends with it."""
+    """Ties this process to the `beit --gpus` launcher that started it, if any: it is killed when the launcher dies."""
     launcher = os.environ.get("BEIT_LAUNCHER", "")
     if FOLDER_VARIABLE in os.environ and "RANK" in os.environ and launcher.isdecimal():
         end_with_parent(int(launcher))
 
 
 def place_of(config_class: type) -> Place | None:
-    """This process's place among those of its job; None where it computes alone."""
+    """Returns the rank of this process in its job; None for a single process, or for a single-process command."""
     return place_of_this_process() if issubclass(config_class, Launched) else None
 
 
 def in_several(config: Any, words: list[str], shell: Shell) -> bool:
-    """Runs the command in the processes that `--gpus` asks for; False where this process is to run it.
+    """Runs the command in the processes that `--gpus` asks for; returns False if this process has to run it.
 
     Args:
         words: The command line after `beit`.
@@ -63,24 +63,24 @@ def in_several(config: Any, words: list[str], shell: Shell) -> bool:
         from beitcli.engine.trainer.setup import run_path
 
         words = [*words, "--out", str(run_path(config))]
-    if getattr(config, "output", None) == "-":  # what is on stdout already would come again
+    if getattr(config, "output", None) == "-":  # a restart would repeat what is already on stdout
         plan = replace(plan, max_restarts=0)
     launch(words, plan, lambda text: shell.on_event(Note(text)))
     return True
 
 
 def tell_restart(place: Place, config: Launched, shell: Shell) -> None:
-    """Says which restart this is, and what is known of its cause.
+    """Warns that the job was restarted, and names the cause.
 
     Raises:
-        BeitError: The cause, where starting again only leads there again.
+        BeitError: The cause, if a restart only leads to it again.
     """
     from beitcli.engine.events import Warned
 
     folder = os.environ.get(FOLDER_VARIABLE)
     before = read_failures(folder) if folder and os.path.isdir(folder) else []
     for each in before:
-        if each.ends_the_job and not each.by_a_peer:  # one process ended by it while the others hung
+        if each.ends_the_job and not each.by_a_peer:  # one rank ended with it while the others hung
             raise each.as_error()
     own = [each for each in before if not each.by_a_peer]
     cause = f"Rank {own[0].rank} failed ({own[0].kind}: {own[0].message})" if own else "A process was killed"
@@ -88,10 +88,10 @@ def tell_restart(place: Place, config: Launched, shell: Shell) -> None:
 
 
 def ended(place: Place, error: BaseException, shell: Shell) -> int:
-    """Tells how this process ended; the exit code of its process.
+    """Reports the error that ended this process; returns its exit code.
 
-    Under a launcher of ours an error of the job ends a process with 0, as nothing is to be started again for it; the
-    launcher shows it and gives the exit code.
+    Under our launcher the exit code of a job error (bad setting, bad data, stop) is 0, so that nothing is restarted;
+    the launcher prints the error and returns its exit code.
     """
     from beitcli.runtime.distributed.world import is_by_a_peer
 
@@ -111,7 +111,7 @@ def ended(place: Place, error: BaseException, shell: Shell) -> int:
 
 
 def _others_have_ended(folder: str, place: Place) -> bool:
-    """Whether all processes of this machine leave word soon; those that hang must be ended by the launcher."""
+    """Waits for the reports of all ranks of this machine; False if some hang and the launcher has to kill them."""
     end = time.monotonic() + _LEAVE_SECONDS
     while len([each for each in read_failures(folder) if each.restarts == place.restarts]) < place.local_size:
         if time.monotonic() > end:
@@ -121,14 +121,14 @@ def _others_have_ended(folder: str, place: Place) -> bool:
 
 
 def reader_has_gone(place: Place, error: BrokenPipeError) -> None:
-    """Tells the others that nobody reads what this process writes, which ends the job, but is no failure."""
+    """Reports to the other ranks that stdout is closed, which ends the job but is not a failure."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
         leave_word(folder, place.rank, place.restarts, error, by_a_peer=False)
 
 
 def leave() -> None:
-    """Ends this process's part in its group, where it has one."""
+    """Leaves the process group, if this process has joined one."""
     import sys
 
     if "beitcli.runtime.distributed.world" in sys.modules:

@@ -1,4 +1,4 @@
-"""Commands from config classes: every setting becomes an option, so that flag, environment, TOML and help agree."""
+"""Builds commands from config classes: every setting becomes an option, so flag, environment, TOML and help agree."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Face = Callable[[Any, Shell], None]
 
 @dataclass(frozen=True)
 class Command:
-    """One command's words.
+    """Declaration of one command.
 
     Attributes:
-        config: Its settings.
+        config: Config class.
         summary: One line for `beit --help`.
-        examples: Command lines, shown first in its own help.
-        face: Runs the engine and shows the result.
-        about: Further help, a paragraph.
+        examples: Command lines, shown first in the command's own help.
+        face: Runs the engine and prints the result.
+        about: Additional help, a paragraph.
     """
 
     config: type
@@ -60,7 +60,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
     """Adds a command whose parameters are its config's settings.
 
     Args:
-        words: The command line, for the processes that it may start.
+        words: The command line, for the processes that the command may launch.
     """
     settings = settings_of(command.config)
 
@@ -101,7 +101,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
     recipe = _recipe(command, settings, asked)
     of_recipe = recipe_settings(settings, command.name, recipe) if recipe else {}
     task = _task(settings, of_recipe | asked)
-    hides = task is not None and not _HELP.isdisjoint(words)  # else all are there: for completion, and to be refused
+    hides = task is not None and not _HELP.isdisjoint(words)  # otherwise all are visible: for completion and errors
     arguments = [_parameter(setting, "") for setting in settings.values() if setting.option.argument]
     options = [
         _parameter(setting, _default(setting, of_recipe, recipe), hidden=hides and not setting.belongs_to(task))
@@ -115,7 +115,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
 
 
 def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
-    """The recipe and the task that a command line names, for its help; typer shows that before it reads the rest."""
+    """Finds the recipe and the task on a command line: typer prints the help before it parses the rest."""
     found = {}
     for name in {"recipe", "task"} & settings.keys():
         flag = settings[name].flag
@@ -126,15 +126,15 @@ def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
 
 
 def _recipe(command: Command, settings: dict[str, Setting], asked: dict[str, str]) -> str:
-    """Whose values the help shows; none for a job without recipes."""
+    """Returns the recipe whose values the help shows; empty for a command without recipes."""
     if "recipe" not in settings:
         return ""
     named = asked.get("recipe")
-    return named if named in recipe_names(command.name) else default_recipe(command.config, settings, asked)
+    return named if named in recipe_names(command.name) else default_recipe(settings, asked)
 
 
 def _task(settings: dict[str, Setting], values: dict[str, Any]) -> str | None:
-    """The task whose settings the help shows; None for a job that has one only."""
+    """Returns the task whose settings the help shows; None for a command with a single task."""
     if not any(setting.option.tasks for setting in settings.values()):
         return None
     task = settings["task"]
@@ -142,13 +142,13 @@ def _task(settings: dict[str, Setting], values: dict[str, Any]) -> str | None:
 
 
 def _other_tasks(command: Command, setting: Setting, task: str) -> str:
-    """A paragraph of the help."""
+    """Returns the help paragraph that refers to the other tasks."""
     others = " or ".join(f"{setting.flag} {each} --help" for each in setting.choices if each != task)
     return f"\n\nBelow are the settings of {setting.flag} {task}; of others: beit {command.name} {others}."
 
 
 def _ended(place: Place | None, error: Exception, shell: Shell) -> int:
-    """Shows an error; the exit code."""
+    """Prints an error and returns the exit code."""
     if place is not None:
         return processes.ended(place, error, shell)
     shell.failed(error)
@@ -156,7 +156,7 @@ def _ended(place: Place | None, error: Exception, shell: Shell) -> int:
 
 
 def _way_on(command: str, flags: dict[str, Any]) -> str:
-    """How a run goes on that was stopped at once, so that it could not say so itself."""
+    """Returns the hint on how to resume a run that was stopped at once and could not print it."""
     folder = flags.get("out")
     if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):
         return "" if folder is None else "Nothing was begun yet: give the same command again."
@@ -164,7 +164,7 @@ def _way_on(command: str, flags: dict[str, Any]) -> str:
 
 
 def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
-    """What is used where nothing is given, for the help: the default recipe's value before the setting's own."""
+    """Returns `[default: ...]` for the help: the recipe's value if it has one, else the setting's default."""
     if of_recipe.get(setting.name) is not None:
         value, source = of_recipe[setting.name], f", recipe {recipe}"
     else:
@@ -180,7 +180,7 @@ def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
 
 def _parameter(setting: Setting, default: str, *, hidden: bool = False) -> inspect.Parameter:
     how, kind = setting.option, setting.kind
-    inner = bool if kind is bool else str  # `resolve` reads the rest, so that a wrong value is told as in a file
+    inner = bool if kind is bool else str  # `resolve` parses the value, with the same errors as for a file
     annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
     text = f"{setting.help} {default}".rstrip().replace("[", "\\[")
     metavar = how.metavar or "|".join(setting.choices) or _METAVARS.get(kind)
@@ -208,5 +208,5 @@ _SHELL_OPTIONS = [
 
 
 def close_stdout() -> None:
-    """Ends quietly where the reader of a pipe has gone: what Python would flush at exit goes nowhere."""
+    """Redirects stdout to /dev/null after its pipe was closed, so that Python's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
-"""What can be told before torch is loaded, which takes seconds: a MODEL, DATA or --out that cannot do.
+"""Checks of MODEL, DATA and --out before torch is imported, which takes seconds.
 
-Only the certain cases: the engine looks again, and its own openers say what is wrong.
+Only certain failures are looked for. The errors come from the functions that the engine calls later.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.tokenize import TokenizeConfig
 
-_WORDS = ("sample", "random", "dall-e", "pixels", "own", "-")  # references that name no file
+_WORDS = ("sample", "random", "dall-e", "pixels", "own", "-")  # references that are not paths
 _KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "REF": "model", "TOKENIZER": "model"}
 
 
 def require_paths(config: Any) -> None:
-    """Raises what the engine would, where it would: a missing model or data, a run folder that is in use.
+    """Raises the engine's error for a missing model or data, or for a run folder that is in use.
 
     Args:
         config: Of any command.
@@ -34,12 +34,12 @@ def require_paths(config: Any) -> None:
         value = getattr(config, setting.name)
         if kind and value:
             named[kind] += [value] if isinstance(value, str) else value
-    if not (isinstance(config, FinetuneConfig) and config.resume):  # a run that goes on needs no --init
+    if not (isinstance(config, FinetuneConfig) and config.resume):  # a resumed run needs no --init
         _require(named["model"], _look_for_model)
     if isinstance(config, Training) and config.out and not config.dry_run:
         _require_out(Path(config.out), config.resume)
-    decodes = isinstance(config, TokenizeConfig) and config.decode  # its INPUT is no image
-    counts = isinstance(config, MaskPreviewConfig) and config.stats  # needs none
+    decodes = isinstance(config, TokenizeConfig) and config.decode  # INPUT holds tokens
+    counts = isinstance(config, MaskPreviewConfig) and config.stats  # needs no data
     if not decodes and not counts:
         _require(named["data"], _look_for_data)
 
@@ -63,14 +63,14 @@ def _look_for_data(reference: str) -> None:
     from beitcli.data.sources import open_data
     from beitcli.models.checkpoints.locate import locate, names_a_model
 
-    if names_a_model(reference):  # `eval` takes several
+    if names_a_model(reference):  # `eval` takes several MODELs
         locate(reference)
     open_data([reference])
 
 
 def _require_out(path: Path, resume: bool) -> None:
     entries: list[str] = []
-    with suppress(OSError):  # nothing is there, or a file
+    with suppress(OSError):  # missing, or a file
         entries = os.listdir(path)
     occupied = any(not name.startswith(".") for name in entries)
     if os.path.isfile(path) or (occupied and not (resume and "config.toml" in entries)):

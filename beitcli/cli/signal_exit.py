@@ -1,7 +1,7 @@
-"""SIGTERM and SIGUSR1 where no training loop looks after them: the command ends at once, cleans up and says so.
+"""Immediate exit on SIGTERM and SIGUSR1 outside a training loop, with cleanup and a message.
 
-A scheduler may end a job while it imports libraries, opens data or writes tokens. Without this the process would die
-of the signal, temporary files and all, and the scheduler would not know that it may be started again.
+A scheduler may end a job while it imports libraries, opens data or writes tokens. Without a handler the process would
+leave temporary files behind, and its exit code would not tell the scheduler that it can be restarted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _NUMBERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if has
 
 
 class SignalledAtOnce(BaseException):
-    """Raised wherever the main thread is, as KeyboardInterrupt is."""
+    """Raised in the main thread at any point, like KeyboardInterrupt."""
 
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
-    """Turns the signals into SignalledAtOnce; training loops replace these handlers and put them back."""
+    """Turns the signals into SignalledAtOnce; training loops replace these handlers and restore them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

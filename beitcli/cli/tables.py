@@ -1,4 +1,4 @@
-"""Figures as tables: of one model by layer, of several models side by side, the best of each column in bold."""
+"""Tables of metrics: one row per layer or per model, the best value of each column in bold."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-_FACTS = ("layer", "images")  # shown beside the figures, never the best of anything
+_FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 
 
 def side_by_side(rows: Sequence[dict[str, Any]], first: str) -> Table:
-    """A row each; its figures are what is a float between 0 and 1.
+    """Builds a table with one row per model or layer. Every float of a row is a metric.
 
     Args:
         first: The column that names a row.

@@ -1,1 +1,1 @@
-"""Settings: one frozen dataclass a job, merged from recipe, file, environment and flags (stdlib only)."""
+"""Configuration: one frozen dataclass per command, merged from recipe, TOML, environment and flags (stdlib only)."""

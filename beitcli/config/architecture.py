@@ -1,4 +1,4 @@
-"""The shape of a BEiT, named sizes included (paper section 2.2; stdlib only)."""
+"""Architecture of a BEiT, and its named sizes (paper, section 2.2; stdlib only)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Positions = Literal["absolute", "shared", "per-block"]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A backbone.
+    """Architecture of a backbone.
 
     Attributes:
         image_size: (H, W) in pixels.
         patch_size: Side of a patch in pixels.
-        width: D; `depth` blocks of `heads` heads, FFN of `mlp_ratio` x D.
-        positions: `absolute` (the paper's model), `shared` (one relative bias table for all blocks, the released
-            pretraining), `per-block` (a table a block, the released finetuning).
-        layer_scale: Initial value of LayerScale; 0 = none.
+        width: Embedding dimension D, of `depth` blocks with `heads` heads and an MLP of `mlp_ratio` x D.
+        positions: Positional encoding: `absolute` (the paper's model), `shared` (one relative position bias table for
+            all blocks, the released pretraining) or `per-block` (one table per block, the released finetuning).
+        layer_scale: Initial value of LayerScale; 0 disables it.
         norm_eps: Epsilon of every LayerNorm; transformers' default is 1e-12.
     """
 
@@ -56,7 +56,7 @@ class Architecture:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """(h, w) patches."""
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
@@ -77,13 +77,13 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def require_size(name: str) -> None:
-    """Raises UsageError where `name` is none of `SIZES`."""
+    """Raises UsageError if `name` is not in `SIZES`."""
     if name not in SIZES:
         raise UsageError(f"There is no model '{name}'.", suggestion(name, SIZES) or f"Models: {', '.join(SIZES)}.")
 
 
 def finetuning_architecture(pretrained: Architecture, image_size: tuple[int, int] | None) -> Architecture:
-    """The same backbone for finetuning: a shared bias becomes one a block."""
+    """Returns the backbone's architecture for finetuning: a shared relative position bias becomes one per block."""
     return replace(
         pretrained,
         image_size=image_size or pretrained.image_size,

@@ -1,4 +1,4 @@
-"""Bounds of a number, and what a value outside them is told (stdlib only)."""
+"""Bounds of numeric settings, and the error messages for values outside them (stdlib only)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from beitcli.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a number must satisfy; it must be finite in any case.
+    """Bounds of a number, which must also be finite.
 
     Attributes:
-        ge: Least value.
-        gt: What it must exceed.
-        le: Largest value.
-        lt: What it must stay below.
+        ge: Minimum.
+        gt: Exclusive minimum.
+        le: Maximum.
+        lt: Exclusive maximum.
     """
 
     ge: float | None = None
@@ -25,11 +25,11 @@ class Bounds:
     lt: float | None = None
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether any bound is set."""
         return self != UNBOUNDED
 
     def admit(self, value: float) -> bool:
-        """Whether `value` lies within; never for NaN."""
+        """Whether `value` is within the bounds; False for NaN."""
         return (
             -math.inf < value < math.inf
             and (self.ge is None or value >= self.ge)
@@ -39,11 +39,7 @@ class Bounds:
         )
 
     def require(self, flag: str, value: float) -> None:
-        """Raises UsageError where `value` lies outside.
-
-        Args:
-            flag: Names the setting: `--lr`.
-        """
+        """Raises UsageError if `value` is out of bounds; `flag` names the setting: `--lr`."""
         if not self.admit(value):
             raise UsageError(f"{flag} is {value}; it must {self._words()}.", self._hint(flag))
 

@@ -1,4 +1,4 @@
-"""Settings that several jobs share, and the checks of their values."""
+"""Settings shared by several commands, and checks of their values."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNE
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every command that computes has."""
+    """Settings of every command that computes on images."""
 
     command: ClassVar[str] = ""
     device: Literal["auto", "cpu", "cuda", "mps"] = option(
-        "auto", "Where to compute.", panel="Machine", harmless=True, saved=False
+        "auto", "Where to compute.", panel="Machine", may_change_on_resume=True, saved=False
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = option(
         "auto",
@@ -35,11 +35,13 @@ class Job:
         -1,
         "Processes that load images; -1 chooses, 0 loads in this one.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         saved=False,
         ge=-1,
     )
-    gpus: int = option(1, "Processes; this command computes in one.", panel="Machine", harmless=True, saved=False)
+    gpus: int = option(
+        1, "Processes; this command computes in one.", panel="Machine", may_change_on_resume=True, saved=False
+    )
     seed: int = option(0, "Everything random follows from it.", panel="Machine", ge=0, le=2**63 - 1)
     limit: int | None = option(
         None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
@@ -55,33 +57,38 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Launched(Job):
-    """What every command has that computes in several processes."""
+    """Settings of commands that can run in several processes."""
 
     gpus: int = option(
         1,
         "Processes of all machines together, one a GPU; with --device cpu processes of this machine.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         saved=False,
         ge=1,
     )
-    nodes: int = option(1, "Machines that share --gpus.", panel="Machine", harmless=True, saved=False, ge=1)
+    nodes: int = option(1, "Machines that share --gpus.", panel="Machine", may_change_on_resume=True, saved=False, ge=1)
     rdzv_endpoint: str | None = option(
         None,
         "Where several machines meet: the first one's name and a free port.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         saved=False,
         metavar="HOST:PORT",
     )
     rdzv_timeout: int = option(
-        600, "Seconds that machines wait for one another.", panel="Machine", harmless=True, saved=False, ge=1
+        600,
+        "Seconds that machines wait for one another.",
+        panel="Machine",
+        may_change_on_resume=True,
+        saved=False,
+        ge=1,
     )
     process_timeout: int = option(
         600,
         "Seconds after which a silent process is taken for hung.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         saved=False,
         ge=1,
     )
@@ -89,7 +96,7 @@ class Launched(Job):
         3,
         "How often the processes are started again after one crashed; they go on from the last checkpoint.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         saved=False,
         metavar="N",
         ge=0,
@@ -98,7 +105,7 @@ class Launched(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Launched):
-    """What every command that trains has."""
+    """Settings of every training command."""
 
     data: tuple[str, ...] = option((), DATA_HELP, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Sub-folder of DATA to train on, where it has splits (train).", panel="Data")
@@ -106,7 +113,7 @@ class Training(Launched):
         0.05,
         "Share of unreadable images (0-1) past which the run stops with exit code 3.",
         panel="Data",
-        harmless=True,
+        may_change_on_resume=True,
         ge=0,
         le=1,
     )
@@ -123,16 +130,16 @@ class Training(Launched):
         None,
         "Optimizer steps between checkpoints; default a tenth of the run.",
         panel="Run",
-        harmless=True,
+        may_change_on_resume=True,
         metavar="STEPS",
         ge=1,
     )
-    keep: int = option(2, "Newest checkpoints to keep.", panel="Run", harmless=True, metavar="N", ge=1)
+    keep: int = option(2, "Newest checkpoints to keep.", panel="Run", may_change_on_resume=True, metavar="N", ge=1)
     log_every: int | None = option(
         None,
         "Optimizer steps between lines of metrics.jsonl; default a hundredth of the run.",
         panel="Run",
-        harmless=True,
+        may_change_on_resume=True,
         metavar="STEPS",
         ge=1,
     )
@@ -144,7 +151,7 @@ class Training(Launched):
         "Images of one forward pass, which accumulate to --batch-size; default the batch, 128 at most; "
         "on one GPU what fits.",
         panel="Schedule",
-        harmless=True,
+        may_change_on_resume=True,
         ge=1,
     )
     lr: float = option(1.5e-3, "Peak learning rate.", panel="Schedule", gt=0)
@@ -178,13 +185,13 @@ class Training(Launched):
 
 @dataclass(frozen=True, kw_only=True)
 class Sharded(Training):
-    """What every command has that trains a model which may outgrow a GPU."""
+    """Settings of training commands that can shard the model (FSDP2)."""
 
     shard: bool = option(
         False,
         "Spread weights, gradients and moments over the processes (FSDP2), for models that outgrow a GPU.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         saved=False,
     )
 

@@ -1,4 +1,4 @@
-"""The settings of the jobs that use a model or show what it sees; positional arguments first."""
+"""Settings of `eval`."""
 
 from __future__ import annotations
 

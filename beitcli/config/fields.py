@@ -1,7 +1,7 @@
-"""Fields that know their option: one declaration gives the default, the flag, the help and the TOML key.
+"""Dataclass fields with command-line options: one declaration gives the default, the flag, the help and the TOML key.
 
-A job's dataclass is the only place where a setting stands. The command line reads its options from it, `resolve`
-its keys and types, and `config.toml` its order.
+A setting is declared only in the config class. The command line takes its options from there, `resolve` the keys and
+types, and `config.toml` the order.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _SIZE = re.compile(r"\s*([0-9]{1,9})\s*(?:[,x]\s*([0-9]{1,9})\s*)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """How one setting is offered.
+    """Command-line option of a setting.
 
     Attributes:
-        help: One line for a person; says the unit. A function gives one that is long to find.
+        help: One line of help, with the unit; a function returns one that is long to find.
         flags: Spellings; empty means `--name-with-dashes`.
-        panel: The heading it stands under in `--help`.
-        argument: A positional argument rather than a flag.
-        required: Refused where nothing gives a value.
-        saved: Written to `config.toml`. What names one run (`out`, `resume`) is not.
-        harmless: May differ between a run and its `--resume`.
-        metavar: What stands for the value in help.
-        example: Of a size, for the message about a wrong one.
+        panel: Heading in `--help`.
+        argument: Whether it is a positional argument.
+        required: Whether a missing value is an error.
+        saved: Written to `config.toml`. Settings that identify one run (`out`, `resume`) are not.
+        harmless: Whether `--resume` may change it.
+        metavar: Placeholder of the value in the help.
+        example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
-        tasks: Which choices of the job's `task` it belongs to; empty: all.
-        choices: The values it takes where they are not a `Literal`, as of a registry; asked when they are needed.
+        tasks: Values of `task` that use the setting; empty: all.
+        choices: Returns the allowed values if they are not a `Literal`, as those of a registry; called when needed.
     """
 
     help: str | Callable[[], str]
@@ -46,7 +46,7 @@ class Option:
     argument: bool = False
     required: bool = False
     saved: bool = True
-    harmless: bool = False
+    may_change_on_resume: bool = False
     metavar: str | None = None
     example: str = "192,256"
     bounds: Bounds = UNBOUNDED
@@ -64,14 +64,14 @@ def option(
     lt: float | None = None,
     **how: Any,
 ) -> Any:
-    """A dataclass field with its `Option`; `ge`, `gt`, `le` and `lt` are its bounds."""
+    """Returns a dataclass field with its `Option`; `ge`, `gt`, `le` and `lt` are its bounds."""
     bounds = Bounds(ge=ge, gt=gt, le=le, lt=lt)
     return field(default=default, metadata={"option": Option(help=help, bounds=bounds, **how)})
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a job's dataclass, resolved."""
+    """A field of a config class, with its type resolved."""
 
     name: str
     kind: Any
@@ -81,7 +81,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The spelling that error messages use."""
+        """Spelling used in error messages."""
         if self.option.argument:
             return self.option.metavar or self.name.upper()
         long = [flag for flag in self.option.flags if flag.startswith("--")]
@@ -99,28 +99,28 @@ class Setting:
 
     @property
     def many(self) -> bool:
-        """Whether it is a list, of any length."""
+        """Whether the value is a list, of any length."""
         return get_origin(self.kind) is tuple and self.kind != Size
 
     @property
     def is_number(self) -> bool:
-        """Whether it is a number, or a size."""
+        """Whether the value is a number, or a size."""
         return self.kind in (int, float, Size)
 
     def belongs_to(self, task: str | None) -> bool:
-        """Whether a job with this `task` reads it."""
+        """Whether a job with this `task` uses the setting."""
         return not self.option.tasks or task in self.option.tasks
 
     def plain(self, value: Any) -> Any:
-        """The value as a person would give it: a square's side in place of both."""
+        """Returns the value as a user would write it: one side for a square."""
         return value[0] if self.kind == Size and value is not None and value[0] == value[1] else value
 
 
-_SETTINGS: dict[type, dict[str, Setting]] = {}  # of each class, as reading type hints takes a millisecond or two
+_SETTINGS: dict[type, dict[str, Setting]] = {}  # by class: reading type hints takes 1 to 2 ms
 
 
 def settings_of(config_class: type) -> dict[str, Setting]:
-    """The settings of a job by name, in the order they are declared; not to be changed."""
+    """Returns the settings of a config class by name, in the order of declaration; do not modify the result."""
     if config_class not in _SETTINGS:
         _SETTINGS[config_class] = _read_settings(config_class)
     return _SETTINGS[config_class]
@@ -143,7 +143,7 @@ def _read_settings(config_class: type) -> dict[str, Setting]:
 
 
 def check_bounds(config: Any) -> None:
-    """Raises UsageError for the first number of a job that lies outside the bounds of its field; None passes."""
+    """Raises UsageError for the first number of a config that is out of bounds; None is allowed."""
     for name, setting in settings_of(type(config)).items():
         value = getattr(config, name)
         if setting.is_number and value is not None:
@@ -152,10 +152,10 @@ def check_bounds(config: Any) -> None:
 
 
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`Did you mean 'x'?`, or nothing.
+    """Returns `Did you mean 'x'?`, or an empty string.
 
     Args:
-        prefix: What stands before all of them, and makes none more alike.
+        prefix: Common prefix of the known words, for the output; it is not compared.
     """
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{prefix}{close[0]}'?" if close else ""
@@ -165,10 +165,10 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
 def coerce(setting: Setting, value: Any, origin: str) -> Any:
-    """`value` as the setting's type.
+    """Converts `value` to the setting's type.
 
     Args:
-        origin: Where it was given, for the message: `--lr`, `BEIT_LR`, `lr in run.toml`.
+        origin: Source of the value, for the message: `--lr`, `BEIT_LR`, `lr in run.toml`.
     """
     kind = setting.kind
     if value is None and setting.optional:
@@ -190,7 +190,7 @@ def coerce(setting: Setting, value: Any, origin: str) -> Any:
 
 
 def _size(setting: Setting, value: Any, origin: str) -> Size:
-    """(H, W) from `224`, `192,256`, `192x256` or [192, 256]."""
+    """Parses (H, W) from `224`, `192,256`, `192x256` or [192, 256]."""
     if isinstance(value, str):
         found = _SIZE.fullmatch(value)
         sides = [int(side) for side in found.groups() if side] if found else []

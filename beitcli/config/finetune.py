@@ -122,7 +122,7 @@ class FinetuneConfig(Sharded):
         None,
         "torch.compile the step; default on CUDA for --task classify. The first step takes a minute longer.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         flags=("--compile/--no-compile",),
     )
 

@@ -1,4 +1,4 @@
-"""The settings of the jobs that look at weights and hand them on; positional arguments first."""
+"""Settings of `inspect` and of `export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean and standard deviation a channel, of images in [0, 1] (stdlib only)."""
+"""Per-channel mean and standard deviation of images in [0, 1] (stdlib only)."""
 
 from __future__ import annotations
 

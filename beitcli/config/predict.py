@@ -1,4 +1,4 @@
-"""Settings of `predict`, and of the windows that a segmenter slides."""
+"""Settings of `predict`, and of sliding-window segmentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from beitcli.config.fields import option
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """How a segmenter looks at an image."""
+    """Settings of sliding-window segmentation."""
 
     window: int | None = option(
         None,

@@ -1,4 +1,4 @@
-"""The settings of the jobs that train, with their units and defaults; positional arguments first."""
+"""Settings of `pretrain`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PretrainConfig(Sharded):
         None,
         "Keep tokens here, and take them from here where they are kept: the run is the same, without the encoder.",
         panel="Tokenizer",
-        harmless=True,
+        may_change_on_resume=True,
         metavar="DIR",
     )
     target: Literal["tokens", "pixels"] = option(
@@ -83,7 +83,7 @@ class PretrainConfig(Sharded):
         "Labelled images to watch the features by at each save: probe_top1, nearest neighbours of a few hundred. "
         "Training is the same with and without.",
         panel="Data",
-        harmless=True,
+        may_change_on_resume=True,
         metavar="DATA",
     )
     holdout: int = option(
@@ -98,7 +98,7 @@ class PretrainConfig(Sharded):
         None,
         "torch.compile the step; default on CUDA. The first step takes a minute longer; losses differ by rounding.",
         panel="Machine",
-        harmless=True,
+        may_change_on_resume=True,
         flags=("--compile/--no-compile",),
     )
 
@@ -106,7 +106,7 @@ class PretrainConfig(Sharded):
         super().__post_init__()
         if not self.mask and self.predict == "masked":
             raise UsageError("--no-mask leaves no masked patch to predict.", "Add --predict all.")
-        if self.tokenizer == "pixels":  # another way to say it
+        if self.tokenizer == "pixels":  # alias of --target pixels
             object.__setattr__(self, "target", "pixels")
             object.__setattr__(self, "tokenizer", "own")
         require_size(self.model)

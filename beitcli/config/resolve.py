@@ -1,7 +1,7 @@
-"""Settings from their layers: flag > `BEIT_*` environment variable > `--config FILE.toml` > `--recipe NAME` > default.
+"""Merges settings: flag > `BEIT_*` environment variable > `--config FILE.toml` > `--recipe NAME` > default.
 
-Some settings exclude one another (`steps` and `epochs`): where a layer sets one, it clears the other from the layers
-below; both in one layer is an error.
+Some settings exclude each other (`steps` and `epochs`). A layer that sets one clears the other in the layers below; a
+layer that sets both is an error.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class Resolved(Generic[Config]):
-    """A validated config and where each of its values came from.
+    """A validated config, and the layer that each value came from.
 
     Attributes:
-        origins: Setting name to "flag", "environment", "file", "recipe" or "default".
+        origins: Setting name -> "flag", "environment", "file", "recipe" or "default".
     """
 
     config: Config
@@ -49,19 +49,19 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
-def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
-    """The recipe where none is named: that of the task which is asked for, where the job has tasks."""
+def default_recipe(settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
+    """Returns the recipe used if none is named: that of the task, if the job has tasks."""
     task = TASKS.load(asked["task"]) if "task" in settings and asked.get("task") in TASKS.names() else None
     return (task and task.recipe) or settings["recipe"].default
 
 
 def recipe_settings(settings: Mapping[str, Setting], command: str, name: str) -> dict[str, Any]:
-    """What a recipe sets, by setting name."""
+    """Returns the settings of a recipe, by name."""
     return _known(settings, read_recipe(command, name), f"recipe {name}")
 
 
 def read_config_file(path: Path, command: str) -> dict[str, Any]:
-    """The keys of a TOML file, `command` checked and taken off."""
+    """Reads a TOML file; checks its key `command` and removes it."""
     try:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -117,12 +117,12 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     known_elsewhere: set[str] | None = None,
 ) -> Resolved[Config]:
-    """The config of a job.
+    """Resolves the config of a command.
 
     Args:
-        flags: What the command line gave, by setting name; only what was given.
-        environ: The environment variables to look at; none where it is None (a call from Python).
-        known_elsewhere: Settings of other commands, which the environment may set without harm.
+        flags: Values given on the command line, by setting name.
+        environ: Environment variables; None ignores them (a call from Python).
+        known_elsewhere: Settings of other commands, which the environment may also set.
     """
     command: str = config_class.command  # type: ignore[attr-defined]
     settings = settings_of(config_class)
@@ -140,7 +140,7 @@ def resolve(
             raise UsageError("--resume needs the run to go on with.", "Add --out RUN.")
         if saved.exists():
             return _resumed(config_class, settings, saved, layers)
-        if "data" in settings and not asked.get("data"):  # with DATA the run begins here
+        if "data" in settings and not asked.get("data"):  # with DATA the run starts here
             beside = [each.name for each in saved.parent.parent.glob("*")] if saved.parent.parent.is_dir() else []
             raise UsageError(
                 f"There is no run at '{saved.parent}' to go on with.",
@@ -148,7 +148,7 @@ def resolve(
             )
     of_recipe: dict[str, Any] = {}
     if "recipe" in settings:
-        name = asked.get("recipe") or default_recipe(config_class, settings, asked)
+        name = asked.get("recipe") or default_recipe(settings, asked)
         of_recipe = recipe_settings(settings, command, name)
     values, origins = merge(settings, [("recipe", of_recipe), *layers])
     if "recipe" in settings:
@@ -162,7 +162,7 @@ def resolve(
 def _resumed(
     config_class: type[Config], settings: Mapping[str, Setting], saved: Path, layers: list[tuple[str, dict[str, Any]]]
 ) -> Resolved[Config]:
-    """The settings of a run that goes on: those it was started with, harmless differences aside."""
+    """Resolves the config of a resumed run: its saved settings, of which only harmless ones may change."""
     stored = _known(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
     before = config_class(**stored)
     values, origins = merge(settings, [("run", stored), *layers])
@@ -171,7 +171,9 @@ def _resumed(
     differences = [
         f"{setting.flag}: the run has {_shown(setting, before)}, given is {_shown(setting, now)}"
         for name, setting in settings.items()
-        if setting.option.saved and not setting.option.harmless and getattr(before, name) != getattr(now, name)
+        if setting.option.saved
+        and not setting.option.may_change_on_resume
+        and getattr(before, name) != getattr(now, name)
         if setting.belongs_to(_task_of(before))
     ]
     if differences:
@@ -190,13 +192,13 @@ def _task_of(config: Any) -> str | None:
 def _refuse_other_tasks(
     settings: Mapping[str, Setting], config: Any, layers: list[tuple[str, dict[str, Any]]], below: Mapping[str, Any]
 ) -> None:
-    """Raises UsageError where something is asked for that only another task than the job's own reads.
+    """Raises UsageError for a setting that only tasks other than the job's own use.
 
-    A file may hold it where it says nothing new: config.toml had every setting of all tasks once. A variable may be set
-    for another command, and is passed by.
+    A file may contain one with its previous value, because config.toml used to hold the settings of all tasks. One in
+    the environment may be meant for another command, and is ignored.
 
     Args:
-        below: What the recipe, or the run that goes on, has.
+        below: Values of the recipe, or of the run that is resumed.
     """
     task = _task_of(config)
     for layer, values in layers:
@@ -215,7 +217,7 @@ def _refuse_other_tasks(
 def merge(
     settings: Mapping[str, Setting], layers: list[tuple[str, dict[str, Any]]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Lays the layers over one another, lowest first, and says where each value came from."""
+    """Merges layers, lowest first; returns the values, and the layer that each came from."""
     values: dict[str, Any] = {}
     origins = dict.fromkeys(settings, "default")
     for origin, layer in layers:
@@ -234,7 +236,7 @@ def merge(
 
 
 def _require_all(command: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
-    """Raises UsageError where a required setting has no value, and says which argument was taken as what."""
+    """Raises UsageError for a required setting without a value; the message says how the arguments were interpreted."""
     for name, setting in settings.items():
         if setting.option.required and not values.get(name, setting.default):
             single = {s.flag: values.get(s.name) for s in settings.values() if s.option.argument and not s.many}
@@ -246,7 +248,7 @@ def _require_all(command: str, settings: Mapping[str, Setting], values: Mapping[
 
 
 def _usage(command: str, settings: Mapping[str, Setting]) -> str:
-    """The least that the command takes: `beit predict MODEL INPUT...`."""
+    """Returns the shortest valid command line: `beit predict MODEL INPUT...`."""
     words = [f"beit {command}"]
     for setting in settings.values():
         if setting.option.argument:
@@ -262,7 +264,7 @@ def _shown(setting: Setting, config: Any) -> str:
 
 
 def to_toml(value: Any) -> str:
-    """A TOML literal."""
+    """Formats a value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -277,7 +279,7 @@ def to_toml(value: Any) -> str:
 
 
 def dump_toml(config: Any, header: str = "") -> str:
-    """Every saved setting of a config that its task reads, defaults included."""
+    """Formats a config as TOML: every saved setting that its task uses, defaults included."""
     printable = ["".join(c if c.isprintable() else "?" for c in line) for line in header.splitlines()]
     lines = [f"# {line}" for line in printable] + [f'command = "{config.command}"']
     panel = ""

@@ -1,7 +1,7 @@
-"""Turns an image file's bytes into upright RGB pixels, or says in a few words why it cannot.
+"""Decodes an image file's bytes to upright RGB pixels, or raises `BadImage` with the reason in a few words.
 
-Whatever Pillow raises or warns about a damaged file comes out as one `BadImage`, whose message names no path.
-Costs Pillow's own decoding plus about 0.1 ms for a 500x375 photograph.
+Every error or warning of Pillow about a damaged file becomes one `BadImage`, whose message names no path. Costs
+Pillow's own decoding plus about 0.1 ms for a 500x375 photograph.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ _IMAGE_BEGINNINGS = (
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """The first frame as 8-bit RGB, upright by its EXIF orientation, transparency composited over white.
+    """Decodes the first frame to 8-bit RGB, upright by its EXIF orientation, transparency composited over white.
 
-    16-bit gray becomes round(value / 257). Integers beyond 16 bit and floats beyond [0, 255] are stretched from their
-    least to their greatest value; floats within [0, 1] are multiplied by 255. Embedded colour profiles are not applied.
+    16-bit gray becomes round(value / 257). Integers beyond 16 bits and floats beyond [0, 255] are stretched from their
+    minimum to their maximum; floats within [0, 1] are multiplied by 255. Embedded colour profiles are not applied.
 
     Raises:
         BadImage: Empty, no image, truncated, damaged, or of more than MAX_PIXELS.
@@ -78,14 +78,14 @@ def decode_rgb(data: bytes) -> Image.Image:
         image = _open(data)
         image.load()
         rgb = _to_rgb(image)
-        rgb.info = {}  # a leftover EXIF orientation would turn the image again where it is saved
+        rgb.info = {}  # a leftover EXIF orientation would rotate the image again when saved
         return _upright(rgb, _orientation(image))
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """`decode_rgb` as an array, (H, W, 3) uint8: the same pixels, and BadImage for the same reasons.
+    """Decodes like `decode_rgb`, to (H, W, 3) uint8: the same pixels, and BadImage for the same reasons.
 
-    Plain JPEG goes through torchvision, which spares Pillow's copies: 1.5 ms in place of 1.9 for a 500x375 photograph.
+    Plain JPEG goes through torchvision, which saves Pillow's copies: 1.5 ms instead of 1.9 for a 500x375 photograph.
     """
     with _pillow_contained(data):
         pixels = _decode_plain_jpeg(data)
@@ -93,7 +93,7 @@ def decode_pixels(data: bytes) -> np.ndarray:
 
 
 def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
-    """(H, W, 3) uint8, or None where Pillow is to be asked: all but whole, upright, three-channel JPEG."""
+    """Returns (H, W, 3) uint8; None for Pillow to decode: anything but complete, upright, three-channel JPEG."""
     decode = _jpeg_decoder()
     if decode is None or not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
         return None
@@ -101,7 +101,7 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
         return None
     try:
-        import torch  # loaded already where there is a decoder
+        import torch  # imported already if there is a decoder
 
         with _quiet_in_a_worker():
             pixels = decode(torch.frombuffer(data, dtype=torch.uint8), _RGB, False)
@@ -112,9 +112,9 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
 
 @contextmanager
 def _quiet_in_a_worker() -> Iterator[None]:
-    """libjpeg writes a line to stderr for a damaged file that it can still decode; it would tear the progress bar.
+    """Context without stderr: libjpeg prints a line for a damaged file that it can decode, and breaks the progress bar.
 
-    Not in the main process, whose other threads write there.
+    Only in loader workers: in the main process other threads write to stderr.
     """
     if multiprocessing.parent_process() is None:
         yield
@@ -132,9 +132,9 @@ def _quiet_in_a_worker() -> Iterator[None]:
 
 @cache
 def _jpeg_decoder() -> Callable[..., Any] | None:
-    """torchvision's operator (bytes, mode, whether to turn), or None where its build has none.
+    """Returns torchvision's operator (bytes, mode, whether to rotate), or None if its build has none.
 
-    The operator and not `torchvision.io.decode_jpeg`, which warns at every call that torchcodec is to follow it.
+    `torchvision.io.decode_jpeg` is not used, because it warns at every call that torchcodec will replace it.
     """
     try:
         import torch
@@ -146,7 +146,7 @@ def _jpeg_decoder() -> Callable[..., Any] | None:
 
 
 def read_upright_size(data: bytes) -> tuple[int, int]:
-    """(width, height) that `decode_rgb` would give, from the header alone.
+    """Returns the (width, height) of `decode_rgb`, from the header alone.
 
     Raises:
         BadImage: Empty, no image, a damaged header, or more than MAX_PIXELS.
@@ -154,7 +154,7 @@ def read_upright_size(data: bytes) -> tuple[int, int]:
     with _pillow_contained(data):
         image = _open(data)
         width, height = image.size
-        if image.format == "TIFF":  # some releases of Pillow have swapped `size` by now, some not
+        if image.format == "TIFF":  # only some versions of Pillow have swapped `size` here
             width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # type: ignore[attr-defined]
         if _orientation(image, data) >= 5:
             return height, width
@@ -162,7 +162,7 @@ def read_upright_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_index_mask(data: bytes) -> np.ndarray:
-    """A segmentation mask as class indices.
+    """Decodes a segmentation mask to class indices.
 
     Returns:
         (H, W) uint8: gray values as stored (also those of 1, 2 and 4 bits), or palette indices.
@@ -185,7 +185,7 @@ def decode_index_mask(data: bytes) -> np.ndarray:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Reads the header; no pixel is decoded and nothing is allocated for them."""
+    """Reads the header; pixels are neither decoded nor allocated."""
     if not data:
         raise BadImage("empty file (0 bytes)")
     image = Image.open(BytesIO(data), formats=_known_formats())
@@ -211,7 +211,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray_to_uint8(values: np.ndarray) -> np.ndarray:
-    """values: (H, W) uint16, int32 or float32. Returns (H, W) uint8."""
+    """Converts (H, W) uint16, int32 or float32 to (H, W) uint8."""
     if values.dtype.kind == "f":
         values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         least, greatest = values.min(), values.max()
@@ -232,10 +232,10 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image, data: bytes = b"") -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or the EXIF block is damaged, for the pixels are still good.
+    """Returns the EXIF orientation, 1 to 8; 1 if it is missing or damaged, because the pixels are still good.
 
     Args:
-        image: Loaded, or else with `data`: the file, searched for EXIF that a PNG keeps behind its pixels.
+        image: Loaded; otherwise `data`, the file, is searched for EXIF that a PNG stores after its pixels.
     """
     late_exif = any(word in data for word in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
     try:
@@ -248,7 +248,7 @@ def _orientation(image: Image.Image, data: bytes = b"") -> int:
 
 
 def _gray_step(data: bytes) -> int:
-    """What Pillow multiplied the gray values of a PNG of 2 or 4 bits by, to fill 8 bits."""
+    """Returns the factor by which Pillow scales the gray values of a PNG of 2 or 4 bits to 8 bits."""
     is_gray_png = data[:4] == b"\x89PNG" and data[25] == 0
     return {2: 85, 4: 17}.get(data[24], 1) if is_gray_png else 1
 
@@ -258,7 +258,7 @@ def _too_large(pixels: int, limit: int) -> BadImage:
 
 
 class _WarningsOff:
-    """Silences Python warnings while at least one thread is inside: `catch_warnings` alone is not safe in threads."""
+    """Silences Python warnings while a thread is inside: `catch_warnings` alone is not thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -285,7 +285,7 @@ _warnings_off = _WarningsOff()
 
 @contextmanager
 def _pillow_contained(data: bytes) -> Iterator[None]:
-    """Lets nothing out of Pillow but BadImage."""
+    """Converts any exception of Pillow to BadImage."""
     try:
         with _warnings_off:
             yield
@@ -298,7 +298,7 @@ def _pillow_contained(data: bytes) -> Iterator[None]:
         raise _too_large(int(pixels), int(limit)) from None
     except UnidentifiedImageError:
         raise BadImage(_unidentified(data)) from None
-    except Exception as error:  # on damaged files Pillow raises nearly any kind, from struct.error to AttributeError
+    except Exception as error:  # on damaged files Pillow raises nearly any type, from struct.error to AttributeError
         raise BadImage(_damage(error, data)) from error
 
 

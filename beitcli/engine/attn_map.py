@@ -1,7 +1,7 @@
-"""`beit attn-map`: what reference points attend to (paper section 3.4, Figure 2), one document an image in input order.
+"""`beit attn-map`: attention maps of reference points (paper, section 3.4, Figure 2), one document per image in order.
 
-Costs a forward pass up to the block, and besides only the rows of the points: of those of any image of a batch. A page
-needs every row.
+Costs a forward pass up to the block. Attention rows are computed only for the points of the batch's images; an HTML
+page needs every row.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _MARK = (0, 114, 178)
 def attn_map(
     config: AttnMapConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields `{"path", "model", "layer", "grid", "output", "maps"}`, or `{"path", "error"}`.
+    """Yields `{"path", "model", "layer", "grid", "output", "maps"}` or `{"path", "error"}` per image, in input order.
 
-    `layer` counts from 0 whatever sign `--layer` had. `maps` holds one entry a point and head: `{"point": [x, y],
-    "patch": [row, column], "head", "attention": (h, w), "cls"}`; `attention` and `cls` sum to 1.
+    `layer` counts from 0, whatever the sign of `--layer`. `maps` has one entry per point and head: `{"point": [x, y],
+    "patch": [row, column], "head", "attention": (h, w), "cls"}`; `attention` and `cls` together sum to 1.
 
     Raises:
-        UsageError: A model, block, head, point or output that is not to be had.
-        StorageError: The model or the output.
-        DataError: After the last image, where some could not be read.
+        UsageError: The model, block, head, point or output is not available.
+        StorageError: The model cannot be read, or the output cannot be written.
+        DataError: After the last image, if some could not be read.
     """
     if config.threshold == 0:
         raise UsageError("--threshold 0 shows no patch.", "Give a share above 0, such as 0.6.")
@@ -78,7 +78,7 @@ def attn_map(
 
 
 class _Looker:
-    """One block of one model, and what is asked of it."""
+    """Computes and writes the attention maps of one block of one model."""
 
     def __init__(
         self, config: AttnMapConfig, model: ImageClassifier, opened: OpenedModel, compute: Compute, points: list[Pixel]
@@ -98,7 +98,7 @@ class _Looker:
 
     @torch.no_grad()
     def rows(self, images: list[Image.Image], queries: list[int] | None) -> np.ndarray:
-        """(B, heads, R, L) float32 attention from the positions `queries`; None for all."""
+        """Returns (B, heads, R, L) float32 attention from the positions `queries`; None for all."""
         views = np.stack([to_array(fit_center(image, self.model.architecture.image_size)) for image in images])
         batch = normalize(torch.from_numpy(views).to(self.compute.device), *self.opened.normalization)
         with self.compute.autocast():
@@ -111,7 +111,7 @@ class _Looker:
         return rows
 
     def look(self, images: list[Image.Image], outputs: list[Path] | None) -> Iterator[_Looked]:
-        """One pass of the model for all of the images, whose points may lie in different patches."""
+        """Runs the model once on all images, whose points may lie in different patches."""
         if not images:
             return
         size, grid = self.model.architecture.image_size, self.model.architecture.grid
@@ -134,7 +134,7 @@ class _Looker:
             yield _Looked(images[number], *own, maps, class_shares, rows)
 
     def document(self, path: str, looked: _Looked, output: Path | None) -> dict[str, Any]:
-        """Writes the file of one image where there is one, and tells."""
+        """Writes the output file of one image, if any, and returns its document."""
         if output is not None:
             self._write(output, path, looked)
         return {
@@ -168,12 +168,12 @@ class _Looker:
 
 @dataclass(frozen=True)
 class _Looked:
-    """What the points of one image attend to.
+    """Attention of the points of one image.
 
     Attributes:
         maps: (P, K, h, w) float32, P points and K heads.
-        class_shares: (P, K) float32.
-        rows: (heads, R, L) float32 of the positions that were computed; all of them for a page.
+        class_shares: (P, K) float32, attention to the class token.
+        rows: (heads, R, L) float32 of the computed positions; all of them for an HTML page.
     """
 
     image: Image.Image
@@ -198,7 +198,7 @@ class _Looked:
         ]
 
     def crop_picture(self, least: int, most: int) -> Image.Image:
-        """The crop as sharp as the file has it, its longer side within the bounds in pixels and 8 or more a patch."""
+        """Returns the crop at the file's resolution, its longer side within the bounds in pixels, 8 or more a patch."""
         rows, columns = self.crop.grid
         left, upper, right, lower = self.crop.box
         sharpest = min(max(round(right - left), round(lower - upper), least), most)
@@ -206,7 +206,7 @@ class _Looked:
         return self.image.resize((columns * a_patch, rows * a_patch), Image.Resampling.LANCZOS, self.crop.box)
 
     def picture(self, names: list[str | int], threshold: float | None) -> Image.Image:
-        """A panel of the points, or a panel of the heads for each point."""
+        """Draws one panel of all points, or one panel of all heads per point."""
         if len(names) > 1:
             return self._head_panels(names, threshold)
         picture = self.crop_picture(448, 672)
@@ -233,13 +233,13 @@ class _Looked:
 
 
 def _output_paths(output: str, source: Source) -> list[Path]:
-    """One file an image: OUT, or for several images (or where OUT is a folder) files in it named after the images.
+    """Returns one file per image: OUT, or files named after the images if there are several or OUT is a folder.
 
-    In a folder they are PNG, unless its name ends as another format does.
+    In a folder they are PNG, unless its name ends in another format.
 
     Raises:
-        UsageError: No format of that name, or an input would be overwritten.
-        StorageError: The folder cannot be made.
+        UsageError: Unknown format, or an input would be overwritten.
+        StorageError: The folder cannot be created.
     """
     target = Path(output)
     is_folder = target.is_dir() or output.endswith("/") or not target.suffix
@@ -260,7 +260,7 @@ def _output_paths(output: str, source: Source) -> list[Path]:
 
 
 def _newest_run(on_event: OnEvent) -> str:
-    """The run under runs/ that saved a backbone last.
+    """Returns the run under runs/ that saved a backbone last.
 
     Raises:
         UsageError: There is none.
@@ -271,7 +271,7 @@ def _newest_run(on_event: OnEvent) -> str:
             kind = parse_json(settings.read_bytes())["beit"]["kind"]
             found += [(settings.stat().st_mtime, str(settings.parents[2]))] if kind != "tokenizer" else []
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged; opening a run says so, looking for one need not
+            continue  # damaged: reported when a run is opened, not here
     if not found:
         raise UsageError(
             "No --model is given, and there is no run under runs/.",

@@ -1,4 +1,4 @@
-"""What a job tells while it runs. The engine never prints: a face (the command line, a notebook) shows these."""
+"""Events of a running job. The engine never prints; its caller (command line, notebook) shows the events."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Event:
-    """Something a person may want to see."""
+    """Base class of events."""
 
 
 @dataclass(frozen=True)
 class Note(Event):
-    """A fact in one line."""
+    """An informational message of one line."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something to look at, in one line; the job goes on."""
+    """A warning of one line; the job continues."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Planned(Event):
-    """What a training job is about to do: rows of (what, value), in order."""
+    """The plan of a training job: name -> value, in order."""
 
     title: str
     rows: dict[str, str]
@@ -35,7 +35,7 @@ class Planned(Event):
 
 @dataclass(frozen=True)
 class Tabulated(Event):
-    """Rows of figures, a value a column."""
+    """A table of metrics."""
 
     title: str
     columns: tuple[str, ...]
@@ -44,7 +44,7 @@ class Tabulated(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """How far a phase is, of 0 where nobody knows the whole; `metrics` are the latest figures."""
+    """Progress of a phase: `done` of `total`, which is 0 if unknown, with the latest `metrics`."""
 
     phase: str
     done: int
@@ -55,11 +55,11 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint is on disk.
+    """A checkpoint was written.
 
     Attributes:
         stall: Seconds that training waited for it.
-        seconds: That writing it took, beside the training.
+        seconds: Duration of the write, concurrent with training.
     """
 
     path: str
@@ -72,20 +72,20 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """For callers who want only the report."""
+    """Event handler that discards all events."""
 
 
 def warn(warnings: Iterable[str], on_event: OnEvent) -> None:
-    """Says what opening a checkpoint found: newer damaged ones, what had to be assumed."""
+    """Emits the warnings from opening a checkpoint: newer ones that are damaged, assumptions made."""
     for warning in warnings:
         on_event(Warned(warning))
 
 
 def downloads(on_event: OnEvent) -> Callable[[str, int, int], None]:
-    """What a download reports to: (what, bytes done, bytes in all)."""
+    """Returns a progress callback for downloads: (name, bytes done, total bytes)."""
     return lambda what, done, total: on_event(Progress(what, done, total, "byte"))
 
 
 def openings(on_event: OnEvent) -> Callable[[str, int, int, str], None]:
-    """What opening DATA reports to: (what, how many, of how many, unit)."""
+    """Returns a progress callback for opening DATA: (name, done, total, unit)."""
     return lambda what, done, total, unit: on_event(Progress(what, done, total, unit))

@@ -1,9 +1,7 @@
-"""`beit export`: a model in another's layout, opened again from the disk and compared before it is handed over.
+"""`beit export`: writes a model in another library's format, loads it from disk and compares outputs before it is kept.
 
-Whether an export computes what its original does: both run in fp32 on the CPU over two images of noise.
-
-The export is read from the disk by the program it is for: timm, and transformers where it is installed; the release's
-layout, whose code is no package, by this program's own reader.
+Both models run in fp32 on the CPU on two images of noise. The export is loaded by the library it is for: timm, or
+transformers if installed. The release's format, whose code is not a package, is loaded by this program's reader.
 """
 
 from __future__ import annotations
@@ -43,24 +41,24 @@ from beitcli.models.checkpoints.open import OpenedModel, open_pretrained
 from beitcli.models.networks.classifier import Classifier
 from beitcli.models.networks.timm_vit import ForeignArchitecture
 
-TOLERANCE = 1e-4  # of the largest output, or of 1 where that is smaller; seen: below 1e-5
+TOLERANCE = 1e-4  # relative to the largest output, or to 1 if that is smaller; observed: below 1e-5
 
 Outputs = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-TIMM_NORM_EPS = 1e-6  # timm's and the release's, in their code
+TIMM_NORM_EPS = 1e-6  # hard-coded in timm and the release
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far its outputs are from the original's.
+    """What was written, and how much its outputs differ from the original's.
 
     Attributes:
-        compared: `logits`, or `features` where the layout has no head for them.
-        max_difference: Largest absolute difference of these, over 2 images.
-        argmax_agreement: Share of equal decisions (0-1); of features, None.
-        dropped: Tensors that the layout has no place for.
+        compared: `logits`, or `features` if the format has no head for them.
+        max_difference: Largest absolute difference over 2 images.
+        argmax_agreement: Fraction of equal argmax (0-1); None for features.
+        dropped: Tensors that the format cannot hold.
     """
 
     model: str
@@ -76,11 +74,11 @@ class ExportReport:
 
 
 def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
-    """Writes `config.output`, which is whole and verified or absent.
+    """Writes `config.output`, which is complete and verified, or absent.
 
     Raises:
-        UsageError: The output is there already, or the layout has no such kind of model.
-        StorageError: The model cannot be opened, the result not written, or it differs.
+        UsageError: The output exists, or the format does not support this kind of model.
+        StorageError: The model cannot be opened, the result cannot be written, or its outputs differ.
     """
     target = Path(config.output).resolve()
     taken = UsageError(f"-o '{config.output}' is there already.", "Give a new or empty folder.")
@@ -114,9 +112,9 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         partial.mkdir(parents=True)
         _write(config.to, opened, kept, partial)
         checked = compare(config.to, opened, tensors, partial)
-        partial.rename(target)  # takes the place of an empty folder, of no other
+        partial.rename(target)  # replaces an empty folder only
     except (OSError, SafetensorError) as error:
-        if target.is_dir() and any(target.iterdir()):  # by another process meanwhile
+        if target.is_dir() and any(target.iterdir()):  # written by another process meanwhile
             raise taken from None
         raise StorageError(f"'{target}' cannot be written: {error}.", "Free space, or give another -o.") from None
     finally:
@@ -172,12 +170,12 @@ def _write(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> None
 
 @dataclass(frozen=True)
 class Checked:
-    """How far the export is from its original.
+    """Result of the comparison.
 
     Attributes:
-        compared: `logits`; or `features`, (B, N, D), where the layout has no head for them.
-        argmax_agreement: Share of equal decisions (0-1); None of features.
-        reader: What read the export.
+        compared: `logits`; or `features`, (B, N, D), if the format has no head for them.
+        argmax_agreement: Fraction of equal argmax (0-1); None for features.
+        reader: Library that loaded the export.
     """
 
     compared: str
@@ -188,10 +186,10 @@ class Checked:
 
 @torch.no_grad()
 def compare(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> Checked:
-    """Runs the original and the export in `folder`.
+    """Runs the original and the export in `folder`, and compares their outputs.
 
     Args:
-        tensors: The original's, under our names.
+        tensors: State dict of the original, with this package's names.
 
     Raises:
         StorageError: They differ by more than the tolerance.
@@ -215,7 +213,7 @@ def compare(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> Che
 
 
 def _ours(opened: OpenedModel, tensors: Tensors, features: bool) -> Outputs:
-    """The model under our names: logits, (M, V) or (B, classes), or the features of the patches, (B, N, D)."""
+    """Returns the model of our state dict: logits, (M, V) or (B, classes), or patch features, (B, N, D)."""
     found = opened.described
     if found.kind == "masked-image-model":
         model = masked_image_model_of(opened, tensors)

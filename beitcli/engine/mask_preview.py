@@ -1,4 +1,4 @@
-"""`beit mask-preview`: what pretraining hides, as pictures, as JSON, and in numbers."""
+"""`beit mask-preview`: the masks of pretraining as pictures, as JSON, and as statistics."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PICTURE = 448
 
 @dataclass(frozen=True)
 class Preview:
-    """One image: its document, and its picture where one was asked for."""
+    """Document of one image, and its picture if `-o` is given."""
 
     document: dict[str, Any]
     picture: Image.Image | None
@@ -50,7 +50,7 @@ class _Pretrained:
 
     @torch.no_grad()
     def reconstruct(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Image.Image]:
-        """Pictures of what is visible and of what the model says for the hidden patches, in one pass."""
+        """Returns pictures of the visible patches and the model's prediction of the hidden ones, in one pass."""
         architecture = self.model.architecture
         images = normalize(self._views(pictures, architecture.image_size), *self.opened.normalization)
         hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(self.compute.device)
@@ -77,13 +77,13 @@ class _Pretrained:
 def mask_preview(
     config: MaskPreviewConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[Preview]:
-    """Yields a preview an image: `{"path", "grid", "num_masked", "mask", "output"}`.
+    """Yields one preview per image, with the document `{"path", "grid", "num_masked", "mask", "output"}`.
 
-    The mask is the one that `pretrain` draws for the image of that index in the same DATA, seed and epoch.
+    The mask is the one that `pretrain` draws for the image with the same index, DATA, seed and epoch.
 
     Raises:
-        UsageError: Settings that cannot be met, or several inputs where the picture goes to stdout.
-        DataError: After the last image, where some could not be read.
+        UsageError: Invalid settings, or several inputs while the picture goes to stdout.
+        DataError: After the last image, if some could not be read.
     """
     pretrained = _open_run(config, on_event) if config.model else None
     masking, seed = masking_of(config, pretrained.opened if pretrained else None)
@@ -128,7 +128,7 @@ def _document(path: str, mask: np.ndarray, output: Path | None) -> dict[str, Any
 
 
 def _output_paths(output: str, source: Source) -> list[Path]:
-    """OUT, or for several images (or where OUT is a folder) files in it named after them."""
+    """Returns OUT, or files in it named after the images if there are several or OUT is a folder."""
     target = Path(output)
     if output == "-":
         return [target]
@@ -143,14 +143,14 @@ def _output_paths(output: str, source: Source) -> list[Path]:
 
 
 def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
-    """The summary of `--stats N`."""
+    """Returns the summary of `--stats N`."""
     opened = open_masked_image_model(config.model)[1] if config.model else None
     masking, seed = masking_of(config, opened)
     return dict(mask_statistics(masking, config.stats or 1, seed, config.epoch))
 
 
 def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[MaskGenerator, int]:
-    """The generator and its seed: the run's own where there is one, with what the command line sets over it."""
+    """Returns the mask generator and its seed: those of the run, if any, overridden by the command line."""
     own = (opened.settings.get("masking") if opened else None) or {}
     grid = opened.architecture.grid if opened else config.grid or (14, 14)
     if config.grid not in (None, grid):

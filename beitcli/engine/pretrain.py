@@ -79,7 +79,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     masking = _masking(config)
     compute = join_compute(config)
     residual_dtype(config, compute)  # what does not fit is refused before anything is opened
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
     own = _own_tokenizer_config(config) if has_tokens and trains_own else None
     if own is not None and own.batch_size < world.size:
@@ -98,7 +98,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
             return _rehearsed(begun, given, own)
         tokenizer = _trained_tokenizer(begun, own, session) if own is not None else given
         if tokenizer is not None:
-            world.first(partial(_check_tokenizer, config, tokenizer, session.run, on_event))
+            world.run_on_rank_zero(partial(_check_tokenizer, config, tokenizer, session.run, on_event))
         return _job(begun, tokenizer, _token_cache(begun, tokenizer), probe)
 
     return run_job(config, compute, on_event, prepare)
@@ -181,7 +181,7 @@ def _probe(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Onlin
 
 def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:
     """Downloaded by the first process, where it must be."""
-    opened = compute.world.first_then_others(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    opened = compute.world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
     return _prepared(config, opened, compute, on_event)
 
 
@@ -198,7 +198,7 @@ def _token_cache(begun: _Begun, tokenizer: Tokenizer | None) -> TokenCache | Non
         return None
     view, _ = views_and_masks(config, tokenizer, begun.masking)
     grid, device = config.architecture.grid, begun.compute.device.type
-    cache = begun.compute.world.first_then_others(
+    cache = begun.compute.world.rank_zero_first(
         lambda: open_token_cache(folder, tokenizer, begun.source, view, grid, device)
     )
     begun.on_event(Note(f"Tokens are kept in {cache.folder}"))
@@ -252,13 +252,13 @@ def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSes
     compute, on_event = begun.compute, begun.on_event
     world = compute.world
     inner = open_run(replace(own, out=str(folder), resume=folder.exists()), world)
-    if world.first(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
+    if world.run_on_rank_zero(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
         first = f"No --tokenizer is given: training one on this data first, {own.steps:,} steps, into {folder}"
         shorter = "" if begun.config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
         on_event(Note(f"{first}.{shorter}"))
         job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
         conclude(job, train_job(job, replace(session, run=inner)))
-    trained = world.first_then_others(lambda: tokenizer_for(str(folder), compute.device, on_event))
+    trained = world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))
     return _prepared(begun.config, trained, compute, on_event)
 
 

@@ -1,4 +1,4 @@
-"""`beit tokenize`: images to visual tokens, and back (paper section 2.1.2)."""
+"""`beit tokenize`: converts images to visual tokens, and back (paper, section 2.1.2)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.tokenizers.base import Tokenizer, to_unit
 from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
 from beitcli.tokenizers.mixed_precision import Precision
 
-_COMPARED = 64  # images that `agreement` is of: fp32 is what low precision is there to avoid
+_COMPARED = 64  # images compared for `agreement`: more would cost what low precision saves
 
 
 @dataclass
 class _Sums:
-    """What adds up over batches, those of other processes too."""
+    """Sums over batches and over ranks."""
 
     compared: int = 0
     agreed: float = 0.0
@@ -53,13 +53,13 @@ class _Sums:
 
 @dataclass
 class _Tally:
-    """Running figures of `--stats`.
+    """Running metrics of `--stats`.
 
     Attributes:
-        counts: (vocabulary,) int64 of the codes that this process has seen.
-        reference: The tokenizer in fp32, where another precision is to be compared with it.
-        batch: Of the batch at hand.
-        total: Of those before, in their order.
+        counts: (V,) int64, codes seen by this rank.
+        reference: The tokenizer in fp32, if another precision is compared with it.
+        batch: Of the current batch.
+        total: Of the previous batches, of all ranks.
     """
 
     counts: torch.Tensor
@@ -77,7 +77,7 @@ class _Tally:
         self.batch.values += difference.numel()
 
     def compare_tokens(self, indices: Sequence[int], images: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Counts how many are fp32's, of the first images of the data."""
+        """Counts the tokens that equal those in fp32, for the first images of the data."""
         wanted = sum(index < _COMPARED for index in indices)
         if self.reference is None or not wanted:
             return
@@ -85,8 +85,8 @@ class _Tally:
         self.batch.agreed += float(equal.float().mean(dim=1).sum())
         self.batch.compared += len(equal)
 
-    def document(self, world: World) -> dict[str, Any]:
-        used, perplexity = codebook_usage(world.sum(self.counts))
+    def document(self, world: DistributedContext) -> dict[str, Any]:
+        used, perplexity = codebook_usage(world.all_reduce_sum(self.counts))
         total = self.total
         measured = total.values > 0
         agreement = {"agreement": total.agreed / total.compared if total.compared else None} if self.reference else {}
@@ -104,36 +104,35 @@ class _Tally:
 def tokenize(
     config: TokenizeConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields a document an image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
+    """Yields one document per image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
 
-    Of several processes the first one yields and writes for all. With an output file the documents go there, and none
-    is yielded; with `stats` only the summary is, without `mae`
-    and `psnr` where the tokenizer has no decoder, and in another precision than fp32 with `agreement`, the share of
-    tokens that are fp32's, of the first 64 images.
+    Of several ranks only rank 0 yields and writes. With an output file the documents are written there and not yielded.
+    With `stats` only the summary is yielded: without `mae` and `psnr` if the tokenizer has no decoder; with
+    `agreement`, the fraction of tokens of the first 64 images that equal those in fp32, if the precision is another.
 
     Raises:
-        StorageError: Pictures are wanted of a tokenizer without a decoder.
-        DataError: After the last image, where some could not be read; at the first with `on_bad="fail"`.
+        StorageError: Pictures are requested from a tokenizer without a decoder.
+        DataError: After the last image, if some could not be read; at the first with `on_bad="fail"`.
     """
     if config.decode:
         yield from decode(config, on_event, stdin)
         return
     compute = join_compute(config, choose_compute(config.device, _precision(config)))
-    world, on_event = compute.world, compute.world.spoken(on_event)
-    reference = world.first_then_others(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
+    reference = world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
     if config.reconstruct:
         reference.require_decoder()
     size = config.size or reference.size
     reference.grid(size)
     tokenizer = prepared(reference, _precision(config), (size, size) if config.compile else None, on_event)
     kind = TokenKind(tokenizer.grid(size), tokenizer.vocab_size, tokenizer.sha256)
-    source = world.first_then_others(
+    source = world.rank_zero_first(
         lambda: open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
     )
-    pictures = world.first_then_others(lambda: _picture_paths(config.reconstruct, source))
+    pictures = world.rank_zero_first(lambda: _picture_paths(config.reconstruct, source))
     files: list[TokenFile] = []
     if config.output != "-" and not config.stats:
-        held = world.first(lambda: _open_file(files, config, kind))
+        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind))
         source = _without(source, held, on_event) if held else source
     tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
@@ -154,18 +153,18 @@ def tokenize(
 
 
 def _precision(config: TokenizeConfig) -> Precision:
-    """`auto` is fp32 on every device: other tokens are another tokenizer's, as far as a model is concerned."""
+    """Resolves `auto` to fp32 on every device: to a model, other tokens are those of another tokenizer."""
     return "fp32" if config.precision == "auto" else config.precision
 
 
 def _open_file(opened: list[TokenFile], config: TokenizeConfig, kind: TokenKind) -> set[str]:
-    """Puts the file into `opened`; gives the paths that it holds already."""
+    """Appends the output file to `opened`; returns the paths that it already contains."""
     opened.append(open_token_file(Path(config.output), kind, config.resume))
     return set(opened[0].held)
 
 
 def _picture_paths(folder: str | None, source: Source) -> dict[str, Path] | None:
-    """The PNG of each image's decoded tokens, by the image's path; the pair of both stands beside it."""
+    """Returns the PNG of the decoded tokens by image path; the pair with the original is written next to it."""
     if not folder:
         return None
     names = OutputNames(make_folder(Path(folder)), ".png", beside=("-pair",))
@@ -196,7 +195,7 @@ def _documents(
     pictures: dict[str, Path] | None,
     on_event: OnEvent,
 ) -> Iterator[dict[str, Any]]:
-    """In the first process those of all, in the order of the images; none in the others."""
+    """Yields on rank 0 the documents of all ranks, in the order of the images; nothing on the other ranks."""
     if not len(source):
         return
     view, world = CenterView(size=size, filter=Image.Resampling.LANCZOS), compute.world
@@ -228,7 +227,7 @@ def _documents(
 
 
 def _bad(batch: Batch, config: TokenizeConfig, tally: _Tally) -> dict[int, dict[str, Any]]:
-    """What `--on-bad` makes of a batch's unreadable images."""
+    """Returns the documents of a batch's unreadable images, as `--on-bad` says."""
     documents = {}
     for index, path, reason in batch.bad:
         if config.on_bad == "fail":
@@ -274,9 +273,9 @@ def _tokenized(
 def decode(
     config: TokenizeConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Token lines in, PNG files out: yields `{"path", "output"}` a line.
+    """Decodes token lines to PNG files; yields `{"path", "output"}` per line.
 
-    Each picture is decoded by itself, so that it does not depend on its neighbours.
+    Each picture is decoded by itself, so that it does not depend on the others.
     """
     compute = choose_compute(config.device, _precision(config))
     tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)

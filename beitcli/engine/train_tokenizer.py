@@ -26,7 +26,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterView, TokenizerView
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.trainer.data import hold_out, open_images
-from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
@@ -108,20 +108,20 @@ class TokenizerTask(Task):
             self.config.reconstruction,
             self.config.usage_weight,
             noise=batch.get("noise"),
-            mean_over=self.compute.world.mean,
+            mean_over=self.compute.world.all_reduce_weighted_mean,
         )
         return loss, {name: value for name, value in figures.items() if name != "loss"}
 
-    def figures(self) -> dict[str, float]:
+    def log_metrics(self) -> dict[str, float]:
         return {"temperature": self.temperature, "kl_weight": self.kl_weight}
 
     @torch.no_grad()
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Held-out images through tokens and back."""
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         return measure_tokenizer(self.model, self.held_out, self.config.size, self.compute, workers, check_stop)
 
-    def settings(self) -> dict[str, Any]:
+    def checkpoint_config(self) -> dict[str, Any]:
         return {"architecture": asdict(self.model.architecture), "size": self.config.size}
 
 
@@ -143,14 +143,14 @@ def measure_tokenizer(
     size: int,
     compute: Compute,
     workers: int,
-    poll: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """psnr (dB), mae, codes_used, perplexity and the commonest code's share over a source, fp32."""
     counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
     parts: list[tuple[float, float, int]] = []  # of each batch: sums of |error| and error^2, values
     view, world = CenterView(size=size), compute.world
     batches = ordered_batches(source, view, batch_size=128, workers=workers, share=(world.rank, world.size))
-    for batch in in_rounds(batches, len(source), 128, world, poll):
+    for batch in synchronized_batches(batches, len(source), 128, world, check_stop):
         if not len(batch):
             parts.append((0.0, 0.0, 0))
             continue
@@ -161,7 +161,7 @@ def measure_tokenizer(
         counts += torch.bincount(tokens.flatten(), minlength=model.vocab_size)
         parts.append((float(difference.abs().sum()), float(difference.square().sum()), difference.numel()))
     absolute, squared, pixels = map(sum, zip(*world.in_turn(parts), strict=True))
-    counts = world.sum(counts)
+    counts = world.all_reduce_sum(counts)
     used, perplexity = codebook_usage(counts)
     return {
         "psnr": psnr(squared / pixels),
@@ -175,7 +175,7 @@ def measure_tokenizer(
 def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
     """Trains a tokenizer; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
-    on_event = compute.world.spoken(on_event)
+    on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
     return run_job(config, compute, on_event, lambda session: tokenizer_job(config, source, compute, on_event))
 

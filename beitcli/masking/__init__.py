@@ -1,7 +1,7 @@
-"""Which patches pretraining hides. A new masking is a new file here and a line in `MASKINGS`.
+"""Mask generators: which patches pretraining hides. To add one, add a file here and an entry to `MASKINGS`.
 
-A mask is a function of (seed, epoch, index of the image): `keyed_mask` draws the same one in any worker, in any
-process, in any order, and in `beit mask-preview`.
+A mask is a function of (seed, epoch, image index): `keyed_mask` draws the same mask in any worker or process, in any
+order, and in `beit mask-preview`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def make_masking(
     min_block: int = MIN_BLOCK,
     max_aspect: float = MAX_ASPECT,
 ) -> MaskGenerator:
-    """The masking of that name.
+    """Builds a mask generator.
 
     Args:
         name: A key of `MASKINGS`.
         grid: (h, w) patches.
-        num_masked: Hidden patches of each mask, 1 to h * w.
-        min_block: Smallest block, in patches; for maskings that have one.
-        max_aspect: Largest height / width of a block; for maskings that have one.
+        num_masked: Number of hidden patches per mask, 1 to h * w.
+        min_block: Minimum area of a block in patches, for generators that draw blocks.
+        max_aspect: Maximum height / width of a block, for generators that draw blocks.
 
     Raises:
-        UsageError: No such masking, or settings that cannot be met.
+        UsageError: Unknown name, or settings out of range.
     """
     masking = MASKINGS.get(name)
     if masking is None:
@@ -55,17 +55,17 @@ def make_masking(
 
 
 def num_masked_from(ratio: float | None, num_masked: int | None, grid: tuple[int, int]) -> int:
-    """Hidden patches of a mask: `num_masked` where given, else the ratio of the grid, rounded.
+    """Returns the number of hidden patches: `num_masked` if given, else the ratio of the grid, rounded.
 
-    The paper's 0.4 of 196 patches is 78; the release hides 75 ("at most 75", section 2.5): give that as a count.
+    The paper's 0.4 of 196 patches is 78. The release hides 75 ("at most 75", section 2.5): pass that as `num_masked`.
 
     Args:
-        ratio: In (0, 1]; `DEFAULT_RATIO` where both are None.
+        ratio: In (0, 1]; `DEFAULT_RATIO` if both are None.
         num_masked: 1 to h * w.
         grid: (h, w) patches.
 
     Raises:
-        UsageError: Both are given, or what is given cannot be met.
+        UsageError: Both are given, or the one given is out of range.
     """
     check_grid(grid)
     patches = grid[0] * grid[1]
@@ -87,7 +87,7 @@ def num_masked_from(ratio: float | None, num_masked: int | None, grid: tuple[int
 
 
 def keyed_mask(generator: MaskGenerator, seed: int, epoch: int, index: int) -> np.ndarray:
-    """The mask of one image in one epoch: (h, w) bool, True where the patch is hidden.
+    """Draws the mask of one image in one epoch: (h, w) bool, True where the patch is hidden.
 
     Args:
         generator: From `make_masking`.

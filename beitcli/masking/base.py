@@ -1,7 +1,7 @@
-"""What every masking is: a grid of patches, an exact count of hidden ones, and a draw from a generator.
+"""Base class of mask generators: masks of a grid with an exact number of hidden patches.
 
-A draw has two stages. `place_blocks` hides patches the way the masking wants; what is then missing or too many is
-filled or trimmed uniformly at random, so that a mask has exactly `num_masked` patches (static shapes downstream).
+A mask is drawn in two stages. `place_blocks` hides patches by the generator's own rule. `fill` then hides or reveals
+patches uniformly at random until exactly `num_masked` are hidden, so that shapes downstream are static.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from beitcli.errors import UsageError
 
 
 class Block(NamedTuple):
-    """A rectangle of patches, in patches from the top left of the grid."""
+    """A rectangle of patches; `top` and `left` count from the upper left corner of the grid."""
 
     top: int
     left: int
@@ -26,14 +26,14 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskGenerator(ABC):
-    """Draws masks; holds settings only, so it pickles and any process may share it.
+    """Draws masks. An instance holds settings only, so it can be pickled and shared between processes.
 
     Args:
         grid: (h, w) patches.
-        num_masked: Hidden patches of each mask, 1 to h * w.
+        num_masked: Number of hidden patches per mask, 1 to h * w.
 
     Raises:
-        UsageError: The grid is not positive or cannot hold `num_masked`.
+        UsageError: The grid is not positive, or `num_masked` does not fit it.
     """
 
     grid: tuple[int, int]
@@ -50,11 +50,11 @@ class MaskGenerator(ABC):
 
     @abstractmethod
     def place_blocks(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Block]]:
-        """The stage before filling: the mask, (h, w) bool, and the blocks it is made of, in order."""
+        """Draws the mask before filling, (h, w) bool, and its blocks in the order placed."""
 
     @final
     def fill(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Hides or shows patches of `mask` in place, uniformly at random, until `num_masked` are hidden.
+        """Hides or reveals patches of `mask` in place, uniformly at random, until `num_masked` are hidden.
 
         Args:
             mask: (h, w) bool, contiguous.
@@ -68,17 +68,13 @@ class MaskGenerator(ABC):
 
     @final
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
-        """One mask: (h, w) bool, True where the patch is hidden, exactly `num_masked` times."""
+        """Draws one mask: (h, w) bool, True at exactly `num_masked` hidden patches."""
         mask, _ = self.place_blocks(rng)
         return self.fill(mask, rng)
 
 
 def check_grid(grid: tuple[int, int]) -> None:
-    """Refuses a grid that is not two positive sides.
-
-    Raises:
-        UsageError: Otherwise.
-    """
+    """Raises UsageError unless a grid has two positive sides."""
     if len(grid) != 2 or min(grid) < 1:
         sides = ",".join(str(side) for side in grid)
         raise UsageError(f"--grid {sides} is not a grid of patches.", "Pass --grid H,W with both at least 1, as 14,14.")

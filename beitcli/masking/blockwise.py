@@ -1,8 +1,8 @@
-"""Blockwise masking: rectangles of patches until about 40% are hidden (BEiT, Algorithm 1).
+"""Blockwise masking (BEiT, Algorithm 1): hides rectangles of patches until about 40% are hidden.
 
-As the release draws it: log-uniform aspect, every side shorter than the grid's, no block that hides more than still
-may be hidden. Those blocks alone leave a mask of 75 short by 0.5 patches on average; the base class fills the rest.
-Costs 60 to 90 microseconds a mask at 14 x 14.
+As in the release, the aspect ratio is log-uniform, every side is shorter than the grid's, and no block hides more
+patches than remain to be hidden. For 75 masked patches the blocks alone are 0.5 patches short on average; the base
+class fills the rest. Costs 60 to 90 microseconds per mask at 14 x 14.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from beitcli.masking.base import Block, MaskGenerator
 
 MIN_BLOCK = 16
 MAX_ASPECT = 1 / 0.3
-_ATTEMPTS = 10  # tries a block before the mask is left to the fill
+_ATTEMPTS = 10  # attempts per block, after which `fill` hides the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,9 @@ class BlockwiseMasking(MaskGenerator):
     """Masks made of rectangles.
 
     Args:
-        min_block: Smallest area drawn for a block, in patches. Where fewer remain to be hidden, the area lies
-            between what remains and `min_block`, as in the release.
-        max_aspect: Largest height / width of a block, and 1 / the smallest.
+        min_block: Minimum area drawn for a block, in patches. If fewer remain to be hidden, the area is drawn between
+            that number and `min_block`, as in the release.
+        max_aspect: Maximum height / width of a block; its inverse is the minimum.
 
     Raises:
         UsageError: `min_block` is below 1, `max_aspect` is below 1 or infinite, or as in `MaskGenerator`.
@@ -44,7 +44,7 @@ class BlockwiseMasking(MaskGenerator):
             raise UsageError(f"A largest aspect of {self.max_aspect} is not possible.", "Pass 1 (squares) or more.")
 
     def place_blocks(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Block]]:
-        """Blocks until `num_masked` are hidden or ten tries in a row found no place.
+        """Places blocks until `num_masked` patches are hidden or ten attempts in a row fail.
 
         Returns:
             mask: (h, w) bool with at most `num_masked` True.
@@ -71,7 +71,7 @@ class BlockwiseMasking(MaskGenerator):
         return mask, blocks
 
     def _block(self, remaining: int, area: float, aspect: float, top: float, left: float) -> Block | None:
-        """The block that four uniform numbers in [0, 1) stand for; None where it does not fit the grid."""
+        """Returns the block that four uniform numbers in [0, 1) encode; None if it does not fit the grid."""
         grid_height, grid_width = self.grid
         target = self.min_block + area * (remaining - self.min_block)
         ratio = self.max_aspect ** (2 * aspect - 1)

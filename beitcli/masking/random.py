@@ -1,4 +1,4 @@
-"""Random masking: patches without replacement, each as likely (the ablation of BEiT's Table 4)."""
+"""Random masking: patches drawn uniformly without replacement (the ablation of BEiT's Table 4)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from beitcli.masking.base import Block, MaskGenerator
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMasking(MaskGenerator):
-    """Masks without blocks: the uniform fill hides every patch."""
+    """Masks without blocks: `fill` hides all patches."""
 
     def place_blocks(self, rng: np.random.Generator) -> tuple[np.ndarray, list[Block]]:
-        """Nothing hidden yet: (h, w) bool, all False, and no blocks."""
+        """Returns an empty mask, (h, w) bool, all False, and no blocks."""
         return np.zeros(self.grid, dtype=bool), []

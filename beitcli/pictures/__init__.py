@@ -1,1 +1,1 @@
-"""Pictures for a person: Pillow and numpy in, Pillow out; nothing is saved or printed here."""
+"""Drawing with Pillow and numpy. Functions return images; nothing is saved or printed here."""

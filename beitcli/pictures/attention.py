@@ -1,4 +1,4 @@
-"""What reference points attend to, in the manner of the paper's Figure 2."""
+"""Attention maps of reference points, in the style of the paper's Figure 2."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Point = tuple[float, float]
 PointMap = tuple[Point, np.ndarray]
 
 _GREY = 0.5  # brightness of the image under a heat map
-_SCALE_GREY = 128  # of the image that the scale's colours are drawn over
+_SCALE_GREY = 128  # grey level behind the colours of the scale
 _ACCENTS: list[Colour] = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]
 
 
 def kept_patches(attention: np.ndarray, share: float) -> np.ndarray:
-    """The fewest patches that hold a share of the mass.
+    """Selects the fewest patches that hold a fraction of the attention.
 
     Args:
-        attention: (h, w), not negative; need not sum to 1.
-        share: In (0, 1], as 0.6 in the release.
+        attention: (h, w), non-negative; need not sum to 1.
+        share: Fraction in (0, 1]; 0.6 in the release.
 
     Returns:
-        (h, w) bool; all False where there is no mass. Of equal patches the upper left ones are kept.
+        (h, w) bool; all False if the attention is zero. Among equal patches the upper left ones come first.
 
     Raises:
         ValueError: `share` is outside (0, 1].
@@ -43,12 +43,12 @@ def kept_patches(attention: np.ndarray, share: float) -> np.ndarray:
 
 
 def heat_overlay(image: Image.Image, attention: np.ndarray, threshold: float | None = None) -> Image.Image:
-    """Attention as heat over the darkened grey image, nearest upscaled.
+    """Draws attention as a heat map over the darkened grey image, with nearest-neighbour upsampling.
 
     Args:
-        image: RGB, at least one pixel a patch.
-        attention: (h, w), not negative; drawn relative to its largest value.
-        threshold: Share of the mass in (0, 1]; patches that do not belong to it stay without heat.
+        image: RGB, at least one pixel per patch.
+        attention: (h, w), non-negative; drawn relative to its maximum.
+        threshold: Fraction of the attention in (0, 1]; patches beyond it get no heat.
     """
     largest = float(attention.max())
     relative = attention / largest if largest != 0 else np.zeros(attention.shape)
@@ -57,19 +57,20 @@ def heat_overlay(image: Image.Image, attention: np.ndarray, threshold: float | N
     grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] * _GREY
     if threshold is None:
         opacity = 0.35 + 0.55 * relative
-    else:  # the least of the kept patches must still show
+    else:  # the weakest kept patch must be visible
         opacity = np.where(spread(kept_patches(attention, threshold), image.size), 0.6 + 0.3 * relative, 0)
     opacity = opacity[..., None]
     return Image.fromarray(np.rint(grey * (1 - opacity) + heat * opacity).astype(np.uint8))
 
 
 def with_scale(heat: Image.Image, attention: np.ndarray | None, threshold: float | None = None) -> Image.Image:
-    """A heat map above its scale: the shares that its colours stand for, and 1/N, which is N patches alike.
+    """Adds a colour scale below a heat map, with a mark at uniform attention (1/N for N patches).
 
     Args:
-        heat: RGB, what `heat_overlay` drew.
-        attention: (h, w), shares of the attention; None for an image without a map, which gets as much white.
-        threshold: What the map was drawn with; the scale is plain below the least patch that is kept.
+        heat: RGB, from `heat_overlay`.
+        attention: (h, w), fractions of the attention; None for an image without a map, which gets white of the same
+            height.
+        threshold: That of the heat map; the scale has no colour below the weakest kept patch.
     """
     size = caption_size(heat.width)
     font, line, thick = ImageFont.load_default(size=size), round(1.6 * size), max(8, heat.width // 32)
@@ -95,7 +96,7 @@ def with_scale(heat: Image.Image, attention: np.ndarray | None, threshold: float
 
 
 def _scale(attention: np.ndarray, threshold: float | None, size: tuple[int, int]) -> Image.Image:
-    """The colours of 0 to the largest share, from left to right."""
+    """Draws the colours from 0 to the maximum, left to right."""
     shares = np.linspace(0, float(attention.max()), size[0])[None]
     plain = Image.new("RGB", size, (_SCALE_GREY,) * 3)
     if threshold is None:
@@ -119,18 +120,18 @@ def attention_panel(
     captions: Sequence[str] | None = None,
     min_width: int = 448,
 ) -> Image.Image:
-    """The image with its reference points, then the heat map of each above its scale.
+    """Draws the image with its reference points, then the heat map and the scale of each point.
 
     Args:
-        image: The view the maps cover.
-        maps: For each point its (x, y) in pixels of `image` and its attention, (h, w), not negative.
-        threshold: Share of the mass to keep, in (0, 1]; all of it where None.
-        columns: Pictures a row; by default at most five, and rows about as long.
-        captions: One a map; the points' numbers and pixels by default.
-        min_width: Of each picture, in pixels.
+        image: The crop that the maps cover.
+        maps: For each point its (x, y) in pixels of `image` and its attention, (h, w), non-negative.
+        threshold: Fraction of the attention to show, in (0, 1]; None for all.
+        columns: Pictures per row; default at most five, in rows of similar length.
+        captions: One per map; default the number and pixel of the point.
+        min_width: Minimum width of each picture, in pixels.
 
     Raises:
-        ValueError: No maps, a map that is not (h, w), or captions that do not match.
+        ValueError: No maps, a map that is not (h, w), or a wrong number of captions.
     """
     if not maps or any(attention.ndim != 2 for _, attention in maps):
         raise ValueError("attention maps must be one or more, each (h, w)")

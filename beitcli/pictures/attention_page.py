@@ -1,7 +1,8 @@
-"""A page on which the pointer asks each patch what it attends to: one HTML file, no network, no library.
+"""Interactive attention map: one HTML file, without network access or libraries.
 
-Every query of every head is in it, a byte a patch relative to the query's strongest: 0.7 MB for 12 heads and 196
-patches. Past MAX_BYTES only the mean of the heads is kept, and the page says so.
+It shows what the patch under the pointer attends to. It contains every query of every head, one byte per patch relative
+to the query's maximum: 0.7 MB for 12 heads and 196 patches. Above MAX_BYTES only the mean over heads is kept, and the
+page says so.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ def attention_page(
     box: tuple[float, float, float, float] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> str:
-    """The page as HTML, for UTF-8.
+    """Builds the page as HTML, to be encoded as UTF-8.
 
     Args:
-        image: RGB, the view that the patches cover; shown at any size.
-        attention: (heads, L, L), rows sum to 1, the class token first.
+        image: RGB, the crop that the patches cover; displayed at any size.
+        attention: (heads, L, L), rows sum to 1, class token first.
         grid: (h, w), L = h * w + 1.
         title: Of the page; any text.
-        detail: A line below it; any text.
+        detail: A line below the title; any text.
         points: (row, column) of reference patches; the page opens on the first.
-        head: The head that is shown first; None for the mean.
-        threshold: Share of the attention in (0, 1] that is shown first; None for all of it.
-        box: Where the view lies in the whole image: (left, upper, right, lower) in pixels; then `--point` is named.
-        max_bytes: Of attention, past which the heads are left out.
+        head: The head shown first; None for the mean.
+        threshold: Fraction of the attention in (0, 1] shown first; None for all.
+        box: The crop in the original image, (left, upper, right, lower) in pixels; if given, `--point` is displayed.
+        max_bytes: Limit of the attention as base64, above which the heads are left out.
 
     Raises:
         ValueError: `attention` is not square, or does not fit `grid`.
@@ -85,10 +86,10 @@ def attention_page(
 
 
 def _packed(rows: np.ndarray) -> dict[str, str]:
-    """One head's queries: bytes relative to each query's strongest patch, that patch's share, the class token's.
+    """Encodes one head: bytes relative to each query's maximum, that maximum, and the weight of the class token.
 
     Args:
-        rows: (N, L), the class token first.
+        rows: (N, L), class token first.
     """
     strongest = rows[:, 1:].max(axis=1)
     relative = rows[:, 1:] / np.where(strongest > 0, strongest, 1)[:, None]
@@ -104,12 +105,12 @@ def _base64(array: np.ndarray) -> str:
 
 
 def _printable(text: str) -> str:
-    """File names may hold bytes that are no text, which UTF-8 cannot carry."""
+    """Replaces bytes of file names that are not text: UTF-8 cannot encode them."""
     return text.encode(errors="replace").decode()
 
 
 def _filled(**values: str) -> str:
-    """The page with its placeholders replaced in one pass, so that no value is taken for a placeholder."""
+    """Replaces all placeholders in one pass, so that no value is taken for a placeholder."""
     return re.sub(r"@@([A-Z]+)@@", lambda found: values[found[1]], _PAGE)
 
 

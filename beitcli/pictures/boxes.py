@@ -1,4 +1,4 @@
-"""An image with boxes drawn on it, a colour a class, each with its class and score."""
+"""Draws the boxes, classes, scores and masks of detected objects on an image, one colour per class."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 _GOLDEN = 0.6180339887
 _OPACITY = 0.5
-_SHARE = 1 / 200  # of the shorter side that a line is wide
-_TEXT = 1 / 28  # and that a letter is high
-_LEAST_TEXT = 9  # pixels
-_READABLE = 128  # pixels of the shorter side below which names would cover what is found
+_SHARE = 1 / 200  # line width, as a fraction of the shorter side
+_TEXT = 1 / 28  # font size, likewise
+_LEAST_TEXT = 9  # minimum font size, in pixels
+_READABLE = 128  # shorter side in pixels, below which names would hide the objects
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """Bright ones, whose hues go around by the golden ratio, so that any first few of them lie far apart."""
+    """Returns a bright RGB colour. Hues advance by the golden ratio, so that the first few classes differ clearly."""
     red, green, blue = hsv_to_rgb(label * _GOLDEN % 1, 0.55 + 0.4 * (label % 2), 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def line_width(height: int, width: int) -> int:
-    """Of a box's frame on an image of that size, in pixels."""
+    """Returns the line width of a box on an image of that size, in pixels."""
     shorter = min(height, width)
     return max(1 if shorter < _READABLE else 2, round(shorter * _SHARE))
 
@@ -31,13 +31,13 @@ def line_width(height: int, width: int) -> int:
 def with_boxes(
     pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: Sequence[str]
 ) -> Image.Image:
-    """The image with its boxes, the best one on top; on images below 128 pixels without names.
+    """Draws boxes on an image, the highest score on top; without names if a side is below 128 pixels.
 
     Args:
         pixels: (H, W, 3) uint8.
-        boxes: (n, 4), x0 y0 x1 y1 in pixels; a frame's outermost pixels lie inside its box.
+        boxes: (n, 4), x0 y0 x1 y1 in pixels; the outermost pixels of a frame lie inside its box.
         labels: (n,) integers.
-        scores: (n,), best first.
+        scores: (n,), in descending order.
     """
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
@@ -53,10 +53,10 @@ def with_boxes(
 
 
 def with_masks(pixels: np.ndarray, masks: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) uint8 with objects tinted in the colours of their classes, the best one on top.
+    """Tints objects in an (H, W, 3) uint8 image by class, the highest score on top; returns a copy.
 
     Args:
-        masks: (H, W) bool each, best first.
+        masks: (H, W) bool each, in descending order of score.
         labels: (n,) integers.
     """
     tinted = pixels.copy()
@@ -73,7 +73,7 @@ def _name(
     colour: tuple[int, int, int],
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
-    """Above the box's corner where there is room, else inside the box."""
+    """Writes the name above the box's corner, or inside the box if there is no room above."""
     left, upper, right, lower = draw.textbbox((0, 0), text, font=font)
     high = int(lower - upper) + 4
     top = corner[1] - high if corner[1] >= high else corner[1]

@@ -1,4 +1,4 @@
-"""Colours for numbers: a map for amounts, a palette for classes."""
+"""Colour maps: a sequential one for values in [0, 1], and a palette for classes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import colorsys
 
 import numpy as np
 
-# Night blue over red to pale yellow, at equal steps of OKLab lightness (0.14 to 0.96), so that equal differences look
-# equal and the map survives a grey print.
+# Dark blue over red to pale yellow, in equal steps of OKLab lightness (0.14 to 0.96): equal differences look equal,
+# and the map stays readable in greyscale.
 _HEAT = np.array(
     [
         (9, 0, 40),
@@ -24,15 +24,15 @@ _HEAT = np.array(
     ],
     dtype=np.float64,
 )
-_GOLDEN = 0.61803398875  # hues that far apart on the circle never crowd, however many
-_TONES = [(0.75, 0.90), (0.55, 0.62), (0.42, 1.00)]  # saturation, value: taken in turn
+_GOLDEN = 0.61803398875  # step between hues, which keeps any number of them apart
+_TONES = [(0.75, 0.90), (0.55, 0.62), (0.42, 1.00)]  # (saturation, value), used in turn
 
 
 def apply(values: np.ndarray) -> np.ndarray:
-    """Amounts as colours, dark for 0 and pale for 1.
+    """Maps values to colours, dark for 0 and pale for 1.
 
     Args:
-        values: (H, W) in [0, 1]; what lies outside takes the nearer end.
+        values: (H, W) in [0, 1]; values outside are clipped.
 
     Returns:
         (H, W, 3) uint8.
@@ -49,7 +49,7 @@ def apply(values: np.ndarray) -> np.ndarray:
 
 
 def class_colours(count: int) -> np.ndarray:
-    """A colour for each class: (count, 3) uint8. A class keeps its colour whatever the count."""
+    """Returns one colour per class, (count, 3) uint8. The colour of a class does not depend on `count`."""
     colours = []
     for number in range(count):
         saturation, value = _TONES[number % len(_TONES)]
@@ -58,11 +58,11 @@ def class_colours(count: int) -> np.ndarray:
 
 
 def apply_classes(labels: np.ndarray, ignore_index: int = 255) -> np.ndarray:
-    """A segmentation as colours.
+    """Maps class indices to colours.
 
     Args:
         labels: (H, W) integers, class indices from 0.
-        ignore_index: The label without a class; it becomes black.
+        ignore_index: The label without a class; drawn black.
 
     Returns:
         (H, W, 3) uint8.

@@ -1,4 +1,4 @@
-"""What pretraining hides, drawn on the image."""
+"""Draws the hidden patches of a mask on the image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ SEAM: Colour = (146, 146, 146)
 
 
 def patch_edges(pixels: int, patches: int) -> np.ndarray:
-    """Where patches begin and the last one ends along a side: (patches + 1,) int64."""
+    """Returns the pixel positions of the patch edges along a side: (patches + 1,) int64."""
     return np.arange(patches + 1) * pixels // patches
 
 
 def spread(patch_values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Each patch's value at all its pixels.
+    """Repeats each patch's value over its pixels.
 
     Args:
         patch_values: (h, w).
-        size: (width, height) in pixels, at least one a patch.
+        size: (width, height) in pixels, at least one per patch.
 
     Returns:
         (height, width) of the same dtype.
@@ -31,7 +31,7 @@ def spread(patch_values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def width_for(image: Image.Image, grid: tuple[int, ...], min_width: int) -> int:
-    """The width in pixels, `min_width` or more, at which every patch has at least 8 x 8 pixels."""
+    """Returns the width in pixels, at least `min_width`, at which every patch has at least 8 x 8 pixels."""
     rows, columns = grid
     return max(min_width, 8 * columns, -(-8 * rows * image.width // image.height))
 
@@ -39,12 +39,12 @@ def width_for(image: Image.Image, grid: tuple[int, ...], min_width: int) -> int:
 def mask_overlay(
     image: Image.Image, mask: np.ndarray, min_width: int = 448, hidden: Colour = HIDDEN, seam: Colour = SEAM
 ) -> Image.Image:
-    """The image with its hidden patches grey; what is visible keeps its pixels.
+    """Draws hidden patches in grey; the pixels of visible patches are unchanged.
 
     Args:
-        image: The view the model gets; repeated pixel by pixel to at least `min_width` and 8 pixels a patch.
+        image: The model's input; enlarged by whole pixels to at least `min_width` and 8 pixels per patch.
         mask: (h, w) bool, True where the patch is hidden.
-        min_width: Of the picture, in pixels.
+        min_width: Minimum width of the result, in pixels.
         hidden: RGB of hidden patches.
         seam: RGB of the lines between and around hidden patches, drawn inside them.
 
@@ -71,13 +71,13 @@ def mask_overlay(
 def mask_panel(
     image: Image.Image, mask: np.ndarray, reconstruction: Image.Image | None = None, min_width: int = 448
 ) -> Image.Image:
-    """Original, masked and, where given, reconstructed, side by side with captions.
+    """Draws the original, the masked and, if given, the reconstructed image side by side, with captions.
 
     Args:
-        image: The view the model gets.
+        image: The model's input.
         mask: (h, w) bool, True where the patch is hidden.
-        reconstruction: What the model made of it; any size of the same shape.
-        min_width: Of each picture, in pixels.
+        reconstruction: The model's reconstruction; any size of the same aspect ratio.
+        min_width: Minimum width of each picture, in pixels.
     """
     masked = mask_overlay(image, mask, min_width)
     hidden = int(mask.sum())

@@ -1,4 +1,4 @@
-"""Pictures beside each other, with captions."""
+"""Arranges pictures in a grid with captions, and draws point markers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Colour = tuple[int, int, int]
 
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (40, 40, 44)
-_MARKER_OVERSAMPLING = 4  # Pillow's shapes have hard edges
+_MARKER_OVERSAMPLING = 4  # Pillow does not antialias shapes
 
 
 def crisp(image: Image.Image, min_width: int) -> Image.Image:
-    """The image as RGB, every pixel repeated a whole number of times until `min_width` pixels are reached."""
+    """Converts to RGB and repeats every pixel a whole number of times, up to at least `min_width` pixels."""
     factor = max(1, -(-min_width // image.width))
     return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def nearest(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image as RGB at `size` (width, height), without smoothing."""
+    """Converts to RGB and resizes to `size` (width, height) with nearest-neighbour interpolation."""
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
@@ -32,17 +32,17 @@ def grid_of(
     captions: Sequence[str] | None = None,
     background: Colour = WHITE,
 ) -> Image.Image:
-    """Images in rows, each centred in its cell, its caption below.
+    """Arranges images in rows, each centred in its cell, its caption below.
 
     Args:
         images: In reading order; their sizes may differ.
-        columns: Images a row; all in one row where None.
-        gap: Pixels between the images and around them.
-        captions: One an image; a caption wider than its column is cut.
+        columns: Images per row; None for a single row.
+        gap: Pixels between and around the images.
+        captions: One per image; a caption wider than its column is truncated.
         background: RGB.
 
     Raises:
-        ValueError: No images, no columns, or captions that do not match the images.
+        ValueError: No images, no columns, or a wrong number of captions.
     """
     if not images or (columns is not None and columns < 1):
         raise ValueError(f"{len(images)} images in {columns} columns make no picture")
@@ -70,7 +70,7 @@ def grid_of(
 
 
 def caption_size(width: int) -> int:
-    """Font size in pixels under an image of `width` pixels: about 45 letters a line."""
+    """Returns the font size in pixels below an image of `width` pixels: about 45 letters per line."""
     return min(48, max(12, round(width / 24)))
 
 
@@ -98,7 +98,7 @@ def mark_point(image: Image.Image, point: tuple[float, float], label: str, colou
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, or its beginning and dots, within `width` pixels."""
+    """Truncates text, with dots, to `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

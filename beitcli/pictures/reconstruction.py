@@ -1,4 +1,4 @@
-"""An image beside what its visual tokens decode to."""
+"""Draws an image next to the image decoded from its visual tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def reconstruction_pair(
     min_width: int = 224,
     captions: tuple[str, str] = ("original", "from visual tokens"),
 ) -> Image.Image:
-    """Side by side at one size, without smoothing, so that a person sees the tokenizer's own pixels.
+    """Draws both side by side at one size, without smoothing, so that the tokenizer's own pixels are visible.
 
     Args:
-        original: The view the tokenizer got.
-        decoded: What came back; shown at the size of `original`.
-        min_width: Of each picture, in pixels.
+        original: The tokenizer's input.
+        decoded: Its reconstruction; shown at the size of `original`.
+        min_width: Minimum width of each picture, in pixels.
         captions: Below them.
     """
     left = crisp(original, max(min_width, decoded.width))

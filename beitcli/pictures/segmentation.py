@@ -1,4 +1,4 @@
-"""Label maps as pictures: a palette of distinct colours, indexed PNG, and the image with its classes over it."""
+"""Draws label maps: a palette of distinct colours, indexed PNG, and an overlay on the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OPACITY = 0.55
 
 @cache
 def palette() -> np.ndarray:
-    """(256, 3) uint8, PASCAL VOC's: the bits of the index, spread over the channels from the highest bit down."""
+    """PASCAL VOC's palette, (256, 3) uint8: bits of the index, spread over the channels from the highest bit down."""
     colours = np.zeros((256, 3), np.uint8)
     index = np.arange(256)
     for bit in range(8):
@@ -22,18 +22,18 @@ def palette() -> np.ndarray:
 
 
 def indexed(values: np.ndarray) -> Image.Image:
-    """(H, W) uint8 as a PNG-ready picture whose pixels are still those values."""
+    """Converts (H, W) uint8 to a palette image that keeps these values."""
     picture = Image.fromarray(values)
     picture.putpalette(palette().ravel().tolist())
     return picture
 
 
 def overlay(pixels: np.ndarray, values: np.ndarray) -> Image.Image:
-    """The image with its mask over it, in the colours that `indexed` gives the mask.
+    """Blends a mask over the image, in the colours of `indexed`.
 
     Args:
         pixels: (H, W, 3) uint8.
-        values: (H, W) uint8; 0, whose colour is black, and 255 leave the image as it is.
+        values: (H, W) uint8; 0 (black in the palette) and 255 leave the image unchanged.
     """
     mixed = np.rint((1 - _OPACITY) * pixels + _OPACITY * palette()[values]).astype(np.uint8)
     return Image.fromarray(np.where(np.isin(values, (0, 255))[..., None], pixels, mixed))

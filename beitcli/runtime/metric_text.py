@@ -1,7 +1,7 @@
-"""How metrics are told to a person: which of them, in what order and in how many digits, by the kind of their name.
+"""Formats metrics for a person: which ones, in what order, with how many digits, by the words of their names.
 
-A new metric of any task needs no line here. Kinds are read from the words of a name: `main_loss` and `loss_rpn` are
-losses, `lr` and `gradient_norm` say how training goes, `iou/NAME` is of one class.
+A new metric of any task needs no entry here: `main_loss` and `loss_rpn` are losses, `lr` and `gradient_norm` describe
+the state of training, `iou/NAME` belongs to one class.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Callable, Iterable, Mapping
 HELD_OUT = "held_out_"
 _FORMATS = {"loss": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f", "second": ".0f",
             "compiled": ".0f"}  # fmt: skip
-_STATE = {"lr", "norm", "weight", "temperature"}  # of the training itself: neither a loss nor a metric
+_STATE = {"lr", "norm", "weight", "temperature"}  # state of training: neither a loss nor a metric
 _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     "skipped_steps": lambda steps: steps > 0,
     "compiled": lambda compiled: compiled == 0,
     "save_stall_seconds": lambda seconds: seconds >= 1,
-    f"{HELD_OUT}images": lambda images: False,  # how many were measured on is no metric
+    f"{HELD_OUT}images": lambda images: False,  # a count, not a metric
 }
 
 
 def metric_texts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """(name, value) of each metric that is worth a place in a line, the most important first.
+    """Returns (name, value) of each metric to show on a line, the most important first.
 
-    The loss, the task's own metrics, those of held-out images, further losses, the state of training, its speed; within
-    these in the task's order. Metrics of one class stand in the log and the report alone.
+    The order is the loss, the task's metrics, held-out metrics, further losses, the state of training, its speed;
+    within these the task's order. Per-class metrics are only in the log and the report.
     """
     shown = [name for name, value in metrics.items() if _is_shown(name, value)]
     return [(metric_label(name), metric_value(name, metrics[name])) for name in sorted(shown, key=_rank)]
 
 
 def metric_label(name: str) -> str:
-    """`held-out top1` of `held_out_top1`."""
+    """Returns `held-out top1` for `held_out_top1`."""
     return name.replace(HELD_OUT, "held-out ").replace("_", " ")
 
 
 def metric_value(name: str, value: float) -> str:
-    """In the digits of its kind; else about four that count, and whole numbers as they are."""
+    """Formats a value with the digits of its kind; else with about four significant digits, and integers in full."""
     words = name.split("_")
     known = next((form for word, form in _FORMATS.items() if word in words), None)
     if known:
@@ -50,7 +50,7 @@ def metric_value(name: str, value: float) -> str:
 
 
 def further_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
-    """Those that a report has no field for, but for those of one class.
+    """Returns the metrics that a report has no field for, except per-class ones.
 
     Args:
         named: The report's fields.

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 (exit 75), Ctrl-C (130; a second one stops at once)."""
+"""Stop requests: SIGTERM and SIGUSR1 (exit code 75), Ctrl-C (130; a second one stops at once)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _ASKING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 
 class StopRequest:
-    """Notes a signal for the training loop to look at between steps.
+    """Records a signal, which the training loop checks between steps.
 
-    Handlers are set only in the main thread, and the former ones come back on exit.
+    Handlers are set only in the main thread, and restored on exit.
     """
 
     def __init__(self) -> None:
@@ -45,6 +45,6 @@ class StopRequest:
         return self.received is not None
 
     def stopped(self, message: str, hint: str) -> Stopped:
-        """The error that ends the run with the signal's exit code."""
+        """Returns the error that ends the run with the signal's exit code."""
         kind = Interrupted if self.received == signal.SIGINT else SignalStop
         return kind(message, hint)

@@ -10,7 +10,7 @@ from measure import spread
 
 from beitcli.engine.events import OnEvent, Saved
 from beitcli.engine.trainer.bad_images import BadImageLedger
-from beitcli.engine.trainer.checkpointing import Progressed, Saver
+from beitcli.engine.trainer.checkpointing import Saver, TrainState
 from beitcli.runtime.storage.run_dir import RunFolder
 from gpu_steps.context import Context
 from gpu_steps.setups import Setup, make_setup
@@ -53,13 +53,13 @@ def one_save(context: Context, setup: Setup, saver: Saver, number: int) -> dict[
     """
     context.wait()
     start = time.perf_counter()
-    saver.save(setup.plan, Progressed(step=number, figures={"loss": 0.0}))
+    saver.save(setup.plan, TrainState(step=number, figures={"loss": 0.0}))
     stall = time.perf_counter() - start
     saver_stall = saver.stall
     beside = []
     while saver.last_saved != number and time.perf_counter() - start < 60:
         beside += context.seconds_of(setup.step, 1, warmup=0)
-        saver.look()
+        saver.poll_writer()
     saver.finish()
     on_disk = time.perf_counter() - start
     return {

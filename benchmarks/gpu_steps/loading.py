@@ -167,8 +167,8 @@ def training_rate(context: Context, data: Data, setup: Setup, view: Any, workers
             if number == warm:
                 context.wait()
                 start = time.perf_counter()
-            if setup.task.draws:
-                tensors["draws"] = setup.batch["draws"]
+            if setup.task.num_uniforms:
+                tensors["uniforms"] = setup.batch["uniforms"]
             tensors = setup.task.before_step(number, tensors)
             optimizer_step(setup.task, setup.plan, tensors, setup.compute, setup.scaler, sums)
             done = number + 1 - warm

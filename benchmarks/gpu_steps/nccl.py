@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 from beitcli.runtime.distributed.fsdp import shard, whole
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from gpu_steps.context import Context, relative_error
 from gpu_steps.setups import Setup, make_setup
 
@@ -71,7 +71,7 @@ def with_ddp(setup: Setup) -> Setup:
 def with_fsdp(setup: Setup) -> Setup:
     """As `--shard` spreads it; the optimizer is made of what is left here."""
     task = setup.task
-    shard(task.model, task.model.blocks, World(), setup.compute.dtype)
+    shard(task.model, task.model.blocks, DistributedContext(), setup.compute.dtype)
     groups = parameter_groups(task.model, task.config.weight_decay)
     task.optimizer = make_adamw(groups, task.config.lr, (0.9, task.config.beta2), setup.compute.device)
     task.parallel = task.model

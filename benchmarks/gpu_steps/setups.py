@@ -101,7 +101,7 @@ def make_batch(config: PretrainConfig, images: int, codes: int, seed: int) -> di
         "visual_tokens": torch.randint(0, codes, (images, architecture.num_patches), generator=generator),
     }
     if config.drop_path:
-        batch["draws"] = torch.rand(images, 2 * architecture.depth, generator=generator)
+        batch["uniforms"] = torch.rand(images, 2 * architecture.depth, generator=generator)
     return batch
 
 

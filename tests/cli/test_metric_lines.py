@@ -35,11 +35,11 @@ def with_toys(kind: type) -> type:
     """The task, with a metric of its training and two of held-out images that nothing else knows of."""
 
     class Toy(kind):  # type: ignore[misc, valid-type]
-        def figures(self) -> dict[str, float]:
-            return super().figures() | {"toy_rate": 0.125}
+        def log_metrics(self) -> dict[str, float]:
+            return super().log_metrics() | {"toy_rate": 0.125}
 
-        def measure(self, check_stop: Callable[[], None]) -> dict[str, float]:
-            return super().measure(check_stop) | {"toy_score": 0.4321, "toy_score/red": 0.5}
+        def evaluate(self, check_stop: Callable[[], None]) -> dict[str, float]:
+            return super().evaluate(check_stop) | {"toy_score": 0.4321, "toy_score/red": 0.5}
 
     return Toy
 

@@ -92,14 +92,14 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(words, tmp_path, un
 
 def test_a_signal_while_one_rank_measures_stops_both(words, tmp_path):
     def before(rank: int) -> None:
-        measure = PretrainTask.measure
+        measure = PretrainTask.evaluate
 
         def signalled(task: PretrainTask, check_stop: Callable[[], None]) -> dict[str, float]:
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return measure(task, check_stop)
 
-        PretrainTask.measure = signalled  # type: ignore[method-assign]
+        PretrainTask.evaluate = signalled  # type: ignore[method-assign]
 
     assert [each.code for each in in_processes(2, words, before=before)] == [75, 75]
     assert whole_checkpoints(tmp_path / "run") == ["step-0000004"]
@@ -333,13 +333,13 @@ def test_a_signal_right_after_a_save_saves_no_second_time(words, tmp_path):
 
 def test_a_signal_while_the_last_step_is_measured_again_is_a_stop(words, tmp_path):
     def before(rank: int) -> None:
-        measure = PretrainTask.measure
+        measure = PretrainTask.evaluate
 
         def signalled(task: PretrainTask, check_stop: Callable[[], None]) -> dict[str, float]:
             os.kill(os.getpid(), signal.SIGTERM)
             return measure(task, check_stop)
 
-        PretrainTask.measure = signalled  # type: ignore[method-assign]
+        PretrainTask.evaluate = signalled  # type: ignore[method-assign]
 
     last = [*words, "--save-every", "12"]
     assert [each.code for each in in_processes(2, last, before=before)] == [75, 75]

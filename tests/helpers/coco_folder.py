@@ -1,4 +1,4 @@
-"""A small folder in COCO's layout: coloured rectangles on gray, and their boxes."""
+"""A small data set in COCO's format: coloured rectangles on gray, and their boxes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHAPE = (40, 48)
 
 
 def save_rectangles(root: Path, split: str, count: int, seed: int) -> Path:
-    """ROOT/SPLIT/*.png and ROOT/annotations/instances_SPLIT.json; the last image has no box. Returns the JSON file.
+    """Writes ROOT/SPLIT/*.png and ROOT/annotations/instances_SPLIT.json; returns the latter. The last image has no box.
 
-    Categories have the ids 3 (blue) and 7 (red), and stand in the file the other way round.
+    Categories have the ids 3 (blue) and 7 (red), in reverse order in the file.
     """
     rng = np.random.default_rng(seed)
     height, width = SHAPE
@@ -53,7 +53,7 @@ def save_rectangles(root: Path, split: str, count: int, seed: int) -> Path:
 
 
 def changed(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Rewrites a JSON file."""
+    """Applies `change` to a JSON file, in place."""
     document = json.loads(file.read_text())
     change(document)
     file.write_text(json.dumps(document))

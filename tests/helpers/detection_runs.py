@@ -1,4 +1,4 @@
-"""What the tests of detection share: settings of a small detector, and its weights."""
+"""Settings and weights of a small detector, for the tests of detection."""
 
 from __future__ import annotations
 

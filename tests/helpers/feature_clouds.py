@@ -1,4 +1,4 @@
-"""Labelled vectors whose classes overlap: neither all right nor all wrong."""
+"""Synthetic features of overlapping classes, on which a classifier is right only in part."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def clouds(images: int, classes: int = 5, width: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(images, width) vectors around the centre of their class, and (images,) labels; centres are those of any seed."""
+    """Returns (images, width) features around class centres, and (images,) labels; `seed` does not move the centres."""
     generator = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(0, 1, (classes, width))
     labels = generator.integers(classes, size=images)

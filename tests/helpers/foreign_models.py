@@ -1,4 +1,4 @@
-"""Checkpoints of others, made with their own libraries from random weights."""
+"""Checkpoints in the formats of other libraries, written by these with random weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ VITS: dict[str, dict[str, int]] = {
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter drawn anew, so that none is zero or one by its initialisation."""
+    """Reinitializes every parameter at random, so that none is constant zero or one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -58,7 +58,7 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def hf_masked(folder: Path, **settings: object) -> transformers.BeitForMaskedImageModeling:
-    """`transformers.BeitForMaskedImageModeling`, saved."""
+    """Saves a `transformers.BeitForMaskedImageModeling`."""
     config = transformers.BeitConfig(**SMALL | {"use_mask_token": True} | settings)
     model = randomized(transformers.BeitForMaskedImageModeling(config))
     model.save_pretrained(folder)
@@ -82,7 +82,7 @@ def hf_backbone(folder: Path, **settings: object) -> transformers.BeitModel:
 
 
 def timm_small(folder: Path, **settings: object) -> Beit:
-    """A small timm BEiT in a folder as timm writes it."""
+    """Saves a small timm BEiT in timm's format."""
     arguments: dict[str, object] = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 3}
     model = timm.create_model("beit_base_patch16_224", **arguments | settings)
     randomized(model)
@@ -91,14 +91,14 @@ def timm_small(folder: Path, **settings: object) -> Beit:
 
 
 def timm_vit(folder: Path, name: str, classes: int = 5) -> nn.Module:
-    """One of `VITS` in a folder as timm writes it."""
+    """Saves one of `VITS` in timm's format."""
     model = randomized(timm.create_model(name, num_classes=classes, **VITS[name]))
     timm.models.save_for_hf(model, folder, model_args=VITS[name], safe_serialization=True)
     return model
 
 
 class ReleasedMasked(Beit):
-    """The pretraining model of the release, by its names: timm's Beit, a mask token and `lm_head`."""
+    """The release's pretraining model, with its names: timm's Beit, a mask token and `lm_head`."""
 
     def __init__(self, vocab_size: int = 64, **settings: object) -> None:
         arguments: dict[str, object] = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4}
@@ -122,7 +122,7 @@ class ReleasedMasked(Beit):
 
 
 def save_released(released: Beit, path: Path, *, legacy: bool = False, wrapped: str = "model", **args: object) -> Path:
-    """A `.pth` as the release's training writes it: index buffers, optimizer, epoch and an argparse.Namespace."""
+    """Saves a `.pth` like the release's training: index buffers, optimizer, epoch and an argparse.Namespace."""
     tensors = dict(released.state_dict())
     for name in [name for name in tensors if name.endswith("relative_position_bias_table")]:
         buffer = name.replace("relative_position_bias_table", "relative_position_index")
@@ -140,13 +140,13 @@ def save_released(released: Beit, path: Path, *, legacy: bool = False, wrapped: 
 
 
 def save_plain(model: nn.Module, path: Path, change: Callable[[str], str] = str) -> Path:
-    """The bare state dict as safetensors, names changed."""
+    """Saves the bare state dict as safetensors, with keys changed."""
     save_file({change(name): tensor.clone() for name, tensor in model.state_dict().items()}, path)
     return path
 
 
 def noise(size: tuple[int, int] = (64, 64), patches: int = 16, images: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and a mask that hides from 1 to all but one patch of each."""
+    """Returns random images, and a mask that hides at least one patch of each image, and not all."""
     generator = torch.Generator().manual_seed(7)
     pictures = torch.randn(images, 3, *size, generator=generator)
     mask = torch.rand(images, patches, generator=generator) < 0.4

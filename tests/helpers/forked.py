@@ -1,4 +1,4 @@
-"""Work in a forked child of the test: real limits, signals and crashes, without the seconds of a new interpreter."""
+"""Runs a function in a forked child: real limits, signals and crashes, without the seconds of a new interpreter."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PAGE = resource.getpagesize()
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended.
+    """Result of a child.
 
     Attributes:
-        code: Its exit code; minus the number of the signal that killed it.
+        code: Its exit code; minus the signal number if it was killed.
     """
 
     code: int
@@ -34,12 +34,12 @@ class Ended:
 
 
 class Child:
-    """A forked child that does `work()`, which gives its exit code (None is 0).
+    """A forked child that runs `work()`, which returns its exit code (None is 0).
 
     Args:
-        memory: Bytes of address space that it may take beyond what the test has.
-        file_size: Bytes that a file may grow to; a write beyond is an error, as on a full disk.
-        powerless: Without root's right to write where permissions forbid it.
+        memory: Maximum bytes of address space, beyond those of the test.
+        file_size: Maximum bytes of a file; a write beyond it is an error, as on a full disk.
+        powerless: Drop root's capability to ignore file permissions.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Child:
         file_size: int | None = None,
         powerless: bool = False,
     ) -> None:
-        pipes = [os.pipe(), os.pipe()]  # no files: those have limits
+        pipes = [os.pipe(), os.pipe()]  # not files, which are limited
         sys.stdout.flush(), sys.stderr.flush()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: theirs wait for work
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, which are idle
             self.pid = os.fork()
         if self.pid == 0:
             code = 99
@@ -79,7 +79,7 @@ class Child:
         os.kill(self.pid, number)
 
     def ended(self, seconds: float = 60) -> Ended:
-        """Waits. A child that takes longer is killed with what it started, and fails the test."""
+        """Waits for the child. One that takes longer is killed with its own children, and fails the test."""
         deadline = time.monotonic() + seconds
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -96,7 +96,7 @@ class Child:
 
 
 class _Reader(threading.Thread):
-    """Reads a pipe to its end, so that nobody waits to write into it."""
+    """Reads a pipe to its end, so that the writer never blocks."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(daemon=True)
@@ -113,7 +113,7 @@ class _Reader(threading.Thread):
 
 
 def forked(work: Callable[[], int | None], seconds: float = 60, **limits: Any) -> Ended:
-    """Does `work` in a child and waits for it; `limits` are those of `Child`."""
+    """Runs `work` in a child and waits for it; `limits` are those of `Child`."""
     return Child(work, **limits).ended(seconds)
 
 
@@ -136,7 +136,7 @@ def _limit(memory: int | None, file_size: int | None, powerless: bool) -> None:
 
 
 def drop_capabilities() -> None:
-    """capset(2) to none: root then minds the permissions of files, as anyone does."""
+    """Drops all capabilities by capset(2): file permissions then apply to root too."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset")
@@ -144,7 +144,7 @@ def drop_capabilities() -> None:
 
 @contextmanager
 def read_only(folder: Path) -> Any:
-    """`folder` without the right to write into it."""
+    """Context in which `folder` is not writable."""
     folder.chmod(0o555)
     try:
         yield folder

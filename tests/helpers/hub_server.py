@@ -1,12 +1,12 @@
-"""A model hub on the loopback: what huggingface_hub asks of one, with the faults that real ones have.
+"""A local server with the API of the Hugging Face Hub, and with the faults of real servers.
 
     with HubServer({"owner/name": {"config.json": b"{}", "model.safetensors": data}}) as server:
         server.use(monkeypatch, tmp_path / "cache")   # HF_ENDPOINT, BEIT_CACHE_DIR, no token, not offline
         fetch("owner/name", ["model.safetensors"])
         assert [request.method for request in server.requests] == ["HEAD", "GET"]
 
-A repository named "datasets/owner/name" holds data; of those the list of files is told too.
-As on the real one, small text files have a git hash as ETag; all others are LFS files with their SHA-256.
+A repository named "datasets/owner/name" is a data set, whose files are listed too.
+As on the real Hub, small text files have a git hash as ETag; all others are LFS files with their SHA-256.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TEXT = (".json", ".md", ".txt")
 
 @dataclass(frozen=True)
 class Request:
-    """One that came in; `file` is empty where the list of files is asked for.
+    """A request received; `file` is empty for a listing of files.
 
-    `range` is the Range header, `token` the Authorization header, empty where there was none.
+    `range` is the Range header, `token` the Authorization header; empty if absent.
     """
 
     method: str
@@ -46,16 +46,16 @@ class HubServer:
     """Serves `repos` (repository -> file -> content) while the `with` block runs.
 
     Attributes:
-        requests: All that came in, in order.
-        cut_after: Each body stops after so many bytes and the connection closes; None for whole ones.
-        lie: Bodies differ in their last byte from what the ETag promises.
+        requests: All requests received, in order.
+        cut_after: Truncate each body to this many bytes and close the connection; None for never.
+        lie: Change the last byte of bodies, so that they do not match the ETag.
         ranges: False to answer a Range with the whole file, as some proxies do.
-        status: Answers everything with this HTTP status instead.
-        gated: Repositories whose terms are to be accepted first.
-        branches: (repository, branch) to the repository whose files that branch has.
-        headers: Sent with each file, in place of the proper ones of the same name; None leaves one out.
-        failures: So many of the next requests for a body are answered with HTTP 503, none of others.
-        sent: Bytes of each body.
+        status: Answer everything with this HTTP status instead.
+        gated: Repositories whose terms must be accepted first.
+        branches: (repository, branch) -> the repository whose files that branch has.
+        headers: Headers of each file, overriding the proper ones of the same name; None omits one.
+        failures: How many of the next requests for a body to answer with HTTP 503.
+        sent: Bytes sent of each body.
     """
 
     def __init__(self, repos: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -87,7 +87,7 @@ class HubServer:
         self._server.server_close()
 
     def use(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """Points the environment at this server and at a cache of the test's own."""
+        """Points the environment at this server, and at a cache of the test."""
         monkeypatch.setenv("HF_ENDPOINT", self.url)
         monkeypatch.setenv("BEIT_CACHE_DIR", str(cache))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -95,7 +95,7 @@ class HubServer:
             monkeypatch.delenv(name, raising=False)
 
     def commit(self, repo: str) -> str:
-        """40 hex digits that follow from the files."""
+        """Returns 40 hex digits that depend on the files."""
         listing = "".join(f"{name} {etag(name, content)}\n" for name, content in sorted(self.repos[repo].items()))
         return hashlib.sha1(listing.encode()).hexdigest()
 
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Disables logging."""
 
     def _answer(self, body: bool) -> None:
         hub = self.hub

@@ -1,4 +1,4 @@
-"""`beit` in several processes that find one another as torchrun's do, forked from the test."""
+"""Runs `beit` in several processes forked from the test, with the environment that torchrun sets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.helpers.forked import Child, Ended
 def in_processes(
     size: int, words: Sequence[object], *, before: Callable[[int], object] = lambda rank: None, seconds: float = 120
 ) -> list[Ended]:
-    """How each of `size` processes of one command ended, by rank.
+    """Runs one command in `size` processes, and returns how each ended, by rank.
 
     Args:
-        before: Called with the rank in each, before the command.
+        before: Called with the rank in each process, before the command.
     """
     children = start(size, words, before=before)
     return [child.ended(seconds) for child in children]

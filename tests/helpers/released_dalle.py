@@ -1,7 +1,7 @@
-"""DALL-E's two networks as whole pickled modules, written as OpenAI's release was: the same names, another's code.
+"""DALL-E's encoder and decoder as whole pickled modules, like OpenAI's release: the same names, independent code.
 
-The classes stand in `sys.modules` under the release's names only while a file is written, so that reading one cannot
-find them.
+The classes are in `sys.modules` under the release's names only while a file is written, so that a reader cannot find
+them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DecoderBlock(EncoderBlock):
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) mapped pixels to logits (B, V, h, w)."""
+    """Maps pixels, (B, 3, H, W) as `map_pixels` gives them, to logits (B, V, h, w)."""
 
     def __init__(self, vocab_size: int = 32, width: int = 8, groups: int = 4, blocks: int = 2) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, V, h, w) one-hot codes to (B, 6, H, W)."""
+    """Maps one-hot codes, (B, V, h, w), to (B, 6, H, W)."""
 
     def __init__(
         self, vocab_size: int = 32, width: int = 8, groups: int = 4, blocks: int = 2, init_width: int = 12
@@ -114,7 +114,7 @@ for _name, _classes in _PLACES.items():
 
 @contextmanager
 def importable() -> Iterator[None]:
-    """The classes can be found under the release's names, with their source, as where the release was made."""
+    """Context in which the classes are importable under the release's names, with their source."""
     made = {name: ModuleType(name) for name in ("dall_e", *_PLACES)}
     for name, classes in _PLACES.items():
         made[name].__file__ = __file__
@@ -129,7 +129,7 @@ def importable() -> Iterator[None]:
 
 
 def save_module(module: nn.Module, path: Path, legacy: bool = False) -> Path:
-    """The whole module, in the zip container or in the one before it."""
+    """Pickles the whole module, in the zip container or in the legacy one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with importable():
         torch.save(module, path, _use_new_zipfile_serialization=not legacy)

@@ -1,4 +1,4 @@
-"""Small labelled scenes to segment: images and masks of three classes."""
+"""Small labelled scenes for segmentation: images and masks of three classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IGNORE = 9
 
 
 def save_scene(root: Path, name: str, seed: int, shape: tuple[int, int] = (40, 52)) -> None:
-    """A coloured region a class, at places of its own, with a rim that is ignored."""
+    """Saves an image with one coloured region per class, at random positions, and its mask with an ignored rim."""
     rng = np.random.default_rng(seed)
     height, width = shape
     across, down = rng.integers(14, width - 14), rng.integers(12, height - 12)

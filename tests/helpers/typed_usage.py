@@ -1,4 +1,4 @@
-"""How a program under `mypy --strict` uses the public API. mypy checks this file with the package; nothing runs it."""
+"""Typed usage of the public API under `mypy --strict`. mypy checks this file with the package; it is never run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jobs(config: beitcli.PretrainConfig) -> None:
 
 
 def wrong_calls(config: beitcli.FinetuneConfig) -> None:
-    """mypy reports each: `warn_unused_ignores` fails where it does not."""
+    """Each line is a type error: `warn_unused_ignores` fails if mypy does not report it."""
     beitcli.pretrain(config)  # type: ignore[call-overload]
     beitcli.pretrain(1)  # type: ignore[call-overload]
     beitcli.pretrain("photos/", progress="bar")  # type: ignore[call-overload]

@@ -13,7 +13,7 @@ def _run(config: InspectConfig, shell: Shell) -> None:
     from beitcli.engine.inspect import InspectReport, inspect
 
     def rows(report: InspectReport) -> dict[str, Any]:
-        """What of it fits a terminal."""
+        """Returns the part of the report that fits on a terminal."""
         shape = dict(report.architecture)
         name = shape.pop("name", "")
         facts = {

@@ -1,1 +1,1 @@
-"""What is known of an image besides its pixels: boxes, label maps, instance masks."""
+"""Annotations of images: boxes, label maps, instance masks."""

@@ -1,4 +1,4 @@
-"""The objects of an image: boxes in pixels of the upright image, from the left and upper edge, and their classes."""
+"""Boxes and classes of the objects in an image; boxes are in pixels of the upright image, from its upper left."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from beitcli.data.annotations.instance_masks import Outline
 
 @dataclass(frozen=True)
 class BoxLabels:
-    """Everything that is marked in one image.
+    """The annotated objects of one image.
 
     Attributes:
         boxes: (n, 4) float32, x0 y0 x1 y1.
         labels: (n,) int64.
-        crowd: (n,) bool, True where the box holds many objects at once; nothing is learned from it, and what is found
-            there counts neither for nor against.
-        areas: (n,) float64 in pixels, of the object where its outline is known, else of the box.
+        crowd: (n,) bool, True where the box covers a group of objects; it is not trained on, and detections in it count
+            neither as true nor as false positives.
+        areas: (n,) float64 in pixels, of the object's mask if known, else of the box.
         size: (H, W) of the image.
-        outlines: Of each object; None where they have not been read.
+        outlines: Instance mask of each object; None if they were not read.
     """
 
     boxes: np.ndarray
@@ -34,12 +34,12 @@ class BoxLabels:
         return len(self.labels)
 
     def renumbered(self, label_of: np.ndarray) -> BoxLabels:
-        """With other numbers for the classes: (classes,) int64."""
+        """Returns the boxes with new class indices, `label_of[old]`; `label_of` is (classes,) int64."""
         return replace(self, labels=label_of[self.labels])
 
 
 def box_of_mask(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """x0 y0 x1 y1 around what is True in (H, W) bool; None where nothing is.
+    """Returns x0 y0 x1 y1 around the True pixels of (H, W) bool; None if there are none.
 
     The edges are those of the outermost pixels, so a single pixel has an area of 1.
     """

@@ -1,6 +1,7 @@
-"""The outline of an object: polygons or a bitmap, as a mask of the image or of any part of it that is resized.
+"""Instance masks: polygons or bitmaps, rasterized for the image or for a box of the resized image.
 
-pycocotools fills polygons, by COCO's own rule; runs of pixels (RLE) are read here, as its C code trusts their lengths.
+pycocotools fills polygons by COCO's own rule. Run-length encodings (RLE) are parsed here, because its C code trusts
+their lengths.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from beitcli.data.decode import MAX_PIXELS
 from beitcli.errors import BadImage
 
 Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes}, as pycocotools has it
-_MOST_DIGITS = 7  # of five bits, in a number of compressed runs: 2^35
+_MOST_DIGITS = 7  # of five bits, per number of a compressed RLE: 2^35
 
 
 class Outline(Protocol):
-    """Where an object is."""
+    """Mask of an object."""
 
     def mask(self, size: tuple[int, int], scaled: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
-        """(h, w) bool of a box (left, upper, right, lower) of the image as it would be resized.
+        """Rasterizes a box (left, upper, right, lower) of the resized image: (h, w) bool.
 
         Args:
             size: (H, W) of the image.
-            scaled: (H, W) that it would be resized to.
+            scaled: (H, W) of the resized image.
         """
         ...
 
     def runs(self, size: tuple[int, int]) -> Rle:
-        """The whole mask, as pycocotools compares it."""
+        """Returns the mask of the whole image as RLE, for comparison by pycocotools."""
         ...
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """The union of polygons, (n, 2) float32 each, x and y in pixels of the image."""
+    """Union of polygons, (n, 2) float32 each, x and y in pixels of the image."""
 
     rings: tuple[np.ndarray, ...]
 
@@ -58,7 +59,7 @@ class Polygons:
 
 @dataclass(frozen=True)
 class Bitmap:
-    """(H, W) bool, eight pixels a byte."""
+    """Mask of the whole image, (H, W) bool, packed to eight pixels per byte."""
 
     packed: np.ndarray
 
@@ -77,37 +78,37 @@ class Bitmap:
         return encoded(self.whole(size))
 
     def whole(self, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) bool."""
+        """Returns the mask, (H, W) bool."""
         return np.unpackbits(self.packed, count=size[0] * size[1]).reshape(size).astype(bool)
 
 
 def encoded(mask: np.ndarray) -> Rle:
-    """(H, W) bool as runs."""
+    """Encodes (H, W) bool as RLE."""
     from pycocotools.mask import encode
 
     return encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
 def decoded(runs: Rle) -> np.ndarray:
-    """(H, W) bool of what `encoded` or `Outline.runs` made; pycocotools' own decoding warns beside numpy 2."""
+    """Decodes the RLE of `encoded` or `Outline.runs` to (H, W) bool; pycocotools' own decoder warns with numpy 2."""
     lengths = _uncompressed(runs["counts"].decode())
     assert lengths is not None
     return _laid_out(lengths, (runs["size"][0], runs["size"][1]))
 
 
 def area_of(runs: Rle) -> float:
-    """Pixels of the mask."""
+    """Returns the number of pixels of the mask."""
     from pycocotools.mask import area
 
     return float(area(runs))
 
 
 def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> Outline:
-    """What COCO's annotations say of an object.
+    """Parses the segmentation of a COCO annotation.
 
     Args:
-        segmentation: Polygons, [[x0, y0, x1, y1, ...], ...], or runs, {"size": [H, W], "counts": numbers or text}.
-        margin: Pixels that polygons may reach beyond the image.
+        segmentation: Polygons, [[x0, y0, x1, y1, ...], ...], or RLE, {"size": [H, W], "counts": numbers or text}.
+        margin: Pixels by which polygons may exceed the image.
 
     Raises:
         BadImage: It is neither, does not fit the image, or the image has more than MAX_PIXELS.
@@ -134,12 +135,12 @@ def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> Outli
 
 
 def _is_place(number: Any) -> bool:
-    """Whether it is finite and of a size that pixels have."""
+    """Whether a number is finite and plausible as a pixel coordinate."""
     return type(number) in (int, float) and abs(number) < 1e12
 
 
 def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool. Runs go down the columns, and begin with what lies outside."""
+    """Decodes RLE to (H, W) bool. Runs go down the columns, and start outside the object."""
     counts = segmentation.get("counts")
     if segmentation.get("size") != list(size):
         raise BadImage(f"its segmentation is of another size than the image of {size[1]} x {size[0]} pixels")
@@ -153,13 +154,13 @@ def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarra
 
 
 def _laid_out(lengths: list[int], size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of runs outside and inside by turns."""
+    """Converts alternating runs, outside and inside the object, to (H, W) bool."""
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(size[::-1]).T
 
 
 def _uncompressed(text: str) -> list[int] | None:
-    """COCO's compressed runs: digits of five bits from 48 up, and from the third number on differences."""
+    """Decodes COCO's compressed RLE: digits of five bits from 48 up; from the fourth number on, differences."""
     lengths: list[int] = []
     number, digits = 0, 0
     for character in text:

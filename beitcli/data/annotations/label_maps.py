@@ -1,4 +1,4 @@
-"""Label maps: the class of every pixel, from mask files in the data set's own numbering."""
+"""Label maps: the class of every pixel, converted from the values of mask files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from beitcli.errors import BadImage
 
-IGNORED = 255  # in our numbering, whatever it is in the files
+IGNORED = 255  # label of pixels without a class, whatever the files use
 MOST_CLASSES = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
-    """How the values of mask files become classes.
+    """Conversion between values of mask files and classes.
 
     Attributes:
-        ignore_index: The value in the files that stands for no class.
+        ignore_index: Value of pixels without a class in the files.
         reduce_zero_label: Whether 0 stands for no class too, and every other value for the class below it (ADE20K).
-        classes: How many there are; None where that is still to be seen, and any value will do.
+        classes: Number of classes; None if it is not known yet, and any value is valid.
     """
 
     ignore_index: int = 255
@@ -27,7 +27,7 @@ class LabelRule:
     classes: int | None = None
 
     def to_labels(self, mask: np.ndarray) -> np.ndarray:
-        """A mask file's values to classes.
+        """Converts values of a mask file to classes.
 
         Args:
             mask: (H, W) uint8.
@@ -36,7 +36,7 @@ class LabelRule:
             (H, W) uint8 in [0, classes), or IGNORED.
 
         Raises:
-            BadImage: A value is no class.
+            BadImage: A value is not a class.
         """
         labels = self._table[mask]
         if self.classes is not None:
@@ -47,12 +47,12 @@ class LabelRule:
         return labels
 
     def to_values(self, labels: np.ndarray) -> np.ndarray:
-        """The inverse, of classes alone: (H, W) uint8 to the values a mask file would hold."""
+        """Inverse of `to_labels`, for classes only: (H, W) uint8 to the values of a mask file."""
         return labels + np.uint8(self.reduce_zero_label)
 
     @property
     def _table(self) -> np.ndarray:
-        """(256,) uint8."""
+        """Lookup table of `to_labels`, (256,) uint8."""
         table = np.arange(256)
         if self.reduce_zero_label:
             table = table - 1

@@ -1,1 +1,1 @@
-"""Results kept on disk between runs: visual tokens, features."""
+"""On-disk caches that runs share: visual tokens, features."""

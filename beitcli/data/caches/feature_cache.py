@@ -1,12 +1,12 @@
-"""Features of images on disk: an array a layer, whole or absent, taken only for exactly what it was made of.
+"""On-disk cache of image features, keyed by weights, data, transform and precision; one array per layer.
 
     FOLDER/KEY/layer-07.npy   (images, D) float32, memory-mapped
                labels.npy     (images,) int64
-               rows.npy       the images that could be read
-               about.json     what it is of, the unreadable images, CRC-32 of each file
+               rows.npy       indices of the readable images
+               about.json     what KEY is the hash of, the unreadable images, CRC-32 of each file
 
 float32, because a cosine of float16 vectors is off by 1e-4 and would change some neighbours.
-4 D bytes an image and layer: 3 kB for a width of 768. Written in order to a folder of another name, then renamed.
+4 D bytes per image and layer: 3 kB for a width of 768. Written in order to a temporary folder, then renamed.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class Features:
     """Pooled features of the readable images of a source.
 
     Attributes:
-        layers: Layer, from 1, to its (images, D) float32 array on disk; rows of unreadable images are zero.
+        layers: Layer, from 1, -> (images, D) float32 array on disk; rows of unreadable images are zero.
         labels: (images,) int64.
-        rows: (n,) int64, ascending: the images that could be read.
-        bad: (index, path, reason) of the others.
-        standard: Layer to mean and deviation, (D,) float32 each, that are taken off what is read; empty for none.
+        rows: (n,) int64, ascending: the readable images.
+        bad: (index, path, reason) of the other images.
+        standard: Layer -> mean and standard deviation, (D,) float32 each, that `take` standardizes with; empty for
+            none.
     """
 
     layers: Mapping[int, np.ndarray]
@@ -54,10 +55,10 @@ class Features:
         return len(self.rows)
 
     def take(self, layer: int, places: np.ndarray | slice) -> np.ndarray:
-        """(m, D) of some of the readable images, read from disk.
+        """Reads (m, D) features of some readable images from disk.
 
         Args:
-            places: Among the n readable images.
+            places: Indices among the n readable images.
         """
         values = self.layers[layer][self.rows[places]]
         if layer not in self.standard:
@@ -66,7 +67,7 @@ class Features:
         return (values - mean) / deviation
 
     def moments(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each number over the readable images, a block at a time in float64."""
+        """Returns mean and standard deviation per dimension over the readable images, computed by blocks in float64."""
         total, squares = np.zeros(()), np.zeros(())
         for begin in range(0, len(self), _ROWS):
             values = self.take(layer, slice(begin, begin + _ROWS)).astype(np.float64)
@@ -77,12 +78,12 @@ class Features:
 
     @property
     def readable_labels(self) -> np.ndarray:
-        """(n,) int64."""
+        """Labels of the readable images, (n,) int64."""
         return self.labels[self.rows]
 
 
 def features_folder(parent: Path, about: Mapping[str, Any]) -> Path:
-    """Where features of this description lie."""
+    """Returns the folder of the features that `about` describes."""
     return parent / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -91,7 +92,7 @@ def layer_file(layer: int) -> str:
 
 
 def load_features(parent: Path, about: Mapping[str, Any], layers: Sequence[int]) -> Features | None:
-    """What is kept of these layers, checked to the last byte; None where it is absent, damaged or of something else."""
+    """Loads cached layers, checking every byte; None if they are missing, damaged or do not match `about`."""
     folder = features_folder(parent, about)
     names = ["labels.npy", "rows.npy", *map(layer_file, layers)]
     try:
@@ -115,13 +116,13 @@ def _crc(path: Path) -> int:
 
 
 class FeatureWriter:
-    """Takes features in the order of the images, a batch at a time; nothing is kept unless `finish` is reached.
+    """Writes features in the order of the images, batch by batch; nothing is kept unless `finish` is called.
 
     Args:
         parent: The cache.
-        about: What the features follow from, as JSON has it.
+        about: What the features depend on, as JSON.
         layers: From 1.
-        images: Of the source.
+        images: Number of images of the source.
         width: D.
 
     Raises:
@@ -173,12 +174,12 @@ class FeatureWriter:
         )
 
     def add(self, features: np.ndarray, labels: np.ndarray, indices: Sequence[int], bad: Sequence[Bad]) -> None:
-        """The next batch.
+        """Writes the next batch.
 
         Args:
-            features: (layers, b, D) float32 of the b images that could be read.
+            features: (layers, b, D) float32 of the b readable images.
             labels: (b,) int64.
-            indices: Of these images; with those of `bad` they follow what was added before without a gap.
+            indices: Of these images; with those of `bad` they continue the previous batch without a gap.
         """
         count = len(indices) + len(bad)
         rows = np.zeros((len(self.layers), count, self.width), dtype="<f4")
@@ -195,11 +196,7 @@ class FeatureWriter:
         self.written += count
 
     def finish(self) -> None:
-        """Enters the folder under its name.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
+        """Writes the index files and renames the folder; raises StorageError if it cannot be written."""
         assert self.written == self.images
         try:
             for file in self.files.values():

@@ -1,13 +1,13 @@
-"""Visual tokens kept between runs: views are keyed, so the tokens of (epoch, image) are the same in every run.
+"""On-disk cache of visual tokens. Transforms are keyed, so the tokens of (epoch, image) are the same in every run.
 
-    DIR/<key>/meta.json             what the key is the SHA-256 of, in words: tokenizer, data, seed, view, versions
-    DIR/<key>/epoch-0000000.rows    a record an image of DATA: CRC-32, then N tokens of 16 bits (32 past 65536 codes)
+    DIR/<key>/meta.json             what <key> is the SHA-256 of: tokenizer, data, seed, transform, versions
+    DIR/<key>/epoch-0000000.rows    one record per image of DATA: CRC-32, then N tokens of 16 bits (32 if V > 65536)
 
-The checksum is over the tokens, the key, the epoch, the image's index and the CRC-32 of its decoded pixels. So a row
-that was torn by a kill, damaged, copied from elsewhere, or made of a picture that has changed since is a row that is
-not there, in whatever order the disk wrote. Nothing is synced or locked: several runs may fill one cache, as they
-write the same. Files are read and written by offset rather than mapped: a full disk or a file cut short is then an
-error or a missing row, not a signal that ends the run.
+The checksum covers the tokens, the key, the epoch, the image's index and the CRC-32 of its decoded pixels. A record
+that was torn by a kill, damaged, copied from elsewhere, or computed from a picture that has changed since counts as
+missing, in whatever order the disk wrote. Nothing is synced or locked: several runs may fill one cache, because they
+write the same. Files are read and written by offset instead of memory-mapped: a full disk or a truncated file is then
+an error or a missing record, not a signal that kills the run.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _SUM_BYTES = 4
 
 
 class TokenCache:
-    """The tokens of one tokenizer for the views of one data set.
+    """The tokens of one tokenizer for one transform of one data set.
 
     Args:
-        root: DIR; made where it is not there.
-        identity: All that tokens depend on beside epoch and image, as JSON has it.
-        tokens: N, of an image.
+        root: DIR; created if missing.
+        identity: What the tokens depend on besides epoch and image, as JSON.
+        tokens: N, per image.
 
     Attributes:
-        trouble: Why nothing more is written, once writing has failed; what is there is still read.
-        notes: What else was found wrong on opening.
-        read, written: Rows so far, of this process.
+        trouble: Why writing was given up, after a failure; existing records are still read.
+        notes: Other problems found on opening.
+        read, written: Number of records so far, of this process.
     """
 
     def __init__(self, root: Path, identity: Mapping[str, Any], tokens: int, vocab_size: int) -> None:
@@ -58,7 +58,7 @@ class TokenCache:
         self._describe(document)
 
     def _describe(self, document: str) -> None:
-        """Puts meta.json there; rows beside a wrong one are harmless, as their checksums have the key in them."""
+        """Writes meta.json. Records next to a wrong one are harmless, as their checksums include the key."""
         path = self.folder / "meta.json"
         with suppress(OSError):
             if path.read_bytes() == document.encode():
@@ -76,7 +76,7 @@ class TokenCache:
             self._give_up(error)
 
     def row(self, epoch: int, index: int, pixels: int) -> np.ndarray | None:
-        """The tokens of an image, (N,) int64, or None.
+        """Returns the tokens of an image, (N,) int64; None if they are not cached.
 
         Args:
             index: Of the image in DATA.
@@ -95,7 +95,7 @@ class TokenCache:
         return np.frombuffer(record, self.dtype, offset=_SUM_BYTES).astype(np.int64)
 
     def add(self, epoch: int, index: int, pixels: int, tokens: np.ndarray) -> None:
-        """Keeps (N,) tokens; after the first failure it does nothing."""
+        """Writes (N,) tokens; does nothing after the first failure."""
         if self.trouble:
             return
         content = tokens.astype(self.dtype).tobytes()
@@ -119,7 +119,7 @@ class TokenCache:
         return _SUM_BYTES + self.tokens * self.dtype.itemsize
 
     def _sum(self, epoch: int, index: int, pixels: int, content: bytes) -> int:
-        """Never 0, which is what a hole in a file reads as."""
+        """Returns the checksum of a record; never 0, which is what a hole in a file reads as."""
         place = f"{self.key} {epoch} {index} {pixels} ".encode()
         return zlib.crc32(content, zlib.crc32(place)) or 1
 
@@ -135,15 +135,15 @@ class TokenCache:
         self.trouble = f"No tokens are kept in '{self.folder}': {error.strerror or error}."
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_files": {}}  # a loader's worker that is not forked opens its own
+        return vars(self) | {"_files": {}}  # a spawned loader worker opens its own
 
 
 @dataclass(frozen=True)
 class CachedView:
-    """A view that looks its tokens up first, and leaves out the tokenizer's image where they are kept.
+    """Transform that looks up the tokens first, and skips the tokenizer's image if they are cached.
 
     Attributes:
-        view: One of pretraining, a dataclass with `token_size`.
+        view: A pretraining transform, a dataclass with `token_size`.
     """
 
     view: Any
@@ -158,9 +158,9 @@ class CachedView:
         return getattr(self.view, "wants_pixels", False)
 
     def __call__(self, image: Image.Image | np.ndarray, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """What the view gives; and `visual_tokens` (N,) int64, -1 where not kept, and `token_place` (3,) int64.
+        """Returns the transform's arrays, `visual_tokens` (N,) int64, -1 if not cached, and `token_place` (3,) int64.
 
-        The place is (epoch, index, CRC-32 of the decoded pixels), under which the tokens are to be kept.
+        `token_place` is (epoch, index, CRC-32 of the decoded pixels), under which the tokens are to be cached.
         """
         pixels = zlib.crc32(image.tobytes())
         tokens = self.cache.row(epoch, index, pixels)
@@ -171,5 +171,5 @@ class CachedView:
 
 
 def view_identity(view: Any) -> dict[str, Any]:
-    """The settings that a view's tokens follow from, by name; the view is a dataclass."""
+    """Returns the settings that a transform's tokens depend on, by name; the transform is a dataclass."""
     return {"class": type(view).__name__, **asdict(view)}

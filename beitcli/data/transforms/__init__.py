@@ -1,1 +1,1 @@
-"""From a decoded image to what a model sees: crops, flips, colours."""
+"""Transforms from a decoded image to a model's input: crop, resize, flip, colour jitter."""

@@ -1,8 +1,8 @@
-"""Views of an image: what is cut from it and at which sizes.
+"""Transforms for pretraining, for tokenizers and for evaluation: crop, resize, flip, colour jitter, normalization.
 
-Pretraining follows the paper's order (as in the release): color jitter, flip, then ONE crop box resized twice,
-bicubic for the backbone and Lanczos for the tokenizer, so that a visual token and its patch show the same pixels.
-Every draw is keyed by (seed, purpose, epoch, image).
+Pretraining follows the paper's order (as in the release): color jitter, flip, then ONE crop box resized twice, bicubic
+for the backbone and Lanczos for the tokenizer, so that a visual token and its patch show the same pixels. Every draw is
+keyed by (seed, purpose, epoch, image).
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def draw_crop_box(
     max_aspect: float = 4 / 3,
     target_aspect: float = 1.0,
 ) -> Box:
-    """A random (left, upper, right, lower): area uniform in [min_area, 1], aspect log-uniform; centred if none fits.
+    """Draws (left, upper, right, lower): area uniform in [min_area, 1], aspect log-uniform; centred after ten misfits.
 
     Args:
-        max_aspect: Largest distortion, of the box's width / height to `target_aspect` and the other way round.
-        target_aspect: Width / height of what the box is resized to.
+        max_aspect: Maximum ratio between the box's width / height and `target_aspect`, either way.
+        target_aspect: Width / height that the box is resized to.
     """
     for _ in range(10):
         area = width * height * rng.uniform(min_area, 1.0)
@@ -64,23 +64,24 @@ def draw_crop_box(
 
 
 def draw_jitter(strength: float, rng: np.random.Generator) -> list[tuple[int, float]]:
-    """BRIGHTNESS, CONTRAST and SATURATION in random order, each with a factor uniform in 1 +- strength."""
+    """Draws BRIGHTNESS, CONTRAST and SATURATION in random order, each with a factor uniform in 1 +- strength."""
     factors = rng.uniform(max(0.0, 1 - strength), 1 + strength, size=3)
     return [(int(which), float(factors[which])) for which in rng.permutation(3)]
 
 
 def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and saturation by Pillow, as drawn."""
+    """Applies the brightness, contrast and saturation of `draw_jitter` by Pillow."""
     for which, factor in draw_jitter(strength, rng):
         image = _ENHANCERS[which](image).enhance(factor)
     return image
 
 
 def center_box(width: int, height: int, size: Size, crop_share: float = 1.0) -> tuple[float, float, float, float]:
-    """(left, upper, right, lower) in pixels of the image: its centre, as cut from a whole-pixel resize.
+    """Returns the center crop (left, upper, right, lower), in pixels of the original image.
 
-    The image as small as still covers size / crop_share pixels, then the central `size` of them, seen in the image
-    itself. Sides and offset are rounded as torchvision's Resize and CenterCrop do, which the release and timm use.
+    Equivalent to a resize to the smallest size that covers size / crop_share pixels and a center crop of `size`, mapped
+    back to the original image. Sides and offset are rounded as by torchvision's Resize and CenterCrop, which the
+    release and timm use.
     """
     wanted = height_and_width(size)
     covered = [(max(to, int(to / crop_share)), side) for side, to in zip((height, width), wanted, strict=True)]
@@ -98,18 +99,18 @@ def center_box(width: int, height: int, size: Size, crop_share: float = 1.0) -> 
 def fit_center(
     image: Image.Image, size: Size, crop_share: float = 1.0, filter: int = Image.Resampling.BICUBIC
 ) -> Image.Image:
-    """The image's centre at `size`, resized from its box alone: a long image costs no more than it."""
+    """Returns the center crop at `size`. Only the crop is resized, so a long image costs no more."""
     height, width = height_and_width(size)
     return image.resize((width, height), filter, center_box(*image.size, size, crop_share))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoSizes:
-    """What the views of pretraining share: one crop box at two sizes.
+    """Base class of the pretraining transforms: one crop box at two sizes.
 
     Attributes:
         image_size: Of the backbone's image.
-        token_size: Of the tokenizer's image, of the same shape; None where there is no tokenizer.
+        token_size: Of the tokenizer's image, with the same aspect ratio; None without a tokenizer.
     """
 
     seed: int
@@ -126,10 +127,10 @@ class TwoSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingView(TwoSizes):
-    """The reference: jitter of the whole image, flip, crop and resize by Pillow, in the release's order."""
+    """Reference transform for pretraining, by Pillow in the release's order: jitter of the whole image, flip, crop."""
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) and, where there is a tokenizer, `token_images` (3, h, w); uint8."""
+        """Returns `images` (3, H, W) and, with a tokenizer, `token_images` (3, h, w); uint8."""
         rng = keyed_generator(self.seed, "view", epoch, index)
         if self.color_jitter > 0:
             image = jitter_colors(image, self.color_jitter, rng)
@@ -146,7 +147,7 @@ class PretrainingView(TwoSizes):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerView:
-    """What a tokenizer learns from: random crops of at least half the area, flipped at random."""
+    """Transform for tokenizer training: random crops of at least half the area, flipped at random."""
 
     seed: int
     size: int
@@ -157,7 +158,7 @@ class TokenizerView:
         return 3 * self.size**2
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) uint8."""
+        """Returns `images` (3, H, W) uint8."""
         rng = keyed_generator(self.seed, "view", epoch, index)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -167,10 +168,10 @@ class TokenizerView:
 
 @dataclass(frozen=True, kw_only=True)
 class CenterView:
-    """The same centre always.
+    """Center crop, without randomness.
 
     Attributes:
-        crop_share: Share of the resized side that is kept: 0.875 below 384 pixels in classification, else 1.
+        crop_share: Side of the crop / resized side: 0.875 below 384 pixels in classification, else 1.
     """
 
     size: Size
@@ -182,24 +183,24 @@ class CenterView:
         return 3 * math.prod(height_and_width(self.size))
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) uint8."""
+        """Returns `images` (3, H, W) uint8."""
         return {"images": to_array(fit_center(image, self.size, self.crop_share, self.filter))}
 
 
 def evaluation_view(size: Size, crop_share: float | None = None) -> CenterView:
-    """The release's evaluation crop, by the shorter side, where no `crop_share` is given."""
+    """Returns the center crop for evaluation; `crop_share` defaults to the release's, by the shorter side."""
     return CenterView(size=size, crop_share=crop_share or evaluation_crop(size))
 
 
 def evaluation_crop(size: Size) -> float:
-    """Share of the resized side that the release keeps."""
+    """Returns the release's side of the crop / resized side."""
     return 0.875 if min(height_and_width(size)) < 384 else 1.0
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """(B, 3, H, W) uint8 to float, on the device it is on; floats pass through.
+    """Normalizes (B, 3, H, W) uint8 to float, on its device; floats are returned unchanged.
 
-    Only the first call for a device copies anything to it.
+    Only the first call for a device copies constants to it.
     """
     if images.dtype != torch.uint8:
         return images
@@ -208,7 +209,7 @@ def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
 
 
 def denormalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """The inverse of `normalize`, (B, 3, H, W) in [0, 1]; what lies outside is cut."""
+    """Inverse of `normalize`: (B, 3, H, W), clipped to [0, 1]."""
     scale, shift = _scale_and_shift(images.device, tuple(mean), tuple(std))
     return images.add(shift).div(scale).div(255).clamp(0, 1)
 
@@ -217,8 +218,8 @@ def denormalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float,
 def _scale_and_shift(
     device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(3, 1, 1) each."""
-    with torch.inference_mode(False):  # they outlive the context of the first call
+    """Constants of `normalize`, (3, 1, 1) each."""
+    with torch.inference_mode(False):  # cached for callers outside inference mode
         scale = torch.tensor(std, device=device).mul_(255).reciprocal_().view(3, 1, 1)
         shift = torch.tensor(mean, device=device).div_(torch.tensor(std, device=device)).view(3, 1, 1)
     return scale, shift

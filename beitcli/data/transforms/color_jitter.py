@@ -1,13 +1,14 @@
-"""Colour jitter after the resize, as numbers of an image that the device applies in the pass that normalises.
+"""Colour jitter after the resize: nine numbers per image, which the device applies in the same pass as normalization.
 
-Brightness, contrast and saturation in any order are at most one saturation between rising lines that are cut to
-[0, 255]; lines in a row, their cuts with them, make one line. So nine numbers say all of it, clipping included:
+Brightness, contrast and saturation in any order are at most one saturation between two increasing linear functions,
+each clipped to [0, 255]. Consecutive clipped linear functions combine into one. So nine numbers describe the whole
+jitter, clipping included:
 
-    y = clamp(gain * x + offset, low, high)                       every channel alike
+    y = clamp(gain * x + offset, low, high)                       for every channel alike
     z = clamp(own * y + shared * grey(y) + offset', low', high')  grey: ITU-R 601-2 luma
 
-The contrast's mean is taken over rows of the whole image, as the reference takes it over the whole image. Pillow cuts
-the fraction off at each step, for which half a level stands here.
+The contrast's mean is taken over some rows of the whole image; the reference takes it over the whole image. Pillow
+truncates the fraction at each step, which subtracting half a level approximates.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _NOTHING = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def compose_jitter(pixels: np.ndarray, changes: list[tuple[int, float]]) -> np.ndarray:
-    """The nine numbers, in levels of 255: 0.05 ms.
+    """Combines the jitter to nine numbers, in levels of 255. Costs 0.05 ms.
 
     Args:
         pixels: (H, W, 3) uint8, the whole image.
-        changes: (which, factor) as `views.draw_jitter` gives them; each at most once.
+        changes: (which, factor) from `base.draw_jitter`; each at most once.
 
     Returns:
         (9,) float32: gain, offset, low, high; own, shared, offset', low', high'.
@@ -56,9 +57,9 @@ def compose_jitter(pixels: np.ndarray, changes: list[tuple[int, float]]) -> np.n
 
 
 def _grey_mean(pixels: np.ndarray, brightness: float) -> int:
-    """Of the brightened image, from some of its rows; saturation leaves it, but for what is cut to [0, 255].
+    """Returns the mean grey level of the brightened image, from some of its rows, rounded as by Pillow's contrast.
 
-    A whole level, as Pillow's contrast takes it.
+    Saturation does not change it, except by clipping to [0, 255].
     """
     step = max(1, len(pixels) // _ROWS)
     seen = pixels[step // 2 :: step]
@@ -69,7 +70,7 @@ def _grey_mean(pixels: np.ndarray, brightness: float) -> int:
 
 
 def _then(line: _Line, gain: float, offset: float) -> _Line:
-    """A line, then another that is cut to [0, 255]: clamp(clamp(x, l, h) * g + o) = clamp(x * g + o, l', h')."""
+    """Appends a linear function clipped to [0, 255]: clamp(clamp(x, l, h) * g + o) = clamp(x * g + o, l', h')."""
     low, high = (min(255.0, max(0.0, bound * gain + offset)) for bound in line[2:])
     return line[0] * gain, line[1] * gain + offset, low, high
 
@@ -80,11 +81,11 @@ def apply_color(
     mean: tuple[float, ...] = _NOTHING[0],
     std: tuple[float, ...] = _NOTHING[1],
 ) -> torch.Tensor:
-    """Jitters and normalises on the images' device, without waiting for it.
+    """Jitters and normalizes on the images' device, without synchronizing.
 
     Args:
         images: (B, 3, H, W) uint8.
-        color: (B, 9) float32, of `compose_jitter`.
+        color: (B, 9) float32, from `compose_jitter`.
 
     Returns:
         (B, 3, H, W) float32, (value / 255 - mean) / std.
@@ -96,10 +97,10 @@ def apply_color(
 
 
 class PixelNormalizer(nn.Module):
-    """`apply_color` or `normalize` as a part of a compiled step: one pass, its constants held on the device.
+    """`apply_color` or `normalize` as a module for a compiled step: one pass, with constants as buffers.
 
     Args:
-        mean: Of the pixels in [0, 1], by channel, as `std`.
+        mean: Per channel, of pixels in [0, 1]; `std` likewise.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -111,7 +112,7 @@ class PixelNormalizer(nn.Module):
         )
 
     def forward(self, images: torch.Tensor, color: torch.Tensor | None) -> torch.Tensor:
-        """(B, 3, H, W) uint8 to float32, (value / 255 - mean) / std, jittered by (B, 9) `color` where given."""
+        """Converts (B, 3, H, W) uint8 to float32, (value / 255 - mean) / std, jittered by (B, 9) `color` if given."""
         if not torch.compiler.is_compiling():
             if color is None:
                 return normalize(images, self.mean, self.std)
@@ -124,7 +125,7 @@ class PixelNormalizer(nn.Module):
 def _whole_batch(
     images: torch.Tensor, color: torch.Tensor, grey: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> torch.Tensor:
-    """Elementwise but for the mean over three channels, so that it fuses; an eager GPU makes eight passes."""
+    """Elementwise except for the mean over channels, so that it fuses; eager mode on a GPU makes eight passes."""
     gain, offset, low, high, own, shared, offset_after, low_after, high_after = color[..., None, None, None].unbind(1)
     levels = torch.clamp(images * gain + offset, low, high)
     luma = (levels * grey).sum(dim=1, keepdim=True)
@@ -133,7 +134,7 @@ def _whole_batch(
 
 
 def _one_by_one(images: torch.Tensor, color: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """The same in the processor's cache: 0.2 ms an image of 224 pixels where whole batches take 1 to 2."""
+    """The same image by image, in the CPU's cache: 0.2 ms per image of 224 pixels, where whole batches take 1 to 2."""
     made = torch.empty(images.shape)
     levels, luma = torch.empty(images.shape[1:]), torch.empty(images.shape[2:])
     offsets, offsets_after = color[:, 1], color[:, 6]
@@ -151,7 +152,7 @@ def _one_by_one(images: torch.Tensor, color: torch.Tensor, scale: torch.Tensor, 
 def _constants(
     device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Grey's weights, and scale and shift from levels to normalised values; (3, 1, 1) each."""
-    with torch.inference_mode(False):  # they outlive the context of the first call
+    """Returns the weights of grey, and scale and shift from levels to normalized values; (3, 1, 1) each."""
+    with torch.inference_mode(False):  # cached for callers outside inference mode
         grey, means, stds = (torch.tensor(each, device=device).view(3, 1, 1) for each in (GREY, mean, std))
         return grey, 1 / (255 * stds), means / stds

@@ -1,8 +1,8 @@
-"""Views for detection: an image resized and cut with its boxes (large-scale jitter, as in ViTDet, arXiv 2203.16527).
+"""Transforms for detection: large-scale jitter of an image and its boxes, as in ViTDet (arXiv 2203.16527).
 
-Training: the image is resized so that it just fits into `size`, times a factor that is drawn; what is larger is cut at
-random, what is smaller is padded with the mean colour on the right and below; mirrored with probability 0.5. Boxes
-follow, and are cut at the edge. Evaluation: the same without chance. Draws are keyed by (seed, epoch, image).
+Training: the image is resized to just fit into `size`, times a random factor. A larger one is cropped at random, a
+smaller one is padded with the mean colour on the right and below. It is flipped with probability 0.5. Boxes follow, and
+are clipped to the crop. Evaluation: the same without randomness. Draws are keyed by (seed, epoch, image).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from beitcli.config.normalization import IMAGENET
 from beitcli.data.annotations.boxes import BoxLabels
 from beitcli.runtime.compute.keyed_rng import keyed_generator
 
-_LEAST_SIDE = 1.0  # pixels that must be left of a box at the edge for it to count as seen
-_LEAST_SHARE = 0.1  # of its area
+_LEAST_SIDE = 1.0  # minimum side of a clipped box in pixels; smaller boxes are dropped
+_LEAST_SHARE = 0.1  # minimum fraction of its area
 Part = tuple[int, int, int, int]  # left, upper, right, lower
 
 
 def fitted_shape(shape: tuple[int, int], size: tuple[int, int], factor: float = 1.0) -> tuple[int, int]:
-    """(h, w) of an image that just fits into `size` (H, W), times `factor`; a pixel at least."""
+    """Returns (h, w) of an image that just fits into `size` (H, W), times `factor`; at least one pixel."""
     scale = min(size[0] / shape[0], size[1] / shape[1]) * factor
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def padded(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...]) -> np.ndarray:
-    """(h, w, 3) uint8 to (3, H, W), the mean colour on the right and below."""
+    """Pads (h, w, 3) uint8 to (3, H, W) with the mean colour on the right and below."""
     images = np.empty((3, *size), np.uint8)
     images[:] = np.rint(np.multiply(mean, 255)).astype(np.uint8)[:, None, None]
     images[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
@@ -38,13 +38,14 @@ def padded(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...]) ->
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionView:
-    """What a detector learns from.
+    """Transform for detector training.
 
     Attributes:
-        size: (H, W) of what it sees.
-        most: Boxes of the image that has most; every image has room for as many, so that a batch is one array.
-        factors: Least and largest factor of the resize.
-        outlines: Whether masks are made of the objects.
+        size: (H, W) of the detector's input.
+        most: Maximum number of boxes of an image in the data; all images are padded to it, so that a batch is one
+            array.
+        factors: Minimum and maximum factor of the resize.
+        outlines: Whether to return instance masks.
     """
 
     wants_labels: ClassVar[bool] = True
@@ -61,11 +62,12 @@ class DetectionView:
         return 3 * pixels + (self.most * pixels // 8 if self.outlines else 0)
 
     def __call__(self, seen: tuple[np.ndarray, BoxLabels], epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) uint8, `boxes` (most, 4) float32 and `classes` (most,) int64, -1 where there is no box;
-        with outlines also `masks` (most, H * W / 8) uint8, eight pixels a byte.
+        """Returns `images` (3, H, W) uint8, `boxes` (most, 4) float32 and `classes` (most,) int64, -1 for padding.
+
+        With `outlines` also `masks` (most, H * W / 8) uint8, eight pixels per byte.
 
         Args:
-            seen: (h, w, 3) uint8 pixels, and what is marked there.
+            seen: (h, w, 3) uint8 pixels, and their annotations.
         """
         pixels, marked = seen
         rng = keyed_generator(self.seed, "detection", epoch, index)
@@ -99,7 +101,7 @@ class DetectionView:
         part: Part,
         mirrored: bool,
     ) -> np.ndarray:
-        """Of some objects, in that order."""
+        """Returns the packed masks of the objects `rows`, in that order."""
         assert marked.outlines is not None
         packed = np.zeros((self.most, -(-self.size[0] * self.size[1] // 8)), np.uint8)
         for place, row in enumerate(rows):
@@ -113,12 +115,12 @@ class DetectionView:
 def moved(
     boxes: np.ndarray, scale: tuple[float, float], corner: tuple[int, int], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) on a part of the resized image, and which of them are still to be seen there, (n,) bool.
+    """Maps boxes (n, 4) to a crop of the resized image; also returns which of them are still visible, (n,) bool.
 
     Args:
-        scale: Of the resize, down and across.
-        corner: (upper, left) of the part, in resized pixels.
-        shape: (h, w, ...) of the part.
+        scale: Of the resize, vertically and horizontally.
+        corner: (upper, left) of the crop, in resized pixels.
+        shape: (h, w, ...) of the crop.
     """
     by = np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
     whole = boxes * by - np.array([corner[1], corner[0], corner[1], corner[0]], np.float32)
@@ -130,7 +132,7 @@ def moved(
 
 
 def _cut(pixels: np.ndarray, shape: tuple[int, int], box: Part) -> np.ndarray:
-    """A box (left, upper, right, lower) of the image as it would be resized to `shape`, bilinear."""
+    """Crops a box (left, upper, right, lower) of the image resized to `shape`, bilinear."""
     left, upper, right, lower = box
     down, across = pixels.shape[0] / shape[0], pixels.shape[1] / shape[1]
     there = (left * across, upper * down, min(right * across, pixels.shape[1]), min(lower * down, pixels.shape[0]))
@@ -139,10 +141,10 @@ def _cut(pixels: np.ndarray, shape: tuple[int, int], box: Part) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedView:
-    """An image as a detector is measured on it: as large as fits into `size`, padded.
+    """Transform for detector evaluation: resized to fit into `size`, padded.
 
     Attributes:
-        size: (H, W) of what the detector sees.
+        size: (H, W) of the detector's input.
     """
 
     wants_pixels: ClassVar[bool] = True
@@ -154,7 +156,7 @@ class FittedView:
         return 3 * self.size[0] * self.size[1]
 
     def __call__(self, pixels: np.ndarray, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) uint8; `content` (2,), h and w of the image in it; `size` (2,), its own H and W."""
+        """Returns `images` (3, H, W) uint8; `content`, (h, w) of the image in it; `size`, its original (H, W)."""
         own = (pixels.shape[0], pixels.shape[1])
         shape = fitted_shape(own, self.size)
         image = _cut(pixels, shape, (0, 0, shape[1], shape[0]))
@@ -167,7 +169,7 @@ class FittedView:
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedView(FittedView):
-    """The same of images with boxes, which must have the size that their annotations say."""
+    """`FittedView` for images with boxes, whose size must be that of their annotations."""
 
     wants_pixels: ClassVar[bool] = False
     wants_labels: ClassVar[bool] = True

@@ -1,6 +1,6 @@
-"""The view of finetuning: timm's augmentation as far as uint8 goes; the device normalises, and fills in what is erased.
+"""Transform for finetuning: timm's augmentation as uint8. The device normalizes, and fills in erased boxes.
 
-So an image costs a byte a value on its way, instead of four, and a float for each value that is erased.
+An image is transferred with one byte per value instead of four, plus one float per erased value.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from beitcli.runtime.compute.keyed_rng import keyed_integer
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int, ...]], *level: object) -> tuple[int, ...]:
-    """timm asks for posterising to no bits at its highest magnitudes, which Pillow refuses from version 13 on."""
+    """Keeps timm's posterize at one bit or more: timm asks for zero at high magnitudes, which Pillow 13 refuses."""
     return tuple(max(1, bits) for bits in level_fn(*level))
 
 
 class _Erased:
-    """Stands for an image while timm draws what to erase of it."""
+    """Stand-in for an image that records what timm's RandomErasing draws."""
 
     dtype = torch.float32
 
@@ -45,12 +45,12 @@ class _Erased:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuningView:
-    """timm's training augmentation: random crop, flip, RandAugment, random erasing. `erase` fills in what is erased.
+    """timm's training augmentation: random crop, flip, RandAugment, random erasing. `erase` fills in the erased boxes.
 
-    timm draws from the global generators of Python, numpy and torch, so these are keyed for each image.
+    timm draws from the global generators of Python, numpy and torch, so these are seeded for each image.
 
     Attributes:
-        mean: Of the normalisation; RandAugment fills with it.
+        mean: Of the normalization; RandAugment's fill colour.
     """
 
     seed: int
@@ -60,11 +60,11 @@ class FinetuningView:
     erasing: float = 0.0
     mean: tuple[float, ...] = IMAGENET_MEAN
 
-    ragged: ClassVar[tuple[str, ...]] = ("noise",)  # as long as each image's is; a batch has one after another
+    ragged: ClassVar[tuple[str, ...]] = ("noise",)  # of variable length; concatenated in a batch
 
     @property
     def bytes_per_image(self) -> int:
-        """In the mean at most: the largest box is a third of the image."""
+        """Upper bound of the mean: the largest erased box is a third of the image."""
         pixels = math.prod(height_and_width(self.size))
         return 3 * pixels + (round(4 * pixels * self.erasing) + 16 if self.erasing else 0)
 
@@ -98,8 +98,10 @@ class FinetuningView:
         return RandomErasing(self.erasing, mode="pixel", device="cpu")
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) uint8; with erasing also `erased`, (4,) int32 box (left, upper, right, lower), of no area
-        where nothing is, and its `noise`, (3 * h * w,) float32 of the normalised image.
+        """Returns `images` (3, H, W) uint8.
+
+        With erasing also `erased`, (4,) int32 box (left, upper, right, lower), of no area if nothing is erased, and
+        `noise`, (3 * h * w,) float32 of the normalized image.
         """
         word = keyed_integer(self.seed, "augmentation", epoch, index)
         random.seed(word)
@@ -114,12 +116,12 @@ class FinetuningView:
 
 
 def erase(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Fills in what `FinetuningView` erased, in place; nothing waits for a device.
+    """Fills in the erased boxes of `FinetuningView`, in place, without synchronizing.
 
     Args:
-        images: (B, 3, H, W) float, normalised.
+        images: (B, 3, H, W) float, normalized.
         boxes: (B, 4) integers.
-        noise: (m,) float, one image's after another's: rows of a channel, channels of an image.
+        noise: (m,) float, concatenated over images, each in the order (channel, row, column).
     """
     if images.device.type != "cpu":
         return masked_erase(images, boxes, noise)
@@ -132,9 +134,9 @@ def erase(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Tensor) -> tor
 
 
 def masked_erase(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """`erase` where the boxes are on a device, and asking for them would wait for it."""
+    """`erase` for boxes on a device, where reading them would synchronize."""
     left, upper, right, lower = boxes.view(-1, 4, 1, 1, 1).unbind(1)
     rows = torch.arange(images.shape[2], device=images.device).view(-1, 1)
     columns = torch.arange(images.shape[3], device=images.device)
     inside = (rows >= upper) & (rows < lower) & (columns >= left) & (columns < right)
-    return images.masked_scatter_(inside, noise)  # in the order of its elements, which is the noise's
+    return images.masked_scatter_(inside, noise)  # in the order of elements, as the noise is

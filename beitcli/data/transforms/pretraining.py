@@ -1,7 +1,7 @@
-"""The pretraining view that costs least: the crop box alone is resized, and colours are left to the device.
+"""Fast transform for pretraining: only the crop box is resized, and colours are jittered on the device.
 
-Every draw is the reference's (`views.PretrainingView`), so both show the same box of the same image, flipped alike.
-They differ by rounding, by the order of jitter and resize, and along the box's edges, beyond which Pillow looks.
+Every draw is the reference's (`base.PretrainingView`), so both crop the same box of an image and flip it alike. They
+differ by rounding, by the order of jitter and resize, and along the box's edges, beyond which Pillow reads pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TORCH_HAS_LANCZOS = hasattr(torch.ops.aten, "_upsample_lanczos2d_aa")
 
 @dataclass(frozen=True, kw_only=True)
 class FastPretrainingView(TwoSizes):
-    """Uint8 in and out; `data.color.apply_color` does the jitter."""
+    """uint8 in and out; `color_jitter.apply_color` applies the jitter."""
 
     wants_pixels: ClassVar[bool] = True
 
@@ -34,7 +34,7 @@ class FastPretrainingView(TwoSizes):
         return super().bytes_per_image + (4 * COLOR_NUMBERS if self.color_jitter > 0 else 0)
 
     def __call__(self, pixels: np.ndarray, epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) and, with a tokenizer, `token_images` (3, h, w), uint8; `color` (9,) where jittered.
+        """Returns `images` (3, H, W) and, with a tokenizer, `token_images` (3, h, w), uint8; `color` (9,) with jitter.
 
         Args:
             pixels: (H, W, 3) uint8, the whole image.
@@ -62,11 +62,11 @@ class FastPretrainingView(TwoSizes):
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], filter: str) -> torch.Tensor:
-    """(H, W, 3) uint8 to (3, h, w) uint8, antialiased as by Pillow, within two levels.
+    """Resizes (H, W, 3) uint8 to (3, h, w) uint8, antialiased, within two levels of Pillow's result.
 
     Args:
         size: (h, w).
-        filter: bicubic or lanczos.
+        filter: `bicubic` or `lanczos`.
     """
     if filter == "lanczos" and not _TORCH_HAS_LANCZOS:
         resized = np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.LANCZOS))
@@ -77,7 +77,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], filter: str) -> torch.Tens
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """torch says it with a RuntimeError."""
+    """Converts torch's RuntimeError for a failed allocation to MemoryError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Reference points: pixels of the upright image to patches of its centre, which the model sees, and back."""
+"""Reference points of attention maps: from pixels of the upright image to patches of its center crop, and back."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ _POINT = re.compile(r"\s*(-?[0-9]{1,9})\s*,\s*(-?[0-9]{1,9})\s*")
 
 
 def parse_point(text: str) -> Pixel:
-    """`X,Y` as whole pixels.
-
-    Raises:
-        UsageError: It is anything else.
-    """
+    """Parses `X,Y` as whole pixels; raises UsageError for anything else."""
     found = _POINT.fullmatch(text)
     if not found:
         raise UsageError(f"--point is '{text}'.", "Give two whole numbers of pixels, X,Y, as in --point 120,80.")
@@ -30,7 +26,7 @@ def parse_point(text: str) -> Pixel:
 
 @dataclass(frozen=True)
 class CentralCrop:
-    """Where `fit_center` looks in an image, and which patch shows which pixel.
+    """The center crop that `fit_center` takes of an image, and its patches.
 
     Attributes:
         width: Of the whole image, in pixels; `height` likewise.
@@ -49,12 +45,12 @@ class CentralCrop:
         return center_box(self.width, self.height, self.size)
 
     def inside(self) -> tuple[int, int, int, int]:
-        """(left, upper, right, lower), the first and last pixels of which the crop holds the centres."""
+        """Returns (left, upper, right, lower): the first and last pixels whose centres lie in the crop."""
         left, upper, right, lower = (math.ceil(edge - 0.5) for edge in self.box)
         return left, upper, right - 1, lower - 1
 
     def patch_of(self, point: Pixel) -> Patch:
-        """(row, column) of the patch that shows the centre of the pixel (x, y).
+        """Returns (row, column) of the patch that contains the centre of the pixel (x, y).
 
         Raises:
             UsageError: The pixel is not in the image, or not in the crop.
@@ -76,14 +72,14 @@ class CentralCrop:
         return _place(y, begin_y, end_y, rows), _place(x, begin_x, end_x, columns)
 
     def reference_points(self) -> list[Pixel]:
-        """The pixels amid four patches, at about 1/4 and 3/4 of each side; fewer where they coincide."""
+        """Returns up to four default points: pixels at the centres of the patches near 1/4 and 3/4 of each side."""
         left, upper, right, lower = self.box
         down, across = (_quarters(patches) for patches in self.grid)
         points = [(int(left + x * (right - left)), int(upper + y * (lower - upper))) for y in down for x in across]
         return list(dict.fromkeys(points))
 
     def to_picture(self, point: Pixel, size: tuple[int, int]) -> tuple[float, float]:
-        """(x, y) of the pixel's centre in a picture of the crop, counted as its pixels are.
+        """Returns (x, y) of the pixel's centre in a picture of the crop, whose pixel centres are whole numbers.
 
         Args:
             size: (width, height) of the picture.
@@ -96,11 +92,11 @@ class CentralCrop:
 
 
 def _place(pixel: int, begin: float, end: float, patches: int) -> int:
-    """The patch that shows the centre of a pixel, along one side."""
+    """Returns the index of the patch that contains the centre of a pixel, along one side."""
     return min(patches - 1, max(0, int((pixel + 0.5 - begin) / (end - begin) * patches)))
 
 
 def _quarters(patches: int) -> list[float]:
-    """The middles of the patches at about 1/4 and 3/4 of a side, in shares of it."""
+    """Returns the centres of the patches near 1/4 and 3/4 of a side, as fractions of the side."""
     near = (patches - 1) // 4
     return [(place + 0.5) / patches for place in (near, patches - 1 - near)]

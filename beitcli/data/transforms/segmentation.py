@@ -1,10 +1,10 @@
-"""Views for segmentation: what is cut from an image and its label map together (settings of mmseg and the release).
+"""Transforms for segmentation: crops of an image and its label map (settings of mmseg and the release).
 
 Training: resize so that the shorter side is `short_side` times a factor in [0.5, 2], a random crop in which one class
-covers 75% at most (10 tries), flip, photometric distortion; what the crop lacks is padded with the mean colour, and
-ignored. Evaluation: the same resize without chance, label maps as they are. Draws are keyed by (seed, epoch, image).
+covers 75% at most (10 attempts), flip, photometric distortion; padding has the mean colour and the ignored label.
+Evaluation: the same resize without randomness, label maps unchanged. Draws are keyed by (seed, epoch, image).
 
-The crop is resized from its box alone, images bilinear, label maps nearest.
+Only the crop is resized, images bilinear, label maps nearest.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from beitcli.data.annotations.label_maps import IGNORED
 from beitcli.runtime.compute.keyed_rng import keyed_generator
 
 _TRIES = 10
-_LONGEST = 4  # times the shorter side, as 2048 by 512 in the release
+_LONGEST = 4  # maximum of the longer side / `short_side`, as 2048 / 512 in the release
 _BRIGHTNESS, _LEAST, _MOST, _HUE = 32, 0.5, 1.5, 18 / 180 * 256
 Box = tuple[int, int, int, int]
 
 
 def resized_shape(shape: tuple[int, int], short_side: float) -> tuple[int, int]:
-    """(H, W) with the shorter side at `short_side`, or the longer one at four times that; 0 keeps the shape."""
+    """Returns (H, W) with the shorter side at `short_side`, or the longer one at four times that; 0 keeps the shape."""
     if not short_side:
         return shape
     scale = min(short_side / min(shape), _LONGEST * short_side / max(shape))
@@ -35,14 +35,14 @@ def resized_shape(shape: tuple[int, int], short_side: float) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationView:
-    """What a segmenter learns from.
+    """Transform for segmenter training.
 
     Attributes:
         size: (H, W) of the crop.
         short_side: Of the resized image, in pixels, before the random factor; 0 for the image's own size.
-        factors: Least and largest random factor.
-        largest_share: Of the crop's labelled pixels that one class may have (0-1); 1 takes the first crop.
-        distorts: Whether brightness, contrast, saturation and hue vary.
+        factors: Minimum and maximum random factor.
+        largest_share: Maximum fraction of the crop's labelled pixels in one class (0-1); 1 accepts the first crop.
+        distorts: Whether to vary brightness, contrast, saturation and hue.
     """
 
     wants_labels: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class SegmentationView:
         return 4 * self.size[0] * self.size[1]
 
     def __call__(self, seen: tuple[np.ndarray, np.ndarray], epoch: int, index: int) -> dict[str, np.ndarray]:
-        """`images` (3, H, W) and `targets` (H, W), uint8.
+        """Returns `images` (3, H, W) and `targets` (H, W), uint8.
 
         Args:
             seen: (h, w, 3) pixels and (h, w) labels, uint8.
@@ -84,7 +84,7 @@ class SegmentationView:
         return {"images": images, "targets": padded}
 
     def _crop(self, labels: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> tuple[Box, np.ndarray]:
-        """The box on the resized image, (left, upper, right, lower), and its labels."""
+        """Draws a box of the resized image, (left, upper, right, lower), and returns it with its labels."""
         height, width = (min(side, wanted) for side, wanted in zip(shape, self.size, strict=True))
         for attempt in range(_TRIES):
             upper = int(rng.integers(shape[0] - height + 1))
@@ -100,7 +100,7 @@ class SegmentationView:
 
 
 def _cut(array: np.ndarray, shape: tuple[int, int], box: Box, filter: Image.Resampling) -> np.ndarray:
-    """A box of the array as it would be resized to `shape`."""
+    """Crops a box of the array resized to `shape`."""
     left, upper, right, lower = box
     down, across = array.shape[0] / shape[0], array.shape[1] / shape[1]
     there = (
@@ -113,8 +113,10 @@ def _cut(array: np.ndarray, shape: tuple[int, int], box: Box, filter: Image.Resa
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """mmseg's photometric distortion, each part with probability 0.5: brightness up to 32 of 255, contrast and
-    saturation times 0.5 to 1.5, hue up to 18 of 180 degrees; contrast before the other two or after them.
+    """mmseg's photometric distortion, each part with probability 0.5.
+
+    Brightness up to 32 of 255, contrast and saturation times 0.5 to 1.5, hue up to 18 of 180 degrees; contrast before
+    or after the other two.
 
     Args:
         image: (H, W, 3) uint8.
@@ -132,7 +134,7 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if does[2]:
             channels[..., 1] = _scaled(channels[..., 1], saturation)
         if does[3]:
-            channels[..., 0] += np.uint8(round(hue) % 256)  # it wraps, as hues do
+            channels[..., 0] += np.uint8(round(hue) % 256)  # hue wraps around
         image = np.asarray(Image.fromarray(channels, "HSV").convert("RGB"))
     if does[1] and not contrast_first:
         image = _scaled(image, contrast)
@@ -146,7 +148,7 @@ def _scaled(levels: np.ndarray, gain: float, offset: float = 0.0) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeView:
-    """An image as evaluation sees it, once for each scale.
+    """Transform for segmenter evaluation: the whole image, once per scale.
 
     Attributes:
         short_side: Of the image at scale 1, in pixels; 0 for its own size.
@@ -158,7 +160,7 @@ class WholeView:
     scales: tuple[float, ...] = (1.0,)
 
     def __call__(self, pixels: np.ndarray, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
-        """`images_0` (3, h, w) uint8, and so on, one a scale; `size` (2,), H and W of the image itself."""
+        """Returns `images_0` (3, h, w) uint8, and so on, one per scale; `size` (2,), the original (H, W)."""
         height, width = pixels.shape[:2]
         views = {"size": np.array((height, width))}
         image = Image.fromarray(pixels)
@@ -171,7 +173,7 @@ class WholeView:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledView(WholeView):
-    """The same with the label map, `targets` (H, W) uint8, at the image's own size."""
+    """`WholeView` with the label map, `targets` (H, W) uint8, at the original size."""
 
     wants_pixels: ClassVar[bool] = False
     wants_labels: ClassVar[bool] = True

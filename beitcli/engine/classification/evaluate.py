@@ -70,7 +70,7 @@ def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore)
     opened = opened.normalized(config.normalization)
     batching = join_evaluation(config, opened, on_event)
     size = max(model.architecture.image_size)
-    source = batching.compute.world.first_then_others(
+    source = batching.compute.world.rank_zero_first(
         lambda: open_inputs(config, sample_size=size, labelled=True, on_event=batching.on_event)
     )
     columns = class_columns(source, opened.described.classes)

@@ -27,7 +27,7 @@ from beitcli.models.checkpoints.open import OpenedModel
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, new_classifier
 from beitcli.models.networks.timm_vit import HEADS, ForeignArchitecture, ForeignViT
 from beitcli.runtime.compute.device import join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 _HELD_OUT = 1024
 
@@ -99,7 +99,9 @@ def _reinit(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
     return () if found.names_classes and found.classes == classes else ("head.",)
 
 
-def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: World) -> HeldOut:
+def _validation(
+    config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: DistributedContext
+) -> HeldOut:
     """What to train on and what to measure on.
 
     `--val` where given; else the `val` split of DATA where it has one; else a twentieth of DATA is kept out.
@@ -108,7 +110,7 @@ def _validation(config: FinetuneConfig, source: Source, size: int, on_event: OnE
     if references is None:
         return hold_out(source, _HELD_OUT, config.seed, world)
     told = openings(on_event)
-    val = world.first_then_others(
+    val = world.rank_zero_first(
         lambda: open_data(references, role="eval", labelled=True, sample_size=size, on_progress=told)
     )
     return HeldOut(source, val, (), True)

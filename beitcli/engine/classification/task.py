@@ -90,7 +90,7 @@ class FinetuneTask(FinetunedTask):
             sharded=config.shard,
             compression=config.grad_compression,
         )
-        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
+        self.num_uniforms = 2 * self.model.architecture.depth if config.drop_path else 0
         self.columns = class_columns(self.val, list(self.classes))
         self.mixup = None
         if config.mixup > 0 or config.cutmix > 0:
@@ -116,16 +116,16 @@ class FinetuneTask(FinetunedTask):
         return batch | {"images": images, "labels": labels}
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        return self.forward(batch["images"], batch["labels"], batch.get("draws"), batch.get("valid")), {}
+        return self.forward(batch["images"], batch["labels"], batch.get("uniforms"), batch.get("valid")), {}
 
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
         view = Preprocessing(self.normalization)
         scores = score(self.measured, self.val, self.columns, view, self.batching(_AT_ONCE, check_stop))
         self.refuse_bad(scores.bad)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
-    def settings_of_others(self) -> dict[str, Any]:
+    def timm_config(self) -> dict[str, Any]:
         """So that `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` opens it as it lies."""
         architecture = self.model.architecture
         return timm_settings(

@@ -45,7 +45,7 @@ def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore)
     opened = opened.normalized(config.normalization)
     batching = join_evaluation(config, opened, on_event)
     world, on_event = batching.compute.world, batching.on_event
-    source = world.first_then_others(
+    source = world.rank_zero_first(
         lambda: open_detection(
             config.data,
             split=config.split,

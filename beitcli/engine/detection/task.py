@@ -38,10 +38,10 @@ class DetectionTask(FinetunedTask):
 
     def wrap(self) -> None:
         super().wrap()
-        self.draws = _SAMPLERS + (2 * self.model.architecture.depth if self.config.drop_path else 0)
+        self.num_uniforms = _SAMPLERS + (2 * self.model.architecture.depth if self.config.drop_path else 0)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        draws = batch.get("draws")
+        draws = batch.get("uniforms")
         sampled = None if draws is None else draws[:, :_SAMPLERS]
         uniforms = draws[:, _SAMPLERS:] if draws is not None and draws.shape[1] > _SAMPLERS else None
         images = normalize(batch["images"], *self.normalization)
@@ -58,11 +58,11 @@ class DetectionTask(FinetunedTask):
         The loop weighs processes by their images.
         """
         here = torch.tensor([self.model.detection.samplers[1].positives, images], dtype=torch.float64)
-        whole = self.compute.world.sum(here.to(self.compute.device, torch.float32))
+        whole = self.compute.world.all_reduce_sum(here.to(self.compute.device, torch.float32))
         mine, everyone = here / here[1], whole / whole[1]
         return mine[0].to(everyone) / everyone[0].clamp(min=1e-9)
 
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """AP and its kin on the validation images; `ap/NAME` of each class that is there."""
         batching = self.batching(_AT_ONCE, check_stop)
         scored = score(self.measured, self.val, self.normalization, batching)
@@ -72,7 +72,7 @@ class DetectionTask(FinetunedTask):
         named |= {f"ap/{name}": value for name, value in zip(self.classes, figures.of_class, strict=True)}
         return {name: value for name, value in named.items() if value is not None} | {"images": scored.images}
 
-    def own_settings(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         return {
             "head": self.model.head_name,
             "head_width": self.model.detection.width,

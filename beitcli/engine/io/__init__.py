@@ -1,1 +1,1 @@
-"""Inputs and outputs of the commands that go through images one by one."""
+"""Inputs and outputs of commands that process images one by one."""

@@ -1,4 +1,4 @@
-"""Opens what INPUT or DATA names for a job that uses a model, cut to `--limit`."""
+"""Opens INPUT or DATA for a command that uses a model, limited to `--limit` images."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def open_inputs(
     seed: int | None = None,
     on_event: OnEvent = ignore,
 ) -> Source:
-    """The images of a job; none named means the paths on stdin.
+    """Returns the images of a job; without any reference, those of the paths on stdin.
 
     Args:
-        role: "train" or "eval": the split that is read where DATA has splits and `--split` is not given.
-        sample_size: Pixels a side of the images of `sample`.
+        role: "train" or "eval": the split to read if DATA has splits and `--split` is not given.
+        sample_size: Side of the images of `sample`, in pixels.
         stdin: Where `-` reads paths; None for the process's own.
         labelled: Whether every image must have a label.
-        seed: Of the choice of `--limit`; default the config's.
+        seed: Seed of the selection by `--limit`; default the config's.
 
     Raises:
-        DataError: Missing, unreadable or empty data, or `-` and a stdin that is closed.
-        UsageError: `-` twice, or a format that is not supported.
+        DataError: Missing, unreadable or empty data, or `-` while stdin is closed.
+        UsageError: `-` twice, or an unsupported format.
     """
     references = (config.data if isinstance(config, EvalConfig) else config.inputs) or ("-",)
     source = open_data(
@@ -62,7 +62,7 @@ def open_inputs(
 
 
 def image_groups(source: Source, size: int) -> Iterator[list[tuple[int, Image.Image | str]]]:
-    """`size` images at a time, in order, each with its index; why, in place of one that cannot be read."""
+    """Yields groups of `size` images with their indices, in order; an unreadable image is replaced by the reason."""
     for first in range(0, len(source), size):
         group: list[tuple[int, Image.Image | str]] = []
         for index in range(first, min(first + size, len(source))):

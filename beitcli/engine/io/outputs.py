@@ -1,4 +1,4 @@
-"""Files that per-image commands make: names that stay inside their folder, and writes that are whole or absent."""
+"""Output files of per-image commands: names that stay inside their folder, and atomic writes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from PIL import Image
 
 from beitcli.errors import StorageError, UsageError
 
-_STEM_BYTES = 180  # a name may have 255; a number, an ending and the process's number follow
+_STEM_BYTES = 180  # a name may have 255; a number, a suffix and the PID follow
 
 
 class OutputNames:
-    """One name an input, after its stem; a name that was taken gets a number.
+    """File names for inputs, from their stems; a name that is taken gets a number.
 
     Args:
-        beside: Endings of the stem that an input's further files have; they are its own too.
+        beside: Suffixes of the stem for further files of the same input, which are reserved too.
     """
 
     def __init__(self, folder: Path, suffix: str, beside: tuple[str, ...] = ()) -> None:
         self.folder, self.suffix, self.endings = folder, suffix, ("", *beside)
         self._taken: set[str] = set()
-        self._number: dict[str, int] = {}  # the last one of each stem, as counting from 2 again would be quadratic
+        self._number: dict[str, int] = {}  # last number per stem: counting from 2 again would be quadratic
 
     def path(self, input_path: str) -> Path:
-        """FOLDER/STEM.SUFFIX; nothing in `input_path` can lead out of FOLDER."""
+        """Returns FOLDER/STEM.SUFFIX; no `input_path` can lead out of FOLDER."""
         stem = Path(input_path.replace("\\", "/")).stem
         stem = re.sub(r"[^\w.+ -]", "_", stem.encode(errors="replace").decode()).strip(". ") or "image"
         stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore")
@@ -50,10 +50,10 @@ def _numbered(stem: str, number: int) -> str:
 
 
 def spare_inputs(outputs: Iterable[Path], inputs: Iterable[str], option: str) -> None:
-    """Raises UsageError where an output is one of the images it is made of.
+    """Raises UsageError if an output would overwrite one of the input images.
 
     Args:
-        option: What names the outputs, for the message: `-o 'DIR'`.
+        option: Name of the outputs for the message: `-o 'DIR'`.
     """
     present = [path for path in outputs if path.exists()]
     images = {os.path.realpath(path) for path in inputs} if present else set()
@@ -63,7 +63,7 @@ def spare_inputs(outputs: Iterable[Path], inputs: Iterable[str], option: str) ->
 
 
 def make_folder(folder: Path) -> Path:
-    """Raises StorageError where it cannot be made or written."""
+    """Creates a folder; raises StorageError if it cannot be created or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,10 +76,10 @@ def make_folder(folder: Path) -> Path:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes beside `path` and renames.
+    """Writes a file atomically: to a temporary file, which is renamed to `path`.
 
     Raises:
-        StorageError: The disk is full or the folder cannot be written; what was there before is untouched.
+        StorageError: The disk is full or the folder cannot be written; an existing file is unchanged.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -101,6 +101,6 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def to_picture(image: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] to a picture."""
+    """Converts (3, H, W) in [0, 1] to a Pillow image."""
     pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
     return Image.fromarray(pixels.numpy())

@@ -1,7 +1,7 @@
-"""Files of visual tokens: .jsonl grows line by line; the others are written at the end, whole.
+"""Files of visual tokens: .jsonl is appended line by line; the other formats are written atomically at the end.
 
-A file holds tokens of one grid and one tokenizer. What goes on with it must give the same: an archive names the
-tokenizer by the hash of its weights; of .jsonl, whose lines have no place for it, the range of the tokens is checked.
+A file holds tokens of one grid and one tokenizer, and is resumed only with the same. Archives identify the tokenizer by
+the hash of its weights; .jsonl lines cannot, so the range of their tokens is checked.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _ROW_GROUP = 65_536  # images
 
 @dataclass(frozen=True)
 class TokenKind:
-    """What the tokens of one file have in common.
+    """Properties common to all tokens of a file.
 
     Attributes:
-        grid: Tokens down and across.
-        vocab_size: Of the tokenizer; tokens lie in 0 to `vocab_size` - 1.
+        grid: (h, w) tokens.
+        vocab_size: Of the tokenizer; tokens are in 0 to `vocab_size` - 1.
         sha256: Of the tokenizer's weights.
     """
 
@@ -45,7 +45,7 @@ class TokenKind:
     sha256: str
 
     def require(self, path: Path, grid: tuple[int, ...], largest: int, sha256: str | None = None) -> None:
-        """Raises UsageError where tokens that `path` holds are of another kind."""
+        """Raises UsageError if the tokens in `path` have another grid, vocabulary or tokenizer."""
         if tuple(grid) != self.grid:
             held, made = (" x ".join(map(str, each)) for each in (grid, self.grid))
             raise UsageError(
@@ -66,10 +66,10 @@ class TokenKind:
 
 
 class TokenFile(ABC):
-    """Where documents `{"path", "grid", "tokens"}` go.
+    """Writer of documents `{"path", "grid", "tokens"}`.
 
     Attributes:
-        held: Paths that the file holds already (with `resume`).
+        held: Paths that the file already contains (with `resume`).
     """
 
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
@@ -83,11 +83,11 @@ class TokenFile(ABC):
 
     @abstractmethod
     def take_up(self) -> None:
-        """Goes on with the file that is there: fills `held`.
+        """Resumes the existing file: fills `held`.
 
         Raises:
-            UsageError: Its tokens are of another kind; it is left as it was.
-            StorageError: It is no file of tokens.
+            UsageError: Its tokens are of another kind; the file is left unchanged.
+            StorageError: It is not a token file.
         """
 
     @abstractmethod
@@ -95,7 +95,7 @@ class TokenFile(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Puts everything on disk."""
+        """Writes everything to disk."""
 
 
 class JsonLines(TokenFile):
@@ -110,7 +110,7 @@ class JsonLines(TokenFile):
         write_whole(self.path, self._copy_whole_lines)
 
     def _copy_whole_lines(self, target: BinaryIO) -> None:
-        """What is no whole line of tokens goes: bad images, and what a killed process left unfinished."""
+        """Copies complete lines of tokens; drops bad images, and the line that a killed process left incomplete."""
         with self.path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
@@ -130,7 +130,7 @@ class JsonLines(TokenFile):
     def close(self) -> None:
         try:
             self.file.close()
-            self.path.stat()  # lines may have gone into a file that was removed meanwhile
+            self.path.stat()  # fails if the file was removed meanwhile
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -139,17 +139,17 @@ class JsonLines(TokenFile):
 
 
 class _Archive(TokenFile):
-    """`paths`, `tokens` (n, N) int32 in their order, `grid` (2,) int32, and the tokenizer's hash."""
+    """File with `paths`, `tokens` (n, N) int32 in their order, `grid` (2,) int32, and the tokenizer's hash."""
 
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
         self.paths: list[str] = []
-        self.rows: list[np.ndarray] = []  # 4 bytes a token, where a list of ints takes 8 and more
+        self.rows: list[np.ndarray] = []  # 4 bytes per token; a list of ints takes 8 or more
         super().__init__(path, kind, resume)
 
     @staticmethod
     @abstractmethod
     def read(path: Path) -> tuple[list[str], Mapping[str, np.ndarray], str | None]:
-        """Paths, arrays and tokenizer of a file; what is wrong with it may be raised as it comes."""
+        """Returns paths, arrays and tokenizer hash of a file; may raise any error if it is damaged."""
 
     def take_up(self) -> None:
         try:
@@ -159,7 +159,7 @@ class _Archive(TokenFile):
                 raise ValueError(f"tokens of shape {tokens.shape} for {len(paths)} paths and grid {grid}")
             if not all(isinstance(each, str) for each in paths):
                 raise ValueError("paths that are no text")
-        except Exception as error:  # readers of damaged archives raise nearly any kind, from zlib's to RuntimeError
+        except Exception as error:  # readers of damaged archives raise nearly any type, from zlib's to RuntimeError
             raise StorageError(f"'{self.path}' is no file of tokens: {error}.", "Give another -o FILE.") from None
         self.kind.require(self.path, grid, int(tokens.max(initial=0)), sha256)
         self.paths, self.rows = paths, list(tokens.astype(np.int32, copy=False))
@@ -206,7 +206,7 @@ class Safetensors(_Archive):
 
 
 class Parquet(_Archive):
-    """Columns `path`, `grid` and `tokens` (lists of int32), as the lines of .jsonl; needs pyarrow."""
+    """Columns `path`, `grid` and `tokens` (lists of int32), like the lines of .jsonl; needs pyarrow."""
 
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
         require_pyarrow(f"-o {path}")
@@ -244,7 +244,7 @@ class Parquet(_Archive):
         write_whole(self.path, write)
 
     def _schema(self) -> pa.Schema:
-        """Paths that are no UTF-8 make theirs a column of bytes."""
+        """Returns the schema; the column of paths holds bytes if one is not UTF-8."""
         import pyarrow as pa
 
         try:
@@ -278,11 +278,11 @@ FORMATS: dict[str, type[TokenFile]] = {
 
 
 def open_token_file(path: Path, kind: TokenKind, resume: bool) -> TokenFile:
-    """The writer for the file's suffix.
+    """Returns the writer for the file's suffix.
 
     Raises:
-        UsageError: Unknown suffix, the file exists and `resume` is not asked for, or it holds tokens of another kind.
-        StorageError: It is no file of tokens, or cannot be written.
+        UsageError: Unknown suffix, the file exists without `resume`, or it holds tokens of another kind.
+        StorageError: It is not a token file, or cannot be written.
     """
     writer = FORMATS.get(path.suffix.lower())
     if writer is None:
@@ -291,10 +291,10 @@ def open_token_file(path: Path, kind: TokenKind, resume: bool) -> TokenFile:
 
 
 def parse_line(line: str, where: str) -> Document:
-    """One JSON line of tokens, checked.
+    """Parses and checks one JSON line of tokens.
 
     Raises:
-        DataError: It is none.
+        DataError: It is not one.
     """
     try:
         document = parse_json(line)

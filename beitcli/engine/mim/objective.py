@@ -64,14 +64,14 @@ class MaskedImageObjective(nn.Module):
             valid: (B,) bool, False for images that only fill up the batch; None where all count.
         """
         outputs, targets = self.forward_with_targets(images, visual_tokens, mask, color, uniforms)
-        counted = self.metric_mask(mask)
+        metric_mask = self.metric_mask(mask)
         weights = None
         if valid is not None:
             weights = valid.repeat_interleave(len(outputs) // len(valid), output_size=len(outputs))
-            counted = weights if counted is None else counted & weights
+            metric_mask = weights if metric_mask is None else metric_mask & weights
         loss = self.target.loss(outputs, targets, weights)
         with torch.no_grad():
-            return loss, self.target.training_metrics(outputs, targets, counted)
+            return loss, self.target.training_metrics(outputs, targets, metric_mask)
 
     def forward_with_targets(
         self,

@@ -18,23 +18,23 @@ import torch.nn.functional as F
 from beitcli.data.transforms.color_jitter import apply_color
 from beitcli.engine.trainer.task import Tensors
 from beitcli.models.networks.patchify import patch_pixels
-from beitcli.runtime.distributed.world import ALONE, World
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.tokenizers.base import Tokenizer
 
 
-class Tally(ABC):
+class MetricAccumulator(ABC):
     """Figures over the batches of a measurement."""
 
     @abstractmethod
-    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
         """Takes in a batch; the arguments are those of `Target.training_metrics`."""
 
     @abstractmethod
-    def add_nothing(self) -> None:
+    def update_empty(self) -> None:
         """Takes in a batch whose images are all bad, so that batches keep their order over processes."""
 
     @abstractmethod
-    def figures(self, world: World = ALONE) -> dict[str, float]:
+    def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         """Over the batches of every process, added up in their order: the same for any number of processes."""
 
 
@@ -65,7 +65,9 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+    def training_metrics(
+        self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
+    ) -> Tensors:
         """Scalars of a training batch.
 
         Args:
@@ -73,19 +75,19 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def tally(self) -> Tally: ...
+    def accumulator(self) -> MetricAccumulator: ...
 
-    def running_figures(self, world: World = ALONE) -> dict[str, float]:
+    def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         """Figures over all of training so far; every process must ask."""
         return {}
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Batches meanwhile do not count for `running_figures`."""
+        """Batches meanwhile do not count for `running_metrics`."""
         yield
 
     def state(self) -> Tensors:
-        """What `running_figures` rests on, for a checkpoint."""
+        """What `running_metrics` rests on, for a checkpoint."""
         return {}
 
     def load_state(self, tensors: Tensors) -> None:  # noqa: B027 - only tokens are counted
@@ -117,20 +119,22 @@ class TokenTarget(Target):
             return F.cross_entropy(outputs.float(), targets)
         return (F.cross_entropy(outputs.float(), targets, reduction="none") * weights).sum() / weights.sum()
 
-    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
-        """Counts the targets, too, for `running_figures`."""
-        weights = torch.ones_like(targets) if counted is None else counted.to(targets.dtype)
+    def training_metrics(
+        self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
+    ) -> Tensors:
+        """Counts the targets, too, for `running_metrics`."""
+        weights = torch.ones_like(targets) if metric_mask is None else metric_mask.to(targets.dtype)
         self.fresh.scatter_add_(0, targets, weights)
         right = (outputs.argmax(dim=1) == targets).float()
         return {"masked_accuracy": (right * weights).sum() / weights.sum()}
 
-    def tally(self) -> Tally:
-        return _TokenTally(torch.zeros_like(self.counts))
+    def accumulator(self) -> MetricAccumulator:
+        return _TokenAccumulator(torch.zeros_like(self.counts))
 
-    def running_figures(self, world: World = ALONE) -> dict[str, float]:
-        self.counts += world.sum(self.fresh)
+    def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
+        self.counts += world.all_reduce_sum(self.fresh)
         self.fresh.zero_()
-        baseline, entropy = unigram_figures(self.counts)
+        baseline, entropy = unigram_metrics(self.counts)
         return {"baseline_accuracy": baseline, "unigram_entropy": entropy}
 
     @contextmanager
@@ -149,25 +153,25 @@ class TokenTarget(Target):
         self.fresh.zero_()
 
 
-class _TokenTally(Tally):
+class _TokenAccumulator(MetricAccumulator):
     def __init__(self, counts: torch.Tensor) -> None:
         self.counts = counts
         self.parts: list[tuple[float, int, int]] = []  # of each batch: sum of the loss, patches, right ones
 
-    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
         loss, patches = float(F.cross_entropy(outputs.float(), targets, reduction="sum")), len(targets)
-        if counted is not None:
-            outputs, targets = outputs[counted], targets[counted]
+        if metric_mask is not None:
+            outputs, targets = outputs[metric_mask], targets[metric_mask]
         self.parts.append((loss, patches, int((outputs.argmax(dim=1) == targets).sum())))
         self.counts += torch.bincount(targets, minlength=len(self.counts))
 
-    def add_nothing(self) -> None:
+    def update_empty(self) -> None:
         self.parts.append((0.0, 0, 0))
 
-    def figures(self, world: World = ALONE) -> dict[str, float]:
+    def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         loss, patches, right = map(sum, zip(*world.in_turn(self.parts), strict=True))
-        counts = world.sum(self.counts.clone())
-        baseline, entropy = unigram_figures(counts)
+        counts = world.all_reduce_sum(self.counts.clone())
+        baseline, entropy = unigram_metrics(counts)
         return {
             "loss": loss / patches,
             "masked_accuracy": right / int(counts.sum()),
@@ -176,7 +180,7 @@ class _TokenTally(Tally):
         }
 
 
-def unigram_figures(counts: torch.Tensor) -> tuple[float, float]:
+def unigram_metrics(counts: torch.Tensor) -> tuple[float, float]:
     """(share of the commonest token, entropy in nats) of (V,) counts."""
     probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
     return float(probabilities.max()), float(-torch.special.xlogy(probabilities, probabilities).sum())
@@ -197,30 +201,32 @@ class PixelTarget(Target):
         errors = F.mse_loss(outputs.float(), targets, reduction="none").mean(dim=1)
         return (errors * weights).sum() / weights.sum()
 
-    def training_metrics(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> Tensors:
+    def training_metrics(
+        self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
+    ) -> Tensors:
         return {}
 
-    def tally(self) -> Tally:
-        return _PixelTally()
+    def accumulator(self) -> MetricAccumulator:
+        return _PixelAccumulator()
 
 
-class _PixelTally(Tally):
+class _PixelAccumulator(MetricAccumulator):
     """Sums in double precision of each batch: of the error, of values, of each channel and of its squares."""
 
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []  # (8,) float64 each
 
-    def add(self, outputs: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None) -> None:
+    def add(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
         error, values = float(F.mse_loss(outputs.float(), targets)) * targets.numel(), targets.numel()
         channels = targets.unflatten(1, (3, -1)).cpu()
         colours = channels.sum(dim=(0, 2), dtype=torch.float64)
         squares = channels.square().sum(dim=(0, 2), dtype=torch.float64)
         self.parts.append(torch.cat((torch.tensor([error, values], dtype=torch.float64), colours, squares)))
 
-    def add_nothing(self) -> None:
+    def update_empty(self) -> None:
         self.parts.append(torch.zeros(8, dtype=torch.float64))
 
-    def figures(self, world: World = ALONE) -> dict[str, float]:
+    def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         """`baseline_loss`: the error of always guessing each channel's mean, which is its variance."""
         total = sum(world.in_turn(self.parts), torch.zeros(8, dtype=torch.float64))
         (error, values), colours, squares = total[:2].tolist(), total[2:5], total[5:]

@@ -30,7 +30,7 @@ from beitcli.engine.mim.objective import MaskedImageObjective
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget
 from beitcli.engine.mim.token_caching import CachedTokens
 from beitcli.engine.probing.online_knn import OnlineProbe
-from beitcli.engine.trainer.distributed_eval import in_rounds
+from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task, Tensors, never_stop
 from beitcli.errors import UsageError
@@ -116,7 +116,7 @@ class PretrainTask(Task):
             sharded=config.shard,
             compression=config.grad_compression,
         )
-        self.draws = 2 * self.model.architecture.depth if config.drop_path else 0
+        self.num_uniforms = 2 * self.model.architecture.depth if config.drop_path else 0
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
@@ -136,7 +136,7 @@ class PretrainTask(Task):
         if isinstance(self.target, TokenTarget):
             tokens = batch.get("visual_tokens")
             inputs["visual_tokens"] = self.target.encode(batch) if tokens is None else tokens
-        return inputs | ({"uniforms": batch["draws"]} if "draws" in batch else {})
+        return inputs | ({"uniforms": batch["uniforms"]} if "uniforms" in batch else {})
 
     def forward_with_targets(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """As the objective's, eagerly: measurements have other shapes than training."""
@@ -151,14 +151,14 @@ class PretrainTask(Task):
         with super().trial(), self.target.uncounted():
             yield
 
-    def figures(self) -> dict[str, float]:
+    def log_metrics(self) -> dict[str, float]:
         """What knowing only the frequencies of this data's tokens would give, so far."""
-        return self.target.running_figures(self.compute.world)
+        return self.target.running_metrics(self.compute.world)
 
     @torch.no_grad()
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Figures on held-out images, their views and masks those of epoch 0."""
-        tally, world = self.target.tally(), self.compute.world
+        tally, world = self.target.accumulator(), self.compute.world
         view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
         at_once = min(128, self.plan.micro_batch)
         batches = ordered_batches(
@@ -169,23 +169,25 @@ class PretrainTask(Task):
             masking=masking,
             share=(world.rank, world.size),
         )
-        for batch in in_rounds(batches, len(self.held_out), at_once, world, check_stop):
+        for batch in synchronized_batches(batches, len(self.held_out), at_once, world, check_stop):
             if not len(batch):
-                tally.add_nothing()
+                tally.update_empty()
                 continue
             tensors = self.before_step(0, batch.to(self.compute.device))
             with self.compute.autocast():
                 outputs, targets = self.forward_with_targets(tensors)
             tally.add(outputs, targets, self.objective.metric_mask(tensors.get("mask")))
-        return tally.figures(world)
+        return tally.compute(world)
 
-    def monitor(self) -> dict[str, float]:
+    def probe_metrics(self) -> dict[str, float]:
         return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}
 
-    def settings(self) -> dict[str, Any]:
+    def checkpoint_config(self) -> dict[str, Any]:
         """`tokenizer` and `token_size` are None where pixels are predicted, `masking` where nothing is hidden."""
         tokenizer, masking = self.tokenizer, self.masking
-        reference = "own" if self.config.tokenizer == "own" else lasting(tokenizer.reference if tokenizer else "")
+        reference = (
+            "own" if self.config.tokenizer == "own" else absolute_reference(tokenizer.reference if tokenizer else "")
+        )
         size = token_size(self.config, tokenizer)
         hidden = {"name": self.config.masking, "min_block": self.config.min_block, "seed": self.config.seed}
         return {
@@ -206,7 +208,7 @@ class PretrainTask(Task):
         self.target.load_state(tensors)
 
 
-def lasting(reference: str) -> str:
+def absolute_reference(reference: str) -> str:
     """A path from the root, so that it holds from another folder; a word that names no path stays as it is."""
     is_word = reference in WORDS or reference.startswith("hf://")
     return str(Path(reference).resolve()) if not is_word and Path(reference).exists() else reference

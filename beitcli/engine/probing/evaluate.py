@@ -72,12 +72,12 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     model, opened = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
     opened = opened.normalized(config.normalization)
     compute = join_compute(config, opened.compute(config.device, config.precision))
-    world, on_event = compute.world, compute.world.spoken(on_event)
+    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     warn(opened.warnings, on_event)
     layers = chosen_layers(config.layer, model.architecture.depth)
     size = max(model.architecture.image_size)
-    val = world.first_then_others(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
-    train, named = world.first_then_others(lambda: _training_source(config, size, on_event))
+    val = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
+    train, named = world.rank_zero_first(lambda: _training_source(config, size, on_event))
     model.to(compute.device)
     found = [
         features_of(

@@ -120,13 +120,13 @@ def features_of(
                 return True
         return False
 
-    if compute.world.first(lambda: look(_EVERY, own)):
+    if compute.world.run_on_rank_zero(lambda: look(_EVERY, own)):
         on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {cache}"))
     else:
         batches = feature_batches(model, source, view, compute, layers, pool, batch_size, workers)
         described = about | {"layers": own}
         _write(batches, cache, described, layers, source, model.architecture.width, batch_size, compute, on_event)
-        if not compute.world.first(lambda: look(own)):
+        if not compute.world.run_on_rank_zero(lambda: look(own)):
             raise StorageError(f"The features just written to '{cache}' read otherwise.", "Check the disk.")
     return found[0] if found else None
 

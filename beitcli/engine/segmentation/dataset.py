@@ -18,7 +18,7 @@ from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import hold_out_annotated, measured_references
 from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import BadImage, DataError, UsageError
-from beitcli.runtime.distributed.world import ALONE, World
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 _MEND = "Mend the masks or raise --max-bad."
 
@@ -47,7 +47,11 @@ class Census:
 
 
 def open_segmentation_data(
-    config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent, world: World = ALONE
+    config: FinetuneConfig,
+    known: tuple[str, ...],
+    size: int,
+    on_event: OnEvent,
+    world: DistributedContext = SINGLE_PROCESS,
 ) -> FinetuneData[SegmentationSource]:
     """The data of a run, checked as a whole before its first step; of several processes by the first one.
 
@@ -66,16 +70,16 @@ def open_segmentation_data(
         classes=len(names) or None,
     )
     references, own = measured_references(config, has_own_split), config.val is None
-    source = world.first_then_others(lambda: _opened(config, config.data, rule, "train", size, on_event))
+    source = world.rank_zero_first(lambda: _opened(config, config.data, rule, "train", size, on_event))
     if config.limit is not None and config.limit < len(source):
         source = source.some(np.sort(select_limit(source, config.limit, config.seed)))
-    census = world.first(lambda: take_census(source, "masks", on_event))
+    census = world.run_on_rank_zero(lambda: take_census(source, "masks", on_event))
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
     clean, largest = source.some(census.good), census.largest
     if references:
-        val = world.first_then_others(lambda: _opened(config, references, rule, "eval", size, on_event))
-        seen = world.first(lambda: take_census(val, "masks to measure on", on_event))
+        val = world.rank_zero_first(lambda: _opened(config, references, rule, "eval", size, on_event))
+        seen = world.run_on_rank_zero(lambda: take_census(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
         largest = max(largest, seen.largest)

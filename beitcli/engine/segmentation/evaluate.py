@@ -80,7 +80,7 @@ def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore)
     model, opened, how = open_for_use(config, found)
     batching = join_evaluation(config, opened, on_event)
     world, on_event = batching.compute.world, batching.on_event
-    source = world.first_then_others(
+    source = world.rank_zero_first(
         lambda: open_segmentation(
             config.data,
             rule_of(opened, config.ignore_index, config.reduce_zero_label),

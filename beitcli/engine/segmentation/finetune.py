@@ -15,7 +15,7 @@ from beitcli.engine.segmentation.evaluate import SegmentationMetrics
 from beitcli.engine.segmentation.task import SegmentationTask
 from beitcli.engine.trainer.finetuning import begin, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
-from beitcli.engine.trainer.optimizer_step import fewest_at_once
+from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finetuned
 from beitcli.engine.trainer.reports import Finetuned, Timed
@@ -24,7 +24,7 @@ from beitcli.errors import UsageError
 from beitcli.models.checkpoints.open import OpenedModel
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.device import join_compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def build_segmenter(
     return build_finetuned(config, opened, make, head_of, on_event)
 
 
-def _require_pairs(plan: Plan, world: World) -> None:
+def _require_pairs(plan: Plan, world: DistributedContext) -> None:
     """Batch norm over 1 x 1 bins needs two images at once."""
-    if fewest_at_once(plan, world) < 2:
+    if min_micro_batch(plan, world) < 2:
         raise UsageError(
             f"Batches of {plan.batch_size} images in pieces of {plan.micro_batch} leave one image by itself, "
             "which batch norm cannot take.",

@@ -23,7 +23,7 @@ from beitcli.heads.convolution import resize_map
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.lr_schedules import warmup_polynomial
 from beitcli.runtime.distributed.sync_batch_norm import share_statistics
-from beitcli.runtime.distributed.world import ALONE, World
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 
 class SegmentationTask(FinetunedTask):
@@ -37,7 +37,7 @@ class SegmentationTask(FinetunedTask):
     def wrap(self) -> None:
         share_statistics(self.model, self.compute.world)
         super().wrap()
-        self.draws = self.model.num_uniforms
+        self.num_uniforms = self.model.num_uniforms
 
     def learning_rate(self, step: int) -> float:
         return warmup_polynomial(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
@@ -50,12 +50,12 @@ class SegmentationTask(FinetunedTask):
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         targets = batch["targets"].long()
-        logits = self.forward(normalize(batch["images"], *self.normalization), batch.get("draws"))
+        logits = self.forward(normalize(batch["images"], *self.normalization), batch.get("uniforms"))
         main, *auxiliary = (pixel_loss(each, targets, self.compute.world) for each in logits)
         loss = main + self.model.decode_head.auxiliary_weight * sum(auxiliary)
         return loss, {"main_loss": main.detach()}
 
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """mIoU and its kin on the validation images; `iou/NAME` of each class that is labelled or predicted there."""
         how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
         counts = count(self.measured, self.val, how, self.batching(1, check_stop))
@@ -69,7 +69,7 @@ class SegmentationTask(FinetunedTask):
             **{f"iou/{name}": iou for name, iou in zip(self.classes, figures.iou, strict=True) if iou is not None},
         }
 
-    def own_settings(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         return {
             "head": self.model.head_name,
             "short_side": self.short_side,
@@ -81,7 +81,7 @@ class SegmentationTask(FinetunedTask):
         return self.about_head(self.model.decode_head, f"over blocks {list(self.model.taps)}")
 
 
-def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: World = ALONE) -> torch.Tensor:
+def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: DistributedContext = SINGLE_PROCESS) -> torch.Tensor:
     """Cross entropy, the mean over labelled pixels; 0 where there are none.
 
     Of several processes each gives its part: their mean, weighted by their images, is that over all labelled pixels.
@@ -93,5 +93,5 @@ def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: World = ALONE
     resized = resize_map(logits.float(), (targets.shape[1], targets.shape[2]))
     total = F.cross_entropy(resized, targets, ignore_index=IGNORED, reduction="sum")
     here = torch.stack(((targets != IGNORED).sum().float(), total.new_tensor(len(targets)).detach()))
-    labelled, images = world.mean(here, 1.0).unbind()
+    labelled, images = world.all_reduce_weighted_mean(here, 1.0).unbind()
     return total / labelled.clamp(min=1 / world.size) * (images / len(targets))

@@ -24,7 +24,7 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 
 @dataclass
-class Progressed:
+class TrainState:
     """Where a run stands; saved with each checkpoint."""
 
     step: int = 0
@@ -34,14 +34,14 @@ class Progressed:
 
 
 @dataclass(frozen=True)
-class Stored:
+class ResumeState:
     """What a run that goes on finds.
 
     Attributes:
         micro_batch: 0 where none is stored.
     """
 
-    state: Progressed
+    state: TrainState
     bad: list[Bad]
     micro_batch: int
 
@@ -64,7 +64,7 @@ class Saver:
         self.stall, self.last_saved = 0.0, 0
         self._told_stall = 0.0
 
-    def save(self, plan: Plan, state: Progressed) -> None:
+    def save(self, plan: Plan, state: TrainState) -> None:
         """Copies the state, and writes it while training goes on.
 
         Raises:
@@ -72,7 +72,7 @@ class Saver:
             DistributedError: A process has other weights than the others.
         """
         begun = time.perf_counter()
-        self.settle()
+        self.wait_on_all_ranks()
         self.require_equal_weights(state.step)
         copies = self._copies()
         if copies is not None:
@@ -82,8 +82,8 @@ class Saver:
                 self.run.checkpoints,
                 state.step,
                 model=groups["weights"],
-                config={"kind": self.task.kind} | self.task.settings(),
-                beside=self.task.settings_of_others(),
+                config={"kind": self.task.kind} | self.task.checkpoint_config(),
+                beside=self.task.timm_config(),
                 trainer_tensors=groups["moments"] | {f"task/{name}": each for name, each in groups["extra"].items()},
                 trainer=self._trainer(plan, state),
                 keep=plan.keep,
@@ -108,7 +108,7 @@ class Saver:
             return None
         return self.snapshots.take(weights=weights, moments=moments, extra=self.task.extra_tensors())
 
-    def _trainer(self, plan: Plan, state: Progressed) -> dict[str, Any]:
+    def _trainer(self, plan: Plan, state: TrainState) -> dict[str, Any]:
         return asdict(state) | {
             "images_seen": state.step * plan.batch_size,
             "data": plan.data_fingerprint,
@@ -130,7 +130,7 @@ class Saver:
                 "Leave that machine out, and go on with --resume.",
             )
 
-    def look(self) -> None:
+    def poll_writer(self) -> None:
         """Tells of a checkpoint that has been written meanwhile. Raises StorageError where it could not be."""
         self._tell(self.writer.finished())
 
@@ -138,14 +138,14 @@ class Saver:
         """Waits until nothing is being written."""
         self._tell(self.writer.wait())
 
-    def settle(self, trouble: BeitError | None = None) -> None:
+    def wait_on_all_ranks(self, pending_error: BeitError | None = None) -> None:
         """As `finish`, in all processes together: they raise what went wrong in one, and know what is on disk."""
         try:
             self.finish()
         except StorageError as error:
-            trouble = trouble or error
-        self.compute.world.agree(trouble)
-        self.last_saved = self.compute.world.largest(self.last_saved)
+            pending_error = pending_error or error
+        self.compute.world.raise_if_any_failed(pending_error)
+        self.last_saved = self.compute.world.all_reduce_max(self.last_saved)
 
     def _tell(self, written: Written | None) -> None:
         if written is not None:
@@ -160,7 +160,9 @@ def _newest(run: RunFolder) -> Checkpoint | None:
     return checkpoint
 
 
-def load_newest(task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent) -> Stored:
+def load_newest(
+    task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent
+) -> ResumeState:
     """Puts the newest whole checkpoint into the task; a fresh state where there is none.
 
     The first process looks for it and checks its hashes; the others read what it found.
@@ -171,9 +173,9 @@ def load_newest(task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler
     """
     if run.leftovers:
         on_event(Note(f"{task.name}: removed what a killed process left unfinished: {', '.join(run.leftovers)}"))
-    checkpoint: Checkpoint | None = compute.world.first(lambda: _newest(run))
+    checkpoint: Checkpoint | None = compute.world.run_on_rank_zero(lambda: _newest(run))
     if checkpoint is None:
-        return Stored(Progressed(), [], 0)
+        return ResumeState(TrainState(), [], 0)
     warn(checkpoint.damaged, on_event)
     trainer = stored_progress(checkpoint)
     if trainer["data"] != plan.data_fingerprint:
@@ -203,6 +205,6 @@ def load_newest(task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler
         on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps} steps; nothing is trained."))
         again = f"--config {run.path}/config.toml --steps {2 * plan.steps} --out NEW"
         on_event(Note(f"To train longer, start a new run: {again}"))
-    state = Progressed(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
+    state = TrainState(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
     bad = [(index, path, reason) for index, path, reason in trainer["bad"]]
-    return Stored(state, bad, trainer.get("micro_batch", 0))
+    return ResumeState(state, bad, trainer.get("micro_batch", 0))

@@ -19,16 +19,18 @@ from beitcli.engine.events import Note, OnEvent, openings
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.compute.device import Compute, choose_workers
-from beitcli.runtime.distributed.world import ALONE, World
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 _MEASURED_WITHOUT_HOLDOUT = 512
 Images = TypeVar("Images", bound=Source)
 
 
-def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: World = ALONE) -> Source:
+def open_images(
+    config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: DistributedContext = SINGLE_PROCESS
+) -> Source:
     """The training data, cut to `--limit`; the other processes open it when the first one's listing of it is kept."""
     require_an_image_each(config.batch_size, world)
-    source = world.first_then_others(
+    source = world.rank_zero_first(
         lambda: open_data(
             config.data,
             split=config.split,
@@ -46,7 +48,7 @@ def open_images(config: Training, *, labelled: bool, size: int, on_event: OnEven
     return source
 
 
-def require_an_image_each(batch_size: int, world: World) -> None:
+def require_an_image_each(batch_size: int, world: DistributedContext) -> None:
     """Raises UsageError where a process would have no image of a step."""
     if batch_size < world.size:
         raise UsageError(
@@ -74,7 +76,7 @@ class HeldOut:
         return f"{len(self.measured)} {'held-out' if self.is_apart else 'training'} images"
 
 
-def hold_out(source: Source, count: int, seed: int, world: World = ALONE) -> HeldOut:
+def hold_out(source: Source, count: int, seed: int, world: DistributedContext = SINGLE_PROCESS) -> HeldOut:
     """Keeps `count` images, a twentieth of the data at most, out of training to measure on.
 
     They are decoded once here, so that a figure never rests on images that cannot be read; by the first process.
@@ -82,12 +84,12 @@ def hold_out(source: Source, count: int, seed: int, world: World = ALONE) -> Hel
     kept = min(count, len(source) // 20)
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        bad = world.first(lambda: tuple(_unreadable(source, held_out)))
+        bad = world.run_on_rank_zero(lambda: tuple(_unreadable(source, held_out)))
         readable = np.setdiff1d(held_out, [record[0] for record in bad])
         if len(readable):
             return HeldOut(Subset(source, training), Subset(source, readable), bad, True)
     some = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
-    bad = world.first(lambda: tuple(_unreadable(source, some)))
+    bad = world.run_on_rank_zero(lambda: tuple(_unreadable(source, some)))
     readable = np.setdiff1d(some, [record[0] for record in bad])
     if not len(readable):
         raise DataError(

@@ -11,22 +11,22 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.errors import BeitError
 from beitcli.runtime.compute.device import Compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 Answer = TypeVar("Answer")
 
 
-def in_rounds(
-    batches: Iterator[Batch], images: int, batch_size: int, world: World, poll: Callable[[], None]
+def synchronized_batches(
+    batches: Iterator[Batch], images: int, batch_size: int, world: DistributedContext, check_stop: Callable[[], None]
 ) -> Iterator[Batch]:
-    """This process's batches. Before each round, in which every process takes one, all call `poll`.
+    """This process's batches. Before each round, in which every process takes one, all call `check_stop`.
 
     Args:
         batches: From `ordered_batches` with this process's share.
         images: Of the whole measurement.
     """
     for _ in range(-(-images // (batch_size * world.size))):
-        poll()
+        check_stop()
         batch = next(batches, None)
         if batch is not None:
             yield batch
@@ -40,31 +40,31 @@ class Batching:
         batch_size: Images of one forward pass.
         workers: Processes that load images.
         on_event: Hears of progress.
-        poll: See `in_rounds`.
+        check_stop: See `synchronized_batches`.
     """
 
     compute: Compute
     batch_size: int
     workers: int
     on_event: OnEvent = ignore
-    poll: Callable[[], None] = lambda: None
+    check_stop: Callable[[], None] = lambda: None
 
     def batches(self, source: Source, view: View) -> Iterator[Batch]:
         """This process's, in order; one is empty where all of its images are bad."""
         world = self.compute.world
         share = (world.rank, world.size)
         batches = ordered_batches(source, view, batch_size=self.batch_size, workers=self.workers, share=share)
-        return in_rounds(batches, len(source), self.batch_size, world, self.poll)
+        return synchronized_batches(batches, len(source), self.batch_size, world, self.check_stop)
 
 
-def measured_by_the_first(do: Callable[[], Answer], world: World) -> Answer:
-    """`World.first` for what a command ends with: the first process, which holds the answer, stays until all have it.
+def measured_by_the_first(do: Callable[[], Answer], world: DistributedContext) -> Answer:
+    """`DistributedContext.run_on_rank_zero` as the last act of a command: rank 0 stays until every rank has the answer.
 
     Raises:
         BeitError: The first process's, in all of them.
     """
     try:
-        answer = world.first(do)
+        answer = world.run_on_rank_zero(do)
     except BeitError:
         world.gather(None)
         raise

@@ -14,7 +14,7 @@ from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.events import OnEvent, Planned, Progress
 from beitcli.engine.trainer.compile_ahead import compile_ahead
-from beitcli.engine.trainer.micro_batch import fitting
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size
 from beitcli.engine.trainer.optimizer_step import optimizer_step
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import on_device
@@ -110,7 +110,7 @@ def tried(task: Task, plan: Plan, batches_of: Callable[[int, int], Iterator[Batc
     """The plan with the micro-batch that a run would find; what a batch is made of is read for it."""
     task.model.train()
     tensors = next(batches_of(plan.batch_size, 1)).to(compute.device)
-    return fitting(task, plan, task.before_step(0, tensors), compute)
+    return find_micro_batch_size(task, plan, task.before_step(0, tensors), compute)
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ import torch
 from beitcli.engine.trainer.task import Task, Tensors
 
 
-class AveragedTask(Task):
+class EMATask(Task):
     """What is measured and saved is the average, where there is one; training goes on with its own weights.
 
     Attributes:
@@ -20,7 +20,7 @@ class AveragedTask(Task):
     averaged: Any = None
     decay: float = 0.0
 
-    def average(self, decay: float) -> None:
+    def init_ema(self, decay: float) -> None:
         """Begins the average with the weights of now; 0 keeps none."""
         self.decay = decay
         self.averaged = deepcopy(self.model).requires_grad_(False).eval() if decay else None

@@ -25,7 +25,7 @@ Report = TypeVar("Report", bound=Evaluated)
 def join_evaluation(config: EvalConfig, opened: OpenedModel, on_event: OnEvent) -> Batching:
     """Joins the other processes; tells what is to be known of the checkpoint."""
     compute = join_compute(config, opened.compute(config.device, config.precision))
-    on_event = compute.world.spoken(on_event)
+    on_event = compute.world.rank_zero_only(on_event)
     warn(opened.warnings, on_event)
     workers = choose_workers(config.workers, compute.device, compute.world.local_size)
     return Batching(compute, config.batch_size, workers, on_event)

@@ -24,7 +24,7 @@ from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import require_an_image_each
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.engine.trainer.ema import AveragedTask
+from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
@@ -35,7 +35,7 @@ from beitcli.models.networks.beit import forward_flops
 from beitcli.runtime.compute.device import Compute, choose_workers, describe
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 Images = TypeVar("Images", bound=Source)
 Report = TypeVar("Report", bound=Finetuned)
@@ -55,7 +55,7 @@ class Begun:
     on_event: OnEvent
 
     @property
-    def world(self) -> World:
+    def world(self) -> DistributedContext:
         return self.compute.world
 
 
@@ -65,7 +65,7 @@ def begin(config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_
     Args:
         takes_timm: Whether it may be one of timm's models that is no BEiT.
     """
-    on_event = compute.world.spoken(on_event)
+    on_event = compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, compute.world)
     return Begun(config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event)
 
@@ -87,7 +87,7 @@ class FinetuneData(Generic[Images]):
     measured_on: str
 
 
-class FinetunedTask(AveragedTask):
+class FinetunedTask(EMATask):
     """A task of finetuning in the training loop.
 
     Block l learns at lr * layer_decay^(depth + 1 - l), the embedding as block 0, the head at lr.
@@ -115,7 +115,7 @@ class FinetunedTask(AveragedTask):
         self.model = model.to(compute.device)
         self.attention = self.model.choose_attention(plan.micro_batch, compute)
         self.wrap()
-        self.average(config.ema)
+        self.init_ema(config.ema)
         groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
@@ -136,25 +136,25 @@ class FinetunedTask(AveragedTask):
     def batching(self, batch_size: int, check_stop: Callable[[], None]) -> Batching:
         """How the validation images are gone through."""
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
-        return Batching(self.compute, batch_size, workers, poll=check_stop)
+        return Batching(self.compute, batch_size, workers, check_stop=check_stop)
 
     def refuse_bad(self, bad: list[Bad]) -> None:
         """Raises DataError where too many validation images cannot be read."""
         refuse_many_bad(bad, len(self.val), self.config.max_bad, "Mend them or raise --max-bad, and add --resume.")
 
-    def settings(self) -> dict[str, Any]:
+    def checkpoint_config(self) -> dict[str, Any]:
         return {
             "architecture": self.model.architecture.as_dict(),
             "classes": list(self.classes),
-            **self.own_settings(),
+            **self.own_config(),
             "precision": self.compute.precision,
             "device": self.compute.device.type,
             "mean": self.normalization[0],
             "std": self.normalization[1],
         }
 
-    def own_settings(self) -> dict[str, Any]:
-        """Those of `settings` that other tasks have not."""
+    def own_config(self) -> dict[str, Any]:
+        """Those of `checkpoint_config` that other tasks have not."""
         return {}
 
     def plan_rows(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from beitcli.data.loading.batches import Batch, Masking, View
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, Planned, Warned
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.engine.trainer.checkpointing import Progressed
+from beitcli.engine.trainer.checkpointing import TrainState
 from beitcli.engine.trainer.data import stream
 from beitcli.engine.trainer.dry_run import rehearse
 from beitcli.engine.trainer.loop import train
@@ -54,7 +54,7 @@ class Finished:
 
     run: RunFolder
     plan: Plan
-    state: Progressed
+    state: TrainState
 
     @property
     def metrics(self) -> dict[str, float]:

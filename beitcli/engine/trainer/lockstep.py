@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from beitcli.errors import BeitError
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.signals import StopRequest
 
 _GO_ON, _STOP, _TROUBLE = range(3)
@@ -32,8 +32,8 @@ class Lockstep(Generic[Fetched]):
         trouble: What went wrong in this process; in the next flag to be sent.
     """
 
-    def __init__(self, fetch: Callable[[], Fetched], stop: StopRequest, world: World) -> None:
-        self.trouble: BeitError | None = None
+    def __init__(self, fetch: Callable[[], Fetched], stop: StopRequest, world: DistributedContext) -> None:
+        self.pending_error: BeitError | None = None
         self._fetch, self._stop, self._world = fetch, stop, world
         self._fetched: Fetched | None = None
         self._flag: Callable[[], int] | None = None
@@ -51,7 +51,7 @@ class Lockstep(Generic[Fetched]):
             self._send_flag()
         command, fetched = self._read_flag(), self._fetched
         if command == _TROUBLE:
-            self._world.agree(self.trouble)
+            self._world.raise_if_any_failed(self.pending_error)
         assert fetched is not None  # or the flag would have said so
         if command == _GO_ON and self._world.size > 1 and not is_last:
             self._send_flag()
@@ -67,8 +67,10 @@ class Lockstep(Generic[Fetched]):
         try:
             self._fetched = self._fetch()
         except BeitError as error:
-            self.trouble = self.trouble or error
-        self._flag = self._world.largest_later(_TROUBLE if self.trouble else _STOP if self._stop else _GO_ON)
+            self.pending_error = self.pending_error or error
+        self._flag = self._world.all_reduce_max_async(
+            _TROUBLE if self.pending_error else _STOP if self._stop else _GO_ON
+        )
 
     def _read_flag(self) -> int:
         assert self._flag is not None

@@ -22,11 +22,11 @@ import torch
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.events import Note, OnEvent, Planned, Progress
 from beitcli.engine.trainer.bad_images import Bad, BadImageLedger
-from beitcli.engine.trainer.checkpointing import Progressed, Saver, load_newest
+from beitcli.engine.trainer.checkpointing import Saver, TrainState, load_newest
 from beitcli.engine.trainer.compile_ahead import compile_ahead
 from beitcli.engine.trainer.lockstep import Lockstep
-from beitcli.engine.trainer.micro_batch import fitting
-from beitcli.engine.trainer.optimizer_step import optimizer_step, step_draws
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size
+from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import Moved, moving, to_device
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
@@ -36,7 +36,7 @@ from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.distributed.fsdp import gathered
 
-__all__ = ["Plan", "Progressed", "RunSession", "Task", "Tensors", "TrainingBatches", "optimizer_step", "train"]
+__all__ = ["Plan", "RunSession", "Task", "Tensors", "TrainState", "TrainingBatches", "optimizer_step", "train"]
 
 _SKIPPED_IN_A_ROW = 5  # steps whose gradient is not finite, after which a run has diverged
 _SKIPPED_FINDING_SCALE = 20  # more of them with fp16, whose scale starts too large by design
@@ -69,7 +69,7 @@ def train(
     compute: Compute,
     on_event: OnEvent,
     planned: Planned,
-) -> Progressed:
+) -> TrainState:
     """Trains to `plan.steps`, from the newest whole checkpoint where there is one.
 
     Args:
@@ -129,9 +129,9 @@ def train(
 
             # save
             if saving:
-                lockstep.trouble = loop.save() or lockstep.trouble
+                lockstep.pending_error = loop.save() or lockstep.pending_error
             loop.interval = _Interval(state.step)
-        saver.settle(lockstep.trouble)
+        saver.wait_on_all_ranks(lockstep.pending_error)
         loop.evaluate_if_missing()
     except BeitError:
         with suppress(BeitError):
@@ -187,7 +187,7 @@ class _Loop:
         compute: Compute,
         on_event: OnEvent,
         saver: Saver,
-        state: Progressed,
+        state: TrainState,
     ) -> None:
         self.task, self.plan, self.session, self.compute, self.on_event = task, plan, session, compute, on_event
         self.saver, self.ledger, self.scaler, self.state = saver, saver.ledger, saver.scaler, state
@@ -197,7 +197,7 @@ class _Loop:
 
     def fetch(self, batches: Iterator[Moved]) -> Moved:
         """This process's part of the next batch."""
-        self.saver.look()
+        self.saver.poll_writer()
         moved = next(batches)
         if self.compute.world.size == 1:
             self.ledger.note(moved.batch.bad)
@@ -214,10 +214,10 @@ class _Loop:
 
     def with_draws(self, tensors: Tensors) -> Tensors:
         """The batch with the uniform numbers of the step's drop paths, where the task has any."""
-        if not self.task.draws:
+        if not self.task.num_uniforms:
             return tensors
-        draws = step_draws(self.plan, self.task.draws, self.state.step, self.compute.world)
-        return tensors | {"draws": to_device(draws, self.compute.device)}
+        draws = sample_step_uniforms(self.plan, self.task.num_uniforms, self.state.step, self.compute.world)
+        return tensors | {"uniforms": to_device(draws, self.compute.device)}
 
     def step(self, tensors: Tensors) -> None:
         """One optimizer step, compiled before the first one; its metrics go into the interval."""
@@ -237,7 +237,7 @@ class _Loop:
         task, compute = self.task, self.compute
         is_fresh = self.state.step == 0 and compute.device.type == "cuda" and compute.world.size == 1
         if self.plan.finds_micro_batch and is_fresh:
-            self.plan = fitting(task, self.plan, tensors, compute)
+            self.plan = find_micro_batch_size(task, self.plan, tensors, compute)
             self.on_event(Note(f"{task.name}: {self.plan.micro_batch} images fit on the device at once."))
         compile_ahead(task, self.plan, tensors, compute, self.on_event)
         self.is_prepared, self.interval.since = True, time.perf_counter()
@@ -249,7 +249,7 @@ class _Loop:
         streak = int(self.streak)
         if streak >= most:
             names = [path_of(index) for index in batch.indices]
-            self.saver.settle()
+            self.saver.wait_on_all_ranks()
             raise _diverged(self.compute, streak, self.state.step, names, self.saver.last_saved)
 
     def training_metrics(self) -> dict[str, float]:
@@ -257,7 +257,7 @@ class _Loop:
         task, saver = self.task, self.saver
         metrics = _interval_means(task, self.plan, self.state, self.interval, self.compute)
         _require_finite(metrics, self.state.step, saver)
-        metrics |= task.figures()
+        metrics |= task.log_metrics()
         if task.compiled is not None and (task.compiled.is_compiled or task.compiled.failure):
             metrics["compiled"] = float(task.compiled.is_compiled)
         if saver.stall:
@@ -287,14 +287,14 @@ class _Loop:
         model.eval()
         try:
             with gathered(model):
-                return self.task.measure(self._check_stop), self.task.monitor(), False
+                return self.task.evaluate(self._check_stop), self.task.probe_metrics(), False
         except _StopRequested:
             return None, {}, True
         finally:
             model.train()
 
     def _check_stop(self) -> None:
-        if self.compute.world.largest(self.session.stop.received or 0):
+        if self.compute.world.all_reduce_max(self.session.stop.received or 0):
             raise _StopRequested
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -315,25 +315,25 @@ class _Loop:
     def stop_here(self) -> NoReturn:
         """Saves and raises, in all processes alike."""
         saver, state, stop = self.saver, self.state, self.session.stop
-        stop.received = self.compute.world.largest(stop.received or 0)
-        saver.settle()
+        stop.received = self.compute.world.all_reduce_max(stop.received or 0)
+        saver.wait_on_all_ranks()
         if saver.last_saved != state.step or not state.step:
-            self.task.figures()  # unites what each process has counted
+            self.task.log_metrics()  # unites what each process has counted
             saver.save(self.plan, state)
-            saver.settle()
+            saver.wait_on_all_ranks()
         message = f"by a signal at step {state.step}; progress is saved."
         raise stop.stopped(message, self.session.resume_command)
 
 
 def _interval_means(
-    task: Task, plan: Plan, state: Progressed, interval: _Interval, compute: Compute
+    task: Task, plan: Plan, state: TrainState, interval: _Interval, compute: Compute
 ) -> dict[str, float]:
     """Means over the interval's steps that were not skipped, none where all were, and its speed; one transfer from the
     device for all."""
     steps = state.step - interval.step
     names = list(interval.sums)
     values = torch.stack([interval.sums[name].reshape(()).float() for name in names])
-    totals = dict(zip(names, compute.world.sum(values).tolist(), strict=True))
+    totals = dict(zip(names, compute.world.all_reduce_sum(values).tolist(), strict=True))
     skipped = round(totals.pop("skipped_steps"))
     counted = steps - skipped
     metrics = {name: total / counted for name, total in totals.items()} if counted else {}
@@ -361,7 +361,7 @@ def _require_finite(metrics: dict[str, float], step: int, saver: Saver) -> None:
     wrong = [name for name, value in metrics.items() if not math.isfinite(value) and name.endswith(must)]
     wrong = wrong or [name for name, value in metrics.items() if math.isnan(value)]
     if wrong:
-        saver.settle()
+        saver.wait_on_all_ranks()
         raise DivergedError(
             f"Training diverged: {' and '.join(wrong)} not finite by step {step}. {_kept(saver.last_saved)}",
             "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32.",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from beitcli.engine.trainer.task import Task, Tensors
 
 
-def fitting(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
+def find_micro_batch_size(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
     """The plan with the largest micro-batch, halved from the batch on, whose forward and backward pass has room.
 
     AdamW's two moments do not exist yet before the first step, nor the gradients that a second piece adds to: as much

@@ -22,10 +22,10 @@ from beitcli.engine.trainer.task import Task, Tensors
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.distributed.fsdp import whole
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
-def step_draws(plan: Plan, columns: int, step: int, world: World) -> torch.Tensor:
+def sample_step_uniforms(plan: Plan, columns: int, step: int, world: DistributedContext) -> torch.Tensor:
     """(b, columns) uniform numbers in [0, 1) for this process's images: the same image of a step gets the same ones,
     however many processes and micro-batches there are."""
     generator = torch.Generator().manual_seed(keyed_integer(plan.seed, "drop path", 0, step))
@@ -33,15 +33,15 @@ def step_draws(plan: Plan, columns: int, step: int, world: World) -> torch.Tenso
     return whole[torch.from_numpy(places_of(plan.batch_size, world.rank, world.size))]
 
 
-def pieces(plan: Plan, world: World) -> int:
+def num_micro_batches(plan: Plan, world: DistributedContext) -> int:
     """Micro-batches of a step, as many in every process: they may have to meet in each."""
     parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
     return min(-(-max(parts) // plan.micro_batch), min(parts))
 
 
-def fewest_at_once(plan: Plan, world: World) -> int:
+def min_micro_batch(plan: Plan, world: DistributedContext) -> int:
     """Images of the smallest forward pass of a step, all processes together."""
-    number = pieces(plan, world)
+    number = num_micro_batches(plan, world)
     parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
     cuts = [[part * piece // number for part in parts] for piece in range(number + 1)]
     return min(sum(after) - sum(before) for before, after in pairwise(cuts))
@@ -89,7 +89,9 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
     return figures
 
 
-def micro_batches(task: Task, plan: Plan, tensors: Tensors, world: World) -> Iterator[tuple[Tensors, float]]:
+def micro_batches(
+    task: Task, plan: Plan, tensors: Tensors, world: DistributedContext
+) -> Iterator[tuple[Tensors, float]]:
     """This process's part of a batch, cut for forward passes, and each one's share of the whole batch.
 
     A compiled step knows one shape: where the cuts differ by an image, the shorter ones are filled up with their last
@@ -105,9 +107,9 @@ def micro_batches(task: Task, plan: Plan, tensors: Tensors, world: World) -> Ite
         yield _filled(micro, -(-here // len(cuts))) if fills else micro, (end - start) / whole
 
 
-def _cuts(plan: Plan, here: int, world: World) -> list[tuple[int, int]]:
+def _cuts(plan: Plan, here: int, world: DistributedContext) -> list[tuple[int, int]]:
     """(start, end) of each micro-batch in the `here` images of this process; their lengths differ by one at most."""
-    number = pieces(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
+    number = num_micro_batches(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
     return list(pairwise(here * piece // number for piece in range(number + 1)))
 
 

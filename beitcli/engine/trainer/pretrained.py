@@ -19,7 +19,7 @@ from beitcli.models.checkpoints.load_backbone import load_backbone
 from beitcli.models.checkpoints.load_timm import load_foreign
 from beitcli.models.checkpoints.open import OpenedModel, open_checkpoint, open_pretrained
 from beitcli.models.networks.timm_vit import ForeignArchitecture, ForeignViT
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 DEFAULT_SIZE = (224, 224)  # where nothing is pretrained
@@ -44,14 +44,14 @@ class Pretrained:
 
 
 def open_for_finetuning(
-    config: FinetuneConfig, world: World, on_event: OnEvent, *, takes_timm: bool = False
+    config: FinetuneConfig, world: DistributedContext, on_event: OnEvent, *, takes_timm: bool = False
 ) -> Pretrained:
     """Opens `--init`, downloaded by the first process where it must be.
 
     Raises:
         UsageError: It is one of timm's models, and the task takes none.
     """
-    opened = world.first_then_others(lambda: open_init(config, on_event))
+    opened = world.rank_zero_first(lambda: open_init(config, on_event))
     if opened is None:
         return Pretrained(None, config.size or DEFAULT_SIZE, NORMALIZATIONS[config.normalization or "imagenet"], ())
     if isinstance(opened.architecture, ForeignArchitecture) and not takes_timm:

@@ -13,7 +13,7 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.errors import DataError
-from beitcli.runtime.distributed.world import ALONE, World
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.storage.run_dir import FollowedRun, RunFolder
 
 _MICRO_BATCH = 128
@@ -41,7 +41,7 @@ def resume_command(config: Training, run: Path) -> str:
     return f"Go on with: {' '.join(words)}"
 
 
-def open_run(config: Training, world: World = ALONE) -> RunFolder:
+def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> RunFolder:
     """The run folder, with config.toml in it; the first process makes it, the others follow what it does."""
     made: list[RunFolder] = []
 
@@ -52,7 +52,7 @@ def open_run(config: Training, world: World = ALONE) -> RunFolder:
         made.append(run)
         return run.path
 
-    path = world.first(make)
+    path = world.run_on_rank_zero(make)
     return made[0] if world.is_first else FollowedRun(path)
 
 

@@ -18,7 +18,7 @@ from beitcli.models.networks.blocks import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
 from beitcli.runtime.compute.device import Compute
-from beitcli.runtime.distributed.fsdp import is_sharded, shard, summed_later
+from beitcli.runtime.distributed.fsdp import defer_reduction, is_sharded, shard
 from beitcli.runtime.distributed.world import parallel
 from beitcli.runtime.signals import StopRequest
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -76,7 +76,7 @@ class Task(ABC):
     kind: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    draws: int = 0
+    num_uniforms: int = 0
     takes_padding: bool = False
     compiled: CompiledModule | None = None
     attention: AttentionChoice | None = None
@@ -116,7 +116,7 @@ class Task(ABC):
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context whose backward passes leave the sharing of gradients to the last one of a step."""
         if is_sharded(self.model):
-            return summed_later(self.model)
+            return defer_reduction(self.model)
         no_sync = getattr(self.parallel, "no_sync", None)
         return no_sync() if no_sync else nullcontext()
 
@@ -166,27 +166,27 @@ class Task(ABC):
     def after_step(self, step: int) -> None:  # noqa: B027 - most tasks need none
         """Follows the optimizer (a moving average)."""
 
-    def figures(self) -> dict[str, float]:
+    def log_metrics(self) -> dict[str, float]:
         """Further figures for the log, asked for only when logging."""
         return {}
 
     @abstractmethod
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Metrics of held-out images; must not change anything that training reads.
 
         Args:
             check_stop: Called between batches, by all processes alike; raises where the run is to stop.
         """
 
-    def monitor(self) -> dict[str, float]:
+    def probe_metrics(self) -> dict[str, float]:
         """Figures to watch at each save, of the model in evaluation mode; in the log alone, never in a checkpoint."""
         return {}
 
     @abstractmethod
-    def settings(self) -> dict[str, Any]:
+    def checkpoint_config(self) -> dict[str, Any]:
         """What the checkpoint's config.json must hold to open it again."""
 
-    def settings_of_others(self) -> dict[str, Any]:
+    def timm_config(self) -> dict[str, Any]:
         """What it must hold beside that for other programs to open it."""
         return {}
 

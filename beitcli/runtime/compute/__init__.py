@@ -1,1 +1,1 @@
-"""Devices, kernels, optimizer, schedules, keyed randomness."""
+"""Devices, attention kernels, torch.compile, optimizer, learning-rate schedules, keyed random numbers."""

@@ -1,7 +1,7 @@
-"""Which kernel attention trains with on CUDA: chosen by a trial, alike in all processes, and reported.
+"""Selects the attention kernel for training on CUDA by a benchmark. All ranks use the same kernel; the log reports it.
 
-The backend of `scaled_dot_product_attention` is a global flag that a compiled graph reads when it is traced: choose
-before the first compiled call. Off CUDA nothing is tried and nothing changes.
+The backend of `scaled_dot_product_attention` is a global flag that a compiled graph reads when it is traced, so the
+kernel must be selected before the first compiled call. Without CUDA nothing is benchmarked or changed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _CUDNN_ANY_LENGTH = 91501  # 9.15.1
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """The kernel that attention trains with, and why.
+    """The selected attention kernel, and the measurements behind it.
 
     Attributes:
-        kernel: A name of `SDPA`, or `FLEX`; None where none passed: torch chooses, among all but cuDNN.
-        fallback: The fastest name of `SDPA`: what computes where FlexAttention does not, as without gradients.
-        images: Of the micro-batch that was tried.
-        milliseconds: Forward and backward pass of all blocks' attention, by kernel.
+        kernel: A key of `SDPA`, or `FLEX`; None if no kernel passed: torch then chooses among all but cuDNN.
+        fallback: The fastest key of `SDPA`, used where FlexAttention is not, as without gradients.
+        images: Batch size of the benchmark.
+        milliseconds: Forward and backward time of all blocks' attention, by kernel.
         errors: Largest relative error of the output and the gradients against fp32, by kernel.
-        left_out: The reason, by kernel; "trial" where nothing could be tried.
+        left_out: The reason, by excluded kernel; "trial" if nothing could be measured.
     """
 
     kernel: str | None
@@ -39,7 +39,7 @@ class AttentionChoice:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """One line for the log."""
+        """Returns one line for the log."""
         ranked = sorted(self.milliseconds, key=lambda kernel: self.milliseconds[kernel])
         measured = [
             f"{kernel} {self.milliseconds[kernel]:.3g} ms (error {self.errors[kernel]:.1g})" for kernel in ranked
@@ -53,17 +53,17 @@ class AttentionChoice:
 
 
 def candidates(has_bias: bool, cudnn_version: int | None, processes: int = 1) -> tuple[list[str], dict[str, str]]:
-    """Kernels worth a trial, and why the others are not.
+    """Returns the kernels to benchmark, and the reason for each excluded kernel.
 
     Args:
-        has_bias: A bias that is trained.
+        has_bias: Whether attention has a trained bias.
         cudnn_version: `torch.backends.cudnn.version()`: 91500 is 9.15.0.
-        processes: Of the job.
+        processes: World size.
     """
     left_out = {}
     if has_bias:
         left_out = {"flash": "takes no bias", "cudnn": "gives no gradient of a bias"}
-        if processes > 1:  # DistributedDataParallel cuts a compiled graph into pieces
+        if processes > 1:  # DDP splits a compiled graph
             left_out[FLEX] = "unproved with several processes"
     else:
         left_out[FLEX] = "no bias to add"
@@ -73,20 +73,21 @@ def candidates(has_bias: bool, cudnn_version: int | None, processes: int = 1) ->
 
 
 def choose_attention_kernel(shape: AttentionShape, compute: Compute) -> AttentionChoice:
-    """Tries the kernels in the first process, and makes all processes use what it found best; on CUDA.
+    """Benchmarks the kernels on rank 0 and applies the fastest one on all ranks; on CUDA only.
 
-    The caller sets `use_flex` where the choice is `FLEX`. All processes must call this, before anything is compiled.
+    The caller sets `use_flex` if the result is `FLEX`. All ranks must call this, before anything is compiled.
     """
-    choice = compute.world.first(lambda: try_all(shape, compute))
+    choice = compute.world.run_on_rank_zero(lambda: try_all(shape, compute))
     apply_choice(choice)
     return choice
 
 
 def apply_choice(choice: AttentionChoice) -> None:
-    """Sets torch's global flags; what the chosen backend cannot take falls to `math`.
+    """Sets torch's global flags; inputs that the selected backend does not support use `math`.
 
-    A graph holds the kernel that the flags allowed when it was traced, but the flags are no part of the key under which
-    torch keeps compiled graphs on disk. The tag is: without it a run would be served another run's kernel.
+    A compiled graph contains the kernel that the flags allowed when it was traced, but the flags are not part of the
+    key of torch's on-disk cache of compiled graphs. The tag is: without it a run could load a graph with another run's
+    kernel.
     """
     torch.compiler.config.cache_key_tag = f"sdpa:{choice.fallback}"
     cuda = torch.backends.cuda
@@ -99,7 +100,7 @@ def apply_choice(choice: AttentionChoice) -> None:
 
 
 def try_all(shape: AttentionShape, compute: Compute) -> AttentionChoice:
-    """The choice; with fewer images where memory is short. Never raises, for the other processes wait."""
+    """Runs the benchmark, with fewer images if memory is short. Never raises, because the other ranks wait."""
     kernels, left_out = candidates(shape.has_bias, torch.backends.cudnn.version(), compute.world.size)
     try:
         while True:
@@ -110,7 +111,7 @@ def try_all(shape: AttentionShape, compute: Compute) -> AttentionChoice:
                 if shape.images == 1:
                     raise
                 shape = replace(shape, images=shape.images // 2)
-    except Exception as error:  # whatever a trial meets must not end a run
+    except Exception as error:  # a failed benchmark must not end the run
         return AttentionChoice(None, left_out={**left_out, "trial": reason(error)})
     finally:
         if compute.device.type == "cuda":

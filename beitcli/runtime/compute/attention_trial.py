@@ -1,7 +1,7 @@
-"""Time and error of attention kernels on the model's own shapes and layout: forward and backward, random tensors.
+"""Benchmarks attention kernels on the shapes and memory layout of the model: time and error of forward and backward.
 
-Queries, keys and values are views of one packed projection, the gradient of the output is random, and the bias is made
-by a gather, as in a block. No kernel has been measured on CUDA yet.
+Queries, keys and values are views of one packed random projection, the gradient of the output is random, and the bias
+comes from a gather, as in a block. No kernel has been measured on CUDA yet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from beitcli.runtime.compute.device import without_tf32
 from beitcli.runtime.compute.sdpa_backend import FLEX, SDPA, attention, padded_bias
 
 # Relative error of an output or a gradient against fp32. Measured on a CPU at lengths 65 to 577: up to 9e-3 in bf16 and
-# 1.1e-3 in fp16 with the bias and the scores rounded; TF32, where somebody allows it, is near 3e-4.
+# 1.1e-3 in fp16 with the bias and the scores rounded; TF32, if enabled, is near 3e-4.
 MAX_ERROR = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-3}
 
 _REFERENCE_IMAGES = 8
@@ -31,13 +31,13 @@ _NO_MEMORY = "out of memory"
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What attention is to be tried on.
+    """Shape of the attention to benchmark.
 
     Attributes:
         images: B, of a micro-batch.
         length: L.
-        queries: R of the last block; None where it computes all rows.
-        depth: Blocks.
+        queries: R of the last block; None if it computes all rows.
+        depth: Number of blocks.
     """
 
     images: int
@@ -49,7 +49,7 @@ class AttentionShape:
     depth: int = 1
 
     def forms(self) -> list[tuple[int | None, int]]:
-        """(queries, blocks that compute so many)."""
+        """Returns (queries, number of blocks with that many queries)."""
         if self.queries is None:
             return [(None, self.depth)]
         return [(None, self.depth - 1), (self.queries, 1)] if self.depth > 1 else [(self.queries, 1)]
@@ -57,12 +57,12 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial found, by kernel.
+    """Results of the benchmark, by kernel.
 
     Attributes:
-        milliseconds: Forward and backward pass of all blocks' attention, of the kernels that passed.
-        errors: Largest relative error of the output and the gradients against fp32, of those.
-        left_out: Why the others did not.
+        milliseconds: Forward and backward time of all blocks' attention, of the kernels that passed.
+        errors: Their largest relative error of the output and the gradients against fp32.
+        left_out: The reason, by kernel that did not pass.
     """
 
     milliseconds: dict[str, float] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def try_kernels(kernels: Sequence[str], shape: AttentionShape, dtype: torch.dtyp
     """Compares each kernel with the math kernel in fp32, and times those within `MAX_ERROR`.
 
     Raises:
-        torch.OutOfMemoryError: The tensors do not fit, or no kernel passed and one found too little memory.
+        torch.OutOfMemoryError: The tensors do not fit, or no kernel passed and one ran out of memory.
     """
     tried = Tried()
     with warnings.catch_warnings():
@@ -85,7 +85,7 @@ def try_kernels(kernels: Sequence[str], shape: AttentionShape, dtype: torch.dtyp
             for kernel in [kernel for kernel in kernels if kernel not in tried.left_out]:
                 try:
                     _try_kernel(kernel, trial, reference, blocks, tried)
-                except Exception as error:  # torch and its compiler raise many kinds where a kernel does not run
+                except Exception as error:  # torch and its compiler raise many types if a kernel does not run
                     tried.left_out[kernel] = reason(error)
     for kernel in tried.left_out:
         tried.milliseconds.pop(kernel, None)
@@ -108,13 +108,13 @@ def _try_kernel(kernel: str, trial: _Trial, reference: list[torch.Tensor], block
 
 @dataclass(frozen=True)
 class _Trial:
-    """Random tensors as a block has them.
+    """Random tensors in the layout of a block.
 
     Attributes:
-        projected: The outputs of the linear layers: (B, L, 3 D), or (B, R, D) and (B, L, 2 D).
-        bias: (L, L, heads) float32, as a gather from the table gives it; None without.
+        projected: Outputs of the linear layers: (B, L, 3 D), or (B, R, D) and (B, L, 2 D).
+        bias: (L, L, heads) float32, in the layout of a gather from the bias table; None without a bias.
         queries: (B, R) int64, or None.
-        gradient: (B, R or L, D), of the output.
+        gradient: (B, R or L, D), gradient of the output.
     """
 
     heads: int
@@ -125,7 +125,7 @@ class _Trial:
 
     @classmethod
     def drawn(cls, shape: AttentionShape, queries: int | None, dtype: torch.dtype, device: torch.device) -> _Trial:
-        """From a generator of its own, for a trial must not move that of the run."""
+        """Draws the tensors from a separate generator, so that the run's random state does not change."""
         draw = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
         batch, length, width = shape.images, shape.length, shape.heads * shape.head_dim
         sizes = [(length, 3 * width)] if queries is None else [(queries, width), (length, 2 * width)]
@@ -138,7 +138,7 @@ class _Trial:
         )
 
     def step(self, kernel: str) -> list[torch.Tensor]:
-        """The output and the gradients of queries, keys, values and bias, by a kernel."""
+        """Returns the output and the gradients of queries, keys, values and bias, as one kernel computes them."""
         if kernel == FLEX:
             return self._step(partial(_compiled_block(), use_flex=True))
         with sdpa_kernel(SDPA[kernel]):
@@ -152,7 +152,7 @@ class _Trial:
         return [out.detach(), *gradients]
 
     def reference(self) -> list[torch.Tensor]:
-        """What `step` returns, in fp32 by the math kernel, some images at a time."""
+        """Returns the same as `step`, in fp32 by the math kernel, a few images at a time."""
         with without_tf32(self.gradient.device):
             return self._reference()
 
@@ -181,7 +181,7 @@ def _block(
     *,
     use_flex: bool = False,
 ) -> torch.Tensor:
-    """A block's attention between its linear layers: (B, R or L, D)."""
+    """Attention of a block, without its linear layers: (B, R or L, D)."""
     if queries is None:
         query, key, value = projected[0].unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     else:
@@ -194,23 +194,23 @@ def _block(
 
 @lru_cache(maxsize=1)
 def _compiled_block() -> Callable[..., torch.Tensor]:
-    """With the bias made inside, as a compiled model has it."""
+    """Compiles `_block`, so that the bias is computed inside the graph, as in a compiled model."""
     return torch.compile(_block, fullgraph=True, dynamic=False)
 
 
 def _largest_error(found: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """max ||a - b|| / ||b|| over the output, the gradients of queries, keys and values apart, and of the bias."""
+    """Returns max ||a - b|| / ||b|| over the output and each gradient: of queries, keys, values and bias."""
     width = found[0].shape[-1]
     errors = []
     for ours, theirs in zip(found, reference, strict=True):
         size = width if ours.shape[-1] % width == 0 else ours.shape[-1]
         for a, b in zip(ours.split(size, dim=-1), theirs.split(size, dim=-1), strict=True):
             errors.append(torch.linalg.vector_norm(a.float() - b) / torch.linalg.vector_norm(b))
-    return float(torch.stack(errors).max())  # NaN where one is
+    return float(torch.stack(errors).max())  # NaN if any is NaN
 
 
 def _milliseconds(step: Callable[[], object], device: torch.device) -> float:
-    """The median of some rounds; by events on CUDA, so that what the host does beside it is not counted."""
+    """Returns the median time of a few rounds; on CUDA by events, which do not count work of the host."""
     for _ in range(_WARMUP):
         step()
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Where to compute and in which arithmetic."""
+"""Device, precision, process group and worker counts of a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from beitcli.config.common import Launched
 from beitcli.errors import UsageError
-from beitcli.runtime.distributed.world import ALONE, World, join
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext, join
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALL_STEP = 1 << 16  # pixels
@@ -19,25 +19,27 @@ _SMALL_STEP = 1 << 16  # pixels
 
 @dataclass(frozen=True)
 class Compute:
-    """A device, the precision of the work on it, and the processes that share the work.
+    """Device, precision and process group of a job.
 
     Attributes:
-        precision: fp32, tf32, bf16 or fp16; weights and optimizer stay fp32. tf32 is fp32 whose matrix products and
-            convolutions round their factors to 10 bits of mantissa; CUDA only.
+        precision: fp32, tf32, bf16 or fp16; weights and optimizer state stay fp32. tf32 is fp32 whose matrix products
+            and convolutions round their factors to 10 bits of mantissa; CUDA only.
     """
 
     device: torch.device
     precision: str
-    world: World = ALONE
+    world: DistributedContext = SINGLE_PROCESS
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of matrices."""
+        """dtype of matrix products."""
         return _DTYPES.get(self.precision, torch.float32)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass. On CUDA it also says whether fp32 products may be TF32, from here on: the
-        backward pass follows outside it."""
+        """Returns the context of a forward pass.
+
+        On CUDA it also sets whether fp32 products use TF32, beyond the context: the backward pass runs outside it.
+        """
         if self.device.type == "cuda":
             allow_tf32(self.precision == "tf32")
         if self.precision in ("fp32", "tf32"):
@@ -45,15 +47,15 @@ class Compute:
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling, which only fp16 needs."""
+        """Returns the gradient scaler, which is enabled for fp16 only."""
         return torch.amp.GradScaler("cuda" if self.device.type == "cuda" else "cpu", enabled=self.precision == "fp16")
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Says whether CUDA computes fp32 matrix products and convolutions in TF32, which cuDNN does by default.
+    """Sets whether CUDA computes fp32 matrix products and convolutions in TF32, cuDNN's default.
 
-    torch.backends has two interfaces to this, and torch raises where one reads what the other has set. It is the older
-    one here, as torch.compile (2.11 to 2.14) reads both.
+    torch.backends has two APIs for this, and torch raises if one reads what the other has set. The older one is used
+    here, because torch.compile (2.11 to 2.14) reads both.
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
@@ -61,7 +63,7 @@ def allow_tf32(allowed: bool) -> None:
 
 @contextmanager
 def without_tf32(device: torch.device) -> Iterator[None]:
-    """fp32 is fp32 inside, whatever the precision of the work around it; nothing to do without CUDA."""
+    """Context without TF32, whatever the precision around it; does nothing without CUDA."""
     if device.type != "cuda":
         yield
         return
@@ -74,13 +76,13 @@ def without_tf32(device: torch.device) -> Iterator[None]:
 
 
 def choose_compute(device: str, precision: str) -> Compute:
-    """Resolves `auto`: CUDA, else the CPU.
+    """Resolves `auto` to CUDA if available, else to the CPU.
 
-    mps is taken only where it is asked for: this code has not run on it yet, float64 sums are not to be had there,
-    and torch's static-shaped `nonzero` came to it late.
+    mps must be requested explicitly: this code has not run on it yet, it has no float64 sums, and torch's static-shaped
+    `nonzero` came to it late.
 
     Raises:
-        UsageError: The device is not on this machine, or does not have the precision.
+        UsageError: The device is not available, or does not support the precision.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == "auto":
@@ -97,13 +99,13 @@ def choose_compute(device: str, precision: str) -> Compute:
 
 
 def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
-    """As `choose_compute`, with the other processes of the job where there are any; a GPU each.
+    """Like `choose_compute`, and joins the process group of the job if there is one, with one GPU per rank.
 
     Args:
-        alone: What was chosen already.
+        alone: A `Compute` that has been chosen already.
 
     Raises:
-        DistributedError: They cannot be reached.
+        DistributedError: The other ranks cannot be reached.
     """
     alone = alone or choose_compute(config.device, config.precision)
     world = join(alone.device, config.gpus, config.process_timeout)
@@ -115,10 +117,10 @@ def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
 
 @contextmanager
 def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
-    """One torch thread inside, where a step of so many pixels is too small to share.
+    """Context with a single torch thread if a step has too few pixels to be worth several.
 
-    16 images of 32 x 32 through the `tiny` tokenizer: 300 images a second on one thread and 289 on two; on
-    two busy ones 150 and 24, as threads then wait for one another at every layer (docs/results.md).
+    16 images of 32 x 32 through the `tiny` tokenizer: 300 images/s with one thread, 289 with two. With both cores busy,
+    150 and 24, because threads then wait for each other at every layer (docs/results.md).
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and pixels <= _SMALL_STEP:
@@ -130,10 +132,10 @@ def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
 
 
 def choose_workers(workers: int, device: torch.device, sharing: int = 1) -> int:
-    """How many processes load images: on a CPU the training itself wants the cores.
+    """Returns the number of loader workers; on a CPU most cores are left to the training itself.
 
     Args:
-        sharing: Processes of the job on this machine, each of which loads its own.
+        sharing: Number of ranks on this machine, each of which has its own workers.
     """
     if workers >= 0:
         return workers
@@ -143,7 +145,7 @@ def choose_workers(workers: int, device: torch.device, sharing: int = 1) -> int:
 
 
 def describe(compute: Compute) -> str:
-    """The hardware in words, for a model card."""
+    """Returns a description of the hardware, for a model card."""
     if compute.device.type == "cuda":
         name = torch.cuda.get_device_name(compute.device)
     else:

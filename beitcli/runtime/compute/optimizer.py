@@ -1,4 +1,4 @@
-"""AdamW over parameter groups, and its state as named tensors."""
+"""AdamW with timm's parameter groups, and its state as named tensors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from beitcli.runtime.distributed.fsdp import part_like
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """timm's groups: vectors, positions and class token without decay; `lr_scale` = layer_decay^(L + 1 - layer).
+    """Returns timm's parameter groups; `lr_scale` = layer_decay^(L + 1 - layer).
 
-    What the model names in `no_weight_decay` is spared too.
+    Vectors, positional encodings, the class token and what the model's `no_weight_decay` names are not decayed.
     """
     spared = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     if layer_decay == 1.0:
@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 def make_adamw(
     groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it."""
+    """Builds AdamW, fused on CUDA and on the CPU."""
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=device.type in ("cuda", "cpu"))
 
 
@@ -35,7 +35,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `PARAMETER/KEY` -> tensor, independent of the order of the groups."""
+    """Returns the optimizer's state as `PARAMETER/KEY` -> tensor, independent of the order of the groups."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -46,7 +46,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """Loads the state that `optimizer_tensors` returned."""
     parameters = dict(model.named_parameters())
     for full_name, tensor in tensors.items():
         name, key = full_name.rsplit("/", 1)

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: what a step's FLOPs are held against."""
+"""Measures the matrix-multiplication rate of this machine, for comparison with a step's FLOPs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _SIDES = {"cuda": 8192, "cpu": 1024, "mps": 2048}
 
 
 def matrix_rate(compute: Compute) -> float:
-    """FLOP a second of square products of random numbers in the precision of `compute`, the median of a few.
+    """Returns FLOP/s of square matrix products in the precision of `compute`, the median of a few.
 
-    Random, because zeros take less power and so run faster; 1.1 TFLOP each on CUDA, 2.1 GFLOP on a CPU. On CUDA the
-    device's own clock times each product, so that neither launches nor waits of the host count.
+    The matrices are random, because zeros take less power and so run faster. A product has 1.1 TFLOP on CUDA, 2.1 GFLOP
+    on a CPU. CUDA events time each product, so that launches and waits of the host do not count.
     """
     device, side = compute.device, _SIDES.get(compute.device.type, 1024)
     generator = torch.Generator(device).manual_seed(0)
     shape = (side, side)
     first, second = (torch.randn(shape, device=device, generator=generator).to(compute.dtype) for _ in range(2))
     product = torch.empty_like(first)
-    with torch.no_grad(), compute.autocast():  # which also says whether fp32 products may be TF32
+    with torch.no_grad(), compute.autocast():  # also sets whether fp32 products may use TF32
         timed = _timed_on_cuda if device.type == "cuda" else _timed_here
         taken = timed(lambda: torch.mm(first, second, out=product), device)
     return 2 * side**3 / statistics.median(taken[_WARM_UP:])
 
 
 def _timed_on_cuda(multiply: Callable[[], object], device: torch.device) -> list[float]:
-    """Seconds of each call, by events between them."""
+    """Returns the seconds of each call, by CUDA events."""
     stream = torch.cuda.current_stream(device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(_WARM_UP + _ROUNDS + 1)]
     events[0].record(stream)
@@ -45,7 +45,7 @@ def _timed_on_cuda(multiply: Callable[[], object], device: torch.device) -> list
 
 
 def _timed_here(multiply: Callable[[], object], device: torch.device) -> list[float]:
-    """Seconds of each call, by the host's clock."""
+    """Returns the seconds of each call, by the host's clock."""
     taken = []
     for _ in range(_WARM_UP + _ROUNDS):
         start = time.perf_counter()

@@ -1,17 +1,17 @@
 """Fused attention with a relative position bias.
 
-    out = softmax(query key^T / sqrt(d) + bias) value        (B, heads, R, d), R = L unless only some rows are asked for
+    out = softmax(query key^T / sqrt(d) + bias) value        (B, heads, R, d), R = L unless only some rows are needed
 
-Kernels: the backends of `F.scaled_dot_product_attention` and, where there is a bias, FlexAttention. What they allow:
+Kernels: the backends of `F.scaled_dot_product_attention` and, with a bias, FlexAttention. What they support:
 
 - flash: no bias.
 - efficient (memory-efficient): bias and its gradient. Each stride of the bias but the last, which is 1, must be a
-  multiple of 8 elements, or torch pads and copies the bias inside each call. `padded_bias` does that once.
-- cudnn: the backward pass has no gradient of a bias; lengths not divisible by 128 need a version above 9.15.0.
+  multiple of 8 elements, or torch pads and copies the bias in each call. `padded_bias` pads it once.
+- cudnn: no gradient of a bias; lengths not divisible by 128 need a version above 9.15.0.
 - math: everything, in fp32 with (B, heads, R, L) matrices.
-- flex: bias and its gradient, by atomic additions (so the order of the sums varies); only where compiled.
+- flex: bias and its gradient, by atomic additions (so the order of the sums varies); only if compiled.
 
-`attention_choice.py` chooses among them on CUDA, where none of this has been measured yet.
+`attention_choice.py` selects one of them on CUDA, where none of this has been measured yet.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ALIGNMENT = 8
 
 
 def padded_bias(bias: torch.Tensor) -> torch.Tensor:
-    """(heads, L, L) with rows of the next multiple of 8 elements, zeros behind the L; `attention` reads L of them."""
+    """Pads the rows of (heads, L, L) with zeros to a multiple of 8 elements; `attention` reads the first L."""
     missing = -bias.shape[-1] % _ALIGNMENT
     return F.pad(bias, (0, missing)) if missing else bias
 
@@ -51,14 +51,14 @@ def attention(
     *,
     use_flex: bool = False,
 ) -> torch.Tensor:
-    """softmax(query key^T / sqrt(d) + bias) value.
+    """Computes softmax(query key^T / sqrt(d) + bias) value.
 
     Args:
         query: (B, heads, R, d).
-        key: (B, heads, L, d), as `value`.
-        bias: (heads, L, L or more), of any floating-point type; columns from L on are not read.
-        queries: (B, R) int64, the rows of the bias that belong to the queries; None where R = L.
-        use_flex: FlexAttention while gradients are recorded, if there is a bias.
+        key: (B, heads, L, d), like `value`.
+        bias: (heads, L, L or more), of any floating-point dtype; columns from L on are ignored.
+        queries: (B, R) int64, the rows of the bias that belong to the queries; None if R = L.
+        use_flex: Use FlexAttention while gradients are recorded, if there is a bias.
 
     Returns:
         (B, heads, R, d).
@@ -67,7 +67,7 @@ def attention(
         return F.scaled_dot_product_attention(query, key, value)
     if use_flex and torch.is_grad_enabled():
         attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-        # The decoding kernel, which torch prefers below 128 queries, is made for inference.
+        # The decoding kernel, which torch prefers below 128 queries, is for inference.
         options = {"FORCE_USE_FLEX_ATTENTION": True}
         return attend(query, key, value, score_mod=score_mod(bias, queries), kernel_options=options)
     mask = attention_mask(bias, queries, query.dtype, key.shape[-2])
@@ -75,22 +75,22 @@ def attention(
 
 
 def attention_mask(bias: torch.Tensor, queries: torch.Tensor | None, dtype: torch.dtype, length: int) -> torch.Tensor:
-    """What `scaled_dot_product_attention` adds to the scores: (1, heads, L, L), which it broadcasts over the batch.
+    """Returns what `scaled_dot_product_attention` adds to the scores: (1, heads, L, L), broadcast over the batch.
 
-    Rows that differ from image to image take (B, heads, R, L) by nature: one gather in `dtype`, and as many bytes again
-    for the gradient. Strides are those of `bias`, so that a padded one stays aligned.
+    Rows that differ by image need (B, heads, R, L): one gather in `dtype`, and as many bytes again for the gradient.
+    Strides are those of `bias`, so that a padded one stays aligned.
     """
     mask = bias.to(dtype)
     if queries is None:
         mask = mask.unsqueeze(0)
-    else:  # an embedding, for its backward pass may sum in fp32 where that of an index sums in `dtype`
+    else:  # F.embedding, because its backward may sum in fp32; that of indexing sums in `dtype`
         rows = F.embedding(queries, mask.transpose(0, 1).flatten(1))
         mask = rows.unflatten(-1, (len(bias), -1)).transpose(1, 2)
     return mask if mask.shape[-1] == length else mask[..., :length]
 
 
 def score_mod(bias: torch.Tensor, queries: torch.Tensor | None) -> Callable[..., torch.Tensor]:
-    """FlexAttention's function of a score and its place that adds the bias; shapes are those of `attention`."""
+    """Returns FlexAttention's `score_mod` that adds the bias; shapes are those of `attention`."""
 
     def add(score: torch.Tensor, batch: Any, head: Any, row: Any, column: Any) -> torch.Tensor:
         return score + bias[head, row, column]
@@ -104,5 +104,5 @@ def score_mod(bias: torch.Tensor, queries: torch.Tensor | None) -> Callable[...,
 
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Any]:
-    """For a model that is not compiled itself: uncompiled, FlexAttention computes the matrices that it is to spare."""
+    """Compiles FlexAttention for an eager model: uncompiled, it materializes the matrices that it is meant to avoid."""
     return torch.compile(flex_attention, dynamic=False)

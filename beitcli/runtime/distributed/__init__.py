@@ -1,1 +1,1 @@
-"""Several processes: launch, ranks, collectives, sharding, failures."""
+"""Distributed training: launch, rank and world size, collectives, DDP, FSDP2, failure reports."""

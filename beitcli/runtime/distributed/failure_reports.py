@@ -1,7 +1,7 @@
-"""How each process of a job ended, told to the one that started them (stdlib only).
+"""Failure reports: how each rank of a job ended, as files for the launcher (stdlib only).
 
-A process that ends with an error leaves a document; the launcher shows the first cause alone. An error of the job
-itself (a wrong setting, bad data, a stop) ends its process with 0, so that nothing is restarted for it; a crash does
+A rank that ends with an error writes a report; the launcher prints the first cause only. An error of the job itself (a
+wrong setting, bad data, a stop) ends its process with exit code 0, so that nothing is restarted for it; a crash does
 not.
 """
 
@@ -20,18 +20,18 @@ from pathlib import Path
 from beitcli import errors
 from beitcli.errors import BeitError, DistributedError
 
-FOLDER_VARIABLE = "BEIT_LAUNCH"  # where the launcher looks for documents
+FOLDER_VARIABLE = "BEIT_LAUNCH"  # folder of the reports
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What one process said at its end.
+    """Report of one rank.
 
     Attributes:
-        kind: Name of the error's class.
-        exit_code: Of the contract; 1 for what is no BeitError.
-        by_a_peer: Only says that another process has gone.
-        restarts: How often the job had been started again before.
+        kind: Class name of the error.
+        exit_code: That of the error; 1 if it is not a BeitError.
+        by_a_peer: Whether it only means that another rank has died.
+        restarts: How often the job had been restarted before.
     """
 
     rank: int
@@ -48,7 +48,7 @@ class Failure:
 
     @property
     def ends_the_job(self) -> bool:
-        """Whether starting again would only end the same way."""
+        """Whether a restart would only end the same way."""
         return self.exit_code not in (1, DistributedError.exit_code)
 
     def as_error(self) -> BeitError:
@@ -59,7 +59,7 @@ class Failure:
 
 
 def leave_word(folder: str, rank: int, restarts: int, error: BaseException, *, by_a_peer: bool) -> Failure:
-    """Writes the document of this process's end."""
+    """Writes the report of this rank."""
     known = isinstance(error, BeitError)
     failure = Failure(
         rank=rank,
@@ -82,19 +82,19 @@ def leave_word(folder: str, rank: int, restarts: int, error: BaseException, *, b
 
 
 def read_failures(folder: str) -> list[Failure]:
-    """Of the latest attempt, earliest first."""
+    """Reads the reports of the latest attempt, earliest first."""
     found = [Failure(**json.loads(path.read_text())) for path in Path(folder).glob("rank-*.json")]
     latest = max((failure.restarts for failure in found), default=0)
     return sorted((each for each in found if each.restarts == latest), key=lambda each: each.when)
 
 
 def first_cause(failures: Sequence[Failure], killed: Mapping[int, int], size: int) -> Failure:
-    """What made a job fail.
+    """Returns the failure that ended the job.
 
     Args:
         failures: From `read_failures`.
-        killed: Rank to number of the signal that ended it.
-        size: Processes of the job.
+        killed: Rank -> number of the signal that ended it.
+        size: World size.
     """
     own = [failure for failure in failures if not failure.by_a_peer]
     if own:
@@ -120,7 +120,7 @@ def first_cause(failures: Sequence[Failure], killed: Mapping[int, int], size: in
 
 
 def as_error(cause: Failure, size: int) -> BeitError:
-    """The cause in words; one that is no BeitError is a failed process, exit code 6."""
+    """Converts the cause to an error; one that is not a BeitError becomes a DistributedError (exit code 6)."""
     if cause.exit_code != 1:
         return cause.as_error()
     where = f"Rank {cause.rank} of {size} (process {cause.process} on {cause.host})"

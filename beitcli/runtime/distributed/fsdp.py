@@ -1,8 +1,8 @@
-"""A model whose weights, gradients and moments are spread over the processes (FSDP2), for what outgrows one GPU.
+"""FSDP2: shards weights, gradients and optimizer state over the ranks, for models that do not fit one GPU.
 
-Every process keeps 1/n of each tensor, in fp32. A block's weights are gathered for its forward and its backward pass
-alone, its gradients are averaged where they are kept, in fp32. Checkpoints hold whole tensors, as of any run: the
-number of processes is free, and so is whether they shard.
+Each rank keeps 1/n of every tensor, in fp32. The weights of a block are all-gathered only for its forward and its
+backward pass; gradients are reduce-scattered, and averaged in fp32. Checkpoints hold full tensors, as those of any run:
+a run can be resumed with any world size, sharded or not.
 """
 
 from __future__ import annotations
@@ -17,31 +17,30 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
 def shard(
-    model: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype = torch.float32
+    model: nn.Module, blocks: Iterable[nn.Module], world: DistributedContext, dtype: torch.dtype = torch.float32
 ) -> list[nn.Module]:
-    """Spreads a model's tensors over all processes, in place; before its optimizer is made.
+    """Shards a model's tensors over all ranks, in place; call it before building the optimizer.
 
-    With bf16 the attention and the MLP of a block are rounded before they are gathered: half the bytes travel. Autocast
-    would round the same weights to the same numbers after it, so neither loss nor gradient changes, save that of a
-    block's own table of relative positions, which is then summed in bf16. What autocast keeps in fp32 (norms,
-    LayerScale, tokens, positions) is gathered in fp32 with the rest of the model, and the input of a block, the
-    residual stream, is not rounded.
+    With bf16 the attention and the MLP of a block are cast before the all-gather, which halves its bytes. Autocast
+    would cast the same weights to the same values afterwards, so neither loss nor gradients change, except those of a
+    block's own relative position bias table, which are then summed in bf16. What autocast keeps in fp32 (norms,
+    LayerScale, tokens, positional encodings) is gathered in fp32 with the rest of the model, and the input of a block,
+    the residual stream, is not cast.
 
     Args:
-        blocks: What is gathered by itself, which calls `attn` and `mlp` once each; the rest of the model is gathered
-            as one.
-        dtype: Of the matrices in autocast.
+        blocks: Modules to shard separately, which call `attn` and `mlp` once each; the rest of the model is one unit.
+        dtype: Of matrices under autocast.
 
     Returns:
         The modules that are computed between two collectives, in order.
     """
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (world.size,))
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # returns a view: no block adds to it in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about views: blocks modify none in place
     rounded = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     units: list[nn.Module] = []
     for block in blocks:
@@ -60,19 +59,19 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor; of one that is spread out, all processes must ask for it."""
+    """Returns the full tensor; all ranks must call this for a sharded one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """What this process keeps of a whole tensor, spread as `kept` is."""
+    """Returns this rank's part of a full tensor, sharded like `kept`."""
     if not isinstance(kept, DTensor):
         return tensor
     return distribute_tensor(tensor.to(kept.device), kept.device_mesh, kept.placements, src_data_rank=None)
 
 
 def whole_tensors(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
-    """Whole copies in the CPU's memory, one gathered after the other; none where not to `keep` them."""
+    """Gathers full copies in CPU memory, one tensor after the other; a rank without `keep` takes part and gets none."""
     found = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor.detach())
@@ -83,7 +82,7 @@ def whole_tensors(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[st
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """All of a sharded model in every process meanwhile, so that each may compute as often as it likes."""
+    """Context with the full parameters on every rank, so that ranks may run different numbers of forward passes."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -97,8 +96,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def summed_later(model: nn.Module) -> Iterator[None]:
-    """Backward passes meanwhile keep their gradients to themselves."""
+def defer_reduction(model: nn.Module) -> Iterator[None]:
+    """Context in which backward passes accumulate gradients without reducing them."""
     if not isinstance(model, FSDPModule):
         yield
         return

@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, however that ends (stdlib only)."""
+"""Kills a process when its parent process dies, for whatever reason (stdlib only)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _POLL_SECONDS = 1.0
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Has this process killed when its parent dies: by the kernel on Linux, by a watching thread elsewhere.
+    """Has this process killed when its parent dies: by the kernel on Linux, by a polling thread elsewhere.
 
     Args:
-        parent: Its process id, where the caller knows it: a parent that is dead already is then noticed too.
+        parent: PID of the parent, if the caller knows it; a parent that is dead already is then noticed too.
     """
     parent = os.getppid() if parent is None else parent
     if not (sys.platform == "linux" and _asked_of_the_kernel()):

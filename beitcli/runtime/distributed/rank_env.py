@@ -1,7 +1,7 @@
-"""Which process of a job this one is, read from what launchers put into the environment (stdlib only).
+"""Reads rank and world size of this process from the launcher's environment variables (stdlib only).
 
-torchrun and `runtime/distributed/launch.py` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; Slurm's
-`srun` sets SLURM_PROCID and its kin, with one task a process or one task a machine.
+torchrun and `runtime/distributed/launch.py` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Slurm's
+`srun` sets SLURM_PROCID and related ones, with one task per process or one task per machine.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 from beitcli.errors import UsageError
 
-_PORTS = range(15000, 30000)  # below those that systems give out by themselves
+_PORTS = range(15000, 30000)  # below the ephemeral ports
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process's place in its job.
+    """Rank, world size and rendezvous address of one process.
 
     Attributes:
         address: Of the machine of rank 0.
-        port: Where rank 0 keeps the store.
+        port: Port of the store of rank 0.
     """
 
     rank: int
@@ -39,8 +39,8 @@ class Allocation:
     """A Slurm step.
 
     Attributes:
-        tasks: In all.
-        task: This one's number.
+        tasks: Number of tasks.
+        task: Number of this task, from 0.
         hosts: Names of its machines.
     """
 
@@ -52,12 +52,12 @@ class Allocation:
 
     @property
     def port(self) -> int:
-        """The same in every task of the job, and hardly another job's."""
+        """The same in every task of the job, and unlikely to be that of another job."""
         return _PORTS[self.job % len(_PORTS)]
 
 
 def place_of_this_process(environ: Mapping[str, str] | None = None) -> Place | None:
-    """This process's place; None where it computes alone, or has to start the others first."""
+    """Returns rank and world size of this process; None if it is the only one, or has to launch the others first."""
     environ = os.environ if environ is None else environ
     if "RANK" in environ and "WORLD_SIZE" in environ:
         size = _number(environ, "WORLD_SIZE")
@@ -87,7 +87,7 @@ def place_of_this_process(environ: Mapping[str, str] | None = None) -> Place | N
 
 
 def slurm_step(environ: Mapping[str, str]) -> Allocation | None:
-    """The Slurm step that this process is a task of; None outside, and in the batch script itself."""
+    """Returns the Slurm step of which this process is a task; None outside Slurm, and in the batch script itself."""
     if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ:
         return None
     tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", 1))
@@ -102,7 +102,7 @@ def slurm_step(environ: Mapping[str, str]) -> Allocation | None:
 
 
 def expand_hosts(names: str) -> list[str]:
-    """Slurm's `gpu[01-03,7],login` written out."""
+    """Expands Slurm's host list, such as `gpu[01-03,7],login`."""
     hosts = []
     for part in re.findall(r"[^,\[\]]+(?:\[[^\]]*\][^,\[\]]*)*", names):
         hosts += _expand_one(part)
@@ -122,7 +122,7 @@ def _expand_one(part: str) -> list[str]:
 
 
 def _tasks_here(environ: Mapping[str, str], step: Allocation) -> int:
-    """From `4(x2),3` with this machine's number."""
+    """Returns the number of tasks on this machine, from a list such as `4(x2),3`."""
     text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):

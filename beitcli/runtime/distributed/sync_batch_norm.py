@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes, so that its statistics do not depend on how a batch is shared out."""
+"""Batch norm over the images of all ranks, so that its statistics do not depend on the world size."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 
 
-def share_statistics(model: nn.Module, world: World) -> None:
-    """Lets every batch norm of a model see all processes' images; names and numbers of its tensors stay."""
+def share_statistics(model: nn.Module, world: DistributedContext) -> None:
+    """Replaces every BatchNorm2d by a synchronized one; the state dict stays the same."""
     if world.size == 1:
         return
     for parent in list(model.modules()):
@@ -22,10 +22,10 @@ def share_statistics(model: nn.Module, world: World) -> None:
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm` for CPUs, which torch has not."""
+    """`nn.SyncBatchNorm` for the CPU, which torch does not have."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) of this process; in training normalised with all processes' mean and variance."""
+        """Normalizes (B, C, H, W) of this rank; in training mode with the mean and variance over all ranks."""
         if not self.training:
             return super().forward(maps)
         values = maps.float()
@@ -50,7 +50,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _AllSum(torch.autograd.Function):
-    """The sum over processes; each one's loss depends on it, so its gradient is the sum of their gradients."""
+    """Sum over ranks with gradient: the loss of each rank depends on it, so the gradients are summed over ranks too."""
 
     @staticmethod
     def forward(ctx: object, tensor: torch.Tensor) -> torch.Tensor:

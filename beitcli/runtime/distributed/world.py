@@ -1,9 +1,9 @@
-"""The processes that compute one job together, and what they say to one another.
+"""The process group of a job: rank and world size, collectives, DDP.
 
-A `World` is found from the environment that torchrun, Slurm's tasks or `runtime/distributed/launch.py` set. Two kinds
-of talk: tensors of the model go through torch's collectives (NCCL between GPUs, gloo between CPUs); what the processes
-agree on (stop flags, figures, errors) goes as small objects over gloo, so that it never waits for a GPU. What one
-process does for all (`first`) goes over the store, which has no timeout: opening a large data set may take an hour.
+A `DistributedContext` is built from the environment that torchrun, Slurm or `runtime/distributed/launch.py` sets.
+Tensors of the model go through torch's collectives (NCCL between GPUs, gloo between CPUs). Control data (stop flags,
+metrics, errors) goes as small objects over gloo, so that it never waits for a GPU. Results that rank 0 computes for all
+(`run_on_rank_zero`) go through the store, which has no timeout: opening a large data set may take an hour.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _READ_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class World:
-    """This process among those of its job.
+class DistributedContext:
+    """Rank and world size of this process, and its collectives.
 
     Attributes:
         rank: From 0.
-        size: Processes in all.
-        local_rank: Among those of this machine.
-        local_size: Processes of this machine.
-        restarts: How often the job was started again after a failure.
+        size: World size.
+        local_rank: Rank among the processes of this machine.
+        local_size: Number of processes on this machine.
+        restarts: How often the job was restarted after a failure.
     """
 
     rank: int = 0
@@ -55,23 +55,23 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is rank 0, which writes and logs for all ranks."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in the order of their ranks. All must call it."""
+        """Returns the objects of all ranks, in rank order. All ranks must call this."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value, group=_control())
         return found
 
-    def largest(self, number: int) -> int:
-        """The largest of every process's number."""
-        return self.largest_later(number)()
+    def all_reduce_max(self, number: int) -> int:
+        """Returns the maximum over ranks."""
+        return self.all_reduce_max_async(number)()
 
-    def largest_later(self, number: int) -> Callable[[], int]:
-        """As `largest`, reduced while this process goes on; what is returned waits for it. All must call it alike."""
+    def all_reduce_max_async(self, number: int) -> Callable[[], int]:
+        """Starts an asynchronous maximum over ranks; the function returned waits for it. All ranks must call this."""
         if self.size == 1:
             return lambda: number
         tensor = torch.tensor([number])
@@ -83,26 +83,26 @@ class World:
 
         return answer
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over processes, in place; on whatever device the tensor is."""
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sums a tensor over ranks, in place, on the tensor's device."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     @torch.no_grad()
-    def mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
-        """The weighted mean over processes of a detached tensor."""
+    def all_reduce_weighted_mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
+        """Returns the weighted mean of a tensor over ranks, detached."""
         if self.size == 1:
             return tensor.detach()
         flat = torch.cat(((tensor.detach() * weight).flatten(), tensor.new_tensor([weight])))
         dist.all_reduce(flat)
         return (flat[:-1] / flat[-1]).view_as(tensor)
 
-    def first(self, do: Callable[[], Answer]) -> Answer:
-        """What `do` gives in the first process; the others wait, however long, and get its answer or its error.
+    def run_on_rank_zero(self, do: Callable[[], Answer]) -> Answer:
+        """Calls `do` on rank 0 only. The other ranks wait without timeout, and get its result or its error.
 
         Raises:
-            BeitError: The first process's, in all of them.
+            BeitError: That of rank 0, on all ranks.
         """
         if self.size == 1:
             return do()
@@ -112,7 +112,7 @@ class World:
                 answer: tuple[Any, BeitError | None] = (do(), None)
             except BeitError as error:
                 answer = (None, error)
-            _store().set(key, pickle.dumps(answer))  # type: ignore[arg-type] # its stub knows text only
+            _store().set(key, pickle.dumps(answer))  # type: ignore[arg-type] # its stub only knows str
             if answer[1] is not None:
                 _wait_for_readers(key, self.size - 1)
         else:
@@ -125,26 +125,26 @@ class World:
             raise answer[1]
         return answer[0]
 
-    def first_then_others(self, do: Callable[[], Answer]) -> Answer:
-        """`do` in every process, in the first one before the others, which then find what it left behind."""
+    def rank_zero_first(self, do: Callable[[], Answer]) -> Answer:
+        """Calls `do` on rank 0, then on the other ranks, which can reuse what rank 0 has stored."""
         if self.size == 1:
             return do()
         kept: list[Answer] = []
-        self.first(lambda: kept.append(do()))
+        self.run_on_rank_zero(lambda: kept.append(do()))
         return kept[0] if self.is_first else do()
 
-    def spoken(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
-        """`tell` in the first process, silence in the others, for what all would say alike."""
+    def rank_zero_only(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Returns `tell` on rank 0 and a no-op elsewhere, for messages that are the same on all ranks."""
         return tell if self.is_first else lambda event: None
 
     def in_turn(self, mine: Sequence[Answer]) -> list[Answer]:
-        """Everyone's things in their order, where thing i was process i % size's."""
+        """Gathers the items of all ranks, interleaved: item i came from rank i % size."""
         everyone = self.gather(mine)
         longest = max(map(len, everyone))
         return [things[turn] for turn in range(longest) for things in everyone if turn < len(things)]
 
-    def agree(self, error: BeitError | None) -> None:
-        """Raises in every process where it is not None in some: the error of the lowest rank, by name."""
+    def raise_if_any_failed(self, error: BeitError | None) -> None:
+        """Raises the error of the lowest failing rank on all ranks; it names that rank unless all have failed."""
         if self.size == 1:
             if error is not None:
                 raise error
@@ -157,29 +157,29 @@ class World:
                 raise found
 
 
-ALONE = World()
-_joined: World | None = None
+SINGLE_PROCESS = DistributedContext()
+_joined: DistributedContext | None = None
 _keys: dist.Store | None = None
 _questions = 0
 
 
-def join(device: torch.device, processes: int, timeout: float) -> World:
-    """Joins the processes of this job, once; `ALONE` where there is only this one.
+def join(device: torch.device, processes: int, timeout: float) -> DistributedContext:
+    """Joins the process group of this job, once; returns `SINGLE_PROCESS` for a single process.
 
     Args:
-        processes: `--gpus`: what was asked for; 1 leaves it to the environment.
-        timeout: Seconds after which a process that does not answer is taken for hung.
+        processes: `--gpus`, the requested world size; 1 accepts that of the environment.
+        timeout: Seconds after which a process that does not respond counts as hung.
 
     Raises:
-        UsageError: The environment has another number of processes.
-        DistributedError: The others cannot be reached.
+        UsageError: The environment has another world size.
+        DistributedError: The other ranks cannot be reached.
     """
     global _joined, _keys
     if _joined is not None:
         return _joined
     place = place_of_this_process()
     if place is None:
-        return ALONE
+        return SINGLE_PROCESS
     if processes not in (1, place.size):
         raise UsageError(
             f"--gpus is {processes}, but the launcher started {place.size} processes.",
@@ -198,16 +198,16 @@ def join(device: torch.device, processes: int, timeout: float) -> World:
             rank=place.rank,
             world_size=place.size,
             timeout=timedelta(seconds=timeout),
-            device_id=torch.device("cuda", place.local_rank) if on_cuda else None,  # NCCL connects here, not in a step
+            device_id=torch.device("cuda", place.local_rank) if on_cuda else None,  # NCCL connects here, not in step 1
         )
     except (RuntimeError, ValueError) as error:
         raise unreachable(place, error) from None
-    _joined = World(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
+    _joined = DistributedContext(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
     return _joined
 
 
 def unreachable(place: Place, error: Exception) -> DistributedError:
-    """No process group: where it was looked for."""
+    """Returns the error for a failed rendezvous, with its address."""
     return DistributedError(
         f"Rank {place.rank} of {place.size} found no process group at {place.address}:{place.port} "
         f"({str(error).splitlines()[0][:200]}).",
@@ -216,7 +216,7 @@ def unreachable(place: Place, error: Exception) -> DistributedError:
 
 
 def leave() -> None:
-    """Ends this process's part in its group; what others still wait for fails at once."""
+    """Destroys the process group; ranks that still wait for this one fail at once."""
     global _joined, _keys
     if _joined is not None:
         dist.destroy_process_group()
@@ -224,15 +224,15 @@ def leave() -> None:
 
 
 def is_by_a_peer(error: BaseException) -> bool:
-    """Whether an error only says that another process has gone or hangs."""
+    """Whether an error only means that another rank has died or hangs."""
     kinds = (dist.DistError, ConnectionError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and bool(_BY_A_PEER.search(str(error))))
 
 
-def differing_ranks(world: World, tensors: Iterable[torch.Tensor]) -> list[int]:
-    """Ranks whose tensors are not, bit for bit, those of most; empty where all agree.
+def differing_ranks(world: DistributedContext, tensors: Iterable[torch.Tensor]) -> list[int]:
+    """Returns the ranks whose tensors differ bitwise from those of the majority; empty if all are equal.
 
-    Each process sums its tensors' bits as integers, at the speed of its memory; the sums are compared.
+    Each rank sums the bits of its tensors as integers, at memory bandwidth; only the sums are compared.
     """
     sums = world.gather(bits(tensors)) if world.size > 1 else []
     if len(set(sums)) <= 1:
@@ -243,36 +243,38 @@ def differing_ranks(world: World, tensors: Iterable[torch.Tensor]) -> list[int]:
 
 @torch.no_grad()
 def bits(tensors: Iterable[torch.Tensor]) -> int:
-    """A number that any flipped bit of fp32 tensors changes: the weighted sum of their words, modulo 2^64."""
+    """Returns a checksum of fp32 tensors: the weighted sum of their words, modulo 2^64. Any flipped bit changes it."""
     sums = [tensor.detach().contiguous().view(torch.int32).sum(dtype=torch.int64) for tensor in tensors]
     weights = torch.arange(1, 2 * len(sums), 2, device=sums[0].device)  # odd, so that equal changes do not cancel
     return int((torch.stack(sums) * weights).sum())
 
 
-def parallel(model: nn.Module, world: World, *, all_used: bool = True, compression: str = "none") -> nn.Module:
-    """The model, its gradients averaged over processes while the backward pass still runs.
+def parallel(
+    model: nn.Module, world: DistributedContext, *, all_used: bool = True, compression: str = "none"
+) -> nn.Module:
+    """Wraps the model in DDP, which averages gradients over ranks during the backward pass.
 
     Args:
         all_used: Whether every parameter has a gradient in every step.
-        compression: `none`, or `bf16`: what the gradients are rounded to on their way between processes, and summed in.
+        compression: `none`, or `bf16`: gradients are cast to it for the all-reduce, and summed in it.
 
     Raises:
         UsageError: This build of torch cannot compress gradients.
     """
     if world.size == 1:
         return model
-    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of sides of length 1, which mean nothing
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # strides of sides of 1, which are arbitrary
     device = next(model.parameters()).device
-    # No `static_graph`, which does not go with `no_sync`: micro-batches leave the sharing to the last one of a step.
+    # No `static_graph`, which is incompatible with `no_sync`: only the last micro-batch of a step reduces gradients.
     ids = [device.index] if device.type == "cuda" else None
-    shared = DistributedDataParallel(  # as views of their buckets, gradients take half the memory
+    shared = DistributedDataParallel(  # gradients as views of their buckets take half the memory
         model, device_ids=ids, find_unused_parameters=not all_used, gradient_as_bucket_view=True
     )
-    shared.broadcast_buffers = False  # they do not change, or are alike already; torch 2.14 has renamed the argument
+    shared.broadcast_buffers = False  # constant, or equal on all ranks; torch 2.14 has renamed the argument
     if compression == "bf16":
         try:
             shared.register_comm_hook(None, bf16_compress_hook)
-        except TypeError as error:  # DDP's own check, of CUDA and NCCL
+        except TypeError as error:  # DDP's check of CUDA and NCCL
             said = f"--grad-compression bf16: {str(error).splitlines()[0]}."
             raise UsageError(said, "Leave --grad-compression out.") from None
     return shared
@@ -288,7 +290,7 @@ def _store() -> dist.Store:
 
 
 def _wait_for_readers(key: str, number: int) -> None:
-    """The store goes with the first process: the others are to read its error before."""
+    """Waits until the other ranks have read an error of rank 0, with which the store ends."""
     end = time.monotonic() + _READ_SECONDS
     while _store().add(f"{key}/read", 0) < number and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

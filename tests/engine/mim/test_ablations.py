@@ -22,7 +22,7 @@ from beitcli.data.sources import open_data
 from beitcli.data.transforms.base import denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import Warned
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget
-from beitcli.engine.mim.task import PretrainTask, lasting, views_and_masks
+from beitcli.engine.mim.task import PretrainTask, absolute_reference, views_and_masks
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.data import hold_out
 from beitcli.engine.trainer.setup import make_plan
@@ -129,12 +129,12 @@ def test_pixel_tally_by_hand():
     wanted = torch.tensor([[1.0, 0.0, 2.0], [3.0, 4.0, 2.0]])
     outputs = torch.tensor([[1.0, 1.0, 2.0], [3.0, 4.0, 0.0]])  # errors 0 1 0 and 0 0 4
     assert float(target.loss(outputs, wanted)) == pytest.approx(5 / 6)
-    whole, parts = target.tally(), target.tally()
+    whole, parts = target.accumulator(), target.accumulator()
     whole.add(outputs, wanted, None)
     for row in range(2):
         parts.add(outputs[row : row + 1], wanted[row : row + 1], None)
     for tally in (whole, parts):
-        assert tally.figures() == pytest.approx({"loss": 5 / 6, "baseline_loss": 5 / 3})
+        assert tally.compute() == pytest.approx({"loss": 5 / 6, "baseline_loss": 5 / 3})
 
 
 def test_guessing_the_mean_colour_has_the_baseline_loss(labelled_folder):
@@ -148,7 +148,7 @@ def test_guessing_the_mean_colour_has_the_baseline_loss(labelled_folder):
         task.model.token_head.weight.zero_()
         task.model.token_head.bias.copy_(mean.repeat_interleave(64))
     task.model.eval()
-    measured = task.measure()
+    measured = task.evaluate()
     assert measured["loss"] == pytest.approx(measured["baseline_loss"], rel=1e-4)
     assert measured["baseline_loss"] == pytest.approx(float((colours - mean.view(3, 1, 1)).square().mean()), rel=1e-4)
 
@@ -168,9 +168,9 @@ def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_fold
     assert float(figures["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
     tokens = wanted.reshape(8, 16)[batch["mask"]]
     assert torch.equal(task.target.state()["token_counts"], torch.bincount(tokens, minlength=16))
-    tally = task.target.tally()
+    tally = task.target.accumulator()
     tally.add(outputs, wanted, task.objective.metric_mask(batch["mask"]))
-    measured = tally.figures()
+    measured = tally.compute()
     assert measured["masked_accuracy"] == pytest.approx(float(right.float().mean()))
     assert measured["baseline_accuracy"] == pytest.approx(float(tokens.bincount().max() / 48))
     assert measured["loss"] == pytest.approx(float(task.target.loss(outputs, wanted)), rel=1e-5)
@@ -189,7 +189,7 @@ def test_no_mask_draws_none_and_measures_every_patch(monkeypatch, labelled_folde
     assert "mask" not in batch
     assert len(outputs) == len(wanted) == 8 * 16
     task.model.eval()
-    assert np.isfinite(task.measure()["loss"])
+    assert np.isfinite(task.evaluate()["loss"])
     assert drawn == []
 
 
@@ -320,4 +320,8 @@ def test_a_wrong_data_path_is_told_before_a_wrong_tokenizer(tmp_path):
 def test_references_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    assert [lasting(name) for name in ("run", "dall-e", "hf://a/b")] == [str(tmp_path / "run"), "dall-e", "hf://a/b"]
+    assert [absolute_reference(name) for name in ("run", "dall-e", "hf://a/b")] == [
+        str(tmp_path / "run"),
+        "dall-e",
+        "hf://a/b",
+    ]

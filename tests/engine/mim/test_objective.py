@@ -78,7 +78,7 @@ def a_batch(images: int, *, mask: bool = True, tokens: bool = True, seed: int = 
     batch = {
         "images": torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator),
         "color": torch.tensor([1.2, -0.5, 0, 255, 0.9, 0.1, 4, 0, 250]).repeat(images, 1),
-        "draws": torch.rand(images, 8, generator=generator),
+        "uniforms": torch.rand(images, 8, generator=generator),
     }
     if mask:
         batch["mask"] = torch.from_numpy(np.stack(masks))

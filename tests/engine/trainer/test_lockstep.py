@@ -10,7 +10,7 @@ import torch
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.lockstep import Lockstep
 from beitcli.errors import DataError
-from beitcli.runtime.distributed.world import ALONE
+from beitcli.runtime.distributed.world import SINGLE_PROCESS
 from beitcli.runtime.signals import StopRequest
 
 
@@ -29,7 +29,7 @@ class Feed:
 
 def test_a_batch_is_fetched_no_earlier_than_its_step() -> None:
     feed = Feed()
-    lockstep = Lockstep(feed, StopRequest(), ALONE)
+    lockstep = Lockstep(feed, StopRequest(), SINGLE_PROCESS)
     for step in range(2):
         assert feed.fetched == step
         stopping, (batch, _) = lockstep.enter(is_last=False)
@@ -40,7 +40,7 @@ def test_a_batch_is_fetched_no_earlier_than_its_step() -> None:
 
 def test_a_signal_stops_at_the_next_head_with_its_batch_in_hand() -> None:
     stop, feed = StopRequest(), Feed()
-    lockstep = Lockstep(feed, stop, ALONE)
+    lockstep = Lockstep(feed, stop, SINGLE_PROCESS)
     assert not lockstep.enter(is_last=False)[0]
     stop.received = signal.SIGTERM
     stopping, (batch, _) = lockstep.enter(is_last=False)
@@ -50,8 +50,8 @@ def test_a_signal_stops_at_the_next_head_with_its_batch_in_hand() -> None:
 
 
 def test_what_went_wrong_elsewhere_is_raised_at_the_next_head() -> None:
-    lockstep = Lockstep(Feed(), StopRequest(), ALONE)
+    lockstep = Lockstep(Feed(), StopRequest(), SINGLE_PROCESS)
     lockstep.enter(is_last=False)
-    lockstep.trouble = DataError("before", "")
+    lockstep.pending_error = DataError("before", "")
     with pytest.raises(DataError, match="before"):
         lockstep.enter(is_last=True)

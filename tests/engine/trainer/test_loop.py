@@ -19,7 +19,7 @@ from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import ordered_batches
 from beitcli.data.sources import open_data
 from beitcli.engine.events import Planned, Progress, Saved
-from beitcli.engine.mim.targets import unigram_figures
+from beitcli.engine.mim.targets import unigram_metrics
 from beitcli.engine.mim.task import PretrainTask, views_and_masks
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.data import hold_out
@@ -73,11 +73,11 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def test_unigram_figures_by_hand():
-    accuracy, entropy = unigram_figures(torch.tensor([1, 0, 3, 0, 4]))
+    accuracy, entropy = unigram_metrics(torch.tensor([1, 0, 3, 0, 4]))
     assert accuracy == pytest.approx(0.5)
     assert entropy == pytest.approx(math.log(8) / 8 + 3 / 8 * math.log(8 / 3) + math.log(2) / 2)
-    assert unigram_figures(torch.tensor([0, 9])) == pytest.approx((1.0, 0.0))
-    assert unigram_figures(torch.full((16,), 5)) == pytest.approx((1 / 16, math.log(16)))
+    assert unigram_metrics(torch.tensor([0, 9])) == pytest.approx((1.0, 0.0))
+    assert unigram_metrics(torch.full((16,), 5)) == pytest.approx((1 / 16, math.log(16)))
 
 
 def test_figures_count_the_tokens_of_the_hidden_patches(labelled_folder, tokenizer_run):
@@ -89,8 +89,8 @@ def test_figures_count_the_tokens_of_the_hidden_patches(labelled_folder, tokeniz
     assert counts.sum() == 8 * 6
     assert torch.equal(task.target.state()["token_counts"], counts)
     share = counts[counts > 0] / 48
-    assert task.figures()["baseline_accuracy"] == pytest.approx(float(share.max()))
-    assert task.figures()["unigram_entropy"] == pytest.approx(float(-(share * share.log()).sum()))
+    assert task.log_metrics()["baseline_accuracy"] == pytest.approx(float(share.max()))
+    assert task.log_metrics()["unigram_entropy"] == pytest.approx(float(-(share * share.log()).sum()))
 
 
 def test_loss_is_the_cross_entropy_of_the_hidden_patches_by_hand(labelled_folder, tokenizer_run):
@@ -134,7 +134,7 @@ def test_measure_leaves_generators_and_weights_untouched(labelled_folder, tokeni
     before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
     counts, generators = task.target.counts.clone(), (random.getstate(), np.random.get_state()[1].copy())  # noqa: NPY002
     task.model.eval()
-    first, second = task.measure(), task.measure()
+    first, second = task.evaluate(), task.evaluate()
     assert first == second
     assert random.getstate() == generators[0]
     assert np.array_equal(np.random.get_state()[1], generators[1])  # noqa: NPY002

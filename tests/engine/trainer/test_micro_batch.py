@@ -10,11 +10,11 @@ from torch import nn
 
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.dry_run import tried
-from beitcli.engine.trainer.micro_batch import fitting
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.runtime.compute.device import Compute
-from beitcli.runtime.distributed.world import World
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 CPU = Compute(torch.device("cpu"), "fp32")
@@ -39,10 +39,10 @@ class Narrow(Task):
     def learning_rate(self, step):
         return 1e-3
 
-    def measure(self, check_stop):
+    def evaluate(self, check_stop):
         return {}
 
-    def settings(self):
+    def checkpoint_config(self):
         return {}
 
     @contextmanager
@@ -79,7 +79,7 @@ def test_a_dry_run_tries_a_whole_batch():
 def test_the_largest_half_that_has_room_is_found_and_nothing_else_changes(batch, room, found):
     task = Narrow(room)
     weights = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
-    assert fitting(task, plan(batch), {"images": torch.randn(batch, 3)}, CPU).micro_batch == found
+    assert find_micro_batch_size(task, plan(batch), {"images": torch.randn(batch, 3)}, CPU).micro_batch == found
     assert int(task.seen) == 0
     assert all(torch.equal(tensor, weights[name]) for name, tensor in task.model.state_dict().items())
     assert all(parameter.grad is None for parameter in task.model.parameters())
@@ -87,9 +87,9 @@ def test_the_largest_half_that_has_room_is_found_and_nothing_else_changes(batch,
 
 
 def test_several_processes_keep_the_plan_s_and_try_nothing():
-    task, several = Narrow(3), Compute(torch.device("cpu"), "fp32", world=World(1, 2))
+    task, several = Narrow(3), Compute(torch.device("cpu"), "fp32", world=DistributedContext(1, 2))
     asked = plan(16)
-    assert fitting(task, asked, {"images": torch.randn(8, 3)}, several) is asked
+    assert find_micro_batch_size(task, asked, {"images": torch.randn(8, 3)}, several) is asked
     assert int(task.seen) == 0
     assert all(parameter.grad is None for parameter in task.model.parameters())
 

@@ -54,11 +54,11 @@ class BrightnessTask(FinetunedTask):
         targets = brightness(batch["images"])
         return (self.forward(normalize(batch["images"], *self.normalization)) - targets).square().mean(), {}
 
-    def measure(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
+    def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         error, images = mean_error(self.measured, self.val, self.normalization, self.batching(16, check_stop))
         return {"mean_error": error, "images": images}
 
-    def own_settings(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         return {"head": "linear"}
 
     def about(self) -> dict[str, str]:

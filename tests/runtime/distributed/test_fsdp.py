@@ -13,8 +13,8 @@ from beitcli.config.architecture import Architecture, Positions
 from beitcli.engine.trainer.optimizer_step import _update
 from beitcli.models.networks.classifier import Classifier
 from beitcli.runtime.compute.optimizer import make_adamw, optimizer_tensors, parameter_groups
-from beitcli.runtime.distributed.fsdp import gathered, is_sharded, shard, summed_later, whole, whole_tensors
-from beitcli.runtime.distributed.world import World, differing_ranks, join, leave, parallel
+from beitcli.runtime.distributed.fsdp import defer_reduction, gathered, is_sharded, shard, whole, whole_tensors
+from beitcli.runtime.distributed.world import DistributedContext, differing_ranks, join, leave, parallel
 from tests.helpers.forked import Child
 from tests.helpers.processes import free_port
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 NONE = torch.amp.GradScaler("cpu", enabled=False)
 
 
-def in_two(work: Callable[[World], None]) -> None:
+def in_two(work: Callable[[DistributedContext], None]) -> None:
     """Does `work` in two processes, which have found one another."""
     port = free_port()
 
@@ -75,7 +75,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 @pytest.mark.parametrize("positions", ["absolute", "shared", "per-block"])
 def test_bf16_blocks_travel_in_bf16_and_give_the_loss_and_gradients_of_autocast(positions: Positions) -> None:
-    def work(world: World) -> None:
+    def work(world: DistributedContext) -> None:
         plain, spread = classifier(positions), classifier(positions)
         shard(spread, spread.blocks, world, torch.bfloat16)
         seen: dict[str, torch.dtype] = {}
@@ -104,12 +104,12 @@ def test_bf16_blocks_travel_in_bf16_and_give_the_loss_and_gradients_of_autocast(
 
 
 def test_bf16_gradients_of_micro_batches_are_added_in_fp32() -> None:
-    def work(world: World) -> None:
+    def work(world: DistributedContext) -> None:
         plain, spread = classifier(), classifier()
         shard(spread, spread.blocks, world, torch.bfloat16)
         parts = images(1).chunk(2)
         for model in (plain, spread):
-            with summed_later(model):
+            with defer_reduction(model):
                 learn(model, parts[0], torch.bfloat16)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 model(parts[1]).float().square().mean().backward()
@@ -124,7 +124,7 @@ def test_bf16_gradients_of_micro_batches_are_added_in_fp32() -> None:
 def test_a_skipped_step_of_a_spread_model_changes_nothing_and_nothing_waits_for_the_decision(dtype) -> None:
     """With `found_inf`, by which the optimizer's kernel decides: as on a GPU."""
 
-    def work(world: World) -> None:
+    def work(world: DistributedContext) -> None:
         plain, spread = classifier(), classifier()
         shard(spread, spread.blocks, world, dtype)
         optimizers = [optimizer_of(plain), optimizer_of(spread)]
@@ -146,7 +146,7 @@ def test_a_skipped_step_of_a_spread_model_changes_nothing_and_nothing_waits_for_
 
 
 def test_a_bf16_model_is_measured_whole_and_spread_again() -> None:
-    def work(world: World) -> None:
+    def work(world: DistributedContext) -> None:
         plain, spread = classifier().eval(), classifier().eval()
         shard(spread, spread.blocks, world, torch.bfloat16)
         assert is_sharded(spread)
@@ -161,7 +161,7 @@ def test_a_bf16_model_is_measured_whole_and_spread_again() -> None:
 
 
 def test_compressed_gradients_are_rounded_alike_in_all_processes() -> None:
-    def work(world: World) -> None:
+    def work(world: DistributedContext) -> None:
         exact, rounded = (parallel(classifier(), world, compression=compression) for compression in ("none", "bf16"))
         for model in (exact, rounded):
             with model.no_sync():
@@ -179,12 +179,12 @@ def test_compressed_gradients_are_rounded_alike_in_all_processes() -> None:
 
 
 def test_a_number_is_agreed_on_while_other_things_are() -> None:
-    def work(world: World) -> None:
-        later = world.largest_later(7 * world.rank)
+    def work(world: DistributedContext) -> None:
+        later = world.all_reduce_max_async(7 * world.rank)
         assert world.gather(world.rank) == [0, 1]
-        assert float(world.sum(torch.tensor(2.0))) == 4
-        last = world.largest_later(3 - world.rank)
+        assert float(world.all_reduce_sum(torch.tensor(2.0))) == 4
+        last = world.all_reduce_max_async(3 - world.rank)
         assert (later(), last()) == (7, 3)
 
     in_two(work)
-    assert World().largest_later(5)() == 5
+    assert DistributedContext().all_reduce_max_async(5)() == 5
