@@ -46,15 +46,15 @@ def load_model(
         from beitcli.models.checkpoints.open import open_model
 
         reference = os.fspath(model)
-        opened = open_model(reference, downloads(events))
-        warn(opened.warnings, events)
-        if opened.kind == "tokenizer":
+        checkpoint = open_model(reference, downloads(events))
+        warn(checkpoint.warnings, events)
+        if checkpoint.kind == "tokenizer":
             raise StorageError(f"'{reference}' is a tokenizer.", "Open it with beitcli.load_tokenizer.")
         built: MaskedImageModel | ImageClassifier | Segmenter | Detector
-        if opened.kind == "masked-image-model":
-            built = masked_image_model_of(opened, opened.tensors())
-        elif task := task_of_kind(opened.kind):
-            built = task.open_model(opened)
+        if checkpoint.kind == "masked-image-model":
+            built = masked_image_model_of(checkpoint, checkpoint.tensors())
+        elif task := task_of_kind(checkpoint.kind):
+            built = task.open_model(checkpoint)
         else:
             built, _ = open_backbone(reference, on_progress=downloads(events))
         return built.to(device)

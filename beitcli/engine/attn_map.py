@@ -24,7 +24,7 @@ from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.attention_maps import attention_rows, block_index
 from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.pictures.attention import attention_panel, heat_overlay, with_scale
@@ -56,10 +56,10 @@ def attn_map(
     points = [parse_point(text) for text in config.point]
     reference = config.model or _newest_run(on_event)
     compute = choose_compute(config.device, config.precision)
-    model, opened = open_backbone(reference, config.size, downloads(on_event))
-    opened = opened.normalized(config.normalization)
-    warn(opened.warnings, on_event)
-    looker = _Looker(config, model.to(compute.device), opened, compute, points)
+    model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
+    checkpoint = checkpoint.normalized(config.normalization)
+    warn(checkpoint.warnings, on_event)
+    looker = _Looker(config, model.to(compute.device), checkpoint, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     outputs = _output_paths(config.output, source) if config.output is not None else None
     bad = 0
@@ -81,9 +81,14 @@ class _Looker:
     """Computes and writes the attention maps of one block of one model."""
 
     def __init__(
-        self, config: AttnMapConfig, model: ImageClassifier, opened: OpenedModel, compute: Compute, points: list[Pixel]
+        self,
+        config: AttnMapConfig,
+        model: ImageClassifier,
+        checkpoint: CheckpointHandle,
+        compute: Compute,
+        points: list[Pixel],
     ) -> None:
-        self.model, self.opened, self.compute = model, opened, compute
+        self.model, self.checkpoint, self.compute = model, checkpoint, compute
         self.points, self.threshold = points, config.threshold
         self.layer = block_index(model, config.layer)
         heads = model.architecture.heads
@@ -100,12 +105,12 @@ class _Looker:
     def rows(self, images: list[Image.Image], queries: list[int] | None) -> np.ndarray:
         """Returns (B, heads, R, L) float32 attention from the positions `queries`; None for all."""
         views = np.stack([to_array(fit_center(image, self.model.architecture.image_size)) for image in images])
-        batch = normalize(torch.from_numpy(views).to(self.compute.device), *self.opened.normalization)
+        batch = normalize(torch.from_numpy(views).to(self.compute.device), *self.checkpoint.normalization)
         with self.compute.autocast():
             rows = attention_rows(self.model, batch, self.layer, queries).cpu().numpy()
         if not np.isfinite(rows).all():
             raise StorageError(
-                f"The attention of '{self.opened.reference}' in {self.compute.precision} is not finite.",
+                f"The attention of '{self.checkpoint.reference}' in {self.compute.precision} is not finite.",
                 "Give --precision fp32, or an earlier checkpoint.",
             )
         return rows
@@ -139,7 +144,7 @@ class _Looker:
             self._write(output, path, looked)
         return {
             "path": path,
-            "model": self.opened.reference,
+            "model": self.checkpoint.reference,
             "layer": self.layer,
             "grid": list(self.model.architecture.grid),
             "output": None if output is None else str(output),
@@ -157,7 +162,7 @@ class _Looker:
                 looked.rows,
                 self.model.architecture.grid,
                 title=path,
-                detail=f"Block {self.layer} (the last is {len(self.model.blocks) - 1}) of {self.opened.reference}",
+                detail=f"Block {self.layer} (the last is {len(self.model.blocks) - 1}) of {self.checkpoint.reference}",
                 points=looked.patches,
                 head=self.head,
                 threshold=self.threshold,

@@ -36,10 +36,11 @@ from beitcli.models.checkpoints.export_formats import (
     to_official,
     to_timm,
 )
-from beitcli.models.checkpoints.load_backbone import by_block
-from beitcli.models.checkpoints.open import OpenedModel, open_pretrained
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.key_mapping import by_block
+from beitcli.models.checkpoints.open import open_pretrained
 from beitcli.models.networks.classifier import Classifier
-from beitcli.models.networks.timm_vit import ForeignArchitecture
+from beitcli.models.networks.timm_vit import TimmArchitecture
 
 TOLERANCE = 1e-4  # relative to the largest output, or to 1 if that is smaller; observed: below 1e-5
 
@@ -84,34 +85,35 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     taken = UsageError(f"-o '{config.output}' is there already.", "Give a new or empty folder.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise taken
-    opened = open_pretrained(config.model, downloads(on_event))
-    warn(opened.warnings, on_event)
-    if opened.kind not in HF_CLASSES:
+    checkpoint = open_pretrained(config.model, downloads(on_event))
+    warn(checkpoint.warnings, on_event)
+    if checkpoint.kind not in HF_CLASSES:
         raise UsageError(
-            f"'{config.model}' is a {opened.kind}, which has no export.", "Export a pretraining or classifier."
+            f"'{config.model}' is a {checkpoint.kind}, which has no export.", "Export a pretraining or classifier."
         )
-    if isinstance(opened.architecture, ForeignArchitecture):
+    if isinstance(checkpoint.architecture, TimmArchitecture):
         raise UsageError(
-            f"'{config.model}' is timm's {opened.architecture.name}, no BEiT.",
+            f"'{config.model}' is timm's {checkpoint.architecture.name}, no BEiT.",
             "Its checkpoint folder opens in timm as it lies; other layouts are BEiT's.",
         )
-    height, width = opened.architecture.image_size
+    height, width = checkpoint.architecture.image_size
     if config.to == "hf" and height != width:
         raise UsageError(
             f"'{config.model}' takes {height} x {width} pixels, and transformers computes square images only.",
             "Export it --to timm or official.",
         )
-    if config.to != "hf" and opened.architecture.norm_eps != TIMM_NORM_EPS:
-        own = f"'{config.model}' normalises with an epsilon of {opened.architecture.norm_eps:g}"
+    if config.to != "hf" and checkpoint.architecture.norm_eps != TIMM_NORM_EPS:
+        own = f"'{config.model}' normalises with an epsilon of {checkpoint.architecture.norm_eps:g}"
         on_event(Warned(f"{own}, for which {config.to} has no setting: it computes with {TIMM_NORM_EPS:g}."))
-    stored = opened.tensors()
-    tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(opened.kind, "\0"))}
+    stored = checkpoint.tensors()
+    tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(checkpoint.kind, "\0"))}
+    unmapped = checkpoint.key_mapping.dropped if checkpoint.key_mapping else ()
     kept = to_timm(tensors) if config.to == "timm" else tensors
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        _write(config.to, opened, kept, partial)
-        checked = compare(config.to, opened, tensors, partial)
+        _write(config.to, checkpoint, kept, partial)
+        checked = compare(config.to, checkpoint, tensors, partial)
         partial.rename(target)  # replaces an empty folder only
     except (OSError, SafetensorError) as error:
         if target.is_dir() and any(target.iterdir()):  # written by another process meanwhile
@@ -123,46 +125,47 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         model=config.model,
         to=config.to,
         output=config.output,
-        kind=opened.kind,
+        kind=checkpoint.kind,
         parameters=sum(tensor.numel() for tensor in kept.values()),
         compared=checked.compared,
         max_difference=checked.max_difference,
         argmax_agreement=checked.argmax_agreement,
         verified_with=checked.reader,
-        dropped=by_block((*sorted(set(stored) - set(kept)), *(opened.layout.dropped if opened.layout else ()))),
+        dropped=by_block((*sorted(set(stored) - set(kept)), *unmapped)),
     )
 
 
-def _write(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> None:
-    found = opened.described
-    architecture = found.architecture
-    pooling: Pooling = "token" if opened.kind == "backbone" and "norm.weight" in tensors else found.pooling
-    crop_share = found.crop_share or evaluation_crop(architecture.image_size)
+def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path) -> None:
+    architecture = checkpoint.architecture
+    pooling: Pooling = "token" if checkpoint.kind == "backbone" and "norm.weight" in tensors else checkpoint.pooling
+    crop_share = checkpoint.crop_share or evaluation_crop(architecture.image_size)
     if to == "official":
-        names = found.classes if found.names_classes else ()
-        args = official_settings(architecture, classes=names, normalization=found.normalization, crop_share=crop_share)
+        names = checkpoint.classes if checkpoint.names_classes else ()
+        args = official_settings(
+            architecture, classes=names, normalization=checkpoint.normalization, crop_share=crop_share
+        )
         torch.save({"model": to_official(tensors, architecture), "args": args}, folder / "model.pth")
         return
     if to == "timm":
         settings = timm_settings(
             architecture,
-            classes=found.classes,
-            pooling="token" if opened.kind == "masked-image-model" else pooling,  # keeps `norm`
-            normalization=found.normalization,
+            classes=checkpoint.classes,
+            pooling="token" if checkpoint.kind == "masked-image-model" else pooling,  # keeps `norm`
+            normalization=checkpoint.normalization,
             crop_share=crop_share,
         )
         written = dict(tensors)
     else:
         settings = hf_settings(
             architecture,
-            opened.kind,
-            outputs=found.outputs,
-            classes=found.classes,
+            checkpoint.kind,
+            outputs=checkpoint.outputs,
+            classes=checkpoint.classes,
             pooling=pooling,
             has_mask_token="mask_token" in tensors,
         )
-        written = to_hf(tensors, opened.kind)
-        preprocessing = hf_preprocessing(architecture, found.normalization, crop_share)
+        written = to_hf(tensors, checkpoint.kind)
+        preprocessing = hf_preprocessing(architecture, checkpoint.normalization, crop_share)
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -185,7 +188,7 @@ class Checked:
 
 
 @torch.no_grad()
-def compare(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> Checked:
+def compare(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path) -> Checked:
     """Runs the original and the export in `folder`, and compares their outputs.
 
     Args:
@@ -194,43 +197,42 @@ def compare(to: str, opened: OpenedModel, tensors: Tensors, folder: Path) -> Che
     Raises:
         StorageError: They differ by more than the tolerance.
     """
-    architecture = opened.architecture
+    architecture = checkpoint.architecture
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, *architecture.image_size, generator=generator)
     mask = torch.rand(2, architecture.num_patches, generator=generator) < 0.4
-    features = opened.kind == "backbone" or (opened.kind == "masked-image-model" and to == "timm")
-    before = _ours(opened, tensors, features)(images, mask)
-    outputs, reader = _reader(to, opened, folder, features)
+    features = checkpoint.kind == "backbone" or (checkpoint.kind == "masked-image-model" and to == "timm")
+    before = _ours(checkpoint, tensors, features)(images, mask)
+    outputs, reader = _reader(to, checkpoint, folder, features)
     after = outputs(images, mask)
     difference = float((before - after).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
         raise StorageError(
-            f"The export differs from '{opened.reference}' by {difference:.3g} in its outputs (read by {reader}).",
+            f"The export differs from '{checkpoint.reference}' by {difference:.3g} in its outputs (read by {reader}).",
             "Nothing was written. This is a fault of the export: report it with the output of `beit inspect`.",
         )
     agreement = None if features else float((before.argmax(-1) == after.argmax(-1)).double().mean())
     return Checked("features" if features else "logits", difference, agreement, reader)
 
 
-def _ours(opened: OpenedModel, tensors: Tensors, features: bool) -> Outputs:
+def _ours(checkpoint: CheckpointHandle, tensors: Tensors, features: bool) -> Outputs:
     """Returns the model of our state dict: logits, (M, V) or (B, classes), or patch features, (B, N, D)."""
-    found = opened.described
-    if found.kind == "masked-image-model":
-        model = masked_image_model_of(opened, tensors)
+    if checkpoint.kind == "masked-image-model":
+        model = masked_image_model_of(checkpoint, tensors)
         return (lambda images, mask: model.hidden_features(images, None)) if features else model
-    pooling = found.pooling if found.kind == "classifier" else "token" if "norm.weight" in tensors else "mean"
-    classifier = Classifier(found.architecture, found.outputs, pooling=pooling).eval()
+    pooling = checkpoint.pooling if checkpoint.kind == "classifier" else "token" if "norm.weight" in tensors else "mean"
+    classifier = Classifier(checkpoint.architecture, checkpoint.outputs, pooling=pooling).eval()
     classifier.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "mask_token"}, strict=False)
     if features:
         return lambda images, mask: classifier.forward_features(images)[:, 1:]
     return lambda images, mask: classifier(images)
 
 
-def _reader(to: str, opened: OpenedModel, folder: Path, features: bool) -> tuple[Outputs, str]:
+def _reader(to: str, checkpoint: CheckpointHandle, folder: Path, features: bool) -> tuple[Outputs, str]:
     if to == "timm":
         return _timm(folder, features)
     if to == "hf" and importlib.util.find_spec("transformers"):
-        return _transformers(opened.kind, folder)
+        return _transformers(checkpoint.kind, folder)
     again = open_pretrained(str(folder))
     return _ours(again, again.tensors(), features), "this program's own reader"
 

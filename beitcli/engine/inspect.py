@@ -11,12 +11,9 @@ from beitcli.config.inspect_export import InspectConfig
 from beitcli.config.tasks import task_of_kind
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.config_readers import stated_in
-from beitcli.models.checkpoints.key_mapping import read_layout
-from beitcli.models.checkpoints.locate import Located, format_of, locate
-from beitcli.models.checkpoints.metadata import Description, describe
-from beitcli.models.checkpoints.timm_references import describe_foreign, is_foreign
-from beitcli.runtime.weight_files.reader import WeightFile, read_header
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.open import open_unverified
+from beitcli.runtime.weight_files.reader import WeightFile
 
 _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
 
@@ -31,7 +28,7 @@ class InspectReport:
         format: `beit` (this program), `official`, `timm`, `hf` or `dall-e`.
         image_size: [H, W] in pixels; `grid` [h, w] in patches or tokens.
         vocab_size: Visual tokens of a masked image model or tokenizer.
-        classes: Of what was finetuned.
+        classes: Of a classifier, segmenter or detector.
         dropped: Tensors that have no place in a BEiT.
         assumed: What the file does not say.
         tensors: Name to shape, where asked for.
@@ -66,94 +63,64 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
     """
     if config.ref == "dall-e" or _looks_pickled(config.ref):
         return _dall_e_halves(config, on_event)
-    located = locate(config.ref, downloads(on_event))
-    header = read_header(located.weights)
-    section = located.settings.get("beit", {})
+    checkpoint = open_unverified(config.ref, downloads(on_event))
+    header = checkpoint.header
+    assert header is not None  # of a file
     tensors = {name: list(shape) for name, shape in header.shapes.items()} if config.tensors else None
-    if section.get("kind") == "tokenizer":
-        return _own_tokenizer(config.ref, located, header, section, tensors)
-    if is_foreign(located.settings):
-        return _foreign(config.ref, located, header, tensors)
-    layout = read_layout(header.shapes, config.ref)
-    if layout.naming == "dall-e":
-        return _dall_e(config.ref, header, tensors)
-    stated = stated_in(located.settings, located.preprocessing, header.about)
-    found = describe(layout, header.shapes, stated, config.ref)
-    architecture = found.architecture
-    target = section.get("target", "tokens") if found.kind == "masked-image-model" else None
-    for what in found.assumed:
+    if checkpoint.kind == "tokenizer":
+        read = _own_tokenizer if checkpoint.format == "beit" else _dall_e
+        return replace(read(checkpoint, header), tensors=tensors)
+    key_mapping, architecture, outputs = checkpoint.key_mapping, checkpoint.architecture, checkpoint.outputs
+    target = checkpoint.settings.get("target", "tokens") if checkpoint.kind == "masked-image-model" else None
+    for what in checkpoint.assumed if key_mapping else ():
         on_event(Warned(f"The file does not say it; assumed: {what}."))
+    mean, std = checkpoint.normalization
     return InspectReport(
         ref=config.ref,
-        format=format_of(layout, header, located),
-        kind=found.kind,
-        architecture=_architecture(found),
-        parameters=found.parameters,
+        format=checkpoint.format,
+        kind=checkpoint.kind,
+        architecture=_architecture(checkpoint),
+        parameters=checkpoint.parameters,
         image_size=list(architecture.image_size),
         grid=list(architecture.grid),
-        vocab_size=found.outputs if target == "tokens" else None,
-        classes=(found.outputs or None) if task_of_kind(found.kind) else None,
-        class_names=list(found.classes),
+        vocab_size=outputs if target == "tokens" else None,
+        classes=(outputs or None) if task_of_kind(checkpoint.kind) else None,
+        class_names=list(checkpoint.classes),
         target=target,
-        normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
-        file=str(located.weights),
+        normalization={"mean": list(mean), "std": list(std)},
+        file=str(checkpoint.weights),
         container=header.container,
         bytes=header.size,
-        dropped=list(layout.dropped),
-        assumed=list(found.assumed),
+        dropped=list(key_mapping.dropped) if key_mapping else [],
+        assumed=list(checkpoint.assumed),
         tensors=tensors,
     )
 
 
-def _foreign(ref: str, located: Located, header: WeightFile, tensors: Listed) -> InspectReport:
-    """A vision Transformer of timm's, described by timm itself."""
-    found = describe_foreign(located.settings, header.shapes, ref)
-    architecture = found.architecture
-    return InspectReport(
-        ref=ref,
-        format="beit" if located.is_ours else "timm",
-        kind=found.kind,
-        architecture={**architecture.as_dict(), "pooling": found.pooling},
-        parameters=found.parameters,
-        image_size=list(architecture.image_size),
-        grid=list(architecture.grid),
-        vocab_size=None,
-        classes=found.outputs or None,
-        class_names=list(found.classes),
-        target=None,
-        normalization={"mean": list(found.normalization[0]), "std": list(found.normalization[1])},
-        file=str(located.weights),
-        container=header.container,
-        bytes=header.size,
-        dropped=[],
-        assumed=list(found.assumed),
-        tensors=tensors,
-    )
-
-
-def _architecture(found: Description) -> dict[str, Any]:
-    architecture = found.architecture
+def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
+    architecture = checkpoint.architecture
+    if checkpoint.key_mapping is None:  # a vision Transformer as timm describes it
+        return {**architecture.as_dict(), "pooling": checkpoint.pooling}
     plain = asdict(architecture)
     del plain["image_size"]
     size = _NAMES.get((architecture.width, architecture.depth))
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
-    task = task_of_kind(found.kind)
-    last = {"head": found.head} if task is not None and task.heads else {"pooling": found.pooling}
+    task = task_of_kind(checkpoint.kind)
+    last = {"head": checkpoint.head} if task is not None and task.prefix else {"pooling": checkpoint.pooling}
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 
-def _own_tokenizer(
-    ref: str, located: Located, header: WeightFile, section: dict[str, Any], tensors: Listed
-) -> InspectReport:
+def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> InspectReport:
     """A discrete VAE of `train-tokenizer`."""
-    shape = section["architecture"]
+    shape, size = checkpoint.settings["architecture"], checkpoint.settings["size"]
     parameters = sum(math.prod(each) for each in header.shapes.values())
-    report = _tokenizer(ref, dict(shape), section["size"], shape["groups"], parameters, [located.weights])
-    return replace(report, format="beit", tensors=tensors)
+    report = _tokenizer(checkpoint.reference, dict(shape), size, shape["groups"], parameters, [header.path])
+    return replace(report, format="beit")
 
 
-def _dall_e(ref: str, header: WeightFile, tensors: Listed) -> InspectReport:
-    """DALL-E's encoder, by the header of a state dict."""
+def _dall_e(checkpoint: CheckpointHandle, header: WeightFile) -> InspectReport:
+    """DALL-E's encoder, from the header of its state dict."""
+    ref = checkpoint.reference
     leaf = "weight" if "blocks.input.weight" in header.shapes else "w"
     try:
         width = header.shapes[f"blocks.input.{leaf}"][0]
@@ -163,7 +130,7 @@ def _dall_e(ref: str, header: WeightFile, tensors: Listed) -> InspectReport:
     groups = len({name.split(".")[1] for name in header.shapes if name.startswith("blocks.group_")})
     shape = {"name": "DALL-E encoder", "vocab_size": vocab_size, "width": width, "groups": groups}
     parameters = sum(math.prod(each) for each in header.shapes.values())
-    return replace(_tokenizer(ref, shape, 112, groups, parameters, [header.path]), tensors=tensors)
+    return _tokenizer(ref, shape, 112, groups, parameters, [header.path])
 
 
 def _dall_e_halves(config: InspectConfig, on_event: OnEvent) -> InspectReport:

@@ -23,7 +23,7 @@ from beitcli.masking import keyed_mask, make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
 from beitcli.masking.statistics import mask_statistics
 from beitcli.models.checkpoints.build import open_masked_image_model
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.patchify import join_patches, patch_pixels
 from beitcli.pictures.masks import mask_panel
@@ -44,7 +44,7 @@ class Preview:
 @dataclass(frozen=True)
 class _Pretrained:
     model: MaskedImageModel
-    opened: OpenedModel
+    checkpoint: CheckpointHandle
     tokenizer: Tokenizer | None
     compute: Compute
 
@@ -52,7 +52,7 @@ class _Pretrained:
     def reconstruct(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Image.Image]:
         """Returns pictures of the visible patches and the model's prediction of the hidden ones, in one pass."""
         architecture = self.model.architecture
-        images = normalize(self._views(pictures, architecture.image_size), *self.opened.normalization)
+        images = normalize(self._views(pictures, architecture.image_size), *self.checkpoint.normalization)
         hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(self.compute.device)
         with self.compute.autocast():
             outputs = self.model(images, hidden)
@@ -60,7 +60,7 @@ class _Pretrained:
             pixels = patch_pixels(images, architecture.patch_size)
             pixels[hidden] = outputs.float()
             joined = join_patches(pixels, architecture.grid, architecture.patch_size)
-            rebuilt = denormalize(joined, *self.opened.normalization)
+            rebuilt = denormalize(joined, *self.checkpoint.normalization)
         else:
             rows, columns = (patches * self.tokenizer.model.downsample for patches in architecture.grid)
             tokens = self.tokenizer.encode(self._views(pictures, (rows, columns), Image.Resampling.LANCZOS))
@@ -86,7 +86,7 @@ def mask_preview(
         DataError: After the last image, if some could not be read.
     """
     pretrained = _open_run(config, on_event) if config.model else None
-    masking, seed = masking_of(config, pretrained.opened if pretrained else None)
+    masking, seed = masking_of(config, pretrained.checkpoint if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
     source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed, on_event=on_event)
@@ -144,15 +144,15 @@ def _output_paths(output: str, source: Source) -> list[Path]:
 
 def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
     """Returns the summary of `--stats N`."""
-    opened = open_masked_image_model(config.model)[1] if config.model else None
-    masking, seed = masking_of(config, opened)
+    checkpoint = open_masked_image_model(config.model)[1] if config.model else None
+    masking, seed = masking_of(config, checkpoint)
     return dict(mask_statistics(masking, config.stats or 1, seed, config.epoch))
 
 
-def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[MaskGenerator, int]:
+def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -> tuple[MaskGenerator, int]:
     """Returns the mask generator and its seed: those of the run, if any, overridden by the command line."""
-    own = (opened.settings.get("masking") if opened else None) or {}
-    grid = opened.architecture.grid if opened else config.grid or (14, 14)
+    own = (checkpoint.settings.get("masking") if checkpoint else None) or {}
+    grid = checkpoint.architecture.grid if checkpoint else config.grid or (14, 14)
     if config.grid not in (None, grid):
         given = ",".join(map(str, config.grid or ()))
         raise UsageError(f"--grid is {given}, but the model's is {grid[0]},{grid[1]}.", "Leave --grid out.")
@@ -169,23 +169,23 @@ def masking_of(config: MaskPreviewConfig, opened: OpenedModel | None) -> tuple[M
 
 
 def _open_run(config: MaskPreviewConfig, on_event: OnEvent) -> _Pretrained:
-    model, opened = open_masked_image_model(config.model or "", downloads(on_event))
-    compute = opened.compute(config.device, config.precision)
-    warn(opened.warnings, on_event)
+    model, checkpoint = open_masked_image_model(config.model or "", downloads(on_event))
+    compute = checkpoint.compute(config.device, config.precision)
+    warn(checkpoint.warnings, on_event)
     tokenizer = None
-    if config.output and opened.settings.get("target", "tokens") == "tokens":
+    if config.output and checkpoint.settings.get("target", "tokens") == "tokens":
         if config.tokenizer:
             tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
         else:
-            tokenizer = tokenizer_of(opened, compute.device, on_event)
+            tokenizer = tokenizer_of(checkpoint, compute.device, on_event)
         tokenizer.require_decoder()
-        if tokenizer.vocab_size != opened.described.outputs:
+        if tokenizer.vocab_size != checkpoint.outputs:
             raise StorageError(
                 f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size} codes, '{config.model}' "
-                f"{opened.described.outputs} outputs.",
+                f"{checkpoint.outputs} outputs.",
                 "Give the tokenizer that it learned from.",
             )
-    return _Pretrained(model.to(compute.device), opened, tokenizer, compute)
+    return _Pretrained(model.to(compute.device), checkpoint, tokenizer, compute)
 
 
 def _picture(image: Image.Image, mask: np.ndarray, rebuilt: Image.Image | None) -> Image.Image:

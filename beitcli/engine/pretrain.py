@@ -181,8 +181,8 @@ def _probe(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Onlin
 
 def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:
     """Downloaded by the first process, where it must be."""
-    opened = compute.world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
-    return _prepared(config, opened, compute, on_event)
+    tokenizer = compute.world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    return _prepared(config, tokenizer, compute, on_event)
 
 
 def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on_event: OnEvent) -> Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from beitcli.engine.events import OnEvent, Warned, downloads, warn
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.mixed_precision import Precision
 from beitcli.tokenizers.open import open_tokenizer, open_tokenizer_of
@@ -16,9 +16,9 @@ def tokenizer_for(reference: str, device: torch.device, on_event: OnEvent) -> To
     return _announced(open_tokenizer(reference, device, downloads(on_event)), on_event)
 
 
-def tokenizer_of(opened: OpenedModel, device: torch.device, on_event: OnEvent) -> Tokenizer:
+def tokenizer_of(checkpoint: CheckpointHandle, device: torch.device, on_event: OnEvent) -> Tokenizer:
     """The one that a masked image model learned from."""
-    return _announced(open_tokenizer_of(opened, device, downloads(on_event)), on_event)
+    return _announced(open_tokenizer_of(checkpoint, device, downloads(on_event)), on_event)
 
 
 def prepared(

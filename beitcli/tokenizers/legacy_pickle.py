@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from beitcli.errors import StorageError
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.runtime.weight_files.safe_unpickling import guarded_load
 
 OLD_CONTAINER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that it begins with
@@ -105,8 +105,8 @@ def _read_old(path: Path) -> Any:
             return _OldContainer(file, path.stat().st_size).read()
         except _AskedFor as error:
             raise StorageError(
-                f"'{path}' is not loaded: its pickle asks for `{quote(str(error))}`, which is no tensor and could run "
-                "anything.",
+                f"'{path}' is not loaded: its pickle asks for `{one_line(str(error))}`, which is no tensor and could "
+                "run anything.",
                 _AGAIN,
             ) from None
         except Exception:  # a damaged pickle raises anything

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.checkpoints.open import OpenedModel, open_checkpoint
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.open import open_checkpoint
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.dalle import GRID, build, weight_files
 from beitcli.tokenizers.dalle_cache import Opened, open_files, open_hub, open_named
@@ -24,26 +25,29 @@ DALLE_CODES = 8192
 
 
 def open_tokenizer_of(
-    opened: OpenedModel, device: torch.device | None = None, on_progress: OnProgress | None = None
+    checkpoint: CheckpointHandle, device: torch.device | None = None, on_progress: OnProgress | None = None
 ) -> Tokenizer:
     """The tokenizer that a pretraining run learned from: its own lies inside it, another where it was.
 
     Raises:
         StorageError: It names none, or what lies there is another tokenizer now.
     """
-    named = opened.settings.get("tokenizer")
-    foreign = not opened.settings and opened.layout is not None and not opened.layout.is_version_2
-    if foreign and opened.described.outputs == DALLE_CODES:
+    named = checkpoint.settings.get("tokenizer")
+    foreign = not checkpoint.settings and checkpoint.key_mapping is not None and not checkpoint.key_mapping.is_version_2
+    if foreign and checkpoint.outputs == DALLE_CODES:
         tokenizer = open_tokenizer("dall-e", device, on_progress)
-        assumed = f"'{opened.reference}' does not name its tokenizer; assumed: DALL-E's, as of the release."
+        assumed = f"'{checkpoint.reference}' does not name its tokenizer; assumed: DALL-E's, as of the release."
         return replace(tokenizer, notes=(*tokenizer.notes, assumed))
     if not named:
-        raise StorageError(f"'{opened.reference}' names no tokenizer that it learned from.", "Pass it as --tokenizer.")
-    reference = str(opened.run / "tokenizer") if named["reference"] == "own" else named["reference"]
+        raise StorageError(
+            f"'{checkpoint.reference}' names no tokenizer that it learned from.", "Pass it as --tokenizer."
+        )
+    reference = str(checkpoint.run / "tokenizer") if named["reference"] == "own" else named["reference"]
     tokenizer = open_tokenizer(reference, device, on_progress)
     if tokenizer.sha256 != named["sha256"]:
         raise StorageError(
-            f"Tokenizer '{reference}' is not the one that '{opened.reference}' was trained with.", "Put that one back."
+            f"Tokenizer '{reference}' is not the one that '{checkpoint.reference}' was trained with.",
+            "Put that one back.",
         )
     return tokenizer
 
@@ -90,30 +94,30 @@ def _dalle(reference: str, opened: Opened, device: torch.device | None) -> Token
 
 def _ours(reference: str, device: torch.device | None, on_progress: OnProgress | None) -> Tokenizer:
     inside = Path(reference) / "tokenizer"
-    opened = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
-    if opened.kind == "masked-image-model":
-        return open_tokenizer_of(opened, device, on_progress)
-    if opened.kind != "tokenizer":
+    checkpoint = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
+    if checkpoint.kind == "masked-image-model":
+        return open_tokenizer_of(checkpoint, device, on_progress)
+    if checkpoint.kind != "tokenizer":
         raise StorageError(
-            f"'{reference}' is a {opened.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
+            f"'{reference}' is a {checkpoint.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
         )
-    model = _model_of(opened)
-    sums = (opened.weights.parent / SUMS).read_text().splitlines()
+    model = _model_of(checkpoint)
+    sums = (checkpoint.weights.parent / SUMS).read_text().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
     model.requires_grad_(False).eval().to(device or torch.device("cpu"))
-    return Tokenizer(reference, model, int(opened.settings["size"]), sha256, opened.warnings)
+    return Tokenizer(reference, model, int(checkpoint.settings["size"]), sha256, checkpoint.warnings)
 
 
-def _model_of(opened: OpenedModel) -> DiscreteVAE:
+def _model_of(checkpoint: CheckpointHandle) -> DiscreteVAE:
     """The dVAE that the settings describe, with its weights; nothing is drawn for them to replace.
 
     Raises:
         StorageError: The settings describe another, or none.
     """
-    tensors = opened.tensors()
+    tensors = checkpoint.tensors()
     try:
-        architecture = DVAEArchitecture(**opened.settings["architecture"])
-        size = opened.settings["size"]
+        architecture = DVAEArchitecture(**checkpoint.settings["architecture"])
+        size = checkpoint.settings["size"]
         if type(size) is not int or not 1 <= size <= 100_000:
             raise ValueError(f"size {size!r}")
         if architecture.groups * architecture.blocks_per_group > len(tensors):  # before as many blocks are built
@@ -124,6 +128,7 @@ def _model_of(opened: OpenedModel) -> DiscreteVAE:
         model.float()
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:
         raise StorageError(
-            f"Tokenizer '{opened.reference}' does not fit its own config: {quote(str(error), 200)}.", "Train it again."
+            f"Tokenizer '{checkpoint.reference}' does not fit its own config: {one_line(str(error), 200)}.",
+            "Train it again.",
         ) from None
     return model

@@ -22,7 +22,6 @@ from beitcli.engine.attn_map import attn_map
 from beitcli.engine.events import Note, Progress
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
-from beitcli.models.checkpoints.open import state_tensors
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.runtime.storage.checkpoint import save_checkpoint
@@ -42,7 +41,7 @@ def save_run(run: Path, kind: str = "masked-image-model") -> Path:
     save_checkpoint(
         run / "checkpoints",
         1,
-        model=state_tensors(model),
+        model=model.state_dict(),
         config=config,
         trainer_tensors={"none": torch.zeros(1)},
         trainer={},

@@ -82,7 +82,7 @@ def test_every_kind_goes_to_every_layout_and_back_unchanged(beit, tmp_path, kind
     before, after = open_model(str(tmp_path / "theirs")), open_model(str(tmp_path / "out"))
     assert after.format == to
     assert after.architecture == before.architecture
-    assert after.described.classes == before.described.classes
+    assert after.classes == before.classes
     assert after.normalization == before.normalization
     tensors, again = before.tensors(), after.tensors()
     assert all(torch.equal(tensors[name], again[name]) for name in again)
@@ -110,8 +110,8 @@ def test_released_layout_has_the_index_buffers_and_names_of_the_release(tmp_path
     released = ReleasedMasked(use_abs_pos_emb=False, use_shared_rel_pos_bias=True, init_values=0.1)
     path = save_released(released, tmp_path / "p.pth")
     stored = torch.load(path, weights_only=False)["model"]
-    opened = open_model(str(path))
-    again = to_official(opened.tensors(), opened.architecture)
+    checkpoint = open_model(str(path))
+    again = to_official(checkpoint.tensors(), checkpoint.architecture)
     assert set(again) == set(stored)
     assert all(torch.equal(again[name], stored[name]) for name in stored)
 
@@ -147,11 +147,11 @@ def test_a_tokenizer_is_no_model_to_export(beit, tmp_path, tokenizer_run):
 def test_an_export_that_differs_is_refused(tmp_path):
     theirs = tmp_path / "theirs"
     hf_classifier(theirs)
-    opened = open_model(str(theirs))
+    checkpoint = open_model(str(theirs))
     other = tmp_path / "other"
     hf_classifier(other, layer_norm_eps=1e-2)
     with pytest.raises(StorageError, match="differs from"):
-        compare("hf", opened, opened.tensors(), other)
+        compare("hf", checkpoint, checkpoint.tensors(), other)
 
 
 @pytest.mark.parametrize("positions", ["absolute", "shared"])
@@ -192,7 +192,7 @@ def test_the_crop_of_evaluation_goes_along(beit, tmp_path):
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(settings))
     for to in ("timm", "hf", "official"):
         exported(beit, tmp_path / "theirs", to, tmp_path / to)
-        assert open_model(str(tmp_path / to)).described.crop_share == 0.8
+        assert open_model(str(tmp_path / to)).crop_share == 0.8
 
 
 @pytest.mark.parametrize("to", ["timm", "official", "hf"])

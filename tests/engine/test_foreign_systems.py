@@ -49,11 +49,11 @@ def test_finetuning_trains_every_parameter(beit, labelled_folder, tmp_path):
 @torch.no_grad()
 def test_a_checkpoint_opens_in_timm_as_it_lies(vit_run):
     theirs = timm.create_model(f"local-dir:{vit_run / 'checkpoints' / 'step-0000004'}", pretrained=True).eval()
-    ours, opened = open_classifier(str(vit_run))
+    ours, checkpoint = open_classifier(str(vit_run))
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ours(images), theirs(images))
-    assert theirs.pretrained_cfg["label_names"] == ["blue", "green", "red"] == list(opened.described.classes)
-    assert tuple(theirs.pretrained_cfg["mean"]) == opened.normalization[0]
+    assert theirs.pretrained_cfg["label_names"] == ["blue", "green", "red"] == list(checkpoint.classes)
+    assert tuple(theirs.pretrained_cfg["mean"]) == checkpoint.normalization[0]
 
 
 def test_it_resumes_bit_for_bit(beit, vit_run, labelled_folder, tmp_path):

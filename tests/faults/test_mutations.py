@@ -310,10 +310,10 @@ def test_damaged_settings_beside_weights_are_read_or_refused(
 
     def use(seed: int) -> None:
         (folder / name).write_bytes(mutated_json(content, seed))
-        opened = open_model(str(folder))
+        checkpoint = open_model(str(folder))
         if seed % 4 == 0:
             open_classifier(str(folder), None)
-        assert opened.kind
+        assert checkpoint.kind
 
     assert_contained(range(500), use)
 

@@ -25,7 +25,7 @@ class TaskDefinition:
         name: As of its file.
         kind: Of its checkpoints, in their config.json.
         engine: Package of `finetune.finetune`, `evaluate.evaluate` and `predict.predict`.
-        opener: `module:function` from an opened checkpoint and a size to the model and what was opened.
+        opener: `module:function` from an checkpoint checkpoint and a size to the model and what was checkpoint.
         recipe: Where none is named; None for that of the command.
         default_head: The one that is taken where none is named.
         heads: Empty where there is the default alone, which belongs to the backbone.
@@ -60,10 +60,10 @@ class TaskDefinition:
         """Calls its `finetune`, `evaluate` or `predict`."""
         return getattr(import_module(f"{self.engine}.{command}"), command)(*arguments)
 
-    def open_model(self, opened: Any) -> Any:
-        """The network of an opened checkpoint, in evaluation mode."""
+    def open_model(self, checkpoint: Any) -> Any:
+        """The network of an checkpoint checkpoint, in evaluation mode."""
         module, _, function = self.opener.partition(":")
-        return getattr(import_module(module), function)(opened)[0]
+        return getattr(import_module(module), function)(checkpoint)[0]
 
 
 def task_of_kind(kind: str) -> TaskDefinition | None:

@@ -22,10 +22,9 @@ from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
-from beitcli.models.checkpoints.build import classifier_of
+from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.metadata import IMAGENETS
-from beitcli.models.checkpoints.open import OpenedModel
-from beitcli.models.checkpoints.preprocessing import Preprocessing, preprocessing
 from beitcli.models.networks.classifier import ImageClassifier
 
 
@@ -57,32 +56,32 @@ class Scores:
     top5: float
 
 
-def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> EvalReport:
+def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> EvalReport:
     """Measures a classifier.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: No labels, classes the model does not know, or too many bad images.
     """
-    model, opened = classifier_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    batching = join_evaluation(config, opened, on_event)
+    model, checkpoint = classifier_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    batching = join_evaluation(config, checkpoint, on_event)
     size = max(model.architecture.image_size)
     source = batching.compute.world.rank_zero_first(
         lambda: open_inputs(config, sample_size=size, labelled=True, on_event=batching.on_event)
     )
-    columns = class_columns(source, opened.described.classes)
-    scores = score(model.to(batching.compute.device), source, columns, preprocessing(opened, model), batching)
+    columns = class_columns(source, checkpoint.classes)
+    scores = score(model.to(batching.compute.device), source, columns, preprocessing(checkpoint, model), batching)
     tell_bad(config, scores.bad, len(source), batching.on_event)
     return evaluated(config, TASK, EvalReport, scores.images, scores.bad, top1=scores.top1, top5=scores.top5)
 
 
-def class_names(opened: OpenedModel) -> tuple[str, ...]:
+def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
     """Of a classifier; those of ImageNet, where it says only how many there are."""
-    classes = opened.described.classes
-    if not opened.described.names_classes and len(classes) in IMAGENETS:
+    classes = checkpoint.classes
+    if not checkpoint.names_classes and len(classes) in IMAGENETS:
         names = ImageNetInfo(IMAGENETS[len(classes)])
         return tuple(names.index_to_description(index) for index in range(len(classes)))
     return classes

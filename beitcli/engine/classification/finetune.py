@@ -23,9 +23,9 @@ from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained,
 from beitcli.engine.trainer.reports import Finetuned, Timed
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import UsageError
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, new_classifier
-from beitcli.models.networks.timm_vit import HEADS, ForeignArchitecture, ForeignViT
+from beitcli.models.networks.timm_vit import HEADS, TimmArchitecture, TimmViT
 from beitcli.runtime.compute.device import join_compute
 from beitcli.runtime.distributed.world import DistributedContext
 
@@ -47,12 +47,12 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
     held = _validation(config, source, max(size), on_event, world)
     data = FinetuneData(held.training, held.measured, source.classes or (), held.bad, _measured_on(config, held))
-    if init.opened is not None and size != init.opened.architecture.image_size:
-        own = " x ".join(map(str, init.opened.architecture.image_size))
+    if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
+        own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
     view = _training_view(config, init)
-    model = build_classifier(config, init.opened, data.classes, on_event)
-    if config.shard and isinstance(model, ForeignViT):
+    model = build_classifier(config, init.checkpoint, data.classes, on_event)
+    if config.shard and isinstance(model, TimmViT):
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
     plan = make_plan(config, data.training)
     task = FinetuneTask(config, plan, model, data.classes, data.measured, compute, init.normalization)
@@ -71,32 +71,32 @@ def _card(report: FinetuneReport, size: tuple[int, int]) -> FinetunedCard:
 
 
 def build_classifier(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+    config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> ImageClassifier:
-    """The model of `--init`, its head new but for the same classes; from scratch where nothing is `opened`."""
+    """The model of `--init`, its head new but for the same classes; from scratch where there is none."""
 
     def make(architecture: Architecture) -> ImageClassifier:
-        if opened is None:
+        if checkpoint is None:
             return Classifier(architecture, len(classes), config.drop_path)
         return new_classifier(architecture, len(classes), config.drop_path)
 
-    def head_of(opened: OpenedModel) -> HeadTransfer:
-        return HeadTransfer(_reinit(opened, classes), draws_anew=True)
+    def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
+        return HeadTransfer(_reinit(checkpoint, classes), draws_anew=True)
 
-    return build_finetuned(config, opened, make, head_of, on_event)
+    return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
-def _reinit(opened: OpenedModel, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str, ...]:
     """What does not go over: the head and its norm, but for those of a classifier that pools alike.
 
     The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
     """
-    found = opened.described
-    if isinstance(found.architecture, ForeignArchitecture):
-        return () if found.kind == "classifier" and found.names_classes and found.classes == classes else HEADS
-    if found.kind != "classifier" or found.pooling != "mean":
+    same_classes = checkpoint.names_classes and checkpoint.classes == classes
+    if isinstance(checkpoint.architecture, TimmArchitecture):
+        return () if checkpoint.kind == "classifier" and same_classes else HEADS
+    if checkpoint.kind != "classifier" or checkpoint.pooling != "mean":
         return POOLING
-    return () if found.names_classes and found.classes == classes else ("head.",)
+    return () if same_classes else ("head.",)
 
 
 def _validation(

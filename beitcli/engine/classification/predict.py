@@ -13,29 +13,28 @@ from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.models.checkpoints.build import classifier_of
-from beitcli.models.checkpoints.open import OpenedModel
-from beitcli.models.checkpoints.preprocessing import preprocessing
+from beitcli.models.checkpoints.build import classifier_of, preprocessing
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.runtime.compute.device import choose_workers
 
 
 def predict(
-    config: PredictConfig, found: OpenedModel, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+    config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "label", "score", "top": [[label, score], ...]}`, or `{"path", "error"}`.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: After the last image, where some could not be read.
     """
-    model, opened = classifier_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    compute = opened.compute(config.device, config.precision)
-    warn(opened.warnings, on_event)
+    model, checkpoint = classifier_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = checkpoint.compute(config.device, config.precision)
+    warn(checkpoint.warnings, on_event)
     model.to(compute.device)
-    classes = class_names(opened)
+    classes = class_names(checkpoint)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
 
     def said(logits: torch.Tensor) -> Iterator[dict[str, Any]]:
@@ -45,5 +44,5 @@ def predict(
             yield {"label": top[0][0], "score": top[0][1], "top": top}
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
-    batches = classify(model, source, preprocessing(opened, model), batching)
+    batches = classify(model, source, preprocessing(checkpoint, model), batching)
     yield from documents(source, ((batch, said(logits) if len(batch) else ()) for batch, logits in batches), on_event)

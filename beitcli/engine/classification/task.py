@@ -23,11 +23,11 @@ from beitcli.engine.classification.evaluate import class_columns, score
 from beitcli.engine.trainer.finetuning import FinetunedTask, size
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.errors import UsageError
+from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.checkpoints.export_formats import timm_settings
-from beitcli.models.checkpoints.preprocessing import Preprocessing
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.classifier import ImageClassifier
-from beitcli.models.networks.timm_vit import ForeignArchitecture
+from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.compute.compile import compiles
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 
@@ -139,7 +139,7 @@ class FinetuneTask(FinetunedTask):
     def about(self) -> dict[str, str]:
         architecture = self.model.architecture
         kind = f"BEiT ({architecture.positions} positions)"
-        if isinstance(architecture, ForeignArchitecture):
+        if isinstance(architecture, TimmArchitecture):
             kind = f"timm's {architecture.name}"
         flops = forward_flops(architecture, 0, 0)
         return {

@@ -1,4 +1,4 @@
-"""Detection data before training: opened, every image's boxes looked at once, classes counted."""
+"""Detection data before training: checkpoint, every image's boxes looked at once, classes counted."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, limite
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import detector_of
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class DetectionEvalReport(DetectionMetrics, Evaluated):
     """What a detector is measured to do."""
 
 
-def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> DetectionEvalReport:
+def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> DetectionEvalReport:
     """Measures a detector.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: No annotations, categories the model does not know, no box at all, or too many bad images.
         UsageError: pycocotools is not installed.
     """
     require_pycocotools()
-    model, opened = detector_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    batching = join_evaluation(config, opened, on_event)
+    model, checkpoint = detector_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    batching = join_evaluation(config, checkpoint, on_event)
     world, on_event = batching.compute.world, batching.on_event
     source = world.rank_zero_first(
         lambda: open_detection(
@@ -57,13 +57,13 @@ def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore)
     )
     left_out: list[Bad] = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(left_out, len(source) + len(left_out), config.max_bad, "Mend the annotations or raise --max-bad.")
-    source = source.renamed(opened.described.classes)
+    source = source.renamed(checkpoint.classes)
     source, left_out = limited(config, source, source.some, left_out)
     if not any(len(source.boxes(index)) for index in range(len(source))):
         raise DataError(f"None of the {len(source)} images of '{source.name}' has a box.", "Check the annotations.")
-    scored = score(model.to(batching.compute.device), source, opened.normalization, batching)
+    scored = score(model.to(batching.compute.device), source, checkpoint.normalization, batching)
     bad = [*left_out, *scored.bad]
     tell_bad(config, bad, len(source) + len(left_out), on_event)
     figures = {name: getattr(scored.figures, name) for name in FIGURES}
-    of_class = dict(zip(opened.described.classes, scored.figures.of_class, strict=True))
+    of_class = dict(zip(checkpoint.classes, scored.figures.of_class, strict=True))
     return evaluated(config, TASK, DetectionEvalReport, scored.images, bad, **figures, ap_of_class=of_class)

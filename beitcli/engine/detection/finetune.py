@@ -21,7 +21,7 @@ from beitcli.engine.trainer.reports import Finetuned, Timed
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.build import head_shape
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.detector import HEADS, Detector
 from beitcli.runtime.compute.device import join_compute
 
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport
         outlines=outlines,
         mean=init.normalization[0],
     )
-    model = build_detector(config, init.opened, data.classes, begun.on_event)
+    model = build_detector(config, init.checkpoint, data.classes, begun.on_event)
     plan = make_plan(config, data.training)
     task = DetectionTask(config, plan, model, data.classes, data.measured, begun.compute, init.normalization)
 
@@ -84,7 +84,7 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
 
 
 def build_detector(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+    config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Detector:
     """The backbone of `--init` under a new head; a detector's own goes over if its shape and classes are the same."""
     head = config.head or TASK.default_head
@@ -93,13 +93,12 @@ def build_detector(
         _require_even(architecture)
         return Detector(architecture, len(classes), head, config.head_width, config.regions, config.drop_path)
 
-    def head_of(opened: OpenedModel) -> HeadTransfer:
-        found = opened.described
-        same = opened.kind == TASK.kind and found.head == head and found.classes == classes
-        keeps = same and head_shape(opened)[0] == config.head_width
+    def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
+        same = checkpoint.kind == TASK.kind and checkpoint.head == head and checkpoint.classes == classes
+        keeps = same and head_shape(checkpoint)[0] == config.head_width
         return HeadTransfer((*POOLING, *(() if keeps else (TASK.prefix,))), keeps, _PARTS)
 
-    return build_finetuned(config, opened, make, head_of, on_event)
+    return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
 def _require_even(architecture: Architecture) -> None:

@@ -20,32 +20,32 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import detector_of
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.boxes import with_boxes, with_masks
 from beitcli.runtime.compute.device import choose_workers
 
 
 def predict(
-    config: PredictConfig, found: OpenedModel, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+    config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "detections": [{"label", "score", "box": [x0, y0, x1, y1]}, ...]}`, best first, boxes in pixels
     of the upright image; of a head that finds masks each also `"mask": {"size": [H, W], "counts"}`, COCO's compressed
     runs. With `-o` also `"output"`, the picture. Or `{"path", "error"}`.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         UsageError: `-o` would overwrite an input.
         DataError: After the last image, where some could not be read.
     """
-    model, opened = detector_of(found, config.size)
-    opened = opened.normalized(config.normalization)
-    compute = opened.compute(config.device, config.precision)
-    warn(opened.warnings, on_event)
+    model, checkpoint = detector_of(checkpoint, config.size)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = checkpoint.compute(config.device, config.precision)
+    warn(checkpoint.warnings, on_event)
     if model.detection.finds_masks:
         require_pycocotools()
-    names, size = opened.described.classes, model.architecture.image_size
+    names, size = checkpoint.classes, model.architecture.image_size
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(size), stdin=stdin, on_event=on_event)
     inputs = [source.path(index) for index in range(len(source))]
@@ -55,7 +55,7 @@ def predict(
         outputs = [placed.path(path) for path in inputs]
         spare_inputs(outputs, inputs, f"-o '{config.output}'")
         make_folder(Path(config.output))
-    view = FittedView(size=size, mean=opened.normalization[0])
+    view = FittedView(size=size, mean=checkpoint.normalization[0])
 
     def said(index: int, objects: Found) -> dict[str, Any]:
         sure = _above(objects, config.score_threshold)
@@ -66,7 +66,7 @@ def predict(
         return document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
-    batches = detect(model, source, view, opened.normalization, batching)
+    batches = detect(model, source, view, checkpoint.normalization, batching)
     yield from documents(source, ((batch, map(said, batch.indices, objects)) for batch, objects in batches), on_event)
 
 

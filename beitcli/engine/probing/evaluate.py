@@ -31,8 +31,7 @@ from beitcli.engine.trainer.distributed_eval import measured_by_the_first
 from beitcli.engine.trainer.evaluation import tell_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError, UsageError
-from beitcli.models.checkpoints.build import open_backbone
-from beitcli.models.checkpoints.preprocessing import preprocessing
+from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import weights_digest
 from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
 from beitcli.runtime.hub.client import cache_folder
@@ -69,11 +68,11 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         UsageError: A layer that the model has not, or no `--train`.
         DataError: No labels, no class in common, or too many bad images.
     """
-    model, opened = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
-    opened = opened.normalized(config.normalization)
-    compute = join_compute(config, opened.compute(config.device, config.precision))
+    model, checkpoint = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
+    checkpoint = checkpoint.normalized(config.normalization)
+    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
-    warn(opened.warnings, on_event)
+    warn(checkpoint.warnings, on_event)
     layers = chosen_layers(config.layer, model.architecture.depth)
     size = max(model.architecture.image_size)
     val = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
@@ -83,7 +82,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         features_of(
             model,
             source,
-            preprocessing(opened, model),
+            preprocessing(checkpoint, model),
             compute,
             weights=digest,
             layers=layers,

@@ -21,7 +21,7 @@ from beitcli.data.sources.content_stamp import contents_stamp
 from beitcli.data.transforms.base import evaluation_crop, evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.preprocessing import Preprocessing
+from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.networks.pooled_features import Visited, pooled_features
 from beitcli.runtime.compute.device import Compute
 

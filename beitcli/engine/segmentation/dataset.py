@@ -1,4 +1,4 @@
-"""Segmentation data before training: opened, every mask looked at once, classes counted and named."""
+"""Segmentation data before training: checkpoint, every mask looked at once, classes counted and named."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from beitcli.engine.segmentation.sliding_window import Sliding, count, sliding
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, limited, tell_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.models.checkpoints.build import segmenter_of
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.segmenter import Segmenter
 
 _ADE20K = 150  # its classes, from 1 in its masks; 0 is ignored
@@ -39,28 +39,32 @@ class SegmentationEvalReport(SegmentationMetrics, Evaluated):
     """What a segmenter is measured to do."""
 
 
-def open_for_use(config: EvalConfig | PredictConfig, found: OpenedModel) -> tuple[Segmenter, OpenedModel, Sliding]:
+def open_for_use(
+    config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle
+) -> tuple[Segmenter, CheckpointHandle, Sliding]:
     """The model at the size of its windows, and how it is to look at images."""
     window = (config.window, config.window) if config.window else config.size
-    model, opened = segmenter_of(found, window)
-    opened = opened.normalized(config.normalization)
-    trained = int(opened.settings.get("short_side", min(opened.architecture.image_size)))
+    model, checkpoint = segmenter_of(checkpoint, window)
+    checkpoint = checkpoint.normalized(config.normalization)
+    trained = int(checkpoint.settings.get("short_side", min(checkpoint.architecture.image_size)))
     how = sliding(
         model.architecture.image_size,
-        normalization=opened.normalization,
+        normalization=checkpoint.normalization,
         short_side=trained if config.short_side is None else config.short_side,
         stride=config.stride,
         multi_scale=config.multi_scale,
         flip=config.flip,
         windows_at_once=config.batch_size,
     )
-    return model, opened, how
+    return model, checkpoint, how
 
 
-def rule_of(opened: OpenedModel, ignore_index: int | None = None, reduce_zero_label: bool = False) -> LabelRule:
+def rule_of(
+    checkpoint: CheckpointHandle, ignore_index: int | None = None, reduce_zero_label: bool = False
+) -> LabelRule:
     """How masks are numbered: as in training, but for what is given; another's model of 150 classes is ADE20K's."""
-    classes = opened.described.outputs
-    trained = opened.settings or {"ignore_index": 255, "reduce_zero_label": classes == _ADE20K}
+    classes = checkpoint.outputs
+    trained = checkpoint.settings or {"ignore_index": 255, "reduce_zero_label": classes == _ADE20K}
     return LabelRule(
         ignore_index=trained["ignore_index"] if ignore_index is None else ignore_index,
         reduce_zero_label=trained["reduce_zero_label"] or reduce_zero_label,
@@ -68,22 +72,22 @@ def rule_of(opened: OpenedModel, ignore_index: int | None = None, reduce_zero_la
     )
 
 
-def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore) -> SegmentationEvalReport:
+def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> SegmentationEvalReport:
     """Measures a segmenter.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         DataError: No masks, or too many images or masks that cannot be used.
     """
-    model, opened, how = open_for_use(config, found)
-    batching = join_evaluation(config, opened, on_event)
+    model, checkpoint, how = open_for_use(config, checkpoint)
+    batching = join_evaluation(config, checkpoint, on_event)
     world, on_event = batching.compute.world, batching.on_event
     source = world.rank_zero_first(
         lambda: open_segmentation(
             config.data,
-            rule_of(opened, config.ignore_index, config.reduce_zero_label),
+            rule_of(checkpoint, config.ignore_index, config.reduce_zero_label),
             split=config.split,
             role="eval",
             sample_size=max(model.architecture.image_size),
@@ -105,5 +109,5 @@ def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent = ignore)
         miou=figures.miou,
         pixel_accuracy=figures.pixel_accuracy,
         mean_accuracy=figures.mean_accuracy,
-        iou=dict(zip(opened.described.classes, figures.iou, strict=True)),
+        iou=dict(zip(checkpoint.classes, figures.iou, strict=True)),
     )

@@ -21,7 +21,7 @@ from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finet
 from beitcli.engine.trainer.reports import Finetuned, Timed
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import UsageError
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.device import join_compute
 from beitcli.runtime.distributed.world import DistributedContext
@@ -37,7 +37,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentRepor
     begun = begin(config, join_compute(config), on_event)
     init, world = begun.init, begun.world
     data = open_segmentation_data(config, init.classes, max(init.size), begun.on_event, world)
-    model = build_segmenter(config, init.opened, data.classes, begun.on_event)
+    model = build_segmenter(config, init.checkpoint, data.classes, begun.on_event)
     plan = make_plan(config, data.training)
     _require_pairs(plan, world)
     task = SegmentationTask(config, plan, model, data.classes, data.measured, begun.compute, init.normalization)
@@ -73,7 +73,7 @@ def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:
 
 
 def build_segmenter(
-    config: FinetuneConfig, opened: OpenedModel | None, classes: tuple[str, ...], on_event: OnEvent
+    config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Segmenter:
     """The backbone of `--init` under a new head; a segmenter's head goes over where head and classes are the same."""
     head = config.head or TASK.default_head
@@ -86,11 +86,11 @@ def build_segmenter(
             )
         return Segmenter(architecture, len(classes), head, config.drop_path)
 
-    def head_of(opened: OpenedModel) -> HeadTransfer:
-        keeps = opened.described.head == head and opened.described.classes == classes
+    def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
+        keeps = checkpoint.head == head and checkpoint.classes == classes
         return HeadTransfer((*POOLING, *(() if keeps else (TASK.prefix,))), keeps, ("decode_head", "auxiliary_head"))
 
-    return build_finetuned(config, opened, make, head_of, on_event)
+    return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
 def _require_pairs(plan: Plan, world: DistributedContext) -> None:

@@ -20,7 +20,7 @@ from beitcli.engine.segmentation.evaluate import open_for_use, rule_of
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.segmentation import indexed, overlay
 from beitcli.runtime.compute.device import choose_workers
 
@@ -28,13 +28,13 @@ OVERLAY = "-overlay"
 
 
 def predict(
-    config: PredictConfig, found: OpenedModel, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
+    config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "output", "classes": {name: share of the pixels}}`, with `--overlay` an `"overlay"` beside
     `"output"`; or `{"path", "error"}`. Classes that are not seen are left out, the largest share comes first.
 
     Args:
-        found: What `config.model` names.
+        checkpoint: What `config.model` names.
 
     Raises:
         UsageError: No `-o`, or it would overwrite an input.
@@ -42,10 +42,10 @@ def predict(
     """
     if config.output is None:
         raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
-    model, opened, how = open_for_use(config, found)
-    warn(opened.warnings, on_event)
-    compute = opened.compute(config.device, config.precision)
-    rule, names = rule_of(opened), opened.described.classes
+    model, checkpoint, how = open_for_use(config, checkpoint)
+    warn(checkpoint.warnings, on_event)
+    compute = checkpoint.compute(config.device, config.precision)
+    rule, names = rule_of(checkpoint), checkpoint.classes
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     folder = Path(config.output)

@@ -19,7 +19,7 @@ from beitcli.runtime.compute.optimizer import load_optimizer_tensors, optimizer_
 from beitcli.runtime.distributed.fsdp import is_sharded, part_like, whole_tensors
 from beitcli.runtime.distributed.world import differing_ranks
 from beitcli.runtime.storage.async_writer import CheckpointWriter, Snapshot, SnapshotTaker, Written
-from beitcli.runtime.storage.checkpoint import Checkpoint, newest_checkpoint, repair_latest, save_checkpoint
+from beitcli.runtime.storage.checkpoint import CheckpointFolder, newest_checkpoint, repair_latest, save_checkpoint
 from beitcli.runtime.storage.run_dir import RunFolder
 
 
@@ -153,7 +153,7 @@ class Saver:
             self.on_event(Saved(str(written.path), written.step, self._told_stall, written.seconds))
 
 
-def _newest(run: RunFolder) -> Checkpoint | None:
+def _newest(run: RunFolder) -> CheckpointFolder | None:
     checkpoint = newest_checkpoint(run.path)
     if checkpoint is not None:
         repair_latest(checkpoint)
@@ -173,7 +173,7 @@ def load_newest(
     """
     if run.leftovers:
         on_event(Note(f"{task.name}: removed what a killed process left unfinished: {', '.join(run.leftovers)}"))
-    checkpoint: Checkpoint | None = compute.world.run_on_rank_zero(lambda: _newest(run))
+    checkpoint: CheckpointFolder | None = compute.world.run_on_rank_zero(lambda: _newest(run))
     if checkpoint is None:
         return ResumeState(TrainState(), [], 0)
     warn(checkpoint.damaged, on_event)

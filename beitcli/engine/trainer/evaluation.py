@@ -15,18 +15,18 @@ from beitcli.engine.events import OnEvent, Warned, warn
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.reports import Evaluated
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.runtime.compute.device import choose_workers, join_compute
 
 Images = TypeVar("Images", bound=Source)
 Report = TypeVar("Report", bound=Evaluated)
 
 
-def join_evaluation(config: EvalConfig, opened: OpenedModel, on_event: OnEvent) -> Batching:
+def join_evaluation(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent) -> Batching:
     """Joins the other processes; tells what is to be known of the checkpoint."""
-    compute = join_compute(config, opened.compute(config.device, config.precision))
+    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     on_event = compute.world.rank_zero_only(on_event)
-    warn(opened.warnings, on_event)
+    warn(checkpoint.warnings, on_event)
     workers = choose_workers(config.workers, compute.device, compute.world.local_size)
     return Batching(compute, config.batch_size, workers, on_event)
 

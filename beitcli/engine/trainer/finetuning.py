@@ -1,6 +1,6 @@
 """What the tasks of finetuning have in common: how they begin, their `Task`, the job they make.
 
-    begun = begin(config, join_compute(config), on_event)     --init, opened once
+    begun = begin(config, join_compute(config), on_event)     --init, checkpoint once
     task = SegmentationTask(config, plan, model, ...)         a `FinetunedTask`
     run_finetuning(begun, data, view, task, ...)              plan or dry run, loop, report, card
 

@@ -15,10 +15,10 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.normalization import NORMALIZATIONS, Normalization
 from beitcli.engine.events import Note, OnEvent, downloads, warn
 from beitcli.errors import UsageError
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.load_backbone import load_backbone
-from beitcli.models.checkpoints.load_timm import load_foreign
-from beitcli.models.checkpoints.open import OpenedModel, open_checkpoint, open_pretrained
-from beitcli.models.networks.timm_vit import ForeignArchitecture, ForeignViT
+from beitcli.models.checkpoints.open import open_checkpoint, open_pretrained
+from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
@@ -32,12 +32,12 @@ class Pretrained:
     """What `--init` names, and the images that its model is to see.
 
     Attributes:
-        opened: None where the model is to begin from scratch.
+        checkpoint: None where the model is to begin from scratch.
         size: (H, W) in pixels.
         classes: Of the run that goes on; empty of any other.
     """
 
-    opened: OpenedModel | None
+    checkpoint: CheckpointHandle | None
     size: tuple[int, int]
     normalization: Normalization
     classes: tuple[str, ...]
@@ -51,19 +51,19 @@ def open_for_finetuning(
     Raises:
         UsageError: It is one of timm's models, and the task takes none.
     """
-    opened = world.rank_zero_first(lambda: open_init(config, on_event))
-    if opened is None:
+    checkpoint = world.rank_zero_first(lambda: open_init(config, on_event))
+    if checkpoint is None:
         return Pretrained(None, config.size or DEFAULT_SIZE, NORMALIZATIONS[config.normalization or "imagenet"], ())
-    if isinstance(opened.architecture, ForeignArchitecture) and not takes_timm:
+    if isinstance(checkpoint.architecture, TimmArchitecture) and not takes_timm:
         raise UsageError(
-            f"'{config.init}' is timm's {opened.architecture.name}; --task {config.task} takes BEiTs.",
+            f"'{config.init}' is timm's {checkpoint.architecture.name}; --task {config.task} takes BEiTs.",
             "Give a BEiT as --init.",
         )
-    classes = opened.described.classes if is_resumed(config, opened) else ()
-    return Pretrained(opened, config.size or opened.architecture.image_size, opened.normalization, classes)
+    classes = checkpoint.classes if is_resumed(config, checkpoint) else ()
+    return Pretrained(checkpoint, config.size or checkpoint.architecture.image_size, checkpoint.normalization, classes)
 
 
-def open_init(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
+def open_init(config: FinetuneConfig, on_event: OnEvent) -> CheckpointHandle | None:
     """Where the weights come from: a run that goes on needs no `--init`, which may have gone or changed meanwhile."""
     if config.resume and config.out and newest_checkpoint(Path(config.out), weights_only=True) is not None:
         return open_checkpoint(config.out)
@@ -72,9 +72,9 @@ def open_init(config: FinetuneConfig, on_event: OnEvent) -> OpenedModel | None:
     return open_pretrained(config.init, downloads(on_event), config.seed).normalized(config.normalization)
 
 
-def is_resumed(config: FinetuneConfig, opened: OpenedModel) -> bool:
-    """Whether `opened` is the run's own checkpoint: the loop loads it, and only its shape and classes count before."""
-    return config.resume and opened.run.resolve() == Path(config.out).resolve()
+def is_resumed(config: FinetuneConfig, checkpoint: CheckpointHandle) -> bool:
+    """Whether `checkpoint` is the run's own: the loop loads it, and only its shape and classes count before."""
+    return config.resume and checkpoint.run.resolve() == Path(config.out).resolve()
 
 
 @dataclass(frozen=True)
@@ -103,32 +103,32 @@ class HeadTransfer:
 
 def build_finetuned(
     config: FinetuneConfig,
-    opened: OpenedModel | None,
+    checkpoint: CheckpointHandle | None,
     make: Callable[[Architecture], Model],
-    head_of: Callable[[OpenedModel], HeadTransfer],
+    head_of: Callable[[CheckpointHandle], HeadTransfer],
     on_event: OnEvent,
 ) -> Model:
-    """The task's model with the weights of `--init`; drawn from `--seed` where nothing is `opened`.
+    """The task's model with the weights of `--init`; initialized from `--seed` where there is no checkpoint.
 
     Args:
-        opened: Of a run that goes on its own checkpoint, of which only the shape is taken.
+        checkpoint: Of a run that goes on its own checkpoint, of which only the shape is taken.
         make: A model of a shape, with its initialisation.
     """
     torch.manual_seed(config.seed)
-    if opened is None:
+    if checkpoint is None:
         return make(scratch_architecture(config))
-    if is_resumed(config, opened):
-        return make(opened.architecture)
-    warn(opened.warnings, on_event)
-    architecture = finetuning_architecture(opened.architecture, config.size)
+    if is_resumed(config, checkpoint):
+        return make(checkpoint.architecture)
+    warn(checkpoint.warnings, on_event)
+    architecture = finetuning_architecture(checkpoint.architecture, config.size)
     model = make(architecture)
-    head = head_of(opened)
-    if opened.seed is not None and head.draws_anew:
+    head = head_of(checkpoint)
+    if checkpoint.seed is not None and head.draws_anew:
         blocks = f"{architecture.depth} blocks of width {architecture.width}"
         patches = f"patches of {architecture.patch_size} pixels"
-        on_event(Note(f"From scratch, shaped as {opened.reference} says: {blocks}, {patches}."))
+        on_event(Note(f"From scratch, shaped as {checkpoint.reference} says: {blocks}, {patches}."))
         return model
-    _move_weights(model, opened, architecture, head, on_event)
+    _move_weights(model, checkpoint, architecture, head, on_event)
     return model
 
 
@@ -145,17 +145,14 @@ def scratch_architecture(config: FinetuneConfig) -> Architecture:
 
 
 def _move_weights(
-    model: nn.Module, opened: OpenedModel, architecture: Architecture, head: HeadTransfer, on_event: OnEvent
+    model: nn.Module, checkpoint: CheckpointHandle, architecture: Architecture, head: HeadTransfer, on_event: OnEvent
 ) -> None:
     """Loads what fits, and tells what became of every tensor."""
-    tensors = opened.tensors() | (opened.head_tensors() if head.loads_head else {})
-    if isinstance(model, ForeignViT):
-        transfer = load_foreign(model, tensors, opened.architecture, anew=head.reinit)
-    else:
-        transfer = load_backbone(model, tensors, opened.architecture, architecture, anew=head.reinit)
+    tensors = checkpoint.tensors() | (checkpoint.head_tensors() if head.loads_head else {})
+    transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, anew=head.reinit)
     transfer = replace(transfer, fresh=head.short(transfer.fresh))
     left: tuple[str, ...] = ()
-    if opened.layout is not None:
-        left = (*opened.layout.dropped, *(() if head.loads_head else opened.layout.head.values()))
+    if checkpoint.key_mapping is not None:
+        left = (*checkpoint.key_mapping.dropped, *(() if head.loads_head else checkpoint.key_mapping.head.values()))
     said = "; ".join(transfer.sentences(head.short(left)))
-    on_event(Note(f"From {opened.weights} ({opened.format} {opened.kind}): {said}"))
+    on_event(Note(f"From {checkpoint.weights} ({checkpoint.format} {checkpoint.kind}): {said}"))

@@ -13,7 +13,6 @@ from torch import nn
 
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.models.checkpoints.open import state_tensors
 from beitcli.models.networks.blocks import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
@@ -192,7 +191,7 @@ class Task(ABC):
 
     def weights(self) -> Tensors:
         """What model.safetensors holds."""
-        return state_tensors(self.model)
+        return dict(self.model.state_dict())
 
     def extra_tensors(self) -> Tensors:
         """State of the task beside model and optimizer."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from beitcli.errors import StorageError
-from beitcli.runtime.storage.checkpoint import Checkpoint, step_of
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.storage.checkpoint import CheckpointFolder, step_of
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 
-def stored_progress(checkpoint: Checkpoint) -> dict[str, Any]:
+def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
     """Its document.
 
     Raises:
@@ -29,7 +29,7 @@ def stored_progress(checkpoint: Checkpoint) -> dict[str, Any]:
     wrong = [name for name, fit in fits.items() if not fit]
     if wrong:
         raise StorageError(
-            f"'{checkpoint.path / 'trainer.json'}' has {quote(repr(document.get(wrong[0])))} for {wrong[0]}.",
+            f"'{checkpoint.path / 'trainer.json'}' has {one_line(repr(document.get(wrong[0])))} for {wrong[0]}.",
             "Take that checkpoint away, so that the one before it is taken.",
         )
     return document

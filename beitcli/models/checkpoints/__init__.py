@@ -1,1 +1,1 @@
-"""From a MODEL reference to weights in a network, and back."""
+"""Opens checkpoints: from a MODEL reference to weights in a network, and back."""

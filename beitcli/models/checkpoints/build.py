@@ -1,92 +1,93 @@
-"""Networks built from opened checkpoints."""
+"""Builds networks from checkpoints, with the weights loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from beitcli.config.architecture import Architecture, finetuning_architecture
+from beitcli.config.normalization import Normalization
 from beitcli.config.tasks import TaskDefinition
 from beitcli.config.tasks.detect import TASK as DETECT
 from beitcli.config.tasks.segment import TASK as SEGMENT
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.load_backbone import Transfer, by_block, load_backbone
-from beitcli.models.checkpoints.load_timm import load_foreign
-from beitcli.models.checkpoints.open import OpenedModel, expect, open_model, open_pretrained
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.key_mapping import by_block
+from beitcli.models.checkpoints.load_backbone import NOT_OF_BACKBONE, load_backbone
+from beitcli.models.checkpoints.open import expect, open_model, open_pretrained
 from beitcli.models.networks.beit import MaskedImageModel
-from beitcli.models.networks.classifier import Classifier, ImageClassifier, drawn
+from beitcli.models.networks.classifier import Classifier, ImageClassifier, init_from_seed
 from beitcli.models.networks.detector import Detector
 from beitcli.models.networks.segmenter import Segmenter
-from beitcli.models.networks.timm_vit import ForeignArchitecture, build_foreign
+from beitcli.models.networks.timm_vit import TimmArchitecture, build_timm
 from beitcli.runtime.hub.download import OnProgress
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 MOST = 100_000  # channels or regions that settings may ask for
 
+Size = tuple[int, int] | None  # (H, W) in pixels; None keeps the checkpoint's
 Built = TypeVar("Built", bound=nn.Module)
 
 
-def detector_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Detector, OpenedModel]:
+def detector_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
     """The detector of these weights, in evaluation mode, resized to `size` (H, W) where given."""
 
     def make(target: Architecture, classes: int, head: str) -> Detector:
-        return Detector(target, classes, head, *head_shape(opened))
+        return Detector(target, classes, head, *head_shape(checkpoint))
 
-    return under_head(opened, DETECT, make, size)
+    return under_head(checkpoint, DETECT, make, size)
 
 
-def segmenter_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Segmenter, OpenedModel]:
+def segmenter_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
     """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
-    return under_head(opened, SEGMENT, Segmenter, size)
+    return under_head(checkpoint, SEGMENT, Segmenter, size)
 
 
 def under_head(
-    opened: OpenedModel,
+    checkpoint: CheckpointHandle,
     task: TaskDefinition,
     make: Callable[[Architecture, int, str], Built],
-    size: tuple[int, int] | None = None,
-) -> tuple[Built, OpenedModel]:
-    """The backbone and the head of these weights, in evaluation mode.
+    size: Size = None,
+) -> tuple[Built, CheckpointHandle]:
+    """The backbone and the head of these weights, in evaluation mode, resized to `size` where given.
 
     Args:
         make: Of a shape, a number of classes and the head's name; nothing is drawn for it.
-        size: (H, W) that it is resized to.
 
     Raises:
         StorageError: It is of another task, or its head is none that is known here.
     """
-    expect(opened, task.kind)
-    head = opened.described.head
+    expect(checkpoint, task.kind)
+    head = checkpoint.head
     if head not in task.head_names():
         raise StorageError(
-            f"'{opened.reference}' is a {task.kind} with another head than {' or '.join(task.head_names())}.",
+            f"'{checkpoint.reference}' is a {task.kind} with another head than {' or '.join(task.head_names())}.",
             "Finetune from it: its backbone is taken.",
         )
-    target = finetuning_architecture(opened.architecture, size)
-    tensors = opened.tensors() | opened.head_tensors()
-    model = blank(lambda: make(target, opened.described.outputs, head))
-    transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
-    return model.eval(), said_resized(opened, transfer)
+    target = finetuning_architecture(checkpoint.architecture, size)
+    tensors = checkpoint.tensors() | checkpoint.head_tensors()
+    model = build_uninitialized(lambda: make(target, checkpoint.outputs, head))
+    return _with_weights(model, checkpoint, tensors, target)
 
 
-def head_shape(opened: OpenedModel) -> tuple[int, int]:
+def head_shape(checkpoint: CheckpointHandle) -> tuple[int, int]:
     """Channels of the pyramid, and regions that the box head learns from.
 
     Raises:
         StorageError: The settings beside the weights do not say them.
     """
-    return _number(opened, "head_width"), _number(opened, "regions")
+    return _number(checkpoint, "head_width"), _number(checkpoint, "regions")
 
 
-def _number(opened: OpenedModel, name: str) -> int:
-    value = opened.settings.get(name)
+def _number(checkpoint: CheckpointHandle, name: str) -> int:
+    value = checkpoint.settings.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
         raise StorageError(
-            f"config.json of '{opened.reference}' has {quote(repr(value))} for {name}.",
+            f"config.json of '{checkpoint.reference}' has {one_line(repr(value))} for {name}.",
             "Take another checkpoint of the run.",
         )
     return value
@@ -94,28 +95,28 @@ def _number(opened: OpenedModel, name: str) -> int:
 
 def open_masked_image_model(
     reference: str, on_progress: OnProgress | None = None
-) -> tuple[MaskedImageModel, OpenedModel]:
+) -> tuple[MaskedImageModel, CheckpointHandle]:
     """A pretraining model with its weights, in evaluation mode."""
-    opened = open_model(reference, on_progress)
-    expect(opened, "masked-image-model")
-    return masked_image_model_of(opened, opened.tensors()), opened
+    checkpoint = open_model(reference, on_progress)
+    expect(checkpoint, "masked-image-model")
+    return masked_image_model_of(checkpoint, checkpoint.tensors()), checkpoint
 
 
-def masked_image_model_of(opened: OpenedModel, tensors: Mapping[str, torch.Tensor]) -> MaskedImageModel:
+def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, torch.Tensor]) -> MaskedImageModel:
     """The model of these weights, in evaluation mode; no initialisation is drawn for them to overwrite."""
-    model = blank(lambda: MaskedImageModel(opened.architecture, opened.described.outputs))
+    model = build_uninitialized(lambda: MaskedImageModel(checkpoint.architecture, checkpoint.outputs))
     lacking = sorted(set(model.state_dict()) - set(tensors))
     if lacking:
         raise StorageError(
-            f"'{opened.reference}' lacks {', '.join(lacking)}, without which nothing can be hidden or named.",
+            f"'{checkpoint.reference}' lacks {', '.join(lacking)}, without which nothing can be hidden or named.",
             "Give a checkpoint of masked image modeling with its mask token and head.",
         )
     model.load_state_dict({name: tensors[name] for name in model.state_dict()})
     return model.eval()
 
 
-def blank(build: Callable[[], Built]) -> Built:
-    """A model whose weights are to be loaded: nothing is drawn for them, which takes seconds; norms are neutral."""
+def build_uninitialized(build: Callable[[], Built]) -> Built:
+    """Builds a model without initialization, which takes seconds; its weights are loaded next. Norms are neutral."""
     with torch.device("meta"):
         model = build()
     model.to_empty(device="cpu")
@@ -129,45 +130,67 @@ def blank(build: Callable[[], Built]) -> Built:
 
 
 def open_classifier(
-    reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None
-) -> tuple[ImageClassifier, OpenedModel]:
+    reference: str, size: Size = None, on_progress: OnProgress | None = None
+) -> tuple[ImageClassifier, CheckpointHandle]:
     """A finetuned classifier with its weights, in evaluation mode, resized to `size` (H, W) where given."""
     return classifier_of(open_model(reference, on_progress), size)
 
 
-def classifier_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[ImageClassifier, OpenedModel]:
+def classifier_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[ImageClassifier, CheckpointHandle]:
     """The classifier of these weights, as `open_classifier` gives it."""
-    expect(opened, "classifier")
-    target = finetuning_architecture(opened.architecture, size)
-    tensors = opened.tensors()
-    if isinstance(target, ForeignArchitecture):
-        foreign = build_foreign(target, opened.described.outputs)
-        return foreign.eval(), said_resized(opened, load_foreign(foreign, tensors, opened.architecture))
-    model = blank(lambda: Classifier(target, opened.described.outputs, pooling=opened.described.pooling))
-    transfer = load_backbone(model, tensors, opened.architecture, target, anew=())
-    return model.eval(), said_resized(opened, transfer)
+    expect(checkpoint, "classifier")
+    target = finetuning_architecture(checkpoint.architecture, size)
+    tensors = checkpoint.tensors()
+    if isinstance(target, TimmArchitecture):
+        return _with_weights(build_timm(target, checkpoint.outputs), checkpoint, tensors, target)
+    model = build_uninitialized(lambda: Classifier(target, checkpoint.outputs, pooling=checkpoint.pooling))
+    return _with_weights(model, checkpoint, tensors, target)
 
 
-def said_resized(opened: OpenedModel, transfer: Transfer) -> OpenedModel:
-    """Says so where tensors were fitted to another size."""
+def _with_weights(
+    model: Built,
+    checkpoint: CheckpointHandle,
+    tensors: Mapping[str, torch.Tensor],
+    target: Architecture,
+    anew: tuple[str, ...] = (),
+) -> tuple[Built, CheckpointHandle]:
+    """Loads the weights; a warning names the tensors that are resized."""
+    transfer = load_backbone(model, tensors, checkpoint.architecture, target, anew=anew)
+    model.eval()
     if not transfer.resized:
-        return opened
-    said = f"'{opened.reference}' is fitted to another size: {', '.join(by_block(transfer.resized))}."
-    return replace(opened, warnings=(*opened.warnings, said))
+        return model, checkpoint
+    said = f"'{checkpoint.reference}' is fitted to another size: {', '.join(by_block(transfer.resized))}."
+    return model, replace(checkpoint, warnings=(*checkpoint.warnings, said))
 
 
 def open_backbone(
-    reference: str, size: tuple[int, int] | None = None, on_progress: OnProgress | None = None, seed: int = 0
-) -> tuple[ImageClassifier, OpenedModel]:
+    reference: str, size: Size = None, on_progress: OnProgress | None = None, seed: int = 0
+) -> tuple[ImageClassifier, CheckpointHandle]:
     """Any model as a backbone in the finetuning layout, for features and attention; without its head."""
-    opened = open_pretrained(reference, on_progress, seed)
-    target = finetuning_architecture(opened.architecture, size)
-    if opened.seed is not None:
-        return drawn(target, opened.seed).eval(), opened
-    tensors = opened.tensors()
-    if isinstance(target, ForeignArchitecture):
-        foreign = build_foreign(target, 0)
-        return foreign.eval(), said_resized(opened, load_foreign(foreign, tensors, opened.architecture))
-    model = blank(lambda: Classifier(target, 0))
-    transfer = load_backbone(model, tensors, opened.architecture, target)
-    return model.eval(), said_resized(opened, transfer)
+    checkpoint = open_pretrained(reference, on_progress, seed)
+    target = finetuning_architecture(checkpoint.architecture, size)
+    if checkpoint.seed is not None:
+        return init_from_seed(target, checkpoint.seed).eval(), checkpoint
+    tensors = checkpoint.tensors()
+    if isinstance(target, TimmArchitecture):
+        return _with_weights(build_timm(target, 0), checkpoint, tensors, target)
+    model = build_uninitialized(lambda: Classifier(target, 0))
+    return _with_weights(model, checkpoint, tensors, target, anew=NOT_OF_BACKBONE)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before a classifier sees it.
+
+    Attributes:
+        crop_share: Share of the resized side that is kept (0-1); None for the release's rule.
+    """
+
+    normalization: Normalization
+    crop_share: float | None = None
+
+
+def preprocessing(checkpoint: CheckpointHandle, model: ImageClassifier) -> Preprocessing:
+    """The checkpoint's own, but for the crop where the size is another."""
+    same = model.architecture.image_size == checkpoint.architecture.image_size
+    return Preprocessing(checkpoint.normalization, checkpoint.crop_share if same else None)

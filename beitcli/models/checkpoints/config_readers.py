@@ -1,68 +1,93 @@
-"""What the settings beside the weights say: Hugging Face's and timm's config.json, the `args` in the release's `.pth`.
+"""Reads what the config files beside a checkpoint declare: ours, Hugging Face's, timm's, the `args` of a `.pth`.
 
-Needs no torch. Nothing here decides what a file is: that is read from its tensors (`layouts.py`, `description.py`).
+Imports no torch. What a checkpoint is follows from its tensors (`key_mapping.py`, `metadata.py`), not from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from beitcli.config.architecture import Pooling
-from beitcli.config.normalization import IMAGENET, INCEPTION
+from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.metadata import Stated
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by the name's beginning
 
 
-def stated_in(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], about: Mapping[str, Any]) -> Stated:
-    """Reads whichever settings are there.
+@dataclass(frozen=True, kw_only=True)
+class DeclaredConfig:
+    """What the config files declare; None where they are silent.
+
+    Attributes:
+        image_size: (H, W) in pixels.
+        classes: Names in the order of the outputs.
+        head: Name of the segmentation or detection head.
+        normalization: Mean and standard deviation, three channels each, of images in [0, 1].
+        crop_share: Share of the resized side that evaluation keeps (0-1).
+    """
+
+    heads: int | None = None
+    image_size: tuple[int, int] | None = None
+    classes: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+    crop_share: float | None = None
+    pooling: Pooling | None = None
+    norm_eps: float = 1e-6
+    layer_scale: float | None = None
+    head: str | None = None
+
+
+def read_config(
+    config: Mapping[str, Any], preprocessing: Mapping[str, Any], about: Mapping[str, Any]
+) -> DeclaredConfig:
+    """Reads whichever config is there.
 
     Args:
-        settings: config.json, or nothing.
-        preprocessing: Hugging Face's preprocessor_config.json, or nothing.
+        config: config.json; empty if there is none.
+        preprocessing: Hugging Face's preprocessor_config.json; empty if there is none.
         about: Plain values inside the weights file.
 
     Raises:
-        StorageError: They say something that no BEiT here computes.
+        StorageError: It declares something that no BEiT here computes.
     """
     try:
-        if "beit" in settings:
-            return _checked(_ours(settings["beit"]))
-        if "architecture" in settings:
-            return _checked(_timm(settings))
-        if "model_type" in settings or "hidden_size" in settings:
-            return _checked(_hf(settings, preprocessing))
+        if "beit" in config:
+            return _checked(_ours(config["beit"]))
+        if "architecture" in config:
+            return _checked(_timm(config))
+        if "model_type" in config or "hidden_size" in config:
+            return _checked(_hf(config, preprocessing))
         return _checked(_official(about))
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise StorageError(
-            f"The settings beside the weights cannot be read ({type(error).__name__}: {quote(str(error))}).",
+            f"The settings beside the weights cannot be read ({type(error).__name__}: {one_line(str(error))}).",
             "Download config.json again, or give the weights file by itself.",
         ) from None
 
 
-def _checked(stated: Stated) -> Stated:
-    """As it is, where all of it can be computed with. Raises ValueError."""
-    channels = [value for values in stated.normalization or () for value in values]
-    if stated.normalization and [len(values) for values in stated.normalization] != [3, 3]:
+def _checked(declared: DeclaredConfig) -> DeclaredConfig:
+    """Returns `declared` if all of it can be computed with. Raises ValueError."""
+    channels = [value for values in declared.normalization or () for value in values]
+    if declared.normalization and [len(values) for values in declared.normalization] != [3, 3]:
         raise ValueError("a mean and a standard deviation of three channels are needed")
     for name, value, least, greatest in (
-        *(("image size", side, 1, 100_000) for side in stated.image_size or ()),
+        *(("image size", side, 1, 100_000) for side in declared.image_size or ()),
         *(("mean or standard deviation", value, -1e3, 1e3) for value in channels),
-        *(("standard deviation", value, 1e-6, 1e3) for value in (stated.normalization or ((), ()))[1]),
-        ("share of the crop", stated.crop_share, 0.01, 1),
-        ("epsilon of the norms", stated.norm_eps, 0, 1),
-        ("LayerScale", stated.layer_scale, -1e6, 1e6),
+        *(("standard deviation", value, 1e-6, 1e3) for value in (declared.normalization or ((), ()))[1]),
+        ("share of the crop", declared.crop_share, 0.01, 1),
+        ("epsilon of the norms", declared.norm_eps, 0, 1),
+        ("LayerScale", declared.layer_scale, -1e6, 1e6),
     ):
         if value is not None and (isinstance(value, bool) or not least <= value <= greatest):
             raise ValueError(f"{name} {value!r}")
-    if not all(isinstance(name, str) for name in stated.classes):
+    if not all(isinstance(name, str) for name in declared.classes):
         raise ValueError("names of classes that are no text")
-    if stated.pooling not in (None, "mean", "token"):
-        raise ValueError(f"pooling {stated.pooling!r}")
-    return stated
+    if declared.pooling not in (None, "mean", "token"):
+        raise ValueError(f"pooling {declared.pooling!r}")
+    return declared
 
 
 def check_section(section: Mapping[str, Any], origin: str) -> None:
@@ -86,13 +111,14 @@ def check_section(section: Mapping[str, Any], origin: str) -> None:
     for name, value, kind in kinds:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise StorageError(
-                f"config.json of '{origin}' has {quote(repr(value))} for {name}.", "Take another checkpoint of the run."
+                f"config.json of '{origin}' has {one_line(repr(value))} for {name}.",
+                "Take another checkpoint of the run.",
             )
 
 
-def _heads(value: Any) -> int | None:
+def _heads(value: Any, model: str = "") -> int | None:
     if value is None:
-        return None
+        return next((heads for name, heads in _NAMED_HEADS.items() if model.startswith(name)), None)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{value!r} heads")
     return value
@@ -102,9 +128,9 @@ def _pair(size: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int | float) else (int(size[0]), int(size[1]))
 
 
-def _ours(settings: Mapping[str, Any]) -> Stated:
+def _ours(settings: Mapping[str, Any]) -> DeclaredConfig:
     shape = settings["architecture"]
-    return Stated(
+    return DeclaredConfig(
         heads=_heads(shape["heads"]),
         image_size=_pair(shape["image_size"]),
         classes=tuple(settings.get("classes", ())),
@@ -117,13 +143,13 @@ def _ours(settings: Mapping[str, Any]) -> Stated:
     )
 
 
-def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Stated:
+def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> DeclaredConfig:
     if settings.get("hidden_act", "gelu") != "gelu":
         raise StorageError(f"The model uses {settings['hidden_act']}, BEiT GELU.", "Give a BEiT.")
     labels = {int(number): str(label) for number, label in (settings.get("id2label") or {}).items()}
     names = tuple(labels[number] for number in sorted(labels))
     mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
-    return Stated(
+    return DeclaredConfig(
         heads=_heads(settings.get("num_attention_heads")),
         image_size=_pair(settings["image_size"]) if "image_size" in settings else None,
         classes=() if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names,
@@ -144,17 +170,14 @@ def _hf_crop(preprocessing: Mapping[str, Any]) -> float | None:
     return kept / resized if kept and resized and kept <= resized else None
 
 
-def _timm(settings: Mapping[str, Any]) -> Stated:
+def _timm(settings: Mapping[str, Any]) -> DeclaredConfig:
     cfg = settings.get("pretrained_cfg") or settings
     arguments = settings.get("model_args") or {}
     size = arguments.get("img_size") or (cfg["input_size"][1:] if "input_size" in cfg else None)
-    heads = _heads(arguments.get("num_heads"))
-    if heads is None:
-        heads = next((n for name, n in _NAMED_HEADS.items() if settings["architecture"].startswith(name)), None)
     pool = arguments.get("global_pool") or settings.get("global_pool") or "avg"
     poolings: dict[str, Pooling] = {"avg": "mean", "token": "token"}
-    return Stated(
-        heads=heads,
+    return DeclaredConfig(
+        heads=_heads(arguments.get("num_heads"), settings["architecture"]),
         image_size=_pair(size) if size else None,
         classes=tuple(map(str, settings.get("label_names") or cfg.get("label_names") or ())),
         normalization=(tuple(cfg["mean"]), tuple(cfg["std"])) if "mean" in cfg and "std" in cfg else None,
@@ -164,17 +187,14 @@ def _timm(settings: Mapping[str, Any]) -> Stated:
     )
 
 
-def _official(about: Mapping[str, Any]) -> Stated:
+def _official(about: Mapping[str, Any]) -> DeclaredConfig:
     args = about.get("args") or {}
-    heads = _heads(args.get("num_heads"))
-    if heads is None:
-        heads = next((n for name, n in _NAMED_HEADS.items() if str(args.get("model", "")).startswith(name)), None)
     default = args.get("imagenet_default_mean_and_std")
     normalization = None if default is None else IMAGENET if default else INCEPTION
     if "mean" in args and "std" in args:
         normalization = (tuple(args["mean"]), tuple(args["std"]))
-    return Stated(
-        heads=heads,
+    return DeclaredConfig(
+        heads=_heads(args.get("num_heads"), str(args.get("model", ""))),
         image_size=_pair(args["input_size"]) if args.get("input_size") else None,
         classes=tuple(args.get("class_names") or ()),
         normalization=normalization,

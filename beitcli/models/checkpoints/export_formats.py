@@ -1,4 +1,4 @@
-"""Our weights in others' layouts: what `export` writes, and what lets timm open a finetuned checkpoint as it lies.
+"""Converts weights and configs to the formats of other programs: for `export`, and so that timm opens a classifier.
 
 The release keeps the index buffers of its bias tables in its checkpoints, so `to_official` adds them.
 """
@@ -14,7 +14,7 @@ from timm.models.beit import gen_relative_position_index
 from beitcli.config.architecture import Architecture, Pooling
 from beitcli.config.normalization import Normalization
 from beitcli.models.checkpoints.key_mapping import hf_names
-from beitcli.models.networks.timm_vit import ForeignArchitecture
+from beitcli.models.networks.timm_vit import TimmArchitecture
 
 Tensors = dict[str, torch.Tensor]
 
@@ -47,7 +47,7 @@ def timm_settings(
     size = "large" if architecture.width >= 1024 else "base"
     pool = "avg" if pooling == "mean" else "token"
     name, arguments = f"beit_{size}_patch16_224", _beit_arguments(architecture, pool)  # overrides all of its defaults
-    if isinstance(architecture, ForeignArchitecture):
+    if isinstance(architecture, TimmArchitecture):
         name, arguments = architecture.name, architecture.arguments
     return {
         "architecture": name,

@@ -1,7 +1,7 @@
-"""The layouts BEiT's weights come in, told by the names of their tensors; needs no torch.
+"""Maps the state-dict keys of other programs to ours, by the names alone. Imports no torch.
 
-Every layout is read into one set of names, the release's and timm's own (`blocks.0.attn.qkv.weight`), with `token_head`
-for what the release calls `lm_head` and Hugging Face's names mapped by the table below.
+Ours are the names of the release and of timm (`blocks.0.attn.qkv.weight`), with `token_head` for the release's
+`lm_head`. Hugging Face's names are mapped by the table below.
 
 | here, official, timm | Hugging Face |
 |---|---|
@@ -17,6 +17,7 @@ for what the release calls `lm_head` and Hugging Face's names mapped by the tabl
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -75,8 +76,8 @@ _INSIDE = re.compile(r"(backbone\.|beit\.)?(blocks|patch_embed|encoder|layers|em
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the tensors of a file make up a BEiT.
+class KeyMapping:
+    """Which keys of a file are which of ours.
 
     Attributes:
         naming: `beit` for the release's and timm's names, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder.
@@ -96,8 +97,8 @@ class Layout:
         return any(name.startswith("cls_pt_layers.") for name in self.dropped)
 
 
-def read_layout(names: Iterable[str], origin: str) -> Layout:
-    """Recognises the layout by the names alone.
+def detect_key_mapping(names: Iterable[str], origin: str) -> KeyMapping:
+    """Recognizes the naming and maps every key.
 
     Args:
         origin: The file, for messages.
@@ -107,29 +108,29 @@ def read_layout(names: Iterable[str], origin: str) -> Layout:
     """
     names = list(names)
     if "blocks.input.weight" in names or "blocks.input.w" in names:
-        return Layout("dall-e", {}, ())
+        return KeyMapping("dall-e", {}, ())
     if any("embeddings.patch_embeddings.projection." in name for name in names):
-        layout = _read_hf(names)
+        key_mapping = _read_hf(names)
     elif any(name.endswith("patch_embed.proj.weight") for name in names):
-        layout = _read_plain(names)
+        key_mapping = _read_plain(names)
     else:
-        layout = Layout("beit", {}, ())
-    if "patch_embed.proj.weight" not in layout.parts:
+        key_mapping = KeyMapping("beit", {}, ())
+    if "patch_embed.proj.weight" not in key_mapping.parts:
         first = f" (first: {names[0]})" if names else ""
         raise StorageError(
             f"'{origin}' holds no BEiT: none of its {len(names)} tensors is a BEiT's patch embedding{first}.",
             "Give a BEiT of this program, of the release (.pth), of timm or of transformers.",
         )
-    foreign = [name for name in layout.dropped if _INSIDE.match(name)]
-    if foreign:
+    unknown = [name for name in key_mapping.dropped if _INSIDE.match(name)]
+    if unknown:
         raise StorageError(
-            f"'{origin}' is no BEiT, though near: it has {foreign[0]}, and {len(foreign)} such tensors in all.",
+            f"'{origin}' is no BEiT, though near: it has {unknown[0]}, and {len(unknown)} such tensors in all.",
             "Plain ViTs and BEiT's descendants (EVA, BEiT-3) compute something else; give a BEiT or BEiT v2.",
         )
-    return layout
+    return key_mapping
 
 
-def _read_plain(names: list[str]) -> Layout:
+def _read_plain(names: list[str]) -> KeyMapping:
     parts: dict[str, tuple[str, ...]] = {}
     dropped = []
     for name in names:
@@ -142,14 +143,14 @@ def _read_plain(names: list[str]) -> Layout:
     return _split_head("beit", parts, dropped)
 
 
-def _split_head(naming: Naming, parts: dict[str, tuple[str, ...]], left: list[str]) -> Layout:
+def _split_head(naming: Naming, parts: dict[str, tuple[str, ...]], left: list[str]) -> KeyMapping:
     """What is left beside the backbone: a head for segmentation or detection, and what has no place at all."""
     head = {ours: name for name in left if (ours := head_name(name, of_transformers=naming == "hf")) is not None}
     taken = set(head.values())
-    return Layout(naming, parts, tuple(name for name in left if name not in taken), head)
+    return KeyMapping(naming, parts, tuple(name for name in left if name not in taken), head)
 
 
-def _read_hf(names: list[str]) -> Layout:
+def _read_hf(names: list[str]) -> KeyMapping:
     parts: dict[str, tuple[str, ...]] = {}
     dropped = []
     for name in names:
@@ -191,6 +192,12 @@ def _renamed(name: str, table: dict[str, str]) -> str | None:
         return table[name]
     stem, _, leaf = name.rpartition(".")
     return f"{table[stem]}.{leaf}" if stem in table and leaf in ("weight", "bias") else None
+
+
+def by_block(names: Iterable[str]) -> list[str]:
+    """`blocks.*.gamma_1 (12)` for the tensors of twelve blocks."""
+    counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    return [f"{name} ({count})" if count > 1 else name for name, count in counts.items()]
 
 
 def hf_names(ours: str, kind: str) -> tuple[str, ...]:

@@ -1,23 +1,25 @@
-"""Weights from one BEiT into another: pretraining to finetuning, one image size to another.
+"""Loads weights into networks: pretraining to finetuning, one image size to another.
 
 As in the release: a shared bias table is cloned into every block, index buffers are rebuilt, tables and positions are
-resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head starts anew.
+resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head is initialized anew.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from beitcli.config.architecture import Architecture
 from beitcli.errors import StorageError
+from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.resize_positions import resize_bias_table, resize_positions
+from beitcli.models.networks.timm_vit import TimmViT
 
+NOT_OF_BACKBONE = ("head.", "fc_norm.", "norm.")  # beginnings of names
 _TABLE = "relative_position_bias_table"
 
 
@@ -47,12 +49,6 @@ class Transfer:
         return [f"{len(self.loaded)} tensors loaded"] + [
             f"{what}: {', '.join(by_block(names))}" for what, names in parts.items() if names
         ]
-
-
-def by_block(names: Iterable[str]) -> list[str]:
-    """`blocks.*.gamma_1 (12)` for the tensors of twelve blocks."""
-    counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
-    return [f"{name} ({count})" if count > 1 else name for name, count in counts.items()]
 
 
 def expand_shared_bias(tensors: Mapping[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
@@ -93,7 +89,7 @@ def load_backbone(
     source: Architecture,
     target: Architecture,
     *,
-    anew: tuple[str, ...] = ("head.", "fc_norm.", "norm."),
+    anew: tuple[str, ...] = NOT_OF_BACKBONE,
 ) -> Transfer:
     """Loads `tensors` of a `source` model into `model`, which is a `target`.
 
@@ -103,25 +99,43 @@ def load_backbone(
     Raises:
         StorageError: A tensor of the backbone is missing or of another shape.
     """
-    if source.patch_size != target.patch_size:
-        raise StorageError(
-            f"The checkpoint's patches are {source.patch_size} pixels, the model's {target.patch_size}.",
-            f"Pass --patch-size {source.patch_size}.",
-        )
-    expanded = expand_shared_bias(tensors, target.depth) if target.positions == "per-block" else dict(tensors)
-    fitted, resized = resize_to(expanded, source, target)
     wanted = model.state_dict()
+    if isinstance(model, TimmViT):
+        taken = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        fitted, resized = _resample_timm(taken, source, target, anew)
+        optional = anew
+        refusal = f"The weights do not fit timm's '{model.architecture.name}'"
+        hint = "Give the weights as timm writes them, with the config.json beside them."
+    else:
+        if source.patch_size != target.patch_size:
+            raise StorageError(
+                f"The checkpoint's patches are {source.patch_size} pixels, the model's {target.patch_size}.",
+                f"Pass --patch-size {source.patch_size}.",
+            )
+        expanded = expand_shared_bias(tensors, target.depth) if target.positions == "per-block" else dict(tensors)
+        fitted, resized = resize_to(expanded, source, target)
+        optional = (*anew, "token_head.", "mask_token")
+        refusal = "The checkpoint does not fit this model"
+        hint = "Check with `beit inspect` that it is a BEiT of the same size."
     usable = {name: t for name, t in fitted.items() if name in wanted and not name.startswith(anew or "\0")}
     fresh = tuple(name for name in wanted if name not in usable)
-    absent = [name for name in fresh if not name.startswith((*anew, "token_head.", "mask_token"))]
+    absent = [name for name in fresh if not name.startswith(optional or "\0")]
     misfit = [name for name, tensor in usable.items() if tensor.shape != wanted[name].shape]
     if absent or misfit:
-        first = (absent or misfit)[0]
-        raise StorageError(
-            f"The checkpoint does not fit this model: {len(absent)} tensors missing, {len(misfit)} of another shape "
-            f"(first: {first}).",
-            "Check with `beit inspect` that it is a BEiT of the same size.",
-        )
+        counts = f"{len(absent)} tensors missing, {len(misfit)} of another shape (first: {(absent or misfit)[0]})"
+        raise StorageError(f"{refusal}: {counts}.", hint)
     model.load_state_dict(usable, strict=False)
     dropped = tuple(name for name in tensors if name not in usable and not name.startswith("rel_pos_bias."))
     return Transfer(tuple(usable), tuple(resized), dropped, fresh)
+
+
+def _resample_timm(
+    tensors: dict[str, torch.Tensor], source: Architecture, target: Architecture, anew: tuple[str, ...]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """As `resize_to`, with timm's resampling; the prefix tokens differ by model."""
+    name = "pos_embed"
+    if name not in tensors or name.startswith(anew or "\0") or source.grid == target.grid:
+        return tensors, []
+    prefix = tensors[name].shape[1] - source.num_patches
+    sizes = {"new_size": list(target.grid), "old_size": list(source.grid)}
+    return tensors | {name: resample_abs_pos_embed(tensors[name], **sizes, num_prefix_tokens=prefix)}, [name]

@@ -1,4 +1,4 @@
-"""Where a MODEL's files are: a run, a checkpoint, a folder or file of anyone's, the hub, timm. Needs no torch.
+"""Locates the files of a MODEL: a run, a checkpoint, any folder or file, the hub, timm. Imports no torch.
 
 runs/mine   runs/mine/checkpoints/step-0000500   beit_base.pth   folder/   hf://OWNER/NAME   timm/NAME
 """
@@ -6,12 +6,11 @@ runs/mine   runs/mine/checkpoints/step-0000500   beit_base.pth   folder/   hf://
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.checkpoints.key_mapping import Layout
+from beitcli.models.checkpoints.key_mapping import KeyMapping
 from beitcli.runtime.storage.safe_json import parse_json
 
 if TYPE_CHECKING:
@@ -21,30 +20,9 @@ if TYPE_CHECKING:
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors", "model.pth", "checkpoint.pth")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt")
 _FAMILIES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")  # of ViT and EVA alone
+
+Json = dict[str, Any]
 _PUBLISHED = ("beit", "dit_", "microsoft", "facebook")
-
-
-@dataclass(frozen=True)
-class Located:
-    """The files of a model.
-
-    Attributes:
-        weights: The file of tensors.
-        settings: config.json beside it, or nothing.
-        preprocessing: Hugging Face's preprocessor_config.json beside it, or nothing.
-        source: What kind of thing the reference named.
-    """
-
-    reference: str
-    weights: Path
-    source: Literal["path", "hub", "timm"]
-    settings: dict[str, Any] = field(default_factory=dict)
-    preprocessing: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this program wrote the folder."""
-        return "beit" in self.settings
 
 
 def names_a_model(reference: str) -> bool:
@@ -62,8 +40,11 @@ def names_a_model(reference: str) -> bool:
     return path.suffix.lower() in _SUFFIXES or (named and not path.exists())
 
 
-def locate(reference: str, on_progress: OnProgress | None = None) -> Located:
-    """Finds, and downloads where it must.
+def locate(reference: str, on_progress: OnProgress | None = None) -> tuple[Path, Json, Json]:
+    """Finds the files of a MODEL, downloaded if they are on the hub.
+
+    Returns:
+        The weights file; config.json and preprocessor_config.json beside it, empty if there is none.
 
     Raises:
         UsageError: There is nothing of that name.
@@ -71,26 +52,37 @@ def locate(reference: str, on_progress: OnProgress | None = None) -> Located:
     """
     if reference.startswith("hf://"):
         repo, _, revision = reference.removeprefix("hf://").partition("@")
-        return _on_hub(reference, repo, revision or None, "hub", on_progress)
+        return _on_hub(repo, revision or None, on_progress)
     if not reference:
         raise UsageError("The model's name is empty.", "Give a run, a file or folder of weights, or hf://OWNER/NAME.")
     path = Path(reference)
-    if reference.startswith("timm/") and not path.exists():
-        return _on_hub(reference, _timm_repository(reference.removeprefix("timm/")), None, "timm", on_progress)
+    if is_timm_name(reference):
+        return _on_hub(_timm_repository(reference.removeprefix("timm/")), None, on_progress)
     if not path.exists():
         raise UsageError(f"There is no model at '{reference}'.", _nearest(reference, path))
-    return _in_folder(reference, path) if path.is_dir() else _file(reference, path)
+    return _in_folder(reference, path) if path.is_dir() else read_beside(path)
 
 
-def format_of(layout: Layout, header: WeightFile, located: Located) -> str:
-    """Whose layout it is; the release's and timm's differ in their container and what lies beside."""
-    if located.is_ours:
+def is_timm_name(reference: str) -> bool:
+    """Whether `timm/NAME` means a model of timm, not a folder."""
+    return reference.startswith("timm/") and not Path(reference).exists()
+
+
+def format_of(reference: str, key_mapping: KeyMapping | None, header: WeightFile, config: Json) -> str:
+    """The program that wrote a checkpoint. The release's and timm's differ in container and config files.
+
+    Args:
+        key_mapping: None for timm models that keep their own names.
+    """
+    if "beit" in config:
         return "beit"
-    if layout.naming != "beit":
-        return layout.naming
-    if "architecture" in located.settings or located.source == "timm":
+    if key_mapping is None:
         return "timm"
-    released = header.container == "torch" or any(part[0].startswith("lm_head.") for part in layout.parts.values())
+    if key_mapping.naming != "beit":
+        return key_mapping.naming
+    if "architecture" in config or is_timm_name(reference):
+        return "timm"
+    released = header.container == "torch" or any(part[0].startswith("lm_head.") for part in key_mapping.parts.values())
     return "official" if released else "timm"
 
 
@@ -101,8 +93,21 @@ def newest_step(run: Path) -> Path | None:
     return max(steps, key=lambda p: int(p.name[5:]), default=None)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON object, or nothing where there is no such file.
+def read_beside(weights: Path) -> tuple[Path, Json, Json]:
+    """A weights file with the config files that belong to it, as `locate` returns them.
+
+    Raises:
+        StorageError: They hold no JSON object.
+    """
+    # A file of another name may lie among others, and the config.json be theirs.
+    own = weights.name in WEIGHTS or _weights_in(weights.parent) == [weights]
+    names = ("config.json", "preprocessor_config.json")
+    config, preprocessing = (_read_json(weights.parent / name) if own else {} for name in names)
+    return weights, config, preprocessing
+
+
+def _read_json(path: Path) -> Json:
+    """A JSON object; empty if there is no such file.
 
     Raises:
         StorageError: It is something else.
@@ -118,28 +123,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     return document
 
 
-def _file(reference: str, path: Path) -> Located:
-    # A file of another name may lie among others, and the config.json be theirs.
-    own = path.name in WEIGHTS or _weights_in(path.parent) == [path]
-    settings = read_settings(path.parent / "config.json") if own else {}
-    preprocessing = read_settings(path.parent / "preprocessor_config.json") if own else {}
-    return Located(reference, path, "path", settings, preprocessing)
-
-
 def _weights_in(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.iterdir()) if p.suffix in _SUFFIXES and p.is_file()]
 
 
-def _in_folder(reference: str, path: Path) -> Located:
+def _in_folder(reference: str, path: Path) -> tuple[Path, Json, Json]:
     for name in WEIGHTS:
         if (path / name).is_file():
-            return _file(reference, path / name)
+            return read_beside(path / name)
     step = newest_step(path)
     if step is not None:
-        return _file(reference, step / "model.safetensors")
+        return read_beside(step / "model.safetensors")
     single = _weights_in(path)
     if len(single) == 1:
-        return _file(reference, single[0])
+        return read_beside(single[0])
     if single:
         names = ", ".join(p.name for p in single[:4])
         raise UsageError(f"'{reference}' holds {len(single)} files of weights ({names}).", "Name one of them.")
@@ -155,22 +152,14 @@ def _in_folder(reference: str, path: Path) -> Located:
     )
 
 
-def _on_hub(
-    reference: str, repo: str, revision: str | None, source: Literal["hub", "timm"], on_progress: OnProgress | None
-) -> Located:
+def _on_hub(repo: str, revision: str | None, on_progress: OnProgress | None) -> tuple[Path, Json, Json]:
     from beitcli.runtime.hub.client import fetch  # imports the hub's client
 
     config = fetch(repo, ["config.json"], revision=revision, optional=True)
     preprocessing = fetch(repo, ["preprocessor_config.json"], revision=revision, optional=True)
     weights = fetch(repo, WEIGHTS, on_progress=on_progress, revision=revision)
     assert weights is not None  # not optional
-    return Located(
-        reference,
-        weights,
-        source,
-        read_settings(config) if config else {},
-        read_settings(preprocessing) if preprocessing else {},
-    )
+    return weights, _read_json(config) if config else {}, _read_json(preprocessing) if preprocessing else {}
 
 
 def is_beit_name(name: str) -> bool:

@@ -1,22 +1,22 @@
-"""What a checkpoint is, from the names and shapes of its tensors and the settings beside them; needs no torch.
+"""Derives what a checkpoint is from the names and shapes of its tensors and its config files. Imports no torch.
 
-Shapes tell width, depth, FFN, patch size, positions, grid, vocabulary and classes. What they cannot tell, the number of
-heads under absolute positions and the normalisation of the images, comes from the settings or is assumed, and said.
+Shapes give width, depth, FFN, patch size, positions, grid, vocabulary and classes. The number of heads under absolute
+positions and the normalization of the images come from the config files, or are assumed and named in `assumed`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from beitcli.config.architecture import Architecture, Kind, Pooling, Positions
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
-from beitcli.config.tasks import task_of_head, task_of_kind
+from beitcli.config.tasks import task_of_head
 from beitcli.errors import StorageError
+from beitcli.models.checkpoints.config_readers import DeclaredConfig
 from beitcli.models.checkpoints.head_keys import head_classes, head_kind
-from beitcli.models.checkpoints.key_mapping import Layout
+from beitcli.models.checkpoints.key_mapping import KeyMapping
 
 _RELEASED_HEAD_WIDTH = 64
 IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # by their number of classes; the names are timm's
@@ -32,67 +32,19 @@ _AXES = (
     ("", 1),
 )  # by the end of the name
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; nothing that is learned
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; nothing that is learned
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What the settings beside the tensors say; None where they are silent.
-
-    Attributes:
-        image_size: (H, W) in pixels.
-        classes: Names, in the order of the head's outputs.
-        head: Of a segmenter or detector, by name.
-        normalization: Mean and standard deviation a channel, of [0, 1] images.
-        crop_share: Share of the resized image that evaluation keeps.
-    """
-
-    heads: int | None = None
-    image_size: tuple[int, int] | None = None
-    classes: tuple[str, ...] = ()
-    normalization: Normalization | None = None
-    crop_share: float | None = None
-    pooling: Pooling | None = None
-    norm_eps: float = 1e-6
-    layer_scale: float | None = None
-    head: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """A checkpoint in BEiT's terms.
-
-    Attributes:
-        parameters: Numbers in all tensors that are taken.
-        outputs: V of a masked image model, classes of what was finetuned, else 0.
-        head: Of what was finetuned, by name, where it has one of its own; None where it is none that is known here.
-        classes: Names; numbers where `names_classes` is false.
-        assumed: What neither tensors nor settings tell, in words.
-    """
-
-    kind: Kind
-    architecture: Architecture
-    parameters: int
-    outputs: int
-    classes: tuple[str, ...]
-    names_classes: bool
-    pooling: Pooling
-    normalization: Normalization
-    crop_share: float | None
-    head: str | None = None
-    assumed: tuple[str, ...] = field(default=())
-
-
-def joined_shapes(layout: Layout, shapes: Shapes, origin: str) -> dict[str, tuple[int, ...]]:
-    """Shapes under our names: parts are joined along the first axis.
+def joined_shapes(key_mapping: KeyMapping, shapes: Shapes, origin: str) -> dict[str, tuple[int, ...]]:
+    """Maps the keys to ours; q, k and v are joined along the first axis.
 
     Raises:
-        StorageError: A tensor has not the axes that it has in every BEiT.
+        StorageError: A tensor has another number of axes than in every BEiT.
     """
     joined = {}
-    for name, parts in layout.parts.items():
+    for name, parts in key_mapping.parts.items():
         axes = next(number for ending, number in _AXES if name.endswith(ending))
         for part in parts:
             if len(shapes[part]) != axes or 0 in shapes[part]:
@@ -108,9 +60,9 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None:
-    """Every tensor against what the architecture, read from a few of them, asks for."""
+    """Checks every tensor against the architecture, which is read from a few of them."""
     width, table = architecture.width, 3 + math.prod(2 * side - 1 for side in architecture.grid)
-    hidden = hidden_width(architecture)
+    hidden = int(width * architecture.mlp_ratio)  # rounded as timm does
     due: dict[str, tuple[int | None, ...]] = {
         "cls_token": (1, 1, width),
         "mask_token": (1, 1, width),
@@ -137,61 +89,79 @@ def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None
             raise StorageError(f"'{origin}' has {head}.weight and {head}.bias of other lengths.", "Download it again.")
 
 
-def describe(layout: Layout, shapes: Shapes, stated: Stated, origin: str) -> Description:
-    """Reads a BEiT's description.
+def kind_outputs_head(
+    key_mapping: KeyMapping | None, ours: Shapes, shapes: Shapes, declared: DeclaredConfig
+) -> tuple[Kind, int, str | None]:
+    """The kind of model; its outputs, V of a masked image model, classes of the others, else 0; its head by name.
 
     Args:
+        key_mapping: None for timm's own names.
+        ours: Shapes under our names.
         shapes: Of the file's tensors.
-        origin: The file, for messages.
+    """
+    outputs = {name: ours[f"{name}.weight"][0] for name in ("token_head", "head") if f"{name}.weight" in ours}
+    if outputs.get("token_head"):
+        return "masked-image-model", outputs["token_head"], None
+    if outputs.get("head"):
+        return "classifier", outputs["head"], None
+    names = key_mapping.head if key_mapping else {}
+    task = task_of_head(names)
+    if task is None:
+        return "backbone", 0, None
+    head = declared.head or head_kind(names)
+    return task.kind, head_classes(head, names, shapes), head
+
+
+def choose_pooling(kind: Kind, ours: Shapes, declared: DeclaredConfig, origin: str) -> Pooling:
+    """Mean of the patches, or the class token: as declared, else by the norm that is there.
 
     Raises:
-        StorageError: Tensors are missing or contradict each other or the settings.
+        StorageError: The norm that it needs is missing.
     """
-    ours = joined_shapes(layout, shapes, origin)
-    assumed: list[str] = []
-    architecture = _architecture(ours, stated, origin, assumed)
-    _check_shapes(ours, architecture, origin)
-    outputs = {name: ours[f"{name}.weight"][0] for name in ("token_head", "head") if f"{name}.weight" in ours}
-    of_head = None if outputs else task_of_head(layout.head)
-    kind: Kind = of_head.kind if of_head else "backbone"
-    if outputs:
-        kind = "masked-image-model" if "token_head" in outputs else "classifier"
     by_norm: Pooling = "token" if "norm.weight" in ours and "fc_norm.weight" not in ours else "mean"
-    pooling: Pooling = "mean" if kind == "masked-image-model" else stated.pooling or by_norm
+    pooling: Pooling = "mean" if kind == "masked-image-model" else declared.pooling or by_norm
     needed = {"masked-image-model": "norm", "classifier": "norm" if pooling == "token" else "fc_norm"}.get(kind)
     if needed and f"{needed}.weight" not in ours:
         raise StorageError(f"'{origin}' has no {needed}, which a {kind} needs.", "Download it again.")
-    normalization = stated.normalization
-    if normalization is None:
-        released = architecture.positions != "absolute" and not layout.is_version_2
-        normalization = INCEPTION if released else IMAGENET
-        assumed.append(f"images normalised by {'0.5 / 0.5' if released else 'ImageNet mean and std'}")
-    head = (stated.head or head_kind(layout.head)) if of_head else None
-    number = head_classes(head, layout.head, shapes) if of_head else outputs.get("token_head", outputs.get("head", 0))
-    named = task_of_kind(kind) is not None
-    classes = stated.classes if named else ()
-    names_classes = not named or len(classes) == number
-    if not names_classes:
-        classes = tuple(map(str, range(number)))
-        known = IMAGENETS.get(number)
-        assumed.append(f"the classes of {known}, in its order" if known else "classes are named by their numbers")
-    return Description(
-        kind=kind,
-        architecture=architecture,
-        parameters=sum(math.prod(shape) for shape in ours.values())
-        + sum(math.prod(shapes[name]) for name in layout.head.values() if not name.endswith(_STATISTICS)),
-        outputs=number,
-        classes=classes,
-        names_classes=names_classes,
-        pooling=pooling,
-        normalization=normalization,
-        crop_share=stated.crop_share,
-        head=head,
-        assumed=tuple(assumed),
-    )
+    return pooling
 
 
-def _architecture(ours: Shapes, stated: Stated, origin: str, assumed: list[str]) -> Architecture:
+def choose_normalization(
+    declared: DeclaredConfig, key_mapping: KeyMapping | None, architecture: Architecture, assumed: list[str]
+) -> Normalization:
+    """Of the images: as declared, else the release's, by positions and version."""
+    if declared.normalization is not None:
+        return declared.normalization
+    released = key_mapping is not None and architecture.positions != "absolute" and not key_mapping.is_version_2
+    assumed.append(f"images normalised by {'0.5 / 0.5' if released else 'ImageNet mean and std'}")
+    return INCEPTION if released else IMAGENET
+
+
+def name_classes(
+    kind: Kind, outputs: int, declared: DeclaredConfig, assumed: list[str]
+) -> tuple[tuple[str, ...], bool]:
+    """Names of the classes, and whether they are declared; else they are their numbers."""
+    if kind in ("masked-image-model", "backbone"):
+        return (), True
+    if len(declared.classes) == outputs:
+        return declared.classes, True
+    dataset = IMAGENETS.get(outputs)
+    assumed.append(f"the classes of {dataset}, in its order" if dataset else "classes are named by their numbers")
+    return tuple(map(str, range(outputs))), False
+
+
+def read_architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assumed: list[str]) -> Architecture:
+    """The shape of a BEiT, against which every tensor is checked.
+
+    Args:
+        ours: Shapes under our names.
+        origin: The file, for messages.
+        assumed: Gets what neither shapes nor config files say.
+
+    Raises:
+        StorageError: Tensors are missing, or contradict each other or the config files.
+    """
+
     def fail(what: str) -> StorageError:
         return StorageError(f"'{origin}' {what}.", "Check that it is a whole BEiT; download it again.")
 
@@ -207,23 +177,20 @@ def _architecture(ours: Shapes, stated: Stated, origin: str, assumed: list[str])
             if f"blocks.{block}.{part}.weight" not in ours:
                 raise fail(f"lacks blocks.{block}.{part}.weight")
     positions, table = _positions(ours, depth, fail)
-    grid = _grid(ours, stated, patch_size, positions, fail)
-    return Architecture(
+    grid = _grid(ours, declared, patch_size, positions, fail)
+    architecture = Architecture(
         image_size=(grid[0] * patch_size, grid[1] * patch_size),
         patch_size=patch_size,
         width=width,
         depth=depth,
-        heads=_heads(ours[table][1] if table else None, stated, width, fail, assumed),
+        heads=_heads(ours[table][1] if table else None, declared, width, fail, assumed),
         mlp_ratio=_ratio(ours["blocks.0.mlp.fc1.weight"][0], width),
         positions=positions,
-        layer_scale=(stated.layer_scale or 0.1) if "blocks.0.gamma_1" in ours else 0.0,
-        norm_eps=stated.norm_eps,
+        layer_scale=(declared.layer_scale or 0.1) if "blocks.0.gamma_1" in ours else 0.0,
+        norm_eps=declared.norm_eps,
     )
-
-
-def hidden_width(architecture: Architecture) -> int:
-    """Of the FFN, rounded as timm does."""
-    return int(architecture.width * architecture.mlp_ratio)
+    _check_shapes(ours, architecture, origin)
+    return architecture
 
 
 def _ratio(hidden: int, width: int) -> float:
@@ -249,8 +216,8 @@ def _positions(ours: Shapes, depth: int, fail: Any) -> tuple[Positions, str | No
     return next(iter(found.items()))
 
 
-def _grid(ours: Shapes, stated: Stated, patch_size: int, positions: Positions, fail: Any) -> tuple[int, int]:
-    """Patches down and across: as stated where that fits the tensors, else the square that does."""
+def _grid(ours: Shapes, declared: DeclaredConfig, patch_size: int, positions: Positions, fail: Any) -> tuple[int, int]:
+    """Patches down and across: as declared where that fits the tensors, else the square that does."""
 
     def rows(grid: tuple[int, int]) -> int:
         if positions == "absolute":
@@ -259,24 +226,24 @@ def _grid(ours: Shapes, stated: Stated, patch_size: int, positions: Positions, f
 
     name = "pos_embed" if positions == "absolute" else next(n for n in ours if n.endswith("position_bias_table"))
     there = ours[name][1] if positions == "absolute" else ours[name][0]
-    if stated.image_size is not None:
-        grid = (stated.image_size[0] // patch_size, stated.image_size[1] // patch_size)
+    if declared.image_size is not None:
+        grid = (declared.image_size[0] // patch_size, declared.image_size[1] // patch_size)
         if rows(grid) == there:
             return grid
     side = math.isqrt(there - 1) if positions == "absolute" else (math.isqrt(max(0, there - 3)) + 1) // 2
     if side < 1 or rows((side, side)) != there:
-        size = f" of {stated.image_size[0]} x {stated.image_size[1]} pixels" if stated.image_size else ""
+        size = f" of {declared.image_size[0]} x {declared.image_size[1]} pixels" if declared.image_size else ""
         raise fail(f"has {there} rows in {name}, which fits neither a square grid nor an image{size}")
     return side, side
 
 
-def _heads(from_table: int | None, stated: Stated, width: int, fail: Any, assumed: list[str]) -> int:
-    heads = from_table or stated.heads
+def _heads(from_table: int | None, declared: DeclaredConfig, width: int, fail: Any, assumed: list[str]) -> int:
+    heads = from_table or declared.heads
     if heads is None:
         heads = max(1, width // _RELEASED_HEAD_WIDTH)
         assumed.append(f"{heads} heads of {_RELEASED_HEAD_WIDTH}, as in every released BEiT")
-    if from_table and stated.heads and from_table != stated.heads:
-        raise fail(f"states {stated.heads} heads, but its bias table has {from_table}")
+    if from_table and declared.heads and from_table != declared.heads:
+        raise fail(f"states {declared.heads} heads, but its bias table has {from_table}")
     if width % heads:
         raise fail(f"has width {width}, which {heads} heads do not divide")
     return heads

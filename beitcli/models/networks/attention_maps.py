@@ -16,14 +16,14 @@ from timm.models.beit import Attention, Beit
 from torch.nn.functional import linear
 
 from beitcli.errors import UsageError
-from beitcli.models.networks.timm_vit import ForeignViT
+from beitcli.models.networks.timm_vit import TimmViT
 
 
 class _Caught(Exception):
     """Ends the forward pass: the blocks behind the one that is looked into are not needed."""
 
 
-def block_index(model: Beit | ForeignViT, layer: int) -> int:
+def block_index(model: Beit | TimmViT, layer: int) -> int:
     """`layer` from 0, negative ones counted from the end.
 
     Raises:
@@ -40,7 +40,7 @@ def block_index(model: Beit | ForeignViT, layer: int) -> int:
 
 @torch.no_grad()
 def attention_rows(
-    model: Beit | ForeignViT, images: torch.Tensor, layer: int = -1, queries: Sequence[int] | None = None
+    model: Beit | TimmViT, images: torch.Tensor, layer: int = -1, queries: Sequence[int] | None = None
 ) -> torch.Tensor:
     """What each query attends to in one block, for a model in evaluation mode.
 
@@ -57,7 +57,7 @@ def attention_rows(
     Raises:
         UsageError: The model has no such block.
     """
-    if isinstance(model, ForeignViT):
+    if isinstance(model, TimmViT):
         return _like_beit(model.attention(images, block_index(model, layer)), model.num_prefix_tokens, queries)
     attention = model.blocks[block_index(model, layer)].attn
     caught: list[tuple[torch.Tensor, torch.Tensor | None]] = []

@@ -7,7 +7,7 @@ import torch
 from beitcli.config.architecture import Architecture, Pooling, finetuning_architecture
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
-from beitcli.models.networks.timm_vit import ForeignArchitecture, ForeignViT, build_foreign
+from beitcli.models.networks.timm_vit import TimmArchitecture, TimmViT, build_timm
 
 
 class Classifier(Backbone):
@@ -28,7 +28,7 @@ class Classifier(Backbone):
         self.pooling: Pooling = pooling
 
 
-ImageClassifier = Classifier | ForeignViT
+ImageClassifier = Classifier | TimmViT
 
 
 def new_classifier(architecture: Architecture, classes: int, drop_path: float = 0.0) -> ImageClassifier:
@@ -38,13 +38,13 @@ def new_classifier(architecture: Architecture, classes: int, drop_path: float = 
         classes: 0 for no head.
         drop_path: Rate of the last block.
     """
-    if isinstance(architecture, ForeignArchitecture):
-        return build_foreign(architecture, classes, drop_path)
+    if isinstance(architecture, TimmArchitecture):
+        return build_timm(architecture, classes, drop_path)
     return Classifier(finetuning_architecture(architecture, None), classes, drop_path)
 
 
-def drawn(architecture: Architecture, seed: int) -> ImageClassifier:
-    """Without a head, drawn from `seed`; torch's global generator stays where it was."""
+def init_from_seed(architecture: Architecture, seed: int) -> ImageClassifier:
+    """Builds a network without a head, initialized from `seed`. torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return new_classifier(architecture, 0)

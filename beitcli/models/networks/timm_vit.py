@@ -26,7 +26,7 @@ _GIVEN = ("img_size", "num_classes", "drop_path_rate", "pretrained")  # told by 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignArchitecture(Architecture):
+class TimmArchitecture(Architecture):
     """A model of timm.
 
     Attributes:
@@ -38,10 +38,10 @@ class ForeignArchitecture(Architecture):
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-class ForeignViT(nn.Module):
-    """What the engine asks of a timm model; mixed into the model's own class by `build_foreign`."""
+class TimmViT(nn.Module):
+    """What the engine asks of a timm model; mixed into the model's own class by `build_timm`."""
 
-    architecture: ForeignArchitecture
+    architecture: TimmArchitecture
     num_prefix_tokens: int
     global_pool: str
     blocks: nn.Sequential
@@ -94,7 +94,7 @@ class ForeignViT(nn.Module):
 
 @lru_cache(maxsize=16)
 def _adopted(kind: type) -> type:
-    return type(kind.__name__, (ForeignViT, kind), {"__module__": __name__})
+    return type(kind.__name__, (TimmViT, kind), {"__module__": __name__})
 
 
 def create(name: str, arguments: Mapping[str, Any], **given: Any) -> nn.Module:
@@ -118,7 +118,7 @@ def create(name: str, arguments: Mapping[str, Any], **given: Any) -> nn.Module:
     return model
 
 
-def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[int, int] | None) -> ForeignArchitecture:
+def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[int, int] | None) -> TimmArchitecture:
     """The shape of a timm model by its name, from an empty one.
 
     Args:
@@ -130,7 +130,7 @@ def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[i
     mlp = model.blocks[0].mlp
     hidden = (mlp.fc1 if hasattr(mlp, "fc1") else mlp.fc1_g if hasattr(mlp, "fc1_g") else mlp.w12).out_features
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    return ForeignArchitecture(
+    return TimmArchitecture(
         image_size=model.patch_embed.img_size,
         patch_size=model.patch_embed.patch_size[0],
         width=model.embed_dim,
@@ -143,7 +143,7 @@ def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[i
     )
 
 
-def build_foreign(architecture: ForeignArchitecture, classes: int, drop_path: float = 0.0) -> ForeignViT:
+def build_timm(architecture: TimmArchitecture, classes: int, drop_path: float = 0.0) -> TimmViT:
     """The model with timm's initialisation, drawn from torch's global generator.
 
     Args:

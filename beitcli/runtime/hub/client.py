@@ -34,7 +34,7 @@ from huggingface_hub.utils import WeakFileLock, validate_repo_id
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.download import OnProgress, Remote, disk_full, download
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 __all__ = [
     "Listing",
@@ -208,14 +208,14 @@ def _require_repo(repo: str) -> None:
     if not valid:
         example = {"model": "microsoft/beit-base-patch16-224", "dataset": "uoft-cs/cifar10"}[_kind(repo)]
         raise UsageError(
-            f"'{quote(_id(repo))}' is no {_kind(repo)} repository.", f"Give OWNER/NAME, such as {example}."
+            f"'{one_line(_id(repo))}' is no {_kind(repo)} repository.", f"Give OWNER/NAME, such as {example}."
         )
 
 
 def _endpoint() -> str:
     endpoint = (os.environ.get("HF_ENDPOINT") or _ENDPOINT).rstrip("/")
     if not _ADDRESS.fullmatch(endpoint):
-        raise UsageError(f"HF_ENDPOINT '{quote(endpoint)}' is no address.", f"Give one such as {_ENDPOINT}.")
+        raise UsageError(f"HF_ENDPOINT '{one_line(endpoint)}' is no address.", f"Give one such as {_ENDPOINT}.")
     return endpoint
 
 
@@ -340,6 +340,6 @@ def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageErr
             "Check HF_ENDPOINT; a proxy or a login page may answer in its place.",
         )
     return StorageError(
-        f"{where} cannot be reached to ask for '{repo}': {quote(str(error)) or type(error).__name__}.",
+        f"{where} cannot be reached to ask for '{repo}': {one_line(str(error)) or type(error).__name__}.",
         f"Check network and proxy, set HF_ENDPOINT to a mirror, or {_LOCAL}.",
     )

@@ -19,7 +19,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.hashing import sha256_of
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 OnProgress = Callable[[str, int, int], None]  # what, bytes done, bytes in all; 0 where nobody knows
 
@@ -73,7 +73,7 @@ def download(remote: Remote, path: Path, on_progress: OnProgress | None) -> None
             if status == 416:  # what is there is longer than the file: not its beginning
                 partial.unlink(missing_ok=True)
         except HTTPError as error:
-            cause = quote(str(error)) or type(error).__name__
+            cause = one_line(str(error)) or type(error).__name__
         before, done = done, _size(partial)
         if done == total and partial.exists():
             break

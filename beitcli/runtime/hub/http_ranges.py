@@ -16,7 +16,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from beitcli.errors import StorageError
 from beitcli.runtime.hub.download import Remote
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 PAUSES: Sequence[float] = (0.2, 1.0, 4.0, 15.0, 40.0)  # seconds before each further try that follows one in vain
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -51,7 +51,7 @@ def read_range(remote: Remote, start: int, end: int, pauses: Sequence[float] | N
                 raise _refused(remote, status) from None
             cause, wished = f"HTTP {status}", _seconds(error.response.headers.get("Retry-After", ""))
         except HTTPError as error:
-            cause = quote(str(error)) or type(error).__name__
+            cause = one_line(str(error)) or type(error).__name__
         in_vain = 0 if len(content) > before else in_vain + 1
         if in_vain > len(pauses):
             tries = f"; {len(pauses)} further tries brought no more" if pauses else ""

@@ -31,7 +31,7 @@ _STEP = re.compile(r"step-([0-9]+)")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointFolder:
     """A verified checkpoint folder.
 
     Attributes:
@@ -143,7 +143,7 @@ def point_latest(folder: Path, name: str) -> None:
     _sync_folder(folder)
 
 
-def repair_latest(checkpoint: Checkpoint) -> None:
+def repair_latest(checkpoint: CheckpointFolder) -> None:
     """Makes `latest` name the newest whole one, where a process was killed before it did."""
     folder = checkpoint.path.parent
     try:
@@ -188,7 +188,7 @@ def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
     return ""
 
 
-def newest_checkpoint(run: Path, *, weights_only: bool = False) -> Checkpoint | None:
+def newest_checkpoint(run: Path, *, weights_only: bool = False) -> CheckpointFolder | None:
     """The newest whole checkpoint of a run; None where it has none at all.
 
     Raises:
@@ -198,7 +198,7 @@ def newest_checkpoint(run: Path, *, weights_only: bool = False) -> Checkpoint | 
     for path in step_folders(run / "checkpoints"):
         wrong = damage(path, weights_only=weights_only)
         if not wrong:
-            return Checkpoint(path, tuple(f"Damaged checkpoint passed over: {each}." for each in damaged))
+            return CheckpointFolder(path, tuple(f"Damaged checkpoint passed over: {each}." for each in damaged))
         damaged.append(f"{path.name}: {wrong}")
     if damaged:
         raise StorageError(
@@ -208,12 +208,12 @@ def newest_checkpoint(run: Path, *, weights_only: bool = False) -> Checkpoint | 
     return None
 
 
-def verified_checkpoint(path: Path, *, weights_only: bool = False) -> Checkpoint:
+def verified_checkpoint(path: Path, *, weights_only: bool = False) -> CheckpointFolder:
     """One checkpoint folder, checked against its hashes."""
     wrong = damage(path, weights_only=weights_only)
     if wrong:
         raise StorageError(f"Checkpoint '{path}' is damaged: {wrong}.", "Take another checkpoint of the run.")
-    return Checkpoint(path)
+    return CheckpointFolder(path)
 
 
 def _prune(folder: Path, saved: int, keep: int) -> None:

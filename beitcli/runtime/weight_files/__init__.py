@@ -1,1 +1,1 @@
-"""Foreign files of weights, read without running what they hold."""
+"""Reads weights files of any program without running what they hold."""

@@ -1,6 +1,6 @@
-"""What a file is that should hold weights and does not: a web page, an error message, an archive, a picture.
+"""Recognizes files that are not weights by their first bytes: a web page, an error message, an archive, an image.
 
-Told from the first bytes alone. Dead links and expired logins are the usual cause: the download succeeds, and only
+Dead links and expired logins are the usual cause: the download succeeds, and only
 loading it fails, with a message about pickles ("invalid load key, '<'").
 """
 
@@ -30,15 +30,15 @@ _MAGIC = (
 _LOG = re.compile(r"\A--\d{4}-\d\d-\d\d \d\d:\d\d:\d\d--|\ASaving to: |\Acurl: \(\d+\)|% Total\s+% Received")
 
 
-def quote(text: str, limit: int = 80) -> str:
+def one_line(text: str, limit: int = 80) -> str:
     """One line of at most `limit` characters, with spaces run together and control characters escaped."""
     line = " ".join(text.split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
-def identify(head: bytes) -> tuple[str, str] | None:
-    """What the file is and what to do about it; None where it may hold weights.
+def sniff(head: bytes) -> tuple[str, str] | None:
+    """Returns what the file is and what to do about it; None if it may hold weights.
 
     Args:
         head: The first HEAD_BYTES of the file.
@@ -53,7 +53,7 @@ def identify(head: bytes) -> tuple[str, str] | None:
     if head[257:262] == b"ustar":
         return "is a tar archive", _UNPACK
     text = _text(head)
-    return None if text is None else _identify_text(text)
+    return None if text is None else _sniff_text(text)
 
 
 def _text(head: bytes) -> str | None:
@@ -65,7 +65,7 @@ def _text(head: bytes) -> str | None:
     return text if text and controls == 0 and undecoded <= max(4, len(text) // 20) else None
 
 
-def _identify_text(text: str) -> tuple[str, str]:
+def _sniff_text(text: str) -> tuple[str, str]:
     start = text[:2000].lower()
     if start.startswith("version https://git-lfs"):
         size = re.search(r"^size (\d+)$", text, re.MULTILINE)
@@ -82,13 +82,13 @@ def _identify_text(text: str) -> tuple[str, str]:
         return _json(text)
     if _LOG.search(text):
         last = text.splitlines()[-1]
-        return f"is the log of a download, not what it fetched; it ends '{quote(last)}'", _AGAIN
-    return f"is text that begins '{quote(text)}'", _AGAIN
+        return f"is the log of a download, not what it fetched; it ends '{one_line(last)}'", _AGAIN
+    return f"is text that begins '{one_line(text)}'", _AGAIN
 
 
 def _web_page(text: str) -> tuple[str, str]:
     title = re.search(r"<title[^>]*>(.*?)</title", text, re.IGNORECASE | re.DOTALL)
-    named = f" with the title '{quote(title[1])}'" if title and title[1].strip() else ""
+    named = f" with the title '{one_line(title[1])}'" if title and title[1].strip() else ""
     return f"is a web page{named}, not weights", "The link is dead or wants a login. " + _AGAIN
 
 
@@ -96,10 +96,10 @@ def _xml(text: str) -> tuple[str, str]:
     code = re.search(r"<Code>(.*?)</Code>", text, re.IGNORECASE | re.DOTALL)
     message = re.search(r"<Message>(.*?)</Message>", text, re.IGNORECASE | re.DOTALL)
     if code is None:
-        return f"is XML that begins '{quote(text)}'", _AGAIN
-    said = f": {quote(message[1])}" if message else ""
+        return f"is XML that begins '{one_line(text)}'", _AGAIN
+    said = f": {one_line(message[1])}" if message else ""
     return (
-        f"is a storage server's error '{quote(code[1])}'{said}",
+        f"is a storage server's error '{one_line(code[1])}'{said}",
         "The link is dead or not public any more. Take the weights from another publisher, such as a model hub.",
     )
 
@@ -113,5 +113,5 @@ def _json(text: str) -> tuple[str, str]:
         for key in ("error", "message", "detail", "errors"):
             if document.get(key):
                 said = document[key] if isinstance(document[key], str) else json.dumps(document[key])
-                return f"is a server's error message '{quote(said)}'", _AGAIN
-    return f"is JSON that begins '{quote(text)}'", "Give the weights file that lies beside it."
+                return f"is a server's error message '{one_line(said)}'", _AGAIN
+    return f"is JSON that begins '{one_line(text)}'", "Give the weights file that lies beside it."

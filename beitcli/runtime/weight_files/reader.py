@@ -1,6 +1,6 @@
 """Reads published weights: safetensors, torch zip files (`.pth`, `.pt`, `.bin`, `.pkl`) and legacy torch files.
 
-The container is told from the content, never from the name. `read_header` costs milliseconds at any size, and of a
+The container is recognized by the content, never by the name. `read_header` costs milliseconds at any size, and of a
 safetensors file it does without torch, which takes seconds to import.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.storage.safe_json import parse_json
-from beitcli.runtime.weight_files.file_sniffing import HEAD_BYTES, identify, quote
+from beitcli.runtime.weight_files.file_sniffing import HEAD_BYTES, one_line, sniff
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         # Both are mapped into memory, and a file that shrinks under a mapping kills the process.
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
     except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: a tensor that claims more than memory has
-        raise StorageError(f"'{path}' cannot be read: {quote(str(error))}", _AGAIN) from None
+        raise StorageError(f"'{path}' cannot be read: {one_line(str(error))}", _AGAIN) from None
 
 
 def _container(path: Path) -> tuple[Container, int]:
@@ -115,12 +115,12 @@ def _container(path: Path) -> tuple[Container, int]:
         ) from None
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
         return "safetensors", size
-    foreign = identify(head)
-    if foreign is not None:
+    other = sniff(head)
+    if other is not None:
         from beitcli.runtime.weight_files.safe_unpickling import refuse_pickle_in_text
 
         refuse_pickle_in_text(path)
-        what, hint = foreign
+        what, hint = other
         raise StorageError(f"'{path}' {what}.", hint)
     return "torch", size
 
@@ -178,7 +178,7 @@ def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
         tensors = _tensors(content)
         if tensors:
             return _without_prefix(tensors)
-        held = "a dict of " + (", ".join(f"'{quote(str(key), 30)}'" for key in list(content)[:6]) or "nothing")
+        held = "a dict of " + (", ".join(f"'{one_line(str(key), 30)}'" for key in list(content)[:6]) or "nothing")
     else:
         held = f"a {type(content).__name__}"
     raise StorageError(

@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 
 from beitcli.errors import StorageError
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _TRUST = "Ask the publisher for safetensors, or convert the file on a machine where you may trust it."
 _AGAIN = "Download it again; where it still fails, ask the publisher for safetensors."
@@ -91,7 +91,7 @@ def _is_torch_zip(path: Path) -> bool:
             f"'{path}' is a TorchScript program, not weights.", "Give the state dict that it was made from."
         )
     if "data.pkl" not in names:
-        listed = quote(", ".join(entry.filename for entry in entries[:4]) or "nothing")
+        listed = one_line(", ".join(entry.filename for entry in entries[:4]) or "nothing")
         raise StorageError(f"'{path}' is a zip archive of {listed}.", "Unpack it and give the weights file in it.")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise StorageError(
@@ -111,7 +111,7 @@ def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageErr
     if isinstance(error, EOFError):
         return StorageError(f"'{path}' is cut short: it ends within its pickle.", _AGAIN)
     message = str(error).partition("WeightsUnpickler error: ")[2] or str(error) or type(error).__name__
-    said = quote(message.partition("Check the documentation")[0]).removesuffix(".")
+    said = one_line(message.partition("Check the documentation")[0]).removesuffix(".")
     return StorageError(f"'{path}' is damaged or no torch file: {said}.", _AGAIN)
 
 
@@ -124,7 +124,7 @@ def refuse_pickle_in_text(path: Path) -> None:
 
 def _not_loaded(path: Path, name: str) -> StorageError:
     return StorageError(
-        f"'{path}' is not loaded: its pickle asks for `{quote(name)}`, which is no tensor and could run anything.",
+        f"'{path}' is not loaded: its pickle asks for `{one_line(name)}`, which is no tensor and could run anything.",
         _TRUST,
     )
 

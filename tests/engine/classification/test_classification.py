@@ -92,8 +92,10 @@ def stop_after(step: int, number: int = signal.SIGTERM):
 
 def test_finetuning_from_a_pretrained_run_says_what_is_new(labelled_folder, pretrained_run):
     notes: list[Event] = []
-    opened = open_pretrained(str(pretrained_run))
-    model = build_classifier(settings(labelled_folder, init=str(pretrained_run)), opened, ("a", "b", "c"), notes.append)
+    checkpoint = open_pretrained(str(pretrained_run))
+    model = build_classifier(
+        settings(labelled_folder, init=str(pretrained_run)), checkpoint, ("a", "b", "c"), notes.append
+    )
     said = next(event.message for event in notes if isinstance(event, Note))
     assert "new: fc_norm.weight, fc_norm.bias, head.weight, head.bias" in said
     assert "mask_token" in said.partition("dropped: ")[2].partition("; new")[0]
@@ -276,12 +278,12 @@ def test_predictions_are_the_models_probabilities_in_input_order(labelled_folder
     ]
     documents = list(predicted(finetuned_run, paths, top=3, batch_size=2))
     assert [document["path"] for document in documents] == [str(path) for path in paths]
-    model, opened = open_classifier(str(finetuned_run))
+    model, checkpoint = open_classifier(str(finetuned_run))
     for path, document in zip(paths, documents, strict=True):
         view = evaluation_view(32)(Image.open(path).convert("RGB"))["images"]
         with torch.no_grad():
             chances = model(normalize(torch.from_numpy(view)[None], MEAN, STD)).softmax(dim=1)[0]
-        by_hand = dict(zip(opened.settings["classes"], chances.tolist(), strict=True))
+        by_hand = dict(zip(checkpoint.settings["classes"], chances.tolist(), strict=True))
         assert dict(document["top"]) == pytest.approx(by_hand, abs=1e-5)
         scores = [score for _, score in document["top"]]
         assert scores == sorted(scores, reverse=True)

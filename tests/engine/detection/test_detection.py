@@ -231,10 +231,10 @@ def test_without_pycocotools_it_is_said_how_to_install_it(beit, rectangles, dete
 
 @pytest.mark.parametrize("value", [None, 0, "16", True, 10**9])
 def test_settings_that_no_detector_has_are_refused(detector_run, tmp_path, value):
-    opened = open_checkpoint(str(detector_run))
-    opened.settings["head_width"] = value
+    checkpoint = open_checkpoint(str(detector_run))
+    checkpoint.settings["head_width"] = value
     with pytest.raises(StorageError, match="for head_width"):
-        detector_of(opened)
+        detector_of(checkpoint)
 
 
 def test_task_detect_has_a_recipe_of_its_own(rectangles):

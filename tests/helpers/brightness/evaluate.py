@@ -13,7 +13,7 @@ from beitcli.engine.events import OnEvent
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation
 from beitcli.engine.trainer.reports import Evaluated
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class BrightnessEvalReport(Error, Evaluated):
     pass
 
 
-def evaluate(config: EvalConfig, found: OpenedModel, on_event: OnEvent) -> BrightnessEvalReport:
-    model, opened = photometer_of(found, config.size)
-    batching = join_evaluation(config, opened, on_event)
+def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent) -> BrightnessEvalReport:
+    model, checkpoint = photometer_of(checkpoint, config.size)
+    batching = join_evaluation(config, checkpoint, on_event)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), on_event=on_event)
-    error, images = mean_error(model, source, opened.normalization, batching)
+    error, images = mean_error(model, source, checkpoint.normalization, batching)
     return evaluated(config, TASK, BrightnessEvalReport, images, [], mean_error=error)

@@ -72,7 +72,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent) -> BrightnessReport | di
     held = hold_out(source, 64, config.seed)
     data = FinetuneData(held.training, held.measured, (), held.bad, held.name)
     transfer = HeadTransfer((*POOLING, "gauge."))
-    model = build_finetuned(config, init.opened, Photometer, lambda opened: transfer, begun.on_event)
+    model = build_finetuned(config, init.checkpoint, Photometer, lambda checkpoint: transfer, begun.on_event)
     plan = make_plan(config, data.training)
     task = BrightnessTask(config, plan, model, (), data.measured, begun.compute, init.normalization)
     card = FinetunedCard(title="Photometer", facts={}, metrics={})

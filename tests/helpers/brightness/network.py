@@ -8,7 +8,7 @@ from torch import nn
 
 from beitcli.config.architecture import Architecture
 from beitcli.models.checkpoints.build import under_head
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
 
@@ -31,5 +31,7 @@ class Photometer(Backbone):
         return self.gauge(hidden[:, 1:].mean(dim=1))[:, 0]
 
 
-def photometer_of(opened: OpenedModel, size: tuple[int, int] | None = None) -> tuple[Photometer, OpenedModel]:
-    return under_head(opened, TASK, lambda architecture, classes, head: Photometer(architecture), size)
+def photometer_of(
+    checkpoint: CheckpointHandle, size: tuple[int, int] | None = None
+) -> tuple[Photometer, CheckpointHandle]:
+    return under_head(checkpoint, TASK, lambda architecture, classes, head: Photometer(architecture), size)

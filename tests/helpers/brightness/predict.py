@@ -15,22 +15,22 @@ from beitcli.engine.events import OnEvent
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.models.checkpoints.open import OpenedModel
+from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.runtime.compute.device import choose_workers
 
 
 def predict(
-    config: PredictConfig, found: OpenedModel, on_event: OnEvent, stdin: BinaryIO | None
+    config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent, stdin: BinaryIO | None
 ) -> Iterator[dict[str, Any]]:
-    model, opened = photometer_of(found, config.size)
-    compute = opened.compute(config.device, config.precision)
+    model, checkpoint = photometer_of(checkpoint, config.size)
+    compute = checkpoint.compute(config.device, config.precision)
     size = model.architecture.image_size
     source = open_inputs(config, sample_size=max(size), stdin=stdin, on_event=on_event)
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
 
     @torch.no_grad()
     def said(batch: Batch) -> list[dict[str, Any]]:
-        images = normalize(batch.tensors["images"], *opened.normalization)
+        images = normalize(batch.tensors["images"], *checkpoint.normalization)
         return [{"brightness": value} for value in model(images).tolist()]
 
     batches = ((batch, said(batch)) for batch in batching.batches(source, evaluation_view(size)))

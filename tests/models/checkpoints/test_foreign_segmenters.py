@@ -56,21 +56,21 @@ def as_released(ours: Segmenter) -> dict[str, torch.Tensor]:
 def test_transformers_segmenter_gives_its_own_logits(tmp_path):
     theirs = hf_segmenter(7)
     theirs.save_pretrained(tmp_path / "hf")
-    ours, opened = segmenter_of(open_model(str(tmp_path / "hf")))
-    assert (opened.kind, opened.described.outputs, opened.described.head) == ("segmenter", 7, "upernet")
-    assert opened.layout.dropped == ()
+    ours, checkpoint = segmenter_of(open_model(str(tmp_path / "hf")))
+    assert (checkpoint.kind, checkpoint.outputs, checkpoint.head) == ("segmenter", 7, "upernet")
+    assert checkpoint.key_mapping.dropped == ()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(images)[0], logits_of(theirs, images), rtol=1e-4, atol=1e-5)
-    assert opened.described.parameters == sum(parameter.numel() for parameter in theirs.parameters())
+    assert checkpoint.parameters == sum(parameter.numel() for parameter in theirs.parameters())
 
 
 def test_released_segmenter_gives_its_own_logits(tmp_path):
     hf_segmenter(7).save_pretrained(tmp_path / "hf")
     ours, _ = segmenter_of(open_model(str(tmp_path / "hf")))
     torch.save({"meta": {"epoch": 1}, "state_dict": as_released(ours)}, tmp_path / "upernet.pth")
-    again, opened = segmenter_of(open_model(str(tmp_path / "upernet.pth")))
-    assert (opened.kind, opened.described.outputs) == ("segmenter", 7)
+    again, checkpoint = segmenter_of(open_model(str(tmp_path / "upernet.pth")))
+    assert (checkpoint.kind, checkpoint.outputs) == ("segmenter", 7)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(again(images)[0], ours(images)[0])

@@ -42,12 +42,12 @@ def test_transformers_masked_model_gives_equal_logits_and_loss(tmp_path: Path, s
     images, mask = noise()
     labels = torch.arange(int(mask.sum())) % 64
     expected = theirs(images, bool_masked_pos=mask, labels=labels)
-    model, opened = open_masked_image_model(str(tmp_path / "hf"))
+    model, checkpoint = open_masked_image_model(str(tmp_path / "hf"))
     logits = model(images, mask)
     assert_same(logits, expected.logits[mask])
     assert abs(float(F.cross_entropy(logits, labels)) - float(expected.loss)) <= 1e-6
-    assert opened.format == "hf"
-    assert opened.described.outputs == 64
+    assert checkpoint.format == "hf"
+    assert checkpoint.outputs == 64
 
 
 @pytest.mark.parametrize("mean", [True, False], ids=["mean", "class token"])
@@ -56,10 +56,10 @@ def test_transformers_masked_model_gives_equal_logits_and_loss(tmp_path: Path, s
 def test_transformers_classifier_gives_equal_logits(tmp_path: Path, mean: bool, eps: float) -> None:
     theirs = hf_classifier(tmp_path / "hf", use_mean_pooling=mean, layer_norm_eps=eps)
     images, _ = noise()
-    model, opened = open_classifier(str(tmp_path / "hf"))
+    model, checkpoint = open_classifier(str(tmp_path / "hf"))
     assert_same(model(images), theirs(images).logits)
-    assert opened.described.classes == ("blue", "green", "red")
-    assert opened.architecture.norm_eps == eps
+    assert checkpoint.classes == ("blue", "green", "red")
+    assert checkpoint.architecture.norm_eps == eps
 
 
 @torch.no_grad()
@@ -67,8 +67,8 @@ def test_transformers_attentions_are_equal_in_every_layer(tmp_path: Path) -> Non
     theirs = hf_backbone(tmp_path / "hf")
     images, _ = noise()
     attentions = theirs(images, output_attentions=True).attentions
-    model, opened = open_backbone(str(tmp_path / "hf"))
-    assert opened.kind == "backbone"
+    model, checkpoint = open_backbone(str(tmp_path / "hf"))
+    assert checkpoint.kind == "backbone"
     for layer, expected in enumerate(attentions):
         assert (attention_rows(model, images, layer) - expected).abs().max() <= 1e-5
 
@@ -82,10 +82,10 @@ def test_transformers_attentions_are_equal_in_every_layer(tmp_path: Path) -> Non
 def test_timm_folder_gives_equal_logits(tmp_path: Path, settings: dict[str, object]) -> None:
     theirs = timm_small(tmp_path / "timm", **settings)
     images, _ = noise()
-    model, opened = open_classifier(str(tmp_path / "timm"))
+    model, checkpoint = open_classifier(str(tmp_path / "timm"))
     assert_same(model(images), theirs(images))
-    assert opened.format == "timm"
-    assert opened.architecture.heads == 4
+    assert checkpoint.format == "timm"
+    assert checkpoint.architecture.heads == 4
 
 
 @pytest.mark.slow
@@ -100,10 +100,10 @@ def test_timm_model_of_full_size_gives_equal_logits(tmp_path: Path, name: str) -
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     expected = theirs(images)
     del theirs
-    model, opened = open_classifier(str(tmp_path / name))
+    model, checkpoint = open_classifier(str(tmp_path / name))
     shutil.rmtree(tmp_path / name)
     assert_same(model(images), expected)
-    assert opened.described.parameters == {"base": 86_530_984, "large": 304_430_568}[name.split("_")[1]]
+    assert checkpoint.parameters == {"base": 86_530_984, "large": 304_430_568}[name.split("_")[1]]
 
 
 @pytest.mark.parametrize("size", [384, 512])
@@ -111,8 +111,8 @@ def test_timm_model_of_full_size_gives_equal_logits(tmp_path: Path, name: str) -
 def test_timm_model_of_larger_images_gives_equal_logits(tmp_path: Path, size: int) -> None:
     theirs = timm_small(tmp_path / "timm", img_size=size, depth=2)
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
-    model, opened = open_classifier(str(tmp_path / "timm"))
-    assert opened.architecture.image_size == (size, size)
+    model, checkpoint = open_classifier(str(tmp_path / "timm"))
+    assert checkpoint.architecture.image_size == (size, size)
     assert_same(model(images), theirs(images))
 
 
@@ -129,10 +129,10 @@ def test_released_pretraining_gives_equal_logits(tmp_path: Path, positions: str,
     theirs = ReleasedMasked(**RELEASED[positions])
     path = save_released(theirs, tmp_path / "pretrained.pth", legacy=legacy, num_heads=4)
     images, mask = noise()
-    model, opened = open_masked_image_model(str(path))
+    model, checkpoint = open_masked_image_model(str(path))
     assert_same(model(images, mask), theirs(images, mask))
-    assert (opened.format, opened.kind) == ("official", "masked-image-model")
-    assert opened.architecture.positions == positions
+    assert (checkpoint.format, checkpoint.kind) == ("official", "masked-image-model")
+    assert checkpoint.architecture.positions == positions
 
 
 @pytest.mark.parametrize("wrapped", ["model", "module"])
@@ -144,11 +144,11 @@ def test_released_finetuning_gives_equal_logits(tmp_path: Path, wrapped: str) ->
     )  # fmt: skip
     path = save_released(theirs, tmp_path / "finetuned.pth", wrapped=wrapped)
     images, _ = noise()
-    model, opened = open_classifier(str(path))
+    model, checkpoint = open_classifier(str(path))
     assert_same(model(images), theirs(images))
-    assert opened.format == "official"
-    assert opened.architecture.heads == 4  # from the bias table
-    assert opened.described.classes == ("0", "1", "2", "3", "4")
+    assert checkpoint.format == "official"
+    assert checkpoint.architecture.heads == 4  # from the bias table
+    assert checkpoint.classes == ("0", "1", "2", "3", "4")
 
 
 @torch.no_grad()
@@ -168,13 +168,13 @@ def test_normalization_is_read_from_the_release_args(tmp_path: Path) -> None:
     for default, mean in ((True, 0.485), (False, 0.5)):
         path = save_released(model, tmp_path / "p.pth", num_heads=4, imagenet_default_mean_and_std=default)
         assert open_model(str(path)).normalization[0][0] == mean
-    opened = open_model(str(save_released(model, tmp_path / "p.pth", model="beit_base_patch16_224_8k_vocab")))
-    assert opened.architecture.heads == 12  # of the name that the training noted, where no table tells
-    assert "ImageNet mean and std" in opened.warnings[0]
+    checkpoint = open_model(str(save_released(model, tmp_path / "p.pth", model="beit_base_patch16_224_8k_vocab")))
+    assert checkpoint.architecture.heads == 12  # of the name that the training noted, where no table tells
+    assert "ImageNet mean and std" in checkpoint.warnings[0]
 
 
 def test_heads_that_nothing_tells_are_assumed_and_said(tmp_path: Path) -> None:
     model = ReleasedMasked(use_abs_pos_emb=True, embed_dim=128)
-    opened = open_model(str(save_released(model, tmp_path / "p.pth")))
-    assert opened.architecture.heads == 2
-    assert any("2 heads of 64" in warning for warning in opened.warnings)
+    checkpoint = open_model(str(save_released(model, tmp_path / "p.pth")))
+    assert checkpoint.architecture.heads == 2
+    assert any("2 heads of 64" in warning for warning in checkpoint.warnings)

@@ -26,13 +26,13 @@ def test_a_hub_repository_opens_and_is_fetched_once(tmp_path, monkeypatch):
     progress: list[tuple[str, int, int]] = []
     with HubServer({"owner/beit": contents(tmp_path / "theirs")}) as server:
         server.use(monkeypatch, tmp_path / "cache")
-        model, opened = open_classifier("hf://owner/beit", on_progress=lambda *seen: progress.append(seen))
+        model, checkpoint = open_classifier("hf://owner/beit", on_progress=lambda *seen: progress.append(seen))
         fetched = len(server.bodies())
         open_model("hf://owner/beit")
         assert len(server.bodies()) == fetched
     images, _ = noise()
     assert (model(images) - theirs(images).logits).abs().max() <= 1e-5
-    assert opened.described.classes == ("blue", "green", "red")
+    assert checkpoint.classes == ("blue", "green", "red")
     assert progress[-1][1] == progress[-1][2] == (tmp_path / "theirs" / "model.safetensors").stat().st_size
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert open_model("hf://owner/beit").kind == "classifier"
@@ -56,11 +56,11 @@ def test_a_timm_name_leads_to_its_repository_with_the_default_tag(tmp_path, monk
     repo = "timm/beit_base_patch16_224.in22k_ft_in22k_in1k"
     with HubServer({repo: contents(tmp_path / "theirs")}) as server:
         server.use(monkeypatch, tmp_path / "cache")
-        model, opened = open_classifier("timm/beit_base_patch16_224")
+        model, checkpoint = open_classifier("timm/beit_base_patch16_224")
         again = open_model("timm/beit_base_patch16_224.in22k_ft_in22k_in1k")
     images, _ = noise()
     assert torch.equal(model(images), theirs(images))
-    assert opened.format == again.format == "timm"
+    assert checkpoint.format == again.format == "timm"
 
 
 def test_timm_names_that_are_none_are_refused():
@@ -91,8 +91,8 @@ def test_a_folder_with_several_files_asks_which(tmp_path):
 def test_settings_beside_a_file_of_another_name_are_not_its_own(tmp_path):
     hf_classifier(tmp_path)
     path = save_released(ReleasedMasked(use_abs_pos_emb=True), tmp_path / "other.pth", num_heads=4)
-    opened = open_model(str(path))
-    assert (opened.format, opened.architecture.positions) == ("official", "absolute")
+    checkpoint = open_model(str(path))
+    assert (checkpoint.format, checkpoint.architecture.positions) == ("official", "absolute")
 
 
 @pytest.mark.parametrize(

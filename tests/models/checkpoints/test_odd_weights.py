@@ -37,9 +37,9 @@ def test_names_that_transformers_has_in_memory_are_read_too(tmp_path, settings):
     theirs = hf_masked(tmp_path / "hf", **settings)
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text((tmp_path / "hf" / "config.json").read_text())
-    model, opened = open_masked_image_model(str(tmp_path))
+    model, checkpoint = open_masked_image_model(str(tmp_path))
     images, mask = noise()
-    assert opened.format == "hf"
+    assert checkpoint.format == "hf"
     assert (model(images, mask) - theirs(images, bool_masked_pos=mask).logits[mask]).abs().max() <= 1e-5
 
 
@@ -48,9 +48,9 @@ def test_weights_of_16_bits_open_in_32(tmp_path, dtype):
     model = randomized(Beit(**PER_BLOCK))
     path = tmp_path / "half.safetensors"
     save_file({name: tensor.to(dtype) for name, tensor in model.state_dict().items()}, path)
-    opened, _ = open_classifier(str(path))
-    assert opened.head.weight.dtype == torch.float32
-    assert torch.equal(opened.head.weight, model.head.weight.to(dtype).float())
+    ours, _ = open_classifier(str(path))
+    assert ours.head.weight.dtype == torch.float32
+    assert torch.equal(ours.head.weight, model.head.weight.to(dtype).float())
 
 
 def test_quantised_weights_are_refused(tmp_path):
@@ -130,18 +130,18 @@ def test_version_2_is_not_given_the_first_versions_tokenizer_or_normalization(tm
     model = ReleasedMasked(8192, **SHARED)
     state = {**model.state_dict(), "cls_pt_layers.0.norm1.weight": torch.ones(48)}
     torch.save({"model": state}, tmp_path / "beitv2.pth")
-    opened = open_model(str(tmp_path / "beitv2.pth"))
-    assert opened.normalization[0][0] == 0.485
-    assert any("cls_pt_layers" in warning for warning in opened.warnings)
+    checkpoint = open_model(str(tmp_path / "beitv2.pth"))
+    assert checkpoint.normalization[0][0] == 0.485
+    assert any("cls_pt_layers" in warning for warning in checkpoint.warnings)
     with pytest.raises(StorageError, match="names no tokenizer"):
-        open_tokenizer_of(opened)
+        open_tokenizer_of(checkpoint)
 
 
 def test_a_stated_normalization_can_be_replaced(tmp_path):
     timm_small(tmp_path / "timm")
-    opened = open_model(str(tmp_path / "timm"))
-    assert opened.normalized("imagenet").normalization[0] == (0.485, 0.456, 0.406)
-    assert opened.normalized(None) is opened
+    checkpoint = open_model(str(tmp_path / "timm"))
+    assert checkpoint.normalized("imagenet").normalization[0] == (0.485, 0.456, 0.406)
+    assert checkpoint.normalized(None) is checkpoint
 
 
 def test_classes_that_are_named_by_numbers_keep_their_names(tmp_path):
@@ -182,8 +182,8 @@ def test_the_only_weights_of_a_folder_have_its_settings(tmp_path):
 def test_any_width_of_the_ffn_opens(tmp_path, hidden):
     model = randomized(Beit(**PER_BLOCK | {"mlp_ratio": (hidden + 0.5) / 48}))
     assert model.blocks[0].mlp.fc1.weight.shape == (hidden, 48)
-    opened, _ = open_classifier(str(save_plain(model, tmp_path / "a.safetensors")))
-    assert opened.blocks[0].mlp.fc1.weight.shape == (hidden, 48)
+    ours, _ = open_classifier(str(save_plain(model, tmp_path / "a.safetensors")))
+    assert ours.blocks[0].mlp.fc1.weight.shape == (hidden, 48)
 
 
 def test_the_first_weights_are_cut_at_one_std_and_spread_as_the_normal_there():

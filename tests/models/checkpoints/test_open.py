@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, open_classifier, open_masked_image_model
-from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.models.checkpoints.open import open_checkpoint, open_model, open_unverified
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier
 from beitcli.runtime.storage.checkpoint import load_tensors
@@ -24,30 +25,30 @@ def newest(run: Path) -> Path:
 def test_run_checkpoints_and_one_checkpoint_open_the_same(pretrained_run):
     names = (pretrained_run, pretrained_run / "checkpoints", newest(pretrained_run))
     for reference in (*names, newest(pretrained_run) / "model.safetensors"):
-        opened = open_checkpoint(str(reference))
-        assert opened.checkpoint.path == newest(pretrained_run)
-        assert opened.kind == "masked-image-model"
-        assert opened.warnings == ()
+        checkpoint = open_checkpoint(str(reference))
+        assert checkpoint.folder.path == newest(pretrained_run)
+        assert checkpoint.kind == "masked-image-model"
+        assert checkpoint.warnings == ()
     older = open_checkpoint(str(pretrained_run / "checkpoints" / "step-0000002"))
-    assert older.checkpoint.trainer["step"] == 2
+    assert older.folder.trainer["step"] == 2
 
 
 def test_opened_model_holds_the_checkpoints_weights_and_settings(pretrained_run):
-    model, opened = open_masked_image_model(str(pretrained_run))
+    model, checkpoint = open_masked_image_model(str(pretrained_run))
     assert isinstance(model, MaskedImageModel)
     assert not model.training
     stored = load_tensors(newest(pretrained_run) / "model.safetensors")
     assert set(stored) == set(model.state_dict())
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
-    assert opened.architecture.image_size == (32, 32)
-    assert opened.architecture.grid == (4, 4)
-    assert opened.normalization == (IMAGENET_MEAN, IMAGENET_STD)
+    assert checkpoint.architecture.image_size == (32, 32)
+    assert checkpoint.architecture.grid == (4, 4)
+    assert checkpoint.normalization == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_classifier_opens_at_its_own_and_at_another_size(finetuned_run):
-    model, opened = open_classifier(str(finetuned_run))
+    model, checkpoint = open_classifier(str(finetuned_run))
     assert isinstance(model, Classifier)
-    assert opened.settings["classes"] == ["blue", "green", "red"]
+    assert checkpoint.settings["classes"] == ["blue", "green", "red"]
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
         larger, _ = open_classifier(str(finetuned_run), (64, 64))
@@ -101,9 +102,41 @@ def test_a_damaged_newest_checkpoint_gives_the_one_before_and_says_so(tmp_path, 
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    _, opened = open_masked_image_model(str(run))
-    assert opened.checkpoint.path.name == "step-0000002"
-    assert len(opened.warnings) == 1
-    assert "step-0000004" in opened.warnings[0]
+    _, checkpoint = open_masked_image_model(str(run))
+    assert checkpoint.folder.path.name == "step-0000002"
+    assert len(checkpoint.warnings) == 1
+    assert "step-0000004" in checkpoint.warnings[0]
     with pytest.raises(StorageError, match="SHA-256"):
         open_checkpoint(str(newest(run)))
+
+
+def test_unverified_reads_what_verified_reads_and_the_damaged_newest_too(tmp_path, pretrained_run, finetuned_run):
+    for run in (pretrained_run, finetuned_run):
+        verified, unverified = open_model(str(run)), open_unverified(str(run))
+        assert verified.folder is not None
+        assert replace(unverified, folder=verified.folder, warnings=verified.warnings) == verified
+    run = Path(shutil.copytree(finetuned_run, tmp_path / "run"))
+    weights = newest(run) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert (open_model(str(run)).weights.parent.name, open_unverified(str(run)).weights) == ("step-0000002", weights)
+
+
+def test_a_tokenizer_has_no_architecture_nor_a_shape_without_weights(tokenizer_run):
+    checkpoint = open_model(str(tokenizer_run))
+    assert (checkpoint.kind, checkpoint.format, checkpoint.settings["size"]) == ("tokenizer", "beit", 16)
+    with pytest.raises(StorageError, match="is a tokenizer"):
+        _ = checkpoint.architecture
+    with pytest.raises(StorageError, match="is a tokenizer"):
+        open_model(f"{tokenizer_run}@random")
+
+
+def test_a_shape_without_weights_has_no_head_and_is_drawn_from_the_seed(finetuned_run):
+    trained, shape = open_model(str(finetuned_run)), open_model(f"{finetuned_run}@random", seed=3)
+    assert (shape.kind, shape.format, shape.outputs, shape.classes, shape.seed) == ("backbone", "none", 0, (), 3)
+    assert shape.architecture == trained.architecture
+    again, other = (open_model(f"{finetuned_run}@random", seed=seed).tensors() for seed in (3, 4))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in shape.tensors().items())
+    assert not torch.equal(again["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
+    assert "head.weight" not in again

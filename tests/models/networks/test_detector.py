@@ -15,7 +15,7 @@ from beitcli.config.tasks.detect import TASK
 from beitcli.heads.detection.faster_rcnn import KeyedSampler
 from beitcli.heads.simple_pyramid import SimplePyramid
 from beitcli.models.checkpoints.head_keys import head_kind
-from beitcli.models.checkpoints.key_mapping import read_layout
+from beitcli.models.checkpoints.key_mapping import detect_key_mapping
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.detector import Detector
 
@@ -190,6 +190,6 @@ def test_anchors_and_regions_have_the_scales_of_their_levels():
 
 
 def test_layout_knows_a_detector_by_its_names():
-    layout = read_layout(detector().state_dict(), "x")
-    assert (task_of_head(layout.head), layout.dropped) == (TASK, ())
-    assert all(name.startswith("detection.") for name in layout.head)
+    key_mapping = detect_key_mapping(detector().state_dict(), "x")
+    assert (task_of_head(key_mapping.head), key_mapping.dropped) == (TASK, ())
+    assert all(name.startswith("detection.") for name in key_mapping.head)

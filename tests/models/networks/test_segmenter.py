@@ -10,7 +10,7 @@ from beitcli.config.architecture import Architecture
 from beitcli.config.tasks import task_of_head
 from beitcli.config.tasks.segment import HEADS, TASK
 from beitcli.engine.segmentation.task import pixel_loss
-from beitcli.models.checkpoints.key_mapping import read_layout
+from beitcli.models.checkpoints.key_mapping import detect_key_mapping
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.segmenter import Segmenter, tapped_blocks
 
@@ -61,8 +61,8 @@ def test_pixel_loss_is_the_mean_over_labelled_pixels():
 
 
 def test_segmenter_is_told_by_its_names_and_its_head_has_no_place_in_a_backbone():
-    layout = read_layout(Segmenter(Architecture(**SHAPE), 3, "upernet").state_dict(), "here")
-    assert task_of_head(layout.head) == TASK
-    assert layout.dropped == ()
-    assert all(name.startswith("decode_head.") for name in layout.head)
-    assert not any(name.startswith("decode_head.") for name in layout.parts)
+    key_mapping = detect_key_mapping(Segmenter(Architecture(**SHAPE), 3, "upernet").state_dict(), "here")
+    assert task_of_head(key_mapping.head) == TASK
+    assert key_mapping.dropped == ()
+    assert all(name.startswith("decode_head.") for name in key_mapping.head)
+    assert not any(name.startswith("decode_head.") for name in key_mapping.parts)

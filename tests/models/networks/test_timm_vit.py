@@ -13,9 +13,9 @@ from timm.layers import resample_abs_pos_embed
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, open_classifier
 from beitcli.models.checkpoints.open import open_model
-from beitcli.models.checkpoints.timm_references import arguments_in, unlearned
+from beitcli.models.checkpoints.timm_references import arguments_in, random_init_base
 from beitcli.models.networks.attention_maps import attention_rows
-from beitcli.models.networks.timm_vit import ForeignViT
+from beitcli.models.networks.timm_vit import TimmViT
 from beitcli.runtime.compute.optimizer import parameter_groups
 from tests.helpers.foreign_models import VITS, timm_vit
 
@@ -30,10 +30,10 @@ def noise(size=32, images=2):
 @torch.no_grad()
 def test_outputs_equal_timms(tmp_path, name):
     theirs = timm_vit(tmp_path, name)
-    ours, opened = open_classifier(str(tmp_path))
-    assert (opened.format, opened.kind, opened.described.outputs) == ("timm", "classifier", 5)
+    ours, checkpoint = open_classifier(str(tmp_path))
+    assert (checkpoint.format, checkpoint.kind, checkpoint.outputs) == ("timm", "classifier", 5)
     assert torch.equal(ours(noise()), theirs(noise()))
-    shape = opened.architecture
+    shape = checkpoint.architecture
     assert (shape.image_size, shape.grid, shape.width, shape.depth) == ((32, 32), (4, 4), 24, len(theirs.blocks))
 
 
@@ -72,9 +72,9 @@ def test_attention_equals_q_times_k_by_hand(tmp_path, layer):
 @torch.no_grad()
 def test_attention_has_one_place_before_the_patches(tmp_path, name):
     timm_vit(tmp_path, name)
-    ours, opened = open_backbone(str(tmp_path))
+    ours, checkpoint = open_backbone(str(tmp_path))
     rows = attention_rows(ours, noise())
-    assert rows.shape == (2, opened.architecture.heads, 17, 17)
+    assert rows.shape == (2, checkpoint.architecture.heads, 17, 17)
     first = 0 if ours.num_prefix_tokens else 1  # without a class token it attends to nothing
     torch.testing.assert_close(rows.sum(dim=-1)[..., first:], torch.ones(2, rows.shape[1], 17 - first))
     assert ours.blocks[-1].attn.fused_attn == timm.create_model(name, **VITS[name]).blocks[-1].attn.fused_attn
@@ -94,11 +94,11 @@ def test_tokens_before_the_patches_count_together(tmp_path):
 
 def test_positions_are_resampled_by_timm(tmp_path):
     theirs = timm_vit(tmp_path, "vit_small_patch16_224")
-    ours, opened = open_classifier(str(tmp_path), (48, 64))
+    ours, checkpoint = open_classifier(str(tmp_path), (48, 64))
     wanted = resample_abs_pos_embed(theirs.pos_embed, new_size=[6, 8], old_size=[4, 4], num_prefix_tokens=1)
     assert torch.equal(ours.pos_embed, wanted)
     assert ours.architecture.grid == (6, 8)
-    assert any("pos_embed" in warning for warning in opened.warnings)
+    assert any("pos_embed" in warning for warning in checkpoint.warnings)
     assert ours(torch.zeros(1, 3, 48, 64)).shape == (1, 5)
 
 
@@ -123,15 +123,15 @@ def test_groups_of_layer_decay_are_timms(tmp_path, name):
 def test_a_shape_without_weights_needs_no_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     reference = "timm/vit_tiny_patch16_224@random,patch_size=8,depth=2,embed_dim=24,num_heads=2"
-    first, opened = open_backbone(reference, (32, 32), seed=1)
+    first, checkpoint = open_backbone(reference, (32, 32), seed=1)
     again, _ = open_backbone(reference, (32, 32), seed=1)
     other, _ = open_backbone(reference, (32, 32), seed=2)
-    assert isinstance(first, ForeignViT)
-    assert (first.architecture.grid, opened.warnings) == ((4, 4), ())
+    assert isinstance(first, TimmViT)
+    assert (first.architecture.grid, checkpoint.warnings) == ((4, 4), ())
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items())
     assert not torch.equal(first.blocks[0].attn.qkv.weight, other.blocks[0].attn.qkv.weight)
     beit, _ = open_backbone("timm/beit_base_patch16_224@random,depth=1,embed_dim=24,num_heads=2", (32, 32))
-    assert not isinstance(beit, ForeignViT)
+    assert not isinstance(beit, TimmViT)
     assert beit.architecture.positions == "per-block"
 
 
@@ -139,10 +139,10 @@ def test_arguments_behind_random_are_read():
     assert arguments_in("timm/a@random,patch_size=8,init_values=1e-5,global_pool=avg,class_token=false") == {
         "patch_size": 8, "init_values": 1e-5, "global_pool": "avg", "class_token": False,
     }  # fmt: skip
-    assert unlearned("timm/a.b@random,depth=2") == "timm/a.b"
-    assert unlearned("runs/x@random") == "runs/x"
+    assert random_init_base("timm/a.b@random,depth=2") == "timm/a.b"
+    assert random_init_base("runs/x@random") == "runs/x"
     for weights in ("runs/x", "hf://o/n@randomised", "hf://o/n@main", "random", "@random"):
-        assert unlearned(weights) is None
+        assert random_init_base(weights) is None
 
 
 @pytest.mark.parametrize(("reference", "said"), [
@@ -173,7 +173,7 @@ def test_normalization_and_crop_are_those_of_the_settings(tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    found = open_model(str(tmp_path)).described
+    found = open_model(str(tmp_path))
     assert found.normalization == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert found.crop_share == 0.8
     assert np.isclose(found.parameters, sum(p.numel() for p in open_classifier(str(tmp_path))[0].parameters()))

@@ -13,7 +13,7 @@ from beitcli.config.architecture import Architecture
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.blocks import PaddedRelativePositionBias, _weighted
-from beitcli.models.networks.timm_vit import architecture_of, build_foreign
+from beitcli.models.networks.timm_vit import architecture_of, build_timm
 from beitcli.runtime.compute.device import Compute
 
 BATCH, HEADS, LENGTH, DIM, ROWS = 3, 2, 13, 16, 5
@@ -117,5 +117,5 @@ def test_nothing_is_chosen_off_cuda():
     assert type(ours.rel_pos_bias) is not PaddedRelativePositionBias
     assert not any(block.attn.use_flex for block in ours.blocks)
     assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()) == flags
-    theirs = build_foreign(architecture_of("vit_tiny_patch16_224", {}, (32, 32)), 0)
+    theirs = build_timm(architecture_of("vit_tiny_patch16_224", {}, (32, 32)), 0)
     assert theirs.choose_attention(4, compute) is None

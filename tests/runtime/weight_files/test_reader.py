@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.runtime.weight_files.reader import read_header, read_tensors
 from beitcli.runtime.weight_files.safe_unpickling import guarded_load
 
@@ -386,6 +386,6 @@ def test_a_path_that_cannot_be_opened_says_why(tmp_path):
 
 
 def test_quotes_are_one_short_printable_line():
-    assert quote("a\n\t b\x07\x1b[0m") == r"a b\x07\x1b[0m"
-    assert quote("x" * 90) == "x" * 79 + "…"
-    assert quote("naïve") == "naïve"
+    assert one_line("a\n\t b\x07\x1b[0m") == r"a b\x07\x1b[0m"
+    assert one_line("x" * 90) == "x" * 79 + "…"
+    assert one_line("naïve") == "naïve"

@@ -22,7 +22,7 @@ from beitcli.data.decode import MAX_PIXELS
 from beitcli.data.sources.files import read_file
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.storage.safe_json import parse_json
-from beitcli.runtime.weight_files.file_sniffing import quote
+from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _PARTS = ("images", "annotations", "categories")
 _ROUNDING = 1.0  # pixels that a box may reach beyond the image, as COCO's own do; it is cut off there
@@ -93,7 +93,7 @@ def _parsed(path: str) -> dict[str, list[Any]]:
     try:
         document = parse_json(read_file(path))
     except (BadImage, ValueError) as error:
-        raise DataError(f"'{path}' holds no annotations: {quote(str(error), 200)}.", _FORMAT) from None
+        raise DataError(f"'{path}' holds no annotations: {one_line(str(error), 200)}.", _FORMAT) from None
     if not isinstance(document, dict):
         raise DataError(f"'{path}' holds no annotations: it is a JSON {type(document).__name__}.", _FORMAT)
     lacking = [part for part in _PARTS if not isinstance(document.get(part), list)]
@@ -195,4 +195,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return quote(repr(value))
+    return one_line(repr(value))

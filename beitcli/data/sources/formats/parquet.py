@@ -142,10 +142,10 @@ class ParquetSource(Source):
 
         number, inner = int(self._file_of[group]), int(self._group_in_file[group])
         column_name, stored = self._columns[number], self._files[number]
-        opened = stored.open_group(inner, column_name) if isinstance(stored, StreamedParquet) else stored
+        checkpoint = stored.open_group(inner, column_name) if isinstance(stored, StreamedParquet) else stored
         try:
             # No threads and no buffering ahead: workers are forked, and arrow's threads do not live on in them.
-            with pq.ParquetFile(opened, pre_buffer=False) as file:
+            with pq.ParquetFile(checkpoint, pre_buffer=False) as file:
                 table = file.read_row_group(inner, columns=[column_name], use_threads=False)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             raise BadImage(f"its row group cannot be read: {_first_line(error)}") from None
@@ -174,9 +174,9 @@ class _Content:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        opened = stored.open() if isinstance(stored, StreamedParquet) else stored
+        checkpoint = stored.open() if isinstance(stored, StreamedParquet) else stored
         try:
-            with pq.ParquetFile(opened) as file:
+            with pq.ParquetFile(checkpoint) as file:
                 schema, metadata = file.schema_arrow, file.metadata
                 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
                 self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)

@@ -90,14 +90,14 @@ class TarSource(Source):
         """Reads without moving a file position, so forks and threads may share the open files."""
         file = self._files.get(shard)
         if file is None:
-            opened = os.open(self._shards[shard], os.O_RDONLY)
+            checkpoint = os.open(self._shards[shard], os.O_RDONLY)
             if len(self._files) < _MAX_OPEN_SHARDS:
-                file = self._files.setdefault(shard, opened)
-            if file != opened:  # too many are open, or another thread was faster
+                file = self._files.setdefault(shard, checkpoint)
+            if file != checkpoint:  # too many are open, or another thread was faster
                 try:
-                    return os.pread(opened, size, offset)
+                    return os.pread(checkpoint, size, offset)
                 finally:
-                    os.close(opened)
+                    os.close(checkpoint)
         return os.pread(file, size, offset)
 
     def __getstate__(self) -> dict[str, Any]:
