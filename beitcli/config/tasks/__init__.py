@@ -1,4 +1,4 @@
-"""The tasks of finetuning, a file each: what is known of one before torch is loaded.
+"""Tasks of finetuning, a file each: the part of a task that is needed before torch is loaded.
 
 A new task is a new file here and the package that it names. Other packages add theirs under the entry-point group
 `beitcli.config.tasks`.
@@ -19,20 +19,20 @@ DEFAULT_TASK = "classify"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDefinition:
-    """One task. What computes is named by its module, and imported where it is used.
+    """A task. Functions that need torch are given by dotted name, and imported when called.
 
     Attributes:
         name: As of its file.
-        kind: Of its checkpoints, in their config.json.
+        kind: `kind` of its checkpoints, in config.json.
         engine: Package of `finetune.finetune`, `evaluate.evaluate` and `predict.predict`.
         opener: `module:function` from an checkpoint checkpoint and a size to the model and what was checkpoint.
-        recipe: Where none is named; None for that of the command.
-        default_head: The one that is taken where none is named.
-        heads: Empty where there is the default alone, which belongs to the backbone.
-        prefix: Of the names of the head's tensors; empty for a head of the backbone.
-        classifier: Name of the tensor with a row for each class; a head's file may give another as `CLASSIFIER`.
-        background: Rows of it that stand for no class.
-        shards: Whether its model may be divided over processes.
+        recipe: The default recipe; None for the command's.
+        default_head: Name of the default head.
+        heads: None if the default, a part of the backbone's class, is the only one.
+        prefix: Prefix of the keys of the head; empty for a head of the backbone.
+        classifier: Key of the tensor with one row per class; a head may override it with `CLASSIFIER`.
+        background: Number of its rows that are no class.
+        shards: Whether `--shard` is supported.
     """
 
     name: str
@@ -49,11 +49,11 @@ class TaskDefinition:
 
     @property
     def command(self) -> str:
-        """What makes its checkpoints, behind `beit`."""
+        """Command that makes its checkpoints, without `beit`."""
         return "finetune" if self.name == DEFAULT_TASK else f"finetune --task {self.name}"
 
     def head_names(self) -> tuple[str, ...]:
-        """The default first."""
+        """Names of its heads, the default first."""
         return tuple(dict.fromkeys((self.default_head, *(self.heads.names() if self.heads else ()))))
 
     def run(self, command: str, *arguments: Any) -> Any:
@@ -78,5 +78,5 @@ def task_of_head(names: Iterable[str]) -> TaskDefinition | None:
 
 
 def all_heads() -> tuple[str, ...]:
-    """Of every task."""
+    """Names of the heads of all tasks."""
     return tuple(dict.fromkeys(head for task in TASKS.entries().values() for head in task.head_names()))

@@ -42,7 +42,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     compute = join_compute(config)
     require_pairs(config, compute.world.size)
     begun = begin(config, compute, on_event, takes_timm=True)
-    init, world, on_event = begun.init, begun.world, begun.on_event
+    init, world, on_event = begun.init, begun.compute.world, begun.on_event
     size = init.size
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
     held = _validation(config, source, max(size), on_event, world)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.tasks.detect import TASK
+from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import open_detection
 from beitcli.engine.detection.inference import score
 from beitcli.engine.detection.metrics import FIGURES, AveragePrecision, require_pycocotools
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
-from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, limited, tell_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import detector_of
@@ -58,7 +59,8 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     left_out: list[Bad] = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(left_out, len(source) + len(left_out), config.max_bad, "Mend the annotations or raise --max-bad.")
     source = source.renamed(checkpoint.classes)
-    source, left_out = limited(config, source, source.some, left_out)
+    if config.limit is not None and config.limit < len(source):
+        source, left_out = source.some(select_limit(source, config.limit, config.seed)), []
     if not any(len(source.boxes(index)) for index in range(len(source))):
         raise DataError(f"None of the {len(source)} images of '{source.name}' has a box.", "Check the annotations.")
     scored = score(model.to(batching.compute.device), source, checkpoint.normalization, batching)

@@ -39,7 +39,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport
     begun = begin(config, join_compute(config), on_event)
     init = begun.init
     outlines = HEADS.load(config.head or TASK.default_head).finds_masks
-    data = begun.world.rank_zero_first(
+    data = begun.compute.world.rank_zero_first(
         lambda: open_detection_data(config, init.classes, outlines, max(init.size), begun.on_event)
     )
     view = DetectionView(

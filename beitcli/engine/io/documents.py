@@ -1,4 +1,4 @@
-"""A document an image, in input order, of whatever a model says of batches."""
+"""One JSON document per image, in input order, from the predictions of batches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from beitcli.errors import DataError
 def documents(
     source: Source, batches: Iterable[tuple[Batch, Iterable[dict[str, Any]]]], on_event: OnEvent
 ) -> Iterator[dict[str, Any]]:
-    """Yields `{"path"}` and what is said of the image, or `{"path", "error"}`.
+    """Yields `{"path"}` with the prediction of the image, or `{"path", "error"}`.
 
     Args:
-        batches: In order, each with what is said of its readable images.
+        batches: In order, each with the predictions of its readable images.
 
     Raises:
         DataError: After the last image, where some could not be read.

@@ -8,10 +8,11 @@ from beitcli.config.evaluate import EvalConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.tasks.segment import TASK
 from beitcli.data.annotations.label_maps import LabelRule
+from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.segmentation.sliding_window import Sliding, count, sliding
-from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, limited, tell_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.models.checkpoints.build import segmenter_of
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -95,7 +96,8 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
         )
     )
     missing = [(-1, path, "it has no mask") for path in source.missing]
-    source, missing = limited(config, source, source.some, missing)
+    if config.limit is not None and config.limit < len(source):
+        source, missing = source.some(select_limit(source, config.limit, config.seed)), []
     counts = count(model.to(batching.compute.device), source, how, replace(batching, batch_size=1))
     bad = [*missing, *counts.bad]
     tell_bad(config, bad, len(source) + len(missing), on_event)

@@ -35,7 +35,7 @@ class SegmentReport(Timed, SegmentationMetrics, Finetuned):
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
     """Finetunes a segmenter; with `dry_run`, a dict of the plan instead."""
     begun = begin(config, join_compute(config), on_event)
-    init, world = begun.init, begun.world
+    init, world = begun.init, begun.compute.world
     data = open_segmentation_data(config, init.classes, max(init.size), begun.on_event, world)
     model = build_segmenter(config, init.checkpoint, data.classes, begun.on_event)
     plan = make_plan(config, data.training)

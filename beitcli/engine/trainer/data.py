@@ -99,13 +99,13 @@ def hold_out(source: Source, count: int, seed: int, world: DistributedContext = 
 
 
 def hold_out_annotated(source: Images, some: Callable[[np.ndarray], Images], seed: int) -> tuple[Images, Images, str]:
-    """`hold_out` where the annotations are known to be good, and no image is decoded for it.
+    """`hold_out` for data whose annotations are checked already; decodes no image.
 
     Args:
-        some: Indices to a source of these images alone.
+        some: Returns the source of a subset, by indices.
 
     Returns:
-        What to train on, what to measure on, and in words what that is.
+        Training images, validation images, and the name of the latter.
     """
     kept = min(_MEASURED_WITHOUT_HOLDOUT, len(source) // 20)
     if kept:
@@ -116,7 +116,7 @@ def hold_out_annotated(source: Images, some: Callable[[np.ndarray], Images], see
 
 
 def measured_references(config: FinetuneConfig, has_own_split: Callable[[str], bool]) -> list[str]:
-    """`--val`, or DATA where all of it has a validation split of its own; else nothing."""
+    """`--val`, or DATA if all of it has its own validation split; else empty."""
     if config.val is not None:
         return [config.val]
     leaves_it_aside = config.split in (None, "train", "training")

@@ -34,12 +34,12 @@ def synchronized_batches(
 
 @dataclass(frozen=True)
 class Batching:
-    """How a model goes through a source.
+    """How a source is divided into batches for evaluation.
 
     Attributes:
         batch_size: Images of one forward pass.
         workers: Processes that load images.
-        on_event: Hears of progress.
+        on_event: Receives progress.
         check_stop: See `synchronized_batches`.
     """
 
@@ -50,7 +50,7 @@ class Batching:
     check_stop: Callable[[], None] = lambda: None
 
     def batches(self, source: Source, view: View) -> Iterator[Batch]:
-        """This process's, in order; one is empty where all of its images are bad."""
+        """This rank's batches, in order; a batch is empty if all of its images are bad."""
         world = self.compute.world
         share = (world.rank, world.size)
         batches = ordered_batches(source, view, batch_size=self.batch_size, workers=self.workers, share=share)

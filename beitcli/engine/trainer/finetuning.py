@@ -1,10 +1,10 @@
-"""What the tasks of finetuning have in common: how they begin, their `Task`, the job they make.
+"""Finetuning for any task: opening `--init`, the shared part of the `Task`, the job.
 
     begun = begin(config, join_compute(config), on_event)     --init, checkpoint once
     task = SegmentationTask(config, plan, model, ...)         a `FinetunedTask`
     run_finetuning(begun, data, view, task, ...)              plan or dry run, loop, report, card
 
-Between these a task opens its data and makes its network.
+In between, each task opens its data and builds its network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from beitcli.models.networks.beit import forward_flops
 from beitcli.runtime.compute.device import Compute, choose_workers, describe
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
-from beitcli.runtime.distributed.world import DistributedContext
 
 Images = TypeVar("Images", bound=Source)
 Report = TypeVar("Report", bound=Finetuned)
@@ -43,20 +42,17 @@ Report = TypeVar("Report", bound=Finetuned)
 
 @dataclass(frozen=True)
 class Begun:
-    """What is there before the data.
+    """A finetuning job before its data is opened.
 
     Attributes:
-        on_event: Of the first process alone.
+        init: The checkpoint of `--init`.
+        on_event: Silent on every rank but the first.
     """
 
     config: FinetuneConfig
     compute: Compute
     init: Pretrained
     on_event: OnEvent
-
-    @property
-    def world(self) -> DistributedContext:
-        return self.compute.world
 
 
 def begin(config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_timm: bool = False) -> Begun:
@@ -72,12 +68,12 @@ def begin(config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_
 
 @dataclass(frozen=True)
 class FinetuneData(Generic[Images]):
-    """What a run trains on and is measured on; all of it has labels that can be used.
+    """Training and validation images of a run, all with valid labels.
 
     Attributes:
         classes: Names, in label order.
-        bad: Training images which are left out.
-        measured_on: In words.
+        bad: Training images that are left out.
+        measured_on: Name of the validation images, for the report.
     """
 
     training: Images
@@ -120,7 +116,7 @@ class FinetunedTask(EMATask):
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
     def wrap(self) -> None:
-        """Sets what the step calls."""
+        """Wraps the model for the training step: compilation, gradient averaging."""
         self.wrap_parallel(
             self.compute, compile_step=bool(self.config.compile), compression=self.config.grad_compression
         )
@@ -130,16 +126,16 @@ class FinetunedTask(EMATask):
 
     @property
     def measured(self) -> Any:
-        """The model whose metrics are told: the averaged one, where there is one."""
+        """The model that is evaluated: the moving average if there is one."""
         return self.model if self.averaged is None else self.averaged
 
     def batching(self, batch_size: int, check_stop: Callable[[], None]) -> Batching:
-        """How the validation images are gone through."""
+        """Batches of the validation images."""
         workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
         return Batching(self.compute, batch_size, workers, check_stop=check_stop)
 
     def refuse_bad(self, bad: list[Bad]) -> None:
-        """Raises DataError where too many validation images cannot be read."""
+        """Raises DataError if too many validation images cannot be read."""
         refuse_many_bad(bad, len(self.val), self.config.max_bad, "Mend them or raise --max-bad, and add --resume.")
 
     def checkpoint_config(self) -> dict[str, Any]:
@@ -154,7 +150,7 @@ class FinetunedTask(EMATask):
         }
 
     def own_config(self) -> dict[str, Any]:
-        """Those of `checkpoint_config` that other tasks have not."""
+        """Entries of `checkpoint_config` that only this task has."""
         return {}
 
     def plan_rows(self) -> dict[str, str]:
@@ -169,17 +165,17 @@ class FinetunedTask(EMATask):
 
     @abstractmethod
     def about(self) -> dict[str, str]:
-        """What is trained on what: the first rows of the plan."""
+        """First rows of the plan: model, head, images, cost."""
 
     def about_images(self) -> str:
         height, width = self.model.architecture.image_size
         return f"{height} x {width} pixels, {len(self.classes)} classes, {len(self.val):,} to measure on"
 
     def about_head(self, head: nn.Module, where: str) -> dict[str, str]:
-        """`about` of a head over a BEiT.
+        """`about` of a BEiT with a head.
 
         Args:
-            where: It takes its features from, in words.
+            where: Which features the head takes, for people.
         """
         architecture = self.model.architecture
         return {

@@ -1,6 +1,6 @@
-"""The fields that reports have in common.
+"""Shared fields of reports.
 
-A dataclass takes the fields of its last base first, so that a report's own stand where its JSON has them:
+A dataclass takes the fields of its last base first. So those of a task stand between the shared ones, as in the JSON:
 
     class SegmentReport(Timed, SegmentationMetrics, Finetuned)      run ... measured_on, miou ... iou, seconds ...
     class SegmentationEvalReport(SegmentationMetrics, Evaluated)    model ... bad, miou ... iou
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What was made; the metrics are of `images` images of `measured_on`."""
+    """Start of a finetuning report; the metrics are of `images` images of `measured_on`."""
 
     run: str
     checkpoint: str
@@ -28,7 +28,7 @@ class Finetuned:
 
 @dataclass(frozen=True)
 class Timed:
-    """The end of a training's report.
+    """End of a training report.
 
     Attributes:
         further: Metrics that have no field of their own.
@@ -41,7 +41,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured; `bad` images are left out of `images`."""
+    """Start of an evaluation report; `images` does not count the `bad` ones."""
 
     model: str
     data: str
