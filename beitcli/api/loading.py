@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from beitcli.api.call import Reference, event_handler
+from beitcli.config.tasks import task_of_kind
 from beitcli.errors import StorageError
 
 if TYPE_CHECKING:
@@ -41,13 +42,7 @@ def load_model(
     """
     with event_handler(progress, on_event) as events:
         from beitcli.engine.events import downloads, warn
-        from beitcli.models.checkpoints.build import (
-            classifier_of,
-            detector_of,
-            masked_image_model_of,
-            open_backbone,
-            segmenter_of,
-        )
+        from beitcli.models.checkpoints.build import masked_image_model_of, open_backbone
         from beitcli.models.checkpoints.open import open_model
 
         reference = os.fspath(model)
@@ -58,12 +53,8 @@ def load_model(
         built: MaskedImageModel | ImageClassifier | Segmenter | Detector
         if checkpoint.kind == "masked-image-model":
             built = masked_image_model_of(checkpoint, checkpoint.tensors())
-        elif checkpoint.kind == "classifier":
-            built, _ = classifier_of(checkpoint)
-        elif checkpoint.kind == "segmenter":
-            built, _ = segmenter_of(checkpoint)
-        elif checkpoint.kind == "detector":
-            built, _ = detector_of(checkpoint)
+        elif task := task_of_kind(checkpoint.kind):
+            built = task.open_model(checkpoint)
         else:
             built, _ = open_backbone(reference, on_progress=downloads(events))
         return built.to(device)

@@ -130,7 +130,7 @@ def _recipe(command: Command, settings: dict[str, Setting], asked: dict[str, str
     if "recipe" not in settings:
         return ""
     named = asked.get("recipe")
-    return named if named in recipe_names(command.name) else default_recipe(command.config, settings, asked)
+    return named if named in recipe_names(command.name) else default_recipe(settings, asked)
 
 
 def _task(settings: dict[str, Setting], values: dict[str, Any]) -> str | None:

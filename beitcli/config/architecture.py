@@ -8,7 +8,7 @@ from typing import Any, Literal
 from beitcli.config.fields import suggestion
 from beitcli.errors import UsageError
 
-Kind = Literal["masked-image-model", "classifier", "segmenter", "detector", "backbone", "tokenizer"]
+Kind = str  # `masked-image-model`, `backbone`, `tokenizer`, or that of a task (`config.tasks`)
 
 Pooling = Literal["mean", "token"]
 

@@ -9,27 +9,28 @@ from beitcli.config.architecture import require_size
 from beitcli.config.bounds import Bounds
 from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Sharded
 from beitcli.config.fields import option
+from beitcli.config.tasks import DEFAULT_TASK, TASKS, all_heads
 from beitcli.errors import UsageError
 
-HEADS_OF_TASK = {"classify": ("linear",), "segment": ("upernet", "setr-pup"), "detect": ("faster-rcnn", "mask-rcnn")}
+
+def _head_help() -> str:
+    heads = "; ".join(f"{name}: {', '.join(task.head_names())}" for name, task in TASKS.entries().items())
+    return f"Over the backbone; of each task the default first: {heads}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Sharded):
     command: ClassVar[str] = "finetune"
-    recipes_of: ClassVar[dict[str, dict[str, str]]] = {"task": {"segment": "base-ade20k", "detect": "base-coco"}}
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
-    task: Literal["classify", "segment", "detect"] = option(
-        "classify", "What to learn: the class of an image or of every pixel, or boxes around objects.", panel="Model"
-    )
-    head: Literal["linear", "setr-pup", "upernet", "faster-rcnn", "mask-rcnn"] | None = option(
-        None,
-        "Over the backbone; default linear to classify, upernet to segment, faster-rcnn to detect "
-        "(mask-rcnn: outlines too).",
+    task: str = option(
+        DEFAULT_TASK,
+        "What to learn: the class of an image or of every pixel, or boxes around objects (mask-rcnn: outlines too).",
         panel="Model",
+        choices=TASKS.names,
     )
+    head: str | None = option(None, _head_help, panel="Model", choices=all_heads)
     size: tuple[int, int] | None = option(
         None,
         "The images in pixels: a square's side, or height and width; default the model's own.",
@@ -128,9 +129,10 @@ class FinetuneConfig(Sharded):
     def __post_init__(self) -> None:
         super().__post_init__()
         Bounds(ge=self.min_resize).require("--max-resize", self.max_resize)
-        if self.head is not None and self.head not in HEADS_OF_TASK[self.task]:
-            fitting = " or ".join(HEADS_OF_TASK[self.task])
+        task = TASKS.load(self.task)
+        if self.head is not None and self.head not in task.head_names():
+            fitting = " or ".join(task.head_names())
             raise UsageError(f"--head {self.head} is no head of --task {self.task}.", f"Give {fitting}.")
-        if self.shard and (self.ema or self.task != "classify"):
+        if self.shard and (self.ema or not task.shards):
             raise UsageError("--shard is for classifiers without --ema.", "Leave one of them out.")
         require_size(self.model)

@@ -101,6 +101,24 @@ class Registry:
                     found.append({each.arg: _literal(each.value) for each in keywords})
         return found
 
+    def literal(self, name: str, attribute: str, default: Any = None) -> Any:
+        """The literal that a module assigns to `attribute` at its top level, read from its source.
+
+        The module is not imported, as it may import torch, which takes seconds.
+
+        Returns:
+            `default` where there is no such entry, source or assignment.
+        """
+        try:
+            spec = importlib.util.find_spec(self._modules[name])
+            source = spec.loader.get_source(spec.name)  # type: ignore[union-attr]
+        except (KeyError, TypeError, ImportError, AttributeError):  # of a name that a file states, whatever it is
+            return default
+        for statement in ast.parse(source or "").body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == attribute:
+                return ast.literal_eval(statement.value)
+        return default
+
     def entries(self) -> dict[str, Any]:
         """Every entry by name; imports all of them."""
         return {name: self.load(name) for name in self._modules}

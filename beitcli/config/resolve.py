@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from beitcli.config.fields import Setting, coerce, settings_of, suggestion
+from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -48,12 +49,10 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
-def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
-    """Returns the recipe used if none is named. `recipes_of` of the config class may select it by other settings."""
-    for name, recipes in getattr(config_class, "recipes_of", {}).items():
-        if asked.get(name) in recipes:
-            return recipes[asked[name]]
-    return settings["recipe"].default
+def default_recipe(settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
+    """Returns the recipe used if none is named: that of the task, if the job has tasks."""
+    task = TASKS.load(asked["task"]) if "task" in settings and asked.get("task") in TASKS.names() else None
+    return (task and task.recipe) or settings["recipe"].default
 
 
 def recipe_settings(settings: Mapping[str, Setting], command: str, name: str) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def resolve(
             )
     of_recipe: dict[str, Any] = {}
     if "recipe" in settings:
-        name = asked.get("recipe") or default_recipe(config_class, settings, asked)
+        name = asked.get("recipe") or default_recipe(settings, asked)
         of_recipe = recipe_settings(settings, command, name)
     values, origins = merge(settings, [("recipe", of_recipe), *layers])
     if "recipe" in settings:

@@ -1,4 +1,4 @@
-"""`beit eval`: the figures of a finetuned model, by its kind. A new kind is a new file and a line here.
+"""`beit eval`: the figures of a finetuned model, by the task it was finetuned for.
 
 `beit eval A B C DATA`: several models on the same data, one report each.
 
@@ -8,29 +8,18 @@ failed, and would wait for this one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from beitcli.config.evaluate import EvalConfig
-from beitcli.engine.classification.evaluate import evaluate_classifier
-from beitcli.engine.detection.evaluate import evaluate_detector
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
 from beitcli.engine.probing.evaluate import probe
-from beitcli.engine.segmentation.evaluate import evaluate_segmenter
 from beitcli.errors import BeitError, DistributedError, Stopped, UsageError
-from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import names_a_model
-from beitcli.models.checkpoints.open import expect, open_model
+from beitcli.models.checkpoints.open import expect_finetuned, open_model
 from beitcli.runtime.distributed.rank_env import place_of_this_process
-
-_KINDS: dict[str, Callable[[EvalConfig, CheckpointHandle, OnEvent], Any]] = {
-    "classifier": evaluate_classifier,
-    "segmenter": evaluate_segmenter,
-    "detector": evaluate_detector,
-}
 
 
 def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
@@ -41,9 +30,9 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     """
     if config.protocol != "head":
         return probe(config, on_event)
-    checkpoint = open_model(config.model, downloads(on_event))
-    expect(checkpoint, *_KINDS, or_else="--protocol knn or linear measures the features of any.")
-    return _KINDS[checkpoint.kind](config, checkpoint, on_event)
+    found = open_model(config.model, downloads(on_event))
+    task = expect_finetuned(found, or_else="--protocol knn or linear measures the features of any.")
+    return task.run("evaluate", config, found, on_event)
 
 
 @dataclass(frozen=True)

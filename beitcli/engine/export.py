@@ -87,7 +87,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         raise taken
     checkpoint = open_pretrained(config.model, downloads(on_event))
     warn(checkpoint.warnings, on_event)
-    if checkpoint.kind in ("segmenter", "detector"):
+    if checkpoint.kind not in HF_CLASSES:
         raise UsageError(
             f"'{config.model}' is a {checkpoint.kind}, which has no export.", "Export a pretraining or classifier."
         )

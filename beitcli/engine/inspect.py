@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from beitcli.config.inspect_export import InspectConfig
+from beitcli.config.tasks import task_of_kind
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -83,7 +84,7 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         image_size=list(architecture.image_size),
         grid=list(architecture.grid),
         vocab_size=outputs if target == "tokens" else None,
-        classes=(outputs or None) if checkpoint.kind in ("classifier", "segmenter", "detector") else None,
+        classes=(outputs or None) if task_of_kind(checkpoint.kind) else None,
         class_names=list(checkpoint.classes),
         target=target,
         normalization={"mean": list(mean), "std": list(std)},
@@ -104,8 +105,8 @@ def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
     del plain["image_size"]
     size = _NAMES.get((architecture.width, architecture.depth))
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
-    has_head = checkpoint.kind in ("segmenter", "detector")
-    last = {"head": checkpoint.head} if has_head else {"pooling": checkpoint.pooling}
+    task = task_of_kind(checkpoint.kind)
+    last = {"head": checkpoint.head} if task is not None and task.prefix else {"pooling": checkpoint.pooling}
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
 
 

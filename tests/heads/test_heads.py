@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
-from beitcli.heads import HEADS, make_head
+from beitcli.config.tasks.segment import HEADS
 from beitcli.heads.convolution import resize_map
-from beitcli.heads.setr_pup import SetrPup, UpsamplingHead
-from beitcli.heads.upernet import UPerNet
+from beitcli.heads.segmentation.setr_pup import SetrPup, UpsamplingHead
+from beitcli.heads.segmentation.upernet import UPerNet
 
 WIDTH, CLASSES = 48, 5
 
@@ -114,9 +114,9 @@ def test_setr_pup_with_hand_set_weights_gives_the_value_computed_by_hand():
     torch.testing.assert_close(swapped, torch.full_like(swapped, 0.5))
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", HEADS.names())
 def test_head_gives_auxiliary_logits_in_training_only(name):
-    head = make_head(name, WIDTH, 16, CLASSES)
+    head = HEADS.load(name)(WIDTH, 16, CLASSES)
     assert len(head(maps_of())) == {"upernet": 2, "setr-pup": 4}[name]
     assert len(head.eval()(maps_of())) == 1
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from beitcli.cli.console import Shell
 from beitcli.cli.options import Command
 from beitcli.config.predict import PredictConfig
+
+_FEW = 5  # classes or objects of a line
 
 
 def _run(config: PredictConfig, shell: Shell) -> None:
@@ -13,17 +17,24 @@ def _run(config: PredictConfig, shell: Shell) -> None:
     for document in predict(config, shell.on_event, shell.stdin):
         if shell.wants_json:
             shell.document(document)
-        elif "error" in document:
-            shell.line(f"{document['path']}  error: {document['error']}")
-        elif "detections" in document:
-            found = "  ".join(f"{each['label']} {each['score']:.3f}" for each in document["detections"][:5])
-            shell.line(f"{document.get('output', document['path'])}  {found or 'nothing'}")
-        elif "output" in document:
-            shares = "  ".join(f"{name} {share:.3f}" for name, share in list(document["classes"].items())[:5])
-            shell.line(f"{document['output']}  {shares}")
         else:
-            top = "  ".join(f"{label} {score:.3f}" for label, score in document["top"])
-            shell.line(f"{document['path']}  {top}")
+            shell.line(f"{document.get('output', document['path'])}  {_said(document)}")
+
+
+def _said(document: dict[str, Any]) -> str:
+    """What a document says of an image, in a line: its classes, its objects, or else its numbers."""
+    if "error" in document:
+        return f"error: {document['error']}"
+    if "detections" in document:
+        pairs = [(each["label"], each["score"]) for each in document["detections"][:_FEW]]
+        if not pairs:
+            return "nothing"
+    elif "top" in document:
+        pairs = document["top"]
+    else:
+        numbers = {name: value for name, value in document.items() if isinstance(value, float)}
+        pairs = list(document.get("classes", numbers).items())[:_FEW]
+    return "  ".join(f"{name} {value:.3f}" for name, value in pairs)
 
 
 COMMAND = Command(

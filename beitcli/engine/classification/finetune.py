@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -13,93 +13,61 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.finetuning import FinetuningView
+from beitcli.engine.classification.evaluate import Accuracy
 from beitcli.engine.classification.task import FinetuneTask, require_pairs
 from beitcli.engine.events import Note, OnEvent, ignore, openings
-from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, require_an_image_each, validation_data
-from beitcli.engine.trainer.job import Finished, Job, run_job
-from beitcli.engine.trainer.model_card import finetuning_card
-from beitcli.engine.trainer.plan import Plan
-from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained, build_finetuned, open_for_finetuning
-from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
+from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data
+from beitcli.engine.trainer.finetuning import FinetuneData, begin, run_finetuning
+from beitcli.engine.trainer.model_card import FinetunedCard, pixels
+from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained, build_finetuned
+from beitcli.engine.trainer.reports import Finetuned, Timed
+from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, new_classifier
 from beitcli.models.networks.timm_vit import HEADS, TimmArchitecture, TimmViT
-from beitcli.runtime.compute.device import describe, join_compute
+from beitcli.runtime.compute.device import join_compute
 from beitcli.runtime.distributed.world import DistributedContext
 
 _HELD_OUT = 1024
 
 
 @dataclass(frozen=True)
-class FinetuneReport:
-    """What was made; top1 and top5 are fractions of `images` images of `measured_on`.
-
-    Attributes:
-        further: Metrics that have no field of their own.
-    """
-
-    run: str
-    checkpoint: str
-    task: str
-    step: int
-    epoch: float
-    images_seen: int
-    classes: int
-    images: int
-    measured_on: str
-    top1: float
-    top5: float
-    images_per_second: float
-    seconds: float
-    further: dict[str, float] = field(default_factory=dict)
+class FinetuneReport(Timed, Accuracy, Finetuned):
+    """A classifier that was made, and its metrics."""
 
 
-def finetune_classifier(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
+def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
     """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
     compute = join_compute(config)
-    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
-    require_an_image_each(config.batch_size, world)
-    require_pairs(config, world.size)
-    init = open_for_finetuning(config, world, on_event, takes_timm=True)
+    require_pairs(config, compute.world.size)
+    begun = begin(config, compute, on_event, takes_timm=True)
+    init, world, on_event = begun.init, begun.compute.world, begun.on_event
     size = init.size
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
     held, measured_on = _validation(config, source, max(size), on_event, world)
-    classes = source.classes or ()
+    data = FinetuneData(held.training, held.measured, source.classes or (), held.bad, measured_on)
     if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
         own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
     view = _training_view(config, init)
-    model = build_classifier(config, init.checkpoint, classes, on_event)
+    model = build_classifier(config, init.checkpoint, data.classes, on_event)
     if config.shard and isinstance(model, TimmViT):
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
-    plan = make_plan(config, held.training)
-    task = FinetuneTask(config, plan, model, classes, held.measured, compute, init.normalization)
+    plan = make_plan(config, data.training)
+    task = FinetuneTask(config, plan, model, data.classes, data.measured, compute, init.normalization)
+    return run_finetuning(begun, data, view, task, FinetuneReport, lambda report: _card(report, size))
 
-    def report(finished: Finished) -> FinetuneReport:
-        return finished.report(
-            FinetuneReport,
-            task="classify",
-            classes=len(classes),
-            images=int(finished.metrics["images"]),
-            measured_on=measured_on,
-        )
 
-    job = Job(
-        title="Finetuning",
-        config=config,
-        compute=compute,
-        on_event=on_event,
-        data=held,
-        view=view,
-        plan=plan,
-        task=task,
-        rows=plan_rows(task, plan),
-        report=report,
-        card=lambda report, hardware: finetuning_card(config, report, size, hardware),
+def _card(report: FinetuneReport, size: tuple[int, int]) -> FinetunedCard:
+    return FinetunedCard(
+        title="BEiT classifier",
+        facts={"images": pixels(size)},
+        metrics={
+            f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
+            "top-5": f"{report.top5:.4f}",
+        },
     )
-    return run_job(config, compute, on_event, lambda session: job)
 
 
 def build_classifier(
@@ -163,25 +131,3 @@ def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningView:
             "Write it as rand-m9-mstd0.5-inc1; empty for none.",
         ) from None
     return view
-
-
-def plan_rows(task: FinetuneTask, plan: Plan) -> dict[str, str]:
-    architecture = task.model.architecture
-    parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    flops = forward_flops(architecture, 0, 0)
-    height, width = architecture.image_size
-    return {
-        "model": f"{_kind(architecture)} from {task.config.init}, {parameters:,} parameters",
-        "images of": f"{height} x {width} pixels, {len(task.classes)} classes, {len(task.val):,} to measure on",
-        "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
-        **describe_plan(plan, task.config),
-        "layer decay": f"{task.config.layer_decay:g}",
-        "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
-        "hardware": describe(task.compute),
-    }
-
-
-def _kind(architecture: Architecture) -> str:
-    if isinstance(architecture, TimmArchitecture):
-        return f"timm's {architecture.name}"
-    return f"BEiT ({architecture.positions} positions)"

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import torch
+
 from beitcli.config.predict import PredictConfig
 from beitcli.engine.classification.evaluate import class_names, classify
-from beitcli.engine.events import OnEvent, Progress, ignore, warn
+from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.errors import DataError
+from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.runtime.compute.device import choose_workers
 
 
-def predict_classes(
+def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "label", "score", "top": [[label, score], ...]}`, or `{"path", "error"}`.
@@ -33,21 +36,13 @@ def predict_classes(
     model.to(compute.device)
     classes = class_names(checkpoint)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
-    bad, done = 0, 0
-    workers = choose_workers(config.workers, compute.device)
-    for batch, logits in classify(model, source, preprocessing(checkpoint, model), compute, config.batch_size, workers):
-        documents: dict[int, dict[str, Any]] = {
-            index: {"path": path, "error": reason} for index, path, reason in batch.bad
-        }
-        bad += len(documents)
-        if len(batch):
-            scores, columns = logits.softmax(dim=1).topk(min(config.top, len(classes)), dim=1)
-            for index, row, places in zip(batch.indices, scores.tolist(), columns.tolist(), strict=True):
-                top = [[classes[place], value] for place, value in zip(places, row, strict=True)]
-                documents[index] = {"path": source.path(index), "label": top[0][0], "score": top[0][1], "top": top}
-        for index in sorted(documents):
-            yield documents[index]
-        done += len(documents)
-        on_event(Progress("predict", done, len(source), "image"))
-    if bad:
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+    def said(logits: torch.Tensor) -> Iterator[dict[str, Any]]:
+        scores, columns = logits.softmax(dim=1).topk(min(config.top, len(classes)), dim=1)
+        for row, places in zip(scores.tolist(), columns.tolist(), strict=True):
+            top = [[classes[place], value] for place, value in zip(places, row, strict=True)]
+            yield {"label": top[0][0], "score": top[0][1], "top": top}
+
+    batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
+    batches = classify(model, source, preprocessing(checkpoint, model), batching)
+    yield from documents(source, ((batch, said(logits) if len(batch) else ()) for batch, logits in batches), on_event)

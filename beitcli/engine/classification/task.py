@@ -1,9 +1,7 @@
 """Image classification as a task of the training loop (paper section 2.6 and Table 13).
 
-    features = mean of the patches of the last block, fc_norm        (B, D)
-    loss = cross_entropy(head(features), mixed and smoothed labels)
-
-The learning rate of layer l is lr * layer_decay^(depth + 1 - l): the embedding is 0, the head depth + 1.
+features = mean of the patches of the last block, fc_norm        (B, D)
+loss = cross_entropy(head(features), mixed and smoothed labels)
 """
 
 from __future__ import annotations
@@ -19,24 +17,21 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.config.normalization import IMAGENET, Normalization
-from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import evaluation_crop, normalize
 from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.classification.evaluate import class_columns, score
-from beitcli.engine.trainer.bad_images import refuse_many_bad
-from beitcli.engine.trainer.ema import EMATask
-from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.finetuning import FinetunedTask, size
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.checkpoints.export_formats import timm_settings
+from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.classifier import ImageClassifier
+from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.compute.compile import compiles
-from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.compute.keyed_rng import keyed_integer
-from beitcli.runtime.compute.lr_schedules import warmup_cosine
-from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+
+_AT_ONCE = 128  # images of a measurement
 
 
 class ClassificationObjective(nn.Module):
@@ -77,56 +72,38 @@ class ClassificationObjective(nn.Module):
         return losses if valid is None else (losses * valid).sum() / valid.sum()
 
 
-class FinetuneTask(EMATask):
+class FinetuneTask(FinetunedTask):
     """Classification in the training loop."""
 
     takes_padding = True
-    name, kind = "finetune", "classifier"
+    kind = "classifier"
     model: ImageClassifier
     averaged: ImageClassifier | None
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        plan: Plan,
-        model: ImageClassifier,
-        classes: tuple[str, ...],
-        val: Source,
-        compute: Compute,
-        normalization: Normalization = IMAGENET,
-    ) -> None:
-        self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
-        self.view = Preprocessing(normalization)
-        self.model = model.to(compute.device)
-        self.attention = self.model.choose_attention(plan.micro_batch, compute)
+    def wrap(self) -> None:
+        config = self.config
         self.objective = ClassificationObjective(self.model, config.smoothing)
         self.wrap_parallel(
-            compute,
+            self.compute,
             self.objective,
-            compile_step=compiles(config.compile, compute.device),
+            compile_step=compiles(config.compile, self.compute.device),
             sharded=config.shard,
             compression=config.grad_compression,
         )
         self.num_uniforms = 2 * self.model.architecture.depth if config.drop_path else 0
-        self.init_ema(config.ema)
-        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
-        self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
-        self.columns = class_columns(val, list(classes))
+        self.columns = class_columns(self.val, list(self.classes))
         self.mixup = None
         if config.mixup > 0 or config.cutmix > 0:
             self.mixup = Mixup(
                 mixup_alpha=config.mixup,
                 cutmix_alpha=config.cutmix,
                 label_smoothing=config.smoothing,
-                num_classes=len(classes),
+                num_classes=len(self.classes),
             )
-
-    def learning_rate(self, step: int) -> float:
-        return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
         """Normalises, erases and mixes; timm draws from numpy's global generator, so that is keyed by the step."""
-        images = normalize(batch["images"], *self.view.normalization)
+        images = normalize(batch["images"], *self.normalization)
         batch = {"images": images} | {name: each for name, each in batch.items() if name != "images"}
         boxes, noise = batch.pop("erased", None), batch.pop("noise", None)
         if boxes is not None and noise is not None:
@@ -143,31 +120,10 @@ class FinetuneTask(EMATask):
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
-        model = self.averaged if self.averaged is not None else self.model
-        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
-        scores = score(
-            model,
-            self.val,
-            self.columns,
-            self.view,
-            self.compute,
-            batch_size=128,
-            workers=workers,
-            check_stop=check_stop,
-        )
-        hint = "Mend them or raise --max-bad, and add --resume."
-        refuse_many_bad(scores.bad, len(self.val), self.config.max_bad, hint)
+        view = Preprocessing(self.normalization)
+        scores = score(self.measured, self.val, self.columns, view, self.batching(_AT_ONCE, check_stop))
+        self.refuse_bad(scores.bad)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
-
-    def checkpoint_config(self) -> dict[str, Any]:
-        return {
-            "architecture": self.model.architecture.as_dict(),
-            "classes": list(self.classes),
-            "precision": self.compute.precision,
-            "device": self.compute.device.type,
-            "mean": self.view.normalization[0],
-            "std": self.view.normalization[1],
-        }
 
     def timm_config(self) -> dict[str, Any]:
         """So that `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` opens it as it lies."""
@@ -176,19 +132,33 @@ class FinetuneTask(EMATask):
             architecture,
             classes=self.classes,
             pooling=self.model.pooling,
-            normalization=self.view.normalization,
+            normalization=self.normalization,
             crop_share=evaluation_crop(architecture.image_size),
         )
+
+    def about(self) -> dict[str, str]:
+        architecture = self.model.architecture
+        kind = f"BEiT ({architecture.positions} positions)"
+        if isinstance(architecture, TimmArchitecture):
+            kind = f"timm's {architecture.name}"
+        flops = forward_flops(architecture, 0, 0)
+        return {
+            "model": f"{kind} from {self.config.init}, {size(self.model):,} parameters",
+            "images of": self.about_images(),
+            "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
+        }
 
 
 def require_pairs(config: FinetuneConfig, processes: int) -> None:
     """Mixing needs both images of a pair in one process, whose share would else not be what one process computes.
 
+    A batch of fewer images than processes is another's to refuse.
+
     Raises:
         UsageError: Some process would have none.
     """
     batch, pairs = config.batch_size, config.batch_size // 2
-    if (config.mixup > 0 or config.cutmix > 0) and not batch % 2 and pairs < processes:
+    if (config.mixup > 0 or config.cutmix > 0) and not batch % 2 and pairs < processes <= batch:
         raise UsageError(
             f"--mixup and --cutmix mix pairs, and a batch of {batch} has {pairs} for {processes} processes.",
             f"Give --batch-size {2 * processes} or more, fewer --gpus, or --mixup 0 --cutmix 0.",

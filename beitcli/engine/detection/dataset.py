@@ -1,4 +1,4 @@
-"""Detection data before training: opened, every image's boxes looked at once, classes counted."""
+"""Detection data before training: checkpoint, every image's boxes looked at once, classes counted."""
 
 from __future__ import annotations
 
@@ -8,47 +8,42 @@ from dataclasses import dataclass
 import numpy as np
 
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.data.loading.sampler import select_limit, split_holdout
+from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import DetectionSource, open_detection
 from beitcli.data.sources.format import Request, Role
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
-from beitcli.engine.trainer.data import validation_data
+from beitcli.engine.trainer.data import hold_out_annotated, validation_data
+from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import DataError
 
-_HELD_OUT = 512
 _MEND = "Mend the annotations or raise --max-bad."
 
 
 @dataclass(frozen=True)
-class DetectionData:
+class DetectionData(FinetuneData[DetectionSource]):
     """What a run trains on and is measured on.
 
     Attributes:
-        bad: Training images whose annotations cannot be used, which are left out.
         most: Boxes of the training image that has most.
-        measured_on: In words.
     """
 
-    training: DetectionSource
-    measured: DetectionSource
-    classes: tuple[str, ...]
-    bad: tuple[Bad, ...]
     most: int
-    measured_on: str
 
 
-def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: int, on_event: OnEvent) -> DetectionData:
+def open_detection_data(
+    config: FinetuneConfig, known: tuple[str, ...], outlines: bool, size: int, on_event: OnEvent
+) -> DetectionData:
     """The data of a run, checked as a whole before its first step.
 
     Args:
+        outlines: Whether the objects' outlines are needed, too.
         known: Class names of the run that goes on; empty to take the data's.
         size: Pixels a side of the images of `sample`.
 
     Raises:
         DataError: Too many images that cannot be used, no box in all of them, or categories that differ.
     """
-    outlines = config.head == "mask-rcnn"
     source = _opened(config.data, config.split, "train", outlines, size, on_event)
     bad = _left_out(source, config.max_bad)
     classes = known or source.names
@@ -65,11 +60,11 @@ def open_detection_data(config: FinetuneConfig, known: tuple[str, ...], size: in
             on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
         measured = measured.renamed(classes)
     else:
-        training, measured, on = _hold_out(training, config.seed)
+        training, measured, on = hold_out_annotated(training, training.subset, config.seed)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
     _require_boxes(boxes, training, on_event)
     on_event(_table(boxes, images, len(training), classes))
-    return DetectionData(training, measured, classes, tuple(bad), most, on)
+    return DetectionData(training, measured, classes, tuple(bad), on, most)
 
 
 def _opened(
@@ -86,16 +81,6 @@ def _left_out(source: DetectionSource, max_bad: float) -> list[Bad]:
     bad = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(bad, len(source) + len(bad), max_bad, _MEND)
     return bad
-
-
-def _hold_out(source: DetectionSource, seed: int) -> tuple[DetectionSource, DetectionSource, str]:
-    """A twentieth of the data to measure on; where that is none, some of the training images."""
-    kept = min(_HELD_OUT, len(source) // 20)
-    if kept:
-        training, held_out = split_holdout(source, kept, seed)
-        return source.subset(training), source.subset(held_out), f"{kept} held-out images"
-    some = select_limit(source, min(len(source), _HELD_OUT), seed)
-    return source, source.subset(some), f"{len(some)} training images"
 
 
 def _counted(source: DetectionSource, classes: int, what: str, on_event: OnEvent) -> tuple[np.ndarray, np.ndarray, int]:

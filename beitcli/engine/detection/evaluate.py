@@ -5,48 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from beitcli.config.evaluate import EvalConfig
+from beitcli.config.tasks.detect import TASK
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import open_detection
 from beitcli.data.sources.format import Request
 from beitcli.engine.detection.inference import score
-from beitcli.engine.detection.metrics import require_pycocotools
-from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
+from beitcli.engine.detection.metrics import FIGURES, AveragePrecision, require_pycocotools
+from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
+from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import detector_of
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.runtime.compute.device import choose_workers, join_compute
 
 
 @dataclass(frozen=True)
-class DetectionEvalReport:
-    """Figures as fractions in 0-1, None where nothing is to be found; `bad` images are left out of `images`.
+class DetectionMetrics(AveragePrecision):
+    """Of all classes, and the AP of each by name."""
 
-    Attributes:
-        ap_of_class: By class name.
-    """
-
-    model: str
-    data: str
-    task: str
-    protocol: str
-    images: int
-    bad: int
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    mask_ap: float | None
-    mask_ap50: float | None
-    mask_ap75: float | None
     ap_of_class: dict[str, float | None]
 
 
-def evaluate_detector(
-    config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore
-) -> DetectionEvalReport:
+@dataclass(frozen=True)
+class DetectionEvalReport(DetectionMetrics, Evaluated):
+    """What a detector is measured to do."""
+
+
+def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> DetectionEvalReport:
     """Measures a detector.
 
     Args:
@@ -59,12 +45,11 @@ def evaluate_detector(
     require_pycocotools()
     model, checkpoint = detector_of(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
-    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
-    world, on_event = compute.world, compute.world.rank_zero_only(on_event)
-    warn(checkpoint.warnings, on_event)
+    batching = join_evaluation(config, checkpoint, on_event)
+    world, on_event = batching.compute.world, batching.on_event
     size = max(model.architecture.image_size)
     request = Request.of(config, role="eval", sample_size=size, on_progress=openings(on_event))
-    outlines = model.head_name == "mask-rcnn"
+    outlines = model.detection.finds_masks
     source = world.rank_zero_first(lambda: open_detection(config.data, request, outlines=outlines))
     left_out: list[Bad] = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(left_out, len(source) + len(left_out), config.max_bad, "Mend the annotations or raise --max-bad.")
@@ -73,29 +58,9 @@ def evaluate_detector(
         source, left_out = source.subset(select_limit(source, config.limit, config.seed)), []
     if not any(len(source.boxes(index)) for index in range(len(source))):
         raise DataError(f"None of the {len(source)} images of '{source.name}' has a box.", "Check the annotations.")
-    workers = choose_workers(config.workers, compute.device, world.local_size)
-    model.to(compute.device)
-    scored = score(model, source, checkpoint.normalization, compute, config.batch_size, workers, on_event)
+    scored = score(model.to(batching.compute.device), source, checkpoint.normalization, batching)
     bad = [*left_out, *scored.bad]
-    refuse_many_bad(bad, len(source) + len(left_out), config.max_bad, "Mend or remove them, or raise --max-bad.")
-    if bad:
-        on_event(Warned(f"{len(bad)} images are left out, the first: {bad[0][1]}: {bad[0][2]}."))
-    figures = scored.figures
-    return DetectionEvalReport(
-        model=config.model,
-        data=" ".join(config.data),
-        task="detect",
-        protocol="head",
-        images=scored.images,
-        bad=len(bad),
-        ap=figures.ap,
-        ap50=figures.ap50,
-        ap75=figures.ap75,
-        ap_small=figures.ap_small,
-        ap_medium=figures.ap_medium,
-        ap_large=figures.ap_large,
-        mask_ap=figures.mask_ap,
-        mask_ap50=figures.mask_ap50,
-        mask_ap75=figures.mask_ap75,
-        ap_of_class=dict(zip(checkpoint.classes, figures.of_class, strict=True)),
-    )
+    tell_bad(config, bad, len(source) + len(left_out), on_event)
+    figures = {name: getattr(scored.figures, name) for name in FIGURES}
+    of_class = dict(zip(checkpoint.classes, scored.figures.of_class, strict=True))
+    return evaluated(config, TASK, DetectionEvalReport, scored.images, bad, **figures, ap_of_class=of_class)

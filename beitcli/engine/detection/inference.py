@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from beitcli.config.normalization import Normalization
 from beitcli.data.annotations.instance_masks import Rle, encoded
-from beitcli.data.loading.batches import Batch, ordered_batches
+from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.detection import FittedView, MarkedView
 from beitcli.engine.detection.metrics import DetectionFigures, Found, average_precision
-from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.events import Progress
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.engine.trainer.distributed_eval import measured_by_the_first, synchronized_batches
+from beitcli.engine.trainer.distributed_eval import Batching, measured_by_the_first
 from beitcli.models.networks.detector import Detector
 from beitcli.runtime.compute.device import Compute
 
@@ -38,29 +38,18 @@ class Scored:
     bad: list[Bad]
 
 
-def score(
-    model: Detector,
-    source: DetectionSource,
-    normalization: Normalization,
-    compute: Compute,
-    batch_size: int,
-    workers: int,
-    on_event: OnEvent = ignore,
-    check_stop: Callable[[], None] = lambda: None,
-) -> Scored:
-    """Average precision of a model in evaluation mode over every readable image, once, however many processes share it.
-
-    Args:
-        check_stop: See `synchronized_batches`.
-    """
-    world = compute.world
+def score(model: Detector, source: DetectionSource, normalization: Normalization, batching: Batching) -> Scored:
+    """Average precision of a model in evaluation mode over every readable image, once, however many processes share
+    it."""
+    world = batching.compute.world
     view = MarkedView(size=model.architecture.image_size, mean=normalization[0])
     mine: list[tuple[int, Found]] = []
     bad: list[Bad] = []
-    for batch, found in detect(model, source, view, normalization, compute, batch_size, workers, check_stop):
+    for batch, found in detect(model, source, view, normalization, batching):
         bad += batch.bad
         mine += zip(batch.indices, found, strict=True)
-        on_event(Progress("eval", min(len(source), len(mine) * world.size), len(source), "image"))
+        seen = min(len(source), len(mine) * world.size)
+        batching.on_event(Progress("eval", seen, len(source), "image"))
     everyone = world.gather((mine, bad))
     every = sorted((each for part in everyone for each in part[0]), key=lambda pair: pair[0])
 
@@ -73,21 +62,11 @@ def score(
 
 
 def detect(
-    model: Detector,
-    source: Source,
-    view: FittedView,
-    normalization: Normalization,
-    compute: Compute,
-    batch_size: int,
-    workers: int,
-    check_stop: Callable[[], None] = lambda: None,
+    model: Detector, source: Source, view: FittedView, normalization: Normalization, batching: Batching
 ) -> Iterator[tuple[Batch, list[Found]]]:
     """This process's batches in order, with what is found in each of their readable images."""
-    world = compute.world
-    share = (world.rank, world.size)
-    batches = ordered_batches(source, view, batch_size=batch_size, workers=workers, share=share)
-    for batch in synchronized_batches(batches, len(source), batch_size, world, check_stop):
-        yield batch, found_in(model, batch, normalization, compute) if len(batch) else []
+    for batch in batching.batches(source, view):
+        yield batch, found_in(model, batch, normalization, batching.compute) if len(batch) else []
 
 
 @torch.inference_mode()

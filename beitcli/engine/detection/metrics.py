@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,10 @@ class Found:
 
 
 @dataclass(frozen=True)
-class DetectionFigures:
-    """Fractions in 0-1; None where there is nothing to find.
+class AveragePrecision:
+    """COCO's, fractions in 0-1; None where there is nothing to find.
 
     Attributes:
-        of_class: AP of each class, in label order.
         mask_ap: And its kin: of outlines in place of boxes; None where they are not looked for.
     """
 
@@ -54,10 +53,19 @@ class DetectionFigures:
     ap_small: float | None
     ap_medium: float | None
     ap_large: float | None
+    mask_ap: float | None
+    mask_ap50: float | None
+    mask_ap75: float | None
+
+
+@dataclass(frozen=True)
+class DetectionFigures(AveragePrecision):
+    """Of all classes, and the AP of each in label order."""
+
     of_class: tuple[float | None, ...]
-    mask_ap: float | None = None
-    mask_ap50: float | None = None
-    mask_ap75: float | None = None
+
+
+FIGURES = tuple(each.name for each in fields(AveragePrecision))
 
 
 def require_pycocotools() -> None:
@@ -82,19 +90,8 @@ def average_precision(marked: Sequence[BoxLabels], found: Sequence[Found], class
     of_masks: list[float | None] = [None] * 3
     if found and all(each.masks is not None for each in found):
         of_masks = _evaluated(marked, found, classes, "segm")[1][:3]
-    ap, ap50, ap75, small, medium, large = stats
-    return DetectionFigures(
-        ap=ap,
-        ap50=ap50,
-        ap75=ap75,
-        ap_small=small,
-        ap_medium=medium,
-        ap_large=large,
-        of_class=tuple(_mean(precision[:, :, label]) for label in range(classes)),
-        mask_ap=of_masks[0],
-        mask_ap50=of_masks[1],
-        mask_ap75=of_masks[2],
-    )
+    metrics: dict[str, Any] = dict(zip(FIGURES, (*stats, *of_masks), strict=True))
+    return DetectionFigures(**metrics, of_class=tuple(_mean(precision[:, :, label]) for label in range(classes)))
 
 
 def _evaluated(

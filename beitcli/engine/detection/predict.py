@@ -14,22 +14,23 @@ from beitcli.data.annotations.instance_masks import decoded
 from beitcli.data.transforms.detection import FittedView
 from beitcli.engine.detection.inference import detect
 from beitcli.engine.detection.metrics import Found, require_pycocotools
-from beitcli.engine.events import OnEvent, Progress, ignore, warn
+from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs
-from beitcli.errors import DataError
+from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import detector_of
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.boxes import with_boxes, with_masks
 from beitcli.runtime.compute.device import choose_workers
 
 
-def predict_boxes(
+def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "detections": [{"label", "score", "box": [x0, y0, x1, y1]}, ...]}`, best first, boxes in pixels
-    of the upright image; of Mask R-CNN each also `"mask": {"size": [H, W], "counts"}`, COCO's compressed runs. With
-    `-o` also `"output"`, the picture. Or `{"path", "error"}`.
+    of the upright image; of a head that finds masks each also `"mask": {"size": [H, W], "counts"}`, COCO's compressed
+    runs. With `-o` also `"output"`, the picture. Or `{"path", "error"}`.
 
     Args:
         checkpoint: What `config.model` names.
@@ -42,7 +43,7 @@ def predict_boxes(
     checkpoint = checkpoint.normalized(config.normalization)
     compute = checkpoint.compute(config.device, config.precision)
     warn(checkpoint.warnings, on_event)
-    if model.head_name == "mask-rcnn":
+    if model.detection.finds_masks:
         require_pycocotools()
     names, size = checkpoint.classes, model.architecture.image_size
     model.to(compute.device)
@@ -55,25 +56,18 @@ def predict_boxes(
         spare_inputs(outputs, inputs, f"-o '{config.output}'")
         make_folder(Path(config.output))
     view = FittedView(size=size, mean=checkpoint.normalization[0])
-    workers = choose_workers(config.workers, compute.device)
-    done = bad = 0
-    for batch, objects in detect(model, source, view, checkpoint.normalization, compute, config.batch_size, workers):
-        documents: dict[int, dict[str, Any]] = {
-            index: {"path": path, "error": reason} for index, path, reason in batch.bad
-        }
-        bad += len(documents)
-        for index, each in zip(batch.indices, objects, strict=True):
-            sure = _above(each, config.score_threshold)
-            documents[index] = {"path": inputs[index], "detections": _told(sure, names)}
-            if outputs:
-                save_png(_drawn(source.pixels(index), sure, names), outputs[index])
-                documents[index]["output"] = str(outputs[index])
-        for index in sorted(documents):
-            yield documents[index]
-        done += len(documents)
-        on_event(Progress("predict", done, len(source), "image"))
-    if bad:
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+    def said(index: int, objects: Found) -> dict[str, Any]:
+        sure = _above(objects, config.score_threshold)
+        document: dict[str, Any] = {"detections": _told(sure, names)}
+        if outputs:
+            save_png(_drawn(source.pixels(index), sure, names), outputs[index])
+            document["output"] = str(outputs[index])
+        return document
+
+    batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
+    batches = detect(model, source, view, checkpoint.normalization, batching)
+    yield from documents(source, ((batch, map(said, batch.indices, objects)) for batch, objects in batches), on_event)
 
 
 def _above(found: Found, threshold: float) -> Found:

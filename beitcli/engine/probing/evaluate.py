@@ -28,8 +28,9 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
 from beitcli.engine.probing.knn import Counts, Vote, knn_counts
 from beitcli.engine.probing.linear_probe import ProbeTraining, probe_counts, train_probes
-from beitcli.engine.trainer.bad_images import refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import measured_by_the_first
+from beitcli.engine.trainer.evaluation import tell_bad
+from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import weights_digest
@@ -38,8 +39,8 @@ from beitcli.runtime.hub.client import cache_folder
 
 
 @dataclass(frozen=True)
-class ProbeReport:
-    """Figures as fractions in 0-1 of `images` images of `data`; `bad` ones are left out.
+class ProbeReport(Evaluated):
+    """Metrics are fractions in 0-1.
 
     Attributes:
         train_images: That were learned from.
@@ -49,12 +50,6 @@ class ProbeReport:
         layers: A sweep's figures, `{"layer", "top1", "top5"}` each; else None.
     """
 
-    model: str
-    data: str
-    task: str
-    protocol: str
-    images: int
-    bad: int
     top1: float
     top5: float
     layer: int
@@ -162,9 +157,7 @@ def _report(
     """What the first process makes of the features of both; it alone has them."""
     train, val = sources.train, sources.val
     for features, source in zip(found, (train, val), strict=True):
-        refuse_many_bad(features.bad, len(source), config.max_bad, "Mend or remove them, or raise --max-bad.")
-        if features.bad:
-            on_event(Warned(f"{len(features.bad)} unreadable images are left out, the first: {features.bad[0][1]}."))
+        tell_bad(config, features.bad, len(source), on_event)
     if config.standardize:
         standard = {layer: found[0].moments(layer) for layer in layers}
         found = [replace(each, standard=standard) for each in found]

@@ -1,4 +1,4 @@
-"""Segmentation data before training: opened, every mask looked at once, classes counted and named."""
+"""Segmentation data before training: checkpoint, every mask looked at once, classes counted and named."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.annotations.label_maps import IGNORED, MOST_CLASSES, LabelRule
 from beitcli.data.decode import read_upright_size
-from beitcli.data.loading.sampler import select_limit, split_holdout
+from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.format import Request, Role
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, open_segmentation
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
-from beitcli.engine.trainer.data import validation_data
+from beitcli.engine.trainer.data import hold_out_annotated, validation_data
+from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
-_HELD_OUT = 512
 _MEND = "Mend the masks or raise --max-bad."
 
 
@@ -47,30 +47,13 @@ class Census:
         return int(found[-1]) if len(found) else -1
 
 
-@dataclass(frozen=True)
-class SegmentationData:
-    """What a run trains on and is measured on; all of it has masks that fit.
-
-    Attributes:
-        classes: Names, in label order.
-        bad: Training images without a mask that fits, which are left out.
-        measured_on: In words.
-    """
-
-    training: SegmentationSource
-    measured: SegmentationSource
-    classes: tuple[str, ...]
-    bad: tuple[Bad, ...]
-    measured_on: str
-
-
 def open_segmentation_data(
     config: FinetuneConfig,
     known: tuple[str, ...],
     size: int,
     on_event: OnEvent,
     world: DistributedContext = SINGLE_PROCESS,
-) -> SegmentationData:
+) -> FinetuneData[SegmentationSource]:
     """The data of a run, checked as a whole before its first step; of several processes by the first one.
 
     Args:
@@ -104,14 +87,14 @@ def open_segmentation_data(
         largest = max(largest, seen.largest)
         measured = val.subset(seen.good)
     else:
-        clean, measured, on = _hold_out(clean, config.seed)
+        clean, measured, on = hold_out_annotated(clean, clean.subset, config.seed)
     if not names:
         names = default_names(largest + 1)
         on_event(Note(f"Classes: {len(names)}, as the largest label in the masks is {largest}; --classes names them."))
     _require_two(census, names)
     on_event(_histogram(census, names))
     rule = LabelRule(ignore_index=rule.ignore_index, reduce_zero_label=rule.reduce_zero_label, classes=len(names))
-    return SegmentationData(clean.with_label_rule(rule), measured.with_label_rule(rule), names, tuple(bad), on)
+    return FinetuneData(clean.with_label_rule(rule), measured.with_label_rule(rule), names, tuple(bad), on)
 
 
 def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
@@ -158,16 +141,6 @@ def take_census(source: SegmentationSource, what: str, on_event: OnEvent) -> Cen
         if index % 64 == 63 or index + 1 == len(source):
             on_event(Progress(what, index + 1, len(source), "mask"))
     return Census(pixels, images, np.array(good, dtype=np.int64), tuple(bad))
-
-
-def _hold_out(source: SegmentationSource, seed: int) -> tuple[SegmentationSource, SegmentationSource, str]:
-    """A twentieth of the data to measure on; where that is none, some of the training images."""
-    kept = min(_HELD_OUT, len(source) // 20)
-    if kept:
-        training, held_out = split_holdout(source, kept, seed)
-        return source.subset(training), source.subset(held_out), f"{kept} held-out images"
-    some = select_limit(source, min(len(source), _HELD_OUT), seed)
-    return source, source.subset(some), f"{len(some)} training images"
 
 
 def _require_two(census: Census, names: tuple[str, ...]) -> None:

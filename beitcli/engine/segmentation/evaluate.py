@@ -2,53 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.predict import PredictConfig
+from beitcli.config.tasks.segment import TASK
 from beitcli.data.annotations.label_maps import LabelRule
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.segmentation import open_segmentation
-from beitcli.engine.events import OnEvent, Warned, ignore, openings, warn
+from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.segmentation.sliding_window import Sliding, count, sliding
-from beitcli.engine.trainer.bad_images import refuse_many_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
+from beitcli.engine.trainer.reports import Evaluated
 from beitcli.models.checkpoints.build import segmenter_of
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.segmenter import Segmenter
-from beitcli.runtime.compute.device import choose_workers, join_compute
 
 _ADE20K = 150  # its classes, from 1 in its masks; 0 is ignored
 
 
 @dataclass(frozen=True)
-class SegmentationEvalReport:
-    """Figures as fractions in 0-1; `bad` images are left out of `images`.
+class SegmentationMetrics:
+    """Fractions in 0-1.
 
     Attributes:
         iou: By class name; None where a class is neither labelled nor predicted.
     """
 
-    model: str
-    data: str
-    task: str
-    protocol: str
-    images: int
-    bad: int
     miou: float
     pixel_accuracy: float
     mean_accuracy: float
     iou: dict[str, float | None]
 
 
+@dataclass(frozen=True)
+class SegmentationEvalReport(SegmentationMetrics, Evaluated):
+    """What a segmenter is measured to do."""
+
+
 def open_for_use(
-    config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent
+    config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle
 ) -> tuple[Segmenter, CheckpointHandle, Sliding]:
     """The model at the size of its windows, and how it is to look at images."""
     window = (config.window, config.window) if config.window else config.size
     model, checkpoint = segmenter_of(checkpoint, window)
     checkpoint = checkpoint.normalized(config.normalization)
-    warn(checkpoint.warnings, on_event)
     trained = int(checkpoint.settings.get("short_side", min(checkpoint.architecture.image_size)))
     how = sliding(
         model.architecture.image_size,
@@ -75,9 +74,7 @@ def rule_of(
     )
 
 
-def evaluate_segmenter(
-    config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore
-) -> SegmentationEvalReport:
+def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> SegmentationEvalReport:
     """Measures a segmenter.
 
     Args:
@@ -86,30 +83,26 @@ def evaluate_segmenter(
     Raises:
         DataError: No masks, or too many images or masks that cannot be used.
     """
-    model, checkpoint, how = open_for_use(config, checkpoint, on_event)
-    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
-    on_event = compute.world.rank_zero_only(on_event)
+    model, checkpoint, how = open_for_use(config, checkpoint)
+    batching = join_evaluation(config, checkpoint, on_event)
+    world, on_event = batching.compute.world, batching.on_event
     size = max(model.architecture.image_size)
     request = Request.of(config, role="eval", sample_size=size, on_progress=openings(on_event))
     rule = rule_of(checkpoint, config.ignore_index, config.reduce_zero_label)
-    source = compute.world.rank_zero_first(lambda: open_segmentation(config.data, rule, request))
+    source = world.rank_zero_first(lambda: open_segmentation(config.data, rule, request))
     missing = [(-1, path, "it has no mask") for path in source.missing]
     if config.limit is not None and config.limit < len(source):
         source, missing = source.subset(select_limit(source, config.limit, config.seed)), []
-    workers = choose_workers(config.workers, compute.device, compute.world.local_size)
-    counts = count(model.to(compute.device), source, how, compute, workers, on_event)
+    counts = count(model.to(batching.compute.device), source, how, replace(batching, batch_size=1))
     bad = [*missing, *counts.bad]
-    refuse_many_bad(bad, len(source) + len(missing), config.max_bad, "Mend or remove them, or raise --max-bad.")
-    if bad:
-        on_event(Warned(f"{len(bad)} images are left out, the first: {bad[0][1]}: {bad[0][2]}."))
+    tell_bad(config, bad, len(source) + len(missing), on_event)
     figures = counts.figures
-    return SegmentationEvalReport(
-        model=config.model,
-        data=" ".join(config.data),
-        task="segment",
-        protocol="head",
-        images=counts.images,
-        bad=len(bad),
+    return evaluated(
+        config,
+        TASK,
+        SegmentationEvalReport,
+        counts.images,
+        bad,
         miou=figures.miou,
         pixel_accuracy=figures.pixel_accuracy,
         mean_accuracy=figures.mean_accuracy,

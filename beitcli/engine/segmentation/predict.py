@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from beitcli.config.predict import PredictConfig
+from beitcli.data.loading.batches import Batch
 from beitcli.data.transforms.segmentation import WholeView
-from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs
 from beitcli.engine.segmentation.evaluate import open_for_use, rule_of
 from beitcli.engine.segmentation.sliding_window import segment
-from beitcli.errors import DataError, UsageError
+from beitcli.engine.trainer.distributed_eval import Batching
+from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.segmentation import indexed, overlay
 from beitcli.runtime.compute.device import choose_workers
@@ -23,7 +27,7 @@ from beitcli.runtime.compute.device import choose_workers
 OVERLAY = "-overlay"
 
 
-def predict_masks(
+def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "output", "classes": {name: share of the pixels}}`, with `--overlay` an `"overlay"` beside
@@ -38,7 +42,8 @@ def predict_masks(
     """
     if config.output is None:
         raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
-    model, checkpoint, how = open_for_use(config, checkpoint, on_event)
+    model, checkpoint, how = open_for_use(config, checkpoint)
+    warn(checkpoint.warnings, on_event)
     compute = checkpoint.compute(config.device, config.precision)
     rule, names = rule_of(checkpoint), checkpoint.classes
     model.to(compute.device)
@@ -51,24 +56,22 @@ def predict_masks(
     spare_inputs([*outputs, *beside], inputs, f"-o '{config.output}'")
     make_folder(folder)
     view = WholeView(short_side=how.short_side, scales=how.scales)
-    bad = 0
-    workers = choose_workers(config.workers, compute.device)
-    for index, (batch, classes) in enumerate(segment(model, source, view, how, compute, workers)):
-        if classes is None:
-            bad += 1
-            yield {"path": inputs[index], "error": batch.bad[0][2]}
-        else:
-            labels = classes.cpu().numpy().astype(np.uint8)
-            values = rule.to_values(labels)
-            save_png(indexed(values), outputs[index])
-            document: dict[str, Any] = {"path": inputs[index], "output": str(outputs[index])}
-            if config.overlay:
-                save_png(overlay(source.pixels(index), values), beside[index])
-                document["overlay"] = str(beside[index])
-            yield document | {"classes": _shares(labels, names)}
-        on_event(Progress("predict", index + 1, len(source), "image"))
-    if bad:
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+
+    def said(batch: Batch, classes: torch.Tensor) -> dict[str, Any]:
+        (index,) = batch.indices
+        labels = classes.cpu().numpy().astype(np.uint8)
+        values = rule.to_values(labels)
+        save_png(indexed(values), outputs[index])
+        document: dict[str, Any] = {"output": str(outputs[index])}
+        if config.overlay:
+            save_png(overlay(source.pixels(index), values), beside[index])
+            document["overlay"] = str(beside[index])
+        return document | {"classes": _shares(labels, names)}
+
+    batches = segment(model, source, view, how, Batching(compute, 1, choose_workers(config.workers, compute.device)))
+    yield from documents(
+        source, ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches), on_event
+    )
 
 
 def _beside(output: Path) -> Path:

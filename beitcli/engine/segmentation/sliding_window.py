@@ -6,21 +6,21 @@ the decision; over several scales and mirror images the probabilities are averag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from beitcli.config.normalization import Normalization
-from beitcli.data.loading.batches import Batch, ordered_batches
+from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.segmentation import LabelledView, WholeView
-from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.engine.events import Progress
 from beitcli.engine.segmentation.metrics import SegmentationFigures, confusion, figures_of
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.engine.trainer.distributed_eval import synchronized_batches
+from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
 from beitcli.heads.convolution import resize_map
 from beitcli.models.networks.segmenter import Segmenter
@@ -92,50 +92,35 @@ class Counts:
         return figures_of(self.confusion)
 
 
-def count(
-    model: Segmenter,
-    source: Source,
-    how: Sliding,
-    compute: Compute,
-    workers: int,
-    on_event: OnEvent = ignore,
-    check_stop: Callable[[], None] = lambda: None,
-) -> Counts:
+def count(model: Segmenter, source: Source, how: Sliding, batching: Batching) -> Counts:
     """Pixels by labelled and predicted class, over every readable image of a source with label maps.
 
     Args:
-        check_stop: See `synchronized_batches`.
+        batching: Of single images.
     """
-    world = compute.world
+    world = batching.compute.world
     counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
     view = LabelledView(short_side=how.short_side, scales=how.scales)
-    for batch, predicted in segment(model, source, view, how, compute, workers, check_stop):
+    for batch, predicted in segment(model, source, view, how, batching):
         counts.bad += batch.bad
         if predicted is not None:
             targets = batch.tensors["targets"][0].to(predicted.device)
             counts.confusion += confusion(predicted, targets, model.classes).cpu()
             counts.images += 1
-            on_event(Progress("eval", min(len(source), counts.images * world.size), len(source), "image"))
+            seen = min(len(source), counts.images * world.size)
+            batching.on_event(Progress("eval", seen, len(source), "image"))
     parts = world.gather((counts.confusion, counts.images, counts.bad))
     bad = sorted(record for part in parts for record in part[2])
     return Counts(sum(part[0] for part in parts), sum(part[1] for part in parts), bad)
 
 
 def segment(
-    model: Segmenter,
-    source: Source,
-    view: WholeView,
-    how: Sliding,
-    compute: Compute,
-    workers: int,
-    check_stop: Callable[[], None] = lambda: None,
+    model: Segmenter, source: Source, view: WholeView, how: Sliding, batching: Batching
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
     """This process's batches of one image, in order, each with its (H, W) int64 classes; None beside an image that
     cannot be read."""
-    world = compute.world
-    batches = ordered_batches(source, view, batch_size=1, workers=workers, share=(world.rank, world.size))
-    for batch in synchronized_batches(batches, len(source), 1, world, check_stop):
-        yield batch, classes_of(model, batch, how, compute) if len(batch) else None
+    for batch in batching.batches(source, view):
+        yield batch, classes_of(model, batch, how, batching.compute) if len(batch) else None
 
 
 @torch.inference_mode()

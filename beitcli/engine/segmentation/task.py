@@ -3,8 +3,7 @@
     logits, auxiliary = segmenter(images)                      resized to the crop, bilinear
     loss = cross_entropy(logits, labels) + 0.4 * sum of cross_entropy(auxiliary, labels)
 
-Cross entropy is the mean over labelled pixels. Block l learns at lr * layer_decay^(depth + 1 - l), the head at lr;
-lr falls linearly after a warm-up.
+Cross entropy is the mean over labelled pixels. The learning rate falls linearly after a warm-up.
 """
 
 from __future__ import annotations
@@ -15,56 +14,39 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from beitcli.config.finetune import FinetuneConfig
-from beitcli.config.normalization import Normalization
 from beitcli.data.annotations.label_maps import IGNORED
-from beitcli.data.sources.segmentation import SegmentationSource
 from beitcli.data.transforms.base import normalize
 from beitcli.engine.segmentation.sliding_window import count, sliding
-from beitcli.engine.trainer.bad_images import refuse_many_bad
-from beitcli.engine.trainer.ema import EMATask
-from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.convolution import resize_map
 from beitcli.models.networks.segmenter import Segmenter
-from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.compute.lr_schedules import warmup_polynomial
-from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 from beitcli.runtime.distributed.sync_batch_norm import share_statistics
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 
-class SegmentationTask(EMATask):
+class SegmentationTask(FinetunedTask):
     """Segmentation in the training loop."""
 
-    name, kind = "finetune", "segmenter"
+    kind = "segmenter"
     model: Segmenter
     averaged: Segmenter | None
+    curve = "linear"
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        plan: Plan,
-        model: Segmenter,
-        classes: tuple[str, ...],
-        val: SegmentationSource,
-        compute: Compute,
-        normalization: Normalization,
-        short_side: int,
-    ) -> None:
-        self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
-        self.normalization, self.short_side = normalization, short_side
-        self.model = model.to(compute.device)
-        self.attention = self.model.choose_attention(plan.micro_batch, compute)
-        share_statistics(self.model, compute.world)
-        self.wrap_parallel(compute, compile_step=bool(config.compile), compression=config.grad_compression)
+    def wrap(self) -> None:
+        share_statistics(self.model, self.compute.world)
+        super().wrap()
         self.num_uniforms = self.model.num_uniforms
-        self.init_ema(config.ema)
-        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
-        self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
     def learning_rate(self, step: int) -> float:
         return warmup_polynomial(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
+
+    @property
+    def short_side(self) -> int:
+        """Of the images before they are cropped, or looked at."""
+        own = min(self.model.architecture.image_size)
+        return own if self.config.short_side is None else self.config.short_side
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         targets = batch["targets"].long()
@@ -76,11 +58,8 @@ class SegmentationTask(EMATask):
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """mIoU and its kin on the validation images; `iou/NAME` of each class that is labelled or predicted there."""
         how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
-        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
-        model = self.averaged if self.averaged is not None else self.model
-        counts = count(model, self.val, how, self.compute, workers, check_stop=check_stop)
-        hint = "Mend them or raise --max-bad, and add --resume."
-        refuse_many_bad(counts.bad, len(self.val), self.config.max_bad, hint)
+        counts = count(self.measured, self.val, how, self.batching(1, check_stop))
+        self.refuse_bad(counts.bad)
         figures = counts.figures
         return {
             "miou": figures.miou,
@@ -90,19 +69,16 @@ class SegmentationTask(EMATask):
             **{f"iou/{name}": iou for name, iou in zip(self.classes, figures.iou, strict=True) if iou is not None},
         }
 
-    def checkpoint_config(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         return {
-            "architecture": self.model.architecture.as_dict(),
-            "classes": list(self.classes),
             "head": self.model.head_name,
             "short_side": self.short_side,
             "ignore_index": self.config.ignore_index,
             "reduce_zero_label": self.config.reduce_zero_label,
-            "precision": self.compute.precision,
-            "device": self.compute.device.type,
-            "mean": self.normalization[0],
-            "std": self.normalization[1],
         }
+
+    def about(self) -> dict[str, str]:
+        return self.about_head(self.model.decode_head, f"over blocks {list(self.model.taps)}")
 
 
 def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: DistributedContext = SINGLE_PROCESS) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 _MEASURED_WITHOUT_HOLDOUT = 512
+Images = TypeVar("Images", bound=Source)
 
 
 def open_images(
@@ -99,6 +101,23 @@ def hold_out(source: Source, count: int, seed: int, world: DistributedContext = 
             f"None of {len(some)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.", "Check the data."
         )
     return HeldOut(source, Subset(source, readable), bad, False)
+
+
+def hold_out_annotated(source: Images, some: Callable[[np.ndarray], Images], seed: int) -> tuple[Images, Images, str]:
+    """`hold_out` for data whose annotations are checked already; decodes no image.
+
+    Args:
+        some: Returns the source of a subset, by indices.
+
+    Returns:
+        Training images, validation images, and the name of the latter.
+    """
+    kept = min(_MEASURED_WITHOUT_HOLDOUT, len(source) // 20)
+    if kept:
+        training, held_out = split_holdout(source, kept, seed)
+        return some(training), some(held_out), f"{kept} held-out images"
+    chosen = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
+    return source, some(chosen), f"{len(chosen)} training images"
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
-from beitcli.data.loading.batches import Batch
+from beitcli.data.loading.batches import Batch, View, ordered_batches
+from beitcli.data.sources.base import Source
+from beitcli.engine.events import OnEvent, ignore
 from beitcli.errors import BeitError
+from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import DistributedContext
 
 Answer = TypeVar("Answer")
@@ -15,7 +19,7 @@ Answer = TypeVar("Answer")
 def synchronized_batches(
     batches: Iterator[Batch], images: int, batch_size: int, world: DistributedContext, check_stop: Callable[[], None]
 ) -> Iterator[Batch]:
-    """This process's batches. Before each round, in which every process takes one, all call `poll`.
+    """This process's batches. Before each round, in which every process takes one, all call `check_stop`.
 
     Args:
         batches: From `ordered_batches` with this process's share.
@@ -26,6 +30,31 @@ def synchronized_batches(
         batch = next(batches, None)
         if batch is not None:
             yield batch
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a source is divided into batches for evaluation.
+
+    Attributes:
+        batch_size: Images of one forward pass.
+        workers: Processes that load images.
+        on_event: Receives progress.
+        check_stop: See `synchronized_batches`.
+    """
+
+    compute: Compute
+    batch_size: int
+    workers: int
+    on_event: OnEvent = ignore
+    check_stop: Callable[[], None] = lambda: None
+
+    def batches(self, source: Source, view: View) -> Iterator[Batch]:
+        """This rank's batches, in order; a batch is empty if all of its images are bad."""
+        world = self.compute.world
+        share = (world.rank, world.size)
+        batches = ordered_batches(source, view, batch_size=self.batch_size, workers=self.workers, share=share)
+        return synchronized_batches(batches, len(source), self.batch_size, world, self.check_stop)
 
 
 def measured_by_the_first(do: Callable[[], Answer], world: DistributedContext) -> Answer:

@@ -10,7 +10,7 @@ A training brings a `Job`: its data, its view of an image, its `Task`, and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 from beitcli.config.common import Training
@@ -66,7 +66,7 @@ class Finished:
         Args:
             kind: A dataclass; its `further` gets the metrics that have no field.
         """
-        names, state = kind.__annotations__, self.state
+        names, state = [each.name for each in fields(kind)], self.state  # type: ignore[arg-type]
         shared = {
             "run": str(self.run.path),
             "checkpoint": str(self.run.checkpoints / f"step-{state.step:07d}"),

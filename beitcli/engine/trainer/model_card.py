@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from beitcli import __version__
+from beitcli.config.tasks import TASKS
 from beitcli.runtime.metric_text import metric_label, metric_value
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def _further(report: Any) -> dict[str, str]:
     return {metric_label(name): metric_value(name, value) for name, value in report.further.items()}
 
 
-def _pixels(size: tuple[int, int]) -> str:
+def pixels(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]} pixels"
 
 
@@ -86,7 +88,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
         {
             "made by": f"beit {__version__} pretrain, recipe {config.recipe}",
             "data": data,
-            "images": f"{_pixels(config.image_size)}, normalised as of {config.normalization}",
+            "images": f"{pixels(config.image_size)}, normalised as of {config.normalization}",
             "target": f"{TARGETS[config.target]} of {config.predict} patches",
             "masking": config.masking if config.mask else "none",
             "tokenizer": tokenizer or "none",
@@ -106,79 +108,40 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
     )
 
 
-def segmentation_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
-    data = " ".join(config.data)
+@dataclass(frozen=True, kw_only=True)
+class FinetunedCard:
+    """What a task puts on the card of what it made.
+
+    Attributes:
+        facts: Above the table.
+        metrics: By name.
+        by_class: Metrics of each class.
+        eval_options: Behind `beit eval RUN DATA`.
+        predict_options: Behind `beit predict RUN photo.jpg`.
+    """
+
+    title: str
+    facts: dict[str, str]
+    metrics: dict[str, str]
+    by_class: dict[str, str] = field(default_factory=dict)
+    eval_options: str = ""
+    predict_options: str = ""
+
+
+def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, hardware: str) -> str:
     return _card(
-        "BEiT segmenter",
+        own.title,
         {
-            "made by": f"beit {__version__} finetune --task segment, recipe {config.recipe}, from {config.init}",
-            "data": data,
-            "crops": _pixels(size),
-            "head": config.head or "upernet",
-            "classes": report.classes,
-            "hardware": hardware,
-        },
-        {
-            "steps": _steps(report, config.batch_size),
-            f"mIoU ({report.images} images: {report.measured_on})": f"{report.miou:.4f}",
-            "pixel accuracy": f"{report.pixel_accuracy:.4f}",
-            "mean accuracy": f"{report.mean_accuracy:.4f}",
-            **_further(report),
-            **{f"IoU, {name}": "-" if iou is None else f"{iou:.4f}" for name, iou in report.iou.items()},
-        },
-        (
-            f"beit eval {report.run} {config.val or 'HELD-OUT'} --multi-scale --flip",
-            f"beit predict {report.run} photo.jpg -o masks/ --overlay",
-        ),
-    )
-
-
-def detection_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4f}"
-
-    return _card(
-        "BEiT detector",
-        {
-            "made by": f"beit {__version__} finetune --task detect, recipe {config.recipe}, from {config.init}",
+            "made by": f"beit {__version__} {TASKS.load(config.task).command}, recipe {config.recipe}, "
+            f"from {config.init}",
             "data": " ".join(config.data),
-            "images": f"fitted into {_pixels(size)}",
-            "head": config.head or "faster-rcnn",
+            **own.facts,
             "classes": report.classes,
             "hardware": hardware,
         },
-        {
-            "steps": _steps(report, config.batch_size),
-            f"AP ({report.images} images: {report.measured_on})": shown(report.ap),
-            "AP at an overlap of 0.5": shown(report.ap50),
-            "AP at an overlap of 0.75": shown(report.ap75),
-            "AP of small, medium and large objects": ", ".join(
-                map(shown, (report.ap_small, report.ap_medium, report.ap_large))
-            ),
-            **({"AP of masks": shown(report.mask_ap)} if config.head == "mask-rcnn" else {}),
-            **_further(report),
-            **{f"AP, {name}": shown(value) for name, value in report.ap_of_class.items()},
-        },
-        (f"beit eval {report.run} {config.val or 'HELD-OUT'}", f"beit predict {report.run} photo.jpg -o boxes/"),
-    )
-
-
-def finetuning_card(config: FinetuneConfig, report: Any, size: tuple[int, int], hardware: str) -> str:
-    data = " ".join(config.data)
-    return _card(
-        "BEiT classifier",
-        {
-            "made by": f"beit {__version__} finetune, recipe {config.recipe}, from {config.init}",
-            "data": data,
-            "images": _pixels(size),
-            "classes": report.classes,
-            "hardware": hardware,
-        },
-        {
-            "steps": _steps(report, config.batch_size),
-            f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
-            "top-5": f"{report.top5:.4f}",
-            **_further(report),
-        },
-        (f"beit eval {report.run} {config.val or 'HELD-OUT'}", f"beit predict {report.run} photo.jpg"),
+        {"steps": _steps(report, config.batch_size), **own.metrics, **_further(report), **own.by_class},
+        (
+            f"beit eval {report.run} {config.val or 'HELD-OUT'}{own.eval_options}",
+            f"beit predict {report.run} photo.jpg{own.predict_options}",
+        ),
     )

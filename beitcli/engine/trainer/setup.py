@@ -83,13 +83,17 @@ def make_plan(config: Training, source: Source) -> Plan:
     )
 
 
-def describe_plan(plan: Plan, config: Training) -> dict[str, str]:
-    """The plan in rows for a person."""
+def describe_plan(plan: Plan, config: Training, curve: str = "cosine") -> dict[str, str]:
+    """The plan in rows for a person.
+
+    Args:
+        curve: Of the learning rate after its warm-up.
+    """
     return {
         "images": f"{plan.images:,}",
         "steps": f"{plan.steps:,} of {plan.batch_size} images ({plan.epoch(plan.steps):.4g} epochs)",
         "micro-batch": micro_batch_row(plan),
-        "learning rate": f"{config.lr:g}, {plan.warmup_steps:,} steps of warm-up, cosine to {config.min_lr:g}",
+        "learning rate": f"{config.lr:g}, {plan.warmup_steps:,} steps of warm-up, {curve} to {config.min_lr:g}",
         "weight decay": f"{config.weight_decay:g}",
         "clip": f"{plan.clip:g}" if plan.clip is not None else "none",
         "checkpoint": f"every {plan.save_every:,} steps, {plan.keep} kept",

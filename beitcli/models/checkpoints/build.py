@@ -11,8 +11,10 @@ from torch import nn
 
 from beitcli.config.architecture import Architecture, finetuning_architecture
 from beitcli.config.normalization import Normalization
+from beitcli.config.tasks import TaskDefinition
+from beitcli.config.tasks.detect import TASK as DETECT
+from beitcli.config.tasks.segment import TASK as SEGMENT
 from beitcli.errors import StorageError
-from beitcli.heads.detection import HEAD_NAMES
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.load_backbone import NOT_OF_BACKBONE, load_backbone
@@ -33,16 +35,42 @@ Built = TypeVar("Built", bound=nn.Module)
 
 def detector_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
     """The detector of these weights, in evaluation mode, resized to `size` (H, W) where given."""
-    expect(checkpoint, "detector")
-    head, (width, regions) = checkpoint.head, head_shape(checkpoint)
-    if head not in HEAD_NAMES:
+
+    def make(target: Architecture, classes: int, head: str) -> Detector:
+        return Detector(target, classes, head, *head_shape(checkpoint))
+
+    return under_head(checkpoint, DETECT, make, size)
+
+
+def segmenter_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
+    """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
+    return under_head(checkpoint, SEGMENT, Segmenter, size)
+
+
+def under_head(
+    checkpoint: CheckpointHandle,
+    task: TaskDefinition,
+    make: Callable[[Architecture, int, str], Built],
+    size: Size = None,
+) -> tuple[Built, CheckpointHandle]:
+    """The backbone and the head of these weights, in evaluation mode, resized to `size` where given.
+
+    Args:
+        make: Of a shape, a number of classes and the head's name; nothing is drawn for it.
+
+    Raises:
+        StorageError: It is of another task, or its head is none that is known here.
+    """
+    expect(checkpoint, task.kind)
+    head = checkpoint.head
+    if head not in task.head_names():
         raise StorageError(
-            f"'{checkpoint.reference}' is a detector with another head than {' or '.join(HEAD_NAMES)}.",
+            f"'{checkpoint.reference}' is a {task.kind} with another head than {' or '.join(task.head_names())}.",
             "Finetune from it: its backbone is taken.",
         )
     target = finetuning_architecture(checkpoint.architecture, size)
     tensors = checkpoint.tensors() | checkpoint.head_tensors()
-    model = build_uninitialized(lambda: Detector(target, checkpoint.outputs, head, width, regions))
+    model = build_uninitialized(lambda: make(target, checkpoint.outputs, head))
     return _with_weights(model, checkpoint, tensors, target)
 
 
@@ -116,21 +144,6 @@ def classifier_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Imag
     if isinstance(target, TimmArchitecture):
         return _with_weights(build_timm(target, checkpoint.outputs), checkpoint, tensors, target)
     model = build_uninitialized(lambda: Classifier(target, checkpoint.outputs, pooling=checkpoint.pooling))
-    return _with_weights(model, checkpoint, tensors, target)
-
-
-def segmenter_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
-    """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
-    expect(checkpoint, "segmenter")
-    head = checkpoint.head
-    if head is None:
-        raise StorageError(
-            f"'{checkpoint.reference}' is a segmenter with another head than UPerNet.",
-            "Finetune from it: its backbone is taken.",
-        )
-    target = finetuning_architecture(checkpoint.architecture, size)
-    tensors = checkpoint.tensors() | checkpoint.head_tensors()
-    model = build_uninitialized(lambda: Segmenter(target, checkpoint.outputs, head))
     return _with_weights(model, checkpoint, tensors, target)
 
 

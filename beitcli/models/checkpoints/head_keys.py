@@ -1,4 +1,6 @@
-"""The names that heads come in, those for segmentation of the release (mmseg) and of transformers; needs no torch.
+"""The names that heads come in, and what they tell of a head; needs no torch.
+
+Names of the release (mmseg) and of transformers are for segmentation; other heads are known under ours alone.
 
 | here | the release | transformers on disk | transformers 5 in memory |
 |---|---|---|---|
@@ -12,14 +14,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-HEAD = "decode_head."  # what the names of our head's tensors begin with
-DETECTION = "detection."  # and those of a detector, which nobody else has
+from beitcli.config.tasks import task_of_head
+
 _BEGINNINGS = ("decode_head.", "auxiliary_head.", "fpn")
-_UPERNET = ("decode_head.fpn_bottleneck.conv.weight", "decode_head.fpn1.0.weight", "decode_head.bottleneck.conv.weight")
-_MASKS = "detection.roi_heads.mask_predictor."
-_FASTER_RCNN = ("detection.pyramid.levels.2.0.weight", "detection.roi_heads.box_predictor.cls_score.weight")
 _RENAMED = (
     (r"^backbone\.", ""),
     (r"^fpn\.", ""),
@@ -37,9 +36,13 @@ _RENAMED = (
 )
 
 
-def head_name(name: str) -> str | None:
-    """Our name of a tensor of a segmentation or detection head; None where it is none of one."""
-    if name.startswith(DETECTION):
+def head_name(name: str, *, of_transformers: bool = False) -> str | None:
+    """Our name of a tensor of a segmentation or detection head; None where it is none of one.
+
+    Args:
+        of_transformers: Whether the file is in Hugging Face's layout; all others have a head's inner names as we do.
+    """
+    if not of_transformers and task_of_head([name]):
         return name
     if not name.removeprefix("backbone.").startswith(_BEGINNINGS):
         return None
@@ -49,8 +52,27 @@ def head_name(name: str) -> str | None:
 
 
 def head_kind(names: Iterable[str]) -> str | None:
-    """`upernet`, `faster-rcnn` or `mask-rcnn` where our names tell so; None where the head is another."""
+    """The head by whose `KEYS` our names tell it, the one with most where several fit; None where it is another."""
     names = set(names)
-    if set(_FASTER_RCNN) <= names:
-        return "mask-rcnn" if any(name.startswith(_MASKS) for name in names) else "faster-rcnn"
-    return "upernet" if set(_UPERNET) <= names else None
+    task = task_of_head(names)
+    if task is None or task.heads is None:
+        return None
+    keys = {head: task.heads.literal(head, "KEYS", ()) for head in task.heads.names()}
+    told = [head for head, needed in keys.items() if needed and names.issuperset(needed)]
+    return max(told, key=lambda head: len(keys[head]), default=None)
+
+
+def head_classes(head: str | None, layout: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many classes the tensors of a head are for; 0 where they do not tell.
+
+    Args:
+        head: By name; None where it is none that is known here.
+        layout: Our name to the file's.
+        shapes: By the file's names.
+    """
+    task = task_of_head(layout)
+    if task is None:
+        return 0
+    classifier = task.heads.literal(head, "CLASSIFIER", task.classifier) if task.heads and head else task.classifier
+    shape = shapes.get(layout.get(classifier, ""), ())
+    return max(0, shape[0] - task.background) if shape else 0

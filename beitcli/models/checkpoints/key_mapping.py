@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.head_keys import DETECTION, head_name
+from beitcli.models.checkpoints.head_keys import head_name
 
 Naming = Literal["beit", "hf", "dall-e"]
 
@@ -92,14 +92,6 @@ class KeyMapping:
     head: dict[str, str] = field(default_factory=dict)
 
     @property
-    def is_segmenter(self) -> bool:
-        return bool(self.head) and not self.is_detector
-
-    @property
-    def is_detector(self) -> bool:
-        return any(name.startswith(DETECTION) for name in self.head)
-
-    @property
     def is_version_2(self) -> bool:
         """Whether it is BEiT v2's pretraining, which learned from another tokenizer than DALL-E's."""
         return any(name.startswith("cls_pt_layers.") for name in self.dropped)
@@ -153,7 +145,7 @@ def _read_plain(names: list[str]) -> KeyMapping:
 
 def _split_head(naming: Naming, parts: dict[str, tuple[str, ...]], left: list[str]) -> KeyMapping:
     """What is left beside the backbone: a head for segmentation or detection, and what has no place at all."""
-    head = {ours: name for name in left if (ours := head_name(name)) is not None}
+    head = {ours: name for name in left if (ours := head_name(name, of_transformers=naming == "hf")) is not None}
     taken = set(head.values())
     return KeyMapping(naming, parts, tuple(name for name in left if name not in taken), head)
 

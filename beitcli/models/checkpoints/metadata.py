@@ -12,8 +12,10 @@ from typing import Any
 
 from beitcli.config.architecture import Architecture, Kind, Pooling, Positions
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
+from beitcli.config.tasks import task_of_head
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig
+from beitcli.models.checkpoints.head_keys import head_classes, head_kind
 from beitcli.models.checkpoints.key_mapping import KeyMapping
 
 _RELEASED_HEAD_WIDTH = 64
@@ -87,31 +89,27 @@ def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None
             raise StorageError(f"'{origin}' has {head}.weight and {head}.bias of other lengths.", "Download it again.")
 
 
-def kind_and_outputs(layout: KeyMapping | None, ours: Shapes, shapes: Shapes) -> tuple[Kind, int]:
-    """The kind of model, and its outputs: V of a masked image model, classes of the others, else 0.
+def kind_outputs_head(
+    key_mapping: KeyMapping | None, ours: Shapes, shapes: Shapes, declared: DeclaredConfig
+) -> tuple[Kind, int, str | None]:
+    """The kind of model; its outputs, V of a masked image model, classes of the others, else 0; its head by name.
 
     Args:
-        layout: None for timm's own names.
+        key_mapping: None for timm's own names.
         ours: Shapes under our names.
         shapes: Of the file's tensors.
     """
     outputs = {name: ours[f"{name}.weight"][0] for name in ("token_head", "head") if f"{name}.weight" in ours}
     if outputs.get("token_head"):
-        return "masked-image-model", outputs["token_head"]
+        return "masked-image-model", outputs["token_head"], None
     if outputs.get("head"):
-        return "classifier", outputs["head"]
-    if layout is None or not layout.head:
-        return "backbone", 0
-    kind: Kind = "segmenter" if layout.is_segmenter else "detector"
-    if kind == "detector":
-        scoring = layout.head.get("detection.roi_heads.box_predictor.cls_score.weight")
-        number = max(0, shapes[scoring][0] - 1) if scoring and shapes[scoring] else 0  # the first is the background
-    if kind == "segmenter":
-        classifying = layout.head.get("decode_head.conv_seg.weight") or layout.head.get(
-            "decode_head.main.conv_seg.weight"
-        )
-        number = shapes[classifying][0] if classifying and shapes[classifying] else 0
-    return kind, number
+        return "classifier", outputs["head"], None
+    names = key_mapping.head if key_mapping else {}
+    task = task_of_head(names)
+    if task is None:
+        return "backbone", 0, None
+    head = declared.head or head_kind(names)
+    return task.kind, head_classes(head, names, shapes), head
 
 
 def choose_pooling(kind: Kind, ours: Shapes, declared: DeclaredConfig, origin: str) -> Pooling:

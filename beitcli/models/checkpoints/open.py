@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.config.architecture import Architecture
+from beitcli.config.tasks import TASKS, TaskDefinition, task_of_kind
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import check_section, read_config
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.checkpoints.head_keys import head_kind
 from beitcli.models.checkpoints.key_mapping import KeyMapping, by_block, detect_key_mapping
 from beitcli.models.checkpoints.locate import WEIGHTS, format_of, is_timm_name, locate, read_beside
 from beitcli.models.checkpoints.metadata import (
@@ -23,7 +23,7 @@ from beitcli.models.checkpoints.metadata import (
     choose_normalization,
     choose_pooling,
     joined_shapes,
-    kind_and_outputs,
+    kind_outputs_head,
     name_classes,
     read_architecture,
 )
@@ -40,13 +40,7 @@ if TYPE_CHECKING:
     from beitcli.runtime.hub.download import OnProgress
     from beitcli.runtime.storage.checkpoint import CheckpointFolder
 
-MADE_BY = {
-    "masked-image-model": "pretrain",
-    "classifier": "finetune",
-    "segmenter": "finetune --task segment",
-    "detector": "finetune --task detect",
-    "tokenizer": "train-tokenizer",
-}
+_MADE_BY = {"masked-image-model": "pretrain", "tokenizer": "train-tokenizer"}
 
 
 def open_model(reference: str, on_progress: OnProgress | None = None, seed: int = 0) -> CheckpointHandle:
@@ -116,12 +110,22 @@ def expect(checkpoint: CheckpointHandle, *kinds: str, or_else: str = "") -> None
         or_else: What else can be done with that one, a sentence.
     """
     if checkpoint.kind not in kinds:
-        needed = " or ".join(dict.fromkeys(f"`beit {MADE_BY[kind]}`" for kind in kinds))
+        made_by = _MADE_BY | {task.kind: task.command for task in TASKS.entries().values()}
+        needed = " or ".join(dict.fromkeys(f"`beit {made_by[kind]}`" for kind in kinds))
         article = "an" if checkpoint.kind[0] in "aeiou" else "a"
         raise StorageError(
             f"'{checkpoint.reference}' is {article} {checkpoint.kind}.",
             f"Give a checkpoint as made by {needed}. {or_else}".strip(),
         )
+
+
+def expect_finetuned(checkpoint: CheckpointHandle, or_else: str = "") -> TaskDefinition:
+    """The task that the checkpoint was finetuned for. Raises StorageError if there is none; see `expect`."""
+    task = task_of_kind(checkpoint.kind)
+    if task is None:
+        expect(checkpoint, *(task.kind for task in TASKS.entries().values()), or_else=or_else)
+    assert task is not None
+    return task
 
 
 def describe(
@@ -160,7 +164,7 @@ def describe(
     declared = read_config(config, preprocessing, header.about)
     shapes = joined_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
     assumed: list[str] = []
-    kind, outputs = kind_and_outputs(key_mapping, shapes, header.shapes)
+    kind, outputs, head = kind_outputs_head(key_mapping, shapes, header.shapes, declared)
     if timm_model:
         architecture, pooling = timm_architecture(*timm_model, declared)
     else:
@@ -168,8 +172,8 @@ def describe(
         pooling = choose_pooling(kind, shapes, declared, reference)
     normalization = choose_normalization(declared, key_mapping, architecture, assumed)
     classes, names_classes = name_classes(kind, outputs, declared, assumed)
-    head = key_mapping.head if key_mapping else {}
-    learned = [name for name in head.values() if not name.endswith(STATISTICS)]
+    of_head = key_mapping.head.values() if key_mapping else ()
+    learned = [name for name in of_head if not name.endswith(STATISTICS)]
     return CheckpointHandle(
         reference=reference,
         format=format_of(reference, key_mapping, header, config),
@@ -186,7 +190,7 @@ def describe(
         pooling=pooling,
         normalization=normalization,
         crop_share=declared.crop_share,
-        head=(declared.head or head_kind(head)) if kind in ("segmenter", "detector") else None,
+        head=head,
         assumed=tuple(assumed),
         warnings=folder.damaged if folder else _remarks(reference, key_mapping, header, architecture, assumed),
     )

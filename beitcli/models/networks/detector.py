@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from beitcli.config.architecture import Architecture
-from beitcli.heads.detection import DetectionHead, Detections, Targets
+from beitcli.config.tasks.detect import HEADS
+from beitcli.heads.detection.faster_rcnn import Detections, FasterRcnn, Targets
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
 
@@ -21,7 +22,7 @@ class Detector(Backbone):
     """Backbone and head; the backbone's tensors are named as in every BEiT, the head's begin with `detection.`.
 
     Args:
-        head: A name in `heads.detection.HEAD_NAMES`.
+        head: Its name in `HEADS`.
         head_width: Channels of the pyramid.
         regions: Of an image that the box head learns from.
         drop_path: Rate of the last block; it rises linearly from 0.
@@ -41,8 +42,8 @@ class Detector(Backbone):
         self.architecture: Architecture = architecture
         self.classes = classes
         self.head_name = head
-        self.detection = DetectionHead(
-            architecture.width, architecture.patch_size, classes, head_width, regions, masks=head == "mask-rcnn"
+        self.detection: FasterRcnn = HEADS.load(head)(
+            architecture.width, architecture.patch_size, classes, head_width, regions
         )
 
     def map(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
@@ -57,12 +58,12 @@ class Detector(Backbone):
         draws: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor] | Detections:
-        """In training the losses by name, else what is found: see `DetectionHead`.
+        """In training the losses by name, else what is found: see `FasterRcnn`.
 
         Args:
             images: (B, 3, H, W), normalised, of the architecture's size.
-            targets: Of each image `boxes` (m, 4) in its pixels and `labels` (m,) from 0, for Mask R-CNN `masks` too; in
-                training alone.
+            targets: Of each image `boxes` (m, 4) in its pixels and `labels` (m,) from 0, for a head that finds masks
+                `masks` too; in training alone.
             draws: (B, 2) uniform numbers that samples follow from.
             uniforms: (B, 2 * depth) of the drop paths, as of `run_blocks`.
         """

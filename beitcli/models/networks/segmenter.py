@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from beitcli.config.architecture import Architecture
-from beitcli.heads import make_head
+from beitcli.config.tasks.segment import HEADS
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
 
@@ -26,7 +26,7 @@ class Segmenter(Backbone):
     """Backbone and head; the backbone's tensors are named as in every BEiT, the head's begin with `decode_head.`.
 
     Args:
-        head: A name in `heads.HEADS`.
+        head: Its name in `HEADS`.
         drop_path: Rate of the last block; it rises linearly from 0.
     """
 
@@ -37,7 +37,7 @@ class Segmenter(Backbone):
         self.classes = classes
         self.head_name = head
         self.taps = tapped_blocks(architecture.depth)
-        self.decode_head = make_head(head, architecture.width, architecture.patch_size, classes)
+        self.decode_head = HEADS.load(head)(architecture.width, architecture.patch_size, classes)
 
     @property
     def num_uniforms(self) -> int:

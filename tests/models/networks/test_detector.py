@@ -10,7 +10,9 @@ from timm.models.beit import Beit
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from beitcli.config.architecture import Architecture
-from beitcli.heads.detection import KeyedSampler
+from beitcli.config.tasks import task_of_head
+from beitcli.config.tasks.detect import TASK
+from beitcli.heads.detection.faster_rcnn import KeyedSampler
 from beitcli.heads.simple_pyramid import SimplePyramid
 from beitcli.models.checkpoints.head_keys import head_kind
 from beitcli.models.checkpoints.key_mapping import detect_key_mapping
@@ -189,5 +191,5 @@ def test_anchors_and_regions_have_the_scales_of_their_levels():
 
 def test_layout_knows_a_detector_by_its_names():
     key_mapping = detect_key_mapping(detector().state_dict(), "x")
-    assert (key_mapping.is_detector, key_mapping.is_segmenter, key_mapping.dropped) == (True, False, ())
+    assert (task_of_head(key_mapping.head), key_mapping.dropped) == (TASK, ())
     assert all(name.startswith("detection.") for name in key_mapping.head)

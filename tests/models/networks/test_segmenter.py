@@ -7,8 +7,9 @@ import torch
 from timm.models.beit import Beit
 
 from beitcli.config.architecture import Architecture
+from beitcli.config.tasks import task_of_head
+from beitcli.config.tasks.segment import HEADS, TASK
 from beitcli.engine.segmentation.task import pixel_loss
-from beitcli.heads import HEADS
 from beitcli.models.checkpoints.key_mapping import detect_key_mapping
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.segmenter import Segmenter, tapped_blocks
@@ -41,7 +42,7 @@ def test_maps_equal_timm_s_intermediate_features(positions):
         torch.testing.assert_close(own, expected[block], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", HEADS.names())
 @pytest.mark.parametrize("positions", ["absolute", "per-block"])
 def test_gradient_reaches_every_parameter(head, positions):
     torch.manual_seed(0)
@@ -61,7 +62,7 @@ def test_pixel_loss_is_the_mean_over_labelled_pixels():
 
 def test_segmenter_is_told_by_its_names_and_its_head_has_no_place_in_a_backbone():
     key_mapping = detect_key_mapping(Segmenter(Architecture(**SHAPE), 3, "upernet").state_dict(), "here")
-    assert key_mapping.is_segmenter
+    assert task_of_head(key_mapping.head) == TASK
     assert key_mapping.dropped == ()
     assert all(name.startswith("decode_head.") for name in key_mapping.head)
     assert not any(name.startswith("decode_head.") for name in key_mapping.parts)

@@ -1,9 +1,8 @@
-"""Faster R-CNN (arXiv 1506.01497) and Mask R-CNN (1703.06870) of torchvision over ViTDet's simple pyramid.
+"""Faster R-CNN (arXiv 1506.01497) of torchvision over ViTDet's simple pyramid.
 
     levels       the pyramid's four at strides P/4, P/2, P and 2P of patches of P pixels, and one by pooling at 4P
     proposals    torchvision's region proposal network; anchors of 8 strides a side in three shapes
     detections   torchvision's box head: 7 x 7 bins of a region, two linear layers, classes and boxes
-    masks        torchvision's mask head: 14 x 14 bins of a box, four convolutions, a doubling; 28 x 28 logits a class
 
 A region of s x s pixels is looked at on level log2(s / 224) from stride 16, as in FPN. Boxes are in pixels of the
 padded input. What a region or an anchor is sampled by in training is keyed, and losses are divided by the number that
@@ -13,6 +12,7 @@ could have been sampled, so that neither depends on how a batch is divided.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,44 +20,44 @@ from torch import nn
 
 from beitcli.heads.simple_pyramid import SimplePyramid
 
-HEAD_NAMES = ("faster-rcnn", "mask-rcnn")
+KEYS = ("detection.pyramid.levels.2.0.weight", "detection.roi_heads.box_predictor.cls_score.weight")
+LEVELS = ("0", "1", "2", "3")
 SHAPES = (0.5, 1.0, 2.0)  # height over width of the anchors
 ANCHOR_SIDE = 8  # strides
 _HIDDEN = 4  # widths of the pyramid that the box head's layers have
 _ANCHORS_SAMPLED = 256  # of an image
-_NAMES = ("0", "1", "2", "3")
-MASK_LOSS = "loss_mask"
 Targets = list[dict[str, torch.Tensor]]
 Detections = list[dict[str, torch.Tensor]]
 
 
-class DetectionHead(nn.Module):
+class FasterRcnn(nn.Module):
     """Losses of one map in training, detections otherwise.
 
     Attributes:
+        finds_masks: Whether it learns and finds outlines too.
+        region_means: Names of its losses that are means over the regions of a micro-batch which hold an object.
         width: Channels of the pyramid.
         regions: Of an image that the box head learns from; twice as many are proposed.
 
     Args:
         width_in: Channels of the map.
         classes: Without the background.
-        masks: Whether it finds outlines too.
     """
 
-    def __init__(
-        self, width_in: int, patch_size: int, classes: int, width: int, regions: int, masks: bool = False
-    ) -> None:
+    finds_masks: ClassVar[bool] = False
+    region_means: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, width_in: int, patch_size: int, classes: int, width: int, regions: int) -> None:
         super().__init__()
         from torchvision.models.detection.anchor_utils import AnchorGenerator  # takes a second to load
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-        from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
         from torchvision.models.detection.roi_heads import RoIHeads
         from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
         from torchvision.ops import MultiScaleRoIAlign
 
         self.width, self.regions = width, regions
         self.pyramid = SimplePyramid(width_in, width)
-        sides = [(ANCHOR_SIDE * patch_size * 2**level // 4,) for level in range(len(_NAMES) + 1)]
+        sides = [(ANCHOR_SIDE * patch_size * 2**level // 4,) for level in range(len(LEVELS) + 1)]
         anchors = AnchorGenerator(tuple(sides), (SHAPES,) * len(sides))
         proposed = {"training": 2 * regions, "testing": 2 * regions}
         best = {"training": 4 * regions, "testing": 2 * regions}  # of a level, before those that overlap are dropped
@@ -65,7 +65,7 @@ class DetectionHead(nn.Module):
             anchors, RPNHead(width, len(SHAPES)), 0.7, 0.3, _ANCHORS_SAMPLED, 0.5, best, proposed, 0.7
         )
         self.roi_heads = RoIHeads(
-            MultiScaleRoIAlign(list(_NAMES), output_size=7, sampling_ratio=2),
+            MultiScaleRoIAlign(list(LEVELS), output_size=7, sampling_ratio=2),
             TwoMLPHead(width * 7 * 7, _HIDDEN * width),
             FastRCNNPredictor(_HIDDEN * width, classes + 1),
             fg_iou_thresh=0.5,
@@ -77,10 +77,6 @@ class DetectionHead(nn.Module):
             nms_thresh=0.5,
             detections_per_img=100,
         )
-        if masks:
-            self.roi_heads.mask_roi_pool = MultiScaleRoIAlign(list(_NAMES), output_size=14, sampling_ratio=2)
-            self.roi_heads.mask_head = MaskRCNNHeads(width, (width,) * 4, dilation=1)
-            self.roi_heads.mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
         self.samplers = (KeyedSampler(_ANCHORS_SAMPLED, 0.5), KeyedSampler(regions, 0.25))
         self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler = self.samplers
 
@@ -91,14 +87,14 @@ class DetectionHead(nn.Module):
         targets: Targets | None = None,
         draws: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor] | Detections:
-        """In training the losses, else for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,), with a
-        mask head also `masks` (n, 1, 28, 28): how likely a point of the box is within the object.
+        """In training the losses, else for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,), where it
+        finds masks also `masks` (n, 1, 28, 28): how likely a point of the box is within the object.
 
         Args:
             features: (B, D, h, w).
             size: (H, W) of the images, in pixels.
-            targets: Of each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0; for a mask head also `masks`
-                (m, H, W) uint8.
+            targets: Of each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0; where it finds masks also
+                `masks` (m, H, W) uint8.
             draws: (B, 2) uniform numbers that the samples follow from; None takes torch's global generator.
         """
         from torchvision.models.detection.image_list import ImageList
@@ -106,8 +102,8 @@ class DetectionHead(nn.Module):
         levels = self.pyramid(features)
         # Box arithmetic in bf16 would be off by pixels: everything behind the pyramid is fp32.
         with torch.autocast(features.device.type, enabled=False):
-            named = {name: level.float() for name, level in zip(_NAMES, levels, strict=True)}
-            pooled = {"pool": F.max_pool2d(named[_NAMES[-1]], 1, 2)}
+            named = {name: level.float() for name, level in zip(LEVELS, levels, strict=True)}
+            pooled = {"pool": F.max_pool2d(named[LEVELS[-1]], 1, 2)}
             images = ImageList(features.new_empty((len(features), 0, *size)), [size] * len(features))
             for column, sampler in enumerate(self.samplers):
                 sampler.begin(None if draws is None else draws[:, column])
@@ -125,11 +121,13 @@ class DetectionHead(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """torchvision divides by what was sampled; here it is by what could be, so that images weigh alike.
 
-        The loss of masks stays the mean over the regions that hold an object.
+        `region_means` stay as they are.
         """
         parts = zip((of_anchors, of_regions), self.samplers, strict=True)
         return {
-            name: loss if name == MASK_LOSS else loss * (sampler.sampled / (images * sampler.batch_size_per_image))
+            name: loss
+            if name in self.region_means
+            else loss * (sampler.sampled / (images * sampler.batch_size_per_image))
             for losses, sampler in parts
             for name, loss in losses.items()
         }
@@ -179,3 +177,6 @@ class KeyedSampler:
             self.sampled += positives + negatives
             self.positives += positives
         return chosen
+
+
+HEAD = FasterRcnn

@@ -20,6 +20,7 @@ from torch import nn
 
 from beitcli.heads.convolution import ChannelDropout, ConvNormAct, SegmentationHead, init_head, resize_map
 
+KEYS = ("decode_head.fpn_bottleneck.conv.weight", "decode_head.fpn1.0.weight", "decode_head.bottleneck.conv.weight")
 POOLS = (1, 2, 3, 6)
 AUXILIARY_WIDTH = 256
 _AUXILIARY_MAP = 2
@@ -90,3 +91,6 @@ class FcnHead(nn.Module):
 
 def _size(maps: torch.Tensor) -> tuple[int, int]:
     return maps.shape[-2], maps.shape[-1]
+
+
+HEAD = UPerNet

@@ -16,6 +16,8 @@ from torch import nn
 
 from beitcli.heads.convolution import ConvNormAct, SegmentationHead, init_head
 
+KEYS = ("decode_head.main.conv_seg.weight", "decode_head.auxiliary.2.conv_seg.weight")
+CLASSIFIER = "decode_head.main.conv_seg.weight"
 WIDTH = 256
 
 
@@ -51,3 +53,6 @@ class UpsamplingHead(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         normed = self.norm(maps.movedim(1, -1)).movedim(-1, 1)
         return self.conv_seg(self.up_convs(normed))
+
+
+HEAD = SetrPup

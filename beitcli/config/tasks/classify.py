@@ -1,0 +1,14 @@
+"""The class of an image."""
+
+from __future__ import annotations
+
+from beitcli.config.tasks import TaskDefinition
+
+TASK = TaskDefinition(
+    name="classify",
+    kind="classifier",
+    engine="beitcli.engine.classification",
+    opener="beitcli.models.checkpoints.build:classifier_of",
+    default_head="linear",
+    shards=True,
+)

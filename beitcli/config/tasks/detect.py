@@ -1,0 +1,20 @@
+"""Boxes around objects, and their outlines."""
+
+from __future__ import annotations
+
+from beitcli.config.registry import Registry
+from beitcli.config.tasks import TaskDefinition
+
+HEADS = Registry("beitcli.heads.detection", "HEAD", "detection head")
+TASK = TaskDefinition(
+    name="detect",
+    kind="detector",
+    engine="beitcli.engine.detection",
+    opener="beitcli.models.checkpoints.build:detector_of",
+    recipe="base-coco",
+    default_head="faster-rcnn",
+    heads=HEADS,
+    prefix="detection.",
+    classifier="detection.roi_heads.box_predictor.cls_score.weight",
+    background=1,
+)

@@ -1,0 +1,19 @@
+"""The class of every pixel."""
+
+from __future__ import annotations
+
+from beitcli.config.registry import Registry
+from beitcli.config.tasks import TaskDefinition
+
+HEADS = Registry("beitcli.heads.segmentation", "HEAD", "segmentation head")
+TASK = TaskDefinition(
+    name="segment",
+    kind="segmenter",
+    engine="beitcli.engine.segmentation",
+    opener="beitcli.models.checkpoints.build:segmenter_of",
+    recipe="base-ade20k",
+    default_head="upernet",
+    heads=HEADS,
+    prefix="decode_head.",
+    classifier="decode_head.conv_seg.weight",
+)

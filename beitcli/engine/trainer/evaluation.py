@@ -1,0 +1,46 @@
+"""Evaluation of a finetuned model for any task: ranks, bad images, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from beitcli.config.evaluate import EvalConfig
+from beitcli.config.tasks import TaskDefinition
+from beitcli.engine.events import OnEvent, Warned, warn
+from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.distributed_eval import Batching
+from beitcli.engine.trainer.reports import Evaluated
+from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.runtime.compute.device import choose_workers, join_compute
+
+Report = TypeVar("Report", bound=Evaluated)
+
+
+def join_evaluation(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent) -> Batching:
+    """Joins the other ranks and shows the warnings of the checkpoint."""
+    compute = join_compute(config, checkpoint.compute(config.device, config.precision))
+    on_event = compute.world.rank_zero_only(on_event)
+    warn(checkpoint.warnings, on_event)
+    workers = choose_workers(config.workers, compute.device, compute.world.local_size)
+    return Batching(compute, config.batch_size, workers, on_event)
+
+
+def evaluated(
+    config: EvalConfig, task: TaskDefinition, kind: type[Report], images: int, bad: Sequence[Bad], **metrics: Any
+) -> Report:
+    """The report of a measurement.
+
+    Args:
+        images: That were read.
+        bad: That were not.
+    """
+    data = " ".join(config.data)
+    return kind(model=config.model, data=data, task=task.name, protocol="head", images=images, bad=len(bad), **metrics)
+
+
+def tell_bad(config: EvalConfig, bad: Sequence[Bad], images: int, on_event: OnEvent) -> None:
+    """Warns about images that are left out. Raises DataError if they are too many of `images`."""
+    refuse_many_bad(bad, images, config.max_bad, "Mend or remove them, or raise --max-bad.")
+    if bad:
+        on_event(Warned(f"{len(bad)} images are left out, the first: {bad[0][1]}: {bad[0][2]}."))

@@ -1,0 +1,238 @@
+"""Finetuning for any task: opening `--init`, the shared part of the `Task`, the job.
+
+    begun = begin(config, join_compute(config), on_event)     --init, checkpoint once
+    task = SegmentationTask(config, plan, model, ...)         a `FinetunedTask`
+    run_finetuning(begun, data, view, task, ...)              plan or dry run, loop, report, card
+
+In between, each task opens its data and builds its network.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.normalization import IMAGENET, Normalization
+from beitcli.data.loading.batches import View
+from beitcli.data.sources.base import Source
+from beitcli.engine.events import OnEvent
+from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.data import require_an_image_each
+from beitcli.engine.trainer.distributed_eval import Batching
+from beitcli.engine.trainer.ema import EMATask
+from beitcli.engine.trainer.job import Finished, Job, run_job
+from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
+from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning
+from beitcli.engine.trainer.reports import Finetuned
+from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
+from beitcli.models.networks.beit import forward_flops
+from beitcli.runtime.compute.device import Compute, choose_workers, describe
+from beitcli.runtime.compute.lr_schedules import warmup_cosine
+from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+
+Images = TypeVar("Images", bound=Source)
+Report = TypeVar("Report", bound=Finetuned)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A finetuning job before its data is opened.
+
+    Attributes:
+        init: The checkpoint of `--init`.
+        on_event: Silent on every rank but the first.
+    """
+
+    config: FinetuneConfig
+    compute: Compute
+    init: Pretrained
+    on_event: OnEvent
+
+
+def begin(config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_timm: bool = False) -> Begun:
+    """Opens `--init`.
+
+    Args:
+        takes_timm: Whether it may be one of timm's models that is no BEiT.
+    """
+    on_event = compute.world.rank_zero_only(on_event)
+    require_an_image_each(config.batch_size, compute.world)
+    return Begun(config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event)
+
+
+@dataclass(frozen=True)
+class FinetuneData(Generic[Images]):
+    """Training and validation images of a run, all with valid labels.
+
+    Attributes:
+        classes: Names, in label order.
+        bad: Training images that are left out.
+        measured_on: Name of the validation images, for the report.
+    """
+
+    training: Images
+    measured: Images
+    classes: tuple[str, ...]
+    bad: tuple[Bad, ...]
+    measured_on: str
+
+
+class FinetunedTask(EMATask):
+    """A task of finetuning in the training loop.
+
+    Block l learns at lr * layer_decay^(depth + 1 - l), the embedding as block 0, the head at lr.
+
+    Attributes:
+        curve: Of the learning rate after its warm-up, for people.
+    """
+
+    name = "finetune"
+    model: Any
+    curve = "cosine"
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        plan: Plan,
+        model: nn.Module,
+        classes: tuple[str, ...],
+        val: Source,
+        compute: Compute,
+        normalization: Normalization = IMAGENET,
+    ) -> None:
+        self.config, self.plan, self.classes, self.val, self.compute = config, plan, classes, val, compute
+        self.normalization = normalization
+        self.model = model.to(compute.device)
+        self.attention = self.model.choose_attention(plan.micro_batch, compute)
+        self.wrap()
+        self.init_ema(config.ema)
+        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
+        self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+
+    def wrap(self) -> None:
+        """Wraps the model for the training step: compilation, gradient averaging."""
+        self.wrap_parallel(
+            self.compute, compile_step=bool(self.config.compile), compression=self.config.grad_compression
+        )
+
+    def learning_rate(self, step: int) -> float:
+        return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
+
+    @property
+    def measured(self) -> Any:
+        """The model that is evaluated: the moving average if there is one."""
+        return self.model if self.averaged is None else self.averaged
+
+    def batching(self, batch_size: int, check_stop: Callable[[], None]) -> Batching:
+        """Batches of the validation images."""
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
+        return Batching(self.compute, batch_size, workers, check_stop=check_stop)
+
+    def refuse_bad(self, bad: list[Bad]) -> None:
+        """Raises DataError if too many validation images cannot be read."""
+        refuse_many_bad(bad, len(self.val), self.config.max_bad, "Mend them or raise --max-bad, and add --resume.")
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        return {
+            "architecture": self.model.architecture.as_dict(),
+            "classes": list(self.classes),
+            **self.own_config(),
+            "precision": self.compute.precision,
+            "device": self.compute.device.type,
+            "mean": self.normalization[0],
+            "std": self.normalization[1],
+        }
+
+    def own_config(self) -> dict[str, Any]:
+        """Entries of `checkpoint_config` that only this task has."""
+        return {}
+
+    def plan_rows(self) -> dict[str, str]:
+        """The plan, for a person."""
+        return {
+            **self.about(),
+            **describe_plan(self.plan, self.config, self.curve),
+            "layer decay": f"{self.config.layer_decay:g}",
+            "checkpoint size": f"{checkpoint_bytes(self) / 1e6:.1f} MB",
+            "hardware": describe(self.compute),
+        }
+
+    @abstractmethod
+    def about(self) -> dict[str, str]:
+        """First rows of the plan: model, head, images, cost."""
+
+    def about_images(self) -> str:
+        height, width = self.model.architecture.image_size
+        return f"{height} x {width} pixels, {len(self.classes)} classes, {len(self.val):,} to measure on"
+
+    def about_head(self, head: nn.Module, where: str) -> dict[str, str]:
+        """`about` of a BEiT with a head.
+
+        Args:
+            where: Which features the head takes, for people.
+        """
+        architecture = self.model.architecture
+        return {
+            "model": f"BEiT from {self.config.init}, {size(self.model):,} parameters, "
+            f"{architecture.positions} positions",
+            "head": f"{self.model.head_name}, {size(head):,} of these parameters, {where}",
+            "images of": self.about_images(),
+            "backbone": f"{forward_flops(architecture, 0, 0) / 1e9:.3g} GFLOP an image forward",
+        }
+
+
+def size(model: nn.Module) -> int:
+    """Numbers in its parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def run_finetuning(
+    begun: Begun,
+    data: FinetuneData[Any],
+    view: View,
+    task: FinetunedTask,
+    kind: type[Report],
+    card: Callable[[Report], FinetunedCard],
+    own: Callable[[dict[str, float]], dict[str, Any]] = lambda metrics: {},
+) -> Report | dict[str, Any]:
+    """Trains and reports; with `dry_run`, a dict of the plan instead.
+
+    Args:
+        view: Of a training image.
+        kind: Of the report.
+        card: What the model card says of this task.
+        own: From the last metrics to the fields of the report that are not simply one of them.
+    """
+    config = begun.config
+
+    def report(finished: Finished) -> Report:
+        metrics = finished.metrics
+        return finished.report(
+            kind,
+            task=config.task,
+            classes=len(task.classes),
+            images=int(metrics["images"]),
+            measured_on=data.measured_on,
+            **own(metrics),
+        )
+
+    job = Job(
+        title="Finetuning",
+        config=config,
+        compute=begun.compute,
+        on_event=begun.on_event,
+        data=data,
+        view=view,
+        plan=task.plan,
+        task=task,
+        rows=task.plan_rows(),
+        report=report,
+        card=lambda report, hardware: finetuning_card(config, report, card(report), hardware),
+    )
+    return run_job(config, begun.compute, begun.on_event, lambda session: job)

@@ -1,0 +1,51 @@
+"""Shared fields of reports.
+
+A dataclass takes the fields of its last base first. So those of a task stand between the shared ones, as in the JSON:
+
+    class SegmentReport(Timed, SegmentationMetrics, Finetuned)      run ... measured_on, miou ... iou, seconds ...
+    class SegmentationEvalReport(SegmentationMetrics, Evaluated)    model ... bad, miou ... iou
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """Start of a finetuning report; the metrics are of `images` images of `measured_on`."""
+
+    run: str
+    checkpoint: str
+    task: str
+    step: int
+    epoch: float
+    images_seen: int
+    classes: int
+    images: int
+    measured_on: str
+
+
+@dataclass(frozen=True)
+class Timed:
+    """End of a training report.
+
+    Attributes:
+        further: Metrics that have no field of their own.
+    """
+
+    images_per_second: float
+    seconds: float
+    further: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Start of an evaluation report; `images` does not count the `bad` ones."""
+
+    model: str
+    data: str
+    task: str
+    protocol: str
+    images: int
+    bad: int
