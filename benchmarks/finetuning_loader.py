@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from loader import counted
-from measure import in_turn, report, spread
+from measure import gather_interleaved, report, spread
 from PIL import Image
 from timm.data import create_transform
 
@@ -24,7 +24,7 @@ from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, normalize
-from beitcli.data.transforms.finetuning import FinetuningView, erase
+from beitcli.data.transforms.finetuning import FinetuningTransform, erase
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 
 FLOATS, ALONE, FINISHED = "floats from the workers", "uint8, loader alone", "uint8, finished"
@@ -40,7 +40,7 @@ class FloatView:
     def transform(self) -> Any:
         settings: dict[str, Any] = {"interpolation": "bicubic", "re_prob": ERASING, "re_mode": "pixel"}
         transform = create_transform(SIZE, is_training=True, color_jitter=None, auto_augment=POLICY, **settings)
-        ours = FinetuningView(seed=0, size=SIZE, rand_augment=POLICY)._transform
+        ours = FinetuningTransform(seed=0, size=SIZE, rand_augment=POLICY)._transform
         for place, step in enumerate(ours.transforms):  # type: ignore[attr-defined]
             if hasattr(step, "ops"):
                 transform.transforms[place] = step  # with the same guard against posterising to no bits
@@ -54,13 +54,13 @@ class FloatView:
         return {"images": self.transform(image).numpy()}
 
 
-def batches_of(source: Source, view: Any, count: int, workers: int) -> Any:
+def batches_of(source: Source, transform: Any, count: int, workers: int) -> Any:
     part = StreamPart(seed=0, batch_size=BATCH, images_seen=0, steps=count // BATCH)
-    return (batch.tensors for batch in training_batches(source, view, part, workers=workers))
+    return (batch.tensors for batch in training_batches(source, transform, part, workers=workers))
 
 
-def load(source: Source, view: Any, count: int, workers: int) -> None:
-    for _ in batches_of(source, view, count, workers):
+def load(source: Source, transform: Any, count: int, workers: int) -> None:
+    for _ in batches_of(source, transform, count, workers):
         pass
 
 
@@ -69,8 +69,8 @@ def finished(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return erase(images, tensors["erased"], tensors["noise"]) if "erased" in tensors else images
 
 
-def finish(source: Source, view: Any, count: int, workers: int) -> None:
-    for tensors in batches_of(source, view, count, workers):
+def finish(source: Source, transform: Any, count: int, workers: int) -> None:
+    for tensors in batches_of(source, transform, count, workers):
         finished(tensors)
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     source = open_data(given.data)
-    old, new = FloatView(), FinetuningView(seed=0, size=SIZE, rand_augment=POLICY, erasing=ERASING)
+    old, new = FloatView(), FinetuningTransform(seed=0, size=SIZE, rand_augment=POLICY, erasing=ERASING)
     results: dict[str, Any] = {"images_a_round": given.images, **difference(source, old, new, given.images), "runs": []}
     for workers in given.workers:
         rest = {"count": given.images, "workers": workers}
@@ -108,7 +108,9 @@ def main() -> None:
             FINISHED: partial(finish, source, new, **rest),
         }
         processor: dict[str, list[float]] = {name: [] for name in calls}
-        figures = in_turn({n: counted(call, processor[n]) for n, call in calls.items()}, given.rounds, peer=FLOATS)
+        figures = gather_interleaved(
+            {n: counted(call, processor[n]) for n, call in calls.items()}, given.rounds, peer=FLOATS
+        )
         for name, own in figures.items():
             own["images_per_second"] = {"median": given.images / own["seconds"]["median"]}
             pairs = zip(processor[FLOATS][-given.rounds :], processor[name][-given.rounds :], strict=True)

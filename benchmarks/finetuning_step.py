@@ -17,7 +17,7 @@ from typing import Any
 
 import timm
 import torch
-from measure import in_turn, report
+from measure import gather_interleaved, report
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 
@@ -90,7 +90,7 @@ def main() -> None:
             "timm, fused AdamW": peer(batch, precision, fused=True),
             "beit": ours(batch, precision),
         }
-        results[precision] = figures = in_turn(steps, args.rounds, peer="timm")
+        results[precision] = figures = gather_interleaved(steps, args.rounds, peer="timm")
         for name, its in figures.items():
             less = its["times_less_cpu"]
             sys.stderr.write(

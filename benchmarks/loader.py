@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from measure import in_turn, report, spread
+from measure import gather_interleaved, report, spread
 from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
@@ -26,9 +26,9 @@ from torchvision.transforms import functional as TF
 from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, PretrainingView, TwoSizes, normalize
+from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, PretrainingTransform, TwoCropTransform, normalize
 from beitcli.data.transforms.color_jitter import apply_color
-from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.data.transforms.pretraining import FastPretrainingTransform
 from beitcli.tokenizers.base import to_unit
 
 RELEASE, REFERENCE, FAST, TIMM = "release order, torchvision", "reference views", "fast views", "timm, one view"
@@ -82,18 +82,20 @@ class OneView:
         return (self.transform(image),)
 
 
-def batches_of(source: Source, kind: type[TwoSizes], count: int, workers: int) -> Iterator[dict[str, torch.Tensor]]:
-    view = kind(seed=0, image_size=SIZE, token_size=TOKEN_SIZE, color_jitter=JITTER)
+def batches_of(
+    source: Source, kind: type[TwoCropTransform], count: int, workers: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    transform = kind(seed=0, image_size=SIZE, token_size=TOKEN_SIZE, color_jitter=JITTER)
     part = StreamPart(seed=0, batch_size=BATCH, images_seen=0, steps=count // BATCH)
-    return (batch.tensors for batch in training_batches(source, view, part, workers=workers))
+    return (batch.tensors for batch in training_batches(source, transform, part, workers=workers))
 
 
-def load(source: Source, kind: type[TwoSizes], count: int, workers: int) -> None:
+def load(source: Source, kind: type[TwoCropTransform], count: int, workers: int) -> None:
     for _ in batches_of(source, kind, count, workers):
         pass
 
 
-def finish(source: Source, kind: type[TwoSizes], count: int, workers: int) -> None:
+def finish(source: Source, kind: type[TwoCropTransform], count: int, workers: int) -> None:
     """Loads, and does what the training step does to the views first."""
     for tensors in batches_of(source, kind, count, workers):
         if "color" in tensors:
@@ -130,14 +132,16 @@ def measured(source: Source, count: int, workers: int, rounds: int) -> dict[str,
     given = {"count": count, "workers": workers}
     calls = {
         RELEASE: partial(transform, source, ReleaseOrder, **given),
-        REFERENCE: partial(finish, source, PretrainingView, **given),
-        FAST: partial(finish, source, FastPretrainingView, **given),
+        REFERENCE: partial(finish, source, PretrainingTransform, **given),
+        FAST: partial(finish, source, FastPretrainingTransform, **given),
         TIMM: partial(transform, source, OneView, **given),
-        REFERENCE + ALONE: partial(load, source, PretrainingView, **given),
-        FAST + ALONE: partial(load, source, FastPretrainingView, **given),
+        REFERENCE + ALONE: partial(load, source, PretrainingTransform, **given),
+        FAST + ALONE: partial(load, source, FastPretrainingTransform, **given),
     }
     processor: dict[str, list[float]] = {name: [] for name in calls}
-    figures = in_turn({name: counted(call, processor[name]) for name, call in calls.items()}, rounds, peer=RELEASE)
+    figures = gather_interleaved(
+        {name: counted(call, processor[name]) for name, call in calls.items()}, rounds, peer=RELEASE
+    )
     for name, own in figures.items():
         last = processor[name][-rounds:]
         own["images_per_second"] = {"median": count / own["seconds"]["median"]}

@@ -54,7 +54,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": middle, "low": low, "high": high, "n": len(values)}
 
 
-def in_turn(
+def gather_interleaved(
     contestants: Mapping[str, Callable[[], Any]], rounds: int, *, peer: str, warmup: int = 1
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Runs every contestant once a round.

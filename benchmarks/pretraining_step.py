@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import in_turn, report
+from measure import gather_interleaved, report
 from transformers import BeitConfig, BeitForMaskedImageModeling
 
 from beitcli.config.pretrain import PretrainConfig
@@ -181,7 +181,7 @@ def main() -> None:
         steps = {name: MAKERS[name](batch, args) for name in args.contestants}
         with former(args.former, args) if args.former else nullcontext() as its:
             steps |= {"former": its} if its else {}
-            figures: dict[str, Any] = in_turn(steps, args.rounds, peer=next(iter(steps)))
+            figures: dict[str, Any] = gather_interleaved(steps, args.rounds, peer=next(iter(steps)))
         del steps
         for name in args.contestants:
             figures[name]["peak_bytes"] = peak_bytes(name, args)

@@ -51,12 +51,12 @@ def make_shard(path: Path, images: int, size: int) -> Path:
 def batches_of(shard: str, size: int, workers: int, seen: int, steps: int) -> Any:
     from beitcli.data.loading.batches import StreamPart, training_batches
     from beitcli.data.sources.open_data import open_data
-    from beitcli.data.transforms.pretraining import FastPretrainingView
+    from beitcli.data.transforms.pretraining import FastPretrainingTransform
 
-    view = FastPretrainingView(seed=0, image_size=size, token_size=size // 2)
+    transform = FastPretrainingTransform(seed=0, image_size=size, token_size=size // 2)
     source = open_data([shard])
     part = StreamPart(seed=0, batch_size=BATCH, images_seen=seen, steps=steps)
-    return training_batches(source, view, part, workers=workers)
+    return training_batches(source, transform, part, workers=workers)
 
 
 def speed(shard: str, size: int, workers: int, seen: int, steps: int) -> tuple[float, float]:

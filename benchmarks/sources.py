@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import in_turn, report, spread
+from measure import gather_interleaved, report, spread
 
 _CLASSES = 100
 
@@ -100,7 +100,7 @@ def shuffled_reading(folder: Path, rounds: int) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from beitcli.data.loading.sampler import BlockOrder, KeyedOrder
+    from beitcli.data.loading.sampler import KeyedPermutation, WindowedPermutation
     from beitcli.data.sources.open_data import open_data
 
     pixels = np.random.default_rng(0).bytes(20_000)
@@ -110,15 +110,18 @@ def shuffled_reading(folder: Path, rounds: int) -> dict[str, Any]:
     source = open_data([f"{folder}/*.parquet"])
     blocks = source.blocks()
     assert blocks is not None
-    orders = {"window of row groups": BlockOrder(blocks, 0), "permutation of all rows": KeyedOrder(len(source), 0)}
+    orders = {
+        "window of row groups": WindowedPermutation(blocks, 0),
+        "permutation of all rows": KeyedPermutation(len(source), 0),
+    }
 
-    def read(order: BlockOrder | KeyedOrder) -> None:
+    def read(order: WindowedPermutation | KeyedPermutation) -> None:
         for index in order.indices(np.arange(1000))[1].tolist():
             source.read(index)
         source._held.clear()  # type: ignore[attr-defined]
 
     contestants = {name: (lambda order=order: read(order)) for name, order in orders.items()}
-    results = in_turn(contestants, rounds, peer="permutation of all rows")
+    results = gather_interleaved(contestants, rounds, peer="permutation of all rows")
     return {"row_groups": len(blocks.lengths), "window": blocks.together, "images_read": 1000, "orders": results}
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import in_turn, report
+from measure import gather_interleaved, report
 from PIL import Image
 
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.transforms.base import CenterView
+from beitcli.data.transforms.base import CenterTransform
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.open import open_tokenizer
 
@@ -35,9 +35,9 @@ OURS = ("ours fp32", "ours bf16", "ours bf16 compiled")
 def photographs(data: str, count: int, size: int) -> torch.Tensor:
     """(count, 3, size, size) in [0, 1], spread over the data."""
     source = open_data((data,), split=None, role="any", labelled=False, sample_size=size)
-    view = CenterView(size=size, filter=Image.Resampling.LANCZOS)
+    transform = CenterTransform(size=size, filter=Image.Resampling.LANCZOS)
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    images = np.stack([view(source.image(int(index)))["images"] for index in chosen])
+    images = np.stack([transform(source.image(int(index)))["images"] for index in chosen])
     return torch.from_numpy(images).float() / 255
 
 
@@ -130,7 +130,7 @@ def main() -> None:
         names = PEERS + OURS
         encoders = {name: encoder(name, weights) for name in names}
         batch = images[: arguments.batch]
-        timed = in_turn(
+        timed = gather_interleaved(
             {name: lambda encode=encode: encode(batch) for name, encode in encoders.items()},
             arguments.rounds,
             peer="peer fp32",

@@ -13,9 +13,9 @@ from measure import report
 
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.transforms.base import PretrainingView
+from beitcli.data.transforms.base import PretrainingTransform
 from beitcli.data.transforms.color_jitter import apply_color
-from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.data.transforms.pretraining import FastPretrainingTransform
 from beitcli.tokenizers.base import Tokenizer, to_unit
 from beitcli.tokenizers.open import open_tokenizer
 
@@ -31,7 +31,7 @@ def differences(
 ) -> dict[str, object]:
     """Mean, 99th percentile and maximum of the absolute difference in grey levels, over all pixels of all images."""
     settings = {"seed": 0, "image_size": sizes[0], "token_size": sizes[1], "color_jitter": color_jitter}
-    fast, reference = FastPretrainingView(**settings), PretrainingView(**settings)
+    fast, reference = FastPretrainingTransform(**settings), PretrainingTransform(**settings)
     apart: dict[str, list[torch.Tensor]] = {"images": [], "token_images": []}
     signed: dict[str, list[float]] = {"images": [], "token_images": []}
     agreeing: list[torch.Tensor] = []

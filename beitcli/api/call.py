@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from beitcli.cli.console import Shell
-from beitcli.cli.multi_process import leave
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.multi_process import shutdown
 from beitcli.config.common import Job, Launched, Training
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.resolve import resolve
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.errors import BeitError, UsageError
-from beitcli.runtime.distributed.rank_env import place_of_this_process
+from beitcli.runtime.distributed.rank_env import rank_info_from_env
 
 if TYPE_CHECKING:
     from beitcli.engine.events import OnEvent
@@ -38,7 +38,7 @@ def resolve_call(
     Raises:
         UsageError: A setting is wrong or missing, or is given in addition to a config.
     """
-    with hinted():
+    with hints_as_notes():
         given = data if model is None else model
         if isinstance(given, Job):
             beside = [*settings, *(["dry_run"] if dry_run else []), *([role] if model is not None and data else [])]
@@ -73,7 +73,7 @@ def _require_possible(config: Job) -> None:
     """Raises UsageError for settings that a call from Python does not support."""
     if isinstance(config, TokenizeConfig) and not config.inputs:
         raise UsageError("inputs is empty.", "Name images, or '-' for paths on stdin.")
-    if isinstance(config, Launched) and (config.gpus > 1 or config.nodes > 1) and place_of_this_process() is None:
+    if isinstance(config, Launched) and (config.gpus > 1 or config.nodes > 1) and rank_info_from_env() is None:
         raise UsageError(
             f"gpus is {config.gpus}, and a call from Python starts no processes.",
             f"Run `beit {config.command} ... --gpus {config.gpus}`, or start the script with torchrun.",
@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def hinted() -> Iterator[None]:
+def hints_as_notes() -> Iterator[None]:
     """Context that adds the hint of a BeitError to its traceback, below the message."""
     try:
         yield
@@ -110,13 +110,13 @@ def hinted() -> Iterator[None]:
 @contextmanager
 def event_handler(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
     """Yields the handler for a job's events: `on_event`, or the progress display on stderr (of rank 0 only)."""
-    place = place_of_this_process()
+    place = rank_info_from_env()
     if place is not None:
-        atexit.unregister(leave)
-        atexit.register(leave)  # not after each job: the script's next job uses the same process group
-    shell = Shell(quiet=not progress or (place is not None and place.rank > 0))
+        atexit.unregister(shutdown)
+        atexit.register(shutdown)  # not after each job: the script's next job uses the same process group
+    shell = CommandConsole(quiet=not progress or (place is not None and place.rank > 0))
     try:
-        with hinted():
+        with hints_as_notes():
             yield on_event or shell.on_event
     finally:
         shell.close()

@@ -22,7 +22,7 @@ from beitcli.cli.commands import (
     tokenize,
     train_tokenizer,
 )
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.multi_process import begin_as_process
 from beitcli.cli.options import close_stdout, register
 from beitcli.config.fields import settings_of, suggestion
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = names if completing else names & {word}
     own_options = completing or arguments[:1] != [word] or not asked
     command = typer.main.get_command(_build(arguments, asked, own_options))
-    shell = Shell(debug="--debug" in arguments)
+    console = CommandConsole(debug="--debug" in arguments)
     try:
         code = command.main(args=arguments, prog_name="beit", standalone_mode=False)
         sys.stdout.flush()
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         close_stdout()  # typer exits with 1 if the pipe that its help goes to is closed
         return 0
     except typer.TyperException as error:
-        shell.failed(_usage_error(error, arguments))
+        console.print_error(_usage_error(error, arguments))
         return 2
 
 

@@ -1,7 +1,7 @@
 """Console output: results on stdout; progress, warnings and errors on stderr.
 
-`Shell` renders the engine's events as progress bars on a terminal and as plain lines elsewhere, and results as JSON or
-as a table.
+`CommandConsole` renders the engine's events as progress bars on a terminal and as plain lines elsewhere, and results
+as JSON or as a table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BAR_COLUMNS = 44  # width of phase, bar, count and time left; 80 columns leave 
 _COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
 
 
-class Shell:
+class CommandConsole:
     """Output of one command.
 
     Args:
@@ -74,7 +74,7 @@ class Shell:
 
     # Results
 
-    def line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Prints one line. Characters that stdout cannot encode (bytes of a file name) are escaped as `\\udcff`."""
         if self.muted:
             return
@@ -97,43 +97,43 @@ class Shell:
         if self._bar is not None and sys.stdout.isatty():
             self._bar.stop()
 
-    def document(self, document: Any) -> None:
+    def print_json(self, document: Any) -> None:
         """Prints one JSON document on one line."""
-        self.line(json.dumps(as_plain(document)))
+        self.print_line(json.dumps(to_dict(document)))
 
-    def made(self, report: Any) -> None:
+    def print_run(self, report: Any) -> None:
         """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
         self._end_bar()
-        plain = as_plain(report)
+        plain = to_dict(report)
         if self.as_json or "run" not in plain:
-            self.document(plain)
+            self.print_json(plain)
         else:
-            self.line(plain["run"])
+            self.print_line(plain["run"])
             self.table(plain)
 
-    def figures(self, report: Any) -> None:
+    def print_metrics(self, report: Any) -> None:
         """Prints metrics as a table on a terminal, as JSON if piped."""
         self._end_bar()
         if self.wants_json:
-            self.document(report)
+            self.print_json(report)
             return
-        self._print(_table(as_plain(report)))
+        self._print(_table(to_dict(report)))
 
-    def comparison(self, reports: Sequence[Any]) -> None:
+    def print_comparison(self, reports: Sequence[Any]) -> None:
         """Prints the metrics of one model, or those of several models as one table or one JSON array."""
-        from beitcli.cli.tables import side_by_side
+        from beitcli.cli.tables import comparison_table
 
-        plain = [as_plain(report) for report in reports]
+        plain = [to_dict(report) for report in reports]
         layers = plain[0].get("layers") if len(plain) == 1 else None
         self._end_bar()
         if self.wants_json:
-            self.line(json.dumps(plain if len(plain) > 1 else plain[0]))
+            self.print_line(json.dumps(plain if len(plain) > 1 else plain[0]))
         elif len(plain) > 1:
-            self._print(side_by_side(plain, "model"))
+            self._print(comparison_table(plain, "model"))
         else:
             self._print(_table({name: value for name, value in plain[0].items() if name != "layers"}))
             if layers:
-                self._print(side_by_side(layers, "layer"))
+                self._print(comparison_table(layers, "layer"))
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""
@@ -142,7 +142,7 @@ class Shell:
         console = Console(highlight=False)
         with console.capture() as captured:
             console.print(table)
-        self.line(captured.get().rstrip("\n"))
+        self.print_line(captured.get().rstrip("\n"))
 
     def table(self, rows: dict[str, Any], title: str = "") -> None:
         """Prints rows as a table on stderr."""
@@ -181,7 +181,7 @@ class Shell:
             began, before = self._downloads.setdefault(event.phase, (time.monotonic(), event.done))
             if self._is_due(event):
                 rate = (event.done - before) / max(time.monotonic() - began, 1e-9)
-                loaded = megabytes(event.done, event.total, rate)
+                loaded = format_bytes(event.done, event.total, rate)
                 done = loaded if event.unit == "byte" else f"{event.unit} {event.done}/{event.total or '?'}"
                 self._say(f"{event.phase}: {done}  {shown(event.metrics)}".rstrip())
             return
@@ -222,7 +222,7 @@ class Shell:
     def close(self) -> None:
         self._end_bar()
 
-    def failed(self, error: BaseException) -> None:
+    def print_error(self, error: BaseException) -> None:
         """Prints an error and its hint on stderr."""
         self._end_bar()
         if self.debug:
@@ -251,7 +251,7 @@ def _bar(console: Console) -> Bar:
         def render(self, task: Task) -> Text:
             if task.fields["unit"] != "byte":
                 return super().render(task)
-            return Text(megabytes(task.completed, task.total or 0, task.speed or 0), style="progress.download")
+            return Text(format_bytes(task.completed, task.total or 0, task.speed or 0), style="progress.download")
 
     return Bar(
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
@@ -266,7 +266,7 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def as_plain(report: Any) -> dict[str, Any]:
+def to_dict(report: Any) -> dict[str, Any]:
     """Converts a report to a dict, with its `further` metrics at the top level."""
     plain = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
     return plain | plain.pop("further", {})
@@ -287,7 +287,7 @@ def shown(figures: dict[str, float], room: int | None = None) -> str:
     return line
 
 
-def megabytes(done: float, total: float, rate: float) -> str:
+def format_bytes(done: float, total: float, rate: float) -> str:
     """Formats bytes and bytes per second as `95.7/215.2 MB, 12.3 MB/s`; 0 stands for unknown."""
     of = f"/{total / 1e6:.1f}" if total else ""
     return f"{done / 1e6:.1f}{of} MB" + (f", {rate / 1e6:.1f} MB/s" if rate else "")

@@ -7,12 +7,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.config.common import Launched, Training
 from beitcli.errors import BeitError, UsageError
-from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, leave_word, read_failures
+from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, write_failure
 from beitcli.runtime.distributed.parent_death import end_with_parent
-from beitcli.runtime.distributed.rank_env import Place, place_of_this_process
+from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
 
 _LEAVE_SECONDS = 20.0
 
@@ -24,12 +24,12 @@ def begin_as_process() -> None:
         end_with_parent(int(launcher))
 
 
-def place_of(config_class: type) -> Place | None:
+def place_of(config_class: type) -> RankInfo | None:
     """Returns the rank of this process in its job; None for a single process, or for a single-process command."""
-    return place_of_this_process() if issubclass(config_class, Launched) else None
+    return rank_info_from_env() if issubclass(config_class, Launched) else None
 
 
-def in_several(config: Any, words: list[str], shell: Shell) -> bool:
+def run_multi_process(config: Any, words: list[str], console: CommandConsole) -> bool:
     """Runs the command in the processes that `--gpus` asks for; returns False if this process has to run it.
 
     Args:
@@ -65,11 +65,11 @@ def in_several(config: Any, words: list[str], shell: Shell) -> bool:
         words = [*words, "--out", str(run_path(config))]
     if getattr(config, "output", None) == "-":  # a restart would repeat what is already on stdout
         plan = replace(plan, max_restarts=0)
-    launch(words, plan, lambda text: shell.on_event(Note(text)))
+    launch(words, plan, lambda text: console.on_event(Note(text)))
     return True
 
 
-def tell_restart(place: Place, config: Launched, shell: Shell) -> None:
+def tell_restart(place: RankInfo, config: Launched, console: CommandConsole) -> None:
     """Warns that the job was restarted, and names the cause.
 
     Raises:
@@ -80,37 +80,37 @@ def tell_restart(place: Place, config: Launched, shell: Shell) -> None:
     folder = os.environ.get(FOLDER_VARIABLE)
     before = read_failures(folder) if folder and os.path.isdir(folder) else []
     for each in before:
-        if each.ends_the_job and not each.by_a_peer:  # one rank ended with it while the others hung
+        if each.ends_the_job and not each.is_peer_failure:  # one rank ended with it while the others hung
             raise each.as_error()
-    own = [each for each in before if not each.by_a_peer]
+    own = [each for each in before if not each.is_peer_failure]
     cause = f"Rank {own[0].rank} failed ({own[0].kind}: {own[0].message})" if own else "A process was killed"
-    shell.on_event(Warned(f"{cause}: all start again, restart {place.restarts} of {config.max_restarts}."))
+    console.on_event(Warned(f"{cause}: all start again, restart {place.restarts} of {config.max_restarts}."))
 
 
-def ended(place: Place, error: BaseException, shell: Shell) -> int:
+def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int:
     """Reports the error that ended this process; returns its exit code.
 
     Under our launcher the exit code of a job error (bad setting, bad data, stop) is 0, so that nothing is restarted;
     the launcher prints the error and returns its exit code.
     """
-    from beitcli.runtime.distributed.world import is_by_a_peer
+    from beitcli.runtime.distributed.world import is_peer_failure
 
-    by_a_peer = is_by_a_peer(error)
+    by_peer = is_peer_failure(error)
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
-        own = leave_word(folder, place.rank, place.restarts, error, by_a_peer=by_a_peer)
-        causes = [each for each in read_failures(folder) if not each.by_a_peer] if by_a_peer else [own]
+        own = write_failure(folder, place.rank, place.restarts, error, is_peer_failure=by_peer)
+        causes = [each for each in read_failures(folder) if not each.is_peer_failure] if by_peer else [own]
         if not any(each.ends_the_job for each in causes):
             return own.exit_code
         return 0 if _others_have_ended(folder, place) else own.exit_code or 1
-    if place.rank == 0 or not by_a_peer:
-        shell.failed(error)
-    if by_a_peer:
+    if place.rank == 0 or not by_peer:
+        console.print_error(error)
+    if by_peer:
         return 6
     return error.exit_code if isinstance(error, BeitError) else 1
 
 
-def _others_have_ended(folder: str, place: Place) -> bool:
+def _others_have_ended(folder: str, place: RankInfo) -> bool:
     """Waits for the reports of all ranks of this machine; False if some hang and the launcher has to kill them."""
     end = time.monotonic() + _LEAVE_SECONDS
     while len([each for each in read_failures(folder) if each.restarts == place.restarts]) < place.local_size:
@@ -120,16 +120,16 @@ def _others_have_ended(folder: str, place: Place) -> bool:
     return True
 
 
-def reader_has_gone(place: Place, error: BrokenPipeError) -> None:
+def reader_has_gone(place: RankInfo, error: BrokenPipeError) -> None:
     """Reports to the other ranks that stdout is closed, which ends the job but is not a failure."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
-        leave_word(folder, place.rank, place.restarts, error, by_a_peer=False)
+        write_failure(folder, place.rank, place.restarts, error, is_peer_failure=False)
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Leaves the process group, if this process has joined one."""
     import sys
 
     if "beitcli.runtime.distributed.world" in sys.modules:
-        sys.modules["beitcli.runtime.distributed.world"].leave()
+        sys.modules["beitcli.runtime.distributed.world"].shutdown()

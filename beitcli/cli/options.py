@@ -13,15 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from beitcli.cli import multi_process as processes
-from beitcli.cli.console import Shell
-from beitcli.cli.path_checks import require_paths
-from beitcli.cli.signal_exit import SignalledAtOnce, ending_at_once
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.path_checks import check_paths
+from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
 from beitcli.errors import BeitError, Interrupted, SignalStop
-from beitcli.runtime.distributed.rank_env import Place
+from beitcli.runtime.distributed.rank_env import RankInfo
 
-Face = Callable[[Any, Shell], None]
+Face = Callable[[Any, CommandConsole], None]
 
 
 @dataclass(frozen=True)
@@ -65,37 +65,37 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
     settings = settings_of(command.config)
 
     def callback(**given: Any) -> None:
-        shell = Shell(as_json=given.pop("as_json"), quiet=given.pop("quiet"), debug=given.pop("debug"))
+        console = CommandConsole(as_json=given.pop("as_json"), quiet=given.pop("quiet"), debug=given.pop("debug"))
         flags = {name: value for name, value in given.items() if value not in (None, [])}
         place = None
         try:
             place = processes.place_of(command.config)
             if place is not None:
-                shell.muted = place.rank > 0
+                console.muted = place.rank > 0
                 flags |= {"resume": True} if place.restarts and "resume" in settings else {}
             resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
             if place is None:
-                require_paths(resolved.config)
+                check_paths(resolved.config)
             elif place.restarts:
-                processes.tell_restart(place, resolved.config, shell)
-            if not processes.in_several(resolved.config, words, shell):
-                with ending_at_once():
-                    command.face(resolved.config, shell)
-            processes.leave()
+                processes.tell_restart(place, resolved.config, console)
+            if not processes.run_multi_process(resolved.config, words, console):
+                with immediate_stop_on_signal():
+                    command.face(resolved.config, console)
+            processes.shutdown()
         except BrokenPipeError as gone:
             close_stdout()
             if place is not None:
                 processes.reader_has_gone(place, gone)
         except KeyboardInterrupt:
-            error = Interrupted("by Ctrl-C, at once.", _way_on(command.name, flags))
-            raise typer.Exit(_ended(place, error, shell)) from None
-        except SignalledAtOnce:
-            stopped = SignalStop("by a signal, at once.", _way_on(command.name, flags))
-            raise typer.Exit(_ended(place, stopped, shell)) from None
+            error = Interrupted("by Ctrl-C, at once.", _resume_hint(command.name, flags))
+            raise typer.Exit(_ended(place, error, console)) from None
+        except ImmediateStop:
+            stopped = SignalStop("by a signal, at once.", _resume_hint(command.name, flags))
+            raise typer.Exit(_ended(place, stopped, console)) from None
         except Exception as error:
-            raise typer.Exit(_ended(place, error, shell)) from None
+            raise typer.Exit(_ended(place, error, console)) from None
         finally:
-            shell.close()
+            console.close()
 
     asked = _asked(settings, words)
     recipe = _recipe(command, settings, asked)
@@ -147,15 +147,15 @@ def _other_tasks(command: Command, setting: Setting, task: str) -> str:
     return f"\n\nBelow are the settings of {setting.flag} {task}; of others: beit {command.name} {others}."
 
 
-def _ended(place: Place | None, error: Exception, shell: Shell) -> int:
+def _ended(place: RankInfo | None, error: Exception, console: CommandConsole) -> int:
     """Prints an error and returns the exit code."""
     if place is not None:
-        return processes.ended(place, error, shell)
-    shell.failed(error)
+        return processes.ended(place, error, console)
+    console.print_error(error)
     return error.exit_code if isinstance(error, BeitError) else 1
 
 
-def _way_on(command: str, flags: dict[str, Any]) -> str:
+def _resume_hint(command: str, flags: dict[str, Any]) -> str:
     """Returns the hint on how to resume a run that was stopped at once and could not print it."""
     folder = flags.get("out")
     if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):

@@ -24,7 +24,7 @@ _WORDS = ("random", "own")  # references that are not paths, beside those of tok
 _KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "REF": "model", "TOKENIZER": "model"}
 
 
-def require_paths(config: Any) -> None:
+def check_paths(config: Any) -> None:
     """Raises the engine's error for a missing model or data, or for a run folder that is in use.
 
     Args:

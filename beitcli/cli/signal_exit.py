@@ -15,12 +15,12 @@ from types import FrameType
 _NUMBERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
-class SignalledAtOnce(BaseException):
+class ImmediateStop(BaseException):
     """Raised in the main thread at any point, like KeyboardInterrupt."""
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
+def immediate_stop_on_signal() -> Iterator[None]:
     """Turns the signals into SignalledAtOnce; training loops replace these handlers and restore them."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,4 +34,4 @@ def ending_at_once() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise SignalledAtOnce
+    raise ImmediateStop

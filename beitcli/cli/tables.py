@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 
 
-def side_by_side(rows: Sequence[dict[str, Any]], first: str) -> Table:
+def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
     """Builds a table with one row per model or layer. Every float of a row is a metric.
 
     Args:

@@ -21,13 +21,13 @@ from beitcli.data.transforms.base import fit_center, normalize, to_array
 from beitcli.data.transforms.reference_points import CentralCrop, Patch, Pixel, parse_point
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs, write_whole
+from beitcli.engine.io.outputs import OutputNames, atomic_write, check_no_overwrite, make_folder, save_png
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.attention_maps import attention_rows, block_index
 from beitcli.models.networks.classifier import ImageClassifier
-from beitcli.pictures.attention import attention_panel, heat_overlay, with_scale
+from beitcli.pictures.attention import add_colorbar, attention_panel, draw_heatmap
 from beitcli.pictures.attention_page import attention_page
 from beitcli.pictures.panels import grid_of, mark_point
 from beitcli.runtime.compute.device import Compute, choose_compute
@@ -59,7 +59,7 @@ def attn_map(
     model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
     checkpoint = checkpoint.normalized(config.normalization)
     warn(checkpoint.warnings, on_event)
-    looker = _Looker(config, model.to(compute.device), checkpoint, compute, points)
+    looker = _AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     outputs = _output_paths(config.output, source) if config.output is not None else None
     bad = 0
@@ -77,7 +77,7 @@ def attn_map(
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
 
 
-class _Looker:
+class _AttentionMapper:
     """Computes and writes the attention maps of one block of one model."""
 
     def __init__(
@@ -153,7 +153,7 @@ class _Looker:
 
     def _write(self, output: Path, path: str, looked: _Looked) -> None:
         if output.suffix.lower() == ".npy":
-            write_whole(output, lambda file: np.save(file, looked.maps))
+            atomic_write(output, lambda file: np.save(file, looked.maps))
         elif output.suffix.lower() == ".png":
             save_png(looked.picture(self.names, self.threshold), output)
         else:
@@ -168,7 +168,7 @@ class _Looker:
                 threshold=self.threshold,
                 box=looked.crop.box,
             ).encode()
-            write_whole(output, lambda file: file.writelines([page]))
+            atomic_write(output, lambda file: file.writelines([page]))
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,9 @@ class _Looked:
             centre = self.crop.to_picture((x, y), picture.size)
             pictures = []
             for head_map in (None, *self.maps[p]):
-                each = picture.copy() if head_map is None else heat_overlay(picture, head_map, threshold)
+                each = picture.copy() if head_map is None else draw_heatmap(picture, head_map, threshold)
                 mark_point(each, (centre[0] + 0.5, centre[1] + 0.5), str(p + 1), _MARK)
-                pictures.append(with_scale(each, head_map, threshold))
+                pictures.append(add_colorbar(each, head_map, threshold))
             captions = [f"{p + 1} at {x}, {y}", *(f"head {name}" for name in names)]
             panels.append(grid_of(pictures, columns, captions=captions))
         return grid_of(panels, 1, gap=0)
@@ -260,7 +260,7 @@ def _output_paths(output: str, source: Source) -> list[Path]:
     else:
         make_folder(target.parent)
         paths = [target]
-    spare_inputs(paths, map(source.path, range(len(source))), f"-o '{output}'")
+    check_no_overwrite(paths, map(source.path, range(len(source))), f"-o '{output}'")
     return paths
 
 

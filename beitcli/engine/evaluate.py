@@ -19,7 +19,7 @@ from beitcli.engine.probing.evaluate import probe
 from beitcli.errors import BeitError, DistributedError, Stopped, UsageError
 from beitcli.models.checkpoints.locate import names_a_model
 from beitcli.models.checkpoints.open import expect_finetuned, open_model
-from beitcli.runtime.distributed.rank_env import place_of_this_process
+from beitcli.runtime.distributed.rank_env import rank_info_from_env
 
 
 def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
@@ -100,7 +100,7 @@ def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
         except (Stopped, DistributedError):
             raise
         except Exception as error:
-            if place_of_this_process() is not None:  # the other processes may not have failed
+            if rank_info_from_env() is not None:  # the other processes may not have failed
                 raise
             failure = error if isinstance(error, BeitError) else BeitError(f"{type(error).__name__}: {error}")
             failures.append(failure)

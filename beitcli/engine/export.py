@@ -138,12 +138,10 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
 def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path) -> None:
     architecture = checkpoint.architecture
     pooling: Pooling = "token" if checkpoint.kind == "backbone" and "norm.weight" in tensors else checkpoint.pooling
-    crop_share = checkpoint.crop_share or evaluation_crop(architecture.image_size)
+    crop_pct = checkpoint.crop_pct or evaluation_crop(architecture.image_size)
     if to == "official":
         names = checkpoint.classes if checkpoint.names_classes else ()
-        args = official_settings(
-            architecture, classes=names, normalization=checkpoint.normalization, crop_share=crop_share
-        )
+        args = official_settings(architecture, classes=names, normalization=checkpoint.normalization, crop_pct=crop_pct)
         torch.save({"model": to_official(tensors, architecture), "args": args}, folder / "model.pth")
         return
     if to == "timm":
@@ -152,7 +150,7 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
             classes=checkpoint.classes,
             pooling="token" if checkpoint.kind == "masked-image-model" else pooling,  # keeps `norm`
             normalization=checkpoint.normalization,
-            crop_share=crop_share,
+            crop_pct=crop_pct,
         )
         written = dict(tensors)
     else:
@@ -165,7 +163,7 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
             has_mask_token="mask_token" in tensors,
         )
         written = to_hf(tensors, checkpoint.kind)
-        preprocessing = hf_preprocessing(architecture, checkpoint.normalization, crop_share)
+        preprocessing = hf_preprocessing(architecture, checkpoint.normalization, crop_pct)
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})

@@ -16,7 +16,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs, to_picture
+from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png, to_picture
 from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.masking import keyed_mask, make_masking, num_masked_from
@@ -138,7 +138,7 @@ def _output_paths(output: str, source: Source) -> list[Path]:
         outputs = [names.path(path) for path in paths]
     else:
         outputs = [target]
-    spare_inputs(outputs, paths, f"-o '{output}'")
+    check_no_overwrite(outputs, paths, f"-o '{output}'")
     return outputs
 
 
@@ -192,5 +192,5 @@ def _picture(image: Image.Image, mask: np.ndarray, rebuilt: Image.Image | None) 
     rows, columns = mask.shape
     a_patch = max(1, _PICTURE // max(rows, columns))
     size = (_PICTURE, _PICTURE) if rows == columns else (rows * a_patch, columns * a_patch)
-    view = fit_center(image, size)
-    return mask_panel(view, mask, rebuilt, min_width=min(_PICTURE, view.width))
+    transform = fit_center(image, size)
+    return mask_panel(transform, mask, rebuilt, min_width=min(_PICTURE, transform.width))

@@ -16,7 +16,7 @@ from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
-from beitcli.data.caches.token_cache import CachedView, TokenCache
+from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
 from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, views_and_masks
@@ -130,7 +130,7 @@ def _job(
     plan = make_plan(config, held.training)
     extras = PretrainExtras(cache, probe, on_event)
     task = PretrainTask(config, plan, tokenizer, begun.masking, held.measured, compute, extras)
-    view, masks = views_and_masks(config, tokenizer, begun.masking)
+    transform, masks = views_and_masks(config, tokenizer, begun.masking)
 
     def report(finished: Finished) -> PretrainReport:
         metrics = finished.metrics
@@ -148,7 +148,7 @@ def _job(
         compute=compute,
         on_event=on_event,
         data=held,
-        view=view if cache is None else CachedView(view, cache),
+        transform=transform if cache is None else CachedTokenTransform(transform, cache),
         masking=masks,
         plan=plan,
         task=task,
@@ -199,10 +199,10 @@ def _token_cache(begun: _Begun, tokenizer: Tokenizer | None) -> TokenCache | Non
     config, folder = begun.config, begun.config.token_cache
     if folder is None or tokenizer is None:
         return None
-    view, _ = views_and_masks(config, tokenizer, begun.masking)
+    transform, _ = views_and_masks(config, tokenizer, begun.masking)
     grid, device = config.architecture.grid, begun.compute.device.type
     cache = begun.compute.world.rank_zero_first(
-        lambda: open_token_cache(folder, tokenizer, begun.source, view, grid, device)
+        lambda: open_token_cache(folder, tokenizer, begun.source, transform, grid, device)
     )
     begun.on_event(Note(f"Tokens are kept in {cache.folder}"))
     return cache

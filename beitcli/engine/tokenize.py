@@ -16,10 +16,10 @@ from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
-from beitcli.data.transforms.base import CenterView
+from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs, to_picture
+from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png, to_picture
 from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.errors import BeitError, DataError, UsageError
@@ -144,7 +144,7 @@ def tokenize(
                 yield document
     if config.stats:
         summary = tally.document(world)
-        if world.is_first:
+        if world.is_rank_zero:
             yield summary
     total = tally.total
     if total.bad and config.on_bad == "report":
@@ -170,7 +170,7 @@ def _picture_paths(folder: str | None, source: Source) -> dict[str, Path] | None
     paths = [source.path(index) for index in range(len(source))]
     pictures = {path: names.path(path) for path in paths}
     outputs = (each for picture in pictures.values() for each in (picture, _pair_path(picture)))
-    spare_inputs(outputs, paths, f"--reconstruct '{folder}'")
+    check_no_overwrite(outputs, paths, f"--reconstruct '{folder}'")
     return pictures
 
 
@@ -197,10 +197,10 @@ def _documents(
     """Yields on rank 0 the documents of all ranks, in the order of the images; nothing on the other ranks."""
     if not len(source):
         return
-    view, world = CenterView(size=size, filter=Image.Resampling.LANCZOS), compute.world
+    transform, world = CenterTransform(size=size, filter=Image.Resampling.LANCZOS), compute.world
     workers = choose_workers(config.workers, compute.device, world.local_size)
     batch_size = min(config.batch_size, len(source))
-    batches = ordered_batches(source, view, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
+    batches = ordered_batches(source, transform, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
     grid = tokenizer.grid(size)
     for _ in range(-(-len(source) // (batch_size * world.size))):
         documents: list[dict[str, Any]] = []
@@ -217,7 +217,7 @@ def _documents(
         parts = world.gather((documents, tally.batch, failure))
         tally.batch = _Sums()
         for documents, sums, failure in parts:
-            if world.is_first:
+            if world.is_rank_zero:
                 yield from documents
             if failure is not None:
                 raise failure
@@ -291,7 +291,7 @@ def decode(
         tokens = torch.tensor([document["tokens"]], device=compute.device)
         picture = tokenizer.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
         output = names.path(document["path"])
-        spare_inputs([output], [document["path"]], f"-o '{names.folder}'")
+        check_no_overwrite([output], [document["path"]], f"-o '{names.folder}'")
         save_png(to_picture(picture), output)
         yield {"path": document["path"], "output": str(output)}
         on_event(Progress("decode", number, number, "image"))

@@ -12,9 +12,9 @@ import torch
 
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.loading.batches import ordered_batches
-from beitcli.data.loading.sampler import places_of
+from beitcli.data.loading.sampler import rank_indices
 from beitcli.data.sources.base import Source
-from beitcli.data.transforms.base import CenterView, TokenizerView
+from beitcli.data.transforms.base import CenterTransform, TokenizerTransform
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
@@ -87,7 +87,7 @@ class TokenizerTask(Task):
         if self.objective.purpose is None:
             return batch
         world, here = self.compute.world, len(batch["images"])
-        mine = places_of(self.plan.batch_size, world.rank, world.size)
+        mine = rank_indices(self.plan.batch_size, world.rank, world.size)
         places = mine.tolist() if len(mine) == here else range(here)  # a dry run has smaller batches
         seeds = [keyed_integer(self.config.seed, self.objective.purpose, step, place) for place in places]
         return batch | {"noise": torch.tensor(seeds)}  # stays in the CPU's memory, where generators take their seeds
@@ -114,7 +114,7 @@ class TokenizerTask(Task):
         parts: list[dict[str, float]] = []  # sums of each batch
         grid = (size // model.downsample, size // model.downsample)
         batches = ordered_batches(
-            self.held_out, CenterView(size=size), batch_size=128, workers=workers, share=(world.rank, world.size)
+            self.held_out, CenterTransform(size=size), batch_size=128, workers=workers, share=(world.rank, world.size)
         )
         for batch in synchronized_batches(batches, len(self.held_out), 128, world, check_stop):
             if not len(batch):
@@ -130,7 +130,7 @@ class TokenizerTask(Task):
                 sums |= {"|error|": float(difference.abs().sum()), "error^2": float(difference.square().sum())}
             parts.append(sums | {"images": len(images), "values": images.numel()})
         total: dict[str, float] = {}
-        for part in world.in_turn(parts):
+        for part in world.gather_interleaved(parts):
             total |= {name: total.get(name, 0.0) + value for name, value in part.items()}
         number, values = total.pop("images"), total.pop("values")
         metrics: dict[str, float] = {}
@@ -193,7 +193,7 @@ def tokenizer_job(
         compute=compute,
         on_event=on_event,
         data=held,
-        view=TokenizerView(seed=config.seed, size=config.size),
+        transform=TokenizerTransform(seed=config.seed, size=config.size),
         plan=plan,
         task=task,
         rows=plan_rows(task, plan, config),

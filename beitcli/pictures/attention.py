@@ -19,7 +19,7 @@ _SCALE_GREY = 128  # grey level behind the colours of the scale
 _ACCENTS: list[Colour] = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]
 
 
-def kept_patches(attention: np.ndarray, share: float) -> np.ndarray:
+def top_mass_patches(attention: np.ndarray, share: float) -> np.ndarray:
     """Selects the fewest patches that hold a fraction of the attention.
 
     Args:
@@ -42,7 +42,7 @@ def kept_patches(attention: np.ndarray, share: float) -> np.ndarray:
     return kept.reshape(np.shape(attention))
 
 
-def heat_overlay(image: Image.Image, attention: np.ndarray, threshold: float | None = None) -> Image.Image:
+def draw_heatmap(image: Image.Image, attention: np.ndarray, threshold: float | None = None) -> Image.Image:
     """Draws attention as a heat map over the darkened grey image, with nearest-neighbour upsampling.
 
     Args:
@@ -58,16 +58,16 @@ def heat_overlay(image: Image.Image, attention: np.ndarray, threshold: float | N
     if threshold is None:
         opacity = 0.35 + 0.55 * relative
     else:  # the weakest kept patch must be visible
-        opacity = np.where(spread(kept_patches(attention, threshold), image.size), 0.6 + 0.3 * relative, 0)
+        opacity = np.where(spread(top_mass_patches(attention, threshold), image.size), 0.6 + 0.3 * relative, 0)
     opacity = opacity[..., None]
     return Image.fromarray(np.rint(grey * (1 - opacity) + heat * opacity).astype(np.uint8))
 
 
-def with_scale(heat: Image.Image, attention: np.ndarray | None, threshold: float | None = None) -> Image.Image:
+def add_colorbar(heat: Image.Image, attention: np.ndarray | None, threshold: float | None = None) -> Image.Image:
     """Adds a colour scale below a heat map, with a mark at uniform attention (1/N for N patches).
 
     Args:
-        heat: RGB, from `heat_overlay`.
+        heat: RGB, from `draw_heatmap`.
         attention: (h, w), fractions of the attention; None for an image without a map, which gets white of the same
             height.
         threshold: That of the heat map; the scale has no colour below the weakest kept patch.
@@ -100,11 +100,11 @@ def _scale(attention: np.ndarray, threshold: float | None, size: tuple[int, int]
     shares = np.linspace(0, float(attention.max()), size[0])[None]
     plain = Image.new("RGB", size, (_SCALE_GREY,) * 3)
     if threshold is None:
-        return heat_overlay(plain, shares)
-    scale = heat_overlay(plain, shares, 1.0)
-    kept = attention[kept_patches(attention, threshold)]
+        return draw_heatmap(plain, shares)
+    scale = draw_heatmap(plain, shares, 1.0)
+    kept = attention[top_mass_patches(attention, threshold)]
     below = int(np.searchsorted(shares[0], kept.min())) if kept.size else size[0]
-    scale.paste(heat_overlay(plain, np.zeros((1, 1)), 1.0).crop((0, 0, below, size[1])), (0, 0))
+    scale.paste(draw_heatmap(plain, np.zeros((1, 1)), 1.0).crop((0, 0, below, size[1])), (0, 0))
     return scale
 
 
@@ -145,12 +145,12 @@ def attention_panel(
         centre = ((x + 0.5) * scale, (y + 0.5) * scale)
         colour = _ACCENTS[(number - 1) % len(_ACCENTS)]
         mark_point(marked, centre, str(number), colour)
-        heat = heat_overlay(plain, attention, threshold)
+        heat = draw_heatmap(plain, attention, threshold)
         mark_point(heat, centre, str(number), colour)
-        pictures.append(with_scale(heat, attention, threshold))
+        pictures.append(add_colorbar(heat, attention, threshold))
         kept = "" if threshold is None else f": {threshold:.0%} of the attention"
         texts.append(f"point {number} at {x:g}, {y:g}{kept}" if captions is None else captions[number - 1])
-    pictures.insert(0, with_scale(marked, None))
+    pictures.insert(0, add_colorbar(marked, None))
     if columns is None:
         columns = -(-len(pictures) // -(-len(pictures) // 5))
     return grid_of(pictures, columns, captions=texts)

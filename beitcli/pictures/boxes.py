@@ -28,7 +28,7 @@ def line_width(height: int, width: int) -> int:
     return max(1 if shorter < _READABLE else 2, round(shorter * _SHARE))
 
 
-def with_boxes(
+def draw_bounding_boxes(
     pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: Sequence[str]
 ) -> Image.Image:
     """Draws boxes on an image, the highest score on top; without names if a side is below 128 pixels.
@@ -52,7 +52,7 @@ def with_boxes(
     return picture
 
 
-def with_masks(pixels: np.ndarray, masks: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+def draw_segmentation_masks(pixels: np.ndarray, masks: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """Tints objects in an (H, W, 3) uint8 image by class, the highest score on top; returns a copy.
 
     Args:

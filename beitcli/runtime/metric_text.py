@@ -49,7 +49,7 @@ def metric_value(name: str, value: float) -> str:
     return f"{value:.{next((4 - power for power in range(3) if size < 10**power), 1)}f}"
 
 
-def further_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
+def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
     """Returns the metrics that a report has no field for, except per-class ones.
 
     Args:

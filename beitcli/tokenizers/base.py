@@ -37,7 +37,7 @@ class TokenizerModel(ABC, nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Maps the output of `preprocess` to tokens (B, h * w) int64 in [0, V), in row-major order; h = H / downsample.
 
-        Use `without_tf32`: tokens must not depend on the precision of the model that is trained on them.
+        Use `tf32_disabled`: tokens must not depend on the precision of the model that is trained on them.
         """
 
     @property
@@ -118,7 +118,7 @@ class Tokenizer:
         """uint8 or [0, 1] float images (B, 3, H, W) to (B, N) int64."""
         return self.model.encode(self.model.preprocess(images))
 
-    def encode_alike(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_batch_invariant(self, images: torch.Tensor) -> torch.Tensor:
         """As `encode`; on a CPU an image's tokens do not depend on the others that it comes with, to the last bit.
 
         Convolutions choose a kernel by the batch's size, and logits differ by 4e-6 between those: so the encoder sees

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import UsageError
-from beitcli.runtime.compute.device import without_tf32
+from beitcli.runtime.compute.device import tf32_disabled
 from beitcli.tokenizers.base import Precision, TokenizerModel, no_decoder
 from beitcli.tokenizers.dvae_loss import gumbel_softmax, map_pixels, unmap_pixels
 from beitcli.tokenizers.mixed_precision import DTYPES, LowPrecisionEncoder
@@ -198,7 +198,7 @@ class DiscreteVAE(TokenizerModel):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The likeliest code of each patch: (B, 3, H, W) in [0, 1] to (B, h * w) int64 in [0, V)."""
-        with without_tf32(images.device):  # tokens do not follow the precision of the model that learns them
+        with tf32_disabled(images.device):  # tokens do not follow the precision of the model that learns them
             return self.token_logits(images).argmax(dim=1).flatten(1)
 
     @torch.no_grad()

@@ -171,8 +171,8 @@ class _Unpickler(pickle._Unpickler):
         """("module", class, its file, its source) or ("storage", dtype, key, device, numel, view)."""
         if saved[0] == "module":
             return saved[1]
-        kind, dtype, key, _, numel, view = saved
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
+        kind, dtype, key, _, numel, transform = saved
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or transform is not None:
             raise pickle.UnpicklingError
         return self.container.storage(dtype, key, numel)
 

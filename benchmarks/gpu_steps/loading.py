@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from beitcli.data.caches.token_cache import CachedView, TokenCache
+from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.loading.batches import Batch, StreamPart, training_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.data.transforms.pretraining import FastPretrainingTransform
 from beitcli.engine.events import ignore
 from beitcli.engine.mim.targets import TokenTarget
 from beitcli.engine.mim.token_caching import CachingTokenizer
@@ -45,7 +45,7 @@ class Data:
         self.config = pretrain_config(context, "base")
         self.batch_size = 4 if context.small else 256
         self.steps = 6 if context.small else 160
-        self.view = FastPretrainingView(
+        self.transform = FastPretrainingTransform(
             seed=context.seed,
             image_size=self.config.image_size,
             token_size=tuple(8 * side for side in self.config.architecture.grid),  # type: ignore[arg-type]
@@ -53,11 +53,11 @@ class Data:
             min_crop=self.config.min_crop,
         )
 
-    def batches(self, view: Any, workers: int) -> Iterator[Batch]:
+    def batches(self, transform: Any, workers: int) -> Iterator[Batch]:
         part = StreamPart(seed=self.context.seed, batch_size=self.batch_size, images_seen=0, steps=self.steps)
         return training_batches(
             self.source,
-            view,
+            transform,
             part,
             workers=workers,
             masking=partial(keyed_mask, masking_of(self.config), self.context.seed),
@@ -74,24 +74,24 @@ def run(context: Context) -> None:
     context.record("jpegs", {"count": count, "size": size, "mean_bytes": mean, "made_in_seconds": seconds})
     data = Data(context, open_data([str(context.scratch / "jpegs")]))
     rates: dict[str, Any] = {"cores": cores}
-    without_tokens = replace(data.view, token_size=None)
+    without_tokens = replace(data.transform, token_size=None)
     most = 1 if context.small else 15
     for workers in (1,) if context.small else (15, 8):
         with context.attempt(f"{workers} workers"):
             rates[f"{workers} workers"] = loader_rate(data, without_tokens, workers)
             context.record("images_per_second", rates)
     with context.attempt("with the tokenizer's images"):
-        rates[f"{most} workers, tokenizer's images too"] = loader_rate(data, data.view, most)
+        rates[f"{most} workers, tokenizer's images too"] = loader_rate(data, data.transform, most)
         context.record("images_per_second", rates)
     with context.attempt("training"):
         train_from_jpegs(context, data, most)
 
 
-def loader_rate(data: Data, view: Any, workers: int) -> float:
+def loader_rate(data: Data, transform: Any, workers: int) -> float:
     """Images a second, from whole rounds of the workers, the first of which warms up."""
     enough = 0.2 if data.context.small else 3.0
     counted, taken = 0, 0.0
-    with closing(data.batches(view, workers)) as batches:  # type: ignore[type-var]
+    with closing(data.batches(transform, workers)) as batches:  # type: ignore[type-var]
         for number, _ in enumerate(batches, start=1):
             if number == workers:
                 start = time.perf_counter()
@@ -121,7 +121,7 @@ def train_from_jpegs(context: Context, data: Data, workers: int) -> None:
     with context.attempt("kept tokens"):
         cache = filled_cache(context, data)
         setup.task.token_cache = CachingTokenizer(cache, target.encode, data.batch_size, ignore)
-        record("kept tokens", training_rate(context, data, setup, CachedView(data.view, cache), workers))
+        record("kept tokens", training_rate(context, data, setup, CachedTokenTransform(data.transform, cache), workers))
         setup.task.token_cache.close()
         training["tokens_not_kept"] = cache.written
         context.record("training", training)
@@ -130,12 +130,12 @@ def train_from_jpegs(context: Context, data: Data, workers: int) -> None:
         return
     with context.attempt("online tokens"):
         target.tokenizer = tokenizer
-        record("online tokens, fp16", training_rate(context, data, setup, data.view, workers))
+        record("online tokens, fp16", training_rate(context, data, setup, data.transform, workers))
 
 
 def online_tokenizer(context: Context, data: Data, training: dict[str, Any]) -> Tokenizer:
     """DALL-E's encoder as `beit pretrain` prepares it by default: on CUDA in fp16 and compiled."""
-    size = data.view.token_size if context.is_cuda else None
+    size = data.transform.token_size if context.is_cuda else None
     tokenizer = prepared(random_tokenizer(context), token_precision("auto", context.device), size, ignore)
     training["tokenizer"] = f"{tokenizer.precision}, {'compiled' if tokenizer.is_compiled else 'not compiled'}"
     return tokenizer
@@ -155,12 +155,12 @@ def filled_cache(context: Context, data: Data) -> TokenCache:
     return cache
 
 
-def training_rate(context: Context, data: Data, setup: Setup, view: Any, workers: int) -> float:
+def training_rate(context: Context, data: Data, setup: Setup, transform: Any, workers: int) -> float:
     """Images a second of the loop's own order of work, behind a warm-up."""
     warm, seconds = (1, 0.2) if context.small else (2 * workers, 7.0)
     sums: dict[str, torch.Tensor] = {}
     start, done = 0.0, 0
-    with closing(data.batches(view, workers)) as batches:  # type: ignore[type-var]
+    with closing(data.batches(transform, workers)) as batches:  # type: ignore[type-var]
         for number, (_, tensors) in enumerate(on_device(batches, context.device)):
             if number == warm:
                 context.wait()

@@ -84,14 +84,14 @@ def sections(document: dict[str, Any]) -> list[str]:
         text = f"## {step.title} (`{step.name}`)\n"
         single = {name: each for name, each in results.items() if not is_nested(each)}
         if single:
-            text += "\n" + side_by_side({"value": single})
+            text += "\n" + comparison_table({"value": single})
         columns: dict[str, dict[str, Any]] = {}
         tables: dict[str, Any] = {}
         for name, each in results.items():
             if is_nested(each):
                 columns[name] = flattened(each, tables, name)
         for group in alike({name: its for name, its in columns.items() if its}):
-            text += "\n" + side_by_side(group)
+            text += "\n" + comparison_table(group)
         for name, each in tables.items():
             text += f"\n{name}:\n\n" + tabular(each)
         if entry.get("last_lines"):
@@ -154,7 +154,7 @@ def alike(columns: dict[str, dict[str, Any]]) -> list[dict[str, dict[str, Any]]]
     return groups
 
 
-def side_by_side(columns: dict[str, dict[str, Any]]) -> str:
+def comparison_table(columns: dict[str, dict[str, Any]]) -> str:
     what = dict.fromkeys(name for cells in columns.values() for name in cells)
     rows = [{"what": name} | {column: cells.get(name) for column, cells in columns.items()} for name in what]
     return table(rows, ["what", *columns])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from beitcli.runtime.compute.peak_flops import matrix_rate
+from beitcli.runtime.compute.peak_flops import measure_matmul_flops
 from gpu_steps.context import Context
 from gpu_steps.profiling import profile
 from gpu_steps.setups import (
@@ -61,7 +61,7 @@ def measured(context: Context, name: str, setup: Setup, flops: dict[str, float])
         results["cold_first_step_seconds_in_warm"] = warmed.get(context.step.name, {}).get("cold_first_step_seconds")
     context.record(name, results)
     rate = context.earlier("rates").get("square", {}).get("bf16", {}).get("tflops", {}).get("median")
-    here = matrix_rate(setup.compute) / 1e12
+    here = measure_matmul_flops(setup.compute) / 1e12
     reached = {kind: each * results["images_per_second"]["median"] / 1e12 for kind, each in flops.items()}
     results |= {"tflops": reached["model"], "tflops_executed": reached["executed"]}
     results |= {"rate_tflops": rate, "rate_here_tflops": here}

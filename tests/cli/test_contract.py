@@ -444,13 +444,13 @@ def screen(said: str) -> list[str]:
 
 def with_pauses(argv: list[str]) -> int:
     """The command, with a pause after each event in which its bar is drawn."""
-    shown = output.Shell.on_event
+    shown = output.CommandConsole.on_event
 
-    def slowly(shell: output.Shell, event: object) -> None:
+    def slowly(shell: output.CommandConsole, event: object) -> None:
         shown(shell, event)
         time.sleep(0.3)
 
-    output.Shell.on_event = slowly
+    output.CommandConsole.on_event = slowly
     return main(argv)
 
 
@@ -509,7 +509,7 @@ def test_long_work_without_figures_tells_how_far_it_is_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "_COUNT_SECONDS", 0.2)
-    shell = output.Shell()
+    shell = output.CommandConsole()
     began = time.monotonic()
     for done in range(1, 61):
         shell.on_event(Progress("tokenize", done, 60, "image"))
@@ -528,7 +528,7 @@ def test_download_is_told_in_megabytes_with_its_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "_COUNT_SECONDS", 0.02)
-    shell = output.Shell()
+    shell = output.CommandConsole()
     for done in range(0, 215_154_104, 40_000_000):
         shell.on_event(Progress("weights", done, 215_154_104, "byte"))
         time.sleep(0.03)
@@ -570,8 +570,8 @@ def test_bar_at_80_columns_stands_beside_the_loss_and_the_key_metric() -> None:
 
 
 def test_megabytes_leave_out_what_is_not_known() -> None:
-    assert output.megabytes(95_713_049, 215_154_104, 12_340_000) == "95.7/215.2 MB, 12.3 MB/s"
-    assert output.megabytes(95_713_049, 0, 0) == "95.7 MB"
+    assert output.format_bytes(95_713_049, 215_154_104, 12_340_000) == "95.7/215.2 MB, 12.3 MB/s"
+    assert output.format_bytes(95_713_049, 0, 0) == "95.7 MB"
 
 
 def test_figures_of_pixels_are_shown_beside_their_baseline() -> None:
@@ -581,12 +581,12 @@ def test_figures_of_pixels_are_shown_beside_their_baseline() -> None:
 
 
 def test_table_leaves_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:
-    output.Shell().table({"mae": None, "codes_used": 0, "psnr": 20.5})
+    output.CommandConsole().table({"mae": None, "codes_used": 0, "psnr": 20.5})
     assert [line.split() for line in capsys.readouterr().err.splitlines()] == [["codes", "used", "0"], ["psnr", "20.5"]]
 
 
 def test_short_work_without_figures_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    shell = output.Shell()
+    shell = output.CommandConsole()
     for done in range(1, 61):
         shell.on_event(Progress("tokenize", done, 60, "image"))
     assert capsys.readouterr().err == ""

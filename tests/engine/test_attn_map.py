@@ -103,9 +103,9 @@ def test_crop_is_that_of_the_models_view(size):
     for point in ((left, upper), (right, lower), ((left + right) // 2, (upper + lower) // 2), (left, lower)):
         pixels = np.zeros((size[1], size[0]), np.uint8)
         pixels[point[1], point[0]] = 255
-        view = np.asarray(fit_center(Image.fromarray(pixels).convert("RGB"), 64))[..., 0].astype(float)
-        across = np.average(np.arange(64) + 0.5, weights=view.sum(axis=0))
-        down = np.average(np.arange(64) + 0.5, weights=view.sum(axis=1))
+        transform = np.asarray(fit_center(Image.fromarray(pixels).convert("RGB"), 64))[..., 0].astype(float)
+        across = np.average(np.arange(64) + 0.5, weights=transform.sum(axis=0))
+        down = np.average(np.arange(64) + 0.5, weights=transform.sum(axis=1))
         x, y = crop.to_picture(point, (64, 64))
         assert abs(across - x - 0.5) < 4.5  # one of seven pixels is nine wide, and cut at the edge
         assert abs(down - y - 0.5) < 4.5
@@ -150,8 +150,8 @@ def test_document_has_the_contracts_form(run, image):
 def test_attention_is_the_models_own(run, image):
     (document,) = look(run, image, point=("50,40",), head="all", layer=-2)
     model, _ = open_backbone(run)
-    view = to_array(fit_center(Image.open(image), 64))
-    rows = attention_rows(model, normalize(torch.from_numpy(view)[None], tuple(MEAN), tuple(STD)), 1)
+    transform = to_array(fit_center(Image.open(image), 64))
+    rows = attention_rows(model, normalize(torch.from_numpy(transform)[None], tuple(MEAN), tuple(STD)), 1)
     expected = rows[0, :, 1 + 2 * 4 + 2].numpy()
     assert document["layer"] == 1
     assert [entry["head"] for entry in document["maps"]] == [0, 1, 2, 3]

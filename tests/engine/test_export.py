@@ -192,7 +192,7 @@ def test_the_crop_of_evaluation_goes_along(beit, tmp_path):
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(settings))
     for to in ("timm", "hf", "official"):
         exported(beit, tmp_path / "theirs", to, tmp_path / to)
-        assert open_model(str(tmp_path / to)).crop_share == 0.8
+        assert open_model(str(tmp_path / to)).crop_pct == 0.8
 
 
 @pytest.mark.parametrize("to", ["timm", "official", "hf"])

@@ -114,9 +114,9 @@ def test_mask_preview_shows_the_masks_that_pretraining_hides(
     training = hold_out(source, config.holdout, config.seed).training
     assert len(training) < len(source)
     masking = make_masking(config.masking, config.architecture.grid, 25, config.min_block)
-    view, keyed = views_and_masks(config, open_tokenizer(str(tokenizer_run)), masking)
+    transform, keyed = views_and_masks(config, open_tokenizer(str(tokenizer_run)), masking)
     part = StreamPart(seed=seed, batch_size=len(training), images_seen=0, steps=2)
-    batches = training_batches(training, view, part, workers=0, masking=keyed)
+    batches = training_batches(training, transform, part, workers=0, masking=keyed)
     argv = ["mask-preview", labelled_folder, "--grid", "8,8", "--num-masked", 25, "--min-block", 4, "--seed", seed]
     argv += ["--limit", limit] if limit else []
     for epoch, batch in enumerate(batches):

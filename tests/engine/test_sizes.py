@@ -134,8 +134,8 @@ def test_eval_and_predict_see_the_centre_of_that_shape(beit, labelled_folder, cl
     (document,) = beit("predict", classifier, path, *flags, "--device", "cpu").lines
     model, _ = open_classifier(str(classifier), shape)
     image = Image.open(path).convert("RGB")
-    view = image.resize(shape[::-1], Image.Resampling.BICUBIC, center_box(*image.size, shape, 0.875))
-    images = torch.from_numpy(np.asarray(view).transpose(2, 0, 1).copy())[None]
+    transform = image.resize(shape[::-1], Image.Resampling.BICUBIC, center_box(*image.size, shape, 0.875))
+    images = torch.from_numpy(np.asarray(transform).transpose(2, 0, 1).copy())[None]
     with torch.no_grad():
         scores = model(normalize(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))).softmax(dim=1)[0]
     assert [score for _, score in document["top"]] == pytest.approx(
@@ -202,10 +202,10 @@ def test_mask_preview_rebuilds_the_shape_of_the_run(beit, picture, wide, tmp_pat
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.width == 3 * 444 + 4 * 16  # original, masked, rebuilt: 74 pixels a patch
         panel = np.asarray(drawn.convert("RGB"))[16 : 16 + 4 * 74]
-    view = image_view(image, (4 * 74, 6 * 74))
+    transform = image_view(image, (4 * 74, 6 * 74))
     mask = np.array(document["mask"], dtype=bool).repeat(74, axis=0).repeat(74, axis=1)
-    assert np.array_equal(panel[:, 16 : 16 + 444], view)
-    assert np.array_equal(panel[:, 32 + 444 : 32 + 888][~mask], view[~mask])
+    assert np.array_equal(panel[:, 16 : 16 + 444], transform)
+    assert np.array_equal(panel[:, 32 + 444 : 32 + 888][~mask], transform[~mask])
     assert panel[:, 48 + 888 : 48 + 1332].max() < 255
 
 

@@ -70,8 +70,8 @@ def test_tokenize_documents_hold_the_tokens_that_the_model_gives(
         assert list(document) == ["path", "grid", "tokens"]
         assert document["grid"] == GRID
         with Image.open(document["path"]) as image:
-            view = to_array(fit_center(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS))
-        logits = tokenizer.model.encoder(0.1 + 0.8 * torch.from_numpy(view)[None].float() / 255)  # DALL-E, A.3
+            transform = to_array(fit_center(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS))
+        logits = tokenizer.model.encoder(0.1 + 0.8 * torch.from_numpy(transform)[None].float() / 255)  # DALL-E, A.3
         assert document["tokens"] == logits.argmax(dim=1).flatten().tolist()
     assert len({tuple(document["tokens"]) for document in ended.lines}) > 1
 
@@ -376,8 +376,8 @@ def test_tokenize_computes_in_fp32_unless_told_otherwise(
     tokenizer = open_tokenizer(str(tokenizer_run))
     short = tokenize(labelled_folder, "--size", 32, "--precision", "bf16", "--device", "cpu")
     with Image.open(plain.lines[0]["path"]) as image:
-        view = to_array(fit_center(image.convert("RGB"), 32, filter=Image.Resampling.LANCZOS))
-    expected = tokenizer.in_precision("bf16").encode(torch.from_numpy(view)[None])
+        transform = to_array(fit_center(image.convert("RGB"), 32, filter=Image.Resampling.LANCZOS))
+    expected = tokenizer.in_precision("bf16").encode(torch.from_numpy(transform)[None])
     assert short.lines[0]["tokens"] == expected[0].tolist()
     stats = tokenize(labelled_folder, "--size", 32, "--precision", "bf16", "--stats").lines[0]
     assert 0 < stats["agreement"] <= 1  # told only where the tokens are not fp32's by definition
@@ -558,8 +558,10 @@ def test_stats_document_agrees_with_tokens_and_pictures(
     alone = tokenize(labelled_folder / "red", "--stats", "--reconstruct", tmp_path / "red").lines[0]
     for path in sorted((labelled_folder / "red").iterdir()):
         with Image.open(path) as image, Image.open(tmp_path / "red" / f"{path.stem}.png") as decoded:
-            view = to_array(fit_center(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS)).transpose(1, 2, 0)
-            differences.append(view.astype(float) / 255 - np.asarray(decoded, dtype=float) / 255)
+            transform = to_array(fit_center(image.convert("RGB"), 16, filter=Image.Resampling.LANCZOS)).transpose(
+                1, 2, 0
+            )
+            differences.append(transform.astype(float) / 255 - np.asarray(decoded, dtype=float) / 255)
     stacked = np.stack(differences)
     assert alone["mae"] == pytest.approx(np.abs(stacked).mean(), abs=2e-3)
     assert alone["psnr"] == pytest.approx(-10 * np.log10((stacked**2).mean()), abs=0.1)

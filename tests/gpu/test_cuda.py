@@ -21,7 +21,7 @@ from beitcli.engine.events import ignore
 from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choice, candidates
-from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, try_kernels
+from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, benchmark_kernels
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.sdpa_backend import attention, padded_bias
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
@@ -175,7 +175,7 @@ def test_an_attention_kernel_is_finite_and_near_fp32(kernel, has_bias, length):
         pytest.skip(left_out[kernel])
     torch._dynamo.reset()
     shape = AttentionShape(2, 4, length, 64, has_bias, queries=length // 3, depth=2)
-    tried = try_kernels([kernel], shape, torch.bfloat16, torch.device("cuda"))
+    tried = benchmark_kernels([kernel], shape, torch.bfloat16, torch.device("cuda"))
     assert not tried.left_out
     assert 0 < tried.errors[kernel] <= MAX_ERROR[torch.bfloat16]
     assert tried.milliseconds[kernel] > 0

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.transforms.base import CenterView
+from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.tokenizer_loading import prepared
 from beitcli.engine.trainer.prefetch import on_device, to_device
 from beitcli.runtime.compute.device import choose_compute
-from beitcli.runtime.compute.peak_flops import matrix_rate
+from beitcli.runtime.compute.peak_flops import measure_matmul_flops
 from beitcli.runtime.storage.async_writer import SnapshotTaker
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
@@ -37,14 +37,14 @@ def test_waiting_for_the_device_is_noticed(nothing_waits):
 @pytest.mark.parametrize("bytes_per_image", [1, 400_000_000])  # the second travels in pieces
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_whole_and_in_order_and_nothing_waits(labelled_folder, workers, bytes_per_image, nothing_waits):
-    class View(CenterView):
+    class Transform(CenterTransform):
         pass
 
-    View.bytes_per_image = bytes_per_image
+    Transform.bytes_per_image = bytes_per_image
     source = open_data([str(labelled_folder)])
     part = StreamPart(seed=3, batch_size=8, images_seen=0, steps=9)
-    expected = list(training_batches(source, CenterView(size=32), part, workers=0))
-    batches = on_device(training_batches(source, View(size=32), part, workers=workers, pin_memory=True), CUDA)
+    expected = list(training_batches(source, CenterTransform(size=32), part, workers=0))
+    batches = on_device(training_batches(source, Transform(size=32), part, workers=workers, pin_memory=True), CUDA)
     moved = [next(batches)]  # which may allocate
     with nothing_waits():
         for batch, tensors in batches:
@@ -63,7 +63,7 @@ def test_batches_come_whole_and_in_order_and_nothing_waits(labelled_folder, work
 def test_stopping_between_batches_ends_thread_and_workers(labelled_folder):
     source = open_data([str(labelled_folder)])
     part = StreamPart(seed=3, batch_size=8, images_seen=0, steps=500)
-    batches = on_device(training_batches(source, CenterView(size=32), part, workers=2, pin_memory=True), CUDA)
+    batches = on_device(training_batches(source, CenterTransform(size=32), part, workers=2, pin_memory=True), CUDA)
     for _ in range(3):
         next(batches)
     batches.close()
@@ -187,4 +187,4 @@ def test_fp16_gives_fp32s_tokens_where_its_range_is_left_and_nothing_waits(compi
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_matrix_rate_is_one_that_a_gpu_can_have(precision):
-    assert 1e12 < matrix_rate(choose_compute("cuda", precision)) < 1e16
+    assert 1e12 < measure_matmul_flops(choose_compute("cuda", precision)) < 1e16

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.pictures.attention import attention_panel, heat_overlay, kept_patches, with_scale
+from beitcli.pictures.attention import add_colorbar, attention_panel, draw_heatmap, top_mass_patches
 
 GREY = Image.new("RGB", (448, 448), (100, 100, 100))
 
@@ -24,24 +24,24 @@ GREY = Image.new("RGB", (448, 448), (100, 100, 100))
 )
 def test_kept_patches_hold_the_share_with_the_fewest(share, kept):
     attention = np.array([[0.3, 0.1], [0.2, 0.4]])
-    assert kept_patches(attention, share).tolist() == kept
-    assert kept_patches(attention / 5, share).tolist() == kept
+    assert top_mass_patches(attention, share).tolist() == kept
+    assert top_mass_patches(attention / 5, share).tolist() == kept
 
 
 def test_kept_patches_leave_out_what_holds_nothing():
-    assert kept_patches(np.array([[0.0, 2.0, 0.0]]), 1.0).tolist() == [[False, True, False]]
-    assert not kept_patches(np.zeros((2, 2)), 0.5).any()
+    assert top_mass_patches(np.array([[0.0, 2.0, 0.0]]), 1.0).tolist() == [[False, True, False]]
+    assert not top_mass_patches(np.zeros((2, 2)), 0.5).any()
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.2, float("nan")])
 def test_kept_patches_refuse_what_is_no_share(share):
     with pytest.raises(ValueError, match="no share"):
-        kept_patches(np.ones((2, 2)), share)
+        top_mass_patches(np.ones((2, 2)), share)
 
 
 def test_heat_is_brightest_at_the_largest_patch_and_flat_within_patches():
     attention = np.array([[0.1, 0.2], [0.3, 0.4]])
-    pixels = np.asarray(heat_overlay(GREY, attention)).astype(int)
+    pixels = np.asarray(draw_heatmap(GREY, attention)).astype(int)
     patches = pixels.reshape(2, 224, 2, 224, 3)
     assert (patches == patches[:, :1, :, :1]).all()
     brightness = patches[:, 0, :, 0].sum(-1)
@@ -50,19 +50,19 @@ def test_heat_is_brightest_at_the_largest_patch_and_flat_within_patches():
 
 
 def test_threshold_takes_the_heat_off_the_rest():
-    pixels = np.asarray(heat_overlay(GREY, np.array([[0.3, 0.1], [0.2, 0.4]]), threshold=0.6))
+    pixels = np.asarray(draw_heatmap(GREY, np.array([[0.3, 0.1], [0.2, 0.4]]), threshold=0.6))
     coloured = pixels.max(-1) != pixels.min(-1)
     assert coloured[::224, ::224].tolist() == [[True, False], [False, True]]
     assert pixels[0, 300].tolist() == [50, 50, 50]
 
 
 def test_heat_of_no_attention_is_dark():
-    assert np.asarray(heat_overlay(GREY, np.zeros((2, 2)))).max() < 60
+    assert np.asarray(draw_heatmap(GREY, np.zeros((2, 2)))).max() < 60
 
 
 def scale_of(attention: np.ndarray, threshold: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """What stands under a map of 448 pixels: all of it, and the bar's own row of colours."""
-    picture = with_scale(heat_overlay(GREY, attention, threshold), attention, threshold)
+    picture = add_colorbar(draw_heatmap(GREY, attention, threshold), attention, threshold)
     below = np.asarray(picture).astype(int)[448:]
     return below, below[len(below) // 2 + 4]
 
@@ -71,7 +71,7 @@ def test_scale_runs_from_the_colour_of_nothing_to_that_of_the_largest():
     attention = np.array([[0.05, 0.1], [0.15, 0.4]])
     _, bar = scale_of(attention)
     image = Image.new("RGB", (2, 2), (128, 128, 128))
-    colours = np.asarray(heat_overlay(image, attention)).astype(int)
+    colours = np.asarray(draw_heatmap(image, attention)).astype(int)
     assert np.abs(bar[447] - colours[1, 1]).max() <= 1
     for share, colour in ((0.05, colours[0, 0]), (0.1, colours[0, 1]), (0.15, colours[1, 0])):
         assert np.abs(bar[round(447 * share / 0.4)] - colour).max() <= 4
@@ -97,8 +97,8 @@ def test_scale_is_plain_below_what_the_threshold_keeps():
 
 
 def test_scale_keeps_images_without_a_map_level_with_those_that_have_one():
-    without = with_scale(GREY, None)
-    assert without.size == with_scale(GREY, np.ones((2, 2))).size
+    without = add_colorbar(GREY, None)
+    assert without.size == add_colorbar(GREY, np.ones((2, 2))).size
     assert (np.asarray(without)[448:] == 255).all()
     assert not (scale_of(np.zeros((2, 2)))[0] == 255).all()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from beitcli.pictures.boxes import colour_of, line_width, with_boxes, with_masks
+from beitcli.pictures.boxes import colour_of, draw_bounding_boxes, draw_segmentation_masks, line_width
 
 NAMES = ("cat", "dog")
 
@@ -12,7 +12,7 @@ NAMES = ("cat", "dog")
 def drawn(pixels: np.ndarray, *rows: tuple[tuple[float, ...], int, float]) -> np.ndarray:
     boxes = np.array([row[0] for row in rows], np.float32).reshape(-1, 4)
     labels, scores = np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows])
-    return np.asarray(with_boxes(pixels, boxes, labels, scores, NAMES))
+    return np.asarray(draw_bounding_boxes(pixels, boxes, labels, scores, NAMES))
 
 
 def test_frame_is_the_outermost_pixels_of_the_box():
@@ -58,7 +58,7 @@ def test_masks_tint_their_pixels_alone():
     pixels = np.full((4, 4, 3), 200, np.uint8)
     first, second = np.zeros((2, 4, 4), bool)
     first[0, :2] = second[0, 1:3] = True
-    tinted = with_masks(pixels, [first, second], np.array([0, 1]))
+    tinted = draw_segmentation_masks(pixels, [first, second], np.array([0, 1]))
     expected = [np.rint(100 + 0.5 * np.array(colour_of(label))).tolist() for label in (0, 0, 1)]
     assert tinted[0, :3].tolist() == expected  # the best lies on top
     assert (tinted[1:] == 200).all()

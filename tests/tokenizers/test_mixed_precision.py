@@ -75,12 +75,14 @@ def test_encode_alike_does_not_depend_on_the_batch(
     images = (images * 255).to(dtype) if dtype == torch.uint8 else images
     monkeypatch.setattr(DiscreteVAE, "encode", DiscreteVAE.token_logits)
     tokenizer = tokenizer.in_precision(precision)
-    whole = tokenizer.encode_alike(images)
+    whole = tokenizer.encode_batch_invariant(images)
     torch.testing.assert_close(whole, tokenizer.encode(images), atol=1e-4, rtol=0)
     for size in (1, 2, 3, 5, PORTION, PORTION + 1):
-        assert torch.equal(torch.cat([tokenizer.encode_alike(part) for part in images.split(size)]), whole), size
+        assert torch.equal(torch.cat([tokenizer.encode_batch_invariant(part) for part in images.split(size)]), whole), (
+            size
+        )
     shuffled = torch.randperm(len(images))
-    assert torch.equal(tokenizer.encode_alike(images[shuffled]), whole[shuffled])
+    assert torch.equal(tokenizer.encode_batch_invariant(images[shuffled]), whole[shuffled])
 
 
 def test_auto_is_fp32_on_a_cpu_and_fp16_on_cuda() -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.attn_map import AttnMapConfig
 
 
-def _run(config: AttnMapConfig, shell: Shell) -> None:
+def _run(config: AttnMapConfig, console: CommandConsole) -> None:
     from beitcli.engine.attn_map import attn_map
 
-    for document in attn_map(config, shell.on_event, shell.stdin):
-        if shell.wants_json:
-            shell.document(document)
+    for document in attn_map(config, console.on_event, console.stdin):
+        if console.wants_json:
+            console.print_json(document)
         elif "error" in document:
-            shell.line(f"{document['path']}  error: {document['error']}")
+            console.print_line(f"{document['path']}  error: {document['error']}")
         else:
-            shell.line(document["output"] or f"{document['path']}  {len(document['maps'])} maps; --json shows them")
+            console.print_line(
+                document["output"] or f"{document['path']}  {len(document['maps'])} maps; --json shows them"
+            )
 
 
 COMMAND = Command(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.evaluate import EvalConfig
 
 
-def _run(config: EvalConfig, shell: Shell) -> None:
+def _run(config: EvalConfig, console: CommandConsole) -> None:
     from beitcli.engine.evaluate import compare
 
-    comparison = compare(config, shell.on_event)
-    shell.comparison(comparison.reports)
+    comparison = compare(config, console.on_event)
+    console.print_comparison(comparison.reports)
     if comparison.failure is not None:
         raise comparison.failure
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.inspect_export import ExportConfig
 
 
-def _run(config: ExportConfig, shell: Shell) -> None:
+def _run(config: ExportConfig, console: CommandConsole) -> None:
     from beitcli.engine.export import export
 
-    report = export(config, shell.on_event)
-    if shell.as_json:
-        shell.document(report)
+    report = export(config, console.on_event)
+    if console.as_json:
+        console.print_json(report)
     else:
-        shell.line(report.output)
+        console.print_line(report.output)
         difference = f"largest difference {report.max_difference:.2g} of the {report.compared}"
         left_out = ", ".join(report.dropped) or None
-        shell.table({"verified": f"{report.verified_with}: {difference}", "left out": left_out})
+        console.table({"verified": f"{report.verified_with}: {difference}", "left out": left_out})
 
 
 COMMAND = Command(

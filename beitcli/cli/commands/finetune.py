@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.finetune import FinetuneConfig
 
 
-def _run(config: FinetuneConfig, shell: Shell) -> None:
+def _run(config: FinetuneConfig, console: CommandConsole) -> None:
     from beitcli.engine.finetune import finetune
 
-    shell.made(finetune(config, shell.on_event))
+    console.print_run(finetune(config, console.on_event))
 
 
 COMMAND = Command(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.inspect_export import InspectConfig
 
 
-def _run(config: InspectConfig, shell: Shell) -> None:
+def _run(config: InspectConfig, console: CommandConsole) -> None:
     from beitcli.engine.inspect import InspectReport, inspect
 
     def rows(report: InspectReport) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def _run(config: InspectConfig, shell: Shell) -> None:
         shown = {key: value for key, value in facts.items() if value not in (None, "")}
         return shown | {name: "x".join(map(str, shape)) for name, shape in (report.tensors or {}).items()}
 
-    report = inspect(config, shell.on_event)
-    shell.figures(report if shell.wants_json else rows(report))
+    report = inspect(config, console.on_event)
+    console.print_metrics(report if console.wants_json else rows(report))
 
 
 COMMAND = Command(

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.mask_preview import MaskPreviewConfig
 
 
-def _run(config: MaskPreviewConfig, shell: Shell) -> None:
+def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
     from beitcli.engine.mask_preview import mask_preview, mask_preview_statistics
 
     if config.stats:
-        shell.document(mask_preview_statistics(config))
+        console.print_json(mask_preview_statistics(config))
         return
-    for preview in mask_preview(config, shell.on_event, shell.stdin):
+    for preview in mask_preview(config, console.on_event, console.stdin):
         document = preview.document
         if config.output == "-" and preview.picture is not None:
-            shell.picture(preview.picture)
-        elif shell.wants_json:
-            shell.document(document)
+            console.picture(preview.picture)
+        elif console.wants_json:
+            console.print_json(document)
         elif "error" in document:
-            shell.line(f"{document['path']}  error: {document['error']}")
+            console.print_line(f"{document['path']}  error: {document['error']}")
         else:
             rows, columns = document["grid"]
-            shell.line(f"{document['path']}  {document['num_masked']} of {rows * columns} patches hidden")
-            shell.line("\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"]))
+            console.print_line(f"{document['path']}  {document['num_masked']} of {rows * columns} patches hidden")
+            console.print_line(
+                "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
+            )
             if document["output"]:
-                shell.line(document["output"])
+                console.print_line(document["output"])
 
 
 COMMAND = Command(

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.predict import PredictConfig
 
 _FEW = 5  # classes or objects of a line
 
 
-def _run(config: PredictConfig, shell: Shell) -> None:
+def _run(config: PredictConfig, console: CommandConsole) -> None:
     from beitcli.engine.predict import predict
 
-    for document in predict(config, shell.on_event, shell.stdin):
-        if shell.wants_json:
-            shell.document(document)
+    for document in predict(config, console.on_event, console.stdin):
+        if console.wants_json:
+            console.print_json(document)
         else:
-            shell.line(f"{document.get('output', document['path'])}  {_said(document)}")
+            console.print_line(f"{document.get('output', document['path'])}  {_said(document)}")
 
 
 def _said(document: dict[str, Any]) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.pretrain import PretrainConfig
 
 
-def _run(config: PretrainConfig, shell: Shell) -> None:
+def _run(config: PretrainConfig, console: CommandConsole) -> None:
     from beitcli.engine.pretrain import pretrain
 
-    shell.made(pretrain(config, shell.on_event))
+    console.print_run(pretrain(config, console.on_event))
 
 
 COMMAND = Command(

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.tokenize import TokenizeConfig
 
 
-def _run(config: TokenizeConfig, shell: Shell) -> None:
+def _run(config: TokenizeConfig, console: CommandConsole) -> None:
     from beitcli.engine.tokenize import tokenize
 
-    for document in tokenize(config, shell.on_event, shell.stdin):
+    for document in tokenize(config, console.on_event, console.stdin):
         if config.stats:
-            shell.figures(document)
-        elif shell.wants_json:
-            shell.document(document)
+            console.print_metrics(document)
+        elif console.wants_json:
+            console.print_json(document)
         elif "tokens" in document:
             first = " ".join(str(token) for token in document["tokens"][:8])
-            shell.line(f"{document['path']}  {document['grid'][0]} x {document['grid'][1]}  {first} ...")
+            console.print_line(f"{document['path']}  {document['grid'][0]} x {document['grid'][1]}  {first} ...")
         else:
-            shell.line(f"{document['path']}  {document.get('output') or 'error: ' + document['error']}")
+            console.print_line(f"{document['path']}  {document.get('output') or 'error: ' + document['error']}")
 
 
 COMMAND = Command(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from beitcli.cli.console import Shell
+from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 
-def _run(config: TrainTokenizerConfig, shell: Shell) -> None:
+def _run(config: TrainTokenizerConfig, console: CommandConsole) -> None:
     from beitcli.engine.train_tokenizer import train_tokenizer
 
-    shell.made(train_tokenizer(config, shell.on_event))
+    console.print_run(train_tokenizer(config, console.on_event))
 
 
 COMMAND = Command(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from beitcli.data.annotations.instance_masks import Outline
+from beitcli.data.annotations.instance_masks import InstanceMask
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class BoxLabels:
     crowd: np.ndarray
     areas: np.ndarray
     size: tuple[int, int]
-    outlines: tuple[Outline, ...] | None = None
+    outlines: tuple[InstanceMask, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def renumbered(self, label_of: np.ndarray) -> BoxLabels:
+    def remap_labels(self, label_of: np.ndarray) -> BoxLabels:
         """Returns the boxes with new class indices, `label_of[old]`; `label_of` is (classes,) int64."""
         return replace(self, labels=label_of[self.labels])
 

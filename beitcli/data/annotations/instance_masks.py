@@ -20,7 +20,7 @@ Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes}, as pycocotools has it
 _MOST_DIGITS = 7  # of five bits, per number of a compressed RLE: 2^35
 
 
-class Outline(Protocol):
+class InstanceMask(Protocol):
     """Mask of an object."""
 
     def mask(self, size: tuple[int, int], scaled: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
@@ -103,7 +103,7 @@ def area_of(runs: Rle) -> float:
     return float(area(runs))
 
 
-def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> Outline:
+def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> InstanceMask:
     """Parses the segmentation of a COCO annotation.
 
     Args:

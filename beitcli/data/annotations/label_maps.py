@@ -13,7 +13,7 @@ MOST_CLASSES = 255
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelRule:
+class LabelMapping:
     """Conversion between values of mask files and classes.
 
     Attributes:

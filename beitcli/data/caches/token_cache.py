@@ -139,23 +139,23 @@ class TokenCache:
 
 
 @dataclass(frozen=True)
-class CachedView:
+class CachedTokenTransform:
     """Transform that looks up the tokens first, and skips the tokenizer's image if they are cached.
 
     Attributes:
-        view: A pretraining transform, a dataclass with `token_size`.
+        transform: A pretraining transform, a dataclass with `token_size`.
     """
 
-    view: Any
+    transform: Any
     cache: TokenCache
 
     @property
     def bytes_per_image(self) -> int:
-        return self.view.bytes_per_image
+        return self.transform.bytes_per_image
 
     @property
     def wants_pixels(self) -> bool:
-        return getattr(self.view, "wants_pixels", False)
+        return getattr(self.transform, "wants_pixels", False)
 
     def __call__(self, image: Image.Image | np.ndarray, epoch: int, index: int) -> dict[str, np.ndarray]:
         """Returns the transform's arrays, `visual_tokens` (N,) int64, -1 if not cached, and `token_place` (3,) int64.
@@ -164,12 +164,17 @@ class CachedView:
         """
         pixels = zlib.crc32(image.tobytes())
         tokens = self.cache.row(epoch, index, pixels)
-        view = self.view if tokens is None else replace(self.view, token_size=None)
+        transform = self.transform if tokens is None else replace(self.transform, token_size=None)
         known = np.full(self.cache.tokens, -1, dtype=np.int64) if tokens is None else tokens
         place = np.array([epoch, index, pixels], dtype=np.int64)
-        return view(image, epoch, index) | {"visual_tokens": known, "token_place": place}
+        return transform(image, epoch, index) | {"visual_tokens": known, "token_place": place}
 
 
-def view_identity(view: Any) -> dict[str, Any]:
+# What the keys of existing caches call the transforms.
+_KEY_NAMES = {"FastPretrainingTransform": "FastPretrainingView", "PretrainingTransform": "PretrainingView"}
+
+
+def transform_identity(transform: Any) -> dict[str, Any]:
     """Returns the settings that a transform's tokens depend on, by name; the transform is a dataclass."""
-    return {"class": type(view).__name__, **asdict(view)}
+    name = type(transform).__name__
+    return {"class": _KEY_NAMES.get(name, name), **asdict(transform)}

@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from beitcli.data.loading.sampler import BlockOrder, places_of, training_order
-from beitcli.data.loading.worker_monitor import WorkerWatch, prepare_worker, terminate, unheard_deaths
+from beitcli.data.loading.sampler import WindowedPermutation, rank_indices, training_order
+from beitcli.data.loading.worker_monitor import WorkerMonitor, prepare_worker, preserve_sigchld, terminate
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.errors import BadImage, DataError
 
 # Of an image, of its (H, W, 3) uint8 pixels where the view has `wants_pixels`, of these and its (H, W) label map where
 # it has `wants_labels`; then the epoch and the image's key.
-View = Callable[[Any, int, int], dict[str, np.ndarray]]
+Transform = Callable[[Any, int, int], dict[str, np.ndarray]]
 Masking = Callable[[int, int], np.ndarray]
 Share = tuple[int, int]  # rank and number of the processes that share the batches
 _SUBSTITUTES = 64
@@ -87,11 +87,11 @@ class _BatchDataset(Dataset["Batch | DataError"]):
     """Reads batches, numbered from 0, in `pieces` each; an error is an item: torch makes a traceback of its message."""
 
     pieces = 1
-    watch: WorkerWatch | None = None  # where workers read
+    watch: WorkerMonitor | None = None  # where workers read
 
-    def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int) -> None:
-        self.source, self.view, self.masking, self.batch_size = source, view, masking, batch_size
-        self.read_image = _reader(source, view)
+    def __init__(self, source: Source, transform: Transform, masking: Masking | None, batch_size: int) -> None:
+        self.source, self.transform, self.masking, self.batch_size = source, transform, masking, batch_size
+        self.read_image = _reader(source, transform)
 
     def __len__(self) -> int:
         return self.batches() * self.pieces
@@ -123,7 +123,7 @@ class _BatchDataset(Dataset["Batch | DataError"]):
             self.watch.begins(index)
         key = self.source.global_index(index)
         try:
-            arrays = self.view(self.read_image(index), epoch, key)
+            arrays = self.transform(self.read_image(index), epoch, key)
         except MemoryError:
             raise BadImage("too large for the memory of this machine") from None
         if self.masking is not None:
@@ -135,7 +135,7 @@ class _BatchDataset(Dataset["Batch | DataError"]):
 
     def collate(self, items: list[dict[str, np.ndarray]], indices: list[int], bad: list[tuple[int, str, str]]) -> Batch:
         names = dict.fromkeys(name for item in items for name in item)
-        ragged = getattr(self.view, "ragged", ())
+        ragged = getattr(self.transform, "ragged", ())
         stacked = {}
         for name in names:
             arrays = [item[name] for item in items if name in item]
@@ -143,22 +143,24 @@ class _BatchDataset(Dataset["Batch | DataError"]):
         return Batch(stacked, indices, bad)
 
 
-def _reader(source: Source, view: View) -> Callable[[int], Any]:
+def _reader(source: Source, transform: Transform) -> Callable[[int], Any]:
     """What of an image the view is made of."""
-    if getattr(view, "wants_labels", False):
+    if getattr(transform, "wants_labels", False):
         return source.pixels_and_labels  # type: ignore[attr-defined]
-    return source.pixels if getattr(view, "wants_pixels", False) else source.image
+    return source.pixels if getattr(transform, "wants_pixels", False) else source.image
 
 
 class _TrainingBatches(_BatchDataset):
-    def __init__(self, source: Source, view: View, part: StreamPart, masking: Masking | None, share: Share) -> None:
-        super().__init__(source, view, masking, part.batch_size)
+    def __init__(
+        self, source: Source, transform: Transform, part: StreamPart, masking: Masking | None, share: Share
+    ) -> None:
+        super().__init__(source, transform, masking, part.batch_size)
         self.part, self.order = part, training_order(source, part.seed)
-        self.mine = places_of(part.batch_size, *share)
+        self.mine = rank_indices(part.batch_size, *share)
         blocks = source.blocks()
         self.ahead = 0
         if blocks is not None and blocks.are_remote:
-            self.ahead = self.order.window if isinstance(self.order, BlockOrder) else part.batch_size
+            self.ahead = self.order.window if isinstance(self.order, WindowedPermutation) else part.batch_size
         self.has_begun = False
 
     def batches(self) -> int:
@@ -209,8 +211,10 @@ class _TrainingBatches(_BatchDataset):
 
 
 class _OrderedBatches(_BatchDataset):
-    def __init__(self, source: Source, view: View, masking: Masking | None, batch_size: int, share: Share) -> None:
-        super().__init__(source, view, masking, batch_size)
+    def __init__(
+        self, source: Source, transform: Transform, masking: Masking | None, batch_size: int, share: Share
+    ) -> None:
+        super().__init__(source, transform, masking, batch_size)
         self.rank, self.size = share
 
     def batches(self) -> int:
@@ -235,7 +239,7 @@ class _OrderedBatches(_BatchDataset):
 
 def training_batches(
     source: Source,
-    view: View,
+    transform: Transform,
     part: StreamPart,
     *,
     workers: int,
@@ -249,12 +253,12 @@ def training_batches(
         pin_memory: Give batches in page-locked memory, copied there by the thread that takes them.
         share: (rank, size): this one's part of every batch is `places_of(batch_size, rank, size)`.
     """
-    return Batches(_TrainingBatches(source, view, part, masking, share), workers, pin_memory)
+    return Batches(_TrainingBatches(source, transform, part, masking, share), workers, pin_memory)
 
 
 def ordered_batches(
     source: Source,
-    view: View,
+    transform: Transform,
     *,
     batch_size: int,
     workers: int,
@@ -267,7 +271,7 @@ def ordered_batches(
     Args:
         share: (rank, size): batches rank, rank + size, ... of the same batches that one process would have.
     """
-    return Batches(_OrderedBatches(source, view, masking, batch_size, share), workers, pin_memory)
+    return Batches(_OrderedBatches(source, transform, masking, batch_size, share), workers, pin_memory)
 
 
 class Batches(Iterator[Batch]):
@@ -299,8 +303,10 @@ def _iterate(
 ) -> Generator[Batch, None, None]:
     prefetch = 2
     if workers:
-        dataset.watch = WorkerWatch(workers)
-        prefetch, dataset.pieces = read_ahead(dataset.batch_size, getattr(dataset.view, "bytes_per_image", 0), workers)
+        dataset.watch = WorkerMonitor(workers)
+        prefetch, dataset.pieces = read_ahead(
+            dataset.batch_size, getattr(dataset.transform, "bytes_per_image", 0), workers
+        )
     pieces, parts = dataset.pieces, []
     try:
         for item in _items(dataset, workers, prefetch, interrupted):
@@ -349,7 +355,7 @@ def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Ba
     if workers:
         READ_AHEAD.finish()
         options |= {"prefetch_factor": prefetch, "worker_init_fn": prepare_worker, "timeout": _POLL_SECONDS}
-    with warnings.catch_warnings(), unheard_deaths():
+    with warnings.catch_warnings(), preserve_sigchld():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         iterator = iter(DataLoader(dataset, num_workers=workers, **options))
     if dataset.watch is not None:

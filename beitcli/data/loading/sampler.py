@@ -19,7 +19,7 @@ from beitcli.runtime.compute.keyed_rng import keyed_generator
 ROUNDS = 8  # 4 are enough for large domains; small ones need more to look uniform
 
 
-class KeyedOrder:
+class KeyedPermutation:
     """The endless stream of a run's images: epoch after epoch, each a permutation of all."""
 
     def __init__(self, length: int, seed: int, purpose: str = "order") -> None:
@@ -71,7 +71,7 @@ class KeyedOrder:
         return values.astype(np.int64)
 
 
-class BlockOrder:
+class WindowedPermutation:
     """The endless stream where images are read by the block: each epoch a permutation that keeps to a window of blocks.
 
     The blocks of an epoch are permuted, `together` of them make a window, and a window's images are permuted; so a
@@ -82,7 +82,7 @@ class BlockOrder:
         self.blocks, self.seed = blocks, seed
         self.length = int(blocks.lengths.sum())
         self._starts = np.cumsum(blocks.lengths) - blocks.lengths
-        self._block_order = KeyedOrder(len(blocks.lengths), seed, "order of blocks")
+        self._block_order = KeyedPermutation(len(blocks.lengths), seed, "order of blocks")
         self._plan: tuple[int, np.ndarray, np.ndarray] = (-1, self._starts, self._starts)
 
     @property
@@ -103,7 +103,7 @@ class BlockOrder:
                 inside = here[windows == window]
                 start = int(ends[window * together - 1]) if window else 0
                 end = int(ends[min((window + 1) * together, len(ends)) - 1])
-                order = KeyedOrder(end - start, self.seed, f"order of window {window}")
+                order = KeyedPermutation(end - start, self.seed, f"order of window {window}")
                 # The position of the epoch's place in the window's own endless stream.
                 _, mixed = order.indices(epoch * (end - start) + places[inside] - start)
                 at = np.searchsorted(ends, mixed + start, side="right")
@@ -119,7 +119,7 @@ class BlockOrder:
         return self._plan[1:]
 
 
-def places_of(batch_size: int, rank: int, size: int) -> np.ndarray:
+def rank_indices(batch_size: int, rank: int, size: int) -> np.ndarray:
     """(n,) int64 places in the global batch that one of `size` processes computes; together, each place once.
 
     Place p and its mirror image batch_size - 1 - p go to one process, the mirror images in reverse: mixup mixes a batch
@@ -133,12 +133,12 @@ def places_of(batch_size: int, rank: int, size: int) -> np.ndarray:
     return np.concatenate((first, batch_size - 1 - first[::-1]))
 
 
-def training_order(source: Source, seed: int) -> KeyedOrder | BlockOrder:
+def training_order(source: Source, seed: int) -> KeyedPermutation | WindowedPermutation:
     """The stream of a run's images, in the order that suits how the source is read."""
     blocks = source.blocks()
     if blocks is None or len(blocks.lengths) <= blocks.together:
-        return KeyedOrder(len(source), seed)
-    return BlockOrder(blocks, seed)
+        return KeyedPermutation(len(source), seed)
+    return WindowedPermutation(blocks, seed)
 
 
 @lru_cache(maxsize=64)
@@ -175,7 +175,7 @@ def select_limit(source: Source, limit: int, seed: int) -> np.ndarray:
     """
     if limit < 1:
         raise UsageError(f"--limit {limit} takes no images.", hint="Give 1 or more.")
-    order = KeyedOrder(len(source), seed, "limit")
+    order = KeyedPermutation(len(source), seed, "limit")
     if source.classes is None:
         return order.permutation(0) if limit >= len(source) else order.indices(np.arange(limit))[1]
     permutation = order.permutation(0)
@@ -205,7 +205,7 @@ def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np
             f"{count:,} images cannot be held out of the {len(source):,} of '{source.name}'.",
             hint="Hold out fewer, or give more data.",
         )
-    permutation = KeyedOrder(len(source), seed, "holdout").permutation(0)
+    permutation = KeyedPermutation(len(source), seed, "holdout").permutation(0)
     blocks = source.blocks()
     if blocks is not None and blocks.are_remote:
         permutation = permutation[_in_few_blocks(permutation, blocks, count, seed)]
@@ -223,7 +223,7 @@ def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np
 
 def _in_few_blocks(indices: np.ndarray, blocks: Blocks, count: int, seed: int) -> np.ndarray:
     """(n,) bool: which images lie in the first blocks, in keyed order, that hold four times `count`; 8 at least."""
-    drawn = KeyedOrder(len(blocks.lengths), seed, "blocks of the holdout").permutation(0)
+    drawn = KeyedPermutation(len(blocks.lengths), seed, "blocks of the holdout").permutation(0)
     needed = int(np.searchsorted(np.cumsum(blocks.lengths[drawn]), 4 * count)) + 1
     chosen = np.zeros(len(drawn), dtype=bool)
     chosen[drawn[: max(8, needed)]] = True

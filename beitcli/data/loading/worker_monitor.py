@@ -28,7 +28,7 @@ _HINTS = {
 }
 
 
-class WorkerWatch:
+class WorkerMonitor:
     """Shared by a loader's data set and its copies in the workers.
 
     Attributes:
@@ -81,7 +81,7 @@ def _signal_name(number: int) -> str:
 
 
 @contextmanager
-def unheard_deaths() -> Iterator[None]:
+def preserve_sigchld() -> Iterator[None]:
     """Keeps SIGCHLD as it is while a loader starts: torch's handler would raise in the middle of a step.
 
     The loader looks after its workers by itself, within 5 s, while a batch is awaited.

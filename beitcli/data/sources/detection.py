@@ -125,8 +125,8 @@ class DetectionSource(Source):
                 "Name the categories as in training, or finetune on this data.",
             )
         label_of = np.array([names.index(name) for name in self.names], np.int64)
-        renumbered = [self.marked[place].renumbered(label_of) for place in self.places.tolist()]
-        return DetectionSource(self.images, renumbered, names, self.bad)
+        remap_labels = [self.marked[place].remap_labels(label_of) for place in self.places.tolist()]
+        return DetectionSource(self.images, remap_labels, names, self.bad)
 
     def pixels_and_labels(self, index: int) -> tuple[np.ndarray, BoxLabels]:
         """(H, W, 3) uint8 and what is marked there. Raises BadImage, also where the image is of another size."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from beitcli.data.annotations.label_maps import LabelRule
+from beitcli.data.annotations.label_maps import LabelMapping
 from beitcli.data.decode import decode_index_mask
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
@@ -48,7 +48,7 @@ class SegmentationSource(Source):
         masks: As many, in their order; what is read of them are mask files.
     """
 
-    def __init__(self, images: Source, masks: Source, rule: LabelRule, missing: Sequence[str] = ()) -> None:
+    def __init__(self, images: Source, masks: Source, rule: LabelMapping, missing: Sequence[str] = ()) -> None:
         self.images, self.masks, self.rule, self.missing = images, masks, rule, tuple(missing)
         self.name, self.splits = images.name, images.splits
 
@@ -74,7 +74,7 @@ class SegmentationSource(Source):
         """Those images, keyed as in the whole."""
         return SegmentationSource(Subset(self.images, indices), Subset(self.masks, indices), self.rule)
 
-    def with_label_rule(self, rule: LabelRule) -> SegmentationSource:
+    def with_label_rule(self, rule: LabelMapping) -> SegmentationSource:
         """The same files under another rule."""
         return SegmentationSource(self.images, self.masks, rule, self.missing)
 
@@ -121,7 +121,7 @@ class _SampleMasks(Source):
         return file.getvalue()
 
 
-def _of_folders(root: str, rule: LabelRule, request: Request) -> SegmentationSource:
+def _of_folders(root: str, rule: LabelMapping, request: Request) -> SegmentationSource:
     """The images of one folder with the masks of another."""
     folders, splits = _folders(root, request)
     images, masks = (FolderSource(each, name=root, classed=False, on_progress=request.on_progress) for each in folders)
@@ -154,7 +154,7 @@ def _joined(sources: Sequence[SegmentationSource]) -> SegmentationSource:
 
 
 def open_segmentation(
-    references: Sequence[str], rule: LabelRule, request: Request | None = None, **changes: Any
+    references: Sequence[str], rule: LabelMapping, request: Request | None = None, **changes: Any
 ) -> SegmentationSource:
     """The images and masks that DATA references name.
 

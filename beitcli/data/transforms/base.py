@@ -76,7 +76,7 @@ def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator)
     return image
 
 
-def center_box(width: int, height: int, size: Size, crop_share: float = 1.0) -> tuple[float, float, float, float]:
+def center_box(width: int, height: int, size: Size, crop_pct: float = 1.0) -> tuple[float, float, float, float]:
     """Returns the center crop (left, upper, right, lower), in pixels of the original image.
 
     Equivalent to a resize to the smallest size that covers size / crop_share pixels and a center crop of `size`, mapped
@@ -84,7 +84,7 @@ def center_box(width: int, height: int, size: Size, crop_share: float = 1.0) -> 
     release and timm use.
     """
     wanted = height_and_width(size)
-    covered = [(max(to, int(to / crop_share)), side) for side, to in zip((height, width), wanted, strict=True)]
+    covered = [(max(to, int(to / crop_pct)), side) for side, to in zip((height, width), wanted, strict=True)]
     numerator, denominator = max(covered, key=lambda pair: pair[0] / pair[1])  # the scale, exactly
 
     def span(side: int, to: int) -> tuple[float, float]:
@@ -97,15 +97,15 @@ def center_box(width: int, height: int, size: Size, crop_share: float = 1.0) -> 
 
 
 def fit_center(
-    image: Image.Image, size: Size, crop_share: float = 1.0, filter: int = Image.Resampling.BICUBIC
+    image: Image.Image, size: Size, crop_pct: float = 1.0, filter: int = Image.Resampling.BICUBIC
 ) -> Image.Image:
     """Returns the center crop at `size`. Only the crop is resized, so a long image costs no more."""
     height, width = height_and_width(size)
-    return image.resize((width, height), filter, center_box(*image.size, size, crop_share))
+    return image.resize((width, height), filter, center_box(*image.size, size, crop_pct))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoSizes:
+class TwoCropTransform:
     """Base class of the pretraining transforms: one crop box at two sizes.
 
     Attributes:
@@ -126,7 +126,7 @@ class TwoSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingView(TwoSizes):
+class PretrainingTransform(TwoCropTransform):
     """Reference transform for pretraining, by Pillow in the release's order: jitter of the whole image, flip, crop."""
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
@@ -146,7 +146,7 @@ class PretrainingView(TwoSizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerView:
+class TokenizerTransform:
     """Transform for tokenizer training: random crops of at least half the area, flipped at random."""
 
     seed: int
@@ -167,7 +167,7 @@ class TokenizerView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CenterView:
+class CenterTransform:
     """Center crop, without randomness.
 
     Attributes:
@@ -175,7 +175,7 @@ class CenterView:
     """
 
     size: Size
-    crop_share: float = 1.0
+    crop_pct: float = 1.0
     filter: int = Image.Resampling.BICUBIC
 
     @property
@@ -184,12 +184,12 @@ class CenterView:
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
         """Returns `images` (3, H, W) uint8."""
-        return {"images": to_array(fit_center(image, self.size, self.crop_share, self.filter))}
+        return {"images": to_array(fit_center(image, self.size, self.crop_pct, self.filter))}
 
 
-def evaluation_view(size: Size, crop_share: float | None = None) -> CenterView:
-    """Returns the center crop for evaluation; `crop_share` defaults to the release's, by the shorter side."""
-    return CenterView(size=size, crop_share=crop_share or evaluation_crop(size))
+def evaluation_view(size: Size, crop_pct: float | None = None) -> CenterTransform:
+    """Returns the center crop for evaluation; `crop_pct` defaults to the release's, by the shorter side."""
+    return CenterTransform(size=size, crop_pct=crop_pct or evaluation_crop(size))
 
 
 def evaluation_crop(size: Size) -> float:

@@ -37,7 +37,7 @@ def padded(image: np.ndarray, size: tuple[int, int], mean: tuple[float, ...]) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionView:
+class DetectionTransform:
     """Transform for detector training.
 
     Attributes:
@@ -140,7 +140,7 @@ def _cut(pixels: np.ndarray, shape: tuple[int, int], box: Part) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedView:
+class DetectionEvalTransform:
     """Transform for detector evaluation: resized to fit into `size`, padded.
 
     Attributes:
@@ -168,8 +168,8 @@ class FittedView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarkedView(FittedView):
-    """`FittedView` for images with boxes, whose size must be that of their annotations."""
+class LabelledDetectionTransform(DetectionEvalTransform):
+    """`DetectionEvalTransform` for images with boxes, whose size must be that of their annotations."""
 
     wants_pixels: ClassVar[bool] = False
     wants_labels: ClassVar[bool] = True

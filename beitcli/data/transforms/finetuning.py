@@ -44,7 +44,7 @@ class _Erased:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuningView:
+class FinetuningTransform:
     """timm's training augmentation: random crop, flip, RandAugment, random erasing. `erase` fills in the erased boxes.
 
     timm draws from the global generators of Python, numpy and torch, so these are seeded for each image.
@@ -116,7 +116,7 @@ class FinetuningView:
 
 
 def erase(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Fills in the erased boxes of `FinetuningView`, in place, without synchronizing.
+    """Fills in the erased boxes of `FinetuningTransform`, in place, without synchronizing.
 
     Args:
         images: (B, 3, H, W) float, normalized.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from beitcli.data.transforms.base import TwoSizes, draw_crop_box, draw_jitter, height_and_width
+from beitcli.data.transforms.base import TwoCropTransform, draw_crop_box, draw_jitter, height_and_width
 from beitcli.data.transforms.color_jitter import COLOR_NUMBERS, compose_jitter
 from beitcli.runtime.compute.keyed_rng import keyed_generator
 
@@ -24,7 +24,7 @@ _TORCH_HAS_LANCZOS = hasattr(torch.ops.aten, "_upsample_lanczos2d_aa")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastPretrainingView(TwoSizes):
+class FastPretrainingTransform(TwoCropTransform):
     """uint8 in and out; `color_jitter.apply_color` applies the jitter."""
 
     wants_pixels: ClassVar[bool] = True
@@ -54,8 +54,8 @@ class FastPretrainingView(TwoSizes):
             if self.token_size is not None:
                 views["token_images"] = resize(crop, height_and_width(self.token_size), "lanczos")
             if is_flipped:
-                views = {name: view.flip(-1) for name, view in views.items()}
-            arrays = {name: view.numpy() for name, view in views.items()}
+                views = {name: transform.flip(-1) for name, transform in views.items()}
+            arrays = {name: transform.numpy() for name, transform in views.items()}
         if changes:
             arrays["color"] = compose_jitter(pixels, changes)
         return arrays

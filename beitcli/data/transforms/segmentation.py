@@ -34,7 +34,7 @@ def resized_shape(shape: tuple[int, int], short_side: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationView:
+class SegmentationTransform:
     """Transform for segmenter training.
 
     Attributes:
@@ -147,7 +147,7 @@ def _scaled(levels: np.ndarray, gain: float, offset: float = 0.0) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeView:
+class SegmentationEvalTransform:
     """Transform for segmenter evaluation: the whole image, once per scale.
 
     Attributes:
@@ -172,8 +172,8 @@ class WholeView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledView(WholeView):
-    """`WholeView` with the label map, `targets` (H, W) uint8, at the original size."""
+class LabelledSegmentationTransform(SegmentationEvalTransform):
+    """`SegmentationEvalTransform` with the label map, `targets` (H, W) uint8, at the original size."""
 
     wants_pixels: ClassVar[bool] = False
     wants_labels: ClassVar[bool] = True

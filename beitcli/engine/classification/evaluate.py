@@ -108,19 +108,19 @@ def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
 
 @torch.no_grad()
 def score(
-    model: ImageClassifier, source: Source, columns: list[int], view: Preprocessing, batching: Batching
+    model: ImageClassifier, source: Source, columns: list[int], transform: Preprocessing, batching: Batching
 ) -> Scores:
     """Top-1 and top-5 of a model in evaluation mode over every readable image of a labelled source.
 
     Args:
         columns: From `class_columns`.
-        view: Of the images.
+        transform: Of the images.
     """
     device, world = batching.compute.device, batching.compute.world
     right1 = right5 = seen = 0
     bad: list[tuple[int, str, str]] = []
     column = torch.tensor(columns, device=device)
-    for batch, logits in classify(model, source, view, batching):
+    for batch, logits in classify(model, source, transform, batching):
         bad += batch.bad
         if not len(batch):
             continue
@@ -139,15 +139,15 @@ def score(
 
 
 def classify(
-    model: ImageClassifier, source: Source, view: Preprocessing, batching: Batching
+    model: ImageClassifier, source: Source, transform: Preprocessing, batching: Batching
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """This process's batches in order with their (B, classes) fp32 logits; an empty batch has none."""
-    crop = evaluation_view(model.architecture.image_size, view.crop_share)
+    crop = evaluation_view(model.architecture.image_size, transform.crop_pct)
     for batch in batching.batches(source, crop):
         if not len(batch):
             yield batch, torch.empty(0)
             continue
-        images = normalize(batch.to(batching.compute.device)["images"], *view.normalization)
+        images = normalize(batch.to(batching.compute.device)["images"], *transform.normalization)
         with torch.inference_mode(), batching.compute.autocast():
             logits = model(images)
         yield batch, logits.float()

@@ -12,7 +12,7 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.transforms.finetuning import FinetuningView
+from beitcli.data.transforms.finetuning import FinetuningTransform
 from beitcli.engine.classification.evaluate import Accuracy
 from beitcli.engine.classification.task import FinetuneTask, require_pairs
 from beitcli.engine.events import Note, OnEvent, ignore, openings
@@ -50,13 +50,13 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
         own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
-    view = _training_view(config, init)
+    transform = _training_view(config, init)
     model = build_classifier(config, init.checkpoint, data.classes, on_event)
     if config.shard and isinstance(model, TimmViT):
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
     plan = make_plan(config, data.training)
     task = FinetuneTask(config, plan, model, data.classes, data.measured, compute, init.normalization)
-    return run_finetuning(begun, data, view, task, FinetuneReport, lambda report: _card(report, size))
+    return run_finetuning(begun, data, transform, task, FinetuneReport, lambda report: _card(report, size))
 
 
 def _card(report: FinetuneReport, size: tuple[int, int]) -> FinetunedCard:
@@ -113,9 +113,9 @@ def _validation(
     return HeldOut(source, val, (), True), measured_on
 
 
-def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningView:
+def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningTransform:
     """Raises UsageError for a policy of augmentation that timm has not; timm finds that only when it is used."""
-    view = FinetuningView(
+    transform = FinetuningTransform(
         seed=config.seed,
         size=init.size,
         min_crop=config.min_crop,
@@ -124,10 +124,10 @@ def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningView:
         mean=init.normalization[0],
     )
     try:
-        view(Image.new("RGB", (64, 64)), 0, 0)
+        transform(Image.new("RGB", (64, 64)), 0, 0)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
-            f"--rand-augment '{view.rand_augment}' is no policy of timm's ({type(error).__name__}: {error}).",
+            f"--rand-augment '{transform.rand_augment}' is no policy of timm's ({type(error).__name__}: {error}).",
             "Write it as rand-m9-mstd0.5-inc1; empty for none.",
         ) from None
-    return view
+    return transform

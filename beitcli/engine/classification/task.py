@@ -120,8 +120,8 @@ class FinetuneTask(FinetunedTask):
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
-        view = Preprocessing(self.normalization)
-        scores = score(self.measured, self.val, self.columns, view, self.batching(_AT_ONCE, check_stop))
+        transform = Preprocessing(self.normalization)
+        scores = score(self.measured, self.val, self.columns, transform, self.batching(_AT_ONCE, check_stop))
         self.refuse_bad(scores.bad)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
@@ -133,7 +133,7 @@ class FinetuneTask(FinetunedTask):
             classes=self.classes,
             pooling=self.model.pooling,
             normalization=self.normalization,
-            crop_share=evaluation_crop(architecture.image_size),
+            crop_pct=evaluation_crop(architecture.image_size),
         )
 
     def about(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from beitcli.config.architecture import Architecture
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.tasks.detect import TASK
-from beitcli.data.transforms.detection import DetectionView
+from beitcli.data.transforms.detection import DetectionTransform
 from beitcli.engine.detection.dataset import open_detection_data
 from beitcli.engine.detection.evaluate import DetectionMetrics
 from beitcli.engine.detection.metrics import FIGURES, require_pycocotools
@@ -42,7 +42,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport
     data = begun.compute.world.rank_zero_first(
         lambda: open_detection_data(config, init.classes, outlines, max(init.size), begun.on_event)
     )
-    view = DetectionView(
+    transform = DetectionTransform(
         seed=config.seed,
         size=init.size,
         most=data.most,
@@ -58,7 +58,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport
         of_class = {name: metrics.get(f"ap/{name}") for name in data.classes}
         return {name: metrics.get(name) for name in FIGURES} | {"ap_of_class": of_class}
 
-    return run_finetuning(begun, data, view, task, DetectReport, lambda report: _card(report, task), own)
+    return run_finetuning(begun, data, transform, task, DetectReport, lambda report: _card(report, task), own)
 
 
 def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:

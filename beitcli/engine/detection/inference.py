@@ -13,8 +13,8 @@ from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.transforms.base import normalize
-from beitcli.data.transforms.detection import FittedView, MarkedView
-from beitcli.engine.detection.metrics import DetectionFigures, Found, average_precision
+from beitcli.data.transforms.detection import DetectionEvalTransform, LabelledDetectionTransform
+from beitcli.engine.detection.metrics import DetectionFigures, Detections, average_precision
 from beitcli.engine.events import Progress
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.distributed_eval import Batching, measured_by_the_first
@@ -42,10 +42,10 @@ def score(model: Detector, source: DetectionSource, normalization: Normalization
     """Average precision of a model in evaluation mode over every readable image, once, however many processes share
     it."""
     world = batching.compute.world
-    view = MarkedView(size=model.architecture.image_size, mean=normalization[0])
-    mine: list[tuple[int, Found]] = []
+    transform = LabelledDetectionTransform(size=model.architecture.image_size, mean=normalization[0])
+    mine: list[tuple[int, Detections]] = []
     bad: list[Bad] = []
-    for batch, found in detect(model, source, view, normalization, batching):
+    for batch, found in detect(model, source, transform, normalization, batching):
         bad += batch.bad
         mine += zip(batch.indices, found, strict=True)
         seen = min(len(source), len(mine) * world.size)
@@ -62,16 +62,16 @@ def score(model: Detector, source: DetectionSource, normalization: Normalization
 
 
 def detect(
-    model: Detector, source: Source, view: FittedView, normalization: Normalization, batching: Batching
-) -> Iterator[tuple[Batch, list[Found]]]:
+    model: Detector, source: Source, transform: DetectionEvalTransform, normalization: Normalization, batching: Batching
+) -> Iterator[tuple[Batch, list[Detections]]]:
     """This process's batches in order, with what is found in each of their readable images."""
-    for batch in batching.batches(source, view):
+    for batch in batching.batches(source, transform):
         yield batch, found_in(model, batch, normalization, batching.compute) if len(batch) else []
 
 
 @torch.inference_mode()
-def found_in(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Found]:
-    """What a model in evaluation mode finds in a batch of `FittedView`."""
+def found_in(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
+    """What a model in evaluation mode finds in a batch of `DetectionEvalTransform`."""
     images = normalize(batch.tensors["images"].to(compute.device), *normalization)
     with compute.autocast():
         detections = model(images)
@@ -79,7 +79,7 @@ def found_in(model: Detector, batch: Batch, normalization: Normalization, comput
     return [_in_own_pixels(*each) for each in zip(detections, contents, sizes, strict=True)]
 
 
-def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size: list[int]) -> Found:
+def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size: list[int]) -> Detections:
     """Boxes on the padded input to boxes on the image; what lies in the padding alone is dropped."""
     boxes = detections["boxes"].cpu().double()  # MPS has no float64
     by = torch.tensor([size[1] / content[1], size[0] / content[0]]).double().repeat(2)
@@ -90,7 +90,7 @@ def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size
     masks = None
     if "masks" in detections:
         masks = tuple(_runs(*each, size) for each in zip(detections["masks"].cpu()[kept], boxes[kept], strict=True))
-    return Found(boxes[kept].float().numpy(), labels, scores, masks)
+    return Detections(boxes[kept].float().numpy(), labels, scores, masks)
 
 
 def _runs(mask: torch.Tensor, box: torch.Tensor, size: list[int]) -> Rle:

@@ -20,7 +20,7 @@ from beitcli.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Found:
+class Detections:
     """What is found in one image, best first.
 
     Attributes:
@@ -79,7 +79,7 @@ def require_pycocotools() -> None:
         ) from None
 
 
-def average_precision(marked: Sequence[BoxLabels], found: Sequence[Found], classes: int) -> DetectionFigures:
+def average_precision(marked: Sequence[BoxLabels], found: Sequence[Detections], classes: int) -> DetectionFigures:
     """The figures of detections over images; of outlines too, where all of both sides have them.
 
     Args:
@@ -95,7 +95,7 @@ def average_precision(marked: Sequence[BoxLabels], found: Sequence[Found], class
 
 
 def _evaluated(
-    marked: Sequence[BoxLabels], found: Sequence[Found], classes: int, kind: str
+    marked: Sequence[BoxLabels], found: Sequence[Detections], classes: int, kind: str
 ) -> tuple[np.ndarray, list[float | None]]:
     """Precision (overlaps, recalls, classes), -1 where none is there, and the six figures of all classes."""
     from pycocotools.cocoeval import COCOeval
@@ -126,7 +126,7 @@ def _annotation(image: int, marked: BoxLabels, place: int, masks: bool) -> dict[
     }
 
 
-def _guess(image: int, found: Found, place: int, masks: bool) -> dict[str, Any]:
+def _guess(image: int, found: Detections, place: int, masks: bool) -> dict[str, Any]:
     box = _corner_and_sides(found.boxes[place])
     runs = found.masks[place] if masks and found.masks is not None else None
     return {

@@ -11,17 +11,17 @@ from PIL import Image
 
 from beitcli.config.predict import PredictConfig
 from beitcli.data.annotations.instance_masks import decoded
-from beitcli.data.transforms.detection import FittedView
+from beitcli.data.transforms.detection import DetectionEvalTransform
 from beitcli.engine.detection.inference import detect
-from beitcli.engine.detection.metrics import Found, require_pycocotools
+from beitcli.engine.detection.metrics import Detections, require_pycocotools
 from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs
+from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import detector_of
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.pictures.boxes import with_boxes, with_masks
+from beitcli.pictures.boxes import draw_bounding_boxes, draw_segmentation_masks
 from beitcli.runtime.compute.device import choose_workers
 
 
@@ -53,11 +53,11 @@ def predict(
     if config.output is not None:
         placed = OutputNames(Path(config.output), ".png")
         outputs = [placed.path(path) for path in inputs]
-        spare_inputs(outputs, inputs, f"-o '{config.output}'")
+        check_no_overwrite(outputs, inputs, f"-o '{config.output}'")
         make_folder(Path(config.output))
-    view = FittedView(size=size, mean=checkpoint.normalization[0])
+    transform = DetectionEvalTransform(size=size, mean=checkpoint.normalization[0])
 
-    def said(index: int, objects: Found) -> dict[str, Any]:
+    def said(index: int, objects: Detections) -> dict[str, Any]:
         sure = _above(objects, config.score_threshold)
         document: dict[str, Any] = {"detections": _told(sure, names)}
         if outputs:
@@ -66,23 +66,23 @@ def predict(
         return document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
-    batches = detect(model, source, view, checkpoint.normalization, batching)
+    batches = detect(model, source, transform, checkpoint.normalization, batching)
     yield from documents(source, ((batch, map(said, batch.indices, objects)) for batch, objects in batches), on_event)
 
 
-def _above(found: Found, threshold: float) -> Found:
+def _above(found: Detections, threshold: float) -> Detections:
     kept = found.scores >= threshold
     masks = None if found.masks is None else tuple(found.masks[place] for place in kept.nonzero()[0])
-    return Found(found.boxes[kept], found.labels[kept], found.scores[kept], masks)
+    return Detections(found.boxes[kept], found.labels[kept], found.scores[kept], masks)
 
 
-def _drawn(pixels: np.ndarray, found: Found, names: tuple[str, ...]) -> Image.Image:
+def _drawn(pixels: np.ndarray, found: Detections, names: tuple[str, ...]) -> Image.Image:
     if found.masks is not None:
-        pixels = with_masks(pixels, [decoded(runs) for runs in found.masks], found.labels)
-    return with_boxes(pixels, found.boxes, found.labels, found.scores, names)
+        pixels = draw_segmentation_masks(pixels, [decoded(runs) for runs in found.masks], found.labels)
+    return draw_bounding_boxes(pixels, found.boxes, found.labels, found.scores, names)
 
 
-def _told(found: Found, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def _told(found: Detections, names: tuple[str, ...]) -> list[dict[str, Any]]:
     rows = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
     told = [{"label": names[label], "score": score, "box": box} for label, score, box in rows]
     for document, runs in zip(told, found.masks or (), strict=False):

@@ -86,7 +86,7 @@ class DetectionTask(FinetunedTask):
 
 
 def targets_of(batch: Tensors) -> Targets:
-    """What is marked in each image of a batch of `DetectionView`, without the room that is left over."""
+    """What is marked in each image of a batch of `DetectionTransform`, without the room that is left over."""
     there = batch["classes"] >= 0
     rows = zip(batch["boxes"], batch["classes"], there, strict=True)
     targets = [{"boxes": boxes[kept], "labels": labels[kept]} for boxes, labels, kept in rows]

@@ -49,7 +49,7 @@ def _numbered(stem: str, number: int) -> str:
     return stem if number == 1 else f"{stem}-{number}"
 
 
-def spare_inputs(outputs: Iterable[Path], inputs: Iterable[str], option: str) -> None:
+def check_no_overwrite(outputs: Iterable[Path], inputs: Iterable[str], option: str) -> None:
     """Raises UsageError if an output would overwrite one of the input images.
 
     Args:
@@ -75,7 +75,7 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file atomically: to a temporary file, which is renamed to `path`.
 
     Raises:
@@ -97,7 +97,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    write_whole(path, lambda file: image.save(file, format="PNG"))
+    atomic_write(path, lambda file: image.save(file, format="PNG"))
 
 
 def to_picture(image: torch.Tensor) -> Image.Image:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from beitcli.data.sources.formats.parquet import require_pyarrow
-from beitcli.engine.io.outputs import make_folder, write_whole
+from beitcli.engine.io.outputs import atomic_write, make_folder
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -107,7 +107,7 @@ class JsonLines(TokenFile):
             raise StorageError(f"'{path}' cannot be written: {error.strerror}.", "Give another -o FILE.") from None
 
     def take_up(self) -> None:
-        write_whole(self.path, self._copy_whole_lines)
+        atomic_write(self.path, self._copy_whole_lines)
 
     def _copy_whole_lines(self, target: BinaryIO) -> None:
         """Copies complete lines of tokens; drops bad images, and the line that a killed process left incomplete."""
@@ -186,7 +186,7 @@ class Npz(_Archive):
     def close(self) -> None:
         arrays, paths, sha256 = self.arrays(), np.array(self.paths, dtype=str), np.array(self.kind.sha256)
         tokens, grid = arrays["tokens"], arrays["grid"]
-        write_whole(
+        atomic_write(
             self.path,
             lambda file: np.savez_compressed(file, paths=paths, tokens=tokens, grid=grid, tokenizer=sha256),
         )
@@ -202,7 +202,7 @@ class Safetensors(_Archive):
 
     def close(self) -> None:
         data = save(self.arrays(), metadata={"paths": json.dumps(self.paths), "tokenizer": self.kind.sha256})
-        write_whole(self.path, lambda file: file.write(data))
+        atomic_write(self.path, lambda file: file.write(data))
 
 
 class Parquet(_Archive):
@@ -241,7 +241,7 @@ class Parquet(_Archive):
                 for first in starts:
                     writer.write_table(self._table(schema, slice(first, first + _ROW_GROUP)))
 
-        write_whole(self.path, write)
+        atomic_write(self.path, write)
 
     def _schema(self) -> pa.Schema:
         """Returns the schema; the column of paths holds bytes if one is not UTF-8."""

@@ -112,7 +112,7 @@ class TokenTarget(Target):
         if "color" in batch:
             token_images = apply_color(token_images, batch["color"])
         with torch.autocast(token_images.device.type, enabled=False):  # the tokenizer has a precision of its own
-            return self.tokenizer.encode_alike(token_images)
+            return self.tokenizer.encode_batch_invariant(token_images)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         if weights is None:
@@ -169,7 +169,7 @@ class _TokenAccumulator(MetricAccumulator):
         self.parts.append((0.0, 0, 0))
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        loss, patches, right = map(sum, zip(*world.in_turn(self.parts), strict=True))
+        loss, patches, right = map(sum, zip(*world.gather_interleaved(self.parts), strict=True))
         counts = world.all_reduce_sum(self.counts.clone())
         baseline, entropy = unigram_metrics(counts)
         return {
@@ -228,7 +228,7 @@ class _PixelAccumulator(MetricAccumulator):
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         """`baseline_loss`: the error of always guessing each channel's mean, which is its variance."""
-        total = sum(world.in_turn(self.parts), torch.zeros(8, dtype=torch.float64))
+        total = sum(world.gather_interleaved(self.parts), torch.zeros(8, dtype=torch.float64))
         (error, values), colours, squares = total[:2].tolist(), total[2:5], total[5:]
         a_channel = values / 3
         variances = squares / a_channel - (colours / a_channel).square()

@@ -20,11 +20,11 @@ import torch
 
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.data.caches.token_cache import CachedView, TokenCache
+from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.loading.batches import Masking, ordered_batches
 from beitcli.data.sources.base import Source
-from beitcli.data.transforms.base import PretrainingView
-from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.data.transforms.base import PretrainingTransform
+from beitcli.data.transforms.pretraining import FastPretrainingTransform
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.mim.objective import MaskedImageObjective
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget
@@ -160,11 +160,11 @@ class PretrainTask(Task):
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Metrics of held-out images, their views and masks those of epoch 0."""
         accumulator, world = self.target.accumulator(), self.compute.world
-        view, masking = views_and_masks(self.config, self.tokenizer, self.masking)
+        transform, masking = views_and_masks(self.config, self.tokenizer, self.masking)
         at_once = min(128, self.plan.micro_batch)
         batches = ordered_batches(
             self.held_out,
-            CachedView(view, self.token_cache.cache) if self.token_cache else view,
+            CachedTokenTransform(transform, self.token_cache.cache) if self.token_cache else transform,
             batch_size=at_once,
             workers=choose_workers(self.config.workers, self.compute.device, world.local_size),
             masking=masking,
@@ -241,14 +241,14 @@ def token_size(config: PretrainConfig, tokenizer: Tokenizer | None) -> tuple[int
 
 def views_and_masks(
     config: PretrainConfig, tokenizer: Tokenizer | None, masking: MaskGenerator | None
-) -> tuple[FastPretrainingView | PretrainingView, Masking | None]:
+) -> tuple[FastPretrainingTransform | PretrainingTransform, Masking | None]:
     """The keyed view and the keyed mask of an image; no mask is drawn where nothing is hidden."""
-    kind = FastPretrainingView if config.views == "fast" else PretrainingView
-    view = kind(
+    kind = FastPretrainingTransform if config.views == "fast" else PretrainingTransform
+    transform = kind(
         seed=config.seed,
         image_size=config.image_size,
         token_size=token_size(config, tokenizer),
         color_jitter=config.color_jitter,
         min_crop=config.min_crop,
     )
-    return view, partial(keyed_mask, masking, config.seed) if masking is not None else None
+    return transform, partial(keyed_mask, masking, config.seed) if masking is not None else None

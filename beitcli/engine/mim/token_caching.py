@@ -16,10 +16,10 @@ import PIL
 import torch
 
 from beitcli import __version__
-from beitcli.data.caches.token_cache import TokenCache, view_identity
+from beitcli.data.caches.token_cache import TokenCache, transform_identity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
-from beitcli.data.transforms.base import TwoSizes
+from beitcli.data.transforms.base import TwoCropTransform
 from beitcli.engine.events import OnEvent, Warned
 from beitcli.engine.trainer.task import Tensors
 from beitcli.errors import UsageError
@@ -29,7 +29,7 @@ _MOST_LEAVING = 8  # batches of tokens in pinned memory; then the oldest is wait
 
 
 def open_token_cache(
-    folder: str, tokenizer: Tokenizer, source: Source, view: TwoSizes, grid: tuple[int, int], device: str
+    folder: str, tokenizer: Tokenizer, source: Source, transform: TwoCropTransform, grid: tuple[int, int], device: str
 ) -> TokenCache:
     """The cache of one tokenizer, data and view; its key holds all that could change a token.
 
@@ -53,7 +53,7 @@ def open_token_cache(
         "grid": list(grid),
         "data": source.fingerprint(),
         "images": len(source),
-        "view": view_identity(view),
+        "view": transform_identity(transform),
         "versions": {"beitcli": __version__, "torch": torch.__version__, "pillow": PIL.__version__},
     }
     return TokenCache(Path(folder), identity, grid[0] * grid[1], tokenizer.vocab_size)

@@ -81,7 +81,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     model.to(compute.device)
     extractor = FeatureExtractor(
         model=model,
-        view=preprocessing(checkpoint, model),
+        transform=preprocessing(checkpoint, model),
         compute=compute,
         weights=weights_digest(model),
         layers=layers,

@@ -23,7 +23,7 @@ from beitcli.data.transforms.base import evaluation_crop, evaluation_view, norma
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import Preprocessing
-from beitcli.models.networks.pooled_features import Visited, pooled_features
+from beitcli.models.networks.pooled_features import SupportsBlockOutputs, pooled_features
 from beitcli.runtime.compute.device import Compute
 
 _EVERY = "all"
@@ -40,8 +40,8 @@ class FeatureExtractor:
         cache: The folder that features are kept in.
     """
 
-    model: Visited
-    view: Preprocessing
+    model: SupportsBlockOutputs
+    transform: Preprocessing
     compute: Compute
     weights: str
     layers: Sequence[int]
@@ -63,7 +63,7 @@ class FeatureExtractor:
             StorageError: They cannot be kept, or are not finite.
         """
         world = self.compute.world
-        about = self._identity(source) if world.is_first else {}
+        about = self._identity(source) if world.is_rank_zero else {}
         own = _EVERY if list(self.layers) == list(range(1, self.model.architecture.depth + 1)) else list(self.layers)
         found: list[Features] = []
 
@@ -81,18 +81,18 @@ class FeatureExtractor:
             self._compute(source, about | {"layers": own})
             if not world.run_on_rank_zero(lambda: look(own)):
                 raise StorageError(f"The features just written to '{self.cache}' read otherwise.", "Check the disk.")
-        return found[0] if world.is_first else None
+        return found[0] if world.is_rank_zero else None
 
     def _identity(self, source: Source) -> dict[str, Any]:
         """All that features follow from but the layers."""
-        architecture, view = self.model.architecture, self.view
+        architecture, transform = self.model.architecture, self.transform
         return {
             "weights": self.weights,
             "architecture": {name: _plain(value) for name, value in architecture.as_dict().items()},
             "data": contents_stamp(source),
             "images": len(source),
-            "crop_share": view.crop_share or evaluation_crop(architecture.image_size),
-            "normalization": [list(part) for part in view.normalization],
+            "crop_share": transform.crop_pct or evaluation_crop(architecture.image_size),
+            "normalization": [list(part) for part in transform.normalization],
             "precision": self.compute.precision,
             "device": self.compute.device.type,
             "pool": self.pool,
@@ -102,13 +102,13 @@ class FeatureExtractor:
     def _batches(self, source: Source) -> Iterator[tuple[Batch, np.ndarray]]:
         """This process's batches in order, each with the (layers, b, D) float32 features of its readable images."""
         architecture, world = self.model.architecture, self.compute.world
-        crop = evaluation_view(architecture.image_size, self.view.crop_share)
+        crop = evaluation_view(architecture.image_size, self.transform.crop_pct)
         share = (world.rank, world.size)
         for batch in ordered_batches(source, crop, batch_size=self.batch_size, workers=self.workers, share=share):
             if not len(batch):
                 yield batch, np.zeros((len(self.layers), 0, architecture.width), dtype=np.float32)
                 continue
-            images = normalize(batch.to(self.compute.device)["images"], *self.view.normalization)
+            images = normalize(batch.to(self.compute.device)["images"], *self.transform.normalization)
             with torch.inference_mode(), self.compute.autocast():
                 features = pooled_features(self.model, images, self.layers, self.pool)
             yield batch, features.cpu().numpy()
@@ -116,7 +116,9 @@ class FeatureExtractor:
     def _compute(self, source: Source, about: dict[str, Any]) -> None:
         """Every process computes its batches; the first one writes those of all, a round at a time."""
         world, batches, width = self.compute.world, self._batches(source), self.model.architecture.width
-        writing = FeatureWriter(self.cache, about, self.layers, len(source), width) if world.is_first else nullcontext()
+        writing = (
+            FeatureWriter(self.cache, about, self.layers, len(source), width) if world.is_rank_zero else nullcontext()
+        )
         with writing as writer:
             for _ in range(-(-len(source) // (self.batch_size * world.size))):
                 for part in world.gather(_part(next(batches, None))):

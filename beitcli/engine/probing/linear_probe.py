@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beitcli.data.caches.feature_cache import Features
-from beitcli.data.loading.sampler import KeyedOrder
+from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.probing.knn import Counts, count_right
 
@@ -70,7 +70,7 @@ def train_probes(
     optimizer = torch.optim.AdamW(groups, lr=how.lr, weight_decay=0.0)
     labels = torch.from_numpy(train.readable_labels).to(device)
     held = _held(train, layers, device)
-    order = KeyedOrder(len(train), how.seed, "probe order")
+    order = KeyedPermutation(len(train), how.seed, "probe order")
     a_pass = math.ceil(len(train) / how.batch_size)
     for epoch in range(how.epochs):
         permutation = order.permutation(epoch)

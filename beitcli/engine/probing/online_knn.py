@@ -26,7 +26,7 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, openings
 from beitcli.engine.probing.knn import Vote, knn_counts
 from beitcli.errors import DataError
-from beitcli.models.networks.pooled_features import Visited, pooled_features
+from beitcli.models.networks.pooled_features import SupportsBlockOutputs, pooled_features
 from beitcli.runtime.compute.device import Compute
 
 _IMAGES = 600  # in all, balanced over the classes
@@ -67,7 +67,7 @@ class OnlineProbe:
         on_event(Note(f"Probe, to watch only: {len(self.targets)} images by {len(self.train[1])} of '{reference}'"))
 
     @torch.no_grad()
-    def top1(self, model: Visited) -> float:
+    def top1(self, model: SupportsBlockOutputs) -> float:
         """Share of rightly named images (0-1), of a model in evaluation mode."""
         depth = model.architecture.depth
         layer = max(1, round(0.75 * depth))
@@ -77,7 +77,7 @@ class OnlineProbe:
         vote = Vote(_NEIGHBOURS, len(self.classes), _TEMPERATURE, self.compute.device)
         return knn_counts(train, val, self.targets, layer, vote).top1
 
-    def _features(self, model: Visited, part: Part, layer: int) -> Features:
+    def _features(self, model: SupportsBlockOutputs, part: Part, layer: int) -> Features:
         images, labels = part
         found = []
         for begin in range(0, len(images), _BATCH):

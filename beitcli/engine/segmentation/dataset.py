@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.data.annotations.label_maps import IGNORED, MOST_CLASSES, LabelRule
+from beitcli.data.annotations.label_maps import IGNORED, MOST_CLASSES, LabelMapping
 from beitcli.data.decode import read_upright_size
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.format import Request, Role
@@ -25,7 +25,7 @@ _MEND = "Mend the masks or raise --max-bad."
 
 
 @dataclass(frozen=True)
-class Census:
+class MaskStats:
     """What the masks of a source hold.
 
     Attributes:
@@ -65,7 +65,7 @@ def open_segmentation_data(
         UsageError: The file of class names cannot be used.
     """
     names = known or _given_names(config)
-    rule = LabelRule(
+    rule = LabelMapping(
         ignore_index=config.ignore_index,
         reduce_zero_label=config.reduce_zero_label,
         classes=len(names) or None,
@@ -74,14 +74,14 @@ def open_segmentation_data(
     own = validation_data(config, source)
     if config.limit is not None and config.limit < len(source):
         source = source.subset(np.sort(select_limit(source, config.limit, config.seed)))
-    census = world.run_on_rank_zero(lambda: take_census(source, "masks", on_event))
+    census = world.run_on_rank_zero(lambda: collect_mask_stats(source, "masks", on_event))
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
     clean, largest = source.subset(census.good), census.largest
     if own is not None:
         references, split, on = own
         val = world.rank_zero_first(lambda: _opened(references, rule, split, "eval", size, on_event))
-        seen = world.run_on_rank_zero(lambda: take_census(val, "masks to measure on", on_event))
+        seen = world.run_on_rank_zero(lambda: collect_mask_stats(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
         largest = max(largest, seen.largest)
@@ -93,7 +93,7 @@ def open_segmentation_data(
         on_event(Note(f"Classes: {len(names)}, as the largest label in the masks is {largest}; --classes names them."))
     _require_two(census, names)
     on_event(_histogram(census, names))
-    rule = LabelRule(ignore_index=rule.ignore_index, reduce_zero_label=rule.reduce_zero_label, classes=len(names))
+    rule = LabelMapping(ignore_index=rule.ignore_index, reduce_zero_label=rule.reduce_zero_label, classes=len(names))
     return FinetuneData(clean.with_label_rule(rule), measured.with_label_rule(rule), names, tuple(bad), on)
 
 
@@ -105,7 +105,7 @@ def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
 
 
 def _opened(
-    references: Sequence[str], rule: LabelRule, split: str | None, role: Role, size: int, on_event: OnEvent
+    references: Sequence[str], rule: LabelMapping, split: str | None, role: Role, size: int, on_event: OnEvent
 ) -> SegmentationSource:
     request = Request(split=split, role=role, sample_size=size, on_progress=openings(on_event))
     source = open_segmentation(references, rule, request)
@@ -123,7 +123,7 @@ def _without(source: SegmentationSource) -> list[Bad]:
     return [(-1, path, "it has no mask") for path in source.missing]
 
 
-def take_census(source: SegmentationSource, what: str, on_event: OnEvent) -> Census:
+def collect_mask_stats(source: SegmentationSource, what: str, on_event: OnEvent) -> MaskStats:
     """Reads every mask, and the header of every image: some 2 ms a mask of 500 x 700."""
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
     good: list[int] = []
@@ -140,10 +140,10 @@ def take_census(source: SegmentationSource, what: str, on_event: OnEvent) -> Cen
         good.append(index)
         if index % 64 == 63 or index + 1 == len(source):
             on_event(Progress(what, index + 1, len(source), "mask"))
-    return Census(pixels, images, np.array(good, dtype=np.int64), tuple(bad))
+    return MaskStats(pixels, images, np.array(good, dtype=np.int64), tuple(bad))
 
 
-def _require_two(census: Census, names: tuple[str, ...]) -> None:
+def _require_two(census: MaskStats, names: tuple[str, ...]) -> None:
     labelled = np.flatnonzero(census.pixels[:IGNORED])
     if len(labelled) >= 2:
         return
@@ -154,7 +154,7 @@ def _require_two(census: Census, names: tuple[str, ...]) -> None:
     )
 
 
-def _histogram(census: Census, names: tuple[str, ...]) -> Tabulated:
+def _histogram(census: MaskStats, names: tuple[str, ...]) -> Tabulated:
     total = max(1, int(census.pixels[:IGNORED].sum()))
     rows = tuple(
         (name, int(census.pixels[label]) / total, int(census.images[label])) for label, name in enumerate(names)

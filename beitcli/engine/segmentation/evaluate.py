@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.tasks.segment import TASK
-from beitcli.data.annotations.label_maps import LabelRule
+from beitcli.data.annotations.label_maps import LabelMapping
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.engine.events import OnEvent, ignore, openings
-from beitcli.engine.segmentation.sliding_window import Sliding, count, sliding
+from beitcli.engine.segmentation.sliding_window import SlidingWindow, count, sliding
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.models.checkpoints.build import segmenter_of
@@ -43,7 +43,7 @@ class SegmentationEvalReport(SegmentationMetrics, Evaluated):
 
 def open_for_use(
     config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle
-) -> tuple[Segmenter, CheckpointHandle, Sliding]:
+) -> tuple[Segmenter, CheckpointHandle, SlidingWindow]:
     """The model at the size of its windows, and how it is to look at images."""
     window = (config.window, config.window) if config.window else config.size
     model, checkpoint = segmenter_of(checkpoint, window)
@@ -63,11 +63,11 @@ def open_for_use(
 
 def rule_of(
     checkpoint: CheckpointHandle, ignore_index: int | None = None, reduce_zero_label: bool = False
-) -> LabelRule:
+) -> LabelMapping:
     """How masks are numbered: as in training, but for what is given; another's model of 150 classes is ADE20K's."""
     classes = checkpoint.outputs
     trained = checkpoint.settings or {"ignore_index": 255, "reduce_zero_label": classes == _ADE20K}
-    return LabelRule(
+    return LabelMapping(
         ignore_index=trained["ignore_index"] if ignore_index is None else ignore_index,
         reduce_zero_label=trained["reduce_zero_label"] or reduce_zero_label,
         classes=classes,

@@ -8,7 +8,7 @@ from typing import Any
 from beitcli.config.architecture import Architecture
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.tasks.segment import TASK
-from beitcli.data.transforms.segmentation import SegmentationView
+from beitcli.data.transforms.segmentation import SegmentationTransform
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.segmentation.dataset import open_segmentation_data
 from beitcli.engine.segmentation.evaluate import SegmentationMetrics
@@ -41,7 +41,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentRepor
     plan = make_plan(config, data.training)
     _require_pairs(plan, world)
     task = SegmentationTask(config, plan, model, data.classes, data.measured, begun.compute, init.normalization)
-    view = SegmentationView(
+    transform = SegmentationTransform(
         seed=config.seed,
         size=init.size,
         short_side=task.short_side,
@@ -54,7 +54,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentRepor
     def own(metrics: dict[str, float]) -> dict[str, Any]:
         return {"iou": {name: metrics.get(f"iou/{name}") for name in data.classes}}
 
-    return run_finetuning(begun, data, view, task, SegmentReport, lambda report: _card(report, task), own)
+    return run_finetuning(begun, data, transform, task, SegmentReport, lambda report: _card(report, task), own)
 
 
 def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:

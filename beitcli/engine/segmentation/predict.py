@@ -11,11 +11,11 @@ import torch
 
 from beitcli.config.predict import PredictConfig
 from beitcli.data.loading.batches import Batch
-from beitcli.data.transforms.segmentation import WholeView
+from beitcli.data.transforms.segmentation import SegmentationEvalTransform
 from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputNames, make_folder, save_png, spare_inputs
+from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
 from beitcli.engine.segmentation.evaluate import open_for_use, rule_of
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
@@ -53,9 +53,9 @@ def predict(
     outputs = [placed.path(source.path(index)) for index in range(len(source))]
     beside = [_beside(output) for output in outputs] if config.overlay else []
     inputs = [source.path(index) for index in range(len(source))]
-    spare_inputs([*outputs, *beside], inputs, f"-o '{config.output}'")
+    check_no_overwrite([*outputs, *beside], inputs, f"-o '{config.output}'")
     make_folder(folder)
-    view = WholeView(short_side=how.short_side, scales=how.scales)
+    transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales)
 
     def said(batch: Batch, classes: torch.Tensor) -> dict[str, Any]:
         (index,) = batch.indices
@@ -68,7 +68,9 @@ def predict(
             document["overlay"] = str(beside[index])
         return document | {"classes": _shares(labels, names)}
 
-    batches = segment(model, source, view, how, Batching(compute, 1, choose_workers(config.workers, compute.device)))
+    batches = segment(
+        model, source, transform, how, Batching(compute, 1, choose_workers(config.workers, compute.device))
+    )
     yield from documents(
         source, ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches), on_event
     )

@@ -16,7 +16,7 @@ from beitcli.config.normalization import Normalization
 from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import normalize
-from beitcli.data.transforms.segmentation import LabelledView, WholeView
+from beitcli.data.transforms.segmentation import LabelledSegmentationTransform, SegmentationEvalTransform
 from beitcli.engine.events import Progress
 from beitcli.engine.segmentation.metrics import SegmentationFigures, confusion, figures_of
 from beitcli.engine.trainer.bad_images import Bad
@@ -31,7 +31,7 @@ _NUMBERS_AT_ONCE = 1 << 26  # logits that are resized at a time: 256 MB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sliding:
+class SlidingWindow:
     """How an image is looked at.
 
     Attributes:
@@ -58,12 +58,12 @@ def sliding(
     multi_scale: bool = False,
     flip: bool = False,
     windows_at_once: int = 16,
-) -> Sliding:
+) -> SlidingWindow:
     """With the release's stride where none is given: two thirds of the window, 341 of 512 and 426 of 640."""
     strides = (stride, stride) if stride else tuple(max(1, side * 2 // 3) for side in window)
     if stride and stride > min(window):
         raise UsageError(f"--stride {stride} is more than the window's {min(window)} pixels.", "Give at most that.")
-    return Sliding(
+    return SlidingWindow(
         normalization=normalization,
         short_side=short_side,
         stride=(strides[0], strides[1]),
@@ -92,7 +92,7 @@ class Counts:
         return figures_of(self.confusion)
 
 
-def count(model: Segmenter, source: Source, how: Sliding, batching: Batching) -> Counts:
+def count(model: Segmenter, source: Source, how: SlidingWindow, batching: Batching) -> Counts:
     """Pixels by labelled and predicted class, over every readable image of a source with label maps.
 
     Args:
@@ -100,8 +100,8 @@ def count(model: Segmenter, source: Source, how: Sliding, batching: Batching) ->
     """
     world = batching.compute.world
     counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
-    view = LabelledView(short_side=how.short_side, scales=how.scales)
-    for batch, predicted in segment(model, source, view, how, batching):
+    transform = LabelledSegmentationTransform(short_side=how.short_side, scales=how.scales)
+    for batch, predicted in segment(model, source, transform, how, batching):
         counts.bad += batch.bad
         if predicted is not None:
             targets = batch.tensors["targets"][0].to(predicted.device)
@@ -115,16 +115,16 @@ def count(model: Segmenter, source: Source, how: Sliding, batching: Batching) ->
 
 
 def segment(
-    model: Segmenter, source: Source, view: WholeView, how: Sliding, batching: Batching
+    model: Segmenter, source: Source, transform: SegmentationEvalTransform, how: SlidingWindow, batching: Batching
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
     """This process's batches of one image, in order, each with its (H, W) int64 classes; None beside an image that
     cannot be read."""
-    for batch in batching.batches(source, view):
+    for batch in batching.batches(source, transform):
         yield batch, classes_of(model, batch, how, batching.compute) if len(batch) else None
 
 
 @torch.inference_mode()
-def classes_of(model: Segmenter, batch: Batch, how: Sliding, compute: Compute) -> torch.Tensor:
+def classes_of(model: Segmenter, batch: Batch, how: SlidingWindow, compute: Compute) -> torch.Tensor:
     """(H, W) int64 classes of a batch of one image, at the image's own size."""
     height, width = batch.tensors["size"][0].tolist()
     looks = [
@@ -144,7 +144,7 @@ def classes_of(model: Segmenter, batch: Batch, how: Sliding, compute: Compute) -
     return total[0].argmax(dim=0)
 
 
-def window_logits(model: Segmenter, images: torch.Tensor, how: Sliding, compute: Compute) -> torch.Tensor:
+def window_logits(model: Segmenter, images: torch.Tensor, how: SlidingWindow, compute: Compute) -> torch.Tensor:
     """(1, 3, h, w), normalised, to (1, classes, h, w) fp32: the mean over the windows that see a pixel.
 
     What an image lacks of the window is padded with the mean colour, right and below, and cut off again.

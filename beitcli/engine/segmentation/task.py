@@ -22,7 +22,7 @@ from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.convolution import resize_map
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.lr_schedules import warmup_polynomial
-from beitcli.runtime.distributed.sync_batch_norm import share_statistics
+from beitcli.runtime.distributed.sync_batch_norm import convert_sync_batchnorm
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 
@@ -35,7 +35,7 @@ class SegmentationTask(FinetunedTask):
     curve = "linear"
 
     def wrap(self) -> None:
-        share_statistics(self.model, self.compute.world)
+        convert_sync_batchnorm(self.model, self.compute.world)
         super().wrap()
         self.num_uniforms = self.model.num_uniforms
 
@@ -78,7 +78,7 @@ class SegmentationTask(FinetunedTask):
         }
 
     def about(self) -> dict[str, str]:
-        return self.about_head(self.model.decode_head, f"over blocks {list(self.model.taps)}")
+        return self.about_head(self.model.decode_head, f"over blocks {list(self.model.out_indices)}")
 
 
 def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: DistributedContext = SINGLE_PROCESS) -> torch.Tensor:

@@ -16,7 +16,7 @@ from beitcli.engine.trainer.trainer_state import stored_progress
 from beitcli.errors import BeitError, DistributedError, StorageError, UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import load_optimizer_tensors, optimizer_tensors
-from beitcli.runtime.distributed.fsdp import is_sharded, part_like, whole_tensors
+from beitcli.runtime.distributed.fsdp import distribute_like, full_state_dict, is_sharded
 from beitcli.runtime.distributed.world import differing_ranks
 from beitcli.runtime.storage.async_writer import CheckpointWriter, Snapshot, SnapshotTaker, Written
 from beitcli.runtime.storage.checkpoint import CheckpointFolder, newest_checkpoint, repair_latest, save_checkpoint
@@ -105,10 +105,10 @@ class Saver:
 
     def _copies(self) -> Snapshot | None:
         """What a checkpoint holds, copied; None in the processes that write nothing."""
-        weights, first = self.task.weights(), self.compute.world.is_first
+        weights, first = self.task.weights(), self.compute.world.is_rank_zero
         moments = optimizer_tensors(self.task.model, self.task.optimizer)
         if is_sharded(self.task.model):  # all processes gather one tensor after the other
-            weights, moments = (whole_tensors(tensors, keep=first) for tensors in (weights, moments))
+            weights, moments = (full_state_dict(tensors, keep=first) for tensors in (weights, moments))
             extra = self.snapshots.take(extra=self.task.extra_tensors()) if first else None
             return extra and Snapshot(extra.groups | {"weights": weights, "moments": moments}, extra.copied)
         if not first:
@@ -193,7 +193,9 @@ def load_newest(
     try:
         kept = task.model.state_dict()
         found = checkpoint.model_tensors()
-        task.model.load_state_dict({name: part_like(t, kept[name]) if name in kept else t for name, t in found.items()})
+        task.model.load_state_dict(
+            {name: distribute_like(t, kept[name]) if name in kept else t for name, t in found.items()}
+        )
         tensors = checkpoint.trainer_tensors()
         extra = {name.removeprefix("task/"): t for name, t in tensors.items() if name.startswith("task/")}
         rest = {name: t for name, t in tensors.items() if not name.startswith("task/")}

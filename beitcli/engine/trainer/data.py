@@ -10,7 +10,7 @@ import numpy as np
 
 from beitcli.config.common import Training
 from beitcli.config.finetune import FinetuneConfig
-from beitcli.data.loading.batches import Batch, Masking, StreamPart, View, training_batches
+from beitcli.data.loading.batches import Batch, Masking, StreamPart, Transform, training_batches
 from beitcli.data.loading.sampler import select_limit, split_holdout
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
@@ -139,7 +139,7 @@ class TrainingStream:
 
     config: Training
     source: Source
-    view: View
+    transform: Transform
     compute: Compute
     masking: Masking | None = None
 
@@ -155,7 +155,7 @@ class TrainingStream:
         )
         return training_batches(
             self.source,
-            self.view,
+            self.transform,
             part,
             workers=choose_workers(config.workers, self.compute.device, world.local_size),
             masking=self.masking,

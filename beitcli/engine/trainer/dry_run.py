@@ -22,7 +22,7 @@ from beitcli.engine.trainer.task import Task
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import set_learning_rate
-from beitcli.runtime.compute.peak_flops import matrix_rate
+from beitcli.runtime.compute.peak_flops import measure_matmul_flops
 
 if TYPE_CHECKING:
     from beitcli.engine.trainer.job import Job
@@ -101,7 +101,7 @@ def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
 
 def _utilisation(compute: Compute, reached: float) -> str:
     """Of `reached` FLOP/s, all processes together."""
-    rate = matrix_rate(compute) * compute.world.size
+    rate = measure_matmul_flops(compute) * compute.world.size
     return (
         f"{reached / rate:.0%}: {reached / 1e12:.3g} of the {rate / 1e12:.3g} TFLOP/s "
         f"that large {compute.precision} products reach here"

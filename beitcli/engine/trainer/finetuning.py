@@ -18,7 +18,7 @@ from torch import nn
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.normalization import IMAGENET, Normalization
-from beitcli.data.loading.batches import View
+from beitcli.data.loading.batches import Transform
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
@@ -195,7 +195,7 @@ def size(model: nn.Module) -> int:
 def run_finetuning(
     begun: Begun,
     data: FinetuneData[Any],
-    view: View,
+    transform: Transform,
     task: FinetunedTask,
     kind: type[Report],
     card: Callable[[Report], FinetunedCard],
@@ -204,7 +204,7 @@ def run_finetuning(
     """Trains and reports; with `dry_run`, a dict of the plan instead.
 
     Args:
-        view: Of a training image.
+        transform: Of a training image.
         kind: Of the report.
         card: What the model card says of this task.
         own: From the last metrics to the fields of the report that are not simply one of them.
@@ -228,7 +228,7 @@ def run_finetuning(
         compute=begun.compute,
         on_event=begun.on_event,
         data=data,
-        view=view,
+        transform=transform,
         plan=task.plan,
         task=task,
         rows=task.plan_rows(),

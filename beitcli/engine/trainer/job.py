@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 from beitcli.config.common import Training
-from beitcli.data.loading.batches import Masking, View
+from beitcli.data.loading.batches import Masking, Transform
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, Planned, Warned
 from beitcli.engine.trainer.bad_images import Bad
@@ -26,7 +26,7 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import open_run, resume_command
 from beitcli.engine.trainer.task import RunSession, Task, TrainingBatches
 from beitcli.runtime.compute.device import Compute, describe
-from beitcli.runtime.metric_text import further_metrics
+from beitcli.runtime.metric_text import extra_metrics
 from beitcli.runtime.signals import StopRequest
 from beitcli.runtime.storage.run_dir import RunFolder
 
@@ -75,7 +75,7 @@ class Finished:
             "images_seen": state.step * self.plan.batch_size,
             "images_per_second": state.images_per_second,
             "seconds": state.seconds,
-            "further": further_metrics(self.metrics, names),
+            "further": extra_metrics(self.metrics, names),
         }
         values = self.metrics | shared | own
         return kind(**{name: value for name, value in values.items() if name in names})
@@ -92,7 +92,7 @@ class Job(Generic[Report]):
 
     Attributes:
         title: Of its plan.
-        view: Of a training image.
+        transform: Of a training image.
         masking: Of its patches; None where none are hidden.
         rows: Of the plan, for a person.
         report: Of a finished run; `Finished.report` makes most of it.
@@ -108,7 +108,7 @@ class Job(Generic[Report]):
     compute: Compute
     on_event: OnEvent
     data: JobData
-    view: View
+    transform: Transform
     masking: Masking | None = None
     plan: Plan
     task: Task
@@ -123,7 +123,7 @@ class Job(Generic[Report]):
     @property
     def stream(self) -> TrainingStream:
         """Of its training images."""
-        return TrainingStream(self.config, self.data.training, self.view, self.compute, self.masking)
+        return TrainingStream(self.config, self.data.training, self.transform, self.compute, self.masking)
 
 
 def run_job(

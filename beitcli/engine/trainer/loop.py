@@ -35,7 +35,7 @@ from beitcli.errors import BeitError, StorageError, UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
-from beitcli.runtime.distributed.fsdp import gathered
+from beitcli.runtime.distributed.fsdp import unsharded
 
 
 class _StopRequested(Exception):
@@ -166,7 +166,7 @@ class _Loop:
         self.saver = Saver(task, run, compute, scaler, self.ledger, self.on_event, last_saved=self.state.step)
         self.divergence = DivergenceCheck(self.saver)
         self.interval = Interval(self.state.step)
-        self.metric_log = MetricLog(make_writers(session.config) if compute.world.is_first else {}, self.on_event)
+        self.metric_log = MetricLog(make_writers(session.config) if compute.world.is_rank_zero else {}, self.on_event)
         compute.world.run_on_rank_zero(lambda: self.metric_log.start(run, session.config, self.state.step))
         return self.state
 
@@ -252,7 +252,7 @@ class _Loop:
         model = self.task.model
         model.eval()
         try:
-            with gathered(model):
+            with unsharded(model):
                 return self.task.evaluate(self._check_stop), self.task.probe_metrics(), False
         except _StopRequested:
             return None, {}, True

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from beitcli.data.loading.sampler import places_of
+from beitcli.data.loading.sampler import rank_indices
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task, Tensors
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
-from beitcli.runtime.distributed.fsdp import whole
+from beitcli.runtime.distributed.fsdp import full_tensor
 from beitcli.runtime.distributed.world import DistributedContext
 
 
@@ -30,19 +30,19 @@ def sample_step_uniforms(plan: Plan, columns: int, step: int, world: Distributed
     however many processes and micro-batches there are."""
     generator = torch.Generator().manual_seed(keyed_integer(plan.seed, "drop path", 0, step))
     whole = torch.rand(plan.batch_size, columns, generator=generator)
-    return whole[torch.from_numpy(places_of(plan.batch_size, world.rank, world.size))]
+    return whole[torch.from_numpy(rank_indices(plan.batch_size, world.rank, world.size))]
 
 
 def num_micro_batches(plan: Plan, world: DistributedContext) -> int:
     """Micro-batches of a step, as many in every process: they may have to meet in each."""
-    parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    parts = [len(rank_indices(plan.batch_size, rank, world.size)) for rank in range(world.size)]
     return min(-(-max(parts) // plan.micro_batch), min(parts))
 
 
 def min_micro_batch(plan: Plan, world: DistributedContext) -> int:
     """Images of the smallest forward pass of a step, all processes together."""
     number = num_micro_batches(plan, world)
-    parts = [len(places_of(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    parts = [len(rank_indices(plan.batch_size, rank, world.size)) for rank in range(world.size)]
     cuts = [[part * piece // number for part in parts] for piece in range(number + 1)]
     return min(sum(after) - sum(before) for before, after in pairwise(cuts))
 
@@ -63,7 +63,7 @@ def optimizer_step(
     task.optimizer.zero_grad(set_to_none=True)
     metrics = _backward(task, plan, tensors, compute, scaler)
     scaler.unscale_(task.optimizer)
-    norm = whole(nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None]))
+    norm = full_tensor(nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None]))
     if plan.clip is not None:
         nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
     skipped = ~norm.detach().isfinite()

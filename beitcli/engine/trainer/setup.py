@@ -53,7 +53,7 @@ def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> Ru
         return run.path
 
     path = world.run_on_rank_zero(make)
-    return made[0] if world.is_first else FollowedRun(path)
+    return made[0] if world.is_rank_zero else FollowedRun(path)
 
 
 def make_plan(config: Training, source: Source) -> Plan:

@@ -187,10 +187,10 @@ class Preprocessing:
     """
 
     normalization: Normalization
-    crop_share: float | None = None
+    crop_pct: float | None = None
 
 
 def preprocessing(checkpoint: CheckpointHandle, model: ImageClassifier) -> Preprocessing:
     """The checkpoint's own, but for the crop where the size is another."""
     same = model.architecture.image_size == checkpoint.architecture.image_size
-    return Preprocessing(checkpoint.normalization, checkpoint.crop_share if same else None)
+    return Preprocessing(checkpoint.normalization, checkpoint.crop_pct if same else None)

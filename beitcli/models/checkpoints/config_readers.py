@@ -33,7 +33,7 @@ class DeclaredConfig:
     image_size: tuple[int, int] | None = None
     classes: tuple[str, ...] = ()
     normalization: Normalization | None = None
-    crop_share: float | None = None
+    crop_pct: float | None = None
     pooling: Pooling | None = None
     norm_eps: float = 1e-6
     layer_scale: float | None = None
@@ -77,7 +77,7 @@ def _checked(declared: DeclaredConfig) -> DeclaredConfig:
         *(("image size", side, 1, 100_000) for side in declared.image_size or ()),
         *(("mean or standard deviation", value, -1e3, 1e3) for value in channels),
         *(("standard deviation", value, 1e-6, 1e3) for value in (declared.normalization or ((), ()))[1]),
-        ("share of the crop", declared.crop_share, 0.01, 1),
+        ("share of the crop", declared.crop_pct, 0.01, 1),
         ("epsilon of the norms", declared.norm_eps, 0, 1),
         ("LayerScale", declared.layer_scale, -1e6, 1e6),
     ):
@@ -135,7 +135,7 @@ def _ours(settings: Mapping[str, Any]) -> DeclaredConfig:
         image_size=_pair(shape["image_size"]),
         classes=tuple(settings.get("classes", ())),
         normalization=(tuple(settings["mean"]), tuple(settings["std"])),
-        crop_share=settings.get("crop_share"),
+        crop_pct=settings.get("crop_share"),
         pooling=settings.get("pooling"),
         norm_eps=shape["norm_eps"],
         layer_scale=shape["layer_scale"],
@@ -154,7 +154,7 @@ def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Declar
         image_size=_pair(settings["image_size"]) if "image_size" in settings else None,
         classes=() if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names,
         normalization=(tuple(mean), tuple(std)) if mean and std else None,
-        crop_share=_hf_crop(preprocessing),
+        crop_pct=_hf_crop(preprocessing),
         pooling="mean" if settings.get("use_mean_pooling", True) else "token",
         norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
         layer_scale=settings.get("layer_scale_init_value"),
@@ -181,7 +181,7 @@ def _timm(settings: Mapping[str, Any]) -> DeclaredConfig:
         image_size=_pair(size) if size else None,
         classes=tuple(map(str, settings.get("label_names") or cfg.get("label_names") or ())),
         normalization=(tuple(cfg["mean"]), tuple(cfg["std"])) if "mean" in cfg and "std" in cfg else None,
-        crop_share=cfg.get("crop_pct"),
+        crop_pct=cfg.get("crop_pct"),
         pooling=poolings.get(pool),
         layer_scale=arguments.get("init_values") or None,
     )
@@ -198,7 +198,7 @@ def _official(about: Mapping[str, Any]) -> DeclaredConfig:
         image_size=_pair(args["input_size"]) if args.get("input_size") else None,
         classes=tuple(args.get("class_names") or ()),
         normalization=normalization,
-        crop_share=args.get("crop_share"),
+        crop_pct=args.get("crop_share"),
         norm_eps=args.get("layer_norm_eps", 1e-6),
         layer_scale=args.get("layer_scale_init_value"),
     )

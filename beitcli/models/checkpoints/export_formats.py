@@ -36,7 +36,7 @@ def timm_settings(
     classes: Sequence[str],
     pooling: Pooling,
     normalization: Normalization,
-    crop_share: float,
+    crop_pct: float,
 ) -> dict[str, Any]:
     """config.json as `timm.create_model("local-dir:...")` reads it.
 
@@ -60,7 +60,7 @@ def timm_settings(
             "input_size": [3, *architecture.image_size],
             "fixed_input_size": True,
             "pool_size": None,
-            "crop_pct": crop_share,
+            "crop_pct": crop_pct,
             "interpolation": "bicubic",
             "mean": list(normalization[0]),
             "std": list(normalization[1]),
@@ -125,15 +125,15 @@ def hf_settings(
     }
 
 
-def hf_preprocessing(architecture: Architecture, normalization: Normalization, crop_share: float) -> dict[str, Any]:
+def hf_preprocessing(architecture: Architecture, normalization: Normalization, crop_pct: float) -> dict[str, Any]:
     """preprocessor_config.json: resize, then the central crop."""
     height, width = architecture.image_size
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
-        "size": {"height": round(height / crop_share), "width": round(width / crop_share)},
+        "size": {"height": round(height / crop_pct), "width": round(width / crop_pct)},
         "resample": _BICUBIC,
-        "do_center_crop": crop_share < 1,
+        "do_center_crop": crop_pct < 1,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -145,7 +145,7 @@ def hf_preprocessing(architecture: Architecture, normalization: Normalization, c
 
 
 def official_settings(
-    architecture: Architecture, *, classes: Sequence[str], normalization: Normalization, crop_share: float
+    architecture: Architecture, *, classes: Sequence[str], normalization: Normalization, crop_pct: float
 ) -> dict[str, Any]:
     """What our own reader cannot tell from the tensors; the release's code takes no notice of it."""
     return {
@@ -155,7 +155,7 @@ def official_settings(
         "layer_norm_eps": architecture.norm_eps,
         "mean": list(normalization[0]),
         "std": list(normalization[1]),
-        "crop_share": crop_share,
+        "crop_share": crop_pct,
         "class_names": list(classes),
     }
 

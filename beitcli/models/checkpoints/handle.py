@@ -56,7 +56,7 @@ class CheckpointHandle:
     names_classes: bool = True
     pooling: Pooling = "mean"
     normalization: Normalization = IMAGENET
-    crop_share: float | None = None
+    crop_pct: float | None = None
     head: str | None = None
     assumed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -189,7 +189,7 @@ def describe(
         names_classes=names_classes,
         pooling=pooling,
         normalization=normalization,
-        crop_share=declared.crop_share,
+        crop_pct=declared.crop_pct,
         head=head,
         assumed=tuple(assumed),
         warnings=folder.damaged if folder else _remarks(reference, key_mapping, header, architecture, assumed),

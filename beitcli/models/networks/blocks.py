@@ -182,7 +182,7 @@ class Backbone(Beit):
         """(B, 2) for each block, or None."""
         return [None] * len(self.blocks) if uniforms is None else uniforms.split(2, dim=1)
 
-    def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
+    def forward_block_outputs(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
         """Shows (layer, (B, L, D)) behind each block, layers from 1; only one block's output is held at a time.
 
         Args:

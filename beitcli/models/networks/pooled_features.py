@@ -19,7 +19,7 @@ from torch import nn
 from beitcli.config.architecture import Architecture
 
 
-class Visited(Protocol):
+class SupportsBlockOutputs(Protocol):
     """A vision Transformer that shows what its blocks give: a BEiT, or one of timm's."""
 
     @property
@@ -28,11 +28,13 @@ class Visited(Protocol):
     @property
     def num_prefix_tokens(self) -> int: ...
 
-    def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None: ...
+    def forward_block_outputs(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None: ...
 
 
 @torch.no_grad()
-def pooled_features(model: Visited, images: torch.Tensor, layers: Sequence[int], pool: str = "mean") -> torch.Tensor:
+def pooled_features(
+    model: SupportsBlockOutputs, images: torch.Tensor, layers: Sequence[int], pool: str = "mean"
+) -> torch.Tensor:
     """Features of a model in evaluation mode.
 
     Args:
@@ -53,7 +55,7 @@ def pooled_features(model: Visited, images: torch.Tensor, layers: Sequence[int],
                 normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=model.architecture.norm_eps)
                 found[layer] = normed.mean(dim=1)
 
-    model.visit_blocks(images, keep)
+    model.forward_block_outputs(images, keep)
     return torch.stack([found[layer] for layer in layers])
 
 

@@ -17,7 +17,7 @@ from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
 
 
-def tapped_blocks(depth: int) -> tuple[int, ...]:
+def default_out_indices(depth: int) -> tuple[int, ...]:
     """The blocks whose outputs the head sees, from 0."""
     return tuple(max(1, round(depth * twelfths / 12)) - 1 for twelfths in (4, 6, 8, 12))
 
@@ -36,7 +36,7 @@ class Segmenter(Backbone):
         self.architecture: Architecture = architecture
         self.classes = classes
         self.head_name = head
-        self.taps = tapped_blocks(architecture.depth)
+        self.out_indices = default_out_indices(architecture.depth)
         self.decode_head = HEADS.load(head)(architecture.width, architecture.patch_size, classes)
 
     @property
@@ -49,7 +49,7 @@ class Segmenter(Backbone):
         hidden = self.embed(self.embed_patches(images))
         return [
             each[:, 1:].transpose(1, 2).unflatten(2, self.architecture.grid).contiguous()
-            for each in self.block_outputs(hidden, self.taps, uniforms)
+            for each in self.block_outputs(hidden, self.out_indices, uniforms)
         ]
 
     def forward(  # type: ignore[override] # it gives logits of pixels

@@ -66,7 +66,7 @@ class TimmViT(nn.Module):
         """timm's own; its drop paths draw from torch's global generator, whatever `uniforms` are."""
         return super().forward(images)
 
-    def visit_blocks(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
+    def forward_block_outputs(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
         """Shows (layer, (B, L, D)) behind each block, layers from 1, as timm's forward pass comes by it."""
 
         def hook(layer: int) -> Any:

@@ -51,8 +51,8 @@ class TrainedAttention(Attention):
             (B, R or L, D).
         """
         query, key, value = self._projections(hidden, queries)
-        gathered = _weighted(query, key, value, self._bias(shared_rel_pos_bias), queries, use_flex=self.use_flex)
-        return self.proj(gathered.transpose(1, 2).flatten(2))
+        unsharded = _weighted(query, key, value, self._bias(shared_rel_pos_bias), queries, use_flex=self.use_flex)
+        return self.proj(unsharded.transpose(1, 2).flatten(2))
 
     def _projections(
         self, hidden: torch.Tensor, queries: torch.Tensor | None

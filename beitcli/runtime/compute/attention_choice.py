@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from beitcli.runtime.compute.attention_trial import AttentionShape, reason, try_kernels
+from beitcli.runtime.compute.attention_trial import AttentionShape, benchmark_kernels, reason
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.sdpa_backend import FLEX, SDPA
 
@@ -77,7 +77,7 @@ def choose_attention_kernel(shape: AttentionShape, compute: Compute) -> Attentio
 
     The caller sets `use_flex` if the result is `FLEX`. All ranks must call this, before anything is compiled.
     """
-    choice = compute.world.run_on_rank_zero(lambda: try_all(shape, compute))
+    choice = compute.world.run_on_rank_zero(lambda: benchmark_all(shape, compute))
     apply_choice(choice)
     return choice
 
@@ -99,13 +99,13 @@ def apply_choice(choice: AttentionChoice) -> None:
     cuda.enable_math_sdp(True)
 
 
-def try_all(shape: AttentionShape, compute: Compute) -> AttentionChoice:
+def benchmark_all(shape: AttentionShape, compute: Compute) -> AttentionChoice:
     """Runs the benchmark, with fewer images if memory is short. Never raises, because the other ranks wait."""
     kernels, left_out = candidates(shape.has_bias, torch.backends.cudnn.version(), compute.world.size)
     try:
         while True:
             try:
-                tried = try_kernels(kernels, shape, compute.dtype, compute.device)
+                tried = benchmark_kernels(kernels, shape, compute.dtype, compute.device)
                 break
             except torch.OutOfMemoryError:
                 if shape.images == 1:

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch.nn.attention import sdpa_kernel
 
-from beitcli.runtime.compute.device import without_tf32
+from beitcli.runtime.compute.device import tf32_disabled
 from beitcli.runtime.compute.sdpa_backend import FLEX, SDPA, attention, padded_bias
 
 # Relative error of an output or a gradient against fp32. Measured on a CPU at lengths 65 to 577: up to 9e-3 in bf16 and
@@ -70,7 +70,7 @@ class Tried:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def try_kernels(kernels: Sequence[str], shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> Tried:
+def benchmark_kernels(kernels: Sequence[str], shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> Tried:
     """Compares each kernel with the math kernel in fp32, and times those within `MAX_ERROR`.
 
     Raises:
@@ -153,7 +153,7 @@ class _Trial:
 
     def reference(self) -> list[torch.Tensor]:
         """Returns the same as `step`, in fp32 by the math kernel, a few images at a time."""
-        with without_tf32(self.gradient.device):
+        with tf32_disabled(self.gradient.device):
             return self._reference()
 
     def _reference(self) -> list[torch.Tensor]:

@@ -62,7 +62,7 @@ def allow_tf32(allowed: bool) -> None:
 
 
 @contextmanager
-def without_tf32(device: torch.device) -> Iterator[None]:
+def tf32_disabled(device: torch.device) -> Iterator[None]:
     """Context without TF32, whatever the precision around it; does nothing without CUDA."""
     if device.type != "cuda":
         yield

@@ -8,7 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from beitcli.runtime.distributed.fsdp import part_like
+from beitcli.runtime.distributed.fsdp import distribute_like
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -59,4 +59,6 @@ def load_optimizer_tensors(
         if key == "step" and optimizer.defaults.get("fused"):
             target = parameter.device
         tensor = tensor.to(target)
-        optimizer.state[parameter][key] = part_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+        optimizer.state[parameter][key] = (
+            distribute_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+        )

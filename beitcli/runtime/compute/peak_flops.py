@@ -15,7 +15,7 @@ _WARM_UP, _ROUNDS = 2, 7
 _SIDES = {"cuda": 8192, "cpu": 1024, "mps": 2048}
 
 
-def matrix_rate(compute: Compute) -> float:
+def measure_matmul_flops(compute: Compute) -> float:
     """Returns FLOP/s of square matrix products in the precision of `compute`, the median of a few.
 
     The matrices are random, because zeros take less power and so run faster. A product has 1.1 TFLOP on CUDA, 2.1 GFLOP

@@ -41,7 +41,7 @@ class Failure:
     exit_code: int
     message: str
     hint: str = ""
-    by_a_peer: bool = False
+    is_peer_failure: bool = False
     trace: str = ""
     process: int = 0
     host: str = ""
@@ -58,7 +58,7 @@ class Failure:
         return kind(self.message, self.hint)
 
 
-def leave_word(folder: str, rank: int, restarts: int, error: BaseException, *, by_a_peer: bool) -> Failure:
+def write_failure(folder: str, rank: int, restarts: int, error: BaseException, *, is_peer_failure: bool) -> Failure:
     """Writes the report of this rank."""
     known = isinstance(error, BeitError)
     failure = Failure(
@@ -69,7 +69,7 @@ def leave_word(folder: str, rank: int, restarts: int, error: BaseException, *, b
         exit_code=_exit_code(error),
         message=error.message if isinstance(error, BeitError) else _first_line(error),
         hint=error.hint if isinstance(error, BeitError) else "",
-        by_a_peer=by_a_peer,
+        is_peer_failure=is_peer_failure,
         trace="" if known else "".join(traceback.format_exception(error)),
         process=os.getpid(),
         host=socket.gethostname(),
@@ -96,7 +96,7 @@ def first_cause(failures: Sequence[Failure], killed: Mapping[int, int], size: in
         killed: Rank -> number of the signal that ended it.
         size: World size.
     """
-    own = [failure for failure in failures if not failure.by_a_peer]
+    own = [failure for failure in failures if not failure.is_peer_failure]
     if own:
         return own[0]
     hung = any("timed out" in failure.message.lower() or "timeout" in failure.message.lower() for failure in failures)

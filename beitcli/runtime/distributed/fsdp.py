@@ -58,30 +58,30 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the full tensor; all ranks must call this for a sharded one."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def distribute_like(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Returns this rank's part of a full tensor, sharded like `kept`."""
     if not isinstance(kept, DTensor):
         return tensor
     return distribute_tensor(tensor.to(kept.device), kept.device_mesh, kept.placements, src_data_rank=None)
 
 
-def whole_tensors(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+def full_state_dict(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
     """Gathers full copies in CPU memory, one tensor after the other; a rank without `keep` takes part and gets none."""
     found = {}
     for name, tensor in tensors.items():
-        gathered = whole(tensor.detach())
+        unsharded = full_tensor(tensor.detach())
         if keep:
-            found[name] = gathered.clone() if gathered.device.type == "cpu" else gathered.cpu()
+            found[name] = unsharded.clone() if unsharded.device.type == "cpu" else unsharded.cpu()
     return found
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Context with the full parameters on every rank, so that ranks may run different numbers of forward passes."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:

@@ -33,7 +33,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, UsageError
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
-from beitcli.runtime.distributed.rank_env import place_of_this_process, slurm_step
+from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import CONNECT_SECONDS, DEFAULT_PORT, interface_of, no_meeting, own_address
 
 _SHUTDOWN_SECONDS = 600
@@ -75,7 +75,7 @@ def plan_launch(
     Raises:
         UsageError: More GPUs than there are, or machines without a place to meet.
     """
-    if place_of_this_process() is not None:
+    if rank_info_from_env() is not None:
         return None
     step = slurm_step(os.environ)
     if step is not None and step.tasks > 1 and gpus > 1 and nodes == 1:  # one task a machine
@@ -214,14 +214,14 @@ def _start(
         ) from None
     except RendezvousError as error:
         raise no_meeting(plan.nodes, plan.endpoint, error) from None
-    ended = [failure for failure in read_failures(folder) if not failure.by_a_peer]
+    ended = [failure for failure in read_failures(folder) if not failure.is_peer_failure]
     if ended and ended[0].exit_code:
         raise as_error(ended[0], plan.size)
 
 
 def _stopped(folder: str, asked: SignalException) -> BeitError:
     """What the processes said of their stop, else that there was nothing to save."""
-    said = [failure for failure in read_failures(folder) if not failure.by_a_peer]
+    said = [failure for failure in read_failures(folder) if not failure.is_peer_failure]
     if said:
         return as_error(said[0], len(said))
     kind = Interrupted if asked.sigval == signal.SIGINT else SignalStop

@@ -17,7 +17,7 @@ _PORTS = range(15000, 30000)  # below the ephemeral ports
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Rank, world size and rendezvous address of one process.
 
     Attributes:
@@ -56,7 +56,7 @@ class Allocation:
         return _PORTS[self.job % len(_PORTS)]
 
 
-def place_of_this_process(environ: Mapping[str, str] | None = None) -> Place | None:
+def rank_info_from_env(environ: Mapping[str, str] | None = None) -> RankInfo | None:
     """Returns rank and world size of this process; None if it is the only one, or has to launch the others first."""
     environ = os.environ if environ is None else environ
     if "RANK" in environ and "WORLD_SIZE" in environ:
@@ -64,7 +64,7 @@ def place_of_this_process(environ: Mapping[str, str] | None = None) -> Place | N
         rank = _number(environ, "RANK")
         if size == 1:
             return None
-        return Place(
+        return RankInfo(
             rank=rank,
             size=size,
             local_rank=_number(environ, "LOCAL_RANK", rank),
@@ -76,7 +76,7 @@ def place_of_this_process(environ: Mapping[str, str] | None = None) -> Place | N
     step = slurm_step(environ)
     if step is None or step.tasks == 1 or step.tasks == len(step.hosts):
         return None
-    return Place(
+    return RankInfo(
         rank=step.task,
         size=step.tasks,
         local_rank=step.local_task,

@@ -9,7 +9,7 @@ from torch import nn
 from beitcli.runtime.distributed.world import DistributedContext
 
 
-def share_statistics(model: nn.Module, world: DistributedContext) -> None:
+def convert_sync_batchnorm(model: nn.Module, world: DistributedContext) -> None:
     """Replaces every BatchNorm2d by a synchronized one; the state dict stays the same."""
     if world.size == 1:
         return
@@ -21,7 +21,7 @@ def share_statistics(model: nn.Module, world: DistributedContext) -> None:
                 setattr(parent, name, shared)
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.SyncBatchNorm` for the CPU, which torch does not have."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ class _AllSum(torch.autograd.Function):
         return summed
 
 
-def _shared(module: nn.BatchNorm2d) -> SharedBatchNorm2d:
-    shared = SharedBatchNorm2d(module.num_features, module.eps, module.momentum or 0.1)
+def _shared(module: nn.BatchNorm2d) -> SyncBatchNorm2d:
+    shared = SyncBatchNorm2d(module.num_features, module.eps, module.momentum or 0.1)
     shared.load_state_dict(module.state_dict())
     return shared.to(next(module.parameters()).device).train(module.training)

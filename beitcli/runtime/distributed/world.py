@@ -24,7 +24,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from beitcli.errors import BeitError, DistributedError, UsageError
-from beitcli.runtime.distributed.rank_env import Place, place_of_this_process
+from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
 
 Answer = TypeVar("Answer")
 _BY_A_PEER = re.compile(
@@ -54,7 +54,7 @@ class DistributedContext:
     restarts: int = 0
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is rank 0, which writes and logs for all ranks."""
         return self.rank == 0
 
@@ -107,7 +107,7 @@ class DistributedContext:
         if self.size == 1:
             return do()
         key = f"first/{_next_question()}"
-        if self.is_first:
+        if self.is_rank_zero:
             try:
                 answer: tuple[Any, BeitError | None] = (do(), None)
             except BeitError as error:
@@ -131,13 +131,13 @@ class DistributedContext:
             return do()
         kept: list[Answer] = []
         self.run_on_rank_zero(lambda: kept.append(do()))
-        return kept[0] if self.is_first else do()
+        return kept[0] if self.is_rank_zero else do()
 
     def rank_zero_only(self, tell: Callable[[Any], None]) -> Callable[[Any], None]:
         """Returns `tell` on rank 0 and a no-op elsewhere, for messages that are the same on all ranks."""
-        return tell if self.is_first else lambda event: None
+        return tell if self.is_rank_zero else lambda event: None
 
-    def in_turn(self, mine: Sequence[Answer]) -> list[Answer]:
+    def gather_interleaved(self, mine: Sequence[Answer]) -> list[Answer]:
         """Gathers the items of all ranks, interleaved: item i came from rank i % size."""
         everyone = self.gather(mine)
         longest = max(map(len, everyone))
@@ -177,7 +177,7 @@ def join(device: torch.device, processes: int, timeout: float) -> DistributedCon
     global _joined, _keys
     if _joined is not None:
         return _joined
-    place = place_of_this_process()
+    place = rank_info_from_env()
     if place is None:
         return SINGLE_PROCESS
     if processes not in (1, place.size):
@@ -206,7 +206,7 @@ def join(device: torch.device, processes: int, timeout: float) -> DistributedCon
     return _joined
 
 
-def unreachable(place: Place, error: Exception) -> DistributedError:
+def unreachable(place: RankInfo, error: Exception) -> DistributedError:
     """Returns the error for a failed rendezvous, with its address."""
     return DistributedError(
         f"Rank {place.rank} of {place.size} found no process group at {place.address}:{place.port} "
@@ -215,7 +215,7 @@ def unreachable(place: Place, error: Exception) -> DistributedError:
     )
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Destroys the process group; ranks that still wait for this one fail at once."""
     global _joined, _keys
     if _joined is not None:
@@ -223,7 +223,7 @@ def leave() -> None:
     _joined = _keys = None
 
 
-def is_by_a_peer(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error only means that another rank has died or hangs."""
     kinds = (dist.DistError, ConnectionError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and bool(_BY_A_PEER.search(str(error))))

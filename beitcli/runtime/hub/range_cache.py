@@ -45,7 +45,7 @@ def limit_bytes() -> int:
     return int(limit * 1e9)
 
 
-def obtain(remote: Remote, start: int, end: int, pauses: Sequence[float] | None = None) -> bytes:
+def read_cached(remote: Remote, start: int, end: int, pauses: Sequence[float] | None = None) -> bytes:
     """The bytes from `start` to before `end`: from the cache, else from the hub and kept.
 
     Args:
@@ -80,7 +80,7 @@ def obtain(remote: Remote, start: int, end: int, pauses: Sequence[float] | None 
     return kept
 
 
-def is_kept(remote: Remote, start: int, end: int) -> bool:
+def is_cached(remote: Remote, start: int, end: int) -> bool:
     """Whether there is a file of it; it may be damaged."""
     return _path(remote, start, end).is_file()
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, read_ahead, training_batches
-from beitcli.data.loading.sampler import KeyedOrder
+from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
-from beitcli.data.transforms.base import CenterView, PretrainingView, TwoSizes
-from beitcli.data.transforms.finetuning import FinetuningView
-from beitcli.data.transforms.pretraining import FastPretrainingView
+from beitcli.data.transforms.base import CenterTransform, PretrainingTransform, TwoCropTransform
+from beitcli.data.transforms.finetuning import FinetuningTransform
+from beitcli.data.transforms.pretraining import FastPretrainingTransform
 from beitcli.errors import BadImage, DataError
 from beitcli.masking import keyed_mask, make_masking
 
@@ -64,7 +64,7 @@ class Textured(Numbered):
 def stream(source: Source, batch_size: int = 4, steps: int = 10, images_seen: int = 0, **more) -> list[Batch]:
     seed, repeats = more.pop("seed", SEED), more.pop("repeats", 1)
     part = StreamPart(seed=seed, batch_size=batch_size, images_seen=images_seen, steps=steps, repeats=repeats)
-    return list(training_batches(source, part=part, **({"view": CenterView(size=4), "workers": 0} | more)))
+    return list(training_batches(source, part=part, **({"view": CenterTransform(size=4), "workers": 0} | more)))
 
 
 def equal(first: Batch, second: Batch) -> bool:
@@ -76,10 +76,10 @@ def equal(first: Batch, second: Batch) -> bool:
     )
 
 
-BOTH_VIEWS = pytest.mark.parametrize("kind", [FastPretrainingView, PretrainingView])
+BOTH_VIEWS = pytest.mark.parametrize("kind", [FastPretrainingTransform, PretrainingTransform])
 
 
-def keyed_options(seed: int = SEED, kind: type[TwoSizes] = FastPretrainingView) -> dict:
+def keyed_options(seed: int = SEED, kind: type[TwoCropTransform] = FastPretrainingTransform) -> dict:
     masking = make_masking("blockwise", (4, 4), 6, 4)
     return {
         "view": kind(seed=seed, image_size=16, token_size=8),
@@ -89,7 +89,7 @@ def keyed_options(seed: int = SEED, kind: type[TwoSizes] = FastPretrainingView) 
 
 def test_stream_is_the_keyed_order_epoch_after_epoch():
     batches = stream(Numbered(20), batch_size=8, steps=10)
-    order = KeyedOrder(20, SEED)
+    order = KeyedPermutation(20, SEED)
     expected = [order.at(position)[1] for position in range(80)]
     taken = [index for batch in batches for index in batch.indices]
     assert taken == expected
@@ -116,8 +116,8 @@ def test_tail_of_the_stream_is_what_a_resumed_run_reads(workers, kind):
 
 
 def test_workers_change_nothing_even_for_timms_augmentation():
-    view = FinetuningView(seed=SEED, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5)
-    alone, shared = (stream(Textured(20), steps=6, view=view, workers=workers) for workers in (0, 2))
+    transform = FinetuningTransform(seed=SEED, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5)
+    alone, shared = (stream(Textured(20), steps=6, transform=transform, workers=workers) for workers in (0, 2))
     assert all(equal(first, second) for first, second in zip(alone, shared, strict=True))
 
 
@@ -125,7 +125,7 @@ def test_workers_change_nothing_even_for_timms_augmentation():
 def test_views_and_masks_do_not_depend_on_the_batch_they_are_in(kind):
     small = stream(Textured(20), batch_size=2, steps=20, **keyed_options(kind=kind))
     large = stream(Textured(20), batch_size=8, steps=5, **keyed_options(kind=kind))
-    assert ("color" in small[0].tensors) == (kind is FastPretrainingView)
+    assert ("color" in small[0].tensors) == (kind is FastPretrainingTransform)
     for name in small[0].tensors:
         joined = [torch.cat([batch.tensors[name] for batch in batches]) for batches in (small, large)]
         assert torch.equal(*joined)
@@ -159,7 +159,7 @@ def test_draws_are_keyed_by_the_image_in_the_whole_data():
 def test_bad_images_are_replaced_by_the_next_of_the_order_and_reported(workers):
     bad = (3, 4, 11)
     batches = stream(Numbered(20, bad), steps=10, workers=workers)
-    permutation = [KeyedOrder(20, SEED).permutation(epoch).tolist() for epoch in range(2)]
+    permutation = [KeyedPermutation(20, SEED).permutation(epoch).tolist() for epoch in range(2)]
     expected = []
     for order in permutation:
         for place in range(20):
@@ -180,7 +180,7 @@ def test_bad_images_leave_a_resumed_stream_as_it_was():
 
 
 def test_the_last_place_of_an_epoch_is_replaced_by_its_first():
-    order = KeyedOrder(20, SEED).permutation(0).tolist()
+    order = KeyedPermutation(20, SEED).permutation(0).tolist()
     batches = stream(Numbered(20, (order[-1],)), batch_size=20, steps=1)
     assert batches[0].indices == [*order[:-1], order[0]]
 
@@ -199,7 +199,7 @@ def test_data_without_a_readable_image_stops_with_a_data_error(workers):
 class Scarce:
     """A view in a process that may take `spare` more bytes of memory than it has."""
 
-    inner: TwoSizes
+    inner: TwoCropTransform
     spare: int
 
     @property
@@ -224,16 +224,18 @@ class OneVast(Textured):
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own memory from /proc")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_memory_does_not_hold_is_a_bad_image(workers):
-    view = Scarce(PretrainingView(seed=SEED, image_size=16, token_size=8), spare=40_000_000)  # its jitter needs 80 MB
-    (batch,) = ordered_batches(OneVast(5), view, batch_size=5, workers=workers)
+    transform = Scarce(
+        PretrainingTransform(seed=SEED, image_size=16, token_size=8), spare=40_000_000
+    )  # its jitter needs 80 MB
+    (batch,) = ordered_batches(OneVast(5), transform, batch_size=5, workers=workers)
     assert batch.indices == [0, 1, 2, 4]
     assert batch.bad == [(3, "numbered/3.png", "too large for the memory of this machine")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own memory from /proc")
 def test_a_fast_view_that_memory_does_not_hold_makes_a_bad_image():
-    view = Scarce(FastPretrainingView(seed=SEED, image_size=(8000, 4000), token_size=8), spare=40_000_000)
-    (batch,) = ordered_batches(Textured(1), view, batch_size=1, workers=0)
+    transform = Scarce(FastPretrainingTransform(seed=SEED, image_size=(8000, 4000), token_size=8), spare=40_000_000)
+    (batch,) = ordered_batches(Textured(1), transform, batch_size=1, workers=0)
     assert batch.bad == [(0, "numbered/0.png", "too large for the memory of this machine")]
 
 
@@ -246,7 +248,7 @@ def test_every_readable_image_comes_once_in_order(workers, batch_size):
     if workers and batch_size == 1:
         batch_size = 3
     bad = (0, 8, 9, 10, 11, 12, 13)
-    batches = list(ordered_batches(Numbered(20, bad), CenterView(size=4), batch_size=batch_size, workers=workers))
+    batches = list(ordered_batches(Numbered(20, bad), CenterTransform(size=4), batch_size=batch_size, workers=workers))
     assert len(batches) == -(-20 // batch_size)
     assert [index for batch in batches for index in batch.indices] == [i for i in range(20) if i not in bad]
     assert [record[0] for batch in batches for record in batch.bad] == list(bad)
@@ -267,17 +269,19 @@ def test_a_batch_goes_to_a_device_by_name():
 
 @pytest.mark.parametrize(("batch_size", "started"), [(20, 1), (10, 2), (1, 3)])
 def test_no_more_workers_than_batches(batch_size, started):
-    batches = ordered_batches(Numbered(20), CenterView(size=4), batch_size=batch_size, workers=3)
+    batches = ordered_batches(Numbered(20), CenterTransform(size=4), batch_size=batch_size, workers=3)
     before = len(active_children())
     next(batches)
     assert len(active_children()) - before == started
     batches.close()
-    assert list(ordered_batches(Numbered(0), CenterView(size=4), batch_size=4, workers=3)) == []
+    assert list(ordered_batches(Numbered(0), CenterTransform(size=4), batch_size=4, workers=3)) == []
 
 
 def test_more_workers_than_cores_are_no_warning():
     many = len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
-    batches = list(ordered_batches(Numbered(20), CenterView(size=4), batch_size=1, workers=many))  # warnings are errors
+    batches = list(
+        ordered_batches(Numbered(20), CenterTransform(size=4), batch_size=1, workers=many)
+    )  # warnings are errors
     assert [batch.indices for batch in batches] == [[index] for index in range(20)]
 
 
@@ -285,8 +289,8 @@ def test_more_workers_than_cores_are_no_warning():
 def test_reading_moves_no_global_generator(workers):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    view = PretrainingView(seed=SEED, image_size=16, token_size=8)
-    assert len(list(ordered_batches(Textured(20), view, batch_size=4, workers=workers))) == 5
+    transform = PretrainingTransform(seed=SEED, image_size=16, token_size=8)
+    assert len(list(ordered_batches(Textured(20), transform, batch_size=4, workers=workers))) == 5
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -312,7 +316,7 @@ def test_read_ahead_stays_below_2_gb(batch_size, bytes_per_image, workers):
 class Heavy:
     """A view that says it is large."""
 
-    inner: PretrainingView
+    inner: PretrainingTransform
     bytes_per_image: int
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
@@ -322,7 +326,7 @@ class Heavy:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_that_travel_in_pieces_are_the_same_batches(workers):
     source = Textured(20, bad=(3, 4, 11))
-    plain = keyed_options(kind=PretrainingView)
+    plain = keyed_options(kind=PretrainingTransform)
     heavy = plain | {"view": Heavy(plain["view"], bytes_per_image=400_000_000)}
     assert read_ahead(7, 400_000_000, workers)[1] > 1
     for start in (0, 21):
@@ -336,8 +340,8 @@ def test_batches_that_travel_in_pieces_are_the_same_batches(workers):
 
 
 def test_a_batch_in_pieces_without_a_readable_image_is_empty():
-    view = Heavy(PretrainingView(seed=SEED, image_size=16, token_size=8), bytes_per_image=10**9)
-    batches = list(ordered_batches(Numbered(6, (0, 1, 2)), view, batch_size=3, workers=1))
+    transform = Heavy(PretrainingTransform(seed=SEED, image_size=16, token_size=8), bytes_per_image=10**9)
+    batches = list(ordered_batches(Numbered(6, (0, 1, 2)), transform, batch_size=3, workers=1))
     assert [batch.indices for batch in batches] == [[], [3, 4, 5]]
     assert batches[0].tensors == {}
     assert [record[0] for record in batches[0].bad] == [0, 1, 2]
@@ -349,8 +353,8 @@ def test_workers_say_nothing_of_a_damaged_image_that_can_be_decoded(tmp_path, ca
     content = path.read_bytes()
     path.write_bytes(content[:-2] + bytes([7] * 12) + content[-2:])  # libjpeg: "12 extraneous bytes before marker"
     source = open_data([str(tmp_path)])
-    view = FastPretrainingView(seed=0, image_size=32, token_size=16)
-    (batch,) = ordered_batches(source, view, batch_size=1, workers=1)
+    transform = FastPretrainingTransform(seed=0, image_size=32, token_size=16)
+    (batch,) = ordered_batches(source, transform, batch_size=1, workers=1)
     assert len(batch) == 1
     assert capfd.readouterr().err == ""
     source.pixels(0)
@@ -362,7 +366,7 @@ def test_workers_say_nothing_of_a_damaged_image_that_can_be_decoded(tmp_path, ca
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_repeats_draw_each_image_in_a_row_with_other_views(workers):
-    options = keyed_options(kind=PretrainingView)
+    options = keyed_options(kind=PretrainingTransform)
     thrice = stream(Textured(10), **options, repeats=3, steps=8, workers=workers)
     indices = [index for batch in thrice for index in batch.indices]
     once = [index for batch in stream(Textured(10), **options, steps=3) for index in batch.indices]
@@ -376,7 +380,7 @@ def test_repeats_draw_each_image_in_a_row_with_other_views(workers):
 
 
 def test_a_stream_with_repeats_goes_on_from_any_view():
-    options = keyed_options(kind=PretrainingView)
+    options = keyed_options(kind=PretrainingTransform)
     whole = stream(Textured(7), **options, repeats=3, batch_size=4, steps=12)
     rest = stream(Textured(7), **options, repeats=3, batch_size=4, steps=7, images_seen=20)
     assert all(equal(first, second) for first, second in zip(whole[5:], rest, strict=True))

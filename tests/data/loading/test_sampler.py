@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beitcli.data.loading.sampler import KeyedOrder, select_limit, split_holdout
+from beitcli.data.loading.sampler import KeyedPermutation, select_limit, split_holdout
 from beitcli.data.sources.base import Source
 from beitcli.errors import DataError, UsageError
 
@@ -41,19 +41,19 @@ def label_lists() -> st.SearchStrategy[list[int]]:
 @settings(max_examples=150, deadline=None)
 @given(length=st.integers(1, 2000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10_000))
 def test_order_is_a_bijection(length: int, seed: int, epoch: int) -> None:
-    permutation = KeyedOrder(length, seed).permutation(epoch)
+    permutation = KeyedPermutation(length, seed).permutation(epoch)
     assert np.array_equal(np.sort(permutation), np.arange(length))
 
 
 def test_order_is_a_bijection_at_powers_of_two_and_beside_them() -> None:
     for length in (1, 2, 3, 4, 5, 15, 16, 17, 255, 256, 257, 65_535, 65_536, 65_537):
-        assert np.unique(KeyedOrder(length, 0).permutation(0)).size == length
+        assert np.unique(KeyedPermutation(length, 0).permutation(0)).size == length
 
 
 @settings(max_examples=30, deadline=None)
 @given(length=st.integers(1, 50), seed=st.integers(0, 1000), positions=st.lists(st.integers(0, 400), max_size=20))
 def test_order_random_access_equals_sequential(length: int, seed: int, positions: list[int]) -> None:
-    order = KeyedOrder(length, seed)
+    order = KeyedPermutation(length, seed)
     sequential = np.concatenate([order.permutation(epoch) for epoch in range(400 // length + 1)])
     epochs, indices = order.indices(np.array(positions, dtype=np.int64))
     assert np.array_equal(epochs, np.array(positions, dtype=np.int64) // length)
@@ -64,10 +64,10 @@ def test_order_random_access_equals_sequential(length: int, seed: int, positions
 
 def test_order_changes_with_epoch_seed_and_purpose() -> None:
     orders = [
-        KeyedOrder(1000, 0).permutation(0),
-        KeyedOrder(1000, 0).permutation(1),
-        KeyedOrder(1000, 1).permutation(0),
-        KeyedOrder(1000, 0, "limit").permutation(0),
+        KeyedPermutation(1000, 0).permutation(0),
+        KeyedPermutation(1000, 0).permutation(1),
+        KeyedPermutation(1000, 1).permutation(0),
+        KeyedPermutation(1000, 0, "limit").permutation(0),
     ]
     for number, one in enumerate(orders):
         for other in orders[number + 1 :]:
@@ -77,7 +77,7 @@ def test_order_changes_with_epoch_seed_and_purpose() -> None:
 @pytest.mark.parametrize("length", [3, 6, 10, 40])
 def test_order_places_are_uniform(length: int) -> None:
     epochs = 2000
-    order = KeyedOrder(length, 5)
+    order = KeyedPermutation(length, 5)
     counts = np.zeros((length, length))  # place by image
     places = np.arange(length)
     for epoch in range(epochs):
@@ -89,19 +89,19 @@ def test_order_places_are_uniform(length: int) -> None:
 
 
 def test_order_neighbours_are_uncorrelated() -> None:
-    permutation = KeyedOrder(50_000, 0).permutation(0)
+    permutation = KeyedPermutation(50_000, 0).permutation(0)
     correlation = np.corrcoef(permutation[:-1], permutation[1:])[0, 1]
     assert abs(correlation) < 4 / np.sqrt(50_000)
     assert abs(np.corrcoef(permutation, np.arange(50_000))[0, 1]) < 4 / np.sqrt(50_000)
 
 
 def test_order_is_the_same_on_every_machine() -> None:
-    assert KeyedOrder(10, 0).permutation(0).tolist() == [5, 8, 7, 1, 3, 4, 6, 2, 9, 0]
+    assert KeyedPermutation(10, 0).permutation(0).tolist() == [5, 8, 7, 1, 3, 4, 6, 2, 9, 0]
 
 
 def test_order_refuses_no_images() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        KeyedOrder(0, 0)
+        KeyedPermutation(0, 0)
 
 
 @settings(max_examples=80, deadline=None)
@@ -114,7 +114,7 @@ def test_limit_is_balanced_and_in_keyed_order(labels: list[int], limit: int, see
     taken = np.bincount(np.array(labels)[chosen], minlength=len(available))
     most = taken.max()
     assert all(taken[label] >= min(available[label], most - 1) for label in range(len(available)))
-    place = np.argsort(KeyedOrder(len(labels), seed, "limit").permutation(0))
+    place = np.argsort(KeyedPermutation(len(labels), seed, "limit").permutation(0))
     assert np.all(np.diff(place[chosen]) > 0)
 
 
@@ -125,7 +125,7 @@ def test_limit_smaller_is_part_of_larger() -> None:
 
 def test_limit_without_labels_is_the_start_of_the_order() -> None:
     source = LabelledNumbers(None, length=50)
-    assert np.array_equal(select_limit(source, 8, 2), KeyedOrder(50, 2, "limit").permutation(0)[:8])
+    assert np.array_equal(select_limit(source, 8, 2), KeyedPermutation(50, 2, "limit").permutation(0)[:8])
     assert np.array_equal(np.sort(select_limit(source, 80, 2)), np.arange(50))
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.data.annotations.label_maps import IGNORED, LabelRule
+from beitcli.data.annotations.label_maps import IGNORED, LabelMapping
 from beitcli.data.sources.formats.sample import SampleSource
 from beitcli.data.sources.segmentation import SegmentationSource, open_segmentation
 from beitcli.data.sources.splits import has_train_and_val
 from beitcli.errors import BadImage, DataError
 
-RULE = LabelRule(classes=4)
+RULE = LabelMapping(classes=4)
 
 
 def save_pair(images: Path, masks: Path, name: str, mask: np.ndarray, mode: str = "L") -> None:
@@ -87,7 +87,7 @@ def test_several_sources_follow_one_another_and_some_of_them_keep_their_keys(tmp
 
 
 def test_sample_has_the_background_and_its_shapes():
-    source = open_segmentation(["sample"], LabelRule(), role="eval", sample_size=32)
+    source = open_segmentation(["sample"], LabelMapping(), role="eval", sample_size=32)
     drawn = SampleSource("val", 32)
     pixels, labels = source.pixels_and_labels(5)
     np.testing.assert_array_equal(pixels, np.asarray(drawn.image(5)))
@@ -97,7 +97,7 @@ def test_sample_has_the_background_and_its_shapes():
 
 def test_ade20k_numbering_is_read_by_its_rule(tmp_path):
     save_pair(tmp_path / "images" / "training", tmp_path / "annotations" / "training", "a", mask_of(150))
-    rule = LabelRule(reduce_zero_label=True, classes=150)
+    rule = LabelMapping(reduce_zero_label=True, classes=150)
     labels = open_segmentation([str(tmp_path)], rule).pixels_and_labels(0)[1]
     assert (labels[0, 0], labels[-1, -1]) == (IGNORED, 149)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.data.annotations.label_maps import LabelRule
+from beitcli.data.annotations.label_maps import LabelMapping
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.detection import open_detection
 from beitcli.data.sources.open_data import open_data
@@ -236,7 +236,7 @@ def test_masks_and_boxes_have_the_same_splits(tmp_path, train, val):
                 tmp_path / "masked" / name / kind / f"{name}.png"
             )
         save_rectangles(tmp_path / "boxed", name, 2 + number, seed=number)
-    rule = LabelRule(classes=4)
+    rule = LabelMapping(classes=4)
     for opened, root in (
         (lambda root, **how: open_segmentation([root], rule, **how), tmp_path / "masked"),
         (lambda root, **how: open_detection([root], **how), tmp_path / "boxed"),

@@ -19,9 +19,9 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from beitcli.data.transforms.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    CenterView,
-    PretrainingView,
-    TokenizerView,
+    CenterTransform,
+    PretrainingTransform,
+    TokenizerTransform,
     center_box,
     draw_crop_box,
     evaluation_view,
@@ -30,7 +30,7 @@ from beitcli.data.transforms.base import (
     normalize,
     to_array,
 )
-from beitcli.data.transforms.finetuning import FinetuningView, erase, masked_erase
+from beitcli.data.transforms.finetuning import FinetuningTransform, erase, masked_erase
 from beitcli.runtime.compute.keyed_rng import keyed_generator, keyed_integer
 
 SIDE = 256
@@ -48,7 +48,7 @@ def noise(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def corners(view: np.ndarray) -> tuple[float, float, float, float]:
+def corners(transform: np.ndarray) -> tuple[float, float, float, float]:
     """(left, right, upper, lower) of the box that a (3, h, w) view of `coordinates` shows, in shares of the side.
 
     Bicubic and Lanczos keep a ramp a ramp, away from the edges; so the middle half gives offset and slope.
@@ -59,18 +59,18 @@ def corners(view: np.ndarray) -> tuple[float, float, float, float]:
         slope, first = np.polyfit((np.arange(len(values))[inner] + 0.5) / len(values), values[inner] / 255, 1)
         return first, first + slope
 
-    return *ends(view[0].astype(float).mean(axis=0)), *ends(view[1].astype(float).mean(axis=1))
+    return *ends(transform[0].astype(float).mean(axis=0)), *ends(transform[1].astype(float).mean(axis=1))
 
 
 # Pretraining
 
 
 def test_both_views_show_the_same_box():
-    view = PretrainingView(seed=0, image_size=64, token_size=32, color_jitter=0.0)
+    transform = PretrainingTransform(seed=0, image_size=64, token_size=32, color_jitter=0.0)
     image = coordinates()
     boxes, flipped = [], 0
     for index in range(40):
-        drawn = view(image, 0, index)
+        drawn = transform(image, 0, index)
         assert drawn["images"].shape == (3, 64, 64)
         assert drawn["token_images"].shape == (3, 32, 32)
         of_images, of_tokens = corners(drawn["images"]), corners(drawn["token_images"])
@@ -82,8 +82,8 @@ def test_both_views_show_the_same_box():
 
 
 def test_patch_and_token_show_the_same_pixels():
-    view = PretrainingView(seed=3, image_size=64, token_size=32, color_jitter=0.4)
-    drawn = view(coordinates(), 1, 5)
+    transform = PretrainingTransform(seed=3, image_size=64, token_size=32, color_jitter=0.4)
+    drawn = transform(coordinates(), 1, 5)
     patches = drawn["images"].reshape(3, 8, 8, 8, 8).mean(axis=(2, 4))
     tokens = drawn["token_images"].reshape(3, 8, 4, 8, 4).mean(axis=(2, 4))
     assert np.abs(patches - tokens).max() < 2.0
@@ -92,7 +92,9 @@ def test_patch_and_token_show_the_same_pixels():
 @pytest.mark.parametrize("shape", [(32, 32), (32, 48), (32, 16)], ids=str)
 def test_pretraining_view_is_crop_of_flip_of_jitter_by_hand(shape):
     height, width = shape
-    view = PretrainingView(seed=7, image_size=shape, token_size=(16, width // 2), color_jitter=0.4, min_crop=0.3)
+    transform = PretrainingTransform(
+        seed=7, image_size=shape, token_size=(16, width // 2), color_jitter=0.4, min_crop=0.3
+    )
     for index in range(6):
         rng = keyed_generator(7, "view", 2, index)
         image = jitter_colors(noise(), 0.4, rng)
@@ -101,7 +103,7 @@ def test_pretraining_view_is_crop_of_flip_of_jitter_by_hand(shape):
         crop_box = draw_crop_box(64, 48, rng, 0.3, target_aspect=width / height)
         expected = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, crop_box)).transpose(2, 0, 1)
         smaller = np.asarray(image.resize((width // 2, 16), Image.Resampling.LANCZOS, crop_box)).transpose(2, 0, 1)
-        drawn = view(noise(), 2, index)
+        drawn = transform(noise(), 2, index)
         assert np.array_equal(drawn["images"], expected)
         assert np.array_equal(drawn["token_images"], smaller)
 
@@ -109,9 +111,11 @@ def test_pretraining_view_is_crop_of_flip_of_jitter_by_hand(shape):
 def test_views_are_keyed_by_seed_epoch_and_image_alone():
     image = noise()
     views = {
-        "pretraining": lambda seed: PretrainingView(seed=seed, image_size=16, token_size=8),
-        "tokenizer": lambda seed: TokenizerView(seed=seed, size=16),
-        "finetuning": lambda seed: FinetuningView(seed=seed, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5),
+        "pretraining": lambda seed: PretrainingTransform(seed=seed, image_size=16, token_size=8),
+        "tokenizer": lambda seed: TokenizerTransform(seed=seed, size=16),
+        "finetuning": lambda seed: FinetuningTransform(
+            seed=seed, size=16, rand_augment="rand-m9-mstd0.5-inc1", erasing=0.5
+        ),
     }
     for name, make in views.items():
         first = make(1)(image, 0, 0)["images"]
@@ -123,15 +127,15 @@ def test_views_are_keyed_by_seed_epoch_and_image_alone():
 
 
 @pytest.mark.parametrize("make", [
-    lambda: PretrainingView(seed=0, image_size=8, token_size=8, color_jitter=0.0),
-    lambda: TokenizerView(seed=0, size=8),
-    lambda: FinetuningView(seed=0, size=8),
+    lambda: PretrainingTransform(seed=0, image_size=8, token_size=8, color_jitter=0.0),
+    lambda: TokenizerTransform(seed=0, size=8),
+    lambda: FinetuningTransform(seed=0, size=8),
 ])  # fmt: skip
 def test_half_of_the_views_are_flipped(make):
-    view, image = make(), coordinates(32, 32)
+    transform, image = make(), coordinates(32, 32)
     flipped = 0
     for index in range(400):
-        red = view(image, 0, index)["images"][0].astype(float)
+        red = transform(image, 0, index)["images"][0].astype(float)
         flipped += red[:, 0].mean() > red[:, -1].mean()
     assert 160 <= flipped <= 240  # 4 standard deviations
 
@@ -242,10 +246,10 @@ def test_jitter_is_the_three_enhancers_in_a_drawn_order():
 )
 def test_center_box_by_hand(image_size, size, share, box):
     assert center_box(*image_size, size, share) == pytest.approx(box)
-    view = CenterView(size=size, crop_share=share)(coordinates(*image_size))["images"]
-    assert view.shape == (3, *size)
+    transform = CenterTransform(size=size, crop_pct=share)(coordinates(*image_size))["images"]
+    assert transform.shape == (3, *size)
     seen = (box[0] / image_size[0], box[2] / image_size[0], box[1] / image_size[1], box[3] / image_size[1])
-    assert corners(view) == pytest.approx(seen, abs=0.01)
+    assert corners(transform) == pytest.approx(seen, abs=0.01)
 
 
 @settings(deadline=None)
@@ -258,19 +262,19 @@ def test_center_box_of_any_shape_lies_inside_and_touches_two_sides(width, height
 
 
 def test_fit_center_shows_the_central_square():
-    view = to_array(fit_center(coordinates(512, 256), 64))
-    assert view.shape == (3, 64, 64)
-    assert corners(view) == pytest.approx((0.25, 0.75, 0.0, 1.0), abs=0.01)
+    transform = to_array(fit_center(coordinates(512, 256), 64))
+    assert transform.shape == (3, 64, 64)
+    assert corners(transform) == pytest.approx((0.25, 0.75, 0.0, 1.0), abs=0.01)
     tall = to_array(fit_center(coordinates(256, 512), 64))
     assert corners(tall) == pytest.approx((0.0, 1.0, 0.25, 0.75), abs=0.01)
 
 
 def test_fit_center_with_a_share_keeps_the_middle_of_it():
-    view = to_array(fit_center(coordinates(), 112, crop_share=0.875))
-    assert corners(view) == pytest.approx((1 / 16, 15 / 16, 1 / 16, 15 / 16), abs=0.01)
+    transform = to_array(fit_center(coordinates(), 112, crop_pct=0.875))
+    assert corners(transform) == pytest.approx((1 / 16, 15 / 16, 1 / 16, 15 / 16), abs=0.01)
     assert center_box(256, 256, 112, 0.875) == (16, 16, 240, 240)
     by_hand = coordinates().resize((128, 128), Image.Resampling.BICUBIC).crop((8, 8, 120, 120))
-    assert np.array_equal(view, to_array(by_hand))
+    assert np.array_equal(transform, to_array(by_hand))
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (640, 427), (333, 1000), (64, 64), (90, 61)])
@@ -291,12 +295,12 @@ def test_fit_center_is_a_crop_of_the_resized_image_within_half_a_pixel(width, he
         expected = begin + (np.arange(size) + 0.5) / size * (end - begin)
         assert np.abs(seen - expected)[inner, inner].max() < 0.5
     image = coordinates(width, height)
-    view = to_array(fit_center(image, size, share))
+    transform = to_array(fit_center(image, size, share))
     whole = image.resize((across, down), Image.Resampling.BICUBIC)
     by_hand = to_array(whole.crop((*offset, offset[0] + size, offset[1] + size)))
-    assert np.abs(view.astype(int) - by_hand).max() <= 1  # rounding, which was in two places
+    assert np.abs(transform.astype(int) - by_hand).max() <= 1  # rounding, which was in two places
     theirs = CenterCrop(size)(Resize(target, InterpolationMode.BICUBIC)(image))
-    assert np.abs(view.astype(int) - to_array(theirs)).max() <= 1
+    assert np.abs(transform.astype(int) - to_array(theirs)).max() <= 1
 
 
 @settings(deadline=None)
@@ -315,11 +319,11 @@ def test_fit_center_of_a_long_image_needs_no_memory_for_its_length(width, height
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, before[1]))
     try:
-        view = to_array(fit_center(image, 224))
+        transform = to_array(fit_center(image, 224))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-    assert view.shape == (3, 224, 224)
-    assert (view == np.array([9, 99, 199])[:, None, None]).all()
+    assert transform.shape == (3, 224, 224)
+    assert (transform == np.array([9, 99, 199])[:, None, None]).all()
 
 
 def test_fit_center_of_its_own_size_is_the_image_itself():
@@ -330,15 +334,15 @@ def test_fit_center_of_its_own_size_is_the_image_itself():
 @given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 64), share=st.sampled_from([0.875, 1]))
 def test_fit_center_is_square_and_never_padded(width, height, size, share):
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    view = to_array(fit_center(white, size, share))
-    assert view.shape == (3, size, size)
-    assert (view == 255).all()
+    transform = to_array(fit_center(white, size, share))
+    assert transform.shape == (3, size, size)
+    assert (transform == 255).all()
 
 
 def test_evaluation_crops_below_384_pixels_only():
-    assert evaluation_view(224) == CenterView(size=224, crop_share=0.875)
-    assert evaluation_view(384) == CenterView(size=384, crop_share=1.0)
-    assert evaluation_view((192, 768)) == CenterView(size=(192, 768), crop_share=0.875)
+    assert evaluation_view(224) == CenterTransform(size=224, crop_pct=0.875)
+    assert evaluation_view(384) == CenterTransform(size=384, crop_pct=1.0)
+    assert evaluation_view((192, 768)) == CenterTransform(size=(192, 768), crop_pct=0.875)
     images = evaluation_view(32)(noise(), 5, 9)["images"]
     assert np.array_equal(images, evaluation_view(32)(noise())["images"])
 
@@ -378,19 +382,20 @@ def test_normalize_copies_its_numbers_to_a_device_once_and_changes_none():
     torch.nn.Parameter(torch.ones(3, 1, 1)).mul(again).sum().backward()  # no tensor of inference mode is left over
 
 
-@pytest.mark.parametrize("view", [
-    PretrainingView(seed=0, image_size=32, token_size=16), TokenizerView(seed=0, size=24), CenterView(size=20),
-    FinetuningView(seed=0, size=16),
-    PretrainingView(seed=0, image_size=(16, 24), token_size=(8, 12)), CenterView(size=(20, 12)),
-    PretrainingView(seed=0, image_size=(16, 24), token_size=None), FinetuningView(seed=0, size=(16, 8)),
+@pytest.mark.parametrize("transform", [
+    PretrainingTransform(seed=0, image_size=32, token_size=16),
+    TokenizerTransform(seed=0, size=24), CenterTransform(size=20),
+    FinetuningTransform(seed=0, size=16),
+    PretrainingTransform(seed=0, image_size=(16, 24), token_size=(8, 12)), CenterTransform(size=(20, 12)),
+    PretrainingTransform(seed=0, image_size=(16, 24), token_size=None), FinetuningTransform(seed=0, size=(16, 8)),
 ])  # fmt: skip
-def test_bytes_per_image_are_those_of_the_arrays(view):
-    assert view.bytes_per_image == sum(array.nbytes for array in view(noise(), 0, 0).values())
+def test_bytes_per_image_are_those_of_the_arrays(transform):
+    assert transform.bytes_per_image == sum(array.nbytes for array in transform(noise(), 0, 0).values())
 
 
 def test_finetuning_view_without_augmentation_is_a_crop():
-    view = FinetuningView(seed=0, size=16, min_crop=1.0)
-    images = view(Image.new("RGB", (40, 40), (128, 64, 255)), 0, 0)["images"]
+    transform = FinetuningTransform(seed=0, size=16, min_crop=1.0)
+    images = transform(Image.new("RGB", (40, 40), (128, 64, 255)), 0, 0)["images"]
     assert images.dtype == np.uint8
     assert [np.unique(channel).tolist() for channel in images] == [[128], [64], [255]]
 
@@ -398,14 +403,14 @@ def test_finetuning_view_without_augmentation_is_a_crop():
 @pytest.mark.parametrize("size", [32, (24, 40)], ids=str)
 def test_finetuning_view_on_the_device_is_what_timm_makes_of_an_image(size):
     policy, (height, width) = "rand-m5-inc1", (size, size) if isinstance(size, int) else size
-    view = FinetuningView(seed=4, size=size, rand_augment=policy, erasing=0.5)
+    transform = FinetuningTransform(seed=4, size=size, rand_augment=policy, erasing=0.5)
     whole = create_transform(
         (height, width), is_training=True, ratio=(3 / 4 * width / height, 4 / 3 * width / height), color_jitter=None,
         auto_augment=policy, interpolation="bicubic", re_prob=0.5, re_mode="pixel",
     )  # fmt: skip
     number_erased = 0
     for index in range(60):
-        drawn = {name: torch.from_numpy(array) for name, array in view(noise(), 1, index).items()}
+        drawn = {name: torch.from_numpy(array) for name, array in transform(noise(), 1, index).items()}
         made = normalize(drawn["images"][None], IMAGENET_MEAN, IMAGENET_STD)
         erase(made, drawn["erased"][None], drawn["noise"])
         word = keyed_integer(4, "augmentation", 1, index)
@@ -419,8 +424,8 @@ def test_finetuning_view_on_the_device_is_what_timm_makes_of_an_image(size):
 
 
 def test_what_is_erased_is_the_same_by_either_way():
-    view = FinetuningView(seed=4, size=(24, 16), erasing=0.5)
-    drawn = [view(noise(), 0, index) for index in range(12)]
+    transform = FinetuningTransform(seed=4, size=(24, 16), erasing=0.5)
+    drawn = [transform(noise(), 0, index) for index in range(12)]
     boxes = torch.stack([torch.from_numpy(each["erased"]) for each in drawn])
     filling = torch.cat([torch.from_numpy(each["noise"]) for each in drawn])
     images = torch.zeros(12, 3, 24, 16)
@@ -432,9 +437,9 @@ def test_what_is_erased_is_the_same_by_either_way():
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32)], ids=str)
 def test_finetuning_view_of_another_shape_is_distorted_by_a_third_at_most(size):
-    view = FinetuningView(seed=0, size=size)
+    transform = FinetuningTransform(seed=0, size=size)
     for index in range(40):
-        images = view(coordinates(), 0, index)["images"]
+        images = transform(coordinates(), 0, index)["images"]
         assert images.shape == (3, *size)
         left, right, upper, lower = corners(images)
         distortion = abs(right - left) / (lower - upper) * size[0] / size[1]
@@ -445,8 +450,8 @@ def test_finetuning_view_erases_as_often_as_asked():
     even = Image.new("RGB", (32, 32), (128, 128, 128))
 
     def erased(probability: float) -> int:
-        view = FinetuningView(seed=0, size=16, erasing=probability)
-        return sum(len(view(even, 0, index).get("noise", ())) > 0 for index in range(200))
+        transform = FinetuningTransform(seed=0, size=16, erasing=probability)
+        return sum(len(transform(even, 0, index).get("noise", ())) > 0 for index in range(200))
 
     assert erased(0.0) == 0
     assert erased(1.0) == 200
@@ -455,6 +460,6 @@ def test_finetuning_view_erases_as_often_as_asked():
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m10-inc1", "rand-m10"])
 def test_finetuning_view_survives_the_highest_magnitudes(policy):
-    view = FinetuningView(seed=0, size=16, rand_augment=policy)
+    transform = FinetuningTransform(seed=0, size=16, rand_augment=policy)
     for index in range(300):
-        assert view(noise(), 0, index)["images"].shape == (3, 16, 16)
+        assert transform(noise(), 0, index)["images"].shape == (3, 16, 16)

@@ -11,7 +11,13 @@ import torch
 
 from beitcli.data.annotations.boxes import BoxLabels
 from beitcli.data.annotations.instance_masks import Bitmap, Polygons
-from beitcli.data.transforms.detection import DetectionView, FittedView, MarkedView, fitted_shape, moved
+from beitcli.data.transforms.detection import (
+    DetectionEvalTransform,
+    DetectionTransform,
+    LabelledDetectionTransform,
+    fitted_shape,
+    moved,
+)
 from beitcli.engine.detection.task import unpacked
 
 GRAY, RED = 60, (250, 10, 10)
@@ -26,9 +32,9 @@ def scene(box: tuple[int, int, int, int] = (30, 12, 54, 36), shape: tuple[int, i
     return pixels, BoxLabels(boxes, np.array([4, 5]), np.array([False, True]), np.array([576.0, 100.0]), shape)
 
 
-def view_of(**how: object) -> DetectionView:
+def view_of(**how: object) -> DetectionTransform:
     plain = {"seed": 0, "size": (48, 64), "most": 3}
-    return DetectionView(**(plain | how))  # type: ignore[arg-type]
+    return DetectionTransform(**(plain | how))  # type: ignore[arg-type]
 
 
 def red_box(images: np.ndarray) -> np.ndarray:
@@ -129,8 +135,8 @@ def test_image_without_boxes_has_room_only():
 
 def test_fitted_view_tells_what_it_did():
     pixels, marked = scene()
-    seen = FittedView(size=(64, 64))(pixels)
+    seen = DetectionEvalTransform(size=(64, 64))(pixels)
     assert (seen["content"].tolist(), seen["size"].tolist()) == ([48, 64], [60, 80])
     np.testing.assert_allclose(red_box(seen["images"]), np.array([30, 12, 54, 36]) * 0.8, atol=1)
-    alike = MarkedView(size=(64, 64))((pixels, marked))
+    alike = LabelledDetectionTransform(size=(64, 64))((pixels, marked))
     np.testing.assert_array_equal(alike["images"], seen["images"])

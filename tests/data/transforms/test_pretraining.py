@@ -18,13 +18,13 @@ from beitcli.data.transforms.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     SATURATION,
-    PretrainingView,
+    PretrainingTransform,
     draw_crop_box,
     draw_jitter,
     normalize,
 )
 from beitcli.data.transforms.color_jitter import PixelNormalizer, apply_color, compose_jitter
-from beitcli.data.transforms.pretraining import FastPretrainingView, resize
+from beitcli.data.transforms.pretraining import FastPretrainingTransform, resize
 from beitcli.runtime.compute.keyed_rng import keyed_generator
 
 ENHANCERS = {BRIGHTNESS: ImageEnhance.Brightness, CONTRAST: ImageEnhance.Contrast, SATURATION: ImageEnhance.Color}
@@ -40,7 +40,7 @@ def photograph(width: int = 90, height: int = 70, seed: int = 0) -> np.ndarray:
 def views_of(pixels: np.ndarray, index: int, **more: object) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What the fast view and the reference make of it."""
     options = {"seed": 3, "image_size": 32, "token_size": 16} | more
-    fast, reference = FastPretrainingView(**options), PretrainingView(**options)
+    fast, reference = FastPretrainingTransform(**options), PretrainingTransform(**options)
     return fast(pixels, 1, index), reference(Image.fromarray(pixels), 1, index)
 
 
@@ -68,8 +68,8 @@ def test_fast_view_is_the_drawn_box_resized_and_flipped(shape):
         if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         crop = image.crop(draw_crop_box(90, 70, rng, 0.3, target_aspect=width / height))
-        view = FastPretrainingView(seed=7, image_size=shape, token_size=(16, width // 2), min_crop=0.3)
-        drawn = view(pixels, 2, index)
+        transform = FastPretrainingTransform(seed=7, image_size=shape, token_size=(16, width // 2), min_crop=0.3)
+        drawn = transform(pixels, 2, index)
         expected = np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         smaller = np.asarray(crop.resize((width // 2, 16), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
         assert np.abs(drawn["images"].astype(int) - expected).max() <= 2
@@ -128,10 +128,10 @@ def test_without_torchs_lanczos_pillows_gives_the_same(monkeypatch):
     {}, {"color_jitter": 0.0}, {"token_size": None}, {"image_size": (16, 24), "token_size": (8, 12)},
 ], ids=str)  # fmt: skip
 def test_bytes_per_image_are_those_of_the_fast_arrays(options):
-    view = FastPretrainingView(**({"seed": 0, "image_size": 32, "token_size": 16} | options))
-    drawn = view(photograph(), 0, 0)
-    assert view.bytes_per_image == sum(array.nbytes for array in drawn.values())
-    assert ("color" in drawn) == (view.color_jitter > 0)
+    transform = FastPretrainingTransform(**({"seed": 0, "image_size": 32, "token_size": 16} | options))
+    drawn = transform(photograph(), 0, 0)
+    assert transform.bytes_per_image == sum(array.nbytes for array in drawn.values())
+    assert ("color" in drawn) == (transform.color_jitter > 0)
 
 
 # Colours

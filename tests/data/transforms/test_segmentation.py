@@ -7,10 +7,16 @@ import colorsys
 import numpy as np
 import pytest
 
-from beitcli.data.annotations.label_maps import IGNORED, LabelRule
+from beitcli.data.annotations.label_maps import IGNORED, LabelMapping
 from beitcli.data.loading.batches import StreamPart, ordered_batches, training_batches
 from beitcli.data.sources.segmentation import open_segmentation
-from beitcli.data.transforms.segmentation import LabelledView, SegmentationView, WholeView, distort, resized_shape
+from beitcli.data.transforms.segmentation import (
+    LabelledSegmentationTransform,
+    SegmentationEvalTransform,
+    SegmentationTransform,
+    distort,
+    resized_shape,
+)
 
 COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [240, 240, 240]], dtype=np.uint8)
 
@@ -22,9 +28,9 @@ def painted(height: int = 60, width: int = 80, cell: int = 20) -> tuple[np.ndarr
     return COLOURS[labels], labels
 
 
-def view_of(**how: object) -> SegmentationView:
+def view_of(**how: object) -> SegmentationTransform:
     plain = {"seed": 0, "size": (32, 40), "short_side": 60, "distorts": False}
-    return SegmentationView(**(plain | how))  # type: ignore[arg-type]
+    return SegmentationTransform(**(plain | how))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +88,10 @@ def test_crops_of_one_class_are_drawn_again():
     pixels = np.zeros((90, 90, 3), np.uint8)
 
     def shares(largest_share: float) -> np.ndarray:
-        view = view_of(size=(24, 24), short_side=90, factors=(1.0, 1.0), largest_share=largest_share)
-        counts = [np.bincount(view((pixels, labels), 0, index)["targets"].ravel(), minlength=2) for index in range(200)]
+        transform = view_of(size=(24, 24), short_side=90, factors=(1.0, 1.0), largest_share=largest_share)
+        counts = [
+            np.bincount(transform((pixels, labels), 0, index)["targets"].ravel(), minlength=2) for index in range(200)
+        ]
         return np.array([each.max() / each.sum() for each in counts])
 
     assert (shares(1.0) >= 0.75).mean() > 0.6
@@ -93,8 +101,8 @@ def test_crops_of_one_class_are_drawn_again():
 def test_half_of_the_crops_are_mirrored():
     pixels, labels = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
     labels[:, 4:] = 1
-    view = view_of(size=(8, 8), short_side=8, factors=(1.0, 1.0))
-    mirrored = [view((pixels, labels), 0, index)["targets"][0, 0] == 1 for index in range(400)]
+    transform = view_of(size=(8, 8), short_side=8, factors=(1.0, 1.0))
+    mirrored = [transform((pixels, labels), 0, index)["targets"][0, 0] == 1 for index in range(400)]
     assert 0.42 < np.mean(mirrored) < 0.58
 
 
@@ -118,13 +126,13 @@ def test_distortion_turns_hues_by_up_to_18_degrees_of_180():
 
 
 def test_whole_view_gives_every_scale_and_the_image_s_own_size():
-    seen = WholeView(short_side=30, scales=(0.5, 1.0))(painted()[0])
+    seen = SegmentationEvalTransform(short_side=30, scales=(0.5, 1.0))(painted()[0])
     assert [seen[f"images_{number}"].shape for number in (0, 1)] == [(3, 15, 20), (3, 30, 40)]
     assert seen["size"].tolist() == [60, 80]
 
 
 def test_loader_hands_pixels_and_labels_to_the_view_with_any_number_of_workers():
-    source = open_segmentation(["sample"], LabelRule(), sample_size=32).subset(np.arange(40, 60))
+    source = open_segmentation(["sample"], LabelMapping(), sample_size=32).subset(np.arange(40, 60))
     streams = []
     for workers in (0, 2):
         part = StreamPart(seed=0, batch_size=4, images_seen=8, steps=3)
@@ -134,5 +142,5 @@ def test_loader_hands_pixels_and_labels_to_the_view_with_any_number_of_workers()
         assert one.indices == other.indices
         for name in ("images", "targets"):
             np.testing.assert_array_equal(one.tensors[name].numpy(), other.tensors[name].numpy())
-    whole = next(ordered_batches(source, LabelledView(short_side=0), batch_size=1, workers=0))
+    whole = next(ordered_batches(source, LabelledSegmentationTransform(short_side=0), batch_size=1, workers=0))
     np.testing.assert_array_equal(whole.tensors["targets"][0].numpy(), source.labels(0, (32, 32)))

@@ -19,7 +19,7 @@ from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
-from beitcli.data.transforms.finetuning import FinetuningView
+from beitcli.data.transforms.finetuning import FinetuningTransform
 from beitcli.engine.classification.evaluate import class_columns
 from beitcli.engine.classification.finetune import build_classifier
 from beitcli.engine.classification.task import FinetuneTask
@@ -191,10 +191,13 @@ def test_an_odd_batch_and_no_mixing_leave_the_batch_alone(labelled_folder):
 
 
 def test_a_batch_of_the_loader_is_normalised_and_erased_on_the_device(labelled_folder):
-    task, view = make_task(labelled_folder, mixup=0.0, cutmix=0.0), FinetuningView(seed=3, size=32, erasing=0.5)
+    task, transform = (
+        make_task(labelled_folder, mixup=0.0, cutmix=0.0),
+        FinetuningTransform(seed=3, size=32, erasing=0.5),
+    )
     source = open_data([str(labelled_folder)], labelled=True)
     part = StreamPart(seed=3, batch_size=8, images_seen=0, steps=1)
-    batch = next(training_batches(source, view, part, workers=0)).tensors
+    batch = next(training_batches(source, transform, part, workers=0)).tensors
     assert {name: tensor.dtype for name, tensor in batch.items()} == {
         "images": torch.uint8, "erased": torch.int32, "noise": torch.float32, "labels": torch.int64,
     }  # fmt: skip
@@ -281,9 +284,9 @@ def test_predictions_are_the_models_probabilities_in_input_order(labelled_folder
     assert [document["path"] for document in documents] == [str(path) for path in paths]
     model, checkpoint = open_classifier(str(finetuned_run))
     for path, document in zip(paths, documents, strict=True):
-        view = evaluation_view(32)(Image.open(path).convert("RGB"))["images"]
+        transform = evaluation_view(32)(Image.open(path).convert("RGB"))["images"]
         with torch.no_grad():
-            chances = model(normalize(torch.from_numpy(view)[None], MEAN, STD)).softmax(dim=1)[0]
+            chances = model(normalize(torch.from_numpy(transform)[None], MEAN, STD)).softmax(dim=1)[0]
         by_hand = dict(zip(checkpoint.settings["classes"], chances.tolist(), strict=True))
         assert dict(document["top"]) == pytest.approx(by_hand, abs=1e-5)
         scores = [score for _, score in document["top"]]

@@ -9,7 +9,7 @@ import pytest
 
 from beitcli.data.annotations.boxes import BoxLabels
 from beitcli.data.annotations.instance_masks import Bitmap, encoded
-from beitcli.engine.detection.metrics import Found, average_precision
+from beitcli.engine.detection.metrics import Detections, average_precision
 
 
 def marked(*boxes: tuple[float, ...], labels: tuple[int, ...] | None = None, crowd: tuple[int, ...] = ()) -> BoxLabels:
@@ -23,8 +23,8 @@ def marked(*boxes: tuple[float, ...], labels: tuple[int, ...] | None = None, cro
     )
 
 
-def found(*rows: tuple[float, tuple[float, ...]], label: int = 0) -> Found:
-    return Found(
+def found(*rows: tuple[float, tuple[float, ...]], label: int = 0) -> Detections:
+    return Detections(
         np.array([box for _, box in rows], np.float32).reshape(-1, 4),
         np.full(len(rows), label, np.int64),
         np.array([score for score, _ in rows], np.float32),
@@ -52,7 +52,7 @@ def test_average_precision_equals_the_hand_computed_one():
 def test_mean_is_over_the_classes_that_are_there():
     truth = [marked((0, 0, 10, 10), (20, 20, 40, 40), labels=(0, 2))]
     both = found((0.9, (0, 0, 10, 10)))
-    wrong = Found(np.concatenate([both.boxes, both.boxes]), np.array([0, 1]), np.array([0.9, 0.8], np.float32))
+    wrong = Detections(np.concatenate([both.boxes, both.boxes]), np.array([0, 1]), np.array([0.9, 0.8], np.float32))
     figures = average_precision(truth, [wrong], 3)
     assert figures.of_class == (pytest.approx(1), None, 0.0)  # the second is guessed, but nowhere to be found
     assert figures.ap == pytest.approx(0.5)

@@ -54,9 +54,9 @@ def make_task(config: PretrainConfig, **more: Any) -> PretrainTask:
 
 
 def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
-    view, masking = views_and_masks(task.config, task.tokenizer, task.masking)
+    transform, masking = views_and_masks(task.config, task.tokenizer, task.masking)
     source = open_data(task.config.data, role="train")
-    return next(ordered_batches(source, view, batch_size=count, workers=0, masking=masking)).to(CPU.device)
+    return next(ordered_batches(source, transform, batch_size=count, workers=0, masking=masking)).to(CPU.device)
 
 
 def patch_of(image: torch.Tensor, patch: int) -> torch.Tensor:
@@ -269,11 +269,11 @@ def test_mask_preview_draws_the_pixels_that_the_model_says(beit, picture, labell
     (document,) = beit(*argv).lines
     mask = torch.tensor(document["mask"], dtype=torch.bool)
     model, _ = open_masked_image_model(str(tmp_path / "run"))
-    view = torch.from_numpy(to_array(fit_center(Image.open(image).convert("RGB"), (32, 48))))
-    images = normalize(view[None], tuple(MEAN.tolist()), tuple(STD.tolist()))
+    transform = torch.from_numpy(to_array(fit_center(Image.open(image).convert("RGB"), (32, 48))))
+    images = normalize(transform[None], tuple(MEAN.tolist()), tuple(STD.tolist()))
     with torch.no_grad():
         said = model(images, mask.flatten()[None]).reshape(-1, 3, 8, 8)
-    expected = view.float() / 255
+    expected = transform.float() / 255
     for patch, (row, column) in zip(said, mask.nonzero().tolist(), strict=True):
         pixels = (patch * STD.view(3, 1, 1) + MEAN.view(3, 1, 1)).clamp(0, 1)
         expected[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = pixels

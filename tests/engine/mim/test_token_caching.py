@@ -72,7 +72,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, labelled_folder: Path, toke
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of images of each encoding."""
     sizes: list[int] = []
-    encode = Tokenizer.encode_alike
+    encode = Tokenizer.encode_batch_invariant
 
     def counting(self: Tokenizer, images: torch.Tensor) -> torch.Tensor:
         sizes.append(len(images))

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy
 
 from beitcli.data.caches.feature_cache import Features
-from beitcli.data.loading.sampler import KeyedOrder
+from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.engine.probing import linear_probe
 from beitcli.engine.probing.linear_probe import ProbeTraining, probe_counts, train_probes
 from tests.helpers.feature_clouds import clouds
@@ -39,7 +39,7 @@ def alone(train: Features, layer: int, how: ProbeTraining) -> tuple[torch.Tensor
     a_pass = math.ceil(len(values) / how.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.epochs * a_pass)
     for epoch in range(how.epochs):
-        order = torch.from_numpy(KeyedOrder(len(values), how.seed, "probe order").permutation(epoch))
+        order = torch.from_numpy(KeyedPermutation(len(values), how.seed, "probe order").permutation(epoch))
         for chosen in order.split(how.batch_size):
             optimizer.zero_grad()
             cross_entropy(head(values[chosen]), labels[chosen]).backward()

@@ -11,11 +11,11 @@ from beitcli.config.architecture import Architecture
 from beitcli.config.normalization import IMAGENET
 from beitcli.data.loading.batches import Batch
 from beitcli.data.transforms.base import normalize
-from beitcli.data.transforms.segmentation import WholeView
+from beitcli.data.transforms.segmentation import SegmentationEvalTransform
 from beitcli.engine.segmentation import sliding_window as segment_images
 from beitcli.engine.segmentation.sliding_window import (
     SCALES,
-    Sliding,
+    SlidingWindow,
     classes_of,
     sliding,
     window_logits,
@@ -37,14 +37,14 @@ def model() -> Segmenter:
     return model
 
 
-def sliding_of(**how: object) -> Sliding:
+def sliding_of(**how: object) -> SlidingWindow:
     return sliding((16, 24), **({"normalization": IMAGENET, "short_side": 0} | how))  # type: ignore[arg-type]
 
 
-def batch_of(height: int, width: int, how: Sliding) -> Batch:
+def batch_of(height: int, width: int, how: SlidingWindow) -> Batch:
     pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    view = WholeView(short_side=how.short_side, scales=how.scales)(pixels)
-    return Batch({name: torch.from_numpy(array)[None] for name, array in view.items()}, [0], [])
+    transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales)(pixels)
+    return Batch({name: torch.from_numpy(array)[None] for name, array in transform.items()}, [0], [])
 
 
 def whole(model: Segmenter, images: torch.Tensor) -> torch.Tensor:

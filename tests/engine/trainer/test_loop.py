@@ -52,9 +52,9 @@ def make_task(config: PretrainConfig) -> PretrainTask:
 
 
 def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
-    view, masking = views_and_masks(task.config, task.tokenizer, task.masking)
+    transform, masking = views_and_masks(task.config, task.tokenizer, task.masking)
     source = open_data(task.config.data, role="train")
-    return next(ordered_batches(source, view, batch_size=count, workers=0, masking=masking)).to(CPU.device)
+    return next(ordered_batches(source, transform, batch_size=count, workers=0, masking=masking)).to(CPU.device)
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from beitcli.data.loading.batches import Batch, StreamPart, training_batches
 from beitcli.data.sources.base import Source
-from beitcli.data.transforms.base import CenterView
+from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.trainer.prefetch import AHEAD, Prefetcher, on_device, to_device
 from beitcli.errors import BadImage, DataError
 
@@ -50,16 +50,16 @@ class Greys(Source):
         return None
 
 
-class FineView(CenterView):
+class FineView(CenterTransform):
     """Of a size that makes every batch travel in pieces."""
 
     bytes_per_image = 400_000_000
 
 
-def stream(source: Source, workers: int, steps: int = 6, view: CenterView | None = None):
-    view = view or CenterView(size=4)
+def stream(source: Source, workers: int, steps: int = 6, transform: CenterTransform | None = None):
+    transform = transform or CenterTransform(size=4)
     part = StreamPart(seed=3, batch_size=4, images_seen=0, steps=steps)
-    return training_batches(source, view, part, workers=workers)
+    return training_batches(source, transform, part, workers=workers)
 
 
 def numbered(count: int) -> list[Batch]:
@@ -87,11 +87,11 @@ def prefetch_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-@pytest.mark.parametrize("view", [CenterView(size=4), FineView(size=4)])
-def test_prefetched_batches_are_the_loaders_in_their_order_with_their_bad_images(view):
+@pytest.mark.parametrize("transform", [CenterTransform(size=4), FineView(size=4)])
+def test_prefetched_batches_are_the_loaders_in_their_order_with_their_bad_images(transform):
     source = Greys(bad=(2, 3, 11))
     expected = list(stream(source, workers=0))
-    prefetcher = Prefetcher(stream(source, workers=2, view=view), CPU)
+    prefetcher = Prefetcher(stream(source, workers=2, transform=transform), CPU)
     moved = list(prefetcher)
     prefetcher.close()
     assert len(moved) == len(expected) == 6

@@ -226,8 +226,8 @@ def test_positions_by_hand_along_one_axis(down):
     first, second = 3.0, 7.0
     expected = []
     for centre in (-0.25, 0.25, 0.75, 1.25):
-        taps = range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3)
-        expected.append(sum(kernel(centre - tap) * (first if tap <= 0 else second) for tap in taps))
+        out_indices = range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3)
+        expected.append(sum(kernel(centre - tap) * (first if tap <= 0 else second) for tap in out_indices))
     assert expected == pytest.approx([2.578125, 3.90625, 6.09375, 7.421875])
     grids = ((2, 1), (4, 1)) if down else ((1, 2), (1, 4))
     resized = resize_positions(torch.tensor([[[9.0], [first], [second]]]), *grids)

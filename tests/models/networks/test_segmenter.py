@@ -12,7 +12,7 @@ from beitcli.config.tasks.segment import HEADS, TASK
 from beitcli.engine.segmentation.task import pixel_loss
 from beitcli.models.checkpoints.key_mapping import detect_key_mapping
 from beitcli.models.networks.beit import timm_arguments
-from beitcli.models.networks.segmenter import Segmenter, tapped_blocks
+from beitcli.models.networks.segmenter import Segmenter, default_out_indices
 
 SHAPE = {"image_size": (32, 48), "patch_size": 8, "width": 32, "depth": 3, "heads": 4}
 
@@ -22,7 +22,7 @@ SHAPE = {"image_size": (32, 48), "patch_size": 8, "width": 32, "depth": 3, "head
     [(12, (3, 5, 7, 11)), (24, (7, 11, 15, 23)), (6, (1, 2, 3, 5)), (4, (0, 1, 2, 3)), (1, (0, 0, 0, 0))],
 )
 def test_tapped_blocks_are_the_release_s(depth, blocks):
-    assert tapped_blocks(depth) == blocks
+    assert default_out_indices(depth) == blocks
 
 
 @pytest.mark.parametrize("positions", ["absolute", "shared", "per-block"])
@@ -36,8 +36,8 @@ def test_maps_equal_timm_s_intermediate_features(positions):
     with torch.no_grad():
         expected = theirs.forward_intermediates(images, indices=[0, 1, 2], norm=False, intermediates_only=True)
         maps = ours.maps(images)
-    assert ours.taps == (0, 1, 1, 2)
-    for block, own in zip(ours.taps, maps, strict=True):
+    assert ours.out_indices == (0, 1, 1, 2)
+    for block, own in zip(ours.out_indices, maps, strict=True):
         assert own.shape == (2, 32, 4, 6)
         torch.testing.assert_close(own, expected[block], rtol=1e-5, atol=1e-5)
 

@@ -43,7 +43,7 @@ def test_blocks_give_timms_intermediates(tmp_path, name):
     theirs = timm_vit(tmp_path, name)
     ours, _ = open_backbone(str(tmp_path))
     found = {}
-    ours.visit_blocks(noise(), lambda layer, hidden: found.update({layer: hidden}))
+    ours.forward_block_outputs(noise(), lambda layer, hidden: found.update({layer: hidden}))
     wanted = theirs.forward_intermediates(noise(), output_fmt="NLC", intermediates_only=True)
     assert sorted(found) == list(range(1, len(wanted) + 1))
     for layer, patches in enumerate(wanted, start=1):
@@ -175,5 +175,5 @@ def test_normalization_and_crop_are_those_of_the_settings(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     found = open_model(str(tmp_path))
     assert found.normalization == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert found.crop_share == 0.8
+    assert found.crop_pct == 0.8
     assert np.isclose(found.parameters, sum(p.numel() for p in open_classifier(str(tmp_path))[0].parameters()))

@@ -13,13 +13,13 @@ from beitcli.runtime.compute import attention_trial
 from beitcli.runtime.compute.attention_choice import (
     AttentionChoice,
     apply_choice,
+    benchmark_all,
     candidates,
     choose_attention_kernel,
-    try_all,
 )
-from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, try_kernels
+from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, benchmark_kernels
 from beitcli.runtime.compute.device import Compute, join_compute
-from beitcli.runtime.distributed.world import leave
+from beitcli.runtime.distributed.world import shutdown
 from tests.helpers.forked import Child
 from tests.helpers.processes import free_port
 
@@ -71,7 +71,7 @@ def test_cudnn_is_a_candidate_above_9_15_0(version, is_candidate):
 @pytest.mark.parametrize("queries", [None, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_kernels_that_run_are_timed_and_near_fp32(dtype, queries):
-    tried = try_kernels(["flash", "efficient", "math"], dataclasses.replace(SHAPE, queries=queries), dtype, CPU)
+    tried = benchmark_kernels(["flash", "efficient", "math"], dataclasses.replace(SHAPE, queries=queries), dtype, CPU)
     assert set(tried.milliseconds) == set(tried.errors) == {"flash", "math"}
     assert "efficient" in tried.left_out  # needs CUDA
     assert 0 < tried.errors["flash"] <= MAX_ERROR[dtype]
@@ -80,7 +80,7 @@ def test_the_kernels_that_run_are_timed_and_near_fp32(dtype, queries):
 
 @pytest.mark.parametrize("queries", [None, 5])
 def test_a_bias_is_tried_with_its_gradient(queries):
-    tried = try_kernels(["flash", "math"], dataclasses.replace(BIASED, queries=queries), torch.bfloat16, CPU)
+    tried = benchmark_kernels(["flash", "math"], dataclasses.replace(BIASED, queries=queries), torch.bfloat16, CPU)
     assert set(tried.milliseconds) == {"math"}
     assert 1e-4 < tried.errors["math"] <= MAX_ERROR[torch.bfloat16]
     assert "flash" in tried.left_out
@@ -88,12 +88,12 @@ def test_a_bias_is_tried_with_its_gradient(queries):
 
 def test_the_reference_does_not_depend_on_its_chunks():
     shape = dataclasses.replace(BIASED, images=attention_trial._REFERENCE_IMAGES + 3, queries=5)
-    assert 0 < try_kernels(["math"], shape, torch.float32, CPU).errors["math"] < 1e-5
+    assert 0 < benchmark_kernels(["math"], shape, torch.float32, CPU).errors["math"] < 1e-5
 
 
 def test_a_kernel_beyond_the_bound_is_left_out(monkeypatch):
     monkeypatch.setitem(MAX_ERROR, torch.bfloat16, 1e-5)
-    tried = try_kernels(["flash", "math"], SHAPE, torch.bfloat16, CPU)
+    tried = benchmark_kernels(["flash", "math"], SHAPE, torch.bfloat16, CPU)
     assert not tried.milliseconds
     assert all(reason.startswith("error ") for reason in tried.left_out.values())
 
@@ -111,7 +111,7 @@ def test_each_gradient_is_compared_and_nan_never_passes():
 
 def test_trying_kernels_moves_no_random_number():
     before = torch.get_rng_state()
-    try_kernels(["math"], dataclasses.replace(BIASED, queries=5), torch.float32, CPU)
+    benchmark_kernels(["math"], dataclasses.replace(BIASED, queries=5), torch.float32, CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -157,7 +157,7 @@ def test_all_processes_take_the_choice_of_the_first(tmp_path):
         choice = choose_attention_kernel(SHAPE, compute)
         (tmp_path / str(rank)).write_text(f"{choice} {sorted(allowed())}")
         compute.world.gather(None)  # the first holds the store that the other asks
-        leave()
+        shutdown()
         return 0
 
     children = [Child(lambda rank=rank: work(rank)) for rank in range(2)]
@@ -174,10 +174,10 @@ def test_a_trial_needs_less_memory_with_fewer_images(monkeypatch):
         tried_on.append(shape.images)
         if shape.images > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return try_kernels(kernels, shape, dtype, device)
+        return benchmark_kernels(kernels, shape, dtype, device)
 
     monkeypatch.setattr("beitcli.runtime.compute.attention_choice.try_kernels", short_of_memory)
-    choice = try_all(dataclasses.replace(SHAPE, images=5), Compute(CPU, "fp32"))
+    choice = benchmark_all(dataclasses.replace(SHAPE, images=5), Compute(CPU, "fp32"))
     assert tried_on == [5, 2, 1]
     assert choice.images == 1
     assert choice.kernel in {"flash", "math"}

@@ -14,8 +14,8 @@ from beitcli.runtime.compute.device import (
     choose_compute,
     choose_workers,
     describe,
+    tf32_disabled,
     threads_for,
-    without_tf32,
 )
 
 CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -69,9 +69,9 @@ def test_fp32_on_cuda_is_fp32_and_tf32_is_asked_for():
 def test_without_tf32_there_is_none_inside_and_what_was_before_comes_back():
     for before in (True, False):
         allow_tf32(before)
-        with without_tf32(torch.device("cuda")):
+        with tf32_disabled(torch.device("cuda")):
             assert tf32() == (False, False)
-        with without_tf32(torch.device("cpu")):
+        with tf32_disabled(torch.device("cpu")):
             assert tf32() == (before, before)
         assert tf32() == (before, before)
 

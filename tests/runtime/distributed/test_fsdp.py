@@ -13,8 +13,8 @@ from beitcli.config.architecture import Architecture, Positions
 from beitcli.engine.trainer.optimizer_step import _update
 from beitcli.models.networks.classifier import Classifier
 from beitcli.runtime.compute.optimizer import make_adamw, optimizer_tensors, parameter_groups
-from beitcli.runtime.distributed.fsdp import defer_reduction, gathered, is_sharded, shard, whole, whole_tensors
-from beitcli.runtime.distributed.world import DistributedContext, differing_ranks, join, leave, parallel
+from beitcli.runtime.distributed.fsdp import defer_reduction, full_state_dict, full_tensor, is_sharded, shard, unsharded
+from beitcli.runtime.distributed.world import DistributedContext, differing_ranks, join, parallel, shutdown
 from tests.helpers.forked import Child
 from tests.helpers.processes import free_port
 
@@ -32,7 +32,7 @@ def in_two(work: Callable[[DistributedContext], None]) -> None:
         world = join(CPU, 2, 60.0)
         work(world)
         world.gather(None)  # neither goes before the other is through
-        leave()
+        shutdown()
 
     children = [Child(lambda rank=rank: process(rank)) for rank in range(2)]  # type: ignore[misc]
     for ended in [child.ended(60) for child in children]:
@@ -70,7 +70,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = dict(model.state_dict()) | optimizer_tensors(model, optimizer)
-    return whole_tensors({name: tensor.clone() for name, tensor in tensors.items()}, keep=True)
+    return full_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, keep=True)
 
 
 @pytest.mark.parametrize("positions", ["absolute", "shared", "per-block"])
@@ -94,7 +94,7 @@ def test_bf16_blocks_travel_in_bf16_and_give_the_loss_and_gradients_of_autocast(
         assert list(seen.values()) == [bf16, bf16, fp32, fp32, fp32]
         assert torch.equal(found, expected)
         for (name, mine), its in zip(spread.named_parameters(), plain.parameters(), strict=True):
-            gradient = whole(mine.grad)
+            gradient = full_tensor(mine.grad)
             assert mine.dtype == gradient.dtype == fp32
             # the table of a block sums its gradient in bf16
             near = 2e-2 * float(its.grad.abs().max()) if "blocks.0.attn.relative" in name or "1.attn.rel" in name else 0
@@ -114,7 +114,7 @@ def test_bf16_gradients_of_micro_batches_are_added_in_fp32() -> None:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 model(parts[1]).float().square().mean().backward()
         for mine, its in zip(spread.parameters(), plain.parameters(), strict=True):
-            assert torch.equal(whole(mine.grad), its.grad)
+            assert torch.equal(full_tensor(mine.grad), its.grad)
 
     in_two(work)
 
@@ -132,7 +132,7 @@ def test_a_skipped_step_of_a_spread_model_changes_nothing_and_nothing_waits_for_
             before = state_of(spread, optimizers[1])
             for model, optimizer in zip((plain, spread), optimizers, strict=True):
                 learn(model, images(step), dtype, factor)
-                norm = whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+                norm = full_tensor(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
                 _update(optimizer, NONE, ~norm.isfinite(), on_device=model is spread)
             after = state_of(spread, optimizers[1])
             if factor == 1:
@@ -150,12 +150,12 @@ def test_a_bf16_model_is_measured_whole_and_spread_again() -> None:
         plain, spread = classifier().eval(), classifier().eval()
         shard(spread, spread.blocks, world, torch.bfloat16)
         assert is_sharded(spread)
-        with gathered(spread), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            if world.is_first:  # as often as each likes
+        with unsharded(spread), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            if world.is_rank_zero:  # as often as each likes
                 assert torch.equal(spread(images(2)), plain(images(2)))
             assert torch.equal(spread(images(3)), plain(images(3)))
         for (name, mine), its in zip(spread.state_dict().items(), plain.state_dict().values(), strict=True):
-            assert torch.equal(whole(mine), its), name
+            assert torch.equal(full_tensor(mine), its), name
 
     in_two(work)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from beitcli.errors import DataError, DistributedError, SignalStop, UsageError
-from beitcli.runtime.distributed.failure_reports import as_error, first_cause, leave_word, read_failures
+from beitcli.runtime.distributed.failure_reports import as_error, first_cause, read_failures, write_failure
 from beitcli.runtime.distributed.launch import plan_launch
-from beitcli.runtime.distributed.rank_env import Place, expand_hosts, place_of_this_process, slurm_step
+from beitcli.runtime.distributed.rank_env import RankInfo, expand_hosts, rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import split_endpoint
 
 WORDS = ["pretrain", "photos", "--gpus", "16", "--out", "runs/a"]
@@ -86,7 +86,7 @@ def test_places_are_read():
 def test_a_task_of_slurm_a_machine_launches_and_meets_at_the_first_host(monkeypatch):
     for name, value in (SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}).items():
         monkeypatch.setenv(name, value)
-    assert place_of_this_process() is None
+    assert rank_info_from_env() is None
     found = plan(16)
     assert (found.processes, found.nodes) == (8, 2)
     assert found.endpoint == f"gpu08:{15000 + 123456 % 15000}"
@@ -95,17 +95,17 @@ def test_a_task_of_slurm_a_machine_launches_and_meets_at_the_first_host(monkeypa
 def test_a_task_of_slurm_a_process_joins(monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    assert place_of_this_process() == Place(5, 8, 1, 4, "gpu08", 15000 + 123456 % 15000)
+    assert rank_info_from_env() == RankInfo(5, 8, 1, 4, "gpu08", 15000 + 123456 % 15000)
     assert plan(8) is None
 
 
 def test_torchrun_s_processes_join_and_one_alone_does_not():
     variables = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h"}
     variables |= {"MASTER_PORT": "7", "TORCHELASTIC_RESTART_COUNT": "2"}
-    assert place_of_this_process(variables) == Place(3, 4, 1, 2, "h", 7, 2)
-    assert place_of_this_process(variables | {"WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert rank_info_from_env(variables) == RankInfo(3, 4, 1, 2, "h", 7, 2)
+    assert rank_info_from_env(variables | {"WORLD_SIZE": "1", "RANK": "0"}) is None
     with pytest.raises(UsageError, match="MASTER_PORT is 'x', which is no whole number"):
-        place_of_this_process(variables | {"MASTER_PORT": "x"})
+        rank_info_from_env(variables | {"MASTER_PORT": "x"})
 
 
 def test_the_batch_script_itself_is_no_task():
@@ -126,9 +126,9 @@ def test_host_lists_of_slurm_are_written_out(names, hosts):
 
 
 def test_the_first_own_failure_is_the_cause_and_keeps_its_class(tmp_path: Path):
-    leave_word(str(tmp_path), 0, 0, RuntimeError("Connection closed by peer"), by_a_peer=True)
-    leave_word(str(tmp_path), 1, 0, DataError("No images.", "Give some."), by_a_peer=False)
-    leave_word(str(tmp_path), 2, 0, ValueError("later"), by_a_peer=False)
+    write_failure(str(tmp_path), 0, 0, RuntimeError("Connection closed by peer"), is_peer_failure=True)
+    write_failure(str(tmp_path), 1, 0, DataError("No images.", "Give some."), is_peer_failure=False)
+    write_failure(str(tmp_path), 2, 0, ValueError("later"), is_peer_failure=False)
     cause = first_cause(read_failures(str(tmp_path)), {}, 3)
     error = as_error(cause, 3)
     assert (type(error), error.message, error.hint) == (DataError, "No images.", "Give some.")
@@ -136,14 +136,14 @@ def test_the_first_own_failure_is_the_cause_and_keeps_its_class(tmp_path: Path):
 
 
 def test_only_the_latest_attempt_counts(tmp_path: Path):
-    leave_word(str(tmp_path), 0, 0, ValueError("first"), by_a_peer=False)
-    leave_word(str(tmp_path), 1, 1, SignalStop("By SIGTERM.", "Go on."), by_a_peer=False)
+    write_failure(str(tmp_path), 0, 0, ValueError("first"), is_peer_failure=False)
+    write_failure(str(tmp_path), 1, 1, SignalStop("By SIGTERM.", "Go on."), is_peer_failure=False)
     (found,) = read_failures(str(tmp_path))
     assert (found.rank, found.exit_code) == (1, 75)
 
 
 def test_an_unknown_error_is_a_failed_process_by_name(tmp_path: Path):
-    leave_word(str(tmp_path), 3, 0, ValueError("odd\nmore"), by_a_peer=False)
+    write_failure(str(tmp_path), 3, 0, ValueError("odd\nmore"), is_peer_failure=False)
     error = as_error(first_cause(read_failures(str(tmp_path)), {}, 4), 4)
     assert isinstance(error, DistributedError)
     assert error.message.startswith(f"Rank 3 of 4 (process {os.getpid()} on ")
@@ -151,13 +151,13 @@ def test_an_unknown_error_is_a_failed_process_by_name(tmp_path: Path):
 
 
 def test_a_killed_process_is_named_with_its_signal(tmp_path: Path):
-    leave_word(str(tmp_path), 0, 0, RuntimeError("Connection reset"), by_a_peer=True)
+    write_failure(str(tmp_path), 0, 0, RuntimeError("Connection reset"), is_peer_failure=True)
     cause = first_cause(read_failures(str(tmp_path)), {1: signal.SIGSEGV, 0: signal.SIGTERM}, 2)
     assert as_error(cause, 2).message == "Rank 1 of 2 was killed by SIGSEGV."
 
 
 def test_peers_that_timed_out_name_the_one_that_hung(tmp_path: Path):
-    leave_word(str(tmp_path), 0, 0, RuntimeError("Timed out waiting 5000ms for recv"), by_a_peer=True)
+    write_failure(str(tmp_path), 0, 0, RuntimeError("Timed out waiting 5000ms for recv"), is_peer_failure=True)
     cause = first_cause(read_failures(str(tmp_path)), {1: signal.SIGKILL}, 2)
     assert "Rank 1 of 2 did not answer any more" in as_error(cause, 2).message
 

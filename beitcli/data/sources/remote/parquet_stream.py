@@ -19,7 +19,7 @@ from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.errors import DataError, StorageError
 from beitcli.runtime.hub.download import Remote
 from beitcli.runtime.hub.http_ranges import read_range
-from beitcli.runtime.hub.range_cache import is_kept, limit_bytes, obtain
+from beitcli.runtime.hub.range_cache import is_cached, limit_bytes, read_cached
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -55,15 +55,15 @@ class StreamedParquet:
         """What pyarrow reads a column of a row group from. Raises DataError where the hub fails."""
         start, end = self._range(group, column)
         try:
-            return RemoteFile(self.remote, [*self.opening, (start, obtain(self.remote, start, end))])
+            return RemoteFile(self.remote, [*self.opening, (start, read_cached(self.remote, start, end))])
         except StorageError as error:  # in the middle of a run it is the data that fails
             raise DataError(error.message, error.hint) from None
 
     def prefetch(self, group: int, column: str) -> None:
         """Fetches it in the background, where it is not kept; a failure is left to who reads it."""
         start, end = self._range(group, column)
-        if end - start <= limit_bytes() // 4 and not is_kept(self.remote, start, end):
-            READ_AHEAD.ask((self.remote, start, end), lambda: obtain(self.remote, start, end, pauses=()))
+        if end - start <= limit_bytes() // 4 and not is_cached(self.remote, start, end):
+            READ_AHEAD.ask((self.remote, start, end), lambda: read_cached(self.remote, start, end, pauses=()))
 
     def _range(self, group: int, column: str) -> Range:
         if column not in self._ranges:

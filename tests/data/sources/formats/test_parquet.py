@@ -19,14 +19,14 @@ from PIL import Image
 from pyarrow import parquet
 
 from beitcli.data.loading.batches import StreamPart, training_batches
-from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, training_order
+from beitcli.data.loading.sampler import KeyedPermutation, WindowedPermutation, training_order
 from beitcli.data.sources.base import Blocks, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.formats.parquet import ParquetSource
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.splits import configuration_of, split_of
 from beitcli.data.sources.subset import Subset
-from beitcli.data.transforms.base import CenterView
+from beitcli.data.transforms.base import CenterTransform
 from beitcli.errors import BadImage, DataError, UsageError
 
 
@@ -277,7 +277,7 @@ def test_parquet_trains_and_resumes_alike_whatever_the_workers(
 
     def run(images_seen: int, steps: int) -> list[int]:
         part = StreamPart(seed=3, batch_size=4, images_seen=images_seen, steps=steps)
-        batches = training_batches(source, CenterView(size=8), part, workers=workers)
+        batches = training_batches(source, CenterTransform(size=8), part, workers=workers)
         return [index for batch in batches for index in batch.indices]
 
     whole = run(0, 9)
@@ -297,7 +297,7 @@ def test_parquet_trains_and_resumes_alike_whatever_the_workers(
 def test_block_order_is_a_permutation_that_keeps_to_windows(
     lengths: list[int], together: int, seed: int, epoch: int
 ) -> None:
-    order = BlockOrder(Blocks(np.array(lengths), together), seed)
+    order = WindowedPermutation(Blocks(np.array(lengths), together), seed)
     total = sum(lengths)
     positions = np.arange(total) + epoch * total
     epochs, indices = order.indices(positions)
@@ -320,13 +320,13 @@ def test_block_order_is_a_permutation_that_keeps_to_windows(
 
 def test_block_order_differs_by_epoch_and_seed() -> None:
     blocks = Blocks(np.full(20, 5), 4)
-    orders = [BlockOrder(blocks, seed).indices(np.arange(100) + 100 * epoch)[1].tolist() for seed, epoch in
+    orders = [WindowedPermutation(blocks, seed).indices(np.arange(100) + 100 * epoch)[1].tolist() for seed, epoch in
               ((0, 0), (0, 1), (1, 0))]  # fmt: skip
     assert len({tuple(order) for order in orders}) == 3
 
 
 def test_order_is_by_blocks_only_where_a_process_cannot_hold_all(tmp_path: Path) -> None:
-    assert isinstance(training_order(open_data([str(write(tmp_path / "x.parquet"))]), 0), KeyedOrder)
+    assert isinstance(training_order(open_data([str(write(tmp_path / "x.parquet"))]), 0), KeyedPermutation)
 
 
 def test_blocks_of_parts_and_of_several_sources(tmp_path: Path) -> None:

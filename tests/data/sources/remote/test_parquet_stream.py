@@ -16,13 +16,13 @@ from PIL import Image
 from pyarrow import parquet
 
 from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, training_batches
-from beitcli.data.loading.sampler import BlockOrder, KeyedOrder, split_holdout, training_order
+from beitcli.data.loading.sampler import KeyedPermutation, WindowedPermutation, split_holdout, training_order
 from beitcli.data.sources.formats.parquet import ParquetSource
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.remote.parquet_stream import StreamedParquet
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.data.sources.subset import Subset
-from beitcli.data.transforms.base import CenterView
+from beitcli.data.transforms.base import CenterTransform
 from beitcli.errors import BadImage, DataError, StorageError, UsageError
 from beitcli.runtime.hub import http_ranges as ranges
 from tests.helpers.hub_server import HubServer
@@ -80,7 +80,7 @@ def number(source: ParquetSource, index: int) -> int:
 def batches(source: ParquetSource, workers: int = 0, seen: int = 0, steps: int = 12, **more) -> list[Batch]:
     """`steps` batches of 32: ten are an epoch."""
     part = StreamPart(seed=3, batch_size=32, images_seen=seen, steps=steps)
-    return list(training_batches(source, CenterView(size=8), part, workers=workers, **more))
+    return list(training_batches(source, CenterTransform(size=8), part, workers=workers, **more))
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -149,7 +149,7 @@ def test_images_in_order_and_held_out_ones_come_from_few_groups(server: HubServe
     server.sent.clear()
     taken = [
         index
-        for batch in ordered_batches(Subset(source, held_out), CenterView(size=8), batch_size=4, workers=0)
+        for batch in ordered_batches(Subset(source, held_out), CenterTransform(size=8), batch_size=4, workers=0)
         for index in batch.indices
     ]
     assert taken == list(range(16))
@@ -159,7 +159,7 @@ def test_images_in_order_and_held_out_ones_come_from_few_groups(server: HubServe
 def test_the_order_of_a_stream_keeps_to_a_window(server: HubServer) -> None:
     source = opened()
     order = training_order(source, 3)
-    assert isinstance(order, BlockOrder)
+    assert isinstance(order, WindowedPermutation)
     assert order.window == 5 * GROUP
     for epoch in range(2):
         taken = order.indices(epoch * len(source) + np.arange(len(source)))[1]
@@ -185,7 +185,7 @@ def test_what_is_expected_is_fetched_in_the_background(server: HubServer) -> Non
 @pytest.mark.slow
 def test_a_stream_of_few_groups_is_mixed_as_a_whole(server: HubServer) -> None:
     source = open_data([REFERENCE])
-    assert isinstance(training_order(source, 3), KeyedOrder)
+    assert isinstance(training_order(source, 3), KeyedPermutation)
     assert same(batches(source), batches(open_data([REFERENCE]), workers=2))
 
 
