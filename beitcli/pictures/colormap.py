@@ -1,8 +1,6 @@
-"""Colour maps: a sequential one for values in [0, 1], and a palette for classes."""
+"""A sequential colour map for values in [0, 1]."""
 
 from __future__ import annotations
-
-import colorsys
 
 import numpy as np
 
@@ -24,8 +22,6 @@ _HEAT = np.array(
     ],
     dtype=np.float64,
 )
-_GOLDEN = 0.61803398875  # step between hues, which keeps any number of them apart
-_TONES = [(0.75, 0.90), (0.55, 0.62), (0.42, 1.00)]  # (saturation, value), used in turn
 
 
 def apply(values: np.ndarray) -> np.ndarray:
@@ -46,12 +42,3 @@ def apply(values: np.ndarray) -> np.ndarray:
     steps = np.linspace(0, 1, len(_HEAT))
     channels = [np.interp(values, steps, _HEAT[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
-
-
-def class_colours(count: int) -> np.ndarray:
-    """Returns one colour per class, (count, 3) uint8. The colour of a class does not depend on `count`."""
-    colours = []
-    for number in range(count):
-        saturation, value = _TONES[number % len(_TONES)]
-        colours.append(colorsys.hsv_to_rgb((0.58 + number * _GOLDEN) % 1, saturation, value))
-    return np.rint(np.array(colours).reshape(count, 3) * 255).astype(np.uint8)

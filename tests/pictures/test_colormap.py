@@ -1,11 +1,11 @@
-"""Colours for amounts and classes."""
+"""Colours for amounts."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from beitcli.pictures.colormap import apply, class_colours
+from beitcli.pictures.colormap import apply
 
 
 def test_heat_runs_from_dark_to_pale():
@@ -26,16 +26,3 @@ def test_heat_grows_brighter_all_the_way():
 def test_heat_refuses_nan():
     with pytest.raises(ValueError, match="NaN"):
         apply(np.array([[np.nan]]))
-
-
-def test_class_colours_differ_and_stay():
-    colours = class_colours(150)
-    assert len(np.unique(colours, axis=0)) == 150
-    assert np.array_equal(class_colours(7), colours[:7])
-    first = class_colours(12).astype(int)
-    distances = np.abs(first[:, None] - first[None]).sum(-1) + 1000 * np.eye(12)
-    assert distances.min() > 60
-
-
-def test_class_colours_of_none_are_empty():
-    assert class_colours(0).shape == (0, 3)
