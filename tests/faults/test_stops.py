@@ -66,7 +66,7 @@ def interrupted(argv: list[str], images: Path, *harms: Callable[[], object]) -> 
 STAGES: dict[str, Callable[[int, Path], object]] = {
     "first-step": lambda number, run: on_call(training, "optimizer_step", 1, send(number)),
     "mid-step": lambda number, run: on_call(torch.nn.utils, "get_total_norm", 6, send(number)),
-    "evaluation": lambda number, run: on_call(PretrainTask, "measure", 1, send(number)),
+    "evaluation": lambda number, run: on_call(PretrainTask, "evaluate", 1, send(number)),
     "save-files": lambda number, run: on_change(run / "checkpoints", 6, send(number)),
     "save-rename": lambda number, run: on_change(run / "checkpoints", 15, send(number)),
     "before-the-first-step": lambda number, run: on_call(pretraining, "hold_out", 1, send(number)),
