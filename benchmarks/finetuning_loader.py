@@ -108,14 +108,14 @@ def main() -> None:
             FINISHED: partial(finish, source, new, **rest),
         }
         processor: dict[str, list[float]] = {name: [] for name in calls}
-        figures = gather_interleaved(
+        metrics = gather_interleaved(
             {n: counted(call, processor[n]) for n, call in calls.items()}, given.rounds, peer=FLOATS
         )
-        for name, own in figures.items():
+        for name, own in metrics.items():
             own["images_per_second"] = {"median": given.images / own["seconds"]["median"]}
             pairs = zip(processor[FLOATS][-given.rounds :], processor[name][-given.rounds :], strict=True)
             own["times_less_processor"] = spread([theirs / ours for theirs, ours in pairs])
-        results["runs"].append({"workers": workers, "contestants": figures})
+        results["runs"].append({"workers": workers, "contestants": metrics})
     report("What does sending uint8 to the device save finetuning's loader?", results, given.output)
 
 

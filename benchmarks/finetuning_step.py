@@ -90,8 +90,8 @@ def main() -> None:
             "timm, fused AdamW": peer(batch, precision, fused=True),
             "beit": ours(batch, precision),
         }
-        results[precision] = figures = gather_interleaved(steps, args.rounds, peer="timm")
-        for name, its in figures.items():
+        results[precision] = metrics = gather_interleaved(steps, args.rounds, peer="timm")
+        for name, its in metrics.items():
             less = its["times_less_cpu"]
             sys.stderr.write(
                 f"{precision} {name}: {its['seconds']['median']:.2f} s, {its['times_faster']['median']:.2f}x, "

@@ -139,17 +139,17 @@ def measured(source: Source, count: int, workers: int, rounds: int) -> dict[str,
         FAST + ALONE: partial(load, source, FastPretrainingTransform, **given),
     }
     processor: dict[str, list[float]] = {name: [] for name in calls}
-    figures = gather_interleaved(
+    metrics = gather_interleaved(
         {name: counted(call, processor[name]) for name, call in calls.items()}, rounds, peer=RELEASE
     )
-    for name, own in figures.items():
+    for name, own in metrics.items():
         last = processor[name][-rounds:]
         own["images_per_second"] = {"median": count / own["seconds"]["median"]}
         own["processor_ms_an_image"] = spread([1000 * each / count for each in last])
         for peer in (RELEASE, REFERENCE, REFERENCE + ALONE):
             ratios = [theirs / ours for theirs, ours in zip(processor[peer][-rounds:], last, strict=True)]
             own[f"times_less_processor than {peer}"] = spread(ratios)
-    return {"workers": workers, "contestants": figures}
+    return {"workers": workers, "contestants": metrics}
 
 
 def main() -> None:

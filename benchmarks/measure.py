@@ -1,4 +1,4 @@
-"""What every benchmark shares: peers and ours in turn in one process, hardware and versions beside the figures.
+"""What every benchmark shares: peers and ours in turn in one process, hardware and versions beside the metrics.
 
 Cores are shared and noisy, so a claim is a ratio: each round runs every contestant once, in an order that turns with
 the round, and the ratio is taken within the round. The median over rounds is reported with its quartiles.

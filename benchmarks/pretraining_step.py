@@ -181,12 +181,12 @@ def main() -> None:
         steps = {name: MAKERS[name](batch, args) for name in args.contestants}
         with former(args.former, args) if args.former else nullcontext() as its:
             steps |= {"former": its} if its else {}
-            figures: dict[str, Any] = gather_interleaved(steps, args.rounds, peer=next(iter(steps)))
+            metrics: dict[str, Any] = gather_interleaved(steps, args.rounds, peer=next(iter(steps)))
         del steps
         for name in args.contestants:
-            figures[name]["peak_bytes"] = peak_bytes(name, args)
-        results[precision] = figures
-        for name, its in figures.items():
+            metrics[name]["peak_bytes"] = peak_bytes(name, args)
+        results[precision] = metrics
+        for name, its in metrics.items():
             seconds, ratio, less = its["seconds"], its["times_faster"], its["times_less_cpu"]
             memory = f", {its['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in its else ""
             sys.stderr.write(

@@ -25,11 +25,11 @@ from beitcli.engine.events import Event, Progress
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.train_tokenizer import train_tokenizer
 
-Figures = tuple[float, float]
+Metrics = tuple[float, float]
 ONLINE, FILLING, KEPT = "encoded in each step", "encoded and kept", "kept before"
 
 
-def rate(data: list[str], folder: Path, tokenizer: Path, cache: Path | None, given: argparse.Namespace) -> Figures:
+def rate(data: list[str], folder: Path, tokenizer: Path, cache: Path | None, given: argparse.Namespace) -> Metrics:
     """Images a second, and milliseconds of processor time an image, between the ends of the first and the last step."""
     ends: list[tuple[float, float]] = []
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output")
     given = parser.parse_args()
-    rates: dict[str, list[Figures]] = {name: [] for name in (ONLINE, FILLING, KEPT)}
+    rates: dict[str, list[Metrics]] = {name: [] for name in (ONLINE, FILLING, KEPT)}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         flags = {"recipe": "small", "data": given.data, "limit": 200, "steps": 2, "batch_size": 8, "device": "cpu"}
@@ -81,7 +81,7 @@ def main() -> None:
             tell(rates, given)
 
 
-def tell(rates: dict[str, list[Figures]], given: argparse.Namespace) -> None:
+def tell(rates: dict[str, list[Metrics]], given: argparse.Namespace) -> None:
     """What is known so far: rounds take long where other work runs."""
     results = {
         name: {

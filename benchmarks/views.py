@@ -44,19 +44,19 @@ def differences(
         if tokenizer is not None:
             ours, theirs = (tokenizer.encode(levels("token_images", each)) for each in drawn)
             agreeing.append((ours == theirs).flatten())
-    figures: dict[str, object] = {"images_read": count, "color_jitter": color_jitter, "sizes": sizes}
+    metrics: dict[str, object] = {"images_read": count, "color_jitter": color_jitter, "sizes": sizes}
     for name, parts in apart.items():
         values = torch.cat(parts)
-        figures[name] = {
+        metrics[name] = {
             "mean": float(values.mean()),
             "mean_signed": float(np.mean(signed[name])),
             "percentile_99": float(np.percentile(values.numpy(), 99)),
             "max": float(values.max()),
         }
     if agreeing:
-        figures["tokens"] = sum(map(len, agreeing))
-        figures["token_agreement"] = float(torch.cat(agreeing).float().mean())
-    return figures
+        metrics["tokens"] = sum(map(len, agreeing))
+        metrics["token_agreement"] = float(torch.cat(agreeing).float().mean())
+    return metrics
 
 
 def main() -> None:

@@ -190,13 +190,13 @@ class CommandConsole:
         self._bar.start()
         if event.phase not in self._bar_tasks:
             self._bar_tasks[event.phase] = self._bar.add_task(
-                event.phase, total=event.total or None, unit=event.unit, figures=""
+                event.phase, total=event.total or None, unit=event.unit, metrics=""
             )
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total or None)
         if event.metrics:
             room = self.console.width - _BAR_COLUMNS  # more text would displace the bar
-            self._bar.update(task, figures=shown(event.metrics, room))
+            self._bar.update(task, metrics=shown(event.metrics, room))
 
     def _is_due(self, event: Progress) -> bool:
         """Whether to print a plain line: every 5 s with metrics (held-out: at once); else every 10 s, steps never."""
@@ -258,7 +258,7 @@ def _bar(console: Console) -> Bar:
         BarColumn(None),
         Count(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[figures]}", markup=False, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[metrics]}", markup=False, table_column=Column(no_wrap=True)),
         console=console,
         transient=True,
         redirect_stdout=False,
@@ -272,14 +272,14 @@ def to_dict(report: Any) -> dict[str, Any]:
     return plain | plain.pop("further", {})
 
 
-def shown(figures: dict[str, float], room: int | None = None) -> str:
+def shown(metrics: dict[str, float], room: int | None = None) -> str:
     """Formats metrics as one line, the most important first.
 
     Args:
         room: Maximum number of characters; the line ends before the first metric that does not fit.
     """
     line = ""
-    for name, value in metric_texts(figures):
+    for name, value in metric_texts(metrics):
         longer = f"{line}  {name} {value}".lstrip()
         if room is not None and len(longer) > room:
             break

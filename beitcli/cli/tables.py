@@ -20,21 +20,21 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    figures = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    metrics = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
     facts = [name for name in _FACTS if name != first and any(name in row for row in rows)]
-    best = {name: max(row[name] for row in rows if isinstance(row.get(name), float)) for name in figures}
+    best = {name: max(row[name] for row in rows if isinstance(row.get(name), float)) for name in metrics}
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
     table.add_column(first)
-    for name in (*figures, *facts):
+    for name in (*metrics, *facts):
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for row in rows:
         if "error" in row:
             table.add_row(Text(str(row[first])), Text("failed", style="red"))
             continue
-        there = [row.get(name) if isinstance(row.get(name), float) else None for name in figures]
+        there = [row.get(name) if isinstance(row.get(name), float) else None for name in metrics]
         cells = [
             "" if value is None else Text(f"{value:.4f}", style="bold" if value == best[name] else "")
-            for name, value in zip(figures, there, strict=True)
+            for name, value in zip(metrics, there, strict=True)
         ]
         table.add_row(Text(str(row[first])), *cells, *(f"{row[name]:,}" if name in row else "" for name in facts))
     return table

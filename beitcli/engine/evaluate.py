@@ -1,4 +1,4 @@
-"""`beit eval`: the figures of a finetuned model, by the task it was finetuned for.
+"""`beit eval`: the metrics of a finetuned model, by the task it was finetuned for.
 
 `beit eval A B C DATA`: several models on the same data, one report each.
 
@@ -26,7 +26,7 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     """Measures `config.model` on `config.data`; returns the report of its kind.
 
     Raises:
-        StorageError: The model is of a kind that has no figures.
+        StorageError: The model is of a kind that has no metrics.
     """
     if config.protocol != "head":
         return probe(config, on_event)

@@ -48,7 +48,7 @@ _FEW_IMAGES = 64
 
 @dataclass(frozen=True)
 class PretrainReport:
-    """What was made, and figures of the `measured_on` images; those of another target are None.
+    """What was made, and metrics of the `measured_on` images; those of another target are None.
 
     Attributes:
         loss: Of the predicted patches: cross entropy in nats, or mean squared error of normalised pixels.
@@ -230,7 +230,7 @@ def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
             f"token: {nothing_yet}"
         )
     if measured < _FEW_IMAGES:
-        yield f"The figures rest on {report.measured_on}: too few to compare runs by."
+        yield f"The metrics rest on {report.measured_on}: too few to compare runs by."
 
 
 def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:

@@ -53,7 +53,7 @@ def one_save(context: Context, setup: Setup, saver: Saver, number: int) -> dict[
     """
     context.wait()
     start = time.perf_counter()
-    saver.save(setup.plan, TrainState(step=number, figures={"loss": 0.0}))
+    saver.save(setup.plan, TrainState(step=number, metrics={"loss": 0.0}))
     stall = time.perf_counter() - start
     saver_stall = saver.stall
     beside = []

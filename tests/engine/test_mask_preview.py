@@ -1,4 +1,4 @@
-"""mask-preview, through the command line: documents, the masks of training, pictures, and the figures of --stats."""
+"""mask-preview, through the command line: documents, the masks of training, pictures, and the metrics of --stats."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ def test_eval_and_predict_see_the_centre_of_that_shape(beit, labelled_folder, cl
     assert [score for _, score in document["top"]] == pytest.approx(
         scores.sort(descending=True).values.tolist(), abs=1e-5
     )
-    (figures,) = beit("eval", classifier, labelled_folder, *flags, "--device", "cpu").lines
-    assert figures["images"] == 24
+    (metrics,) = beit("eval", classifier, labelled_folder, *flags, "--device", "cpu").lines
+    assert metrics["images"] == 24
 
 
 # attn-map: 100 x 80 as small as covers 48 x 32 is 48 x 38, of which rows 3 to 34 are kept. Back in the image that is y

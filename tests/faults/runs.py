@@ -48,7 +48,7 @@ def note_images(file: Path) -> None:
 
 
 def outcome(run: Path, images: Path | None = None) -> dict[str, Any]:
-    """Weights, optimizer, every step's figures, and the images of every step where they were noted."""
+    """Weights, optimizer, every step's metrics, and the images of every step where they were noted."""
     newest = newest_checkpoint(run)
     assert newest is not None
     assert newest.damaged == ()

@@ -257,10 +257,10 @@ def test_without_a_decoder_there_are_tokens_but_no_pictures(
     image = picture("a.png")
     ended = beit("tokenize", "--tokenizer", "dall-e", image)
     assert (ended.code, len(ended.lines[0]["tokens"])) == (0, 196)
-    (figures,) = beit("tokenize", "--tokenizer", "dall-e", image, "--stats").lines
-    assert (figures["images"], figures["vocab_size"]) == (1, 32)
-    assert figures["codes_used"] == len(set(ended.lines[0]["tokens"]))
-    assert (figures["mae"], figures["psnr"]) == (None, None)
+    (metrics,) = beit("tokenize", "--tokenizer", "dall-e", image, "--stats").lines
+    assert (metrics["images"], metrics["vocab_size"]) == (1, 32)
+    assert metrics["codes_used"] == len(set(ended.lines[0]["tokens"]))
+    assert (metrics["mae"], metrics["psnr"]) == (None, None)
     out = tmp_path / "out"
     for argv, stdin in ((["--reconstruct", out, image], b""), (["--decode", "-o", out], ended.out.encode())):
         refused = beit("tokenize", "--tokenizer", "dall-e", *argv, stdin=stdin)

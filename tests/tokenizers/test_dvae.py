@@ -186,12 +186,12 @@ def test_psnr_and_mae_by_hand() -> None:
 @pytest.mark.parametrize(("kind", "channels"), [("mse", 3), ("l1", 3), ("logit-laplace", 6)])
 def test_gradient_reaches_every_parameter(kind: str, channels: int) -> None:
     model = DiscreteVAE(DVAEArchitecture(vocab_size=8, width=8, groups=2, blocks_per_group=1, output_channels=channels))
-    loss, figures = dvae_loss(model, torch.rand(4, 3, 8, 8), 1.0, 0.1, kind, usage_weight=0.1)
+    loss, metrics = dvae_loss(model, torch.rand(4, 3, 8, 8), 1.0, 0.1, kind, usage_weight=0.1)
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
-    assert not any(figure.requires_grad for figure in figures.values())
-    parts = figures["reconstruction"] + 0.1 * figures["kl"] + 0.1 * figures["usage_kl"]
-    torch.testing.assert_close(figures["loss"], parts)
+    assert not any(figure.requires_grad for figure in metrics.values())
+    parts = metrics["reconstruction"] + 0.1 * metrics["kl"] + 0.1 * metrics["usage_kl"]
+    torch.testing.assert_close(metrics["loss"], parts)
 
 
 def test_training_lowers_the_error_and_uses_many_codes(model: DiscreteVAE) -> None:

@@ -1,4 +1,4 @@
-"""`beit eval` of a classifier: its figures on labelled images (as in the release: bicubic resize, central crop).
+"""`beit eval` of a classifier: its metrics on labelled images (as in the release: bicubic resize, central crop).
 
 Every readable image counts once. Top-k is the share of images whose label is among the k likeliest classes.
 """

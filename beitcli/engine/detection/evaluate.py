@@ -10,7 +10,7 @@ from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import open_detection
 from beitcli.data.sources.format import Request
 from beitcli.engine.detection.inference import score
-from beitcli.engine.detection.metrics import FIGURES, AveragePrecision, require_pycocotools
+from beitcli.engine.detection.metrics import METRICS, AveragePrecision, require_pycocotools
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
@@ -61,6 +61,6 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     scored = score(model.to(batching.compute.device), source, checkpoint.normalization, batching)
     bad = [*left_out, *scored.bad]
     tell_bad(config, bad, len(source) + len(left_out), on_event)
-    figures = {name: getattr(scored.figures, name) for name in FIGURES}
-    of_class = dict(zip(checkpoint.classes, scored.figures.of_class, strict=True))
-    return evaluated(config, TASK, DetectionEvalReport, scored.images, bad, **figures, ap_of_class=of_class)
+    metrics = {name: getattr(scored.metrics, name) for name in METRICS}
+    of_class = dict(zip(checkpoint.classes, scored.metrics.of_class, strict=True))
+    return evaluated(config, TASK, DetectionEvalReport, scored.images, bad, **metrics, ap_of_class=of_class)

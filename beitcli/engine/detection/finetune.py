@@ -11,7 +11,7 @@ from beitcli.config.tasks.detect import TASK
 from beitcli.data.transforms.detection import DetectionTransform
 from beitcli.engine.detection.dataset import open_detection_data
 from beitcli.engine.detection.evaluate import DetectionMetrics
-from beitcli.engine.detection.metrics import FIGURES, require_pycocotools
+from beitcli.engine.detection.metrics import METRICS, require_pycocotools
 from beitcli.engine.detection.task import DetectionTask
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.trainer.finetuning import begin, run_finetuning
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport
 
     def own(metrics: dict[str, float]) -> dict[str, Any]:
         of_class = {name: metrics.get(f"ap/{name}") for name in data.classes}
-        return {name: metrics.get(name) for name in FIGURES} | {"ap_of_class": of_class}
+        return {name: metrics.get(name) for name in METRICS} | {"ap_of_class": of_class}
 
     return run_finetuning(begun, data, transform, task, DetectReport, lambda report: _card(report, task), own)
 

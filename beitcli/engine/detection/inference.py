@@ -14,7 +14,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.detection import DetectionEvalTransform, LabelledDetectionTransform
-from beitcli.engine.detection.metrics import DetectionFigures, Detections, average_precision
+from beitcli.engine.detection.metrics import DetectionMetrics, Detections, average_precision
 from beitcli.engine.events import Progress
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.distributed_eval import Batching, measured_by_the_first
@@ -33,7 +33,7 @@ class Scored:
         bad: That were not.
     """
 
-    figures: DetectionFigures
+    metrics: DetectionMetrics
     images: int
     bad: list[Bad]
 
@@ -53,12 +53,12 @@ def score(model: Detector, source: DetectionSource, normalization: Normalization
     everyone = world.gather((mine, bad))
     every = sorted((each for part in everyone for each in part[0]), key=lambda pair: pair[0])
 
-    def figures() -> DetectionFigures:
+    def metrics() -> DetectionMetrics:
         marked = [source.boxes(index) for index, _ in every]
         return average_precision(marked, [found for _, found in every], model.classes)
 
     bad = sorted(record for part in everyone for record in part[1])
-    return Scored(measured_by_the_first(figures, world), len(every), bad)
+    return Scored(measured_by_the_first(metrics, world), len(every), bad)
 
 
 def detect(

@@ -59,13 +59,13 @@ class AveragePrecision:
 
 
 @dataclass(frozen=True)
-class DetectionFigures(AveragePrecision):
+class DetectionMetrics(AveragePrecision):
     """Of all classes, and the AP of each in label order."""
 
     of_class: tuple[float | None, ...]
 
 
-FIGURES = tuple(each.name for each in fields(AveragePrecision))
+METRICS = tuple(each.name for each in fields(AveragePrecision))
 
 
 def require_pycocotools() -> None:
@@ -79,8 +79,8 @@ def require_pycocotools() -> None:
         ) from None
 
 
-def average_precision(marked: Sequence[BoxLabels], found: Sequence[Detections], classes: int) -> DetectionFigures:
-    """The figures of detections over images; of outlines too, where all of both sides have them.
+def average_precision(marked: Sequence[BoxLabels], found: Sequence[Detections], classes: int) -> DetectionMetrics:
+    """The metrics of detections over images; of outlines too, where all of both sides have them.
 
     Args:
         marked: What is there, of each image.
@@ -90,14 +90,14 @@ def average_precision(marked: Sequence[BoxLabels], found: Sequence[Detections], 
     of_masks: list[float | None] = [None] * 3
     if found and all(each.masks is not None for each in found):
         of_masks = _evaluated(marked, found, classes, "segm")[1][:3]
-    metrics: dict[str, Any] = dict(zip(FIGURES, (*stats, *of_masks), strict=True))
-    return DetectionFigures(**metrics, of_class=tuple(_mean(precision[:, :, label]) for label in range(classes)))
+    metrics: dict[str, Any] = dict(zip(METRICS, (*stats, *of_masks), strict=True))
+    return DetectionMetrics(**metrics, of_class=tuple(_mean(precision[:, :, label]) for label in range(classes)))
 
 
 def _evaluated(
     marked: Sequence[BoxLabels], found: Sequence[Detections], classes: int, kind: str
 ) -> tuple[np.ndarray, list[float | None]]:
-    """Precision (overlaps, recalls, classes), -1 where none is there, and the six figures of all classes."""
+    """Precision (overlaps, recalls, classes), -1 where none is there, and the six metrics of all classes."""
     from pycocotools.cocoeval import COCOeval
 
     images = [{"id": number, "height": each.size[0], "width": each.size[1]} for number, each in enumerate(marked)]

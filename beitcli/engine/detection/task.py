@@ -18,7 +18,7 @@ import torch
 from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.transforms.base import normalize
 from beitcli.engine.detection.inference import score
-from beitcli.engine.detection.metrics import FIGURES
+from beitcli.engine.detection.metrics import METRICS
 from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.detection.faster_rcnn import Targets
@@ -67,9 +67,9 @@ class DetectionTask(FinetunedTask):
         batching = self.batching(_AT_ONCE, check_stop)
         scored = score(self.measured, self.val, self.normalization, batching)
         self.refuse_bad(scored.bad)
-        figures = scored.figures
-        named = {name: getattr(figures, name) for name in FIGURES}
-        named |= {f"ap/{name}": value for name, value in zip(self.classes, figures.of_class, strict=True)}
+        metrics = scored.metrics
+        named = {name: getattr(metrics, name) for name in METRICS}
+        named |= {f"ap/{name}": value for name, value in zip(self.classes, metrics.of_class, strict=True)}
         return {name: value for name, value in named.items() if value is not None} | {"images": scored.images}
 
     def own_config(self) -> dict[str, Any]:

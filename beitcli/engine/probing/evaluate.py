@@ -45,9 +45,9 @@ class ProbeReport(Evaluated):
     Attributes:
         train_images: That were learned from.
         classes: Of them.
-        layer: Whose figures `top1` and `top5` are, from 1; of a sweep the best by top-1 on `data` itself.
+        layer: Whose metrics `top1` and `top5` are, from 1; of a sweep the best by top-1 on `data` itself.
         k: Neighbours; None for `linear`.
-        layers: A sweep's figures, `{"layer", "top1", "top5"}` each; else None.
+        layers: A sweep's metrics, `{"layer", "top1", "top5"}` each; else None.
     """
 
     top1: float

@@ -96,15 +96,15 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     counts = count(model.to(batching.compute.device), source, how, replace(batching, batch_size=1))
     bad = [*missing, *counts.bad]
     tell_bad(config, bad, len(source) + len(missing), on_event)
-    figures = counts.figures
+    metrics = counts.metrics
     return evaluated(
         config,
         TASK,
         SegmentationEvalReport,
         counts.images,
         bad,
-        miou=figures.miou,
-        pixel_accuracy=figures.pixel_accuracy,
-        mean_accuracy=figures.mean_accuracy,
-        iou=dict(zip(checkpoint.classes, figures.iou, strict=True)),
+        miou=metrics.miou,
+        pixel_accuracy=metrics.pixel_accuracy,
+        mean_accuracy=metrics.mean_accuracy,
+        iou=dict(zip(checkpoint.classes, metrics.iou, strict=True)),
     )

@@ -18,7 +18,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.segmentation import LabelledSegmentationTransform, SegmentationEvalTransform
 from beitcli.engine.events import Progress
-from beitcli.engine.segmentation.metrics import SegmentationFigures, confusion, figures_of
+from beitcli.engine.segmentation.metrics import SegmentationMetrics, confusion, metrics_of
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
@@ -88,8 +88,8 @@ class Counts:
     bad: list[Bad]
 
     @property
-    def figures(self) -> SegmentationFigures:
-        return figures_of(self.confusion)
+    def metrics(self) -> SegmentationMetrics:
+        return metrics_of(self.confusion)
 
 
 def count(model: Segmenter, source: Source, how: SlidingWindow, batching: Batching) -> Counts:

@@ -60,13 +60,13 @@ class SegmentationTask(FinetunedTask):
         how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
         counts = count(self.measured, self.val, how, self.batching(1, check_stop))
         self.refuse_bad(counts.bad)
-        figures = counts.figures
+        metrics = counts.metrics
         return {
-            "miou": figures.miou,
-            "pixel_accuracy": figures.pixel_accuracy,
-            "mean_accuracy": figures.mean_accuracy,
+            "miou": metrics.miou,
+            "pixel_accuracy": metrics.pixel_accuracy,
+            "mean_accuracy": metrics.mean_accuracy,
             "images": counts.images,
-            **{f"iou/{name}": iou for name, iou in zip(self.classes, figures.iou, strict=True) if iou is not None},
+            **{f"iou/{name}": iou for name, iou in zip(self.classes, metrics.iou, strict=True) if iou is not None},
         }
 
     def own_config(self) -> dict[str, Any]:

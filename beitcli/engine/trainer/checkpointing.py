@@ -30,7 +30,7 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
-    figures: dict[str, float] | None = None
+    metrics: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

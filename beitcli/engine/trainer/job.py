@@ -58,7 +58,7 @@ class Finished:
     @property
     def metrics(self) -> dict[str, float]:
         """Of the held-out images, at the last step."""
-        return self.state.figures or {}
+        return self.state.metrics or {}
 
     def report(self, kind: type[Report], **own: Any) -> Report:
         """A report: the fields that every training has, `own` ones, and the metrics that are named as a field is.

@@ -104,7 +104,7 @@ def train(
             stopping = saving and loop.evaluate(metrics)
             loop.log(metrics)
             if stopping:
-                state.figures = None
+                state.metrics = None
                 lockstep.leave()
                 loop.stop_here()
 
@@ -236,14 +236,14 @@ class _Loop:
         if measured is not None:
             held_out = {f"held_out_{name}": value for name, value in measured.items()}
             self.divergence.require_finite(held_out, self.state.step)  # no checkpoint of spoilt weights
-            self.state.figures = measured
+            self.state.metrics = measured
             metrics |= held_out | watched
         return stopping
 
     def evaluate_if_missing(self) -> None:
         """Measures where a stop came while the last step was being measured."""
-        if self.state.figures is None:
-            self.state.figures, _, stopping = self._measured()
+        if self.state.metrics is None:
+            self.state.metrics, _, stopping = self._measured()
             if stopping:
                 self.stop_here()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 
-def _card(title: str, facts: dict[str, Any], figures: dict[str, str], then: Iterable[str]) -> str:
+def _card(title: str, facts: dict[str, Any], metrics: dict[str, str], then: Iterable[str]) -> str:
     lines = [
         f"# {title}",
         "",
@@ -25,7 +25,7 @@ def _card(title: str, facts: dict[str, Any], figures: dict[str, str], then: Iter
         "| figure | value |",
         "|---|---|",
     ]
-    lines += [f"| {name} | {value} |" for name, value in figures.items()]
+    lines += [f"| {name} | {value} |" for name, value in metrics.items()]
     lines += ["", "Every setting is in `config.toml`, the curve in `metrics.jsonl`.", "", "## Next", "", "```"]
     return "\n".join([*lines, *then, "```", ""])
 
@@ -77,7 +77,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
     """`tokenizer` is None where pixels are predicted."""
     data = " ".join(config.data)
     which = "hidden" if config.mask else "all"
-    figures = {
+    metrics = {
         f"accuracy on {which} patches": report.masked_accuracy,
         "always guessing the commonest token": report.baseline_accuracy,
         "entropy of the tokens (loss of the best fixed guess), nats": report.unigram_entropy,
@@ -97,7 +97,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
         {
             "steps": _steps(report, config.batch_size),
             f"loss ({report.measured_on})": f"{report.loss:.4f}",
-            **{name: f"{value:.4f}" for name, value in figures.items() if value is not None},
+            **{name: f"{value:.4f}" for name, value in metrics.items() if value is not None},
             **_further(report),
         },
         (

@@ -16,12 +16,12 @@ def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
         StorageError: It is none that a run wrote, though its hash is right.
     """
     document = checkpoint.trainer
-    figures, bad = document.get("figures"), document.get("bad")
+    metrics, bad = document.get("figures"), document.get("bad")
     fits = {
         "step": _is_number(document.get("step"), int) and document["step"] == step_of(checkpoint.path),
         "seconds": _is_number(document.get("seconds"), int, float) and document["seconds"] >= 0,
         "images_per_second": _is_number(document.get("images_per_second"), int, float),
-        "figures": "figures" in document and (figures is None or _are_figures(figures)),
+        "figures": "figures" in document and (metrics is None or _are_metrics(metrics)),
         "data": isinstance(document.get("data"), str),
         "bad": isinstance(bad, list) and all(map(_is_record, bad)),
         "micro_batch": _is_number(document.get("micro_batch", 0), int) and document.get("micro_batch", 0) >= 0,
@@ -39,8 +39,8 @@ def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _are_figures(figures: Any) -> bool:
-    return isinstance(figures, dict) and all(v is None or _is_number(v, int, float) for v in figures.values())
+def _are_metrics(metrics: Any) -> bool:
+    return isinstance(metrics, dict) and all(v is None or _is_number(v, int, float) for v in metrics.values())
 
 
 def _is_record(record: Any) -> bool:

@@ -3,7 +3,7 @@
     softmax(query key^T / sqrt(d) + bias) value         (B, heads, R, d)
 
 Attention that is differentiated on a CPU multiplies its matrices out: a fused kernel gives no gradient of a bias, and
-torch's substitute for it computes in fp32 and looks for rows that see nothing (docs/performance.md has figures).
+torch's substitute for it computes in fp32 and looks for rows that see nothing (docs/performance.md has metrics).
 """
 
 from __future__ import annotations

@@ -86,15 +86,15 @@ def test_moving_average_is_what_is_saved_and_goes_on_bit_for_bit(rectangles, tmp
 def test_eval_gives_the_run_s_own_figures(beit, rectangles, learned_run):
     run, report = learned_run
     ended = beit("eval", run, rectangles, "--json", "--batch-size", 2)
-    (figures,) = ended.lines
+    (metrics,) = ended.lines
     assert ended.code == 0, ended.err
-    assert list(figures) == [
+    assert list(metrics) == [
         "model", "data", "task", "protocol", "images", "bad", "ap", "ap50", "ap75", "ap_small", "ap_medium",
         "ap_large", "mask_ap", "mask_ap50", "mask_ap75", "ap_of_class",
     ]  # fmt: skip
-    assert (figures["task"], figures["images"], figures["bad"]) == ("detect", 5, 0)
+    assert (metrics["task"], metrics["images"], metrics["bad"]) == ("detect", 5, 0)
     for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"):
-        assert figures[name] == (None if name == "ap_large" else pytest.approx(getattr(report, name), abs=1e-6))
+        assert metrics[name] == (None if name == "ap_large" else pytest.approx(getattr(report, name), abs=1e-6))
     own = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert own["held_out_ap"] == report.ap
     assert own["held_out_ap/red"] == report.ap_of_class["red"]
@@ -268,5 +268,5 @@ def test_dry_run_tells_the_plan_and_trains_nothing(beit, rectangles, tmp_path):
 def test_several_models_are_compared_in_one_table(beit, rectangles, detector_run, learned_run):
     ended = beit("eval", detector_run, learned_run[0], rectangles)
     assert ended.code == 0, ended.err
-    (figures,) = ended.lines
-    assert [each["images"] for each in figures] == [5, 5]
+    (metrics,) = ended.lines
+    assert [each["images"] for each in metrics] == [5, 5]

@@ -36,8 +36,8 @@ def mask_run(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> tupl
 def test_mask_rcnn_finds_outlines_too(beit, rectangles, mask_run, tmp_path):
     run, report = mask_run
     assert report.mask_ap50 > 0.2
-    (figures,) = beit("eval", run, rectangles).lines
-    assert (figures["ap"], figures["mask_ap"]) == (pytest.approx(report.ap), pytest.approx(report.mask_ap))
+    (metrics,) = beit("eval", run, rectangles).lines
+    assert (metrics["ap"], metrics["mask_ap"]) == (pytest.approx(report.ap), pytest.approx(report.mask_ap))
     assert inspect(InspectConfig(ref=str(run))).architecture["head"] == "mask-rcnn"
     picture = rectangles / "val" / "01.png"
     (line,) = beit("predict", run, picture, "--score-threshold", 0.1, "-o", tmp_path / "out").lines

@@ -1,4 +1,4 @@
-"""Average precision: hand-computed examples, crowds, and figures that nothing can be said of."""
+"""Average precision: hand-computed examples, crowds, and metrics that nothing can be said of."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def test_average_precision_equals_the_hand_computed_one():
     """
     truth = [marked((0, 0, 10, 10), (20, 20, 40, 40)), marked((0, 0, 50, 50))]
     guesses = [found((0.9, (0, 0, 10, 10)), (0.8, (60, 60, 70, 70))), found((0.7, (0, 0, 50, 31)))]
-    figures = average_precision(truth, guesses, 2)
+    metrics = average_precision(truth, guesses, 2)
     loose, strict = (34 + 33 * 2 / 3) / 101, 34 / 101
-    assert figures.ap == pytest.approx((3 * loose + 7 * strict) / 10)
-    assert (figures.ap50, figures.ap75) == (pytest.approx(loose), pytest.approx(strict))
-    assert figures.ap_small == pytest.approx(51 / 101)  # one of two is found: 51 points
-    assert figures.ap_medium == pytest.approx(0.3)
-    assert figures.ap_large is None
-    assert figures.of_class == (pytest.approx(figures.ap), None)
+    assert metrics.ap == pytest.approx((3 * loose + 7 * strict) / 10)
+    assert (metrics.ap50, metrics.ap75) == (pytest.approx(loose), pytest.approx(strict))
+    assert metrics.ap_small == pytest.approx(51 / 101)  # one of two is found: 51 points
+    assert metrics.ap_medium == pytest.approx(0.3)
+    assert metrics.ap_large is None
+    assert metrics.of_class == (pytest.approx(metrics.ap), None)
 
 
 def test_mean_is_over_the_classes_that_are_there():
     truth = [marked((0, 0, 10, 10), (20, 20, 40, 40), labels=(0, 2))]
     both = found((0.9, (0, 0, 10, 10)))
     wrong = Detections(np.concatenate([both.boxes, both.boxes]), np.array([0, 1]), np.array([0.9, 0.8], np.float32))
-    figures = average_precision(truth, [wrong], 3)
-    assert figures.of_class == (pytest.approx(1), None, 0.0)  # the second is guessed, but nowhere to be found
-    assert figures.ap == pytest.approx(0.5)
+    metrics = average_precision(truth, [wrong], 3)
+    assert metrics.of_class == (pytest.approx(1), None, 0.0)  # the second is guessed, but nowhere to be found
+    assert metrics.ap == pytest.approx(0.5)
 
 
 def test_what_is_found_in_a_crowd_counts_neither_for_nor_against():
@@ -74,10 +74,10 @@ def test_masks_are_measured_beside_the_boxes():
     truth = replace(truth, outlines=(Bitmap.of(masks[0]), Bitmap.of(masks[1])))
     guesses = found((0.9, (0, 0, 10, 10)), (0.8, (20, 20, 40, 40)))
     guesses = replace(guesses, masks=(encoded(masks[0]), encoded(masks[2])))
-    figures = average_precision([truth], [guesses], 1)
-    assert figures.ap == pytest.approx(1)
-    assert (figures.mask_ap50, figures.mask_ap75) == (pytest.approx(1), pytest.approx(51 / 101))
-    assert 0.5 < figures.mask_ap < 0.7
+    metrics = average_precision([truth], [guesses], 1)
+    assert metrics.ap == pytest.approx(1)
+    assert (metrics.mask_ap50, metrics.mask_ap75) == (pytest.approx(1), pytest.approx(51 / 101))
+    assert 0.5 < metrics.mask_ap < 0.7
     assert average_precision([truth], [found((0.9, (0, 0, 10, 10)))], 1).mask_ap is None
 
 

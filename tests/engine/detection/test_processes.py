@@ -1,4 +1,4 @@
-"""Detectors in several processes: the same losses, weights and figures, uneven shares and images without boxes too."""
+"""Detectors in several processes: the same losses, weights and metrics, uneven shares and images without boxes too."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ def test_pixel_loss_is_the_squared_error_of_the_hidden_patches_by_hand(labelled_
     batch = one_batch(task)
     assert set(batch) == {"images", "mask", "labels"}
     task.model.eval()
-    loss, figures = task.loss(batch)
-    assert figures == {}
+    loss, metrics = task.loss(batch)
+    assert metrics == {}
     images = (batch["images"] / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
     with torch.no_grad():
         said = task.model.token_head(task.model.hidden_features(images, batch["mask"]))
@@ -161,11 +161,11 @@ def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_fold
     assert isinstance(task.target, TokenTarget)
     batch = one_batch(task)
     task.model.eval()
-    _, figures = task.loss(batch)
+    _, metrics = task.loss(batch)
     with torch.no_grad():
         outputs, wanted = task.forward_with_targets(batch)
     right = (outputs.argmax(dim=1) == wanted).reshape(8, 16)[batch["mask"]]
-    assert float(figures["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
+    assert float(metrics["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
     tokens = wanted.reshape(8, 16)[batch["mask"]]
     assert torch.equal(task.target.state()["token_counts"], torch.bincount(tokens, minlength=16))
     accumulator = task.target.accumulator()
@@ -231,7 +231,7 @@ def test_each_row_of_table_4_is_trained(tmp_path, labelled_folder, tokenizer_run
     assert ("accuracy on all patches" in card) == (not config.mask and not pixels)
     model, _ = open_masked_image_model(str(tmp_path / "run"))
     assert model.token_head.out_features == (192 if pixels else 16)
-    assert any("The figures rest on 1 held-out images" in e.message for e in events if isinstance(e, Warned))
+    assert any("The metrics rest on 1 held-out images" in e.message for e in events if isinstance(e, Warned))
 
 
 def test_pixels_resumed_equal_the_whole_run(tmp_path, labelled_folder):

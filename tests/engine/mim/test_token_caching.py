@@ -87,9 +87,9 @@ def outcome(run: Path) -> tuple[Any, ...]:
     newest = newest_checkpoint(run)
     assert newest is not None
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    figures = [{k: v for k, v in line.items() if k not in UNREPEATED} for line in lines]
+    metrics = [{k: v for k, v in line.items() if k not in UNREPEATED} for line in lines]
     files = [(newest.path / name).read_bytes() for name in ("model.safetensors", "trainer.safetensors")]
-    return files, figures, newest.trainer["figures"]
+    return files, metrics, newest.trainer["figures"]
 
 
 def warnings(events: list[Event], place: Path) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from beitcli.engine.segmentation.metrics import confusion, figures_of
+from beitcli.engine.segmentation.metrics import confusion, metrics_of
 
 
 def test_figures_equal_the_example_computed_by_hand():
@@ -15,11 +15,11 @@ def test_figures_equal_the_example_computed_by_hand():
     predicted = torch.tensor([[0, 0, 1, 1, 1], [1, 0, 2, 0, 3]])
     counts = confusion(predicted, targets, 4)
     assert counts.tolist() == [[2, 2, 0, 0], [1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
-    figures = figures_of(counts)
-    assert figures.iou == (0.4, 0.4, 1.0, None)
-    assert figures.miou == pytest.approx(1.8 / 3, abs=1e-15)
-    assert figures.pixel_accuracy == 5 / 8
-    assert figures.mean_accuracy == pytest.approx((2 / 4 + 2 / 3 + 1) / 3, abs=1e-15)
+    metrics = metrics_of(counts)
+    assert metrics.iou == (0.4, 0.4, 1.0, None)
+    assert metrics.miou == pytest.approx(1.8 / 3, abs=1e-15)
+    assert metrics.pixel_accuracy == 5 / 8
+    assert metrics.mean_accuracy == pytest.approx((2 / 4 + 2 / 3 + 1) / 3, abs=1e-15)
 
 
 def test_figures_equal_numpy_s_on_fifty_random_label_maps():
@@ -46,19 +46,19 @@ def test_figures_equal_numpy_s_on_fifty_random_label_maps():
         ious.append(intersection / union if union else np.nan)
         accuracies.append(intersection / area if area else np.nan)
         right, labelled = right + intersection, labelled + area
-    figures = figures_of(total)
-    assert figures.iou == tuple(None if np.isnan(iou) else iou for iou in ious)
-    assert figures.iou[absent] is None
-    assert figures.miou == pytest.approx(np.nanmean(ious), rel=1e-15)
-    assert figures.mean_accuracy == pytest.approx(np.nanmean(accuracies), rel=1e-15)
-    assert figures.pixel_accuracy == right / labelled
+    metrics = metrics_of(total)
+    assert metrics.iou == tuple(None if np.isnan(iou) else iou for iou in ious)
+    assert metrics.iou[absent] is None
+    assert metrics.miou == pytest.approx(np.nanmean(ious), rel=1e-15)
+    assert metrics.mean_accuracy == pytest.approx(np.nanmean(accuracies), rel=1e-15)
+    assert metrics.pixel_accuracy == right / labelled
 
 
 def test_counts_beyond_32_bits_stay_exact():
-    figures = figures_of(torch.tensor([[2**40 + 1, 1], [0, 2**33]]))
-    assert figures.iou == ((2**40 + 1) / (2**40 + 2), 2**33 / (2**33 + 1))
+    metrics = metrics_of(torch.tensor([[2**40 + 1, 1], [0, 2**33]]))
+    assert metrics.iou == ((2**40 + 1) / (2**40 + 2), 2**33 / (2**33 + 1))
 
 
 def test_figures_of_nothing_labelled_are_zero():
-    figures = figures_of(torch.zeros(3, 3, dtype=torch.int64))
-    assert (figures.miou, figures.pixel_accuracy, figures.iou) == (0.0, 0.0, (None, None, None))
+    metrics = metrics_of(torch.zeros(3, 3, dtype=torch.int64))
+    assert (metrics.miou, metrics.pixel_accuracy, metrics.iou) == (0.0, 0.0, (None, None, None))

@@ -101,17 +101,17 @@ def test_moving_average_is_what_is_saved_and_goes_on_bit_for_bit(scenes, tmp_pat
 def test_eval_gives_the_run_s_own_figures(beit, scenes, segmenter_run):
     own = json.loads((segmenter_run / "metrics.jsonl").read_text().splitlines()[-1])
     ended = beit("eval", segmenter_run, scenes, "--json")
-    (figures,) = ended.lines
-    assert list(figures) == [
+    (metrics,) = ended.lines
+    assert list(metrics) == [
         "model", "data", "task", "protocol", "images", "bad", "miou", "pixel_accuracy", "mean_accuracy", "iou"
     ]  # fmt: skip
-    assert (ended.code, figures["task"], figures["images"], figures["bad"]) == (0, "segment", 4, 0)
-    assert figures["miou"] == own["held_out_miou"]
-    assert figures["pixel_accuracy"] == own["held_out_pixel_accuracy"]
-    assert tuple(figures["iou"]) == NAMES
+    assert (ended.code, metrics["task"], metrics["images"], metrics["bad"]) == (0, "segment", 4, 0)
+    assert metrics["miou"] == own["held_out_miou"]
+    assert metrics["pixel_accuracy"] == own["held_out_pixel_accuracy"]
+    assert tuple(metrics["iou"]) == NAMES
     other = beit("eval", segmenter_run, scenes, "--multi-scale", "--flip", "--window", 48, "--stride", 16)
     assert other.code == 0
-    assert other.lines[0]["pixel_accuracy"] != figures["pixel_accuracy"]
+    assert other.lines[0]["pixel_accuracy"] != metrics["pixel_accuracy"]
     assert "fitted to another size" in other.err
 
 

@@ -97,7 +97,7 @@ def test_loss_is_the_cross_entropy_of_the_hidden_patches_by_hand(labelled_folder
     task = make_task(settings(labelled_folder, tokenizer_run))
     batch = one_batch(task)
     task.model.eval()
-    loss, figures = task.loss(batch)
+    loss, metrics = task.loss(batch)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_loss_is_the_cross_entropy_of_the_hidden_patches_by_hand(labelled_folder
             right += int(chances[image, patch].argmax() == tokens[image, patch])
     assert len(by_hand) == 48
     assert float(loss.detach()) == pytest.approx(sum(by_hand) / 48, abs=1e-5)
-    assert float(figures["masked_accuracy"]) == pytest.approx(right / 48)
+    assert float(metrics["masked_accuracy"]) == pytest.approx(right / 48)
 
 
 @pytest.mark.parametrize(("mask", "predict"), [(True, "all"), (False, "all")])
@@ -152,8 +152,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(labelled_folder, tok
         for _ in range(3):
             optimizer_step(task, task.plan, one_batch(task), CPU, CPU.scaler(), sums)
         results.append((task.model.state_dict(), {name: float(value) for name, value in sums.items()}))
-    for tensors, figures in results[1:]:
-        assert figures == pytest.approx(results[0][1], abs=1e-5)
+    for tensors, metrics in results[1:]:
+        assert metrics == pytest.approx(results[0][1], abs=1e-5)
         for name, tensor in tensors.items():
             assert (tensor - results[0][0][name]).abs().max() <= 1e-6, name
 

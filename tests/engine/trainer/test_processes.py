@@ -1,4 +1,4 @@
-"""One, two, three and four processes do the same: images, losses, figures, files; a run goes on with any number."""
+"""One, two, three and four processes do the same: images, losses, metrics, files; a run goes on with any number."""
 
 from __future__ import annotations
 

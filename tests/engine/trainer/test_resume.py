@@ -79,8 +79,8 @@ def assert_equal_runs(run: Path, whole: Path) -> None:
         assert (last / name).read_bytes() == (its_last / name).read_bytes(), name
     assert losses(run) == losses(whole)
     assert [entry[0] for entry in losses(run)] == list(range(1, STEPS + 1))
-    figures = [newest_checkpoint(each).trainer["figures"] for each in (run, whole)]
-    assert figures[0] == figures[1]
+    metrics = [newest_checkpoint(each).trainer["figures"] for each in (run, whole)]
+    assert metrics[0] == metrics[1]
 
 
 def resume(run: Path, workers: int) -> int:
