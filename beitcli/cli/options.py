@@ -99,7 +99,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
 
     asked = _asked(settings, words)
     recipe = _recipe(command, settings, asked)
-    of_recipe = recipe_settings(settings, command.name, recipe) if recipe else {}
+    of_recipe = recipe_settings(command.config, settings, recipe, asked) if recipe else {}
     task = _task(settings, of_recipe | asked)
     hides = task is not None and not _HELP.isdisjoint(words)  # otherwise all are visible: for completion and errors
     arguments = [_parameter(setting, "") for setting in settings.values() if setting.option.argument]
@@ -115,9 +115,9 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
 
 
 def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
-    """Finds the recipe and the task on a command line: typer prints the help before it parses the rest."""
+    """Finds the options that the help depends on: typer prints the help before it parses the rest."""
     found = {}
-    for name in {"recipe", "task"} & settings.keys():
+    for name in {"recipe", "task", "init"} & settings.keys():
         flag = settings[name].flag
         for word, after in pairwise([*words, ""]):
             if word == flag or word.startswith(f"{flag}="):
@@ -130,7 +130,7 @@ def _recipe(command: Command, settings: dict[str, Setting], asked: dict[str, str
     if "recipe" not in settings:
         return ""
     named = asked.get("recipe")
-    return named if named in recipe_names(command.name) else default_recipe(settings, asked)
+    return named if named in recipe_names(command.name) else default_recipe(command.config, settings, asked)
 
 
 def _task(settings: dict[str, Setting], values: dict[str, Any]) -> str | None:

@@ -191,8 +191,15 @@ class Training(Launched):
 
 @dataclass(frozen=True, kw_only=True)
 class Sharded(Training):
-    """Settings of training commands that can shard the model (FSDP2)."""
+    """Settings of the commands that train a BEiT, whose model may be sharded (FSDP2)."""
 
+    decay_bias_tables: bool = option(
+        True,
+        "Weight decay of the relative position bias tables, as in the release.",
+        panel="Schedule",
+        flags=("--decay-bias-tables/--no-decay-bias-tables",),
+        earlier=False,
+    )
     shard: bool = option(
         False,
         "Spread weights, gradients and moments over the processes (FSDP2), for models that outgrow a GPU.",

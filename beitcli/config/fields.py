@@ -37,6 +37,7 @@ class Option:
         example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
+        earlier: Value for a run whose config.toml is older than the setting, if that is not the default.
         choices: Returns the allowed values, of each item if it is a list, where they are not a `Literal`, as those of
             a registry; called when needed.
     """
@@ -53,6 +54,7 @@ class Option:
     bounds: Bounds = UNBOUNDED
     tasks: tuple[str, ...] = ()
     choices: Callable[[], tuple[str, ...]] | None = None
+    earlier: Any = None
 
 
 def option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from beitcli.config.architecture import require_size
 from beitcli.config.bounds import Bounds
@@ -21,6 +21,8 @@ def _head_help() -> str:
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Sharded):
     command: ClassVar[str] = "finetune"
+    recipes_of: ClassVar[dict[str, dict[str, str]]] = {"init": {"random": "deit"}}
+    instead_of_recipe: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {"init": {"random": {"layer_decay": 1.0}}}
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     init: str = option("", f"Where to start. {MODEL_HELP}; or `random`.", panel="Model", required=True, metavar="MODEL")
     model: str = option("base", "Size of the backbone where --init is random.", panel="Model")
@@ -43,7 +45,12 @@ class FinetuneConfig(Sharded):
     drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model", ge=0, le=1)
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Model")
     val: str | None = option(None, "Labelled images to measure on.", panel="Data", metavar="DATA")
-    layer_decay: float = option(0.65, "Learning rate of a block over that of the next.", panel="Schedule", gt=0)
+    layer_decay: float = option(
+        0.65,
+        "Learning rate of a block over that of the next; 1 with --init random, whatever the recipe says.",
+        panel="Schedule",
+        gt=0,
+    )
     ema: float = option(0.0, "Decay of the moving average of the weights; 0 = none.", panel="Schedule", ge=0, le=1)
     repeats: int = option(
         1,
@@ -53,6 +60,14 @@ class FinetuneConfig(Sharded):
     )
     mixup: float = option(0.8, "Alpha of mixup; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",))
     cutmix: float = option(1.0, "Alpha of cutmix; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",))
+    mixup_group: int = option(
+        128,
+        "Images of a step that share a draw of mixup and cutmix (in the release: a device's batch); 0 = all.",
+        panel="Augmentation",
+        ge=0,
+        tasks=("classify",),
+        earlier=0,
+    )
     smoothing: float = option(0.1, "Label smoothing (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",))
     rand_augment: str = option(
         "rand-m9-mstd0.5-inc1", "timm's RandAugment policy; empty = none.", panel="Augmentation", tasks=("classify",)

@@ -49,15 +49,26 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
     return tomllib.loads(path.read_text())
 
 
-def default_recipe(settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
-    """Returns the recipe used if none is named: that of the task, if the job has tasks."""
+def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
+    """Returns the recipe used if none is named: that of the task, or of another setting in the job's `recipes_of`."""
     task = TASKS.load(asked["task"]) if "task" in settings and asked.get("task") in TASKS.names() else None
-    return (task and task.recipe) or settings["recipe"].default
+    if task and task.recipe:
+        return task.recipe
+    for name, recipes in getattr(config_class, "recipes_of", {}).items():
+        if asked.get(name) in recipes:
+            return recipes[asked[name]]
+    return settings["recipe"].default
 
 
-def recipe_settings(settings: Mapping[str, Setting], command: str, name: str) -> dict[str, Any]:
-    """Returns the settings of a recipe, by name."""
-    return _known(settings, read_recipe(command, name), f"recipe {name}")
+def recipe_settings(
+    config_class: type, settings: Mapping[str, Setting], name: str, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the settings of a recipe, by name, overridden by the job's `instead_of_recipe`."""
+    command: str = config_class.command  # type: ignore[attr-defined]
+    values = _known(settings, read_recipe(command, name), f"recipe {name}")
+    for setting, otherwise in getattr(config_class, "instead_of_recipe", {}).items():
+        values |= otherwise.get(asked.get(setting), {})
+    return values
 
 
 def read_config_file(path: Path, command: str) -> dict[str, Any]:
@@ -148,8 +159,8 @@ def resolve(
             )
     of_recipe: dict[str, Any] = {}
     if "recipe" in settings:
-        name = asked.get("recipe") or default_recipe(settings, asked)
-        of_recipe = recipe_settings(settings, command, name)
+        name = asked.get("recipe") or default_recipe(config_class, settings, asked)
+        of_recipe = recipe_settings(config_class, settings, name, asked)
     values, origins = merge(settings, [("recipe", of_recipe), *layers])
     if "recipe" in settings:
         values["recipe"] = name
@@ -164,6 +175,11 @@ def _resumed(
 ) -> Resolved[Config]:
     """Resolves the config of a resumed run: its saved settings, of which only harmless ones may change."""
     stored = _known(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
+    stored |= {
+        name: setting.option.earlier
+        for name, setting in settings.items()
+        if setting.option.earlier is not None and name not in stored
+    }
     before = config_class(**stored)
     values, origins = merge(settings, [("run", stored), *layers])
     _require_all(config_class.command, settings, values)  # type: ignore[attr-defined]

@@ -557,3 +557,17 @@ def test_run_of_a_version_before_goes_on_and_is_repeated(tmp_path: Path) -> None
 def test_head_of_another_task_is_told_before_its_settings() -> None:
     with pytest.raises(UsageError, match="--head upernet is no head of --task classify"):
         resolve(FinetuneConfig, finetune("classify", head="upernet", ignore_index=3))
+
+
+def test_a_run_goes_on_with_what_held_before_a_setting_existed(tmp_path):
+    """A config.toml that lacks the key keeps the earlier value; one that has it keeps its own."""
+    flags = {"data": ["photos"], "recipe": "tiny", "init": "random", "out": str(tmp_path)}
+    begun = resolve(FinetuneConfig, flags).config
+    assert (begun.decay_bias_tables, begun.mixup_group) == (True, 128)
+    text = dump_toml(begun)
+    (tmp_path / "config.toml").write_text(text)
+    assert resolve(FinetuneConfig, {"out": str(tmp_path), "resume": True}).config.decay_bias_tables
+    older = [line for line in text.splitlines() if not line.startswith(("decay_bias_tables", "mixup_group"))]
+    (tmp_path / "config.toml").write_text("\n".join(older))
+    resumed = resolve(FinetuneConfig, {"out": str(tmp_path), "resume": True}).config
+    assert (resumed.decay_bias_tables, resumed.mixup_group) == (False, 0)

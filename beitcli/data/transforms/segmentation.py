@@ -153,11 +153,13 @@ class SegmentationEvalTransform:
     Attributes:
         short_side: Of the image at scale 1, in pixels; 0 for its own size.
         scales: Factors of the size.
+        least: (H, W) that no scale goes below, in pixels; over several scales the release's is the window.
     """
 
     wants_pixels: ClassVar[bool] = True
     short_side: int
     scales: tuple[float, ...] = (1.0,)
+    least: tuple[int, int] = (0, 0)
 
     def __call__(self, pixels: np.ndarray, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
         """Returns `images_0` (3, h, w) uint8, and so on, one per scale; `size` (2,), the original (H, W)."""
@@ -165,7 +167,10 @@ class SegmentationEvalTransform:
         views = {"size": np.array((height, width))}
         image = Image.fromarray(pixels)
         for number, scale in enumerate(self.scales):
-            shape = resized_shape((height, width), (self.short_side or min(height, width)) * scale)
+            wanted = (self.short_side or min(height, width)) * scale
+            needed = min(height, width) * max(self.least[0] / height, self.least[1] / width)
+            short_side = max(wanted, needed)
+            shape = resized_shape((height, width), short_side)
             resized = image if shape == (height, width) else image.resize(shape[::-1], Image.Resampling.BILINEAR)
             views[f"images_{number}"] = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
         return views

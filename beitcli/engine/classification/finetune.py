@@ -14,7 +14,8 @@ from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.finetuning import FinetuningTransform
 from beitcli.engine.classification.evaluate import Accuracy
-from beitcli.engine.classification.task import FinetuneTask, require_pairs
+from beitcli.engine.classification.mixing import require_pairs
+from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, ignore, openings
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData, begin, run_finetuning

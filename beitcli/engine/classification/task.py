@@ -9,27 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
-from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.transforms.base import evaluation_crop, normalize
 from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.classification.evaluate import class_columns, score
+from beitcli.engine.classification.mixing import GroupedMixup
 from beitcli.engine.trainer.finetuning import FinetunedTask, size
 from beitcli.engine.trainer.task import Tensors, never_stop
-from beitcli.errors import UsageError
 from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.checkpoints.export_formats import timm_settings
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.compute.compile import compiles
-from beitcli.runtime.compute.keyed_rng import keyed_integer
 
 _AT_ONCE = 128  # images of a measurement
 
@@ -94,12 +90,7 @@ class FinetuneTask(FinetunedTask):
         self.columns = class_columns(self.val, list(self.classes))
         self.mixup = None
         if config.mixup > 0 or config.cutmix > 0:
-            self.mixup = Mixup(
-                mixup_alpha=config.mixup,
-                cutmix_alpha=config.cutmix,
-                label_smoothing=config.smoothing,
-                num_classes=len(self.classes),
-            )
+            self.mixup = GroupedMixup(config, len(self.classes), self.compute.world)
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
         """Normalises, erases and mixes; timm draws from numpy's global generator, so that is keyed by the step."""
@@ -108,11 +99,9 @@ class FinetuneTask(FinetunedTask):
         boxes, noise = batch.pop("erased", None), batch.pop("noise", None)
         if boxes is not None and noise is not None:
             erase(images, boxes, noise)
-        is_odd = self.plan.batch_size % 2 or len(batch["labels"]) % 2  # the whole first: no process mixes its share
-        if self.mixup is None or is_odd:
+        if self.mixup is None:
             return batch
-        np.random.seed(keyed_integer(self.config.seed, "mixup", 0, step) % (1 << 32))  # noqa: NPY002
-        images, labels = self.mixup(batch["images"], batch["labels"])
+        images, labels = self.mixup(images, batch["labels"], step, self.plan.batch_size)
         return batch | {"images": images, "labels": labels}
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
@@ -147,19 +136,3 @@ class FinetuneTask(FinetunedTask):
             "images of": self.about_images(),
             "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         }
-
-
-def require_pairs(config: FinetuneConfig, processes: int) -> None:
-    """Mixing needs both images of a pair in one process, whose share would else not be what one process computes.
-
-    A batch of fewer images than processes is another's to refuse.
-
-    Raises:
-        UsageError: Some process would have none.
-    """
-    batch, pairs = config.batch_size, config.batch_size // 2
-    if (config.mixup > 0 or config.cutmix > 0) and not batch % 2 and pairs < processes <= batch:
-        raise UsageError(
-            f"--mixup and --cutmix mix pairs, and a batch of {batch} has {pairs} for {processes} processes.",
-            f"Give --batch-size {2 * processes} or more, fewer --gpus, or --mixup 0 --cutmix 0.",
-        )

@@ -118,7 +118,7 @@ class PretrainTask(Task):
             compression=config.grad_compression,
         )
         self.num_uniforms = 2 * self.model.architecture.depth if config.drop_path else 0
-        groups = parameter_groups(self.model, config.weight_decay)
+        groups = parameter_groups(self.model, config.weight_decay, decay_bias_tables=config.decay_bias_tables)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
     def running(self) -> AbstractContextManager[Any]:

@@ -55,7 +55,7 @@ def predict(
     inputs = [source.path(index) for index in range(len(source))]
     check_no_overwrite([*outputs, *beside], inputs, f"-o '{config.output}'")
     make_folder(folder)
-    transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales)
+    transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales, least=how.least)
 
     def said(batch: Batch, classes: torch.Tensor) -> dict[str, Any]:
         (index,) = batch.indices

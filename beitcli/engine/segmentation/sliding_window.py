@@ -37,6 +37,7 @@ class SlidingWindow:
     Attributes:
         short_side: Of the image at scale 1, in pixels; 0 for its own size.
         stride: Of the windows, (down, across) in pixels; the windows are of the model's size.
+        least: (H, W) that no scale goes below, in pixels.
         flip: Whether the mirror image is looked at too.
         windows_at_once: Of one forward pass.
     """
@@ -45,6 +46,7 @@ class SlidingWindow:
     short_side: int
     stride: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
+    least: tuple[int, int] = (0, 0)
     flip: bool = False
     windows_at_once: int = 16
 
@@ -68,6 +70,7 @@ def sliding(
         short_side=short_side,
         stride=(strides[0], strides[1]),
         scales=SCALES if multi_scale else (1.0,),
+        least=window if multi_scale else (0, 0),
         flip=flip,
         windows_at_once=windows_at_once,
     )
@@ -100,7 +103,7 @@ def count(model: Segmenter, source: Source, how: SlidingWindow, batching: Batchi
     """
     world = batching.compute.world
     counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
-    transform = LabelledSegmentationTransform(short_side=how.short_side, scales=how.scales)
+    transform = LabelledSegmentationTransform(short_side=how.short_side, scales=how.scales, least=how.least)
     for batch, predicted in segment(model, source, transform, how, batching):
         counts.bad += batch.bad
         if predicted is not None:

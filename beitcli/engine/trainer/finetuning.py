@@ -112,7 +112,9 @@ class FinetunedTask(EMATask):
         self.attention = self.model.choose_attention(plan.micro_batch, compute)
         self.wrap()
         self.init_ema(config.ema)
-        groups = parameter_groups(self.model, config.weight_decay, config.layer_decay)
+        groups = parameter_groups(
+            self.model, config.weight_decay, config.layer_decay, decay_bias_tables=config.decay_bias_tables
+        )
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
     def wrap(self) -> None:

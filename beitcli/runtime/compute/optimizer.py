@@ -10,13 +10,22 @@ from torch import nn
 
 from beitcli.runtime.distributed.fsdp import distribute_like
 
+_BIAS_TABLE = "relative_position_bias_table"
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, *, decay_bias_tables: bool = True
+) -> list[dict[str, Any]]:
     """Returns timm's parameter groups; `lr_scale` = layer_decay^(L + 1 - layer).
 
     Vectors, positional encodings, the class token and what the model's `no_weight_decay` names are not decayed.
+
+    Args:
+        decay_bias_tables: Decays relative position bias tables, as the release does; timm's Beit exempts them.
     """
-    spared = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    named = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+    tables = {name for name, _ in model.named_parameters() if name.endswith(_BIAS_TABLE)}
+    spared = tuple(named - tables if decay_bias_tables else named | tables)
     if layer_decay == 1.0:
         return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
     return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)

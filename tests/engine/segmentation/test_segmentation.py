@@ -325,7 +325,7 @@ def test_settings_that_cannot_be_met_are_refused(scenes, tmp_path, flags, said):
 def test_task_segment_has_a_recipe_of_its_own(scenes):
     flags = {"data": [str(scenes)], "init": "random", "task": "segment"}
     assert resolve(FinetuneConfig, flags).config.recipe == "base-ade20k"
-    assert resolve(FinetuneConfig, flags | {"task": "classify"}).config.recipe == "base"
+    assert resolve(FinetuneConfig, flags | {"task": "classify"}).config.recipe == "deit"
     assert resolve(FinetuneConfig, flags | {"recipe": "small-segment"}).config.head == "setr-pup"
 
 

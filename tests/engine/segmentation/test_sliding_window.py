@@ -43,7 +43,7 @@ def sliding_of(**how: object) -> SlidingWindow:
 
 def batch_of(height: int, width: int, how: SlidingWindow) -> Batch:
     pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales)(pixels)
+    transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales, least=how.least)(pixels)
     return Batch({name: torch.from_numpy(array)[None] for name, array in transform.items()}, [0], [])
 
 
@@ -139,3 +139,16 @@ def test_multi_scale_is_the_mean_of_the_probabilities_of_six_sizes(model):
             logits = window_logits(model, images, how, COMPUTE)
             total += F.interpolate(logits, size=(20, 26), mode="bilinear", align_corners=False).softmax(1)
     assert torch.equal(classes_of(model, batch, how, COMPUTE), total[0].argmax(0))
+
+
+def test_no_scale_goes_below_the_window():
+    """The release's short sides of a 512 x 683 image; one scale by itself is padded as ever."""
+    how = sliding((512, 512), normalization=IMAGENET, short_side=512, multi_scale=True)
+    sizes = [tuple(batch_of(512, 683, how).tensors[f"images_{number}"].shape[-2:]) for number in range(6)]
+    assert [min(size) for size in sizes] == [512, 512, 512, 640, 768, 896]
+    assert [max(size) for size in sizes] == [683, 683, 683, 854, 1024, 1195]
+    oblong = sliding((16, 24), normalization=IMAGENET, short_side=16, multi_scale=True)
+    images = batch_of(32, 32, oblong).tensors
+    assert all(images[f"images_{number}"].shape[-2] >= 24 for number in range(6))
+    single = sliding((512, 512), normalization=IMAGENET, short_side=256)
+    assert batch_of(512, 683, single).tensors["images_0"].shape[-2] == 256

@@ -38,7 +38,7 @@ def placed(model: nn.Module, groups: list[dict]) -> dict[str, dict]:
 def test_matrices_decay_and_vectors_positions_and_class_token_do_not(positions):
     model = MaskedImageModel(tiny(positions), 16)
     groups = placed(model, parameter_groups(model, 0.05))
-    spared = {"pos_embed", "cls_token", "rel_pos_bias.relative_position_bias_table"}
+    spared = {"pos_embed", "cls_token"}
     for name, parameter in model.named_parameters():
         decays = parameter.ndim > 1 and name not in spared
         assert groups[name]["weight_decay"] == (0.05 if decays else 0.0), name
@@ -46,11 +46,12 @@ def test_matrices_decay_and_vectors_positions_and_class_token_do_not(positions):
     assert groups["blocks.0.attn.q_bias"]["weight_decay"] == groups["blocks.0.gamma_1"]["weight_decay"] == 0.0
 
 
-def test_per_block_tables_do_not_decay():
+@pytest.mark.parametrize("decays", [True, False])
+def test_bias_tables_decay_as_in_the_release_unless_they_are_exempt(decays):
     model = Classifier(tiny("per-block"), 3)
     for layer_decay in (1.0, 0.65):
-        groups = placed(model, parameter_groups(model, 0.05, layer_decay))
-        assert groups["blocks.1.attn.relative_position_bias_table"]["weight_decay"] == 0.0
+        groups = placed(model, parameter_groups(model, 0.05, layer_decay, decay_bias_tables=decays))
+        assert groups["blocks.1.attn.relative_position_bias_table"]["weight_decay"] == (0.05 if decays else 0.0)
         assert groups["blocks.1.attn.proj.weight"]["weight_decay"] == 0.05
         assert groups["head.weight"]["weight_decay"] == 0.05
 
