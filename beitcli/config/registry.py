@@ -82,25 +82,6 @@ class Registry:
                 "Mend or uninstall the package that adds it.",
             ) from error
 
-    @cached_property
-    def written(self) -> list[dict[str, Any]]:
-        """The literals among the keywords of every `ATTRIBUTE = Kind(...)`, read from its module without importing it.
-
-        A module that cannot be read is left out: `load` says what is wrong with it.
-        """
-        found = []
-        for dotted in self._modules.values():
-            try:
-                spec = importlib.util.find_spec(dotted)
-                tree = ast.parse(spec.loader.get_source(dotted))  # type: ignore[union-attr]
-            except (ImportError, AttributeError, TypeError, SyntaxError):
-                continue
-            for node in tree.body:
-                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == self.attribute:
-                    keywords = getattr(node.value, "keywords", [])
-                    found.append({each.arg: _literal(each.value) for each in keywords})
-        return found
-
     def literal(self, name: str, attribute: str, default: Any = None) -> Any:
         """The literal that a module assigns to `attribute` at its top level, read from its source.
 
@@ -109,19 +90,34 @@ class Registry:
         Returns:
             `default` where there is no such entry, source or assignment.
         """
-        try:
-            spec = importlib.util.find_spec(self._modules[name])
-            source = spec.loader.get_source(spec.name)  # type: ignore[union-attr]
-        except (KeyError, TypeError, ImportError, AttributeError):  # of a name that a file states, whatever it is
-            return default
-        for statement in ast.parse(source or "").body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == attribute:
-                return ast.literal_eval(statement.value)
-        return default
+        known = isinstance(name, str) and name in self._modules  # a file may state anything
+        values = _assigned(self._modules[name], attribute) if known else []
+        return ast.literal_eval(values[0]) if values else default
+
+    @cached_property
+    def written(self) -> list[dict[str, Any]]:
+        """The literals among the keywords of every `ATTRIBUTE = Kind(...)`, read from its module without importing it.
+
+        A module that cannot be read is left out: `load` says what is wrong with it.
+        """
+        values = [value for dotted in self._modules.values() for value in _assigned(dotted, self.attribute)]
+        return [{each.arg: _literal(each.value) for each in getattr(value, "keywords", [])} for value in values]
 
     def entries(self) -> dict[str, Any]:
         """Every entry by name; imports all of them."""
         return {name: self.load(name) for name in self._modules}
+
+
+def _assigned(dotted: str, attribute: str) -> list[ast.expr]:
+    """What a module assigns to `attribute` at its top level; empty where its source cannot be read."""
+    try:
+        spec = importlib.util.find_spec(dotted)
+        tree = ast.parse(spec.loader.get_source(dotted))  # type: ignore[union-attr]
+    except (ImportError, AttributeError, TypeError, SyntaxError):
+        return []
+    return [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == attribute
+    ]
 
 
 def _literal(node: ast.expr) -> Any:

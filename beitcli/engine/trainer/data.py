@@ -103,11 +103,11 @@ def hold_out(source: Source, count: int, seed: int, world: DistributedContext = 
     return HeldOut(source, Subset(source, readable), bad, False)
 
 
-def hold_out_annotated(source: Images, some: Callable[[np.ndarray], Images], seed: int) -> tuple[Images, Images, str]:
+def hold_out_annotated(source: Images, subset: Callable[[np.ndarray], Images], seed: int) -> tuple[Images, Images, str]:
     """`hold_out` for data whose annotations are checked already; decodes no image.
 
     Args:
-        some: Returns the source of a subset, by indices.
+        subset: Returns the source of a subset, by indices.
 
     Returns:
         Training images, validation images, and the name of the latter.
@@ -115,9 +115,9 @@ def hold_out_annotated(source: Images, some: Callable[[np.ndarray], Images], see
     kept = min(_MEASURED_WITHOUT_HOLDOUT, len(source) // 20)
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        return some(training), some(held_out), f"{kept} held-out images"
+        return subset(training), subset(held_out), f"{kept} held-out images"
     chosen = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
-    return source, some(chosen), f"{len(chosen)} training images"
+    return source, subset(chosen), f"{len(chosen)} training images"
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
