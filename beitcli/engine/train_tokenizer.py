@@ -83,13 +83,13 @@ class TokenizerTask(Task):
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
-        self.objective.before_step(step)
+        world, here = self.compute.world, len(batch["images"])
+        mine = torch.from_numpy(rank_indices(self.plan.batch_size, world.rank, world.size))
+        places = mine if len(mine) == here else torch.arange(here)  # a dry run has smaller batches
+        self.objective.before_step(step, batch["images"], places)
         if self.objective.purpose is None:
             return batch
-        world, here = self.compute.world, len(batch["images"])
-        mine = rank_indices(self.plan.batch_size, world.rank, world.size)
-        places = mine.tolist() if len(mine) == here else range(here)  # a dry run has smaller batches
-        seeds = [keyed_integer(self.config.seed, self.objective.purpose, step, place) for place in places]
+        seeds = [keyed_integer(self.config.seed, self.objective.purpose, step, place) for place in places.tolist()]
         return batch | {"noise": torch.tensor(seeds)}  # stays in the CPU's memory, where generators take their seeds
 
     def after_step(self, step: int) -> None:

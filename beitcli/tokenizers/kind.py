@@ -39,8 +39,13 @@ class Objective(ABC):
     ) -> None:
         self.model, self.config, self.steps, self.world = model, config, steps, world
 
-    def before_step(self, step: int) -> None:  # noqa: B027 - not every kind has a schedule
-        """Updates schedules, such as a temperature."""
+    def before_step(self, step: int, images: Tensor, places: Tensor) -> None:  # noqa: B027 - not every kind needs it
+        """Updates schedules, such as a temperature.
+
+        Args:
+            images: (b, 3, H, W) uint8, this rank's part of the batch.
+            places: (b,) int64, the place of each image in the global batch.
+        """
 
     def after_step(self, step: int) -> None:  # noqa: B027 - not every kind has such a state
         """Updates state after the optimizer step, such as an EMA codebook."""

@@ -50,7 +50,7 @@ class DVAEObjective(Objective):
     purpose = "gumbel"
     temperature, kl_weight = 1.0, 0.0
 
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: int, images: Tensor, places: Tensor) -> None:
         self.temperature = cosine(1.0, self.config.temperature_end, step, self.steps * 4 // 5)
         self.kl_weight = cosine(0.0, self.config.kl_weight, step, self.steps * 3 // 10)
 

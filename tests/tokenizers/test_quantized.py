@@ -1,0 +1,97 @@
+"""Tokenizers with a codebook or a grid, through the command line: runs, resumed runs, several processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from beitcli.cli.app import main
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+from beitcli.runtime.weight_files.reader import read_tensors
+from beitcli.tokenizers.open import open_tokenizer
+from tests.helpers.processes import in_processes
+
+KINDS = ["vq", "fsq"]
+
+
+def training(kind: str, out: Path, steps: int = 6, *more: object) -> list[str]:
+    words = [
+        "train-tokenizer", "sample", "--kind", kind, "--recipe", "tiny", "--limit", 120, "--vocab-size", 64,
+        "--width", 8, "--size", 16, "--groups", 2, "--steps", steps, "--batch-size", 12, "--save-every", 3,
+        "--log-every", 1, "--workers", 0, "--device", "cpu", "--quiet", "--out", out, *more,
+    ]  # fmt: skip
+    return list(map(str, words))
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    return read_tensors(newest.path / "model.safetensors")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    assert main(training(request.param, out)) == 0
+    return request.param, out
+
+
+def test_a_run_opens_encodes_and_decodes(run):
+    kind, out = run
+    tokenizer = open_tokenizer(str(out))
+    images = torch.rand(3, 3, 16, 16)
+    tokens = tokenizer.encode(images)
+    assert tokens.shape == (3, 64)
+    assert (tokenizer.vocab_size, int(tokens.min()) >= 0, int(tokens.max()) < 64) == (64, True, True)
+    pictures = tokenizer.decode(tokens, (8, 8))
+    assert pictures.shape == images.shape
+    assert 0 <= float(pictures.min()) <= float(pictures.max()) <= 1
+    assert json.loads((newest_checkpoint(out).path / "config.json").read_text())["beit"]["tokenizer_kind"] == kind
+
+
+def test_images_alone_and_together_have_the_same_tokens(run):
+    tokenizer = open_tokenizer(str(run[1]))
+    images = torch.rand(11, 3, 16, 16)
+    together = tokenizer.encode_batch_invariant(images)
+    alone = torch.cat([tokenizer.encode_batch_invariant(image[None]) for image in images])
+    assert torch.equal(together, alone)
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(run, tmp_path):
+    _, out = run
+    copied = shutil.copytree(out, tmp_path / "run")
+    shutil.rmtree(copied / "checkpoints/step-0000006")
+    assert main(["train-tokenizer", "--out", str(copied), "--resume", "--quiet"]) == 0
+    resumed, whole = weights_of(copied), weights_of(out)
+    assert resumed.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_and_micro_batches_learn_the_same_codes(run, tmp_path, size):
+    kind, out = run
+    for ended in in_processes(size, training(kind, tmp_path / "run", 6, "--micro-batch", 2)):
+        assert ended.code == 0, ended.err
+    alone, shared = weights_of(out), weights_of(tmp_path / "run")
+    for name, tensor in alone.items():
+        torch.testing.assert_close(shared[name], tensor, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_codes_that_no_patch_finds_are_replaced_and_counted(tmp_path):
+    assert main(training("vq", tmp_path / "run", 12, "--set", "replace_after=2")) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert sum(line["codes_replaced"] for line in lines) > 0
+    assert max(line["held_out_codes_used"] for line in lines if "held_out_codes_used" in line) > 16
+
+
+def test_a_vocabulary_that_no_grid_has_is_refused(tmp_path, capsys):
+    words = training("fsq", tmp_path / "run")
+    words[words.index("--vocab-size") + 1] = "1021"
+    assert main(words) == 2
+    assert "--vocab-size 1021" in capsys.readouterr().err

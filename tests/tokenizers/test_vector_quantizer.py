@@ -1,0 +1,172 @@
+"""Codebooks and grids: nearest codes, straight-through gradients, moving averages, codes that come back into use."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from beitcli.errors import UsageError
+from beitcli.tokenizers.vector_quantizer import FiniteScalarQuantizer, VectorQuantizer, levels_of
+
+
+def quantizer(codes: int = 5, width: int = 3, **how: bool) -> VectorQuantizer:
+    torch.manual_seed(0)
+    return VectorQuantizer(codes, width, **how)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_a_code_is_the_nearest_of_all(cosine):
+    model, vectors = quantizer(11, 4, cosine=cosine), torch.randn(2, 3, 4)
+    model.codebook.copy_(model.prepared(model.codebook))
+    codes = model.nearest(vectors)
+    assert codes.shape == (2, 3)
+    for vector, code in zip(vectors.view(-1, 4), codes.flatten().tolist(), strict=True):
+        if cosine:
+            distances = [-float(F.cosine_similarity(vector, each, dim=0)) for each in model.codebook]
+        else:
+            distances = [float((vector - each).square().sum()) for each in model.codebook]
+        assert code == min(range(11), key=distances.__getitem__)
+
+
+def test_the_gradient_passes_straight_through():
+    model = quantizer()
+    vectors = torch.randn(7, 3, requires_grad=True)
+    quantized, codes, _ = model(vectors)
+    torch.testing.assert_close(quantized, model.codebook[codes])
+    weights = torch.randn(7, 3)
+    (quantized * weights).sum().backward()
+    assert torch.equal(vectors.grad, weights)
+
+
+def test_the_commitment_pulls_a_vector_to_its_code():
+    model = quantizer()
+    vectors = torch.randn(7, 3, requires_grad=True)
+    _, codes, distance = model(vectors)
+    distance.backward()
+    torch.testing.assert_close(vectors.grad, 2 * (vectors.detach() - model.codebook[codes]) / 21)
+
+
+def test_one_step_of_the_moving_averages_by_hand():
+    model = quantizer(2, 1)
+    model.codebook.copy_(torch.tensor([[0.0], [10.0]]))
+    model.counts.copy_(torch.tensor([4.0, 2.0]))
+    model.sums.copy_(torch.tensor([[0.0], [20.0]]))
+    vectors = torch.tensor([[1.0], [2.0], [9.0]])
+    codes = model.nearest(vectors)
+    assert codes.tolist() == [0, 0, 1]
+    model.update(*model.tally(vectors, codes), decay=0.5)
+    # counts: (4 + 2) / 2 = 3 and (2 + 1) / 2 = 1.5; sums: (0 + 3) / 2 = 1.5 and (20 + 9) / 2 = 14.5
+    torch.testing.assert_close(model.counts, torch.tensor([3.0, 1.5]))
+    torch.testing.assert_close(model.sums, torch.tensor([[1.5], [14.5]]))
+    smoothed = [(count + 1e-5) / (4.5 + 2e-5) * 4.5 for count in (3.0, 1.5)]
+    torch.testing.assert_close(model.codebook, torch.tensor([[1.5 / smoothed[0]], [14.5 / smoothed[1]]]))
+
+
+def test_codes_without_use_become_vectors_of_the_batch():
+    model = quantizer(3, 1)
+    model.codebook.copy_(torch.tensor([[0.0], [50.0], [100.0]]))
+    model.sums.copy_(model.codebook)
+    vectors = torch.tensor([[0.5], [1.5]])
+    for _ in range(2):
+        model.update(*model.tally(vectors, model.nearest(vectors)), decay=0.9)
+        assert model.replace_unused(vectors, 3, generator()) == 0
+    model.update(*model.tally(vectors, model.nearest(vectors)), decay=0.9)
+    assert model.unused.tolist() == [0, 3, 3]
+    assert model.replace_unused(vectors, 3, generator()) == 2
+    assert set(model.codebook[1:].flatten().tolist()) <= {0.5, 1.5}
+    assert model.unused.tolist() == [0, 0, 0]
+
+
+def test_k_means_finds_separate_clusters():
+    torch.manual_seed(1)
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    vectors = (centres[:, None] + 0.1 * torch.randn(4, 50, 2)).flatten(0, 1)
+    best = min(_spread(seed, vectors, centres) for seed in range(5))
+    assert best < 0.1
+
+
+def _spread(seed: int, vectors: torch.Tensor, centres: torch.Tensor) -> float:
+    model = quantizer(4, 2)
+    model.start(vectors, generator(seed))
+    return float(torch.cdist(centres, model.codebook).min(dim=1).values.max())
+
+
+def test_fewer_vectors_than_codes_start_it_all_the_same():
+    model = quantizer(10, 3)
+    vectors = torch.randn(4, 3)
+    model.start(vectors, generator())
+    assert {tuple(each) for each in model.codebook.tolist()} == {tuple(each) for each in vectors.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("codes", "levels"),
+    [
+        (9, (9,)),
+        (240, (8, 6, 5)),
+        (256, (8, 8, 4)),
+        (1000, (8, 5, 5, 5)),
+        (1024, (8, 8, 4, 4)),
+        (8192, (8, 8, 8, 4, 4)),
+    ],
+)
+def test_levels_multiply_to_the_codes(codes, levels):
+    assert math.prod(levels) == codes
+    if codes in (240, 1000):
+        assert levels_of(codes) == levels  # those of the paper's table
+    assert math.prod(levels_of(codes)) == codes
+    assert all(3 <= level <= 9 for level in levels_of(codes))
+
+
+@pytest.mark.parametrize("codes", [11, 1021, 26])
+def test_a_number_that_no_grid_has_is_refused_with_one_that_a_grid_has(codes):
+    with pytest.raises(UsageError, match=f"--vocab-size {codes}") as caught:
+        levels_of(codes)
+    near = int(caught.value.hint.rstrip(".").split()[-1].rstrip(","))
+    assert math.prod(levels_of(near)) == near
+
+
+@pytest.mark.parametrize("levels", [(8, 5, 5), (3, 4), (7,)])
+def test_every_point_of_the_grid_is_its_own_code(levels):
+    model = FiniteScalarQuantizer(levels)
+    codes = torch.arange(math.prod(levels))
+    points = model.lookup(codes)
+    assert len({tuple(point) for point in points.tolist()}) == len(codes)
+    assert points.min() >= -1
+    assert points.max() <= 1
+
+
+@pytest.mark.parametrize("levels", [(8, 5, 5), (3, 4), (7,)])
+def test_normal_numbers_reach_every_point_evenly(levels):
+    model = FiniteScalarQuantizer(levels)
+    torch.manual_seed(0)
+    vectors = torch.randn(100_000, len(levels))
+    points, codes, _ = model(vectors)
+    assert torch.equal(codes, model.nearest(vectors))
+    torch.testing.assert_close(points, model.lookup(codes))
+    shares = torch.bincount(codes, minlength=math.prod(levels)) / len(codes) * math.prod(levels)
+    assert shares.min() > 0.7
+    assert shares.max() < 1.3
+
+
+def test_the_grid_follows_mean_and_deviation():
+    model = FiniteScalarQuantizer((5, 5))
+    vectors = torch.tensor([[1.0, -2.0], [3.0, 2.0]])
+    model.update(vectors.sum(0), vectors.square().sum(0), torch.tensor(2.0), 0.0)
+    torch.testing.assert_close(model.mean, torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(model.square, torch.tensor([5.0, 4.0]))
+    assert model.nearest(torch.tensor([[2.0, 0.0]])).tolist() == [2 + 2 * 5]  # the middle of both
+
+
+def test_the_gradient_of_the_grid_is_that_of_the_bounded_number():
+    model = FiniteScalarQuantizer((5,))
+    vectors = torch.tensor([[0.3]], requires_grad=True)
+    model(vectors)[0].sum().backward()
+    slope = 2.5 * (1 - 1e-4) * 2 / math.sqrt(math.pi) * math.exp(-(0.3**2) / 2) * 2**-0.5 / 2
+    assert float(vectors.grad) == pytest.approx(slope / math.sqrt(1 + 1e-6), rel=1e-4)
