@@ -183,7 +183,7 @@ class Preprocessing:
     """What is done to an image before a classifier sees it.
 
     Attributes:
-        crop_share: Share of the resized side that is kept (0-1); None for the release's rule.
+        crop_pct: Share of the resized side that is kept (0-1); None for the release's rule.
     """
 
     normalization: Normalization

@@ -26,7 +26,7 @@ class DeclaredConfig:
         classes: Names in the order of the outputs.
         head: Name of the segmentation or detection head.
         normalization: Mean and standard deviation, three channels each, of images in [0, 1].
-        crop_share: Share of the resized side that evaluation keeps (0-1).
+        crop_pct: Share of the resized side that evaluation keeps (0-1).
     """
 
     heads: int | None = None

@@ -35,7 +35,7 @@ class CheckpointHandle:
         outputs: V of a masked image model, classes of a classifier, segmenter or detector, else 0.
         classes: Names in the order of the outputs; numbers where `names_classes` is false.
         normalization: Mean and standard deviation of the training images, three channels each, in [0, 1].
-        crop_share: Share of the resized side that evaluation keeps (0-1); None where it is not declared.
+        crop_pct: Share of the resized side that evaluation keeps (0-1); None where it is not declared.
         head: Name of the segmentation or detection head; None where it is not known here.
         assumed: What neither tensors nor config files say.
         warnings: Newer checkpoints that are damaged; for other programs' files, what was assumed or left out.
