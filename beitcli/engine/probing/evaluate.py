@@ -1,8 +1,8 @@
 """`beit eval --protocol knn|linear`: classification accuracy of a model's frozen features, per layer.
 
-    --train DATA --> features of the requested layers (computed once, cached)  \\
-                                                            knn: neighbours vote; linear: one head per layer
-    DATA         --> the same                                                  /
+    --train DATA --> features of the requested layers (cached)  \\
+                                                                  knn: neighbours vote; linear: one head per layer
+    DATA         --> the same                                   /
 """
 
 from __future__ import annotations
