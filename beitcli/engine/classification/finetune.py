@@ -87,7 +87,7 @@ def build_classifier(
 
 
 def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the key prefixes that keep their initialization: the head and its norm, unless it pools alike.
+    """Returns the key prefixes that keep their initialization: head and norm, unless the pooling is the same.
 
     The release keeps the `fc_norm` of a finetuned model, and its head if the classes are the same (224 to 384 pixels).
     """

@@ -1,4 +1,4 @@
-"""Inference of detectors: one view per image, resized to fit their size; boxes in pixels of the original image."""
+"""Inference of detectors: one pass per image, resized to fit their size; boxes in pixels of the original image."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ A rank without its batch cannot take part in the collectives of a step, so the o
 it. The flag of a step is therefore reduced during the previous step: no step waits for a round trip between the ranks,
 and all leave at the same step. A signal that comes after flag s + 1 was sent is in flag s + 2.
 
-A single process sends no flags: it fetches the batch at the start of its step, before which a signal ends the run.
+A single process sends no flags: it fetches the batch at the start of the step, and a signal ends the run before it.
 """
 
 from __future__ import annotations
