@@ -34,11 +34,11 @@ _HELD_OUT = 1024
 
 @dataclass(frozen=True)
 class FinetuneReport(Timed, Accuracy, Finetuned):
-    """A classifier that was made, and its metrics."""
+    """Report of a finetuned classifier."""
 
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
-    """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
+    """Finetunes a classifier and returns the report; with `dry_run`, returns the plan as a dict instead."""
     compute = join_compute(config)
     require_pairs(config, compute.world.size)
     begun = begin(config, compute, on_event, takes_timm=True)
@@ -73,7 +73,7 @@ def _card(report: FinetuneReport, size: tuple[int, int]) -> FinetunedCard:
 def build_classifier(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> ImageClassifier:
-    """The model of `--init`, its head new but for the same classes; from scratch where there is none."""
+    """Builds the model of `--init`, with a new head unless the classes are the same; without one, from scratch."""
 
     def make(architecture: Architecture) -> ImageClassifier:
         if checkpoint is None:
@@ -87,9 +87,9 @@ def build_classifier(
 
 
 def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """What does not go over: the head and its norm, but for those of a classifier that pools alike.
+    """Returns the key prefixes that keep their initialization: head and norm, unless the pooling is the same.
 
-    The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
+    The release keeps the `fc_norm` of a finetuned model, and its head if the classes are the same (224 to 384 pixels).
     """
     same_classes = checkpoint.names_classes and checkpoint.classes == classes
     if isinstance(checkpoint.architecture, TimmArchitecture):
@@ -102,7 +102,7 @@ def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str
 def _validation(
     config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: DistributedContext
 ) -> tuple[HeldOut, str]:
-    """What to train on and what to measure on, and the name of the latter."""
+    """Returns training and validation images, and the name of the latter."""
     own = validation_data(config, source)
     if own is None:
         held = hold_out(source, _HELD_OUT, config.seed, world)
@@ -114,7 +114,7 @@ def _validation(
 
 
 def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningTransform:
-    """Raises UsageError for a policy of augmentation that timm has not; timm finds that only when it is used."""
+    """Returns the transform. Raises UsageError for an unknown policy, which timm itself reports only on first use."""
     transform = FinetuningTransform(
         seed=config.seed,
         size=init.size,

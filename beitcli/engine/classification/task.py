@@ -1,6 +1,6 @@
 """Image classification as a task of the training loop (paper section 2.6 and Table 13).
 
-features = mean of the patches of the last block, fc_norm        (B, D)
+features = fc_norm(mean over the patches of the last block)        (B, D)
 loss = cross_entropy(head(features), mixed and smoothed labels)
 """
 
@@ -31,14 +31,14 @@ from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.compute.compile import compiles
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 
-_AT_ONCE = 128  # images of a measurement
+_AT_ONCE = 128  # images per forward pass of an evaluation
 
 
 class ClassificationObjective(nn.Module):
-    """From normalised (erased, mixed) images to the loss, as one module that compiles to one graph.
+    """Objective from normalized (erased, mixed) images to the loss, as one module that compiles to one graph.
 
     Args:
-        smoothing: Of labels that mixing has not smoothed already.
+        smoothing: Label smoothing, for labels that mixup has not smoothed already.
     """
 
     def __init__(self, model: ImageClassifier, smoothing: float) -> None:
@@ -52,13 +52,13 @@ class ClassificationObjective(nn.Module):
         uniforms: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean cross entropy.
+        """Returns the mean cross entropy.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalized.
             labels: (B,) int64, or (B, classes) mixed and smoothed.
-            uniforms: (B, 2 * depth) in [0, 1) for the drop paths.
-            valid: (B,) bool, False for images that only fill up the batch; None where all count.
+            uniforms: (B, 2 * depth) in [0, 1), for drop path.
+            valid: (B,) bool, False for images that pad the batch; None if all count.
         """
         logits = self.model(images, uniforms).float()
         if labels.dtype == torch.int64:
@@ -73,7 +73,7 @@ class ClassificationObjective(nn.Module):
 
 
 class FinetuneTask(FinetunedTask):
-    """Classification in the training loop."""
+    """Image classification in the training loop."""
 
     takes_padding = True
     kind = "classifier"
@@ -102,13 +102,13 @@ class FinetuneTask(FinetunedTask):
             )
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
-        """Normalises, erases and mixes; timm draws from numpy's global generator, so that is keyed by the step."""
+        """Normalizes, erases and mixes. timm draws from numpy's global generator, so that is seeded by the step."""
         images = normalize(batch["images"], *self.normalization)
         batch = {"images": images} | {name: each for name, each in batch.items() if name != "images"}
         boxes, noise = batch.pop("erased", None), batch.pop("noise", None)
         if boxes is not None and noise is not None:
             erase(images, boxes, noise)
-        is_odd = self.plan.batch_size % 2 or len(batch["labels"]) % 2  # the whole first: no process mixes its share
+        is_odd = self.plan.batch_size % 2 or len(batch["labels"]) % 2  # the whole batch first: then no rank mixes
         if self.mixup is None or is_odd:
             return batch
         np.random.seed(keyed_integer(self.config.seed, "mixup", 0, step) % (1 << 32))  # noqa: NPY002
@@ -119,14 +119,14 @@ class FinetuneTask(FinetunedTask):
         return self.forward(batch["images"], batch["labels"], batch.get("uniforms"), batch.get("valid")), {}
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
+        """Returns top-1 and top-5 on the validation images, of the averaged weights if there are any."""
         transform = Preprocessing(self.normalization)
         scores = score(self.measured, self.val, self.columns, transform, self.batching(_AT_ONCE, check_stop))
         self.refuse_bad(scores.bad)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
     def timm_config(self) -> dict[str, Any]:
-        """So that `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` opens it as it lies."""
+        """Lets `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` open the checkpoint as it is."""
         architecture = self.model.architecture
         return timm_settings(
             architecture,
@@ -150,12 +150,12 @@ class FinetuneTask(FinetunedTask):
 
 
 def require_pairs(config: FinetuneConfig, processes: int) -> None:
-    """Mixing needs both images of a pair in one process, whose share would else not be what one process computes.
+    """Checks that every rank gets a pair of images if they are mixed, as mixup needs both images of a pair on one rank.
 
-    A batch of fewer images than processes is another's to refuse.
+    Not for batches of fewer images than ranks, which another check refuses.
 
     Raises:
-        UsageError: Some process would have none.
+        UsageError: A rank would have no pair.
     """
     batch, pairs = config.batch_size, config.batch_size // 2
     if (config.mixup > 0 or config.cutmix > 0) and not batch % 2 and pairs < processes <= batch:

@@ -1,4 +1,4 @@
-"""`beit eval` of a detector: average precision over the data set (COCO's), boxes in the images' own pixels."""
+"""`beit eval` of a detector: COCO's average precision over the data set; boxes are in pixels of the original images."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from beitcli.models.checkpoints.handle import CheckpointHandle
 
 @dataclass(frozen=True)
 class DetectionMetrics(AveragePrecision):
-    """Of all classes, and the AP of each by name."""
+    """Metrics over all classes, and the AP of each class by name."""
 
     ap_of_class: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class DetectionEvalReport(DetectionMetrics, Evaluated):
-    """What a detector is measured to do."""
+    """Report of a detector's evaluation."""
 
 
 def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> DetectionEvalReport:
-    """Measures a detector.
+    """Evaluates a detector.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
-        DataError: No annotations, categories the model does not know, no box at all, or too many bad images.
+        DataError: No annotations, categories that the model does not have, no box at all, or too many bad images.
         UsageError: pycocotools is not installed.
     """
     require_pycocotools()

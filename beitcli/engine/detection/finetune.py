@@ -30,11 +30,11 @@ _PARTS = (*(f"{TASK.prefix}{part}" for part in ("pyramid", "rpn", "roi_heads")),
 
 @dataclass(frozen=True)
 class DetectReport(Timed, DetectionMetrics, Finetuned):
-    """A detector that was made, and its metrics."""
+    """Report of a finetuned detector."""
 
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport | dict[str, Any]:
-    """Finetunes a detector; with `dry_run`, a dict of the plan instead."""
+    """Finetunes a detector and returns the report; with `dry_run`, returns the plan as a dict instead."""
     require_pycocotools()
     begun = begin(config, join_compute(config), on_event)
     init = begun.init
@@ -86,7 +86,7 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
 def build_detector(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Detector:
-    """The backbone of `--init` under a new head; a detector's own goes over if its shape and classes are the same."""
+    """Builds a detector on the backbone of `--init`; its head is loaded too if its shape and classes are the same."""
     head = config.head or TASK.default_head
 
     def make(architecture: Architecture) -> Detector:
@@ -102,7 +102,7 @@ def build_detector(
 
 
 def _require_even(architecture: Architecture) -> None:
-    """The coarsest level halves the grid."""
+    """Raises UsageError for a grid with an odd side: the coarsest level halves it."""
     if any(side % 2 for side in architecture.grid):
         patch, grid = architecture.patch_size, architecture.grid
         raise UsageError(

@@ -1,4 +1,4 @@
-"""`beit eval` of a segmenter: mIoU over the data set, windows sliding over images at the size of their training."""
+"""`beit eval` of a segmenter: mIoU over the data set by sliding window, on images resized as in training."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from beitcli.models.checkpoints.build import segmenter_of
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.segmenter import Segmenter
 
-_ADE20K = 150  # its classes, from 1 in its masks; 0 is ignored
+_ADE20K = 150  # number of its classes, from 1 in its masks; 0 is ignored
 
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
-    """Fractions in 0-1.
+    """Metrics of a segmenter, fractions in 0-1.
 
     Attributes:
-        iou: By class name; None where a class is neither labelled nor predicted.
+        iou: By class name; None if a class is neither labelled nor predicted.
     """
 
     miou: float
@@ -38,13 +38,13 @@ class SegmentationMetrics:
 
 @dataclass(frozen=True)
 class SegmentationEvalReport(SegmentationMetrics, Evaluated):
-    """What a segmenter is measured to do."""
+    """Report of a segmenter's evaluation."""
 
 
 def open_for_use(
     config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle
 ) -> tuple[Segmenter, CheckpointHandle, SlidingWindow]:
-    """The model at the size of its windows, and how it is to look at images."""
+    """Returns the model at the size of its windows, the checkpoint, and the settings of inference."""
     window = (config.window, config.window) if config.window else config.size
     model, checkpoint = segmenter_of(checkpoint, window)
     checkpoint = checkpoint.normalized(config.normalization)
@@ -64,7 +64,7 @@ def open_for_use(
 def rule_of(
     checkpoint: CheckpointHandle, ignore_index: int | None = None, reduce_zero_label: bool = False
 ) -> LabelMapping:
-    """How masks are numbered: as in training, but for what is given; another's model of 150 classes is ADE20K's."""
+    """Returns the label mapping of training, unless overridden; another program's 150 classes are those of ADE20K."""
     classes = checkpoint.outputs
     trained = checkpoint.settings or {"ignore_index": 255, "reduce_zero_label": classes == _ADE20K}
     return LabelMapping(
@@ -75,13 +75,13 @@ def rule_of(
 
 
 def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> SegmentationEvalReport:
-    """Measures a segmenter.
+    """Evaluates a segmenter.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
-        DataError: No masks, or too many images or masks that cannot be used.
+        DataError: No masks, or too many unusable images or masks.
     """
     model, checkpoint, how = open_for_use(config, checkpoint)
     batching = join_evaluation(config, checkpoint, on_event)

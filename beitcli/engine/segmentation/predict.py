@@ -1,4 +1,4 @@
-"""`beit predict` of a segmenter: a mask an image, as PNG with a palette, in the numbering of the training masks."""
+"""`beit predict` of a segmenter: one mask per image, a PNG with a palette, with the values of the training masks."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ OVERLAY = "-overlay"
 def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields `{"path", "output", "classes": {name: share of the pixels}}`, with `--overlay` an `"overlay"` beside
-    `"output"`; or `{"path", "error"}`. Classes that are not seen are left out, the largest share comes first.
+    """Yields `{"path", "output", "classes": {name: share of the pixels}}`, or `{"path", "error"}`.
+
+    With `--overlay` also `"overlay"`. Classes are sorted by share, largest first; those without a pixel are left out.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
         UsageError: No `-o`, or it would overwrite an input.
-        DataError: After the last image, where some could not be read.
+        DataError: After the last image, if some could not be read.
     """
     if config.output is None:
         raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
