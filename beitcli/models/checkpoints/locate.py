@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors", "model.pth", "checkpoint.pth")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt")
-_FAMILIES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")  # modules that contain only ViTs and EVAs
+_FAMILIES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")  # ViT and EVA only
 
 Json = dict[str, Any]
 _PUBLISHED = ("beit", "dit_", "microsoft", "facebook")
