@@ -21,7 +21,7 @@ class ImmediateStop(BaseException):
 
 @contextmanager
 def immediate_stop_on_signal() -> Iterator[None]:
-    """Turns the signals into SignalledAtOnce; training loops replace these handlers and restore them."""
+    """Turns the signals into ImmediateStop; training loops replace these handlers and restore them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

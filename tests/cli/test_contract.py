@@ -325,11 +325,11 @@ def test_ctrl_c_stops_a_command_that_saves_nothing(labelled_folder: Path) -> Non
 
 
 def test_a_stop_is_not_red_and_an_error_is() -> None:
-    told = "from beitcli.cli.console import Shell; from beitcli.errors import DataError, SignalStop\n"
-    assert in_terminal(f"{told}Shell().failed(SignalStop('By a signal.'))").startswith(
+    told = "from beitcli.cli.console import CommandConsole; from beitcli.errors import DataError, SignalStop\n"
+    assert in_terminal(f"{told}CommandConsole().print_error(SignalStop('By a signal.'))").startswith(
         "\x1b[1;33mstopped: By a signal."
     )
-    assert in_terminal(f"{told}Shell().failed(DataError('No.'))").startswith("\x1b[1;31merror: No.")
+    assert in_terminal(f"{told}CommandConsole().print_error(DataError('No.'))").startswith("\x1b[1;31merror: No.")
 
 
 # Pipes and terminals
@@ -539,8 +539,8 @@ def test_download_is_told_in_megabytes_with_its_speed(
 
 def test_download_is_shown_in_megabytes_on_a_terminal() -> None:
     said = in_terminal(
-        "import time\nfrom beitcli.cli.console import Shell\nfrom beitcli.engine.events import Progress\n"
-        "shell = Shell()\n"
+        "import time\nfrom beitcli.cli.console import CommandConsole\nfrom beitcli.engine.events import Progress\n"
+        "shell = CommandConsole()\n"
         "for done in (0, 50_000_000, 95_713_049):\n"
         "    shell.on_event(Progress('weights', done, 215_154_104, 'byte'))\n    time.sleep(0.2)\n"
         "shell.on_event(Progress('tokenize', 3, 9, 'image'))\nshell.close()\n"
@@ -552,9 +552,9 @@ def test_download_is_shown_in_megabytes_on_a_terminal() -> None:
 
 def test_bar_at_80_columns_stands_beside_the_loss_and_the_key_metric() -> None:
     said = in_terminal(
-        "import time\nfrom beitcli.cli.console import Shell\nfrom beitcli.engine.events import Progress\n"
+        "import time\nfrom beitcli.cli.console import CommandConsole\nfrom beitcli.engine.events import Progress\n"
         "metrics = {'loss': 12.3456, 'gradient_norm': 1.5, 'lr': 1e-3, 'held_out_ap': 0.1234, 'held_out_ap50': 0.5}\n"
-        "shell = Shell()\n"
+        "shell = CommandConsole()\n"
         "for done in (1, 160_000):\n"
         "    shell.on_event(Progress('finetune', done, 320_000, 'step', metrics))\n    time.sleep(0.2)\n"
         "shell.close()\n",

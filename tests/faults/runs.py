@@ -36,9 +36,9 @@ def note_images(file: Path) -> None:
     """From now on, each batch of this process adds a line {step: the images' numbers} to `file`."""
     batches = loader.training_batches
 
-    def noted(source: Any, view: Any, part: Any, **kwargs: Any) -> Iterator[Any]:
+    def noted(source: Any, transform: Any, part: Any, **kwargs: Any) -> Iterator[Any]:
         step = part.images_seen // part.batch_size
-        for batch in batches(source, view, part, **kwargs):
+        for batch in batches(source, transform, part, **kwargs):
             step += 1
             with file.open("a") as lines:
                 lines.write(json.dumps({str(step): batch.indices}) + "\n")

@@ -90,7 +90,7 @@ def encoded(mask: np.ndarray) -> Rle:
 
 
 def decoded(runs: Rle) -> np.ndarray:
-    """Decodes the RLE of `encoded` or `Outline.runs` to (H, W) bool; pycocotools' own decoder warns with numpy 2."""
+    """Decodes the RLE of `encoded` or `InstanceMask.runs` to (H, W) bool; that of pycocotools warns with numpy 2."""
     lengths = _uncompressed(runs["counts"].decode())
     assert lengths is not None
     return _laid_out(lengths, (runs["size"][0], runs["size"][1]))

@@ -251,7 +251,7 @@ def training_batches(
 
     Args:
         pin_memory: Give batches in page-locked memory, copied there by the thread that takes them.
-        share: (rank, size): this one's part of every batch is `places_of(batch_size, rank, size)`.
+        share: (rank, size): this one's part of every batch is `rank_indices(batch_size, rank, size)`.
     """
     return Batches(_TrainingBatches(source, transform, part, masking, share), workers, pin_memory)
 

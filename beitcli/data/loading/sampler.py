@@ -91,7 +91,7 @@ class WindowedPermutation:
         return math.ceil(self.length * self.blocks.together / len(self.blocks.lengths))
 
     def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What stands at places of the stream, as `KeyedOrder.indices`."""
+        """What stands at places of the stream, as `KeyedPermutation.indices`."""
         epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
         found = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():

@@ -79,7 +79,7 @@ def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator)
 def center_box(width: int, height: int, size: Size, crop_pct: float = 1.0) -> tuple[float, float, float, float]:
     """Returns the center crop (left, upper, right, lower), in pixels of the original image.
 
-    Equivalent to a resize to the smallest size that covers size / crop_share pixels and a center crop of `size`, mapped
+    Equivalent to a resize to the smallest size that covers size / crop_pct pixels and a center crop of `size`, mapped
     back to the original image. Sides and offset are rounded as by torchvision's Resize and CenterCrop, which the
     release and timm use.
     """
@@ -171,7 +171,7 @@ class CenterTransform:
     """Center crop, without randomness.
 
     Attributes:
-        crop_share: Side of the crop / resized side: 0.875 below 384 pixels in classification, else 1.
+        crop_pct: Side of the crop / resized side: 0.875 below 384 pixels in classification, else 1.
     """
 
     size: Size

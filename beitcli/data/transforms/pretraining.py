@@ -1,7 +1,7 @@
 """Fast transform for pretraining: only the crop box is resized, and colours are jittered on the device.
 
-Every draw is the reference's (`base.PretrainingView`), so both crop the same box of an image and flip it alike. They
-differ by rounding, by the order of jitter and resize, and along the box's edges, beyond which Pillow reads pixels.
+Every draw is that of the reference (`base.PretrainingTransform`): both crop the same box of an image and flip it alike.
+They differ by rounding, by the order of jitter and resize, and along the box's edges, beyond which Pillow reads pixels.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     )
     columns = class_columns(source, checkpoint.classes)
     scores = score(model.to(batching.compute.device), source, columns, preprocessing(checkpoint, model), batching)
-    tell_bad(config, scores.bad, len(source), batching.on_event)
+    tell_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
     return evaluated(config, TASK, EvalReport, scores.images, scores.bad, top1=scores.top1, top5=scores.top5)
 
 

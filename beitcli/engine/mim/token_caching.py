@@ -1,7 +1,7 @@
 """Pretraining with `--token-cache`: batches whose tokens are known need no encoder, and the run is the same.
 
-On a CPU an image's tokens do not depend on its batch (`Tokenizer.encode_alike`), so only what is missing is encoded,
-and what is kept serves batches of every size.
+On a CPU an image's tokens do not depend on its batch (`Tokenizer.encode_batch_invariant`), so only what is missing is
+encoded, and what is kept serves batches of every size.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,11 @@ class Saver:
         return self.snapshots.take(weights=weights, moments=moments, extra=self.task.extra_tensors())
 
     def _trainer(self, plan: Plan, state: TrainState) -> dict[str, Any]:
-        return asdict(state) | {
+        return {
+            "step": state.step,
+            "seconds": state.seconds,
+            "images_per_second": state.images_per_second,
+            "figures": state.metrics,
             "images_seen": state.step * plan.batch_size,
             "data": plan.data_fingerprint,
             "bad": list(self.ledger.records),

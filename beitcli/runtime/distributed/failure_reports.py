@@ -30,7 +30,7 @@ class Failure:
     Attributes:
         kind: Class name of the error.
         exit_code: That of the error; 1 if it is not a BeitError.
-        by_a_peer: Whether it only means that another rank has died.
+        is_peer_failure: Whether it only means that another rank has died.
         restarts: How often the job had been restarted before.
     """
 

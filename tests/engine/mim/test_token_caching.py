@@ -78,7 +78,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(images))
         return encode(self, images)
 
-    monkeypatch.setattr(Tokenizer, "encode_alike", counting)
+    monkeypatch.setattr(Tokenizer, "encode_batch_invariant", counting)
     return sizes
 
 

@@ -176,7 +176,7 @@ def test_a_trial_needs_less_memory_with_fewer_images(monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return benchmark_kernels(kernels, shape, dtype, device)
 
-    monkeypatch.setattr("beitcli.runtime.compute.attention_choice.try_kernels", short_of_memory)
+    monkeypatch.setattr("beitcli.runtime.compute.attention_choice.benchmark_kernels", short_of_memory)
     choice = benchmark_all(dataclasses.replace(SHAPE, images=5), Compute(CPU, "fp32"))
     assert tried_on == [5, 2, 1]
     assert choice.images == 1
