@@ -64,7 +64,7 @@ class Textured(Numbered):
 def stream(source: Source, batch_size: int = 4, steps: int = 10, images_seen: int = 0, **more) -> list[Batch]:
     seed, repeats = more.pop("seed", SEED), more.pop("repeats", 1)
     part = StreamPart(seed=seed, batch_size=batch_size, images_seen=images_seen, steps=steps, repeats=repeats)
-    return list(training_batches(source, part=part, **({"view": CenterTransform(size=4), "workers": 0} | more)))
+    return list(training_batches(source, part=part, **({"transform": CenterTransform(size=4), "workers": 0} | more)))
 
 
 def equal(first: Batch, second: Batch) -> bool:
@@ -82,7 +82,7 @@ BOTH_VIEWS = pytest.mark.parametrize("kind", [FastPretrainingTransform, Pretrain
 def keyed_options(seed: int = SEED, kind: type[TwoCropTransform] = FastPretrainingTransform) -> dict:
     masking = make_masking("blockwise", (4, 4), 6, 4)
     return {
-        "view": kind(seed=seed, image_size=16, token_size=8),
+        "transform": kind(seed=seed, image_size=16, token_size=8),
         "masking": partial(keyed_mask, masking, seed),
     }
 
@@ -327,7 +327,7 @@ class Heavy:
 def test_batches_that_travel_in_pieces_are_the_same_batches(workers):
     source = Textured(20, bad=(3, 4, 11))
     plain = keyed_options(kind=PretrainingTransform)
-    heavy = plain | {"view": Heavy(plain["view"], bytes_per_image=400_000_000)}
+    heavy = plain | {"transform": Heavy(plain["transform"], bytes_per_image=400_000_000)}
     assert read_ahead(7, 400_000_000, workers)[1] > 1
     for start in (0, 21):
         alone = stream(source, batch_size=7, steps=4, images_seen=start, **plain)
