@@ -1,4 +1,4 @@
-"""Opens a TOKENIZER: by the first of `pretrained/` that recognizes it, else as a checkpoint of this program."""
+"""Opens a TOKENIZER reference: by the first of `pretrained/` that recognizes it, else as our own checkpoint."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DALLE_CODES = 8192
 def open_tokenizer_of(
     checkpoint: CheckpointHandle, device: torch.device | None = None, on_progress: OnProgress | None = None
 ) -> Tokenizer:
-    """The tokenizer that a pretraining run learned from: its own lies inside it, another where it was.
+    """Opens the tokenizer of a pretraining run: inside the run if it was trained there, else by its reference.
 
     Raises:
-        StorageError: It names none, or what lies there is another tokenizer now.
+        StorageError: The run names none, or the tokenizer at that reference has changed.
     """
     named = checkpoint.settings.get("tokenizer")
     foreign = not checkpoint.settings and checkpoint.key_mapping is not None and not checkpoint.key_mapping.is_version_2
@@ -55,13 +55,14 @@ def open_tokenizer_of(
 def open_tokenizer(
     reference: str, device: torch.device | None = None, on_progress: OnProgress | None = None
 ) -> Tokenizer:
-    """`dall-e`, `hf://OWNER/NAME`, a folder with DALL-E's weights, a run of train-tokenizer or pretrain, a checkpoint.
+    """Opens a tokenizer, frozen and in evaluation mode.
 
-    Frozen, in evaluation mode.
+    Args:
+        reference: `dall-e`, hf://OWNER/NAME, a folder of DALL-E's weights, a run of train-tokenizer or pretrain, ...
 
     Raises:
         UsageError: There is none of that name.
-        StorageError: It is something else, damaged, or cannot be fetched.
+        StorageError: It is not a tokenizer, is damaged, or cannot be downloaded.
     """
     if reference == "pixels":
         raise UsageError(
@@ -123,7 +124,7 @@ def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference:
 
 @contextmanager
 def refused_as_unfit(reference: str) -> Iterator[None]:
-    """Reports errors of the block as a config.json that does not fit its weights (StorageError)."""
+    """Context that converts errors to a StorageError: config.json does not fit the weights."""
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:

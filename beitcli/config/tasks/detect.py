@@ -1,4 +1,4 @@
-"""Boxes around objects, and their outlines."""
+"""Object detection and instance segmentation."""
 
 from __future__ import annotations
 

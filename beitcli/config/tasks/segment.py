@@ -1,4 +1,4 @@
-"""The class of every pixel."""
+"""Semantic segmentation."""
 
 from __future__ import annotations
 
