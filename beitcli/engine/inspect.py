@@ -112,9 +112,9 @@ def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
 
 def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
     """Facts of a tokenizer trained by `train-tokenizer`."""
-    from beitcli.tokenizers.open import blank_model  # imports torch
+    from beitcli.tokenizers.open import build_on_meta  # imports torch
 
-    model, size = blank_model(checkpoint.settings, header.shapes, checkpoint.reference)
+    model, size = build_on_meta(checkpoint.settings, header.shapes, checkpoint.reference)
     return TokenizerFacts(
         format="beit",
         architecture=dict(checkpoint.settings["architecture"]),

@@ -19,14 +19,14 @@ from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
-from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, views_and_masks
+from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, transform_and_masking
 from beitcli.engine.mim.token_caching import open_token_cache
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
-from beitcli.engine.trainer.job import Finished, Job, conclude, run_job, train_job
+from beitcli.engine.trainer.job import Finished, Job, report_job, run_job, train_job
 from beitcli.engine.trainer.metric_log import make_writers
 from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
 from beitcli.engine.trainer.plan import Plan
@@ -94,7 +94,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     # an unusable one is reported before anything is written
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
     probe = None if config.dry_run else _probe(config, compute, on_event)
-    begun = _Begun(config, masking, source, compute, on_event)
+    begun = _PretrainSetup(config, masking, source, compute, on_event)
 
     def prepare(session: RunSession | None) -> Job[PretrainReport]:
         if session is None:
@@ -108,7 +108,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _PretrainSetup:
     """State of a job before its tokenizer is available.
 
     Attributes:
@@ -123,14 +123,17 @@ class _Begun:
 
 
 def _job(
-    begun: _Begun, tokenizer: Tokenizer | None, cache: TokenCache | None = None, probe: OnlineProbe | None = None
+    begun: _PretrainSetup,
+    tokenizer: Tokenizer | None,
+    cache: TokenCache | None = None,
+    probe: OnlineProbe | None = None,
 ) -> Job[PretrainReport]:
     config, compute, on_event = begun.config, begun.compute, begun.on_event
     held = hold_out(begun.source, config.holdout, config.seed, compute.world)
     plan = make_plan(config, held.training)
     extras = PretrainExtras(cache, probe, on_event)
     task = PretrainTask(config, plan, tokenizer, begun.masking, held.measured, compute, extras)
-    transform, masks = views_and_masks(config, tokenizer, begun.masking)
+    transform, masks = transform_and_masking(config, tokenizer, begun.masking)
 
     def report(finished: Finished) -> PretrainReport:
         metrics = finished.metrics
@@ -160,7 +163,9 @@ def _job(
     )
 
 
-def _dry_run_job(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig | None) -> Job[PretrainReport]:
+def _dry_run_job(
+    begun: _PretrainSetup, given: Tokenizer | None, own: TrainTokenizerConfig | None
+) -> Job[PretrainReport]:
     """Defines the job of a dry run. An own tokenizer gets a dry run first, and an untrained one stands in for it."""
     if own is None:
         return replace(_job(begun, given), document={"tokenizer": None})
@@ -194,12 +199,12 @@ def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on
     return prepared(tokenizer, token_precision(config.token_precision, compute.device), size, on_event)
 
 
-def _token_cache(begun: _Begun, tokenizer: Tokenizer | None) -> TokenCache | None:
+def _token_cache(begun: _PretrainSetup, tokenizer: Tokenizer | None) -> TokenCache | None:
     """Opens the cache of `--token-cache`; None without it or without a tokenizer."""
     config, folder = begun.config, begun.config.token_cache
     if folder is None or tokenizer is None:
         return None
-    transform, _ = views_and_masks(config, tokenizer, begun.masking)
+    transform, _ = transform_and_masking(config, tokenizer, begun.masking)
     grid, device = config.architecture.grid, begun.compute.device.type
     cache = begun.compute.world.rank_zero_first(
         lambda: open_token_cache(folder, tokenizer, begun.source, transform, grid, device)
@@ -250,7 +255,7 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     )
 
 
-def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSession) -> Tokenizer:
+def _trained_tokenizer(begun: _PretrainSetup, own: TrainTokenizerConfig, session: RunSession) -> Tokenizer:
     """Trains a tokenizer on the same images into RUN/tokenizer, unless it is there, and prepares it for pretraining."""
     folder = session.run.path / "tokenizer"
     compute, on_event = begun.compute, begun.on_event
@@ -261,7 +266,7 @@ def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSes
         shorter = "" if begun.config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
         on_event(Note(f"{first}.{shorter}"))
         job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
-        conclude(job, train_job(job, replace(session, run=inner, config=own)))
+        report_job(job, train_job(job, replace(session, run=inner, config=own)))
     trained = world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))
     return _prepared(begun.config, trained, compute, on_event)
 

@@ -20,14 +20,14 @@ class SegmentationHead(nn.Module, ABC):
     auxiliary_weight = 0.4
 
     def dropouts(self) -> list[ChannelDropout]:
-        """Returns the dropout modules in the order in which `take_draws` assigns its columns."""
+        """Returns the dropout modules in the order in which `set_uniforms` assigns its columns."""
         return [module for module in self.modules() if isinstance(module, ChannelDropout)]
 
-    def take_draws(self, draws: torch.Tensor) -> None:
+    def set_uniforms(self, uniforms: torch.Tensor) -> None:
         """Sets the uniform numbers for dropout in the next forward pass: (B, sum of the dropouts' channels)."""
         dropouts = self.dropouts()
-        for dropout, part in zip(dropouts, draws.split([each.channels for each in dropouts], dim=1), strict=True):
-            dropout.draws = part
+        for dropout, part in zip(dropouts, uniforms.split([each.channels for each in dropouts], dim=1), strict=True):
+            dropout.uniforms = part
 
     @abstractmethod
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -63,12 +63,12 @@ class ChannelDropout(nn.Module):
     def __init__(self, channels: int, rate: float) -> None:
         super().__init__()
         self.channels, self.rate = channels, rate
-        self.draws: torch.Tensor | None = None
+        self.uniforms: torch.Tensor | None = None
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.draws is None:
+        if not self.training or self.uniforms is None:
             return F.dropout2d(maps, self.rate, self.training)
-        kept = (self.draws >= self.rate).to(maps.dtype) / (1 - self.rate)
+        kept = (self.uniforms >= self.rate).to(maps.dtype) / (1 - self.rate)
         return maps * kept[:, :, None, None]
 
 

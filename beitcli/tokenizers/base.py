@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from beitcli.errors import StorageError, UsageError
 
-PORTION = 8  # images per batch of `encode_batch_invariant`
+INVARIANT_BATCH = 8  # images per batch of `encode_batch_invariant`
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -127,8 +127,8 @@ class Tokenizer:
         if images.device.type != "cpu":
             return self.encode(images)
         tokens = []
-        for part in images.split(PORTION):
-            missing = PORTION - len(part)
+        for part in images.split(INVARIANT_BATCH):
+            missing = INVARIANT_BATCH - len(part)
             whole = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
             tokens.append(self.encode(whole)[: len(part)])
         return torch.cat(tokens)

@@ -90,8 +90,8 @@ def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
             f"'{reference}' is a {checkpoint.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
         )
     tensors = checkpoint.tensors()
-    with refused_as_unfit(checkpoint.reference):
-        model, size = blank_model(checkpoint.settings, tensors, checkpoint.reference)
+    with config_errors(checkpoint.reference):
+        model, size = build_on_meta(checkpoint.settings, tensors, checkpoint.reference)
         model.load_state_dict(tensors, assign=True)
         model.float()
     sums = (checkpoint.weights.parent / SUMS).read_text().splitlines()
@@ -99,7 +99,7 @@ def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
     return Tokenizer(reference, model, size, sha256, checkpoint.warnings)
 
 
-def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
+def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
     """Returns the network that a checkpoint's settings describe, on the meta device, and its image size.
 
     Args:
@@ -114,7 +114,7 @@ def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference:
             f"Tokenizer '{reference}' is of kind {one_line(repr(kind))}, which is not installed.",
             f"Install the package that adds it. Installed: {', '.join(KINDS.names())}.",
         )
-    with refused_as_unfit(reference):
+    with config_errors(reference):
         size = settings["size"]
         if type(size) is not int or not 1 <= size <= 100_000:
             raise ValueError(f"size {size!r}")
@@ -123,7 +123,7 @@ def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference:
 
 
 @contextmanager
-def refused_as_unfit(reference: str) -> Iterator[None]:
+def config_errors(reference: str) -> Iterator[None]:
     """Context that converts errors to a StorageError: config.json does not fit the weights."""
     try:
         yield

@@ -107,11 +107,11 @@ def choose_split(name: str, available: Iterable[str], request: Request) -> str:
         way_out = f"Pass --split {there[0]}." if there else "Leave --split out to read all of it."
         raise DataError(f"'{name}' has no split '{missing}': {has}.", hint=way_out)
     chosen = request.split if request.split in found else found[0]
-    say_left_aside(name, chosen, there, request)
+    report_unused_splits(name, chosen, there, request)
     return chosen
 
 
-def say_left_aside(name: str, chosen: str, there: Iterable[str], request: Request) -> None:
+def report_unused_splits(name: str, chosen: str, there: Iterable[str], request: Request) -> None:
     """Reports the splits that are not read."""
     aside = ", ".join(sorted(set(there) - {chosen}))
     if aside:

@@ -19,7 +19,7 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, warn_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
@@ -74,7 +74,7 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     )
     columns = class_columns(source, checkpoint.classes)
     scores = score(model.to(batching.compute.device), source, columns, preprocessing(checkpoint, model), batching)
-    tell_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
+    warn_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
     return evaluated(config, TASK, EvalReport, scores.images, scores.bad, top1=scores.top1, top5=scores.top5)
 
 

@@ -17,7 +17,7 @@ from beitcli.engine.classification.evaluate import Accuracy
 from beitcli.engine.classification.task import FinetuneTask, require_pairs
 from beitcli.engine.events import Note, OnEvent, ignore, openings
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data
-from beitcli.engine.trainer.finetuning import FinetuneData, begin, run_finetuning
+from beitcli.engine.trainer.finetuning import FinetuneData, open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained, build_finetuned
 from beitcli.engine.trainer.reports import Finetuned, Timed
@@ -41,7 +41,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     """Finetunes a classifier and returns the report; with `dry_run`, returns the plan as a dict instead."""
     compute = join_compute(config)
     require_pairs(config, compute.world.size)
-    begun = begin(config, compute, on_event, takes_timm=True)
+    begun = open_finetuning(config, compute, on_event, takes_timm=True)
     init, world, on_event = begun.init, begun.compute.world, begun.on_event
     size = init.size
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
         own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
-    transform = _training_view(config, init)
+    transform = _training_transform(config, init)
     model = build_classifier(config, init.checkpoint, data.classes, on_event)
     if config.shard and isinstance(model, TimmViT):
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
@@ -81,7 +81,7 @@ def build_classifier(
         return new_classifier(architecture, len(classes), config.drop_path)
 
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
-        return HeadTransfer(_reinit(checkpoint, classes), draws_anew=True)
+        return HeadTransfer(_reinit(checkpoint, classes), keeps_random_init=True)
 
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 
@@ -113,7 +113,7 @@ def _validation(
     return HeldOut(source, val, (), True), measured_on
 
 
-def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningTransform:
+def _training_transform(config: FinetuneConfig, init: Pretrained) -> FinetuningTransform:
     """Returns the transform. Raises UsageError for an unknown policy, which timm itself reports only on first use."""
     transform = FinetuningTransform(
         seed=config.seed,

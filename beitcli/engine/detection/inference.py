@@ -17,7 +17,7 @@ from beitcli.data.transforms.detection import DetectionEvalTransform, LabelledDe
 from beitcli.engine.detection.metrics import DetectionMetrics, Detections, average_precision
 from beitcli.engine.events import Progress
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.engine.trainer.distributed_eval import Batching, measured_by_the_first
+from beitcli.engine.trainer.distributed_eval import Batching, finish_on_rank_zero
 from beitcli.models.networks.detector import Detector
 from beitcli.runtime.compute.device import Compute
 
@@ -57,7 +57,7 @@ def score(model: Detector, source: DetectionSource, normalization: Normalization
         return average_precision(marked, [found for _, found in every], model.classes)
 
     bad = sorted(record for part in everyone for record in part[1])
-    return Scored(measured_by_the_first(metrics, world), len(every), bad)
+    return Scored(finish_on_rank_zero(metrics, world), len(every), bad)
 
 
 def detect(
@@ -65,11 +65,11 @@ def detect(
 ) -> Iterator[tuple[Batch, list[Detections]]]:
     """Yields this rank's batches in order, with the detections in each of their readable images."""
     for batch in batching.batches(source, transform):
-        yield batch, found_in(model, batch, normalization, batching.compute) if len(batch) else []
+        yield batch, detect_batch(model, batch, normalization, batching.compute) if len(batch) else []
 
 
 @torch.inference_mode()
-def found_in(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
+def detect_batch(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
     """Returns the detections of a model in evaluation mode in a batch of `DetectionEvalTransform`."""
     images = normalize(batch.tensors["images"].to(compute.device), *normalization)
     with compute.autocast():

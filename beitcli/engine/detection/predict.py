@@ -19,7 +19,7 @@ from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.models.checkpoints.build import detector_of
+from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.boxes import draw_bounding_boxes, draw_segmentation_masks
 from beitcli.runtime.compute.device import choose_workers
@@ -40,11 +40,11 @@ def predict(
         UsageError: `-o` would overwrite an input.
         DataError: After the last image, if some could not be read.
     """
-    model, checkpoint = detector_of(checkpoint, config.size)
+    model, checkpoint = load_detector(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
     compute = checkpoint.compute(config.device, config.precision)
     warn(checkpoint.warnings, on_event)
-    if model.detection.finds_masks:
+    if model.detection.predicts_masks:
         require_pycocotools()
     names, size = checkpoint.classes, model.architecture.image_size
     model.to(compute.device)

@@ -41,12 +41,12 @@ class DetectionTask(FinetunedTask):
         self.num_uniforms = _SAMPLERS + (2 * self.model.architecture.depth if self.config.drop_path else 0)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        draws = batch.get("uniforms")
-        sampled = None if draws is None else draws[:, :_SAMPLERS]
-        uniforms = draws[:, _SAMPLERS:] if draws is not None and draws.shape[1] > _SAMPLERS else None
+        uniforms = batch.get("uniforms")
+        sampled = None if uniforms is None else uniforms[:, :_SAMPLERS]
+        uniforms = uniforms[:, _SAMPLERS:] if uniforms is not None and uniforms.shape[1] > _SAMPLERS else None
         images = normalize(batch["images"], *self.normalization)
         losses = self.forward(images, targets_of(batch), sampled, uniforms)
-        for name in self.model.detection.region_means:
+        for name in self.model.detection.foreground_mean_losses:
             losses[name] = losses[name] * self._share_of_masks(len(images))
         return sum(losses.values(), torch.zeros((), device=images.device)), {
             name: value.detach() for name, value in losses.items()

@@ -100,7 +100,7 @@ class TokenTarget(Target):
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocab_size
         self.counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=device)
-        self.fresh = torch.zeros_like(self.counts)
+        self.local_counts = torch.zeros_like(self.counts)
 
     def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
         assert visual_tokens is not None
@@ -124,7 +124,7 @@ class TokenTarget(Target):
     ) -> Tensors:
         """Also counts the targets for `running_metrics`."""
         weights = torch.ones_like(targets) if metric_mask is None else metric_mask.to(targets.dtype)
-        self.fresh.scatter_add_(0, targets, weights)
+        self.local_counts.scatter_add_(0, targets, weights)
         right = (outputs.argmax(dim=1) == targets).float()
         return {"masked_accuracy": (right * weights).sum() / weights.sum()}
 
@@ -132,25 +132,25 @@ class TokenTarget(Target):
         return _TokenAccumulator(torch.zeros_like(self.counts))
 
     def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        self.counts += world.all_reduce_sum(self.fresh)
-        self.fresh.zero_()
+        self.counts += world.all_reduce_sum(self.local_counts)
+        self.local_counts.zero_()
         baseline, entropy = unigram_metrics(self.counts)
         return {"baseline_accuracy": baseline, "unigram_entropy": entropy}
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        before = self.fresh.clone()
+        before = self.local_counts.clone()
         try:
             yield
         finally:
-            self.fresh.copy_(before)
+            self.local_counts.copy_(before)
 
     def state(self) -> Tensors:
-        return {"token_counts": self.counts + self.fresh}
+        return {"token_counts": self.counts + self.local_counts}
 
     def load_state(self, tensors: Tensors) -> None:
         self.counts.copy_(tensors["token_counts"])
-        self.fresh.zero_()
+        self.local_counts.zero_()
 
 
 class _TokenAccumulator(MetricAccumulator):

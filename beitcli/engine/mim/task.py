@@ -160,7 +160,7 @@ class PretrainTask(Task):
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Returns metrics of held-out images, with the transforms and masks of epoch 0."""
         accumulator, world = self.target.accumulator(), self.compute.world
-        transform, masking = views_and_masks(self.config, self.tokenizer, self.masking)
+        transform, masking = transform_and_masking(self.config, self.tokenizer, self.masking)
         at_once = min(128, self.plan.micro_batch)
         batches = ordered_batches(
             self.held_out,
@@ -239,7 +239,7 @@ def token_size(config: PretrainConfig, tokenizer: Tokenizer | None) -> tuple[int
     return rows * tokenizer.model.downsample, columns * tokenizer.model.downsample
 
 
-def views_and_masks(
+def transform_and_masking(
     config: PretrainConfig, tokenizer: Tokenizer | None, masking: MaskGenerator | None
 ) -> tuple[FastPretrainingTransform | PretrainingTransform, Masking | None]:
     """Returns the keyed transform and the keyed mask generator of an image; the latter is None without masking."""

@@ -67,7 +67,7 @@ def _hardware(device: str) -> list[str | int]:
 
 
 @dataclass(frozen=True)
-class _Leaving:
+class _PendingTokens:
     """New tokens that are being copied from the device.
 
     Attributes:
@@ -81,16 +81,16 @@ class _Leaving:
     left: torch.cuda.Event | None
 
     @staticmethod
-    def start(places: torch.Tensor, tokens: torch.Tensor) -> _Leaving:
+    def start(places: torch.Tensor, tokens: torch.Tensor) -> _PendingTokens:
         """Starts an asynchronous copy."""
         if tokens.device.type != "cuda":
-            return _Leaving(places, tokens, None)
+            return _PendingTokens(places, tokens, None)
         there = [torch.empty_like(each, device="cpu", pin_memory=True) for each in (places, tokens)]
         for each, to in zip((places, tokens), there, strict=True):
             to.copy_(each, non_blocking=True)
         left = torch.cuda.Event()
         left.record()
-        return _Leaving(there[0], there[1], left)
+        return _PendingTokens(there[0], there[1], left)
 
     @property
     def has_left(self) -> bool:
@@ -115,7 +115,7 @@ class CachingTokenizer:
         self, cache: TokenCache, encode: Callable[[Tensors], torch.Tensor], at_once: int, on_event: OnEvent
     ) -> None:
         self.cache, self.encode, self.at_once, self.on_event = cache, encode, at_once, on_event
-        self.waiting: deque[_Leaving] = deque()
+        self.waiting: deque[_PendingTokens] = deque()
         self.warned = False
         for note in cache.notes:
             on_event(Warned(note))
@@ -144,7 +144,7 @@ class CachingTokenizer:
             part = {name: tensor.index_select(0, missing[chosen]) for name, tensor in beside.items()}
             new.append(self.encode(part | {"token_images": token_images[chosen]}))
         encoded = torch.cat(new)
-        self.waiting.append(_Leaving.start(places.index_select(0, missing), encoded))
+        self.waiting.append(_PendingTokens.start(places.index_select(0, missing), encoded))
         return rest | {"visual_tokens": tokens.index_copy(0, missing, encoded)}
 
     def flush(self) -> None:

@@ -28,8 +28,8 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
 from beitcli.engine.probing.knn import Counts, Vote, knn_counts
 from beitcli.engine.probing.linear_probe import ProbeTraining, probe_counts, train_probes
-from beitcli.engine.trainer.distributed_eval import measured_by_the_first
-from beitcli.engine.trainer.evaluation import tell_bad
+from beitcli.engine.trainer.distributed_eval import finish_on_rank_zero
+from beitcli.engine.trainer.evaluation import warn_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
@@ -94,7 +94,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     found = [extractor.features(source) for source in (train, val)]
     here = [features for features in found if features is not None]
     sources = _Sources(train, val, named)
-    return measured_by_the_first(lambda: _report(config, sources, here, layers, compute.device, on_event), world)
+    return finish_on_rank_zero(lambda: _report(config, sources, here, layers, compute.device, on_event), world)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _report(
     """Evaluates the features of both sources on rank 0, which alone has them."""
     train, val = sources.train, sources.val
     for features, source in zip(found, (train, val), strict=True):
-        tell_bad(config, features.bad, len(source), on_event)
+        warn_bad(config, features.bad, len(source), on_event)
     if config.standardize:
         standard = {layer: found[0].moments(layer) for layer in layers}
         found = [replace(each, standard=standard) for each in found]

@@ -13,7 +13,7 @@ from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.segmentation.dataset import open_segmentation_data
 from beitcli.engine.segmentation.evaluate import SegmentationMetrics
 from beitcli.engine.segmentation.task import SegmentationTask
-from beitcli.engine.trainer.finetuning import begin, run_finetuning
+from beitcli.engine.trainer.finetuning import open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
 from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
@@ -34,7 +34,7 @@ class SegmentReport(Timed, SegmentationMetrics, Finetuned):
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
     """Finetunes a segmenter and returns the report; with `dry_run`, returns the plan as a dict instead."""
-    begun = begin(config, join_compute(config), on_event)
+    begun = open_finetuning(config, join_compute(config), on_event)
     init, world = begun.init, begun.compute.world
     data = open_segmentation_data(config, init.classes, max(init.size), begun.on_event, world)
     model = build_segmenter(config, init.checkpoint, data.classes, begun.on_event)

@@ -16,7 +16,7 @@ from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
-from beitcli.engine.segmentation.evaluate import open_for_use, rule_of
+from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
@@ -43,10 +43,10 @@ def predict(
     """
     if config.output is None:
         raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
-    model, checkpoint, how = open_for_use(config, checkpoint)
+    model, checkpoint, how = open_segmenter(config, checkpoint)
     warn(checkpoint.warnings, on_event)
     compute = checkpoint.compute(config.device, config.precision)
-    rule, names = rule_of(checkpoint), checkpoint.classes
+    rule, names = label_mapping_of(checkpoint), checkpoint.classes
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     folder = Path(config.output)

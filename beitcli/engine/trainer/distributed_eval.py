@@ -57,7 +57,7 @@ class Batching:
         return synchronized_batches(batches, len(source), self.batch_size, world, self.check_stop)
 
 
-def measured_by_the_first(do: Callable[[], Answer], world: DistributedContext) -> Answer:
+def finish_on_rank_zero(do: Callable[[], Answer], world: DistributedContext) -> Answer:
     """`DistributedContext.run_on_rank_zero` as the end of a command: rank 0 stays until every rank has the answer.
 
     Raises:

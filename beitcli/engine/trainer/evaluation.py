@@ -39,7 +39,7 @@ def evaluated(
     return kind(model=config.model, data=data, task=task.name, protocol="head", images=images, bad=len(bad), **metrics)
 
 
-def tell_bad(config: EvalConfig, bad: Sequence[Bad], images: int, on_event: OnEvent, what: str = "images") -> None:
+def warn_bad(config: EvalConfig, bad: Sequence[Bad], images: int, on_event: OnEvent, what: str = "images") -> None:
     """Warns about images that are left out. Raises DataError if they are too many of `images`."""
     refuse_many_bad(bad, images, config.max_bad, "Mend or remove them, or raise --max-bad.")
     if bad:

@@ -41,7 +41,7 @@ Report = TypeVar("Report", bound=Finetuned)
 
 
 @dataclass(frozen=True)
-class Begun:
+class FinetuneSetup:
     """A finetuning job before its data is opened.
 
     Attributes:
@@ -55,7 +55,9 @@ class Begun:
     on_event: OnEvent
 
 
-def begin(config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_timm: bool = False) -> Begun:
+def open_finetuning(
+    config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_timm: bool = False
+) -> FinetuneSetup:
     """Opens `--init`.
 
     Args:
@@ -63,7 +65,9 @@ def begin(config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_
     """
     on_event = compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, compute.world)
-    return Begun(config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event)
+    return FinetuneSetup(
+        config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event
+    )
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ def size(model: nn.Module) -> int:
 
 
 def run_finetuning(
-    begun: Begun,
+    begun: FinetuneSetup,
     data: FinetuneData[Any],
     transform: Transform,
     task: FinetunedTask,

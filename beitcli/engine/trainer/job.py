@@ -141,7 +141,7 @@ def run_job(
         session = RunSession(run, stop, config, resume_command(config, run.path))
         job = prepare(session)
         finished = train_job(job, session)
-    return conclude(job, finished)
+    return report_job(job, finished)
 
 
 def train_job(job: Job[Any], session: RunSession) -> Finished:
@@ -153,7 +153,7 @@ def train_job(job: Job[Any], session: RunSession) -> Finished:
     return Finished(session.run, job.plan, state)
 
 
-def conclude(job: Job[Report], finished: Finished) -> Report:
+def report_job(job: Job[Report], finished: Finished) -> Report:
     """Builds the report, emits its warnings and writes the model card."""
     report = job.report(finished)
     for warning in job.warnings(report):

@@ -29,7 +29,7 @@ from beitcli.engine.trainer.metric_log import MetricLog, make_writers
 from beitcli.engine.trainer.micro_batch import find_micro_batch_size
 from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.plan import Plan
-from beitcli.engine.trainer.prefetch import Moved, moving, to_device
+from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
 from beitcli.errors import BeitError, StorageError, UsageError
 from beitcli.runtime.compute.device import Compute
@@ -66,7 +66,7 @@ def train(
     loop = _Loop(task, plan, data, session, compute, on_event)
     state = loop.resume(planned)
     task.model.train()
-    batches = moving(data.start(state.step * plan.batch_size, plan.steps - state.step), compute.device)
+    batches = prefetch_to_device(data.start(state.step * plan.batch_size, plan.steps - state.step), compute.device)
     lockstep = Lockstep(lambda: loop.fetch(batches), session.stop, compute.world)
     try:
         while state.step < plan.steps:
@@ -170,7 +170,7 @@ class _Loop:
         compute.world.run_on_rank_zero(lambda: self.metric_log.start(run, session.config, self.state.step))
         return self.state
 
-    def fetch(self, batches: Iterator[Moved]) -> Moved:
+    def fetch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
         """Returns this rank's part of the next batch."""
         self.saver.poll_writer()
         moved = next(batches)

@@ -23,13 +23,13 @@ AHEAD = 2  # batches taken from the loader, but not yet by training
 def on_device(
     batches: Iterator[Batch], device: torch.device
 ) -> Generator[tuple[Batch, dict[str, torch.Tensor]], None, None]:
-    """Like `moving`, but yields each batch with its tensors, for which the current stream waits."""
-    with closing(moving(batches, device)) as under_way:
+    """Like `prefetch_to_device`, but yields each batch with its tensors, for which the current stream waits."""
+    with closing(prefetch_to_device(batches, device)) as under_way:
         for moved in under_way:
             yield moved.batch, moved.take()
 
 
-def moving(batches: Iterator[Batch], device: torch.device) -> Generator[Moved, None, None]:
+def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Generator[DeviceBatch, None, None]:
     """Yields batches whose copy to the device has started; `close` ends the loader's workers and the thread.
 
     Without CUDA a batch is read on demand, by the calling thread. On CUDA this is also done if the loader has no
@@ -38,7 +38,7 @@ def moving(batches: Iterator[Batch], device: torch.device) -> Generator[Moved, N
     """
     if device.type != "cuda":
         for batch in batches:
-            yield Moved(batch, batch.to(device))
+            yield DeviceBatch(batch, batch.to(device))
         return
     moved = Prefetcher(batches, device) if getattr(batches, "workers", 0) else _MovedHere(batches, device)
     with closing(moved):
@@ -53,7 +53,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Moved:
+class DeviceBatch:
     """A batch whose copy to the device has been started.
 
     Attributes:
@@ -81,30 +81,30 @@ class _Copier:
         self.device = device
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batch: Batch) -> Moved:
+    def __call__(self, batch: Batch) -> DeviceBatch:
         if self.side is None:
-            return Moved(batch, batch.to(self.device))
+            return DeviceBatch(batch, batch.to(self.device))
         with torch.cuda.stream(self.side):
             tensors = batch.to(self.side.device)
             ready = torch.cuda.Event()
             ready.record(self.side)
-        return Moved(batch, tensors, ready)
+        return DeviceBatch(batch, tensors, ready)
 
 
-class _MovedHere(Iterator[Moved]):
+class _MovedHere(Iterator[DeviceBatch]):
     """Batches that are read on demand, in the calling thread."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._copy = batches, _Copier(device)
 
-    def __next__(self) -> Moved:
+    def __next__(self) -> DeviceBatch:
         return self._copy(next(self._batches))
 
     def close(self) -> None:
         _close(self._batches)
 
 
-class Prefetcher(Iterator[Moved]):
+class Prefetcher(Iterator[DeviceBatch]):
     """Batches that a background thread reads and starts to copy, at most `AHEAD` of them in advance.
 
     An error of the loader is raised in place of the batch where it occurred. Signals are handled by the main thread.
@@ -114,11 +114,11 @@ class Prefetcher(Iterator[Moved]):
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._copy = batches, _Copier(device)
         self._room = threading.Semaphore(AHEAD)
-        self._ready: queue.SimpleQueue[Moved | BaseException] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[DeviceBatch | BaseException] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __next__(self) -> Moved:
+    def __next__(self) -> DeviceBatch:
         if self._stopped.is_set():
             raise StopIteration
         if self._thread is None:

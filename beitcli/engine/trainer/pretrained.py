@@ -85,13 +85,13 @@ class HeadTransfer:
         reinit: Key prefixes in the new model that keep their initialization.
         loads_head: Whether the tensors of the head are loaded too.
         parts: Key prefixes, each reported as one name.
-        draws_anew: Whether for `MODEL@random` the new model keeps its own initialization.
+        keeps_random_init: Whether for `MODEL@random` the new model keeps its own initialization.
     """
 
     reinit: tuple[str, ...]
     loads_head: bool = False
     parts: tuple[str, ...] = ()
-    draws_anew: bool = False
+    keeps_random_init: bool = False
 
     def short(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Returns the names, those of a part as one."""
@@ -123,7 +123,7 @@ def build_finetuned(
     architecture = finetuning_architecture(checkpoint.architecture, config.size)
     model = make(architecture)
     head = head_of(checkpoint)
-    if checkpoint.seed is not None and head.draws_anew:
+    if checkpoint.seed is not None and head.keeps_random_init:
         blocks = f"{architecture.depth} blocks of width {architecture.width}"
         patches = f"patches of {architecture.patch_size} pixels"
         on_event(Note(f"From scratch, shaped as {checkpoint.reference} says: {blocks}, {patches}."))
@@ -149,10 +149,10 @@ def _move_weights(
 ) -> None:
     """Loads the tensors that fit, and reports what became of every tensor."""
     tensors = checkpoint.tensors() | (checkpoint.head_tensors() if head.loads_head else {})
-    transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, anew=head.reinit)
-    transfer = replace(transfer, fresh=head.short(transfer.fresh))
+    transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, reinit=head.reinit)
+    transfer = replace(transfer, newly_initialized=head.short(transfer.newly_initialized))
     left: tuple[str, ...] = ()
     if checkpoint.key_mapping is not None:
         left = (*checkpoint.key_mapping.dropped, *(() if head.loads_head else checkpoint.key_mapping.head.values()))
-    said = "; ".join(transfer.sentences(head.short(left)))
+    said = "; ".join(transfer.summary_lines(head.short(left)))
     on_event(Note(f"From {checkpoint.weights} ({checkpoint.format} {checkpoint.kind}): {said}"))

@@ -14,7 +14,7 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.errors import DataError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
-from beitcli.runtime.storage.run_dir import FollowedRun, RunFolder
+from beitcli.runtime.storage.run_dir import ReadOnlyRunFolder, RunFolder
 
 _MICRO_BATCH = 128
 
@@ -53,7 +53,7 @@ def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> Ru
         return run.path
 
     path = world.run_on_rank_zero(make)
-    return made[0] if world.is_rank_zero else FollowedRun(path)
+    return made[0] if world.is_rank_zero else ReadOnlyRunFolder(path)
 
 
 def make_plan(config: Training, source: Source) -> Plan:

@@ -14,7 +14,7 @@ from torch import nn
 from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.models.networks.trained_attention import disable_flex
+from beitcli.models.networks.efficient_attention import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
 from beitcli.runtime.compute.device import Compute

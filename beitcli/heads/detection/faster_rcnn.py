@@ -34,8 +34,8 @@ class FasterRcnn(nn.Module):
     """Faster R-CNN head on one feature map: losses in training mode, detections otherwise.
 
     Attributes:
-        finds_masks: Whether it also predicts instance masks.
-        region_means: Names of losses that are means over the foreground regions of a micro-batch.
+        predicts_masks: Whether it also predicts instance masks.
+        foreground_mean_losses: Names of losses that are means over the foreground regions of a micro-batch.
         width: Channels of the pyramid.
         regions: Regions per image that the box head is trained on; twice as many are proposed.
 
@@ -44,8 +44,8 @@ class FasterRcnn(nn.Module):
         classes: Number of classes without the background.
     """
 
-    finds_masks: ClassVar[bool] = False
-    region_means: ClassVar[tuple[str, ...]] = ()
+    predicts_masks: ClassVar[bool] = False
+    foreground_mean_losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, width_in: int, patch_size: int, classes: int, width: int, regions: int) -> None:
         super().__init__()
@@ -85,20 +85,20 @@ class FasterRcnn(nn.Module):
         features: torch.Tensor,
         size: tuple[int, int],
         targets: Targets | None = None,
-        draws: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor] | Detections:
         """Computes losses in training mode, detections otherwise.
 
         Args:
             features: (B, D, h, w).
             size: (H, W) of the images, in pixels.
-            targets: For each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0; with `finds_masks` also
+            targets: For each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0; with `predicts_masks` also
                 `masks` (m, H, W) uint8.
-            draws: (B, 2) uniform numbers that seed the sampling; None uses torch's global generator.
+            uniforms: (B, 2) uniform numbers that seed the sampling; None uses torch's global generator.
 
         Returns:
-            Losses by name; or for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,), with `finds_masks`
-            also `masks` (n, 1, 28, 28), the probability that a point of the box is inside the object.
+            Losses by name; or for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,); with
+            `predicts_masks` also `masks` (n, 1, 28, 28), the probability that a point of the box is inside the object.
         """
         from torchvision.models.detection.image_list import ImageList
 
@@ -109,7 +109,7 @@ class FasterRcnn(nn.Module):
             pooled = {"pool": F.max_pool2d(named[LEVELS[-1]], 1, 2)}
             images = ImageList(features.new_empty((len(features), 0, *size)), [size] * len(features))
             for column, sampler in enumerate(self.samplers):
-                sampler.begin(None if draws is None else draws[:, column])
+                sampler.begin(None if uniforms is None else uniforms[:, column])
             behind = None
             if targets is not None:
                 behind = [each | {"labels": each["labels"] + 1} for each in targets]
@@ -124,12 +124,12 @@ class FasterRcnn(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Divides by the number that could be sampled, not as torchvision by that sampled: images get equal weight.
 
-        `region_means` stay unchanged.
+        `foreground_mean_losses` stay unchanged.
         """
         parts = zip((of_anchors, of_regions), self.samplers, strict=True)
         return {
             name: loss
-            if name in self.region_means
+            if name in self.foreground_mean_losses
             else loss * (sampler.sampled / (images * sampler.batch_size_per_image))
             for losses, sampler in parts
             for name, loss in losses.items()
@@ -149,14 +149,14 @@ class KeyedSampler:
         self.sampled = self.positives = 0
         self._draws: list[float] | None = None
 
-    def begin(self, draws: torch.Tensor | None) -> None:
+    def begin(self, uniforms: torch.Tensor | None) -> None:
         """Starts a batch: resets the counts and sets the random numbers.
 
         Args:
             draws: (B,) uniform numbers; None for torch's global generator.
         """
         self.sampled = self.positives = 0
-        self._draws = None if draws is None else draws.tolist()
+        self._draws = None if uniforms is None else uniforms.tolist()
 
     def __call__(self, matched: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Samples positives and negatives; returns their masks, (n,) uint8 per image each.

@@ -17,8 +17,8 @@ KEYS = (
 class MaskRcnn(FasterRcnn):
     """Faster R-CNN with a mask head, as wide as the pyramid."""
 
-    finds_masks = True
-    region_means = ("loss_mask",)
+    predicts_masks = True
+    foreground_mean_losses = ("loss_mask",)
 
     def __init__(self, width_in: int, patch_size: int, classes: int, width: int, regions: int) -> None:
         super().__init__(width_in, patch_size, classes, width, regions)

@@ -33,21 +33,21 @@ Size = tuple[int, int] | None  # (H, W) in pixels; None keeps the checkpoint's
 Built = TypeVar("Built", bound=nn.Module)
 
 
-def detector_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
+def load_detector(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
     """Builds the detector in evaluation mode, resized to `size` (H, W) if given."""
 
     def make(target: Architecture, classes: int, head: str) -> Detector:
         return Detector(target, classes, head, *head_shape(checkpoint))
 
-    return under_head(checkpoint, DETECT, make, size)
+    return build_with_head(checkpoint, DETECT, make, size)
 
 
-def segmenter_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
+def load_segmenter(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
     """Builds the segmenter in evaluation mode, resized to `size` (H, W) if given."""
-    return under_head(checkpoint, SEGMENT, Segmenter, size)
+    return build_with_head(checkpoint, SEGMENT, Segmenter, size)
 
 
-def under_head(
+def build_with_head(
     checkpoint: CheckpointHandle,
     task: TaskDefinition,
     make: Callable[[Architecture, int, str], Built],
@@ -152,10 +152,10 @@ def _with_weights(
     checkpoint: CheckpointHandle,
     tensors: Mapping[str, torch.Tensor],
     target: Architecture,
-    anew: tuple[str, ...] = (),
+    reinit: tuple[str, ...] = (),
 ) -> tuple[Built, CheckpointHandle]:
     """Loads the weights in evaluation mode; the returned handle has a warning that names resized tensors."""
-    transfer = load_backbone(model, tensors, checkpoint.architecture, target, anew=anew)
+    transfer = load_backbone(model, tensors, checkpoint.architecture, target, reinit=reinit)
     model.eval()
     if not transfer.resized:
         return model, checkpoint
@@ -175,7 +175,7 @@ def open_backbone(
     if isinstance(target, TimmArchitecture):
         return _with_weights(build_timm(target, 0), checkpoint, tensors, target)
     model = build_uninitialized(lambda: Classifier(target, 0))
-    return _with_weights(model, checkpoint, tensors, target, anew=NOT_OF_BACKBONE)
+    return _with_weights(model, checkpoint, tensors, target, reinit=NOT_OF_BACKBONE)
 
 
 @dataclass(frozen=True)

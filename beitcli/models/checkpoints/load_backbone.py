@@ -37,15 +37,15 @@ class Transfer:
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
     dropped: tuple[str, ...]
-    fresh: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
 
-    def sentences(self, unknown: tuple[str, ...] = ()) -> list[str]:
+    def summary_lines(self, unknown: tuple[str, ...] = ()) -> list[str]:
         """Describes the load in lines for the user; the same tensor of all blocks is grouped.
 
         Args:
             unknown: Keys in the file that were not read; they count as dropped.
         """
-        parts = {"resized": self.resized, "dropped": (*self.dropped, *unknown), "new": self.fresh}
+        parts = {"resized": self.resized, "dropped": (*self.dropped, *unknown), "new": self.newly_initialized}
         return [f"{len(self.loaded)} tensors loaded"] + [
             f"{what}: {', '.join(by_block(names))}" for what, names in parts.items() if names
         ]
@@ -89,14 +89,14 @@ def load_backbone(
     source: Architecture,
     target: Architecture,
     *,
-    anew: tuple[str, ...] = NOT_OF_BACKBONE,
+    reinit: tuple[str, ...] = NOT_OF_BACKBONE,
 ) -> Transfer:
     """Loads a state dict into `model`.
 
     Args:
         tensors: State dict of a model of the `source` architecture.
         target: Architecture of `model`.
-        anew: Key prefixes of tensors that keep their initialization; empty to load the same task's head too.
+        reinit: Key prefixes of tensors that keep their initialization; empty to load the same task's head too.
 
     Raises:
         StorageError: A tensor of the backbone is missing or has another shape.
@@ -104,8 +104,8 @@ def load_backbone(
     wanted = model.state_dict()
     if isinstance(model, TimmViT):
         taken = {name: tensor for name, tensor in tensors.items() if name in wanted}
-        fitted, resized = _resample_timm(taken, source, target, anew)
-        optional = anew
+        fitted, resized = _resample_timm(taken, source, target, reinit)
+        optional = reinit
         refusal = f"The weights do not fit timm's '{model.architecture.name}'"
         hint = "Give the weights as timm writes them, with the config.json beside them."
     else:
@@ -116,27 +116,27 @@ def load_backbone(
             )
         expanded = expand_shared_bias(tensors, target.depth) if target.positions == "per-block" else dict(tensors)
         fitted, resized = resize_to(expanded, source, target)
-        optional = (*anew, "token_head.", "mask_token")
+        optional = (*reinit, "token_head.", "mask_token")
         refusal = "The checkpoint does not fit this model"
         hint = "Check with `beit inspect` that it is a BEiT of the same size."
-    usable = {name: t for name, t in fitted.items() if name in wanted and not name.startswith(anew or "\0")}
-    fresh = tuple(name for name in wanted if name not in usable)
-    absent = [name for name in fresh if not name.startswith(optional or "\0")]
+    usable = {name: t for name, t in fitted.items() if name in wanted and not name.startswith(reinit or "\0")}
+    newly_initialized = tuple(name for name in wanted if name not in usable)
+    absent = [name for name in newly_initialized if not name.startswith(optional or "\0")]
     misfit = [name for name, tensor in usable.items() if tensor.shape != wanted[name].shape]
     if absent or misfit:
         counts = f"{len(absent)} tensors missing, {len(misfit)} of another shape (first: {(absent or misfit)[0]})"
         raise StorageError(f"{refusal}: {counts}.", hint)
     model.load_state_dict(usable, strict=False)
     dropped = tuple(name for name in tensors if name not in usable and not name.startswith("rel_pos_bias."))
-    return Transfer(tuple(usable), tuple(resized), dropped, fresh)
+    return Transfer(tuple(usable), tuple(resized), dropped, newly_initialized)
 
 
 def _resample_timm(
-    tensors: dict[str, torch.Tensor], source: Architecture, target: Architecture, anew: tuple[str, ...]
+    tensors: dict[str, torch.Tensor], source: Architecture, target: Architecture, reinit: tuple[str, ...]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Like `resize_to`, with timm's resampling; the number of prefix tokens depends on the model."""
     name = "pos_embed"
-    if name not in tensors or name.startswith(anew or "\0") or source.grid == target.grid:
+    if name not in tensors or name.startswith(reinit or "\0") or source.grid == target.grid:
         return tensors, []
     prefix = tensors[name].shape[1] - source.num_patches
     sizes = {"new_size": list(target.grid), "old_size": list(source.grid)}

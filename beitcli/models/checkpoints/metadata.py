@@ -38,7 +38,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # batch nor
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def joined_shapes(key_mapping: KeyMapping, shapes: Shapes, origin: str) -> dict[str, tuple[int, ...]]:
+def mapped_shapes(key_mapping: KeyMapping, shapes: Shapes, origin: str) -> dict[str, tuple[int, ...]]:
     """Returns shapes by our keys; q, k and v are joined along the first axis.
 
     Raises:

@@ -22,8 +22,8 @@ from beitcli.models.checkpoints.metadata import (
     STATISTICS,
     choose_normalization,
     choose_pooling,
-    joined_shapes,
     kind_outputs_head,
+    mapped_shapes,
     name_classes,
     read_architecture,
 )
@@ -162,7 +162,7 @@ def describe(
             warnings=folder.damaged if folder else (),
         )
     declared = read_config(config, preprocessing, header.about)
-    shapes = joined_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
+    shapes = mapped_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
     assumed: list[str] = []
     kind, outputs, head = kind_outputs_head(key_mapping, shapes, header.shapes, declared)
     if timm_model:

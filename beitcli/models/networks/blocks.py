@@ -5,7 +5,7 @@
 
 - The last block computes only the `rows` that are used: 75 of 197 queries save half of that block.
 - On the CPU, a branch that drop path drops for an image is not computed: 5% of the blocks at a rate of 0.1.
-- Attention uses the kernel that suits the device (`trained_attention.py`).
+- Attention uses the kernel that suits the device (`efficient_attention.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from timm.models.beit import Beit, Block
 from torch import nn
 
+from beitcli.models.networks.efficient_attention import EfficientAttention, gather_rows
 from beitcli.models.networks.patchify import patch_pixels
-from beitcli.models.networks.trained_attention import TrainedAttention, take_rows
 from beitcli.runtime.compute.attention_choice import AttentionChoice, choose_attention_kernel
 from beitcli.runtime.compute.attention_trial import AttentionShape
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.sdpa_backend import FLEX, padded_bias
 
 
-class TrainedBlock(Block):
+class EfficientBlock(Block):
     """timm's block, with optional row selection and with the random numbers of drop path as an argument.
 
     Args:
@@ -36,7 +36,7 @@ class TrainedBlock(Block):
     def __init__(self, block: Block) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(vars(block))
-        self.attn = TrainedAttention(block.attn)
+        self.attn = EfficientAttention(block.attn)
 
     def forward(
         self,
@@ -65,7 +65,7 @@ class TrainedBlock(Block):
             return self.mlp(self.norm2(_of_images(middle, kept)))
 
         first, second = (None, None) if uniforms is None else uniforms.unbind(1)
-        middle = hidden if rows is None else take_rows(hidden, rows)
+        middle = hidden if rows is None else gather_rows(hidden, rows)
         middle = _add_branch(middle, attention, self.drop_path1, self.gamma_1, first)
         return _add_branch(middle, feed_forward, self.drop_path2, self.gamma_2, second)
 
@@ -111,10 +111,10 @@ def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
 
 
 class Backbone(Beit):
-    """timm's `Beit` with `TrainedBlock`s; state-dict keys, layout and initialization are timm's.
+    """timm's `Beit` with `EfficientBlock`s; state-dict keys, layout and initialization are timm's.
 
     Args:
-        of_timm: Arguments of timm's `Beit`.
+        timm_kwargs: Arguments of timm's `Beit`.
 
     Attributes:
         residual_dtype: dtype of the residual stream; None follows type promotion, which gives fp32 under autocast.
@@ -123,11 +123,11 @@ class Backbone(Beit):
 
     residual_dtype: torch.dtype | None = None
     pads_bias: bool = False
-    blocks: Any  # a ModuleList of TrainedBlock; ModuleList would type its items as nn.Module
+    blocks: Any  # a ModuleList of EfficientBlock; ModuleList would type its items as nn.Module
 
-    def __init__(self, **of_timm: Any) -> None:
-        super().__init__(**of_timm)
-        self.blocks = nn.ModuleList(TrainedBlock(block) for block in self.blocks)
+    def __init__(self, **timm_kwargs: Any) -> None:
+        super().__init__(**timm_kwargs)
+        self.blocks = nn.ModuleList(EfficientBlock(block) for block in self.blocks)
 
     def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
         """Benchmarks the attention kernels on a micro-batch and selects the fastest correct one; CUDA only.

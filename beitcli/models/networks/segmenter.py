@@ -64,5 +64,5 @@ class Segmenter(Backbone):
         if uniforms is None:
             return self.decode_head(self.maps(images))
         in_backbone, in_head = uniforms.tensor_split([2 * self.architecture.depth], dim=1)
-        self.decode_head.take_draws(in_head)
+        self.decode_head.set_uniforms(in_head)
         return self.decode_head(self.maps(images, in_backbone))

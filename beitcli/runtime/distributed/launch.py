@@ -33,7 +33,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, UsageError
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
 from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
-from beitcli.runtime.distributed.rendezvous import CONNECT_SECONDS, DEFAULT_PORT, interface_of, no_meeting, own_address
+from beitcli.runtime.distributed.rendezvous import (
+    CONNECT_SECONDS,
+    DEFAULT_PORT,
+    interface_of,
+    own_address,
+    rendezvous_error,
+)
 
 _SHUTDOWN_SECONDS = 600
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
@@ -213,7 +219,7 @@ def _start(
             "Start the same command, with the same --nodes, on every machine; --rdzv-timeout SECONDS waits longer.",
         ) from None
     except RendezvousError as error:
-        raise no_meeting(plan.nodes, plan.endpoint, error) from None
+        raise rendezvous_error(plan.nodes, plan.endpoint, error) from None
     ended = [failure for failure in read_failures(folder) if not failure.is_peer_failure]
     if ended and ended[0].exit_code:
         raise as_error(ended[0], plan.size)

@@ -77,7 +77,7 @@ def interface_of(address: str) -> str:
     return ""
 
 
-def no_meeting(nodes: int, endpoint: str, error: Exception) -> DistributedError:
+def rendezvous_error(nodes: int, endpoint: str, error: Exception) -> DistributedError:
     reason = str(error.__cause__ or error).partition("\n")[0][:200]
     return DistributedError(
         f"The {nodes} machines did not meet at {endpoint} ({reason}).",
@@ -94,7 +94,7 @@ def _await_endpoint(nodes: int, endpoint: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise no_meeting(nodes, endpoint, error) from None
+                raise rendezvous_error(nodes, endpoint, error) from None
             time.sleep(0.5)
 
 

@@ -75,7 +75,7 @@ def fetch(
     _require_repo(repo)
     revision = revision or constants.DEFAULT_REVISION
     for name in names if _COMMIT.fullmatch(revision) else ():  # a commit never changes
-        if kept := kept_file(repo, name, revision):
+        if kept := cached_file(repo, name, revision):
             return kept
     if is_offline():
         error: Exception = OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
@@ -94,7 +94,7 @@ def fetch(
                 )
             if remote is None:
                 return None
-            kept = kept_file(repo, remote.name, revision)
+            kept = cached_file(repo, remote.name, revision)
             if kept and remote.commit in kept.parts:
                 return kept
             try:
@@ -102,7 +102,7 @@ def fetch(
             except HfHubHTTPError as problem:
                 raise _cannot_ask(repo, [remote.name], problem) from None
     for name in names:
-        if kept := kept_file(repo, name, revision):
+        if kept := cached_file(repo, name, revision):
             return kept
     if optional and _is_known(repo, revision) and _is_unreachable(error):
         return None
@@ -175,7 +175,7 @@ def remote_file(repo: str, name: str, listing: Listing) -> Remote:
     return Remote(repo, name, listing.commit, listing.marks.get(name, ""), listing.sizes[name], url)
 
 
-def kept_file(repo: str, name: str, revision: str) -> Path | None:
+def cached_file(repo: str, name: str, revision: str) -> Path | None:
     """Returns the file in the shared cache; None unless some client has downloaded it completely."""
     kind, cache = repo_type(repo), _hub_cache()
     found = try_to_load_from_cache(repo_id(repo), name, cache_dir=cache, revision=revision, repo_type=kind)

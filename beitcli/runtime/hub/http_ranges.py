@@ -24,7 +24,7 @@ _LONGEST_PAUSE = 60.0
 _AGAIN = "Try again later: what was read is kept in the cache, and a run goes on with --resume."
 
 
-class NoRanges(StorageError):
+class RangesUnsupported(StorageError):
     """The server, or a proxy, does not support range requests."""
 
 
@@ -35,7 +35,7 @@ def read_range(remote: Remote, start: int, end: int, pauses: Sequence[float] | N
         pauses: Seconds before each retry; PAUSES if None.
 
     Raises:
-        NoRanges: The server does not support range requests.
+        RangesUnsupported: The server does not support range requests.
         StorageError: The server refuses, the file has changed, or all retries failed.
     """
     pauses = PAUSES if pauses is None else pauses
@@ -74,7 +74,7 @@ def _append(remote: Remote, start: int, end: int, content: bytearray) -> None:
     ) as response:
         hf_raise_for_status(response)
         if response.status_code != 206:
-            raise NoRanges(
+            raise RangesUnsupported(
                 f"'{remote.label}' cannot be read in parts: the server sends all of it.",
                 "Download the data set (hf download --repo-type dataset) and pass its folder.",
             )

@@ -116,7 +116,7 @@ class RunFolder:
             raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
 
 
-class FollowedRun(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """The run folder on ranks other than 0: it can be read, and writes do nothing."""
 
     def write_text(self, name: str, text: str) -> None: ...

@@ -27,7 +27,7 @@ from beitcli.data.sources.splits import (
     files_of_split,
     has_train_and_val,
     is_split,
-    say_left_aside,
+    report_unused_splits,
 )
 from beitcli.errors import DataError
 
@@ -116,7 +116,7 @@ def open_folder(path: str, request: Request) -> FolderSource:
     if request.split is not None and os.path.isdir(os.path.join(path, request.split)):
         root = os.path.join(path, request.split)
         if splits:
-            say_left_aside(path, request.split, splits, request)
+            report_unused_splits(path, request.split, splits, request)
     elif request.split is not None or splits:
         root = os.path.join(path, choose_split(path, splits, request))
     pictures = os.path.join(root, "images")

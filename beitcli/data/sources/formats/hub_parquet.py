@@ -16,8 +16,8 @@ from beitcli.data.sources.formats.parquet import ParquetSource, require_pyarrow
 from beitcli.data.sources.remote.parquet_stream import StreamedParquet, open_streams
 from beitcli.data.sources.splits import configuration_of, files_of_split
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.hub.client import Listing, fetch, kept_file, list_files, remote_file
-from beitcli.runtime.hub.http_ranges import NoRanges
+from beitcli.runtime.hub.client import Listing, cached_file, fetch, list_files, remote_file
+from beitcli.runtime.hub.http_ranges import RangesUnsupported
 from beitcli.runtime.hub.range_cache import limit_bytes
 
 _REFERENCE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
@@ -64,10 +64,10 @@ def _files(
     if not all(sizes) or sum(size or 0 for size in sizes) <= _FETCHED_WHOLE:
         return _download(repo, listing, names, on_progress)
     limit_bytes()  # raises UsageError before anything is read
-    whole = {name: kept_file(repo, name, listing.commit) for name in names}
+    whole = {name: cached_file(repo, name, listing.commit) for name in names}
     try:
         streams = open_streams([remote_file(repo, name, listing) for name in names if not whole[name]], on_progress)
-    except NoRanges:
+    except RangesUnsupported:
         return _download(repo, listing, names, on_progress)
     rest = iter(streams)
     return [str(path) if path else next(rest) for path in whole.values()]

@@ -109,7 +109,7 @@ def open_streams(remotes: Sequence[Remote], on_progress: OnProgress | None = Non
     """Reads footers and labels from the cache, else from the hub into the cache.
 
     Raises:
-        NoRanges: The server does not support range requests.
+        RangesUnsupported: The server does not support range requests.
         StorageError: The download fails; the message gives the reason.
     """
     found: list[StreamedParquet | None] = []

@@ -18,7 +18,7 @@ from beitcli.runtime.compute.sdpa_backend import attention, padded_bias
 _SHORT = 256  # tokens up to which the full matrix costs less than a fused kernel's second pass
 
 
-class TrainedAttention(Attention):
+class EfficientAttention(Attention):
     """timm's attention; `queries` selects the rows of each image to compute.
 
     Args:
@@ -67,7 +67,7 @@ class TrainedAttention(Attention):
             return query, key, value
         width = len(weight) // 3
         biases = (None, None) if bias is None else (bias[:width], bias[width:])
-        query = F.linear(take_rows(hidden, queries), weight[:width], biases[0])
+        query = F.linear(gather_rows(hidden, queries), weight[:width], biases[0])
         key, value = F.linear(hidden, weight[width:], biases[1]).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         return query.unflatten(-1, (self.num_heads, -1)).transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
@@ -101,19 +101,19 @@ def _weighted(
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
-def take_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def gather_rows(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Gathers (B, L, D) at (B, R) positions: (B, R, D)."""
     first = torch.arange(len(rows), device=rows.device).unsqueeze(1) * hidden.shape[1]
     return hidden.flatten(0, 1).index_select(0, (rows + first).flatten()).view(*rows.shape, -1)
 
 
-def disable_flex(model: nn.Module) -> list[TrainedAttention]:
+def disable_flex(model: nn.Module) -> list[EfficientAttention]:
     """Turns FlexAttention off, which is of no use without torch.compile; the other chosen kernel is used instead.
 
     Returns:
         The attention modules that used it.
     """
-    modules = [module for module in model.modules() if isinstance(module, TrainedAttention) and module.use_flex]
+    modules = [module for module in model.modules() if isinstance(module, EfficientAttention) and module.use_flex]
     for module in modules:
         module.use_flex = False
     return modules
