@@ -1,10 +1,10 @@
-"""Registries by file: a module of a package is an entry, and installed packages may add entries of their own.
+"""Registries of plugins: each module of a package is an entry, and installed packages can add entries.
 
     HEADS = Registry("beitcli.heads.segmentation", "HEAD", "segmentation head")
-    HEADS.names()          ("setr-pup", "upernet")    the modules of that package, none of them imported
+    HEADS.names()          ("setr-pup", "upernet")    the modules of that package; imports none of them
     HEADS.load("upernet")  beitcli.heads.segmentation.upernet.HEAD
 
-A new entry is one new file. A package outside this one names its module under the entry-point group of the same name:
+A new entry is one new file. Another package declares its module under the entry-point group of the same name:
 
     [project.entry-points."beitcli.heads.segmentation"]
     my-head = "my_package.my_head"
@@ -28,14 +28,12 @@ from beitcli.errors import UsageError
 
 @dataclass(frozen=True)
 class Registry:
-    """The entries of one kind.
-
-    Modules whose name begins with `_`, and sub-packages, are no entries.
+    """A registry of entries of one kind. Modules whose name starts with `_`, and subpackages, are not entries.
 
     Attributes:
         package: Dotted name of the package, and of the entry-point group.
-        attribute: What a module calls its entry.
-        noun: What an entry is called in messages.
+        attribute: Name of the variable that holds a module's entry.
+        noun: Name of an entry in error messages.
     """
 
     package: str
@@ -44,8 +42,8 @@ class Registry:
 
     @cached_property
     def _modules(self) -> dict[str, str]:
-        """Dotted module name by entry name; our own come before those of other packages."""
-        root, *inner = self.package.split(".")  # the packages between are not imported, as `find_spec` would
+        """Dotted module names by entry name; our own precede and override those of other packages."""
+        root, *inner = self.package.split(".")  # `find_spec` on the full name would import the packages between
         spec = importlib.util.find_spec(root)
         folders = (spec.submodule_search_locations if spec is not None else None) or []
         own = [
@@ -59,14 +57,14 @@ class Registry:
         }
 
     def names(self) -> tuple[str, ...]:
-        """The entries' names, without importing any."""
+        """Returns the names of the entries without importing them."""
         return tuple(self._modules)
 
     def load(self, name: str) -> Any:
-        """The entry of that name.
+        """Imports and returns an entry.
 
         Raises:
-            UsageError: There is none, or its module does not define `attribute`.
+            UsageError: There is no such entry, or the module of another package cannot be loaded.
         """
         if name not in self._modules:
             hint = suggestion(name, self._modules) or f"One of: {', '.join(self._modules)}."
@@ -83,28 +81,28 @@ class Registry:
             ) from error
 
     def literal(self, name: str, attribute: str, default: Any = None) -> Any:
-        """The literal that a module assigns to `attribute` at its top level, read from its source.
+        """Returns the literal assigned to `attribute` at the top level of a module, parsed from its source.
 
-        The module is not imported, as it may import torch, which takes seconds.
+        The module is not imported, because it may import torch, which takes seconds.
 
         Returns:
-            `default` where there is no such entry, source or assignment.
+            The value; `default` if there is no such entry, source or assignment.
         """
-        known = isinstance(name, str) and name in self._modules  # a file may state anything
+        known = isinstance(name, str) and name in self._modules  # `name` may come from a checkpoint
         values = _assigned(self._modules[name], attribute) if known else []
         return ast.literal_eval(values[0]) if values else default
 
     @cached_property
     def written(self) -> list[dict[str, Any]]:
-        """The literals among the keywords of every `ATTRIBUTE = Kind(...)`, read from its module without importing it.
+        """Keyword arguments of every `ATTRIBUTE = Kind(...)` that are literals, parsed from source without importing.
 
-        A module that cannot be read is left out: `load` says what is wrong with it.
+        Modules that cannot be read are left out; `load` reports the reason.
         """
         values = [value for dotted in self._modules.values() for value in _assigned(dotted, self.attribute)]
         return [{each.arg: _literal(each.value) for each in getattr(value, "keywords", [])} for value in values]
 
     def entries(self) -> dict[str, Any]:
-        """Every entry by name; imports all of them."""
+        """Imports all entries and returns them by name."""
         return {name: self.load(name) for name in self._modules}
 
 

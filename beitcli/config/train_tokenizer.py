@@ -16,7 +16,12 @@ KINDS = Registry("beitcli.tokenizers.kinds", "KIND", "tokenizer kind")
 class TrainTokenizerConfig(Training):
     command: ClassVar[str] = "train-tokenizer"
     recipe: str = option("small", "Named settings: tiny, small.", panel="Run", metavar="NAME")
-    kind: str = option("dvae", "dvae: a discrete VAE; vq: a learned codebook; fsq: a fixed grid of codes.", panel="Tokenizer", choices=KINDS.names)
+    kind: str = option(
+        "dvae",
+        "dvae: a discrete VAE; vq: a learned codebook; fsq: a fixed grid of codes.",
+        panel="Tokenizer",
+        choices=KINDS.names,
+    )
     kind_settings: tuple[str, ...] = option(
         (),
         "A setting that --kind alone has; repeatable.",

@@ -1,1 +1,1 @@
-"""The jobs: one public function a file. It takes a config and `on_event`, and returns a report."""
+"""The engine: one module per command, which takes a config and `on_event` and returns a report or yields documents."""

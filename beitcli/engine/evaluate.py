@@ -1,9 +1,9 @@
-"""`beit eval`: the metrics of a finetuned model, by the task it was finetuned for.
+"""`beit eval`: metrics of a finetuned model for its task, or of the frozen features of any model.
 
-`beit eval A B C DATA`: several models on the same data, one report each.
+`beit eval A B C DATA` evaluates several models on the same data, with one report each.
 
-One that fails costs only its own report, in one process. In several the first failure ends all: the others may not have
-failed, and would wait for this one.
+With one process, a model that fails costs only its own report. In distributed evaluation the first failure ends all:
+the other ranks may not have failed, and would wait for this one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from beitcli.runtime.distributed.rank_env import rank_info_from_env
 
 
 def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
-    """Measures `config.model` on `config.data`; returns the report of its kind.
+    """Evaluates `config.model` on `config.data`; returns the report of its task or protocol.
 
     Raises:
-        StorageError: The model is of a kind that has no metrics.
+        StorageError: The model is not finetuned, so it has no metrics of its own.
     """
     if config.protocol != "head":
         return probe(config, on_event)
@@ -37,10 +37,10 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
 
 @dataclass(frozen=True)
 class Failed:
-    """In place of a model's report.
+    """Replaces the report of a model that failed.
 
     Attributes:
-        error: What was wrong, in one line.
+        error: The error message, one line.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Comparison:
     """Reports in the order of the models.
 
     Attributes:
-        failure: The first one's, with a sentence on how many there were; None where all were measured.
+        failure: The first error, with the number of failed models; None if all were evaluated.
     """
 
     reports: list[Any]
@@ -62,13 +62,13 @@ class Comparison:
 
 
 def models_and_data(config: EvalConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Which arguments are MODELs, and which DATA.
+    """Splits the arguments into MODELs and DATA.
 
-    The first is a MODEL and the last DATA, whatever they look like. Those between are MODELs as long as their form or
-    what lies there says so (`names_a_model`); from the first that is not, all are DATA.
+    The first is a MODEL and the last is DATA, whatever they look like. Those between are MODELs as long as their form
+    or the file they name says so (`names_a_model`); from the first that is not, all are DATA.
 
     Raises:
-        UsageError: Nothing but MODELs.
+        UsageError: There are only MODELs.
     """
     leading = tuple(takewhile(names_a_model, config.data[:-1]))
     data = config.data[len(leading) :]
@@ -82,9 +82,9 @@ def models_and_data(config: EvalConfig) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
-    """Measures each MODEL of the arguments on all DATA of them.
+    """Evaluates each MODEL of the arguments on all of their DATA.
 
-    A single one, and any of them in several processes, raises what `evaluate` raises.
+    With a single model, or in distributed evaluation, it raises what `evaluate` raises.
     """
     models, data = models_and_data(config)
     if len(models) > 1 or any(map(names_a_model, data)):
@@ -100,7 +100,7 @@ def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
         except (Stopped, DistributedError):
             raise
         except Exception as error:
-            if rank_info_from_env() is not None:  # the other processes may not have failed
+            if rank_info_from_env() is not None:  # the other ranks may not have failed
                 raise
             failure = error if isinstance(error, BeitError) else BeitError(f"{type(error).__name__}: {error}")
             failures.append(failure)

@@ -1,4 +1,4 @@
-"""`beit finetune`: a pretrained BEiT, or one from scratch, learns a task. A new task is a file of `config/tasks`."""
+"""`beit finetune`: finetunes a BEiT, pretrained or from scratch. A new task is a file of `config/tasks`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> Any:
     """Finetunes for `config.task`.
 
     Returns:
-        The task's report; with `dry_run`, a dict of the plan instead.
+        The report of the task; with `dry_run`, the plan as a dict instead.
     """
-    make_writers(config)  # one that is missing is told before anything is opened
+    make_writers(config)  # reports a missing one before anything is opened
     return TASKS.load(config.task).run("finetune", config, on_event)

@@ -1,4 +1,4 @@
-"""`beit inspect`: what a checkpoint is, from its header and settings alone; of a safetensors file no tensor is read."""
+"""`beit inspect`: facts about a checkpoint, from header and settings only; no tensor of a safetensors file is read."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
 
 @dataclass(frozen=True)
 class InspectReport:
-    """A checkpoint.
+    """Facts about a checkpoint.
 
     Attributes:
         format: `beit` (this program), `official`, `timm`, `hf` or `dall-e`.
         image_size: [H, W] in pixels; `grid` [h, w] in patches or tokens.
-        vocab_size: Visual tokens of a masked image model or tokenizer.
-        classes: Of a classifier, segmenter or detector.
-        dropped: Tensors that have no place in a BEiT.
+        vocab_size: Number of visual tokens of a masked image model or tokenizer.
+        classes: Number of classes of a classifier, segmenter or detector.
+        dropped: Tensors that have no counterpart in a BEiT.
         assumed: What the file does not say.
-        tensors: Name to shape, where asked for.
+        tensors: Shapes by name, if requested.
     """
 
     ref: str
@@ -53,11 +53,11 @@ class InspectReport:
 
 
 def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
-    """Reads what `config.ref` names as far as its header; downloads it where it must.
+    """Reads the checkpoint `config.ref` as far as its header; downloads it if necessary.
 
     Raises:
-        UsageError: There is nothing of that name.
-        StorageError: It is nothing that this program knows.
+        UsageError: Nothing has that name.
+        StorageError: It is not a checkpoint that this program knows.
     """
     for name in PRETRAINED.names():
         facts = PRETRAINED.load(name).facts(config.ref, downloads(on_event))
@@ -66,7 +66,7 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
             return _tokenizer(config, facts)
     checkpoint = open_unverified(config.ref, downloads(on_event))
     header = checkpoint.header
-    assert header is not None  # of a file
+    assert header is not None  # there is one for every file
     if checkpoint.kind == "tokenizer":
         read = _own_tokenizer if checkpoint.format == "beit" else _dall_e
         return _tokenizer(config, read(checkpoint, header))
@@ -112,9 +112,9 @@ def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
 
 def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
     """Facts of a tokenizer trained by `train-tokenizer`."""
-    from beitcli.tokenizers.open import blank_model  # imports torch
+    from beitcli.tokenizers.open import build_on_meta  # imports torch
 
-    model, size = blank_model(checkpoint.settings, header.shapes, checkpoint.reference)
+    model, size = build_on_meta(checkpoint.settings, header.shapes, checkpoint.reference)
     return TokenizerFacts(
         format="beit",
         architecture=dict(checkpoint.settings["architecture"]),
@@ -126,7 +126,7 @@ def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> Tokenize
 
 
 def _dall_e(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
-    """DALL-E's encoder, from the header of its state dict."""
+    """Facts of DALL-E's encoder, from the header of its state dict."""
     ref = checkpoint.reference
     leaf = "weight" if "blocks.input.weight" in header.shapes else "w"
     try:

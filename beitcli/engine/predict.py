@@ -1,4 +1,4 @@
-"""`beit predict`: what a finetuned model says of images, by the task it was finetuned for."""
+"""`beit predict`: predictions of a finetuned model for its task."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from beitcli.models.checkpoints.open import expect_finetuned, open_model
 def predict(
     config: PredictConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields a document an image, in input order: `{"path", ...}` as its task has it, or `{"path", "error"}`.
+    """Yields one document per image, in input order: `{"path", ...}`, depending on the task, or `{"path", "error"}`.
 
     Raises:
-        DataError: After the last image, where some could not be read.
-        StorageError: The model is of a kind that predicts nothing.
+        DataError: After the last image, if some could not be read.
+        StorageError: The model is not finetuned, so it predicts nothing.
     """
     found = open_model(config.model, downloads(on_event))
     yield from expect_finetuned(found).run("predict", config, found, on_event, stdin)

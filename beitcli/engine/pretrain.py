@@ -19,14 +19,14 @@ from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
-from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, views_and_masks
+from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, transform_and_masking
 from beitcli.engine.mim.token_caching import open_token_cache
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
-from beitcli.engine.trainer.job import Finished, Job, conclude, run_job, train_job
+from beitcli.engine.trainer.job import Finished, Job, report_job, run_job, train_job
 from beitcli.engine.trainer.metric_log import make_writers
 from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
 from beitcli.engine.trainer.plan import Plan
@@ -48,14 +48,14 @@ _FEW_IMAGES = 64
 
 @dataclass(frozen=True)
 class PretrainReport:
-    """What was made, and metrics of the `measured_on` images; those of another target are None.
+    """Report of a pretrained model, with metrics of the `measured_on` images; those of another target are None.
 
     Attributes:
-        loss: Of the predicted patches: cross entropy in nats, or mean squared error of normalised pixels.
-        baseline_loss: For pixels: of always guessing each channel's mean on the same patches.
-        masked_accuracy: Of hidden patches; of all where none are hidden.
-        baseline_accuracy: Of always guessing the commonest token on the same patches.
-        unigram_entropy: Of those tokens, in nats: the loss of the best guess that ignores the image.
+        loss: On the predicted patches: cross entropy in nats, or mean squared error of normalized pixels.
+        baseline_loss: For pixels: that of always predicting each channel's mean on the same patches.
+        masked_accuracy: On hidden patches; on all patches without masking.
+        baseline_accuracy: That of always predicting the most frequent token on the same patches.
+        unigram_entropy: Of those tokens, in nats: the loss of the best prediction that ignores the image.
         further: Metrics that have no field of their own.
     """
 
@@ -77,9 +77,9 @@ class PretrainReport:
 
 
 def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainReport | dict[str, Any]:
-    """Pretrains a BEiT; with `dry_run`, a dict of the plan instead."""
+    """Pretrains a BEiT and returns the report; with `dry_run`, returns the plan as a dict instead."""
     masking = _masking(config)
-    make_writers(config)  # what does not fit is refused before anything is opened
+    make_writers(config)  # reports an unusable writer before anything is opened
     compute = join_compute(config)
     residual_dtype(config, compute)
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
@@ -91,10 +91,10 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
             "Train it first: beit train-tokenizer DATA; then pass --tokenizer RUN.",
         )
     source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event, world=world)
-    # a wrong one is refused before anything is made
+    # an unusable one is reported before anything is written
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
     probe = None if config.dry_run else _probe(config, compute, on_event)
-    begun = _Begun(config, masking, source, compute, on_event)
+    begun = _PretrainSetup(config, masking, source, compute, on_event)
 
     def prepare(session: RunSession | None) -> Job[PretrainReport]:
         if session is None:
@@ -108,11 +108,11 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """What is there before the tokenizer is.
+class _PretrainSetup:
+    """State of a job before its tokenizer is available.
 
     Attributes:
-        masking: None where nothing is hidden.
+        masking: None without masking.
     """
 
     config: PretrainConfig
@@ -123,14 +123,17 @@ class _Begun:
 
 
 def _job(
-    begun: _Begun, tokenizer: Tokenizer | None, cache: TokenCache | None = None, probe: OnlineProbe | None = None
+    begun: _PretrainSetup,
+    tokenizer: Tokenizer | None,
+    cache: TokenCache | None = None,
+    probe: OnlineProbe | None = None,
 ) -> Job[PretrainReport]:
     config, compute, on_event = begun.config, begun.compute, begun.on_event
     held = hold_out(begun.source, config.holdout, config.seed, compute.world)
     plan = make_plan(config, held.training)
     extras = PretrainExtras(cache, probe, on_event)
     task = PretrainTask(config, plan, tokenizer, begun.masking, held.measured, compute, extras)
-    transform, masks = views_and_masks(config, tokenizer, begun.masking)
+    transform, masks = transform_and_masking(config, tokenizer, begun.masking)
 
     def report(finished: Finished) -> PretrainReport:
         metrics = finished.metrics
@@ -160,8 +163,10 @@ def _job(
     )
 
 
-def _dry_run_job(begun: _Begun, given: Tokenizer | None, own: TrainTokenizerConfig | None) -> Job[PretrainReport]:
-    """The job of a dry run; the own tokenizer's is run before, and an untrained one stands in for it."""
+def _dry_run_job(
+    begun: _PretrainSetup, given: Tokenizer | None, own: TrainTokenizerConfig | None
+) -> Job[PretrainReport]:
+    """Defines the job of a dry run. An own tokenizer gets a dry run first, and an untrained one stands in for it."""
     if own is None:
         return replace(_job(begun, given), document={"tokenizer": None})
     before = dry_run(tokenizer_job(own, begun.source, begun.compute, begun.on_event))
@@ -183,23 +188,23 @@ def _probe(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Onlin
 
 
 def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:
-    """Downloaded by the first process, where it must be."""
+    """Opens the tokenizer of `--tokenizer`; rank 0 downloads it if necessary."""
     tokenizer = compute.world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
     return _prepared(config, tokenizer, compute, on_event)
 
 
 def _prepared(config: PretrainConfig, tokenizer: Tokenizer, compute: Compute, on_event: OnEvent) -> Tokenizer:
-    """In `--token-precision`; compiled where the model is and it is not fp32."""
+    """Sets `--token-precision`; compiles the tokenizer if the model is compiled and the precision is not fp32."""
     size = token_size(config, tokenizer) if compiles(config.compile, compute.device) else None
     return prepared(tokenizer, token_precision(config.token_precision, compute.device), size, on_event)
 
 
-def _token_cache(begun: _Begun, tokenizer: Tokenizer | None) -> TokenCache | None:
-    """That of `--token-cache`; None without."""
+def _token_cache(begun: _PretrainSetup, tokenizer: Tokenizer | None) -> TokenCache | None:
+    """Opens the cache of `--token-cache`; None without it or without a tokenizer."""
     config, folder = begun.config, begun.config.token_cache
     if folder is None or tokenizer is None:
         return None
-    transform, _ = views_and_masks(config, tokenizer, begun.masking)
+    transform, _ = transform_and_masking(config, tokenizer, begun.masking)
     grid, device = config.architecture.grid, begun.compute.device.type
     cache = begun.compute.world.rank_zero_first(
         lambda: open_token_cache(folder, tokenizer, begun.source, transform, grid, device)
@@ -216,7 +221,7 @@ def _masking(config: PretrainConfig) -> MaskGenerator | None:
 
 
 def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
-    """Where a model knows no more than the data's frequencies, and where the metrics rest on few images."""
+    """Warns if the model is not better than the baseline of the data's statistics, and if few images were evaluated."""
     nothing_yet = "the model has learned nothing of use yet. Train longer, or on more images."
     if report.baseline_loss is not None and report.loss >= report.baseline_loss:
         yield (
@@ -234,7 +239,7 @@ def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
 
 
 def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
-    """The recipe's tokenizer, on the same data, device and seed; its squares are as long as the grid's longer side."""
+    """Returns the settings of the recipe's tokenizer, on the same data, device and seed, for the grid's longer side."""
     flags = {"recipe": config.tokenizer_recipe, "data": list(config.data), "split": config.split, "limit": config.limit}
     own = resolve(TrainTokenizerConfig, flags).config
     patches = max(config.architecture.grid)
@@ -250,8 +255,8 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     )
 
 
-def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSession) -> Tokenizer:
-    """One trained on the same images into RUN/tokenizer, or found there; ready for the pretraining."""
+def _trained_tokenizer(begun: _PretrainSetup, own: TrainTokenizerConfig, session: RunSession) -> Tokenizer:
+    """Trains a tokenizer on the same images into RUN/tokenizer, unless it is there, and prepares it for pretraining."""
     folder = session.run.path / "tokenizer"
     compute, on_event = begun.compute, begun.on_event
     world = compute.world
@@ -261,13 +266,13 @@ def _trained_tokenizer(begun: _Begun, own: TrainTokenizerConfig, session: RunSes
         shorter = "" if begun.config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
         on_event(Note(f"{first}.{shorter}"))
         job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
-        conclude(job, train_job(job, replace(session, run=inner, config=own)))
+        report_job(job, train_job(job, replace(session, run=inner, config=own)))
     trained = world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))
     return _prepared(begun.config, trained, compute, on_event)
 
 
 def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolder, on_event: OnEvent) -> None:
-    """Refuses a tokenizer that is not the one the run began with: its targets would change midway."""
+    """Raises StorageError if the run was started with another tokenizer: its targets would change midway."""
     newest = newest_checkpoint(run.path)
     if newest is not None and newest.config["tokenizer"]["sha256"] != tokenizer.sha256:
         raise StorageError(
@@ -281,7 +286,7 @@ def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolde
 
 
 def _forward_flops(task: PretrainTask) -> float:
-    """Of one image, head included."""
+    """Returns FLOP of the forward pass of one image, head included."""
     architecture, hidden = task.model.architecture, task.masking.num_masked if task.masking else 0
     predicted = architecture.num_patches if task.config.predict == "all" else hidden
     return forward_flops(architecture, predicted, task.target.outputs)
@@ -309,7 +314,7 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
 
 
 def _step_row(task: PretrainTask) -> dict[str, str]:
-    """How the step is computed, where it is not the plain way."""
+    """Returns a row with the settings of the step that are not the default."""
     config = task.config
     said = {
         "compiled": task.compiled is not None and task.compiled.is_compiled,

@@ -1,4 +1,4 @@
-"""A tokenizer opened for a job, which tells what its opening found."""
+"""Opens tokenizers for jobs: download, warnings, precision, compilation."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from beitcli.tokenizers.open import open_tokenizer, open_tokenizer_of
 
 
 def tokenizer_for(reference: str, device: torch.device, on_event: OnEvent) -> Tokenizer:
-    """The TOKENIZER of an option, downloaded where it must be."""
+    """Opens the TOKENIZER of an option; downloads it if necessary."""
     return _announced(open_tokenizer(reference, device, downloads(on_event)), on_event)
 
 
 def tokenizer_of(checkpoint: CheckpointHandle, device: torch.device, on_event: OnEvent) -> Tokenizer:
-    """The one that a masked image model learned from."""
+    """Opens the tokenizer that a masked image model was pretrained with."""
     return _announced(open_tokenizer_of(checkpoint, device, downloads(on_event)), on_event)
 
 
 def prepared(
     tokenizer: Tokenizer, precision: Precision, compile_for: tuple[int, int] | None, on_event: OnEvent
 ) -> Tokenizer:
-    """In its working precision, and compiled where that is asked for; fp32 never is: its tokens are the reference.
+    """Returns the tokenizer in a precision, compiled if requested; never in fp32, whose tokens are the reference.
 
-    If its kind does not support the precision, it stays fp32: the tokens are right, but come slower.
+    A kind that does not support the precision stays in fp32: the tokens are right, but come slower.
 
     Args:
-        compile_for: (H, W) of the images to come; None leaves it as it is.
+        compile_for: (H, W) of the images to compile for; None to not compile.
     """
     if precision not in tokenizer.model.precisions:
         on_event(Note(f"Tokenizer '{tokenizer.reference}' computes in fp32: its kind has no {precision}"))
@@ -43,7 +43,7 @@ def prepared(
 
 
 def token_precision(asked: str, device: torch.device) -> Precision:
-    """Of pretraining's tokenizer. `auto`: fp32; on CUDA fp16, whose tokens are nearest to fp32's (0.26% others)."""
+    """Returns pretraining's tokenizer precision. `auto`: fp16 on CUDA, closest to fp32 (0.26% others); else fp32."""
     if asked == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
     return asked  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""`beit train-tokenizer`: trains a visual tokenizer of a kind of `tokenizers/kinds/`."""
+"""`beit train-tokenizer`: trains a visual tokenizer of a kind in `tokenizers/kinds/`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _HELD_OUT = 1024
 
 @dataclass(frozen=True)
 class TrainTokenizerReport:
-    """What was made; mae, psnr, codes_used and perplexity are of held-out images.
+    """Report of a trained tokenizer; mae, psnr, codes_used and perplexity are those of held-out images.
 
     Attributes:
         mae: None if the kind has no decoder; also `psnr`.
@@ -61,7 +61,7 @@ class TrainTokenizerReport:
 
 
 class TokenizerTask(Task):
-    """Trains the network of a tokenizer kind by its objective."""
+    """Trains the network of a tokenizer kind with its objective."""
 
     name, kind = "tokenizer", "tokenizer"
     model: TokenizerModel
@@ -76,7 +76,7 @@ class TokenizerTask(Task):
         self.wrap_parallel(compute, compression=config.grad_compression)
 
     def running(self) -> AbstractContextManager[None]:
-        """One thread where a step is too small to share."""
+        """Uses a single thread if a step is too small for several."""
         return threads_for(self.compute.device, self.plan.micro_batch * self.config.size**2)
 
     def learning_rate(self, step: int) -> float:
@@ -90,7 +90,7 @@ class TokenizerTask(Task):
         if self.objective.purpose is None:
             return batch
         seeds = [keyed_integer(self.config.seed, self.objective.purpose, step, place) for place in places.tolist()]
-        return batch | {"noise": torch.tensor(seeds)}  # stays in the CPU's memory, where generators take their seeds
+        return batch | {"noise": torch.tensor(seeds)}  # stays on the CPU, where generators take their seeds
 
     def after_step(self, step: int) -> None:
         self.objective.after_step(step)
@@ -103,15 +103,15 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Metrics of held-out images in fp32.
+        """Returns metrics of held-out images in fp32.
 
-        PSNR (dB) and MAE if the kind has a decoder; codes used, perplexity and the share of the commonest code; the
-        metrics of the kind.
+        PSNR (dB) and MAE if the kind has a decoder; number of codes used, perplexity and share of the most frequent
+        code; the metrics of the kind.
         """
         model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
         workers = choose_workers(self.config.workers, compute.device, world.local_size)
         counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
-        parts: list[dict[str, float]] = []  # sums of each batch
+        parts: list[dict[str, float]] = []  # sums per batch
         grid = (size // model.downsample, size // model.downsample)
         batches = ordered_batches(
             self.held_out, CenterTransform(size=size), batch_size=128, workers=workers, share=(world.rank, world.size)
@@ -148,14 +148,14 @@ class TokenizerTask(Task):
 
 
 def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
-    """Trains a tokenizer; with `dry_run`, a dict of the plan instead."""
+    """Trains a tokenizer and returns the report; with `dry_run`, returns the plan as a dict instead."""
     factor = token_pixels(config)
     if config.size < factor or config.size % factor:
         raise UsageError(
             f"--size {config.size} is not divided by {factor}, the pixels that a token stands for along each side.",
             f"Give a multiple of {factor}.",
         )
-    make_writers(config)  # one that is missing is told before the data is opened
+    make_writers(config)  # reports a missing one before the data is opened
     compute = join_compute(config)
     on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
@@ -171,7 +171,7 @@ def token_pixels(config: TrainTokenizerConfig) -> int:
 def tokenizer_job(
     config: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
 ) -> Job[TrainTokenizerReport]:
-    """The training on an opened source, which is how pretrain makes its own tokenizer, too."""
+    """Defines the training on an opened source; pretrain uses it for its own tokenizer, too."""
     held = hold_out(source, _HELD_OUT, config.seed, compute.world)
     plan = make_plan(config, held.training)
     task = TokenizerTask(config, plan, held.measured, compute)

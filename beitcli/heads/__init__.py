@@ -1,1 +1,1 @@
-"""What stands over the backbone: segmentation and detection heads, a file each, and what they are made of."""
+"""Segmentation and detection heads, one file each, and their building blocks."""

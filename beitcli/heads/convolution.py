@@ -1,4 +1,4 @@
-"""What segmentation heads are made of: convolution, batch norm and ReLU, and their initialisation."""
+"""Building blocks of segmentation heads: base class, conv-norm-ReLU, channel dropout, initialization."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch import nn
 
 
 class SegmentationHead(nn.Module, ABC):
-    """Four maps of a backbone to the logits of classes.
+    """Base class: maps four feature maps of a backbone to class logits.
 
     Attributes:
-        auxiliary_weight: Of each auxiliary loss beside the main one.
+        auxiliary_weight: Weight of each auxiliary loss; the main loss has weight 1.
     """
 
     auxiliary_weight = 0.4
 
     def dropouts(self) -> list[ChannelDropout]:
-        """In the order in which `take_draws` serves them."""
+        """Returns the dropout modules in the order in which `set_uniforms` assigns its columns."""
         return [module for module in self.modules() if isinstance(module, ChannelDropout)]
 
-    def take_draws(self, draws: torch.Tensor) -> None:
-        """Uniform numbers for the dropout of the next forward pass: (B, sum of the dropouts' channels)."""
+    def set_uniforms(self, uniforms: torch.Tensor) -> None:
+        """Sets the uniform numbers for dropout in the next forward pass: (B, sum of the dropouts' channels)."""
         dropouts = self.dropouts()
-        for dropout, part in zip(dropouts, draws.split([each.channels for each in dropouts], dim=1), strict=True):
-            dropout.draws = part
+        for dropout, part in zip(dropouts, uniforms.split([each.channels for each in dropouts], dim=1), strict=True):
+            dropout.uniforms = part
 
     @abstractmethod
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Logits; in training those of the auxiliary heads after them.
+        """Computes the logits; in training mode, those of the auxiliary heads follow.
 
         Args:
-            maps: Four of (B, D, h, w), shallow ones first.
+            maps: Four maps (B, D, h, w), shallow ones first.
 
         Returns:
-            (B, classes, H', W') each, at resolutions of their own.
+            (B, classes, H', W') each; resolutions may differ.
         """
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, batch norm, ReLU; the names of its parts are mmseg's and the release's."""
+    """Convolution without bias, batch norm, ReLU; submodule names are those of mmseg and the release."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
@@ -54,31 +54,31 @@ class ConvNormAct(nn.Module):
 
 
 class ChannelDropout(nn.Module):
-    """`nn.Dropout2d` that may be told its uniform numbers, so that an image's are its own wherever it is computed.
+    """`nn.Dropout2d` with optional external random numbers, so that an image's mask does not depend on its batch.
 
     Attributes:
-        draws: (B, channels) in [0, 1); None draws them from torch's generator.
+        draws: (B, channels) uniform in [0, 1); None draws from torch's global generator.
     """
 
     def __init__(self, channels: int, rate: float) -> None:
         super().__init__()
         self.channels, self.rate = channels, rate
-        self.draws: torch.Tensor | None = None
+        self.uniforms: torch.Tensor | None = None
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.draws is None:
+        if not self.training or self.uniforms is None:
             return F.dropout2d(maps, self.rate, self.training)
-        kept = (self.draws >= self.rate).to(maps.dtype) / (1 - self.rate)
+        kept = (self.uniforms >= self.rate).to(maps.dtype) / (1 - self.rate)
         return maps * kept[:, :, None, None]
 
 
 def resize_map(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear, by pixel areas (`align_corners=False`)."""
+    """Resizes bilinearly (`align_corners=False`); a map of that size is returned as it is."""
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def init_head(head: nn.Module) -> None:
-    """mmseg's: He's normal for what a ReLU follows, normal of std 0.01 for the classifying convolutions."""
+    """Initializes as mmseg: Kaiming normal for convolutions before a ReLU, normal with std 0.01 for classifiers."""
     for module in head.modules():
         if isinstance(module, ConvNormAct):
             nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""ViTDet's simple feature pyramid (Li et al., arXiv 2203.16527, section 3): four resolutions from the last map alone.
+"""ViTDet's simple feature pyramid (Li et al., arXiv 2203.16527, section 3): four resolutions from only the last map.
 
     x4   ConvT2 (D -> D/2) - LN - GELU - ConvT2 (D/2 -> D/4)
     x2   ConvT2 (D -> D/2)
@@ -6,7 +6,7 @@
     /2   max-pool
     each then 1x1 convolution - LN - 3x3 convolution - LN
 
-LN is over the channels of a pixel, so nothing depends on the batch or on the number of processes.
+LN normalizes over the channels of a pixel, so nothing depends on the batch or the world size.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 
-SCALES = (4.0, 2.0, 1.0, 0.5)  # of the patch grid, fine ones first
+SCALES = (4.0, 2.0, 1.0, 0.5)  # relative to the patch grid, finest first
 
 
 class SimplePyramid(nn.Module):
-    """One map of a backbone to four.
+    """Builds four feature maps from one.
 
     Args:
-        width: Channels of the map, divided by 4.
-        channels: Of every level.
+        width: Channels of the input map, a multiple of 4.
+        channels: Channels of every level.
     """
 
     def __init__(self, width: int, channels: int) -> None:
@@ -52,5 +52,5 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, features: torch.Tensor) -> list[torch.Tensor]:
-        """(B, D, h, w) to (B, channels, h', w') at each of `SCALES`."""
+        """Maps (B, D, h, w) to (B, channels, h', w') at each of `SCALES`."""
         return [level(features) for level in self.levels]

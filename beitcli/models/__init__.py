@@ -1,5 +1,5 @@
-"""Networks: the backbone with its mask token and heads, and how a MODEL is opened.
+"""Networks, and the code that opens a MODEL reference as a checkpoint.
 
-Shapes, here and everywhere: B batch, C channels, H W pixels, N patches, L = N + 1 (with the class token), D width,
-V vocabulary, M masked patches of a batch.
+Shapes, here and everywhere: B batch size, C channels, H W pixels, N patches, L = N + 1 (with the class token), D width,
+V vocabulary size, M masked patches of a batch.
 """

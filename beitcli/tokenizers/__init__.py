@@ -1,12 +1,12 @@
-"""Visual tokenizers. A new one is one new file, here or in an installed package:
+"""Visual tokenizers. A new tokenizer is one new file, here or in an installed package:
 
-- One that is trained here is `kinds/NAME.py` with its `KIND` (`TokenizerKind` in `kind.py`):
-  1. a `TokenizerModel` (`base.py`): `vocab_size`, `downsample`, `encode`, and `decode` where it makes pictures;
-  2. an `Objective`: `loss`, and where it needs them schedules, seeds, metrics of held-out images;
+- A tokenizer that is trained here: `kinds/NAME.py` defines `KIND` (`TokenizerKind` in `kind.py`):
+  1. a `TokenizerModel` (`base.py`): `vocab_size`, `downsample`, `encode`, and `decode` if it can reconstruct images;
+  2. an `Objective`: `loss`, and if needed schedules, seeds and metrics on held-out images;
   3. `architecture` from settings to plain values, `build` from those to the network; a dataclass of its own settings.
-  `train-tokenizer --kind NAME` trains it, and all that takes a TOKENIZER opens its runs.
-- One that others trained is `pretrained/NAME.py` with its `TOKENIZER` (`PretrainedTokenizer`): which references it
-  recognizes, how it opens them, and what `inspect` says of them. `--tokenizer NAME` is its word.
+  `train-tokenizer --kind NAME` trains it, and every command with a TOKENIZER opens its runs.
+- A pretrained tokenizer of another project: `pretrained/NAME.py` defines `TOKENIZER` (`PretrainedTokenizer`): which
+  references it recognizes, how it opens them, and what `inspect` reports. `--tokenizer NAME` selects it.
 
-A package names its module under the entry points `beitcli.tokenizers.kinds` or `beitcli.tokenizers.pretrained`.
+A package declares its module under the entry-point group `beitcli.tokenizers.kinds` or `beitcli.tokenizers.pretrained`.
 """

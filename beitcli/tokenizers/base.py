@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from beitcli.errors import StorageError, UsageError
 
-PORTION = 8  # images
+INVARIANT_BATCH = 8  # images per batch of `encode_batch_invariant`
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -21,7 +21,7 @@ class TokenizerModel(ABC, nn.Module):
 
     Attributes:
         vocab_size: V, the number of codes.
-        downsample: Side of a token in pixels.
+        downsample: Pixels per token along each side.
         precisions: Precisions supported by `in_precision`.
     """
 
@@ -42,7 +42,7 @@ class TokenizerModel(ABC, nn.Module):
 
     @property
     def can_decode(self) -> bool:
-        """Whether pictures can be made of tokens; by default, whether the class defines `decode`."""
+        """Whether tokens can be decoded to images; by default, whether the class defines `decode`."""
         return type(self).decode is not TokenizerModel.decode
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -70,12 +70,12 @@ class Tokenizer:
     """A frozen tokenizer.
 
     Attributes:
-        size: Side in pixels of the images it was trained on.
-        sha256: Of its weights; of DALL-E's, of the encoder's alone, whichever file they came from.
-        warnings: Newer checkpoints of it that were damaged.
-        notes: What else a person should know, in sentences.
-        precision: Of the encoder; the decoder is fp32.
-        is_compiled: Which may round otherwise than the same encoder uncompiled.
+        size: Side of the training images in pixels.
+        sha256: Hash of the weights; for DALL-E's, of the encoder's tensors only, independent of the file format.
+        warnings: Newer checkpoints that are damaged.
+        notes: Further sentences for the user.
+        precision: Precision of the encoder; the decoder is fp32.
+        is_compiled: Whether it uses torch.compile, which may round differently than eager mode.
     """
 
     reference: str
@@ -96,15 +96,15 @@ class Tokenizer:
         return self.model.can_decode
 
     def require_decoder(self) -> None:
-        """Raises StorageError where there is none."""
+        """Raises StorageError if there is no decoder."""
         if not self.can_decode:
             raise no_decoder()
 
     def grid(self, size: int) -> tuple[int, int]:
-        """Tokens down and across for square images of `size` pixels.
+        """Returns the token grid (h, w) of square images of `size` pixels.
 
         Raises:
-            UsageError: The tokenizer's factor does not divide it.
+            UsageError: `size` is not a multiple of `downsample`.
         """
         factor = self.model.downsample
         if size < factor or size % factor:
@@ -115,38 +115,38 @@ class Tokenizer:
         return size // factor, size // factor
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 or [0, 1] float images (B, 3, H, W) to (B, N) int64."""
+        """Maps uint8 or [0, 1] float images (B, 3, H, W) to tokens (B, N) int64."""
         return self.model.encode(self.model.preprocess(images))
 
     def encode_batch_invariant(self, images: torch.Tensor) -> torch.Tensor:
-        """As `encode`; on a CPU an image's tokens do not depend on the others that it comes with, to the last bit.
+        """Like `encode`, but on the CPU the tokens of an image do not depend on the batch, bit for bit.
 
-        Convolutions choose a kernel by the batch's size, and logits differ by 4e-6 between those: so the encoder sees
-        eight images at a time, the last ones filled up with black. On other devices it is `encode`.
+        Convolutions select a kernel by batch size, and logits differ by 4e-6 between kernels. So images are encoded in
+        batches of eight, the last one padded with black images. On other devices this is `encode`.
         """
         if images.device.type != "cpu":
             return self.encode(images)
         tokens = []
-        for part in images.split(PORTION):
-            missing = PORTION - len(part)
+        for part in images.split(INVARIANT_BATCH):
+            missing = INVARIANT_BATCH - len(part)
             whole = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
             tokens.append(self.encode(whole)[: len(part)])
         return torch.cat(tokens)
 
     def in_precision(self, precision: Precision) -> Tokenizer:
-        """The fp32 tokenizer with its encoder in `precision`, one of `model.precisions`; its logits are still fp32."""
+        """Returns a copy of an fp32 tokenizer with its encoder in one of `model.precisions`; logits stay fp32."""
         return replace(self, model=self.model.in_precision(precision), precision=precision)
 
     def compiled(self, size: tuple[int, int]) -> tuple[Tokenizer, str]:
-        """Itself compiled for images of `size` (H, W), and nothing; or as it is, and why it cannot be."""
+        """Returns the tokenizer compiled for images of `size` (H, W) and "", or uncompiled and the failure reason."""
         model, failure = self.model.compiled(size)
         return replace(self, model=model, is_compiled=not failure), failure
 
     def decode(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """(B, N) int64 to images (B, 3, H, W) in [0, 1]; StorageError where there is no decoder."""
+        """Maps tokens (B, N) int64 to images (B, 3, H, W) in [0, 1]. Raises StorageError if there is no decoder."""
         return self.model.decode(tokens, grid)
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to float in [0, 1]; floats pass through."""
+    """Converts uint8 to float in [0, 1]; returns floats unchanged."""
     return images.float() / 255 if images.dtype == torch.uint8 else images

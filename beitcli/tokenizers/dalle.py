@@ -1,13 +1,13 @@
-"""DALL-E's tokenizer (arXiv 2102.12092, App. A): its weights, in each layout that they are found in.
+"""Reads the weights of DALL-E's tokenizer (arXiv 2102.12092, App. A) in each published layout.
 
-| layout | a key | where from |
+| layout | example key | source |
 |---|---|---|
 | OpenAI's | blocks.group_2.block_1.res_path.conv_1.w | encoder.pkl, decoder.pkl; state dicts of them |
 | Hugging Face's | blocks.group_2.group.block_1.res_path.path.conv_1.weight | facebook/flava-image-codebook: encoder |
 | ours | groups.1.0.convs.0.weight | the cache |
 
-Which layout, which half (the encoder begins with a 7x7 convolution, the decoder with a 1x1) and which sizes is read
-from keys and shapes; file names only say where to look.
+Layout, half (the encoder starts with a 7x7 convolution, the decoder with a 1x1) and sizes are derived from keys and
+shapes; file names are only used to find the files.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from beitcli.tokenizers.dvae import Decoder, DiscreteVAE, DVAEArchitecture, Enco
 from beitcli.tokenizers.legacy_pickle import read_pickled
 
 SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".bin")
-WHOLE = ("model.safetensors", "pytorch_model.bin")  # as the hub names the encoder
-GRID = 14  # tokens along each side of the images that it was made for
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # file names of the encoder on the hub
+GRID = 14  # tokens per side of the images that BEiT uses
 
 _PLACE = re.compile(r"(?:group_|groups\.)(\d{1,3})\.(?:group\.)?(?:block_)?(\d{1,3})\.")
 
 
 @dataclass(frozen=True)
 class Half:
-    """An encoder or a decoder.
+    """Weights of the encoder or the decoder.
 
     Attributes:
         kind: `encoder` or `decoder`.
-        architecture: An encoder leaves the decoder's sizes at their defaults.
-        tensors: fp32 on the CPU, under our names.
+        architecture: For an encoder, the decoder's sizes are the defaults.
+        tensors: State dict in fp32 on the CPU, with our keys.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Half:
 
     @cached_property
     def sha256(self) -> str:
-        """Of names, shapes and values: the same whichever file they came from."""
+        """Hash of our keys, shapes and values: independent of the file format."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             digest.update(f"{name} {tuple(self.tensors[name].shape)}\n".encode())
@@ -60,7 +60,7 @@ class Half:
 
 
 def openai_name(own: str) -> str:
-    """`groups.1.0.convs.0.weight` to `blocks.group_2.block_1.res_path.conv_1.w`."""
+    """Maps `groups.1.0.convs.0.weight` to `blocks.group_2.block_1.res_path.conv_1.w`."""
     *place, leaf = own.split(".")
     if place[0] == "groups":
         path = "id_path" if place[3] == "skip" else f"res_path.conv_{int(place[4]) + 1}"
@@ -71,7 +71,7 @@ def openai_name(own: str) -> str:
 
 
 def huggingface_name(own: str) -> str:
-    """`groups.1.0.convs.0.weight` to `blocks.group_2.group.block_1.res_path.path.conv_1.weight`."""
+    """Maps `groups.1.0.convs.0.weight` to `blocks.group_2.group.block_1.res_path.path.conv_1.weight`."""
     name = re.sub(r"(group_\d+)\.", r"\1.group.", openai_name(own)).replace("res_path.", "res_path.path.")
     return name[:-1] + own.rpartition(".")[2]
 
@@ -84,7 +84,7 @@ LAYOUTS: tuple[Callable[[str], str], ...] = (openai_name, huggingface_name, own_
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files of a folder, or beside a given encoder, that may hold a half; the encoder's first."""
+    """Lists the files that may hold a half, encoder first: in a folder, or a given file and a decoder beside it."""
     if path.is_file():
         beside = _first(path.parent, "decoder") if path.stem == "encoder" else None
         return [path, beside] if beside else [path]
@@ -98,10 +98,10 @@ def _first(folder: Path, stem: str) -> Path | None:
 
 
 def read_halves(paths: Sequence[Path]) -> tuple[Half, Half | None]:
-    """The encoder, and the decoder where there is one.
+    """Reads the encoder, and the decoder if there is one.
 
     Raises:
-        StorageError: There is no encoder, there are two of a kind, or the two do not fit each other.
+        StorageError: There is no encoder, there are two of one kind, or the sizes of the two differ.
     """
     found: dict[str, Half] = {}
     for path in paths:
@@ -133,10 +133,10 @@ def fits(encoder: Half, decoder: Half) -> bool:
 
 
 def read_half(path: Path) -> Half:
-    """One half, from a pickled module, a state dict or safetensors.
+    """Reads one half from a pickled module, a state dict or safetensors.
 
     Raises:
-        StorageError: It is not DALL-E's; the first key that is missing or odd is named.
+        StorageError: It is not DALL-E's; the message names the first missing or unexpected key.
     """
     tensors = read_pickled(path) or read_tensors(path)
     layout = next((each for each in LAYOUTS if each("stem.weight") in tensors), None)
@@ -193,7 +193,7 @@ def _odd(path: Path, what: str) -> StorageError:
 
 
 def build(encoder: Half, decoder: Half | None) -> DiscreteVAE:
-    """The model around these weights, which are not copied."""
+    """Builds the model with these weights, without copying them."""
     with torch.device("meta"):
         model = DiscreteVAE((decoder or encoder).architecture, decoder=decoder is not None)
     weights = {

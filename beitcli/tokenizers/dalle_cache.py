@@ -1,10 +1,10 @@
-"""Where DALL-E's weights are kept as safetensors, and where they come from.
+"""Cache of DALL-E's weights as safetensors, and the functions that fill it.
 
     CACHE/dall-e/encoder.safetensors  weights.sha256                                 from the hub
     CACHE/dall-e/HASH/encoder.safetensors  decoder.safetensors  weights.sha256      from a folder; HASH of its encoder
 
-`sha256sum -c weights.sha256` checks a folder, and opening it does. Each file is written beside its place and renamed,
-the record last, and equal weights give equal files: processes that keep the same at once do not harm each other.
+`sha256sum -c weights.sha256` checks a folder, as does opening it. Each file is written under a temporary name and
+renamed, the record last. Equal weights give equal files, so processes may write the same entry at the same time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ REPOSITORY = "facebook/flava-image-codebook"
 RECORD = "weights.sha256"
 _STALE_SECONDS = 3600.0
 
-Opened = tuple[Half, Half | None, tuple[str, ...]]  # encoder, decoder, what a person should know
+Opened = tuple[Half, Half | None, tuple[str, ...]]  # encoder, decoder, notes for the user
 
 
 def open_named(on_progress: OnProgress | None = None) -> Opened:
-    """`dall-e`: the kept encoder, else the hub's; with the decoder that a folder of the same encoder had.
+    """Opens `dall-e`: the encoder from the cache or the hub, and the decoder cached from a folder with that encoder.
 
     Raises:
-        StorageError: There is none in the cache, and it cannot be fetched.
+        StorageError: The encoder is not in the cache and cannot be downloaded.
     """
     folder = cache_folder() / "dall-e"
     files, wrong = verified(folder)
@@ -60,7 +60,7 @@ def open_named(on_progress: OnProgress | None = None) -> Opened:
 
 
 def open_hub(repo: str, revision: str | None, on_progress: OnProgress | None = None) -> Opened:
-    """The encoder that a repository of the hub has, and its decoder if it has one beside."""
+    """Downloads the encoder of a hub repository, and its decoder if there is one."""
     encoder = fetch(repo, [*WHOLE, *_names("encoder")], on_progress=on_progress, revision=revision)
     decoder = fetch(repo, _names("decoder"), on_progress=on_progress, revision=revision, optional=True)
     return *read_halves([half for half in (encoder, decoder) if half]), ()
@@ -71,7 +71,7 @@ def _names(stem: str) -> list[str]:
 
 
 def open_files(path: Path) -> Opened:
-    """A folder, or a file of the encoder; pickles and state dicts are kept as safetensors too."""
+    """Opens a folder or an encoder file; pickles and state dicts are also written to the cache as safetensors."""
     files = weight_files(path)
     encoder, decoder = read_halves(files)
     if all(file.suffix == ".safetensors" for file in files):
@@ -84,7 +84,7 @@ def _folder_of(encoder: Half) -> Path:
 
 
 def verified(folder: Path) -> tuple[list[Path], str]:
-    """The kept files where all of them match their record; else none, and what is wrong, if anything was kept."""
+    """Returns the cached files if all match their hashes; else none, and what is wrong ("" if nothing is cached)."""
     try:
         entries = [line.split("  ", 1) for line in (folder / RECORD).read_text().splitlines()]
         paths = {folder / name: digest for digest, name in entries if "/" not in name}
@@ -101,7 +101,7 @@ def verified(folder: Path) -> tuple[list[Path], str]:
 
 
 def keep(folder: Path, halves: Sequence[Half]) -> list[str]:
-    """Writes what is not there yet; where that fails, why, for it is only a convenience."""
+    """Writes missing files to the cache. Returns a note if that fails, which is not an error."""
     names = [f"{half.kind}.safetensors" for half in halves]
     held, _ = verified(folder)
     if {folder / name for name in names} <= set(held):
@@ -129,8 +129,8 @@ def keep(folder: Path, halves: Sequence[Half]) -> list[str]:
 
 
 def _remove_stale(folder: Path) -> None:
-    """What a killed process left behind."""
+    """Removes temporary files that a killed process left behind."""
     for path in folder.glob(".*.partial-*"):
-        with suppress(FileNotFoundError):  # one that another process has just put in its place
+        with suppress(FileNotFoundError):  # another process has just renamed it
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()

@@ -1,9 +1,9 @@
-"""A discrete VAE: images to visual tokens and back (DALL-E, arXiv 2102.12092, App. A; BEiT section 2.1.2).
+"""Discrete VAE: images to visual tokens and back (DALL-E, arXiv 2102.12092, App. A; BEiT section 2.1.2).
 
-One class is both OpenAI's pair, with the defaults of `DVAEArchitecture`, and the small tokenizers that
-`beit train-tokenizer` trains. Encoder: convolution, groups of bottleneck blocks with a 2x2 max-pool between groups,
-ReLU, 1x1 to V logits. Decoder: the mirror image with nearest upsampling. Sizes at the defaults: encoder 53,786,240
-parameters, decoder 43,829,766; encoding 112x112 to 14x14 tokens costs 52 GFLOP an image.
+The same class implements OpenAI's tokenizer, with the defaults of `DVAEArchitecture`, and the small tokenizers of
+`beit train-tokenizer`. Encoder: convolution, groups of bottleneck blocks with 2x2 max-pooling between groups, ReLU, 1x1
+convolution to V logits. Decoder: the reverse, with nearest-neighbor upsampling. Parameters at the defaults: encoder
+53,786,240, decoder 43,829,766. Encoding 112x112 pixels to 14x14 tokens costs 52 GFLOP per image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from beitcli.tokenizers.mixed_precision import DTYPES, LowPrecisionEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class DVAEArchitecture:
-    """The shape of a `DiscreteVAE`; the defaults are DALL-E's."""
+    """Architecture of a `DiscreteVAE`; the defaults are DALL-E's."""
 
     vocab_size: int = 8192  # codes
     width: int = 256  # channels of the group at full resolution; each pool doubles them
@@ -46,22 +46,22 @@ class DVAEArchitecture:
 
     @property
     def downsample(self) -> int:
-        """Pixels a token stands for, along each side."""
+        """Pixels per token along each side."""
         return 2 ** (self.groups - 1)
 
     @property
     def residual_gain(self) -> float:
-        """What each block's residual path is multiplied by: 1 / (number of blocks) squared."""
+        """Factor of each block's residual path: 1 / (number of blocks)^2."""
         return 1.0 / (self.groups * self.blocks_per_group) ** 2
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
-    """Keeps height and width."""
+    """Builds a convolution that keeps height and width."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=(kernel_size - 1) // 2)
 
 
 def initialize(module: nn.Module, gain: float) -> None:
-    """Weights of every convolution from N(0, gain^2 / fan_in), biases zero."""
+    """Initializes the weights of all convolutions from N(0, gain^2 / fan_in), biases with zero."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             nn.init.normal_(conv.weight, std=gain * conv.weight[0].numel() ** -0.5)
@@ -83,7 +83,7 @@ class Bottleneck(nn.Module):
         self.convs = nn.ModuleList(map(convolution, channels[:-1], channels[1:], kernel_sizes))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, in_channels, H, W) to (B, out_channels, H, W)."""
+        """Maps (B, in_channels, H, W) to (B, out_channels, H, W)."""
         residual = features
         for conv in self.convs:
             residual = conv(F.relu(residual))
@@ -91,7 +91,7 @@ class Bottleneck(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Mapped pixels to logits over the codes."""
+    """Encoder: pixels, scaled by `map_pixels`, to logits over the codes."""
 
     kernel_sizes = (3, 3, 3, 1)
 
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         self.head = convolution(widths[-1], architecture.vocab_size, 1)
 
     def forward(self, mapped: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, V, h, w)."""
+        """Maps (B, 3, H, W) to (B, V, h, w)."""
         features = self.stem(mapped)
         for index, group in enumerate(self.groups):
             if index > 0:
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes, one-hot or relaxed, to the parameters of the pixels."""
+    """Decoder: one-hot or relaxed codes to the parameters of the pixel distribution."""
 
     kernel_sizes = (1, 3, 3, 3)
 
@@ -131,16 +131,16 @@ class Decoder(nn.Module):
         self.head = convolution(widths[-1], architecture.output_channels, 1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What the stem gives for one-hot codes, without making them: (B, h, w) to (B, C, h, w)."""
+        """Computes the stem's output for tokens without one-hot codes: (B, h, w) -> (B, decoder_init_width, h, w)."""
         features = F.embedding(tokens, self.stem.weight[:, :, 0, 0].t()).permute(0, 3, 1, 2)
         return features + self.stem.bias[:, None, None]  # type: ignore[index]
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(B, V, h, w), summing to 1 over V, to (B, output_channels, H, W)."""
+        """Maps codes (B, V, h, w), which sum to 1 over V, to (B, output_channels, H, W)."""
         return self.unfold(self.stem(codes))
 
     def unfold(self, features: Tensor) -> Tensor:
-        """(B, decoder_init_width, h, w) to (B, output_channels, H, W)."""
+        """Maps the stem's output (B, decoder_init_width, h, w) to (B, output_channels, H, W)."""
         for index, group in enumerate(self.groups):
             if index > 0:
                 features = F.interpolate(features, scale_factor=2.0, mode="nearest")
@@ -151,19 +151,19 @@ class Decoder(nn.Module):
 def block_group(
     in_channels: int, out_channels: int, kernel_sizes: Kernels, architecture: DVAEArchitecture
 ) -> nn.Sequential:
-    """`blocks_per_group` bottlenecks, of which the first changes the width."""
+    """Builds `blocks_per_group` bottlenecks; the first one changes the width."""
     gain = architecture.residual_gain
     widths = [in_channels] + [out_channels] * architecture.blocks_per_group
     return nn.Sequential(*(Bottleneck(width, out_channels, kernel_sizes, gain) for width in widths[:-1]))
 
 
 class DiscreteVAE(TokenizerModel):
-    """The network: `encode` for BEiT's targets, `decode` to look at them, `forward` to train it.
+    """Discrete VAE: `encode` computes BEiT's targets, `decode` reconstructs images, `forward` is for training.
 
-    Images are (B, 3, H, W) in [0, 1] everywhere; the map to [0.1, 0.9] and back is applied inside.
+    Images are always (B, 3, H, W) in [0, 1]; scaling to [0.1, 0.9] and back is applied inside.
 
     Args:
-        decoder: False for an encoder alone, which gives tokens but no pictures.
+        decoder: False builds only the encoder.
     """
 
     precisions = ("fp32", "bf16", "fp16")
@@ -181,24 +181,20 @@ class DiscreteVAE(TokenizerModel):
         return self.decoder is not None
 
     def require_decoder(self) -> Decoder:
-        """The decoder.
-
-        Raises:
-            StorageError: There is only an encoder.
-        """
+        """Returns the decoder. Raises StorageError if there is none."""
         if self.decoder is None:
             raise no_decoder()
         return self.decoder
 
     def token_logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to (B, V, h, w), h = H / downsample."""
-        mapped = map_pixels(images).contiguous(memory_format=torch.channels_last)  # 1.6-2x the images/s on a CPU
+        """Maps images (B, 3, H, W) in [0, 1] to logits (B, V, h, w), h = H / downsample."""
+        mapped = map_pixels(images).contiguous(memory_format=torch.channels_last)  # 1.6-2x faster on the CPU
         return self.encoder(mapped)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """The likeliest code of each patch: (B, 3, H, W) in [0, 1] to (B, h * w) int64 in [0, V)."""
-        with tf32_disabled(images.device):  # tokens do not follow the precision of the model that learns them
+        """Returns the most likely code of each patch: (B, 3, H, W) in [0, 1] -> (B, h * w) int64 in [0, V)."""
+        with tf32_disabled(images.device):  # tokens must not depend on the precision of the model trained on them
             return self.token_logits(images).argmax(dim=1).flatten(1)
 
     @torch.no_grad()
@@ -208,21 +204,21 @@ class DiscreteVAE(TokenizerModel):
         return unmap_pixels(decoder.unfold(features)[:, :3].sigmoid())
 
     def forward(self, images: Tensor, temperature: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One relaxed pass.
+        """Reconstructs images from relaxed codes.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            temperature: Of the Gumbel-softmax.
-            noise: (B,) int64 seeds of it, in the CPU's memory; None draws from torch's global generator.
+            temperature: Temperature of the Gumbel-softmax.
+            noise: (B,) int64 seeds of the Gumbel noise, on the CPU; None draws from torch's global generator.
 
         Returns:
-            Logits (B, V, h, w) and the decoder's output (B, output_channels, H, W).
+            Logits (B, V, h, w), and the decoder's output (B, output_channels, H, W).
         """
         logits = self.token_logits(images)
         return logits, self.require_decoder()(gumbel_softmax(logits, temperature, noise))
 
     def with_encoder(self, encoder: nn.Module) -> DiscreteVAE:
-        """The same network with another way to compute its encoder; the decoder is shared."""
+        """Returns a frozen copy with another encoder module; the decoder is shared."""
         with torch.device("meta"):
             other = DiscreteVAE(self.architecture, decoder=False)
         other.encoder, other.decoder = encoder, self.decoder
@@ -234,16 +230,15 @@ class DiscreteVAE(TokenizerModel):
         return self.with_encoder(LowPrecisionEncoder(self.encoder, DTYPES[precision]))  # type: ignore[arg-type]
 
     def compiled(self, size: tuple[int, int]) -> tuple[DiscreteVAE, str]:
-        """One graph serves every batch of more than one image.
+        """Compiles the encoder; one graph serves every batch of more than one image.
 
-        The compiler is tried out here, because it works only when a first batch comes and fails in as many ways as
-        there are machines without one.
+        torch.compile compiles at the first call, so it is called here, to report machines without a working compiler.
         """
         device = next(self.encoder.parameters()).device
         try:
             quick = self.with_encoder(torch.compile(self.encoder))  # type: ignore[arg-type]
-            for count in (2, 3):  # the second size makes the batch a variable of the graph
+            for count in (2, 3):  # a second batch size makes the batch dimension dynamic
                 quick.encode(torch.zeros(count, 3, *size, device=device))
-        except Exception as error:  # the compiler raises anything
+        except Exception as error:  # compilers raise any kind of error
             return self, (str(error).strip().splitlines() or [type(error).__name__])[0]
         return quick, ""

@@ -1,16 +1,16 @@
-"""What a discrete VAE is trained on: reconstruction through relaxed codes, and a pull to the uniform prior.
+"""Training loss of the discrete VAE: reconstruction through relaxed codes, and KL terms to the uniform prior.
 
 With q(v | patch) the softmax of the encoder's logits (BEiT eq. 1; DALL-E, arXiv 2102.12092, section 2 and App. A):
 
     loss = reconstruction(images, decoder(gumbel_softmax(logits, tau)))
          + kl_weight * mean KL(q || uniform) + usage_weight * KL(mean q || uniform)
 
-The last term, the KL of the batch's average q, is ours, not DALL-E's. The mean KL is this term plus the mutual
-information of patch and code ("ELBO surgery", Hoffman & Johnson 2016), so it asks for even use without asking for
-vague codes. Measured on the sample images with 256 codes: 56 used without it after 600 steps, 251 with it after 500.
+The last term, the KL of the batch's average q, is not in DALL-E. The mean KL is this term plus the mutual information
+of patch and code ("ELBO surgery", Hoffman & Johnson 2016), so this term encourages even use of the codes without making
+q less certain. With 256 codes on the sample images: 56 used without it after 600 steps, 251 with it after 500.
 
-Every draw comes from torch's global generator, which the training loop seeds at each step. The cost beside the two
-networks is a few passes over the (B, V, h, w) logits.
+Gumbel noise comes from a seed per image, or from torch's global generator. The cost besides the two networks is a few
+passes over the (B, V, h, w) logits.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ PIXEL_SCALE, PIXEL_SHIFT = 0.8, 0.1
 
 
 def map_pixels(images: Tensor) -> Tensor:
-    """[0, 1] to [0.1, 0.9], where the logit-Laplace density is finite (DALL-E, App. A.3)."""
+    """Scales [0, 1] to [0.1, 0.9], where the logit-Laplace density is finite (DALL-E, App. A.3)."""
     return PIXEL_SCALE * images + PIXEL_SHIFT
 
 
 def unmap_pixels(mapped: Tensor) -> Tensor:
-    """The inverse of `map_pixels`, clamped to [0, 1]."""
+    """Inverts `map_pixels`, clamped to [0, 1]."""
     return ((mapped - PIXEL_SHIFT) / PIXEL_SCALE).clamp(0.0, 1.0)
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, seeds: Tensor | None = None) -> Tensor:
-    """A relaxed one-hot draw from each patch's distribution (arXiv 1611.01144, 1611.00712).
+    """Draws a relaxed one-hot sample from each patch's distribution (arXiv 1611.01144, 1611.00712).
 
     Args:
         logits: (B, V, h, w).
-        temperature: Above 0; towards 0 the draw becomes one-hot.
-        seeds: (B,) int64 in the CPU's memory, one of each image's draws, which then do not depend on its batch; None
-            draws from torch's global generator.
+        temperature: Above 0; towards 0 the sample becomes one-hot.
+        seeds: (B,) int64 on the CPU, one per image, so that the noise does not depend on the batch; None draws from
+            torch's global generator.
 
     Returns:
         (B, V, h, w), non-negative, sums to 1 over V.
     """
-    logits = logits.float()  # 16-bit noise has few values, zero among them
+    logits = logits.float()  # 16-bit noise has few values, including zero
     exponential = torch.empty_like(logits)
     if seeds is None:
         exponential.exponential_()
@@ -63,7 +63,7 @@ def gumbel_softmax(logits: Tensor, temperature: float, seeds: Tensor | None = No
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL(q || uniform) of each patch in nats, 0 to ln V.
+    """Computes KL(q || uniform) of each patch in nats, 0 to ln V.
 
     Args:
         logits: (B, V, h, w), not divided by the temperature.
@@ -79,12 +79,12 @@ MeanOver = Callable[[Tensor, float], Tensor]
 
 
 def usage_kl(logits: Tensor, mean_over: MeanOver | None = None) -> Tensor:
-    """KL(mean q || uniform) in nats over all patches of the batch: 0 when the codes are used evenly, ln V for one code.
+    """Computes KL(mean q || uniform) in nats over all patches of a batch: 0 if all codes are used evenly, ln V for one.
 
     Args:
         logits: (B, V, h, w).
-        mean_over: Where other processes hold the rest of the batch: their weighted mean of a tensor, without gradient.
-            The gradient of this part is then that of the whole, as the parts' losses are averaged with such weights.
+        mean_over: In distributed training: the weighted mean of a tensor over ranks, without gradient. The gradients,
+            averaged over ranks with the same weights, are then those of the global batch.
     """
     mean_q = logits.softmax(dim=1).mean(dim=(0, 2, 3))
     if mean_over is not None:
@@ -93,11 +93,11 @@ def usage_kl(logits: Tensor, mean_over: MeanOver | None = None) -> Tensor:
 
 
 def logit_laplace_nll(mapped: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Negative log likelihood of pixels under the logit-Laplace density (DALL-E, App. A.3).
+    """Computes the negative log likelihood of pixels under the logit-Laplace density (DALL-E, App. A.3).
 
     Args:
-        mapped: (B, 3, H, W) in (0, 1): the pixels after `map_pixels`.
-        mean: (B, 3, H, W), of logit(pixel).
+        mapped: (B, 3, H, W) in (0, 1): pixels after `map_pixels`.
+        mean: (B, 3, H, W), mean of logit(pixel).
         log_scale: (B, 3, H, W), ln b.
 
     Returns:
@@ -108,7 +108,7 @@ def logit_laplace_nll(mapped: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor
 
 
 def reconstruction_loss(images: Tensor, decoded: Tensor, kind: Reconstruction) -> Tensor:
-    """Mean over pixels and channels.
+    """Computes the reconstruction loss, averaged over pixels and channels.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -133,19 +133,19 @@ def dvae_loss(
     noise: Tensor | None = None,
     mean_over: MeanOver | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective of one batch.
+    """Computes the training loss of one batch.
 
     Args:
-        model: A `DiscreteVAE`, wrapped or not.
+        model: A `DiscreteVAE`, or a wrapper such as DDP.
         noise: (B,) seeds, see `gumbel_softmax`.
         mean_over: See `usage_kl`.
         images: (B, 3, H, W) in [0, 1].
-        temperature: Of the relaxation, 1 and falling by a cosine in DALL-E.
-        kl_weight: Of the mean token KL beside the mean pixel loss. DALL-E's beta of 6.6 is 6.6 / 192 here.
-        usage_weight: Of `usage_kl`; DALL-E has none.
+        temperature: Temperature of the Gumbel-softmax; in DALL-E a cosine schedule from 1.
+        kl_weight: Weight of the KL, averaged over tokens. DALL-E's beta of 6.6 is 6.6 / 192 here.
+        usage_weight: Weight of `usage_kl`; not in DALL-E.
 
     Returns:
-        The loss, and detached scalars: `loss`, `reconstruction`, `kl` (nats a token), `usage_kl` (nats).
+        The loss, and detached scalars: `loss`, `reconstruction`, `kl` (nats per token), `usage_kl` (nats).
     """
     logits, decoded = model(images, temperature, noise)
     logits = logits.float()
@@ -159,13 +159,13 @@ def dvae_loss(
 
 
 def codebook_usage(counts: Tensor) -> tuple[int, float]:
-    """How evenly the codes are used.
+    """Measures how evenly the codes are used.
 
     Args:
-        counts: (V,), how often each code occurred.
+        counts: (V,), number of occurrences of each code.
 
     Returns:
-        codes_used, how many occurred at all; perplexity, exp of the entropy in nats, 1 to V.
+        Number of codes that occur; perplexity, exp of the entropy in nats, 1 to V.
     """
     probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
     entropy = -torch.special.xlogy(probabilities, probabilities).sum()
@@ -173,7 +173,7 @@ def codebook_usage(counts: Tensor) -> tuple[int, float]:
 
 
 def psnr(mean_squared_error: float) -> float:
-    """Peak signal to noise ratio in dB of [0, 1] images, from the mean squared error over a whole data set."""
+    """Peak signal-to-noise ratio in dB of [0, 1] images, from the mean squared error over the whole dataset."""
     return math.inf if mean_squared_error == 0.0 else -10.0 * math.log10(mean_squared_error)
 
 

@@ -1,10 +1,9 @@
-"""Tensors out of whole pickled modules, as OpenAI released DALL-E's, without running anything that the file names.
+"""Reads tensors from pickled modules, as OpenAI released DALL-E's, without executing code that the file names.
 
-Each class that such a file may name is replaced by one inert stand-in that holds what the file says and does nothing;
-every other name is refused. Torch writes two containers: a zip archive, read by `guarded_load` (`weights_only` with
-these stand-ins), and before torch 1.6 a row of pickles followed by the bytes of the tensors. `weights_only` knows no
-modules in the second ("Only persistent_load of storage is allowed"), so it is read here, with callables of our own in
-the place of torch's.
+Each class that such a file may name is replaced by an inert class that only stores the state; all other names are
+refused. torch has two containers: a zip archive, read by `guarded_load` (`weights_only` with the inert class), and
+before torch 1.6 a sequence of pickles followed by the bytes of the tensors. `weights_only` does not support modules in
+the old one ("Only persistent_load of storage is allowed"), so it is read here, with replacements for torch's functions.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from beitcli.errors import StorageError
 from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.runtime.weight_files.safe_unpickling import guarded_load
 
-OLD_CONTAINER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that it begins with
+OLD_CONTAINER = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number at its start
 
 _AGAIN = "Download it again, from who published it."
 
@@ -41,7 +40,7 @@ CLASSES = (
 
 
 class Inert:
-    """Stands in for a class of the file."""
+    """Replaces every class in the file; only stores the state."""
 
     def __init__(self, *arguments: object) -> None:
         self.state: dict[str, Any] = {}
@@ -51,16 +50,16 @@ class Inert:
 
 
 def read_pickled(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a pickled module under their dotted names; None where the file is something else.
+    """Reads the state dict of a pickled module; None if the file is something else.
 
     Raises:
-        StorageError: A pickle that asks for anything else, or a damaged one.
+        StorageError: The pickle names anything else, or is damaged.
     """
     try:
         with path.open("rb") as file:
             head = file.read(len(OLD_CONTAINER))
     except OSError:
-        return None  # whoever reads it next says why
+        return None  # the next reader reports the reason
     if head == OLD_CONTAINER:
         loaded = _read_old(path)
     elif head.startswith(b"PK\x03\x04"):
@@ -77,14 +76,14 @@ def read_pickled(path: Path) -> dict[str, Tensor] | None:
 
 
 def _part(module: Inert, name: str) -> dict[str, Any]:
-    """`_parameters` or `_modules` of what was a module; empty where the file says something odd."""
+    """Returns `_parameters` or `_modules` of a module; empty if the file has no such dict."""
     state = vars(module).get("state")
     part = state.get(name) if isinstance(state, dict) else None
     return part if isinstance(part, dict) else {}
 
 
 def _parameters(root: Inert) -> dict[str, Tensor]:
-    """Each module is visited once, so that a file whose modules hold themselves ends too."""
+    """Collects parameters by dotted name; visits each module once, so that cyclic references do not loop forever."""
     found: dict[str, Tensor] = {}
     waiting, seen = [("", root)], {id(root)}
     while waiting:
@@ -114,14 +113,14 @@ def _read_old(path: Path) -> Any:
 
 
 class _AskedFor(Exception):
-    """A name that no weights need."""
+    """The pickle names something that weights do not need."""
 
 
 class _OldContainer:
-    """The magic number, a version and facts about the machine, the object, the keys of its storages; then their bytes.
+    """Old container: magic number, version, system information, object, storage keys; then the bytes of the storages.
 
     Attributes:
-        storages: Flat tensors by key, first empty, then filled from the file.
+        storages: Flat tensors by key, allocated first, then filled from the file.
     """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
@@ -153,7 +152,7 @@ class _OldContainer:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows the names of `CLASSES` and of tensors, and no other."""
+    """Unpickler that accepts only the names in `CLASSES` and those of tensors."""
 
     def __init__(self, container: _OldContainer) -> None:
         super().__init__(container.file, encoding="latin1")
@@ -162,13 +161,13 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in CLASSES or full == "torch.device":
-            return type("Inert", (Inert,), {})  # a fresh one: whatever the file sets on it stays its own
+            return type("Inert", (Inert,), {})  # a new class, because the file may set attributes on it
         if full not in _KNOWN:
             raise _AskedFor(full)
         return _KNOWN[full]
 
     def persistent_load(self, saved: Any) -> Any:
-        """("module", class, its file, its source) or ("storage", dtype, key, device, numel, view)."""
+        """Resolves ("module", class, its file, its source) or ("storage", dtype, key, device, numel, view)."""
         if saved[0] == "module":
             return saved[1]
         kind, dtype, key, _, numel, transform = saved

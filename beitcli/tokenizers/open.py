@@ -1,4 +1,4 @@
-"""Opens a TOKENIZER: by the first of `pretrained/` that recognizes it, else as a checkpoint of this program."""
+"""Opens a TOKENIZER reference: by the first of `pretrained/` that recognizes it, else as our own checkpoint."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DALLE_CODES = 8192
 def open_tokenizer_of(
     checkpoint: CheckpointHandle, device: torch.device | None = None, on_progress: OnProgress | None = None
 ) -> Tokenizer:
-    """The tokenizer that a pretraining run learned from: its own lies inside it, another where it was.
+    """Opens the tokenizer of a pretraining run: inside the run if it was trained there, else by its reference.
 
     Raises:
-        StorageError: It names none, or what lies there is another tokenizer now.
+        StorageError: The run names none, or the tokenizer at that reference has changed.
     """
     named = checkpoint.settings.get("tokenizer")
     foreign = not checkpoint.settings and checkpoint.key_mapping is not None and not checkpoint.key_mapping.is_version_2
@@ -55,13 +55,14 @@ def open_tokenizer_of(
 def open_tokenizer(
     reference: str, device: torch.device | None = None, on_progress: OnProgress | None = None
 ) -> Tokenizer:
-    """`dall-e`, `hf://OWNER/NAME`, a folder with DALL-E's weights, a run of train-tokenizer or pretrain, a checkpoint.
+    """Opens a tokenizer, frozen and in evaluation mode.
 
-    Frozen, in evaluation mode.
+    Args:
+        reference: `dall-e`, hf://OWNER/NAME, a folder of DALL-E's weights, a run of train-tokenizer or pretrain, ...
 
     Raises:
         UsageError: There is none of that name.
-        StorageError: It is something else, damaged, or cannot be fetched.
+        StorageError: It is not a tokenizer, is damaged, or cannot be downloaded.
     """
     if reference == "pixels":
         raise UsageError(
@@ -89,8 +90,8 @@ def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
             f"'{reference}' is a {checkpoint.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
         )
     tensors = checkpoint.tensors()
-    with refused_as_unfit(checkpoint.reference):
-        model, size = blank_model(checkpoint.settings, tensors, checkpoint.reference)
+    with config_errors(checkpoint.reference):
+        model, size = build_on_meta(checkpoint.settings, tensors, checkpoint.reference)
         model.load_state_dict(tensors, assign=True)
         model.float()
     sums = (checkpoint.weights.parent / SUMS).read_text().splitlines()
@@ -98,7 +99,7 @@ def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
     return Tokenizer(reference, model, size, sha256, checkpoint.warnings)
 
 
-def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
+def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
     """Returns the network that a checkpoint's settings describe, on the meta device, and its image size.
 
     Args:
@@ -113,7 +114,7 @@ def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference:
             f"Tokenizer '{reference}' is of kind {one_line(repr(kind))}, which is not installed.",
             f"Install the package that adds it. Installed: {', '.join(KINDS.names())}.",
         )
-    with refused_as_unfit(reference):
+    with config_errors(reference):
         size = settings["size"]
         if type(size) is not int or not 1 <= size <= 100_000:
             raise ValueError(f"size {size!r}")
@@ -122,8 +123,8 @@ def blank_model(settings: Mapping[str, Any], stored: Collection[str], reference:
 
 
 @contextmanager
-def refused_as_unfit(reference: str) -> Iterator[None]:
-    """Reports errors of the block as a config.json that does not fit its weights (StorageError)."""
+def config_errors(reference: str) -> Iterator[None]:
+    """Context that converts errors to a StorageError: config.json does not fit the weights."""
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:

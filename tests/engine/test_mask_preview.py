@@ -16,7 +16,7 @@ from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
-from beitcli.engine.mim.task import views_and_masks
+from beitcli.engine.mim.task import transform_and_masking
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.masking import make_masking
 from beitcli.tokenizers.open import open_tokenizer
@@ -114,7 +114,7 @@ def test_mask_preview_shows_the_masks_that_pretraining_hides(
     training = hold_out(source, config.holdout, config.seed).training
     assert len(training) < len(source)
     masking = make_masking(config.masking, config.architecture.grid, 25, config.min_block)
-    transform, keyed = views_and_masks(config, open_tokenizer(str(tokenizer_run)), masking)
+    transform, keyed = transform_and_masking(config, open_tokenizer(str(tokenizer_run)), masking)
     part = StreamPart(seed=seed, batch_size=len(training), images_seen=0, steps=2)
     batches = training_batches(training, transform, part, workers=0, masking=keyed)
     argv = ["mask-preview", labelled_folder, "--grid", "8,8", "--num-masked", 25, "--min-block", 4, "--seed", seed]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError
 from beitcli.tokenizers.dvae import DiscreteVAE
-from beitcli.tokenizers.open import blank_model, open_tokenizer
+from beitcli.tokenizers.open import build_on_meta, open_tokenizer
 from beitcli.tokenizers.pretrained import PRETRAINED
 
 TOY = '''
@@ -323,15 +323,15 @@ def test_checkpoints_that_do_not_name_their_kind_are_discrete_vaes(tokenizer_run
     section = json.loads((tokenizer_run / "checkpoints" / "step-0000004" / "config.json").read_text())["beit"]
     assert section.pop("tokenizer_kind") == "dvae"
     names = load_file(tokenizer_run / "checkpoints" / "step-0000004" / "model.safetensors")
-    model, size = blank_model(section, names, "a")
+    model, size = build_on_meta(section, names, "a")
     assert isinstance(model, DiscreteVAE)
     assert (model.vocab_size, model.downsample, size) == (16, 4, 16)
     many = section | {"architecture": section["architecture"] | {"blocks_per_group": 10**6}}
     with pytest.raises(StorageError, match="does not fit its own config: 3 groups of 1000000 blocks"):
-        blank_model(many, names, "a")
+        build_on_meta(many, names, "a")
     for kind in (["dvae"], None, "vae", 3):
         with pytest.raises(StorageError, match="which is not installed"):
-            blank_model(section | {"tokenizer_kind": kind}, names, "a")
+            build_on_meta(section | {"tokenizer_kind": kind}, names, "a")
 
 
 def test_a_run_whose_config_names_no_kind_goes_on(beit: Callable, labelled_folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from beitcli.engine.events import Event, Warned
 from beitcli.engine.tokenizer_loading import prepared, token_precision
-from beitcli.tokenizers.base import PORTION, Tokenizer
+from beitcli.tokenizers.base import INVARIANT_BATCH, Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
 from beitcli.tokenizers.mixed_precision import LowPrecisionEncoder
 from tests.helpers.forked import forked
@@ -71,13 +71,13 @@ def test_encode_alike_does_not_depend_on_the_batch(
     tokenizer: Tokenizer, precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits, to the last bit: tokens would hide most of a difference."""
-    images = smooth(2 * PORTION + 3)
+    images = smooth(2 * INVARIANT_BATCH + 3)
     images = (images * 255).to(dtype) if dtype == torch.uint8 else images
     monkeypatch.setattr(DiscreteVAE, "encode", DiscreteVAE.token_logits)
     tokenizer = tokenizer.in_precision(precision)
     whole = tokenizer.encode_batch_invariant(images)
     torch.testing.assert_close(whole, tokenizer.encode(images), atol=1e-4, rtol=0)
-    for size in (1, 2, 3, 5, PORTION, PORTION + 1):
+    for size in (1, 2, 3, 5, INVARIANT_BATCH, INVARIANT_BATCH + 1):
         assert torch.equal(torch.cat([tokenizer.encode_batch_invariant(part) for part in images.split(size)]), whole), (
             size
         )

@@ -1,4 +1,4 @@
-"""The class of an image."""
+"""Image classification."""
 
 from __future__ import annotations
 

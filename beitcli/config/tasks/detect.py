@@ -1,4 +1,4 @@
-"""Boxes around objects, and their outlines."""
+"""Object detection and instance segmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TASK = TaskDefinition(
     name="detect",
     kind="detector",
     engine="beitcli.engine.detection",
-    opener="beitcli.models.checkpoints.build:detector_of",
+    opener="beitcli.models.checkpoints.build:load_detector",
     recipe="base-coco",
     default_head="faster-rcnn",
     heads=HEADS,

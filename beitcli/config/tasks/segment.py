@@ -1,4 +1,4 @@
-"""The class of every pixel."""
+"""Semantic segmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TASK = TaskDefinition(
     name="segment",
     kind="segmenter",
     engine="beitcli.engine.segmentation",
-    opener="beitcli.models.checkpoints.build:segmenter_of",
+    opener="beitcli.models.checkpoints.build:load_segmenter",
     recipe="base-ade20k",
     default_head="upernet",
     heads=HEADS,

@@ -1,1 +1,1 @@
-"""Order of the images, batches, and the worker processes that load them."""
+"""Sampling order, batches, and the worker processes that load them."""

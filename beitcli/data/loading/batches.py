@@ -1,13 +1,13 @@
-"""Batches: an endless keyed stream for training, one pass in order for evaluation.
+"""Data loaders: an endless keyed stream of batches for training, one pass in order for evaluation.
 
-Position p of the stream is image `order(p)`; step s of a batch of B takes positions s * B .. s * B + B - 1. So a run
-goes on from one integer, whatever the number of workers. With R repeats position p is image `order(p // R)`, its view
-that of epoch e * R + p % R. An image that cannot be read is replaced by the next readable
-one of the epoch's order, the same in every run, and reported with its batch.
+Position p of the stream is image `order(p)`; step s with batch size B takes positions s * B .. s * B + B - 1. So a run
+resumes from one integer, with any number of workers. With R repeats, position p is image `order(p // R)`, transformed
+with the random numbers of epoch e * R + p % R. An unreadable image is replaced by the next readable one in the epoch's
+order, the same in every run, and reported with its batch.
 
-Workers read ahead, by 2 GB at most: batches too large for that travel in pieces, which are joined here. The workers are
-started by the first batch that is asked for, in the thread that asks: the kernel ends them with that thread, so it must
-be one that lasts. Any thread may take the batches after it.
+Workers prefetch up to 2 GB; larger batches are transferred in pieces and joined here. The first call of `next` starts
+the workers. The kernel kills them when the thread of that call ends, so it must live as long as the loader; other
+threads may take the later batches.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.errors import BadImage, DataError
 
-# Of an image, of its (H, W, 3) uint8 pixels where the view has `wants_pixels`, of these and its (H, W) label map where
-# it has `wants_labels`; then the epoch and the image's key.
+# Takes an image, or its (H, W, 3) uint8 pixels if the transform has `wants_pixels`, or pixels and labels (a label map,
+# boxes) if it has `wants_labels`; then the epoch and the global index of the image.
 Transform = Callable[[Any, int, int], dict[str, np.ndarray]]
 Masking = Callable[[int, int], np.ndarray]
-Share = tuple[int, int]  # rank and number of the processes that share the batches
+Share = tuple[int, int]  # rank and world size
 _SUBSTITUTES = 64
 _READ_AHEAD_BYTES = 2e9
-_POLL_SECONDS = 0.5  # between looks whether a wait for the workers is to end, or one of them has died
-_TIMED_OUT = "DataLoader timed out"  # torch's message, after which its loader can be asked again
-_GRACE_SECONDS = 2.0  # that interrupted workers have to finish what they read
+_POLL_SECONDS = 0.5  # how often a wait for workers checks for an interrupt or a dead worker
+_TIMED_OUT = "DataLoader timed out"  # torch's message, after which its loader can be used again
+_GRACE_SECONDS = 2.0  # for interrupted workers to finish the current item
 
 
 @dataclass
 class Batch:
-    """Images and what belongs to them.
+    """A batch of images with labels and masks.
 
     Attributes:
-        tensors: What the view gave, stacked: `images` (B, 3, H, W) and more; `mask` (B, N) bool where there is masking;
-            `labels` (B,) int64 where the source has classes. What only some images have (`token_images` of those whose
-            tokens are not kept) has as many rows, in their order; what is `ragged` in the view, one after another.
-        indices: Of the images in the source.
+        tensors: Stacked outputs of the transform: `images` (B, 3, H, W) and others; `mask` (B, N) bool with masking;
+            `labels` (B,) int64 if the source has classes. Outputs that only some images have (`token_images`, if tokens
+            are not cached) are stacked in order, with fewer rows; those in the transform's `ragged` are concatenated.
+        indices: Indices of the images in the source.
         bad: (index, path, reason) of images that could not be read.
     """
 
@@ -66,14 +66,14 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPart:
-    """A part of the endless stream of a source's images.
+    """A part of the endless stream of training images.
 
     Attributes:
-        seed: Of the order.
-        batch_size: Of all processes together.
-        images_seen: Views before the part.
-        steps: Batches in it.
-        repeats: Views of each image in a row, with draws of their own.
+        seed: Seed of the order.
+        batch_size: Global batch size, over all ranks.
+        images_seen: Position at which the part starts.
+        steps: Number of batches.
+        repeats: Consecutive samples of each image, each with its own random transform.
     """
 
     seed: int
@@ -84,10 +84,10 @@ class StreamPart:
 
 
 class _BatchDataset(Dataset["Batch | DataError"]):
-    """Reads batches, numbered from 0, in `pieces` each; an error is an item: torch makes a traceback of its message."""
+    """Map-style dataset whose items are the pieces of batches; a DataError is returned, as torch would change it."""
 
-    pieces = 1
-    watch: WorkerMonitor | None = None  # where workers read
+    pieces = 1  # per batch
+    watch: WorkerMonitor | None = None  # None without workers
 
     def __init__(self, source: Source, transform: Transform, masking: Masking | None, batch_size: int) -> None:
         self.source, self.transform, self.masking, self.batch_size = source, transform, masking, batch_size
@@ -112,7 +112,7 @@ class _BatchDataset(Dataset["Batch | DataError"]):
         raise NotImplementedError
 
     def places(self, number: int) -> np.ndarray:
-        """(n,) positions of a batch's images in the stream."""
+        """Returns (n,) positions of the images of batch `number`, in the stream or the source."""
         raise NotImplementedError
 
     def read(self, places: np.ndarray) -> Batch:
@@ -144,7 +144,7 @@ class _BatchDataset(Dataset["Batch | DataError"]):
 
 
 def _reader(source: Source, transform: Transform) -> Callable[[int], Any]:
-    """What of an image the view is made of."""
+    """Returns the method of the source that reads the input of the transform."""
     if getattr(transform, "wants_labels", False):
         return source.pixels_and_labels  # type: ignore[attr-defined]
     return source.pixels if getattr(transform, "wants_pixels", False) else source.image
@@ -184,7 +184,7 @@ class _TrainingBatches(_BatchDataset):
         return self.collate(items, taken, bad)
 
     def _prefetch(self, positions: np.ndarray, indices: np.ndarray) -> None:
-        """Tells the source what is read a window later, or in the next batch, and first of all what is read now."""
+        """Prefetches the images one window (or one batch) ahead; at the first call also those of this batch."""
         if not self.has_begun:
             self.source.prefetch(indices)
             self.has_begun = True
@@ -247,11 +247,11 @@ def training_batches(
     pin_memory: bool = False,
     share: Share = (0, 1),
 ) -> Batches:
-    """Batches of a part of the endless stream.
+    """Loads a part of the endless stream.
 
     Args:
-        pin_memory: Give batches in page-locked memory, copied there by the thread that takes them.
-        share: (rank, size): this one's part of every batch is `rank_indices(batch_size, rank, size)`.
+        pin_memory: Returns batches in pinned memory; the thread that calls `next` copies them.
+        share: (rank, world size): this rank loads `rank_indices(batch_size, rank, size)` of every batch.
     """
     return Batches(_TrainingBatches(source, transform, part, masking, share), workers, pin_memory)
 
@@ -266,19 +266,19 @@ def ordered_batches(
     pin_memory: bool = False,
     share: Share = (0, 1),
 ) -> Batches:
-    """Every readable image once, in order; a batch may be short, or empty where all of it is bad.
+    """Loads every readable image once, in order; batches with bad images are smaller, perhaps empty.
 
     Args:
-        share: (rank, size): batches rank, rank + size, ... of the same batches that one process would have.
+        share: (rank, world size): this rank loads batches rank, rank + size, ... of those of a single process.
     """
     return Batches(_OrderedBatches(source, transform, masking, batch_size, share), workers, pin_memory)
 
 
 class Batches(Iterator[Batch]):
-    """One pass over the batches of a loader.
+    """Iterator over the batches of a loader.
 
     Attributes:
-        workers: Processes that read; 0: the thread that asks for a batch reads it.
+        workers: Number of worker processes; with 0, the thread that calls `next` reads.
     """
 
     def __init__(self, dataset: _BatchDataset, workers: int, pin_memory: bool) -> None:
@@ -290,11 +290,11 @@ class Batches(Iterator[Batch]):
         return next(self._batches)
 
     def interrupt(self) -> None:
-        """Ends the batches, from any thread: one that waits for the workers gets StopIteration within 0.5 s."""
+        """Ends the iteration, from any thread: a thread in `next` gets StopIteration within 0.5 s."""
         self._interrupted.set()
 
     def close(self) -> None:
-        """Ends the workers; not while another thread is in `next`."""
+        """Stops the workers; must not be called while another thread is in `next`."""
         self._batches.close()
 
 
@@ -317,17 +317,17 @@ def _iterate(
                 yield _joined(parts, pin_memory) if pin_memory or pieces > 1 else parts[0]
                 parts = []
         return
-    except (RuntimeError, OSError, EOFError):  # a worker has died: torch's, and of a batch that died with it
+    except (RuntimeError, OSError, EOFError):  # a worker has died
         death = dataset.watch.death(dataset.source) if dataset.watch is not None else None
         if death is None:
             raise
-    raise death  # here, where torch's error is none of its context, which would keep the other workers alive
+    raise death  # outside `except`: torch's error as context would keep the other workers alive
 
 
 def _items(
     dataset: _BatchDataset, workers: int, prefetch: int, interrupted: threading.Event
 ) -> Generator[Batch | DataError, None, None]:
-    """The loader's items, until it is interrupted."""
+    """Yields the items of torch's loader until it is interrupted."""
     iterator = _started(dataset, workers, prefetch)
     try:
         while not interrupted.is_set():
@@ -344,19 +344,19 @@ def _items(
         hurry = threading.Timer(_GRACE_SECONDS, terminate, [dataset.watch.processes if dataset.watch else []])
         if interrupted.is_set():
             hurry.start()
-        del iterator  # ends the workers; kept in a variable, the traceback of an error would keep them alive
+        del iterator  # stops the workers; an error's traceback would keep the variable, and so them, alive
         hurry.cancel()
 
 
 def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Batch | DataError]:
-    # Items are batches already. Every draw is keyed, so the loader's own seed matters to nothing: it is drawn apart,
-    # for it would move torch's global generator.
+    # Items are batches already. All randomness is keyed, so the loader's base seed is not used; it gets a generator of
+    # its own, because drawing it would advance torch's global generator.
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
         READ_AHEAD.finish()
         options |= {"prefetch_factor": prefetch, "worker_init_fn": prepare_worker, "timeout": _POLL_SECONDS}
     with warnings.catch_warnings(), preserve_sigchld():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
         iterator = iter(DataLoader(dataset, num_workers=workers, **options))
     if dataset.watch is not None:
         dataset.watch.processes = list(getattr(iterator, "_workers", ()))
@@ -364,10 +364,10 @@ def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Ba
 
 
 def read_ahead(batch_size: int, bytes_per_image: int, workers: int) -> tuple[int, int]:
-    """(items that each worker has under way, pieces that a batch travels in), 2 GB in all.
+    """Returns (prefetch factor of each worker, pieces per batch), so that prefetched data stays within 2 GB.
 
     Args:
-        bytes_per_image: 0 where it is not known.
+        bytes_per_image: 0 if unknown.
     """
     batch_bytes = batch_size * bytes_per_image
     if not batch_bytes:
@@ -379,7 +379,7 @@ def read_ahead(batch_size: int, bytes_per_image: int, workers: int) -> tuple[int
 
 
 def _joined(parts: list[Batch], pin_memory: bool) -> Batch:
-    """One batch of consecutive pieces, or of one, made in pinned memory where that is asked for: one copy in all."""
+    """Joins the pieces of a batch with a single copy, into pinned memory if requested."""
     filled = [part.tensors for part in parts if len(part)]
     tensors = {}
     for name in dict.fromkeys(name for part in filled for name in part):

@@ -1,8 +1,8 @@
-"""The order of images: a keyed permutation of each epoch that needs no memory, and choices that follow it.
+"""Samplers: the order of images as a keyed permutation per epoch in O(1) memory; `--limit` and held-out subsets.
 
 A permutation of n images is a Feistel network (Luby and Rackoff 1988) over the smallest domain of an even number of
-bits that holds n, walked along its cycle until it falls below n (Black and Rogaway 2002): under four steps on average.
-So the image at any place of any epoch is one computation, whatever n; a run resumes by `images_seen` alone.
+bits that holds n, with cycle walking until the result is below n (Black and Rogaway 2002): under four steps on average.
+So the image at any position of any epoch is computed directly for any n, and a run resumes from `images_seen` alone.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ROUNDS = 8  # 4 are enough for large domains; small ones need more to look unifo
 
 
 class KeyedPermutation:
-    """The endless stream of a run's images: epoch after epoch, each a permutation of all."""
+    """The endless stream of training images: one permutation of all images per epoch."""
 
     def __init__(self, length: int, seed: int, purpose: str = "order") -> None:
         """
         Args:
             length: Number of images, from 1.
             seed: The run's `--seed`.
-            purpose: Separates orders of one seed.
+            purpose: Gives independent orders for one seed.
         """
         if length < 1:
             raise ValueError(f"an order needs at least 1 image, not {length}")
@@ -37,10 +37,10 @@ class KeyedPermutation:
         self._half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
 
     def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What stands at places of the stream: about 0.4 microseconds each in large batches, 6 in one of 256.
+        """Returns epochs and images at stream positions: about 0.4 microseconds each for large n, 6 for n = 256.
 
         Args:
-            positions: (n,) integers from 0; `images_seen` is the next one.
+            positions: (n,) integers from 0; the next one to train on is `images_seen`.
 
         Returns:
             (n,) int64 epochs from 0 and (n,) int64 indices of images.
@@ -53,12 +53,12 @@ class KeyedPermutation:
         return epochs, indices
 
     def at(self, position: int) -> tuple[int, int]:
-        """(epoch, index of the image) at one place of the stream."""
+        """Returns (epoch, index of the image) at one position of the stream."""
         epochs, indices = self.indices(np.array([position]))
         return int(epochs[0]), int(indices[0])
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """(length,) int64: the whole epoch's order."""
+        """Returns the order of a whole epoch, (length,) int64."""
         return self._permuted(epoch, np.arange(self.length))
 
     def _permuted(self, epoch: int, places: np.ndarray) -> np.ndarray:
@@ -72,10 +72,10 @@ class KeyedPermutation:
 
 
 class WindowedPermutation:
-    """The endless stream where images are read by the block: each epoch a permutation that keeps to a window of blocks.
+    """The endless stream for sources that are read by blocks: a shuffle within windows of blocks.
 
-    The blocks of an epoch are permuted, `together` of them make a window, and a window's images are permuted; so a
-    process holds one window, and every place is still a function of (seed, epoch, place).
+    In each epoch the blocks are permuted, `together` consecutive ones form a window, and the images of each window are
+    permuted. So a process holds one window, and the order is still a function of (seed, epoch, position).
     """
 
     def __init__(self, blocks: Blocks, seed: int) -> None:
@@ -87,11 +87,11 @@ class WindowedPermutation:
 
     @property
     def window(self) -> int:
-        """Images of a window, in the mean."""
+        """Mean number of images per window, rounded up."""
         return math.ceil(self.length * self.blocks.together / len(self.blocks.lengths))
 
     def indices(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What stands at places of the stream, as `KeyedPermutation.indices`."""
+        """Returns epochs and images at stream positions, as `KeyedPermutation.indices`."""
         epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.length)
         found = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
@@ -104,7 +104,7 @@ class WindowedPermutation:
                 start = int(ends[window * together - 1]) if window else 0
                 end = int(ends[min((window + 1) * together, len(ends)) - 1])
                 order = KeyedPermutation(end - start, self.seed, f"order of window {window}")
-                # The position of the epoch's place in the window's own endless stream.
+                # The window is a stream of its own: here its epoch-th permutation.
                 _, mixed = order.indices(epoch * (end - start) + places[inside] - start)
                 at = np.searchsorted(ends, mixed + start, side="right")
                 block = blocks[at]
@@ -112,7 +112,7 @@ class WindowedPermutation:
         return epochs, found
 
     def _planned(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(m,) blocks in the epoch's order, and (m,) where each one's images end in it; the latest epoch's are kept."""
+        """Returns (m,) blocks in the epoch's order and (m,) end positions of each; caches the latest epoch."""
         if self._plan[0] != epoch:
             blocks = self._block_order.permutation(epoch)
             self._plan = epoch, blocks, np.cumsum(self.blocks.lengths[blocks])
@@ -120,21 +120,21 @@ class WindowedPermutation:
 
 
 def rank_indices(batch_size: int, rank: int, size: int) -> np.ndarray:
-    """(n,) int64 places in the global batch that one of `size` processes computes; together, each place once.
+    """Returns this rank's positions in the global batch, (n,) int64; over all ranks, each position occurs once.
 
-    Place p and its mirror image batch_size - 1 - p go to one process, the mirror images in reverse: mixup mixes a batch
-    with its own reverse, so that each process has both images of every pair, whatever their number. For one process it
+    Position p and its mirror position batch_size - 1 - p go to the same rank, the mirror ones in reverse order: mixup
+    mixes a batch with its reverse, so each rank has both images of every pair, for any world size. With one rank, this
     is the whole batch in order.
     """
     half = batch_size // 2
-    if batch_size % 2 or half < size:  # the former is never mixed, to mix the latter FinetuneTask refuses
+    if batch_size % 2 or half < size:  # odd batches are never mixed; mixup refuses the latter
         return np.arange(batch_size * rank // size, batch_size * (rank + 1) // size)
     first = np.arange(half * rank // size, half * (rank + 1) // size)
     return np.concatenate((first, batch_size - 1 - first[::-1]))
 
 
 def training_order(source: Source, seed: int) -> KeyedPermutation | WindowedPermutation:
-    """The stream of a run's images, in the order that suits how the source is read."""
+    """Returns the stream of a run: shuffled within windows if the source is read by blocks, else globally."""
     blocks = source.blocks()
     if blocks is None or len(blocks.lengths) <= blocks.together:
         return KeyedPermutation(len(source), seed)
@@ -147,7 +147,7 @@ def _round_keys(seed: int, purpose: str, epoch: int) -> np.ndarray:
 
 
 def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.uint64) -> np.ndarray:
-    """A bijection of [0, 4 ** half_bits): (n,) uint64 to (n,) uint64."""
+    """Applies a keyed bijection of [0, 4 ** half_bits): (n,) uint64 -> (n,) uint64."""
     low = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = values >> half_bits, values & low
     for key in keys:
@@ -156,22 +156,22 @@ def _feistel(values: np.ndarray, keys: np.ndarray, half_bits: np.uint64) -> np.n
 
 
 def _mixed(words: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014): every input bit moves every output bit."""
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014): every input bit affects every output bit."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
 def select_limit(source: Source, limit: int, seed: int) -> np.ndarray:
-    """The images that `--limit` takes, balanced over the classes where there are labels.
+    """Selects the images of `--limit`, balanced over classes if there are labels.
 
-    A smaller limit takes some of what a larger one takes.
+    A smaller limit selects a subset of a larger one.
 
     Returns:
         (min(limit, len(source)),) int64 indices in the keyed order.
 
     Raises:
-        UsageError: a limit below 1.
+        UsageError: The limit is below 1.
     """
     if limit < 1:
         raise UsageError(f"--limit {limit} takes no images.", hint="Give 1 or more.")
@@ -185,20 +185,20 @@ def select_limit(source: Source, limit: int, seed: int) -> np.ndarray:
 
 
 def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sets images aside, balanced over the classes where there are labels; a class's last image goes last of all.
+    """Splits off held-out images, balanced over classes if there are labels; a class's last image is taken last of all.
 
-    Of blocks on another machine few are taken, which hold four times the images, so that not all must be fetched first.
+    Remote images are taken from a few blocks that hold four times `count`, so that not all blocks are downloaded.
 
     Args:
-        source: The images to divide.
-        count: How many to hold out, from 0.
+        source: The images to split.
+        count: Number of images to hold out, from 0.
         seed: The run's `--seed`.
 
     Returns:
         (len(source) - count,) and (count,) int64 indices, disjoint, each ascending.
 
     Raises:
-        DataError: no image would be left.
+        DataError: No image would be left.
     """
     if not 0 <= count < len(source):
         raise DataError(
@@ -222,7 +222,7 @@ def split_holdout(source: Source, count: int, seed: int) -> tuple[np.ndarray, np
 
 
 def _in_few_blocks(indices: np.ndarray, blocks: Blocks, count: int, seed: int) -> np.ndarray:
-    """(n,) bool: which images lie in the first blocks, in keyed order, that hold four times `count`; 8 at least."""
+    """Returns (n,) bool: images in the first blocks, in keyed order, that hold four times `count`; 8 blocks or more."""
     drawn = KeyedPermutation(len(blocks.lengths), seed, "blocks of the holdout").permutation(0)
     needed = int(np.searchsorted(np.cumsum(blocks.lengths[drawn]), 4 * count)) + 1
     chosen = np.zeros(len(drawn), dtype=bool)
@@ -235,7 +235,7 @@ def _labels(source: Source) -> np.ndarray:
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """(n,) int64: how many images of the same class come before."""
+    """Returns (n,) int64: number of earlier images of the same class."""
     by_class = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     starts = np.cumsum(counts) - counts

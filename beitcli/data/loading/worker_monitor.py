@@ -1,7 +1,7 @@
-"""Which image each process of a loader is reading, so that the death of one can be told in words.
+"""Records which image each loader worker is reading, so that the error for a dead worker names the image.
 
-A worker that the kernel ends for memory, or that crashes in a decoder, says nothing itself. It writes the number of
-the image that it begins into memory shared with the process that trains. 8 bytes a worker, some microseconds an image.
+A worker that is killed for lack of memory, or crashes in a decoder, cannot report it. So each worker writes the index
+of the image that it starts into memory shared with the main process: 8 bytes per worker, some microseconds per image.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HINTS = {
 
 
 class WorkerMonitor:
-    """Shared by a loader's data set and its copies in the workers.
+    """Shared by a loader's dataset and its copies in the workers.
 
     Attributes:
-        processes: The workers, once they are started.
+        processes: The worker processes; empty until they are started.
     """
 
     def __init__(self, workers: int) -> None:
@@ -40,23 +40,23 @@ class WorkerMonitor:
         self.processes: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"processes": []}  # a worker that is not forked gets its own copy
+        return vars(self) | {"processes": []}  # spawned workers get a pickled copy
 
     def begins(self, index: int) -> None:
-        """Notes the image that this worker reads next; nothing in the process that trains."""
+        """Records the image that this worker reads next; does nothing in the main process."""
         worker = get_worker_info()
         if worker is not None:
             self._reading[worker.id] = index
 
     def rests(self) -> None:
-        """Notes that this worker reads none."""
+        """Records that this worker reads no image."""
         self.begins(_NOTHING)
 
     def death(self, source: Source) -> DataError | None:
-        """What to say of workers that ended by themselves; None where all live or ended well."""
+        """Returns an error that describes workers that died; None if all are alive or exited normally."""
         for each in self.processes:
             if not any(each.exitcode for each in self.processes):
-                each.join(0.2)  # its sockets close a moment before it is gone
+                each.join(0.2)  # its sockets close shortly before it exits
         dead = [(number, each.exitcode) for number, each in enumerate(self.processes) if each.exitcode]
         if not dead:
             return None
@@ -82,9 +82,9 @@ def _signal_name(number: int) -> str:
 
 @contextmanager
 def preserve_sigchld() -> Iterator[None]:
-    """Keeps SIGCHLD as it is while a loader starts: torch's handler would raise in the middle of a step.
+    """Restores the SIGCHLD handler after a loader starts: torch's handler would raise in the middle of a step.
 
-    The loader looks after its workers by itself, within 5 s, while a batch is awaited.
+    The loader also checks its workers, within 5 s, while it waits for a batch.
     """
     former = signal.getsignal(signal.SIGCHLD)
     try:
@@ -100,20 +100,20 @@ def terminate(processes: list[Any]) -> None:
 
 
 def prepare_worker(worker: int) -> None:
-    """A loader's worker leaves signals to the process that trains: schedulers send them to every process of a job."""
+    """Makes a worker leave signals to the main process: schedulers send them to every process of a job."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a SIGTERM to a worker ends the run without its last steps
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a SIGTERM kills workers and so loses the last steps
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
 
 
 def _end_when_the_parent_asks() -> None:
-    """Waits for a SIGTERM of the process that trains; those of others pass by."""
-    parent = multiprocessing.parent_process()  # os.getppid() may be a server that forks the workers
+    """Exits at a SIGTERM from the main process; ignores those of other processes."""
+    parent = multiprocessing.parent_process()  # os.getppid() may be the fork server
     pid = parent.pid if parent else os.getppid()
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
         continue

@@ -1,1 +1,1 @@
-"""DATA references to images: what the references name, the formats they are kept in, their splits."""
+"""Datasets: opens DATA references as sources of images; formats, splits, subsets."""

@@ -1,4 +1,4 @@
-"""What every source of images offers, whatever it is kept in."""
+"""Interface of image sources (`Source`), common to all formats."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from PIL import Image
 
 from beitcli.data.decode import decode_pixels, decode_rgb
 
-# What, how many, of how many (0 where nobody knows), unit; without a unit: a remark, told once.
+# What, number done, total (0 if unknown), unit. With an empty unit: a remark, reported once.
 OnProgress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Stretches of a source that are read as a whole, so that images near each other are cheap together.
+    """Consecutive images of a source that are read together, such as row groups of parquet.
 
     Attributes:
-        lengths: (m,) int64, images in each, in order; none is empty.
-        together: How many a process can hold at a time.
-        are_remote: They come from another machine, so that few images should not be taken out of many of them.
+        lengths: (m,) int64, number of images per block, in order; none is empty.
+        together: Number of blocks that a process can hold in memory.
+        are_remote: Whether blocks are downloaded, so that reading a few images from many of them is expensive.
     """
 
     lengths: np.ndarray
@@ -32,14 +32,14 @@ class Blocks:
 
 
 class Source(ABC):
-    """Indexed images with a path each and, where there are classes, a label.
+    """Map-style dataset of images, each with a path and, if there are classes, a label.
 
-    A source is cheap to open, safe to fork, and reads any image at random.
+    A source is cheap to open, safe to fork, and has random access.
 
     Attributes:
-        name: The DATA reference it came from.
-        classes: Class names in label order, or None where the data has no labels.
-        splits: Of the data that this is one split of, by their one name (train, validation, test); else empty.
+        name: The DATA reference.
+        classes: Class names in label order; None if the data has no labels.
+        splits: Canonical names (train, validation, test) of all splits of the data, if this is one of them; else empty.
     """
 
     name: str = ""
@@ -51,39 +51,39 @@ class Source(ABC):
 
     @abstractmethod
     def path(self, index: int) -> str:
-        """What names the image to a person: a file, or `shard.tar/member`."""
+        """Returns a name of the image for the user: a file, or `shard.tar/member`."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The stored bytes. Raises BadImage where they cannot be read."""
+        """Returns the encoded image file. Raises BadImage if it cannot be read."""
 
     def image(self, index: int) -> Image.Image:
-        """The upright RGB image. Raises BadImage."""
+        """Returns the decoded RGB image, upright. Raises BadImage."""
         return decode_rgb(self.read(index))
 
     def pixels(self, index: int) -> np.ndarray:
-        """`image` as (H, W, 3) uint8, decoded faster where it is stored as bytes. Raises BadImage."""
+        """Returns `image` as (H, W, 3) uint8, decoded faster if it is stored as a file. Raises BadImage."""
         if type(self).image is Source.image:
             return decode_pixels(self.read(index))
         return np.array(self.image(index))
 
     def label(self, index: int) -> int | None:
-        """Index into `classes`, or None."""
+        """Returns the index into `classes`, or None."""
         return None
 
     def global_index(self, index: int) -> int:
-        """The image's index in the whole DATA, which its draws are keyed by, whatever part of it this source is."""
+        """Returns the index of the image in the whole DATA, also for a subset; it keys the random numbers."""
         return index
 
     def blocks(self) -> Blocks | None:
-        """How it is best read; None where any image costs the same."""
+        """Returns the blocks in which it should be read; None if random access to images is cheap."""
         return None
 
-    def prefetch(self, indices: np.ndarray) -> None:  # noqa: B027 - most have nothing to begin
-        """Told which images are read soon: a source that fetches them may begin. Never fails."""
+    def prefetch(self, indices: np.ndarray) -> None:  # noqa: B027 - local sources do nothing
+        """Announces images that are read soon, so that a remote source can start the download. Never fails."""
 
     def fingerprint(self) -> str:
-        """SHA-256 over the paths and labels in order: equal data in equal order, equal fingerprint."""
+        """Returns the SHA-256 of paths and labels in order."""
         digest = hashlib.sha256()
         for index in range(len(self)):
             digest.update(f"{self.path(index)}\0{self.label(index)}\n".encode(errors="surrogateescape"))

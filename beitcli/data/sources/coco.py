@@ -1,10 +1,10 @@
-"""Reads a file of annotations in COCO's format: which images there are, what is in them, and what is wrong with it.
+"""Reads and checks an annotation file in COCO's format.
 
     {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name"}],
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd"}]}
 
-What concerns one image makes that image a bad one, with the reason; what concerns the file is a DataError. Outlines
-(`segmentation`: polygons, or runs of pixels) are read only where they are asked for.
+An error in one image marks that image as bad, with the reason; an error of the whole file is a DataError. Instance
+masks (`segmentation`: polygons or RLE) are read only if requested.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _PARTS = ("images", "annotations", "categories")
-_ROUNDING = 1.0  # pixels that a box may reach beyond the image, as COCO's own do; it is cut off there
+_ROUNDING = 1.0  # pixels by which a box may exceed the image, as some of COCO's do; it is clipped
 _FORMAT = "Give annotations in COCO's format: images, annotations and categories, each a list."
 _MOST_SIDE = 1_000_000
 
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What a file of annotations says.
+    """Contents of an annotation file.
 
     Attributes:
-        classes: Names of the categories, in the order of their ids: label order.
+        classes: Category names by ascending id, which is label order.
         names: File names of the images, in the file's order.
-        boxes: Of each image.
-        bad: Why an image cannot be used, by its number.
+        boxes: Boxes of each image.
+        bad: Image number -> reason why it cannot be used.
     """
 
     path: str
@@ -49,13 +49,13 @@ class CocoFile:
 
 
 def read_coco(path: str, outlines: bool = False) -> CocoFile:
-    """Reads and checks the file as a whole.
+    """Reads and checks an annotation file.
 
     Args:
-        outlines: Whether those of the objects are needed.
+        outlines: Whether to read instance masks.
 
     Raises:
-        DataError: It cannot be read, is not in the format, or contradicts itself.
+        DataError: It cannot be read, is not in COCO's format, or is inconsistent.
     """
     document = _parsed(path)
     classes, label_of = _categories(document["categories"], path)
@@ -103,7 +103,7 @@ def _parsed(path: str) -> dict[str, list[Any]]:
 
 
 def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Names in the order of the ids, and the label of each id."""
+    """Returns the names by ascending id, and the label of each id."""
     named: dict[int, str] = {}
     names: set[str] = set()
     for entry in entries:
@@ -121,7 +121,7 @@ def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[in
 
 
 def _image(entry: Any, number: int, path: str) -> tuple[Any, str, tuple[int, int], str]:
-    """Id, file name, (H, W), and what is wrong with it."""
+    """Returns id, file name, (H, W), and why the image cannot be used ("" if it can)."""
     identity = entry.get("id") if isinstance(entry, dict) else None
     name = entry.get("file_name") if isinstance(entry, dict) else None
     if isinstance(identity, bool) or not isinstance(identity, int | str) or not isinstance(name, str) or not name:
@@ -149,7 +149,7 @@ def _number_of(annotation: Any, number_of: dict[Any, int], path: str) -> int | N
 def _object(
     annotation: Mapping[str, Any], label_of: dict[int, int], size: tuple[int, int], outlines: bool
 ) -> tuple[Any, ...]:
-    """x0, y0, x1, y1, label, crowd, area, outline or None. Raises BadImage."""
+    """Returns x0, y0, x1, y1, label, crowd, area, and the instance mask or None. Raises BadImage."""
     category, crowd, box = (annotation.get(key) for key in ("category_id", "iscrowd", "bbox"))
     if not _is_integer(category) or category not in label_of:
         raise BadImage(f"category {_shown(category)} is none of the file's {len(label_of)}")
@@ -190,7 +190,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is finite and of a size that pixels have."""
+    """Whether it is a number below 1e12 in magnitude; NaN and infinity are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 

@@ -1,4 +1,4 @@
-"""Several sources one after another; their class names are united."""
+"""Concatenation of sources; class names are merged."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PIECE = 256  # images
 
 
 class Concat(Source):
-    """The images of every source in turn.
+    """Concatenation of sources.
 
-    `classes` is the ordered union of the sources' names, or None unless every source has labels; `splits` are those of
-    all of them.
+    `classes` is the ordered union of the sources' class names, None unless all sources have labels; `splits` is the
+    intersection.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -40,7 +40,7 @@ class Concat(Source):
         return int(self._starts[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which source the image is in, and its index there. Raises IndexError."""
+        """Returns the number of the source and the index in it. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -59,7 +59,7 @@ class Concat(Source):
         return self.sources[number].image(inner)
 
     def blocks(self) -> Blocks | None:
-        """Those of the parts; a part that is read image by image comes in pieces, to be mixed with the others."""
+        """Returns the blocks of all sources; a source without blocks is split into pieces, to mix with the others."""
         parts = [source.blocks() for source in self.sources]
         if all(part is None for part in parts):
             return None
@@ -87,5 +87,5 @@ class Concat(Source):
 
 
 def _pieces(length: int) -> np.ndarray:
-    """(m,) int64 lengths of `_PIECE`, and the rest."""
+    """Returns the lengths of pieces of `_PIECE` images and of the rest, (m,) int64."""
     return np.diff([*range(0, length, _PIECE), length])

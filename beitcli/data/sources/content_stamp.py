@@ -1,7 +1,7 @@
-"""Whether data is still what it was: names and labels, and size and times of the files that hold the images.
+"""Detects changed data by names, labels, and size and times of the image files; a cache key for computed features.
 
-`Source.fingerprint` knows only names and labels: enough for a run, whose draws hang on them, too little for anything
-computed from pixels. Reading every image would tell more and cost as much as decoding some of them.
+`Source.fingerprint` covers only names and labels: enough for a run, whose random numbers depend on them, but not for
+values computed from pixels. Hashing every image would be safer, but costs as much as decoding some of them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from beitcli.data.sources.base import Source
 
 
 def contents_stamp(source: Source) -> str:
-    """SHA-256 that changes with names, labels, order, and with any change of a file; 2 microseconds an image and file.
+    """Returns a SHA-256 of names, labels, order, and size and times of files; 2 microseconds per image and file.
 
-    Images that no file holds (`sample`) are told apart by the version that draws them.
+    The package version is included, for images without files (`sample`).
     """
     digest = hashlib.sha256(f"{source.fingerprint()} {__version__}\n".encode())
     known: dict[str, bytes] = {}
@@ -27,14 +27,14 @@ def contents_stamp(source: Source) -> str:
         stamp = known.get(folder)
         if stamp is None:
             stamp = _stamp(path)
-            if not stamp:  # a member of a shard, a row of a parquet file: one file holds them all
+            if not stamp:  # a member of a tar shard or a row of a parquet file
                 stamp = known[folder] = _holder(Path(folder))
         digest.update(stamp)
     return digest.hexdigest()
 
 
 def _stamp(path: str | Path) -> bytes:
-    """Empty where there is no such file."""
+    """Returns size and times of a file; empty if there is no such file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -43,7 +43,7 @@ def _stamp(path: str | Path) -> bytes:
 
 
 def _holder(folder: Path) -> bytes:
-    """Of the nearest file that the path leads through."""
+    """Returns the stamp of the nearest parent that is a file."""
     for each in (folder, *folder.parents):
         if each.is_file():
             return _stamp(each)

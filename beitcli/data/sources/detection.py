@@ -1,4 +1,4 @@
-"""Images with boxes: COCO's layout, or `sample`, whose boxes follow from its masks.
+"""Opens detection datasets: COCO's layout, or `sample`, whose boxes are derived from its masks.
 
 | layout | images | annotations |
 |---|---|---|
@@ -37,7 +37,7 @@ Files = tuple[str, str]  # the annotations, the folder of images
 
 
 class DrawnBoxes:
-    """Of the images of `sample`: one around what is seen of the shape, none where it is covered."""
+    """Boxes of `sample`: one around the visible part of the shape, none if it is fully covered."""
 
     def __init__(self, drawn: SampleSource) -> None:
         self.drawn = drawn
@@ -60,15 +60,15 @@ class DrawnBoxes:
 
 
 class DetectionSource(Source):
-    """Images with what is marked in them; labels of whole images there are none.
+    """Images with annotated boxes, without image labels.
 
     Attributes:
-        bad: (path, reason) of images that the annotations have, and that cannot be used: they are left out.
+        bad: (path, reason) of annotated images that cannot be used; they are left out.
 
     Args:
-        images: The images.
-        boxes: As many, in their order.
-        places: (n,) int64 places of the images in `boxes`; None for all.
+        boxes: Boxes of the images.
+        names: Class names in label order.
+        places: (n,) int64 indices of the images in `boxes`; None for all, in order.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class DetectionSource(Source):
         return self.images.pixels(index)
 
     def boxes(self, index: int) -> BoxLabels:
-        """What is marked in the image."""
+        """Returns the boxes of an image."""
         return self.marked[int(self.places[index])]
 
     def subset(self, indices: np.ndarray) -> DetectionSource:
-        """Those images, keyed as in the whole."""
+        """Returns a subset; global indices stay those of the whole."""
         return DetectionSource(Subset(self.images, indices), self.marked, self.names, (), self.places[indices])
 
     def renamed(self, names: tuple[str, ...]) -> DetectionSource:
-        """With the classes in another order, and perhaps more of them.
+        """Returns the source with labels for `names`: other order, perhaps more classes.
 
         Raises:
-            DataError: A class of this data is none of them.
+            DataError: A class of this data is not in `names`.
         """
         if names == self.names:
             return self
@@ -129,7 +129,7 @@ class DetectionSource(Source):
         return DetectionSource(self.images, remap_labels, names, self.bad)
 
     def pixels_and_labels(self, index: int) -> tuple[np.ndarray, BoxLabels]:
-        """(H, W, 3) uint8 and what is marked there. Raises BadImage, also where the image is of another size."""
+        """Returns (H, W, 3) uint8 and the boxes. Raises BadImage, also if the size differs from the annotations."""
         pixels, marked = self.pixels(index), self.boxes(index)
         if pixels.shape[:2] != marked.size:
             there, due = (f"{shape[1]} x {shape[0]}" for shape in (pixels.shape, marked.size))
@@ -137,7 +137,7 @@ class DetectionSource(Source):
         return pixels, marked
 
     def fingerprint(self) -> str:
-        """Also of the boxes, where they are not drawn."""
+        """Returns the SHA-256 of paths and, except for `sample`, of boxes."""
         digest = hashlib.sha256(super().fingerprint().encode())
         if not isinstance(self.marked, DrawnBoxes):
             for index in range(len(self)):
@@ -149,15 +149,15 @@ class DetectionSource(Source):
 def open_detection(
     references: Sequence[str], request: Request | None = None, *, outlines: bool = False, **changes: Any
 ) -> DetectionSource:
-    """The images and boxes that DATA references name.
+    """Opens DATA references as images with boxes.
 
     Args:
-        request: What is wanted of them.
-        outlines: Whether those of the objects are needed.
-        changes: Fields of the request that differ.
+        request: Options such as the split; the defaults if None.
+        outlines: Whether to read instance masks.
+        changes: Fields that replace those of `request`.
 
     Raises:
-        DataError: Missing data, no annotations, damaged ones, an absent split, or categories that differ.
+        DataError: Data, annotations or the split are missing, annotations are damaged, or categories differ.
     """
     request = replace(request or Request(), **changes)
     sources: list[DetectionSource] = []
@@ -183,7 +183,7 @@ def _of_folder(root: str, outlines: bool, request: Request) -> DetectionSource:
     bad = dict(found.bad)
     bad |= {place: "no such file" for place, path in enumerate(paths) if place not in bad and not os.path.exists(path)}
     good = np.array([place for place in range(len(paths)) if place not in bad], np.int64)
-    shown = {place: paths[place].encode(errors="replace").decode() for place in bad}  # JSON can hold half a character
+    shown = {place: paths[place].encode(errors="replace").decode() for place in bad}  # JSON may contain lone surrogates
     images = ListSource([b"?" if place in bad else os.fsencode(path) for place, path in enumerate(paths)], name=root)
     images.splits = splits
     left_out = [(shown[place], reason) for place, reason in sorted(bad.items())]
@@ -206,7 +206,7 @@ def _joined(sources: Sequence[DetectionSource]) -> DetectionSource:
 
 
 def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
-    """The files to read, and the splits that there are."""
+    """Returns the files to read, and the canonical names of all splits."""
     splits, whole = _splits(root), _whole(root)
     if request.split is None and whole is not None:
         return whole, frozenset()
@@ -216,7 +216,7 @@ def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
 
 
 def _whole(root: str) -> Files | None:
-    """The annotations of a folder without splits: annotations.json, or the only file in annotations/."""
+    """Returns the files of a folder without splits: annotations.json, or the only file in annotations/; else None."""
     annotations, images = os.path.join(root, "annotations.json"), os.path.join(root, "images")
     if os.path.isfile(annotations):
         return annotations, images if os.path.isdir(images) else root
@@ -227,13 +227,13 @@ def _whole(root: str) -> Files | None:
 
 
 def _annotation_files(root: str) -> list[str]:
-    """In ROOT/annotations: those of instances where there are any, as COCO has captions and keypoints too."""
+    """Lists JSON files in ROOT/annotations: only `instances_*` if any, as COCO also has captions and keypoints."""
     files = [name for name in sibling_names(os.path.join(root, "annotations")) if name.endswith(".json")]
     return [name for name in files if name.startswith("instances_")] or files
 
 
 def _splits(root: str) -> dict[str, Files]:
-    """The splits of a folder by their one name, each with its annotations and its folder of images."""
+    """Returns annotations and image folder of each split, by its canonical name."""
     folders = [name for name in sibling_names(root) if os.path.isdir(os.path.join(root, name))]
     found: dict[str, Files] = {}
     for name in folders:
@@ -250,7 +250,7 @@ def _splits(root: str) -> dict[str, Files]:
 
 
 def _images_of(root: str, folders: list[str], name: str, split: str | None) -> str | None:
-    """The folder of images called as the annotations are (train2017), or as their split; else `images/` itself."""
+    """Returns the image folder with the name of the annotations (train2017) or of their split; else `images`."""
     inside = [os.path.join("images", each) for each in sibling_names(os.path.join(root, "images"))]
     below = [each for each in inside if os.path.isdir(os.path.join(root, each))]
     places = [each for each in (*folders, *below) if each != "annotations"]

@@ -1,4 +1,4 @@
-"""What the sources share: which files are images, their names and labels kept in arrays, and reading one file."""
+"""Helpers of the formats: image file names, packed arrays of names, class labels, reading files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _INTEGER = re.compile(r"-?[0-9]+")
 
 
 def is_image_name(name: bytes) -> bool:
-    """Whether the name ends as one of the image formats does, in either case."""
+    """Whether the name has the extension of an image format, in any case."""
     return _IMAGE.search(name) is not None
 
 
 class PackedNames:
-    """Byte strings end to end in one block: 8 bytes more than their characters each, and nothing to copy on fork.
+    """Byte strings in one array: 8 bytes overhead per string, and no copies after fork.
 
-    A million `str` paths would take some 150 MB and be touched (so copied) by every worker's reference counts.
+    A million `str` paths would take some 150 MB, and the reference counts of every worker would copy them.
 
     Attributes:
         block: (bytes,) uint8.
-        bounds: (n + 1,) int64, where each begins and the last ends.
+        bounds: (n + 1,) int64, start of each string and end of the last.
     """
 
     def __init__(self, names: Iterable[bytes]) -> None:
@@ -42,14 +42,14 @@ class PackedNames:
 
     @classmethod
     def of(cls, block: np.ndarray, bounds: np.ndarray) -> PackedNames:
-        """Those that were packed before."""
+        """Wraps existing arrays."""
         packed = cls.__new__(cls)
         packed.block, packed.bounds = block, bounds
         return packed
 
     @classmethod
     def joined(cls, parts: Sequence[PackedNames]) -> PackedNames:
-        """The names of all parts, one after another."""
+        """Concatenates several."""
         if len(parts) == 1:
             return parts[0]
         starts = np.cumsum([0, *(len(part.block) for part in parts)])
@@ -57,7 +57,7 @@ class PackedNames:
         return cls.of(np.concatenate([part.block for part in parts]), np.concatenate([[0], *bounds]))
 
     def take(self, indices: np.ndarray | slice) -> PackedNames:
-        """Some of them; a slice, which is `slice(None)` here, takes all without a copy."""
+        """Selects strings by index; a slice must be `slice(None)`, and selects all without a copy."""
         if isinstance(indices, slice):
             return self
         return PackedNames(self[index] for index in indices.tolist())
@@ -73,35 +73,35 @@ class PackedNames:
 
 
 class Labeller:
-    """Collects one class name, or none, an image, and numbers the classes at the end."""
+    """Collects the class name of each image, and numbers the classes at the end."""
 
     def __init__(self) -> None:
         self._codes = array("i")
         self._code_of: dict[str, int] = {}
 
     def add(self, name: str | None) -> None:
-        """Notes the class of the next image; None where it has none."""
+        """Adds the class of the next image; None if it has none."""
         self._codes.append(-1 if name is None else self._code_of.setdefault(name, len(self._code_of)))
 
     def codes(self) -> tuple[list[str], np.ndarray]:
-        """Class names as they came, and (n,) int32 indices into them, -1 where there is none."""
+        """Returns class names in order of appearance, and (n,) int32 indices into them, -1 for no class."""
         return list(self._code_of), np.array(self._codes, dtype=np.int32)
 
     def finish(self) -> tuple[tuple[str, ...] | None, np.ndarray]:
-        """The classes and every image's label, as `number_classes` gives them."""
+        """Returns the classes and the label of every image, as `number_classes` does."""
         return number_classes(*self.codes())
 
 
 def number_classes(names: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    """The classes in label order, of those names that an image has.
+    """Numbers the classes that occur.
 
     Args:
-        names: Class names in any order; one may stand there twice.
-        codes: (n,) int32 indices into them, -1 where an image has none.
+        names: Class names in any order, perhaps with duplicates.
+        codes: (n,) int32 indices into `names`, -1 for images without a class.
 
     Returns:
-        Class names in label order, or None unless every image has one; (n,) int32 labels, -1 where there is none
-        (then labels mean nothing as indices, only whether there is one).
+        Class names in label order, None unless every image has one; (n,) int32 labels. Without class names, labels only
+        tell whether an image has a class (-1 if not).
     """
     if not codes.size or codes.min() < 0:
         return None, codes
@@ -111,7 +111,7 @@ def number_classes(names: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, 
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Each name once, in label order: by number where all are integers, else by code point."""
+    """Returns the unique names in label order: numerically if all are integers, else by code point."""
     unique = set(names)
     if all(_INTEGER.fullmatch(name) for name in unique):
         return tuple(sorted(unique, key=lambda name: (int(name), name)))
@@ -119,12 +119,12 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def require_whole_labels(name: str, labels: np.ndarray, example: str) -> None:
-    """Refuses data of which only a part has labels.
+    """Raises DataError if only some of the images have labels.
 
     Args:
         name: The DATA reference.
-        labels: (n,) int32, -1 where there is none.
-        example: The path of the first image without one.
+        labels: (n,) int32, -1 for no label.
+        example: Path of the first image without a label.
     """
     missing = int((labels < 0).sum())
     if 0 < missing < len(labels):
@@ -135,10 +135,10 @@ def require_whole_labels(name: str, labels: np.ndarray, example: str) -> None:
 
 
 def read_file(path: str | bytes) -> bytes:
-    """The file's bytes.
+    """Reads a file.
 
     Raises:
-        BadImage: There are none to be had, or the path leads to what is no file: a device or a pipe may never end.
+        BadImage: It cannot be read, or is not a regular file: a device or a pipe may never end.
     """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
@@ -156,18 +156,18 @@ def read_file(path: str | bytes) -> bytes:
 
 
 def _without_waiting(path: str | bytes, flags: int) -> int:
-    """Opening a pipe would wait for somebody to write into it."""
+    """Opens without blocking; opening a pipe would otherwise wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def require_readable(size: int) -> None:
-    """Raises BadImage where an image's file is longer than any image that is allowed."""
+    """Raises BadImage if an image file is larger than MAX_IMAGE_BYTES."""
     if size > MAX_IMAGE_BYTES:
         raise BadImage(f"{size / 1e9:.1f} GB, more than the {MAX_IMAGE_BYTES / 1e9:.1f} allowed")
 
 
 def sibling_names(folder: str) -> list[str]:
-    """What stands in the folder; nothing where it cannot be listed."""
+    """Lists a folder, sorted; empty if it cannot be listed."""
     try:
         return sorted(os.listdir(folder or "."))
     except OSError:
@@ -175,5 +175,5 @@ def sibling_names(folder: str) -> list[str]:
 
 
 def folders_below(root: str) -> list[str]:
-    """Names of the folders in a folder, hidden ones left out."""
+    """Lists the subfolders of a folder, without hidden ones."""
     return [name for name in sibling_names(root) if name[0] != "." and os.path.isdir(os.path.join(root, name))]

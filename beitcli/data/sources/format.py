@@ -1,4 +1,4 @@
-"""What a format of DATA is, and how it is asked for. A format is a module of `formats/` with a `FORMAT`."""
+"""Interface of DATA formats (`Format`), and the options for opening them (`Request`). `formats/` has one per module."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Role = Literal["train", "eval"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is wanted of DATA.
+    """Options for opening DATA.
 
     Attributes:
-        name: DATA as it was given, for messages.
-        split: `--split`; None for the role's own where the data has splits.
-        role: What the images are for, which chooses the split.
+        name: DATA as the user gave it, for messages.
+        split: `--split`; None for the default split of the role, if the data has splits.
+        role: Use of the images, which determines the default split.
         labelled: Whether every image must have a label.
-        sample_size: Pixels a side of the images of `sample`.
-        stdin: Where `-` reads paths; None for the process's own.
-        nul_separated: `-0`: those paths end in NUL, not in newline.
-        on_progress: Told how far looking through large data, or downloading it, is, and what a split leaves aside.
+        sample_size: Side of the images of `sample` in pixels.
+        stdin: Stream from which `-` reads paths; None for the process's stdin.
+        nul_separated: `-0`: paths on stdin end in NUL instead of newline.
+        on_progress: Receives the progress of indexing and downloads, and remarks such as unused splits.
     """
 
     name: str = ""
@@ -37,30 +37,30 @@ class Request:
 
     @classmethod
     def of(cls, config: Any, **others: Any) -> Request:
-        """With the `--split` and `-0` of a command's settings, where it has them."""
+        """Builds a request with `--split` and `-0` from a command's config, if it has them."""
         return cls(split=getattr(config, "split", None), nul_separated=getattr(config, "nul", False), **others)
 
     def say(self, remark: str) -> None:
-        """Tells something in one line."""
+        """Reports a remark of one line."""
         if self.on_progress is not None:
             self.on_progress(remark, 0, 0, "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One format of DATA.
+    """A format of DATA.
 
-    `looks`, `labels`, `words` and `rank` are written as literals: help reads them without importing the module.
+    `looks`, `labels`, `words` and `rank` must be literals: help reads them without importing the module.
 
     Attributes:
-        looks: What such DATA looks like, in a few words for help and errors.
-        open: The images of references of this format that stand side by side in DATA.
-        rank: Its place in help, and among those who are asked whether a path is theirs: `folder` (10) is the first,
-            `list_file` (80), which takes pipes, the last.
-        recognizes: Whether a path that exists is of this format.
-        words: References that name no file; one that ends in `/` is the beginning of such references.
-        labels: Where its labels come from, in a few words; empty where there are none.
-        finds_splits: Whether `open` chooses the split. Otherwise the files' names do, where `--split` is given.
+        looks: Short description of such DATA, for help and errors.
+        open: Opens consecutive references of this format.
+        rank: Order in help and in recognition: `folder` (10) is first; `list_file` (80), which accepts pipes, is the
+            last that recognizes paths.
+        recognizes: Whether an existing path has this format.
+        words: References that are not files; one that ends in `/` is a prefix.
+        labels: Short description of where labels come from; empty if there are none.
+        finds_splits: Whether `open` selects the split. Otherwise `--split` selects files by name.
     """
 
     looks: str

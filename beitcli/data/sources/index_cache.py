@@ -1,7 +1,7 @@
-"""What an earlier opening found, kept beside the cache: arrays in one file that is taken whole or not at all.
+"""Disk cache of dataset indexes, such as folder listings: named arrays in one file.
 
-A file is safetensors, with a CRC-32 in its metadata. A damaged one and one of an earlier format are no errors: the
-caller looks again and writes it anew.
+A file is safetensors with a CRC-32 in its metadata. Damaged files, and those of an earlier format, are cache misses:
+the caller builds the index again and overwrites the file.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from safetensors.numpy import save_file
 
 from beitcli.runtime.hub.client import cache_folder
 
-WORTH_KEEPING = 256  # images; fewer are found sooner than their index is read
-SETTLED_NS = 2_000_000_000  # some file systems tell times to 2 s: what changed later may change again unseen
-_FORMAT = "beit index 2"  # another number with any change of what is kept
+WORTH_KEEPING = 256  # images; for fewer, reading the index takes longer than building it
+SETTLED_NS = 2_000_000_000  # some file systems have a time resolution of 2 s: a later change could be missed
+_FORMAT = "beit index 2"  # increment it with any change of the contents
 
 
 def index_path(kind: str, path: str | bytes) -> Path:
-    """Where the index of a file or folder lies: one for each path, so that a new one takes the old one's place.
+    """Returns the cache path of the index of a file or folder; a new index replaces the old one.
 
     Args:
-        kind: What is indexed; part of the name.
-        path: Made absolute.
+        kind: Kind of index, part of the file name.
+        path: The file or folder; converted to an absolute path.
     """
     digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
     return cache_folder() / "indexes" / f"{kind}-{digest[:32]}"
 
 
 def is_settled(changed_ns: int) -> bool:
-    """Whether a change after now would change the time of the last one.
+    """Whether a later change would have a different time, so that an index made now can be validated by it.
 
     Args:
-        changed_ns: st_ctime_ns, which no program sets; tar and rsync restore the times of modification.
+        changed_ns: st_ctime_ns, which programs cannot set; tar and rsync restore modification times.
     """
     return time.time_ns() - changed_ns > SETTLED_NS
 
 
 def load_index(path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-    """The arrays of an index. None unless it is whole.
+    """Loads the arrays of an index; None if it is missing, damaged or of other data.
 
     Args:
-        about: What it must have been made of.
+        about: Key of the data, as given to `save_index`.
     """
     try:
         with safe_open(path, framework="np") as file:
@@ -63,10 +63,10 @@ def load_index(path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray] | 
 
 
 def save_index(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps arrays; where the cache cannot be written nothing is kept.
+    """Writes an index to the cache; does nothing if the cache is not writable.
 
     Args:
-        about: What they follow from, as JSON has it: strings, integers, lists.
+        about: Key of the data from which it was built, with JSON values: strings, integers, lists.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     beside = path.with_name(f"{path.name}.{os.getpid()}")
@@ -80,9 +80,9 @@ def save_index(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.nda
 
 
 def _metadata(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """With a CRC-32 of the arrays, their names and types: safetensors checks no content."""
+    """Returns metadata with a CRC-32 of names, types and data of the arrays; safetensors has no checksum."""
     check = 0
     for name, array in sorted(arrays.items()):
         check = zlib.crc32(array.data, zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), check))
     entry = json.dumps([_FORMAT, about, check], sort_keys=True)
-    return {"index": entry}  # one entry: safetensors keeps no order, and equal indexes are equal files
+    return {"index": entry}  # one entry, so that equal indexes give equal files: safetensors does not keep an order

@@ -1,4 +1,4 @@
-"""`open_data`: DATA references to one source of images."""
+"""`open_data` opens DATA references as one source of images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 
 
 def open_data(references: Sequence[str], request: Request | None = None, **changes: Any) -> Source:
-    """The images that DATA references name, one after another.
+    """Opens DATA references and concatenates their images.
 
     Args:
-        references: At least one; see "References" in the command line's contract.
-        request: What is wanted of them.
-        changes: Fields of the request that differ.
+        references: One or more; see "References" in the command line's contract.
+        request: Options such as the split; the defaults if None.
+        changes: Fields that replace those of `request`.
 
     Raises:
-        DataError: missing, unreadable or empty data, an absent split, or labels that are needed and not there.
-        UsageError: no reference, `-` twice, or a format that is not supported.
+        DataError: Data is missing, unreadable, empty or of an unknown format, or the split or required labels are
+            missing.
+        UsageError: There is no reference, `-` is given twice, or a format refuses the reference.
     """
     if not references:
         raise UsageError("No DATA is given.", hint=_hint())
@@ -44,7 +45,7 @@ def open_data(references: Sequence[str], request: Request | None = None, **chang
     request = replace(request or Request(), name=name, **changes)
     found = [(_format_of(path), path) for reference in references for path in _expand(reference)]
     sources: list[Source] = []
-    # Neighbours of one format are opened together, so that `*.tar` means the same whether the shell expands it or not.
+    # Consecutive paths of one format are opened together, so `*.tar` is the same whether the shell expands it or not.
     for kind, group in itertools.groupby(found, key=lambda pair: pair[0]):
         sources.extend(_open([path for _, path in group], kind, request))
     source = sources[0] if len(sources) == 1 else Concat(sources)
@@ -55,7 +56,7 @@ def open_data(references: Sequence[str], request: Request | None = None, **chang
 
 @cache
 def formats() -> tuple[Format, ...]:
-    """All there are, in the order in which they are asked whether a path is theirs."""
+    """Returns all formats, in the order in which they are tried for a path."""
     return tuple(sorted(DATA_FORMATS.entries().values(), key=lambda each: each.rank))
 
 
@@ -86,10 +87,10 @@ def _label_layouts() -> str:
 
 
 def _expand(reference: str) -> list[str]:
-    """The paths that a reference stands for: braces, then globs, sorted, each once.
+    """Expands braces, then globs; returns sorted unique paths.
 
     Raises:
-        DataError: a path is missing, or nothing matches.
+        DataError: A path is missing, or nothing matches.
     """
     if any(is_word(reference, each.words) for each in formats()) or os.path.exists(reference):
         return [reference]
@@ -103,7 +104,7 @@ def _expand(reference: str) -> list[str]:
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    """`{a,b}` and `{000..004}` written out, the innermost braces first; other braces stay as they are."""
+    """Expands `{a,b}` and `{000..004}`, the innermost braces first; leaves other braces unchanged."""
     for braces in _INNERMOST_BRACES.finditer(pattern):
         bounds = _RANGE.fullmatch(braces[1])
         if bounds:

@@ -1,11 +1,11 @@
-"""Images with a mask each: `images/` beside `masks/`, ADE20K's own layout, or `sample`.
+"""Opens segmentation datasets: `images/` beside `masks/`, ADE20K's layout, or `sample`.
 
 | layout | images | masks |
 |---|---|---|
 | ours | ROOT/images, ROOT/train/images | ROOT/masks, ROOT/train/masks (or `annotations`) |
 | ADE20K | ROOT/images/training | ROOT/annotations/training |
 
-A mask has its image's path, but for the ending; its pixels are class indices.
+A mask has the path of its image except for the extension; its pixels are class indices.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Folders = tuple[str, str]  # of images, of masks
 
 
 class SegmentationSource(Source):
-    """Images that have masks; labels of whole images there are none.
+    """Images with segmentation masks, without image labels.
 
     Attributes:
-        missing: Paths of images without a mask, which are left out.
+        missing: Paths of images without a mask; they are left out.
 
     Args:
-        images: The images.
-        masks: As many, in their order; what is read of them are mask files.
+        masks: Source of the mask files, in the order of the images.
+        rule: Mapping of mask values to labels.
     """
 
     def __init__(self, images: Source, masks: Source, rule: LabelMapping, missing: Sequence[str] = ()) -> None:
@@ -71,26 +71,26 @@ class SegmentationSource(Source):
         return self.images.pixels(index)
 
     def subset(self, indices: np.ndarray) -> SegmentationSource:
-        """Those images, keyed as in the whole."""
+        """Returns a subset; global indices stay those of the whole."""
         return SegmentationSource(Subset(self.images, indices), Subset(self.masks, indices), self.rule)
 
     def with_label_rule(self, rule: LabelMapping) -> SegmentationSource:
-        """The same files under another rule."""
+        """Returns the same images and masks with another label mapping."""
         return SegmentationSource(self.images, self.masks, rule, self.missing)
 
     def pixels_and_labels(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, 3) uint8 and (H, W) uint8. Raises BadImage."""
+        """Returns the pixels (H, W, 3) uint8 and the labels (H, W) uint8. Raises BadImage."""
         pixels = self.pixels(index)
         return pixels, self.labels(index, pixels.shape[:2])
 
     def labels(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) uint8 by the source's rule.
+        """Reads the labels of an image, (H, W) uint8.
 
         Args:
             size: (H, W) of the image.
 
         Raises:
-            BadImage: The mask cannot be read, is of another size, or holds what is no class.
+            BadImage: The mask cannot be read, has another size, or contains values that are not classes.
         """
         path = self.masks.path(index)
         try:
@@ -104,7 +104,7 @@ class SegmentationSource(Source):
 
 
 class _SampleMasks(Source):
-    """The masks of `sample` as files: 0 is the background, then the shapes."""
+    """Masks of `sample` as PNG files: 0 for background, class + 1 for shapes."""
 
     def __init__(self, drawn: SampleSource) -> None:
         self.drawn, self.name = drawn, drawn.name
@@ -122,7 +122,7 @@ class _SampleMasks(Source):
 
 
 def _of_folders(root: str, rule: LabelMapping, request: Request) -> SegmentationSource:
-    """The images of one folder with the masks of another."""
+    """Opens a folder and pairs images with masks by path."""
     folders, splits = _folders(root, request)
     images, masks = (FolderSource(each, name=root, classed=False, on_progress=request.on_progress) for each in folders)
     images.splits = splits
@@ -156,14 +156,15 @@ def _joined(sources: Sequence[SegmentationSource]) -> SegmentationSource:
 def open_segmentation(
     references: Sequence[str], rule: LabelMapping, request: Request | None = None, **changes: Any
 ) -> SegmentationSource:
-    """The images and masks that DATA references name.
+    """Opens DATA references as images with masks.
 
     Args:
-        request: What is wanted of them.
-        changes: Fields of the request that differ.
+        rule: Mapping of mask values to labels.
+        request: Options such as the split; the defaults if None.
+        changes: Fields that replace those of `request`.
 
     Raises:
-        DataError: Missing data, no masks, an absent split, or a reference that has no masks.
+        DataError: Data, masks or the split are missing.
     """
     request = replace(request or Request(), **changes)
     sources: list[SegmentationSource] = []
@@ -181,7 +182,7 @@ def open_segmentation(
 
 
 def _folders(root: str, request: Request) -> tuple[Folders, frozenset[str]]:
-    """The folders to read, and the splits that there are."""
+    """Returns the folders to read, and the canonical names of all splits."""
     splits = _splits(root)
     if splits or request.split is not None:
         return splits[choose_split(root, splits, request)], frozenset(map(canonical, splits))
@@ -192,7 +193,7 @@ def _folders(root: str, request: Request) -> tuple[Folders, frozenset[str]]:
 
 
 def _splits(root: str) -> dict[str, Folders]:
-    """The splits of a folder, each with its images and masks."""
+    """Returns the image and mask folders of each split, by its name."""
     found = {name: pair for name in folders_below(root) if (pair := _pair(os.path.join(root, name)))}
     pair = _pair(root)
     if pair is not None and not _holds_images(pair[0]):

@@ -1,10 +1,10 @@
-"""Splits: what train, validation and test are called, which split a file is of, and which one is read.
+"""Dataset splits: recognizes them by name and selects the one to read.
 
-| split | called, in any case | read by default |
+| split | names, in any case | default for |
 |---|---|---|
-| train | train, training | to train |
-| validation | val, validation, valid, dev | to measure |
-| test | test, testing, eval, evaluation | to measure where there is no validation split; never to train |
+| train | train, training | training |
+| validation | val, validation, valid, dev | evaluation |
+| test | test, testing, eval, evaluation | evaluation if there is no validation split; never training |
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}")
 
 
 def canonical(split: str) -> str:
-    """One name for what is called `val`, `valid`, `dev` and `validation`, and the like; others stay as they are."""
+    """Returns the canonical name of a split, such as `validation` for `val`; other names are returned unchanged."""
     return _SPLIT_OF_WORD.get(split.lower(), split)
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder of that name may be a split."""
+    """Whether a name is one of those for splits."""
     return name.lower() in _SPLIT_OF_WORD
 
 
 def split_of(path: str) -> str | None:
-    """`train`, `validation`, `test` or the name before `-00000-of-00001`; None where nothing tells.
+    """Returns the canonical split of a file, by its path or by the name before `-00000-of-00001`; None if unknown.
 
     Args:
-        path: Of a file, with `/`.
+        path: Path of a file, with `/`.
     """
     *folders, file = path.split("/")
     stem = file.partition(".")[0]
@@ -56,7 +56,7 @@ def split_of(path: str) -> str | None:
 
 
 def configuration_of(path: str) -> str | None:
-    """The first folder that is neither `data` nor a split; None where there is none."""
+    """Returns the configuration of a file: the first folder that is neither `data` nor a split; None without one."""
     for folder in path.split("/")[:-1]:
         if folder.lower() != "data" and not is_split(folder):
             return folder
@@ -64,24 +64,24 @@ def configuration_of(path: str) -> str | None:
 
 
 def are_splits(names: Iterable[str | None]) -> bool:
-    """Whether parts of a data set are its splits, rather than classes or just parts.
+    """Whether the parts of a dataset are its splits, not classes or shards.
 
-    They are where all of them are called so, two at least, or where there are both a train and a validation split.
+    They are if all have names of splits, of at least two splits, or if there are both a train and a validation split.
 
     Args:
-        names: Of the parts; None where nothing tells.
+        names: Names of the parts; None if a part has no known split.
     """
     splits = {None if name is None else canonical(name) for name in names}
     return has_train_and_val(splits) or (None not in splits and len(splits) > 1)
 
 
 def has_train_and_val(splits: Iterable[str | None]) -> bool:
-    """Whether there is one to learn from and one to measure on."""
+    """Whether there are both a train and a validation split."""
     return {"train", "validation"} <= set(splits)
 
 
 def trains_apart_from_val(split: str | None, splits: Iterable[str | None]) -> bool:
-    """Whether training on `--split` (None: on its own) leaves a validation split of the data aside.
+    """Whether training on `--split` (None: the default) leaves a validation split for evaluation.
 
     Args:
         splits: `Source.splits`.
@@ -90,13 +90,13 @@ def trains_apart_from_val(split: str | None, splits: Iterable[str | None]) -> bo
 
 
 def choose_split(name: str, available: Iterable[str], request: Request) -> str:
-    """The one to read of the splits that there are, by their names there; tells which ones are left aside.
+    """Selects the split to read among the available names; reports the unused ones.
 
     Args:
         name: The DATA reference.
 
     Raises:
-        DataError: the split is not there.
+        DataError: The split is missing.
     """
     there = sorted(set(available), key=_order)
     wanted = _OF_ROLE[request.role] if request.split is None else (canonical(request.split),)
@@ -107,36 +107,36 @@ def choose_split(name: str, available: Iterable[str], request: Request) -> str:
         way_out = f"Pass --split {there[0]}." if there else "Leave --split out to read all of it."
         raise DataError(f"'{name}' has no split '{missing}': {has}.", hint=way_out)
     chosen = request.split if request.split in found else found[0]
-    say_left_aside(name, chosen, there, request)
+    report_unused_splits(name, chosen, there, request)
     return chosen
 
 
-def say_left_aside(name: str, chosen: str, there: Iterable[str], request: Request) -> None:
-    """Tells what a choice of split does not read."""
+def report_unused_splits(name: str, chosen: str, there: Iterable[str], request: Request) -> None:
+    """Reports the splits that are not read."""
     aside = ", ".join(sorted(set(there) - {chosen}))
     if aside:
         request.say(f"'{name}': split {chosen} is read, {aside} left aside; --split chooses.")
 
 
 def _order(name: str) -> tuple[int, str]:
-    """Of the names of splits: train first, and `val` before `valid`."""
+    """Sort key for split names: train first, and `val` before `valid`."""
     return (WORDS.index(name.lower()) if is_split(name) else len(WORDS)), name
 
 
 def files_of_split(
     name: str, paths: Sequence[str], request: Request, *, by_default: bool = True
 ) -> tuple[list[str], frozenset[str]]:
-    """The files of `--split`, or of the role's own split, and which splits there are.
+    """Selects the files of `--split`, or of the default split; also returns all splits.
 
-    Where nothing is to be chosen, that is all files, and no splits.
+    If there is nothing to select, returns all files and no splits.
 
     Args:
         name: The DATA reference.
-        paths: Below the data set's folder; or of files that were named one by one.
-        by_default: Whether the role chooses where no `--split` is given; not of files that were named one by one.
+        paths: Paths relative to the dataset's folder, or of files that the user listed one by one.
+        by_default: Whether to use the default split without `--split`; False for files that the user listed.
 
     Raises:
-        DataError: the split is not there.
+        DataError: The split is missing.
     """
     splits = [split_of(path) for path in (paths if by_default else _apart(paths))]
     known = frozenset(each for each in splits if each is not None)
@@ -149,7 +149,7 @@ def files_of_split(
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
-    """Below the folder that all are in; it counts if it is called as a split itself, but those above it do not."""
+    """Makes paths relative to their common folder, or to its parent if that folder has the name of a split."""
     places = [os.path.abspath(path) for path in paths]
     common = os.path.commonpath([os.path.dirname(place) for place in places])
     root = os.path.dirname(common) if is_split(os.path.basename(common)) else common

@@ -1,4 +1,4 @@
-"""Some images of a source, in an order of one's own: what `--limit` and held-out images are made of."""
+"""Subset of a source, in any order; used for `--limit` and held-out images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from beitcli.data.sources.base import Blocks, Source
 
 
 class Subset(Source):
-    """The chosen images; classes and labels stay those of the whole, so that a head keeps its meaning."""
+    """Subset of a source; classes, labels and global indices stay those of the whole."""
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
         """
         Args:
-            source: The whole.
-            indices: (n,) integers in [0, len(source)), in the order wanted.
+            source: The whole source.
+            indices: (n,) integers in [0, len(source)), in any order.
 
         Raises:
-            IndexError: an index outside the source.
+            IndexError: An index is outside the source.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and not (indices.min() >= 0 and indices.max() < len(source)):
@@ -32,7 +32,7 @@ class Subset(Source):
         return len(self.indices)
 
     def locate(self, index: int) -> int:
-        """The image's index in the whole."""
+        """Returns the index in the whole source."""
         return int(self.indices[index])
 
     def global_index(self, index: int) -> int:
@@ -48,7 +48,7 @@ class Subset(Source):
         return self.source.image(self.locate(index))
 
     def blocks(self) -> Blocks | None:
-        """Those of the whole, as far as they are left; None where the order is another."""
+        """Returns the remaining blocks of the whole source; None unless `indices` are ascending."""
         whole = self.source.blocks()
         if whole is None or (np.diff(self.indices) <= 0).any():
             return None

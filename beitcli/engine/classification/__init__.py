@@ -1,1 +1,1 @@
-"""Classification: task, finetuning, evaluation, prediction."""
+"""Image classification: task, finetuning, evaluation, prediction."""

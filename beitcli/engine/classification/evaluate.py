@@ -1,6 +1,6 @@
-"""`beit eval` of a classifier: its metrics on labelled images (as in the release: bicubic resize, central crop).
+"""`beit eval` of a classifier: accuracy on labelled images (bicubic resize and center crop, as in the release).
 
-Every readable image counts once. Top-k is the share of images whose label is among the k likeliest classes.
+Every readable image counts once. Top-k is the share of images whose label is among the k most likely classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, warn_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import Preprocessing, classifier_of, preprocessing
@@ -38,16 +38,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class EvalReport(Accuracy, Evaluated):
-    """What a classifier is measured to do."""
+    """Report of a classifier's evaluation."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a measurement gives.
+    """Result of an evaluation.
 
     Attributes:
-        images: That were read.
-        bad: That were not.
+        images: Number of images that were read.
+        bad: (index, path, reason) of images that could not be read.
     """
 
     images: int
@@ -57,13 +57,13 @@ class Scores:
 
 
 def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> EvalReport:
-    """Measures a classifier.
+    """Evaluates a classifier.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
-        DataError: No labels, classes the model does not know, or too many bad images.
+        DataError: No labels, classes that the model does not have, or too many bad images.
     """
     model, checkpoint = classifier_of(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
@@ -74,12 +74,12 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     )
     columns = class_columns(source, checkpoint.classes)
     scores = score(model.to(batching.compute.device), source, columns, preprocessing(checkpoint, model), batching)
-    tell_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
+    warn_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
     return evaluated(config, TASK, EvalReport, scores.images, scores.bad, top1=scores.top1, top5=scores.top5)
 
 
 def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
-    """Of a classifier; those of ImageNet, where it says only how many there are."""
+    """Returns the class names of a classifier; those of ImageNet if it only has their number."""
     classes = checkpoint.classes
     if not checkpoint.names_classes and len(classes) in IMAGENETS:
         names = ImageNetInfo(IMAGENETS[len(classes)])
@@ -88,10 +88,10 @@ def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
 
 
 def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
-    """The model's column of each class of the source, matched by name, ImageNet's by WordNet's ids too.
+    """Returns the model's output index of each class of the source, by name; for ImageNet also by WordNet ID.
 
     Raises:
-        DataError: The model does not know a class.
+        DataError: The model does not have a class.
     """
     column_of = {name: column for column, name in enumerate(classes)}
     if len(classes) in IMAGENETS:
@@ -110,11 +110,11 @@ def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
 def score(
     model: ImageClassifier, source: Source, columns: list[int], transform: Preprocessing, batching: Batching
 ) -> Scores:
-    """Top-1 and top-5 of a model in evaluation mode over every readable image of a labelled source.
+    """Returns top-1 and top-5 of a model in evaluation mode over every readable image of a labelled source.
 
     Args:
         columns: From `class_columns`.
-        transform: Of the images.
+        transform: Preprocessing of the images.
     """
     device, world = batching.compute.device, batching.compute.world
     right1 = right5 = seen = 0
@@ -141,7 +141,7 @@ def score(
 def classify(
     model: ImageClassifier, source: Source, transform: Preprocessing, batching: Batching
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """This process's batches in order with their (B, classes) fp32 logits; an empty batch has none."""
+    """Yields this rank's batches in order with their (B, classes) fp32 logits; these are empty for an empty batch."""
     crop = evaluation_view(model.architecture.image_size, transform.crop_pct)
     for batch in batching.batches(source, crop):
         if not len(batch):

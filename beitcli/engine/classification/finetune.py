@@ -18,7 +18,7 @@ from beitcli.engine.classification.mixing import require_pairs
 from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, ignore, openings
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data
-from beitcli.engine.trainer.finetuning import FinetuneData, begin, run_finetuning
+from beitcli.engine.trainer.finetuning import FinetuneData, open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained, build_finetuned
 from beitcli.engine.trainer.reports import Finetuned, Timed
@@ -35,14 +35,14 @@ _HELD_OUT = 1024
 
 @dataclass(frozen=True)
 class FinetuneReport(Timed, Accuracy, Finetuned):
-    """A classifier that was made, and its metrics."""
+    """Report of a finetuned classifier."""
 
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
-    """Finetunes a classifier; with `dry_run`, a dict of the plan instead."""
+    """Finetunes a classifier and returns the report; with `dry_run`, returns the plan as a dict instead."""
     compute = join_compute(config)
     require_pairs(config, compute.world.size)
-    begun = begin(config, compute, on_event, takes_timm=True)
+    begun = open_finetuning(config, compute, on_event, takes_timm=True)
     init, world, on_event = begun.init, begun.compute.world, begun.on_event
     size = init.size
     source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
@@ -51,7 +51,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
         own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
-    transform = _training_view(config, init)
+    transform = _training_transform(config, init)
     model = build_classifier(config, init.checkpoint, data.classes, on_event)
     if config.shard and isinstance(model, TimmViT):
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
@@ -74,7 +74,7 @@ def _card(report: FinetuneReport, size: tuple[int, int]) -> FinetunedCard:
 def build_classifier(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> ImageClassifier:
-    """The model of `--init`, its head new but for the same classes; from scratch where there is none."""
+    """Builds the model of `--init`, with a new head unless the classes are the same; without one, from scratch."""
 
     def make(architecture: Architecture) -> ImageClassifier:
         if checkpoint is None:
@@ -82,15 +82,15 @@ def build_classifier(
         return new_classifier(architecture, len(classes), config.drop_path)
 
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
-        return HeadTransfer(_reinit(checkpoint, classes), draws_anew=True)
+        return HeadTransfer(_reinit(checkpoint, classes), keeps_random_init=True)
 
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 
 
 def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """What does not go over: the head and its norm, but for those of a classifier that pools alike.
+    """Returns the key prefixes that keep their initialization: head and norm, unless the pooling is the same.
 
-    The release keeps a finetuned model's `fc_norm`, and its head where the classes are the same (224 to 384 pixels).
+    The release keeps the `fc_norm` of a finetuned model, and its head if the classes are the same (224 to 384 pixels).
     """
     same_classes = checkpoint.names_classes and checkpoint.classes == classes
     if isinstance(checkpoint.architecture, TimmArchitecture):
@@ -103,7 +103,7 @@ def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str
 def _validation(
     config: FinetuneConfig, source: Source, size: int, on_event: OnEvent, world: DistributedContext
 ) -> tuple[HeldOut, str]:
-    """What to train on and what to measure on, and the name of the latter."""
+    """Returns training and validation images, and the name of the latter."""
     own = validation_data(config, source)
     if own is None:
         held = hold_out(source, _HELD_OUT, config.seed, world)
@@ -114,8 +114,8 @@ def _validation(
     return HeldOut(source, val, (), True), measured_on
 
 
-def _training_view(config: FinetuneConfig, init: Pretrained) -> FinetuningTransform:
-    """Raises UsageError for a policy of augmentation that timm has not; timm finds that only when it is used."""
+def _training_transform(config: FinetuneConfig, init: Pretrained) -> FinetuningTransform:
+    """Returns the transform. Raises UsageError for an unknown policy, which timm itself reports only on first use."""
     transform = FinetuningTransform(
         seed=config.seed,
         size=init.size,

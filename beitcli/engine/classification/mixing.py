@@ -83,12 +83,12 @@ def _rows_by_group(batch_size: int, group_size: int, rank: int, size: int) -> di
 
 
 def require_pairs(config: FinetuneConfig, processes: int) -> None:
-    """Mixing needs both images of a pair in one process, whose share would else not be what one process computes.
+    """Checks that every rank gets a pair of images if they are mixed, as mixup needs both images of a pair on one rank.
 
-    A batch of fewer images than processes is refused elsewhere.
+    Not for batches of fewer images than ranks, which another check refuses.
 
     Raises:
-        UsageError: Some process would have none.
+        UsageError: A rank would have no pair.
     """
     batch, pairs = config.batch_size, config.batch_size // 2
     if (config.mixup > 0 or config.cutmix > 0) and not batch % 2 and pairs < processes <= batch:

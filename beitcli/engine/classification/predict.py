@@ -1,4 +1,4 @@
-"""`beit predict` of a classifier: the classes of images, one document each, in input order."""
+"""`beit predict` of a classifier: one document per image with its classes, in input order."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def predict(
     """Yields `{"path", "label", "score", "top": [[label, score], ...]}`, or `{"path", "error"}`.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
-        DataError: After the last image, where some could not be read.
+        DataError: After the last image, if some could not be read.
     """
     model, checkpoint = classifier_of(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)

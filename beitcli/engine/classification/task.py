@@ -1,6 +1,6 @@
 """Image classification as a task of the training loop (paper section 2.6 and Table 13).
 
-features = mean of the patches of the last block, fc_norm        (B, D)
+features = fc_norm(mean over the patches of the last block)        (B, D)
 loss = cross_entropy(head(features), mixed and smoothed labels)
 """
 
@@ -27,14 +27,14 @@ from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.compute.compile import compiles
 
-_AT_ONCE = 128  # images of a measurement
+_AT_ONCE = 128  # images per forward pass of an evaluation
 
 
 class ClassificationObjective(nn.Module):
-    """From normalised (erased, mixed) images to the loss, as one module that compiles to one graph.
+    """Objective from normalized (erased, mixed) images to the loss, as one module that compiles to one graph.
 
     Args:
-        smoothing: Of labels that mixing has not smoothed already.
+        smoothing: Label smoothing, for labels that mixup has not smoothed already.
     """
 
     def __init__(self, model: ImageClassifier, smoothing: float) -> None:
@@ -48,13 +48,13 @@ class ClassificationObjective(nn.Module):
         uniforms: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean cross entropy.
+        """Returns the mean cross entropy.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalized.
             labels: (B,) int64, or (B, classes) mixed and smoothed.
-            uniforms: (B, 2 * depth) in [0, 1) for the drop paths.
-            valid: (B,) bool, False for images that only fill up the batch; None where all count.
+            uniforms: (B, 2 * depth) in [0, 1), for drop path.
+            valid: (B,) bool, False for images that pad the batch; None if all count.
         """
         logits = self.model(images, uniforms).float()
         if labels.dtype == torch.int64:
@@ -69,7 +69,7 @@ class ClassificationObjective(nn.Module):
 
 
 class FinetuneTask(FinetunedTask):
-    """Classification in the training loop."""
+    """Image classification in the training loop."""
 
     takes_padding = True
     kind = "classifier"
@@ -93,7 +93,7 @@ class FinetuneTask(FinetunedTask):
             self.mixup = GroupedMixup(config, len(self.classes), self.compute.world)
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
-        """Normalises, erases and mixes; timm draws from numpy's global generator, so that is keyed by the step."""
+        """Normalizes, erases and mixes."""
         images = normalize(batch["images"], *self.normalization)
         batch = {"images": images} | {name: each for name, each in batch.items() if name != "images"}
         boxes, noise = batch.pop("erased", None), batch.pop("noise", None)
@@ -108,14 +108,14 @@ class FinetuneTask(FinetunedTask):
         return self.forward(batch["images"], batch["labels"], batch.get("uniforms"), batch.get("valid")), {}
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Top-1 and top-5 on the validation images, of the averaged weights where there are any."""
+        """Returns top-1 and top-5 on the validation images, of the averaged weights if there are any."""
         transform = Preprocessing(self.normalization)
         scores = score(self.measured, self.val, self.columns, transform, self.batching(_AT_ONCE, check_stop))
         self.refuse_bad(scores.bad)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
     def timm_config(self) -> dict[str, Any]:
-        """So that `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` opens it as it lies."""
+        """Lets `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` open the checkpoint as it is."""
         architecture = self.model.architecture
         return timm_settings(
             architecture,

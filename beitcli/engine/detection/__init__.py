@@ -1,1 +1,1 @@
-"""Detection: task, finetuning, evaluation, prediction."""
+"""Object detection: task, finetuning, evaluation, prediction."""

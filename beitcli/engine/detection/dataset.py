@@ -1,4 +1,4 @@
-"""Detection data before training: checkpoint, every image's boxes looked at once, classes counted."""
+"""Detection data before training: opens it, checks the boxes of every image, counts the classes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MEND = "Mend the annotations or raise --max-bad."
 
 @dataclass(frozen=True)
 class DetectionData(FinetuneData[DetectionSource]):
-    """What a run trains on and is measured on.
+    """Training and validation images of a run.
 
     Attributes:
-        most: Boxes of the training image that has most.
+        most: Maximum number of boxes of a training image.
     """
 
     most: int
@@ -34,15 +34,15 @@ class DetectionData(FinetuneData[DetectionSource]):
 def open_detection_data(
     config: FinetuneConfig, known: tuple[str, ...], outlines: bool, size: int, on_event: OnEvent
 ) -> DetectionData:
-    """The data of a run, checked as a whole before its first step.
+    """Opens and checks all data of a run before its first step.
 
     Args:
         outlines: Whether the objects' outlines are needed, too.
-        known: Class names of the run that goes on; empty to take the data's.
-        size: Pixels a side of the images of `sample`.
+        known: Class names of a resumed run; empty to take those of the data.
+        size: Side of the images of `sample`, in pixels.
 
     Raises:
-        DataError: Too many images that cannot be used, no box in all of them, or categories that differ.
+        DataError: Too many unusable images, no box in any of them, or categories that differ.
     """
     source = _opened(config.data, config.split, "train", outlines, size, on_event)
     bad = _left_out(source, config.max_bad)
@@ -77,15 +77,14 @@ def _opened(
 
 
 def _left_out(source: DetectionSource, max_bad: float) -> list[Bad]:
-    """What the annotations alone show to be of no use. Raises DataError where it is too much."""
+    """Returns the images that their annotations make unusable. Raises DataError if they are too many."""
     bad = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(bad, len(source) + len(bad), max_bad, _MEND)
     return bad
 
 
 def _counted(source: DetectionSource, classes: int, what: str, on_event: OnEvent) -> tuple[np.ndarray, np.ndarray, int]:
-    """(classes,) int64 boxes of each class that is learned from, (classes,) int64 images it is in, and the most boxes
-    of an image."""
+    """Returns boxes (no crowds) and images per class, (classes,) int64 each, and the most boxes of an image."""
     boxes, images, most = np.zeros(classes, np.int64), np.zeros(classes, np.int64), 0
     for index in range(len(source)):
         marked = source.boxes(index)

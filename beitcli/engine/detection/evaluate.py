@@ -1,4 +1,4 @@
-"""`beit eval` of a detector: average precision over the data set (COCO's), boxes in the images' own pixels."""
+"""`beit eval` of a detector: COCO's average precision over the data set; boxes are in pixels of the original images."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from beitcli.engine.detection.inference import score
 from beitcli.engine.detection.metrics import METRICS, AveragePrecision, require_pycocotools
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
-from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, warn_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError
-from beitcli.models.checkpoints.build import detector_of
+from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
 
 
 @dataclass(frozen=True)
 class DetectionMetrics(AveragePrecision):
-    """Of all classes, and the AP of each by name."""
+    """Metrics over all classes, and the AP of each class by name."""
 
     ap_of_class: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class DetectionEvalReport(DetectionMetrics, Evaluated):
-    """What a detector is measured to do."""
+    """Report of a detector's evaluation."""
 
 
 def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> DetectionEvalReport:
-    """Measures a detector.
+    """Evaluates a detector.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
-        DataError: No annotations, categories the model does not know, no box at all, or too many bad images.
+        DataError: No annotations, categories that the model does not have, no box at all, or too many bad images.
         UsageError: pycocotools is not installed.
     """
     require_pycocotools()
-    model, checkpoint = detector_of(checkpoint, config.size)
+    model, checkpoint = load_detector(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
     batching = join_evaluation(config, checkpoint, on_event)
     world, on_event = batching.compute.world, batching.on_event
     size = max(model.architecture.image_size)
     request = Request.of(config, role="eval", sample_size=size, on_progress=openings(on_event))
-    outlines = model.detection.finds_masks
+    outlines = model.detection.predicts_masks
     source = world.rank_zero_first(lambda: open_detection(config.data, request, outlines=outlines))
     left_out: list[Bad] = [(-1, path, reason) for path, reason in source.bad]
     refuse_many_bad(left_out, len(source) + len(left_out), config.max_bad, "Mend the annotations or raise --max-bad.")
@@ -60,7 +60,7 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
         raise DataError(f"None of the {len(source)} images of '{source.name}' has a box.", "Check the annotations.")
     scored = score(model.to(batching.compute.device), source, checkpoint.normalization, batching)
     bad = [*left_out, *scored.bad]
-    tell_bad(config, bad, len(source) + len(left_out), on_event)
+    warn_bad(config, bad, len(source) + len(left_out), on_event)
     metrics = {name: getattr(scored.metrics, name) for name in METRICS}
     of_class = dict(zip(checkpoint.classes, scored.metrics.of_class, strict=True))
     return evaluated(config, TASK, DetectionEvalReport, scored.images, bad, **metrics, ap_of_class=of_class)

@@ -14,7 +14,7 @@ from beitcli.engine.detection.evaluate import DetectionMetrics
 from beitcli.engine.detection.metrics import METRICS, require_pycocotools
 from beitcli.engine.detection.task import DetectionTask
 from beitcli.engine.events import OnEvent, ignore
-from beitcli.engine.trainer.finetuning import begin, run_finetuning
+from beitcli.engine.trainer.finetuning import open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finetuned
 from beitcli.engine.trainer.reports import Finetuned, Timed
@@ -30,15 +30,15 @@ _PARTS = (*(f"{TASK.prefix}{part}" for part in ("pyramid", "rpn", "roi_heads")),
 
 @dataclass(frozen=True)
 class DetectReport(Timed, DetectionMetrics, Finetuned):
-    """A detector that was made, and its metrics."""
+    """Report of a finetuned detector."""
 
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport | dict[str, Any]:
-    """Finetunes a detector; with `dry_run`, a dict of the plan instead."""
+    """Finetunes a detector and returns the report; with `dry_run`, returns the plan as a dict instead."""
     require_pycocotools()
-    begun = begin(config, join_compute(config), on_event)
+    begun = open_finetuning(config, join_compute(config), on_event)
     init = begun.init
-    outlines = HEADS.load(config.head or TASK.default_head).finds_masks
+    outlines = HEADS.load(config.head or TASK.default_head).predicts_masks
     data = begun.compute.world.rank_zero_first(
         lambda: open_detection_data(config, init.classes, outlines, max(init.size), begun.on_event)
     )
@@ -76,7 +76,7 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
             "AP at an overlap of 0.5": shown(report.ap50),
             "AP at an overlap of 0.75": shown(report.ap75),
             "AP of small, medium and large objects": shown(report.ap_small, report.ap_medium, report.ap_large),
-            **({"AP of masks": shown(report.mask_ap)} if task.model.detection.finds_masks else {}),
+            **({"AP of masks": shown(report.mask_ap)} if task.model.detection.predicts_masks else {}),
         },
         by_class={f"AP, {name}": shown(value) for name, value in report.ap_of_class.items()},
         predict_options=" -o boxes/",
@@ -86,7 +86,7 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
 def build_detector(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Detector:
-    """The backbone of `--init` under a new head; a detector's own goes over if its shape and classes are the same."""
+    """Builds a detector on the backbone of `--init`; its head is loaded too if its shape and classes are the same."""
     head = config.head or TASK.default_head
 
     def make(architecture: Architecture) -> Detector:
@@ -102,7 +102,7 @@ def build_detector(
 
 
 def _require_even(architecture: Architecture) -> None:
-    """The coarsest level halves the grid."""
+    """Raises UsageError for a grid with an odd side: the coarsest level halves it."""
     if any(side % 2 for side in architecture.grid):
         patch, grid = architecture.patch_size, architecture.grid
         raise UsageError(

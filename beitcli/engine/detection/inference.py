@@ -1,4 +1,4 @@
-"""The objects of images: each seen once, as large as fits into the detector's size; boxes in the image's own pixels."""
+"""Inference of detectors: one pass per image, resized to fit their size; boxes in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from beitcli.data.transforms.detection import DetectionEvalTransform, LabelledDe
 from beitcli.engine.detection.metrics import DetectionMetrics, Detections, average_precision
 from beitcli.engine.events import Progress
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.engine.trainer.distributed_eval import Batching, measured_by_the_first
+from beitcli.engine.trainer.distributed_eval import Batching, finish_on_rank_zero
 from beitcli.models.networks.detector import Detector
 from beitcli.runtime.compute.device import Compute
 
-_WITHIN = 0.5  # how likely a pixel must be for it to belong to the object
+_WITHIN = 0.5  # minimum probability of a pixel of the object
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a measurement gives.
+    """Result of an evaluation.
 
     Attributes:
-        images: That were read.
-        bad: That were not.
+        images: Number of images that were read.
+        bad: (index, path, reason) of images that could not be read.
     """
 
     metrics: DetectionMetrics
@@ -39,8 +39,7 @@ class Scored:
 
 
 def score(model: Detector, source: DetectionSource, normalization: Normalization, batching: Batching) -> Scored:
-    """Average precision of a model in evaluation mode over every readable image, once, however many processes share
-    it."""
+    """Returns the average precision of a model in evaluation mode; each readable image counts once, on one rank."""
     world = batching.compute.world
     transform = LabelledDetectionTransform(size=model.architecture.image_size, mean=normalization[0])
     mine: list[tuple[int, Detections]] = []
@@ -58,20 +57,20 @@ def score(model: Detector, source: DetectionSource, normalization: Normalization
         return average_precision(marked, [found for _, found in every], model.classes)
 
     bad = sorted(record for part in everyone for record in part[1])
-    return Scored(measured_by_the_first(metrics, world), len(every), bad)
+    return Scored(finish_on_rank_zero(metrics, world), len(every), bad)
 
 
 def detect(
     model: Detector, source: Source, transform: DetectionEvalTransform, normalization: Normalization, batching: Batching
 ) -> Iterator[tuple[Batch, list[Detections]]]:
-    """This process's batches in order, with what is found in each of their readable images."""
+    """Yields this rank's batches in order, with the detections in each of their readable images."""
     for batch in batching.batches(source, transform):
-        yield batch, found_in(model, batch, normalization, batching.compute) if len(batch) else []
+        yield batch, detect_batch(model, batch, normalization, batching.compute) if len(batch) else []
 
 
 @torch.inference_mode()
-def found_in(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
-    """What a model in evaluation mode finds in a batch of `DetectionEvalTransform`."""
+def detect_batch(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
+    """Returns the detections of a model in evaluation mode in a batch of `DetectionEvalTransform`."""
     images = normalize(batch.tensors["images"].to(compute.device), *normalization)
     with compute.autocast():
         detections = model(images)
@@ -80,7 +79,7 @@ def found_in(model: Detector, batch: Batch, normalization: Normalization, comput
 
 
 def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size: list[int]) -> Detections:
-    """Boxes on the padded input to boxes on the image; what lies in the padding alone is dropped."""
+    """Maps boxes from the padded input to the original image; drops those that lie in the padding only."""
     boxes = detections["boxes"].cpu().double()  # MPS has no float64
     by = torch.tensor([size[1] / content[1], size[0] / content[0]]).double().repeat(2)
     most = torch.tensor([size[1], size[0]]).double().repeat(2)
@@ -94,7 +93,7 @@ def _in_own_pixels(detections: dict[str, torch.Tensor], content: list[int], size
 
 
 def _runs(mask: torch.Tensor, box: torch.Tensor, size: list[int]) -> Rle:
-    """(1, 28, 28) of a box as runs in the image, one object at a time: a hundred of 12 megapixels would take 5 GB."""
+    """Returns a (1, 28, 28) mask of a box as run lengths in the image; one object at a time: 100 of 12 MP take 5 GB."""
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
     pasted = paste_masks_in_image(mask.float().unsqueeze(0), box.float().unsqueeze(0), (size[0], size[1]))

@@ -1,7 +1,7 @@
-"""Average precision by pycocotools, COCO's own: the mean over ten overlaps (0.5 to 0.95), then over the classes.
+"""Average precision (AP) by pycocotools, as on COCO: mean over ten IoU thresholds (0.5 to 0.95), then over classes.
 
-Objects of an image are matched to its 100 best detections; a crowd's detections count neither for nor against. Small
-is below 32 x 32 pixels of area, large from 96 x 96 on. A figure without an object to find is None.
+Objects of an image are matched to its 100 best detections; detections of a crowd count neither for nor against. Small
+is below 32 x 32 pixels of area, large from 96 x 96 on. A metric without an object to find is None.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from beitcli.errors import UsageError
 
 @dataclass(frozen=True)
 class Detections:
-    """What is found in one image, best first.
+    """Detections in one image, best first.
 
     Attributes:
         boxes: (n, 4) float32, x0 y0 x1 y1 in pixels of the upright image.
         labels: (n,) int64.
         scores: (n,) float32 in 0-1.
-        masks: Runs of each, in the image's own size; None where no outlines are looked for.
+        masks: Run lengths of each mask, in the image's own size; None if the head predicts no masks.
     """
 
     boxes: np.ndarray
@@ -41,10 +41,10 @@ class Detections:
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """COCO's, fractions in 0-1; None where there is nothing to find.
+    """COCO's average precision, fractions in 0-1; None if there is nothing to find.
 
     Attributes:
-        mask_ap: And its kin: of outlines in place of boxes; None where they are not looked for.
+        mask_ap: This and the next two are of masks in place of boxes; None if no masks are predicted.
     """
 
     ap: float | None
@@ -60,7 +60,7 @@ class AveragePrecision:
 
 @dataclass(frozen=True)
 class DetectionMetrics(AveragePrecision):
-    """Of all classes, and the AP of each in label order."""
+    """Metrics over all classes, and the AP of each class in label order."""
 
     of_class: tuple[float | None, ...]
 
@@ -69,7 +69,7 @@ METRICS = tuple(each.name for each in fields(AveragePrecision))
 
 
 def require_pycocotools() -> None:
-    """Raises UsageError where the library is missing that measures detections."""
+    """Raises UsageError if pycocotools, which computes the metrics, is not installed."""
     try:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError:
@@ -80,11 +80,11 @@ def require_pycocotools() -> None:
 
 
 def average_precision(marked: Sequence[BoxLabels], found: Sequence[Detections], classes: int) -> DetectionMetrics:
-    """The metrics of detections over images; of outlines too, where all of both sides have them.
+    """Returns the metrics of detections over images; of masks too, if all detections have them.
 
     Args:
-        marked: What is there, of each image.
-        found: Likewise, in the same order.
+        marked: Annotated objects of each image.
+        found: Detections of each image, in the same order.
     """
     precision, stats = _evaluated(marked, found, classes, "bbox")
     of_masks: list[float | None] = [None] * 3
@@ -97,7 +97,7 @@ def average_precision(marked: Sequence[BoxLabels], found: Sequence[Detections], 
 def _evaluated(
     marked: Sequence[BoxLabels], found: Sequence[Detections], classes: int, kind: str
 ) -> tuple[np.ndarray, list[float | None]]:
-    """Precision (overlaps, recalls, classes), -1 where none is there, and the six metrics of all classes."""
+    """Returns precision (IoU thresholds, recalls, classes), -1 if undefined, and the six metrics over all classes."""
     from pycocotools.cocoeval import COCOeval
 
     images = [{"id": number, "height": each.size[0], "width": each.size[1]} for number, each in enumerate(marked)]
@@ -105,7 +105,7 @@ def _evaluated(
     masks = kind == "segm"
     truth = [_annotation(image, each, place, masks) for image, each in enumerate(marked) for place in range(len(each))]
     guesses = [_guess(image, each, place, masks) for image, each in enumerate(found) for place in range(len(each))]
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its steps there
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         evaluation = COCOeval(_indexed(images, categories, truth), _indexed(images, categories, guesses), iouType=kind)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -146,7 +146,7 @@ def _corner_and_sides(box: np.ndarray) -> list[float]:
 
 
 def _indexed(images: list[dict[str, Any]], categories: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Any:
-    """pycocotools' index of them. Ids begin with 1: it takes an object of id 0 for not matched."""
+    """Returns them indexed by pycocotools. IDs start at 1: it takes an object of ID 0 for unmatched."""
     from pycocotools.coco import COCO
 
     made = COCO()

@@ -1,4 +1,4 @@
-"""`beit predict` of a detector: the objects of images, one document each, and pictures with their boxes."""
+"""`beit predict` of a detector: one document per image with its objects, and pictures with their boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.models.checkpoints.build import detector_of
+from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.boxes import draw_bounding_boxes, draw_segmentation_masks
 from beitcli.runtime.compute.device import choose_workers
@@ -28,22 +28,23 @@ from beitcli.runtime.compute.device import choose_workers
 def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields `{"path", "detections": [{"label", "score", "box": [x0, y0, x1, y1]}, ...]}`, best first, boxes in pixels
-    of the upright image; of a head that finds masks each also `"mask": {"size": [H, W], "counts"}`, COCO's compressed
-    runs. With `-o` also `"output"`, the picture. Or `{"path", "error"}`.
+    """Yields `{"path", "detections": [{"label", "score", "box": [x0, y0, x1, y1]}, ...]}`, or `{"path", "error"}`.
+
+    Best first, boxes in pixels of the upright image. Heads with masks add `"mask": {"size": [H, W], "counts"}` to each,
+    COCO's compressed run lengths. `-o` adds `"output"`, the picture.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
         UsageError: `-o` would overwrite an input.
-        DataError: After the last image, where some could not be read.
+        DataError: After the last image, if some could not be read.
     """
-    model, checkpoint = detector_of(checkpoint, config.size)
+    model, checkpoint = load_detector(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
     compute = checkpoint.compute(config.device, config.precision)
     warn(checkpoint.warnings, on_event)
-    if model.detection.finds_masks:
+    if model.detection.predicts_masks:
         require_pycocotools()
     names, size = checkpoint.classes, model.architecture.image_size
     model.to(compute.device)

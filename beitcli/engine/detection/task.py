@@ -2,10 +2,10 @@
 
     loss = cross entropy and smooth L1 of anchors + the same of regions          each over what could be sampled
 
-Which anchors and regions are sampled follows from the image's place in the step, so a loss depends neither on how a
-batch is divided nor on the number of processes. But for the loss of masks: it is the mean over the regions with an
-object of one micro-batch of all processes, so that with a fixed `--micro-batch` their number changes it; it is equal
-where micro-batch times processes is.
+The sampling of anchors and regions is keyed by the image's position in the step, so losses depend neither on
+micro-batches nor on world size. The exception is the mask loss: it is the mean over the regions with an object of one
+micro-batch on all ranks. With a fixed `--micro-batch` it changes with the world size; it is equal if micro-batch size
+times world size is.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.detection.faster_rcnn import Targets
 from beitcli.models.networks.detector import Detector
 
-_AT_ONCE = 16  # images of a measurement
+_AT_ONCE = 16  # images per forward pass of an evaluation
 _SAMPLERS = 2
 
 
 class DetectionTask(FinetunedTask):
-    """Detection in the training loop."""
+    """Object detection in the training loop."""
 
     kind = "detector"
     model: Detector
@@ -41,21 +41,21 @@ class DetectionTask(FinetunedTask):
         self.num_uniforms = _SAMPLERS + (2 * self.model.architecture.depth if self.config.drop_path else 0)
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        draws = batch.get("uniforms")
-        sampled = None if draws is None else draws[:, :_SAMPLERS]
-        uniforms = draws[:, _SAMPLERS:] if draws is not None and draws.shape[1] > _SAMPLERS else None
+        uniforms = batch.get("uniforms")
+        sampled = None if uniforms is None else uniforms[:, :_SAMPLERS]
+        uniforms = uniforms[:, _SAMPLERS:] if uniforms is not None and uniforms.shape[1] > _SAMPLERS else None
         images = normalize(batch["images"], *self.normalization)
         losses = self.forward(images, targets_of(batch), sampled, uniforms)
-        for name in self.model.detection.region_means:
+        for name in self.model.detection.foreground_mean_losses:
             losses[name] = losses[name] * self._share_of_masks(len(images))
         return sum(losses.values(), torch.zeros((), device=images.device)), {
             name: value.detach() for name, value in losses.items()
         }
 
     def _share_of_masks(self, images: int) -> torch.Tensor:
-        """What makes the mean over this process's regions its part of the mean over those of all processes.
+        """Returns the factor that makes the mean over this rank's regions its part of the mean over those of all ranks.
 
-        The loop weighs processes by their images.
+        The loop weights ranks by their number of images.
         """
         here = torch.tensor([self.model.detection.samplers[1].positives, images], dtype=torch.float64)
         whole = self.compute.world.all_reduce_sum(here.to(self.compute.device, torch.float32))
@@ -63,7 +63,7 @@ class DetectionTask(FinetunedTask):
         return mine[0].to(everyone) / everyone[0].clamp(min=1e-9)
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """AP and its kin on the validation images; `ap/NAME` of each class that is there."""
+        """Returns AP metrics on the validation images, and `ap/NAME` of each class that occurs there."""
         batching = self.batching(_AT_ONCE, check_stop)
         scored = score(self.measured, self.val, self.normalization, batching)
         self.refuse_bad(scored.bad)
@@ -86,7 +86,7 @@ class DetectionTask(FinetunedTask):
 
 
 def targets_of(batch: Tensors) -> Targets:
-    """What is marked in each image of a batch of `DetectionTransform`, without the room that is left over."""
+    """Returns the objects of each image of a batch of `DetectionTransform`, without the padding."""
     there = batch["classes"] >= 0
     rows = zip(batch["boxes"], batch["classes"], there, strict=True)
     targets = [{"boxes": boxes[kept], "labels": labels[kept]} for boxes, labels, kept in rows]
@@ -98,6 +98,6 @@ def targets_of(batch: Tensors) -> Targets:
 
 
 def unpacked(packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(n, bytes) uint8, eight pixels each, to (n, H, W) uint8 of 0 and 1."""
+    """Unpacks (n, bytes) uint8, eight pixels per byte, to (n, H, W) uint8 of 0 and 1."""
     places = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
     return (packed.unsqueeze(-1) >> places & 1).flatten(1)[:, : height * width].unflatten(1, (height, width))

@@ -1,1 +1,1 @@
-"""Masked image modelling: the task, its targets, its token cache."""
+"""Masked image modeling: the task, its targets, its token cache."""

@@ -1,12 +1,12 @@
-"""From images on the device to the loss and its metrics, as one module that compiles to one graph (paper section 2.3).
+"""Objective of masked image modeling, from uint8 images to loss and metrics, compiled to one graph (paper section 2.3).
 
-    images = normalise(jitter(images))                                  uint8 to float
-    logits = model(images, mask)                            (M, V), masked patches only
+    images = normalize(jitter(images))                                  uint8 to float
+    logits = model(images, mask)                                        (M, V), masked patches only
     loss = cross_entropy(logits, visual_tokens[mask])
 
-Colour and normalisation fuse into the patch embedding, and the softmax of the head into its cross entropy, which saves
-writing and reading those tensors: an eager step moves 121 GB through memory for 256 images of BEiT-B, where the fused
-one moves about half (counted, not measured).
+A compiler fuses color jitter and normalization into the patch embedding, and the softmax of the head into the cross
+entropy, which saves memory traffic: an eager step moves 121 GB for 256 images of BEiT-B, the fused one about half
+(counted, not measured).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from beitcli.models.networks.beit import MaskedImageModel
 
 
 class MaskedImageObjective(nn.Module):
-    """Masked image modeling's loss.
+    """Loss of masked image modeling.
 
     Args:
-        target: What the head predicts of a patch.
-        normalization: (mean, std) of the images in [0, 1], by channel.
-        num_masked: Masked patches of each image; None where nothing is masked.
-        predict_all: Whether the loss is taken over all patches, not the masked ones alone (Table 4's ablation).
+        target: What the head predicts for a patch.
+        normalization: (mean, std) of the images in [0, 1], per channel.
+        num_masked: Number of masked patches of each image; None without masking.
+        predict_all: Whether the loss is over all patches instead of the masked ones only (ablation in Table 4).
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class MaskedImageObjective(nn.Module):
         uniforms: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Tensors]:
-        """Mean loss over the predicted patches, and detached scalars to log.
+        """Returns the mean loss over the predicted patches, and detached scalars to log.
 
         Args:
             images: (B, 3, H, W) uint8.
-            visual_tokens: (B, N) int64 in [0, V); None where pixels are predicted.
+            visual_tokens: (B, N) int64 in [0, V); None if the targets are pixels.
             mask: (B, N) bool, True where the patch is hidden, `num_masked` in each image.
-            color: (B, 9) float32, the jitter as `compose_jitter` gives it.
-            uniforms: (B, 2 * depth) in [0, 1) for the drop paths.
-            valid: (B,) bool, False for images that only fill up the batch; None where all count.
+            color: (B, 9) float32, the color jitter as `compose_jitter` returns it.
+            uniforms: (B, 2 * depth) in [0, 1), for drop path.
+            valid: (B,) bool, False for images that pad the batch; None if all count.
         """
         outputs, targets = self.forward_with_targets(images, visual_tokens, mask, color, uniforms)
         metric_mask = self.metric_mask(mask)
@@ -81,7 +81,7 @@ class MaskedImageObjective(nn.Module):
         color: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The head's outputs for the M patches to predict, (M, outputs), and their targets, (M, ...)."""
+        """Returns the head's outputs for the M patches to predict, (M, outputs), and their targets, (M, ...)."""
         pixels = self.normalizer(images, color)
         targets = self.target.targets(pixels, visual_tokens)
         if mask is None or self.num_masked is None:
@@ -94,5 +94,5 @@ class MaskedImageObjective(nn.Module):
         return self.model(pixels, mask, predicted, uniforms), targets.index_select(0, indices)
 
     def metric_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """(M,) bool, the hidden ones of the patches to predict; None where those are all."""
+        """Returns (M,) bool, which of the patches to predict are hidden; None if all are, or without masking."""
         return mask.flatten() if self.predict_all and mask is not None else None

@@ -1,9 +1,9 @@
-"""What a patch is to be predicted as: its visual token (paper section 2.3), or its pixels (the ablation of Table 4).
+"""Targets of a patch: its visual token (paper section 2.3), or its pixels (the ablation of Table 4).
 
     tokens: targets = tokenizer.encode(token_images)         (B * N,) int64 in [0, V);  cross entropy
-    pixels: targets = patches of the normalised images       (B * N, 3 * P * P);        mean squared error
+    pixels: targets = patches of the normalized images       (B * N, 3 * P * P);        mean squared error
 
-Pixels are normalised as the network's input is, by ImageNet's mean and standard deviation of each channel by default.
+Pixels are normalized like the input of the network, by default with ImageNet's mean and standard deviation per channel.
 """
 
 from __future__ import annotations
@@ -23,95 +23,95 @@ from beitcli.tokenizers.base import Tokenizer
 
 
 class MetricAccumulator(ABC):
-    """Metrics over the batches of a measurement."""
+    """Accumulates metrics over the batches of an evaluation."""
 
     @abstractmethod
     def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
-        """Takes in a batch; the arguments are those of `Target.training_metrics`."""
+        """Adds a batch; the arguments are those of `Target.training_metrics`."""
 
     @abstractmethod
     def update_empty(self) -> None:
-        """Takes in a batch whose images are all bad, so that batches keep their order over processes."""
+        """Adds a batch without readable images, so that the batches of all ranks stay in order."""
 
     @abstractmethod
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        """Over the batches of every process, added up in their order: the same for any number of processes."""
+        """Returns the metrics over the batches of all ranks, summed in order: they do not depend on the world size."""
 
 
 class Target(ABC):
-    """What the head learns.
+    """What the head learns to predict.
 
     Attributes:
-        outputs: Columns of the head.
+        outputs: Number of outputs of the head per patch.
     """
 
     outputs: int
 
     @abstractmethod
     def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
-        """The target of every patch of a batch, (B * N, ...).
+        """Returns the targets of all patches of a batch, (B * N, ...).
 
         Args:
-            images: (B, 3, H, W), normalised.
-            visual_tokens: (B, N) int64; None where pixels are predicted.
+            images: (B, 3, H, W), normalized.
+            visual_tokens: (B, N) int64; None if the targets are pixels.
         """
 
     @abstractmethod
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """The mean over M patches: `outputs` (M, outputs) in any precision, `targets` (M, ...).
+        """Returns the mean loss over M patches, from `outputs` (M, outputs) in any precision and `targets` (M, ...).
 
         Args:
-            weights: (M,) bool, False for patches that do not count; None where all do.
+            weights: (M,) bool, False for patches that do not count; None if all do.
         """
 
     @abstractmethod
     def training_metrics(
         self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
     ) -> Tensors:
-        """Scalars of a training batch.
+        """Returns scalar metrics of a training batch.
 
         Args:
-            metric_mask: (M,) bool, the patches that accuracies are of; None for all.
+            metric_mask: (M,) bool, True for the patches that count for accuracy; None for all.
         """
 
     @abstractmethod
     def accumulator(self) -> MetricAccumulator: ...
 
     def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        """Metrics over all of training so far; every process must ask."""
+        """Returns metrics over all training steps so far. All ranks must call this."""
         return {}
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Batches meanwhile do not count for `running_metrics`."""
+        """Context whose batches do not count for `running_metrics`."""
         yield
 
     def state(self) -> Tensors:
-        """What `running_metrics` rests on, for a checkpoint."""
+        """Returns the state behind `running_metrics`, for a checkpoint."""
         return {}
 
     def load_state(self, tensors: Tensors) -> None:  # noqa: B027 - only tokens are counted
-        """The inverse of `state`."""
+        """Inverse of `state`."""
 
 
 class TokenTarget(Target):
-    """Visual tokens; `counts` (V,) are those of training so far, `fresh` this process's since they were united."""
+    """Visual tokens. `counts` (V,) are of all training steps so far; `fresh` of this rank since the last all-reduce."""
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocab_size
         self.counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=device)
-        self.fresh = torch.zeros_like(self.counts)
+        self.local_counts = torch.zeros_like(self.counts)
 
     def targets(self, images: torch.Tensor, visual_tokens: torch.Tensor | None) -> torch.Tensor:
         assert visual_tokens is not None
         return visual_tokens.flatten()
 
     def encode(self, batch: Tensors) -> torch.Tensor:
-        """(B, N) int64 of a batch's `token_images`, whose `color` is applied first."""
+        """Returns (B, N) int64 tokens of a batch's `token_images`, after applying its `color` if it has one."""
         token_images = batch["token_images"]
         if "color" in batch:
             token_images = apply_color(token_images, batch["color"])
-        with torch.autocast(token_images.device.type, enabled=False):  # the tokenizer has a precision of its own
+        with torch.autocast(token_images.device.type, enabled=False):  # the tokenizer has its own precision
             return self.tokenizer.encode_batch_invariant(token_images)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -122,9 +122,9 @@ class TokenTarget(Target):
     def training_metrics(
         self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
     ) -> Tensors:
-        """Counts the targets, too, for `running_metrics`."""
+        """Also counts the targets for `running_metrics`."""
         weights = torch.ones_like(targets) if metric_mask is None else metric_mask.to(targets.dtype)
-        self.fresh.scatter_add_(0, targets, weights)
+        self.local_counts.scatter_add_(0, targets, weights)
         right = (outputs.argmax(dim=1) == targets).float()
         return {"masked_accuracy": (right * weights).sum() / weights.sum()}
 
@@ -132,31 +132,31 @@ class TokenTarget(Target):
         return _TokenAccumulator(torch.zeros_like(self.counts))
 
     def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        self.counts += world.all_reduce_sum(self.fresh)
-        self.fresh.zero_()
+        self.counts += world.all_reduce_sum(self.local_counts)
+        self.local_counts.zero_()
         baseline, entropy = unigram_metrics(self.counts)
         return {"baseline_accuracy": baseline, "unigram_entropy": entropy}
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        before = self.fresh.clone()
+        before = self.local_counts.clone()
         try:
             yield
         finally:
-            self.fresh.copy_(before)
+            self.local_counts.copy_(before)
 
     def state(self) -> Tensors:
-        return {"token_counts": self.counts + self.fresh}
+        return {"token_counts": self.counts + self.local_counts}
 
     def load_state(self, tensors: Tensors) -> None:
         self.counts.copy_(tensors["token_counts"])
-        self.fresh.zero_()
+        self.local_counts.zero_()
 
 
 class _TokenAccumulator(MetricAccumulator):
     def __init__(self, counts: torch.Tensor) -> None:
         self.counts = counts
-        self.parts: list[tuple[float, int, int]] = []  # of each batch: sum of the loss, patches, right ones
+        self.parts: list[tuple[float, int, int]] = []  # per batch: summed loss, patches, correct ones
 
     def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
         loss, patches = float(F.cross_entropy(outputs.float(), targets, reduction="sum")), len(targets)
@@ -181,13 +181,13 @@ class _TokenAccumulator(MetricAccumulator):
 
 
 def unigram_metrics(counts: torch.Tensor) -> tuple[float, float]:
-    """(share of the commonest token, entropy in nats) of (V,) counts."""
+    """Returns the share of the most frequent token and the entropy in nats, from (V,) counts."""
     probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
     return float(probabilities.max()), float(-torch.special.xlogy(probabilities, probabilities).sum())
 
 
 class PixelTarget(Target):
-    """The normalised pixels of a patch; needs no tokenizer."""
+    """The normalized pixels of a patch; needs no tokenizer."""
 
     def __init__(self, patch_size: int) -> None:
         self.patch_size, self.outputs = patch_size, 3 * patch_size**2
@@ -211,7 +211,7 @@ class PixelTarget(Target):
 
 
 class _PixelAccumulator(MetricAccumulator):
-    """Sums in double precision of each batch: of the error, of values, of each channel and of its squares."""
+    """Float64 sums per batch: squared error, number of values, and each channel's values and their squares."""
 
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []  # (8,) float64 each
@@ -227,7 +227,7 @@ class _PixelAccumulator(MetricAccumulator):
         self.parts.append(torch.zeros(8, dtype=torch.float64))
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        """`baseline_loss`: the error of always guessing each channel's mean, which is its variance."""
+        """`baseline_loss`: the error of always predicting each channel's mean, which is its variance."""
         total = sum(world.gather_interleaved(self.parts), torch.zeros(8, dtype=torch.float64))
         (error, values), colours, squares = total[:2].tolist(), total[2:5], total[5:]
         a_channel = values / 3

@@ -4,7 +4,7 @@ visual_tokens = tokenizer.encode(token_images)          (B, N) int64 in [0, V)
 logits = model(images, mask)                            (M, V), hidden patches only
 loss = cross_entropy(logits, visual_tokens[mask])
 
-The ablations of Table 4 are its settings: pixels for tokens (`targets.py`), random masks, all patches, no mask.
+The ablations of Table 4 are settings: pixels as targets (`targets.py`), random masks, loss over all patches, no mask.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from beitcli.tokenizers.pretrained import words
 
 @dataclass(frozen=True)
 class PretrainExtras:
-    """What pretraining may have beside its data and model.
+    """Optional parts of pretraining.
 
     Attributes:
-        token_cache: Of `--token-cache`; the task closes it.
-        probe: Of `--probe`.
-        on_event: Is told of a cache that cannot be written.
+        token_cache: Cache of `--token-cache`; the task closes it.
+        probe: Probe of `--probe`.
+        on_event: Receives a warning if the cache cannot be written.
     """
 
     token_cache: TokenCache | None = None
@@ -64,12 +64,12 @@ class PretrainTask(Task):
     """Masked image modeling in the training loop.
 
     Args:
-        tokenizer: None where pixels are predicted.
-        masking: None where nothing is hidden.
+        tokenizer: None if the targets are pixels.
+        masking: None without masking.
 
     Attributes:
-        known: Where there is a token cache: what completes batches from it.
-        probe: Where `--probe` asks for one.
+        token_cache: Adds cached tokens to batches and caches new ones; None without `--token-cache`.
+        probe: Probe of `--probe`, if given.
     """
 
     takes_padding = True
@@ -99,7 +99,7 @@ class PretrainTask(Task):
         self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path, residual)
         self.model.to(compute.device)
         queries = None
-        if masking is not None:  # of the last block
+        if masking is not None:  # rows of the last block's attention
             queries = self.model.patch_embed.num_patches if config.predict == "all" else masking.num_masked
         self.attention = self.model.choose_attention(plan.micro_batch, compute, queries=queries)
         self.objective = MaskedImageObjective(
@@ -113,7 +113,7 @@ class PretrainTask(Task):
             compute,
             self.objective,
             compile_step=compiles(config.compile, compute.device),
-            all_used=config.mask,  # or the mask token has no gradient
+            all_used=config.mask,  # otherwise the mask token has no gradient
             sharded=config.shard,
             compression=config.grad_compression,
         )
@@ -122,7 +122,7 @@ class PretrainTask(Task):
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
 
     def running(self) -> AbstractContextManager[Any]:
-        """Keeps the last new tokens at the end."""
+        """Writes the last new tokens to the cache at the end."""
         return closing(self.token_cache) if self.token_cache else nullcontext()
 
     def learning_rate(self, step: int) -> float:
@@ -132,7 +132,7 @@ class PretrainTask(Task):
         return self.token_cache.fill_tokens(batch) if self.token_cache else batch
 
     def inputs(self, batch: Tensors) -> Tensors:
-        """The objective's arguments; tokens that no cache has given are encoded here."""
+        """Returns the arguments of the objective; encodes the visual tokens unless the cache has provided them."""
         inputs: Tensors = {name: batch[name] for name in ("images", "mask", "color", "valid") if name in batch}
         if isinstance(self.target, TokenTarget):
             tokens = batch.get("visual_tokens")
@@ -140,7 +140,7 @@ class PretrainTask(Task):
         return inputs | ({"uniforms": batch["uniforms"]} if "uniforms" in batch else {})
 
     def forward_with_targets(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the objective's, eagerly: measurements have other shapes than training."""
+        """Calls that of the objective, eagerly: evaluation has other shapes than training."""
         return self.objective.forward_with_targets(**self.inputs(batch))
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
@@ -153,14 +153,14 @@ class PretrainTask(Task):
             yield
 
     def log_metrics(self) -> dict[str, float]:
-        """What knowing only the frequencies of this data's tokens would give, so far."""
+        """Returns the baseline that knows only the token frequencies of the data seen so far."""
         return self.target.running_metrics(self.compute.world)
 
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Metrics of held-out images, their views and masks those of epoch 0."""
+        """Returns metrics of held-out images, with the transforms and masks of epoch 0."""
         accumulator, world = self.target.accumulator(), self.compute.world
-        transform, masking = views_and_masks(self.config, self.tokenizer, self.masking)
+        transform, masking = transform_and_masking(self.config, self.tokenizer, self.masking)
         at_once = min(128, self.plan.micro_batch)
         batches = ordered_batches(
             self.held_out,
@@ -184,7 +184,7 @@ class PretrainTask(Task):
         return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """`tokenizer` and `token_size` are None where pixels are predicted, `masking` where nothing is hidden."""
+        """`tokenizer` and `token_size` are None if the targets are pixels, `masking` is None without masking."""
         tokenizer, masking = self.tokenizer, self.masking
         reference = (
             "own" if self.config.tokenizer == "own" else absolute_reference(tokenizer.reference if tokenizer else "")
@@ -210,16 +210,16 @@ class PretrainTask(Task):
 
 
 def absolute_reference(reference: str) -> str:
-    """A path from the root, so that it holds from another folder; a word that names no path stays as it is."""
+    """Makes a path absolute, so that it holds in any working directory; other references are returned as they are."""
     is_word = reference in words() or reference.startswith("hf://")
     return str(Path(reference).resolve()) if not is_word and Path(reference).exists() else reference
 
 
 def residual_dtype(config: PretrainConfig, compute: Compute) -> torch.dtype | None:
-    """Of the residual stream; None for fp32.
+    """Returns the dtype of the residual stream; None for fp32.
 
     Raises:
-        UsageError: bf16 is asked for beside another arithmetic.
+        UsageError: bf16 is requested, but the run has another precision.
     """
     if config.residual == "fp32":
         return None
@@ -232,17 +232,17 @@ def residual_dtype(config: PretrainConfig, compute: Compute) -> torch.dtype | No
 
 
 def token_size(config: PretrainConfig, tokenizer: Tokenizer | None) -> tuple[int, int] | None:
-    """(H, W) of the tokenizer's image, so that every patch has one token; None without a tokenizer."""
+    """Returns (H, W) of the tokenizer's image, so that every patch has one token; None without a tokenizer."""
     if tokenizer is None:
         return None
     rows, columns = config.architecture.grid
     return rows * tokenizer.model.downsample, columns * tokenizer.model.downsample
 
 
-def views_and_masks(
+def transform_and_masking(
     config: PretrainConfig, tokenizer: Tokenizer | None, masking: MaskGenerator | None
 ) -> tuple[FastPretrainingTransform | PretrainingTransform, Masking | None]:
-    """The keyed view and the keyed mask of an image; no mask is drawn where nothing is hidden."""
+    """Returns the keyed transform and the keyed mask generator of an image; the latter is None without masking."""
     kind = FastPretrainingTransform if config.views == "fast" else PretrainingTransform
     transform = kind(
         seed=config.seed,

@@ -1,7 +1,7 @@
-"""Pretraining with `--token-cache`: batches whose tokens are known need no encoder, and the run is the same.
+"""Pretraining with `--token-cache`: batches with cached tokens need no encoder, and the run is the same.
 
-On a CPU an image's tokens do not depend on its batch (`Tokenizer.encode_batch_invariant`), so only what is missing is
-encoded, and what is kept serves batches of every size.
+On a CPU an image's tokens do not depend on its batch (`Tokenizer.encode_batch_invariant`), so only missing ones are
+encoded, and the cache serves any batch size.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from beitcli.engine.trainer.task import Tensors
 from beitcli.errors import UsageError
 from beitcli.tokenizers.base import Tokenizer
 
-_MOST_LEAVING = 8  # batches of tokens in pinned memory; then the oldest is waited for
+_MOST_LEAVING = 8  # maximum number of batches of tokens in pinned memory
 
 
 def open_token_cache(
     folder: str, tokenizer: Tokenizer, source: Source, transform: TwoCropTransform, grid: tuple[int, int], device: str
 ) -> TokenCache:
-    """The cache of one tokenizer, data and view; its key holds all that could change a token.
+    """Opens the cache of one tokenizer, data set and transform; its key holds all that could change a token.
 
     Args:
-        source: The data, or a part of it: the key is of the whole.
-        device: Its type: other processors round otherwise.
+        source: The data, or a subset of it: the key is that of the whole.
+        device: Device type: other processors round differently.
 
     Raises:
         UsageError: `folder` is a file.
@@ -60,20 +60,20 @@ def open_token_cache(
 
 
 def _hardware(device: str) -> list[str | int]:
-    """What the last bits of a logit depend on besides: the instructions and threads, or the kind of GPU."""
+    """What else the last bits of a logit depend on: CPU instruction set and number of threads, or the GPU model."""
     if device == "cuda":
         return [torch.cuda.get_device_name()]
     return [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
 
 
 @dataclass(frozen=True)
-class _Leaving:
-    """New tokens on their way from the device.
+class _PendingTokens:
+    """New tokens that are being copied from the device.
 
     Attributes:
-        places: (m, 3) int64, on the CPU.
-        tokens: (m, N) int64, on the CPU.
-        left: Says when they are there; None where they always were.
+        places: (m, 3) int64 on the CPU: epoch, image index, CRC-32 of its pixels.
+        tokens: (m, N) int64 on the CPU.
+        left: CUDA event after the copy; None if no copy was needed.
     """
 
     places: torch.Tensor
@@ -81,41 +81,41 @@ class _Leaving:
     left: torch.cuda.Event | None
 
     @staticmethod
-    def start(places: torch.Tensor, tokens: torch.Tensor) -> _Leaving:
-        """Begins the copy, which nothing waits for."""
+    def start(places: torch.Tensor, tokens: torch.Tensor) -> _PendingTokens:
+        """Starts an asynchronous copy."""
         if tokens.device.type != "cuda":
-            return _Leaving(places, tokens, None)
+            return _PendingTokens(places, tokens, None)
         there = [torch.empty_like(each, device="cpu", pin_memory=True) for each in (places, tokens)]
         for each, to in zip((places, tokens), there, strict=True):
             to.copy_(each, non_blocking=True)
         left = torch.cuda.Event()
         left.record()
-        return _Leaving(there[0], there[1], left)
+        return _PendingTokens(there[0], there[1], left)
 
     @property
     def has_left(self) -> bool:
         return self.left is None or self.left.query()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Waits for them where they are not there yet."""
+        """Returns both as arrays; waits for the copy."""
         if self.left is not None:
             self.left.synchronize()
-        return self.places.cpu().numpy(), self.tokens.cpu().numpy()  # of an MPS device, too
+        return self.places.cpu().numpy(), self.tokens.cpu().numpy()  # on MPS they are still on the device
 
 
 class CachingTokenizer:
-    """Completes the tokens of batches, and keeps new ones.
+    """Adds missing tokens to batches, and caches them.
 
     Args:
-        encode: (m, N) tokens of a batch with `token_images`.
-        at_once: Images to encode together.
+        encode: Maps a batch with `token_images` to (m, N) tokens.
+        at_once: Number of images to encode together.
     """
 
     def __init__(
         self, cache: TokenCache, encode: Callable[[Tensors], torch.Tensor], at_once: int, on_event: OnEvent
     ) -> None:
         self.cache, self.encode, self.at_once, self.on_event = cache, encode, at_once, on_event
-        self.waiting: deque[_Leaving] = deque()
+        self.waiting: deque[_PendingTokens] = deque()
         self.warned = False
         for note in cache.notes:
             on_event(Warned(note))
@@ -123,9 +123,9 @@ class CachingTokenizer:
 
     @torch.no_grad()
     def fill_tokens(self, batch: Tensors) -> Tensors:
-        """The batch with all its `visual_tokens` (B, N), and without what they were made of.
+        """Returns the batch with all `visual_tokens` (B, N), and without the tensors they are computed from.
 
-        The new ones are written when a later batch comes and they have left the device: no step waits for them.
+        New tokens are written in a later call, once they have left the device: no step waits for them.
         """
         self._write()
         rest = {name: tensor for name, tensor in batch.items() if name not in ("token_images", "token_place")}
@@ -144,15 +144,15 @@ class CachingTokenizer:
             part = {name: tensor.index_select(0, missing[chosen]) for name, tensor in beside.items()}
             new.append(self.encode(part | {"token_images": token_images[chosen]}))
         encoded = torch.cat(new)
-        self.waiting.append(_Leaving.start(places.index_select(0, missing), encoded))
+        self.waiting.append(_PendingTokens.start(places.index_select(0, missing), encoded))
         return rest | {"visual_tokens": tokens.index_copy(0, missing, encoded)}
 
     def flush(self) -> None:
-        """Writes all that waits."""
+        """Writes all pending tokens."""
         self._write(at_most=0)
 
     def _write(self, at_most: int = _MOST_LEAVING) -> None:
-        """Writes what has left the device, the oldest first; waits for it where more than `at_most` would be left."""
+        """Writes what has left the device, oldest first; waits for it if more than `at_most` batches are pending."""
         while self.waiting and (self.waiting[0].has_left or len(self.waiting) > at_most):
             places, tokens = self.waiting.popleft().arrays()
             for (epoch, index, pixels), row in zip(places.tolist(), tokens, strict=True):

@@ -1,1 +1,1 @@
-"""Evaluation of frozen features: nearest neighbours and linear probes."""
+"""Evaluation of frozen features: k nearest neighbours and linear probes."""

@@ -1,8 +1,8 @@
-"""`beit eval --protocol knn|linear`: how much the frozen features of a model say about classes, layer by layer.
+"""`beit eval --protocol knn|linear`: classification accuracy of a model's frozen features, per layer.
 
-    --train DATA --> features of every layer asked for (once, cached)  \\
-                                                                         knn: neighbours vote; linear: one head a layer
-    DATA         --> the same                                          /
+    --train DATA --> features of the requested layers (cached)  \\
+                                                                  knn: neighbours vote; linear: one head per layer
+    DATA         --> the same                                   /
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
 from beitcli.engine.probing.knn import Counts, Vote, knn_counts
 from beitcli.engine.probing.linear_probe import ProbeTraining, probe_counts, train_probes
-from beitcli.engine.trainer.distributed_eval import measured_by_the_first
-from beitcli.engine.trainer.evaluation import tell_bad
+from beitcli.engine.trainer.distributed_eval import finish_on_rank_zero
+from beitcli.engine.trainer.evaluation import warn_bad
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
@@ -40,14 +40,14 @@ from beitcli.runtime.hub.client import cache_folder
 
 @dataclass(frozen=True)
 class ProbeReport(Evaluated):
-    """Metrics are fractions in 0-1.
+    """Report of a probe; metrics are fractions in 0-1.
 
     Attributes:
-        train_images: That were learned from.
-        classes: Of them.
-        layer: Whose metrics `top1` and `top5` are, from 1; of a sweep the best by top-1 on `data` itself.
-        k: Neighbours; None for `linear`.
-        layers: A sweep's metrics, `{"layer", "top1", "top5"}` each; else None.
+        train_images: Number of training images.
+        classes: Number of their classes.
+        layer: Layer of `top1` and `top5`, from 1; in a sweep the best one by top-1 on `data` itself.
+        k: Number of neighbours; None for `linear`.
+        layers: Metrics of a sweep, `{"layer", "top1", "top5"}` each; None otherwise.
     """
 
     top1: float
@@ -63,10 +63,10 @@ class ProbeReport(Evaluated):
 
 
 def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
-    """Measures the features of any model that opens.
+    """Evaluates the frozen features of any model that can be opened.
 
     Raises:
-        UsageError: A layer that the model has not, or no `--train`.
+        UsageError: A layer that the model does not have, or no `--train`.
         DataError: No labels, no class in common, or too many bad images.
     """
     model, checkpoint = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
@@ -94,12 +94,12 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     found = [extractor.features(source) for source in (train, val)]
     here = [features for features in found if features is not None]
     sources = _Sources(train, val, named)
-    return measured_by_the_first(lambda: _report(config, sources, here, layers, compute.device, on_event), world)
+    return finish_on_rank_zero(lambda: _report(config, sources, here, layers, compute.device, on_event), world)
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """What is learned from and what is measured on; `named`: the former, for the report."""
+    """Training and validation images; `named` is the name of the former, for the report."""
 
     train: Source
     val: Source
@@ -107,7 +107,7 @@ class _Sources:
 
 
 def chosen_layers(layer: str, depth: int) -> list[int]:
-    """Blocks from 1; all of them for `sweep`.
+    """Returns the requested blocks, counted from 1; all of them for `sweep`.
 
     Raises:
         UsageError: The model has no such block.
@@ -123,12 +123,12 @@ def chosen_layers(layer: str, depth: int) -> list[int]:
 
 
 def _training_source(config: EvalConfig, splits: frozenset[str], size: int, on_event: OnEvent) -> tuple[Source, str]:
-    """What is learned from, cut to `--limit`, and its name.
+    """Returns the training images, cut to `--limit`, and their name.
 
-    That is `--train`, or the train split of DATA where another split is measured on.
+    They are `--train`, or the train split of DATA if another split of it is evaluated.
 
     Args:
-        splits: Of DATA.
+        splits: Splits of DATA.
     """
     references = config.data if config.train is None else (config.train,)
     if config.train is not None:
@@ -154,10 +154,10 @@ def _report(
     device: torch.device,
     on_event: OnEvent,
 ) -> ProbeReport:
-    """What the first process makes of the features of both; it alone has them."""
+    """Evaluates the features of both sources on rank 0, which alone has them."""
     train, val = sources.train, sources.val
     for features, source in zip(found, (train, val), strict=True):
-        tell_bad(config, features.bad, len(source), on_event)
+        warn_bad(config, features.bad, len(source), on_event)
     if config.standardize:
         standard = {layer: found[0].moments(layer) for layer in layers}
         found = [replace(each, standard=standard) for each in found]
@@ -187,10 +187,10 @@ def _report(
 
 
 def _columns(train: Source, val: Source, seen: Features, asked: Features, on_event: OnEvent) -> torch.Tensor:
-    """(n,) int64, the training label of each readable image of `val` by the class's name; -1 where there is none.
+    """Returns (n,) int64: the training label of each readable image of `val`, by class name; -1 if there is none.
 
     Raises:
-        DataError: Not one class in common.
+        DataError: No class in common.
     """
     names = train.classes or ()
     present = {names[label] for label in np.unique(seen.readable_labels)}
@@ -217,7 +217,7 @@ def _columns(train: Source, val: Source, seen: Features, asked: Features, on_eve
 
 @dataclass(frozen=True)
 class _Protocol:
-    """How features are measured: `classes` of them, on `device`."""
+    """How features are evaluated: on `device`, with `classes` as the number of classes."""
 
     config: EvalConfig
     layers: Sequence[int]
@@ -228,7 +228,7 @@ class _Protocol:
 def _measure(
     how: _Protocol, train: Features, val: Features, targets: torch.Tensor, on_event: OnEvent
 ) -> dict[int, Counts]:
-    """By layer."""
+    """Returns counts by layer."""
     config, layers, classes, device = how.config, how.layers, how.classes, how.device
     on_event(Note(f"{config.protocol}: {len(train):,} training images, {len(val):,} to measure on"))
     if config.protocol == "linear":

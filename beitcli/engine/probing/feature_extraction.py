@@ -1,6 +1,6 @@
-"""Pooled features of all images of a source: computed once, kept in the cache, read from there ever after.
+"""Pooled features of all images of a source, computed once and then read from the cache.
 
-Whole batches are shared out over the processes; `FeatureWriter` takes them in order.
+Whole batches are sharded over ranks; `FeatureWriter` receives them in order.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _EVERY = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureExtractor:
-    """A model in evaluation mode on its device, and which of its features are asked for.
+    """A model in evaluation mode on its device, and the requested features.
 
     Attributes:
         weights: `weights_digest` of the model.
-        layers: Blocks from 1; all of them are kept together, and serve for each of them later.
-        pool: `mean` of the patches, or the `class` token.
-        cache: The folder that features are kept in.
+        layers: Blocks, from 1; if all are requested they are cached together, and serve any of them later.
+        pool: `mean` over the patches, or the `class` token.
+        cache: Folder of the feature cache.
     """
 
     model: SupportsBlockOutputs
@@ -52,15 +52,15 @@ class FeatureExtractor:
     on_event: OnEvent = ignore
 
     def features(self, source: Source) -> Features | None:
-        """The features of a source, from the cache where it has them whole.
+        """Returns the features of a source, from the cache if it has all of them.
 
-        The first process's cache decides, for each machine may have its own; all help to compute what it has not.
+        The cache of rank 0 decides, as each machine may have its own; all ranks compute what is missing.
 
         Returns:
-            None in all processes but the first, which alone reads them.
+            None on all ranks but rank 0, which alone reads the features.
 
         Raises:
-            StorageError: They cannot be kept, or are not finite.
+            StorageError: They cannot be written, or are not finite.
         """
         world = self.compute.world
         about = self._identity(source) if world.is_rank_zero else {}
@@ -84,7 +84,7 @@ class FeatureExtractor:
         return found[0] if world.is_rank_zero else None
 
     def _identity(self, source: Source) -> dict[str, Any]:
-        """All that features follow from but the layers."""
+        """Returns everything that the features depend on, except the layers."""
         architecture, transform = self.model.architecture, self.transform
         return {
             "weights": self.weights,
@@ -100,7 +100,7 @@ class FeatureExtractor:
         }
 
     def _batches(self, source: Source) -> Iterator[tuple[Batch, np.ndarray]]:
-        """This process's batches in order, each with the (layers, b, D) float32 features of its readable images."""
+        """Yields this rank's batches in order, each with the (layers, b, D) float32 features of its readable images."""
         architecture, world = self.model.architecture, self.compute.world
         crop = evaluation_view(architecture.image_size, self.transform.crop_pct)
         share = (world.rank, world.size)
@@ -114,7 +114,7 @@ class FeatureExtractor:
             yield batch, features.cpu().numpy()
 
     def _compute(self, source: Source, about: dict[str, Any]) -> None:
-        """Every process computes its batches; the first one writes those of all, a round at a time."""
+        """Computes this rank's batches; rank 0 writes those of all ranks, one batch per rank at a time."""
         world, batches, width = self.compute.world, self._batches(source), self.model.architecture.width
         writing = (
             FeatureWriter(self.cache, about, self.layers, len(source), width) if world.is_rank_zero else nullcontext()

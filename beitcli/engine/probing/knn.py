@@ -1,10 +1,10 @@
-"""k nearest neighbours as a measure of features (the protocol of DINO, arXiv 2104.14294, section 4.1).
+"""k nearest neighbours as an evaluation of features (the protocol of DINO, arXiv 2104.14294, section 4.1).
 
     similarity = cosine of query and training image
-    vote of class c = sum of exp(similarity / temperature) over those of the k most similar that are of c
+    vote of class c = sum of exp(similarity / temperature) over the images of c among the k most similar
 
-Exact: every pair is compared, 65,536 training images at a time, which are read once; memory is that of a block, of the
-queries and of their k best. A similarity is a float32 product; images that are equally similar have no order.
+Exact: every pair is compared, in blocks of 65,536 training images, each read once. Memory holds one block, the queries
+and their k best. Similarities are float32 products; ties have no defined order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _QUERY_BLOCK = 1 << 10
 
 @dataclass(frozen=True)
 class Counts:
-    """Right guesses of so many images; those of parts of the data add up."""
+    """Numbers of images and of correct predictions; those of parts of the data can be added."""
 
     images: int = 0
     right1: int = 0
@@ -41,10 +41,10 @@ class Counts:
 
 
 def count_right(scores: torch.Tensor, targets: torch.Tensor) -> Counts:
-    """Top-1 and top-5 of (n, classes) scores; a class that scores 0 or less where others vote was not guessed.
+    """Counts top-1 and top-5 hits of (n, classes) scores; a class with score -inf is never predicted.
 
     Args:
-        targets: (n,) int64 columns; -1 for a class without one, which no guess meets.
+        targets: (n,) int64 columns; -1 for a class without one, which is always counted as wrong.
     """
     best = scores.topk(min(5, scores.shape[1]), dim=1)
     hits = (best.indices == targets.unsqueeze(1)) & best.values.isfinite()
@@ -54,11 +54,11 @@ def count_right(scores: torch.Tensor, targets: torch.Tensor) -> Counts:
 def nearest(
     train: Features, val: Features, layer: int, k: int, device: torch.device, block: int = _TRAINING_BLOCK
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k most similar training images of each query.
+    """Returns the k most similar training images of each query.
 
     Args:
         k: At most the number of training images.
-        block: Training images compared at a time.
+        block: Number of training images compared at a time.
 
     Returns:
         (n, k) float32 similarities in [-1, 1], largest first, and (n, k) int64 labels.
@@ -83,18 +83,17 @@ def nearest(
 
 
 def votes(similarities: torch.Tensor, labels: torch.Tensor, classes: int, temperature: float) -> torch.Tensor:
-    """(n, classes) float64 votes of (n, k) neighbours, in units of the nearest one's, on the CPU (MPS has no float64);
-    -inf for a class that none of them is of. A vote too small for a float64 is the least one there is."""
+    """Returns (n, classes) float64 votes on the CPU (MPS has no float64), relative to the nearest; -inf for no vote."""
     similarities, labels = similarities.cpu().double(), labels.cpu()
     weights = ((similarities - similarities.amax(dim=1, keepdim=True)) / temperature).exp()
     total = torch.zeros((len(labels), classes), dtype=torch.float64)
-    total.scatter_add_(1, labels, weights.clamp_min(torch.finfo(torch.float64).tiny))
+    total.scatter_add_(1, labels, weights.clamp_min(torch.finfo(torch.float64).tiny))  # underflow is still a vote
     return total.masked_fill(total == 0, float("-inf"))
 
 
 @dataclass(frozen=True)
 class Vote:
-    """Of the `k` nearest training images, each weighted by exp(similarity / temperature)."""
+    """Votes of the `k` nearest training images, each weighted by exp(similarity / temperature)."""
 
     k: int
     classes: int
@@ -104,10 +103,10 @@ class Vote:
 
 @torch.no_grad()
 def knn_counts(train: Features, val: Features, targets: torch.Tensor, layer: int, vote: Vote) -> Counts:
-    """How many queries their neighbours name rightly.
+    """Counts the queries that their neighbours classify correctly.
 
     Args:
-        targets: (n,) int64, the training label of each query; -1 where training has no such class.
+        targets: (n,) int64, the training label of each query; -1 if no training image has that class.
     """
     similarities, labels = nearest(train, val, layer, min(vote.k, len(train)), vote.device)
     return count_right(votes(similarities, labels, vote.classes, vote.temperature), targets.cpu())

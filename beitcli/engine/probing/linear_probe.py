@@ -1,10 +1,10 @@
-"""Linear classifiers on frozen features, one a layer, trained side by side (paper appendix D).
+"""Linear classifiers on frozen features, one per layer, trained together (paper appendix D).
 
     loss = sum over layers of cross_entropy(W_l feature_l + b_l, label)
 
-AdamW works number by number and no layer sees another's loss, so each head is what it would be alone. AdamW 4e-3,
-weight decay 1e-4, batch 1024, 50 epochs, cosine to 0 without warm-up; heads begin at zero. The features are those of
-the central crop: unlike the paper's, the images are not augmented, which would mean a forward pass an epoch.
+AdamW is elementwise and the heads share no parameters, so each is what it would be if trained alone. AdamW 4e-3, weight
+decay 1e-4, batch 1024, 50 epochs, cosine to 0 without warm-up; heads are initialized with zeros. The features are those
+of the center crop: unlike in the paper, images are not augmented, which would need a forward pass per epoch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.probing.knn import Counts, count_right
 
-_HELD_BYTES = 4e9  # features that are read into memory once rather than by the batch
+_HELD_BYTES = 4e9  # features up to this size are read into memory once, larger ones per batch
 _BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """How probes are trained; the defaults are the paper's."""
+    """Hyperparameters of the probes; the defaults are the paper's."""
 
     epochs: int = 50
     lr: float = 4e-3
@@ -40,7 +40,7 @@ class ProbeTraining:
 
 
 class LinearProbes(nn.Module):
-    """Independent heads on the features of as many layers."""
+    """Independent linear heads, one per layer."""
 
     def __init__(self, layers: int, width: int, classes: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class LinearProbes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(layers, 1, classes))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(layers, b, D) to (layers, b, classes)."""
+        """Maps (layers, b, D) to (layers, b, classes)."""
         return torch.baddbmm(self.bias, features, self.weight)
 
 
@@ -60,7 +60,7 @@ def train_probes(
     device: torch.device,
     on_event: OnEvent = ignore,
 ) -> LinearProbes:
-    """One head for each of `layers`, in their order."""
+    """Trains one head for each of `layers`, in that order."""
     width = train.layers[layers[0]].shape[1]
     probes = LinearProbes(len(layers), width, classes).to(device)
     groups: list[dict[str, Any]] = [
@@ -92,7 +92,7 @@ def train_probes(
 
 
 def _held(train: Features, layers: Sequence[int], device: torch.device) -> torch.Tensor | None:
-    """(layers, n, D), where that is not too much to hold."""
+    """Returns (layers, n, D) in memory; None if that is too large."""
     if len(layers) * len(train) * train.layers[layers[0]].shape[1] * 4 > _HELD_BYTES:
         return None
     return torch.stack([torch.from_numpy(train.take(layer, slice(None))) for layer in layers]).to(device)
@@ -106,10 +106,10 @@ def _rows(train: Features, layers: Sequence[int], places: np.ndarray, device: to
 def probe_counts(
     probes: LinearProbes, val: Features, layers: Sequence[int], targets: torch.Tensor, device: torch.device
 ) -> dict[int, Counts]:
-    """How many images each layer's head names rightly.
+    """Counts the images that the head of each layer classifies correctly.
 
     Args:
-        targets: (n,) int64 columns of the heads; -1 where they have none.
+        targets: (n,) int64 columns of the heads; -1 if they have none.
     """
     counts = dict.fromkeys(layers, Counts())
     for begin in range(0, len(val), _BLOCK):

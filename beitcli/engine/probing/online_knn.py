@@ -1,9 +1,9 @@
-"""`pretrain --probe LABELLED`: what the features of a model in training say about classes, at each save; to watch only.
+"""`pretrain --probe LABELLED`: k-NN accuracy of the features during training, at each save; for monitoring only.
 
-    probe_top1 = top-1 of the 20 nearest neighbours, block round(0.75 depth), standardised features
+    probe_top1 = top-1 of the 20 nearest neighbours, block round(0.75 depth), standardized features
 
-The paper's best block of BEiT-B is the 9th of 12, not the last. A few hundred images, decoded once and kept as pixels:
-a save costs a forward pass of each. Nothing random is drawn and nothing that training reads is changed.
+The paper's best block of BEiT-B is the 9th of 12, not the last. A few hundred images are decoded once and kept as
+pixels: a save costs a forward pass of each. No random numbers are drawn, and nothing that training reads is changed.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from beitcli.errors import DataError
 from beitcli.models.networks.pooled_features import SupportsBlockOutputs, pooled_features
 from beitcli.runtime.compute.device import Compute
 
-_IMAGES = 600  # in all, balanced over the classes
-_SHARE = 5  # a fifth of the classes' images is measured on where the data has no val split
+_IMAGES = 600  # in total, balanced over the classes
+_SHARE = 5  # a fifth of these images is for validation
 _NEIGHBOURS, _TEMPERATURE = 20, 0.07
 _BATCH = 64
 Part = tuple[torch.Tensor, np.ndarray]  # (n, 3, H, W) uint8 images and (n,) int64 labels
 
 
 class OnlineProbe:
-    """Labelled images, held in memory, and a measure of features on them.
+    """Labelled images in memory, and the k-NN accuracy of features on them.
 
     Args:
-        reference: DATA with labels; its `train` and `val` splits where it has them, else a fifth is held out.
+        reference: DATA with labels; its `train` and `val` splits if it has them, else a fifth is held out.
         size: (H, W) of the images in pixels.
-        seed: Of the choice of images.
+        seed: Seed of the choice of images.
 
     Raises:
-        DataError: It has no labels, no two classes, or no image that can be read.
+        DataError: It has no labels, fewer than two classes, or no readable image.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class OnlineProbe:
 
     @torch.no_grad()
     def top1(self, model: SupportsBlockOutputs) -> float:
-        """Share of rightly named images (0-1), of a model in evaluation mode."""
+        """Returns the share of correctly classified images (0-1), of a model in evaluation mode."""
         depth = model.architecture.depth
         layer = max(1, round(0.75 * depth))
         train, val = (self._features(model, part, layer) for part in (self.train, self.val))

@@ -1,1 +1,1 @@
-"""Segmentation: task, finetuning, evaluation, prediction."""
+"""Semantic segmentation: task, finetuning, evaluation, prediction."""

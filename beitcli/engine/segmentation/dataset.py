@@ -1,4 +1,4 @@
-"""Segmentation data before training: checkpoint, every mask looked at once, classes counted and named."""
+"""Segmentation data before training: opens it, checks every mask, counts and names the classes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _MEND = "Mend the masks or raise --max-bad."
 
 @dataclass(frozen=True)
 class MaskStats:
-    """What the masks of a source hold.
+    """Statistics of the masks of a source.
 
     Attributes:
-        pixels: (256,) int64 of each class; the last are ignored.
-        images: (256,) int64 in which each class is.
-        good: (n,) int64 indices of images with a mask that fits.
-        bad: The others, and why.
+        pixels: (256,) int64, number of pixels per label; the last counts ignored ones.
+        images: (256,) int64, number of images with each label.
+        good: (n,) int64 indices of images with a valid mask.
+        bad: (index, path, reason) of the other images.
     """
 
     pixels: np.ndarray
@@ -42,7 +42,7 @@ class MaskStats:
 
     @property
     def largest(self) -> int:
-        """The largest class; -1 where nothing is labelled."""
+        """The largest label; -1 if no pixel is labelled."""
         found = np.flatnonzero(self.pixels[:IGNORED])
         return int(found[-1]) if len(found) else -1
 
@@ -54,15 +54,15 @@ def open_segmentation_data(
     on_event: OnEvent,
     world: DistributedContext = SINGLE_PROCESS,
 ) -> FinetuneData[SegmentationSource]:
-    """The data of a run, checked as a whole before its first step; of several processes by the first one.
+    """Opens and checks all data of a run before its first step, in distributed training on rank 0.
 
     Args:
-        known: Class names of the run that goes on; empty to find them.
-        size: Pixels a side of the images of `sample`.
+        known: Class names of a resumed run; empty to determine them.
+        size: Side of the images of `sample`, in pixels.
 
     Raises:
-        DataError: Too many images without a mask that fits, or fewer than two classes.
-        UsageError: The file of class names cannot be used.
+        DataError: Too many images without a valid mask, or fewer than two classes.
+        UsageError: The file of class names is not valid.
     """
     names = known or _given_names(config)
     rule = LabelMapping(
@@ -124,7 +124,7 @@ def _without(source: SegmentationSource) -> list[Bad]:
 
 
 def collect_mask_stats(source: SegmentationSource, what: str, on_event: OnEvent) -> MaskStats:
-    """Reads every mask, and the header of every image: some 2 ms a mask of 500 x 700."""
+    """Reads every mask, and the header of every image: about 2 ms per mask of 500 x 700."""
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
     good: list[int] = []
     bad: list[Bad] = []
@@ -168,16 +168,16 @@ def _histogram(census: MaskStats, names: tuple[str, ...]) -> Tabulated:
 
 
 def default_names(classes: int) -> tuple[str, ...]:
-    """class-00, class-01, ..."""
+    """Returns class-00, class-01, ..."""
     digits = max(2, len(str(classes - 1)))
     return tuple(f"class-{label:0{digits}d}" for label in range(classes))
 
 
 def read_names(path: str) -> tuple[str, ...]:
-    """Class names, a line each, in label order.
+    """Reads class names, one per line, in label order.
 
     Raises:
-        UsageError: The file cannot be read, is empty, names a class twice or more than 255.
+        UsageError: The file cannot be read, is empty, names a class twice, or names more than 255.
     """
     try:
         names = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())

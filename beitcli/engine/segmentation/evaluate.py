@@ -1,4 +1,4 @@
-"""`beit eval` of a segmenter: mIoU over the data set, windows sliding over images at the size of their training."""
+"""`beit eval` of a segmenter: mIoU over the data set by sliding window, on images resized as in training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from beitcli.data.sources.format import Request
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.engine.segmentation.sliding_window import SlidingWindow, count, sliding
-from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, tell_bad
+from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, warn_bad
 from beitcli.engine.trainer.reports import Evaluated
-from beitcli.models.checkpoints.build import segmenter_of
+from beitcli.models.checkpoints.build import load_segmenter
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.segmenter import Segmenter
 
-_ADE20K = 150  # its classes, from 1 in its masks; 0 is ignored
+_ADE20K = 150  # number of its classes, from 1 in its masks; 0 is ignored
 
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
-    """Fractions in 0-1.
+    """Metrics of a segmenter, fractions in 0-1.
 
     Attributes:
-        iou: By class name; None where a class is neither labelled nor predicted.
+        iou: By class name; None if a class is neither labelled nor predicted.
     """
 
     miou: float
@@ -38,15 +38,15 @@ class SegmentationMetrics:
 
 @dataclass(frozen=True)
 class SegmentationEvalReport(SegmentationMetrics, Evaluated):
-    """What a segmenter is measured to do."""
+    """Report of a segmenter's evaluation."""
 
 
-def open_for_use(
+def open_segmenter(
     config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle
 ) -> tuple[Segmenter, CheckpointHandle, SlidingWindow]:
-    """The model at the size of its windows, and how it is to look at images."""
+    """Returns the model at the size of its windows, the checkpoint, and the settings of inference."""
     window = (config.window, config.window) if config.window else config.size
-    model, checkpoint = segmenter_of(checkpoint, window)
+    model, checkpoint = load_segmenter(checkpoint, window)
     checkpoint = checkpoint.normalized(config.normalization)
     trained = int(checkpoint.settings.get("short_side", min(checkpoint.architecture.image_size)))
     how = sliding(
@@ -61,10 +61,10 @@ def open_for_use(
     return model, checkpoint, how
 
 
-def rule_of(
+def label_mapping_of(
     checkpoint: CheckpointHandle, ignore_index: int | None = None, reduce_zero_label: bool = False
 ) -> LabelMapping:
-    """How masks are numbered: as in training, but for what is given; another's model of 150 classes is ADE20K's."""
+    """Returns the label mapping of training, unless overridden; another program's 150 classes are those of ADE20K."""
     classes = checkpoint.outputs
     trained = checkpoint.settings or {"ignore_index": 255, "reduce_zero_label": classes == _ADE20K}
     return LabelMapping(
@@ -75,27 +75,27 @@ def rule_of(
 
 
 def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> SegmentationEvalReport:
-    """Measures a segmenter.
+    """Evaluates a segmenter.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
-        DataError: No masks, or too many images or masks that cannot be used.
+        DataError: No masks, or too many unusable images or masks.
     """
-    model, checkpoint, how = open_for_use(config, checkpoint)
+    model, checkpoint, how = open_segmenter(config, checkpoint)
     batching = join_evaluation(config, checkpoint, on_event)
     world, on_event = batching.compute.world, batching.on_event
     size = max(model.architecture.image_size)
     request = Request.of(config, role="eval", sample_size=size, on_progress=openings(on_event))
-    rule = rule_of(checkpoint, config.ignore_index, config.reduce_zero_label)
+    rule = label_mapping_of(checkpoint, config.ignore_index, config.reduce_zero_label)
     source = world.rank_zero_first(lambda: open_segmentation(config.data, rule, request))
     missing = [(-1, path, "it has no mask") for path in source.missing]
     if config.limit is not None and config.limit < len(source):
         source, missing = source.subset(select_limit(source, config.limit, config.seed)), []
     counts = count(model.to(batching.compute.device), source, how, replace(batching, batch_size=1))
     bad = [*missing, *counts.bad]
-    tell_bad(config, bad, len(source) + len(missing), on_event)
+    warn_bad(config, bad, len(source) + len(missing), on_event)
     metrics = counts.metrics
     return evaluated(
         config,

@@ -13,7 +13,7 @@ from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.segmentation.dataset import open_segmentation_data
 from beitcli.engine.segmentation.evaluate import SegmentationMetrics
 from beitcli.engine.segmentation.task import SegmentationTask
-from beitcli.engine.trainer.finetuning import begin, run_finetuning
+from beitcli.engine.trainer.finetuning import open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
 from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
@@ -29,12 +29,12 @@ from beitcli.runtime.distributed.world import DistributedContext
 
 @dataclass(frozen=True)
 class SegmentReport(Timed, SegmentationMetrics, Finetuned):
-    """A segmenter that was made, and its metrics."""
+    """Report of a finetuned segmenter."""
 
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
-    """Finetunes a segmenter; with `dry_run`, a dict of the plan instead."""
-    begun = begin(config, join_compute(config), on_event)
+    """Finetunes a segmenter and returns the report; with `dry_run`, returns the plan as a dict instead."""
+    begun = open_finetuning(config, join_compute(config), on_event)
     init, world = begun.init, begun.compute.world
     data = open_segmentation_data(config, init.classes, max(init.size), begun.on_event, world)
     model = build_segmenter(config, init.checkpoint, data.classes, begun.on_event)
@@ -75,7 +75,7 @@ def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:
 def build_segmenter(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
 ) -> Segmenter:
-    """The backbone of `--init` under a new head; a segmenter's head goes over where head and classes are the same."""
+    """Builds a segmenter on the backbone of `--init`; its head is loaded too if head and classes are the same."""
     head = config.head or TASK.default_head
 
     def make(architecture: Architecture) -> Segmenter:
@@ -94,7 +94,7 @@ def build_segmenter(
 
 
 def _require_pairs(plan: Plan, world: DistributedContext) -> None:
-    """Batch norm over 1 x 1 bins needs two images at once."""
+    """Raises UsageError for a forward pass of one image: batch norm over 1 x 1 bins needs two."""
     if min_micro_batch(plan, world) < 2:
         raise UsageError(
             f"Batches of {plan.batch_size} images in pieces of {plan.micro_batch} leave one image by itself, "

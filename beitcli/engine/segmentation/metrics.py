@@ -1,7 +1,7 @@
-"""mIoU and its kin, from one (classes, classes) int64 matrix that adds up over images, batches and processes.
+"""mIoU and pixel accuracies, from one (classes, classes) int64 matrix that adds up over images, batches and ranks.
 
 IoU of a class = intersection / (labelled + predicted - intersection)        both over the whole data set
-mIoU = mean over the classes that are labelled or predicted anywhere         as mmseg's nanmean
+mIoU = mean over the classes that are labelled or predicted anywhere         like mmseg's nanmean
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
-    """Fractions in 0-1; None where a class is neither labelled nor predicted.
+    """Fractions in 0-1; None if a class is neither labelled nor predicted.
 
     Attributes:
-        mean_accuracy: Mean over the labelled classes of the share of their pixels that is found.
+        mean_accuracy: Mean over the labelled classes of the share of their pixels that is predicted correctly.
     """
 
     miou: float
@@ -26,11 +26,11 @@ class SegmentationMetrics:
 
 
 def confusion(predicted: torch.Tensor, targets: torch.Tensor, classes: int) -> torch.Tensor:
-    """Pixels by class, labelled (rows) and predicted (columns): (classes, classes) int64; ignored pixels are left out.
+    """Returns the confusion matrix in pixels, (classes, classes) int64: rows labelled, columns predicted.
 
     Args:
         predicted: Integers in [0, classes).
-        targets: The same shape; what is no class is ignored.
+        targets: Of the same shape; pixels with another value than a class are ignored.
     """
     counted = targets < classes
     pairs = targets[counted].long() * classes + predicted[counted].long()
@@ -38,7 +38,7 @@ def confusion(predicted: torch.Tensor, targets: torch.Tensor, classes: int) -> t
 
 
 def metrics_of(counts: torch.Tensor) -> SegmentationMetrics:
-    """The metrics of a (classes, classes) int64 matrix, divided once, in fp64."""
+    """Returns the metrics of a (classes, classes) int64 confusion matrix, with a single division in fp64."""
     hits, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
     iou = hits.double() / (labelled + predicted - hits)
     found = hits.double() / labelled
@@ -52,6 +52,6 @@ def metrics_of(counts: torch.Tensor) -> SegmentationMetrics:
 
 
 def _mean(values: torch.Tensor) -> float:
-    """Over what is not NaN; 0 where nothing is left."""
+    """Mean over the values that are not NaN; 0 if there are none."""
     there = values[~values.isnan()]
     return float(there.mean()) if len(there) else 0.0

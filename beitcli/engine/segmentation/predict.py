@@ -1,4 +1,4 @@
-"""`beit predict` of a segmenter: a mask an image, as PNG with a palette, in the numbering of the training masks."""
+"""`beit predict` of a segmenter: one mask per image, a PNG with a palette, with the values of the training masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
-from beitcli.engine.segmentation.evaluate import open_for_use, rule_of
+from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
@@ -30,22 +30,23 @@ OVERLAY = "-overlay"
 def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yields `{"path", "output", "classes": {name: share of the pixels}}`, with `--overlay` an `"overlay"` beside
-    `"output"`; or `{"path", "error"}`. Classes that are not seen are left out, the largest share comes first.
+    """Yields `{"path", "output", "classes": {name: share of the pixels}}`, or `{"path", "error"}`.
+
+    With `--overlay` also `"overlay"`. Classes are sorted by share, largest first; those without a pixel are left out.
 
     Args:
-        checkpoint: What `config.model` names.
+        checkpoint: The one that `config.model` names.
 
     Raises:
         UsageError: No `-o`, or it would overwrite an input.
-        DataError: After the last image, where some could not be read.
+        DataError: After the last image, if some could not be read.
     """
     if config.output is None:
         raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
-    model, checkpoint, how = open_for_use(config, checkpoint)
+    model, checkpoint, how = open_segmenter(config, checkpoint)
     warn(checkpoint.warnings, on_event)
     compute = checkpoint.compute(config.device, config.precision)
-    rule, names = rule_of(checkpoint), checkpoint.classes
+    rule, names = label_mapping_of(checkpoint), checkpoint.classes
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     folder = Path(config.output)

@@ -1,7 +1,7 @@
-"""The classes of an image's pixels: windows that slide over it, scales and mirror images, at the image's own size.
+"""Sliding-window inference of segmenters, optionally at several scales and flipped, at the original image size.
 
-As in the release: where windows overlap their logits are averaged, the whole is resized to the image (bilinear) before
-the decision; over several scales and mirror images the probabilities are averaged.
+As in the release: the logits of overlapping windows are averaged and resized (bilinear) to the image before the argmax;
+over several scales and flips, probabilities are averaged.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from beitcli.heads.convolution import resize_map
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.device import Compute
 
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multi-scale, the release's
-_NUMBERS_AT_ONCE = 1 << 26  # logits that are resized at a time: 256 MB
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multi-scale, as in the release
+_NUMBERS_AT_ONCE = 1 << 26  # logits resized at a time: 256 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlidingWindow:
-    """How an image is looked at.
+    """Settings of sliding-window inference.
 
     Attributes:
-        short_side: Of the image at scale 1, in pixels; 0 for its own size.
-        stride: Of the windows, (down, across) in pixels; the windows are of the model's size.
+        short_side: Short side of the image at scale 1, in pixels; 0 for its original size.
+        stride: Stride of the windows, (down, across) in pixels; the windows have the model's size.
         least: (H, W) that no scale goes below, in pixels.
-        flip: Whether the mirror image is looked at too.
-        windows_at_once: Of one forward pass.
+        flip: Whether to average with the flipped image.
+        windows_at_once: Number of windows per forward pass.
     """
 
     normalization: Normalization
@@ -61,7 +61,7 @@ def sliding(
     flip: bool = False,
     windows_at_once: int = 16,
 ) -> SlidingWindow:
-    """With the release's stride where none is given: two thirds of the window, 341 of 512 and 426 of 640."""
+    """Returns the settings, by default with the release's stride: 2/3 of the window, 341 for 512 and 426 for 640."""
     strides = (stride, stride) if stride else tuple(max(1, side * 2 // 3) for side in window)
     if stride and stride > min(window):
         raise UsageError(f"--stride {stride} is more than the window's {min(window)} pixels.", "Give at most that.")
@@ -78,12 +78,12 @@ def sliding(
 
 @dataclass
 class Counts:
-    """What adds up over batches and processes.
+    """Results that add up over batches and ranks.
 
     Attributes:
-        confusion: (classes, classes) int64, labelled by predicted.
-        images: That were read.
-        bad: That were not.
+        confusion: (classes, classes) int64, labelled x predicted.
+        images: Number of images that were read.
+        bad: (index, path, reason) of images that could not be read.
     """
 
     confusion: torch.Tensor
@@ -96,10 +96,10 @@ class Counts:
 
 
 def count(model: Segmenter, source: Source, how: SlidingWindow, batching: Batching) -> Counts:
-    """Pixels by labelled and predicted class, over every readable image of a source with label maps.
+    """Returns the confusion matrix over every readable image of a source with label maps.
 
     Args:
-        batching: Of single images.
+        batching: With a batch size of 1.
     """
     world = batching.compute.world
     counts = Counts(torch.zeros(model.classes, model.classes, dtype=torch.int64), 0, [])
@@ -120,15 +120,14 @@ def count(model: Segmenter, source: Source, how: SlidingWindow, batching: Batchi
 def segment(
     model: Segmenter, source: Source, transform: SegmentationEvalTransform, how: SlidingWindow, batching: Batching
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
-    """This process's batches of one image, in order, each with its (H, W) int64 classes; None beside an image that
-    cannot be read."""
+    """Yields this rank's batches of one image, in order, with its (H, W) int64 classes; None for an unreadable one."""
     for batch in batching.batches(source, transform):
         yield batch, classes_of(model, batch, how, batching.compute) if len(batch) else None
 
 
 @torch.inference_mode()
 def classes_of(model: Segmenter, batch: Batch, how: SlidingWindow, compute: Compute) -> torch.Tensor:
-    """(H, W) int64 classes of a batch of one image, at the image's own size."""
+    """Returns (H, W) int64 classes for a batch of one image, at its original size."""
     height, width = batch.tensors["size"][0].tolist()
     looks = [
         normalize(batch.tensors[f"images_{number}"].to(compute.device), *how.normalization)
@@ -148,9 +147,10 @@ def classes_of(model: Segmenter, batch: Batch, how: SlidingWindow, compute: Comp
 
 
 def window_logits(model: Segmenter, images: torch.Tensor, how: SlidingWindow, compute: Compute) -> torch.Tensor:
-    """(1, 3, h, w), normalised, to (1, classes, h, w) fp32: the mean over the windows that see a pixel.
+    """Maps (1, 3, h, w), normalized, to (1, classes, h, w) fp32: the mean over the windows that contain a pixel.
 
-    What an image lacks of the window is padded with the mean colour, right and below, and cut off again.
+    An image smaller than the window is padded on the right and below with the mean colour; the padding is cut off
+    again.
     """
     window = model.architecture.image_size
     height, width = images.shape[-2:]
@@ -174,14 +174,13 @@ def window_logits(model: Segmenter, images: torch.Tensor, how: SlidingWindow, co
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin that cover `length`; the last one ends with it."""
+    """Returns the starts of windows that cover `length`; the last window ends with it."""
     number = -(-max(0, length - window) // stride) + 1
     return [min(place * stride, length - window) for place in range(number)]
 
 
 def _most_likely(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """argmax of (1, classes, h, w) at another size, (H, W) int64, some classes at a time: 150 of 12 megapixels take
-    7 GB."""
+    """Returns the argmax of (1, classes, h, w) at another size, (H, W); in parts, as 150 x 12 megapixels take 7 GB."""
     at_once = max(1, _NUMBERS_AT_ONCE // (size[0] * size[1]))
     best = logits.new_full(size, -torch.inf)
     chosen = torch.zeros(size, dtype=torch.int64, device=logits.device)

@@ -3,7 +3,7 @@
     logits, auxiliary = segmenter(images)                      resized to the crop, bilinear
     loss = cross_entropy(logits, labels) + 0.4 * sum of cross_entropy(auxiliary, labels)
 
-Cross entropy is the mean over labelled pixels. The learning rate falls linearly after a warm-up.
+Cross entropy is the mean over labelled pixels. The learning rate decays linearly after a warm-up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
 
 class SegmentationTask(FinetunedTask):
-    """Segmentation in the training loop."""
+    """Semantic segmentation in the training loop."""
 
     kind = "segmenter"
     model: Segmenter
@@ -44,7 +44,7 @@ class SegmentationTask(FinetunedTask):
 
     @property
     def short_side(self) -> int:
-        """Of the images before they are cropped, or looked at."""
+        """Short side of the images before they are cropped or evaluated, in pixels; 0 for their original size."""
         own = min(self.model.architecture.image_size)
         return own if self.config.short_side is None else self.config.short_side
 
@@ -56,7 +56,7 @@ class SegmentationTask(FinetunedTask):
         return loss, {"main_loss": main.detach()}
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """mIoU and its kin on the validation images; `iou/NAME` of each class that is labelled or predicted there."""
+        """Returns mIoU and accuracies on the validation images; `iou/NAME` for classes labelled or predicted there."""
         how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
         counts = count(self.measured, self.val, how, self.batching(1, check_stop))
         self.refuse_bad(counts.bad)
@@ -82,13 +82,13 @@ class SegmentationTask(FinetunedTask):
 
 
 def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: DistributedContext = SINGLE_PROCESS) -> torch.Tensor:
-    """Cross entropy, the mean over labelled pixels; 0 where there are none.
+    """Returns the cross entropy, the mean over labelled pixels; 0 if there are none.
 
-    Of several processes each gives its part: their mean, weighted by their images, is that over all labelled pixels.
+    Each rank returns its part: the mean of the parts, weighted by images, is the mean over all labelled pixels.
 
     Args:
         logits: (B, classes, h, w), resized to the targets.
-        targets: (B, H, W) int64, IGNORED where there is no label.
+        targets: (B, H, W) int64, IGNORED if there is no label.
     """
     resized = resize_map(logits.float(), (targets.shape[1], targets.shape[2]))
     total = F.cross_entropy(resized, targets, ignore_index=IGNORED, reduction="sum")

@@ -1,1 +1,1 @@
-"""What every training shares."""
+"""The training loop and what all training jobs share."""

@@ -1,4 +1,4 @@
-"""Images that could not be read: skipped, counted, named; past the limit the job stops (exit code 3)."""
+"""Unreadable images: skipped, counted and listed; too many of them stop the job (exit code 3)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Bad = tuple[int, str, str]
 
 
 def refuse_many_bad(bad: Sequence[Bad], images: int, max_bad: float, hint: str) -> None:
-    """Raises DataError where `bad` are more than the share `max_bad` of `images`; a single one is always forgiven.
+    """Raises DataError if `bad` are more than the fraction `max_bad` of `images`, or all of them.
 
     Args:
         bad: (index, path, reason) of each.
-        max_bad: In 0-1; 0 forgives none.
+        max_bad: In 0-1; one bad image is always tolerated, except with 0.
     """
     allowed = max(1, int(max_bad * images)) if max_bad > 0 else 0
     if len(bad) > allowed or (bad and len(bad) == images):
@@ -24,13 +24,13 @@ def refuse_many_bad(bad: Sequence[Bad], images: int, max_bad: float, hint: str) 
 
 
 class BadImageLedger:
-    """Every image of a run that could not be read, once, in bad-images.jsonl.
+    """Lists every unreadable image of a run once, in bad-images.jsonl.
 
     Attributes:
-        records: (index, path, reason) in the order they were met.
+        records: (index, path, reason) in the order of occurrence.
 
     Args:
-        resume_command: What a person runs to go on with the run.
+        resume_command: Sentence with the command that resumes the run.
     """
 
     def __init__(self, run: RunFolder, images: int, max_bad: float, resume_command: str) -> None:
@@ -39,7 +39,7 @@ class BadImageLedger:
         self._known: set[str] = set()
 
     def note(self, bad: Sequence[Bad]) -> None:
-        """Adds what a batch met. Raises DataError past the limit."""
+        """Adds the unreadable images of a batch. Raises DataError beyond the limit."""
         new = [record for record in bad if record[1] not in self._known]
         for index, path, reason in new:
             if path not in self._known:

@@ -1,4 +1,4 @@
-"""A run's state on its way to disk and back: what a checkpoint holds of a task, and who writes it when."""
+"""Saving and loading the state of a run: the contents of a checkpoint, and when rank 0 writes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 @dataclass
 class TrainState:
-    """Where a run stands; saved with each checkpoint."""
+    """Progress of a run; saved with each checkpoint."""
 
     step: int = 0
     seconds: float = 0.0
@@ -35,10 +35,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class ResumeState:
-    """What a run that goes on finds.
+    """State that a resumed run starts from.
 
     Attributes:
-        micro_batch: 0 where none is stored.
+        micro_batch: Stored micro-batch size; 0 if none is stored.
     """
 
     state: TrainState
@@ -47,11 +47,11 @@ class ResumeState:
 
 
 class Saver:
-    """Saves a run's state; every process calls it alike, the first one writes.
+    """Saves the state of a run. All ranks call it alike; rank 0 writes.
 
     Attributes:
-        stall: Seconds that training waited for the latest save; on CUDA those of the host, which enqueues the copies:
-            the device spends its own on them between two steps, which the time of the steps shows.
+        stall: Seconds that training waited for the latest save. On CUDA these are seconds of the host, which only
+            enqueues the copies; the time that the device takes for them shows in the step time.
         last_saved: Step of the newest checkpoint that is known to be on disk; 0 for none.
     """
 
@@ -72,11 +72,11 @@ class Saver:
         self._told_stall = 0.0
 
     def save(self, plan: Plan, state: TrainState) -> None:
-        """Copies the state, and writes it while training goes on.
+        """Copies the state, and writes it while training continues.
 
         Raises:
-            StorageError: The checkpoint before could not be written.
-            DistributedError: A process has other weights than the others.
+            StorageError: The previous checkpoint could not be written.
+            DistributedError: The weights differ between ranks.
         """
         begun = time.perf_counter()
         self.wait_on_all_ranks()
@@ -104,10 +104,10 @@ class Saver:
         self.stall = self._told_stall = time.perf_counter() - begun
 
     def _copies(self) -> Snapshot | None:
-        """What a checkpoint holds, copied; None in the processes that write nothing."""
+        """Copies the contents of a checkpoint; None on ranks that do not write."""
         weights, first = self.task.weights(), self.compute.world.is_rank_zero
         moments = optimizer_tensors(self.task.model, self.task.optimizer)
-        if is_sharded(self.task.model):  # all processes gather one tensor after the other
+        if is_sharded(self.task.model):  # all ranks gather one tensor after the other
             weights, moments = (full_state_dict(tensors, keep=first) for tensors in (weights, moments))
             extra = self.snapshots.take(extra=self.task.extra_tensors()) if first else None
             return extra and Snapshot(extra.groups | {"weights": weights, "moments": moments}, extra.copied)
@@ -129,8 +129,8 @@ class Saver:
         }
 
     def require_equal_weights(self, step: int) -> None:
-        """Raises DistributedError where a process has gone wrong: its weights differ by a bit from the others'."""
-        if is_sharded(self.task.model):  # no weight is in two processes
+        """Raises DistributedError if a rank's weights differ bitwise from the others', a sign of faulty hardware."""
+        if is_sharded(self.task.model):  # no weight is on two ranks
             return
         ranks = differing_ranks(self.compute.world, self.task.model.parameters())
         if ranks:
@@ -142,15 +142,15 @@ class Saver:
             )
 
     def poll_writer(self) -> None:
-        """Tells of a checkpoint that has been written meanwhile. Raises StorageError where it could not be."""
+        """Emits an event if a checkpoint has been written meanwhile. Raises StorageError if that failed."""
         self._tell(self.writer.finished())
 
     def finish(self) -> None:
-        """Waits until nothing is being written."""
+        """Waits until no checkpoint is being written."""
         self._tell(self.writer.wait())
 
     def wait_on_all_ranks(self, pending_error: BeitError | None = None) -> None:
-        """As `finish`, in all processes together: they raise what went wrong in one, and know what is on disk."""
+        """Like `finish`, on all ranks together: all raise the error of any rank, and get the same `last_saved`."""
         try:
             self.finish()
         except StorageError as error:
@@ -174,13 +174,13 @@ def _newest(run: RunFolder) -> CheckpointFolder | None:
 def load_newest(
     task: Task, plan: Plan, run: RunFolder, compute: Compute, scaler: Any, on_event: OnEvent
 ) -> ResumeState:
-    """Puts the newest whole checkpoint into the task; a fresh state where there is none.
+    """Loads the newest intact checkpoint into the task; returns a fresh state if there is none.
 
-    The first process looks for it and checks its hashes; the others read what it found.
+    Rank 0 finds it and verifies its hashes; the other ranks read the one it found.
 
     Raises:
-        UsageError: The data is another.
-        StorageError: Every checkpoint is damaged, or of another architecture.
+        UsageError: The data has changed.
+        StorageError: All checkpoints are damaged, or the newest is of another architecture.
     """
     if run.leftovers:
         on_event(Note(f"{task.name}: removed what a killed process left unfinished: {', '.join(run.leftovers)}"))

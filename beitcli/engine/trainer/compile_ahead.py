@@ -1,4 +1,4 @@
-"""Compiles a task's step before the first one, so that its time and its failure are told by themselves."""
+"""Compiles a task's step before the first one, so that its time and its failure are reported separately."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from beitcli.runtime.distributed.fsdp import is_sharded
 
 
 def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on_event: OnEvent) -> None:
-    """Runs one micro-batch forward and backward, and leaves weights, gradients and what the task counts as they were.
+    """Runs one micro-batch forward and backward; weights, gradients and the task's counts stay as they were.
 
-    The backward pass is compiled when it is first called, so a failure may come there. Where one process fails all run
-    eagerly; but of a sharded model all meet in the backward pass, where a compiler that fails in one process alone
-    leaves the others waiting until their timeout. Random generators move: the caller seeds them for the step.
+    The backward pass is compiled on its first call, so a failure may occur there. If one rank fails, all ranks run
+    eagerly. With a sharded model, however, all ranks communicate in the backward pass: if the compiler fails on one
+    rank only, the others wait until their timeout. Random generators advance: the caller seeds them for the step.
 
     Args:
-        tensors: This process's part of a batch, on the device.
+        tensors: This rank's part of a batch, on the device.
 
     Raises:
-        OutOfMemoryError: The device has no room for a micro-batch.
+        OutOfMemoryError: A micro-batch does not fit in device memory.
     """
     compiled = task.compiled
     if compiled is None or not compiled.is_compiled:
@@ -36,7 +36,7 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
     on_event(Note(f"{task.name}: compiling the step, which takes a minute or two where it was not compiled before."))
     begun = time.perf_counter()
     micro, _ = next(micro_batches(task, plan, tensors, compute.world))
-    # FSDP2 keeps unreduced gradients where zero_grad does not reach them, so there the trial's are reduced.
+    # zero_grad does not reach the unreduced gradients of FSDP2, so those of the trial are reduced.
     alone = nullcontext() if is_sharded(task.model) else task.no_sync()
     try:
         with task.trial(), alone:

@@ -30,19 +30,19 @@ Images = TypeVar("Images", bound=Source)
 def open_images(
     config: Training, *, labelled: bool, size: int, on_event: OnEvent, world: DistributedContext = SINGLE_PROCESS
 ) -> Source:
-    """The training data, cut to `--limit`; the other processes open it when the first one's listing of it is kept."""
+    """Opens the training data, cut to `--limit`; rank 0 first, so that the other ranks reuse its cached listing."""
     require_an_image_each(config.batch_size, world)
     request = Request.of(config, labelled=labelled, sample_size=size, on_progress=openings(on_event))
     source = world.rank_zero_first(lambda: open_data(config.data, request))
     if config.limit is not None and config.limit < len(source):
-        chosen = np.sort(select_limit(source, config.limit, config.seed))  # parquet's groups stay together
+        chosen = np.sort(select_limit(source, config.limit, config.seed))  # keeps Parquet row groups together
         source = Subset(source, chosen)
     on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
     return source
 
 
 def require_an_image_each(batch_size: int, world: DistributedContext) -> None:
-    """Raises UsageError where a process would have no image of a step."""
+    """Raises UsageError if a rank would have no image of a step."""
     if batch_size < world.size:
         raise UsageError(
             f"--batch-size {batch_size} leaves some of {world.size} processes without an image.",
@@ -51,9 +51,9 @@ def require_an_image_each(batch_size: int, world: DistributedContext) -> None:
 
 
 def validation_data(config: FinetuneConfig, source: Source) -> tuple[Sequence[str], str | None, str] | None:
-    """References to measure on, their split, and what to call them; None where DATA itself must give up some images.
+    """Returns references, split and name of the validation data; None if images of DATA must be held out instead.
 
-    `--val` where given, else the validation split that training on `source` leaves aside.
+    It is `--val` if given, else the validation split of DATA if training on `source` leaves one aside.
     """
     if config.val is not None:
         return (config.val,), None, config.val
@@ -64,11 +64,11 @@ def validation_data(config: FinetuneConfig, source: Source) -> tuple[Sequence[st
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a run trains on and what it is measured on.
+    """Training and validation images of a run.
 
     Attributes:
-        measured: Images kept out of training; some of the training images where there are too few to keep any.
-        bad: Unreadable images among those that were kept out.
+        measured: Images held out of training; some of the training images if there are too few to hold any out.
+        bad: Unreadable images among the ones chosen for `measured`.
     """
 
     training: Source
@@ -82,9 +82,9 @@ class HeldOut:
 
 
 def hold_out(source: Source, count: int, seed: int, world: DistributedContext = SINGLE_PROCESS) -> HeldOut:
-    """Keeps `count` images, a twentieth of the data at most, out of training to measure on.
+    """Holds `count` images, at most a twentieth of the data, out of training for evaluation.
 
-    They are decoded once here, so that a figure never rests on images that cannot be read; by the first process.
+    Rank 0 decodes them once here, so that no metric includes images that cannot be read.
     """
     kept = min(count, len(source) // 20)
     if kept:
@@ -104,10 +104,10 @@ def hold_out(source: Source, count: int, seed: int, world: DistributedContext = 
 
 
 def hold_out_annotated(source: Images, subset: Callable[[np.ndarray], Images], seed: int) -> tuple[Images, Images, str]:
-    """`hold_out` for data whose annotations are checked already; decodes no image.
+    """Like `hold_out`, for data whose annotations are already checked; decodes no image.
 
     Args:
-        subset: Returns the source of a subset, by indices.
+        subset: Maps indices to the source of that subset.
 
     Returns:
         Training images, validation images, and the name of the latter.
@@ -131,10 +131,10 @@ def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
 
 @dataclass(frozen=True)
 class TrainingStream:
-    """This process's part of a job's batches.
+    """This rank's part of a job's batches.
 
     Attributes:
-        masking: Of the patches; None where none are hidden.
+        masking: Mask generator of the patches; None without masking.
     """
 
     config: Training
@@ -144,7 +144,7 @@ class TrainingStream:
     masking: Masking | None = None
 
     def start(self, images_seen: int, steps: int, batch_size: int | None = None) -> Iterator[Batch]:
-        """From `images_seen` on; `batch_size` images a step in place of the job's."""
+        """Iterates from position `images_seen`; `batch_size` images per step instead of the configured number."""
         config, world = self.config, self.compute.world
         part = StreamPart(
             seed=config.seed,

@@ -19,11 +19,11 @@ Answer = TypeVar("Answer")
 def synchronized_batches(
     batches: Iterator[Batch], images: int, batch_size: int, world: DistributedContext, check_stop: Callable[[], None]
 ) -> Iterator[Batch]:
-    """This process's batches. Before each round, in which every process takes one, all call `check_stop`.
+    """Yields this rank's batches. Before each round of one batch per rank, all ranks call `check_stop`.
 
     Args:
-        batches: From `ordered_batches` with this process's share.
-        images: Of the whole measurement.
+        batches: From `ordered_batches` with this rank's share.
+        images: Number of images of all ranks together.
     """
     for _ in range(-(-images // (batch_size * world.size))):
         check_stop()
@@ -37,8 +37,8 @@ class Batching:
     """How a source is divided into batches for evaluation.
 
     Attributes:
-        batch_size: Images of one forward pass.
-        workers: Processes that load images.
+        batch_size: Images per forward pass.
+        workers: Number of processes that load images.
         on_event: Receives progress.
         check_stop: See `synchronized_batches`.
     """
@@ -57,11 +57,11 @@ class Batching:
         return synchronized_batches(batches, len(source), self.batch_size, world, self.check_stop)
 
 
-def measured_by_the_first(do: Callable[[], Answer], world: DistributedContext) -> Answer:
-    """`DistributedContext.run_on_rank_zero` as the last act of a command: rank 0 stays until every rank has the answer.
+def finish_on_rank_zero(do: Callable[[], Answer], world: DistributedContext) -> Answer:
+    """`DistributedContext.run_on_rank_zero` as the end of a command: rank 0 stays until every rank has the answer.
 
     Raises:
-        BeitError: The first process's, in all of them.
+        BeitError: That of rank 0, on all ranks.
     """
     try:
         answer = world.run_on_rank_zero(do)

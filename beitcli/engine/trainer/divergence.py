@@ -1,4 +1,4 @@
-"""When a training has diverged: too many steps in a row without a finite gradient, or metrics that are not finite."""
+"""Detects divergence: too many consecutive steps with a non-finite gradient, or non-finite metrics."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.checkpointing import Saver
 from beitcli.errors import DivergedError
 
-_SKIPPED_IN_A_ROW = 5  # steps whose gradient is not finite, after which a run has diverged
-_SKIPPED_FINDING_SCALE = 20  # more of them with fp16, whose scale starts too large by design
+_SKIPPED_IN_A_ROW = 5  # consecutive steps with a non-finite gradient that make a run diverged
+_SKIPPED_FINDING_SCALE = 20  # additional ones with fp16, whose loss scale starts too large by design
 _HINT = "Start a new run with a lower --lr, more --warmup-steps, or --precision fp32."
 
 
 class DivergenceCheck:
-    """Raises DivergedError in all processes alike, once what is being saved is on disk.
+    """Raises DivergedError on all ranks alike, after a pending checkpoint is on disk.
 
     Attributes:
-        streak: Steps in a row that were skipped; a scalar on the device, which is read only when it is asked for.
+        streak: Number of consecutive skipped steps; a scalar on the device, so reading it waits for the device.
     """
 
     def __init__(self, saver: Saver) -> None:
@@ -28,11 +28,11 @@ class DivergenceCheck:
         self.streak = torch.zeros((), device=self.compute.device)
 
     def count(self, skipped: torch.Tensor) -> None:
-        """A step, and whether it was skipped: a bool on the device."""
+        """Counts a step; `skipped` is a bool scalar on the device."""
         self.streak = torch.where(skipped, self.streak + 1, torch.zeros_like(self.streak))
 
     def require_progress(self, step: int, batch: Batch, path_of: Callable[[int], str]) -> None:
-        """Too many steps in a row were skipped, the last of them with this `batch`."""
+        """Raises if too many consecutive steps were skipped; the last of them was on `batch`."""
         most = _SKIPPED_IN_A_ROW + (_SKIPPED_FINDING_SCALE if self.saver.scaler.is_enabled() else 0)
         streak = int(self.streak)
         if streak < most:
@@ -50,7 +50,7 @@ class DivergenceCheck:
         )
 
     def require_finite(self, metrics: dict[str, float], step: int) -> None:
-        """Loss or gradient norm are not finite, or any metric is not a number."""
+        """Raises if loss or gradient norm are not finite, or any metric is NaN."""
         must = ("loss", "gradient_norm")
         wrong = [name for name, value in metrics.items() if not math.isfinite(value) and name.endswith(must)]
         wrong = wrong or [name for name, value in metrics.items() if math.isnan(value)]

@@ -1,4 +1,4 @@
-"""`--dry-run`: tells the plan, tries and times a few steps, keeps nothing."""
+"""`--dry-run`: shows the plan and times a few steps; nothing is saved."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _TIMED_STEPS = 4
 
 
 def dry_run(job: Job[Any]) -> dict[str, Any]:
-    """Tells the plan, times a few micro-batches, loading included, and tells what the run will take.
+    """Emits the plan, times a few micro-batches including data loading, and estimates the duration of the run.
 
-    What the micro-batches learn is lost.
+    The weight updates of these micro-batches are discarded.
 
     Returns:
         The document of `--dry-run`.
@@ -72,7 +72,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
 
 
 def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
-    """Of steps of a micro-batch, times the micro-batches of a step; one before them warms up."""
+    """Returns seconds per step, extrapolated from steps of one micro-batch; a warm-up step comes before them."""
     task, compute = job.task, job.compute
     micro = replace(plan, batch_size=min(plan.micro_batch * compute.world.size, plan.batch_size))
     taken = []
@@ -100,7 +100,7 @@ def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
 
 
 def _utilisation(compute: Compute, reached: float) -> str:
-    """Of `reached` FLOP/s, all processes together."""
+    """Returns `reached` FLOP/s, of all ranks together, as a share of the measured peak."""
     rate = measure_matmul_flops(compute) * compute.world.size
     return (
         f"{reached / rate:.0%}: {reached / 1e12:.3g} of the {rate / 1e12:.3g} TFLOP/s "
@@ -109,10 +109,10 @@ def _utilisation(compute: Compute, reached: float) -> str:
 
 
 def tried(task: Task, plan: Plan, batches_of: Callable[[int, int], Iterator[Batch]], compute: Compute) -> Plan:
-    """The plan with the micro-batch that a run would find; what a batch is made of is read for it.
+    """Returns the plan with the micro-batch size that a run would find; reads one batch for it.
 
     Args:
-        batches_of: (size, steps) to batches.
+        batches_of: Maps (batch size, steps) to batches.
     """
     task.model.train()
     tensors = next(batches_of(plan.batch_size, 1)).to(compute.device)
@@ -120,7 +120,7 @@ def tried(task: Task, plan: Plan, batches_of: Callable[[int, int], Iterator[Batc
 
 
 def duration(seconds: float) -> str:
-    """In the unit a person would take."""
+    """Formats a duration in its natural unit."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""A task whose checkpoint may hold a moving average of its weights (`--ema`), as finetuning has it."""
+"""A task whose checkpoint may hold an exponential moving average (EMA) of its weights (`--ema`), for finetuning."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from beitcli.engine.trainer.task import Task, Tensors
 
 
 class EMATask(Task):
-    """What is measured and saved is the average, where there is one; training goes on with its own weights.
+    """Evaluates and saves the EMA if there is one; training continues with the raw weights.
 
     Attributes:
-        averaged: The average; None without `--ema`.
+        averaged: Model with the averaged weights; None without `--ema`.
     """
 
     averaged: Any = None
     decay: float = 0.0
 
     def init_ema(self, decay: float) -> None:
-        """Begins the average with the weights of now; 0 keeps none."""
+        """Starts the EMA from the current weights; 0 disables it."""
         self.decay = decay
         self.averaged = deepcopy(self.model).requires_grad_(False).eval() if decay else None
 
@@ -39,7 +39,7 @@ class EMATask(Task):
         return dict((self.model if self.averaged is None else self.averaged).state_dict())
 
     def extra_tensors(self) -> Tensors:
-        """The weights that training goes on with, where the checkpoint's are their average."""
+        """Returns the raw weights, if the checkpoint's weights are their average."""
         return {f"raw/{k}": v for k, v in self.model.state_dict().items()} if self.averaged is not None else {}
 
     def load_extra_tensors(self, tensors: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation of a finetuned model for any task: ranks, bad images, the report."""
+"""Evaluation of a finetuned model for any task: process group, bad images, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Report = TypeVar("Report", bound=Evaluated)
 
 
 def join_evaluation(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent) -> Batching:
-    """Joins the other ranks and shows the warnings of the checkpoint."""
+    """Joins the process group and emits the warnings of the checkpoint."""
     compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     on_event = compute.world.rank_zero_only(on_event)
     warn(checkpoint.warnings, on_event)
@@ -29,17 +29,17 @@ def join_evaluation(config: EvalConfig, checkpoint: CheckpointHandle, on_event: 
 def evaluated(
     config: EvalConfig, task: TaskDefinition, kind: type[Report], images: int, bad: Sequence[Bad], **metrics: Any
 ) -> Report:
-    """The report of a measurement.
+    """Builds the report of an evaluation.
 
     Args:
-        images: That were read.
-        bad: That were not.
+        images: Number of images that were read.
+        bad: Images that could not be read.
     """
     data = " ".join(config.data)
     return kind(model=config.model, data=data, task=task.name, protocol="head", images=images, bad=len(bad), **metrics)
 
 
-def tell_bad(config: EvalConfig, bad: Sequence[Bad], images: int, on_event: OnEvent, what: str = "images") -> None:
+def warn_bad(config: EvalConfig, bad: Sequence[Bad], images: int, on_event: OnEvent, what: str = "images") -> None:
     """Warns about images that are left out. Raises DataError if they are too many of `images`."""
     refuse_many_bad(bad, images, config.max_bad, "Mend or remove them, or raise --max-bad.")
     if bad:

@@ -1,8 +1,8 @@
-"""Finetuning for any task: opening `--init`, the shared part of the `Task`, the job.
+"""Finetuning for any task: opening `--init`, the common part of the `Task`, the job.
 
-    begun = begin(config, join_compute(config), on_event)     --init, checkpoint once
+    begun = begin(config, join_compute(config), on_event)     --init, opened once
     task = SegmentationTask(config, plan, model, ...)         a `FinetunedTask`
-    run_finetuning(begun, data, view, task, ...)              plan or dry run, loop, report, card
+    run_finetuning(begun, data, transform, task, ...)         plan or dry run, loop, report, card
 
 In between, each task opens its data and builds its network.
 """
@@ -41,7 +41,7 @@ Report = TypeVar("Report", bound=Finetuned)
 
 
 @dataclass(frozen=True)
-class Begun:
+class FinetuneSetup:
     """A finetuning job before its data is opened.
 
     Attributes:
@@ -55,15 +55,19 @@ class Begun:
     on_event: OnEvent
 
 
-def begin(config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_timm: bool = False) -> Begun:
+def open_finetuning(
+    config: FinetuneConfig, compute: Compute, on_event: OnEvent, *, takes_timm: bool = False
+) -> FinetuneSetup:
     """Opens `--init`.
 
     Args:
-        takes_timm: Whether it may be one of timm's models that is no BEiT.
+        takes_timm: Whether it may be a timm model that is not a BEiT.
     """
     on_event = compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, compute.world)
-    return Begun(config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event)
+    return FinetuneSetup(
+        config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class FinetuneData(Generic[Images]):
     """Training and validation images of a run, all with valid labels.
 
     Attributes:
-        classes: Names, in label order.
+        classes: Class names, in label order.
         bad: Training images that are left out.
         measured_on: Name of the validation images, for the report.
     """
@@ -84,12 +88,12 @@ class FinetuneData(Generic[Images]):
 
 
 class FinetunedTask(EMATask):
-    """A task of finetuning in the training loop.
+    """Base class of finetuning tasks in the training loop.
 
-    Block l learns at lr * layer_decay^(depth + 1 - l), the embedding as block 0, the head at lr.
+    Block l has learning rate lr * layer_decay^(depth + 1 - l), the embedding that of block 0, the head lr.
 
     Attributes:
-        curve: Of the learning rate after its warm-up, for people.
+        curve: Shape of the learning rate schedule after the warm-up, for display.
     """
 
     name = "finetune"
@@ -156,7 +160,7 @@ class FinetunedTask(EMATask):
         return {}
 
     def plan_rows(self) -> dict[str, str]:
-        """The plan, for a person."""
+        """Returns the rows that display the plan."""
         return {
             **self.about(),
             **describe_plan(self.plan, self.config, self.curve),
@@ -167,7 +171,7 @@ class FinetunedTask(EMATask):
 
     @abstractmethod
     def about(self) -> dict[str, str]:
-        """First rows of the plan: model, head, images, cost."""
+        """Returns the first rows of the plan: model, head, images, cost."""
 
     def about_images(self) -> str:
         height, width = self.model.architecture.image_size
@@ -177,7 +181,7 @@ class FinetunedTask(EMATask):
         """`about` of a BEiT with a head.
 
         Args:
-            where: Which features the head takes, for people.
+            where: Features that the head takes, for display.
         """
         architecture = self.model.architecture
         return {
@@ -190,12 +194,12 @@ class FinetunedTask(EMATask):
 
 
 def size(model: nn.Module) -> int:
-    """Numbers in its parameters."""
+    """Returns the number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def run_finetuning(
-    begun: Begun,
+    begun: FinetuneSetup,
     data: FinetuneData[Any],
     transform: Transform,
     task: FinetunedTask,
@@ -203,13 +207,13 @@ def run_finetuning(
     card: Callable[[Report], FinetunedCard],
     own: Callable[[dict[str, float]], dict[str, Any]] = lambda metrics: {},
 ) -> Report | dict[str, Any]:
-    """Trains and reports; with `dry_run`, a dict of the plan instead.
+    """Trains and returns the report; with `dry_run`, returns the plan as a dict instead.
 
     Args:
-        transform: Of a training image.
-        kind: Of the report.
-        card: What the model card says of this task.
-        own: From the last metrics to the fields of the report that are not simply one of them.
+        transform: Transform of a training image.
+        kind: Dataclass of the report.
+        card: Maps the report to the task's part of the model card.
+        own: Maps the last metrics to the fields of the report that are not simply one of them.
     """
     config = begun.config
 

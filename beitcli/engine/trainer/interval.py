@@ -1,4 +1,4 @@
-"""The steps between two lines of the log, and the means over them."""
+"""Metrics averaged over the steps between two lines of the log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from beitcli.runtime.distributed.world import DistributedContext
 
 @dataclass
 class Interval:
-    """Since the last line of the log.
+    """Metrics since the last logged step.
 
     Attributes:
-        step: The one behind which it begins.
-        since: Of `time.perf_counter`.
-        sums: Of the metrics of its steps, this process's share.
-        bad: Images that this process could not read.
+        step: The last logged step.
+        since: Start, from `time.perf_counter`.
+        sums: Sums of the metrics over steps, this rank's share.
+        bad: Images that this rank could not read.
     """
 
     step: int
@@ -31,9 +31,9 @@ class Interval:
     bad: list[Bad] = field(default_factory=list)
 
     def metrics(self, task: Task, plan: Plan, state: TrainState, world: DistributedContext) -> dict[str, float]:
-        """Means over the steps that were not skipped, none where all were, and the speed; one transfer from the device.
+        """Returns means over the steps that were not skipped (none if all were) and the speed, in one device transfer.
 
-        Adds the seconds to the state. All processes must call it.
+        Adds the elapsed seconds to the state. All ranks must call this.
         """
         steps, names = state.step - self.step, list(self.sums)
         values = torch.stack([self.sums[name].reshape(()).float() for name in names])

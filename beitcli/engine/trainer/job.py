@@ -1,10 +1,10 @@
-"""One training job, whatever it trains: plan or dry run, run folder, loop, report, warnings, model card.
+"""Runs one training job of any kind: plan or dry run, run folder, loop, report, warnings, model card.
 
     run_job(config, compute, on_event, prepare)
         --dry-run:  prepare(None)    -> plan, timed steps             -> the document of the plan
         else:       run folder -> prepare(session) -> train -> report -> RUN/README.md
 
-A training brings a `Job`: its data, its view of an image, its `Task`, and what its report and card say.
+A training defines a `Job`: its data, its image transform, its `Task`, and the contents of its report and card.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Report = TypeVar("Report")
 
 
 class JobData(Protocol):
-    """What a run trains on, and the images among it that are known to be unreadable."""
+    """Training images of a run, and the ones among them that are known to be unreadable."""
 
     @property
     def training(self) -> Source: ...
@@ -45,10 +45,10 @@ class JobData(Protocol):
 
 @dataclass(frozen=True)
 class Finished:
-    """A run whose steps are all done.
+    """A run that has done all its steps.
 
     Attributes:
-        plan: As it was made, before a micro-batch was found.
+        plan: The original plan, without a micro-batch size that was found later.
     """
 
     run: RunFolder
@@ -57,14 +57,14 @@ class Finished:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the held-out images, at the last step."""
+        """Metrics of the held-out images at the last step."""
         return self.state.metrics or {}
 
     def report(self, kind: type[Report], **own: Any) -> Report:
-        """A report: the fields that every training has, `own` ones, and the metrics that are named as a field is.
+        """Returns a report: fields common to all trainings, the fields `own`, and metrics whose name is a field.
 
         Args:
-            kind: A dataclass; its `further` gets the metrics that have no field.
+            kind: Dataclass; its `further` gets the metrics that have no field.
         """
         names, state = [each.name for each in fields(kind)], self.state  # type: ignore[arg-type]
         shared = {
@@ -82,25 +82,25 @@ class Finished:
 
 
 def no_warnings(report: Any) -> Iterable[str]:
-    """Of a report that nothing needs to be said of."""
+    """Returns no warnings, whatever the report."""
     return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Generic[Report]):
-    """What one training brings.
+    """Definition of one training.
 
     Attributes:
-        title: Of its plan.
-        transform: Of a training image.
-        masking: Of its patches; None where none are hidden.
-        rows: Of the plan, for a person.
-        report: Of a finished run; `Finished.report` makes most of it.
-        card: (report, hardware) to the model card.
-        warnings: Of a report.
-        flops: Of an image, forward and backward; 0 where they are not known.
-        seconds_before: That another training takes first, in a dry run.
-        document: What the document of a dry run has beside the plan.
+        title: Title of the plan.
+        transform: Transform of a training image.
+        masking: Mask generator of its patches; None without masking.
+        rows: Rows of the plan, for display.
+        report: Maps a finished run to the report; `Finished.report` does most of it.
+        card: Maps (report, hardware) to the model card.
+        warnings: Maps a report to warnings.
+        flops: FLOP per image, forward and backward; 0 if unknown.
+        seconds_before: Estimated seconds of another training that comes first, in a dry run.
+        document: Entries of the dry run's document besides the plan.
     """
 
     title: str
@@ -122,17 +122,17 @@ class Job(Generic[Report]):
 
     @property
     def stream(self) -> TrainingStream:
-        """Of its training images."""
+        """The stream of its training batches."""
         return TrainingStream(self.config, self.data.training, self.transform, self.compute, self.masking)
 
 
 def run_job(
     config: Training, compute: Compute, on_event: OnEvent, prepare: Callable[[RunSession | None], Job[Report]]
 ) -> Report | dict[str, Any]:
-    """Trains and reports; with `dry_run`, a dict of the plan instead.
+    """Trains and returns the report; with `dry_run`, returns the plan as a dict instead.
 
     Args:
-        prepare: Makes the job, in the run folder that is open already; from None for a dry run.
+        prepare: Builds the job once the run folder is open; gets None in a dry run.
     """
     if config.dry_run:
         return dry_run(prepare(None))
@@ -141,11 +141,11 @@ def run_job(
         session = RunSession(run, stop, config, resume_command(config, run.path))
         job = prepare(session)
         finished = train_job(job, session)
-    return conclude(job, finished)
+    return report_job(job, finished)
 
 
 def train_job(job: Job[Any], session: RunSession) -> Finished:
-    """Trains into an opened run folder."""
+    """Trains in an opened run folder."""
     data = TrainingBatches(job.stream.start, job.data.bad, job.data.training.path)
     planned = Planned(job.title, job.rows)
     with job.task.running():
@@ -153,8 +153,8 @@ def train_job(job: Job[Any], session: RunSession) -> Finished:
     return Finished(session.run, job.plan, state)
 
 
-def conclude(job: Job[Report], finished: Finished) -> Report:
-    """The report; tells its warnings and writes the model card."""
+def report_job(job: Job[Report], finished: Finished) -> Report:
+    """Builds the report, emits its warnings and writes the model card."""
     report = job.report(finished)
     for warning in job.warnings(report):
         job.on_event(Warned(warning))

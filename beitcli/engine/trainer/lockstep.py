@@ -1,12 +1,12 @@
-"""What all processes do at the head of a training step: do it, stop, or raise what went wrong in one of them.
+"""Keeps the ranks in lockstep: at the start of a step all run it, all stop, or all raise the error of one.
 
-    head of step s:   read flag s -> fetch batch s + 1 -> send flag s + 1 -> compute step s
+    start of step s:  read flag s -> fetch batch s + 1 -> send flag s + 1 -> compute step s
 
-A process without its batch cannot take part in a step's collectives, so the others must know before they begin it.
-The flag of a step is therefore reduced while the step before it is computed: no step waits for a round trip between
-the processes, and all of them leave at the same one. A signal that comes after flag s + 1 was sent is in flag s + 2.
+A rank without its batch cannot take part in the collectives of a step, so the other ranks must know before they start
+it. The flag of a step is therefore reduced during the previous step: no step waits for a round trip between the ranks,
+and all leave at the same step. A signal that comes after flag s + 1 was sent is in flag s + 2.
 
-One process sends no flags: it fetches the batch at the head of its step, and a signal ends the run before that step.
+A single process sends no flags: it fetches the batch at the start of the step, and a signal ends the run before it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Fetched = TypeVar("Fetched")
 
 
 class Lockstep(Generic[Fetched]):
-    """Gives each step its batch once all processes are to do it.
+    """Returns the batch of each step once all ranks are ready to run it.
 
     Args:
-        fetch: Gives this process's part of the next batch; raises BeitError.
+        fetch: Returns this rank's part of the next batch; raises BeitError.
 
     Attributes:
-        pending_error: What went wrong in this process; in the next flag to be sent.
+        pending_error: Error of this rank, sent with the next flag.
     """
 
     def __init__(self, fetch: Callable[[], Fetched], stop: StopRequest, world: DistributedContext) -> None:
@@ -39,26 +39,26 @@ class Lockstep(Generic[Fetched]):
         self._flag: Callable[[], int] | None = None
 
     def enter(self, *, is_last: bool) -> tuple[bool, Fetched]:
-        """Before a step: whether all processes are to stop here, and this process's batch.
+        """Called before a step: returns whether all ranks are to stop here, and this rank's batch.
 
         Args:
             is_last: Whether no step follows this one.
 
         Raises:
-            BeitError: What went wrong in one process, in all of them.
+            BeitError: That of one rank, on all ranks.
         """
         if self._flag is None:
             self._send_flag()
         command, fetched = self._read_flag(), self._fetched
         if command == _FAILED:
             self._world.raise_if_any_failed(self.pending_error)
-        assert fetched is not None  # or the flag would have said so
+        assert fetched is not None  # else the flag would be _FAILED
         if command == _GO_ON and self._world.size > 1 and not is_last:
             self._send_flag()
         return command == _STOP, fetched
 
     def leave(self) -> None:
-        """Reads what is still under way, before the processes leave the loop between two steps."""
+        """Completes a pending reduction, before the ranks leave the loop between two steps."""
         if self._flag is not None:
             self._read_flag()
 

@@ -1,11 +1,11 @@
-"""The one training loop, shared by train-tokenizer, pretrain and finetune.
+"""The training loop of train-tokenizer, pretrain and finetune.
 
-A job brings a `Task` (model, loss, schedule, measures); the loop brings order, arithmetic, metrics, checkpoints and
-stops. Everything random in a step follows from (seed, step), so a run that goes on from a checkpoint equals one that
-was never stopped, bit for bit on a CPU. Between logging steps nothing waits for the device.
+A job defines a `Task` (model, loss, schedule, evaluation). The loop adds seeding, gradient accumulation, logging,
+checkpoints and stops. All randomness of a step follows from (seed, step), so on a CPU a resumed run equals an
+uninterrupted one bit for bit. Between logging steps the host never waits for the device.
 
-Several processes run this loop side by side: each computes its part of every batch, the gradients are averaged, and
-before each step they agree on whether to go on (`lockstep.py`). The first one alone writes.
+In distributed training each rank runs this loop: it computes its part of every batch, the gradients are averaged, and
+before each step the ranks agree on whether to continue (`lockstep.py`). Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from beitcli.engine.trainer.metric_log import MetricLog, make_writers
 from beitcli.engine.trainer.micro_batch import find_micro_batch_size
 from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.plan import Plan
-from beitcli.engine.trainer.prefetch import Moved, moving, to_device
+from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
 from beitcli.errors import BeitError, StorageError, UsageError
 from beitcli.runtime.compute.device import Compute
@@ -39,7 +39,7 @@ from beitcli.runtime.distributed.fsdp import unsharded
 
 
 class _StopRequested(Exception):
-    """A measurement was left unfinished."""
+    """An evaluation was interrupted by a stop."""
 
 
 def train(
@@ -51,26 +51,26 @@ def train(
     on_event: OnEvent,
     planned: Planned,
 ) -> TrainState:
-    """Trains to `plan.steps`, from the newest whole checkpoint where there is one.
+    """Trains up to step `plan.steps`, from the newest intact checkpoint if there is one.
 
     Args:
-        planned: Told unless the run is finished already.
+        planned: Emitted unless the run is already finished.
 
     Raises:
-        DivergedError: Loss or gradient stay non-finite; the last checkpoint is from before.
+        DivergedError: Loss or gradients stay non-finite; the last checkpoint is from before.
         DataError: More bad images than allowed.
         StorageError: A checkpoint cannot be written.
-        DistributedError: A process has other weights than the others.
-        Stopped: A signal asked for it; progress is saved.
+        DistributedError: The weights differ between ranks.
+        Stopped: A signal requested it; progress is saved.
     """
     loop = _Loop(task, plan, data, session, compute, on_event)
     state = loop.resume(planned)
     task.model.train()
-    batches = moving(data.start(state.step * plan.batch_size, plan.steps - state.step), compute.device)
+    batches = prefetch_to_device(data.start(state.step * plan.batch_size, plan.steps - state.step), compute.device)
     lockstep = Lockstep(lambda: loop.fetch(batches), session.stop, compute.world)
     try:
         while state.step < plan.steps:
-            # batch: every process has its part, or all of them stop
+            # batch: every rank has its part, or all ranks stop
             stopping, moved = lockstep.enter(is_last=state.step + 1 == plan.steps)
             batch, tensors = moved.batch, moved.take()
             loop.interval.bad += batch.bad
@@ -78,7 +78,7 @@ def train(
                 loop.gather_bad()
                 loop.stop_here()
 
-            # targets, and what else follows from the step
+            # targets, and everything that depends on the step
             loop.seed_step()
             tensors = loop.with_uniforms(tensors)
             set_learning_rate(task.optimizer, task.learning_rate(state.step))
@@ -126,11 +126,11 @@ def train(
 
 @dataclass
 class _Loop:
-    """What the steps of one `train` share.
+    """State shared by the steps of one `train`.
 
     Attributes:
-        plan: With the micro-batch that was found, from the first step on.
-        interval: Since the last line of the log.
+        plan: From the first step on with the micro-batch size that was found.
+        interval: Metrics since the last logged step.
     """
 
     task: Task
@@ -148,12 +148,12 @@ class _Loop:
     metric_log: MetricLog = field(init=False)
 
     def resume(self, planned: Planned) -> TrainState:
-        """Where the run folder stands; everything that is written to it begins here."""
+        """Loads the state of the run folder, and opens everything that is written to it."""
         task, session, compute = self.task, self.session, self.compute
         run, scaler = session.run, compute.scaler()
         stored = load_newest(task, self.plan, run, compute, scaler, self.on_event)
         self.state = stored.state
-        if self.plan.finds_micro_batch and stored.micro_batch:  # nothing else is asked for: as before, to the last bit
+        if self.plan.finds_micro_batch and stored.micro_batch:  # not given: as before the stop, bit for bit
             self.plan = replace(self.plan, micro_batch=stored.micro_batch)
         if self.state.step < self.plan.steps:
             self.on_event(planned)
@@ -170,8 +170,8 @@ class _Loop:
         compute.world.run_on_rank_zero(lambda: self.metric_log.start(run, session.config, self.state.step))
         return self.state
 
-    def fetch(self, batches: Iterator[Moved]) -> Moved:
-        """This process's part of the next batch."""
+    def fetch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
+        """Returns this rank's part of the next batch."""
         self.saver.poll_writer()
         moved = next(batches)
         if self.compute.world.size == 1:
@@ -179,7 +179,7 @@ class _Loop:
         return moved
 
     def gather_bad(self) -> None:
-        """Every process's unreadable images, in the order of ranks, into everyone's ledger."""
+        """Adds the unreadable images of all ranks, in rank order, to the ledger of every rank."""
         world = self.compute.world
         if world.size > 1:
             self.ledger.note([record for records in world.gather(self.interval.bad) for record in records])
@@ -188,14 +188,14 @@ class _Loop:
         torch.manual_seed(keyed_integer(self.plan.seed, "step", 0, self.state.step))
 
     def with_uniforms(self, tensors: Tensors) -> Tensors:
-        """The batch with the uniform numbers of the step's drop paths, where the task has any."""
+        """Adds the step's uniform random numbers (drop path, samplers) to the batch, if the task uses any."""
         if not self.task.num_uniforms:
             return tensors
         uniforms = sample_step_uniforms(self.plan, self.task.num_uniforms, self.state.step, self.compute.world)
         return tensors | {"uniforms": to_device(uniforms, self.compute.device)}
 
     def step(self, tensors: Tensors) -> None:
-        """One optimizer step, compiled before the first one; its metrics go into the interval."""
+        """Runs one optimizer step, compiled before the first one; adds its metrics to the interval."""
         try:
             if not self.is_prepared:
                 self._prepare(tensors)
@@ -208,7 +208,7 @@ class _Loop:
         self.divergence.count(skipped)
 
     def _prepare(self, tensors: Tensors) -> None:
-        """Finds the micro-batch and compiles, with the first batch; both move the generators of the step."""
+        """Finds the micro-batch size and compiles, with the first batch; both advance the step's random generators."""
         task, compute = self.task, self.compute
         is_fresh = self.state.step == 0 and compute.device.type == "cuda" and compute.world.size == 1
         if self.plan.finds_micro_batch and is_fresh:
@@ -219,7 +219,7 @@ class _Loop:
         self.seed_step()
 
     def training_metrics(self) -> dict[str, float]:
-        """Those of the interval, of the task, and of the save before."""
+        """Returns the metrics of the interval and of the task, and the stall of the previous save."""
         task, saver = self.task, self.saver
         metrics = self.interval.metrics(task, self.plan, self.state, self.compute.world)
         self.divergence.require_finite(metrics, self.state.step)
@@ -231,24 +231,24 @@ class _Loop:
         return metrics
 
     def evaluate(self, metrics: dict[str, float]) -> bool:
-        """Adds those of held-out images, which the state keeps; whether a signal came meanwhile, so that none did."""
+        """Adds metrics of held-out images to `metrics` and the state; returns whether a signal interrupted it."""
         measured, watched, stopping = self._measured()
         if measured is not None:
             held_out = {f"held_out_{name}": value for name, value in measured.items()}
-            self.divergence.require_finite(held_out, self.state.step)  # no checkpoint of spoilt weights
+            self.divergence.require_finite(held_out, self.state.step)  # never save such weights
             self.state.metrics = measured
             metrics |= held_out | watched
         return stopping
 
     def evaluate_if_missing(self) -> None:
-        """Measures where a stop came while the last step was being measured."""
+        """Evaluates if a stop interrupted the evaluation of the last step."""
         if self.state.metrics is None:
             self.state.metrics, _, stopping = self._measured()
             if stopping:
                 self.stop_here()
 
     def _measured(self) -> tuple[dict[str, float] | None, dict[str, float], bool]:
-        """Metrics of held-out images, None where a signal came meanwhile; those to watch; and whether one came."""
+        """Returns held-out metrics (None if a signal interrupted them), metrics to monitor, and whether one did."""
         model = self.task.model
         model.eval()
         try:
@@ -264,13 +264,13 @@ class _Loop:
             raise _StopRequested
 
     def log(self, metrics: dict[str, float]) -> None:
-        """A line of metrics.jsonl and of every other writer, and an event."""
+        """Writes a line of metrics.jsonl and to every other metric writer, and emits an event."""
         step, plan = self.state.step, self.plan
         self.metric_log.write(step, {"epoch": round(plan.epoch(step), 4)} | metrics)
         self.on_event(Progress(self.task.name, step, plan.steps, "step", metrics))
 
     def save(self) -> StorageError | None:
-        """Begins to save; what went wrong with the checkpoint before, for all processes to hear at the next step."""
+        """Starts a save; returns the error of the previous checkpoint, which all ranks learn at the next step."""
         try:
             self.saver.save(self.plan, self.state)
         except StorageError as error:
@@ -278,12 +278,12 @@ class _Loop:
         return None
 
     def stop_here(self) -> NoReturn:
-        """Saves and raises, in all processes alike."""
+        """Saves and raises Stopped, on all ranks."""
         saver, state, stop = self.saver, self.state, self.session.stop
         stop.received = self.compute.world.all_reduce_max(stop.received or 0)
         saver.wait_on_all_ranks()
         if saver.last_saved != state.step or not state.step:
-            self.task.log_metrics()  # unites what each process has counted
+            self.task.log_metrics()  # sums the counts of all ranks
             saver.save(self.plan, state)
             saver.wait_on_all_ranks()
         message = f"by a signal at step {state.step}; progress is saved."

@@ -1,4 +1,4 @@
-"""The metrics of a run on their way to metrics.jsonl and to the writers of `--log-to`."""
+"""Writes the metrics of a run to metrics.jsonl and to the writers of `--log-to`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 
 def make_writers(config: Training) -> dict[str, MetricWriter]:
-    """Those of a run, none of them started; raises UsageError for one that is not there or misses a package."""
+    """Returns the writers of a run, not started. Raises UsageError for an unknown one, or one that lacks a package."""
     return {name: METRIC_WRITERS.load(name)() for name in (ALWAYS_ON, *config.log_to)}
 
 
 class MetricLog:
-    """Every writer of a run; in the processes that write nothing, none.
+    """All metric writers of a run; empty on ranks that do not write.
 
-    A writer of `--log-to` that fails is left out from then on, with one warning: the run is worth more than its curve.
-    metrics.jsonl is part of the run, so its failure is the run's.
+    A writer of `--log-to` that fails is removed, with one warning: the run is worth more than its curve. metrics.jsonl
+    is part of the run, so an error there fails the run.
     """
 
     def __init__(self, writers: dict[str, MetricWriter], on_event: OnEvent) -> None:
         self.writers, self.on_event = writers, on_event
 
     def start(self, run: RunFolder, config: Training, step: int) -> None:
-        """Before the first `write`, for a run that goes on from `step`, or from 0."""
+        """Starts the writers, before the first `write`, for a run that continues from `step`, or from 0."""
         for writer in self.writers.values():
             writer.start(run, config)
             writer.rewind(step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Gives all writers what is finite."""
+        """Passes the finite metrics to all writers."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for name, writer in list(self.writers.items()):
             self._attempt(name, partial(writer.write, step, finite))
@@ -46,7 +46,7 @@ class MetricLog:
     def _attempt(self, name: str, do: Callable[[], None]) -> None:
         try:
             do()
-        except Exception as error:  # of anyone's code
+        except Exception as error:  # writers may be third-party code
             if name == ALWAYS_ON:
                 raise
             del self.writers[name]

@@ -1,4 +1,4 @@
-"""How many images fit on the device at once, found by trying."""
+"""Finds the largest micro-batch that fits in device memory, by trial."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def find_micro_batch_size(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
-    """The plan with the largest micro-batch, halved from the batch on, whose forward and backward pass has room.
+    """Returns the plan with the largest micro-batch size, halved from the batch size on, that fits in device memory.
 
-    AdamW's two moments do not exist yet before the first step, nor the gradients that a second piece adds to: as much
-    memory is held meanwhile. Weights, metrics and everything random stay as they were; every step seeds its own
-    generators. Several processes keep the plan's: a loss may wait for all of them, and one that ran out of memory would
-    not be there.
+    Each trial is one forward and backward pass. AdamW's two moments do not exist before the first step, nor do the
+    gradients that a second micro-batch adds to: as much memory is allocated meanwhile. Weights, metrics and random
+    state are unaffected, as every step seeds its own generators. In distributed training the plan is unchanged: a loss
+    may contain collectives, and a rank that ran out of memory would miss them.
 
     Args:
         tensors: A whole batch on the device.
@@ -31,7 +31,7 @@ def find_micro_batch_size(task: Task, plan: Plan, tensors: Tensors, compute: Com
     whole = micro = len(next(iter(tensors.values())))
     while micro > 1:
         try:
-            copies = 2 if micro == whole else 3  # a second piece meets the gradients of the first
+            copies = 2 if micro == whole else 3  # a second micro-batch adds to the gradients of the first
             moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(copies)]
             with task.trial(), task.eager(), task.no_sync(), compute.autocast():
                 loss, _ = task.loss({name: tensor[:micro] for name, tensor in tensors.items()})

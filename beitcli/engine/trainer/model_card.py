@@ -35,7 +35,7 @@ def _steps(report: Any, batch_size: int) -> str:
 
 
 def _further(report: Any) -> dict[str, str]:
-    """Rows of the metrics that the report has no field for."""
+    """Returns rows for the metrics that have no field in the report."""
     return {metric_label(name): metric_value(name, value) for name, value in report.further.items()}
 
 
@@ -44,7 +44,7 @@ def pixels(size: tuple[int, int]) -> str:
 
 
 def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardware: str) -> str:
-    """`title` is that of the tokenizer's kind."""
+    """Returns the card of a trained tokenizer; `title` is that of its kind."""
     data, pictures, reconstruct = " ".join(config.data), {}, ""
     if report.psnr is not None:
         pictures = {f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB", "mean absolute error": f"{report.mae:.4f}"}
@@ -74,7 +74,7 @@ TARGETS = {
 
 
 def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None, hardware: str) -> str:
-    """`tokenizer` is None where pixels are predicted."""
+    """Returns the card of a pretrained model; `tokenizer` is None if the targets are pixels."""
     data = " ".join(config.data)
     which = "hidden" if config.mask else "all"
     metrics = {
@@ -110,14 +110,14 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunedCard:
-    """What a task puts on the card of what it made.
+    """Contents of a model card that are specific to the task.
 
     Attributes:
-        facts: Above the table.
-        metrics: By name.
-        by_class: Metrics of each class.
-        eval_options: Behind `beit eval RUN DATA`.
-        predict_options: Behind `beit predict RUN photo.jpg`.
+        facts: Entries above the table.
+        metrics: Rows of the table, by name.
+        by_class: Rows for the metrics of each class.
+        eval_options: Options to add to `beit eval RUN DATA`.
+        predict_options: Options to add to `beit predict RUN photo.jpg`.
     """
 
     title: str

@@ -1,9 +1,9 @@
-"""One optimizer step of a batch that several processes share: forward, backward, clip, update.
+"""One optimizer step of a batch that is distributed over ranks: forward, backward, clip, update.
 
     loss = sum over micro-batches of (their share of the whole batch) * (their mean loss)
-    gradient = its gradient, summed over processes                          (DDP averages, hence the factor)
+    gradient = its gradient, summed over ranks                  (DDP averages, hence the factor world size)
 
-A step whose gradient is not finite changes nothing, in all processes alike, since all have the same gradient.
+A step with a non-finite gradient changes nothing. This holds on all ranks alike, as all have the same gradient.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from beitcli.runtime.distributed.world import DistributedContext
 
 
 def sample_step_uniforms(plan: Plan, columns: int, step: int, world: DistributedContext) -> torch.Tensor:
-    """(b, columns) uniform numbers in [0, 1) for this process's images: the same image of a step gets the same ones,
-    however many processes and micro-batches there are."""
+    """Draws (b, columns) uniform numbers in [0, 1) for this rank's images, whatever the world and micro-batch size."""
     generator = torch.Generator().manual_seed(keyed_integer(plan.seed, "drop path", 0, step))
     whole = torch.rand(plan.batch_size, columns, generator=generator)
     return whole[torch.from_numpy(rank_indices(plan.batch_size, world.rank, world.size))]
 
 
 def num_micro_batches(plan: Plan, world: DistributedContext) -> int:
-    """Micro-batches of a step, as many in every process: they may have to meet in each."""
+    """Returns the number of micro-batches per step, equal on all ranks: each may contain collectives."""
     parts = [len(rank_indices(plan.batch_size, rank, world.size)) for rank in range(world.size)]
     return min(-(-max(parts) // plan.micro_batch), min(parts))
 
 
 def min_micro_batch(plan: Plan, world: DistributedContext) -> int:
-    """Images of the smallest forward pass of a step, all processes together."""
+    """Returns the number of images in the smallest forward pass of a step, summed over ranks."""
     number = num_micro_batches(plan, world)
     parts = [len(rank_indices(plan.batch_size, rank, world.size)) for rank in range(world.size)]
     cuts = [[part * piece // number for part in parts] for piece in range(number + 1)]
@@ -50,14 +49,14 @@ def min_micro_batch(plan: Plan, world: DistributedContext) -> int:
 def optimizer_step(
     task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any, sums: Tensors
 ) -> torch.Tensor:
-    """Forward and backward by micro-batches, gradient clipping, one optimizer step.
+    """Runs forward and backward passes by micro-batches, clips gradients, and runs one optimizer step.
 
     Args:
-        tensors: This process's part of the batch.
-        sums: Metrics of the finite steps are added to it, each process its share, and `skipped_steps`.
+        tensors: This rank's part of the batch.
+        sums: Metrics of finite steps are added to it, as this rank's share, and `skipped_steps`.
 
     Returns:
-        Whether the step was skipped: a scalar on the device, the same in all processes.
+        Whether the step was skipped: a scalar on the device, equal on all ranks.
     """
     world = compute.world
     task.optimizer.zero_grad(set_to_none=True)
@@ -75,7 +74,7 @@ def optimizer_step(
 
 
 def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any) -> Tensors:
-    """Gradients of this process's part; its metrics, weighted by their share of the whole batch."""
+    """Accumulates the gradients of this rank's part; returns its metrics, weighted by share of the whole batch."""
     world = compute.world
     metrics: Tensors = {}
     number = len(_cuts(plan, len(next(iter(tensors.values()))), world))
@@ -92,10 +91,10 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
 def micro_batches(
     task: Task, plan: Plan, tensors: Tensors, world: DistributedContext
 ) -> Iterator[tuple[Tensors, float]]:
-    """This process's part of a batch, cut for forward passes, and each one's share of the whole batch.
+    """Yields the micro-batches of this rank's part of a batch, each with its share of the whole batch.
 
-    A compiled step knows one shape: where the cuts differ by an image, the shorter ones are filled up with their last
-    image and every one says in `valid` (B,) bool which of its images count.
+    A compiled step has static shapes: if the lengths differ by an image, the shorter micro-batches are padded with
+    their last image, and all get `valid` (B,) bool, False for padding.
     """
     here = len(next(iter(tensors.values())))
     whole = plan.batch_size if world.size > 1 else here
@@ -108,13 +107,13 @@ def micro_batches(
 
 
 def _cuts(plan: Plan, here: int, world: DistributedContext) -> list[tuple[int, int]]:
-    """(start, end) of each micro-batch in the `here` images of this process; their lengths differ by one at most."""
+    """Returns (start, end) of each micro-batch in the `here` images of this rank; lengths differ by at most one."""
     number = num_micro_batches(plan, world) if world.size > 1 else -(-here // plan.micro_batch)
     return list(pairwise(here * piece // number for piece in range(number + 1)))
 
 
 def _filled(micro: Tensors, length: int) -> Tensors:
-    """With its last row repeated up to `length` rows, and `valid`."""
+    """Pads to `length` rows by repeating the last one, and adds `valid`."""
     first = next(iter(micro.values()))
     rows = torch.arange(length, device=first.device)
     filled = {name: tensor.index_select(0, rows.clamp(max=len(first) - 1)) for name, tensor in micro.items()}
@@ -122,8 +121,8 @@ def _filled(micro: Tensors, length: int) -> Tensors:
 
 
 def _update(optimizer: torch.optim.Optimizer, scaler: Any, skipped: torch.Tensor, *, on_device: bool) -> None:
-    """The optimizer's step, or none where it is to be skipped; `on_device` its kernel decides, and nothing waits."""
-    if scaler.is_enabled():  # fp16 finds its scale by overflowing, and leaves such steps out itself
+    """Runs the optimizer's step unless it is skipped; if `on_device` its kernel decides, and the host does not wait."""
+    if scaler.is_enabled():  # GradScaler finds the fp16 scale by overflowing, and skips such steps itself
         scaler.step(optimizer)
         scaler.update()
     elif not on_device:

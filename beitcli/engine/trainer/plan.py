@@ -1,4 +1,4 @@
-"""The plan of a training: steps, batches, schedule."""
+"""The plan of a training: steps, batch sizes, schedule."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and in which portions.
+    """Number of steps, batch sizes and intervals of a training.
 
     Attributes:
-        images: Of one epoch.
-        micro_batch: Images of one forward pass.
-        finds_micro_batch: Whether that may be tried out on the device.
+        images: Images per epoch.
+        micro_batch: Images per forward pass.
+        finds_micro_batch: Whether it may be changed to what fits on the device.
     """
 
     seed: int

@@ -1,8 +1,8 @@
-"""Batches on their way to the device, while it still computes the steps before.
+"""Prefetching: batches are copied to the device while it computes the previous steps.
 
 On CUDA one background thread takes batches from the loader, joins their pieces in pinned memory and starts their copy
-on a stream of its own; the training thread only has its stream wait for the copy of the batch that it takes. No part of
-it waits for the device.
+on a separate stream. The training thread only makes its stream wait for the copy of the batch that it takes. No part of
+this waits for the device.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ import torch
 
 from beitcli.data.loading.batches import Batch
 
-AHEAD = 2  # batches that are taken from the loader and not by the training yet
+AHEAD = 2  # batches taken from the loader, but not yet by training
 
 
 def on_device(
     batches: Iterator[Batch], device: torch.device
 ) -> Generator[tuple[Batch, dict[str, torch.Tensor]], None, None]:
-    """As `moving`, each batch beside its tensors, for which the current stream waits at once."""
-    with closing(moving(batches, device)) as under_way:
+    """Like `prefetch_to_device`, but yields each batch with its tensors, for which the current stream waits."""
+    with closing(prefetch_to_device(batches, device)) as under_way:
         for moved in under_way:
             yield moved.batch, moved.take()
 
 
-def moving(batches: Iterator[Batch], device: torch.device) -> Generator[Moved, None, None]:
-    """Each batch on its way to the device; `close` ends the loader's workers and the thread.
+def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Generator[DeviceBatch, None, None]:
+    """Yields batches whose copy to the device has started; `close` ends the loader's workers and the thread.
 
-    Without CUDA a batch is read when it is asked for, by the thread that asks. So it is on CUDA where the loader has no
-    workers, as reading images uses global random generators and open files of the process; its copy still overlaps the
-    step before.
+    Without CUDA a batch is read on demand, by the calling thread. On CUDA this is also done if the loader has no
+    workers, as reading images uses global random generators and open files of the process; the copy then still overlaps
+    with the previous step.
     """
     if device.type != "cuda":
         for batch in batches:
-            yield Moved(batch, batch.to(device))
+            yield DeviceBatch(batch, batch.to(device))
         return
     moved = Prefetcher(batches, device) if getattr(batches, "workers", 0) else _MovedHere(batches, device)
     with closing(moved):
@@ -46,18 +46,18 @@ def moving(batches: Iterator[Batch], device: torch.device) -> Generator[Moved, N
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A small tensor of the CPU's memory on the device, without waiting: CUDA copies at once only what is pinned."""
+    """Copies a small CPU tensor to the device without waiting; on CUDA this requires pinned memory."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps the pinned copy until it is through
+    return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps the pinned copy until it is done
 
 
 @dataclass(frozen=True)
-class Moved:
+class DeviceBatch:
     """A batch whose copy to the device has been started.
 
     Attributes:
-        ready: Recorded behind the copy; None where there was nothing to wait for.
+        ready: CUDA event recorded after the copy; None if there is nothing to wait for.
     """
 
     batch: Batch
@@ -65,60 +65,60 @@ class Moved:
     ready: torch.cuda.Event | None = None
 
     def take(self) -> dict[str, torch.Tensor]:
-        """The tensors; has the current stream, not the host, wait for their copy."""
+        """Returns the tensors; the current stream, not the host, waits for their copy."""
         if self.ready is not None and self.tensors:
             current = torch.cuda.current_stream(next(iter(self.tensors.values())).device)
             current.wait_event(self.ready)
             for tensor in self.tensors.values():
-                tensor.record_stream(current)  # its memory is not given out again before the step is through
+                tensor.record_stream(current)  # its memory is not reused before the step is done
         return self.tensors
 
 
 class _Copier:
-    """Starts copies of batches; on CUDA on a stream of its own."""
+    """Starts the copy of a batch; on CUDA on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, batch: Batch) -> Moved:
+    def __call__(self, batch: Batch) -> DeviceBatch:
         if self.side is None:
-            return Moved(batch, batch.to(self.device))
+            return DeviceBatch(batch, batch.to(self.device))
         with torch.cuda.stream(self.side):
             tensors = batch.to(self.side.device)
             ready = torch.cuda.Event()
             ready.record(self.side)
-        return Moved(batch, tensors, ready)
+        return DeviceBatch(batch, tensors, ready)
 
 
-class _MovedHere(Iterator[Moved]):
-    """Batches that are read when they are asked for, in the thread that asks."""
+class _MovedHere(Iterator[DeviceBatch]):
+    """Batches that are read on demand, in the calling thread."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._copy = batches, _Copier(device)
 
-    def __next__(self) -> Moved:
+    def __next__(self) -> DeviceBatch:
         return self._copy(next(self._batches))
 
     def close(self) -> None:
         _close(self._batches)
 
 
-class Prefetcher(Iterator[Moved]):
-    """Batches that a background thread reads and starts to copy, at most `AHEAD` of them before they are taken.
+class Prefetcher(Iterator[DeviceBatch]):
+    """Batches that a background thread reads and starts to copy, at most `AHEAD` of them in advance.
 
-    An error of the loader is raised when the batch is asked for in whose place it came. Signals stay with the main
-    thread. The first batch is read by the thread that asks for it, so that the loader starts its workers there.
+    An error of the loader is raised in place of the batch where it occurred. Signals are handled by the main thread.
+    The calling thread reads the first batch, so that the loader starts its workers from that thread.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._copy = batches, _Copier(device)
         self._room = threading.Semaphore(AHEAD)
-        self._ready: queue.SimpleQueue[Moved | BaseException] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[DeviceBatch | BaseException] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def __next__(self) -> Moved:
+    def __next__(self) -> DeviceBatch:
         if self._stopped.is_set():
             raise StopIteration
         if self._thread is None:
@@ -128,13 +128,13 @@ class Prefetcher(Iterator[Moved]):
             return first
         item = self._ready.get()
         if isinstance(item, BaseException):
-            self._ready.put(item)  # to say the same where it is asked again
+            self._ready.put(item)  # raised again by the next call
             raise item
         self._room.release()
         return item
 
     def close(self) -> None:
-        """Ends the thread and the loader's workers, whatever the thread waits for."""
+        """Ends the thread and the loader's workers, even while the thread is waiting."""
         self._stopped.set()
         interrupt = getattr(self._batches, "interrupt", None)
         if interrupt is not None:
@@ -149,16 +149,16 @@ class Prefetcher(Iterator[Moved]):
         end: BaseException = StopIteration()
         try:
             if self._copy.side is not None:
-                torch.set_num_threads(1)  # of this thread, as in torch's own pinning thread: the cores are the workers'
-                torch.cuda.set_device(self._copy.side.device)  # each thread has its own, at first the first GPU
+                torch.set_num_threads(1)  # this thread's, as in torch's own pinning thread: workers need the cores
+                torch.cuda.set_device(self._copy.side.device)  # the current device is per thread, at first GPU 0
             while True:
                 self._room.acquire()
                 batch = None if self._stopped.is_set() else next(self._batches, None)
                 if batch is None:
                     break
                 self._ready.put(self._copy(batch))
-                del batch  # its memory is not to be held until the next one is there
-        except BaseException as error:  # raised where the batch is asked for
+                del batch  # frees its memory before the wait for the next one
+        except BaseException as error:  # raised by `__next__`
             end = error
         finally:
             try:

@@ -1,4 +1,4 @@
-"""What finetuning begins with: `--init` opened once, and its weights moved into the task's model."""
+"""Opens the checkpoint of `--init` and loads its weights into the model to finetune."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
-DEFAULT_SIZE = (224, 224)  # where nothing is pretrained
-POOLING = ("head.", "fc_norm.", "norm.")  # of a BEiT, beside its blocks
+DEFAULT_SIZE = (224, 224)  # from scratch
+POOLING = ("head.", "fc_norm.", "norm.")  # key prefixes of a BEiT after its blocks
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What `--init` names, and the images that its model is to see.
+    """The checkpoint of `--init`, and the images of the finetuned model.
 
     Attributes:
-        checkpoint: None where the model is to begin from scratch.
+        checkpoint: None to train from scratch.
         size: (H, W) in pixels.
-        classes: Of the run that goes on; empty of any other.
+        classes: Class names of a resumed run; empty for any other.
     """
 
     checkpoint: CheckpointHandle | None
@@ -46,10 +46,10 @@ class Pretrained:
 def open_for_finetuning(
     config: FinetuneConfig, world: DistributedContext, on_event: OnEvent, *, takes_timm: bool = False
 ) -> Pretrained:
-    """Opens `--init`, downloaded by the first process where it must be.
+    """Opens `--init`; rank 0 downloads it if necessary.
 
     Raises:
-        UsageError: It is one of timm's models, and the task takes none.
+        UsageError: It is a timm model that is not a BEiT, and the task does not support those.
     """
     checkpoint = world.rank_zero_first(lambda: open_init(config, on_event))
     if checkpoint is None:
@@ -64,7 +64,7 @@ def open_for_finetuning(
 
 
 def open_init(config: FinetuneConfig, on_event: OnEvent) -> CheckpointHandle | None:
-    """Where the weights come from: a run that goes on needs no `--init`, which may have gone or changed meanwhile."""
+    """Opens the initial weights; for a resumed run its own checkpoint, as `--init` may be gone or changed since."""
     if config.resume and config.out and newest_checkpoint(Path(config.out), weights_only=True) is not None:
         return open_checkpoint(config.out)
     if config.init == "random":
@@ -73,28 +73,28 @@ def open_init(config: FinetuneConfig, on_event: OnEvent) -> CheckpointHandle | N
 
 
 def is_resumed(config: FinetuneConfig, checkpoint: CheckpointHandle) -> bool:
-    """Whether `checkpoint` is the run's own: the loop loads it, and only its shape and classes count before."""
+    """Whether `checkpoint` is the resumed run's own: the loop loads its weights, here it gives shape and classes."""
     return config.resume and checkpoint.run.resolve() == Path(config.out).resolve()
 
 
 @dataclass(frozen=True)
 class HeadTransfer:
-    """What becomes of the head of `--init`.
+    """How the head of `--init` is transferred.
 
     Attributes:
-        reinit: Beginnings of the names in the new model that keep their initialisation.
-        loads_head: Whether its own tensors go over, too.
-        parts: Beginnings of names, each of which is told as one name.
-        draws_anew: Whether a shape without weights (`MODEL@random`) keeps the new model's draw instead of its own.
+        reinit: Key prefixes in the new model that keep their initialization.
+        loads_head: Whether the tensors of the head are loaded too.
+        parts: Key prefixes, each reported as one name.
+        keeps_random_init: Whether for `MODEL@random` the new model keeps its own initialization.
     """
 
     reinit: tuple[str, ...]
     loads_head: bool = False
     parts: tuple[str, ...] = ()
-    draws_anew: bool = False
+    keeps_random_init: bool = False
 
     def short(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The names, those of a part as one."""
+        """Returns the names, those of a part as one."""
         return tuple(dict.fromkeys(map(self._short, names)))
 
     def _short(self, name: str) -> str:
@@ -108,11 +108,11 @@ def build_finetuned(
     head_of: Callable[[CheckpointHandle], HeadTransfer],
     on_event: OnEvent,
 ) -> Model:
-    """The task's model with the weights of `--init`; initialized from `--seed` where there is no checkpoint.
+    """Builds the task's model with the weights of `--init`; without a checkpoint it is initialized from `--seed`.
 
     Args:
-        checkpoint: Of a run that goes on its own checkpoint, of which only the shape is taken.
-        make: A model of a shape, with its initialisation.
+        checkpoint: If it is the resumed run's own, only its shape is used.
+        make: Builds an initialized model of an architecture.
     """
     torch.manual_seed(config.seed)
     if checkpoint is None:
@@ -123,7 +123,7 @@ def build_finetuned(
     architecture = finetuning_architecture(checkpoint.architecture, config.size)
     model = make(architecture)
     head = head_of(checkpoint)
-    if checkpoint.seed is not None and head.draws_anew:
+    if checkpoint.seed is not None and head.keeps_random_init:
         blocks = f"{architecture.depth} blocks of width {architecture.width}"
         patches = f"patches of {architecture.patch_size} pixels"
         on_event(Note(f"From scratch, shaped as {checkpoint.reference} says: {blocks}, {patches}."))
@@ -133,7 +133,7 @@ def build_finetuned(
 
 
 def scratch_architecture(config: FinetuneConfig) -> Architecture:
-    """Of the settings alone."""
+    """Returns the architecture defined by the settings alone."""
     sizes: dict[str, Any] = SIZES[config.model]
     return Architecture(
         image_size=config.size or DEFAULT_SIZE,
@@ -147,12 +147,12 @@ def scratch_architecture(config: FinetuneConfig) -> Architecture:
 def _move_weights(
     model: nn.Module, checkpoint: CheckpointHandle, architecture: Architecture, head: HeadTransfer, on_event: OnEvent
 ) -> None:
-    """Loads what fits, and tells what became of every tensor."""
+    """Loads the tensors that fit, and reports what became of every tensor."""
     tensors = checkpoint.tensors() | (checkpoint.head_tensors() if head.loads_head else {})
-    transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, anew=head.reinit)
-    transfer = replace(transfer, fresh=head.short(transfer.fresh))
+    transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, reinit=head.reinit)
+    transfer = replace(transfer, newly_initialized=head.short(transfer.newly_initialized))
     left: tuple[str, ...] = ()
     if checkpoint.key_mapping is not None:
         left = (*checkpoint.key_mapping.dropped, *(() if head.loads_head else checkpoint.key_mapping.head.values()))
-    said = "; ".join(transfer.sentences(head.short(left)))
+    said = "; ".join(transfer.summary_lines(head.short(left)))
     on_event(Note(f"From {checkpoint.weights} ({checkpoint.format} {checkpoint.kind}): {said}"))

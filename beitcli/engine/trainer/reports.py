@@ -1,6 +1,6 @@
-"""Shared fields of reports.
+"""Common fields of reports.
 
-A dataclass takes the fields of its last base first. So those of a task stand between the shared ones, as in the JSON:
+A dataclass takes the fields of its last base class first, so a task's are between the common ones, as in the JSON:
 
     class SegmentReport(Timed, SegmentationMetrics, Finetuned)      run ... measured_on, miou ... iou, seconds ...
     class SegmentationEvalReport(SegmentationMetrics, Evaluated)    model ... bad, miou ... iou
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finetuned:
-    """Start of a finetuning report; the metrics are of `images` images of `measured_on`."""
+    """First fields of a finetuning report; the metrics are of `images` images of `measured_on`."""
 
     run: str
     checkpoint: str
@@ -28,7 +28,7 @@ class Finetuned:
 
 @dataclass(frozen=True)
 class Timed:
-    """End of a training report.
+    """Last fields of a training report.
 
     Attributes:
         further: Metrics that have no field of their own.
@@ -41,7 +41,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Start of an evaluation report; `images` does not count the `bad` ones."""
+    """First fields of an evaluation report; `images` does not count the `bad` ones."""
 
     model: str
     data: str

@@ -1,4 +1,4 @@
-"""What every training job does before its first step: run folder, data, plan, and its rows for a person."""
+"""Set-up of a training job: run folder, plan, and the rows that display the plan."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.errors import DataError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
-from beitcli.runtime.storage.run_dir import FollowedRun, RunFolder
+from beitcli.runtime.storage.run_dir import ReadOnlyRunFolder, RunFolder
 
 _MICRO_BATCH = 128
 
 
 def run_path(config: Training) -> Path:
-    """`--out`, or runs/COMMAND-DATE-TIME."""
+    """Returns `--out`, or runs/COMMAND-DATE-TIME."""
     if config.out:
         return Path(config.out)
     base = Path("runs") / f"{config.command}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -31,7 +31,7 @@ def run_path(config: Training) -> Path:
 
 
 def resume_command(config: Training, run: Path) -> str:
-    """What a person types to go on with a run, with as many processes."""
+    """Returns a sentence with the command that resumes a run with the same number of processes."""
     words = ["beit", config.command, "--out", shlex.quote(str(run)), "--resume"]
     if config.gpus > 1:
         words += ["--gpus", str(config.gpus)]
@@ -42,7 +42,7 @@ def resume_command(config: Training, run: Path) -> str:
 
 
 def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> RunFolder:
-    """The run folder, with config.toml in it; the first process makes it, the others follow what it does."""
+    """Opens the run folder and writes config.toml. Rank 0 creates it; the other ranks can only read it."""
     made: list[RunFolder] = []
 
     def make() -> Path:
@@ -53,11 +53,11 @@ def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> Ru
         return run.path
 
     path = world.run_on_rank_zero(make)
-    return made[0] if world.is_rank_zero else FollowedRun(path)
+    return made[0] if world.is_rank_zero else ReadOnlyRunFolder(path)
 
 
 def make_plan(config: Training, source: Source) -> Plan:
-    """Steps, warm-up and intervals, all in optimizer steps; a warm-up longer than the run becomes a fifth of it."""
+    """Computes steps, warm-up and intervals in optimizer steps; a warm-up as long as the run becomes a fifth of it."""
     images = len(source)
     if images < 1:
         raise DataError("No images are left to train on.", "Give more data or a larger --limit.")
@@ -84,10 +84,10 @@ def make_plan(config: Training, source: Source) -> Plan:
 
 
 def describe_plan(plan: Plan, config: Training, curve: str = "cosine") -> dict[str, str]:
-    """The plan in rows for a person.
+    """Returns the rows that display the plan.
 
     Args:
-        curve: Of the learning rate after its warm-up.
+        curve: Shape of the learning rate schedule after the warm-up.
     """
     return {
         "images": f"{plan.images:,}",
@@ -105,5 +105,5 @@ def micro_batch_row(plan: Plan) -> str:
 
 
 def checkpoint_bytes(task: Task) -> int:
-    """Of one checkpoint: weights, and AdamW's two moments of them."""
+    """Returns the size of one checkpoint: weights and AdamW's two moments, in fp32."""
     return sum(parameter.numel() for parameter in task.model.parameters()) * 4 * 3

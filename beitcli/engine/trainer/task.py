@@ -1,4 +1,4 @@
-"""What a job brings to the training loop: how long, on which batches, into which run folder, and its `Task`."""
+"""Interface between a training job and the loop: the `Task`, its batches and its run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.bad_images import Bad
-from beitcli.models.networks.trained_attention import disable_flex
+from beitcli.models.networks.efficient_attention import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
 from beitcli.runtime.compute.device import Compute
@@ -28,11 +28,11 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class RunSession:
-    """An opened run folder, and how this process is asked to leave it.
+    """An opened run folder, and the stop requests of this process.
 
     Attributes:
-        config: Whose run it is.
-        resume_command: What a person runs to go on after a stop.
+        config: Settings of the run.
+        resume_command: Sentence with the command that resumes the run after a stop.
     """
 
     run: RunFolder
@@ -43,12 +43,12 @@ class RunSession:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """What a run trains on.
+    """Training batches of a run.
 
     Attributes:
-        start: (images_seen, steps) to this process's part of the batches from there on.
-        bad: Images found unreadable before the first step, beside the plan's.
-        path_of: Index of a training image to what names it.
+        start: Maps (images_seen, steps) to this rank's batches from there on.
+        bad: Images found unreadable before the first step, counted in addition to those of the plan.
+        path_of: Maps the index of a training image to its path.
     """
 
     start: Callable[[int, int], Iterator[Batch]]
@@ -57,21 +57,21 @@ class TrainingBatches:
 
 
 def never_stop() -> None:
-    """The `check_stop` of a measurement that nobody interrupts."""
+    """`check_stop` of an evaluation that is never interrupted."""
 
 
 class Task(ABC):
-    """What one job puts into the loop.
+    """Model, loss, schedule and evaluation of one job in the training loop.
 
     Attributes:
-        name: Of the phase, for people.
-        model: What is trained; its weights are the checkpoint's model.safetensors.
-        kind: Of the checkpoint, in its config.json.
-        num_uniforms: Numbers that the loop gives each image of a batch as `uniforms` (B, num_uniforms); 0 for none.
-        takes_padding: Whether `loss` leaves out images where a micro-batch has `valid` (B,) False.
-        compiled: What the forward pass goes through; says whether it is compiled.
-        forward: `compiled` as training calls it, its gradients averaged over processes.
-        attention: The attention kernel that was chosen by trial; None where torch chooses.
+        name: Name of the phase in messages.
+        model: The trained network; its weights are the checkpoint's model.safetensors.
+        kind: Kind of the checkpoint, in its config.json.
+        num_uniforms: Uniform random numbers per image that the loop adds as `uniforms` (B, num_uniforms); 0 for none.
+        takes_padding: Whether `loss` ignores the images of a micro-batch with `valid` (B,) False.
+        compiled: Module of the forward pass; knows whether it is compiled.
+        forward: `compiled` as training calls it, with gradients averaged over ranks.
+        attention: The attention kernel selected by a benchmark; None if torch selects it.
     """
 
     name: str
@@ -95,14 +95,14 @@ class Task(ABC):
         sharded: bool = False,
         compression: str = "none",
     ) -> None:
-        """Sets `compiled` and `forward`, so that gradients are averaged while the backward pass runs.
+        """Sets `compiled` and `forward`; gradients are averaged over ranks during the backward pass (DDP or FSDP2).
 
         Args:
-            objective: Holds `model` and computes the loss; None for the model itself.
-            compile_step: Compile all of `objective`; of a sharded model each part that is computed between collectives.
+            objective: Module that holds `model` and computes the loss; None for the model itself.
+            compile_step: Whether to compile `objective` as a whole; if sharded, each part between two collectives.
             all_used: Whether every parameter has a gradient in every step.
-            sharded: Whether each process keeps its part of the model only; before the optimizer is made.
-            compression: Of the gradients on their way between processes that each keep a whole model: `none` or `bf16`.
+            sharded: Whether to shard the model (FSDP2); requires a call before the optimizer is built.
+            compression: Gradient compression of the all-reduce, if the model is not sharded: `none` or `bf16`.
         """
         objective = self.model if objective is None else objective
         if sharded and compute.world.size > 1:
@@ -116,7 +116,7 @@ class Task(ABC):
             )
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """A context whose backward passes leave the sharing of gradients to the last one of a step."""
+        """Returns a context whose backward passes accumulate gradients without reducing them over ranks."""
         if is_sharded(self.model):
             return defer_reduction(self.model)
         no_sync = getattr(self.parallel, "no_sync", None)
@@ -124,7 +124,7 @@ class Task(ABC):
 
     @contextmanager
     def eager(self) -> Iterator[None]:
-        """Forward passes meanwhile are not compiled."""
+        """Context in which forward passes are not compiled."""
         flexible = disable_flex(self.model)
         try:
             with self.compiled.eager() if self.compiled else nullcontext():
@@ -134,14 +134,14 @@ class Task(ABC):
                 module.use_flex = True
 
     def fall_back(self, cause: Exception | str) -> None:
-        """The step runs eagerly from now on, its attention as well."""
+        """Runs the step eagerly from now on, its attention included."""
         if self.compiled is not None:
             self.compiled.fall_back(cause)
         disable_flex(self.model)
 
     @contextmanager
     def trial(self) -> Iterator[None]:
-        """Forward and backward passes meanwhile leave no trace in gradients, buffers and what the task counts."""
+        """Context whose forward and backward passes leave no trace in gradients, buffers and the task's counts."""
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         try:
             yield
@@ -151,54 +151,54 @@ class Task(ABC):
                 buffer.copy_(buffers[name])
 
     def running(self) -> AbstractContextManager[Any]:
-        """A context around the whole training, or a dry run: what is to be set or closed."""
+        """Returns a context around the whole training or dry run, to set up and close resources."""
         return nullcontext()
 
     @abstractmethod
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Mean loss of a micro-batch on the device, and detached scalars to average and log."""
+        """Returns the mean loss of a micro-batch on the device, and detached scalars to average and log."""
 
     @abstractmethod
     def learning_rate(self, step: int) -> float: ...
 
     def before_step(self, step: int, batch: Tensors) -> Tensors:
-        """Sets what follows the step (a temperature), or changes the whole batch (mixup)."""
+        """Updates what depends on the step (a temperature), and may change the whole batch (mixup)."""
         return batch
 
     def after_step(self, step: int) -> None:  # noqa: B027 - most tasks need none
-        """Follows the optimizer (a moving average)."""
+        """Called after the optimizer step, for example to update a moving average."""
 
     def log_metrics(self) -> dict[str, float]:
-        """Further metrics for the log, asked for only when logging."""
+        """Returns further metrics for the log; called only when logging."""
         return {}
 
     @abstractmethod
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Metrics of held-out images; must not change anything that training reads.
+        """Returns metrics of held-out images. Must not change any state that training reads.
 
         Args:
-            check_stop: Called between batches, by all processes alike; raises where the run is to stop.
+            check_stop: Called between batches, on all ranks alike; raises if the run is to stop.
         """
 
     def probe_metrics(self) -> dict[str, float]:
-        """Metrics to watch at each save, of the model in evaluation mode; in the log alone, never in a checkpoint."""
+        """Returns metrics to monitor at each save, with the model in evaluation mode; only logged, not checkpointed."""
         return {}
 
     @abstractmethod
     def checkpoint_config(self) -> dict[str, Any]:
-        """What the checkpoint's config.json must hold to open it again."""
+        """Returns the entries of the checkpoint's config.json that are needed to open it again."""
 
     def timm_config(self) -> dict[str, Any]:
-        """What it must hold beside that for other programs to open it."""
+        """Returns further entries of config.json that other programs need to open it."""
         return {}
 
     def weights(self) -> Tensors:
-        """What model.safetensors holds."""
+        """Returns the contents of model.safetensors."""
         return dict(self.model.state_dict())
 
     def extra_tensors(self) -> Tensors:
-        """State of the task beside model and optimizer."""
+        """Returns the state of the task besides model and optimizer."""
         return {}
 
     def load_extra_tensors(self, tensors: Tensors) -> None:  # noqa: B027 - most tasks need none
-        """The inverse of `extra_tensors`."""
+        """Inverse of `extra_tensors`."""

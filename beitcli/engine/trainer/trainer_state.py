@@ -1,4 +1,4 @@
-"""What trainer.json of a checkpoint says, once it is known to be what a run wrote."""
+"""Reads and validates trainer.json of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from beitcli.runtime.weight_files.file_sniffing import one_line
 
 
 def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
-    """Its document.
+    """Returns the contents of trainer.json.
 
     Raises:
-        StorageError: It is none that a run wrote, though its hash is right.
+        StorageError: They are not what a run writes, although the hash is correct.
     """
     document = checkpoint.trainer
     metrics, bad = document.get("figures"), document.get("bad")
@@ -44,5 +44,5 @@ def _are_metrics(metrics: Any) -> bool:
 
 
 def _is_record(record: Any) -> bool:
-    """(index, path, reason) of an image that could not be read."""
+    """Whether it is the (index, path, reason) of an unreadable image."""
     return isinstance(record, list) and [type(each) for each in record] == [int, str, str]

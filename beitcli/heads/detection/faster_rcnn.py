@@ -1,12 +1,12 @@
-"""Faster R-CNN (arXiv 1506.01497) of torchvision over ViTDet's simple pyramid.
+"""torchvision's Faster R-CNN (arXiv 1506.01497) on ViTDet's simple feature pyramid.
 
-    levels       the pyramid's four at strides P/4, P/2, P and 2P of patches of P pixels, and one by pooling at 4P
-    proposals    torchvision's region proposal network; anchors of 8 strides a side in three shapes
-    detections   torchvision's box head: 7 x 7 bins of a region, two linear layers, classes and boxes
+    levels       four pyramid levels at strides P/4, P/2, P and 2P for patches of P pixels, and a pooled one at 4P
+    proposals    torchvision's region proposal network; anchors with a side of 8 strides, in three aspect ratios
+    detections   torchvision's box head: 7 x 7 RoIAlign, two linear layers, classes and boxes
 
-A region of s x s pixels is looked at on level log2(s / 224) from stride 16, as in FPN. Boxes are in pixels of the
-padded input. What a region or an anchor is sampled by in training is keyed, and losses are divided by the number that
-could have been sampled, so that neither depends on how a batch is divided.
+A region of s x s pixels is pooled from level log2(s / 224), counted from stride 16, as in FPN. Boxes are in pixels of
+the padded input. The sampling of anchors and regions in training is keyed by image, and losses are divided by the
+number that could have been sampled, so that neither depends on how a batch is split.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from beitcli.heads.simple_pyramid import SimplePyramid
 
 KEYS = ("detection.pyramid.levels.2.0.weight", "detection.roi_heads.box_predictor.cls_score.weight")
 LEVELS = ("0", "1", "2", "3")
-SHAPES = (0.5, 1.0, 2.0)  # height over width of the anchors
-ANCHOR_SIDE = 8  # strides
-_HIDDEN = 4  # widths of the pyramid that the box head's layers have
-_ANCHORS_SAMPLED = 256  # of an image
+SHAPES = (0.5, 1.0, 2.0)  # aspect ratios of the anchors, height / width
+ANCHOR_SIDE = 8  # in strides
+_HIDDEN = 4  # width of the box head's layers, in widths of the pyramid
+_ANCHORS_SAMPLED = 256  # per image
 Targets = list[dict[str, torch.Tensor]]
 Detections = list[dict[str, torch.Tensor]]
 
 
 class FasterRcnn(nn.Module):
-    """Losses of one map in training, detections otherwise.
+    """Faster R-CNN head on one feature map: losses in training mode, detections otherwise.
 
     Attributes:
-        finds_masks: Whether it learns and finds outlines too.
-        region_means: Names of its losses that are means over the regions of a micro-batch which hold an object.
+        predicts_masks: Whether it also predicts instance masks.
+        foreground_mean_losses: Names of losses that are means over the foreground regions of a micro-batch.
         width: Channels of the pyramid.
-        regions: Of an image that the box head learns from; twice as many are proposed.
+        regions: Regions per image that the box head is trained on; twice as many are proposed.
 
     Args:
-        width_in: Channels of the map.
-        classes: Without the background.
+        width_in: Channels of the feature map.
+        classes: Number of classes without the background.
     """
 
-    finds_masks: ClassVar[bool] = False
-    region_means: ClassVar[tuple[str, ...]] = ()
+    predicts_masks: ClassVar[bool] = False
+    foreground_mean_losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, width_in: int, patch_size: int, classes: int, width: int, regions: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class FasterRcnn(nn.Module):
         sides = [(ANCHOR_SIDE * patch_size * 2**level // 4,) for level in range(len(LEVELS) + 1)]
         anchors = AnchorGenerator(tuple(sides), (SHAPES,) * len(sides))
         proposed = {"training": 2 * regions, "testing": 2 * regions}
-        best = {"training": 4 * regions, "testing": 2 * regions}  # of a level, before those that overlap are dropped
+        best = {"training": 4 * regions, "testing": 2 * regions}  # per level, before NMS
         self.rpn = RegionProposalNetwork(
             anchors, RPNHead(width, len(SHAPES)), 0.7, 0.3, _ANCHORS_SAMPLED, 0.5, best, proposed, 0.7
         )
@@ -85,28 +85,31 @@ class FasterRcnn(nn.Module):
         features: torch.Tensor,
         size: tuple[int, int],
         targets: Targets | None = None,
-        draws: torch.Tensor | None = None,
+        uniforms: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor] | Detections:
-        """In training the losses, else for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,), where it
-        finds masks also `masks` (n, 1, 28, 28): how likely a point of the box is within the object.
+        """Computes losses in training mode, detections otherwise.
 
         Args:
             features: (B, D, h, w).
             size: (H, W) of the images, in pixels.
-            targets: Of each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0; where it finds masks also
+            targets: For each image `boxes` (m, 4) float32 and `labels` (m,) int64 from 0; with `predicts_masks` also
                 `masks` (m, H, W) uint8.
-            draws: (B, 2) uniform numbers that the samples follow from; None takes torch's global generator.
+            uniforms: (B, 2) uniform numbers that seed the sampling; None uses torch's global generator.
+
+        Returns:
+            Losses by name; or for each image `boxes` (n, 4), `labels` (n,) from 0 and `scores` (n,); with
+            `predicts_masks` also `masks` (n, 1, 28, 28), the probability that a point of the box is inside the object.
         """
         from torchvision.models.detection.image_list import ImageList
 
         levels = self.pyramid(features)
-        # Box arithmetic in bf16 would be off by pixels: everything behind the pyramid is fp32.
+        # Box arithmetic in bf16 would be off by pixels, so everything after the pyramid is fp32.
         with torch.autocast(features.device.type, enabled=False):
             named = {name: level.float() for name, level in zip(LEVELS, levels, strict=True)}
             pooled = {"pool": F.max_pool2d(named[LEVELS[-1]], 1, 2)}
             images = ImageList(features.new_empty((len(features), 0, *size)), [size] * len(features))
             for column, sampler in enumerate(self.samplers):
-                sampler.begin(None if draws is None else draws[:, column])
+                sampler.begin(None if uniforms is None else uniforms[:, column])
             behind = None
             if targets is not None:
                 behind = [each | {"labels": each["labels"] + 1} for each in targets]
@@ -119,14 +122,14 @@ class FasterRcnn(nn.Module):
     def _shared_losses(
         self, of_anchors: dict[str, torch.Tensor], of_regions: dict[str, torch.Tensor], images: int
     ) -> dict[str, torch.Tensor]:
-        """torchvision divides by what was sampled; here it is by what could be, so that images weigh alike.
+        """Divides by the number that could be sampled, not as torchvision by that sampled: images get equal weight.
 
-        `region_means` stay as they are.
+        `foreground_mean_losses` stay unchanged.
         """
         parts = zip((of_anchors, of_regions), self.samplers, strict=True)
         return {
             name: loss
-            if name in self.region_means
+            if name in self.foreground_mean_losses
             else loss * (sampler.sampled / (images * sampler.batch_size_per_image))
             for losses, sampler in parts
             for name, loss in losses.items()
@@ -134,11 +137,11 @@ class FasterRcnn(nn.Module):
 
 
 class KeyedSampler:
-    """torchvision's balanced sampler with draws of its own for each image.
+    """torchvision's balanced positive-negative sampler with a random generator per image.
 
     Attributes:
-        sampled: How many it has chosen since `begin`.
-        positives: How many of these hold an object.
+        sampled: Number of samples since `begin`.
+        positives: Number of positive samples among them.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
@@ -146,20 +149,20 @@ class KeyedSampler:
         self.sampled = self.positives = 0
         self._draws: list[float] | None = None
 
-    def begin(self, draws: torch.Tensor | None) -> None:
-        """For the next batch.
+    def begin(self, uniforms: torch.Tensor | None) -> None:
+        """Starts a batch: resets the counts and sets the random numbers.
 
         Args:
             draws: (B,) uniform numbers; None for torch's global generator.
         """
         self.sampled = self.positives = 0
-        self._draws = None if draws is None else draws.tolist()
+        self._draws = None if uniforms is None else uniforms.tolist()
 
     def __call__(self, matched: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Which are chosen, of the positive and of the negative ones: (n,) uint8 each an image.
+        """Samples positives and negatives; returns their masks, (n,) uint8 per image each.
 
         Args:
-            matched: Of each image (n,), at least 1 where positive, 0 where negative, -1 where neither.
+            matched: For each image (n,): 1 or more for positive, 0 for negative, -1 for ignored.
         """
         chosen: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for image, places in enumerate(matched):

@@ -1,6 +1,6 @@
-"""Mask R-CNN (arXiv 1703.06870) of torchvision: Faster R-CNN, and the outline of each object.
+"""torchvision's Mask R-CNN (arXiv 1703.06870): Faster R-CNN with a mask for each object.
 
-masks        torchvision's mask head: 14 x 14 bins of a box, four convolutions, a doubling; 28 x 28 logits a class
+masks        torchvision's mask head: 14 x 14 RoIAlign, four convolutions, upsampling x2; 28 x 28 logits per class
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ KEYS = (
 
 
 class MaskRcnn(FasterRcnn):
-    """Faster R-CNN with a mask head of the pyramid's width."""
+    """Faster R-CNN with a mask head, as wide as the pyramid."""
 
-    finds_masks = True
-    region_means = ("loss_mask",)
+    predicts_masks = True
+    foreground_mean_losses = ("loss_mask",)
 
     def __init__(self, width_in: int, patch_size: int, classes: int, width: int, regions: int) -> None:
         super().__init__(width_in, patch_size, classes, width, regions)

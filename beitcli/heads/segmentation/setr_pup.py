@@ -3,7 +3,7 @@
     logits     LayerNorm, then (3x3 conv, BN, ReLU, bilinear x2) until the resolution is the image's, then 1x1
     auxiliary  of the first three maps: LayerNorm, (3x3 conv, BN, ReLU, bilinear x4), 1x1; weight 0.4
 
-Patches of 16 pixels take 4 doublings as in the paper, patches of 8 take 3. Every convolution is 256 wide.
+Patches of 16 pixels take 4 upsampling stages, as in the paper; patches of 8 take 3. All convolutions have 256 channels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WIDTH = 256
 
 
 class SetrPup(SegmentationHead):
-    """Progressive upsampling of the last map; the others are seen by auxiliary heads only."""
+    """Progressive upsampling of the last map; the other maps are used only by the auxiliary heads."""
 
     def __init__(self, width: int, patch_size: int, classes: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class SetrPup(SegmentationHead):
 
 
 class UpsamplingHead(nn.Module):
-    """(B, D, h, w) to (B, classes, h scale^stages, w scale^stages)."""
+    """Convolution and upsampling stages: (B, D, h, w) -> (B, classes, h scale^stages, w scale^stages)."""
 
     def __init__(self, width: int, classes: int, stages: int, scale: int) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""UPerNet, the release's segmentation head (Xiao et al., arXiv 1807.10221), behind a pyramid made of one resolution.
+"""UPerNet, the release's segmentation head (Xiao et al., arXiv 1807.10221), on a pyramid from maps of one resolution.
 
-    pyramid   ConvT2 - BN - GELU - ConvT2 (x4) | ConvT2 (x2) | as it is | max-pool (x1/2)      strides 4 8 16 32
-    top       3x3 over [map 4, its means over 1, 2, 3 and 6 bins]
-    down      lateral 1x1 of each, plus what is above it; 3x3
-    logits    3x3 over all four at the finest resolution, dropout, 1x1
-    auxiliary FCN on the third: 3x3 to 256 channels, dropout, 1x1; weight 0.4
+    pyramid   ConvT2 - BN - GELU - ConvT2 (x4) | ConvT2 (x2) | identity | max-pool (x1/2)      strides 4 8 16 32
+    top       3x3 over [map 4, its averages over 1, 2, 3 and 6 bins]
+    down      lateral 1x1 of each level, plus the upsampled coarser level; 3x3
+    logits    3x3 over all four levels at the finest resolution, dropout, 1x1
+    auxiliary FCN on the third level: 3x3 to 256 channels, dropout, 1x1; weight 0.4
 
-All widths are the backbone's. At 512 pixels and width 768 a forward pass of the head takes 1 TFLOP an image, most of
-it in the 3x3 convolutions at stride 4; the backbone's takes 0.2.
+All widths are the backbone's. At 512 pixels and width 768 a forward pass of the head takes 1 TFLOP per image, most of
+it in the 3x3 convolutions at stride 4; the backbone takes 0.2.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DROPOUT = 0.1
 
 
 class UPerNet(SegmentationHead):
-    """Names of its parts are the release's."""
+    """UPerNet head; submodule names are those of the release."""
 
     def __init__(self, width: int, patch_size: int, classes: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class UPerNet(SegmentationHead):
         init_head(self)
 
     def pyramid(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Four maps of one resolution at 4, 2, 1 and 1/2 of it."""
+        """Rescales four maps of one resolution by 4, 2, 1 and 1/2."""
         first, second, third, fourth = maps
         return [self.fpn1(first), self.fpn2(second), third, F.max_pool2d(fourth, 2)]
 
@@ -62,7 +62,7 @@ class UPerNet(SegmentationHead):
         return (logits, self.auxiliary(levels[_AUXILIARY_MAP])) if self.training else (logits,)
 
     def _joined(self, levels: list[torch.Tensor]) -> torch.Tensor:
-        """(B, 4 D, H', W') at the finest level's resolution."""
+        """Merges the levels top-down and concatenates them: (B, 4 D, H', W') at the resolution of the finest level."""
         merged = [lateral(level) for lateral, level in zip(self.lateral_convs, levels[:-1], strict=True)]
         merged.append(self._pooled(levels[-1]))
         for finer in reversed(range(len(merged) - 1)):
@@ -77,7 +77,7 @@ class UPerNet(SegmentationHead):
 
 
 class FcnHead(nn.Module):
-    """One 3x3 convolution and a classifier: the auxiliary head, of training alone."""
+    """The auxiliary head, used only in training: one 3x3 convolution and a classifier."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Opens checkpoints: from a MODEL reference to weights in a network, and back."""
+"""Opens checkpoints of any program: from a MODEL reference to a network with weights, and back for `export`."""

@@ -1,4 +1,4 @@
-"""Builds networks from checkpoints, with the weights loaded."""
+"""Builds networks from checkpoints and loads their weights."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ from beitcli.models.networks.timm_vit import TimmArchitecture, build_timm
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
-MOST = 100_000  # channels or regions that settings may ask for
+MOST = 100_000  # upper bound of channels and regions in a config
 
 Size = tuple[int, int] | None  # (H, W) in pixels; None keeps the checkpoint's
 Built = TypeVar("Built", bound=nn.Module)
 
 
-def detector_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
-    """The detector of these weights, in evaluation mode, resized to `size` (H, W) where given."""
+def load_detector(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
+    """Builds the detector in evaluation mode, resized to `size` (H, W) if given."""
 
     def make(target: Architecture, classes: int, head: str) -> Detector:
         return Detector(target, classes, head, *head_shape(checkpoint))
 
-    return under_head(checkpoint, DETECT, make, size)
+    return build_with_head(checkpoint, DETECT, make, size)
 
 
-def segmenter_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
-    """The segmenter of these weights, in evaluation mode, resized to `size` (H, W) where given."""
-    return under_head(checkpoint, SEGMENT, Segmenter, size)
+def load_segmenter(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
+    """Builds the segmenter in evaluation mode, resized to `size` (H, W) if given."""
+    return build_with_head(checkpoint, SEGMENT, Segmenter, size)
 
 
-def under_head(
+def build_with_head(
     checkpoint: CheckpointHandle,
     task: TaskDefinition,
     make: Callable[[Architecture, int, str], Built],
     size: Size = None,
 ) -> tuple[Built, CheckpointHandle]:
-    """The backbone and the head of these weights, in evaluation mode, resized to `size` where given.
+    """Builds a backbone with a task head in evaluation mode, resized to `size` (H, W) if given.
 
     Args:
-        make: Of a shape, a number of classes and the head's name; nothing is drawn for it.
+        make: Builds the network from architecture, number of classes and head name; its initialization is skipped.
 
     Raises:
-        StorageError: It is of another task, or its head is none that is known here.
+        StorageError: The checkpoint is of another task, or its head is unknown here.
     """
     expect(checkpoint, task.kind)
     head = checkpoint.head
@@ -75,10 +75,10 @@ def under_head(
 
 
 def head_shape(checkpoint: CheckpointHandle) -> tuple[int, int]:
-    """Channels of the pyramid, and regions that the box head learns from.
+    """Returns the channels of the pyramid, and the regions per image that the box head is trained on.
 
     Raises:
-        StorageError: The settings beside the weights do not say them.
+        StorageError: config.json does not declare them.
     """
     return _number(checkpoint, "head_width"), _number(checkpoint, "regions")
 
@@ -96,14 +96,14 @@ def _number(checkpoint: CheckpointHandle, name: str) -> int:
 def open_masked_image_model(
     reference: str, on_progress: OnProgress | None = None
 ) -> tuple[MaskedImageModel, CheckpointHandle]:
-    """A pretraining model with its weights, in evaluation mode."""
+    """Opens a pretraining model with its weights, in evaluation mode."""
     checkpoint = open_model(reference, on_progress)
     expect(checkpoint, "masked-image-model")
     return masked_image_model_of(checkpoint, checkpoint.tensors()), checkpoint
 
 
 def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, torch.Tensor]) -> MaskedImageModel:
-    """The model of these weights, in evaluation mode; no initialisation is drawn for them to overwrite."""
+    """Builds the model with these weights, in evaluation mode. Raises StorageError if a tensor is missing."""
     model = build_uninitialized(lambda: MaskedImageModel(checkpoint.architecture, checkpoint.outputs))
     lacking = sorted(set(model.state_dict()) - set(tensors))
     if lacking:
@@ -116,7 +116,7 @@ def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, to
 
 
 def build_uninitialized(build: Callable[[], Built]) -> Built:
-    """Builds a model without initialization, which takes seconds; its weights are loaded next. Norms are neutral."""
+    """Builds a model without random initialization, which would take seconds; load weights next. Norms are identity."""
     with torch.device("meta"):
         model = build()
     model.to_empty(device="cpu")
@@ -132,12 +132,12 @@ def build_uninitialized(build: Callable[[], Built]) -> Built:
 def open_classifier(
     reference: str, size: Size = None, on_progress: OnProgress | None = None
 ) -> tuple[ImageClassifier, CheckpointHandle]:
-    """A finetuned classifier with its weights, in evaluation mode, resized to `size` (H, W) where given."""
+    """Opens a finetuned classifier with its weights, in evaluation mode, resized to `size` (H, W) if given."""
     return classifier_of(open_model(reference, on_progress), size)
 
 
 def classifier_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[ImageClassifier, CheckpointHandle]:
-    """The classifier of these weights, as `open_classifier` gives it."""
+    """Builds the classifier in evaluation mode, resized to `size` (H, W) if given."""
     expect(checkpoint, "classifier")
     target = finetuning_architecture(checkpoint.architecture, size)
     tensors = checkpoint.tensors()
@@ -152,10 +152,10 @@ def _with_weights(
     checkpoint: CheckpointHandle,
     tensors: Mapping[str, torch.Tensor],
     target: Architecture,
-    anew: tuple[str, ...] = (),
+    reinit: tuple[str, ...] = (),
 ) -> tuple[Built, CheckpointHandle]:
-    """Loads the weights; a warning names the tensors that are resized."""
-    transfer = load_backbone(model, tensors, checkpoint.architecture, target, anew=anew)
+    """Loads the weights in evaluation mode; the returned handle has a warning that names resized tensors."""
+    transfer = load_backbone(model, tensors, checkpoint.architecture, target, reinit=reinit)
     model.eval()
     if not transfer.resized:
         return model, checkpoint
@@ -166,7 +166,7 @@ def _with_weights(
 def open_backbone(
     reference: str, size: Size = None, on_progress: OnProgress | None = None, seed: int = 0
 ) -> tuple[ImageClassifier, CheckpointHandle]:
-    """Any model as a backbone in the finetuning layout, for features and attention; without its head."""
+    """Opens any model as a backbone without head in the finetuning layout, for features and attention."""
     checkpoint = open_pretrained(reference, on_progress, seed)
     target = finetuning_architecture(checkpoint.architecture, size)
     if checkpoint.seed is not None:
@@ -175,15 +175,15 @@ def open_backbone(
     if isinstance(target, TimmArchitecture):
         return _with_weights(build_timm(target, 0), checkpoint, tensors, target)
     model = build_uninitialized(lambda: Classifier(target, 0))
-    return _with_weights(model, checkpoint, tensors, target, anew=NOT_OF_BACKBONE)
+    return _with_weights(model, checkpoint, tensors, target, reinit=NOT_OF_BACKBONE)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before a classifier sees it.
+    """Evaluation transform of a classifier.
 
     Attributes:
-        crop_pct: Share of the resized side that is kept (0-1); None for the release's rule.
+        crop_pct: Fraction (0-1) of the resized side that the central crop keeps; None for the release's rule.
     """
 
     normalization: Normalization
@@ -191,6 +191,6 @@ class Preprocessing:
 
 
 def preprocessing(checkpoint: CheckpointHandle, model: ImageClassifier) -> Preprocessing:
-    """The checkpoint's own, but for the crop where the size is another."""
+    """Returns the checkpoint's evaluation transform; without its `crop_pct` if the model was resized."""
     same = model.architecture.image_size == checkpoint.architecture.image_size
     return Preprocessing(checkpoint.normalization, checkpoint.crop_pct if same else None)

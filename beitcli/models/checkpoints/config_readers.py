@@ -1,6 +1,6 @@
-"""Reads what the config files beside a checkpoint declare: ours, Hugging Face's, timm's, the `args` of a `.pth`.
+"""Reads the config of a checkpoint: ours, Hugging Face's, timm's, or the `args` inside a `.pth` file.
 
-Imports no torch. What a checkpoint is follows from its tensors (`key_mapping.py`, `metadata.py`), not from here.
+Imports no torch. The kind of a checkpoint is derived from its tensors (`key_mapping.py`, `metadata.py`), not from here.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
 from beitcli.errors import StorageError
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
-_NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by the name's beginning
+_NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by prefix of the model name
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeclaredConfig:
-    """What the config files declare; None where they are silent.
+    """Values declared by the config files; None if not declared.
 
     Attributes:
         image_size: (H, W) in pixels.
-        classes: Names in the order of the outputs.
+        classes: Class names in the order of the outputs.
         head: Name of the segmentation or detection head.
         normalization: Mean and standard deviation, three channels each, of images in [0, 1].
-        crop_pct: Share of the resized side that evaluation keeps (0-1).
+        crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation.
     """
 
     heads: int | None = None
@@ -43,15 +43,15 @@ class DeclaredConfig:
 def read_config(
     config: Mapping[str, Any], preprocessing: Mapping[str, Any], about: Mapping[str, Any]
 ) -> DeclaredConfig:
-    """Reads whichever config is there.
+    """Reads the config in whichever format it is.
 
     Args:
         config: config.json; empty if there is none.
         preprocessing: Hugging Face's preprocessor_config.json; empty if there is none.
-        about: Plain values inside the weights file.
+        about: Plain values inside the weights file, such as `args`.
 
     Raises:
-        StorageError: It declares something that no BEiT here computes.
+        StorageError: A value is invalid or not supported.
     """
     try:
         if "beit" in config:
@@ -69,7 +69,7 @@ def read_config(
 
 
 def _checked(declared: DeclaredConfig) -> DeclaredConfig:
-    """Returns `declared` if all of it can be computed with. Raises ValueError."""
+    """Returns `declared` if all values are in range. Raises ValueError."""
     channels = [value for values in declared.normalization or () for value in values]
     if declared.normalization and [len(values) for values in declared.normalization] != [3, 3]:
         raise ValueError("a mean and a standard deviation of three channels are needed")
@@ -91,10 +91,10 @@ def _checked(declared: DeclaredConfig) -> DeclaredConfig:
 
 
 def check_section(section: Mapping[str, Any], origin: str) -> None:
-    """Checks what config.json of this program says beside the architecture.
+    """Checks the types of the values in the `beit` section of this program's config.json.
 
     Raises:
-        StorageError: It was written by hand, or by something else.
+        StorageError: A value has the wrong type, as after editing by hand.
     """
     masking, tokenizer = (section.get(name) or {} for name in ("masking", "tokenizer"))
     kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
@@ -162,7 +162,7 @@ def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Declar
 
 
 def _hf_crop(preprocessing: Mapping[str, Any]) -> float | None:
-    """Share of the resized side that the central crop keeps."""
+    """Returns the fraction (0-1) of the resized side that the central crop keeps; None without a center crop."""
     sizes = [preprocessing.get(name) for name in ("crop_size", "size")]
     if not preprocessing.get("do_center_crop") or not all(isinstance(each, Mapping) for each in sizes):
         return None

@@ -1,6 +1,6 @@
-"""Converts weights and configs to the formats of other programs: for `export`, and so that timm opens a classifier.
+"""Converts weights and configs to the formats of other programs, for `export` and for classifiers that timm can open.
 
-The release keeps the index buffers of its bias tables in its checkpoints, so `to_official` adds them.
+The release's checkpoints contain the index buffers of the relative position bias tables, so `to_official` adds them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HF_CLASSES = {
     "classifier": "BeitForImageClassification",
     "backbone": "BeitModel",
 }
-_BICUBIC = 3  # Pillow's number of it
+_BICUBIC = 3  # Pillow's constant
 
 
 def _one_or_two(size: tuple[int, int]) -> int | list[int]:
@@ -38,11 +38,12 @@ def timm_settings(
     normalization: Normalization,
     crop_pct: float,
 ) -> dict[str, Any]:
-    """config.json as `timm.create_model("local-dir:...")` reads it.
+    """Returns config.json in the format of `timm.create_model("local-dir:...")`.
 
     Args:
-        classes: Names, in the order of the head's outputs; empty for a backbone without a head.
-        pooling: Of the backbone `token`, which keeps `norm`.
+        classes: Class names in the order of the outputs; empty for a backbone without a head.
+        pooling: For a backbone, `token`, which keeps `norm`.
+        crop_pct: Fraction (0-1) of the resized side that the central crop keeps.
     """
     size = "large" if architecture.width >= 1024 else "base"
     pool = "avg" if pooling == "mean" else "token"
@@ -95,7 +96,7 @@ def hf_settings(
     pooling: Pooling,
     has_mask_token: bool,
 ) -> dict[str, Any]:
-    """config.json as `transformers.BeitConfig` reads it."""
+    """Returns config.json in the format of `transformers.BeitConfig`."""
     labels = list(classes) if kind == "classifier" else ["LABEL_0", "LABEL_1"]
     return {
         "model_type": "beit",
@@ -126,7 +127,7 @@ def hf_settings(
 
 
 def hf_preprocessing(architecture: Architecture, normalization: Normalization, crop_pct: float) -> dict[str, Any]:
-    """preprocessor_config.json: resize, then the central crop."""
+    """Returns preprocessor_config.json: resize, then center crop."""
     height, width = architecture.image_size
     return {
         "image_processor_type": "BeitImageProcessor",
@@ -147,7 +148,7 @@ def hf_preprocessing(architecture: Architecture, normalization: Normalization, c
 def official_settings(
     architecture: Architecture, *, classes: Sequence[str], normalization: Normalization, crop_pct: float
 ) -> dict[str, Any]:
-    """What our own reader cannot tell from the tensors; the release's code takes no notice of it."""
+    """Returns the `args` that our reader cannot derive from the tensors; the release's code ignores them."""
     return {
         "num_heads": architecture.heads,
         "input_size": list(architecture.image_size),
@@ -161,7 +162,7 @@ def official_settings(
 
 
 def to_hf(tensors: Mapping[str, torch.Tensor], kind: str) -> Tensors:
-    """Hugging Face's names; qkv comes apart."""
+    """Maps a state dict to Hugging Face's keys; splits qkv into query, key and value."""
     out: Tensors = {}
     for name, tensor in tensors.items():
         names = hf_names(name, kind)
@@ -170,7 +171,7 @@ def to_hf(tensors: Mapping[str, torch.Tensor], kind: str) -> Tensors:
 
 
 def to_official(tensors: Mapping[str, torch.Tensor], architecture: Architecture) -> Tensors:
-    """The release's names, with its index buffers."""
+    """Maps a state dict to the release's keys and adds its index buffers."""
     out: Tensors = {}
     for name, tensor in tensors.items():
         out[name.replace("token_head.", "lm_head.")] = tensor
@@ -181,5 +182,5 @@ def to_official(tensors: Mapping[str, torch.Tensor], architecture: Architecture)
 
 
 def to_timm(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """timm has neither mask token nor token head."""
+    """Drops mask token and token head, which timm's model does not have."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(("mask_token", "token_head."))}

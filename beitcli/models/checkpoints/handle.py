@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointHandle:
-    """A checkpoint, read as far as its header. Built in `open.py` alone.
+    """An opened checkpoint, of which only header and configs are read. Built only in `open.py`.
 
     Attributes:
-        reference: The MODEL as the user names it.
-        format: `beit` (this program), `official`, `timm`, `hf`, `dall-e`; `none` where nothing is learned.
-        header: Of the weights file; None for `random`.
-        settings: The `beit` section of config.json; empty for other programs' checkpoints.
+        reference: The MODEL reference as the user gave it.
+        format: `beit` (this program), `official`, `timm`, `hf`, `dall-e`; `none` for random weights.
+        header: Header of the weights file; None for `random`.
+        settings: The `beit` section of config.json; empty for checkpoints of other programs.
         folder: The verified folder, if this program wrote it.
-        backbone: None for a tokenizer. Read it as `architecture`.
-        key_mapping: None for tokenizers and for timm models that keep their own names.
+        backbone: None for a tokenizer. Use `architecture` to read it.
+        key_mapping: None for tokenizers and for timm models that keep their own keys.
         parameters: Number of elements of all tensors that are used.
-        outputs: V of a masked image model, classes of a classifier, segmenter or detector, else 0.
-        classes: Names in the order of the outputs; numbers where `names_classes` is false.
-        normalization: Mean and standard deviation of the training images, three channels each, in [0, 1].
-        crop_pct: Share of the resized side that evaluation keeps (0-1); None where it is not declared.
-        head: Name of the segmentation or detection head; None where it is not known here.
-        assumed: What neither tensors nor config files say.
-        warnings: Newer checkpoints that are damaged; for other programs' files, what was assumed or left out.
-        seed: Of the weights, where only the shape is taken from a checkpoint.
+        outputs: V of a masked image model; number of classes of a classifier, segmenter or detector; else 0.
+        classes: Class names in the order of the outputs; numbers if `names_classes` is false.
+        normalization: Mean and standard deviation, three channels each, of images in [0, 1].
+        crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation; None if not declared.
+        head: Name of the segmentation or detection head; None if unknown here.
+        assumed: Values that neither tensors nor config files declare.
+        warnings: Damaged newer checkpoints; for files of other programs, what was assumed or left out.
+        seed: Seed of random weights, if only the architecture comes from a checkpoint.
     """
 
     reference: str
@@ -64,7 +64,7 @@ class CheckpointHandle:
 
     @property
     def architecture(self) -> Architecture:
-        """Shape of the vision Transformer. Raises StorageError for a tokenizer."""
+        """Architecture of the vision Transformer. Raises StorageError for a tokenizer."""
         if self.backbone is None:
             raise StorageError(f"'{self.reference}' is a {self.kind}.", "Give a BEiT.")
         return self.backbone
@@ -75,11 +75,11 @@ class CheckpointHandle:
 
     @property
     def run(self) -> Path:
-        """The run folder of the checkpoint; for other programs' files the folder of the weights."""
+        """The run folder of the checkpoint; for files of other programs, the folder of the weights."""
         return self.folder.path.parent.parent if self.folder else self.weights.parent
 
     def compute(self, device: str, precision: str) -> Compute:
-        """Device and precision. `auto` repeats the training precision on the same kind of device."""
+        """Chooses device and precision. `auto` keeps the training precision on the same device type."""
         from beitcli.runtime.compute.device import choose_compute  # imports torch
 
         chosen = choose_compute(device, precision)
@@ -87,14 +87,14 @@ class CheckpointHandle:
         return replace(chosen, precision=self.settings["precision"]) if precision == "auto" and same else chosen
 
     def normalized(self, name: str | None) -> CheckpointHandle:
-        """A copy with the normalization of an option; the same handle for None."""
+        """Returns a copy with the named normalization; the handle itself for None."""
         if name is None:
             return self
         warnings = tuple(each for each in self.warnings if "images normalised" not in each)
         return replace(self, normalization=NORMALIZATIONS[name], warnings=warnings)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The state dict in fp32 on the CPU, keys mapped to ours. timm's own models and tokenizers keep their keys."""
+        """Reads the state dict in fp32 on the CPU, keys mapped to ours. timm models and tokenizers keep their keys."""
         import torch
 
         if self.seed is not None:
@@ -113,7 +113,7 @@ class CheckpointHandle:
         return joined
 
     def head_tensors(self) -> dict[str, torch.Tensor]:
-        """The state dict of a segmentation or detection head, keys mapped to ours; empty for unknown heads."""
+        """Reads the state dict of a segmentation or detection head, keys mapped to ours; empty for unknown heads."""
         if self.key_mapping is None or self.head is None:
             return {}
         stored = read_tensors(self.weights)

@@ -1,6 +1,6 @@
-"""The names that heads come in, and what they tell of a head; needs no torch.
+"""Maps the state-dict keys of segmentation and detection heads to ours, and identifies the head. Imports no torch.
 
-Names of the release (mmseg) and of transformers are for segmentation; other heads are known under ours alone.
+The keys of the release (mmseg) and of transformers are those of segmentation; other heads are known by our keys only.
 
 | here | the release | transformers on disk | transformers 5 in memory |
 |---|---|---|---|
@@ -37,10 +37,10 @@ _RENAMED = (
 
 
 def head_name(name: str, *, of_transformers: bool = False) -> str | None:
-    """Our name of a tensor of a segmentation or detection head; None where it is none of one.
+    """Returns our key of a head's tensor; None if the tensor does not belong to a head.
 
     Args:
-        of_transformers: Whether the file is in Hugging Face's layout; all others have a head's inner names as we do.
+        of_transformers: Whether the file has Hugging Face's keys; in all others the keys inside a head are ours.
     """
     if not of_transformers and task_of_head([name]):
         return name
@@ -52,7 +52,7 @@ def head_name(name: str, *, of_transformers: bool = False) -> str | None:
 
 
 def head_kind(names: Iterable[str]) -> str | None:
-    """The head by whose `KEYS` our names tell it, the one with most where several fit; None where it is another."""
+    """Identifies a head by its `KEYS` among our keys; if several match, the one with the most; None if none does."""
     names = set(names)
     task = task_of_head(names)
     if task is None or task.heads is None:
@@ -63,12 +63,12 @@ def head_kind(names: Iterable[str]) -> str | None:
 
 
 def head_classes(head: str | None, layout: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many classes the tensors of a head are for; 0 where they do not tell.
+    """Returns the number of classes of a head, from the shape of its classifier; 0 if unknown.
 
     Args:
-        head: By name; None where it is none that is known here.
-        layout: Our name to the file's.
-        shapes: By the file's names.
+        head: Name of the head; None if unknown here.
+        layout: Our key -> the file's key.
+        shapes: Shapes by the file's keys.
     """
     task = task_of_head(layout)
     if task is None:

@@ -1,7 +1,7 @@
-"""Maps the state-dict keys of other programs to ours, by the names alone. Imports no torch.
+"""Maps the state-dict keys of other programs to ours, by name only. Imports no torch.
 
-Ours are the names of the release and of timm (`blocks.0.attn.qkv.weight`), with `token_head` for the release's
-`lm_head`. Hugging Face's names are mapped by the table below.
+Our keys are those of the release and of timm (`blocks.0.attn.qkv.weight`), except `token_head` for the release's
+`lm_head`. Hugging Face's keys are mapped by this table.
 
 | here, official, timm | Hugging Face |
 |---|---|
@@ -33,7 +33,7 @@ _PLAIN = re.compile(
     r"|attn\.(qkv\.weight|q_bias|v_bias|relative_position_bias_table)|gamma_1|gamma_2)"
     r"|(norm|fc_norm|head|token_head)\.(weight|bias)"
 )
-_INDEX = re.compile(r"(.*\.)?(relative_position_index|k_bias)")  # rebuilt, or always zero
+_INDEX = re.compile(r"(.*\.)?(relative_position_index|k_bias)")  # rebuilt when loading, or always zero
 _LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
 _HF_TOP = {
     "embeddings.cls_token": "cls_token",
@@ -59,7 +59,7 @@ _HF_LAYER = {
     "lambda_2": "gamma_2",
 }
 _QKV = [f"attention.attention.{part}.weight" for part in ("query", "key", "value")]
-_HF_TOP_IN_MEMORY = {  # transformers 5 renames in memory what it saves under the names above
+_HF_TOP_IN_MEMORY = {  # transformers 5 uses these keys in memory, and those above on disk
     "shared_position_bias.relative_position_bias_table": "rel_pos_bias.relative_position_bias_table"
 }
 _HF_LAYER_IN_MEMORY = {
@@ -71,19 +71,19 @@ _HF_LAYER_IN_MEMORY = {
     "mlp.fc2": "mlp.fc2",
 }
 _QKV_IN_MEMORY = [f"attention.{part}_proj.weight" for part in "qkv"]
-_HF_OUTSIDE = {"masked-image-model": ("layernorm", "lm_head"), "classifier": ("classifier",)}  # of `beit.`
+_HF_OUTSIDE = {"masked-image-model": ("layernorm", "lm_head"), "classifier": ("classifier",)}  # the `beit.` prefix
 _INSIDE = re.compile(r"(backbone\.|beit\.)?(blocks|patch_embed|encoder|layers|embeddings)\.")
 
 
 @dataclass(frozen=True)
 class KeyMapping:
-    """Which keys of a file are which of ours.
+    """Maps our state-dict keys to those of a file.
 
     Attributes:
-        naming: `beit` for the release's and timm's names, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder.
-        parts: Our name to the file's names; several are joined along the first axis.
-        dropped: Names that have no place here.
-        head: Our name to the file's of a segmentation or detection head's tensors; they have no place in a backbone.
+        naming: `beit` for the release's and timm's keys, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder.
+        parts: Our key -> the file's keys; several tensors are concatenated along the first axis.
+        dropped: Keys of the file that are not used.
+        head: Our key -> the file's key, for the tensors of a segmentation or detection head.
     """
 
     naming: Naming
@@ -93,7 +93,7 @@ class KeyMapping:
 
     @property
     def is_version_2(self) -> bool:
-        """Whether it is BEiT v2's pretraining, which learned from another tokenizer than DALL-E's."""
+        """Whether it is a pretraining checkpoint of BEiT v2, which does not use DALL-E's tokenizer."""
         return any(name.startswith("cls_pt_layers.") for name in self.dropped)
 
 
@@ -101,10 +101,10 @@ def detect_key_mapping(names: Iterable[str], origin: str) -> KeyMapping:
     """Recognizes the naming and maps every key.
 
     Args:
-        origin: The file, for messages.
+        origin: Name of the file, for error messages.
 
     Raises:
-        StorageError: It is no BEiT, or one with parts that cannot be left out without another result.
+        StorageError: It is not a BEiT, or has unknown tensors inside the backbone, which would change the result.
     """
     names = list(names)
     if "blocks.input.weight" in names or "blocks.input.w" in names:
@@ -144,7 +144,7 @@ def _read_plain(names: list[str]) -> KeyMapping:
 
 
 def _split_head(naming: Naming, parts: dict[str, tuple[str, ...]], left: list[str]) -> KeyMapping:
-    """What is left beside the backbone: a head for segmentation or detection, and what has no place at all."""
+    """Splits the keys outside the backbone into those of a segmentation or detection head and dropped ones."""
     head = {ours: name for name in left if (ours := head_name(name, of_transformers=naming == "hf")) is not None}
     taken = set(head.values())
     return KeyMapping(naming, parts, tuple(name for name in left if name not in taken), head)
@@ -175,7 +175,7 @@ def _read_hf(names: list[str]) -> KeyMapping:
 
 
 def _from_hf(name: str) -> tuple[str | None, int | None]:
-    """Our name, and which third of it the tensor is where it is one of q, k and v."""
+    """Returns our key, None if unknown; and for q, k and v the index (0-2) of that third of qkv, else None."""
     inner = name.removeprefix("beit.")
     layer = _LAYER.fullmatch(inner)
     if layer:
@@ -195,16 +195,16 @@ def _renamed(name: str, table: dict[str, str]) -> str | None:
 
 
 def by_block(names: Iterable[str]) -> list[str]:
-    """`blocks.*.gamma_1 (12)` for the tensors of twelve blocks."""
+    """Groups the same tensor of all blocks, such as `blocks.*.gamma_1 (12)`."""
     counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
     return [f"{name} ({count})" if count > 1 else name for name, count in counts.items()]
 
 
 def hf_names(ours: str, kind: str) -> tuple[str, ...]:
-    """The Hugging Face names of one of our tensors, three for qkv.
+    """Returns the Hugging Face keys of one of our tensors; three for qkv.
 
     Args:
-        kind: `masked-image-model`, `classifier`, or `backbone`, whose names have no `beit.` before them.
+        kind: `masked-image-model`, `classifier`, or `backbone`, whose keys have no `beit.` prefix.
     """
     prefix = "" if kind == "backbone" else "beit."
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)", ours)

@@ -1,7 +1,7 @@
-"""Loads weights into networks: pretraining to finetuning, one image size to another.
+"""Loads backbone weights into a network: pretraining to finetuning, one image size to another.
 
-As in the release: a shared bias table is cloned into every block, index buffers are rebuilt, tables and positions are
-resized, the pretraining `norm` is not the finetuning `fc_norm`, and the head is initialized anew.
+As in the release: the shared bias table is copied into every block, index buffers are rebuilt, bias tables and position
+embeddings are resized, the pretraining `norm` is not used for `fc_norm`, and the head keeps its new initialization.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.resize_positions import resize_bias_table, resize_positions
 from beitcli.models.networks.timm_vit import TimmViT
 
-NOT_OF_BACKBONE = ("head.", "fc_norm.", "norm.")  # beginnings of names
+NOT_OF_BACKBONE = ("head.", "fc_norm.", "norm.")  # key prefixes
 _TABLE = "relative_position_bias_table"
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What became of each tensor.
+    """Report of a load: state-dict keys by what was done with them.
 
     Attributes:
-        loaded: Taken as they are, resized ones included.
-        resized: Fitted to another grid.
-        dropped: In the source only.
-        fresh: In the target only; they keep their initialisation.
+        loaded: Loaded, including resized ones.
+        resized: Interpolated to another grid.
+        dropped: Only in the source.
+        fresh: Not loaded from the source; they keep their initialization.
     """
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
     dropped: tuple[str, ...]
-    fresh: tuple[str, ...]
+    newly_initialized: tuple[str, ...]
 
-    def sentences(self, unknown: tuple[str, ...] = ()) -> list[str]:
-        """Every tensor that is not simply taken over, those of all blocks under one name.
+    def summary_lines(self, unknown: tuple[str, ...] = ()) -> list[str]:
+        """Describes the load in lines for the user; the same tensor of all blocks is grouped.
 
         Args:
-            unknown: Names in the file that were not even read; they are dropped too.
+            unknown: Keys in the file that were not read; they count as dropped.
         """
-        parts = {"resized": self.resized, "dropped": (*self.dropped, *unknown), "new": self.fresh}
+        parts = {"resized": self.resized, "dropped": (*self.dropped, *unknown), "new": self.newly_initialized}
         return [f"{len(self.loaded)} tensors loaded"] + [
             f"{what}: {', '.join(by_block(names))}" for what, names in parts.items() if names
         ]
 
 
 def expand_shared_bias(tensors: Mapping[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
-    """Clones the shared relative position bias table into every block."""
+    """Copies the shared relative position bias table into every block."""
     shared = f"rel_pos_bias.{_TABLE}"
     expanded = {name: tensor for name, tensor in tensors.items() if name != shared}
     if shared in tensors:
@@ -64,10 +64,10 @@ def expand_shared_bias(tensors: Mapping[str, torch.Tensor], depth: int) -> dict[
 def resize_to(
     tensors: Mapping[str, torch.Tensor], source: Architecture, target: Architecture
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Fits positions and bias tables to the target's grid; returns the names it changed.
+    """Resizes position embeddings and bias tables to the target's grid; also returns the resized keys.
 
     Raises:
-        UsageError: Tables of a grid that is not square.
+        UsageError: Bias tables can only be resized between square grids.
     """
     if source.grid == target.grid:
         return dict(tensors), []
@@ -89,21 +89,23 @@ def load_backbone(
     source: Architecture,
     target: Architecture,
     *,
-    anew: tuple[str, ...] = NOT_OF_BACKBONE,
+    reinit: tuple[str, ...] = NOT_OF_BACKBONE,
 ) -> Transfer:
-    """Loads `tensors` of a `source` model into `model`, which is a `target`.
+    """Loads a state dict into `model`.
 
     Args:
-        anew: Beginnings of the names that keep their initialisation; none where the same task goes on.
+        tensors: State dict of a model of the `source` architecture.
+        target: Architecture of `model`.
+        reinit: Key prefixes of tensors that keep their initialization; empty to load the same task's head too.
 
     Raises:
-        StorageError: A tensor of the backbone is missing or of another shape.
+        StorageError: A tensor of the backbone is missing or has another shape.
     """
     wanted = model.state_dict()
     if isinstance(model, TimmViT):
         taken = {name: tensor for name, tensor in tensors.items() if name in wanted}
-        fitted, resized = _resample_timm(taken, source, target, anew)
-        optional = anew
+        fitted, resized = _resample_timm(taken, source, target, reinit)
+        optional = reinit
         refusal = f"The weights do not fit timm's '{model.architecture.name}'"
         hint = "Give the weights as timm writes them, with the config.json beside them."
     else:
@@ -114,27 +116,27 @@ def load_backbone(
             )
         expanded = expand_shared_bias(tensors, target.depth) if target.positions == "per-block" else dict(tensors)
         fitted, resized = resize_to(expanded, source, target)
-        optional = (*anew, "token_head.", "mask_token")
+        optional = (*reinit, "token_head.", "mask_token")
         refusal = "The checkpoint does not fit this model"
         hint = "Check with `beit inspect` that it is a BEiT of the same size."
-    usable = {name: t for name, t in fitted.items() if name in wanted and not name.startswith(anew or "\0")}
-    fresh = tuple(name for name in wanted if name not in usable)
-    absent = [name for name in fresh if not name.startswith(optional or "\0")]
+    usable = {name: t for name, t in fitted.items() if name in wanted and not name.startswith(reinit or "\0")}
+    newly_initialized = tuple(name for name in wanted if name not in usable)
+    absent = [name for name in newly_initialized if not name.startswith(optional or "\0")]
     misfit = [name for name, tensor in usable.items() if tensor.shape != wanted[name].shape]
     if absent or misfit:
         counts = f"{len(absent)} tensors missing, {len(misfit)} of another shape (first: {(absent or misfit)[0]})"
         raise StorageError(f"{refusal}: {counts}.", hint)
     model.load_state_dict(usable, strict=False)
     dropped = tuple(name for name in tensors if name not in usable and not name.startswith("rel_pos_bias."))
-    return Transfer(tuple(usable), tuple(resized), dropped, fresh)
+    return Transfer(tuple(usable), tuple(resized), dropped, newly_initialized)
 
 
 def _resample_timm(
-    tensors: dict[str, torch.Tensor], source: Architecture, target: Architecture, anew: tuple[str, ...]
+    tensors: dict[str, torch.Tensor], source: Architecture, target: Architecture, reinit: tuple[str, ...]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """As `resize_to`, with timm's resampling; the prefix tokens differ by model."""
+    """Like `resize_to`, with timm's resampling; the number of prefix tokens depends on the model."""
     name = "pos_embed"
-    if name not in tensors or name.startswith(anew or "\0") or source.grid == target.grid:
+    if name not in tensors or name.startswith(reinit or "\0") or source.grid == target.grid:
         return tensors, []
     prefix = tensors[name].shape[1] - source.num_patches
     sizes = {"new_size": list(target.grid), "old_size": list(source.grid)}

@@ -1,4 +1,4 @@
-"""Locates the files of a MODEL: a run, a checkpoint, any folder or file, the hub, timm. Imports no torch.
+"""Locates the files of a MODEL: a run, a checkpoint, any folder or file, a hub repository, timm. Imports no torch.
 
 runs/mine   runs/mine/checkpoints/step-0000500   beit_base.pth   folder/   hf://OWNER/NAME   timm/NAME
 """
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors", "model.pth", "checkpoint.pth")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt")
-_FAMILIES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")  # of ViT and EVA alone
+_FAMILIES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")  # ViT and EVA only
 
 Json = dict[str, Any]
 _PUBLISHED = ("beit", "dit_", "microsoft", "facebook")
 
 
 def names_a_model(reference: str) -> bool:
-    """Whether a reference is a MODEL by its form or by what lies there; no file is opened, nothing downloaded.
+    """Whether a reference is a MODEL, by its form and by file names; opens no file and downloads nothing.
 
-    `random`, timm/..., hf://OWNER/NAME, MODEL@random; a file of weights; a folder with weights, with checkpoints, or
-    with a run's config.toml. A folder of images or of shards is none.
+    MODELs are `random`, timm/..., hf://OWNER/NAME, MODEL@random; a weights file; a folder with weights, with
+    checkpoints, or with a run's config.toml. A folder of images or of shards is not.
     """
     path = Path(reference)
     if path.is_dir():
@@ -41,14 +41,14 @@ def names_a_model(reference: str) -> bool:
 
 
 def locate(reference: str, on_progress: OnProgress | None = None) -> tuple[Path, Json, Json]:
-    """Finds the files of a MODEL, downloaded if they are on the hub.
+    """Finds the files of a MODEL; downloads them if they are on the hub.
 
     Returns:
-        The weights file; config.json and preprocessor_config.json beside it, empty if there is none.
+        The weights file; contents of config.json and preprocessor_config.json beside it, empty if there is none.
 
     Raises:
         UsageError: There is nothing of that name.
-        StorageError: What is there holds no weights, or cannot be had.
+        StorageError: There are no weights, or they cannot be downloaded.
     """
     if reference.startswith("hf://"):
         repo, _, revision = reference.removeprefix("hf://").partition("@")
@@ -64,15 +64,15 @@ def locate(reference: str, on_progress: OnProgress | None = None) -> tuple[Path,
 
 
 def is_timm_name(reference: str) -> bool:
-    """Whether `timm/NAME` means a model of timm, not a folder."""
+    """Whether `timm/NAME` means a timm model, not a folder."""
     return reference.startswith("timm/") and not Path(reference).exists()
 
 
 def format_of(reference: str, key_mapping: KeyMapping | None, header: WeightFile, config: Json) -> str:
-    """The program that wrote a checkpoint. The release's and timm's differ in container and config files.
+    """Returns the format of a checkpoint. The release's and timm's differ in container and config files.
 
     Args:
-        key_mapping: None for timm models that keep their own names.
+        key_mapping: None for timm models that keep their own keys.
     """
     if "beit" in config:
         return "beit"
@@ -87,19 +87,19 @@ def format_of(reference: str, key_mapping: KeyMapping | None, header: WeightFile
 
 
 def newest_step(run: Path) -> Path | None:
-    """The newest checkpoint folder of a run, by its number; not verified."""
+    """Returns the checkpoint folder of a run with the largest step number; not verified."""
     folder = run if run.name == "checkpoints" else run / "checkpoints"
     steps = [p for p in folder.glob("step-*") if p.name[5:].isdecimal() and (p / "model.safetensors").is_file()]
     return max(steps, key=lambda p: int(p.name[5:]), default=None)
 
 
 def read_beside(weights: Path) -> tuple[Path, Json, Json]:
-    """A weights file with the config files that belong to it, as `locate` returns them.
+    """Returns a weights file and the config files that belong to it, as `locate` does.
 
     Raises:
-        StorageError: They hold no JSON object.
+        StorageError: A config file holds no JSON object.
     """
-    # A file of another name may lie among others, and the config.json be theirs.
+    # With several weights files in the folder, config.json may belong to another one.
     own = weights.name in WEIGHTS or _weights_in(weights.parent) == [weights]
     names = ("config.json", "preprocessor_config.json")
     config, preprocessing = (_read_json(weights.parent / name) if own else {} for name in names)
@@ -107,10 +107,10 @@ def read_beside(weights: Path) -> tuple[Path, Json, Json]:
 
 
 def _read_json(path: Path) -> Json:
-    """A JSON object; empty if there is no such file.
+    """Reads a JSON object; empty if there is no such file.
 
     Raises:
-        StorageError: It is something else.
+        StorageError: It cannot be read, or is not a JSON object.
     """
     if not path.is_file():
         return {}
@@ -163,15 +163,15 @@ def _on_hub(repo: str, revision: str | None, on_progress: OnProgress | None) -> 
 
 
 def is_beit_name(name: str) -> bool:
-    """Whether a timm model is a BEiT by its name."""
+    """Whether a timm model is a BEiT, by its name."""
     return name.startswith(("beit_", "beitv2_"))
 
 
 def timm_name(name: str) -> str:
-    """The architecture of a timm model, its tag off.
+    """Returns the name of a timm model without the tag.
 
     Raises:
-        UsageError: timm has no such model, or it is no vision Transformer that opens here.
+        UsageError: timm has no such model, or it is not a supported vision Transformer.
     """
     from timm.models import is_model, list_models, model_entrypoint
 
@@ -189,10 +189,10 @@ def timm_name(name: str) -> str:
 
 
 def _timm_repository(name: str) -> str:
-    """The hub repository of a timm model; its tag may be left out.
+    """Returns the hub repository of a timm model; the tag is optional.
 
     Raises:
-        UsageError: timm has no such weights, or they are none that open here.
+        UsageError: timm has no such weights, or the model is not supported.
     """
     from timm.models import get_pretrained_cfg, list_models
 

@@ -1,7 +1,8 @@
-"""Derives what a checkpoint is from the names and shapes of its tensors and its config files. Imports no torch.
+"""Derives kind and architecture of a checkpoint from tensor names, shapes and config files. Imports no torch.
 
-Shapes give width, depth, FFN, patch size, positions, grid, vocabulary and classes. The number of heads under absolute
-positions and the normalization of the images come from the config files, or are assumed and named in `assumed`.
+Shapes give width, depth, MLP ratio, patch size, position encoding, grid, vocabulary size and classes. The number of
+attention heads (with absolute positions) and the image normalization come from the config files; otherwise they are
+assumed and listed in `assumed`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from beitcli.models.checkpoints.head_keys import head_classes, head_kind
 from beitcli.models.checkpoints.key_mapping import KeyMapping
 
 _RELEASED_HEAD_WIDTH = 64
-IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # by their number of classes; the names are timm's
+IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # timm's names, by number of classes
 _AXES = (
     ("_token", 3),
     ("pos_embed", 3),
@@ -30,18 +31,18 @@ _AXES = (
     (".weight", 2),
     ("_table", 2),
     ("", 1),
-)  # by the end of the name
+)  # number of axes, by key suffix
 
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; nothing that is learned
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # batch norm buffers, not parameters
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def joined_shapes(key_mapping: KeyMapping, shapes: Shapes, origin: str) -> dict[str, tuple[int, ...]]:
-    """Maps the keys to ours; q, k and v are joined along the first axis.
+def mapped_shapes(key_mapping: KeyMapping, shapes: Shapes, origin: str) -> dict[str, tuple[int, ...]]:
+    """Returns shapes by our keys; q, k and v are joined along the first axis.
 
     Raises:
-        StorageError: A tensor has another number of axes than in every BEiT.
+        StorageError: A tensor has the wrong number of axes.
     """
     joined = {}
     for name, parts in key_mapping.parts.items():
@@ -60,7 +61,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None:
-    """Checks every tensor against the architecture, which is read from a few of them."""
+    """Checks the shape of every tensor against the architecture, which was derived from a few. Raises StorageError."""
     width, table = architecture.width, 3 + math.prod(2 * side - 1 for side in architecture.grid)
     hidden = int(width * architecture.mlp_ratio)  # rounded as timm does
     due: dict[str, tuple[int | None, ...]] = {
@@ -92,12 +93,12 @@ def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None
 def kind_outputs_head(
     key_mapping: KeyMapping | None, ours: Shapes, shapes: Shapes, declared: DeclaredConfig
 ) -> tuple[Kind, int, str | None]:
-    """The kind of model; its outputs, V of a masked image model, classes of the others, else 0; its head by name.
+    """Returns the kind of model, its outputs (V or the number of classes, 0 for a backbone), and the head's name.
 
     Args:
-        key_mapping: None for timm's own names.
-        ours: Shapes under our names.
-        shapes: Of the file's tensors.
+        key_mapping: None for timm models that keep their own keys.
+        ours: Shapes by our keys.
+        shapes: Shapes by the file's keys.
     """
     outputs = {name: ours[f"{name}.weight"][0] for name in ("token_head", "head") if f"{name}.weight" in ours}
     if outputs.get("token_head"):
@@ -113,10 +114,10 @@ def kind_outputs_head(
 
 
 def choose_pooling(kind: Kind, ours: Shapes, declared: DeclaredConfig, origin: str) -> Pooling:
-    """Mean of the patches, or the class token: as declared, else by the norm that is there.
+    """Returns the declared pooling, mean of the patches or class token; else derives it from the norm that exists.
 
     Raises:
-        StorageError: The norm that it needs is missing.
+        StorageError: The required norm is missing.
     """
     by_norm: Pooling = "token" if "norm.weight" in ours and "fc_norm.weight" not in ours else "mean"
     pooling: Pooling = "mean" if kind == "masked-image-model" else declared.pooling or by_norm
@@ -129,7 +130,7 @@ def choose_pooling(kind: Kind, ours: Shapes, declared: DeclaredConfig, origin: s
 def choose_normalization(
     declared: DeclaredConfig, key_mapping: KeyMapping | None, architecture: Architecture, assumed: list[str]
 ) -> Normalization:
-    """Of the images: as declared, else the release's, by positions and version."""
+    """Returns the declared image normalization, else the release's, by position encoding and version."""
     if declared.normalization is not None:
         return declared.normalization
     released = key_mapping is not None and architecture.positions != "absolute" and not key_mapping.is_version_2
@@ -140,7 +141,7 @@ def choose_normalization(
 def name_classes(
     kind: Kind, outputs: int, declared: DeclaredConfig, assumed: list[str]
 ) -> tuple[tuple[str, ...], bool]:
-    """Names of the classes, and whether they are declared; else they are their numbers."""
+    """Returns the class names and whether they are declared; if not, the names are numbers."""
     if kind in ("masked-image-model", "backbone"):
         return (), True
     if len(declared.classes) == outputs:
@@ -151,12 +152,12 @@ def name_classes(
 
 
 def read_architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assumed: list[str]) -> Architecture:
-    """The shape of a BEiT, against which every tensor is checked.
+    """Derives the architecture of a BEiT and checks every tensor against it.
 
     Args:
-        ours: Shapes under our names.
-        origin: The file, for messages.
-        assumed: Gets what neither shapes nor config files say.
+        ours: Shapes by our keys.
+        origin: Name of the file, for error messages.
+        assumed: Output list: values that neither shapes nor config files declare are appended.
 
     Raises:
         StorageError: Tensors are missing, or contradict each other or the config files.
@@ -194,13 +195,13 @@ def read_architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assum
 
 
 def _ratio(hidden: int, width: int) -> float:
-    """FFN over width, such that timm's rounding gives `hidden` back."""
+    """Returns the MLP ratio for which timm's rounding gives exactly `hidden`."""
     exact = hidden / width
     return exact if int(width * exact) == hidden else (hidden + 0.5) / width
 
 
 def _positions(ours: Shapes, depth: int, fail: Any) -> tuple[Positions, str | None]:
-    """The kind of positions, and the name of a bias table."""
+    """Returns the position encoding, and the key of a bias table or None."""
     leaf = "relative_position_bias_table"
     own = [f"blocks.{block}.attn.{leaf}" for block in range(depth) if f"blocks.{block}.attn.{leaf}" in ours]
     found: dict[Positions, str | None] = {}
@@ -217,7 +218,7 @@ def _positions(ours: Shapes, depth: int, fail: Any) -> tuple[Positions, str | No
 
 
 def _grid(ours: Shapes, declared: DeclaredConfig, patch_size: int, positions: Positions, fail: Any) -> tuple[int, int]:
-    """Patches down and across: as declared where that fits the tensors, else the square that does."""
+    """Returns the patch grid (h, w): the declared one if it fits the tensors, else the square grid that does."""
 
     def rows(grid: tuple[int, int]) -> int:
         if positions == "absolute":

@@ -1,7 +1,7 @@
 """Opens a checkpoint of any program: locate, read the header, map the keys, read the configs, build the handle.
 
-Checkpoints of this program are verified by their hashes first; of a run the newest whole one is taken.
-`open_unverified` reads the same without hashes and without torch.
+Checkpoints of this program are first verified by their hashes; of a run, the newest undamaged one is opened.
+`open_unverified` reads the same without checking hashes and without importing torch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from beitcli.models.checkpoints.metadata import (
     STATISTICS,
     choose_normalization,
     choose_pooling,
-    joined_shapes,
     kind_outputs_head,
+    mapped_shapes,
     name_classes,
     read_architecture,
 )
@@ -47,11 +47,11 @@ def open_model(reference: str, on_progress: OnProgress | None = None, seed: int 
     """Opens any BEiT, of this program or another, or a vision Transformer of timm.
 
     Args:
-        seed: Of the weights where none are read (`MODEL@random`, `random`).
+        seed: Seed of random weights (`MODEL@random`, `random`).
 
     Raises:
         UsageError: There is nothing of that name.
-        StorageError: It is none of these, damaged, or cannot be had.
+        StorageError: It is not such a model, is damaged, or cannot be downloaded.
     """
     base = random_init_base(reference)
     if base is not None:
@@ -68,7 +68,7 @@ def open_model(reference: str, on_progress: OnProgress | None = None, seed: int 
 
 
 def open_checkpoint(reference: str) -> CheckpointHandle:
-    """Opens a checkpoint of this program: the newest whole one that `reference` names.
+    """Opens a checkpoint of this program; of a run, the newest undamaged one.
 
     Raises:
         UsageError: There is nothing of that name.
@@ -76,7 +76,7 @@ def open_checkpoint(reference: str) -> CheckpointHandle:
     """
     folder = _verified_folder(Path(reference))
     if folder is None:
-        weights, _, _ = locate(reference)  # says what is wrong where there is nothing
+        weights, _, _ = locate(reference)  # raises UsageError if there is nothing
         raise StorageError(f"'{weights}' was not written by this program.", "Give a run or its checkpoint.")
     settings = folder.config
     check_section(settings, reference)
@@ -89,14 +89,14 @@ def open_unverified(reference: str, on_progress: OnProgress | None = None) -> Ch
 
     Raises:
         UsageError: There is nothing of that name.
-        StorageError: It is nothing that this program knows.
+        StorageError: It is not a known model.
     """
     weights, config, preprocessing = locate(reference, on_progress)
     return describe(reference, read_header(weights), config, preprocessing, settings=config.get("beit", {}))
 
 
 def open_pretrained(reference: str, on_progress: OnProgress | None = None, seed: int = 0) -> CheckpointHandle:
-    """Opens a checkpoint to start from: anything but a tokenizer."""
+    """Opens a checkpoint as initialization: anything but a tokenizer, for which it raises StorageError."""
     checkpoint = open_model(reference, on_progress, seed)
     if checkpoint.kind == "tokenizer":
         expect(checkpoint, "masked-image-model", "classifier")
@@ -107,7 +107,7 @@ def expect(checkpoint: CheckpointHandle, *kinds: str, or_else: str = "") -> None
     """Raises StorageError if the checkpoint is of another kind.
 
     Args:
-        or_else: What else can be done with that one, a sentence.
+        or_else: A sentence for the hint: what else the user can do.
     """
     if checkpoint.kind not in kinds:
         made_by = _MADE_BY | {task.kind: task.command for task in TASKS.entries().values()}
@@ -120,7 +120,7 @@ def expect(checkpoint: CheckpointHandle, *kinds: str, or_else: str = "") -> None
 
 
 def expect_finetuned(checkpoint: CheckpointHandle, or_else: str = "") -> TaskDefinition:
-    """The task that the checkpoint was finetuned for. Raises StorageError if there is none; see `expect`."""
+    """Returns the task that the checkpoint was finetuned for. Raises StorageError if there is none; see `expect`."""
     task = task_of_kind(checkpoint.kind)
     if task is None:
         expect(checkpoint, *(task.kind for task in TASKS.entries().values()), or_else=or_else)
@@ -142,11 +142,11 @@ def describe(
     Args:
         config: config.json; empty if there is none.
         preprocessing: Hugging Face's preprocessor_config.json; empty if there is none.
-        settings: The `beit` section of config.json, as far as it is trusted.
+        settings: The `beit` section of config.json; empty if it is not trusted.
 
     Raises:
-        StorageError: The tensors are no BEiT, or contradict each other or the config files.
-        UsageError: The config file names a timm model that does not open here.
+        StorageError: The tensors are not a BEiT, or contradict each other or the config files.
+        UsageError: The config file names a timm model that is not supported.
     """
     own_tokenizer = settings.get("kind") == "tokenizer"
     timm_model = timm_model_of(config, reference)
@@ -162,7 +162,7 @@ def describe(
             warnings=folder.damaged if folder else (),
         )
     declared = read_config(config, preprocessing, header.about)
-    shapes = joined_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
+    shapes = mapped_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
     assumed: list[str] = []
     kind, outputs, head = kind_outputs_head(key_mapping, shapes, header.shapes, declared)
     if timm_model:
@@ -197,7 +197,7 @@ def describe(
 
 
 def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed: int) -> CheckpointHandle:
-    """The shape of `base` with weights drawn from `seed`: no head, no classes."""
+    """Returns a handle with the architecture of `base` and random weights from `seed`, without head and classes."""
     if is_timm_name(base):
         config, shapes = timm_random_config(reference, base)
         header = WeightFile(Path(), "torch", shapes, {}, 0)
@@ -224,7 +224,7 @@ def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed
 def _remarks(
     reference: str, key_mapping: KeyMapping | None, header: WeightFile, architecture: Architecture, assumed: list[str]
 ) -> tuple[str, ...]:
-    """What a user should know about a checkpoint of another program."""
+    """Returns warnings for the user about a checkpoint of another program."""
     said = [f"'{reference}' does not say it; assumed: {what}." for what in assumed]
     if key_mapping is None:
         return tuple(said)
@@ -240,9 +240,9 @@ def _remarks(
 
 
 def _our_folder(path: Path) -> Path | None:
-    """The checkpoint folder or run that this program wrote at `path`.
+    """Returns the checkpoint folder or run of this program at `path`; None if there is none.
 
-    A checkpoint is recognized by the `beit` section of its config.json, a damaged one by its place in a run.
+    A checkpoint is recognized by the `beit` section of its config.json, a damaged one by its location in a run.
     """
     if path.is_file():
         return path.parent if path.name == "model.safetensors" and _is_ours(path.parent) else None

@@ -1,15 +1,15 @@
-"""Positions for another grid: relative bias tables by geometric steps and a cubic spline, absolute ones bicubic.
+"""Resizes position encodings: relative bias tables by a cubic spline over geometric steps, absolute ones bicubic.
 
-A table of a grid of side h holds a bias for each offset -(h-1) .. h-1 down and across. The release takes these offsets
-to lie at 0, ±1, ±(1 + q), ±(1 + q + q^2), ..., dense where patches are near, with the ratio q whose last step reaches
-the outermost offset of the target, and reads the interpolating cubic spline at the target's whole offsets:
+The table of a grid of side h has a bias for each vertical and horizontal offset -(h-1) .. h-1. The release places these
+offsets at 0, ±1, ±(1 + q), ±(1 + q + q^2), ..., dense for near patches, with the ratio q for which the last step
+reaches the outermost offset of the target. It evaluates the interpolating cubic spline at the target's integer offsets:
 
     sum_{i < h-1} q^i = H - 1,   1.01 <= q <= 1.5        14 -> 24: 1.090308   14 -> 32: 1.134917   14 -> 40: 1.168503
     new = W @ table @ W^T                                W (2H-1, 2h-1), a spline through each unit vector
 
-The release bisects q to within 1e-6, this file to the last bit. A smaller target asks for a q below 1.01, and q stays
-at that bound: the offsets are then nearly the whole numbers, so that the middle of the table is cropped. They always
-hold the target's, since 1.01 steps out further than 1 does. All in float64, milliseconds a table.
+The release bisects q to within 1e-6, this file to the last bit. A smaller target would need q below 1.01, and q stays
+at that bound: the offsets are then nearly the integers, so the middle of the table is cropped. They always cover the
+target's offsets, because steps of ratio 1.01 reach further than integer steps. In float64; milliseconds per table.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from torch.nn.functional import interpolate
 from beitcli.errors import StorageError, UsageError
 
 LEAST_RATIO, LARGEST_RATIO = 1.01, 1.5
-LEAST_GRID = 3  # 5 offsets; a 2 x 2 grid has 3, and a cubic needs 4
+LEAST_GRID = 3  # 5 offsets; a 2 x 2 grid has 3, but a cubic spline needs 4
 EXTRA_ROWS = 3  # class to patch, patch to class, class to class
 
 
 def resize_bias_table(table: torch.Tensor, source: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
-    """A relative position bias table for another grid, as the release resizes it.
+    """Resizes a relative position bias table to another grid, as the release does.
 
     Args:
         table: ((2h-1)(2w-1) + 3, heads).
-        source: (h, w) patches of the table.
-        target: (H, W) patches wanted.
+        source: Patch grid (h, w) of the table.
+        target: New patch grid (H, W).
 
     Returns:
-        ((2H-1)(2W-1) + 3, heads) in the table's dtype, the last three rows copied; the table itself where the grids
+        ((2H-1)(2W-1) + 3, heads) in the table's dtype, with the last three rows copied; the table itself if the grids
         are equal.
 
     Raises:
-        StorageError: The table has not the rows of the source grid.
-        UsageError: A grid is not square, the source is below 3 x 3, or the target so large that q would pass 1.5.
+        StorageError: The number of rows does not fit the source grid.
+        UsageError: A grid is not square, the source is smaller than 3 x 3, or the target so large that q exceeds 1.5.
     """
     rows = (2 * source[0] - 1) * (2 * source[1] - 1) + EXTRA_ROWS
     if table.ndim != 2 or len(table) != rows:
@@ -61,18 +61,18 @@ def resize_bias_table(table: torch.Tensor, source: tuple[int, int], target: tupl
 
 
 def resize_positions(positions: torch.Tensor, source: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
-    """Absolute positions for another grid: bicubic without antialiasing, as the release resizes them.
+    """Resizes absolute position embeddings to another grid: bicubic without antialiasing, as the release does.
 
     Args:
         positions: (1, 1 + hw, D), the class token's first.
-        source: (h, w) patches of the positions.
-        target: (H, W) patches wanted.
+        source: Patch grid (h, w) of the position embeddings.
+        target: New patch grid (H, W).
 
     Returns:
-        (1, 1 + HW, D), the class token's row copied; the positions themselves where the grids are equal.
+        (1, 1 + HW, D), with the class token's row copied; the input itself if the grids are equal.
 
     Raises:
-        StorageError: The positions are not those of the source grid.
+        StorageError: The shape does not fit the source grid.
     """
     if positions.ndim != 3 or positions.shape[:2] != (1, 1 + source[0] * source[1]):
         raise StorageError(
@@ -88,14 +88,14 @@ def resize_positions(positions: torch.Tensor, source: tuple[int, int], target: t
 
 
 def step_ratio(source: int, target: int) -> float:
-    """q: the first source - 1 of its powers add up to target - 1; 1.01 where that asks for less.
+    """Solves sum_{i < source-1} q^i = target - 1 for q; 1.01 if the solution is smaller.
 
     Args:
-        source: Side of a square grid, in patches, 3 or more.
-        target: Side of another.
+        source: Side of the square source grid in patches, 3 or more.
+        target: Side of the square target grid in patches.
 
     Raises:
-        UsageError: The source is below 3, or q would pass 1.5.
+        UsageError: The source is below 3, or q exceeds 1.5.
     """
     if source < LEAST_GRID:
         raise UsageError(
@@ -119,16 +119,16 @@ def step_ratio(source: int, target: int) -> float:
 
 
 def source_offsets(source: int, target: int) -> torch.Tensor:
-    """Where the release takes the offsets of a table to lie: (2 source - 1,) float64, ascending, mirrored about 0."""
+    """Returns the positions of a table's offsets: (2 source - 1,) float64, ascending, symmetric about 0."""
     powers = step_ratio(source, target) ** torch.arange(source - 1, dtype=torch.float64)
     outward = powers.cumsum(0)
     return torch.cat((-outward.flip(0), torch.zeros(1, dtype=torch.float64), outward))
 
 
 def spline_weights(source: int, target: int) -> torch.Tensor:
-    """The resize of one axis as a matrix: (2 target - 1, 2 source - 1) float64, each row adding up to 1."""
+    """Returns the matrix that resizes one axis: (2 target - 1, 2 source - 1) float64; each row sums to 1."""
     knots = source_offsets(source, target)
-    # The last step meets the outermost offset but for rounding.
+    # The outermost knot equals the outermost offset up to rounding.
     points = torch.arange(1 - target, target, dtype=torch.float64).clamp(knots[0], knots[-1])
     right = torch.searchsorted(knots, points).clamp(1, len(knots) - 1)
     left = right - 1
@@ -141,7 +141,7 @@ def spline_weights(source: int, target: int) -> torch.Tensor:
 
 
 def _second_derivatives(knots: torch.Tensor) -> torch.Tensor:
-    """Of the not-a-knot cubic spline through each unit vector: (s, s), [i, j] at knot i of the j-th spline."""
+    """Second derivatives of the not-a-knot cubic splines through unit vectors: (s, s), [i, j] at knot i of spline j."""
     size, gaps = len(knots), knots.diff()
     system, values = torch.zeros(2, size, size, dtype=torch.float64)
     for i in range(1, size - 1):  # the first derivative is continuous

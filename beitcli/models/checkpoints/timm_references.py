@@ -1,9 +1,9 @@
-"""Resolves references to timm models, and to shapes without weights (`@random`).
+"""Resolves references to timm models, and to architectures with random weights (`@random`).
 
-timm/NAME[.TAG]                    weights of timm's hub repositories, or a folder as timm writes it
-timm/NAME@random[,KEY=VALUE...]    timm's model, nothing learned; arguments of timm.create_model; needs no network
-MODEL@random                       the shape of any other MODEL, nothing learned
-random                             BEiT-B/16 at 224 pixels, nothing learned
+timm/NAME[.TAG]                    weights from timm's hub repositories, or a folder in timm's format
+timm/NAME@random[,KEY=VALUE...]    a timm model, random weights; arguments of timm.create_model; works offline
+MODEL@random                       the architecture of any other MODEL, random weights
+random                             BEiT-B/16 at 224 pixels, random weights
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from beitcli.models.checkpoints.locate import is_beit_name, timm_name
 
 
 def random_init_base(reference: str) -> str | None:
-    """The MODEL whose shape `reference` asks for without its weights; None where it asks for weights."""
+    """Returns MODEL of a reference `MODEL@random...`; None for other references."""
     base, mark, _ = reference.rpartition("@random")
     return base if mark and base and reference[len(base) :].split(",")[0] == "@random" else None
 
 
 def arguments_in(reference: str) -> dict[str, Any]:
-    """`KEY=VALUE` behind `@random`, values as JSON has them, other words as text.
+    """Parses the `KEY=VALUE` list after `@random`; values are JSON, anything else is a string.
 
     Raises:
-        UsageError: Something else stands there.
+        UsageError: The list has another form.
     """
     found: dict[str, Any] = {}
     for part in reference.rpartition("@random")[2].split(",")[1:]:
@@ -45,7 +45,7 @@ def arguments_in(reference: str) -> dict[str, Any]:
 
 
 def timm_random_config(reference: str, base: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """`timm/NAME@random` as a config.json of timm, and the shapes of the tensors where it is a BEiT.
+    """Returns a config.json as timm writes it for `timm/NAME@random`, and, for a BEiT, the shapes of the state dict.
 
     Args:
         base: `timm/NAME`.
@@ -69,11 +69,11 @@ def timm_random_config(reference: str, base: str) -> tuple[dict[str, Any], dict[
 
 
 def timm_model_of(config: Mapping[str, Any], reference: str) -> tuple[str, dict[str, Any]] | None:
-    """Name and arguments of the timm model in timm's config.json; None for a BEiT and for other config files.
+    """Returns name and arguments of the model in timm's config.json; None for a BEiT and for other config files.
 
     Raises:
         StorageError: The arguments cannot be read.
-        UsageError: It is no plain vision Transformer of timm's.
+        UsageError: It is not a plain vision Transformer of timm.
     """
     name = config.get("architecture")
     if not isinstance(name, str) or is_beit_name(name):
@@ -88,7 +88,7 @@ def timm_model_of(config: Mapping[str, Any], reference: str) -> tuple[str, dict[
 
 
 def timm_architecture(name: str, arguments: dict[str, Any], declared: DeclaredConfig) -> tuple[Architecture, Pooling]:
-    """Shape and pooling of a timm model.
+    """Returns architecture and pooling of a timm model.
 
     Raises:
         UsageError: timm has no such model or argument.

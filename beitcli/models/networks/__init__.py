@@ -1,1 +1,1 @@
-"""The networks; nothing of checkpoints."""
+"""Network definitions. They do not depend on checkpoints."""

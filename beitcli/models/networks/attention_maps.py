@@ -1,10 +1,10 @@
-"""The attention of one block as numbers (paper section 3.4 and Figure 2).
+"""Computes the attention matrix of one block (paper section 3.4 and Figure 2).
 
     attention = softmax(q k^T / sqrt(d) + bias)     (B, heads, L, L)
 
-Fused attention never forms this matrix. So the model runs as it always does up to the block, which is caught as it
-receives its normalised input; only there are q, k and the bias multiplied out. Memory: 4 * heads * L * L bytes an
-image, 1.9 MB for BEiT-B at 224 pixels; a single row of it is 9.5 kB.
+Fused attention never forms this matrix. The model runs normally up to the block; a hook captures the block's normalized
+input, and the matrix is computed from it. Memory: 4 * heads * L * L bytes per image, 1.9 MB for BEiT-B at 224 pixels; a
+single row takes 9.5 kB.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from beitcli.models.networks.timm_vit import TimmViT
 
 
 class _Caught(Exception):
-    """Ends the forward pass: the blocks behind the one that is looked into are not needed."""
+    """Stops the forward pass: the blocks after the captured one are not needed."""
 
 
 def block_index(model: Beit | TimmViT, layer: int) -> int:
-    """`layer` from 0, negative ones counted from the end.
+    """Converts a layer number to an index from 0; negative numbers count from the end.
 
     Raises:
         UsageError: The model has no such block.
@@ -42,14 +42,14 @@ def block_index(model: Beit | TimmViT, layer: int) -> int:
 def attention_rows(
     model: Beit | TimmViT, images: torch.Tensor, layer: int = -1, queries: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """What each query attends to in one block, for a model in evaluation mode.
+    """Returns the attention of the given queries in one block, for a model in evaluation mode.
 
     Args:
-        model: Tokens before the patches of a model of timm's (class, distillation, registers) count as one: a query
-            asks of the first, a key is the sum of their shares; a model without any gives them 0.
-        images: (B, 3, H, W), normalised; nothing is masked.
-        layer: Block from 0; negative ones count from the end.
-        queries: R positions in [0, L), 0 the class token and 1 + n patch n; None for all.
+        model: The prefix tokens of a timm model (class, distillation, registers) are merged into one: as a query it is
+            the first of them, as a key the sum over all of them. A model without prefix tokens gets zeros there.
+        images: (B, 3, H, W), normalized; nothing is masked.
+        layer: Block index from 0; negative numbers count from the end.
+        queries: R positions in [0, L), 0 for the class token and 1 + n for patch n; None for all.
 
     Returns:
         (B, heads, R or L, L) float32; the last axis sums to 1.
@@ -79,7 +79,7 @@ def attention_rows(
 
 
 def _like_beit(attention: torch.Tensor, prefix: int, queries: Sequence[int] | None) -> torch.Tensor:
-    """(B, heads, prefix + N, prefix + N) to (B, heads, R or 1 + N, 1 + N)."""
+    """Merges the prefix tokens: (B, heads, prefix + N, prefix + N) -> (B, heads, R or 1 + N, 1 + N)."""
     shares = torch.cat((attention[..., :prefix].sum(dim=-1, keepdim=True), attention[..., prefix:]), dim=-1)
     first = shares[..., :1, :] if prefix else torch.zeros_like(shares[..., :1, :])
     rows = torch.cat((first, shares[..., prefix:, :]), dim=-2)
@@ -89,10 +89,10 @@ def _like_beit(attention: torch.Tensor, prefix: int, queries: Sequence[int] | No
 def _softmax_rows(
     attention: Attention, hidden: torch.Tensor, shared_bias: torch.Tensor | None, queries: Sequence[int] | None
 ) -> torch.Tensor:
-    """The product of q and k, its bias and the softmax, in float32.
+    """Computes softmax(q k^T / sqrt(d) + bias) in float32.
 
     Args:
-        hidden: (B, L, D), the block's normalised input.
+        hidden: (B, L, D), the block's normalized input.
         shared_bias: (heads, L, L), or None.
 
     Returns:

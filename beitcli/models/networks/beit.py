@@ -1,12 +1,12 @@
-"""BEiT: timm's `Beit` with a mask token and a head over the visual tokens (paper section 2, equation 2).
+"""BEiT: timm's `Beit` with a mask token and a head that predicts visual tokens (paper section 2, equation 2).
 
     patches = embed(images)                  (B, N, D)
     patches[mask] = mask_token
     features = norm(blocks([class, patches] + positions))
     logits = token_head(features[masked])    (M, V)
 
-A BEiT-B forward is 35.1 GFLOP an image at 224 pixels; the head adds 12.6 MFLOP a masked patch. Training
-computes the last block at masked patches alone, 1.5 GFLOP less for 75 of 196.
+A forward pass of BEiT-B takes 35.1 GFLOP per image at 224 pixels; the head adds 12.6 MFLOP per masked patch. Training
+computes the last block at masked patches only, which saves 1.5 GFLOP for 75 of 196.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import nn
 from beitcli.config.architecture import Architecture
 from beitcli.models.networks.blocks import Backbone
 
-_KEEP_NORM = {"global_pool": "token", "num_classes": 0}  # timm's way to end with `norm` and no head
+_KEEP_NORM = {"global_pool": "token", "num_classes": 0}  # timm's arguments for a model with `norm` and without a head
 
 
 def timm_arguments(architecture: Architecture, drop_path: float) -> dict[str, Any]:
-    """What timm's `Beit` is built with."""
+    """Returns the arguments of timm's `Beit`."""
     return {
         "img_size": architecture.image_size,
         "patch_size": architecture.patch_size,
@@ -44,12 +44,12 @@ def timm_arguments(architecture: Architecture, drop_path: float) -> dict[str, An
 
 
 class MaskedImageModel(Backbone):
-    """A BEiT that names the visual tokens of hidden patches.
+    """BEiT for masked image modeling: predicts the visual tokens of masked patches.
 
     Args:
-        outputs: V, the tokenizer's vocabulary.
-        drop_path: Rate of the last block; it rises linearly from 0.
-        residual_dtype: Of the residual stream under autocast; None for fp32.
+        outputs: V, the vocabulary size of the tokenizer.
+        drop_path: Drop path rate of the last block; the rate rises linearly from 0.
+        residual_dtype: dtype of the residual stream under autocast; None for fp32.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class MaskedImageModel(Backbone):
         predicted: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Normalised output of the last block.
+        """Computes the output of the last block after the final norm.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalized.
             mask: (B, N) bool, True where the patch is hidden; None hides nothing.
-            predicted: (B, R) int64, the patches of each image that are asked for; None for all.
-            uniforms: (B, 2 * depth), as of `run_blocks`.
+            predicted: (B, R) int64, indices of the patches to return for each image; None for all.
+            uniforms: (B, 2 * depth), as in `run_blocks`.
 
         Returns:
-            (B, R or N, D), class token dropped.
+            (B, R or N, D), without the class token.
         """
         patches = self.embed_patches(images)
         if mask is not None:
@@ -91,21 +91,21 @@ class MaskedImageModel(Backbone):
             return self.norm(self.run_blocks(self.embed(patches), uniforms=uniforms)[:, 1:])
         return self.norm(self.run_blocks(self.embed(patches), predicted + 1, uniforms))
 
-    def forward(  # type: ignore[override] # its arguments are a masked model's
+    def forward(  # type: ignore[override] # takes a mask
         self,
         images: torch.Tensor,
         mask: torch.Tensor | None,
         predicted: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits of the patches to predict.
+        """Computes the logits of the patches to predict.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalized.
             mask: (B, N) bool, True where the patch is hidden.
-            predicted: (B, R) int64, the patches of each image to predict; default the hidden ones, of which then
-                images may have different numbers. Given, it spares half of the last block, and the device the search.
-            uniforms: (B, 2 * depth), as of `run_blocks`.
+            predicted: (B, R) int64, indices of the patches to predict; saves half of the last block, and the search
+                for masked patches. None predicts the hidden ones, whose number may then differ between images.
+            uniforms: (B, 2 * depth), as in `run_blocks`.
 
         Returns:
             (M, V), image by image, in the order of `predicted`.
@@ -117,7 +117,7 @@ class MaskedImageModel(Backbone):
 
 
 def init_for_pretraining(model: MaskedImageModel) -> None:
-    """The paper's initialisation: normal of std 0.02 cut at one std, residual outputs over sqrt(2 l), l from 1."""
+    """Initializes as in the paper: normal, std 0.02, cut at one std; outputs of block l >= 1 divided by sqrt(2 l)."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             _cut_normal(module.weight)
@@ -134,17 +134,17 @@ def init_for_pretraining(model: MaskedImageModel) -> None:
 
 @torch.no_grad()
 def _cut_normal(tensor: torch.Tensor, std: float = 0.02) -> None:
-    """Normal, cut at one std, by the inverse of its distribution: torch's own draws anew what lies outside, 25 times
-    slower."""
+    """Fills with a normal truncated at one std, by the inverse CDF; torch's own resamples outliers, 25 times slower."""
     reach = math.erf(1 / math.sqrt(2))
     tensor.uniform_(-reach, reach).erfinv_().mul_(std * math.sqrt(2)).clamp_(-std, std)
 
 
 def forward_flops(architecture: Architecture, predicted: int, outputs: int) -> float:
-    """FLOPs of one image's forward pass, two a multiply-add; matrices only.
+    """Counts the FLOPs of the forward pass of one image: matrix products only, 2 FLOPs per multiply-add.
 
     Args:
-        predicted: Patches that the head of `outputs` columns is applied to.
+        predicted: Number of patches that the head predicts.
+        outputs: V, the outputs of the head.
     """
     patches, width = architecture.num_patches, architecture.width
     length = patches + 1

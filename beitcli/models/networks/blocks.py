@@ -1,11 +1,11 @@
-"""The arithmetic of a timm `Beit`'s blocks where it is trained: the same numbers from less work.
+"""timm BEiT blocks for training: the same results with less computation.
 
     hidden = hidden + drop_path(gamma_1 * attention(norm1(hidden)))        (B, L, D)
     hidden = hidden + drop_path(gamma_2 * mlp(norm2(hidden)))
 
-- Only `rows` of the last block are computed where only they are read: 75 of 197 queries save half of that block.
-- A branch that drop path strikes out for an image is not computed for it on a CPU: 5% of the blocks at a rate of 0.1.
-- Attention takes the kernel that suits the device (`trained_attention.py`).
+- The last block computes only the `rows` that are used: 75 of 197 queries save half of that block.
+- On the CPU, a branch that drop path drops for an image is not computed: 5% of the blocks at a rate of 0.1.
+- Attention uses the kernel that suits the device (`efficient_attention.py`).
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import torch.nn.functional as F
 from timm.models.beit import Beit, Block
 from torch import nn
 
+from beitcli.models.networks.efficient_attention import EfficientAttention, gather_rows
 from beitcli.models.networks.patchify import patch_pixels
-from beitcli.models.networks.trained_attention import TrainedAttention, take_rows
 from beitcli.runtime.compute.attention_choice import AttentionChoice, choose_attention_kernel
 from beitcli.runtime.compute.attention_trial import AttentionShape
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.sdpa_backend import FLEX, padded_bias
 
 
-class TrainedBlock(Block):
-    """timm's block that can compute some positions only, and takes the random numbers of its drop paths.
+class EfficientBlock(Block):
+    """timm's block, with optional row selection and with the random numbers of drop path as an argument.
 
     Args:
-        block: timm's, whose parameters and sub-modules it takes over with their names.
+        block: timm's block; its parameters and submodules are reused under the same names.
     """
 
     def __init__(self, block: Block) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(vars(block))
-        self.attn = TrainedAttention(block.attn)
+        self.attn = EfficientAttention(block.attn)
 
     def forward(
         self,
@@ -45,13 +45,13 @@ class TrainedBlock(Block):
         rows: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """All positions, or (B, R) `rows` alone.
+        """Computes all positions, or only `rows`.
 
         Args:
-            hidden: (B, L, D), fp32 or bf16; what is returned has the same dtype.
+            hidden: (B, L, D), fp32 or bf16; the result has the same dtype.
             shared_rel_pos_bias: (heads, L, L), or None.
-            rows: (B, R) int64 positions in [0, L).
-            uniforms: (B, 2) numbers in [0, 1) that decide which images' branches are dropped; None draws them here.
+            rows: (B, R) int64 positions in [0, L); None for all.
+            uniforms: (B, 2) numbers in [0, 1) that decide which images drop which branch; None draws them here.
 
         Returns:
             (B, R or L, D).
@@ -65,7 +65,7 @@ class TrainedBlock(Block):
             return self.mlp(self.norm2(_of_images(middle, kept)))
 
         first, second = (None, None) if uniforms is None else uniforms.unbind(1)
-        middle = hidden if rows is None else take_rows(hidden, rows)
+        middle = hidden if rows is None else gather_rows(hidden, rows)
         middle = _add_branch(middle, attention, self.drop_path1, self.gamma_1, first)
         return _add_branch(middle, feed_forward, self.drop_path2, self.gamma_2, second)
 
@@ -81,11 +81,12 @@ def _add_branch(
     gamma: torch.Tensor | None,
     uniforms: torch.Tensor | None,
 ) -> torch.Tensor:
-    """hidden + drop_path(gamma * branch), in the dtype of `hidden`; without `uniforms` with those of timm's DropPath.
+    """Returns hidden + drop_path(gamma * branch) in the dtype of `hidden`.
 
     Args:
-        branch: Of (K,) int64 images of the batch, or of all for None, to (K, R, D).
-        uniforms: (B,) numbers in [0, 1); an image keeps its branch where its number is below 1 - rate.
+        branch: Maps (K,) int64 indices of images, or None for all, to (K, R, D).
+        uniforms: (B,) numbers in [0, 1); an image keeps its branch if its number is below 1 - rate. None draws as
+            timm's DropPath does.
     """
     rate = getattr(drop_path, "drop_prob", 0.0) if drop_path.training else 0.0
     if not rate:
@@ -95,12 +96,12 @@ def _add_branch(
         is_kept = torch.empty(len(hidden), 1, 1, device=hidden.device).bernoulli_(keep)
     else:
         is_kept = (uniforms < keep).float().view(-1, 1, 1)
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # static shapes, and the host waits for nothing
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():  # static shapes, no host sync
         return (hidden + _scaled(branch(None), gamma) * (is_kept / keep)).to(hidden.dtype)
     kept = is_kept.flatten().nonzero().squeeze(1)
     if len(kept) == len(hidden):
         return torch.add(hidden, _scaled(branch(None), gamma), alpha=1 / keep).to(hidden.dtype)
-    if not len(kept):  # one image of weight 0, so that the branch's parameters have a gradient in every step
+    if not len(kept):  # one image with weight 0, so that the branch's parameters get a gradient in every step
         return hidden.index_add(0, kept.new_zeros(1), 0 * _scaled(branch(kept.new_zeros(1)), gamma).to(hidden.dtype))
     return hidden.index_add(0, kept, _scaled(branch(kept), gamma).to(hidden.dtype), alpha=1 / keep)
 
@@ -110,35 +111,35 @@ def _scaled(branch: torch.Tensor, gamma: torch.Tensor | None) -> torch.Tensor:
 
 
 class Backbone(Beit):
-    """timm's `Beit` with these blocks: names, layout and initialisation are timm's.
+    """timm's `Beit` with `EfficientBlock`s; state-dict keys, layout and initialization are timm's.
 
     Args:
-        of_timm: Arguments of timm's `Beit`.
+        timm_kwargs: Arguments of timm's `Beit`.
 
     Attributes:
-        residual_dtype: Of the residual stream; None leaves it to the arithmetic, which is fp32 under autocast.
-        pads_bias: Whether the bias that blocks share is padded for the kernels, once a forward pass.
+        residual_dtype: dtype of the residual stream; None follows type promotion, which gives fp32 under autocast.
+        pads_bias: Whether the shared bias is padded for the kernels, once per forward pass.
     """
 
     residual_dtype: torch.dtype | None = None
     pads_bias: bool = False
-    blocks: Any  # a ModuleList of TrainedBlock, whose items it would type as modules of any kind
+    blocks: Any  # a ModuleList of EfficientBlock; ModuleList would type its items as nn.Module
 
-    def __init__(self, **of_timm: Any) -> None:
-        super().__init__(**of_timm)
-        self.blocks = nn.ModuleList(TrainedBlock(block) for block in self.blocks)
+    def __init__(self, **timm_kwargs: Any) -> None:
+        super().__init__(**timm_kwargs)
+        self.blocks = nn.ModuleList(EfficientBlock(block) for block in self.blocks)
 
     def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
-        """Tries attention kernels on a micro-batch, and trains with the fastest that is right; CUDA only.
+        """Benchmarks the attention kernels on a micro-batch and selects the fastest correct one; CUDA only.
 
-        All processes must call it, before the model is compiled or sharded.
+        All ranks must call this, before the model is compiled or sharded.
 
         Args:
-            images: Of a micro-batch.
-            queries: Rows that the last block computes of each image; None for all.
+            images: Number of images in a micro-batch.
+            queries: Rows per image that the last block computes; None for all.
 
         Returns:
-            None off CUDA, where nothing changes.
+            The choice; None on other devices, where nothing changes.
         """
         if compute.device.type != "cuda":
             return None
@@ -154,7 +155,7 @@ class Backbone(Beit):
         return choice
 
     def shared_bias(self) -> torch.Tensor | None:
-        """(heads, L, L or more), of all blocks; None where each has its own, or none."""
+        """Returns the bias shared by all blocks, (heads, L, L or more); None if there is no shared bias."""
         if self.rel_pos_bias is None:
             return None
         return padded_bias(self.rel_pos_bias()) if self.pads_bias else self.rel_pos_bias()
@@ -162,15 +163,16 @@ class Backbone(Beit):
     def run_blocks(
         self, hidden: torch.Tensor, rows: torch.Tensor | None = None, uniforms: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """All blocks; of the last one only (B, R) `rows` where given.
+        """Runs all blocks.
 
         Args:
-            hidden: (B, L, D), the embedded patches behind the class token.
-            uniforms: (B, 2 * depth) numbers in [0, 1) for the drop paths, two columns a block; None takes them from
-                torch's global generator. Given, they do not depend on how a batch is divided.
+            hidden: (B, L, D), the class token and the embedded patches.
+            rows: (B, R) int64 positions that the last block computes; None for all.
+            uniforms: (B, 2 * depth) numbers in [0, 1) for drop path, two columns per block, so that the result does not
+                depend on how a batch is split; None draws them from torch's global generator.
 
         Returns:
-            (B, R or L, D), before the last norm.
+            (B, R or L, D), before the final norm.
         """
         shared_bias = self.shared_bias()
         *first, last = zip(self.blocks, self._block_uniforms(uniforms), strict=True)
@@ -179,14 +181,14 @@ class Backbone(Beit):
         return last[0](hidden, shared_bias, rows, last[1])
 
     def _block_uniforms(self, uniforms: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
-        """(B, 2) for each block, or None."""
+        """Splits into (B, 2) per block; None for each block if there are none."""
         return [None] * len(self.blocks) if uniforms is None else uniforms.split(2, dim=1)
 
     def forward_block_outputs(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
-        """Shows (layer, (B, L, D)) behind each block, layers from 1; only one block's output is held at a time.
+        """Calls `visit(layer, output)` after each block: layers from 1, output (B, L, D), one in memory at a time.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalized.
         """
         hidden = self.embed(self.embed_patches(images))
         shared_bias = self.shared_bias()
@@ -197,12 +199,12 @@ class Backbone(Beit):
     def block_outputs(
         self, hidden: torch.Tensor, which: Sequence[int], uniforms: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """The outputs of some blocks, (B, L, D) each, unnormed; blocks beyond the last of them are not computed.
+        """Returns the outputs of the given blocks, (B, L, D) each, before any norm; later blocks are not computed.
 
         Args:
-            hidden: (B, L, D), the embedded patches behind the class token.
-            which: Blocks from 0, ascending; one may stand there twice.
-            uniforms: As of `run_blocks`.
+            hidden: (B, L, D), the class token and the embedded patches.
+            which: Block indices from 0, ascending; may repeat.
+            uniforms: As in `run_blocks`.
         """
         shared_bias = self.shared_bias()
         outputs = []
@@ -212,18 +214,18 @@ class Backbone(Beit):
         return [outputs[number] for number in which]
 
     def forward_features(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, 3, H, W), normalised, to (B, L, D); `uniforms` as of `run_blocks`."""
+        """Maps normalized images (B, 3, H, W) to (B, L, D); `uniforms` as in `run_blocks`."""
         return self.norm(self.run_blocks(self.embed(self.embed_patches(images)), uniforms=uniforms))
 
     def forward(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, 3, H, W), normalised, to the head's output; `uniforms` as of `run_blocks`."""
+        """Maps normalized images (B, 3, H, W) to the output of the head; `uniforms` as in `run_blocks`."""
         return self.forward_head(self.forward_features(images, uniforms))
 
     def embed_patches(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W), normalised, to (B, N, D).
+        """Maps normalized images (B, 3, H, W) to patch embeddings (B, N, D).
 
-        The convolution of stride P is one matrix product over (B * N, 3 * P * P). It is written so where the step is
-        compiled or on a GPU, where colour and normalisation fuse into its input; elsewhere torch's convolution stays.
+        The convolution of stride P equals one matrix product over (B * N, 3 * P * P). That form is used on a GPU and
+        under torch.compile, where color jitter and normalization fuse into its input; eager CPU code uses the Conv2d.
         """
         embed = self.patch_embed
         if images.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -231,7 +233,7 @@ class Backbone(Beit):
         return F.linear(patch_pixels(images, embed.patch_size[0]), embed.proj.weight.flatten(1), embed.proj.bias)
 
     def embed(self, patches: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) patches to (B, L, D), class token and positions added."""
+        """Adds class token and position embeddings: (B, N, D) -> (B, L, D)."""
         hidden = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1)
         hidden = hidden if self.pos_embed is None else hidden + self.pos_embed
         return hidden if self.residual_dtype is None else hidden.to(self.residual_dtype)

@@ -1,4 +1,4 @@
-"""Image classifiers of either kind, a BEiT or a vision Transformer of timm's, as nothing has taught them yet."""
+"""Image classifiers before training: a BEiT or a vision Transformer of timm."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from beitcli.models.networks.timm_vit import TimmArchitecture, TimmViT, build_ti
 
 
 class Classifier(Backbone):
-    """BEiT with a linear head: timm's own layout and initialisation.
+    """BEiT with a linear head, in timm's layout and with timm's initialization.
 
     Args:
-        classes: 0 for no head.
-        pooling: `mean` of the patches, then `fc_norm`; or `token`: `norm`, then the class token.
+        classes: Number of classes; 0 for no head.
+        pooling: `mean`: averages the patches, then `fc_norm`; `token`: `norm`, then takes the class token.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ ImageClassifier = Classifier | TimmViT
 
 
 def new_classifier(architecture: Architecture, classes: int, drop_path: float = 0.0) -> ImageClassifier:
-    """With timm's initialisation; a BEiT is in the finetuning layout.
+    """Builds a classifier with timm's initialization; a BEiT is in the finetuning layout.
 
     Args:
-        classes: 0 for no head.
-        drop_path: Rate of the last block.
+        classes: Number of classes; 0 for no head.
+        drop_path: Drop path rate of the last block.
     """
     if isinstance(architecture, TimmArchitecture):
         return build_timm(architecture, classes, drop_path)
@@ -43,7 +43,7 @@ def new_classifier(architecture: Architecture, classes: int, drop_path: float = 
 
 
 def init_from_seed(architecture: Architecture, seed: int) -> ImageClassifier:
-    """Builds a network without a head, initialized from `seed`. torch's global generator is left as it was."""
+    """Builds a network without a head, initialized from `seed`; does not change torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return new_classifier(architecture, 0)

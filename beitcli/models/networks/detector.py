@@ -1,9 +1,9 @@
-"""A BEiT that finds objects: the map of its last block, and a detection head over it (ViTDet, arXiv 2203.16527).
+"""BEiT for object detection: a detection head on the feature map of the last block (ViTDet, arXiv 2203.16527).
 
-    map = output of the last block, patches alone, unnormed                                              (B, D, h, w)
+    map = output of the last block, patches only, before the norm                                        (B, D, h, w)
     losses, or boxes with classes and scores = head(map)
 
-Every block attends globally; ViTDet's windows save memory and are not needed for the result.
+All blocks use global attention; ViTDet's window attention saves memory and is not needed for the result.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from beitcli.models.networks.blocks import Backbone
 
 
 class Detector(Backbone):
-    """Backbone and head; the backbone's tensors are named as in every BEiT, the head's begin with `detection.`.
+    """Backbone and detection head. State-dict keys: the backbone's as in every BEiT, the head's in `detection.`.
 
     Args:
-        head: Its name in `HEADS`.
-        head_width: Channels of the pyramid.
-        regions: Of an image that the box head learns from.
-        drop_path: Rate of the last block; it rises linearly from 0.
+        head: Name of the head in `HEADS`.
+        head_width: Channels of the feature pyramid.
+        regions: Regions per image that the box head is trained on.
+        drop_path: Drop path rate of the last block; the rate rises linearly from 0.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Detector(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__(**timm_arguments(architecture, drop_path), num_classes=0)
-        self.norm, self.fc_norm = nn.Identity(), nn.Identity()  # the map is unnormed
+        self.norm, self.fc_norm = nn.Identity(), nn.Identity()  # the map is taken before the norm
         self.architecture: Architecture = architecture
         self.classes = classes
         self.head_name = head
@@ -47,24 +47,24 @@ class Detector(Backbone):
         )
 
     def map(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, 3, H, W), normalised, to (B, D, h, w); `uniforms` as of `run_blocks`."""
+        """Maps normalized images (B, 3, H, W) to the feature map (B, D, h, w); `uniforms` as in `run_blocks`."""
         hidden = self.run_blocks(self.embed(self.embed_patches(images)), uniforms=uniforms)
         return hidden[:, 1:].transpose(1, 2).unflatten(2, self.architecture.grid).contiguous()
 
-    def forward(  # type: ignore[override] # it gives losses or detections
+    def forward(  # type: ignore[override] # returns losses or detections
         self,
         images: torch.Tensor,
         targets: Targets | None = None,
         draws: torch.Tensor | None = None,
         uniforms: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor] | Detections:
-        """In training the losses by name, else what is found: see `FasterRcnn`.
+        """Returns the losses by name in training mode, else the detections; see `FasterRcnn`.
 
         Args:
-            images: (B, 3, H, W), normalised, of the architecture's size.
-            targets: Of each image `boxes` (m, 4) in its pixels and `labels` (m,) from 0, for a head that finds masks
-                `masks` too; in training alone.
-            draws: (B, 2) uniform numbers that samples follow from.
-            uniforms: (B, 2 * depth) of the drop paths, as of `run_blocks`.
+            images: (B, 3, H, W), normalized, of the architecture's size.
+            targets: For each image `boxes` (m, 4) in pixels and `labels` (m,) from 0, and `masks` if the head predicts
+                masks; training only.
+            draws: (B, 2) uniform numbers that seed the sampling of anchors and regions.
+            uniforms: (B, 2 * depth) for drop path, as in `run_blocks`.
         """
         return self.detection(self.map(images, uniforms), self.architecture.image_size, targets, draws)

@@ -1,4 +1,4 @@
-"""Images to the pixels of their patches and back: what an embedding reads, and a target (BEiT's Table 4)."""
+"""Splits images into the pixels of patches, for patch embedding and pixel targets (BEiT's Table 4), and joins them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def patch_pixels(images: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Images (B, 3, H, W) to the pixels of their patches, (B, N, 3 * P * P).
+    """Splits images (B, 3, H, W) into the pixels of their patches, (B, N, 3 * P * P).
 
-    Patches row by row; of each all of red, then of green, then of blue, row by row.
+    Patches are in row-major order; within a patch all red values come first, then green, then blue, each row-major.
     """
     rows, columns = images.shape[2] // patch_size, images.shape[3] // patch_size
     split = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))  # (B, 3, h, P, w, P)
@@ -16,7 +16,7 @@ def patch_pixels(images: torch.Tensor, patch_size: int) -> torch.Tensor:
 
 
 def join_patches(pixels: torch.Tensor, grid: tuple[int, int], patch_size: int) -> torch.Tensor:
-    """The inverse of `patch_pixels`: (B, N, 3 * P * P) to (B, 3, H, W).
+    """Inverts `patch_pixels`: (B, N, 3 * P * P) -> (B, 3, H, W).
 
     Args:
         grid: (h, w) with h * w = N.

@@ -1,9 +1,9 @@
-"""An image as one vector a layer, for probes (paper appendix D; the pooling of iGPT, arXiv via Chen et al. 2020).
+"""Pooled features of each layer, for probes (paper appendix D; the pooling of iGPT, Chen et al. 2020).
 
     feature of layer l = mean over the patches of LayerNorm(output of block l)        (B, D)
 
-The norm has no gain and no bias: it is what every reader of a pre-norm Transformer's stream begins with, makes layers
-of different scale comparable, and leaves out nothing that a linear head could use. fp32 whatever the blocks compute in.
+The norm has no gain and no bias. Every layer that reads the residual stream of a pre-norm Transformer starts with such
+a norm; it makes layers of different scale comparable and loses nothing that a linear head could use. Always fp32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from beitcli.config.architecture import Architecture
 
 
 class SupportsBlockOutputs(Protocol):
-    """A vision Transformer that shows what its blocks give: a BEiT, or one of timm's."""
+    """A vision Transformer that exposes the outputs of its blocks: a BEiT or a timm model."""
 
     @property
     def architecture(self) -> Architecture: ...
@@ -35,12 +35,12 @@ class SupportsBlockOutputs(Protocol):
 def pooled_features(
     model: SupportsBlockOutputs, images: torch.Tensor, layers: Sequence[int], pool: str = "mean"
 ) -> torch.Tensor:
-    """Features of a model in evaluation mode.
+    """Computes pooled features of a model in evaluation mode.
 
     Args:
-        images: (B, 3, H, W), normalised.
-        layers: Blocks from 1.
-        pool: `mean` of the patches, or the `class` token.
+        images: (B, 3, H, W), normalized.
+        layers: Block numbers from 1.
+        pool: `mean` over the patches, or the `class` token.
 
     Returns:
         (len(layers), B, D) float32, in the order of `layers`.
@@ -60,7 +60,7 @@ def pooled_features(
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all tensors; 0.5 s for BEiT-B."""
+    """Computes the SHA-256 of names, shapes, dtypes and values of the state dict; 0.5 s for BEiT-B."""
     digest = hashlib.sha256()
     tensors: dict[str, Any] = model.state_dict()
     for name in sorted(tensors):

@@ -1,7 +1,7 @@
-"""The vision Transformers that BEiT is compared with: timm's own (ViT, DeiT, DINO, CLIP's, EVA), as they are.
+"""timm's vision Transformers (ViT, DeiT, DINO, CLIP, EVA), to compare BEiT with.
 
-A model stays timm's: its forward, initialisation, parameter names and groups. It only learns to say what the engine
-asks of every network: its shape, what each block gives, its attention. So a checkpoint opens in timm as it lies.
+Forward pass, initialization, parameter names and parameter groups stay timm's, so timm opens the checkpoints unchanged.
+A model only gains the interface that the engine expects of every network: architecture, block outputs, attention.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from beitcli.config.architecture import Architecture, Pooling
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
 
-HEADS = ("head.", "head_dist.")  # DeiT's distilled models have two
-_GIVEN = ("img_size", "num_classes", "drop_path_rate", "pretrained")  # told by name, never by `arguments`
+HEADS = ("head.", "head_dist.")  # key prefixes; DeiT's distilled models have two heads
+_GIVEN = ("img_size", "num_classes", "drop_path_rate", "pretrained")  # set by this program; ignored in `arguments`
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimmArchitecture(Architecture):
-    """A model of timm.
+    """Architecture of a timm model.
 
     Attributes:
-        name: timm's, without the tag of its weights.
-        arguments: Of `timm.create_model`, where they differ from the name's own; size and classes aside.
+        name: Name in timm, without the tag of the weights.
+        arguments: Arguments of `timm.create_model` that differ from the model's defaults, without size and classes.
     """
 
     name: str
@@ -39,10 +39,10 @@ class TimmArchitecture(Architecture):
 
 
 class TimmViT(nn.Module):
-    """What the engine asks of a timm model; `build_timm` mixes it into the model's own class.
+    """Mixin with the interface that the engine expects; `build_timm` adds it to the class of a timm model.
 
     Args:
-        model: timm's, whose parameters, buffers and sub-modules it takes over with their names.
+        model: timm's model; its parameters, buffers and submodules are reused under the same names.
     """
 
     architecture: TimmArchitecture
@@ -60,14 +60,14 @@ class TimmViT(nn.Module):
         return "token" if self.global_pool == "token" else "mean"
 
     def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> None:
-        """torch's own choice of a kernel stands."""
+        """Does nothing: timm's models use the kernel that torch chooses."""
 
     def forward(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
-        """timm's own; its drop paths draw from torch's global generator, whatever `uniforms` are."""
+        """Runs timm's forward pass; its drop path draws from torch's global generator and ignores `uniforms`."""
         return super().forward(images)
 
     def forward_block_outputs(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:
-        """Shows (layer, (B, L, D)) behind each block, layers from 1, as timm's forward pass comes by it."""
+        """Calls `visit(layer, output)` after each block of timm's forward pass: layers from 1, output (B, L, D)."""
 
         def hook(layer: int) -> Any:
             return lambda module, inputs, output: visit(layer, output)
@@ -80,7 +80,7 @@ class TimmViT(nn.Module):
                 each.remove()
 
     def attention(self, images: torch.Tensor, block: int) -> torch.Tensor:
-        """(B, heads, L, L) float32 attention of one block: timm computes it itself, unfused, and it is caught there."""
+        """Returns the attention of one block, (B, heads, L, L) float32: hooks capture timm's own unfused attention."""
         module: Any = self.blocks[block].attn
         caught: list[torch.Tensor] = []
         inputs: list[Any] = []
@@ -107,10 +107,10 @@ def _adopted(kind: type) -> type:
 
 
 def create(name: str, arguments: Mapping[str, Any], **given: Any) -> nn.Module:
-    """timm's model without weights.
+    """Creates a timm model without pretrained weights.
 
     Raises:
-        UsageError: timm has no such model or argument, or it is no plain vision Transformer.
+        UsageError: timm has no such model or argument, or the model is not a plain vision Transformer.
     """
     options = {key: value for key, value in arguments.items() if key not in _GIVEN} | given
     try:
@@ -128,10 +128,10 @@ def create(name: str, arguments: Mapping[str, Any], **given: Any) -> nn.Module:
 
 
 def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[int, int] | None) -> TimmArchitecture:
-    """The shape of a timm model by its name, from an empty one.
+    """Reads the architecture of a timm model from an instance on the meta device.
 
     Args:
-        image_size: (H, W); None for the name's own.
+        image_size: (H, W) in pixels; None for the model's default.
     """
     given = {"img_size": image_size} if image_size else {}
     with torch.device("meta"):
@@ -153,11 +153,11 @@ def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[i
 
 
 def build_timm(architecture: TimmArchitecture, classes: int, drop_path: float = 0.0) -> TimmViT:
-    """The model with timm's initialisation, drawn from torch's global generator.
+    """Builds a timm model with timm's initialization, drawn from torch's global generator.
 
     Args:
-        classes: 0 for no head.
-        drop_path: Rate of the last block.
+        classes: Number of classes; 0 for no head.
+        drop_path: Drop path rate of the last block.
     """
     given = {"img_size": architecture.image_size, "num_classes": classes, "drop_path_rate": drop_path}
     model: Any = create(architecture.name, architecture.arguments, **given)

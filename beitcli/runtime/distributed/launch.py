@@ -1,15 +1,14 @@
-"""Starting the processes of a job on torch's elastic engine, and telling how they ended.
+"""Launches the ranks of a job with torch's elastic agent (as torchrun does), and reports how they ended.
 
-One launcher a machine; it starts `python -m beitcli` with the same words once a process, sees to restarts, passes on
-signals, and turns the ends of all into one error. What has gone wrong on real machines, and is seen to here:
+One launcher per node starts `python -m beitcli` with the same arguments for each local rank, restarts ranks, forwards
+signals, and raises the first cause of a failure as one error. Problems seen on real machines, and what is done:
 
-- the shared rendezvous store keeps keys of the attempt before, which makes restarts fail: it is not shared;
-- SIGUSR1, Slurm's early warning, would kill the launcher: it is passed on like SIGTERM;
-- a save longer than the shutdown's 30 s would be killed: it is given ten minutes;
-- processes would outlive a launcher that is killed: the kernel ends them with it
-  (`runtime/distributed/parent_death.py`).
+- the shared rendezvous store keeps keys of the previous attempt, so restarts fail: it is not shared;
+- SIGUSR1, Slurm's early warning, would kill the launcher: it is forwarded like SIGTERM;
+- saving may take longer than the 30 s of the shutdown timeout: the timeout is ten minutes;
+- ranks would outlive a killed launcher: the kernel kills them too (`runtime/distributed/parent_death.py`).
 
-Where the machines meet is `runtime/distributed/rendezvous.py`.
+The rendezvous of several nodes is in `runtime/distributed/rendezvous.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, UsageError
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
 from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
-from beitcli.runtime.distributed.rendezvous import CONNECT_SECONDS, DEFAULT_PORT, interface_of, no_meeting, own_address
+from beitcli.runtime.distributed.rendezvous import (
+    CONNECT_SECONDS,
+    DEFAULT_PORT,
+    interface_of,
+    own_address,
+    rendezvous_error,
+)
 
 _SHUTDOWN_SECONDS = 600
 _PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
@@ -42,13 +47,14 @@ _PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 
 @dataclass(frozen=True)
 class Launch:
-    """What to start here.
+    """What a launcher starts on its node.
 
     Attributes:
-        processes: On this machine.
-        nodes: Machines.
-        endpoint: HOST:PORT where they meet; empty on a single machine.
-        threads: Of each process.
+        processes: Ranks on this node.
+        nodes: Number of nodes.
+        endpoint: HOST:PORT of the rendezvous; empty on a single node.
+        threads: CPU threads per rank.
+        rendezvous_seconds: Timeout of the rendezvous.
     """
 
     processes: int
@@ -66,19 +72,19 @@ class Launch:
 def plan_launch(
     gpus: int, nodes: int, endpoint: str | None, device: str, words: Sequence[str], max_restarts: int, seconds: int
 ) -> Launch | None:
-    """What `--gpus` and `--nodes` ask for; None where this process computes itself, alone or beside others.
+    """Plans the launch for `--gpus` and `--nodes`; None if this process is a rank itself, or the only process.
 
     Args:
-        gpus: Processes in all.
-        words: The command line, for messages.
+        gpus: World size.
+        words: The command-line arguments, for messages.
 
     Raises:
-        UsageError: More GPUs than there are, or machines without a place to meet.
+        UsageError: More GPUs than available, or several nodes without an endpoint.
     """
     if rank_info_from_env() is not None:
         return None
     step = slurm_step(os.environ)
-    if step is not None and step.tasks > 1 and gpus > 1 and nodes == 1:  # one task a machine
+    if step is not None and step.tasks > 1 and gpus > 1 and nodes == 1:  # one task per node
         nodes, endpoint = step.tasks, endpoint or f"{step.hosts[0]}:{step.port}"
     if step is not None and step.tasks > 1 and gpus == 1:
         raise UsageError(
@@ -146,13 +152,13 @@ def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = ""
 
 
 def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> None:
-    """Starts `beit` with these words once a process, and returns when all have ended well.
+    """Starts `beit` with these arguments on every local rank; returns when all have succeeded.
 
     Args:
-        tell: Takes a line for a person.
+        tell: Prints a line for the user.
 
     Raises:
-        BeitError: The first cause of the end, whatever process it was in; `Stopped` where a signal asked for it.
+        BeitError: The first cause of a failure on any rank; `Stopped` after a signal.
     """
     folder = tempfile.mkdtemp(prefix="beit-launch-")
     try:
@@ -213,14 +219,14 @@ def _start(
             "Start the same command, with the same --nodes, on every machine; --rdzv-timeout SECONDS waits longer.",
         ) from None
     except RendezvousError as error:
-        raise no_meeting(plan.nodes, plan.endpoint, error) from None
+        raise rendezvous_error(plan.nodes, plan.endpoint, error) from None
     ended = [failure for failure in read_failures(folder) if not failure.is_peer_failure]
     if ended and ended[0].exit_code:
         raise as_error(ended[0], plan.size)
 
 
 def _stopped(folder: str, asked: SignalException) -> BeitError:
-    """What the processes said of their stop, else that there was nothing to save."""
+    """Returns the error that the ranks reported when they were stopped, else one that nothing had to be saved."""
     said = [failure for failure in read_failures(folder) if not failure.is_peer_failure]
     if said:
         return as_error(said[0], len(said))
@@ -229,14 +235,14 @@ def _stopped(folder: str, asked: SignalException) -> BeitError:
 
 
 def _handled() -> list[str]:
-    """Signals that are passed on; not those that are ignored here, as SIGHUP is under nohup."""
+    """Returns the signals to forward, except those that are ignored here, such as SIGHUP under nohup."""
     known = [name for name in _PASSED_ON if hasattr(signal, name)]
     return [name for name in known if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
 def _signals_as_stops() -> Iterator[None]:
-    """Before the engine sets its own handlers, and after: a signal ends the launch in the same way."""
+    """Context in which signals raise SignalStop or Interrupted, also when the agent's own handlers are not set."""
 
     def stop(number: int, frame: Any) -> None:
         name = signal.Signals(number)
@@ -248,7 +254,7 @@ def _signals_as_stops() -> Iterator[None]:
     former = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
-    except SignalException as again:  # a second signal, while the processes were ending
+    except SignalException as again:  # a second signal during the shutdown
         raise Interrupted("At once, by a second signal.", "The last checkpoint is whole: go on with --resume.") from (
             again
         )
@@ -273,7 +279,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_engine() -> Iterator[None]:
-    """torch's engine tells in long lines what is told here in one."""
+    """Silences torch's loggers: `launch` reports the same in one line."""
     found = {name: each for name, each in logging.root.manager.loggerDict.items() if isinstance(each, logging.Logger)}
     loggers = [each for name, each in found.items() if name.startswith("torch.distributed")]
     levels = [logger.level for logger in loggers]

@@ -1,6 +1,6 @@
-"""Where the launchers of several machines meet: the endpoint, this machine's address and network interface.
+"""Rendezvous of the launchers on several nodes: the endpoint, and address and network interface of this node.
 
-A machine's name may not resolve on the others, so each gives the address from which it reaches the endpoint.
+The host name of a node may not resolve on the others, so each uses the address from which it reaches the endpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """(host, port) of HOST:PORT. Raises UsageError."""
+    """Splits HOST:PORT into (host, port). Raises UsageError."""
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--rdzv-endpoint is '{endpoint}'.", f"Write it as HOST:PORT, such as gpu01:{DEFAULT_PORT}.")
@@ -34,12 +34,13 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
 
 
 def own_address(nodes: int, endpoint: str) -> tuple[str, bool | None]:
-    """By which the other machines reach this one, that of the way to the endpoint; and whether the endpoint is here.
+    """Returns the address of this node on the route to the endpoint, and whether this launcher hosts the store.
 
-    None leaves it to the engine, which knows loopback, where two launchers may be on one machine.
+    The second is None on a single node and for loopback addresses, where torch's elastic agent decides: two launchers
+    may be on one machine.
 
     Raises:
-        DistributedError: The endpoint's name is unknown, or nothing answers there.
+        DistributedError: The endpoint's name does not resolve, or nothing answers there.
     """
     if nodes == 1:
         return "127.0.0.1", None
@@ -62,21 +63,21 @@ def own_address(nodes: int, endpoint: str) -> tuple[str, bool | None]:
 
 
 def interface_of(address: str) -> str:
-    """The name of the network interface with an IPv4 address; empty where it cannot be told."""
+    """Returns the name of the network interface with an IPv4 address; empty if unknown, or not on Linux."""
     if sys.platform != "linux":
         return ""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 found = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:  # it has none
+            except OSError:  # an interface without an IPv4 address
                 continue
             if socket.inet_ntoa(found[20:24]) == address:
                 return name
     return ""
 
 
-def no_meeting(nodes: int, endpoint: str, error: Exception) -> DistributedError:
+def rendezvous_error(nodes: int, endpoint: str, error: Exception) -> DistributedError:
     reason = str(error.__cause__ or error).partition("\n")[0][:200]
     return DistributedError(
         f"The {nodes} machines did not meet at {endpoint} ({reason}).",
@@ -85,7 +86,7 @@ def no_meeting(nodes: int, endpoint: str, error: Exception) -> DistributedError:
 
 
 def _await_endpoint(nodes: int, endpoint: str) -> None:
-    """Waits until the first machine listens; a moment's patience, as machines do not start at once."""
+    """Waits up to CONNECT_SECONDS for the first node to listen, as nodes do not start at the same time."""
     end = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
@@ -93,21 +94,21 @@ def _await_endpoint(nodes: int, endpoint: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise no_meeting(nodes, endpoint, error) from None
+                raise rendezvous_error(nodes, endpoint, error) from None
             time.sleep(0.5)
 
 
 def _has_store(endpoint: str) -> bool:
-    """Whether another launcher is there already.
+    """Whether another launcher already hosts the store at the endpoint.
 
-    Raises where something else listens: torch's client would wait for its answer for ever, hence the child.
+    Raises DistributedError if another program listens there, for which torch's client waits forever: hence the child.
     """
     try:
         socket.create_connection(split_endpoint(endpoint), timeout=5).close()
     except OSError:
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, which the child leaves alone
+        warnings.simplefilter("ignore", DeprecationWarning)  # about fork with threads; the child uses none
         child = os.fork()
     if not child:
         with contextlib.suppress(Exception):

@@ -1,1 +1,1 @@
-"""The Hugging Face hub: files, ranges of files, their cache."""
+"""Hugging Face hub: downloads of files and byte ranges, and their cache."""

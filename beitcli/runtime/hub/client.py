@@ -1,9 +1,9 @@
-"""Files of repositories on the Hugging Face hub, or a mirror of it, in the cache that its other clients share.
+"""Client of the Hugging Face hub, or a mirror: files of repositories, in the cache shared with other clients.
 
-A repository is `OWNER/NAME` where it holds a model, `datasets/OWNER/NAME` where it holds data.
-huggingface_hub asks, downloads and caches. One request of our own goes before a download: it fails at once where
-huggingface_hub would try for minutes, and it refuses hashes that are no file names. Errors become one sentence and a
-way out here.
+A model repository is `OWNER/NAME`, a dataset repository `datasets/OWNER/NAME`. huggingface_hub does the requests, the
+downloads and the caching. An additional request precedes each download: it fails at once where huggingface_hub would
+retry for minutes, and it rejects hashes that are not valid file names. Errors are converted to a StorageError with a
+hint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOCAL = "pass the folder of a copy made on another machine"
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it fetches and computes: BEIT_CACHE_DIR, else XDG_CACHE_HOME/beit."""
+    """Returns the cache folder of this program: BEIT_CACHE_DIR, else XDG_CACHE_HOME/beit."""
     if os.environ.get("BEIT_CACHE_DIR"):
         return Path(os.environ["BEIT_CACHE_DIR"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "beit"
@@ -57,25 +57,25 @@ def fetch(
     revision: str | None = None,
     optional: bool = False,
 ) -> Path | None:
-    """The first of `names` that a repository has, from the cache or downloaded.
+    """Returns the first of `names` that a repository has, from the cache or downloaded.
 
-    HF_ENDPOINT and HF_HUB_OFFLINE are read at each call. Where the hub cannot be asked, the cache answers.
+    HF_ENDPOINT and HF_HUB_OFFLINE are read at each call. If the hub cannot be reached, the cache is used.
 
     Args:
         repo: `OWNER/NAME` or `datasets/OWNER/NAME`.
-        on_progress: Called while a body comes in.
+        on_progress: Called during the download.
         revision: Branch, tag or commit; the main branch if None.
-        optional: None rather than an error where the repository has none of them, and where the hub cannot be asked
-            and the cache knows the repository without them.
+        optional: Returns None instead of an error if the repository has none of them, or if the hub cannot be reached
+            and the cache has this revision without them.
 
     Raises:
-        UsageError: `repo` is no repository name.
-        StorageError: It cannot be had; says why.
+        UsageError: `repo` is not a repository name.
+        StorageError: The file cannot be downloaded; the message gives the reason.
     """
     _require_repo(repo)
     revision = revision or constants.DEFAULT_REVISION
     for name in names if _COMMIT.fullmatch(revision) else ():  # a commit never changes
-        if kept := kept_file(repo, name, revision):
+        if kept := cached_file(repo, name, revision):
             return kept
     if is_offline():
         error: Exception = OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
@@ -94,7 +94,7 @@ def fetch(
                 )
             if remote is None:
                 return None
-            kept = kept_file(repo, remote.name, revision)
+            kept = cached_file(repo, remote.name, revision)
             if kept and remote.commit in kept.parts:
                 return kept
             try:
@@ -102,7 +102,7 @@ def fetch(
             except HfHubHTTPError as problem:
                 raise _cannot_ask(repo, [remote.name], problem) from None
     for name in names:
-        if kept := kept_file(repo, name, revision):
+        if kept := cached_file(repo, name, revision):
             return kept
     if optional and _is_known(repo, revision) and _is_unreachable(error):
         return None
@@ -111,11 +111,11 @@ def fetch(
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at a commit.
+    """Files of a repository at a commit.
 
     Attributes:
-        sizes: File to bytes; None where the hub does not say.
-        marks: File to the hash of its content, as far as the hub says.
+        sizes: File name -> bytes; None if unknown.
+        marks: File name -> hash of its content, if known.
     """
 
     commit: str
@@ -124,18 +124,18 @@ class Listing:
 
 
 def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
-    """The files of a data set's repository; the last known ones where the hub cannot be asked.
+    """Lists the files of a dataset repository; uses the cached list if the hub cannot be reached.
 
     Args:
         repo: `datasets/OWNER/NAME`.
         revision: Branch, tag or commit; the main branch if None.
 
     Returns:
-        None where the repository has no such revision.
+        The listing; None if the repository has no such revision.
 
     Raises:
-        UsageError: `repo` is no repository name.
-        StorageError: They cannot be had; says why.
+        UsageError: `repo` is not a repository name.
+        StorageError: The list cannot be downloaded; the message gives the reason.
     """
     _require_repo(repo)
     revision = revision or constants.DEFAULT_REVISION
@@ -170,20 +170,20 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
 
 
 def remote_file(repo: str, name: str, listing: Listing) -> Remote:
-    """A file of a listing, to be read in parts at its commit."""
+    """Returns a file of a listing at its commit, for reading byte ranges."""
     url = hf_hub_url(repo_id(repo), name, repo_type=repo_type(repo), revision=listing.commit, endpoint=_endpoint())
     return Remote(repo, name, listing.commit, listing.marks.get(name, ""), listing.sizes[name], url)
 
 
-def kept_file(repo: str, name: str, revision: str) -> Path | None:
-    """The file in the cache where all of it was downloaded, by whichever client."""
+def cached_file(repo: str, name: str, revision: str) -> Path | None:
+    """Returns the file in the shared cache; None unless some client has downloaded it completely."""
     kind, cache = repo_type(repo), _hub_cache()
     found = try_to_load_from_cache(repo_id(repo), name, cache_dir=cache, revision=revision, repo_type=kind)
     return Path(found) if isinstance(found, str) else None
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file's name stays in its folder; a hub could say anything."""
+    """Whether a file name stays inside its folder; the hub's answer is not trusted."""
     return not name.startswith("/") and "\\" not in name and ".." not in name.split("/")
 
 
@@ -208,7 +208,7 @@ def _endpoint() -> str:
 
 
 def is_offline() -> bool:
-    """As it is set now; huggingface_hub holds to what was set when it was imported."""
+    """Whether offline mode is set now; huggingface_hub only reads the variables at import."""
     return any(os.environ.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
@@ -221,13 +221,13 @@ def _repo_folder(repo: str) -> Path:
 
 
 def _is_known(repo: str, revision: str) -> bool:
-    """Whether the cache has had to do with this revision."""
+    """Whether the cache has this revision of the repository."""
     folder = _repo_folder(repo)
     return (folder / "refs" / revision).is_file() or (folder / "snapshots" / revision).is_dir()
 
 
 def _look_up(repo: str, names: Sequence[str], revision: str) -> Remote | None:
-    """The first of `names` that the hub has at that revision; None where it has none."""
+    """Asks the hub for the first of `names` that exists at that revision; None if none does."""
     for name in names:
         url = hf_hub_url(repo_id(repo), name, repo_type=repo_type(repo), revision=revision, endpoint=_endpoint())
         try:
@@ -235,7 +235,7 @@ def _look_up(repo: str, names: Sequence[str], revision: str) -> Remote | None:
         except EntryNotFoundError:
             continue
         commit, mark = about.commit_hash or "", about.etag or ""
-        if not _COMMIT.fullmatch(commit) or not re.fullmatch(r"[\w-]+", mark):  # both become names of files
+        if not _COMMIT.fullmatch(commit) or not re.fullmatch(r"[\w-]+", mark):  # both become file names
             raise FileMetadataError("The answer names no commit or no hash of the file")
         at_commit = hf_hub_url(repo_id(repo), name, repo_type=repo_type(repo), revision=commit, endpoint=_endpoint())
         return Remote(repo, name, commit, mark, about.size, at_commit)
@@ -247,12 +247,12 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Whether the hub was not asked at all, or had no answer; False where it refused."""
+    """Whether the hub was not asked, or did not answer; False if it refused."""
     return not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500
 
 
 def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageError:
-    """Why a file that is not in the cache cannot be had."""
+    """Returns the error for a file that is neither in the cache nor can be downloaded."""
     where = _endpoint()
     if isinstance(error, OfflineModeIsEnabled):
         return StorageError(

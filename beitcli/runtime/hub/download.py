@@ -1,7 +1,7 @@
-"""One file of a model hub, downloaded by huggingface_hub into the cache that its clients share.
+"""Downloads one file of the hub with huggingface_hub, into the cache shared with other clients.
 
-huggingface_hub brings Xet, locks, proxies and retries. It compares sizes only, so the SHA-256 that the hub announces is
-checked here.
+huggingface_hub provides Xet, locks, proxies and retries. It only compares sizes, so the SHA-256 that the hub announces
+is checked here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from beitcli.errors import StorageError
 from beitcli.runtime.storage.hashing import sha256_of
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
-OnProgress = Callable[[str, int, int], None]  # what, bytes done, bytes in all; 0 where nobody knows
+OnProgress = Callable[[str, int, int], None]  # what, bytes done, total bytes or 0 if unknown
 
 _DATA = "datasets/"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,12 +31,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Remote:
-    """A file as the hub announces it.
+    """A file on the hub.
 
     Attributes:
-        mark: Its ETag: the SHA-256 of a large file, a git hash of a small one.
-        size: Bytes; None where the server does not say.
-        url: At its commit, so that it is the same file at each try.
+        mark: ETag: the SHA-256 of a large file, the git hash of a small one.
+        size: Bytes; None if unknown.
+        url: URL at the commit, so that every attempt gets the same file.
     """
 
     repo: str
@@ -60,14 +60,13 @@ def repo_id(repo: str) -> str:
 
 
 def download(remote: Remote, revision: str, cache: Path, endpoint: str, on_progress: OnProgress | None) -> Path:
-    """The path of a file in the cache; only what the cache lacks is transferred.
+    """Downloads a file unless it is in the cache, and returns its path there.
 
     Args:
-        revision: Branch, tag or commit; the cache enters which commit it is.
+        revision: Branch, tag or commit; the cache records its commit.
 
     Raises:
-        StorageError: The disk is too small, the cache cannot be written, the transfer failed, or the content is not
-            what was announced.
+        StorageError: The disk is full, the cache is not writable, the download failed, or the SHA-256 differs.
         HfHubHTTPError: The server refuses.
     """
     folder = repo_folder_name(repo_id=repo_id(remote.repo), repo_type=repo_type(remote.repo))
@@ -103,10 +102,10 @@ def download(remote: Remote, revision: str, cache: Path, endpoint: str, on_progr
 
 
 def _progress_bar(count: Callable[[int], None]) -> type[tqdm]:
-    """A bar that draws nothing and passes on how many bytes more have come in."""
+    """Returns a tqdm class that draws nothing and reports the number of new bytes to `count`."""
 
     class Bar(tqdm):
-        monitor_interval = 0  # no thread of tqdm's
+        monitor_interval = 0  # disables tqdm's monitor thread
 
         def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__(disable=True)
@@ -115,7 +114,7 @@ def _progress_bar(count: Callable[[int], None]) -> type[tqdm]:
             count(int(n or 0))
 
         def update_transfer(self, n: float) -> None:
-            """Of Xet's bytes on the wire, which are not those of the file."""
+            """Ignores Xet's network bytes, which are not bytes of the file."""
 
         def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None: ...
 
@@ -139,12 +138,12 @@ def _transfer_error(remote: Remote, cache: Path, done: int, error: Exception) ->
 
 
 def _verify(remote: Remote, path: Path, blob: Path) -> None:
-    """Removes a file whose SHA-256 is not the announced one, and raises StorageError."""
+    """Checks the SHA-256; removes the file and raises StorageError if it differs."""
     if not _SHA256.fullmatch(remote.mark):
         return
     found = sha256_of(path)
     if found != remote.mark:
-        for each in (path.resolve(), blob, path):  # a blob from Xet may be a link into a store of all repositories
+        for each in (path.resolve(), blob, path):  # Xet's blob may be a link into a shared store
             each.unlink(missing_ok=True)
         raise StorageError(
             f"'{remote.label}' came in damaged: its SHA-256 is {found[:12]}…, the hub announces {remote.mark[:12]}….",
@@ -161,5 +160,5 @@ def _disk_full(remote: Remote, cache: Path) -> StorageError:
 
 
 def _free_bytes(path: Path) -> int:
-    """On the disk that will hold `path`, which may not exist yet."""
+    """Returns the free bytes on the disk of `path`, which may not exist yet."""
     return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free

@@ -1,7 +1,7 @@
-"""Stretches of a file on a model hub, by HTTP ranges.
+"""Reads byte ranges of files on the hub with HTTP range requests.
 
-The file is asked for at its commit, so that every try brings the same bytes. The hub announces no hash of a stretch:
-its length is compared, and the size of the whole file.
+Files are requested at a commit, so that every attempt returns the same bytes. The hub has no hashes of ranges; the
+length of the range and the size of the file are checked.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from beitcli.errors import StorageError
 from beitcli.runtime.hub.download import Remote
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
-PAUSES: Sequence[float] = (0.2, 1.0, 4.0, 15.0, 40.0)  # seconds before each further try that follows one in vain
+PAUSES: Sequence[float] = (0.2, 1.0, 4.0, 15.0, 40.0)  # seconds before each retry after an attempt without progress
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _LONGEST_PAUSE = 60.0
 _AGAIN = "Try again later: what was read is kept in the cache, and a run goes on with --resume."
 
 
-class NoRanges(StorageError):
-    """The server, or a proxy before it, sends whole files only."""
+class RangesUnsupported(StorageError):
+    """The server, or a proxy, does not support range requests."""
 
 
 def read_range(remote: Remote, start: int, end: int, pauses: Sequence[float] | None = None) -> bytes:
-    """The bytes from `start` to before `end`; after a broken connection what is missing is asked for again.
+    """Reads bytes [start, end); after a broken connection, requests the missing rest.
 
     Args:
-        pauses: Between the tries; PAUSES if None.
+        pauses: Seconds before each retry; PAUSES if None.
 
     Raises:
-        NoRanges: The server has no ranges.
-        StorageError: It refuses, has another file than before, or every try was in vain; names the file.
+        RangesUnsupported: The server does not support range requests.
+        StorageError: The server refuses, the file has changed, or all retries failed.
     """
     pauses = PAUSES if pauses is None else pauses
     content, in_vain = bytearray(), 0
@@ -65,16 +65,16 @@ def read_range(remote: Remote, start: int, end: int, pauses: Sequence[float] | N
 
 
 def _append(remote: Remote, start: int, end: int, content: bytearray) -> None:
-    """One request for what `content` lacks; what came in before a connection broke is kept."""
+    """Requests the missing bytes and appends them to `content`; keeps those received before a connection broke."""
     first = start + len(content)
     headers = build_hf_headers() | {"Accept-Encoding": "identity", "Range": f"bytes={first}-{end - 1}"}
-    # The session follows redirects, and keeps the token from other hosts that they lead to.
+    # The session follows redirects, and does not send the token to other hosts.
     with get_session().stream(
         "GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
     ) as response:
         hf_raise_for_status(response)
         if response.status_code != 206:
-            raise NoRanges(
+            raise RangesUnsupported(
                 f"'{remote.label}' cannot be read in parts: the server sends all of it.",
                 "Download the data set (hf download --repo-type dataset) and pass its folder.",
             )
@@ -100,5 +100,5 @@ def _changed(remote: Remote) -> StorageError:
 
 
 def _seconds(header: str) -> float:
-    """Of a Retry-After; a date counts as nothing."""
+    """Parses a Retry-After header, at most _LONGEST_PAUSE; 0 for a date."""
     return min(float(header), _LONGEST_PAUSE) if header.isdigit() else 0.0

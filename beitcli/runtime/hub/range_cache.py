@@ -1,7 +1,7 @@
-"""Stretches of remote files, kept in the cache folder: fetched once for all processes of a machine.
+"""Disk cache of byte ranges of remote files: downloaded once for all processes of a machine.
 
-BEIT_STREAM_CACHE_GB bounds them (50); past it the least recently used are removed. A file is a stretch and its CRC-32,
-so that a damaged one is fetched anew. Where the cache cannot be written, or is full, nothing is kept.
+BEIT_STREAM_CACHE_GB (50) limits its size; the least recently used ranges are evicted. A cache file is a range and its
+CRC-32, so damaged ones are downloaded again. If the cache is not writable, or the disk is full, nothing is cached.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from beitcli.runtime.hub.http_ranges import read_range
 
 VARIABLE = "BEIT_STREAM_CACHE_GB"
 _DEFAULT_GB = 50.0
-_LOCKS = 256  # shared by all stretches
-_LOOKED_AGAIN = 64  # a process looks at the folder again whenever it has written such a part of the limit
+_LOCKS = 256  # lock files, shared by all ranges
+_LOOKED_AGAIN = 64  # a process checks the folder's size each time it has written 1/64 of the limit
 _CHECK_BYTES = 4
-_written = 0  # by this process since it last looked
+_written = 0  # bytes by this process since its last check
 
 
 def limit_bytes() -> int:
-    """Of all kept stretches.
+    """Returns the maximum size of the cache in bytes.
 
     Raises:
-        UsageError: the variable holds no number from 0.
+        UsageError: The variable is not a number of at least 0.
     """
     given = os.environ.get(VARIABLE) or str(_DEFAULT_GB)
     try:
@@ -46,13 +46,13 @@ def limit_bytes() -> int:
 
 
 def read_cached(remote: Remote, start: int, end: int, pauses: Sequence[float] | None = None) -> bytes:
-    """The bytes from `start` to before `end`: from the cache, else from the hub and kept.
+    """Reads bytes [start, end) from the cache, else from the hub into the cache.
 
     Args:
-        pauses: Between the tries, as `read_range`.
+        pauses: Seconds before each retry, as in `read_range`.
 
     Raises:
-        StorageError: As `read_range`, or they are not kept and HF_HUB_OFFLINE is set.
+        StorageError: As in `read_range`, or the range is not cached and HF_HUB_OFFLINE is set.
     """
     path = _path(remote, start, end)
     kept = _load(path, end - start)
@@ -70,9 +70,9 @@ def read_cached(remote: Remote, start: int, end: int, pauses: Sequence[float] | 
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.touch()
-    except OSError:  # nothing can be kept
+    except OSError:  # the cache is not writable
         return read_range(remote, start, end, pauses)
-    with WeakFileLock(lock):  # others that want it wait, rather than fetch it too
+    with WeakFileLock(lock):  # other processes wait instead of downloading it too
         kept = _load(path, end - start)
         if kept is None:
             kept = read_range(remote, start, end, pauses)
@@ -81,7 +81,7 @@ def read_cached(remote: Remote, start: int, end: int, pauses: Sequence[float] | 
 
 
 def is_cached(remote: Remote, start: int, end: int) -> bool:
-    """Whether there is a file of it; it may be damaged."""
+    """Whether the range has a cache file, which may be damaged."""
     return _path(remote, start, end).is_file()
 
 
@@ -90,13 +90,13 @@ def _folder() -> Path:
 
 
 def _path(remote: Remote, start: int, end: int) -> Path:
-    """One for each content: a file that a new commit leaves as it was keeps its stretches."""
+    """Returns the path of a range, by content hash: a file that a new commit does not change keeps its ranges."""
     digest = hashlib.sha256(f"{remote.label} {remote.mark or remote.commit}".encode()).hexdigest()
     return _folder() / digest[:32] / f"{start}-{end}"
 
 
 def _load(path: Path, length: int) -> bytes | None:
-    """None where it is not kept whole; a damaged one is removed."""
+    """Reads a range from the cache; None if it is missing. A damaged one is removed."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -125,13 +125,13 @@ def _keep(path: Path, content: bytes, limit: int) -> None:
             file.write(content)
             file.write(zlib.crc32(content).to_bytes(_CHECK_BYTES, "little"))
         beside.replace(path)
-    except OSError:  # a full disk, among others
+    except OSError:  # such as a full disk
         with suppress(OSError):
             beside.unlink(missing_ok=True)
 
 
 def _make_room(limit: int) -> None:
-    """Removes the least recently used until `limit` bytes are left, with room for what is written unseen."""
+    """Evicts the least recently used ranges to below `limit` bytes, with a margin for writes between checks."""
     found: list[tuple[int, int, str]] = []
     for folder in os.scandir(_folder()):
         if folder.name.startswith(".") or not folder.is_dir(follow_symlinks=False):

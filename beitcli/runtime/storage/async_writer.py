@@ -1,5 +1,5 @@
-"""Checkpoints written beside the training: the loop waits for a copy of the tensors (on CUDA it only enqueues one), not
-for the disk."""
+"""Asynchronous checkpointing: the training loop waits for a copy of the tensors (on CUDA only enqueues it), not for the
+disk."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of groups of named tensors in the CPU's memory, which training does not change any more.
+    """Copies of named tensors in CPU memory, in groups; training does not change them.
 
     Attributes:
-        groups: Filled once `wait` has returned.
-        copied: Recorded behind the copies; None where they are there already.
+        groups: Valid once `wait` has returned.
+        copied: CUDA event after the copies; None if they are complete.
     """
 
     groups: dict[str, dict[str, torch.Tensor]]
     copied: torch.cuda.Event | None = None
 
     def wait(self) -> None:
-        """Has this thread wait until the copies are there."""
+        """Blocks until the copies are complete."""
         if self.copied is not None:
             self.copied.synchronize()
 
 
 class SnapshotTaker:
-    """Takes snapshots of tensors while training goes on.
+    """Takes snapshots of tensors while training continues.
 
-    On CUDA a tensor is cloned on the device, at the speed of its memory, and the clone copied on a stream of its own:
-    the host waits for neither. Where the device lacks memory for the clone, training's own stream makes the copy, and
-    the host waits once, while the allocator gives back what it held. The first snapshot also takes pinned memory, as
-    much as the tensors and at most twice that (torch rounds up to powers of two); the later ones fill it again.
+    On CUDA a tensor is cloned on the device, at memory bandwidth, and the clone is copied to the host on a side stream;
+    the host waits for neither. If the device lacks memory for a clone, the copy runs on the training stream, and the
+    host waits once while the allocator frees cached memory. The first snapshot also allocates pinned memory: the size
+    of the tensors, at most twice that (torch rounds up to powers of two). Later snapshots reuse it.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class SnapshotTaker:
         self._side: torch.cuda.Stream | None = None
 
     def take(self, **groups: Tensors) -> Snapshot:
-        """A snapshot; on CUDA it shares its memory with the one before, which must have been written."""
+        """Takes a snapshot; on CUDA it overwrites the memory of the previous one, which must have been written."""
         taken: dict[str, dict[str, torch.Tensor]] = {group: {} for group in groups}
         on_cuda: dict[tuple[str, str], torch.Tensor] = {}
         for group, tensors in groups.items():
@@ -64,13 +64,13 @@ class SnapshotTaker:
         if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
             try:
                 found = torch.empty_like(tensor, device="cpu", pin_memory=True)
-            except RuntimeError:  # the machine lets no more memory be pinned: the host waits for this one
+            except RuntimeError:  # no more memory can be pinned: the host waits for this copy
                 found = torch.empty_like(tensor, device="cpu")
             self._buffers[group, name] = found
         return found
 
     def _copy(self, tensors: dict[tuple[str, str], torch.Tensor]) -> torch.cuda.Event:
-        """Starts the copies into the buffers. All tensors are on one device."""
+        """Starts the copies into the buffers and returns an event after them. All tensors are on one device."""
         device = next(iter(tensors.values())).device
         side = self._side = self._side or torch.cuda.Stream(device)
         current = torch.cuda.current_stream(device)
@@ -89,7 +89,7 @@ class SnapshotTaker:
             for key, clone in clones.items():
                 self._buffers[key].copy_(clone, non_blocking=True)
                 clone.record_stream(side)
-            copied = torch.cuda.Event(blocking=True)  # the writer's thread sleeps rather than spins
+            copied = torch.cuda.Event(blocking=True)  # the writer thread sleeps instead of spinning
             copied.record(side)
         return copied
 
@@ -99,7 +99,7 @@ class Written:
     """A checkpoint that is on disk.
 
     Attributes:
-        seconds: That its writing took, beside the training.
+        seconds: Duration of the write, in parallel to training.
     """
 
     path: Path
@@ -108,7 +108,7 @@ class Written:
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time in a thread of its own."""
+    """Writes one checkpoint at a time in a background thread."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -116,26 +116,26 @@ class CheckpointWriter:
         self._error: BaseException | None = None
 
     def submit(self, write: Callable[[], Path], step: int) -> None:
-        """Begins to write; the one before must have been waited for."""
+        """Starts a write; the previous one must have been collected by `wait` or `finished`."""
 
         def work() -> None:
             begun = time.perf_counter()
             try:
                 self._written = Written(write(), step, time.perf_counter() - begun)
-            except BaseException as error:  # raised where it is asked for
+            except BaseException as error:  # raised by `wait`
                 self._error = error
 
         self._thread = threading.Thread(target=work, name=f"checkpoint of step {step}")
         self._thread.start()
 
     def finished(self) -> Written | None:
-        """What has been written since the last time it was asked for. Raises StorageError where that failed."""
+        """Returns the checkpoint if a write has completed since the last call, else None; raises the write's error."""
         if self._thread is None or self._thread.is_alive():
             return None
         return self.wait()
 
     def wait(self) -> Written | None:
-        """As `finished`, once nothing is being written any more."""
+        """Like `finished`, but blocks until the write completes."""
         if self._thread is not None:
             self._thread.join()
         self._thread, written, error = None, self._written, self._error

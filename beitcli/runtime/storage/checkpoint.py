@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent.
+"""Atomic checkpoints: a checkpoint folder is complete or absent.
 
-A checkpoint is written to a temporary folder, each file flushed to disk and hashed, and the folder renamed; only then
-does `latest` move and only then do old checkpoints go. It holds safetensors and JSON, nothing that unpickles.
-A checkpoint of a later step than the one just saved was passed over as damaged: it is set aside as
-`damaged-step-NNNNNNN`, so that it neither counts nor is lost.
+A checkpoint is written to a temporary folder, every file is fsynced and hashed, and the folder is renamed; only then is
+`latest` updated and are old checkpoints removed. It consists of safetensors and JSON; nothing is pickled. A checkpoint
+of a later step than the one just saved must have been skipped as damaged: it is renamed to `damaged-step-NNNNNNN`, so
+that it is neither used nor lost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CheckpointFolder:
     """A verified checkpoint folder.
 
     Attributes:
-        damaged: A sentence for each newer one that was passed over.
+        damaged: A sentence for each newer checkpoint that was skipped.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class CheckpointFolder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What this program needs to open it again: the `beit` section of config.json."""
+        """The `beit` section of config.json, with which this program opens the checkpoint."""
         try:
             section = parse_json((self.path / "config.json").read_bytes())["beit"]
             if not isinstance(section["kind"], str):
@@ -57,11 +57,7 @@ class CheckpointFolder:
 
     @property
     def trainer(self) -> dict[str, Any]:
-        """Where the training stood.
-
-        Raises:
-            StorageError: It is no JSON object.
-        """
+        """The trainer state in trainer.json. Raises StorageError if it is not a JSON object."""
         try:
             document = parse_json((self.path / "trainer.json").read_bytes())
             if not isinstance(document, dict):
@@ -97,14 +93,15 @@ def save_checkpoint(
     trainer: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Writes `folder/step-NNNNNNN`, keeps it and the `keep` - 1 before it, and sets those of later steps aside.
+    """Writes `folder/step-NNNNNNN`, keeps it and the `keep` - 1 before it, and renames those of later steps.
 
     Args:
         config: The `beit` section of config.json.
-        beside: Its other keys, by which other programs open the folder.
+        beside: Its other keys, with which other programs open the folder.
+        trainer: Contents of trainer.json.
 
     Raises:
-        StorageError: The disk is full or cannot be written; earlier checkpoints are untouched.
+        StorageError: The disk is full or not writable; earlier checkpoints are unchanged.
     """
     final = folder / f"step-{step:07d}"
     partial = folder / f".{final.name}.partial-{os.getpid()}"
@@ -136,7 +133,7 @@ def save_checkpoint(
 
 
 def point_latest(folder: Path, name: str) -> None:
-    """Makes `latest` name a checkpoint, in one rename."""
+    """Makes `latest` name a checkpoint, atomically."""
     beside = folder / f".latest-{os.getpid()}"
     _write(beside, name + "\n")
     beside.replace(folder / "latest")
@@ -144,7 +141,7 @@ def point_latest(folder: Path, name: str) -> None:
 
 
 def repair_latest(checkpoint: CheckpointFolder) -> None:
-    """Makes `latest` name the newest whole one, where a process was killed before it did."""
+    """Makes `latest` name the given checkpoint, if a process was killed before it did."""
     folder = checkpoint.path.parent
     try:
         if (folder / "latest").read_bytes() == f"{checkpoint.path.name}\n".encode():
@@ -155,7 +152,7 @@ def repair_latest(checkpoint: CheckpointFolder) -> None:
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first; complete by construction, verified by `damage`."""
+    """Lists the checkpoint folders, newest first; `damage` verifies them."""
     found = (p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
     return sorted(found, key=step_of, reverse=True)
 
@@ -165,10 +162,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
-    """What is wrong with a checkpoint folder; empty where its files match their hashes.
+    """Describes the damage of a checkpoint folder; empty if its files match their hashes.
 
     Args:
-        weights_only: Read the model alone, not the three times larger state of the optimizer.
+        weights_only: Checks only the model, not the optimizer state, which is three times larger.
     """
     try:
         lines = (checkpoint / SUMS).read_text().splitlines()
@@ -189,10 +186,10 @@ def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
 
 
 def newest_checkpoint(run: Path, *, weights_only: bool = False) -> CheckpointFolder | None:
-    """The newest whole checkpoint of a run; None where it has none at all.
+    """Returns the newest undamaged checkpoint of a run; None if there are no checkpoints.
 
     Raises:
-        StorageError: There are checkpoints and every one is damaged.
+        StorageError: All checkpoints are damaged.
     """
     damaged: list[str] = []
     for path in step_folders(run / "checkpoints"):
@@ -209,7 +206,7 @@ def newest_checkpoint(run: Path, *, weights_only: bool = False) -> CheckpointFol
 
 
 def verified_checkpoint(path: Path, *, weights_only: bool = False) -> CheckpointFolder:
-    """One checkpoint folder, checked against its hashes."""
+    """Returns a checkpoint folder, verified by its hashes. Raises StorageError if it is damaged."""
     wrong = damage(path, weights_only=weights_only)
     if wrong:
         raise StorageError(f"Checkpoint '{path}' is damaged: {wrong}.", "Take another checkpoint of the run.")
@@ -224,13 +221,13 @@ def _prune(folder: Path, saved: int, keep: int) -> None:
             aside, number = folder / f"damaged-{later.name}-{number}", number + 1
         later.rename(aside)
     for old in [path for path in checkpoints if step_of(path) < saved][max(0, keep - 1) :]:
-        going = folder / f".{old.name}.partial-{os.getpid()}"  # half removed it would look like a damaged one
+        going = folder / f".{old.name}.partial-{os.getpid()}"  # half-removed it would look damaged
         old.rename(going)
         shutil.rmtree(going)
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    # Tied or strided tensors are made whole: safetensors stores plain contiguous ones.
+    # safetensors stores only contiguous tensors with storage of their own.
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -252,7 +249,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Removes what a killed process of this run left behind, and names it."""
+    """Removes temporary files that a killed process left behind, and returns their names."""
     leftovers = sorted((*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")))
     for leftover in leftovers:
         if leftover.is_dir():

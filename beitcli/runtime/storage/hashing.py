@@ -1,4 +1,4 @@
-"""Hashes of files; needs no torch."""
+"""Hashes of files. Imports no torch."""
 
 from __future__ import annotations
 

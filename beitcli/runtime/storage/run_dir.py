@@ -1,7 +1,7 @@
-"""A run on disk: settings, metrics, bad images, model card; checkpoints lie in `checkpoints/`.
+"""The folder of a run: settings, metrics, bad images, model card; checkpoints are in `checkpoints/`.
 
-One process writes a run at a time: it holds `RUN/.lock` by `flock`, which the kernel frees when the process ends,
-however it ends; a forked child has no part in it. Within a process any number of RunFolders of one folder share it.
+Only one process writes to a run at a time. It holds `RUN/.lock` with `flock`, which the kernel releases when the
+process ends for any reason; forked children do not hold it. Several RunFolders of one process share the lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from beitcli.errors import StorageError, UsageError
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
 
 
-# Those of this process, by (device, inode) of the file: each lives as long as a RunFolder of its folder.
+# Locks of this process by (device, inode) of the file; each lives as long as a RunFolder of its folder.
 _locks: WeakValueDictionary[tuple[int, int], BaseFileLock] = WeakValueDictionary()
 
 
@@ -30,7 +30,7 @@ def _locked(path: Path) -> BaseFileLock:
     file.touch()
     status = file.stat()
     lock = _locks.get((status.st_dev, status.st_ino))
-    if lock is not None and lock.is_locked:  # it is not in a forked child
+    if lock is not None and lock.is_locked:  # not locked in a forked child
         return lock
     lock = FileLock(file, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
@@ -40,7 +40,7 @@ def _locked(path: Path) -> BaseFileLock:
             f"Run folder '{path}' is in use by {_holder(file)}.",
             "Wait for it, stop it, or give another folder to --out.",
         ) from None
-    except OSError:  # some network mounts have no locks: the run goes on unguarded rather than not at all
+    except OSError:  # some network file systems do not support locks: the run continues without
         pass
     file.write_text(f"{os.getpid()} {socket.gethostname()}\n")
     _locks[status.st_dev, status.st_ino] = lock
@@ -66,22 +66,22 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, resume: bool) -> RunFolder:
-        """Makes and locks the folder, which must be new or empty unless a run goes on in it.
+        """Creates and locks the folder, which must be new or empty unless a run is resumed.
 
         Raises:
-            UsageError: Something lies there already, or another process has it.
-            StorageError: It cannot be written.
+            UsageError: The folder is not empty, or another process holds the lock.
+            StorageError: It is not writable.
         """
         try:
             _require_free(path, resume)
             path.mkdir(parents=True, exist_ok=True)
             lock = _locked(path)
-            _require_free(path, resume)  # a run that began and ended between the first look and the lock
+            _require_free(path, resume)  # a run may have started and ended before the lock was taken
             probe = path / f".writable-{os.getpid()}"
             probe.touch()
             probe.unlink()
             from beitcli.runtime.storage.checkpoint import (
-                remove_leftovers,  # needs torch; a folder in use is told without
+                remove_leftovers,  # imports torch; a folder in use is reported without it
             )
 
             leftovers = [*_remove_leftovers(path), *remove_leftovers(path / "checkpoints")]
@@ -98,7 +98,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write_text(self, name: str, text: str) -> None:
-        """Replaces a small file in one rename."""
+        """Replaces a small file atomically. Raises StorageError."""
         beside = self.path / f".{name}.{os.getpid()}"
         try:
             beside.write_text(text)
@@ -108,7 +108,7 @@ class RunFolder:
             raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
 
     def append_json(self, name: str, document: dict[str, Any]) -> None:
-        """Adds a line to a JSON Lines file."""
+        """Appends a line to a JSON Lines file. Raises StorageError."""
         try:
             with (self.path / name).open("a") as file:
                 file.write(json.dumps(document) + "\n")
@@ -116,8 +116,8 @@ class RunFolder:
             raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
 
 
-class FollowedRun(RunFolder):
-    """A run that another process of the job writes: it can be read here, and what this process would write is not."""
+class ReadOnlyRunFolder(RunFolder):
+    """The run folder on ranks other than 0: it can be read, and writes do nothing."""
 
     def write_text(self, name: str, text: str) -> None: ...
 
@@ -125,7 +125,7 @@ class FollowedRun(RunFolder):
 
 
 def _remove_leftovers(path: Path) -> list[str]:
-    """Removes the unfinished writes of a process that was killed, which had the lock before, and names them."""
+    """Removes unfinished files of a killed process, which held the lock before, and returns their names."""
     leftovers = sorted(entry for entry in path.iterdir() if _UNFINISHED.fullmatch(entry.name) and entry.is_file())
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Reads JSON that others wrote; needs nothing but the standard library."""
+"""Parses untrusted JSON (stdlib only)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What the text says.
+    """Parses JSON.
 
     Raises:
-        ValueError: It is no JSON, no text, or nested too deeply, for which `json` has a RecursionError.
+        ValueError: Invalid JSON or text, or nested too deeply, for which `json.loads` raises RecursionError.
     """
     try:
         return json.loads(text)

@@ -1,1 +1,1 @@
-"""Reads weights files of any program without running what they hold."""
+"""Reads weights files of any program without executing code from them."""

@@ -1,7 +1,7 @@
 """Recognizes files that are not weights by their first bytes: a web page, an error message, an archive, an image.
 
-Dead links and expired logins are the usual cause: the download succeeds, and only
-loading it fails, with a message about pickles ("invalid load key, '<'").
+Dead links and expired logins are the usual cause: the download succeeds, and loading the file fails with a message
+about pickles ("invalid load key, '<'").
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LOG = re.compile(r"\A--\d{4}-\d\d-\d\d \d\d:\d\d:\d\d--|\ASaving to: |\Acurl: \
 
 
 def one_line(text: str, limit: int = 80) -> str:
-    """One line of at most `limit` characters, with spaces run together and control characters escaped."""
+    """Returns one line of at most `limit` characters, with whitespace collapsed and control characters escaped."""
     line = " ".join(text.split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 def sniff(head: bytes) -> tuple[str, str] | None:
-    """Returns what the file is and what to do about it; None if it may hold weights.
+    """Returns a description of the file and a hint for the user; None if it may hold weights.
 
     Args:
         head: The first HEAD_BYTES of the file.
@@ -57,7 +57,7 @@ def sniff(head: bytes) -> tuple[str, str] | None:
 
 
 def _text(head: bytes) -> str | None:
-    """The head as text; None where it holds bytes that no text has."""
+    """Decodes the head as text; None if it is binary."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     text = head.decode(encoding, errors="replace").strip()
     controls = sum(ord(char) < 32 and char not in "\t\n\r\f\x1b\b" for char in text)
@@ -107,7 +107,7 @@ def _xml(text: str) -> tuple[str, str]:
 def _json(text: str) -> tuple[str, str]:
     try:
         document = parse_json(text)
-    except ValueError:  # longer than the head
+    except ValueError:  # invalid, or longer than the head
         document = None
     if isinstance(document, dict):
         for key in ("error", "message", "detail", "errors"):

@@ -1,7 +1,7 @@
 """Reads published weights: safetensors, torch zip files (`.pth`, `.pt`, `.bin`, `.pkl`) and legacy torch files.
 
-The container is recognized by the content, never by the name. `read_header` costs milliseconds at any size, and of a
-safetensors file it does without torch, which takes seconds to import.
+The container is recognized by its content, not by the file name. `read_header` takes milliseconds for any file size;
+for safetensors it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Container = Literal["safetensors", "torch"]
 
 _Entry = TypeVar("_Entry")
 _AGAIN = "Download it again."
-_WRAPPERS = ("model", "module", "state_dict", "model_ema")  # BEiT, DeepSpeed, Lightning and timm, averaged weights
+_WRAPPERS = ("model", "module", "state_dict", "model_ema")  # of BEiT, DeepSpeed, Lightning and timm, EMA weights
 _AVERAGED = ("model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer ones
@@ -34,13 +34,13 @@ _ALLOWED = ((argparse.Namespace, "argparse.Namespace"),)  # the `args` of BEiT's
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a file's header says; no tensor data has been read.
+    """Header of a weights file; tensor data is not read.
 
     Attributes:
-        shapes: Of the state dict, unwrapped.
-        about: Plain values beside it: the metadata of safetensors; of a torch file its top-level numbers, strings and
-            None, `args`, the settings it was trained with, and `averaged`, the name of a second set of weights.
-        size: Bytes of the file.
+        shapes: Shapes of the state dict, unwrapped.
+        about: Plain values beside the state dict: metadata of safetensors; for a torch file the plain top-level values,
+            `args`, the training settings, and `averaged`, the key of a second state dict with EMA weights.
+        size: Size of the file in bytes.
     """
 
     path: Path
@@ -51,11 +51,11 @@ class WeightFile:
 
 
 def read_header(path: Path) -> WeightFile:
-    """Names, shapes and what else the file says of itself.
+    """Reads keys, shapes and metadata.
 
     Raises:
         UsageError: There is no such file, or it is a folder.
-        StorageError: It cannot be read, is damaged, or is something else.
+        StorageError: It cannot be read, is damaged, or is not a weights file.
     """
     container, size = _container(path)
     if container == "safetensors":
@@ -69,11 +69,11 @@ def read_header(path: Path) -> WeightFile:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict, on the CPU, in memory of its own.
+    """Reads the state dict into CPU memory; no tensor stays memory-mapped.
 
     Raises:
         UsageError: There is no such file, or it is a folder.
-        StorageError: It cannot be read, is damaged, or is something else.
+        StorageError: It cannot be read, is damaged, or is not a weights file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -91,14 +91,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             for name, tensor in tensors.items():
                 if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
                     raise StorageError(f"'{path}' claims more numbers for {name} than it stores.", _AGAIN)
-        # Both are mapped into memory, and a file that shrinks under a mapping kills the process.
+        # Both are memory-mapped, and a mapped file that is truncated kills the process (SIGBUS).
         return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: a tensor that claims more than memory has
+    except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: a tensor larger than memory
         raise StorageError(f"'{path}' cannot be read: {one_line(str(error))}", _AGAIN) from None
 
 
 def _container(path: Path) -> tuple[Container, int]:
-    """The container and the size in bytes."""
+    """Returns the container and the file size in bytes."""
     try:
         if path.is_dir():
             raise UsageError(f"'{path}' is a folder, not a weights file.", _within(path))
@@ -141,7 +141,7 @@ def _nearby(path: Path) -> str:
 
 
 def _safetensors_header(path: Path, size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-    """Shapes and metadata, once the sizes agree: 8 bytes of header length, the header in JSON, the data."""
+    """Returns shapes and metadata after checking the size: 8 bytes of header length, the JSON header, the data."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if start > size:
@@ -165,10 +165,10 @@ def _safetensors_header(path: Path, size: int) -> tuple[dict[str, tuple[int, ...
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
-    """The tensors that a torch file holds, found under the names that training programs give them.
+    """Finds the state dict in a torch file, at the top level or under the keys that training programs use.
 
     Raises:
-        StorageError: There are none.
+        StorageError: There is none.
     """
     if isinstance(content, Mapping):
         for key in _WRAPPERS:
@@ -195,7 +195,7 @@ def _tensors(content: Any) -> dict[str, torch.Tensor]:
 
 
 def _without_prefix(entries: dict[str, _Entry]) -> dict[str, _Entry]:
-    """Names without what wrappers put before every one of them."""
+    """Removes the prefixes of DDP and torch.compile if all keys have them."""
     for prefix in (*_PREFIXES, *_PREFIXES):
         if all(name.startswith(prefix) for name in entries):
             entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}

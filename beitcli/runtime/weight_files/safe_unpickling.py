@@ -1,7 +1,7 @@
-"""Loads what `torch.save` wrote, zip or legacy, without running anything that a pickle asks for.
+"""Loads files of `torch.save`, zip or legacy, without executing code from the pickle.
 
-A pickle is a program. torch's own guard (`weights_only`) builds tensors and plain containers and refuses the rest;
-this file says in words what it refused, and whether a file is damaged or none of torch's.
+A pickle is a program. torch's `weights_only` builds only tensors and plain containers; this file reports clearly what
+was refused, and whether a file is damaged or not a torch file.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _REFUSED = re.compile(r"GLOBAL ([^\s.]\S*)")
 def guarded_load(
     path: Path, allowed: Sequence[tuple[type, str]] = (), *, meta: bool = False, mapped: bool = False
 ) -> Any:
-    """What the file holds, on the CPU; nothing but tensors, plain containers and `allowed` classes is built.
+    """Loads a file on the CPU; only tensors, plain containers and `allowed` classes are built.
 
     Args:
-        allowed: A class to build for each qualified name that the pickle may ask for.
-        meta: Only shapes are wanted: no tensor is read, and none holds data.
-        mapped: A zip is mapped into memory: tensors that nobody touches cost nothing, but the others have to be cloned
-            before the file may change. A legacy file is read.
+        allowed: (class to build, qualified name in the pickle) pairs.
+        meta: Loads only shapes, without tensor data.
+        mapped: Memory-maps a zip file: unused tensors cost nothing, but clone the others before the file can change. A
+            legacy file is read.
 
     Raises:
-        StorageError: The pickle asks for something else, or the file is damaged or not torch's.
+        StorageError: The pickle names something else, or the file is damaged or not a torch file.
     """
     try:
         zipped = _is_torch_zip(path)
         with ExitStack() as stack:
             stack.enter_context(_only(allowed))
             stack.enter_context(warnings.catch_warnings(action="ignore"))
-            if zipped and mapped and path.suffix != ".safetensors":  # torch goes by that name
+            if zipped and mapped and path.suffix != ".safetensors":  # torch.load checks the suffix
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             file = stack.enter_context(path.open("rb"))
             if meta and not zipped:
@@ -57,13 +57,13 @@ def guarded_load(
         raise
     except OSError as error:
         raise StorageError(f"'{path}' cannot be read: {error.strerror or error}.", "Check the file.") from None
-    except Exception as error:  # a damaged file fails in torch's unpickler with any kind
+    except Exception as error:  # damaged files raise any kind of error
         raise _refusal(path, error, [name for _, name in allowed]) from None
 
 
 @contextmanager
 def _only(allowed: Sequence[tuple[type, str]]) -> Iterator[None]:
-    """Allows classes for a while, and leaves those alone that the program itself has allowed before."""
+    """Context that adds classes to torch's safe globals; those that were allowed before stay allowed afterwards."""
     before = torch.serialization.get_safe_globals()
     added: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [each for each in allowed if each not in before]
     with torch.serialization.safe_globals(added):
@@ -71,10 +71,10 @@ def _only(allowed: Sequence[tuple[type, str]]) -> Iterator[None]:
 
 
 def _is_torch_zip(path: Path) -> bool:
-    """False where the file is no zip at all.
+    """Whether the file is a torch zip file; False if it is not a zip.
 
     Raises:
-        StorageError: It is a zip cut short, or one of something else.
+        StorageError: It is a truncated zip, or a zip of something else.
     """
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
@@ -116,7 +116,7 @@ def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageErr
 
 
 def refuse_pickle_in_text(path: Path) -> None:
-    """Raises StorageError where a file that looks like text is a pickle all the same, of the oldest protocol."""
+    """Raises StorageError if a file that looks like text is a pickle of protocol 0 that names code."""
     asked = _foreign_names(path)
     if asked:
         raise _not_loaded(path, asked[0])
@@ -130,7 +130,7 @@ def _not_loaded(path: Path, name: str) -> StorageError:
 
 
 def _foreign_names(path: Path) -> list[str]:
-    """What the pickles in a file ask for beyond torch's own."""
+    """Lists the qualified names in the pickles of a file that are not torch's or plain containers'."""
     try:
         with ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(path.open("rb"))
@@ -139,24 +139,24 @@ def _foreign_names(path: Path) -> list[str]:
                 inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
                 file = stack.enter_context(archive.open(inner))
             return [name for name in pickled_names(file) if not name.startswith(_PLAIN)]
-    except Exception:  # zipfile raises whatever a damaged directory makes it stumble over
+    except Exception:  # zipfile raises any kind of error on damaged files
         return []
 
 
 def pickled_names(file: IO[bytes]) -> list[str]:
-    """Qualified names that the whole pickles at the start of a file ask for; read, never carried out."""
+    """Lists the qualified names in the pickles at the start of a file; parses them without executing."""
     names: list[str] = []
     for _ in range(_LEGACY_PICKLES):
         try:
             names += _names_of_next(file)
-        except Exception:  # none or no more of them: pickletools raises whatever it stumbles over
+        except Exception:  # no more pickles: pickletools raises any kind of error
             break
     return names
 
 
 def _names_of_next(file: IO[bytes]) -> list[str]:
     found: list[str] = []
-    pushed: list[str] = []  # strings: the last two are what STACK_GLOBAL takes
+    pushed: list[str] = []  # strings; STACK_GLOBAL takes the last two
     memo: dict[int, str] = {}
     top = ""
     for opcode, argument, _place in pickletools.genops(file):

@@ -1,11 +1,11 @@
 """`--kind dvae`: DALL-E's discrete VAE (arXiv 2102.12092, section 2.1).
 
     logits = encoder(images)                          (B, V, h, w)
-    codes = gumbel_softmax(logits, temperature)       relaxed one-hot; the temperature falls by a cosine
+    codes = gumbel_softmax(logits, temperature)       relaxed one-hot; cosine schedule of the temperature
     loss = reconstruction(decoder(codes), images) + kl_weight * KL(q || uniform) + usage_weight * KL(mean q || uniform)
 
-with q = softmax(logits) of a patch, and its mean over the batch. The last term keeps every code in use: without it a
-short run used 56 of 256 (docs/results.md).
+with q = softmax(logits) of a patch; mean q is its mean over the batch. The last term keeps all codes in use: without
+it, a short run used 56 of 256 (docs/results.md).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def _architecture(config: TrainTokenizerConfig) -> dict[str, Any]:
 
 def _build(architecture: Mapping[str, Any], stored: Collection[str] | None) -> DiscreteVAE:
     shape = DVAEArchitecture(**architecture)
-    if stored is not None and shape.groups * shape.blocks_per_group > len(stored):  # before as many blocks are built
+    if stored is not None and shape.groups * shape.blocks_per_group > len(stored):  # before blocks are built
         raise ValueError(f"{shape.groups} groups of {shape.blocks_per_group} blocks")
     return DiscreteVAE(shape)
 
 
 class DVAEObjective(Objective):
-    """Reconstruction and KL terms; the temperature falls from 1, the KL weight rises from 0, both by a cosine."""
+    """Reconstruction and KL terms; the temperature falls from 1, the KL weight rises from 0, on cosine schedules."""
 
     purpose = "gumbel"
     temperature, kl_weight = 1.0, 0.0

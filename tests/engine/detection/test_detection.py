@@ -20,7 +20,7 @@ from beitcli.engine.detection.finetune import build_detector
 from beitcli.engine.finetune import finetune
 from beitcli.engine.inspect import inspect
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.checkpoints.build import detector_of, open_backbone
+from beitcli.models.checkpoints.build import load_detector, open_backbone
 from beitcli.models.checkpoints.open import open_checkpoint, open_model, open_pretrained
 from beitcli.pictures.boxes import colour_of
 from tests.helpers.coco_folder import NAMES, SHAPE
@@ -145,7 +145,7 @@ def test_predict_names_bad_images_and_refuses_to_overwrite(beit, rectangles, det
 
 def test_inspect_and_the_other_openers_know_a_detector(beit, rectangles, detector_run, tmp_path):
     report = inspect(InspectConfig(ref=str(detector_run)))
-    model, _ = detector_of(open_model(str(detector_run)))
+    model, _ = load_detector(open_model(str(detector_run)))
     assert (report.kind, report.classes, tuple(report.class_names)) == ("detector", 2, NAMES)
     assert report.architecture["head"] == "faster-rcnn"
     assert report.parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -234,7 +234,7 @@ def test_settings_that_no_detector_has_are_refused(detector_run, tmp_path, value
     checkpoint = open_checkpoint(str(detector_run))
     checkpoint.settings["head_width"] = value
     with pytest.raises(StorageError, match="for head_width"):
-        detector_of(checkpoint)
+        load_detector(checkpoint)
 
 
 def test_task_detect_has_a_recipe_of_its_own(rectangles):

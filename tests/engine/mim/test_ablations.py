@@ -22,7 +22,7 @@ from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import Warned
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget
-from beitcli.engine.mim.task import PretrainTask, absolute_reference, views_and_masks
+from beitcli.engine.mim.task import PretrainTask, absolute_reference, transform_and_masking
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.data import hold_out
 from beitcli.engine.trainer.setup import make_plan
@@ -54,7 +54,7 @@ def make_task(config: PretrainConfig, **more: Any) -> PretrainTask:
 
 
 def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
-    transform, masking = views_and_masks(task.config, task.tokenizer, task.masking)
+    transform, masking = transform_and_masking(task.config, task.tokenizer, task.masking)
     source = open_data(task.config.data, role="train")
     return next(ordered_batches(source, transform, batch_size=count, workers=0, masking=masking)).to(CPU.device)
 

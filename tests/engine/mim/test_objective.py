@@ -159,8 +159,8 @@ def test_filled_micro_batches_give_the_plain_gradient_metrics_and_counts():
     assert filled_sums == pytest.approx(plain_sums, abs=1e-5)
     assert isinstance(plain.target, TokenTarget)
     assert isinstance(filled.target, TokenTarget)
-    assert torch.equal(filled.target.fresh, plain.target.fresh)
-    assert int(plain.target.fresh.sum()) == 10 * MASKED
+    assert torch.equal(filled.target.local_counts, plain.target.local_counts)
+    assert int(plain.target.local_counts.sum()) == 10 * MASKED
     for (name, ours), theirs in zip(filled.model.named_parameters(), plain.model.parameters(), strict=True):
         assert (ours - theirs).abs().max() <= 1e-6, name
 
@@ -179,7 +179,7 @@ def test_compiling_ahead_leaves_everything_as_it_was_and_tells_its_time():
     compile_ahead(task, task.plan, a_batch(10), CPU, events.append)
     assert counters["stats"]["unique_graphs"] == 1
     assert isinstance(task.target, TokenTarget)
-    assert int(task.target.fresh.sum()) == 0
+    assert int(task.target.local_counts.sum()) == 0
     assert all(parameter.grad is None for parameter in task.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.model.state_dict().items())
     begun, told = events

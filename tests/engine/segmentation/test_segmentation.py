@@ -21,7 +21,7 @@ from beitcli.engine.finetune import finetune
 from beitcli.engine.inspect import inspect
 from beitcli.engine.segmentation.finetune import build_segmenter
 from beitcli.errors import DataError, UsageError
-from beitcli.models.checkpoints.build import open_backbone, segmenter_of
+from beitcli.models.checkpoints.build import load_segmenter, open_backbone
 from beitcli.models.checkpoints.open import open_model, open_pretrained
 from beitcli.pictures.segmentation import palette
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
@@ -162,7 +162,7 @@ def test_masks_of_reduced_labels_are_written_in_the_numbering_of_the_training_ma
 
 def test_inspect_and_the_other_openers_know_a_segmenter(segmenter_run):
     report = inspect(InspectConfig(ref=str(segmenter_run)))
-    model, _ = segmenter_of(open_model(str(segmenter_run)))
+    model, _ = load_segmenter(open_model(str(segmenter_run)))
     assert (report.kind, report.classes, tuple(report.class_names)) == ("segmenter", 3, NAMES)
     assert report.architecture["head"] == "upernet"
     assert report.parameters == sum(parameter.numel() for parameter in model.parameters())

@@ -20,7 +20,7 @@ from beitcli.data.loading.batches import ordered_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.events import Planned, Progress, Saved
 from beitcli.engine.mim.targets import unigram_metrics
-from beitcli.engine.mim.task import PretrainTask, views_and_masks
+from beitcli.engine.mim.task import PretrainTask, transform_and_masking
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.data import hold_out
 from beitcli.engine.trainer.optimizer_step import optimizer_step
@@ -52,7 +52,7 @@ def make_task(config: PretrainConfig) -> PretrainTask:
 
 
 def one_batch(task: PretrainTask, count: int = 8) -> dict[str, torch.Tensor]:
-    transform, masking = views_and_masks(task.config, task.tokenizer, task.masking)
+    transform, masking = transform_and_masking(task.config, task.tokenizer, task.masking)
     source = open_data(task.config.data, role="train")
     return next(ordered_batches(source, transform, batch_size=count, workers=0, masking=masking)).to(CPU.device)
 

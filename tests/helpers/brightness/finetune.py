@@ -14,7 +14,7 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.engine.trainer.finetuning import FinetuneData, FinetunedTask, begin, run_finetuning
+from beitcli.engine.trainer.finetuning import FinetuneData, FinetunedTask, open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard
 from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, build_finetuned
 from beitcli.engine.trainer.reports import Finetuned, Timed
@@ -66,7 +66,7 @@ class BrightnessTask(FinetunedTask):
 
 
 def finetune(config: FinetuneConfig, on_event: OnEvent) -> BrightnessReport | dict[str, Any]:
-    begun = begin(config, join_compute(config), on_event)
+    begun = open_finetuning(config, join_compute(config), on_event)
     init = begun.init
     source = open_images(config, labelled=False, size=max(init.size), on_event=begun.on_event)
     held = hold_out(source, 64, config.seed)

@@ -7,7 +7,7 @@ from brightness import TASK
 from torch import nn
 
 from beitcli.config.architecture import Architecture
-from beitcli.models.checkpoints.build import under_head
+from beitcli.models.checkpoints.build import build_with_head
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
@@ -33,4 +33,4 @@ class Photometer(Backbone):
 def photometer_of(
     checkpoint: CheckpointHandle, size: tuple[int, int] | None = None
 ) -> tuple[Photometer, CheckpointHandle]:
-    return under_head(checkpoint, TASK, lambda architecture, classes, head: Photometer(architecture), size)
+    return build_with_head(checkpoint, TASK, lambda architecture, classes, head: Photometer(architecture), size)

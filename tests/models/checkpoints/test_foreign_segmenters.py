@@ -10,7 +10,7 @@ import torch
 import transformers
 from PIL import Image
 
-from beitcli.models.checkpoints.build import segmenter_of
+from beitcli.models.checkpoints.build import load_segmenter
 from beitcli.models.checkpoints.head_keys import head_name
 from beitcli.models.checkpoints.open import open_model
 from beitcli.models.networks.segmenter import Segmenter
@@ -56,7 +56,7 @@ def as_released(ours: Segmenter) -> dict[str, torch.Tensor]:
 def test_transformers_segmenter_gives_its_own_logits(tmp_path):
     theirs = hf_segmenter(7)
     theirs.save_pretrained(tmp_path / "hf")
-    ours, checkpoint = segmenter_of(open_model(str(tmp_path / "hf")))
+    ours, checkpoint = load_segmenter(open_model(str(tmp_path / "hf")))
     assert (checkpoint.kind, checkpoint.outputs, checkpoint.head) == ("segmenter", 7, "upernet")
     assert checkpoint.key_mapping.dropped == ()
     images = torch.randn(2, 3, 64, 64)
@@ -67,9 +67,9 @@ def test_transformers_segmenter_gives_its_own_logits(tmp_path):
 
 def test_released_segmenter_gives_its_own_logits(tmp_path):
     hf_segmenter(7).save_pretrained(tmp_path / "hf")
-    ours, _ = segmenter_of(open_model(str(tmp_path / "hf")))
+    ours, _ = load_segmenter(open_model(str(tmp_path / "hf")))
     torch.save({"meta": {"epoch": 1}, "state_dict": as_released(ours)}, tmp_path / "upernet.pth")
-    again, checkpoint = segmenter_of(open_model(str(tmp_path / "upernet.pth")))
+    again, checkpoint = load_segmenter(open_model(str(tmp_path / "upernet.pth")))
     assert (checkpoint.kind, checkpoint.outputs) == ("segmenter", 7)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

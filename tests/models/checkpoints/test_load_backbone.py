@@ -68,8 +68,8 @@ def test_backbone_is_loaded_and_norm_and_head_are_fresh():
     for name in report.loaded:
         source = f"rel_pos_bias.{TABLE}" if name.endswith(TABLE) else name
         assert torch.equal(after[name], tensors[source]), name
-    assert set(report.fresh) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-    for name in report.fresh:
+    assert set(report.newly_initialized) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    for name in report.newly_initialized:
         assert torch.equal(after[name], before[name]), name
     assert (after["fc_norm.weight"] == 1).all()
     assert not torch.equal(tensors["norm.weight"], after["fc_norm.weight"])
@@ -77,7 +77,7 @@ def test_backbone_is_loaded_and_norm_and_head_are_fresh():
         "mask_token", "norm.weight", "norm.bias", "token_head.weight", "token_head.bias",
     }  # fmt: skip
     assert report.resized == ()
-    assert set(report.loaded) | set(report.fresh) == set(after)
+    assert set(report.loaded) | set(report.newly_initialized) == set(after)
 
 
 @pytest.mark.parametrize("positions", ["absolute", "shared"])
@@ -140,12 +140,12 @@ def test_head_and_fc_norm_come_along_when_the_same_task_goes_on():
         for parameter in first.parameters():
             parameter.normal_(std=0.2)
     again = Classifier(source, 5)
-    report = load_backbone(again, first.state_dict(), source, source, anew=())
-    assert report.fresh == report.dropped == ()
+    report = load_backbone(again, first.state_dict(), source, source, reinit=())
+    assert report.newly_initialized == report.dropped == ()
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items())
     other = Classifier(source, 9)
     report = load_backbone(other, first.state_dict(), source, source)
-    assert set(report.fresh) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert set(report.newly_initialized) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     assert other.head.weight.shape != first.head.weight.shape
 
 
@@ -167,4 +167,4 @@ def test_a_head_of_other_classes_is_refused_where_the_task_goes_on():
     source = tiny("per-block")
     tensors = Classifier(source, 5).state_dict()
     with pytest.raises(StorageError, match="2 of another shape"):
-        load_backbone(Classifier(source, 7), tensors, source, source, anew=())
+        load_backbone(Classifier(source, 7), tensors, source, source, reinit=())

@@ -1,1 +1,1 @@
-"""The formats of data sets, one a file."""
+"""Dataset formats, one file each."""

@@ -1,7 +1,7 @@
-"""The images below a folder, in the byte order of their paths; a large listing is kept until a folder below changes.
+"""Lists the images below a folder in the byte order of their paths; large listings are cached until a folder changes.
 
-Looking costs some 3 microseconds an image; a kept listing one `stat` a folder. Adding, removing or renaming a file
-changes the time of the folder that it is in, so the folders' times tell whether the listing still holds.
+Listing costs some 3 microseconds per image, a cached listing one `stat` per folder. Adding, removing or renaming a file
+changes the modification time of its folder, so the folders' times tell whether the cached listing is valid.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _ABOUT = {"folder": 1}
 
 
 def list_images(root: bytes, on_progress: OnProgress | None = None) -> tuple[PackedNames, list[bytes], np.ndarray]:
-    """Every image below the folder, hidden ones left out.
+    """Lists all images below a folder, without hidden ones.
 
     Args:
-        on_progress: Told how many images are found.
+        on_progress: Receives the number of images found.
 
     Returns:
-        File names; folders that hold images, relative to the root; (n,) int32, which folder each image is in.
+        File names; folders with images, relative to the root; (n,) int32, folder index of each image.
 
     Raises:
-        DataError: a folder cannot be listed.
+        DataError: A folder cannot be listed.
     """
     place = index_path("folder", root)
     kept = load_index(place, _ABOUT)
@@ -51,7 +51,7 @@ def list_images(root: bytes, on_progress: OnProgress | None = None) -> tuple[Pac
 
 
 def holds_image(root: str) -> bool:
-    """Whether there is an image below the folder; looks no further than the first."""
+    """Whether there is an image below the folder; stops at the first."""
     return next(_Walk(os.fsencode(root), None).images(), None) is not None
 
 
@@ -60,7 +60,7 @@ def _names(kept: dict[str, np.ndarray], part: str) -> PackedNames:
 
 
 def _stamps(root: bytes, folders: PackedNames) -> np.ndarray:
-    """(4 n,) int64: when each folder changed, and which folder it is; shorter where one is gone."""
+    """Returns times and identity of each folder, (4 n,) int64; shorter if one is missing."""
     stamps = array("q")
     for folder in folders:
         try:
@@ -80,14 +80,14 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 class _Walk:
-    """One look through everything below a folder.
+    """A walk through all folders below a root.
 
     Attributes:
-        folders: Those that hold images, numbered.
-        folder_of: Which of them each image is in.
-        visited: Every folder that was listed.
-        stamps: `_stamp` of each of them, from before it was listed.
-        is_lasting: Whether the folders' times tell of every change; not of that of a link's target.
+        folders: Folders with images -> their index.
+        folder_of: Folder index of each image.
+        visited: All folders that were listed.
+        stamps: `_stamp` of each of them, taken before it was listed.
+        is_lasting: Whether the folders' times show every change; they do not for the target of a broken link.
     """
 
     def __init__(self, root: bytes, on_progress: OnProgress | None) -> None:
@@ -101,7 +101,7 @@ class _Walk:
     def images(self) -> Iterator[bytes]:
         """Yields file names, in the byte order of the whole paths.
 
-        Linked folders are followed, but not into a folder that they stand in.
+        Symbolic links to folders are followed, except to a parent of the link.
         """
         pending: list[tuple[bytes, list[bytes], frozenset[tuple[int, int]]]] = [(b"", [b"/"], frozenset())]
         while pending:
@@ -131,9 +131,9 @@ class _Walk:
             yield name
 
     def _entries(self, folder: bytes) -> list[bytes]:
-        """Names of the images and, with a slash after them, of the folders in it, the first one last; none hidden.
+        """Lists images and, with a trailing slash, subfolders, in reverse order, without hidden ones.
 
-        The slash makes the order that of the whole paths: `a-b/1.png` comes before `a/1.png`.
+        With the slash, the order is that of the full paths: `a-b/1.png` comes before `a/1.png`.
         """
         found = []
         with os.scandir(os.path.join(self.root, folder)) as entries:

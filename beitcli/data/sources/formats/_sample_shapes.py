@@ -1,8 +1,8 @@
-"""Draws one picture of the `sample` data set: a textured shape before a cluttered background, partly covered.
+"""Draws an image of the `sample` dataset: a textured shape in front of a cluttered background, partly occluded.
 
-Everything is a signed distance or a texture on the unit square, so a picture shows the same at every size; the pixel
-size enters only where edges are smoothed. The arithmetic keeps to operations that IEEE 754 rounds the same everywhere
-(no vectorised sines, no matrix products) and draws keep to uniform numbers. About 1.3 ms for 64x64.
+Shapes are signed distance functions and textures on the unit square, so the content is the same at every size; the
+pixel size only affects the smoothing of edges. Only operations that IEEE 754 rounds the same everywhere are used (no
+vectorized sines, no matrix products), and only uniform random numbers. About 1.3 ms for 64x64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _between(draws: Draws, low: float, high: float) -> float:
 
 
 def _turn(angle: float) -> tuple[float, float]:
-    """Cosine and sine, rounded to hide the last bits, in which C libraries differ."""
+    """Returns cosine and sine, rounded because C libraries differ in the last bits."""
     return round(math.cos(angle), 9), round(math.sin(angle), 9)
 
 
@@ -107,7 +107,7 @@ def _triangle(x: Plane, y: Plane, vary: float) -> Plane:
     return _polygon(x, y, [_turn(i * math.tau / 3 - math.pi / 2) for i in range(3)])
 
 
-# Each shape with its mean area in its own units: by it, all classes are drawn equally large.
+# Each shape with its mean area in its own units, so that all classes are drawn with equal area.
 SHAPES: dict[str, tuple[Callable[[Plane, Plane, float], Plane], float]] = {
     "arrow": (_arrow, 1.39),
     "circle": (_circle, 3.14),
@@ -122,11 +122,11 @@ SHAPES: dict[str, tuple[Callable[[Plane, Plane, float], Plane], float]] = {
 }
 
 
-# Textures: values in [0, 1] that later mix two colours.
+# Textures: values in [0, 1] that interpolate between two colors.
 
 
 def _noise(draws: Draws, size: int, cells: int) -> Plane:
-    """(H, W) smooth noise with about `cells` hills a side; Pillow's 8-bit resize is integer arithmetic."""
+    """Smooth noise (H, W) with about `cells` maxima per side; Pillow's 8-bit resize uses integer arithmetic."""
     knots = (draws.random((cells + 2, cells + 2)) * 256).astype(np.uint8)
     box = (1.0, 1.0, cells + 1.0, cells + 1.0)
     smooth = Image.fromarray(knots).resize((size, size), Image.Resampling.BICUBIC, box=box)
@@ -174,7 +174,7 @@ TEXTURES = (_gradient, _clouds, _stripes, _grain, _checks, _dots)
 
 
 def _palette(draws: Draws, hue: float, value: float, contrast: float) -> list[np.ndarray]:
-    """Two colours (3,), one darker and one lighter, of about one hue."""
+    """Returns a dark and a light color (3,) of similar hue."""
     saturation, half = _between(draws, 0.2, 0.85), _between(draws, 0.25, 0.5) * contrast
     values = (max(0.05, value - half), min(1.0, value + half))
     hues = ((hue - 0.05) % 1, (hue + 0.05) % 1)
@@ -182,7 +182,7 @@ def _palette(draws: Draws, hue: float, value: float, contrast: float) -> list[np
 
 
 def _surface(draws: Draws, size: int, hue: float, value: float, contrast: float) -> np.ndarray:
-    """(H, W, 3) a texture at a drawn angle in two colours."""
+    """Draws a texture (H, W, 3) of two colors at a random angle."""
     x, y = _grid(size)
     cosine, sine = _turn(draws.random() * math.tau)
     u, v = (x - 0.5) * cosine + (y - 0.5) * sine, (y - 0.5) * cosine - (x - 0.5) * sine
@@ -199,12 +199,12 @@ def _cover(canvas: np.ndarray, distance: Plane, surface: np.ndarray) -> Plane:
 
 
 def _shade(canvas: np.ndarray, distance: Plane, reach: float, depth: float) -> None:
-    """Darkens the surroundings of a layer before it is painted, as if it stood a little in front."""
+    """Draws a shadow around a layer, before the layer itself is painted."""
     canvas *= (1 - depth * np.clip(1 - distance / reach, 0, 1) ** 2)[..., None]
 
 
 def _band(draws: Draws, size: int, cx: float, cy: float, half_width: float) -> Plane:
-    """Distance to a slightly wavy band through (cx, cy), from edge to edge."""
+    """Distance to a slightly wavy band through (cx, cy), across the whole image."""
     x, y = _grid(size)
     cosine, sine = _turn(draws.random() * math.tau)
     across = (x - cx) * cosine + (y - cy) * sine
@@ -212,7 +212,7 @@ def _band(draws: Draws, size: int, cx: float, cy: float, half_width: float) -> P
 
 
 def _blob(draws: Draws, size: int, cx: float, cy: float, radius: float) -> Plane:
-    """Distance to a patch with a ragged outline."""
+    """Distance to a blob with an irregular outline."""
     x, y = _grid(size)
     return _disc(x, y, radius, cx, cy) + radius * 1.8 * (_noise(draws, size, 6) - 0.5)
 
@@ -233,15 +233,15 @@ def _background(draws: Draws, size: int, hue: float, value: float) -> np.ndarray
 
 
 def draw_shape(draws: Draws, shape: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One picture.
+    """Draws one image.
 
     Args:
-        draws: The picture is a function of it, `shape` and `size`.
+        draws: Random generator; the image depends only on it, `shape` and `size`.
         shape: A key of SHAPES.
-        size: Pixels a side.
+        size: Side in pixels.
 
     Returns:
-        (H, W, 3) uint8 RGB, and (H, W) bool, True where the shape is seen.
+        (H, W, 3) uint8 RGB, and (H, W) bool, True where the shape is visible.
     """
     x, y = _grid(size)
     hue = draws.random()

@@ -1,8 +1,8 @@
-"""Where the images of a tar shard lie: its headers are read once, and what they say is kept beside the cache.
+"""Index of the images in a tar shard: headers are read once and cached.
 
-Plain headers are read here, some 15 microseconds a member; tarfile, which takes three times as long, reads on from the
-first that is anything else. A kept index of a million images opens in a fraction of a second; it belongs to the shard's
-path, size and time of last change.
+Plain headers are parsed here, some 15 microseconds per member; from the first other header on, tarfile is used, which
+takes three times as long. A cached index of a million images opens in a fraction of a second; its key is the path, size
+and times of the shard.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The images of one shard, in the order of their members.
+    """The images of one shard, in the order of the members.
 
     Attributes:
-        names: Members.
-        offsets: (n,) int64, where each one's bytes begin.
+        names: Member names.
+        offsets: (n,) int64, start of the data in the shard.
         sizes: (n,) int64, bytes.
-        tops: (n,) int8, which of the WORDS for splits the member's top folder is, or -1.
-        class_names: In no particular order.
-        codes: (n,) int32 indices into them, -1 where an image has no class.
-        in_top: (n,) bool, whether its class is that top folder, and so none where top folders are splits.
+        tops: (n,) int8, index in WORDS if the member's top folder has the name of a split, else -1.
+        class_names: Class names, in no particular order.
+        codes: (n,) int32 indices into `class_names`, -1 for images without a class.
+        in_top: (n,) bool, whether the class is that top folder; if top folders are splits, it is not a class.
     """
 
     names: PackedNames
@@ -60,17 +60,17 @@ class TarIndex:
 
 
 def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
-    """The shard's index, kept or made.
+    """Returns the index of a shard, from the cache or newly built.
 
     Raises:
-        DataError: the shard is missing, compressed or damaged.
+        DataError: The shard is missing, compressed or damaged.
     """
     try:
         status = os.stat(shard)
     except OSError as error:
         raise _unreadable(shard, error) from None
     about = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
-    about["version"] = 2  # of the words for splits
+    about["version"] = 2  # of WORDS
     place = index_path("tar", shard)
     kept = load_index(place, about)
     if kept is not None:
@@ -90,7 +90,7 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
 
 
 def _has_headers(shard: str, index: TarIndex) -> bool:
-    """Whether headers stand before the first and the last image: another tar may have the same size and time."""
+    """Whether the first and the last image follow a header: another tar may have the same size and times."""
     try:
         with open(shard, "rb") as file:
             for at in (0, -1):
@@ -129,7 +129,7 @@ def _make_index(shard: str, size: int, on_progress: OnProgress | None) -> TarInd
 
 
 def _class_of(member: str, class_of: dict[str, str]) -> tuple[str | None, bool]:
-    """The class that an image's key has in `class_of`, or its parent folder where no key has one; and `in_top`."""
+    """Returns the class of a member, by its key in `class_of` or, if that is empty, by its folder; and `in_top`."""
     if class_of:
         folder, base = posixpath.split(member)
         key = posixpath.join(folder, base.partition(".")[0])
@@ -140,20 +140,20 @@ def _class_of(member: str, class_of: dict[str, str]) -> tuple[str | None, bool]:
 
 def _members(shard: str) -> Iterator[tuple[str, int, int, bytes | None]]:
     """Yields (member, offset, size, content) of the visible files; content of `.cls` members only."""
-    places: dict[str, _Place] | None = None  # what stands before the first hard link is looked up when one comes
+    places: dict[str, _Place] | None = None  # filled at the first hard link
     try:
         with open(shard, "rb") as file:
             file.seek((yield from _plain_members(file)))
             archive = _opened(file)
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep every header, a kilobyte each
+                archive.members = []  # type: ignore[attr-defined]  # frees the headers, a kilobyte each
                 place = member.offset_data, member.size
                 if member.islnk():
                     places = _places_before(shard, member.offset) if places is None else places
                     if member.linkname not in places:
                         continue
                     place = places[member.linkname]
-                elif not member.isreg() or member.sparse is not None:  # a sparse one has its bytes elsewhere
+                elif not member.isreg() or member.sparse is not None:  # data of sparse files is not contiguous
                     continue
                 if places is not None:
                     places[member.name] = place
@@ -174,9 +174,9 @@ def _visible(file: BinaryIO, name: str, offset: int, size: int) -> Iterator[tupl
 
 
 def _plain_members(file: BinaryIO) -> Generator[tuple[str, int, int, bytes | None], None, int]:
-    """As `_members`, up to the first header of another kind; returns where that stands.
+    """Like `_members`, up to the first header that is not plain; returns its offset.
 
-    Plain is a whole file's or a folder's header as POSIX.1-1988 has it, checksum included.
+    Plain headers are those of files and folders in the POSIX.1-1988 format, with a valid checksum.
     """
     start, end = 0, os.fstat(file.fileno()).st_size
     while True:
@@ -185,7 +185,7 @@ def _plain_members(file: BinaryIO) -> Generator[tuple[str, int, int, bytes | Non
         if fields is None:
             return start
         name, length, checksum, kind, prefix = fields.groups()
-        # Adler-32's low half is 1 and the sum of the bytes, modulo 65,521; the checksum's own count as spaces.
+        # Adler-32's low half is 1 + the sum of the bytes, modulo 65,521; the checksum field counts as spaces.
         total = int(checksum.rstrip(b"\0 "), 8) + sum(checksum) - 8 * 0x20
         offset, size = start + tarfile.BLOCKSIZE, int(length, 8) if kind == b"0" else 0
         following = offset + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -202,7 +202,7 @@ def _opened(file: BinaryIO) -> tarfile.TarFile:
 
 
 def _places_before(shard: str, end: int) -> dict[str, _Place]:
-    """Where the files lie that stand before the first hard link."""
+    """Returns (offset, size) of the files before the first hard link, which may be its target."""
     places: dict[str, _Place] = {}
     with open(shard, "rb") as file, _opened(file) as archive:
         while (member := archive.next()) is not None and member.offset < end:
@@ -217,7 +217,7 @@ def _unreadable(shard: str, error: OSError) -> DataError:
 
 
 def _check_end(shard: str, offset: int, block: bytes) -> None:
-    """Refuses a shard that does not end in zeros: tarfile takes a cut or a broken header for the end."""
+    """Raises DataError if the archive does not end in zeros: tarfile takes a damaged header for the end."""
     if not block:
         raise _damaged(shard, "the mark of its end is missing")
     if block.strip(b"\0"):
@@ -237,7 +237,7 @@ def _damaged(shard: str, reason: str) -> DataError:
 
 
 def _class_name(content: bytes) -> str:
-    """What a `.cls` member says: an integer in its shortest form, or a name."""
+    """Returns the class in a `.cls` member: a name, or an integer without leading zeros."""
     text = content.decode("utf-8", "replace").strip()
     return str(int(text)) if re.fullmatch(r"-?[0-9]+", text) else text
 

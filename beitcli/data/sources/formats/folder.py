@@ -1,4 +1,4 @@
-"""A folder: every image below it, in the order of the paths; the first folder below the root is the class."""
+"""Format `folder`: all images below a folder, in path order; the first folder below the root is the class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from beitcli.data.sources.splits import (
     files_of_split,
     has_train_and_val,
     is_split,
-    say_left_aside,
+    report_unused_splits,
 )
 from beitcli.errors import DataError
 
@@ -35,9 +35,9 @@ MASK_FOLDERS = ("masks", "annotations")
 
 
 class FolderSource(Source):
-    """Every image below one folder; splits are not looked for here.
+    """All images below one folder; it does not look for splits.
 
-    Costs 4 bytes, an 8-byte bound and the file's name an image; the folders' names are kept once.
+    Memory per image: 12 bytes and the file name; folder names are stored once.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class FolderSource(Source):
         """
         Args:
             root: The folder.
-            name: The DATA reference; `root` where it is empty.
+            name: The DATA reference; `root` if empty.
             classed: Whether the first folder below the root is the class.
-            labelled: Whether labels are needed, so that images outside class folders are refused.
-            on_progress: Told how many images are found.
+            labelled: Whether labels are required: images outside class folders are then an error.
+            on_progress: Receives the number of images found.
 
         Raises:
-            DataError: no images, a folder that cannot be listed, or labels missing for some.
+            DataError: There are no images, a folder cannot be listed, or some images have no label.
         """
         self.name = name or root
         self._root = os.fsencode(root)
@@ -105,18 +105,18 @@ def _open_one(path: str, request: Request) -> Source:
 
 
 def open_folder(path: str, request: Request) -> FolderSource:
-    """The folder, or the split of it: what `--split` names below it, or one of its `splits_below`.
+    """Opens a folder or one of its splits: the subfolder `--split`, or one of `splits_below`.
 
-    A folder of pictures and masks (`images/` beside `masks/` or `annotations/`) gives its pictures only.
+    Of a folder with images and masks (`images/` beside `masks/` or `annotations/`), only the images are opened.
 
     Raises:
-        DataError: the split is absent, or as `FolderSource`.
+        DataError: The split is missing, or as in `FolderSource`.
     """
     root, splits = path, splits_below(path)
     if request.split is not None and os.path.isdir(os.path.join(path, request.split)):
         root = os.path.join(path, request.split)
         if splits:
-            say_left_aside(path, request.split, splits, request)
+            report_unused_splits(path, request.split, splits, request)
     elif request.split is not None or splits:
         root = os.path.join(path, choose_split(path, splits, request))
     pictures = os.path.join(root, "images")
@@ -133,10 +133,10 @@ def open_folder(path: str, request: Request) -> FolderSource:
 
 
 def splits_below(root: str) -> list[str]:
-    """The folders that are splits; none where a folder of that name is a class, as `train` is beside `bus`.
+    """Lists the subfolders that are splits; empty if such a name is a class, as `train` beside `bus`.
 
-    One alone is a split where no other folder is, and it is called `train` or `val`, or has folders in it. Folders
-    without images are no classes, so that `train`, `test` and `annotations` are splits.
+    A single one is a split if there is no other folder, and it is named `train` or `val` or has subfolders. Folders
+    without images are not classes, so of `train`, `test` and `annotations` the first two are splits.
     """
     folders = folders_below(root)
     splits = [name for name in folders if is_split(name)]

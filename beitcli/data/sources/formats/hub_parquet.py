@@ -1,8 +1,8 @@
-"""`hf://datasets/OWNER/NAME[@REVISION][/FOLDER]`: the parquet files of a data set on the hub, streamed.
+"""Format `hf://datasets/OWNER/NAME[@REVISION][/FOLDER]`: parquet files of a dataset on the hub, streamed.
 
-Only footers and labels are read at opening, then row groups as the order of training comes to them; a split of a few
-megabytes is fetched whole, and so is any where the server has no ranges. All is read at the commit that the listing
-names. A data set kept in another form is read from the branch on which the hub keeps its conversion to parquet.
+Opening reads only footers and labels; row groups are read when training needs them. A split of a few megabytes is
+downloaded completely, as is any if the server does not support ranges. Everything is read at one commit, that of the
+file list. Datasets in another format are read from the hub's branch with their conversion to parquet.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from beitcli.data.sources.formats.parquet import ParquetSource, require_pyarrow
 from beitcli.data.sources.remote.parquet_stream import StreamedParquet, open_streams
 from beitcli.data.sources.splits import configuration_of, files_of_split
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.hub.client import Listing, fetch, kept_file, list_files, remote_file
-from beitcli.runtime.hub.http_ranges import NoRanges
+from beitcli.runtime.hub.client import Listing, cached_file, fetch, list_files, remote_file
+from beitcli.runtime.hub.http_ranges import RangesUnsupported
 from beitcli.runtime.hub.range_cache import limit_bytes
 
 _REFERENCE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
 _CONVERTED = "refs/convert/parquet"
-_FETCHED_WHOLE = 4_000_000  # bytes of all files; less is not worth its requests
+_FETCHED_WHOLE = 4_000_000  # bytes of all files, up to which streaming is not worth its requests
 
 
 def _open(reference: str, request: Request) -> ParquetSource:
-    """The images of a data set on the hub.
+    """Opens a dataset on the hub.
 
     Raises:
-        UsageError: the reference is no such one, or pyarrow is not installed.
-        DataError: no parquet files, several configurations, an absent split, or as `ParquetSource`.
-        StorageError: the files cannot be had.
+        UsageError: The reference is malformed, or pyarrow is not installed.
+        DataError: No parquet files, several configurations, a missing split, or as in `ParquetSource`.
+        StorageError: The files cannot be downloaded.
     """
     found = _REFERENCE.fullmatch(reference)
     if not found:
@@ -59,22 +59,22 @@ def _open(reference: str, request: Request) -> ParquetSource:
 def _files(
     repo: str, listing: Listing, names: list[str], on_progress: OnProgress | None
 ) -> Sequence[str | StreamedParquet]:
-    """Streams of what is not in the cache as a whole file; paths where all of it is to be fetched."""
+    """Returns paths of files that are cached or small, and streams of the others."""
     sizes = [listing.sizes[name] for name in names]
     if not all(sizes) or sum(size or 0 for size in sizes) <= _FETCHED_WHOLE:
         return _download(repo, listing, names, on_progress)
-    limit_bytes()  # a wrong limit is told before anything is read
-    whole = {name: kept_file(repo, name, listing.commit) for name in names}
+    limit_bytes()  # raises UsageError before anything is read
+    whole = {name: cached_file(repo, name, listing.commit) for name in names}
     try:
         streams = open_streams([remote_file(repo, name, listing) for name in names if not whole[name]], on_progress)
-    except NoRanges:
+    except RangesUnsupported:
         return _download(repo, listing, names, on_progress)
     rest = iter(streams)
     return [str(path) if path else next(rest) for path in whole.values()]
 
 
 def _with_parquet(reference: str, repo: str, revision: str | None) -> Listing:
-    """The listing of the revision, or where it has no parquet and none was asked for, of the hub's conversion."""
+    """Lists the revision; without a given revision and without parquet files, the hub's conversion to parquet."""
     listing = list_files(repo, revision=revision)
     if listing is None:
         raise StorageError(f"'{reference}': there is no revision '{revision or 'main'}'.", "Check its name.")
@@ -94,7 +94,7 @@ def _has_parquet(listing: Listing) -> bool:
 
 
 def _of_one_configuration(reference: str, files: list[str], folder: str) -> list[str]:
-    """The files of `default` where there are several configurations; of the only one else."""
+    """Returns the files of the only configuration, or of `default` if there are several."""
     configurations = {name: configuration_of(name) for name in files}
     available = sorted({each for each in configurations.values() if each is not None})
     if folder or len(set(configurations.values())) < 2:
@@ -108,7 +108,7 @@ def _of_one_configuration(reference: str, files: list[str], folder: str) -> list
 
 
 def _download(repo: str, listing: Listing, names: list[str], on_progress: OnProgress | None) -> list[str]:
-    """Paths of the files in the cache; what is there is not fetched again."""
+    """Downloads files unless they are cached, and returns their paths."""
     total = sum(listing.sizes[name] or 0 for name in names)
     done, paths = 0, []
     for name in names:

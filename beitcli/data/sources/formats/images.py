@@ -1,4 +1,4 @@
-"""Image files that are named one by one, or by a pattern."""
+"""Format of image files that DATA lists one by one or by a pattern."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list file: a path, or `path<TAB>label`, a line. Its source reads any list of image files."""
+"""Format of list files: each line is `path` or `path<TAB>label`. `ListSource` reads any list of image files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEAD_BYTES = 65_536
 
 
 class ListSource(Source):
-    """Files in the order of a list; a missing one is a bad image when it is read, not before."""
+    """Image files in the order of a list; a missing file raises BadImage only when it is read."""
 
     def __init__(
         self,
@@ -30,14 +30,14 @@ class ListSource(Source):
     ) -> None:
         """
         Args:
-            paths: As written; bytes, for not every file name is UTF-8.
+            paths: Paths as bytes, because file names need not be UTF-8.
             name: The DATA reference.
-            base: Folder in which relative paths are looked for before the working folder.
-            labels: A class name, or None, a path.
-            labelled: Whether labels are needed, so that paths without one are refused where others have one.
+            base: Folder that is searched for relative paths before the working directory.
+            labels: Class name of each path, or None.
+            labelled: Whether labels are required: it is then an error if only some paths have one.
 
         Raises:
-            DataError: the list is empty, or labels are missing for some.
+            DataError: The list is empty, or some paths have no label.
         """
         if not paths:
             raise DataError(f"'{name}' lists no images.", hint="Give a path a line.")
@@ -64,7 +64,7 @@ class ListSource(Source):
         return None if self.classes is None else int(self._labels[index])
 
     def _file(self, index: int) -> bytes:
-        """The path below `base` where a file stands there, else as written."""
+        """Returns the path below `base` if that exists, else the path as written."""
         path = self._paths[index]
         if not self._base or os.path.isabs(path):
             return path
@@ -73,15 +73,15 @@ class ListSource(Source):
 
 
 def _open_one(reference: str, labelled: bool) -> ListSource:
-    """A list file: blank lines and lines that start with `#` say nothing; columns after the label are ignored.
+    """Opens a list file; ignores blank lines, lines that start with `#`, and columns after the label.
 
     Raises:
-        DataError: it cannot be read, lists nothing, or has labels in some lines only where they are needed.
+        DataError: It cannot be read, is empty, or required labels are missing in some lines.
     """
     try:
         with open(reference, "rb") as file:
             content = file.read(_HEAD_BYTES)
-            if b"\0" not in content:  # before all is read: /dev/zero never ends
+            if b"\0" not in content:  # checked first, because /dev/zero never ends
                 content += file.read()
             content = content.removeprefix(_BYTE_ORDER_MARK)
     except OSError as error:

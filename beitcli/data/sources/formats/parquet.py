@@ -1,8 +1,8 @@
-"""Parquet files with an image column, as the `datasets` library writes them; only what is asked for is read.
+"""Format of parquet files with an image column, as the `datasets` library writes them.
 
-An image is struct<bytes, path> or plain binary. Its class is the column `label`: text, or integers, which have names
-where the file's `huggingface` metadata says so. A row group is the least that can be read, so training goes through a
-window of some groups at a time (`Blocks`), and as many are kept in memory, a process.
+An image is struct<bytes, path> or binary. Its class is the column `label`: strings, or integers with class names in the
+file's `huggingface` metadata. A row group is the smallest unit that can be read, so training shuffles within a window
+of several row groups (`Blocks`), and each process keeps that many in memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from beitcli.runtime.storage.safe_json import parse_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_WINDOW_BYTES = 256_000_000  # of row groups held, a process
+_WINDOW_BYTES = 256_000_000  # of row groups in memory, per process
 _MOST_TOGETHER = 64
 _HINT = "It needs a column of images: struct<bytes, path>, as the datasets library writes them, or binary."
 
 
 class ParquetSource(Source):
-    """The rows of several files, in order. Costs 4 bytes an image."""
+    """The rows of several files, in order. Memory: 4 bytes per image."""
 
     def __init__(
         self,
@@ -44,15 +44,15 @@ class ParquetSource(Source):
     ) -> None:
         """
         Args:
-            files: At least one: paths, and files on the hub.
-            name: The DATA reference; the first file where it is empty.
-            names: What names each file to a person; the files themselves if None.
-            versions: Of the files' contents, where they are known; part of the fingerprint.
-            labelled: Whether labels are needed, so that rows without one are refused.
-            on_progress: Told how many files are opened.
+            files: One or more paths and files on the hub.
+            name: The DATA reference; the first file if empty.
+            names: Names of the files for the user; the paths if None.
+            versions: Hashes of the files, if known; part of the fingerprint.
+            labelled: Whether labels are required: rows without one are then an error.
+            on_progress: Receives the number of opened files.
 
         Raises:
-            DataError: a file is missing, damaged or without images, or labels are missing for some.
+            DataError: A file is missing, damaged or without images, or some rows have no label.
             UsageError: pyarrow is not installed.
         """
         self._files, self._file_names = list(files), list(names or map(str, files))
@@ -88,12 +88,12 @@ class ParquetSource(Source):
         return self._blocks
 
     def path(self, index: int) -> str:
-        """The file and the number of the row in it, from 0; the paths that rows state need not differ."""
+        """Returns the file and the row number, from 0; the `path` values of rows need not be unique."""
         group, row = self._locate(index)
         return f"{self._file_names[self._file_of[group]]}/{self._first_in_file[group] + row}"
 
     def fingerprint(self) -> str:
-        """Of the rows, of their groups, which the order of training goes by, and of the files' known versions."""
+        """Returns the SHA-256 of rows, row groups (which determine the training order) and file versions."""
         groups = ",".join(map(str, self._blocks.lengths))
         known = " ".join([super().fingerprint(), groups, *self._versions])
         return hashlib.sha256(known.encode()).hexdigest()
@@ -126,7 +126,7 @@ class ParquetSource(Source):
         return group, int(index - self._starts[group])
 
     def _group(self, group: int) -> pa.ChunkedArray:
-        """The images of a row group, from memory where it was read lately. Raises BadImage."""
+        """Returns the images of a row group; recently used groups stay in memory. Raises BadImage."""
         column = self._held.get(group)
         if column is None:
             column = self._read_group(group)
@@ -143,10 +143,10 @@ class ParquetSource(Source):
 
         number, inner = int(self._file_of[group]), int(self._group_in_file[group])
         column_name, stored = self._columns[number], self._files[number]
-        checkpoint = stored.open_group(inner, column_name) if isinstance(stored, StreamedParquet) else stored
+        opened = stored.open_group(inner, column_name) if isinstance(stored, StreamedParquet) else stored
         try:
-            # No threads and no buffering ahead: workers are forked, and arrow's threads do not live on in them.
-            with pq.ParquetFile(checkpoint, pre_buffer=False) as file:
+            # No threads and no pre-buffering: workers are forked, and arrow's threads do not survive a fork.
+            with pq.ParquetFile(opened, pre_buffer=False) as file:
                 table = file.read_row_group(inner, columns=[column_name], use_threads=False)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             raise BadImage(f"its row group cannot be read: {_first_line(error)}") from None
@@ -160,24 +160,24 @@ class ParquetSource(Source):
 
 
 class _Content:
-    """What one file holds, from its footer and its labels.
+    """Contents of one file, from its footer and its labels.
 
     Attributes:
-        image: Dotted name of the column with the images' bytes.
-        rows: (groups,) int64.
-        sizes: (groups,) int64, bytes of a row group once it is unpacked.
-        class_names: Of `codes`; in label order where `is_ordered`.
-        codes: (n,) int32, -1 where a row has no label.
-        is_ordered: The file states what its integers mean, whether or not each occurs.
+        image: Dotted name of the column with the image bytes.
+        rows: (groups,) int64, rows per row group.
+        sizes: (groups,) int64, uncompressed bytes per row group.
+        class_names: Class names; in label order if `is_ordered`.
+        codes: (n,) int32 indices into `class_names`, -1 for rows without a label.
+        is_ordered: Whether the file declares the names of its integer labels, whether or not each occurs.
     """
 
     def __init__(self, stored: str | StreamedParquet, path: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        checkpoint = stored.open() if isinstance(stored, StreamedParquet) else stored
+        opened = stored.open() if isinstance(stored, StreamedParquet) else stored
         try:
-            with pq.ParquetFile(checkpoint) as file:
+            with pq.ParquetFile(opened) as file:
                 schema, metadata = file.schema_arrow, file.metadata
                 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
                 self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)
@@ -185,7 +185,7 @@ class _Content:
                 self.image = _image_column(path, schema)
                 has_labels = LABEL in schema.names and _is_label(schema.field(LABEL).type)
                 labels = file.read(columns=[LABEL], use_threads=False).column(0) if has_labels else None
-        except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # names of columns that are no UTF-8
+        except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
             raise DataError(
                 f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
             ) from None
@@ -209,7 +209,7 @@ class _Content:
 
 
 def _labels(contents: Sequence[_Content]) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    """Classes and labels of all files; stated names keep their order, so that a model's classes are met in it."""
+    """Returns classes and labels of all files; declared names keep their order, to match the classes of a model."""
     first = contents[0].class_names
     if all(content.is_ordered and content.class_names == first for content in contents):
         labels = np.concatenate([content.codes for content in contents])
@@ -220,7 +220,7 @@ def _labels(contents: Sequence[_Content]) -> tuple[tuple[str, ...] | None, np.nd
 
 
 def require_pyarrow(reference: str) -> None:
-    """Raises UsageError where the library is missing that parquet needs."""
+    """Raises UsageError if pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
@@ -230,7 +230,7 @@ def require_pyarrow(reference: str) -> None:
 
 
 def _image_column(path: str, schema: pa.Schema) -> str:
-    """`image` where it is one, else the only column that can be."""
+    """Returns the dotted name of the column `image` if it holds images, else of the only column that can."""
     found = {field.name: where for field in schema if (where := _bytes_of(field)) is not None}
     if "image" in found:
         return found["image"]
@@ -245,7 +245,7 @@ def _image_column(path: str, schema: pa.Schema) -> str:
 
 
 def _bytes_of(field: pa.Field) -> str | None:
-    """Dotted name of the bytes in a column; None where it holds none."""
+    """Returns the dotted name of the bytes in a column; None if it has none."""
     import pyarrow as pa
 
     kind = field.type
@@ -270,7 +270,7 @@ def _is_label(kind: pa.DataType) -> bool:
 
 
 def _stated_names(schema: pa.Schema) -> list[str] | None:
-    """The names of a ClassLabel column `label`; None where the metadata does not tell them, each another."""
+    """Returns the class names of a ClassLabel column `label`; None if the metadata has no valid, unique names."""
     try:
         names = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):
@@ -284,7 +284,7 @@ def _first_line(error: Exception) -> str:
 
 
 def open_parquet(files: list[str], request: Request) -> ParquetSource:
-    """The rows of files on this machine."""
+    """Opens local files."""
     return ParquetSource(files, name=request.name, labelled=request.labelled, on_progress=request.on_progress)
 
 

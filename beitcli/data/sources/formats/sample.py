@@ -1,7 +1,7 @@
-"""The `sample` data set: shapes drawn by the program itself, without files or network.
+"""The `sample` dataset: shapes drawn by this program, without files or network.
 
-Ten classes of shapes with textures, clutter and occlusion, so that masked image modelling has something to learn and a
-linear model on the pixels does not suffice. Picture i of a split is the same on every machine.
+Ten classes of shapes with textures, clutter and occlusion, so that masked image modeling has something to learn and a
+linear model on pixels is not enough. Image i of a split is the same on every machine.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from beitcli.data.sources.splits import canonical, choose_split
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.keyed_rng import keyed_generator
 
-VERSION = "sample-1"  # enters the fingerprint; change it with any change of a picture or a label
+VERSION = "sample-1"  # part of the fingerprint; change it with any change of an image or a label
 LENGTHS = {"train": 10_000, "val": 1_000}
 MEMO_BYTES = 256 << 20
 
-_KEY = 2106_08254  # the paper's number on arXiv; the data set has no seed of its own
+_KEY = 2106_08254  # fixed seed: the paper's number on arXiv
 
 
 class SampleSource(Source):
-    """Drawn shapes, in classes of equal frequency.
+    """Drawn shapes, with balanced classes.
 
     Args:
         split: "train" or "val".
-        size: Pixels a side; the pictures' content is the same at every size.
-        length: Pictures, by default 10,000 to train and 1,000 to validate. A longer source begins with the shorter's.
+        size: Side in pixels; the content is the same at every size.
+        length: Number of images, by default 10,000 (train) or 1,000 (val). A longer source starts with the same images.
 
     Raises:
-        UsageError: No such split, or a size or length that cannot be drawn.
+        UsageError: There is no such split, or size or length are too small.
     """
 
     def __init__(self, split: str = "train", size: int = 64, length: int | None = None) -> None:
@@ -64,7 +64,7 @@ class SampleSource(Source):
         return f"{self.name}/{index:05d}-{tuple(SHAPES)[self.label(index)]}"
 
     def read(self, index: int) -> bytes:
-        """The picture as PNG."""
+        """Returns the image as PNG."""
         file = BytesIO()
         self.image(index).save(file, "PNG")
         return file.getvalue()
@@ -76,7 +76,7 @@ class SampleSource(Source):
         return int(self._labels[self._checked(index)])
 
     def segmentation(self, index: int) -> np.ndarray:
-        """(H, W) uint8: 0 for background, class + 1 where the shape is seen."""
+        """Returns the mask (H, W) uint8: 0 for background, class + 1 where the shape is visible."""
         return self._drawn(index)[..., 3].copy()
 
     def fingerprint(self) -> str:
@@ -89,7 +89,7 @@ class SampleSource(Source):
 
     @cached_property
     def _labels(self) -> np.ndarray:
-        """(length,) int64: each run of ten pictures holds every class once, in an order of its own."""
+        """Labels (length,) int64: every ten images contain each class once, in random order."""
         classes = len(SHAPES)
         runs = [
             keyed_generator(_KEY, f"sample-label-{self.split}", index=run).random(classes).argsort(kind="stable")
@@ -98,7 +98,7 @@ class SampleSource(Source):
         return np.concatenate(runs)[: self._length]
 
     def _drawn(self, index: int) -> np.ndarray:
-        """(H, W, 4) uint8: red, green, blue, and class + 1 or 0."""
+        """Returns (H, W, 4) uint8: red, green, blue, and the mask; cached."""
         kept = self._memo.get(self._checked(index))
         if kept is not None:
             return kept
@@ -111,10 +111,10 @@ class SampleSource(Source):
 
 
 class _Memo:
-    """Pictures already drawn, in memory that forked loader workers share with their parent and with each other.
+    """Cache of drawn images in memory shared by forked loader workers and their parent.
 
-    No lock: equal indices give equal pictures, and a picture that another process is just writing fails its checksum
-    and is drawn again. Pages are taken from the system only as they are written. Unpickled, it starts empty.
+    It needs no lock: equal indices give equal images, and an image that another process is just writing fails its
+    checksum and is drawn again. Pages are allocated only when they are written. After unpickling it is empty.
     """
 
     def __init__(self, length: int, size: int) -> None:
@@ -147,8 +147,8 @@ class _Memo:
 
 
 def open_sample(request: Request) -> SampleSource:
-    """The split that is wanted. Raises DataError where there is none of that name."""
-    silent = replace(request, on_progress=None)  # that the other split is left aside is no news
+    """Opens the requested split. Raises DataError if there is none of that name."""
+    silent = replace(request, on_progress=None)  # no remark about the unused split
     return SampleSource(split=choose_split("sample", LENGTHS, silent), size=request.sample_size)
 
 

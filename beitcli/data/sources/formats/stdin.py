@@ -1,4 +1,4 @@
-"""`-`: paths of image files on stdin, a line each, or NUL-separated with `-0`."""
+"""Format `-`: paths of image files on stdin, one per line, or NUL-separated with `-0`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ def _open(paths: list[str], request: Request) -> list[Source]:
 
 
 def _read(stdin: BinaryIO, nul_separated: bool) -> ListSource:
-    """Paths from a pipe, relative to the working folder; every byte of a name counts.
+    """Reads paths, relative to the working directory, to the end of stdin.
 
     Args:
-        stdin: Read to its end.
-        nul_separated: Paths end in NUL (`find -print0`), so that they may hold newlines.
+        nul_separated: Whether paths end in NUL (`find -print0`), so that they may contain newlines.
 
     Raises:
-        DataError: nothing came, or NUL where newlines were awaited.
+        DataError: There are no paths, or NUL bytes without `nul_separated`.
     """
     content = stdin.read()
     if b"\0" in content and not nul_separated:

@@ -1,7 +1,7 @@
-"""Tar shards read at random: an image is one `pread` where the shard's index says; nothing is extracted.
+"""Format of tar shards with random access: an image is one `pread` at the offset in the index; nothing is extracted.
 
-The class of an image is its parent folder, or in WebDataset shards what the `.cls` member of its key says.
-An image costs 33 bytes and its member's name.
+The class of an image is its parent folder, or in WebDataset shards the content of the `.cls` member with its key.
+Memory per image: 33 bytes and the member name.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from beitcli.data.sources.splits import WORDS, are_splits, canonical, choose_spl
 from beitcli.errors import BadImage, DataError
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MAX_OPEN_SHARDS = 128  # past that a shard is opened for every read: macOS allows a process 256 files
+_MAX_OPEN_SHARDS = 128  # further shards are opened for every read: macOS allows 256 files per process
 
 
 class TarSource(Source):
-    """Image members of several shards, in the order of the shards and of the members in them."""
+    """Image members of several shards, in the order of shards and members."""
 
     def __init__(self, shards: Sequence[str], request: Request) -> None:
         """
         Args:
             shards: Paths of uncompressed tar files.
-            request: Which split to take, where top folders that are called so, or the shards' names, tell splits apart.
+            request: Its split is selected if top folders with names of splits, or the names of shards, tell the splits.
 
         Raises:
-            DataError: a shard is missing, compressed or damaged, there are no images, or not in that split.
+            DataError: A shard is missing, compressed or damaged, or there are no images, or none in that split.
         """
         self.name = request.name or shards[0]
         self._shards = list(shards)
@@ -55,17 +55,17 @@ class TarSource(Source):
         codes = _joined(
             [np.where(index.codes < 0, -1, index.codes + start) for index, start in zip(indexes, starts, strict=False)]
         )
-        if told:  # then the top folder is no class
+        if told:  # the top folder is a split, not a class
             codes[_joined([index.in_top for index in indexes])] = -1
         self.classes, self._labels = number_classes(class_names, codes[kept])
         if request.labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
     def _kept(self, tops: np.ndarray | None, request: Request) -> np.ndarray | slice:
-        """Indices of the images of the split; of all where nothing tells splits apart.
+        """Returns the indices of the images of the split, `slice(None)` for all; sets `splits`.
 
         Args:
-            tops: (n,) int8 numbers of the top folders in WORDS; None where these are no splits.
+            tops: (n,) int8 indices of the top folders in WORDS; None if these are not splits.
         """
         if tops is None:
             files, self.splits = files_of_split(self.name, self._shards, request, by_default=False)
@@ -98,17 +98,17 @@ class TarSource(Source):
         return None if self.classes is None else int(self._labels[index])
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
-        """Reads without moving a file position, so forks and threads may share the open files."""
+        """Reads at an offset without a file position, so forks and threads can share the open files."""
         file = self._files.get(shard)
         if file is None:
-            checkpoint = os.open(self._shards[shard], os.O_RDONLY)
+            descriptor = os.open(self._shards[shard], os.O_RDONLY)
             if len(self._files) < _MAX_OPEN_SHARDS:
-                file = self._files.setdefault(shard, checkpoint)
-            if file != checkpoint:  # too many are open, or another thread was faster
+                file = self._files.setdefault(shard, descriptor)
+            if file != descriptor:  # too many are open, or another thread was faster
                 try:
-                    return os.pread(checkpoint, size, offset)
+                    return os.pread(descriptor, size, offset)
                 finally:
-                    os.close(checkpoint)
+                    os.close(descriptor)
         return os.pread(file, size, offset)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,12 +120,12 @@ class TarSource(Source):
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """One after another; one alone as it is, for it may be large."""
+    """Concatenates arrays; returns a single one without a copy, as it may be large."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _names_of(tops: np.ndarray) -> list[str | None]:
-    """The top folders of images that are called as splits are, and None where there are others."""
+    """Returns the top folders that have names of splits, and None if there are others."""
     return [WORDS[number] if number >= 0 else None for number in np.unique(tops)]
 
 

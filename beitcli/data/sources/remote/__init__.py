@@ -1,1 +1,1 @@
-"""Data sets that are read over the network while training runs."""
+"""Streaming of remote datasets during training."""

@@ -1,7 +1,7 @@
-"""Parquet files on the hub, read in parts: at opening their footers and labels, then each row group as it is wanted.
+"""Streams parquet files from the hub: footers and labels when opening, then row groups on demand.
 
-What opening reads is kept in one index a file, and so is each group's column of images (`runtime/hub/range_cache.py`),
-so that a second epoch or a resumed run reads from the disk. Nothing here depends on who has read what before.
+Footers and labels are cached in one index per file, and the image column of each row group in
+`runtime/hub/range_cache.py`, so a second epoch or a resumed run reads from disk. Results do not depend on the cache.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-Range = tuple[int, int]  # from, to before
+Range = tuple[int, int]  # bytes [start, end)
 
 LABEL = "label"
-_TAIL = 65_536  # bytes of a file's end that are asked for first; most footers are shorter
-_FOOTER_END = 8  # the footer's length and the magic bytes
-_CONNECTIONS = 16  # while data is opened
-_GAP = 32_768  # bytes between two stretches that cost less than another request
+_TAIL = 65_536  # bytes at the end of a file that are requested first; most footers are shorter
+_FOOTER_END = 8  # bytes of the footer's length and the magic number
+_CONNECTIONS = 16  # while opening
+_GAP = 32_768  # bytes between two ranges that cost less than another request
 
 
 class StreamedParquet:
-    """One file on the hub.
+    """A parquet file on the hub.
 
     Attributes:
-        remote: Which one.
-        opening: Where each stretch begins, and its bytes: the footer, and the labels.
+        opening: (start, bytes) of the ranges that are read when opening: the footer and the labels.
     """
 
     def __init__(self, remote: Remote, opening: Sequence[tuple[int, bytes]]) -> None:
@@ -48,19 +47,19 @@ class StreamedParquet:
         self._ranges: dict[str, np.ndarray] = {}
 
     def open(self) -> RemoteFile:
-        """What pyarrow reads schema, metadata and labels from."""
+        """Returns a file from which pyarrow reads schema, metadata and labels."""
         return RemoteFile(self.remote, self.opening)
 
     def open_group(self, group: int, column: str) -> RemoteFile:
-        """What pyarrow reads a column of a row group from. Raises DataError where the hub fails."""
+        """Returns a file from which pyarrow reads a column of a row group. Raises DataError if the download fails."""
         start, end = self._range(group, column)
         try:
             return RemoteFile(self.remote, [*self.opening, (start, read_cached(self.remote, start, end))])
-        except StorageError as error:  # in the middle of a run it is the data that fails
+        except StorageError as error:  # during a run this is an error of the data
             raise DataError(error.message, error.hint) from None
 
     def prefetch(self, group: int, column: str) -> None:
-        """Fetches it in the background, where it is not kept; a failure is left to who reads it."""
+        """Downloads a column of a row group to the cache in the background; errors are raised when it is read."""
         start, end = self._range(group, column)
         if end - start <= limit_bytes() // 4 and not is_cached(self.remote, start, end):
             READ_AHEAD.ask((self.remote, start, end), lambda: read_cached(self.remote, start, end, pauses=()))
@@ -78,7 +77,7 @@ class StreamedParquet:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file as pyarrow reads it: from the stretches that are at hand, else from the hub."""
+    """File object for pyarrow: reads from the given (start, bytes) ranges, else from the hub."""
 
     def __init__(self, remote: Remote, stretches: Iterable[tuple[int, bytes]]) -> None:
         self._remote, self._stretches, self._at = remote, list(stretches), 0
@@ -107,11 +106,11 @@ class RemoteFile(io.RawIOBase):
 
 
 def open_streams(remotes: Sequence[Remote], on_progress: OnProgress | None = None) -> list[StreamedParquet]:
-    """Reads footers and labels, or finds them kept from an earlier opening.
+    """Reads footers and labels from the cache, else from the hub into the cache.
 
     Raises:
-        NoRanges: The server sends whole files only.
-        StorageError: They cannot be had; says why.
+        RangesUnsupported: The server does not support range requests.
+        StorageError: The download fails; the message gives the reason.
     """
     found: list[StreamedParquet | None] = []
     for remote in remotes:
@@ -142,7 +141,7 @@ def open_streams(remotes: Sequence[Remote], on_progress: OnProgress | None = Non
 def _in_parallel(
     job: Callable[[T], R], items: Sequence[T], on_done: Callable[[int, int], None] | None = None
 ) -> list[R]:
-    """What `job` gives for each; the first error ends the others."""
+    """Maps `job` over the items in threads; the first error cancels the rest."""
     results: list[R] = []
     pool = ThreadPoolExecutor(_CONNECTIONS)
     try:
@@ -151,12 +150,12 @@ def _in_parallel(
             if on_done is not None:
                 on_done(len(results), len(items))
     finally:
-        pool.shutdown(cancel_futures=True)  # loaders fork: no thread may live on
+        pool.shutdown(cancel_futures=True)  # loaders fork, so no thread may remain
     return results
 
 
 def _footer(remote: Remote) -> tuple[int, bytes]:
-    """(where it begins, footer) of a file, with what else came along."""
+    """Returns (start, bytes) of the end of a file, with the whole footer."""
     size = remote.size or 0
     start = max(0, size - _TAIL)
     tail = read_range(remote, start, size)
@@ -167,7 +166,7 @@ def _footer(remote: Remote) -> tuple[int, bytes]:
 
 
 def _label_ranges(remote: Remote, footer: tuple[int, bytes]) -> list[Range]:
-    """Where the labels lie that did not come with the footer; near ones are one stretch."""
+    """Returns the ranges of labels that were not read with the footer; merges close ones."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -176,7 +175,7 @@ def _label_ranges(remote: Remote, footer: tuple[int, bytes]) -> list[Range]:
             metadata = file.metadata
             found = [_chunk(metadata, group, LABEL) for group in range(metadata.num_row_groups)]
     except (OSError, ValueError, pa.ArrowException):
-        return []  # whoever opens it says what is wrong
+        return []  # opening the file reports the error
     ranges: list[Range] = []
     for start, end in sorted(each for each in found if each is not None and each[0] < footer[0]):
         if ranges and start - ranges[-1][1] <= _GAP:
@@ -187,7 +186,7 @@ def _label_ranges(remote: Remote, footer: tuple[int, bytes]) -> list[Range]:
 
 
 def _chunk(metadata: pq.FileMetaData, group: int, name: str) -> Range | None:
-    """Where a column of a row group lies; None where there is none."""
+    """Returns the range of a column of a row group; None if there is no such column."""
     row_group = metadata.row_group(group)
     for number in range(row_group.num_columns):
         column = row_group.column(number)

@@ -1,6 +1,6 @@
-"""Threads that bring what is read soon into the cache, while batches are made of what is there.
+"""Background threads that prefetch remote data into the cache.
 
-Each process has its own, from when it first asks: loader workers are forked, and threads do not live on in them.
+Each process starts its own at the first job: loader workers are forked, and threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ THREADS = 4
 
 
 class ReadAhead:
-    """Jobs that may fail unheard; each key is under way once."""
+    """Thread pool whose jobs may fail silently; a pending key is not queued again."""
 
     def __init__(self) -> None:
         self._pid = 0
@@ -37,7 +37,7 @@ class ReadAhead:
         while True:
             key, job = self._jobs.get()
             try:
-                with suppress(Exception):  # whoever reads it meets the same error, and tells it
+                with suppress(Exception):  # the reader gets the same error and reports it
                     job()
             finally:
                 with self._lock:
@@ -45,7 +45,7 @@ class ReadAhead:
                     self._lock.notify_all()
 
     def finish(self) -> None:
-        """Waits until nothing is under way: a process forked meanwhile would inherit locks that nobody frees."""
+        """Waits for all jobs; call it before a fork, because a child would inherit locks that are never released."""
         if self._pid == os.getpid():
             with self._lock:
                 self._lock.wait_for(lambda: not self._pending)

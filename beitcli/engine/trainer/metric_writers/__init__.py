@@ -1,7 +1,7 @@
-"""Where the metrics of a training go: a module a writer, by the name of `--log-to`; `jsonl` is always on.
+"""Metric writers of a training: one module per writer, named as in `--log-to`; `jsonl` is always on.
 
-A writer is the attribute `WRITER` of its module: called without arguments, which must change nothing, it gives a
-`MetricWriter` or raises UsageError where a package is missing. Only the first process has writers.
+A module defines its writer as `WRITER`: a call without arguments, and without side effects, returns a `MetricWriter` or
+raises UsageError if a package is missing. Only rank 0 has writers.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 
 class MetricWriter(Protocol):
-    """Takes the metrics of one run, in the order start, rewind, write..., close."""
+    """Writes the metrics of one run; called in the order start, rewind, write..., close."""
 
     def start(self, run: RunFolder, config: Training) -> None:
-        """The run that metrics are to come from; its folder exists."""
+        """Sets the run that the metrics belong to; its folder exists."""
 
     def rewind(self, step: int) -> None:
-        """Drops what lies past `step`: the run is about to write it again. Called once, with 0 in a new run."""
+        """Drops what was written after `step`, as the run will write it again. Called once; with 0 in a new run."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of a logged step, finite all of them; `epoch` is the first."""
+        """Writes the metrics of a logged step; all are finite, and `epoch` is the first."""
 
     def close(self) -> None:
-        """Nothing follows; also called where the run was stopped or failed."""
+        """Ends writing; also called if the run was stopped or failed."""

@@ -1,4 +1,4 @@
-"""RUN/metrics.jsonl: one JSON object a logged step, `{"step", "epoch", "loss", ...}`."""
+"""RUN/metrics.jsonl: one JSON object per logged step, `{"step", "epoch", "loss", ...}`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE = "metrics.jsonl"
 
 
 class MetricsJsonl:
-    """Appends a line at a time, so that a killed process leaves one unfinished line at most."""
+    """Appends one line at a time, so that a killed process leaves at most one incomplete line."""
 
     def start(self, run: RunFolder, config: Training) -> None:
         self.run = run
@@ -26,7 +26,7 @@ class MetricsJsonl:
             try:
                 if parse_json(line)["step"] <= step:
                     kept.append(line)
-            except (ValueError, KeyError, TypeError):  # a line that a killed process left unfinished
+            except (ValueError, KeyError, TypeError):  # an incomplete line of a killed process
                 continue
         self.run.write_text(FILE, "".join(line + "\n" for line in kept))
 

@@ -11,7 +11,7 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 
 class TensorBoardWriter:
-    """One event file a process; what lies past the step that a run goes on from is hidden by `purge_step`.
+    """Writes one event file per process; `purge_step` hides what was written after the step that a run resumes from.
 
     Raises:
         UsageError: The package `tensorboard` is not installed.
@@ -35,11 +35,11 @@ class TensorBoardWriter:
         self.first_hidden = step + 1
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.writer is None:  # so that a run that is finished already leaves no empty file
+        if self.writer is None:  # only now: a finished run must leave no empty file
             self.writer = self._make(str(self.folder), purge_step=self.first_hidden)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
-        self.writer.flush()  # or a killed process would lose two minutes that its checkpoint has
+        self.writer.flush()  # else a killed process loses two minutes that its checkpoint has
 
     def close(self) -> None:
         if self.writer is not None:

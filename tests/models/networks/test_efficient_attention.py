@@ -1,4 +1,4 @@
-"""TrainedAttention: on a CPU the numbers of its formula bit for bit, one compiled graph, a padded shared bias."""
+"""EfficientAttention: on a CPU the numbers of its formula bit for bit, one compiled graph, a padded shared bias."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from beitcli.config.architecture import Architecture
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.models.networks.efficient_attention import _weighted
 from beitcli.models.networks.timm_vit import architecture_of, build_timm
-from beitcli.models.networks.trained_attention import _weighted
 from beitcli.runtime.compute.device import Compute
 
 BATCH, HEADS, LENGTH, DIM, ROWS = 3, 2, 13, 16, 5
