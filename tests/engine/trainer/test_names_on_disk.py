@@ -39,7 +39,6 @@ def test_a_checkpoint_has_the_files_and_keys_of_earlier_versions(run):
     assert files == {
         "SHA256SUMS",
         "config.json",
-        "config.toml",
         "model.safetensors",
         "trainer.json",
         "trainer.safetensors",
