@@ -73,8 +73,9 @@ def open_tokenizer(
         tokenizer = pretrained.open(reference, on_progress)
     else:
         near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), words(), n=1)
-        if near and not Path(reference).exists():
-            raise UsageError(f"There is no tokenizer '{reference}'.", f"Did you mean '{near[0]}'?")
+        if not Path(reference).exists() and not reference.startswith("hf://"):
+            hint = f"Did you mean '{near[0]}'?" if near else "Give a run of `beit train-tokenizer`, or dall-e."
+            raise UsageError(f"There is no tokenizer '{reference}'.", hint)
         tokenizer = _ours(reference, on_progress)
     tokenizer.model.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return tokenizer

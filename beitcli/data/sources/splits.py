@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
+from beitcli.config.fields import suggestion
 from beitcli.data.sources.format import Request
 from beitcli.errors import DataError
 
@@ -104,7 +105,8 @@ def choose_split(name: str, available: Iterable[str], request: Request) -> str:
     if not found:
         missing = request.split or _WORDS[wanted[0]][0]
         has = f"it has {', '.join(sorted(there))}" if there else "it has no splits"
-        way_out = f"Pass --split {there[0]}." if there else "Leave --split out to read all of it."
+        way_out = suggestion(missing, there, prefix="--split ") if request.split else ""
+        way_out = way_out or (f"Pass --split {there[0]}." if there else "Leave --split out to read all of it.")
         raise DataError(f"'{name}' has no split '{missing}': {has}.", hint=way_out)
     chosen = request.split if request.split in found else found[0]
     report_unused_splits(name, chosen, there, request)
@@ -113,9 +115,9 @@ def choose_split(name: str, available: Iterable[str], request: Request) -> str:
 
 def report_unused_splits(name: str, chosen: str, there: Iterable[str], request: Request) -> None:
     """Reports the splits that are not read."""
-    aside = ", ".join(sorted(set(there) - {chosen}))
-    if aside:
-        request.say(f"'{name}': split {chosen} is read, {aside} left aside; --split chooses.")
+    unused = " and ".join(sorted(set(there) - {chosen}))
+    if unused:
+        request.say(f"'{name}': reading split {chosen}, not {unused}. --split reads another.")
 
 
 def _order(name: str) -> tuple[int, str]:

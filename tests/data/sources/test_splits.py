@@ -13,6 +13,7 @@ from PIL import Image
 from beitcli.data.annotations.label_maps import LabelMapping
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.detection import open_detection
+from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.data.sources.splits import are_splits, canonical, split_of, trains_apart_from_val
@@ -257,11 +258,19 @@ def test_what_a_choice_leaves_aside_is_told_once(tmp_path):
     told: list[tuple[str, int, int, str]] = []
     root = make_folder(tmp_path, ["train/a/1.png", "dev/a/2.png", "test/a/3.png"])
     open_data([root], on_progress=lambda *event: told.append(event))
-    assert told == [(f"'{root}': split train is read, dev, test left aside; --split chooses.", 0, 0, "")]
+    assert told == [(f"'{root}': reading split train, not dev and test. --split reads another.", 0, 0, "")]
     told.clear()
     open_data([root], split="test", on_progress=lambda *event: told.append(event))
-    assert told == [(f"'{root}': split test is read, dev, train left aside; --split chooses.", 0, 0, "")]
+    assert told == [(f"'{root}': reading split test, not dev and train. --split reads another.", 0, 0, "")]
     told.clear()
     open_data(["sample"], on_progress=lambda *event: told.append(event))
     open_data([make_folder(tmp_path / "whole", ["a/1.png"])], on_progress=lambda *event: told.append(event))
     assert told == []
+
+
+def test_a_misspelt_split_is_answered_with_the_one_that_was_meant(tmp_path):
+    names = [f"{split}/{kind}/a.png" for split in ("train", "val", "test") for kind in ("blue", "red")]
+    root = make_folder(tmp_path / "data", names)
+    with pytest.raises(DataError, match="no split 'tset'") as caught:
+        open_data([root], Request(split="tset"))
+    assert caught.value.hint == "Did you mean '--split test'?"

@@ -134,7 +134,7 @@ def test_finetune_measures_on_the_validation_split_of_any_format(tmp_path, label
     assert ended.lines[0]["images"] == 16
     assert ended.lines[0]["measured_on"] == f"{data}, split val"
     assert "Data: 24 images of 3 classes" in ended.err
-    assert "left aside; --split chooses." in ended.err
+    assert "--split reads another." in ended.err
 
 
 @pytest.mark.parametrize(
