@@ -51,7 +51,7 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
 
 def default_recipe(settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
     """Returns the recipe used if none is named: that of the task, if the job has tasks."""
-    task = TASKS.load(asked["task"]) if "task" in settings and asked.get("task") in TASKS.names() else None
+    task = TASKS.entries().get(str(asked.get("task"))) if "task" in settings else None
     return (task and task.recipe) or settings["recipe"].default
 
 
