@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from beitcli.config.tasks import TASKS
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES
 from tests.helpers.plugins import beit_with, install
 
@@ -39,7 +40,8 @@ def toy_run(site, tmp_path_factory) -> Path:
 
 def test_help_lists_a_new_head_with_its_task(site):
     shown = " ".join(beit_with(site, "finetune", "--task", "segment", "--help").stdout.replace("│", " ").split())
-    assert "segment: upernet, setr-pup, toy" in shown
+    names = TASKS.load("segment").head_names()
+    assert f"segment: {', '.join(names)}, toy" in shown
 
 
 def test_a_new_head_is_refused_by_other_tasks(site):
@@ -115,4 +117,5 @@ def test_broken_entries_of_other_groups_break_no_command(toy_run, tmp_path, sour
 def test_a_head_that_is_not_installed_is_refused_by_name(toy_run, beit):
     ended = beit("eval", toy_run, "sample", "--limit", 4)
     assert ended.code == 4
-    assert "is a segmenter with another head than upernet or setr-pup" in ended.err
+    known = " or ".join(TASKS.load("segment").head_names())
+    assert f"is a segmenter with another head than {known}" in ended.err
