@@ -30,9 +30,9 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     """
     if config.protocol != "head":
         return probe(config, on_event)
-    found = open_model(config.model, downloads(on_event))
-    task = expect_finetuned(found, or_else="--protocol knn or linear measures the features of any.")
-    return task.run("evaluate", config, found, on_event)
+    checkpoint = open_model(config.model, downloads(on_event))
+    task = expect_finetuned(checkpoint, or_else="--protocol knn or linear measures the features of any.")
+    return task.run("evaluate", config, checkpoint, on_event)
 
 
 @dataclass(frozen=True)

@@ -19,5 +19,5 @@ def predict(
         DataError: After the last image, if some could not be read.
         StorageError: The model is not finetuned, so it predicts nothing.
     """
-    found = open_model(config.model, downloads(on_event))
-    yield from expect_finetuned(found).run("predict", config, found, on_event, stdin)
+    checkpoint = open_model(config.model, downloads(on_event))
+    yield from expect_finetuned(checkpoint).run("predict", config, checkpoint, on_event, stdin)

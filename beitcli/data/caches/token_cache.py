@@ -125,10 +125,10 @@ class TokenCache:
 
     def _file(self, epoch: int, flags: int) -> int:
         if (epoch, flags) not in self._files:
-            checkpoint = os.open(self.folder / f"epoch-{epoch:07d}.rows", flags | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(self.folder / f"epoch-{epoch:07d}.rows", flags | os.O_CLOEXEC, 0o666)
             if len(self._files) >= _OPEN_EPOCHS:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[epoch, flags] = checkpoint
+            self._files[epoch, flags] = descriptor
         return self._files[epoch, flags]
 
     def _give_up(self, error: OSError) -> None:

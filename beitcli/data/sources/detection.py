@@ -125,8 +125,8 @@ class DetectionSource(Source):
                 "Name the categories as in training, or finetune on this data.",
             )
         label_of = np.array([names.index(name) for name in self.names], np.int64)
-        remap_labels = [self.marked[place].remap_labels(label_of) for place in self.places.tolist()]
-        return DetectionSource(self.images, remap_labels, names, self.bad)
+        remapped = [self.marked[place].remap_labels(label_of) for place in self.places.tolist()]
+        return DetectionSource(self.images, remapped, names, self.bad)
 
     def pixels_and_labels(self, index: int) -> tuple[np.ndarray, BoxLabels]:
         """Returns (H, W, 3) uint8 and the boxes. Raises BadImage, also if the size differs from the annotations."""

@@ -27,6 +27,8 @@ _locks: WeakValueDictionary[tuple[int, int], BaseFileLock] = WeakValueDictionary
 
 def _locked(path: Path) -> BaseFileLock:
     file = path / ".lock"
+    if file.is_symlink():  # what it points to would be locked and overwritten
+        raise StorageError(f"'{file}' is a link, and a run's lock must be a file.", "Remove the link.")
     file.touch()
     status = file.stat()
     lock = _locks.get((status.st_dev, status.st_ino))

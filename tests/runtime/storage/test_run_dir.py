@@ -214,3 +214,13 @@ def test_a_mount_without_locks_is_used_unguarded(tmp_path, monkeypatch, number):
     assert RunFolder.create(tmp_path / "run", resume=True).path == first.path
     assert (first.path / ".lock").read_text() == f"{os.getpid()} {socket.gethostname()}\n"
     assert visible(first.path) == []
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_path):
+    target = tmp_path / "precious.txt"
+    target.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(target)
+    with pytest.raises(StorageError, match="is a link"):
+        RunFolder.create(tmp_path / "run", resume=True)
+    assert target.read_text() == "mine"
