@@ -7,7 +7,9 @@
 A new entry is one new file. Another package declares its module under the entry-point group of the same name:
 
     [project.entry-points."beitcli.heads.segmentation"]
-    my-head = "my_package.my_head"
+    my-head = "my_package.my_head"           or "my_package.heads:MyHead"
+
+One that cannot be loaded is an error of `load` by its name only: `entries` leaves it out.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import entry_points
+from functools import cache, cached_property, reduce
+from importlib.machinery import PathFinder
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from beitcli.config.fields import suggestion
@@ -32,7 +37,7 @@ class Registry:
 
     Attributes:
         package: Dotted name of the package, and of the entry-point group.
-        attribute: Name of the variable that holds a module's entry.
+        attribute: Name of the variable that holds a module's entry; an entry point `module:attr` names its own.
         noun: Name of an entry in error messages.
     """
 
@@ -41,8 +46,8 @@ class Registry:
     noun: str
 
     @cached_property
-    def _modules(self) -> dict[str, str]:
-        """Dotted module names by entry name; our own precede and override those of other packages."""
+    def _points(self) -> dict[str, EntryPoint]:
+        """Entry points by name; our own precede and override those of other packages."""
         root, *inner = self.package.split(".")  # `find_spec` on the full name would import the packages between
         spec = importlib.util.find_spec(root)
         folders = (spec.submodule_search_locations if spec is not None else None) or []
@@ -51,34 +56,44 @@ class Registry:
             for module in pkgutil.iter_modules([os.path.join(folder, *inner) for folder in folders])
             if not module.ispkg and not module.name.startswith("_")
         ]
-        installed = {point.name: point.value for point in entry_points(group=self.package)}
-        return {name.replace("_", "-"): f"{self.package}.{name}" for name in sorted(own)} | {
-            name: module for name, module in sorted(installed.items()) if name.replace("-", "_") not in own
+        ours = [EntryPoint(name.replace("_", "-"), f"{self.package}.{name}", self.package) for name in sorted(own)]
+        installed = sorted(_installed(tuple(sys.path)).select(group=self.package), key=lambda point: point.name)
+        return {point.name: point for point in ours} | {
+            point.name: point for point in installed if point.name.replace("-", "_") not in own
         }
 
     def names(self) -> tuple[str, ...]:
         """Returns the names of the entries without importing them."""
-        return tuple(self._modules)
+        return tuple(self._points)
+
+    def is_ours(self, name: str) -> bool:
+        """Whether the entry is part of this program, not of another package."""
+        return self._points[name].value.startswith("beitcli.")
 
     def load(self, name: str) -> Any:
         """Imports and returns an entry.
 
         Raises:
-            UsageError: There is no such entry, or the module of another package cannot be loaded.
+            UsageError: There is no such entry, or that of another package cannot be loaded.
         """
-        if name not in self._modules:
-            hint = suggestion(name, self._modules) or f"One of: {', '.join(self._modules)}."
+        if name not in self._points:
+            hint = suggestion(name, self._points) or f"One of: {', '.join(self._points)}."
             raise UsageError(f"There is no {self.noun} '{name}'.", hint)
-        dotted = self._modules[name]
+        point = self._points[name]
         try:
-            return getattr(importlib.import_module(dotted), self.attribute)
-        except (ImportError, AttributeError) as error:
-            if dotted.startswith("beitcli."):
+            attributes = (point.attr or self.attribute).split(".")
+            return reduce(getattr, attributes, importlib.import_module(point.module))
+        except (Exception, SystemExit) as error:  # another package's module may raise anything
+            if self.is_ours(name):
                 raise
-            raise UsageError(
-                f"{self.noun.capitalize()} '{name}' of module '{dotted}' cannot be loaded: {error}.",
-                "Mend or uninstall the package that adds it.",
-            ) from error
+            raise self.unusable(name, f"{type(error).__name__}: {error}") from error
+
+    def unusable(self, name: str, reason: str) -> UsageError:
+        """The error for an entry of another package."""
+        return UsageError(
+            f"{self.noun.capitalize()} '{name}' of module '{self._points[name].value}' cannot be loaded: {reason}.",
+            "Mend or uninstall the package that adds it.",
+        )
 
     def literal(self, name: str, attribute: str, default: Any = None) -> Any:
         """Returns the literal assigned to `attribute` at the top level of a module, parsed from its source.
@@ -86,11 +101,11 @@ class Registry:
         The module is not imported, because it may import torch, which takes seconds.
 
         Returns:
-            The value; `default` if there is no such entry, source or assignment.
+            The value; `default` if there is no such entry, source or assignment, or it is no literal.
         """
-        known = isinstance(name, str) and name in self._modules  # `name` may come from a checkpoint
-        values = _assigned(self._modules[name], attribute) if known else []
-        return ast.literal_eval(values[0]) if values else default
+        known = isinstance(name, str) and name in self._points  # `name` may come from a checkpoint
+        values = _assigned(self._points[name], attribute) if known else []
+        return _literal(values[0], default) if values else default
 
     @cached_property
     def written(self) -> list[dict[str, Any]]:
@@ -98,28 +113,55 @@ class Registry:
 
         Modules that cannot be read are left out; `load` reports the reason.
         """
-        values = [value for dotted in self._modules.values() for value in _assigned(dotted, self.attribute)]
+        values = [value for point in self._points.values() for value in _assigned(point, self.attribute, named=True)]
         return [{each.arg: _literal(each.value) for each in getattr(value, "keywords", [])} for value in values]
 
     def entries(self) -> dict[str, Any]:
-        """Imports all entries and returns them by name."""
-        return {name: self.load(name) for name in self._modules}
+        """Imports all entries and returns them by name, without those of other packages that cannot be loaded."""
+        found = {}
+        for name in self._points:
+            with suppress(UsageError):
+                found[name] = self.load(name)
+        return found
 
 
-def _assigned(dotted: str, attribute: str) -> list[ast.expr]:
-    """What a module assigns to `attribute` at its top level; empty where its source cannot be read."""
+@cache
+def _installed(path: tuple[str, ...]) -> Any:
+    """The entry points of all packages, read once for all registries; `path` is `sys.path`, where they are found."""
+    return entry_points()
+
+
+def _assigned(point: EntryPoint, attribute: str, *, named: bool = False) -> list[ast.expr]:
+    """What a module assigns to a variable at its top level; empty where its source cannot be read.
+
+    Args:
+        named: Whether the attribute of the entry point, if it has one, replaces `attribute`.
+    """
     try:
-        spec = importlib.util.find_spec(dotted)
-        tree = ast.parse(spec.loader.get_source(dotted))  # type: ignore[union-attr]
-    except (ImportError, AttributeError, TypeError, SyntaxError):
+        attribute = (named and point.attr) or attribute
+        tree = ast.parse(_source(point.module))
+    except Exception:  # another package's finder and source; `load` reports the reason
         return []
     return [
-        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == attribute
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        if ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target) == attribute
     ]
 
 
-def _literal(node: ast.expr) -> Any:
+def _source(dotted: str) -> str:
+    """Returns the source of a module. `find_spec` on the full name would import the packages above it."""
+    root, *inner = dotted.split(".")
+    spec: Any = importlib.util.find_spec(root)
+    for name in inner:
+        spec = PathFinder.find_spec(name, spec.submodule_search_locations)
+    source: str = spec.loader.get_source(spec.name)
+    return source
+
+
+def _literal(node: ast.expr, default: Any = None) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
-        return None
+    except (ValueError, TypeError, RecursionError):
+        return default

@@ -51,7 +51,7 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
 
 def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
     """Returns the recipe used if none is named: that of the task, or of another setting in the job's `recipes_of`."""
-    task = TASKS.load(asked["task"]) if "task" in settings and asked.get("task") in TASKS.names() else None
+    task = TASKS.entries().get(str(asked.get("task"))) if "task" in settings else None
     if task and task.recipe:
         return task.recipe
     for name, recipes in getattr(config_class, "recipes_of", {}).items():

@@ -7,7 +7,6 @@ from typing import Any
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.tasks import TASKS
 from beitcli.engine.events import OnEvent, ignore
-from beitcli.engine.trainer.metric_log import make_writers
 
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> Any:
@@ -16,5 +15,4 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> Any:
     Returns:
         The report of the task; with `dry_run`, the plan as a dict instead.
     """
-    make_writers(config)  # reports a missing one before anything is opened
     return TASKS.load(config.task).run("finetune", config, on_event)

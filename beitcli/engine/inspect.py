@@ -59,8 +59,8 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         UsageError: Nothing has that name.
         StorageError: It is not a checkpoint that this program knows.
     """
-    for name in PRETRAINED.names():
-        facts = PRETRAINED.load(name).facts(config.ref, downloads(on_event))
+    for pretrained in reversed(PRETRAINED.entries().values()):  # as `open_tokenizer` asks them
+        facts = pretrained.facts(config.ref, downloads(on_event))
         if facts is not None:
             warn(facts.notes, on_event)
             return _tokenizer(config, facts)

@@ -27,7 +27,7 @@ from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.job import Finished, Job, report_job, run_job, train_job
-from beitcli.engine.trainer.metric_log import make_writers
+from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan, open_run
@@ -79,8 +79,8 @@ class PretrainReport:
 def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainReport | dict[str, Any]:
     """Pretrains a BEiT and returns the report; with `dry_run`, returns the plan as a dict instead."""
     masking = _masking(config)
-    make_writers(config)  # reports an unusable writer before anything is opened
     compute = join_compute(config)
+    check_writers(config, compute.world)
     residual_dtype(config, compute)
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"

@@ -19,7 +19,7 @@ from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.job import Finished, Job, run_job
-from beitcli.engine.trainer.metric_log import make_writers
+from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
@@ -155,8 +155,8 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
             f"--size {config.size} is not divided by {factor}, the pixels that a token stands for along each side.",
             f"Give a multiple of {factor}.",
         )
-    make_writers(config)  # reports a missing one before the data is opened
     compute = join_compute(config)
+    check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
     return run_job(config, compute, on_event, lambda session: tokenizer_job(config, source, compute, on_event))

@@ -68,7 +68,8 @@ def open_tokenizer(
         raise UsageError(
             "'pixels' is no tokenizer: it has no codes.", "`beit pretrain --target pixels` learns from pixels."
         )
-    pretrained = next((each for each in map(PRETRAINED.load, PRETRAINED.names()) if each.recognizes(reference)), None)
+    # reversed: other packages' before DALL-E's, which takes all of the hub
+    pretrained = next((each for each in reversed(PRETRAINED.entries().values()) if each.recognizes(reference)), None)
     if pretrained is not None:
         tokenizer = pretrained.open(reference, on_progress)
     else:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
-from beitcli.runtime.distributed.fsdp import shard, whole
+from beitcli.runtime.distributed.fsdp import full_tensor, shard
 from beitcli.runtime.distributed.world import DistributedContext
 from gpu_steps.context import Context, relative_error
 from gpu_steps.setups import Setup, make_setup
@@ -80,7 +80,7 @@ def with_fsdp(setup: Setup) -> Setup:
 
 def trained(setup: Setup) -> dict[str, Any]:
     losses = [setup.loss_of_step() for _ in range(_STEPS)]
-    weights = torch.cat([whole(p.detach()).flatten().cpu() for p in setup.task.model.parameters()])
+    weights = torch.cat([full_tensor(p.detach()).flatten().cpu() for p in setup.task.model.parameters()])
     return {"losses": losses, "weights": weights}
 
 

@@ -162,6 +162,18 @@ def test_resume_refuses_data_that_has_changed(
     assert contents(tmp_path / "run") == before
 
 
+def test_resume_on_another_split_says_that_earlier_versions_knew_fewer_names(
+    beit: Callable, labelled_folder: Path, tokenizer_run: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(labelled_folder, tmp_path / "data" / "classes"))
+    argv = [*PRETRAIN, data.parent, "--tokenizer", tokenizer_run, "--steps", 2, "--out", tmp_path / "run"]
+    assert beit(*argv).code == 0
+    data.rename(data.parent / "train")
+    shutil.copytree(labelled_folder, data.parent / "validation")
+    ended = beit("pretrain", "--out", tmp_path / "run", "--resume")
+    assert_refused(ended, 2, "added, removed or renamed", "Earlier versions knew fewer names of splits")
+
+
 def test_training_refuses_names_that_its_settings_cannot_hold(
     beit: Callable, picture: Callable, tmp_path: Path
 ) -> None:

@@ -76,6 +76,23 @@ def test_a_task_that_is_not_installed_is_no_choice(brightness_run, beit):
     assert "--task is 'brightness'" in beit("finetune", "sample", "--init", "random", "--task", "brightness").err
 
 
+@pytest.mark.parametrize("taken", ["kind='segmenter'", "kind='other', prefix='decode_head.'", None])
+def test_a_task_that_stands_in_the_way_of_ours_is_left_out(tmp_path, taken):
+    """By its kind or prefix, or as no task at all; only its name is refused."""
+    source = (
+        f"TaskDefinition(name='rival', engine='rival', opener='', default_head='linear', {taken})" if taken else "5"
+    )
+    (tmp_path / "rival.py").write_text(f"from beitcli.config.tasks import TaskDefinition\nTASK = {source}\n")
+    info = tmp_path / "rival-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[beitcli.config.tasks]\nrival = rival\n")
+    assert beit_with(tmp_path, "finetune", "--task", "segment", "--help").returncode == 0
+    ended = beit_with(tmp_path, "finetune", "sample", "--init", "random", "--task", "rival")
+    assert ended.returncode == 2
+    assert "Task 'rival' of module 'rival' cannot be loaded" in " ".join(ended.stderr.split())
+
+
 @pytest.mark.parametrize("name", TASKS.names())
 def test_a_task_s_file_is_named_as_the_task_and_names_what_is_there(name):
     task: TaskDefinition = TASKS.load(name)

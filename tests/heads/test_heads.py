@@ -117,8 +117,13 @@ def test_setr_pup_with_hand_set_weights_gives_the_value_computed_by_hand():
 @pytest.mark.parametrize("name", HEADS.names())
 def test_head_gives_auxiliary_logits_in_training_only(name):
     head = HEADS.load(name)(WIDTH, 16, CLASSES)
-    assert len(head(maps_of())) == {"upernet": 2, "setr-pup": 4}[name]
+    assert len(head(maps_of())) >= 1
     assert len(head.eval()(maps_of())) == 1
+
+
+@pytest.mark.parametrize(("name", "number"), [("upernet", 2), ("setr-pup", 4)])
+def test_auxiliary_heads_are_those_of_mmseg(name, number):
+    assert len(HEADS.load(name)(WIDTH, 16, CLASSES)(maps_of())) == number
 
 
 def test_resize_map_is_bilinear_by_pixel_areas():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from beitcli.config.tasks import TASKS
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES
 from tests.helpers.plugins import beit_with, install
 
@@ -39,7 +40,8 @@ def toy_run(site, tmp_path_factory) -> Path:
 
 def test_help_lists_a_new_head_with_its_task(site):
     shown = " ".join(beit_with(site, "finetune", "--task", "segment", "--help").stdout.replace("│", " ").split())
-    assert "segment: upernet, setr-pup, toy" in shown
+    names = TASKS.load("segment").head_names()
+    assert f"segment: {', '.join(names)}, toy" in shown
 
 
 def test_a_new_head_is_refused_by_other_tasks(site):
@@ -83,7 +85,37 @@ def test_a_new_head_is_told_without_torch(site, toy_run, tmp_path, alone):
     assert (found["kind"], found["architecture"]["head"], found["classes"]) == ("segmenter", "toy", len(SAMPLE_CLASSES))
 
 
+BROKEN = ("beitcli.config.tasks", "beitcli.data.sources.formats", "beitcli.tokenizers.pretrained")
+
+
+@pytest.mark.parametrize("source", ["ENTRY = = 1", "raise ValueError('it is broken')"])
+def test_broken_entries_of_other_groups_break_no_command(toy_run, tmp_path, source):
+    """Beside a head written as `module:attr`."""
+    site = tmp_path / "site"
+    install("toy_head", GROUP, "toy", site)
+    points = site / "toy_head-1.0.dist-info" / "entry_points.txt"
+    broken = "".join(f"[{group}]\nbroken = broken_entries.inner\n" for group in BROKEN)
+    points.write_text(f"[{GROUP}]\ntoy = toy_head:HEAD\n{broken}")
+    (site / "broken_entries").mkdir()
+    (site / "broken_entries" / "__init__.py").write_text(source)
+    (site / "broken_entries" / "inner.py").touch()
+    (weights,) = toy_run.glob("checkpoints/step-0000002/model.safetensors")
+    alone = shutil.copy(weights, tmp_path / "weights.safetensors")
+    ended = {
+        "help": beit_with(site, "finetune", "--task", "segment", "--help"),
+        "inspect": beit_with(site, "inspect", alone, "--json"),
+        "eval": beit_with(site, "eval", toy_run, "sample", "--limit", 2, "--workers", 0, "--json"),
+    }
+    assert {name: each.returncode for name, each in ended.items()} == dict.fromkeys(ended, 0), ended
+    assert "broken_entries" not in "".join(each.stderr for each in ended.values())
+    assert json.loads(ended["inspect"].stdout)["architecture"]["head"] == "toy"
+    named = beit_with(site, "finetune", "sample", "--init", "random", "--task", "broken")
+    assert named.returncode == 2
+    assert "Task 'broken' of module 'broken_entries.inner' cannot be loaded" in " ".join(named.stderr.split())
+
+
 def test_a_head_that_is_not_installed_is_refused_by_name(toy_run, beit):
     ended = beit("eval", toy_run, "sample", "--limit", 4)
     assert ended.code == 4
-    assert "is a segmenter with another head than upernet or setr-pup" in ended.err
+    known = " or ".join(TASKS.load("segment").head_names())
+    assert f"is a segmenter with another head than {known}" in ended.err

@@ -13,7 +13,6 @@ from typing import Any
 
 from beitcli.config.registry import Registry
 
-TASKS = Registry("beitcli.config.tasks", "TASK", "task")
 DEFAULT_TASK = "classify"
 
 
@@ -64,6 +63,24 @@ class TaskDefinition:
         """Builds the network of an opened checkpoint (CheckpointHandle), in evaluation mode."""
         module, _, function = self.opener.partition(":")
         return getattr(import_module(module), function)(checkpoint)[0]
+
+
+class TaskRegistry(Registry):
+    """The registry of tasks: checkpoints tell them apart by kind and by prefix, so no other package may take ours."""
+
+    def load(self, name: str) -> TaskDefinition:
+        task = super().load(name)
+        if self.is_ours(name):
+            return task
+        if not isinstance(task, TaskDefinition):
+            raise self.unusable(name, "it is no TaskDefinition")
+        for ours in (super(TaskRegistry, self).load(other) for other in self.names() if self.is_ours(other)):
+            if task.kind == ours.kind or (task.prefix and task.prefix == ours.prefix):
+                raise self.unusable(name, f"its kind or prefix is that of {ours.name}")
+        return task
+
+
+TASKS = TaskRegistry("beitcli.config.tasks", "TASK", "task")
 
 
 def task_of_kind(kind: str) -> TaskDefinition | None:

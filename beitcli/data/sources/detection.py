@@ -209,10 +209,14 @@ def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
     """Returns the files to read, and the canonical names of all splits."""
     splits, whole = _splits(root), _whole(root)
     if request.split is None and whole is not None:
+        if splits:
+            file, unused = os.path.relpath(whole[0], root), " and ".join(sorted(splits))
+            request.say(f"'{root}': reading {file}, not split {unused}. --split reads another.")
         return whole, frozenset()
     if request.split is None and not splits:
         raise DataError(f"'{root}' has no annotations in COCO's layout.", _LAYOUT)
-    return splits[choose_split(root, splits, request)], frozenset(splits)
+    (chosen,) = choose_split(root, splits, request)
+    return splits[chosen], frozenset(splits)
 
 
 def _whole(root: str) -> Files | None:

@@ -166,6 +166,11 @@ def require_readable(size: int) -> None:
         raise BadImage(f"{size / 1e9:.1f} GB, more than the {MAX_IMAGE_BYTES / 1e9:.1f} allowed")
 
 
+def count_of_images(count: int) -> str:
+    """Returns `2 images` for a message; empty for none."""
+    return f"{count:,} image{'s'[: count > 1]}" if count else ""
+
+
 def sibling_names(folder: str) -> list[str]:
     """Lists a folder, sorted; empty if it cannot be listed."""
     try:

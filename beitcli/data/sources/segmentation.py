@@ -122,8 +122,16 @@ class _SampleMasks(Source):
 
 
 def _of_folders(root: str, rule: LabelMapping, request: Request) -> SegmentationSource:
-    """Opens a folder and pairs images with masks by path."""
+    """Opens a folder, or the folders of one of its splits."""
     folders, splits = _folders(root, request)
+    sources = [_paired(root, each, splits, rule, request) for each in folders]
+    return sources[0] if len(sources) == 1 else _joined(sources)
+
+
+def _paired(
+    root: str, folders: Folders, splits: frozenset[str], rule: LabelMapping, request: Request
+) -> SegmentationSource:
+    """Opens a folder of images and one of masks, and pairs them by path."""
     images, masks = (FolderSource(each, name=root, classed=False, on_progress=request.on_progress) for each in folders)
     images.splits = splits
     mask_of: dict[str, int] = {}
@@ -181,15 +189,16 @@ def open_segmentation(
     return sources[0] if len(sources) == 1 else _joined(sources)
 
 
-def _folders(root: str, request: Request) -> tuple[Folders, frozenset[str]]:
+def _folders(root: str, request: Request) -> tuple[list[Folders], frozenset[str]]:
     """Returns the folders to read, and the canonical names of all splits."""
     splits = _splits(root)
     if splits or request.split is not None:
-        return splits[choose_split(root, splits, request)], frozenset(map(canonical, splits))
+        chosen = choose_split(root, splits, request)
+        return [splits[name] for name in chosen], frozenset(map(canonical, splits))
     pair = _pair(root)
     if pair is None:
         raise DataError(f"'{root}' has no images/ beside masks/ or annotations/.", _LAYOUT)
-    return pair, frozenset()
+    return [pair], frozenset()
 
 
 def _splits(root: str) -> dict[str, Folders]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from beitcli.config.fields import suggestion
 from beitcli.data.sources.format import Request
@@ -24,6 +24,7 @@ _WORDS = {
 }
 _SPLIT_OF_WORD = {word: split for split, words in _WORDS.items() for word in words}
 WORDS = tuple(_SPLIT_OF_WORD)
+_ANY_WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(WORDS)})(?![a-z])")
 _OF_ROLE = {"train": ("train",), "eval": ("validation", "test")}
 _SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}")
 
@@ -49,11 +50,8 @@ def split_of(path: str) -> str | None:
     shard = _SHARD.match(stem)
     if shard:
         return canonical(shard[1])
-    for part in (stem, *reversed(folders)):
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in _SPLIT_OF_WORD:
-                return _SPLIT_OF_WORD[word]
-    return None
+    word = _ANY_WORD.search("/".join((stem, *reversed(folders))).lower())
+    return _SPLIT_OF_WORD[word[0]] if word else None
 
 
 def configuration_of(path: str) -> str | None:
@@ -76,6 +74,20 @@ def are_splits(names: Iterable[str | None]) -> bool:
     return has_train_and_val(splits) or (None not in splits and len(splits) > 1)
 
 
+def are_split_folders(names: Sequence[str], holds_folders: Callable[[str], bool]) -> bool:
+    """Whether top folders with names of splits, and without others beside them, are splits, not classes.
+
+    The names `train` and `val` suffice. Others, such as `dev` beside `eval`, could be classes unless they hold folders.
+
+    Args:
+        names: Names of splits.
+        holds_folders: Whether a top folder holds folders.
+    """
+    are = [name.lower() in ("train", "val") or holds_folders(name) for name in names]
+    splits = set(map(canonical, names))
+    return "train" in splits or any(are) if len(splits) > 1 else bool(are) and all(are)
+
+
 def has_train_and_val(splits: Iterable[str | None]) -> bool:
     """Whether there are both a train and a validation split."""
     return {"train", "validation"} <= set(splits)
@@ -90,34 +102,42 @@ def trains_apart_from_val(split: str | None, splits: Iterable[str | None]) -> bo
     return canonical(split or "train") == "train" and has_train_and_val(splits)
 
 
-def choose_split(name: str, available: Iterable[str], request: Request) -> str:
-    """Selects the split to read among the available names; reports the unused ones.
+def choose_split(name: str, available: Iterable[str], request: Request, *, outside: str = "") -> list[str]:
+    """Selects the split to read among the available names; reports what is not read.
 
     Args:
         name: The DATA reference.
+        available: Names of splits; of two names for one split, such as `val` and `valid`, both are selected.
+        outside: What is in no split, for the report.
+
+    Returns:
+        All available names of one split, the usual name first.
 
     Raises:
         DataError: The split is missing.
     """
     there = sorted(set(available), key=_order)
     wanted = _OF_ROLE[request.role] if request.split is None else (canonical(request.split),)
-    found = [each for split in wanted for each in there if canonical(each) == split]
+    found = [chosen for split in wanted if (chosen := [each for each in there if canonical(each) == split])]
     if not found:
-        missing = request.split or _WORDS[wanted[0]][0]
+        missing = _WORDS[wanted[0]][0] if request.split is None else request.split
         has = f"it has {', '.join(sorted(there))}" if there else "it has no splits"
         way_out = suggestion(missing, there, prefix="--split ") if request.split else ""
         way_out = way_out or (f"Pass --split {there[0]}." if there else "Leave --split out to read all of it.")
         raise DataError(f"'{name}' has no split '{missing}': {has}.", hint=way_out)
-    chosen = request.split if request.split in found else found[0]
-    report_unused_splits(name, chosen, there, request)
-    return chosen
+    report_unused_splits(name, found[0], there, request, outside=outside)
+    return found[0]
 
 
-def report_unused_splits(name: str, chosen: str, there: Iterable[str], request: Request) -> None:
-    """Reports the splits that are not read."""
-    unused = " and ".join(sorted(set(there) - {chosen}))
-    if unused:
-        request.say(f"'{name}': reading split {chosen}, not {unused}. --split reads another.")
+def report_unused_splits(
+    name: str, chosen: Sequence[str], there: Iterable[str], request: Request, *, outside: str = ""
+) -> None:
+    """Reports the splits that are not read, and what is in none."""
+    unused = " and ".join(sorted(set(there) - set(chosen)))
+    if unused or outside:
+        reading = f"reading split {' and '.join(chosen)}" + (f", not {unused}" if unused else "")
+        beside = f" In no split and not read: {outside}." if outside else ""
+        request.say(f"'{name}': {reading}.{beside} --split reads another.")
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -140,19 +160,25 @@ def files_of_split(
     Raises:
         DataError: The split is missing.
     """
-    splits = [split_of(path) for path in (paths if by_default else _apart(paths))]
-    known = frozenset(each for each in splits if each is not None)
-    if request.split is None and not (by_default and are_splits(splits)):
-        if are_splits(splits):
+    if request.split is None and not by_default:
+        if request.on_progress is not None and are_splits(map(split_of, _apart(paths))):
             request.say(f"'{name}' names files of several splits, and all are read; --split chooses.")
         return list(paths), frozenset()
-    chosen = choose_split(name, known, request)
+    splits = [split_of(path) for path in (paths if by_default else _apart(paths))]
+    if request.split is None and not are_splits(splits):
+        return list(paths), frozenset()
+    known = frozenset(each for each in splits if each is not None)
+    unknown = splits.count(None)
+    outside = f"{unknown:,} file{'s'[: unknown > 1]}" if unknown else ""
+    (chosen,) = choose_split(name, known, request, outside=outside)
     return [path for path, split in zip(paths, splits, strict=True) if split == chosen], known
 
 
 def _apart(paths: Sequence[str]) -> list[str]:
     """Makes paths relative to their common folder, or to its parent if that folder has the name of a split."""
-    places = [os.path.abspath(path) for path in paths]
-    common = os.path.commonpath([os.path.dirname(place) for place in places])
+    pairs = [os.path.split(path) for path in paths]
+    places = {folder: os.path.abspath(folder) for folder in {folder for folder, _ in pairs}}
+    common = os.path.commonpath(places.values())
     root = os.path.dirname(common) if is_split(os.path.basename(common)) else common
-    return [os.path.relpath(place, root) for place in places]
+    below = {folder: os.path.relpath(place, root) for folder, place in places.items()}
+    return [f"{below[folder]}/{file}" for folder, file in pairs]

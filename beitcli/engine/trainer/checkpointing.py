@@ -190,8 +190,9 @@ def load_newest(
     warn(checkpoint.damaged, on_event)
     trainer = stored_progress(checkpoint)
     if trainer["data"] != plan.data_fingerprint:
+        versions = " Earlier versions knew fewer names of splits, and may have read others." if plan.has_splits else ""
         raise UsageError(
-            f"The data is not what run '{run.path}' was trained on: images were added, removed or renamed.",
+            f"The data is not what run '{run.path}' was trained on: images were added, removed or renamed.{versions}",
             "Restore the data, or start a new run with another --out.",
         )
     try:

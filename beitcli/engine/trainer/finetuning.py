@@ -26,6 +26,7 @@ from beitcli.engine.trainer.data import require_an_image_each
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.job import Finished, Job, run_job
+from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning
@@ -63,6 +64,7 @@ def open_finetuning(
     Args:
         takes_timm: Whether it may be a timm model that is not a BEiT.
     """
+    check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
     require_an_image_each(config.batch_size, compute.world)
     return FinetuneSetup(

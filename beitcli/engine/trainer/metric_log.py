@@ -9,7 +9,13 @@ from functools import partial
 from beitcli.config.common import ALWAYS_ON, METRIC_WRITERS, Training
 from beitcli.engine.events import OnEvent, Warned
 from beitcli.engine.trainer.metric_writers import MetricWriter
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.run_dir import RunFolder
+
+
+def check_writers(config: Training, world: DistributedContext) -> None:
+    """Raises, on all ranks, the UsageError for a writer that is unusable on rank 0, which alone has writers."""
+    world.run_on_rank_zero(lambda: bool(make_writers(config)))  # the other ranks get the answer, so not the writers
 
 
 def make_writers(config: Training) -> dict[str, MetricWriter]:
@@ -29,9 +35,8 @@ class MetricLog:
 
     def start(self, run: RunFolder, config: Training, step: int) -> None:
         """Starts the writers, before the first `write`, for a run that continues from `step`, or from 0."""
-        for writer in self.writers.values():
-            writer.start(run, config)
-            writer.rewind(step)
+        for name, writer in list(self.writers.items()):
+            self._attempt(name, partial(_begin, writer, run, config, step))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Passes the finite metrics to all writers."""
@@ -54,3 +59,8 @@ class MetricLog:
             self.on_event(
                 Warned(f"--log-to {name} failed, and gets no more metrics of this run ({said}). metrics.jsonl has all.")
             )
+
+
+def _begin(writer: MetricWriter, run: RunFolder, config: Training, step: int) -> None:
+    writer.start(run, config)
+    writer.rewind(step)

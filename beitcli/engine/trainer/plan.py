@@ -13,6 +13,7 @@ class Plan:
         images: Images per epoch.
         micro_batch: Images per forward pass.
         finds_micro_batch: Whether it may be changed to what fits on the device.
+        has_splits: Whether the data is one split of several.
     """
 
     seed: int
@@ -28,6 +29,7 @@ class Plan:
     max_bad: float
     data_fingerprint: str
     finds_micro_batch: bool = False
+    has_splits: bool = False
 
     def epoch(self, step: int) -> float:
         return step * self.batch_size / self.images

@@ -80,6 +80,7 @@ def make_plan(config: Training, source: Source) -> Plan:
         max_bad=config.max_bad,
         data_fingerprint=source.fingerprint(),
         finds_micro_batch=config.micro_batch is None,
+        has_splits=bool(source.splits),
     )
 
 

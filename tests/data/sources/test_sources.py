@@ -279,9 +279,10 @@ def test_tar_splits_follow_the_top_folders(tmp_path: Path) -> None:
     evaluated = open_data([both], role="eval")
     assert (len(evaluated), shade(evaluated, 0), evaluated.classes) == (1, 3, ("a",))
     assert len(open_data([both], split="val")) == 1
-    assert len(open_data([val])) == 1
-    with pytest.raises(DataError, match="no split 'train': it has val"):
-        open_data([val], split="train")
+    assert len(open_data([val], role="eval")) == 1
+    for split in (None, "train"):  # as for a folder
+        with pytest.raises(DataError, match="no split 'train': it has val"):
+            open_data([val], split=split)
 
 
 def test_tar_split_folder_is_no_class(tmp_path: Path) -> None:

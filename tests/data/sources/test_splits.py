@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -57,6 +58,15 @@ def make_parquet(path: Path) -> str:
 
 def below(source: Source, root: object) -> list[str]:
     return [source.path(index).removeprefix(f"{root}/") for index in range(len(source))]
+
+
+def names_of(source: Source) -> dict[str, str]:
+    """The class of each image, by the last three parts of its path."""
+    assert source.classes is not None
+    paths = ["/".join(source.path(index).split("/")[-3:]) for index in range(len(source))]
+    labels = [source.label(index) for index in range(len(source))]
+    assert len(set(paths)) == len(paths)
+    return {path: source.classes[label] for path, label in zip(paths, labels, strict=True) if label is not None}
 
 
 @pytest.mark.parametrize(
@@ -154,10 +164,77 @@ def test_one_folder_alone_is_a_split_where_it_holds_classes(tmp_path):
         open_data([root], split="nonsense")
 
 
-def test_the_plainer_of_two_names_of_a_split_is_read(tmp_path):
-    root = make_folder(tmp_path, ["train/a/1.png", "valid/a/2.png", "val/a/3.png"])
-    assert below(open_data([root], role="eval"), root) == ["val/a/3.png"]
-    assert below(open_data([root], split="valid"), root) == ["valid/a/2.png"]
+def test_all_folders_of_a_split_are_read(tmp_path):
+    files = ["train/a/1.png", "Training/b/4.png", "valid/a/2.png", "val/b/3.png", "test/c/5.png"]
+    root, shard = make_folder(tmp_path / "folder", files), make_tar(tmp_path / "x.tar", files)
+    first, second = (make_tar(tmp_path / f"{n}.tar", files[n::2]) for n in (0, 1))
+    for references in ([root], [shard], [first, second]):
+        measured = [open_data(references, role="eval", labelled=True), open_data(references, split="valid")]
+        for source in (*measured, open_data(references, split="val")):
+            assert names_of(source) == {"val/b/3.png": "b", "valid/a/2.png": "a"}
+            assert source.splits == ALL
+        training = open_data(references, labelled=True)
+        assert names_of(training) == {"train/a/1.png": "a", "Training/b/4.png": "b"}
+        assert names_of(open_data(references, split="TEST")) == {"test/c/5.png": "c"}
+    whole = open_data([root])
+    assert (whole.name, whole.classes) == (root, ("a", "b"))
+
+
+def test_two_names_of_one_split_alone_are_read_where_they_hold_classes(tmp_path):
+    files = ["train/a/1.png", "training/b/2.png"]
+    for reference in (make_folder(tmp_path / "folder", files), make_tar(tmp_path / "x.tar", files)):
+        assert names_of(open_data([reference], labelled=True)) == {"train/a/1.png": "a", "training/b/2.png": "b"}
+        with pytest.raises(DataError, match="no split 'val': it has train, training"):
+            open_data([reference], role="eval")
+
+
+def test_an_empty_folder_of_a_split_is_passed_over(tmp_path):
+    root = make_folder(tmp_path, ["train/a/1.png", "val/a/2.png"])
+    (tmp_path / "training").mkdir()
+    assert names_of(open_data([root])) == {"train/a/1.png": "a"}
+
+
+@pytest.mark.parametrize("split", ["", ".", "..", "../other", "train/a", "/"])
+def test_only_the_plain_name_of_a_folder_is_a_split(tmp_path, split):
+    make_folder(tmp_path / "other", ["a/1.png"])
+    root = make_folder(tmp_path / "data", ["train/a/1.png", "val/a/2.png", "extra/b/3.png"])
+    masked, boxed = make_folder(tmp_path / "masked", ["train/images/1.png", "train/masks/1.png"]), tmp_path / "boxed"
+    save_rectangles(boxed, "train", 2, seed=0)
+    for opened in (
+        lambda: open_data([root], split=split),
+        lambda: open_data(["sample"], split=split),
+        lambda: open_segmentation([masked], LabelMapping(classes=4), split=split),
+        lambda: open_detection([str(boxed)], split=split),
+    ):
+        with pytest.raises(DataError, match=f"no split '{split}': it has"):
+            opened()
+    assert names_of(open_data([root], split="extra")) == {"extra/b/3.png": "b"}
+
+
+@pytest.mark.parametrize("names", [("dev", "eval"), ("eval", "valid")])
+def test_folders_without_classes_are_themselves_classes_unless_called_train_or_val(tmp_path, names):
+    flat, deep = ([f"{name}/{below}{n}.png" for name in names for n in range(2)] for below in ("", "c/"))
+    for number, kind in enumerate((make_folder, make_tar)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        source = open_data([kind(place / "flat.tar", flat)], labelled=True)
+        assert (source.classes, len(source), source.splits) == (names, 4, frozenset())
+        divided = open_data([kind(place / "deep.tar", deep)], role="eval")
+        assert (divided.classes, len(divided), divided.splits) == (("c",), 2, {"validation", "test"})
+        for other in ("val", "train"):
+            named = kind(place / f"{other}.tar", [f"{other}/1.png", "test/2.png"])
+            assert open_data([named], split="test").splits == {"test", canonical(other)}
+
+
+@pytest.mark.parametrize("alone", ["train", "val", "test"])
+def test_a_tar_of_one_split_is_read_in_its_role_only_as_a_folder_is(tmp_path, alone):
+    files = [f"{alone}/a/1.png", f"{alone}/b/2.png"]
+    for reference in (make_folder(tmp_path / "folder", files), make_tar(tmp_path / "x.tar", files)):
+        its, other, missing = ("train", "eval", "val") if alone == "train" else ("eval", "train", "train")
+        assert len(open_data([reference], role=its, labelled=True)) == 2
+        with pytest.raises(DataError, match=f"no split '{missing}': it has {alone}"):
+            open_data([reference], role=other)
+        assert len(open_data([reference], role=other, split=alone)) == 2
 
 
 # Every format knows its splits
@@ -266,6 +343,60 @@ def test_what_a_choice_leaves_aside_is_told_once(tmp_path):
     open_data(["sample"], on_progress=lambda *event: told.append(event))
     open_data([make_folder(tmp_path / "whole", ["a/1.png"])], on_progress=lambda *event: told.append(event))
     assert told == []
+
+
+def test_images_outside_of_the_splits_are_told(tmp_path):
+    told: list[str] = []
+    files = ["train/a/1.png", "val/a/2.png", "extra/a/3.png", "more/4.png", "5.png", "6.png"]
+    root = make_folder(tmp_path / "folder", [*files, ".hidden.png"])
+    (tmp_path / "folder" / "notes").mkdir()
+    assert len(open_data([root], on_progress=lambda *event: told.append(event[0]))) == 1
+    end = "--split reads another."
+    assert told == [
+        f"'{root}': reading split train, not val. In no split and not read: extra and more and 2 images. {end}"
+    ]
+    told.clear()
+    tars = [make_tar(tmp_path / "0.tar", files[:2]), make_tar(tmp_path / "1.tar", ["bus/train/1.png", *files[2:5]])]
+    source = open_data(tars, on_progress=lambda *event: told.append(event[0]))
+    assert (len(source), told) == (
+        1,
+        [f"'{tars[0]} and 1 more': reading split train, not val. In no split and not read: 4 images. {end}"],
+    )
+    told.clear()
+    lists = [tmp_path / f"{name}.txt" for name in ("train", "val", "rest")]
+    for each in lists:
+        each.write_text(f"{each.stem}.png\n")
+    names = [str(each) for each in lists]
+    assert len(open_data(names, split="val", on_progress=lambda *event: told.append(event[0]))) == 1
+    assert told == [
+        f"'{names[0]} and 2 more': reading split validation, not train. In no split and not read: 1 file. {end}"
+    ]
+    told.clear()
+    assert len(open_data(names, on_progress=lambda *event: told.append(event[0]))) == 3
+    assert told == [f"'{names[0]} and 2 more' names files of several splits, and all are read; --split chooses."]
+
+
+def test_annotations_beside_splits_are_read_and_the_splits_told(tmp_path):
+    told: list[str] = []
+    for name in ("train", "val"):
+        save_rectangles(tmp_path, name, 2, seed=1)
+    (tmp_path / "annotations.json").write_text((tmp_path / "annotations" / "instances_train.json").read_text())
+    shutil.copytree(tmp_path / "train", tmp_path / "images")
+    source = open_detection([str(tmp_path)], on_progress=lambda *event: told.append(event[0]))
+    assert source.path(0).startswith(f"{tmp_path}/images/")
+    splits = "not split train and validation. --split reads another."
+    assert told[0] == f"'{tmp_path}': reading annotations.json, {splits}"
+
+
+def test_masks_of_two_folders_of_a_split_are_read(tmp_path):
+    for number, name in enumerate(("train", "training", "val")):
+        for kind in ("images", "masks"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            mode = "RGB" if kind == "images" else "L"
+            Image.fromarray(np.full((6, 8), number + 1, np.uint8)).convert(mode).save(tmp_path / name / kind / "1.png")
+    source = open_segmentation([str(tmp_path)], LabelMapping(classes=4))
+    assert below(source, tmp_path) == ["train/images/1.png", "training/images/1.png"]
+    assert source.splits == {"train", "validation"}
 
 
 def test_a_misspelt_split_is_answered_with_the_one_that_was_meant(tmp_path):

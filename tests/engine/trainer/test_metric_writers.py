@@ -23,11 +23,17 @@ TOY = '''
 import os, signal
 
 class Toy:
+    def __init__(self):
+        assert os.environ.get("RANK", "0") == "0", "only rank 0 makes writers"
     def start(self, run, config):
+        if os.environ.get("TOY_FAILS_AT") == "start":
+            raise ValueError("the toy is broken")
         self.path = run.path / "toy.txt"
         self.note(f"start {config.command}")
     def rewind(self, step):
         self.note(f"rewind {step}")
+        if os.environ.get("TOY_FAILS_AT") == "rewind":
+            raise ValueError("the toy is broken")
     def write(self, step, metrics):
         if str(step) == os.environ.get("TOY_FAILS_AT"):
             raise ValueError("the toy is broken")
@@ -134,6 +140,17 @@ def test_a_writer_that_fails_is_left_out_with_one_warning(tmp_path, installed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", ["start", "rewind"])
+def test_a_writer_that_does_not_start_is_left_out_with_one_warning(tmp_path, installed, where):
+    run = tmp_path / "run"
+    ended = beit(installed, *pretraining(run, "--log-to", "toy"), TOY_FAILS_AT=where)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("--log-to toy failed") == ended.stderr.count("the toy is broken") == 1
+    assert not (run / "toy.txt").exists() or (run / "toy.txt").read_text() == "start pretrain\nrewind 0\n"
+    assert len(logged(run)) == STEPS
+
+
+@pytest.mark.slow
 def test_of_several_processes_one_writes(tmp_path, installed):
     run = tmp_path / "run"
     ended = beit(installed, *pretraining(run, "--gpus", 2, "--log-to", "toy", "--log-to", "tensorboard"))
@@ -231,3 +248,10 @@ def test_metrics_that_cannot_be_written_to_the_run_stop_it(run):
     with pytest.raises(StorageError, match=r"metrics\.jsonl"):
         log.write(1, {"loss": 1.0})
     assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_metrics_that_cannot_be_rewound_stop_the_run(run):
+    (run / "metrics.jsonl").mkdir()
+    log = MetricLog({"jsonl": MetricsJsonl()}, lambda event: None)
+    with pytest.raises(IsADirectoryError):
+        log.start(RunFolder.create(run, resume=True), PretrainConfig(steps=1), 0)

@@ -9,9 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from beitcli.data.sources.base import OnProgress, Source
+from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import (
     EXTENSIONS,
+    count_of_images,
     folders_below,
+    is_image_name,
     number_classes,
     read_file,
     require_whole_labels,
@@ -21,7 +24,7 @@ from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._folder_listing import holds_image, list_images
 from beitcli.data.sources.formats.parquet import open_parquet
 from beitcli.data.sources.splits import (
-    are_splits,
+    are_split_folders,
     canonical,
     choose_split,
     files_of_split,
@@ -104,50 +107,66 @@ def _open_one(path: str, request: Request) -> Source:
         return source
 
 
-def open_folder(path: str, request: Request) -> FolderSource:
-    """Opens a folder or one of its splits: the subfolder `--split`, or one of `splits_below`.
+def open_folder(path: str, request: Request) -> Source:
+    """Opens a folder or one of its splits: those of `splits_below` with one of its names, or the subfolder `--split`.
 
     Of a folder with images and masks (`images/` beside `masks/` or `annotations/`), only the images are opened.
 
     Raises:
         DataError: The split is missing, or as in `FolderSource`.
     """
-    root, splits = path, splits_below(path)
-    if request.split is not None and os.path.isdir(os.path.join(path, request.split)):
-        root = os.path.join(path, request.split)
+    splits, names = splits_below(path), [""]
+    if request.split not in splits and request.split in folders_below(path):  # a folder of another name
+        names = [request.split]
         if splits:
-            report_unused_splits(path, request.split, splits, request)
+            report_unused_splits(path, names, splits, request)
     elif request.split is not None or splits:
-        root = os.path.join(path, choose_split(path, splits, request))
+        outside = _outside(path, splits) if request.on_progress is not None else ""
+        names = choose_split(path, splits, request, outside=outside)
+    roots = [os.path.join(path, name) for name in names]
+    filled = [root for root in roots if len(roots) == 1 or holds_image(root)]
+    parts = [_open_images(root, path, request) for root in filled or roots[:1]]
+    source = parts[0] if len(parts) == 1 else Concat(parts)
+    source.name, source.splits = path, frozenset(map(canonical, splits))
+    return source
+
+
+def _open_images(root: str, name: str, request: Request) -> FolderSource:
+    """Opens the folder of a split, or one without splits."""
     pictures = os.path.join(root, "images")
     has_masks = os.path.isdir(pictures) and any(os.path.isdir(os.path.join(root, mask)) for mask in MASK_FOLDERS)
-    source = FolderSource(
+    return FolderSource(
         pictures if has_masks else root,
-        name=path,
+        name=name,
         classed=not has_masks,
         labelled=request.labelled and not has_masks,
         on_progress=request.on_progress,
     )
-    source.splits = frozenset(map(canonical, splits))
-    return source
+
+
+def _outside(root: str, splits: list[str]) -> str:
+    """Names the folders with images, and counts the images, that lie beside the splits."""
+    folders = [name for name in folders_below(root) if name not in splits and holds_image(os.path.join(root, name))]
+    images = sum(name[0] != "." and is_image_name(os.fsencode(name)) for name in sibling_names(root))
+    return " and ".join([*folders, *([count_of_images(images)] if images else [])])
 
 
 def splits_below(root: str) -> list[str]:
     """Lists the subfolders that are splits; empty if such a name is a class, as `train` beside `bus`.
 
-    A single one is a split if there is no other folder, and it is named `train` or `val` or has subfolders. Folders
-    without images are not classes, so of `train`, `test` and `annotations` the first two are splits.
+    Names of one split only are splits if there is no other folder. Folders without images are not classes, so of
+    `train`, `test` and `annotations` the first two are splits. See `are_split_folders`.
     """
     folders = folders_below(root)
     splits = [name for name in folders if is_split(name)]
     others = [name for name in folders if name not in splits]
-    if len(splits) == 1 and not others:
-        is_alone = splits[0] in ("train", "val") or bool(folders_below(os.path.join(root, splits[0])))
-        return splits if is_alone else []
-    if not are_splits(splits):
+    kinds = set(map(canonical, splits))
+    if has_train_and_val(kinds):
+        return splits
+    if not are_split_folders(splits, lambda name: bool(folders_below(os.path.join(root, name)))):
         return []
-    is_whole = has_train_and_val(map(canonical, splits)) or not any(holds_image(os.path.join(root, o)) for o in others)
-    return splits if is_whole else []
+    beside = others if len(kinds) == 1 else [name for name in others if holds_image(os.path.join(root, name))]
+    return [] if beside else splits
 
 
 def _no_images(root: str) -> DataError:

@@ -149,7 +149,7 @@ class _Memo:
 def open_sample(request: Request) -> SampleSource:
     """Opens the requested split. Raises DataError if there is none of that name."""
     silent = replace(request, on_progress=None)  # no remark about the unused split
-    return SampleSource(split=choose_split("sample", LENGTHS, silent), size=request.sample_size)
+    return SampleSource(split=choose_split("sample", LENGTHS, silent)[0], size=request.sample_size)
 
 
 FORMAT = Format(

@@ -13,10 +13,23 @@ from typing import Any
 import numpy as np
 
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.files import PackedNames, number_classes, require_readable, require_whole_labels
+from beitcli.data.sources.files import (
+    PackedNames,
+    count_of_images,
+    number_classes,
+    require_readable,
+    require_whole_labels,
+)
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._tar_index import index_shard
-from beitcli.data.sources.splits import WORDS, are_splits, canonical, choose_split, files_of_split
+from beitcli.data.sources.splits import (
+    WORDS,
+    are_split_folders,
+    canonical,
+    choose_split,
+    files_of_split,
+    has_train_and_val,
+)
 from beitcli.errors import BadImage, DataError
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -44,7 +57,8 @@ class TarSource(Source):
             raise DataError(f"No images in '{self.name}'.", hint="Members are images by their names, such as .jpg.")
         self._shard_of = np.repeat(np.arange(len(indexes), dtype=np.int32), lengths)
         tops = _joined([index.tops for index in indexes])
-        told = are_splits(_names_of(tops)) or tops.min() >= 0
+        in_top = _joined([index.in_top for index in indexes])
+        told = _are_splits(tops, in_top)
         kept = self._kept(tops if told else None, request)
         self._names = PackedNames.joined([index.names for index in indexes]).take(kept)
         self._shard_of = self._shard_of[kept]
@@ -56,7 +70,7 @@ class TarSource(Source):
             [np.where(index.codes < 0, -1, index.codes + start) for index, start in zip(indexes, starts, strict=False)]
         )
         if told:  # the top folder is a split, not a class
-            codes[_joined([index.in_top for index in indexes])] = -1
+            codes[in_top] = -1
         self.classes, self._labels = number_classes(class_names, codes[kept])
         if request.labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
@@ -69,13 +83,15 @@ class TarSource(Source):
         """
         if tops is None:
             files, self.splits = files_of_split(self.name, self._shards, request, by_default=False)
-            numbers = [number for number, shard in enumerate(self._shards) if shard in files]
+            read = set(files)
+            numbers = [number for number, shard in enumerate(self._shards) if shard in read]
             return slice(None) if files == self._shards else np.flatnonzero(np.isin(self._shard_of, numbers))
-        there = [name for name in _names_of(tops) if name is not None]
+        there, outside = _names_of(tops), int((tops < 0).sum())
         self.splits = frozenset(map(canonical, there))
-        if request.split is None and len(there) == 1:
+        chosen = choose_split(self.name, there, request, outside=count_of_images(outside))
+        if set(chosen) == set(there) and not outside:
             return slice(None)
-        return np.flatnonzero(tops == WORDS.index(choose_split(self.name, there, request)))
+        return np.flatnonzero(np.isin(tops, [WORDS.index(name) for name in chosen]))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -124,9 +140,16 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _names_of(tops: np.ndarray) -> list[str | None]:
-    """Returns the top folders that have names of splits, and None if there are others."""
-    return [WORDS[number] if number >= 0 else None for number in np.unique(tops)]
+def _names_of(tops: np.ndarray) -> list[str]:
+    """Returns the top folders that have names of splits."""
+    return [WORDS[number] for number in np.unique(tops) if number >= 0]
+
+
+def _are_splits(tops: np.ndarray, in_top: np.ndarray) -> bool:
+    """Whether the top folders are splits, by the rules for folders; takes `TarIndex.tops` and `TarIndex.in_top`."""
+    names = _names_of(tops)
+    deep = set(_names_of(tops[~in_top]))
+    return has_train_and_val(map(canonical, names)) or (tops.min() >= 0 and are_split_folders(names, deep.__contains__))
 
 
 FORMAT = Format(
