@@ -80,7 +80,6 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     """Pretrains a BEiT and returns the report; with `dry_run`, returns the plan as a dict instead."""
     masking = _masking(config)
     compute = join_compute(config)
-    check_writers(config, compute.world)
     residual_dtype(config, compute)
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
@@ -90,6 +89,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
             f"The tokenizer's batches of {own.batch_size} images leave some of {world.size} processes without one.",
             "Train it first: beit train-tokenizer DATA; then pass --tokenizer RUN.",
         )
+    check_writers(config, world)
     source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event, world=world)
     # an unusable one is reported before anything is written
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None

@@ -64,9 +64,9 @@ def open_finetuning(
     Args:
         takes_timm: Whether it may be a timm model that is not a BEiT.
     """
+    require_an_image_each(config.batch_size, compute.world)  # alike on all ranks, so before they wait for one another
     check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
-    require_an_image_each(config.batch_size, compute.world)
     return FinetuneSetup(
         config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event
     )

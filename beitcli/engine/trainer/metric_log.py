@@ -15,7 +15,8 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 def check_writers(config: Training, world: DistributedContext) -> None:
     """Raises, on all ranks, the UsageError for a writer that is unusable on rank 0, which alone has writers."""
-    world.run_on_rank_zero(lambda: bool(make_writers(config)))  # the other ranks get the answer, so not the writers
+    if config.log_to:
+        world.run_on_rank_zero(lambda: bool(make_writers(config)))  # the other ranks get the answer, not the writers
 
 
 def make_writers(config: Training) -> dict[str, MetricWriter]:
