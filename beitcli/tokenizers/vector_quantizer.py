@@ -13,6 +13,7 @@ The cost of VQ is one (tokens, D) x (D, V) product; FSQ costs nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ class VectorQuantizer(nn.Module):
         return scores.argmax(dim=1).view(vectors.shape[:-1])
 
     def prepared(self, vectors: Tensor) -> Tensor:
-        """What is compared with the codes: on the unit sphere where those are."""
+        """Returns the vectors that are compared with the codes: normalized if `cosine`."""
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, vectors: Tensor, generator: torch.Generator) -> None:
-        """The codebook from the first batch by k-means.
+        """Initializes the codebook by k-means on the first batch.
 
         Args:
             vectors: (n, D) of the whole batch, on the CPU. Where n < V some codes begin alike, and are replaced later.
@@ -122,7 +123,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def replace_unused(self, vectors: Tensor, after: int, generator: torch.Generator) -> int:
-        """Codes that no vector was nearest to for `after` steps become vectors of the batch; how many.
+        """Replaces codes unused for `after` steps by random vectors of the batch; returns their number.
 
         Args:
             vectors: (n, D), on the CPU.
@@ -219,8 +220,8 @@ def _factors(codes: int) -> bool:
     return next(_factorings(codes, 9), None) is not None
 
 
-def _factorings(codes: int, largest: int):  # type: ignore[no-untyped-def]
-    """Every way to write it as factors from 3 to `largest`, in falling order."""
+def _factorings(codes: int, largest: int) -> Iterator[tuple[int, ...]]:
+    """Yields every way to write it as factors from 3 to `largest`, in falling order."""
     if codes <= largest and codes >= 3:
         yield (codes,)
     for factor in range(min(largest, codes // 3), 2, -1):

@@ -167,9 +167,9 @@ class SegmentationEvalTransform:
         views = {"size": np.array((height, width))}
         image = Image.fromarray(pixels)
         for number, scale in enumerate(self.scales):
-            wanted = (self.short_side or min(height, width)) * scale
+            scaled = (self.short_side or min(height, width)) * scale
             needed = min(height, width) * max(self.least[0] / height, self.least[1] / width)
-            short_side = max(wanted, needed)
+            short_side = max(scaled, needed)
             shape = resized_shape((height, width), short_side)
             resized = image if shape == (height, width) else image.resize(shape[::-1], Image.Resampling.BILINEAR)
             views[f"images_{number}"] = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

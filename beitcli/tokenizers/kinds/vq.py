@@ -28,11 +28,11 @@ _PLACES = 64  # images of a step whose vectors replace codes: the first ones of 
 
 @dataclass(frozen=True, kw_only=True)
 class VQSettings:
-    """Of `--set`."""
+    """Settings of the kind, given by `--set`."""
 
-    code_width: int = option(16, "Numbers of a code.", ge=1)
-    commitment: float = option(0.25, "Weight of the pull of a vector to its code.", ge=0)
-    decay: float = option(0.99, "Of the moving averages.", ge=0, lt=1)
+    code_width: int = option(16, "Width of a code.", ge=1)
+    commitment: float = option(0.25, "Weight of the commitment loss.", ge=0)
+    decay: float = option(0.99, "Decay of the moving averages of the codebook.", ge=0, lt=1)
     replace_after: int = option(20, "Steps without use after which a code is replaced.", ge=1)
 
 
@@ -47,7 +47,7 @@ def _build(architecture: Mapping[str, Any], stored: Collection[str] | None) -> Q
 class VQObjective(Objective):
     """Reconstruction and commitment; the codebook follows the optimizer.
 
-    What a step's codebook learns from is of the whole batch, whatever processes and micro-batches it is computed in.
+    The codebook is updated from the global batch, so it depends on neither world size nor micro-batch size.
     """
 
     model: QuantizedVAE
@@ -58,7 +58,7 @@ class VQObjective(Objective):
         self._begin(torch.zeros(0, dtype=torch.int64))
 
     def _begin(self, places: Tensor) -> None:
-        """Forgets the step before."""
+        """Resets the accumulated statistics."""
         self.places, self.seen = places, 0
         self.count: Tensor | None = None
         self.total: Tensor | None = None
@@ -102,7 +102,7 @@ class VQObjective(Objective):
         return loss, {"reconstruction": reconstruction.detach(), "commitment": distance.detach()}
 
     def _note(self, vectors: Tensor, codes: Tensor) -> None:
-        """Adds a micro-batch to what the codebook learns from after the step."""
+        """Accumulates the statistics of a micro-batch for the update of the codebook."""
         count, total = self.quantizer.tally(vectors.flatten(0, 2), codes.flatten())
         self.count = count if self.count is None else self.count + count
         self.total = total if self.total is None else self.total + total
@@ -129,7 +129,7 @@ class VQObjective(Objective):
             self.replaced += quantizer.replace_unused(pool, self.own.replace_after, self._generator(step + 1))
 
     def log_metrics(self) -> dict[str, float]:
-        """Codes replaced since the line before."""
+        """Returns the number of codes replaced since the last log line."""
         replaced, self.replaced = self.replaced, 0
         return {"codes_replaced": float(replaced)}
 
