@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -91,6 +91,11 @@ class TokenizerTask(Task):
             return batch
         seeds = [keyed_integer(self.config.seed, self.objective.purpose, step, place) for place in places.tolist()]
         return batch | {"noise": torch.tensor(seeds)}  # stays on the CPU, where generators take their seeds
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        with super().trial(), self.objective.trial():
+            yield
 
     def after_step(self, step: int) -> None:
         self.objective.after_step(step)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,21 @@ class Objective(ABC):
     """
 
     purpose: str | None = None
+    is_trial = False
 
     def __init__(
         self, model: TokenizerModel, config: TrainTokenizerConfig, steps: int, world: DistributedContext
     ) -> None:
         self.model, self.config, self.steps, self.world = model, config, steps, world
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Marks losses that are only tried (`is_trial`): statistics that `after_step` uses must not include them."""
+        self.is_trial = True
+        try:
+            yield
+        finally:
+            self.is_trial = False
 
     def before_step(self, step: int, images: Tensor, places: Tensor) -> None:  # noqa: B027 - not every kind needs it
         """Updates schedules, such as a temperature.

@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from beitcli.cli.app import main
+from beitcli.config.resolve import resolve
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.runtime.distributed.world import SINGLE_PROCESS
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files.reader import read_tensors
+from beitcli.tokenizers.kind import kind_of, untrained
 from beitcli.tokenizers.open import open_tokenizer
 from tests.helpers.processes import in_processes
 
@@ -95,3 +99,24 @@ def test_a_vocabulary_that_no_grid_has_is_refused(tmp_path, capsys):
     words[words.index("--vocab-size") + 1] = "1021"
     assert main(words) == 2
     assert "--vocab-size 1021" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_that_is_only_tried_leaves_no_trace_in_the_codebook(kind):
+    flags = {"data": ["sample"], "kind": kind, "recipe": "tiny", "vocab_size": 64, "width": 8, "size": 16, "groups": 2}
+    config = resolve(TrainTokenizerConfig, flags).config
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    states = []
+    for tries in (0, 2):
+        torch.manual_seed(0)
+        model = untrained(config)
+        objective = kind_of(config).objective(model, config, 10, SINGLE_PROCESS)
+        objective.before_step(0, images, torch.arange(4))
+        for _ in range(tries):
+            with objective.trial():
+                objective.loss(model, images, None)
+        objective.loss(model, images, None)
+        objective.after_step(0)
+        states.append(model.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name

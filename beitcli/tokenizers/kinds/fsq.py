@@ -66,7 +66,8 @@ class FSQObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = self.model.preprocess(images)
         vectors, _, decoded, _ = forward(pixels)
-        self._note(vectors)
+        if not self.is_trial:
+            self._note(vectors)
         loss = reconstruction_loss(pixels, decoded, self.config.reconstruction)
         return loss, {"reconstruction": loss.detach()}
 

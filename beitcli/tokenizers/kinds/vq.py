@@ -96,7 +96,8 @@ class VQObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = self.model.preprocess(images)
         vectors, codes, decoded, distance = forward(pixels)
-        self._note(vectors.detach(), codes)
+        if not self.is_trial:
+            self._note(vectors.detach(), codes)
         reconstruction = reconstruction_loss(pixels, decoded, self.config.reconstruction)
         loss = reconstruction + self.own.commitment * distance
         return loss, {"reconstruction": reconstruction.detach(), "commitment": distance.detach()}
