@@ -49,6 +49,25 @@ class TokenizerModel(ABC, nn.Module):
         """Maps (B, N) int64 of `grid` (h, w) to images (B, 3, H, W) in [0, 1]; StorageError if it has no decoder."""
         raise no_decoder()
 
+    def code_logits(self, images: Tensor) -> Tensor | None:
+        """Maps the output of `preprocess` to logits (B, N, V) of q(token | image), whose argmax is `encode`.
+
+        None if q is a point mass at `encode`, as it is for quantizers.
+        """
+        return None
+
+    @property
+    def has_logit_laplace(self) -> bool:
+        """Whether the decoder gives a logit-Laplace density of each pixel, instead of the pixel alone."""
+        return False
+
+    def logit_laplace(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Maps (B, N) int64 to the mean of logit(pixel) and ln b, (B, 3, H, W) each, of pixels after `map_pixels`.
+
+        Only if `has_logit_laplace`.
+        """
+        raise no_decoder()
+
     def in_precision(self, precision: Precision) -> TokenizerModel:
         """Returns the network with its encoder in one of `precisions`; for fp32, the network itself."""
         return self

@@ -198,10 +198,27 @@ class DiscreteVAE(TokenizerModel):
             return self.token_logits(images).argmax(dim=1).flatten(1)
 
     @torch.no_grad()
+    def code_logits(self, images: Tensor) -> Tensor:
+        with tf32_disabled(images.device):
+            return self.token_logits(images).flatten(2).mT
+
+    @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return unmap_pixels(self._decoded(tokens, grid)[:, :3].sigmoid())
+
+    @property
+    def has_logit_laplace(self) -> bool:
+        return self.decoder is not None and self.architecture.output_channels == 6
+
+    @torch.no_grad()
+    def logit_laplace(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self._decoded(tokens, grid).chunk(2, dim=1)
+        return mean, log_scale
+
+    def _decoded(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns the decoder's output (B, output_channels, H, W) for tokens (B, N)."""
         decoder = self.require_decoder()
-        features = decoder.embed(tokens.unflatten(1, grid))
-        return unmap_pixels(decoder.unfold(features)[:, :3].sigmoid())
+        return decoder.unfold(decoder.embed(tokens.unflatten(1, grid)))
 
     def forward(self, images: Tensor, temperature: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reconstructs images from relaxed codes.

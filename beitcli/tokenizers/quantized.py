@@ -103,8 +103,21 @@ class QuantizedVAE(TokenizerModel):
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N) int64 to images (B, 3, H, W) in [0, 1]."""
+        return unmap_pixels(self._decoded(tokens, grid)[:, :3].sigmoid())
+
+    @property
+    def has_logit_laplace(self) -> bool:
+        return self.architecture.output_channels == 6
+
+    @torch.no_grad()
+    def logit_laplace(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self._decoded(tokens, grid).chunk(2, dim=1)
+        return mean, log_scale
+
+    def _decoded(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Returns the decoder's output (B, output_channels, H, W) for tokens (B, N)."""
         vectors = self.quantizer.lookup(tokens.unflatten(1, grid))  # type: ignore[operator]
-        return unmap_pixels(self.decoder(vectors.permute(0, 3, 1, 2))[:, :3].sigmoid())
+        return self.decoder(vectors.permute(0, 3, 1, 2))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Vectors (B, h, w, D), their codes (B, h, w), the decoder's output, and the quantizer's mean |z - e|^2."""
