@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from beitcli.engine.classification.finetune import FinetuneReport
     from beitcli.engine.detection.evaluate import DetectionEvalReport
     from beitcli.engine.detection.finetune import DetectReport
+    from beitcli.engine.mim.elbo_report import ElboReport
     from beitcli.engine.pretrain import PretrainReport
     from beitcli.engine.probing.evaluate import ProbeReport
     from beitcli.engine.segmentation.evaluate import SegmentationEvalReport
@@ -47,6 +48,7 @@ __all__ = [
     "DetectionEvalReport",
     "DistributedError",
     "DivergedError",
+    "ElboReport",
     "EvalConfig",
     "EvalReport",
     "FinetuneConfig",
@@ -91,6 +93,7 @@ _NAMES = {
     "engine.classification.finetune": "FinetuneReport",
     "engine.detection.evaluate": "DetectionEvalReport",
     "engine.detection.finetune": "DetectReport",
+    "engine.mim.elbo_report": "ElboReport",
     "engine.pretrain": "PretrainReport",
     "engine.probing.evaluate": "ProbeReport",
     "engine.segmentation.evaluate": "SegmentationEvalReport",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from beitcli.engine.detection.evaluate import DetectionEvalReport
     from beitcli.engine.detection.finetune import DetectReport
     from beitcli.engine.events import OnEvent
+    from beitcli.engine.mim.elbo_report import ElboReport
     from beitcli.engine.pretrain import PretrainReport
     from beitcli.engine.probing.evaluate import ProbeReport
     from beitcli.engine.segmentation.evaluate import SegmentationEvalReport
@@ -151,21 +152,23 @@ def evaluate(
     progress: bool = True,
     on_event: OnEvent | None = None,
     **settings: Any,
-) -> EvalReport | SegmentationEvalReport | DetectionEvalReport | ProbeReport:
-    """Evaluates a model on labelled images: `beit eval`.
+) -> EvalReport | SegmentationEvalReport | DetectionEvalReport | ProbeReport | ElboReport:
+    """Evaluates a model on images, labelled ones except for `protocol="elbo"`: `beit eval`.
 
     Args:
         model: A run, a checkpoint, `hf://OWNER/NAME`, `timm/NAME`, ...; or a config.
         data: Images with labels, masks or boxes.
 
     Returns:
-        The report of the model's task, or of a probe (`protocol="knn"` or `"linear"`).
+        The report of the model's task, of a probe (`protocol="knn"` or `"linear"`), or of the variational bound
+            (`"elbo"`).
     """
     config = resolve_call(EvalConfig, "data", data, settings, model)
     with event_handler(progress, on_event) as events:
         from beitcli.engine.evaluate import evaluate
 
-        return cast("EvalReport | SegmentationEvalReport | DetectionEvalReport | ProbeReport", evaluate(config, events))
+        report = evaluate(config, events)
+    return cast("EvalReport | SegmentationEvalReport | DetectionEvalReport | ProbeReport | ElboReport", report)
 
 
 def predict(

@@ -121,19 +121,19 @@ class CommandConsole:
 
     def print_comparison(self, reports: Sequence[Any]) -> None:
         """Prints the metrics of one model, or those of several models as one table or one JSON array."""
-        from beitcli.cli.tables import comparison_table
+        from beitcli.cli.tables import comparison_table, rows_table
 
         plain = [to_dict(report) for report in reports]
-        layers = plain[0].get("layers") if len(plain) == 1 else None
+        tables = {name: value for name, value in plain[0].items() if _is_rows(value)}
         self._end_bar()
         if self.wants_json:
             self.print_line(json.dumps(plain if len(plain) > 1 else plain[0]))
         elif len(plain) > 1:
             self._print(comparison_table(plain, "model"))
         else:
-            self._print(_table({name: value for name, value in plain[0].items() if name != "layers"}))
-            if layers:
-                self._print(comparison_table(layers, "layer"))
+            self._print(_table({name: value for name, value in plain[0].items() if name not in tables}))
+            for name, rows in tables.items():
+                self._print(comparison_table(rows, "layer") if name == "layers" else rows_table(name, rows))
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""
@@ -305,6 +305,11 @@ def _table(rows: dict[str, Any], title: str = "") -> Any:
             continue
         table.add_row(Text(name.replace("_", " ")), Text(_text(value)))
     return table
+
+
+def _is_rows(value: Any) -> bool:
+    """Whether a field of a report is a table of its own."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def _text(value: Any) -> str:

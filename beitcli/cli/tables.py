@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
+_LESS_IS_BETTER = ("bits_per_dim",)
+_UNRANKED = ("deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
@@ -22,7 +24,11 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
 
     metrics = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
     facts = [name for name in _FACTS if name != first and any(name in row for row in rows)]
-    best = {name: max(row[name] for row in rows if isinstance(row.get(name), float)) for name in metrics}
+    best = {
+        name: (min if name in _LESS_IS_BETTER else max)(row[name] for row in rows if isinstance(row.get(name), float))
+        for name in metrics
+        if name not in _UNRANKED
+    }
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
     table.add_column(first)
     for name in (*metrics, *facts):
@@ -33,8 +39,23 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
             continue
         there = [row.get(name) if isinstance(row.get(name), float) else None for name in metrics]
         cells = [
-            "" if value is None else Text(f"{value:.4f}", style="bold" if value == best[name] else "")
+            "" if value is None else Text(f"{value:.4f}", style="bold" if value == best.get(name) else "")
             for name, value in zip(metrics, there, strict=True)
         ]
         table.add_row(Text(str(row[first])), *cells, *(f"{row[name]:,}" if name in row else "" for name in facts))
+    return table
+
+
+def rows_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Builds a table of one part of a report: a column per key, texts at the left; what is None stays empty."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title.replace("_", " "), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name, value in rows[0].items():
+        justify: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
+        table.add_column(Text(name.replace("_", " ")), justify=justify, no_wrap=True)
+    for row in rows:
+        cells = ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
+        table.add_row(*map(Text, cells))
     return table

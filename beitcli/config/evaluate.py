@@ -26,14 +26,16 @@ class EvalConfig(Windows, Launched):
     )
     data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Split of DATA to measure on; default val, or else test.", panel="Data")
-    protocol: Literal["head", "knn", "linear"] = option(
+    protocol: Literal["head", "knn", "linear", "elbo"] = option(
         "head",
-        "head: what it was finetuned for; knn, linear: frozen features of --train, measured on DATA.",
+        "head: what it was finetuned for; knn, linear: frozen features of --train, measured on DATA; elbo: the "
+        "variational bound of a pretrained run and its tokenizer (paper, 2.4), without labels.",
         panel="Options",
     )
     train: str | None = option(
         None,
-        "knn, linear: labelled images to learn from; default the train split of DATA.",
+        "knn, linear: labelled images to learn from; elbo: images that the variance of pixels is fitted to, 1,024 "
+        "without --limit. Default the train split of DATA.",
         panel="Probe",
         metavar="DATA",
     )
@@ -59,6 +61,15 @@ class EvalConfig(Windows, Launched):
     feature_cache: str | None = option(
         None, "knn, linear: where features are kept; default the program's cache.", panel="Probe", metavar="DIR"
     )
+    positions: Literal["hidden", "all"] = option(
+        "hidden", "elbo: the patches whose tokens count: those hidden by the run's masks, or all.", panel="Bound"
+    )
+    samples: int = option(
+        4, "elbo: samples of the tokenizer's q(z|x) an image; 0: its most likely tokens alone.", panel="Bound", ge=0
+    )
+    tokenizer: str | None = option(
+        None, "elbo: the tokenizer that MODEL learned from, if MODEL does not name it.", panel="Bound"
+    )
     size: tuple[int, int] | None = option(
         None,
         "The images in pixels: a square's side, or height and width; default the model's own.",
@@ -83,9 +94,23 @@ class EvalConfig(Windows, Launched):
             raise UsageError(
                 f"--layer is '{self.layer}'.", "Give a block from 1, one from the last back (-1), or sweep."
             )
-        if self.layer != "-1" and self.protocol == "head":
-            raise UsageError("--layer is for probes, and --protocol is head.", "Add --protocol knn or linear.")
+        self._check_bound()
+        if self.layer != "-1" and self.protocol in ("head", "elbo"):
+            raise UsageError(
+                f"--layer is for probes, and --protocol is {self.protocol}.", "Add --protocol knn or linear."
+            )
         if self.train is not None and self.protocol == "head":
             raise UsageError(
                 "--train is for probes, and --protocol is head.", "Add --protocol knn or linear, or leave --train out."
             )
+
+    def _check_bound(self) -> None:
+        """Raises UsageError for settings of `elbo` beside another protocol, and the reverse."""
+        if self.protocol == "elbo":
+            if self.size is not None:
+                raise UsageError("--size: the bound is measured at the size of pretraining.", "Leave --size out.")
+            return
+        given = {"--positions": self.positions != "hidden", "--samples": self.samples != 4}
+        given["--tokenizer"] = self.tokenizer is not None
+        for flag in (flag for flag, is_given in given.items() if is_given):
+            raise UsageError(f"{flag} is for --protocol elbo, and it is {self.protocol}.", f"Leave {flag} out.")

@@ -1,4 +1,4 @@
-"""`beit eval`: metrics of a finetuned model for its task, or of the frozen features of any model.
+"""`beit eval`: metrics of a finetuned model for its task, of frozen features, or the bound of a pretrained run.
 
 `beit eval A B C DATA` evaluates several models on the same data, with one report each.
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
+from beitcli.engine.mim.evaluate_elbo import elbo
 from beitcli.engine.probing.evaluate import probe
 from beitcli.errors import BeitError, DistributedError, Stopped, UsageError
 from beitcli.models.checkpoints.locate import names_a_model
@@ -28,6 +29,8 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     Raises:
         StorageError: The model is not finetuned, so it has no metrics of its own.
     """
+    if config.protocol == "elbo":
+        return elbo(config, on_event)
     if config.protocol != "head":
         return probe(config, on_event)
     checkpoint = open_model(config.model, downloads(on_event))

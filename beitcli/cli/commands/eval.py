@@ -18,7 +18,7 @@ def _run(config: EvalConfig, console: CommandConsole) -> None:
 
 COMMAND = Command(
     config=EvalConfig,
-    summary="Measure finetuned models, or the frozen features of any, on images with labels, masks or boxes.",
+    summary="Measure finetuned models or frozen features on labels, masks or boxes; a pretrained run by its bound.",
     examples=(
         "beit eval runs/classifier labelled/",
         "beit eval runs/classifier sample --json",
@@ -27,6 +27,7 @@ COMMAND = Command(
         "beit eval runs/mine held-out/ --train labelled/ --protocol knn",
         "beit eval runs/mine held-out/ --train labelled/ --protocol linear --layer sweep",
         "beit eval runs/mine runs/mine@random timm/vit_small_patch16_224.dino sample --protocol knn     one table",
+        "beit eval runs/mine held-out/ --train photos/ --protocol elbo --positions all",
     ),
     about="Several MODELs may stand before DATA: arguments between the first and the last are MODELs as long as they "
     "are runs, checkpoints, files or folders of weights, hf://OWNER/NAME, timm/NAME or random; what follows is DATA.",

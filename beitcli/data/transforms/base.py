@@ -187,6 +187,28 @@ class CenterTransform:
         return {"images": to_array(fit_center(image, self.size, self.crop_pct, self.filter))}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CenterTwoCropTransform:
+    """Center crop at the sizes of pretraining, without randomness.
+
+    Attributes:
+        image_size: Of the backbone's image.
+        token_size: Of the tokenizer's image, with the same aspect ratio.
+    """
+
+    image_size: Size
+    token_size: Size
+
+    @property
+    def bytes_per_image(self) -> int:
+        return sum(3 * math.prod(height_and_width(size)) for size in (self.image_size, self.token_size))
+
+    def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
+        """Returns `images` (3, H, W) and `token_images` (3, h, w), uint8."""
+        tokens = fit_center(image, self.token_size, filter=Image.Resampling.LANCZOS)
+        return {"images": to_array(fit_center(image, self.image_size)), "token_images": to_array(tokens)}
+
+
 def evaluation_view(size: Size, crop_pct: float | None = None) -> CenterTransform:
     """Returns the center crop for evaluation; `crop_pct` defaults to the release's, by the shorter side."""
     return CenterTransform(size=size, crop_pct=crop_pct or evaluation_crop(size))

@@ -77,7 +77,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     layers = chosen_layers(config.layer, model.architecture.depth)
     size = max(model.architecture.image_size)
     val = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
-    train, named = world.rank_zero_first(lambda: _training_source(config, val.splits, size, on_event))
+    train, named = world.rank_zero_first(lambda: training_source(config, val.splits, size, on_event))
     model.to(compute.device)
     extractor = FeatureExtractor(
         model=model,
@@ -122,13 +122,19 @@ def chosen_layers(layer: str, depth: int) -> list[int]:
     return [number if number > 0 else depth + 1 + number]
 
 
-def _training_source(config: EvalConfig, splits: frozenset[str], size: int, on_event: OnEvent) -> tuple[Source, str]:
+def training_source(
+    config: EvalConfig, splits: frozenset[str], size: int, on_event: OnEvent, *, labelled: bool = True
+) -> tuple[Source, str]:
     """Returns the training images, cut to `--limit`, and their name.
 
     They are `--train`, or the train split of DATA if another split of it is evaluated.
 
     Args:
         splits: Splits of DATA.
+        labelled: Whether every image must have a label.
+
+    Raises:
+        UsageError: There are none.
     """
     references = config.data if config.train is None else (config.train,)
     if config.train is not None:
@@ -136,10 +142,9 @@ def _training_source(config: EvalConfig, splits: frozenset[str], size: int, on_e
     elif "train" in splits and canonical(config.split or "val") != "train":
         split, named = "train", f"{' '.join(config.data)}, split train"
     else:
-        raise UsageError(
-            f"--protocol {config.protocol} learns from labelled images, and none are given.", "Add --train DATA."
-        )
-    request = Request(split=split, labelled=True, sample_size=size, on_progress=openings(on_event))
+        needs = "learns from labelled images" if labelled else "fits the variance of pixels to training images"
+        raise UsageError(f"--protocol {config.protocol} {needs}, and none are given.", "Add --train DATA.")
+    request = Request(split=split, labelled=labelled, sample_size=size, on_progress=openings(on_event))
     source = open_data(references, request)
     if config.limit is not None and config.limit < len(source):
         source = Subset(source, np.sort(select_limit(source, config.limit, config.seed)))

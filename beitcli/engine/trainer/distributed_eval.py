@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from beitcli.data.loading.batches import Batch, Transform, ordered_batches
+from beitcli.data.loading.batches import Batch, Masking, Transform, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.errors import BeitError
@@ -49,11 +49,17 @@ class Batching:
     on_event: OnEvent = ignore
     check_stop: Callable[[], None] = lambda: None
 
-    def batches(self, source: Source, transform: Transform) -> Iterator[Batch]:
-        """This rank's batches, in order; a batch is empty if all of its images are bad."""
+    def batches(self, source: Source, transform: Transform, masking: Masking | None = None) -> Iterator[Batch]:
+        """This rank's batches, in order, with masks if given; a batch is empty if all of its images are bad."""
         world = self.compute.world
-        share = (world.rank, world.size)
-        batches = ordered_batches(source, transform, batch_size=self.batch_size, workers=self.workers, share=share)
+        batches = ordered_batches(
+            source,
+            transform,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            masking=masking,
+            share=(world.rank, world.size),
+        )
         return synchronized_batches(batches, len(source), self.batch_size, world, self.check_stop)
 
 
