@@ -47,15 +47,43 @@ class EvalConfig(Windows, Launched):
     )
     k: int = option(20, "knn: neighbours that vote.", panel="Probe", ge=1)
     temperature: float = option(0.07, "knn: a vote weighs exp(cosine / temperature).", panel="Probe", gt=0)
-    pool: Literal["mean", "class"] = option(
-        "mean", "knn, linear: the mean of the patches, or the class token (DINO's).", panel="Probe"
+    probe_form: Literal["paper", "release"] = option(
+        "paper",
+        "linear: what --pool, --feature-norm, --augment and --probe-epochs default to. paper (appendix D): mean of the "
+        "patches, 50 epochs; here normed, and without its augmentation unless --augment. release (run_linear_eval.py): "
+        "class+mean, no norm, augmented, 100 epochs; its weights begin at N(0, 0.01), not at 0, its bias decays, and "
+        "its rate falls by the epoch. Both: AdamW, weight decay 1e-4, 4e-3 for 1024 images a step.",
+        panel="Probe",
+    )
+    pool: Literal["mean", "class", "class+mean"] | None = option(
+        None,
+        "knn, linear: the mean of the patches, the class token (DINO's), or both side by side; default mean, of "
+        "--probe-form release class+mean.",
+        panel="Probe",
+    )
+    feature_norm: bool | None = option(
+        None,
+        "knn, linear: LayerNorm without gain and bias of each token of the block's output; default yes, of "
+        "--probe-form release no.",
+        panel="Probe",
+        flags=("--feature-norm/--no-feature-norm",),
+    )
+    augment: bool | None = option(
+        None,
+        "linear: each epoch learns from new crops and flips of the images, as in the paper and the release; default "
+        "of --probe-form release. Every epoch costs a forward pass of all images; without it, features are those of "
+        "the center crop, computed once and kept.",
+        panel="Probe",
+        flags=("--augment/--no-augment",),
     )
     standardize: bool = option(
         False,
         "knn, linear: take off each number's mean over --train and divide by its deviation (MAE's probe does so).",
         panel="Probe",
     )
-    probe_epochs: int = option(50, "linear: passes over the features.", panel="Probe", ge=1)
+    probe_epochs: int | None = option(
+        None, "linear: passes over the images; default 50, of --probe-form release 100.", panel="Probe", ge=1
+    )
     probe_lr: float = option(4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe", gt=0)
     probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe", ge=1)
     feature_cache: str | None = option(
@@ -98,6 +126,11 @@ class EvalConfig(Windows, Launched):
         if self.layer != "-1" and self.protocol in ("head", "elbo"):
             raise UsageError(
                 f"--layer is for probes, and --protocol is {self.protocol}.", "Add --protocol knn or linear."
+            )
+        if self.protocol != "linear" and (self.augment or self.probe_form != "paper"):
+            said = "--augment" if self.augment else f"--probe-form {self.probe_form}"
+            raise UsageError(
+                f"{said} is for linear probes, and --protocol is {self.protocol}.", "Add --protocol linear."
             )
         if self.train is not None and self.protocol == "head":
             raise UsageError(

@@ -167,6 +167,36 @@ class TokenizerTransform:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropFlipTransform:
+    """Training transform of linear probes: a random crop, by bilinear resizing, flipped at random.
+
+    Box, flip and filter are those of torchvision's RandomResizedCrop and RandomHorizontalFlip, as in the release.
+
+    Attributes:
+        epoch: Added to the loader's, which is 0 in an ordered pass.
+    """
+
+    seed: int
+    size: Size
+    min_crop: float = 0.08
+    epoch: int = 0
+
+    @property
+    def bytes_per_image(self) -> int:
+        return 3 * math.prod(height_and_width(self.size))
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> dict[str, np.ndarray]:
+        """Returns `images` (3, H, W) uint8."""
+        rng = keyed_generator(self.seed, "probe view", self.epoch + epoch, index)
+        height, width = height_and_width(self.size)
+        box = draw_crop_box(*image.size, rng, self.min_crop, target_aspect=width / height)
+        view = image.crop(box).resize((width, height), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return {"images": to_array(view)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class CenterTransform:
     """Center crop, without randomness.
 

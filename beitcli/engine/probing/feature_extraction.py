@@ -15,18 +15,39 @@ import numpy as np
 import torch
 
 from beitcli import __version__
-from beitcli.data.caches.feature_cache import Features, FeatureWriter, load_features
-from beitcli.data.loading.batches import Batch, ordered_batches
+from beitcli.data.caches.feature_cache import Bad, Features, FeatureWriter, load_features
+from beitcli.data.loading.batches import Batch, Transform, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.content_stamp import contents_stamp
 from beitcli.data.transforms.base import evaluation_crop, evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import Preprocessing
-from beitcli.models.networks.pooled_features import SupportsBlockOutputs, pooled_features
+from beitcli.models.networks.pooled_features import SupportsBlockOutputs, pooled_features, pooled_width
 from beitcli.runtime.compute.device import Compute
 
 _EVERY = "all"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Features of the readable images of one batch.
+
+    Attributes:
+        features: (layers, b, D) float32.
+        labels: (b,) int64.
+        indices: Of the b images in the source.
+        bad: (index, path, reason) of the other images of the batch.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    indices: Sequence[int]
+    bad: Sequence[Bad]
+
+    @property
+    def images(self) -> int:
+        return len(self.indices) + len(self.bad)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +57,8 @@ class FeatureExtractor:
     Attributes:
         weights: `weights_digest` of the model.
         layers: Blocks, from 1; if all are requested they are cached together, and serve any of them later.
-        pool: `mean` over the patches, or the `class` token.
+        pool: `mean` over the patches, the `class` token, or `class+mean`.
+        norm: Whether each token is normed before.
         cache: Folder of the feature cache.
     """
 
@@ -46,10 +68,16 @@ class FeatureExtractor:
     weights: str
     layers: Sequence[int]
     pool: str
+    norm: bool
     cache: Path
     batch_size: int
     workers: int
     on_event: OnEvent = ignore
+
+    @property
+    def width(self) -> int:
+        """Length of a feature."""
+        return pooled_width(self.model.architecture, self.pool)
 
     def features(self, source: Source) -> Features | None:
         """Returns the features of a source, from the cache if it has all of them.
@@ -95,42 +123,58 @@ class FeatureExtractor:
             "normalization": [list(part) for part in transform.normalization],
             "precision": self.compute.precision,
             "device": self.compute.device.type,
-            "pool": self.pool,
+            "pool": self.pool if self.norm else f"{self.pool}, no norm",
             "versions": [__version__, torch.__version__],
         }
 
-    def _batches(self, source: Source) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yields this rank's batches in order, each with the (layers, b, D) float32 features of its readable images."""
-        architecture, world = self.model.architecture, self.compute.world
-        crop = evaluation_view(architecture.image_size, self.transform.crop_pct)
+    def parts(self, source: Source, view: Transform) -> Iterator[Part]:
+        """Computes the features of a source, each rank those of its batches; yields all parts, in order, on all ranks.
+
+        The batches do not depend on the number of ranks, and neither do the features.
+
+        Raises:
+            StorageError: They are not finite.
+        """
+        world = self.compute.world
+        mine = self._own_parts(source, view)
+        for _ in range(-(-len(source) // (self.batch_size * world.size))):
+            for part in world.gather(next(mine, None)):
+                if part is None:
+                    continue
+                if not np.isfinite(part.features).all():
+                    raise StorageError(
+                        f"Features in {self.compute.precision} are not finite.",
+                        "Give --precision fp32, or another checkpoint.",
+                    )
+                yield part
+
+    def _own_parts(self, source: Source, view: Transform) -> Iterator[Part]:
+        world = self.compute.world
         share = (world.rank, world.size)
-        for batch in ordered_batches(source, crop, batch_size=self.batch_size, workers=self.workers, share=share):
-            if not len(batch):
-                yield batch, np.zeros((len(self.layers), 0, architecture.width), dtype=np.float32)
-                continue
-            images = normalize(batch.to(self.compute.device)["images"], *self.transform.normalization)
-            with torch.inference_mode(), self.compute.autocast():
-                features = pooled_features(self.model, images, self.layers, self.pool)
-            yield batch, features.cpu().numpy()
+        for batch in ordered_batches(source, view, batch_size=self.batch_size, workers=self.workers, share=share):
+            yield self._part(batch)
+
+    def _part(self, batch: Batch) -> Part:
+        if not len(batch):
+            empty = np.zeros((len(self.layers), 0, self.width), dtype=np.float32)
+            return Part(empty, np.zeros(0, dtype=np.int64), [], batch.bad)
+        images = normalize(batch.to(self.compute.device)["images"], *self.transform.normalization)
+        with torch.inference_mode(), self.compute.autocast():
+            features = pooled_features(self.model, images, self.layers, self.pool, self.norm)
+        return Part(features.cpu().numpy(), batch.tensors["labels"].numpy(), batch.indices, batch.bad)
 
     def _compute(self, source: Source, about: dict[str, Any]) -> None:
-        """Computes this rank's batches; rank 0 writes those of all ranks, one batch per rank at a time."""
-        world, batches, width = self.compute.world, self._batches(source), self.model.architecture.width
+        """Computes the features of all ranks; rank 0 writes them."""
+        view = evaluation_view(self.model.architecture.image_size, self.transform.crop_pct)
         writing = (
-            FeatureWriter(self.cache, about, self.layers, len(source), width) if world.is_rank_zero else nullcontext()
+            FeatureWriter(self.cache, about, self.layers, len(source), self.width)
+            if self.compute.world.is_rank_zero
+            else nullcontext()
         )
         with writing as writer:
-            for _ in range(-(-len(source) // (self.batch_size * world.size))):
-                for part in world.gather(_part(next(batches, None))):
-                    if part is None or writer is None:
-                        continue
-                    features, labels, indices, bad = part
-                    if not np.isfinite(features).all():
-                        raise StorageError(
-                            f"Features in {self.compute.precision} are not finite.",
-                            "Give --precision fp32, or another checkpoint.",
-                        )
-                    writer.add(features, labels, indices, bad)
+            for part in self.parts(source, view):
+                if writer is not None:
+                    writer.add(part.features, part.labels, part.indices, part.bad)
                     self.on_event(Progress(f"features of {source.name}", writer.written, len(source), "image"))
             if writer is not None:
                 writer.finish()
@@ -138,13 +182,3 @@ class FeatureExtractor:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _part(
-    computed: tuple[Batch, np.ndarray] | None,
-) -> tuple[np.ndarray, np.ndarray, Sequence[int], Sequence[Any]] | None:
-    if computed is None:
-        return None
-    batch, features = computed
-    labels = batch.tensors["labels"].numpy() if len(batch) else np.zeros(0, dtype=np.int64)
-    return features, labels, batch.indices, batch.bad

@@ -3,8 +3,9 @@
     loss = sum over layers of cross_entropy(W_l feature_l + b_l, label)
 
 AdamW is elementwise and the heads share no parameters, so each is what it would be if trained alone. AdamW 4e-3, weight
-decay 1e-4, batch 1024, 50 epochs, cosine to 0 without warm-up; heads are initialized with zeros. The features are those
-of the center crop: unlike in the paper, images are not augmented, which would need a forward pass per epoch.
+decay 1e-4, batch 1024, 50 epochs, cosine to 0 without warm-up; heads are initialized with zeros. `train_probes` learns
+from the features of the center crop; `augmented.py` from new views in each epoch. What the release does otherwise is in
+`forms.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from beitcli.data.caches.feature_cache import Features
 from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.probing.knn import Counts, count_right
+from beitcli.runtime.compute.keyed_rng import keyed_integer
 
 _HELD_BYTES = 4e9  # features up to this size are read into memory once, larger ones per batch
 _BLOCK = 4096
@@ -30,13 +32,19 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class ProbeTraining:
-    """Hyperparameters of the probes; the defaults are the paper's."""
+    """Hyperparameters of the probes; the defaults are the paper's. The last three: see `ProbeForm`."""
 
     epochs: int = 50
     lr: float = 4e-3
     weight_decay: float = 1e-4
     batch_size: int = 1024
     seed: int = 0
+    weight_std: float = 0.0
+    decays_bias: bool = False
+    anneals_by_epoch: bool = False
+
+    def steps_per_epoch(self, images: int) -> int:
+        return math.ceil(images / self.batch_size)
 
 
 class LinearProbes(nn.Module):
@@ -52,6 +60,41 @@ class LinearProbes(nn.Module):
         return torch.baddbmm(self.bias, features, self.weight)
 
 
+class ProbeTrainer:
+    """The heads of some layers with their optimizer.
+
+    Args:
+        images: Number of training images, for the schedule.
+    """
+
+    def __init__(
+        self, layers: Sequence[int], width: int, classes: int, how: ProbeTraining, images: int, device: torch.device
+    ) -> None:
+        probes = LinearProbes(len(layers), width, classes)
+        if how.weight_std:
+            for place, layer in enumerate(layers):
+                generator = torch.Generator().manual_seed(keyed_integer(how.seed, "probe weights", 0, layer))
+                nn.init.normal_(probes.weight.data[place], std=how.weight_std, generator=generator)
+        self.probes, self.how, self.a_pass = probes.to(device), how, how.steps_per_epoch(images)
+        groups: list[dict[str, Any]] = [
+            {"params": [self.probes.weight], "weight_decay": how.weight_decay},
+            {"params": [self.probes.bias], "weight_decay": how.weight_decay if how.decays_bias else 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=how.lr)
+
+    def step(self, epoch: int, number: int, features: torch.Tensor, labels: torch.Tensor) -> None:
+        """Takes step `number` of an epoch on (layers, b, D) features and (b,) int64 labels, on the device."""
+        how, layers = self.how, len(features)
+        done = (epoch if how.anneals_by_epoch else epoch + number / self.a_pass) / how.epochs
+        for group in self.optimizer.param_groups:
+            group["lr"] = how.lr * (1 + math.cos(math.pi * done)) / 2
+        logits = self.probes(features)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.expand(layers, -1).flatten()) * layers
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
 def train_probes(
     train: Features,
     layers: Sequence[int],
@@ -61,34 +104,19 @@ def train_probes(
     on_event: OnEvent = ignore,
 ) -> LinearProbes:
     """Trains one head for each of `layers`, in that order."""
-    width = train.layers[layers[0]].shape[1]
-    probes = LinearProbes(len(layers), width, classes).to(device)
-    groups: list[dict[str, Any]] = [
-        {"params": [probes.weight], "weight_decay": how.weight_decay},
-        {"params": [probes.bias]},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=how.lr, weight_decay=0.0)
+    trainer = ProbeTrainer(layers, train.layers[layers[0]].shape[1], classes, how, len(train), device)
     labels = torch.from_numpy(train.readable_labels).to(device)
     held = _held(train, layers, device)
     order = KeyedPermutation(len(train), how.seed, "probe order")
-    a_pass = math.ceil(len(train) / how.batch_size)
     for epoch in range(how.epochs):
         permutation = order.permutation(epoch)
-        for number in range(a_pass):
+        for number in range(trainer.a_pass):
             places = np.sort(permutation[number * how.batch_size : (number + 1) * how.batch_size])
-            done = (epoch * a_pass + number) / (how.epochs * a_pass)
-            for group in optimizer.param_groups:
-                group["lr"] = how.lr * (1 + math.cos(math.pi * done)) / 2
             chosen = torch.from_numpy(places).to(device)
             features = held[:, chosen] if held is not None else _rows(train, layers, places, device)
-            logits = probes(features)
-            targets = labels[chosen].expand(len(layers), -1)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) * len(layers)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            trainer.step(epoch, number, features, labels[chosen])
         on_event(Progress("linear probe", epoch + 1, how.epochs, "epoch"))
-    return probes.eval()
+    return trainer.probes.eval()
 
 
 def _held(train: Features, layers: Sequence[int], device: torch.device) -> torch.Tensor | None:

@@ -1,9 +1,12 @@
 """Pooled features of each layer, for probes (paper appendix D; the pooling of iGPT, Chen et al. 2020).
 
-    feature of layer l = mean over the patches of LayerNorm(output of block l)        (B, D)
+    mean         mean over the patches of LayerNorm(output of block l)                (B, D)
+    class        LayerNorm(output of block l) of the class token                      (B, D)
+    class+mean   both, side by side                                                   (B, 2 D)
 
 The norm has no gain and no bias. Every layer that reads the residual stream of a pre-norm Transformer starts with such
-a norm; it makes layers of different scale comparable and loses nothing that a linear head could use. Always fp32.
+a norm; it makes layers of different scale comparable and loses nothing that a linear head could use. The release's
+probe reads the output of the block without it. Always fp32.
 """
 
 from __future__ import annotations
@@ -33,30 +36,44 @@ class SupportsBlockOutputs(Protocol):
 
 @torch.no_grad()
 def pooled_features(
-    model: SupportsBlockOutputs, images: torch.Tensor, layers: Sequence[int], pool: str = "mean"
+    model: SupportsBlockOutputs, images: torch.Tensor, layers: Sequence[int], pool: str = "mean", norm: bool = True
 ) -> torch.Tensor:
     """Computes pooled features of a model in evaluation mode.
 
     Args:
         images: (B, 3, H, W), normalized.
         layers: Block numbers from 1.
-        pool: `mean` over the patches, or the `class` token.
+        pool: `mean` over the patches, the `class` token, or `class+mean`.
+        norm: Whether each token is normed before.
 
     Returns:
-        (len(layers), B, D) float32, in the order of `layers`.
+        (len(layers), B, D) float32, or (..., 2 D) for `class+mean`, in the order of `layers`.
     """
     found: dict[int, torch.Tensor] = {}
-    prefix = model.num_prefix_tokens
+    prefix, eps = model.num_prefix_tokens, model.architecture.norm_eps
+
+    def pooled(tokens: torch.Tensor) -> torch.Tensor:
+        normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps) if norm else tokens.float()
+        return normed.mean(dim=1)
 
     def keep(layer: int, hidden: torch.Tensor) -> None:
         if layer in layers:
             with torch.autocast(hidden.device.type, enabled=False):
-                tokens = hidden[:, prefix:] if pool == "mean" else hidden[:, :1]
-                normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=model.architecture.norm_eps)
-                found[layer] = normed.mean(dim=1)
+                tokens = {"class": hidden[:, :1], "mean": hidden[:, prefix:]}
+                found[layer] = torch.cat([pooled(tokens[part]) for part in pool.split("+")], dim=-1)
 
     model.forward_block_outputs(images, keep)
     return torch.stack([found[layer] for layer in layers])
+
+
+def pooled_width(architecture: Architecture, pool: str) -> int:
+    """Returns the length of a pooled feature."""
+    return architecture.width * len(pool.split("+"))
+
+
+def has_class_token(model: SupportsBlockOutputs) -> bool:
+    """Whether the first token is a class token; some of timm's models have none, or registers only."""
+    return getattr(model, "cls_token", None) is not None
 
 
 def weights_digest(model: nn.Module) -> str:

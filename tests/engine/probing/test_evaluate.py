@@ -96,7 +96,7 @@ def test_features_are_kept_and_serve_every_layer(probed, tmp_path, pretrained_ru
 
 
 @pytest.mark.parametrize(
-    "change", ["size", "normalization", "precision", "pool", "limit", "weights", "pixels", "damage"]
+    "change", ["size", "normalization", "precision", "pool", "both", "norm", "limit", "weights", "pixels", "damage"]
 )
 def test_features_of_anything_else_are_made_anew(probed, tmp_path, labelled_folder, pretrained_run, change):
     data, run = tmp_path / "data", tmp_path / "run"
@@ -105,6 +105,7 @@ def test_features_of_anything_else_are_made_anew(probed, tmp_path, labelled_fold
     probed(run, data=data, train=data)
     flags = {"size": ("--size", 40), "normalization": ("--normalization", "inception"), "pool": ("--pool", "class")}
     flags |= {"precision": ("--precision", "bf16"), "limit": ("--limit", 12)}
+    flags |= {"both": ("--pool", "class+mean"), "norm": ("--no-feature-norm",)}
     if change == "weights":
         shutil.rmtree(run / "checkpoints" / "step-0000004")
     elif change == "pixels":
@@ -204,6 +205,7 @@ def test_unreadable_images_are_left_out_on_both_sides(probed, tmp_path, labelled
 @pytest.mark.parametrize(("flags", "said"), [
     (("--layer", 5), "4 blocks"), (("--layer", 0), "--layer is '0'"), (("--layer", "all"), "--layer is 'all'"),
     (("--protocol", "head"), "--train is for probes"), (("--temperature", 0), "--temperature"),
+    (("--augment",), "--augment is for linear probes"), (("--probe-form", "release"), "--probe-form release is for"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(probed, pretrained_run, flags, said):
     probed(pretrained_run, *flags, code=2)
