@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,87 +16,17 @@ from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import CenterTransform
-from beitcli.engine.events import Note, OnEvent, Progress, ignore
+from beitcli.engine.events import Note, OnEvent, Progress, Warned, ignore
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png, to_picture
 from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
+from beitcli.engine.tokenizer_stats import Sums, Tally
+from beitcli.engine.tokenizer_verdict import judge
 from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
-from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.tokenizers.base import Precision, Tokenizer, to_unit
-from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
-
-_COMPARED = 64  # images compared for `agreement`: more would cost what low precision saves
-
-
-@dataclass
-class _Sums:
-    """Sums over batches and over ranks."""
-
-    compared: int = 0
-    agreed: float = 0.0
-    images: int = 0
-    bad: int = 0
-    absolute: float = 0.0
-    squared: float = 0.0
-    values: int = 0
-
-    def __iadd__(self, other: _Sums) -> _Sums:
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
-        return self
-
-
-@dataclass
-class _Tally:
-    """Running metrics of `--stats`.
-
-    Attributes:
-        counts: (V,) int64, codes seen by this rank.
-        reference: The tokenizer in fp32, if another precision is compared with it.
-        batch: Of the current batch.
-        total: Of the previous batches, of all ranks.
-    """
-
-    counts: torch.Tensor
-    reference: Tokenizer | None = None
-    batch: _Sums = field(default_factory=_Sums)
-    total: _Sums = field(default_factory=_Sums)
-
-    def count(self, tokens: torch.Tensor) -> None:
-        self.counts += torch.bincount(tokens.flatten(), minlength=len(self.counts))
-
-    def compare(self, images: torch.Tensor, decoded: torch.Tensor) -> None:
-        difference = (decoded - images).cpu().double()
-        self.batch.absolute += float(difference.abs().sum())
-        self.batch.squared += float(difference.square().sum())
-        self.batch.values += difference.numel()
-
-    def compare_tokens(self, indices: Sequence[int], images: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Counts the tokens that equal those in fp32, for the first images of the data."""
-        wanted = sum(index < _COMPARED for index in indices)
-        if self.reference is None or not wanted:
-            return
-        equal = self.reference.encode(images[:wanted]) == tokens[:wanted]
-        self.batch.agreed += float(equal.float().mean(dim=1).sum())
-        self.batch.compared += len(equal)
-
-    def document(self, world: DistributedContext) -> dict[str, Any]:
-        used, perplexity = codebook_usage(world.all_reduce_sum(self.counts))
-        total = self.total
-        measured = total.values > 0
-        agreement = {"agreement": total.agreed / total.compared if total.compared else None} if self.reference else {}
-        return agreement | {
-            "images": total.images,
-            "bad": total.bad,
-            "vocab_size": len(self.counts),
-            "codes_used": used,
-            "perplexity": perplexity,
-            "mae": total.absolute / total.values if measured else None,
-            "psnr": psnr(total.squared / total.values) if measured and total.squared else None,
-        }
 
 
 def tokenize(
@@ -106,8 +35,9 @@ def tokenize(
     """Yields one document per image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
 
     Of several ranks only rank 0 yields and writes. With an output file the documents are written there and not yielded.
-    With `stats` only the summary is yielded: without `mae` and `psnr` if the tokenizer has no decoder; with
-    `agreement`, the fraction of tokens of the first 64 images that equal those in fp32, if the precision is another.
+    With `stats` only the summary is yielded, with a `verdict` and its `reason`; without figures of pictures if the
+    tokenizer has no decoder; with `agreement`, the fraction of tokens of the first 64 images that equal those in fp32,
+    if the precision is another.
 
     Raises:
         StorageError: Pictures are requested from a tokenizer without a decoder.
@@ -133,7 +63,8 @@ def tokenize(
     if config.output != "-" and not config.stats:
         held = world.run_on_rank_zero(lambda: _open_file(files, config, kind))
         source = _without(source, held, on_event) if held else source
-    tally = _Tally(torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device))
+    counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device)
+    tally = Tally(counts, kind.grid)
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
     documents = _documents(config, tokenizer, source, size, compute, tally, pictures, on_event)
     with closing(files[0]) if files else nullcontext() as file:
@@ -144,8 +75,10 @@ def tokenize(
                 yield document
     if config.stats:
         summary = tally.document(world)
+        verdict = judge(summary, config.inputs)
+        on_event((Note if verdict.level == "suits" else Warned)(verdict.reason))
         if world.is_rank_zero:
-            yield summary
+            yield summary | {"verdict": verdict.level, "reason": verdict.reason}
     total = tally.total
     if total.bad and config.on_bad == "report":
         raise DataError(f"{total.bad} of {total.images + total.bad} images cannot be read.", "Their lines say why.")
@@ -190,7 +123,7 @@ def _documents(
     source: Source,
     size: int,
     compute: Compute,
-    tally: _Tally,
+    tally: Tally,
     pictures: dict[str, Path] | None,
     on_event: OnEvent,
 ) -> Iterator[dict[str, Any]]:
@@ -215,7 +148,7 @@ def _documents(
         except BeitError as error:
             failure = error
         parts = world.gather((documents, tally.batch, failure))
-        tally.batch = _Sums()
+        tally.batch = Sums()
         for documents, sums, failure in parts:
             if world.is_rank_zero:
                 yield from documents
@@ -225,7 +158,7 @@ def _documents(
         on_event(Progress("tokenize", tally.total.images + tally.total.bad, len(source), "image"))
 
 
-def _bad(batch: Batch, config: TokenizeConfig, tally: _Tally) -> dict[int, dict[str, Any]]:
+def _bad(batch: Batch, config: TokenizeConfig, tally: Tally) -> dict[int, dict[str, Any]]:
     """Returns the documents of a batch's unreadable images, as `--on-bad` says."""
     documents = {}
     for index, path, reason in batch.bad:
@@ -244,7 +177,7 @@ def _tokenized(
     tokenizer: Tokenizer,
     grid: tuple[int, int],
     compute: Compute,
-    tally: _Tally,
+    tally: Tally,
     pictures: dict[str, Path] | None,
     stats: bool,
 ) -> dict[int, dict[str, Any]]:

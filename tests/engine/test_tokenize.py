@@ -547,7 +547,11 @@ def test_stats_document_agrees_with_tokens_and_pictures(
     ended = tokenize(data, "--stats", "--reconstruct", tmp_path / "out", "--on-bad", "skip")
     (document,) = ended.lines
     assert ended.code == 0
-    assert list(document) == ["images", "bad", "vocab_size", "codes_used", "perplexity", "mae", "psnr"]
+    assert list(document) == [
+        "images", "bad", "tokens_per_image", "vocab_size", "codes_used", "perplexity", "entropy_share",
+        "commonest_share", "mae", "psnr", "psnr_image_mean", "psnr_patch_mean", "explained_variance", "verdict",
+        "reason",
+    ]  # fmt: skip
     assert (document["images"], document["bad"], document["vocab_size"]) == (24, 1, CODES)
     tokens = np.array([line["tokens"] for line in tokenize(labelled_folder).lines])
     shares = np.bincount(tokens.ravel(), minlength=CODES) / tokens.size

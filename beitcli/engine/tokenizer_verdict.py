@@ -1,0 +1,103 @@
+"""Whether a tokenizer suits images, told from the figures of `beit tokenize --stats`.
+
+| figure | suits | does not suit |
+|---|---|---|
+| `entropy_share`: entropy of the codes / ln min(V, tokens) | 0.75 or more | below 0.5 |
+| share of the commonest code | 0.1 or 4 / V or less | above 0.4 |
+| explained variance, where it has a decoder | 0.5 or more | below 0.25 |
+
+Between the two it is usable; the worst figure decides. What the thresholds rest on: docs/results.md.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+Level = Literal["suits", "usable", "does not suit", "cannot tell"]
+_ENTROPY, _COMMONEST, _EXPLAINED = (0.75, 0.5), (0.1, 0.4), (0.5, 0.25)
+_EVEN = 4  # times its even share 1 / V, a code is not too common
+_TOKENS_PER_CODE = 4  # fewer tokens do not show how the codes are used
+_NAMED = 3  # more inputs than these are not repeated in the command
+
+
+class Verdict(NamedTuple):
+    """Level, and one or two sentences with the reason and the way out."""
+
+    level: Level
+    reason: str
+
+
+def judge(figures: dict[str, Any], inputs: Sequence[str] = ()) -> Verdict:
+    """Judges a tokenizer by the document of `Tally`.
+
+    Args:
+        inputs: DATA on the command line, for the command that trains another tokenizer.
+    """
+    images, each, codes = figures["images"], figures["tokens_per_image"], figures["vocab_size"]
+    if not images:
+        return Verdict("cannot tell", "Whether the tokenizer suits this data cannot be told: no image was read.")
+    explained, has_decoder = figures["explained_variance"], figures["mae"] is not None
+    if has_decoder and explained is None:
+        return Verdict(
+            "does not suit",
+            f"Nothing can be learned from these tokens: each image is of one colour ({figures['codes_used']} of "
+            f"{codes} codes used), and no tokenizer finds more in it. Give other images.",
+        )
+    if images * each < _TOKENS_PER_CODE * codes:
+        enough = math.ceil(_TOKENS_PER_CODE * codes / each)
+        return Verdict(
+            "cannot tell",
+            f"Whether the tokenizer suits this data cannot be told from {images * each:,} tokens of {codes:,} codes: "
+            f"give {enough:,} images or more.",
+        )
+    faults = _faults(figures)
+    if not faults:
+        return Verdict("suits", f"The tokenizer suits this data: {_summary(figures)}.")
+    fatal = [said for said, is_fatal in faults if is_fatal]
+    way_out = f"Train one on this data: {_command(inputs)}"
+    if fatal:
+        return Verdict("does not suit", f"The tokenizer does not suit this data: {'; '.join(fatal)}. {way_out}")
+    said = "; ".join(said for said, _ in faults)
+    return Verdict(
+        "usable", f"The tokenizer is usable for this data, but {said}. One trained on it may do better. {way_out}"
+    )
+
+
+def _faults(figures: dict[str, Any]) -> list[tuple[str, bool]]:
+    """Returns what speaks against it, each with whether it is fatal."""
+    found = []
+    entropy, common, explained = figures["entropy_share"], figures["commonest_share"], figures["explained_variance"]
+    if entropy < _ENTROPY[0]:
+        found.append((f"its codes are used unevenly ({_usage(figures)})", entropy < _ENTROPY[1]))
+    if common > max(_COMMONEST[0], _EVEN / figures["vocab_size"]):
+        found.append((f"{common:.0%} of the tokens are one code", common > _COMMONEST[1]))
+    if explained is not None and explained < _EXPLAINED[0]:
+        pictures = f"explain {explained:.0%} of the variance" if explained > 0 else "are worse than one colour an image"
+        found.append((f"its pictures {pictures} ({_decibels(figures)})", explained < _EXPLAINED[1]))
+    return found
+
+
+def _usage(figures: dict[str, Any]) -> str:
+    return (
+        f"{figures['codes_used']:,} of {figures['vocab_size']:,} codes, perplexity {figures['perplexity']:.1f}, "
+        f"{figures['entropy_share']:.0%} of the possible entropy"
+    )
+
+
+def _decibels(figures: dict[str, Any]) -> str:
+    return f"{figures['psnr']:.1f} dB; one colour an image: {figures['psnr_image_mean']:.1f} dB"
+
+
+def _summary(figures: dict[str, Any]) -> str:
+    said = f"{_usage(figures)}, the commonest code {figures['commonest_share']:.1%} of the tokens"
+    if figures["explained_variance"] is None:
+        return f"{said}; it has no decoder, so pictures were not compared"
+    return f"{said}; its pictures explain {figures['explained_variance']:.0%} of the variance ({_decibels(figures)})"
+
+
+def _command(inputs: Sequence[str]) -> str:
+    named = inputs if 0 < len(inputs) <= _NAMED and "-" not in inputs else ("DATA",)
+    return f"beit train-tokenizer {shlex.join(named)} --recipe small --out runs/tokenizer"
