@@ -87,7 +87,7 @@ class _Tally:
     def document(self, world: DistributedContext) -> dict[str, Any]:
         used, perplexity = codebook_usage(world.all_reduce_sum(self.counts))
         total = self.total
-        measured = total.values > 0
+        mae = total.absolute / total.values if total.values else None
         agreement = {"agreement": total.agreed / total.compared if total.compared else None} if self.reference else {}
         return agreement | {
             "images": total.images,
@@ -95,8 +95,9 @@ class _Tally:
             "vocab_size": len(self.counts),
             "codes_used": used,
             "perplexity": perplexity,
-            "mae": total.absolute / total.values if measured else None,
-            "psnr": psnr(total.squared / total.values) if measured and total.squared else None,
+            "mae": mae,
+            "psnr": psnr(total.squared / total.values) if total.values and total.squared else None,
+            "mae_normalized": None if mae is None else 2 * mae,
         }
 
 

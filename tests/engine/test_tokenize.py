@@ -547,7 +547,8 @@ def test_stats_document_agrees_with_tokens_and_pictures(
     ended = tokenize(data, "--stats", "--reconstruct", tmp_path / "out", "--on-bad", "skip")
     (document,) = ended.lines
     assert ended.code == 0
-    assert list(document) == ["images", "bad", "vocab_size", "codes_used", "perplexity", "mae", "psnr"]
+    names = ["images", "bad", "vocab_size", "codes_used", "perplexity", "mae", "psnr", "mae_normalized"]
+    assert list(document) == names
     assert (document["images"], document["bad"], document["vocab_size"]) == (24, 1, CODES)
     tokens = np.array([line["tokens"] for line in tokenize(labelled_folder).lines])
     shares = np.bincount(tokens.ravel(), minlength=CODES) / tokens.size
@@ -564,6 +565,8 @@ def test_stats_document_agrees_with_tokens_and_pictures(
             differences.append(transform.astype(float) / 255 - np.asarray(decoded, dtype=float) / 255)
     stacked = np.stack(differences)
     assert alone["mae"] == pytest.approx(np.abs(stacked).mean(), abs=2e-3)
+    normalized = np.abs(stacked / 0.5).mean()  # of (pixel - 0.5) / 0.5, in [-1, 1]
+    assert alone["mae_normalized"] == pytest.approx(normalized, abs=4e-3)
     assert alone["psnr"] == pytest.approx(-10 * np.log10((stacked**2).mean()), abs=0.1)
 
 
