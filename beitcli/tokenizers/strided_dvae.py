@@ -114,6 +114,11 @@ class StridedDVAE(TokenizerModel):
             return self.token_logits(images).argmax(dim=1).flatten(1)
 
     @torch.no_grad()
+    def code_logits(self, images: Tensor) -> Tensor:
+        with tf32_disabled(images.device):
+            return self.token_logits(images).flatten(2).mT
+
+    @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.codebook is None or self.decoder is None:
             raise no_decoder()
