@@ -27,8 +27,8 @@ class PretrainConfig(Sharded):
     drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model", ge=0, le=1)
     tokenizer: str = option(
         "own",
-        "dall-e; a folder with OpenAI's encoder.pkl; hf://OWNER/NAME; a run of train-tokenizer; `own`: train one on "
-        "DATA first, into RUN/tokenizer; `pixels`: as --target pixels.",
+        "dall-e; a folder with OpenAI's encoder.pkl; a file of BEiT's own dVAE; hf://OWNER/NAME; a run of "
+        "train-tokenizer; `own`: train one on DATA first, into RUN/tokenizer; `pixels`: as --target pixels.",
         panel="Tokenizer",
         metavar="TOKENIZER",
     )

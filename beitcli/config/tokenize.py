@@ -26,7 +26,8 @@ class TokenizeConfig(Launched):
     inputs: tuple[str, ...] = option((), data_help, argument=True, panel="Data", metavar="INPUT")
     tokenizer: str = option(
         "",
-        "dall-e; a folder with OpenAI's encoder.pkl; hf://OWNER/NAME; a run of train-tokenizer or pretrain.",
+        "dall-e; a folder with OpenAI's encoder.pkl; a file of BEiT's own dVAE; hf://OWNER/NAME; a run of "
+        "train-tokenizer or pretrain.",
         panel="Tokenizer",
         required=True,
         metavar="TOKENIZER",

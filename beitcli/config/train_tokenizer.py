@@ -15,10 +15,11 @@ KINDS = Registry("beitcli.tokenizers.kinds", "KIND", "tokenizer kind")
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(Training):
     command: ClassVar[str] = "train-tokenizer"
-    recipe: str = option("small", "Named settings: tiny, small.", panel="Run", metavar="NAME")
+    recipe: str = option("small", "Named settings: tiny, small, imagenet-8k.", panel="Run", metavar="NAME")
     kind: str = option(
         "dvae",
-        "dvae: a discrete VAE; vq: a learned codebook; fsq: a fixed grid of codes.",
+        "dvae: a discrete VAE; strided-dvae: that of BEiT's own tokenizer; vq: a learned codebook; fsq: a fixed grid "
+        "of codes.",
         panel="Tokenizer",
         choices=KINDS.names,
     )
@@ -31,8 +32,19 @@ class TrainTokenizerConfig(Training):
     )
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer", ge=2)
     size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer", ge=1)
-    width: int = option(32, "Channels of the first stage; each further stage doubles them.", panel="Tokenizer", ge=1)
-    groups: int = option(3, "Stages; every one after the first halves the resolution.", panel="Tokenizer", ge=1, le=16)
+    width: int = option(
+        32,
+        "Channels of the first stage; each further stage doubles them, of strided-dvae none.",
+        panel="Tokenizer",
+        ge=1,
+    )
+    groups: int = option(
+        3,
+        "Stages; every one after the first halves the resolution, of strided-dvae the first too.",
+        panel="Tokenizer",
+        ge=1,
+        le=16,
+    )
     blocks_per_group: int = option(1, "Residual blocks a stage.", panel="Tokenizer", ge=1)
     reconstruction: Literal["mse", "logit-laplace"] = option("mse", "Reconstruction loss.", panel="Discrete VAE")
     kl_weight: float = option(

@@ -13,7 +13,7 @@ from beitcli.errors import StorageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import open_unverified
 from beitcli.runtime.weight_files.reader import WeightFile
-from beitcli.tokenizers.pretrained import PRETRAINED, TokenizerFacts
+from beitcli.tokenizers.pretrained import TokenizerFacts, in_order
 
 _NAMES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L"}
 
@@ -59,7 +59,7 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         UsageError: Nothing has that name.
         StorageError: It is not a checkpoint that this program knows.
     """
-    for pretrained in reversed(PRETRAINED.entries().values()):  # as `open_tokenizer` asks them
+    for pretrained in in_order():
         facts = pretrained.facts(config.ref, downloads(on_event))
         if facts is not None:
             warn(facts.notes, on_event)

@@ -94,6 +94,7 @@ class Tally:
         used, perplexity = codebook_usage(counts)
         total, tokens = self.total, int(counts.sum())
         most = min(len(counts), tokens)
+        mae = total.absolute / total.values if total.values else None
         agreement = {"agreement": total.agreed / total.compared if total.compared else None} if self.reference else {}
         return agreement | {
             "images": total.images,
@@ -104,11 +105,12 @@ class Tally:
             "perplexity": perplexity,
             "entropy_share": math.log(perplexity) / math.log(most) if most > 1 else None,
             "commonest_share": int(counts.max()) / tokens if tokens else None,
-            "mae": total.absolute / total.values if total.values else None,
+            "mae": mae,
             "psnr": _psnr(total.squared, total.values),
             "psnr_image_mean": _psnr(total.around_image, total.values),
             "psnr_patch_mean": _psnr(total.around_patch, total.values),
             "explained_variance": 1 - total.squared / total.around_image if _varies(total) else None,
+            "mae_normalized": None if mae is None else 2 * mae,
         }
 
 

@@ -41,7 +41,8 @@ class TrainTokenizerReport:
     """Report of a trained tokenizer; mae, psnr, codes_used and perplexity are those of held-out images.
 
     Attributes:
-        mae: None if the kind has no decoder; also `psnr`.
+        mae: Of pixels in [0, 1]; None if the kind has no decoder, as are `mae_normalized` and `psnr`.
+        mae_normalized: Of pixels in [-1, 1] (0.5 / 0.5): twice `mae`.
         further: Metrics that have no field of their own.
     """
 
@@ -54,6 +55,7 @@ class TrainTokenizerReport:
     commonest_share: float
     mae: float | None
     psnr: float | None
+    mae_normalized: float | None
     measured_on: str
     images_per_second: float
     seconds: float
@@ -110,8 +112,8 @@ class TokenizerTask(Task):
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Returns metrics of held-out images in fp32.
 
-        PSNR (dB) and MAE if the kind has a decoder; number of codes used, perplexity and share of the most frequent
-        code; the metrics of the kind.
+        PSNR (dB) and MAE (of pixels in [0, 1], and in [-1, 1]) if the kind has a decoder; number of codes used,
+        perplexity and share of the most frequent code; the metrics of the kind.
         """
         model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
         workers = choose_workers(self.config.workers, compute.device, world.local_size)
@@ -140,7 +142,8 @@ class TokenizerTask(Task):
         number, values = total.pop("images"), total.pop("values")
         metrics: dict[str, float] = {}
         if model.can_decode:
-            metrics = {"psnr": psnr(total.pop("error^2") / values), "mae": total.pop("|error|") / values}
+            mae = total.pop("|error|") / values
+            metrics = {"psnr": psnr(total.pop("error^2") / values), "mae": mae, "mae_normalized": 2 * mae}
         counts = world.all_reduce_sum(counts)
         used, perplexity = codebook_usage(counts)
         share = float(counts.max() / counts.sum())
@@ -188,6 +191,7 @@ def tokenizer_job(
             vocab_size=task.model.vocab_size,
             mae=finished.metrics.get("mae"),
             psnr=finished.metrics.get("psnr"),
+            mae_normalized=finished.metrics.get("mae_normalized"),
             codes_used=int(finished.metrics["codes_used"]),
             measured_on=held.name,
         )

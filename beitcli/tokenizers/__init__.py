@@ -6,7 +6,8 @@
   3. `architecture` from settings to plain values, `build` from those to the network; a dataclass of its own settings.
   `train-tokenizer --kind NAME` trains it, and every command with a TOKENIZER opens its runs.
 - A pretrained tokenizer of another project: `pretrained/NAME.py` defines `TOKENIZER` (`PretrainedTokenizer`): which
-  references it recognizes, how it opens them, and what `inspect` reports. `--tokenizer NAME` selects it.
+  references it recognizes, how it opens them, and what `inspect` reports. `--tokenizer NAME` selects it, unless the
+  module says `IS_WORD = False`.
 
 A package declares its module under the entry-point group `beitcli.tokenizers.kinds` or `beitcli.tokenizers.pretrained`.
 """

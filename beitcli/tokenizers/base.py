@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -90,7 +92,7 @@ class Tokenizer:
 
     Attributes:
         size: Side of the training images in pixels.
-        sha256: Hash of the weights; for DALL-E's, of the encoder's tensors only, independent of the file format.
+        sha256: Hash of the weights; for those of other projects, `sha256_of_tensors` of the encoder.
         warnings: Newer checkpoints that are damaged.
         notes: Further sentences for the user.
         precision: Precision of the encoder; the decoder is fp32.
@@ -164,6 +166,15 @@ class Tokenizer:
     def decode(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Maps tokens (B, N) int64 to images (B, 3, H, W) in [0, 1]. Raises StorageError if there is no decoder."""
         return self.model.decode(tokens, grid)
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, shapes and values of tensors on the CPU: independent of the file format."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

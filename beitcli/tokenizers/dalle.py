@@ -12,7 +12,6 @@ shapes; file names are only used to find the files.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.weight_files.reader import read_tensors
+from beitcli.tokenizers.base import sha256_of_tensors
 from beitcli.tokenizers.dvae import Decoder, DiscreteVAE, DVAEArchitecture, Encoder
 from beitcli.tokenizers.legacy_pickle import read_pickled
 
@@ -51,12 +51,7 @@ class Half:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of our keys, shapes and values: independent of the file format."""
-        digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            digest.update(f"{name} {tuple(self.tensors[name].shape)}\n".encode())
-            digest.update(self.tensors[name].numpy().data)
-        return digest.hexdigest()
+        return sha256_of_tensors(self.tensors)
 
 
 def openai_name(own: str) -> str:

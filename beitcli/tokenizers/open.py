@@ -19,7 +19,7 @@ from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
 from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.tokenizers.base import Tokenizer, TokenizerModel
-from beitcli.tokenizers.pretrained import PRETRAINED, words
+from beitcli.tokenizers.pretrained import in_order, words
 
 DALLE_CODES = 8192
 
@@ -68,8 +68,7 @@ def open_tokenizer(
         raise UsageError(
             "'pixels' is no tokenizer: it has no codes.", "`beit pretrain --target pixels` learns from pixels."
         )
-    # reversed: other packages' before DALL-E's, which takes all of the hub
-    pretrained = next((each for each in reversed(PRETRAINED.entries().values()) if each.recognizes(reference)), None)
+    pretrained = next((each for each in in_order() if each.recognizes(reference)), None)
     if pretrained is not None:
         tokenizer = pretrained.open(reference, on_progress)
     else:

@@ -14,6 +14,8 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import RECIPES, read_recipe, recipe_names, resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.engine.train_tokenizer import token_pixels
+from beitcli.tokenizers.kind import own_settings
 
 KINDS: dict[str, type[Training]] = {
     kind.command: kind for kind in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
@@ -98,6 +100,7 @@ EXPECTED = {
     ("finetune", "base-ade20k-setr"): {"45.6 mIoU", "47.7 mIoU"},
     ("finetune", "large-ade20k"): {"56.7 mIoU", "57.0"},
     ("finetune", "base-coco"): {"51.2 box AP"},
+    ("train-tokenizer", "imagenet-8k"): set(),
 } | {("pretrain", name): {f"{row[3]}%", f"{row[4]} mIoU"} for name, row in ABLATIONS.items()}
 _RESULT = re.compile(r"(?<![0-9.])[0-9]{2}\.[0-9]{1,2}(?:%| mIoU| box AP|(?= with --))")
 
@@ -140,6 +143,7 @@ def test_recipe_has_one_block_of_keys_and_no_run_of_its_own(path):
 def test_recipes_of_the_paper_are_all_in_the_tables():
     assert set(recipe_names("pretrain")) - OURS == set(PRETRAIN) | set(ABLATIONS)
     assert set(recipe_names("finetune")) - OURS == set(FINETUNE) | set(SEGMENT) | set(DETECT)
+    assert set(recipe_names("train-tokenizer")) - OURS == {"imagenet-8k"}
     assert set(ABLATED) | {"base-1k-300"} == set(ABLATIONS)
 
 
@@ -214,6 +218,19 @@ def test_detection_recipe_has_the_numbers_of_vitdet(name):
     assert (config.model, config.size[0], *schedule, config.drop_path, config.weight_decay) == DETECT[name]
     assert (config.min_resize, config.max_resize, config.beta2, config.clip) == (0.1, 2.0, 0.999, None)
     assert (config.task, config.head, config.head_width, config.regions) == ("detect", "faster-rcnn", 256, 512)
+
+
+def test_tokenizer_recipe_has_the_numbers_of_the_paper_and_the_release():
+    """Paper: 8,192 codes, 14 x 14 tokens of 112 pixels, Table 8's error. Release: codes of 512, width 256, 3 stages."""
+    config = config_of("train-tokenizer", "imagenet-8k")
+    assert (config.kind, config.vocab_size, config.size) == ("strided-dvae", 8192, 112)
+    assert own_settings(config).code_width == 512
+    assert (config.width, config.groups, config.blocks_per_group, config.reconstruction) == (256, 3, 1, "mse")
+    assert config.temperature_end == 1 / 16  # DALL-E's, as the paper gives none
+    assert token_pixels(config) == 8
+    said = " ".join(header_of("train-tokenizer", "imagenet-8k"))
+    assert "Table 8" in said
+    assert "0.0880" in said
 
 
 @pytest.mark.parametrize(("command", "name"), EXPECTED, ids="/".join)

@@ -549,8 +549,8 @@ def test_stats_document_agrees_with_tokens_and_pictures(
     assert ended.code == 0
     assert list(document) == [
         "images", "bad", "tokens_per_image", "vocab_size", "codes_used", "perplexity", "entropy_share",
-        "commonest_share", "mae", "psnr", "psnr_image_mean", "psnr_patch_mean", "explained_variance", "verdict",
-        "reason",
+        "commonest_share", "mae", "psnr", "psnr_image_mean", "psnr_patch_mean", "explained_variance", "mae_normalized",
+        "verdict", "reason",
     ]  # fmt: skip
     assert (document["images"], document["bad"], document["vocab_size"]) == (24, 1, CODES)
     tokens = np.array([line["tokens"] for line in tokenize(labelled_folder).lines])
@@ -568,6 +568,8 @@ def test_stats_document_agrees_with_tokens_and_pictures(
             differences.append(transform.astype(float) / 255 - np.asarray(decoded, dtype=float) / 255)
     stacked = np.stack(differences)
     assert alone["mae"] == pytest.approx(np.abs(stacked).mean(), abs=2e-3)
+    normalized = np.abs(stacked / 0.5).mean()  # of (pixel - 0.5) / 0.5, in [-1, 1]
+    assert alone["mae_normalized"] == pytest.approx(normalized, abs=4e-3)
     assert alone["psnr"] == pytest.approx(-10 * np.log10((stacked**2).mean()), abs=0.1)
 
 

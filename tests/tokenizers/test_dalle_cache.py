@@ -260,7 +260,7 @@ def test_without_a_decoder_there_are_tokens_but_no_pictures(
     (metrics,) = beit("tokenize", "--tokenizer", "dall-e", image, "--stats").lines
     assert (metrics["images"], metrics["vocab_size"]) == (1, 32)
     assert metrics["codes_used"] == len(set(ended.lines[0]["tokens"]))
-    assert (metrics["mae"], metrics["psnr"]) == (None, None)
+    assert (metrics["mae"], metrics["mae_normalized"], metrics["psnr"]) == (None, None, None)
     out = tmp_path / "out"
     for argv, stdin in ((["--reconstruct", out, image], b""), (["--decode", "-o", out], ended.out.encode())):
         refused = beit("tokenize", "--tokenizer", "dall-e", *argv, stdin=stdin)

@@ -47,7 +47,11 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
     """Returns the card of a trained tokenizer; `title` is that of its kind."""
     data, pictures, reconstruct = " ".join(config.data), {}, ""
     if report.psnr is not None:
-        pictures = {f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB", "mean absolute error": f"{report.mae:.4f}"}
+        pictures = {
+            f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB",
+            "mean absolute error": f"{report.mae:.4f}",
+            "mean absolute error of pixels in [-1, 1]": f"{report.mae_normalized:.4f}",
+        }
         reconstruct = " --reconstruct out/"
     return _card(
         f"A visual tokenizer ({title})",

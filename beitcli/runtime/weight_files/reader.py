@@ -25,7 +25,8 @@ Container = Literal["safetensors", "torch"]
 
 _Entry = TypeVar("_Entry")
 _AGAIN = "Download it again."
-_WRAPPERS = ("model", "module", "state_dict", "model_ema")  # of BEiT, DeepSpeed, Lightning and timm, EMA weights
+# of BEiT, DeepSpeed, Lightning and timm, the dVAEs of BEiT and DALLE-pytorch, EMA weights
+_WRAPPERS = ("model", "module", "state_dict", "weights", "model_ema")
 _AVERAGED = ("model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer ones

@@ -1,4 +1,7 @@
-"""Tokenizers of other projects, one module each, which defines `TOKENIZER`; --tokenizer accepts the module's name."""
+"""Tokenizers of other projects, one module each, which defines `TOKENIZER`.
+
+--tokenizer accepts the module's name, unless the module says `IS_WORD = False`: such weights are opened by path only.
+"""
 
 from __future__ import annotations
 
@@ -46,13 +49,21 @@ class PretrainedTokenizer:
         recognizes: Whether `open` handles a reference.
         open: Returns the tokenizer on the CPU. Raises StorageError.
         facts: Facts for `beit inspect`; None if the reference may be another model.
+        takes_any: Whether it takes files and repositories by form, without looking into them: it is asked last.
     """
 
     recognizes: Callable[[str], bool]
     open: Callable[[str, OnProgress | None], Tokenizer]
     facts: Callable[[str, OnProgress | None], TokenizerFacts | None]
+    takes_any: bool = False
+
+
+def in_order() -> list[PretrainedTokenizer]:
+    """Returns the entries in the order in which they are asked, those of other packages first."""
+    installed_first = [*PRETRAINED.entries().values()][::-1]
+    return sorted(installed_first, key=lambda entry: entry.takes_any)
 
 
 def words() -> tuple[str, ...]:
     """Returns the TOKENIZER references that are not paths."""
-    return (*PRETRAINED.names(), "pixels")
+    return (*(name for name in PRETRAINED.names() if PRETRAINED.literal(name, "IS_WORD", True)), "pixels")

@@ -77,4 +77,4 @@ def _has_halves(path: Path) -> bool:
     return any(file.stem in ("encoder", "decoder") for file in files)
 
 
-TOKENIZER = PretrainedTokenizer(_recognizes, _open, _facts)
+TOKENIZER = PretrainedTokenizer(_recognizes, _open, _facts, takes_any=True)
