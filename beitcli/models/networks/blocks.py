@@ -130,7 +130,7 @@ class Backbone(Beit):
         self.blocks = nn.ModuleList(EfficientBlock(block) for block in self.blocks)
 
     def all_blocks(self) -> list[Any]:
-        """Returns every `EfficientBlock` that training computes: `blocks`, and those that a subclass has beside them."""
+        """Returns every `EfficientBlock` that training computes: `blocks`, and those that a subclass adds."""
         return list(self.blocks)
 
     def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
