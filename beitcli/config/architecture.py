@@ -67,6 +67,24 @@ class Architecture:
         return asdict(self) | {"image_size": list(self.image_size)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Aggregation:
+    """Patch aggregation of pretraining (BEiT v2, arXiv 2208.06366, section 2.4).
+
+    Attributes:
+        after: Number of the block, from 1, whose patches are aggregated; 0 if a weights file does not say it.
+        blocks: Number of extra blocks.
+        head: Whether the extra blocks' output goes through the model's `norm` and head, or through their own.
+    """
+
+    after: int
+    blocks: int = 2
+    head: Literal["shared", "own"] = "shared"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "depth": 4, "heads": 4},
     "small": {"width": 192, "depth": 6, "heads": 3},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.architecture import SIZES, Architecture, require_size
+from beitcli.config.architecture import SIZES, Aggregation, Architecture, require_size
 from beitcli.config.common import Sharded
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
@@ -25,6 +25,18 @@ class PretrainConfig(Sharded):
     )
     layer_scale: float = option(0.0, "Initial LayerScale; 0 = none.", panel="Model", ge=0)
     drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model", ge=0, le=1)
+    aggregate_after: int = option(
+        0,
+        "Patch aggregation (BEiT v2): the class token of the last block and the patches of this one (from 1) predict "
+        "the targets too, through blocks that only pretraining has; 9 of 12, 21 of 24; 0 = none.",
+        panel="Model",
+        metavar="BLOCK",
+        ge=0,
+    )
+    aggregate_blocks: int = option(2, "Extra blocks of --aggregate-after.", panel="Model", metavar="N", ge=1)
+    aggregate_head: Literal["shared", "own"] = option(
+        "shared", "shared: the extra blocks use the model's norm and head; own: their own.", panel="Model"
+    )
     tokenizer: str = option(
         "own",
         "dall-e; a folder with OpenAI's encoder.pkl; a file of BEiT's own dVAE; hf://OWNER/NAME; a run of "
@@ -40,6 +52,9 @@ class PretrainConfig(Sharded):
         "auto",
         "Arithmetic of the tokenizer's encoder, its logits always fp32; auto: fp32, on CUDA fp16.",
         panel="Tokenizer",
+    )
+    token_filter: Literal["lanczos", "bicubic"] = option(
+        "lanczos", "Filter that resizes the tokenizer's image; bicubic: BEiT v2's.", panel="Tokenizer"
     )
     token_cache: str | None = option(
         None,
@@ -109,8 +124,14 @@ class PretrainConfig(Sharded):
         if self.tokenizer == "pixels":  # alias of --target pixels
             object.__setattr__(self, "target", "pixels")
             object.__setattr__(self, "tokenizer", "own")
+        if not self.tokenizer and self.target == "tokens":
+            raise UsageError(
+                f"Recipe '{self.recipe}' names no tokenizer, and no other is given.",
+                "Add --tokenizer PATH: the weights of a VQ-KD, BEiT v2's own, or a run of `beit train-tokenizer`.",
+            )
         require_size(self.model)
         self.architecture  # noqa: B018 - validates itself
+        self._check_aggregation()
 
     @property
     def architecture(self) -> Architecture:
@@ -121,3 +142,24 @@ class PretrainConfig(Sharded):
             layer_scale=self.layer_scale,
             **SIZES[self.model],
         )
+
+    @property
+    def aggregation(self) -> Aggregation | None:
+        """None without patch aggregation."""
+        if not self.aggregate_after:
+            return None
+        return Aggregation(after=self.aggregate_after, blocks=self.aggregate_blocks, head=self.aggregate_head)
+
+    def _check_aggregation(self) -> None:
+        depth = self.architecture.depth
+        if self.aggregate_after >= depth:
+            raise UsageError(
+                f"--aggregate-after {self.aggregate_after} is no block before the last: model '{self.model}' has "
+                f"{depth}, and the patches are those of an earlier one.",
+                f"Give 1 to {depth - 1}; BEiT v2 takes three quarters and more: 9 of 12, 21 of 24.",
+            )
+        if not self.aggregate_after and (self.aggregate_blocks, self.aggregate_head) != (2, "shared"):
+            raise UsageError(
+                "--aggregate-blocks and --aggregate-head are settings of patch aggregation, which is off.",
+                f"Add --aggregate-after BLOCK, such as {max(1, 3 * depth // 4)}, or leave them out.",
+            )

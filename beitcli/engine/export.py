@@ -35,6 +35,7 @@ from beitcli.models.checkpoints.export_formats import (
     to_hf,
     to_official,
     to_timm,
+    without_aggregation,
 )
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.key_mapping import by_block
@@ -108,7 +109,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     stored = checkpoint.tensors()
     tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(checkpoint.kind, "\0"))}
     unmapped = checkpoint.key_mapping.dropped if checkpoint.key_mapping else ()
-    kept = to_timm(tensors) if config.to == "timm" else tensors
+    kept = to_timm(tensors) if config.to == "timm" else without_aggregation(tensors) if config.to == "hf" else tensors
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -141,7 +142,13 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
     crop_pct = checkpoint.crop_pct or evaluation_crop(architecture.image_size)
     if to == "official":
         names = checkpoint.classes if checkpoint.names_classes else ()
-        args = official_settings(architecture, classes=names, normalization=checkpoint.normalization, crop_pct=crop_pct)
+        args = official_settings(
+            architecture,
+            classes=names,
+            normalization=checkpoint.normalization,
+            crop_pct=crop_pct,
+            aggregation=checkpoint.aggregation,
+        )
         torch.save({"model": to_official(tensors, architecture), "args": args}, folder / "model.pth")
         return
     if to == "timm":

@@ -107,7 +107,8 @@ def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
     task = task_of_kind(checkpoint.kind)
     last = {"head": checkpoint.head} if task is not None and task.prefix else {"pooling": checkpoint.pooling}
-    return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last}
+    aggregation = {"aggregation": checkpoint.aggregation.as_dict()} if checkpoint.aggregation else {}
+    return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last, **aggregation}
 
 
 def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:

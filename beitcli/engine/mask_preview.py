@@ -13,7 +13,7 @@ from PIL import Image
 
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.sources.base import Source
-from beitcli.data.transforms.base import Size, denormalize, fit_center, normalize, to_array
+from beitcli.data.transforms.base import FILTERS, Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png, to_picture
@@ -63,7 +63,8 @@ class _Pretrained:
             rebuilt = denormalize(joined, *self.checkpoint.normalization)
         else:
             rows, columns = (patches * self.tokenizer.model.downsample for patches in architecture.grid)
-            tokens = self.tokenizer.encode(self._views(pictures, (rows, columns), Image.Resampling.LANCZOS))
+            filter = FILTERS[self.checkpoint.settings.get("token_filter", "lanczos")]
+            tokens = self.tokenizer.encode(self._views(pictures, (rows, columns), filter))
             tokens[hidden] = outputs.argmax(dim=1)
             rebuilt = self.tokenizer.decode(tokens, architecture.grid)
         return [to_picture(each) for each in rebuilt]

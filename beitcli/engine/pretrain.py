@@ -28,7 +28,7 @@ from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.job import Finished, Job, report_job, run_job, train_job
 from beitcli.engine.trainer.metric_log import check_writers
-from beitcli.engine.trainer.model_card import TARGETS, pretraining_card
+from beitcli.engine.trainer.model_card import TARGETS, aggregation_text, pretraining_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan, open_run
 from beitcli.engine.trainer.task import RunSession
@@ -36,6 +36,7 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.masking import make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
 from beitcli.models.networks.beit import forward_flops
+from beitcli.models.networks.patch_aggregation import aggregation_flops
 from beitcli.runtime.compute.compile import compiles
 from beitcli.runtime.compute.device import Compute, describe, join_compute
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
@@ -51,7 +52,9 @@ class PretrainReport:
     """Report of a pretrained model, with metrics of the `measured_on` images; those of another target are None.
 
     Attributes:
-        loss: On the predicted patches: cross entropy in nats, or mean squared error of normalized pixels.
+        loss: On the predicted patches: cross entropy in nats, or mean squared error of normalized pixels. With patch
+            aggregation it is a sum: `further` holds `masked_loss`, to compare with other runs and the baselines, and
+            `aggregated_loss`.
         baseline_loss: For pixels: that of always predicting each channel's mean on the same patches.
         masked_accuracy: On hidden patches; on all patches without masking.
         baseline_accuracy: That of always predicting the most frequent token on the same patches.
@@ -223,9 +226,10 @@ def _masking(config: PretrainConfig) -> MaskGenerator | None:
 def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
     """Warns if the model is not better than the baseline of the data's statistics, and if few images were evaluated."""
     nothing_yet = "the model has learned nothing of use yet. Train longer, or on more images."
-    if report.baseline_loss is not None and report.loss >= report.baseline_loss:
+    loss = report.further.get("masked_loss", report.loss)
+    if report.baseline_loss is not None and loss >= report.baseline_loss:
         yield (
-            f"The loss, {report.loss:.4f}, is not below {report.baseline_loss:.4f}, that of always guessing the "
+            f"The loss, {loss:.4f}, is not below {report.baseline_loss:.4f}, that of always guessing the "
             f"mean colour: {nothing_yet}"
         )
     accuracy, baseline = report.masked_accuracy, report.baseline_accuracy
@@ -289,7 +293,10 @@ def _forward_flops(task: PretrainTask) -> float:
     """Returns FLOP of the forward pass of one image, head included."""
     architecture, hidden = task.model.architecture, task.masking.num_masked if task.masking else 0
     predicted = architecture.num_patches if task.config.predict == "all" else hidden
-    return forward_flops(architecture, predicted, task.target.outputs)
+    flops, aggregation = forward_flops(architecture, predicted, task.target.outputs), task.config.aggregation
+    if aggregation is None:
+        return flops
+    return flops + aggregation_flops(architecture, aggregation, predicted, task.target.outputs)
 
 
 def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
@@ -302,6 +309,7 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
     return {
         "model": f"BEiT {task.config.model}, {parameters:,} parameters, {architecture.positions} positions",
         "images of": f"{height} x {width} pixels, {architecture.grid[0]} x {architecture.grid[1]} patches",
+        **_aggregation_row(task.config),
         "hidden": f"{hidden} of {architecture.num_patches} patches{how}",
         "target": f"{TARGETS[task.config.target]} of {task.config.predict} patches",
         "tokenizer": f"{tokenizer.reference}, {tokenizer.vocab_size} codes" if tokenizer else "none",
@@ -311,6 +319,11 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
         **_step_row(task),
         "hardware": describe(task.compute),
     }
+
+
+def _aggregation_row(config: PretrainConfig) -> dict[str, str]:
+    how = config.aggregation
+    return {"patch aggregation": aggregation_text(how)} if how else {}
 
 
 def _step_row(task: PretrainTask) -> dict[str, str]:

@@ -33,6 +33,13 @@ PRETRAIN: dict[str, tuple[Any, ...]] = {
     "large-22k": ("large", "shared", 1e-5, 150, None, 10_000, 1.0),
     "giant": ("giant", "shared", 0.0, 150, None, 10_000, 1.0),
 }
+# BEiT v2, PRETRAINING.md of its release: model, LayerScale, drop path, block of the patches, epochs, beta2
+VERSION_2: dict[str, tuple[Any, ...]] = {
+    "beitv2-base": ("base", 0.1, 0.1, 9, 1600, 0.999),
+    "beitv2-base-300": ("base", 0.1, 0.0, 9, 300, 0.98),
+    "beitv2-large": ("large", 1e-5, 0.1, 21, 1600, 0.999),
+    "beitv2-large-300": ("large", 1e-5, 0.0, 21, 300, 0.98),
+}
 # Table 4: masking, patches predicted, whether any is hidden; ImageNet-1k top-1, ADE20K mIoU
 ABLATIONS: dict[str, tuple[Any, ...]] = {
     "base-1k-300": ("blockwise", "masked", True, "82.86", "44.65"),
@@ -63,6 +70,10 @@ FINETUNE: dict[str, tuple[Any, ...]] = {
     "base-intermediate-22k": ("base", None, 3e-3, 4096, 90, 5, 0.65, 0.2, 0.05, 0.0, 0.0, 3.0),
     "large-intermediate-22k": ("large", None, 2e-3, 2048, 90, 5, 0.75, 0.2, 0.05, 0.0, 0.0, 1.0),
     "cifar-100": ("base", 224, 2e-3, 512, 150, 20, 0.65, 0.1, 0.3, 0.8, 1.0, None),
+    "beitv2-base": ("base", None, 5e-4, 1024, 100, 20, 0.6, 0.2, 0.05, 0.8, 1.0, None),
+    "beitv2-base-300": ("base", None, 5e-4, 1024, 100, 20, 0.65, 0.1, 0.05, 0.8, 1.0, None),
+    "beitv2-large": ("large", None, 2e-4, 1024, 50, 5, 0.8, 0.2, 0.05, 0.8, 1.0, None),
+    "beitv2-large-300": ("large", None, 5e-4, 1024, 50, 5, 0.8, 0.2, 0.05, 0.8, 1.0, None),
 }
 # Table 14 and the release: model, head, size, lr, layer decay, drop path, positions, LayerScale
 SEGMENT: dict[str, tuple[Any, ...]] = {
@@ -101,6 +112,10 @@ EXPECTED = {
     ("finetune", "large-ade20k"): {"56.7 mIoU", "57.0"},
     ("finetune", "base-coco"): {"51.2 box AP"},
     ("train-tokenizer", "imagenet-8k"): set(),
+    **{(command, "beitv2-base"): {"85.5%"} for command in ("pretrain", "finetune")},
+    **{(command, "beitv2-base-300"): {"85.0%"} for command in ("pretrain", "finetune")},
+    **{(command, "beitv2-large"): {"87.3%"} for command in ("pretrain", "finetune")},
+    **{(command, "beitv2-large-300"): {"86.6%"} for command in ("pretrain", "finetune")},
 } | {("pretrain", name): {f"{row[3]}%", f"{row[4]} mIoU"} for name, row in ABLATIONS.items()}
 _RESULT = re.compile(r"(?<![0-9.])[0-9]{2}\.[0-9]{1,2}(?:%| mIoU| box AP|(?= with --))")
 
@@ -109,6 +124,8 @@ def config_of(command: str, name: str) -> Any:
     flags: dict[str, Any] = {"data": ["photos"], "recipe": name}
     if command == "finetune":
         flags["init"] = "runs/pretrained"
+    if command == "pretrain" and name in VERSION_2:
+        flags["tokenizer"] = "runs/vqkd"  # they name none
     return resolve(KINDS[command], flags).config
 
 
@@ -129,7 +146,8 @@ def test_recipe_resolves_and_its_header_says_where_it_comes_from(path):
     if name in OURS:
         assert ("docs/detection.md" if name == "tiny-detect" else "docs/results.md") in said
     else:
-        assert f"arXiv {'2203.16527' if name in DETECT else '2106.08254'}" in said
+        source = "2203.16527" if name in DETECT else "2208.06366" if name in VERSION_2 else "2106.08254"
+        assert f"arXiv {source}" in said
         assert "not run here" in said
 
 
@@ -141,7 +159,7 @@ def test_recipe_has_one_block_of_keys_and_no_run_of_its_own(path):
 
 
 def test_recipes_of_the_paper_are_all_in_the_tables():
-    assert set(recipe_names("pretrain")) - OURS == set(PRETRAIN) | set(ABLATIONS)
+    assert set(recipe_names("pretrain")) - OURS == set(PRETRAIN) | set(ABLATIONS) | set(VERSION_2)
     assert set(recipe_names("finetune")) - OURS == set(FINETUNE) | set(SEGMENT) | set(DETECT)
     assert set(recipe_names("train-tokenizer")) - OURS == {"imagenet-8k"}
     assert set(ABLATED) | {"base-1k-300"} == set(ABLATIONS)
@@ -163,6 +181,20 @@ def test_pretraining_recipe_has_the_paper_s_numbers(name):
     schedule = (config.epochs, config.warmup_epochs, config.warmup_steps, config.clip)
     assert (config.model, config.positions, config.layer_scale, *schedule) == PRETRAIN[name]
     assert (config.masking, config.predict, config.tokenizer) == ("blockwise", "masked", "dall-e")
+
+
+@pytest.mark.parametrize("name", VERSION_2)
+def test_pretraining_recipe_of_version_2_has_its_releases_numbers(name):
+    config = config_of("pretrain", name)
+    own = (config.model, config.layer_scale, config.drop_path, config.aggregate_after, config.epochs, config.beta2)
+    assert own == VERSION_2[name]
+    assert (config.batch_size, config.lr, config.min_lr, config.weight_decay) == (2048, 1.5e-3, 1e-5, 0.05)
+    assert (config.warmup_epochs, config.warmup_steps, config.clip) == (10, None, 3.0)
+    assert (config.color_jitter, config.min_crop, config.token_filter) == (0.4, 0.2, "bicubic")
+    assert (config.normalization, config.positions, config.architecture.grid) == ("imagenet", "shared", (14, 14))
+    assert (config.masking, config.num_masked, config.min_block, config.predict) == ("blockwise", 75, 16, "masked")
+    assert (config.aggregate_blocks, config.aggregate_head) == (2, "shared")
+    assert read_recipe("pretrain", name)["tokenizer"] == ""
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -195,7 +227,8 @@ def test_finetuning_recipe_has_the_paper_s_numbers(name):
     assert (config.beta2, config.ema, config.min_crop, config.patch_size) == (0.999, 0.0, 0.08, 16)
     assert config.erasing == (0.0 if name == "cifar-100" else 0.25)
     released = {"base": ("per-block", 0.1), "large": ("per-block", 1e-5)}[config.model]
-    assert (config.positions, config.layer_scale) == (released if name.endswith("22k") else ("absolute", 0.0))
+    is_released = name.endswith("22k") or name in VERSION_2
+    assert (config.positions, config.layer_scale) == (released if is_released else ("absolute", 0.0))
 
 
 @pytest.mark.parametrize("name", SEGMENT)

@@ -10,7 +10,7 @@ import timm
 import torch
 import transformers
 from safetensors.torch import save_file
-from timm.models.beit import Beit, gen_relative_position_index
+from timm.models.beit import Beit, Block, gen_relative_position_index
 from torch import nn
 
 transformers.utils.logging.disable_progress_bar()
@@ -119,6 +119,40 @@ class ReleasedMasked(Beit):
             finally:
                 hook.remove()
             return self.lm_head(features[mask])
+
+
+class ReleasedAggregating(ReleasedMasked):
+    """The pretraining model of BEiT v2's release: the class token and the patches of a block go through more blocks."""
+
+    def __init__(
+        self, vocab_size: int = 64, *, after: int = 2, extra: int = 2, shared: bool = True, **settings: object
+    ) -> None:
+        super().__init__(vocab_size, **settings)
+        self.after, first = after, self.blocks[0]
+        self.cls_pt_layers = nn.ModuleList(
+            Block(self.embed_dim, first.attn.num_heads, qkv_bias=True, init_values=first.init_values)
+            for _ in range(extra)
+        )
+        self.cls_pt_norm = None if shared else nn.LayerNorm(self.embed_dim, eps=1e-6)
+        self.cls_pt_lm_head = None if shared else nn.Linear(self.embed_dim, vocab_size)
+        randomized(self)
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        patches = self.patch_embed(images)
+        weight = mask.unsqueeze(-1).type_as(patches)
+        patches = patches * (1 - weight) + self.mask_token * weight
+        hidden = torch.cat((self.cls_token.expand(len(images), -1, -1), patches), dim=1)
+        hidden = hidden if self.pos_embed is None else hidden + self.pos_embed
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        early = hidden
+        for number, block in enumerate(self.blocks, start=1):
+            hidden = block(hidden, shared_rel_pos_bias=bias)
+            early = hidden[:, 1:] if number == self.after else early
+        second = torch.cat((hidden[:, :1], early), dim=1)
+        for block in self.cls_pt_layers:
+            second = block(second, shared_rel_pos_bias=bias)
+        norm, head = self.cls_pt_norm or self.norm, self.cls_pt_lm_head or self.lm_head
+        return self.lm_head(self.norm(hidden)[:, 1:][mask]), head(norm(second)[:, 1:][mask])
 
 
 def save_released(released: Beit, path: Path, *, legacy: bool = False, wrapped: str = "model", **args: object) -> Path:

@@ -1,8 +1,8 @@
 """Transforms for pretraining, for tokenizers and for evaluation: crop, resize, flip, colour jitter, normalization.
 
 Pretraining follows the paper's order (as in the release): color jitter, flip, then ONE crop box resized twice, bicubic
-for the backbone and Lanczos for the tokenizer, so that a visual token and its patch show the same pixels. Every draw is
-keyed by (seed, purpose, epoch, image).
+for the backbone and Lanczos (in BEiT v2 bicubic) for the tokenizer, so that a visual token and its patch show the same
+pixels. Every draw is keyed by (seed, purpose, epoch, image).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -104,6 +105,10 @@ def fit_center(
     return image.resize((width, height), filter, center_box(*image.size, size, crop_pct))
 
 
+TokenFilter = Literal["lanczos", "bicubic"]
+FILTERS: dict[str, int] = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TwoCropTransform:
     """Base class of the pretraining transforms: one crop box at two sizes.
@@ -111,6 +116,7 @@ class TwoCropTransform:
     Attributes:
         image_size: Of the backbone's image.
         token_size: Of the tokenizer's image, with the same aspect ratio; None without a tokenizer.
+        token_filter: Filter that resizes the tokenizer's image.
     """
 
     seed: int
@@ -118,6 +124,7 @@ class TwoCropTransform:
     token_size: Size | None
     color_jitter: float = 0.4
     min_crop: float = 0.08
+    token_filter: TokenFilter = "lanczos"
 
     @property
     def bytes_per_image(self) -> int:
@@ -141,7 +148,7 @@ class PretrainingTransform(TwoCropTransform):
         views = {"images": to_array(image.resize((width, height), Image.Resampling.BICUBIC, box))}
         if self.token_size is not None:
             height, width = height_and_width(self.token_size)
-            views["token_images"] = to_array(image.resize((width, height), Image.Resampling.LANCZOS, box))
+            views["token_images"] = to_array(image.resize((width, height), FILTERS[self.token_filter], box))
         return views
 
 

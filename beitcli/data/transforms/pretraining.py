@@ -52,7 +52,7 @@ class FastPretrainingTransform(TwoCropTransform):
         with _memory_errors():
             views = {"images": resize(crop, (height, width), "bicubic")}
             if self.token_size is not None:
-                views["token_images"] = resize(crop, height_and_width(self.token_size), "lanczos")
+                views["token_images"] = resize(crop, height_and_width(self.token_size), self.token_filter)
             if is_flipped:
                 views = {name: transform.flip(-1) for name, transform in views.items()}
             arrays = {name: transform.numpy() for name, transform in views.items()}

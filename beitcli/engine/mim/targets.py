@@ -75,6 +75,15 @@ class Target(ABC):
         """
 
     @abstractmethod
+    def accuracy(
+        self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Returns the share of right predictions, and counts nothing; None if the targets are no classes.
+
+        The arguments are those of `training_metrics`.
+        """
+
+    @abstractmethod
     def accumulator(self) -> MetricAccumulator: ...
 
     def running_metrics(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
@@ -123,10 +132,13 @@ class TokenTarget(Target):
         self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
     ) -> Tensors:
         """Also counts the targets for `running_metrics`."""
-        weights = torch.ones_like(targets) if metric_mask is None else metric_mask.to(targets.dtype)
-        self.local_counts.scatter_add_(0, targets, weights)
+        self.local_counts.scatter_add_(0, targets, _weights(targets, metric_mask))
+        return {"masked_accuracy": self.accuracy(outputs, targets, metric_mask)}
+
+    def accuracy(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> torch.Tensor:
+        weights = _weights(targets, metric_mask)
         right = (outputs.argmax(dim=1) == targets).float()
-        return {"masked_accuracy": (right * weights).sum() / weights.sum()}
+        return (right * weights).sum() / weights.sum()
 
     def accumulator(self) -> MetricAccumulator:
         return _TokenAccumulator(torch.zeros_like(self.counts))
@@ -151,6 +163,10 @@ class TokenTarget(Target):
     def load_state(self, tensors: Tensors) -> None:
         self.counts.copy_(tensors["token_counts"])
         self.local_counts.zero_()
+
+
+def _weights(targets: torch.Tensor, metric_mask: torch.Tensor | None) -> torch.Tensor:
+    return torch.ones_like(targets) if metric_mask is None else metric_mask.to(targets.dtype)
 
 
 class _TokenAccumulator(MetricAccumulator):
@@ -180,6 +196,17 @@ class _TokenAccumulator(MetricAccumulator):
         }
 
 
+def joined_metrics(last: dict[str, float], aggregated: dict[str, float]) -> dict[str, float]:
+    """Joins the metrics of both predictions of patch aggregation, as accumulators compute them.
+
+    `loss` is the sum of `masked_loss` and `aggregated_loss`; what else has no `aggregated` in its name is of `last`.
+    """
+    losses = {"masked_loss": last["loss"], "aggregated_loss": aggregated["loss"]}
+    joined = last | {"loss": sum(losses.values())} | losses
+    accuracy = aggregated.get("masked_accuracy")
+    return joined if accuracy is None else joined | {"aggregated_accuracy": accuracy}
+
+
 def unigram_metrics(counts: torch.Tensor) -> tuple[float, float]:
     """Returns the share of the most frequent token and the entropy in nats, from (V,) counts."""
     probabilities = counts.cpu().double() / counts.sum().clamp(min=1).cpu()
@@ -205,6 +232,9 @@ class PixelTarget(Target):
         self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None
     ) -> Tensors:
         return {}
+
+    def accuracy(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
+        return None
 
     def accumulator(self) -> MetricAccumulator:
         return _PixelAccumulator()

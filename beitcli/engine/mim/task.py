@@ -9,7 +9,7 @@ The ablations of Table 4 are settings: pixels as targets (`targets.py`), random 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
@@ -27,7 +28,7 @@ from beitcli.data.transforms.base import PretrainingTransform
 from beitcli.data.transforms.pretraining import FastPretrainingTransform
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.mim.objective import MaskedImageObjective
-from beitcli.engine.mim.targets import PixelTarget, TokenTarget
+from beitcli.engine.mim.targets import PixelTarget, TokenTarget, joined_metrics
 from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
@@ -37,6 +38,7 @@ from beitcli.errors import UsageError
 from beitcli.masking import keyed_mask
 from beitcli.masking.base import MaskGenerator
 from beitcli.models.networks.beit import MaskedImageModel
+from beitcli.models.networks.patch_aggregation import PatchAggregationModel
 from beitcli.runtime.compute.compile import compiles
 from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
@@ -96,7 +98,7 @@ class PretrainTask(Task):
             self.token_cache = CachingTokenizer(cache, self.target.encode, plan.micro_batch, extras.on_event)
         torch.manual_seed(config.seed)
         residual = residual_dtype(config, compute)
-        self.model = MaskedImageModel(config.architecture, self.target.outputs, config.drop_path, residual)
+        self.model = make_model(config, self.target.outputs, residual)
         self.model.to(compute.device)
         queries = None
         if masking is not None:  # rows of the last block's attention
@@ -117,9 +119,12 @@ class PretrainTask(Task):
             sharded=config.shard,
             compression=config.grad_compression,
         )
-        self.num_uniforms = 2 * self.model.architecture.depth if config.drop_path else 0
+        self.num_uniforms = 2 * len(self.model.all_blocks()) if config.drop_path else 0
         groups = parameter_groups(self.model, config.weight_decay, decay_bias_tables=config.decay_bias_tables)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
+
+    def sharded_blocks(self) -> Iterable[nn.Module]:
+        return self.model.all_blocks()
 
     def running(self) -> AbstractContextManager[Any]:
         """Writes the last new tokens to the cache at the end."""
@@ -139,7 +144,7 @@ class PretrainTask(Task):
             inputs["visual_tokens"] = self.target.encode(batch) if tokens is None else tokens
         return inputs | ({"uniforms": batch["uniforms"]} if "uniforms" in batch else {})
 
-    def forward_with_targets(self, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward_with_targets(self, batch: Tensors) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Calls that of the objective, eagerly: evaluation has other shapes than training."""
         return self.objective.forward_with_targets(**self.inputs(batch))
 
@@ -159,7 +164,8 @@ class PretrainTask(Task):
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Returns metrics of held-out images, with the transforms and masks of epoch 0."""
-        accumulator, world = self.target.accumulator(), self.compute.world
+        predictions, world = 1 if self.config.aggregation is None else 2, self.compute.world
+        accumulators = [self.target.accumulator() for _ in range(predictions)]
         transform, masking = transform_and_masking(self.config, self.tokenizer, self.masking)
         at_once = min(128, self.plan.micro_batch)
         batches = ordered_batches(
@@ -172,20 +178,26 @@ class PretrainTask(Task):
         )
         for batch in synchronized_batches(batches, len(self.held_out), at_once, world, check_stop):
             if not len(batch):
-                accumulator.update_empty()
+                for accumulator in accumulators:
+                    accumulator.update_empty()
                 continue
             tensors = self.before_step(0, batch.to(self.compute.device))
             with self.compute.autocast():
                 outputs, targets = self.forward_with_targets(tensors)
-            accumulator.update(outputs, targets, self.objective.metric_mask(tensors.get("mask")))
-        return accumulator.compute(world)
+            for accumulator, each in zip(accumulators, outputs, strict=True):
+                accumulator.update(each, targets, self.objective.metric_mask(tensors.get("mask")))
+        last, *aggregated = (accumulator.compute(world) for accumulator in accumulators)
+        return joined_metrics(last, *aggregated) if aggregated else last
 
     def probe_metrics(self) -> dict[str, float]:
         return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """`tokenizer` and `token_size` are None if the targets are pixels, `masking` is None without masking."""
-        tokenizer, masking = self.tokenizer, self.masking
+        """`tokenizer` and `token_size` are None if the targets are pixels, `masking` is None without masking.
+
+        `aggregation` is there with patch aggregation only, `token_filter` if it is not `lanczos`.
+        """
+        tokenizer, masking, aggregation = self.tokenizer, self.masking, self.config.aggregation
         reference = (
             "own" if self.config.tokenizer == "own" else absolute_reference(tokenizer.reference if tokenizer else "")
         )
@@ -200,6 +212,8 @@ class PretrainTask(Task):
             "tokenizer": {"reference": reference, "sha256": tokenizer.sha256} if tokenizer else None,
             "token_size": list(size) if size else None,
             "masking": hidden | {"num_masked": masking.num_masked} if masking else None,
+            **({"aggregation": aggregation.as_dict()} if aggregation else {}),
+            **({"token_filter": self.config.token_filter} if self.config.token_filter != "lanczos" else {}),
         }
 
     def extra_tensors(self) -> Tensors:
@@ -207,6 +221,13 @@ class PretrainTask(Task):
 
     def load_extra_tensors(self, tensors: Tensors) -> None:
         self.target.load_state(tensors)
+
+
+def make_model(config: PretrainConfig, outputs: int, residual: torch.dtype | None) -> MaskedImageModel:
+    """Builds the network that a run trains, with `outputs` per patch; `residual` as of `residual_dtype`."""
+    if config.aggregation is None:
+        return MaskedImageModel(config.architecture, outputs, config.drop_path, residual)
+    return PatchAggregationModel(config.architecture, outputs, config.aggregation, config.drop_path, residual)
 
 
 def absolute_reference(reference: str) -> str:
@@ -250,5 +271,6 @@ def transform_and_masking(
         token_size=token_size(config, tokenizer),
         color_jitter=config.color_jitter,
         min_crop=config.min_crop,
+        token_filter=config.token_filter,
     )
     return transform, partial(keyed_mask, masking, config.seed) if masking is not None else None

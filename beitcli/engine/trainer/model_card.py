@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from beitcli import __version__
+from beitcli.config.architecture import Aggregation
 from beitcli.config.tasks import TASKS
 from beitcli.runtime.metric_text import metric_label, metric_value
 
@@ -77,6 +78,12 @@ TARGETS = {
 }
 
 
+def aggregation_text(how: Aggregation) -> str:
+    """Describes patch aggregation in a plan and a card."""
+    head = "the same head" if how.head == "shared" else "a head of their own"
+    return f"patches of block {how.after}, {how.blocks} more blocks, {head}"
+
+
 def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None, hardware: str) -> str:
     """Returns the card of a pretrained model; `tokenizer` is None if the targets are pixels."""
     data = " ".join(config.data)
@@ -96,6 +103,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
             "target": f"{TARGETS[config.target]} of {config.predict} patches",
             "masking": config.masking if config.mask else "none",
             "tokenizer": tokenizer or "none",
+            **({"patch aggregation": aggregation_text(config.aggregation)} if config.aggregation else {}),
             "hardware": hardware,
         },
         {

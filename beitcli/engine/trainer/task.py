@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +106,7 @@ class Task(ABC):
         """
         objective = self.model if objective is None else objective
         if sharded and compute.world.size > 1:
-            parts = shard(self.model, self.model.blocks, compute.world, compute.dtype)  # type: ignore[arg-type]
+            parts = shard(self.model, self.sharded_blocks(), compute.world, compute.dtype)
             self.parallel = self.model
             self.forward = self.compiled = CompiledModule(objective, enabled=compile_step, parts=parts)
         else:
@@ -114,6 +114,10 @@ class Task(ABC):
             self.forward = self.parallel = parallel(
                 self.compiled, compute.world, all_used=all_used, compression=compression
             )
+
+    def sharded_blocks(self) -> Iterable[nn.Module]:
+        """Returns the blocks that are sharded separately."""
+        return self.model.blocks  # type: ignore[return-value] # a ModuleList
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Returns a context whose backward passes accumulate gradients without reducing them over ranks."""

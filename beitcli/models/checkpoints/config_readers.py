@@ -27,6 +27,7 @@ class DeclaredConfig:
         head: Name of the segmentation or detection head.
         normalization: Mean and standard deviation, three channels each, of images in [0, 1].
         crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation.
+        aggregate_after: Number of the block, from 1, whose patches are aggregated.
     """
 
     heads: int | None = None
@@ -38,6 +39,7 @@ class DeclaredConfig:
     norm_eps: float = 1e-6
     layer_scale: float | None = None
     head: str | None = None
+    aggregate_after: int | None = None
 
 
 def read_config(
@@ -80,6 +82,7 @@ def _checked(declared: DeclaredConfig) -> DeclaredConfig:
         ("share of the crop", declared.crop_pct, 0.01, 1),
         ("epsilon of the norms", declared.norm_eps, 0, 1),
         ("LayerScale", declared.layer_scale, -1e6, 1e6),
+        ("block of patch aggregation", declared.aggregate_after, 1, 100_000),
     ):
         if value is not None and (isinstance(value, bool) or not least <= value <= greatest):
             raise ValueError(f"{name} {value!r}")
@@ -103,6 +106,8 @@ def check_section(section: Mapping[str, Any], origin: str) -> None:
         ("tokenizer", tokenizer, Mapping),
         *((name, section.get(name, ""), str) for name in ("device", "precision", "target")),
     ]
+    if section.get("token_filter", "lanczos") not in ("lanczos", "bicubic"):
+        kinds.append(("token_filter", None, str))
     if isinstance(masking, Mapping) and masking:
         kinds += [(name, masking.get(name), int) for name in ("num_masked", "min_block", "seed")]
         kinds += [("name", masking.get("name"), str)]
@@ -140,6 +145,7 @@ def _ours(settings: Mapping[str, Any]) -> DeclaredConfig:
         norm_eps=shape["norm_eps"],
         layer_scale=shape["layer_scale"],
         head=settings.get("head"),
+        aggregate_after=(settings.get("aggregation") or {}).get("after"),
     )
 
 
@@ -201,4 +207,5 @@ def _official(about: Mapping[str, Any]) -> DeclaredConfig:
         crop_pct=args.get("crop_share"),
         norm_eps=args.get("layer_norm_eps", 1e-6),
         layer_scale=args.get("layer_scale_init_value"),
+        aggregate_after=args.get("early_layers"),
     )

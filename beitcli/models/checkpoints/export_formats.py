@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from timm.models.beit import gen_relative_position_index
 
-from beitcli.config.architecture import Architecture, Pooling
+from beitcli.config.architecture import Aggregation, Architecture, Pooling
 from beitcli.config.normalization import Normalization
-from beitcli.models.checkpoints.key_mapping import hf_names
+from beitcli.models.checkpoints.key_mapping import AGGREGATION, hf_names
 from beitcli.models.networks.timm_vit import TimmArchitecture
 
 Tensors = dict[str, torch.Tensor]
@@ -146,10 +146,20 @@ def hf_preprocessing(architecture: Architecture, normalization: Normalization, c
 
 
 def official_settings(
-    architecture: Architecture, *, classes: Sequence[str], normalization: Normalization, crop_pct: float
+    architecture: Architecture,
+    *,
+    classes: Sequence[str],
+    normalization: Normalization,
+    crop_pct: float,
+    aggregation: Aggregation | None = None,
 ) -> dict[str, Any]:
     """Returns the `args` that our reader cannot derive from the tensors; the release's code ignores them."""
+    aggregated = {}
+    if aggregation is not None:
+        aggregated = {"head_layers": aggregation.blocks, "shared_lm_head": aggregation.head == "shared"}
+        aggregated |= {"early_layers": aggregation.after} if aggregation.after else {}
     return {
+        **aggregated,
         "num_heads": architecture.heads,
         "input_size": list(architecture.image_size),
         "layer_scale_init_value": architecture.layer_scale,
@@ -182,5 +192,11 @@ def to_official(tensors: Mapping[str, torch.Tensor], architecture: Architecture)
 
 
 def to_timm(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Drops mask token and token head, which timm's model does not have."""
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("mask_token", "token_head."))}
+    """Drops mask token, token head and patch aggregation, which timm's model does not have."""
+    dropped = ("mask_token", "token_head.", *AGGREGATION)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
+
+
+def without_aggregation(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Drops patch aggregation, which transformers' model does not have."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(AGGREGATION)}

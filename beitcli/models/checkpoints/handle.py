@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from beitcli.config.architecture import Architecture, Kind, Pooling
+from beitcli.config.architecture import Aggregation, Architecture, Kind, Pooling
 from beitcli.config.normalization import IMAGENET, NORMALIZATIONS, Normalization
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.key_mapping import KeyMapping
@@ -37,6 +37,7 @@ class CheckpointHandle:
         normalization: Mean and standard deviation, three channels each, of images in [0, 1].
         crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation; None if not declared.
         head: Name of the segmentation or detection head; None if unknown here.
+        aggregation: Patch aggregation of pretraining, whose tensors only a run that goes on needs; else None.
         assumed: Values that neither tensors nor config files declare.
         warnings: Damaged newer checkpoints; for files of other programs, what was assumed or left out.
         seed: Seed of random weights, if only the architecture comes from a checkpoint.
@@ -58,6 +59,7 @@ class CheckpointHandle:
     normalization: Normalization = IMAGENET
     crop_pct: float | None = None
     head: str | None = None
+    aggregation: Aggregation | None = None
     assumed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seed: int | None = None

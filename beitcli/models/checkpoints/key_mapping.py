@@ -1,7 +1,7 @@
 """Maps the state-dict keys of other programs to ours, by name only. Imports no torch.
 
 Our keys are those of the release and of timm (`blocks.0.attn.qkv.weight`), except `token_head` for the release's
-`lm_head`. Hugging Face's keys are mapped by this table.
+`lm_head`. Hugging Face's keys are mapped by this table; it has none for patch aggregation (`cls_pt_layers`).
 
 | here, official, timm | Hugging Face |
 |---|---|
@@ -27,11 +27,13 @@ from beitcli.models.checkpoints.head_keys import head_name
 
 Naming = Literal["beit", "hf", "dall-e"]
 
+AGGREGATION = ("cls_pt_layers.", "cls_pt_norm.", "cls_pt_lm_head.")  # keys of patch aggregation, of pretraining only
 _PLAIN = re.compile(
     r"cls_token|mask_token|pos_embed|patch_embed\.proj\.(weight|bias)|rel_pos_bias\.relative_position_bias_table"
-    r"|blocks\.\d+\.((norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
-    r"|attn\.(qkv\.weight|q_bias|v_bias|relative_position_bias_table)|gamma_1|gamma_2)"
-    r"|(norm|fc_norm|head|token_head)\.(weight|bias)"
+    r"|blocks\.\d+\.attn\.relative_position_bias_table"
+    r"|(blocks|cls_pt_layers)\.\d+\.((norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+    r"|attn\.(qkv\.weight|q_bias|v_bias)|gamma_1|gamma_2)"
+    r"|(norm|fc_norm|head|token_head|cls_pt_norm|cls_pt_lm_head)\.(weight|bias)"
 )
 _INDEX = re.compile(r"(.*\.)?(relative_position_index|k_bias)")  # rebuilt when loading, or always zero
 _LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
@@ -94,7 +96,7 @@ class KeyMapping:
     @property
     def is_version_2(self) -> bool:
         """Whether it is a pretraining checkpoint of BEiT v2, which does not use DALL-E's tokenizer."""
-        return any(name.startswith("cls_pt_layers.") for name in self.dropped)
+        return any(name.startswith(AGGREGATION) for name in self.parts)
 
 
 def detect_key_mapping(names: Iterable[str], origin: str) -> KeyMapping:

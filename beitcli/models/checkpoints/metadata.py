@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from beitcli.config.architecture import Architecture, Kind, Pooling, Positions
+from beitcli.config.architecture import Aggregation, Architecture, Kind, Pooling, Positions
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
 from beitcli.config.tasks import task_of_head
 from beitcli.errors import StorageError
@@ -111,6 +111,15 @@ def kind_outputs_head(
         return "backbone", 0, None
     head = declared.head or head_kind(names)
     return task.kind, head_classes(head, names, shapes), head
+
+
+def read_aggregation(ours: Shapes, declared: DeclaredConfig) -> Aggregation | None:
+    """Returns the patch aggregation of a pretraining checkpoint; None without it."""
+    blocks = {name.split(".")[1] for name in ours if name.startswith("cls_pt_layers.")}
+    if not blocks:
+        return None
+    head: Literal["shared", "own"] = "own" if "cls_pt_lm_head.weight" in ours else "shared"
+    return Aggregation(after=declared.aggregate_after or 0, blocks=len(blocks), head=head)
 
 
 def choose_pooling(kind: Kind, ours: Shapes, declared: DeclaredConfig, origin: str) -> Pooling:

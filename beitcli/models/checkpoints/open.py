@@ -25,6 +25,7 @@ from beitcli.models.checkpoints.metadata import (
     kind_outputs_head,
     mapped_shapes,
     name_classes,
+    read_aggregation,
     read_architecture,
 )
 from beitcli.models.checkpoints.timm_references import (
@@ -191,6 +192,7 @@ def describe(
         normalization=normalization,
         crop_pct=declared.crop_pct,
         head=head,
+        aggregation=read_aggregation(shapes, declared),
         assumed=tuple(assumed),
         warnings=folder.damaged if folder else _remarks(reference, key_mapping, header, architecture, assumed),
     )
@@ -216,6 +218,7 @@ def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed
         classes=(),
         names_classes=True,
         head=None,
+        aggregation=None,
         assumed=(),
         seed=seed,
     )

@@ -12,6 +12,7 @@ computes the last block at masked patches only, which saves 1.5 GFLOP for 75 of 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from timm.layers import LayerNorm
 from torch import nn
 
 from beitcli.config.architecture import Architecture
-from beitcli.models.networks.blocks import Backbone
+from beitcli.models.networks.blocks import Backbone, EfficientBlock
 
 _KEEP_NORM = {"global_pool": "token", "num_classes": 0}  # timm's arguments for a model with `norm` and without a head
 
@@ -84,12 +85,17 @@ class MaskedImageModel(Backbone):
         Returns:
             (B, R or N, D), without the class token.
         """
+        hidden = self.embed_masked(images, mask)
+        if predicted is None:
+            return self.norm(self.run_blocks(hidden, uniforms=uniforms)[:, 1:])
+        return self.norm(self.run_blocks(hidden, predicted + 1, uniforms))
+
+    def embed_masked(self, images: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Returns the input of the first block, (B, L, D), with the mask token where `mask` (B, N) is True."""
         patches = self.embed_patches(images)
         if mask is not None:
             patches = torch.where(mask.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        if predicted is None:
-            return self.norm(self.run_blocks(self.embed(patches), uniforms=uniforms)[:, 1:])
-        return self.norm(self.run_blocks(self.embed(patches), predicted + 1, uniforms))
+        return self.embed(patches)
 
     def forward(  # type: ignore[override] # takes a mask
         self,
@@ -110,30 +116,41 @@ class MaskedImageModel(Backbone):
         Returns:
             (M, V), image by image, in the order of `predicted`.
         """
-        features = self.hidden_features(images, mask, predicted, uniforms).flatten(0, 1)
-        if predicted is None and mask is not None:
-            features = features.index_select(0, mask.flatten().nonzero().squeeze(1))
-        return self.token_head(features)
+        features = self.hidden_features(images, mask, predicted, uniforms)
+        return self.token_head(rows_to_predict(features, mask, predicted))
+
+
+def rows_to_predict(features: torch.Tensor, mask: torch.Tensor | None, predicted: torch.Tensor | None) -> torch.Tensor:
+    """Maps (B, R or N, D) to (M, D): without `predicted`, the patches that `mask` hides; all if there is no mask."""
+    features = features.flatten(0, 1)
+    if predicted is None and mask is not None:
+        return features.index_select(0, mask.flatten().nonzero().squeeze(1))
+    return features
 
 
 def init_for_pretraining(model: MaskedImageModel) -> None:
     """Initializes as in the paper: normal, std 0.02, cut at one std; outputs of block l >= 1 divided by sqrt(2 l)."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            _cut_normal(module.weight)
+            cut_normal(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for token in (model.cls_token, model.mask_token, model.pos_embed):
         if token is not None:
-            _cut_normal(token)
-    with torch.no_grad():
-        for layer, block in enumerate(model.blocks, start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * layer))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
+            cut_normal(token)
+    rescale_outputs(model.blocks)
 
 
 @torch.no_grad()
-def _cut_normal(tensor: torch.Tensor, std: float = 0.02) -> None:
+def rescale_outputs(blocks: Iterable[EfficientBlock], first: int = 1) -> None:
+    """Divides the output weights of each block by sqrt(2 l), l from `first`."""
+    for layer, block in enumerate(blocks, start=first):
+        block.attn.proj.weight.div_(math.sqrt(2 * layer))
+        block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
+
+
+@torch.no_grad()
+def cut_normal(tensor: torch.Tensor, std: float = 0.02) -> None:
     """Fills with a normal truncated at one std, by the inverse CDF; torch's own resamples outliers, 25 times slower."""
     reach = math.erf(1 / math.sqrt(2))
     tensor.uniform_(-reach, reach).erfinv_().mul_(std * math.sqrt(2)).clamp_(-std, std)
@@ -147,7 +164,11 @@ def forward_flops(architecture: Architecture, predicted: int, outputs: int) -> f
         outputs: V, the outputs of the head.
     """
     patches, width = architecture.num_patches, architecture.width
-    length = patches + 1
-    embed = patches * 3 * architecture.patch_size**2 * width
-    block = length * width * width * (4 + 2 * architecture.mlp_ratio) + 2 * length * length * width
-    return 2 * (embed + architecture.depth * block + predicted * width * outputs)
+    embed = 2 * patches * 3 * architecture.patch_size**2 * width
+    return embed + architecture.depth * block_flops(architecture) + 2 * predicted * width * outputs
+
+
+def block_flops(architecture: Architecture) -> float:
+    """Counts the FLOPs of the forward pass of one image through one block."""
+    length, width = architecture.num_patches + 1, architecture.width
+    return 2 * (length * width * width * (4 + 2 * architecture.mlp_ratio) + 2 * length * length * width)

@@ -129,6 +129,10 @@ class Backbone(Beit):
         super().__init__(**timm_kwargs)
         self.blocks = nn.ModuleList(EfficientBlock(block) for block in self.blocks)
 
+    def all_blocks(self) -> list[Any]:
+        """Returns every `EfficientBlock` that training computes: `blocks`, and those that a subclass adds."""
+        return list(self.blocks)
+
     def choose_attention(self, images: int, compute: Compute, queries: int | None = None) -> AttentionChoice | None:
         """Benchmarks the attention kernels on a micro-batch and selects the fastest correct one; CUDA only.
 
@@ -147,9 +151,9 @@ class Backbone(Beit):
         has_bias = self.rel_pos_bias is not None or first.relative_position_bias_table is not None
         head_dim = first.qkv.in_features // first.num_heads
         length = self.patch_embed.num_patches + 1
-        shape = AttentionShape(images, first.num_heads, length, head_dim, has_bias, queries, len(self.blocks))
+        shape = AttentionShape(images, first.num_heads, length, head_dim, has_bias, queries, len(self.all_blocks()))
         choice = choose_attention_kernel(shape, compute)
-        for block in self.blocks:
+        for block in self.all_blocks():
             block.attn.use_flex = choice.kernel == FLEX
         self.pads_bias = True
         return choice

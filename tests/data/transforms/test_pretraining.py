@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageStat
 
+from beitcli.data.caches.token_cache import transform_identity
 from beitcli.data.transforms import pretraining as fast_view
 from beitcli.data.transforms.base import (
     BRIGHTNESS,
@@ -114,6 +115,23 @@ def test_fast_view_leaves_its_pixels_and_takes_read_only_ones():
     second, _ = views_of(pixels, 0)
     assert np.array_equal(pixels, before)
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_the_tokenizers_image_in_bicubic_is_the_networks_at_the_same_size():
+    for index in range(4):
+        for drawn in views_of(photograph(), index, token_size=32, token_filter="bicubic"):
+            assert np.array_equal(drawn["token_images"], drawn["images"])
+        for drawn in views_of(photograph(), index, token_size=32):
+            assert not np.array_equal(drawn["token_images"], drawn["images"])
+
+
+def test_caches_of_tokens_are_found_again_and_those_of_another_filter_are_others():
+    common = {"seed": 3, "image_size": 32, "token_size": 16}
+    assert transform_identity(FastPretrainingTransform(**common)) == {
+        "class": "FastPretrainingView", "color_jitter": 0.4, "min_crop": 0.08, **common,
+    }  # fmt: skip
+    other = transform_identity(FastPretrainingTransform(token_filter="bicubic", **common))
+    assert other["token_filter"] == "bicubic"
 
 
 def test_without_torchs_lanczos_pillows_gives_the_same(monkeypatch):

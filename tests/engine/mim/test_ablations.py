@@ -163,7 +163,7 @@ def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_fold
     task.model.eval()
     _, metrics = task.loss(batch)
     with torch.no_grad():
-        outputs, wanted = task.forward_with_targets(batch)
+        (outputs,), wanted = task.forward_with_targets(batch)
     right = (outputs.argmax(dim=1) == wanted).reshape(8, 16)[batch["mask"]]
     assert float(metrics["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
     tokens = wanted.reshape(8, 16)[batch["mask"]]
@@ -185,7 +185,7 @@ def test_no_mask_draws_none_and_measures_every_patch(monkeypatch, labelled_folde
     # 25 hidden patches, the recipe's own number, would not fit the 16 there are
     task = make_task(settings(labelled_folder, mask=False, predict="all", num_masked=25, **more))
     batch = one_batch(task)
-    outputs, wanted = task.forward_with_targets(batch)
+    (outputs,), wanted = task.forward_with_targets(batch)
     assert "mask" not in batch
     assert len(outputs) == len(wanted) == 8 * 16
     task.model.eval()

@@ -272,7 +272,7 @@ def test_the_step_of_a_gpu_has_static_shapes_and_asks_the_host_for_nothing(targe
         images, color = torch.empty(8, 3, 224, 224, dtype=torch.uint8), torch.empty(8, 9)
         mask, tokens = torch.empty(8, 196, dtype=torch.bool), torch.empty(8, 196, dtype=torch.int64)
         uniforms = torch.empty(8, 24)
-    outputs, targets = objective.forward_with_targets(
+    (outputs,), targets = objective.forward_with_targets(
         images, tokens if target == "tokens" else None, mask, color, uniforms
     )
     assert outputs.shape == (8 * 75, 768 if target == "pixels" else 8192)

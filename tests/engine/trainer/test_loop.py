@@ -119,13 +119,13 @@ def test_ablations_predict_every_patch(labelled_folder, tokenizer_run, mask, pre
     task = make_task(settings(labelled_folder, tokenizer_run, mask=mask, predict=predict))
     batch = one_batch(task)
     task.model.eval()
-    logits, targets = task.forward_with_targets(batch)
+    (logits,), targets = task.forward_with_targets(batch)
     assert logits.shape == (8 * 16, 16)
     assert torch.equal(targets, task.tokenizer.encode(batch["token_images"]).flatten())
     assert ("mask" in batch) == mask
     if mask:
         batch["mask"] = batch["mask"].roll(1, dims=1)
-        assert not torch.equal(task.forward_with_targets(batch)[0], logits)
+        assert not torch.equal(task.forward_with_targets(batch)[0][0], logits)
 
 
 def test_measure_leaves_generators_and_weights_untouched(labelled_folder, tokenizer_run):
