@@ -39,6 +39,12 @@ class FinetuneConfig(Sharded):
         panel="Model",
         ge=1,
     )
+    resize_positions: Literal["release", "bilinear"] = option(
+        "release",
+        "How positions are resized where --size is not that of --init. release: bias tables by its cubic spline, "
+        "absolute positions bicubic; bilinear: both (paper, Table 14).",
+        panel="Model",
+    )
     patch_size: int = option(16, "Side of a patch where --init is random.", panel="Model", metavar="PX", ge=1)
     positions: Literal["absolute", "per-block"] = option("absolute", "Positions where --init is random.", panel="Model")
     layer_scale: float = option(0.0, "LayerScale where --init is random; 0 = none.", panel="Model", ge=0)

@@ -240,6 +240,7 @@ def test_segmentation_recipe_has_the_numbers_of_table_14_and_the_release(name):
     assert schedule == ("segment", 160_000, 16, 1500, 0.0, 0.05)
     assert (config.reduce_zero_label, config.ignore_index, config.short_side) == (True, 255, size)
     assert config.normalization == "imagenet"
+    assert config.resize_positions == ("bilinear" if name == "base-ade20k-setr" else "release")
     views = (config.min_resize, config.max_resize, config.largest_share, config.photometric)
     assert views == (0.5, 2.0, 0.75, True)
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.normalization import IMAGENET, Normalization
+from beitcli.config.resizing import DEFAULT
 from beitcli.data.loading.batches import Transform
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent
@@ -155,10 +156,12 @@ class FinetunedTask(EMATask):
             "device": self.compute.device.type,
             "mean": self.normalization[0],
             "std": self.normalization[1],
+        how = self.config.resize_positions
         }
 
     def own_config(self) -> dict[str, Any]:
         """Entries of `checkpoint_config` that only this task has."""
+            **({} if how == DEFAULT else {"resize_positions": how}),
         return {}
 
     def plan_rows(self) -> dict[str, str]:

@@ -128,7 +128,7 @@ def build_finetuned(
         patches = f"patches of {architecture.patch_size} pixels"
         on_event(Note(f"From scratch, shaped as {checkpoint.reference} says: {blocks}, {patches}."))
         return model
-    _move_weights(model, checkpoint, architecture, head, on_event)
+    _move_weights(config, model, checkpoint, architecture, head, on_event)
     return model
 
 
@@ -145,11 +145,17 @@ def scratch_architecture(config: FinetuneConfig) -> Architecture:
 
 
 def _move_weights(
-    model: nn.Module, checkpoint: CheckpointHandle, architecture: Architecture, head: HeadTransfer, on_event: OnEvent
+    config: FinetuneConfig,
+    model: nn.Module,
+    checkpoint: CheckpointHandle,
+    architecture: Architecture,
+    head: HeadTransfer,
+    on_event: OnEvent,
 ) -> None:
     """Loads the tensors that fit, and reports what became of every tensor."""
     tensors = checkpoint.tensors() | (checkpoint.head_tensors() if head.loads_head else {})
-    transfer = load_backbone(model, tensors, checkpoint.architecture, architecture, reinit=head.reinit)
+    source, how = checkpoint.architecture, config.resize_positions
+    transfer = load_backbone(model, tensors, source, architecture, reinit=head.reinit, how=how)
     transfer = replace(transfer, newly_initialized=head.short(transfer.newly_initialized))
     left: tuple[str, ...] = ()
     if checkpoint.key_mapping is not None:

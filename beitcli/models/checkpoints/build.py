@@ -11,6 +11,7 @@ from torch import nn
 
 from beitcli.config.architecture import Architecture, finetuning_architecture
 from beitcli.config.normalization import Normalization
+from beitcli.config.resizing import DEFAULT
 from beitcli.config.tasks import TaskDefinition
 from beitcli.config.tasks.detect import TASK as DETECT
 from beitcli.config.tasks.segment import TASK as SEGMENT
@@ -155,7 +156,8 @@ def _with_weights(
     reinit: tuple[str, ...] = (),
 ) -> tuple[Built, CheckpointHandle]:
     """Loads the weights in evaluation mode; the returned handle has a warning that names resized tensors."""
-    transfer = load_backbone(model, tensors, checkpoint.architecture, target, reinit=reinit)
+    how = checkpoint.settings.get("resize_positions", DEFAULT)
+    transfer = load_backbone(model, tensors, checkpoint.architecture, target, reinit=reinit, how=how)
     model.eval()
     if not transfer.resized:
         return model, checkpoint

@@ -1,7 +1,8 @@
 """Loads backbone weights into a network: pretraining to finetuning, one image size to another.
 
 As in the release: the shared bias table is copied into every block, index buffers are rebuilt, bias tables and position
-embeddings are resized, the pretraining `norm` is not used for `fc_norm`, and the head keeps its new initialization.
+embeddings are resized (bilinearly where that is chosen), the pretraining `norm` is not used for `fc_norm`, and the head
+keeps its new initialization.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from beitcli.config.architecture import Architecture
+from beitcli.config.resizing import DEFAULT, Resizing
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.resize_positions import resize_bias_table, resize_positions
@@ -62,22 +64,22 @@ def expand_shared_bias(tensors: Mapping[str, torch.Tensor], depth: int) -> dict[
 
 
 def resize_to(
-    tensors: Mapping[str, torch.Tensor], source: Architecture, target: Architecture
+    tensors: Mapping[str, torch.Tensor], source: Architecture, target: Architecture, how: Resizing = DEFAULT
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Resizes position embeddings and bias tables to the target's grid; also returns the resized keys.
 
     Raises:
-        UsageError: Bias tables can only be resized between square grids.
+        UsageError: The release's way resizes bias tables between square grids only.
     """
     if source.grid == target.grid:
         return dict(tensors), []
     fitted, resized = {}, []
     for name, tensor in tensors.items():
         if name == "pos_embed":
-            tensor = resize_positions(tensor, source.grid, target.grid)
+            tensor = resize_positions(tensor, source.grid, target.grid, how)
             resized.append(name)
         elif name.endswith(_TABLE):
-            tensor = resize_bias_table(tensor, source.grid, target.grid)
+            tensor = resize_bias_table(tensor, source.grid, target.grid, how)
             resized.append(name)
         fitted[name] = tensor
     return fitted, resized
@@ -90,6 +92,7 @@ def load_backbone(
     target: Architecture,
     *,
     reinit: tuple[str, ...] = NOT_OF_BACKBONE,
+    how: Resizing = DEFAULT,
 ) -> Transfer:
     """Loads a state dict into `model`.
 
@@ -97,6 +100,7 @@ def load_backbone(
         tensors: State dict of a model of the `source` architecture.
         target: Architecture of `model`.
         reinit: Key prefixes of tensors that keep their initialization; empty to load the same task's head too.
+        how: How position embeddings and bias tables are resized.
 
     Raises:
         StorageError: A tensor of the backbone is missing or has another shape.
@@ -104,7 +108,7 @@ def load_backbone(
     wanted = model.state_dict()
     if isinstance(model, TimmViT):
         taken = {name: tensor for name, tensor in tensors.items() if name in wanted}
-        fitted, resized = _resample_timm(taken, source, target, reinit)
+        fitted, resized = _resample_timm(taken, source, target, reinit, how)
         optional = reinit
         refusal = f"The weights do not fit timm's '{model.architecture.name}'"
         hint = "Give the weights as timm writes them, with the config.json beside them."
@@ -115,7 +119,7 @@ def load_backbone(
                 f"Pass --patch-size {source.patch_size}.",
             )
         expanded = expand_shared_bias(tensors, target.depth) if target.positions == "per-block" else dict(tensors)
-        fitted, resized = resize_to(expanded, source, target)
+        fitted, resized = resize_to(expanded, source, target, how)
         optional = (*reinit, "token_head.", "mask_token")
         refusal = "The checkpoint does not fit this model"
         hint = "Check with `beit inspect` that it is a BEiT of the same size."
@@ -132,12 +136,23 @@ def load_backbone(
 
 
 def _resample_timm(
-    tensors: dict[str, torch.Tensor], source: Architecture, target: Architecture, reinit: tuple[str, ...]
+    tensors: dict[str, torch.Tensor],
+    source: Architecture,
+    target: Architecture,
+    reinit: tuple[str, ...],
+    how: Resizing,
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Like `resize_to`, with timm's resampling; the number of prefix tokens depends on the model."""
+    """Like `resize_to`; the number of prefix tokens depends on the model. `release`: timm's antialiased bicubic."""
     name = "pos_embed"
     if name not in tensors or name.startswith(reinit or "\0") or source.grid == target.grid:
         return tensors, []
     prefix = tensors[name].shape[1] - source.num_patches
-    sizes = {"new_size": list(target.grid), "old_size": list(source.grid)}
-    return tensors | {name: resample_abs_pos_embed(tensors[name], **sizes, num_prefix_tokens=prefix)}, [name]
+    resized = resample_abs_pos_embed(
+        tensors[name],
+        new_size=list(target.grid),
+        old_size=list(source.grid),
+        num_prefix_tokens=prefix,
+        interpolation="bilinear" if how == "bilinear" else "bicubic",
+        antialias=how != "bilinear",
+    )
+    return tensors | {name: resized}, [name]

@@ -1,4 +1,6 @@
-"""Resizes position encodings: relative bias tables by a cubic spline over geometric steps, absolute ones bicubic.
+"""Resizes position encodings to another grid, as the release does or bilinearly (`beitcli.config.resizing`).
+
+The release resizes relative bias tables by a cubic spline over geometric steps, and absolute positions bicubic.
 
 The table of a grid of side h has a bias for each vertical and horizontal offset -(h-1) .. h-1. The release places these
 offsets at 0, ±1, ±(1 + q), ±(1 + q + q^2), ..., dense for near patches, with the ratio q for which the last step
@@ -10,6 +12,9 @@ reaches the outermost offset of the target. It evaluates the interpolating cubic
 The release bisects q to within 1e-6, this file to the last bit. A smaller target would need q below 1.01, and q stays
 at that bound: the offsets are then nearly the integers, so the middle of the table is cropped. They always cover the
 target's offsets, because steps of ratio 1.01 reach further than integer steps. In float64; milliseconds per table.
+
+Bilinear (paper, Table 14) is torch's `interpolate` with `align_corners=False` and without antialiasing, over the patch
+grid or over the table's (2h-1, 2w-1) offsets; it takes grids of any shape.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import interpolate
 
+from beitcli.config.resizing import Resizing
 from beitcli.errors import StorageError, UsageError
 
 LEAST_RATIO, LARGEST_RATIO = 1.01, 1.5
@@ -24,13 +30,16 @@ LEAST_GRID = 3  # 5 offsets; a 2 x 2 grid has 3, but a cubic spline needs 4
 EXTRA_ROWS = 3  # class to patch, patch to class, class to class
 
 
-def resize_bias_table(table: torch.Tensor, source: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
-    """Resizes a relative position bias table to another grid, as the release does.
+def resize_bias_table(
+    table: torch.Tensor, source: tuple[int, int], target: tuple[int, int], how: Resizing = "release"
+) -> torch.Tensor:
+    """Resizes a relative position bias table to another grid.
 
     Args:
         table: ((2h-1)(2w-1) + 3, heads).
         source: Patch grid (h, w) of the table.
         target: New patch grid (H, W).
+        how: The release's cubic spline, or bilinear.
 
     Returns:
         ((2H-1)(2W-1) + 3, heads) in the table's dtype, with the last three rows copied; the table itself if the grids
@@ -38,7 +47,8 @@ def resize_bias_table(table: torch.Tensor, source: tuple[int, int], target: tupl
 
     Raises:
         StorageError: The number of rows does not fit the source grid.
-        UsageError: A grid is not square, the source is smaller than 3 x 3, or the target so large that q exceeds 1.5.
+        UsageError: For the spline, a grid is not square, the source is smaller than 3 x 3, or the target so large that
+            q exceeds 1.5.
     """
     rows = (2 * source[0] - 1) * (2 * source[1] - 1) + EXTRA_ROWS
     if table.ndim != 2 or len(table) != rows:
@@ -48,10 +58,14 @@ def resize_bias_table(table: torch.Tensor, source: tuple[int, int], target: tupl
         )
     if source == target:
         return table
+    if how == "bilinear":
+        offsets = table[:-EXTRA_ROWS].unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
+        resized = _interpolated(offsets, (2 * target[0] - 1, 2 * target[1] - 1), "bilinear")
+        return torch.cat((resized.flatten(0, 1), table[-EXTRA_ROWS:]))
     if source[0] != source[1] or target[0] != target[1]:
         raise UsageError(
             f"Relative position bias tables resize between square grids only, not {_grid(source)} to {_grid(target)}.",
-            "Give a square --size, or a model with absolute positions.",
+            "Give a square --size, finetune with --resize-positions bilinear, or take a model with absolute positions.",
         )
     weights = spline_weights(source[0], target[0])
     side = 2 * source[0] - 1
@@ -60,13 +74,16 @@ def resize_bias_table(table: torch.Tensor, source: tuple[int, int], target: tupl
     return torch.cat((resized.to(table), table[-EXTRA_ROWS:]))
 
 
-def resize_positions(positions: torch.Tensor, source: tuple[int, int], target: tuple[int, int]) -> torch.Tensor:
-    """Resizes absolute position embeddings to another grid: bicubic without antialiasing, as the release does.
+def resize_positions(
+    positions: torch.Tensor, source: tuple[int, int], target: tuple[int, int], how: Resizing = "release"
+) -> torch.Tensor:
+    """Resizes absolute position embeddings to another grid, without antialiasing.
 
     Args:
         positions: (1, 1 + hw, D), the class token's first.
         source: Patch grid (h, w) of the position embeddings.
         target: New patch grid (H, W).
+        how: Bicubic as in the release, or bilinear.
 
     Returns:
         (1, 1 + HW, D), with the class token's row copied; the input itself if the grids are equal.
@@ -81,10 +98,16 @@ def resize_positions(positions: torch.Tensor, source: tuple[int, int], target: t
         )
     if source == target:
         return positions
-    exact = positions.to(torch.promote_types(positions.dtype, torch.float32))
-    patches = exact[:, 1:].unflatten(1, source).permute(0, 3, 1, 2)
-    resized = interpolate(patches, size=target, mode="bicubic", align_corners=False, antialias=False)
-    return torch.cat((positions[:, :1], resized.flatten(2).transpose(1, 2).to(positions)), dim=1)
+    patches = positions[0, 1:].unflatten(0, source)
+    resized = _interpolated(patches, target, "bilinear" if how == "bilinear" else "bicubic")
+    return torch.cat((positions[:, :1], resized.flatten(0, 1)[None]), dim=1)
+
+
+def _interpolated(rows: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Maps (h, w, D) to (H, W, D) by torch's `interpolate`, in fp32 at least; the dtype is kept."""
+    exact = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    resized = interpolate(exact.movedim(-1, 0)[None], size=size, mode=mode, align_corners=False, antialias=False)
+    return resized[0].movedim(0, -1).to(rows)
 
 
 def step_ratio(source: int, target: int) -> float:

@@ -1,4 +1,4 @@
-"""Positions for another grid: against SciPy's splines, timm's bicubic, and by hand."""
+"""Positions for another grid: against SciPy's splines, timm's bicubic, torch's bilinear, and by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import RectBivariateSpline, make_interp_spline
 from scipy.optimize import brentq
 from timm.layers import resample_abs_pos_embed
+from torch.nn.functional import interpolate
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.resize_positions import (
@@ -173,7 +174,7 @@ def test_bias_table_between_grids_that_are_not_square_is_refused_with_a_way_out(
     with pytest.raises(UsageError, match="square grids only") as caught:
         resize_bias_table(table, source, target)
     assert f"{source[0]} x {source[1]} to {target[0]} x {target[1]}" in caught.value.message
-    assert caught.value.hint == "Give a square --size, or a model with absolute positions."
+    assert caught.value.hint.startswith("Give a square --size, finetune with --resize-positions bilinear, or take a")
 
 
 @pytest.mark.parametrize(("source", "offsets"), [(1, 1), (2, 3)])
@@ -243,6 +244,44 @@ def test_positions_keep_their_dtype_and_the_same_grid_is_left_alone():
         assert torch.equal(resized[:, 0], positions.to(dtype)[:, 0])
         by_float = resize_positions(positions.to(dtype).float(), (4, 4), (2, 8))
         torch.testing.assert_close(resized.float(), by_float, atol=1e-6, rtol=torch.finfo(dtype).eps)
+
+
+# Bilinear
+
+GRIDS = [((14, 14), (32, 32)), ((4, 6), (9, 5)), ((3, 8), (4, 6)), ((2, 2), (7, 7)), ((8, 8), (3, 3))]
+
+
+@pytest.mark.parametrize(("source", "target"), GRIDS)
+def test_bilinear_positions_are_torch_s_over_the_grid(source, target):
+    positions = torch.randn(1, 1 + source[0] * source[1], 16, generator=torch.Generator().manual_seed(1))
+    maps = positions[:, 1:].reshape(1, *source, 16).permute(0, 3, 1, 2).contiguous()
+    by_torch = interpolate(maps, size=target, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).flatten(1, 2)
+    resized = resize_positions(positions, source, target, "bilinear")
+    torch.testing.assert_close(resized, torch.cat((positions[:, :1], by_torch), dim=1), atol=1e-6, rtol=0)
+    assert torch.equal(resized[:, 0], positions[:, 0])
+
+
+@pytest.mark.parametrize(("source", "target"), GRIDS)
+def test_bilinear_bias_table_is_torch_s_over_the_offsets(source, target):
+    old, new = ((2 * grid[0] - 1, 2 * grid[1] - 1) for grid in (source, target))
+    table = torch.randn(old[0] * old[1] + 3, 4, generator=torch.Generator().manual_seed(1))
+    offsets = table[:-3].reshape(1, *old, 4).permute(0, 3, 1, 2).contiguous()
+    by_torch = interpolate(offsets, size=new, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).reshape(-1, 4)
+    resized = resize_bias_table(table, source, target, "bilinear")
+    torch.testing.assert_close(resized, torch.cat((by_torch, table[-3:])), atol=1e-6, rtol=0)
+    assert torch.equal(resized[-3:], table[-3:])
+
+
+def test_bilinear_by_hand_along_one_axis():
+    """Two patches to four: centres at -1/4, 1/4, 3/4, 5/4, those outside at the border."""
+    resized = resize_positions(torch.tensor([[[9.0], [3.0], [7.0]]]), (1, 2), (1, 4), "bilinear")
+    torch.testing.assert_close(resized, torch.tensor([[[9.0], [3.0], [4.0], [6.0], [7.0]]]))
+
+
+def test_bilinear_keeps_the_dtype_and_leaves_the_same_grid_alone():
+    table = random_table(4, dtype=torch.bfloat16)
+    assert resize_bias_table(table, square(4), square(4), "bilinear") is table
+    assert resize_bias_table(table, square(4), square(5), "bilinear").dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 8), (17, 8), (2, 17, 8)])
