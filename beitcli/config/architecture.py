@@ -100,6 +100,11 @@ def require_size(name: str) -> None:
         raise UsageError(f"There is no model '{name}'.", suggestion(name, SIZES) or f"Models: {', '.join(SIZES)}.")
 
 
+def default_out_indices(depth: int) -> tuple[int, ...]:
+    """Returns the indices, from 0, of the blocks whose outputs a segmentation head takes, as in the release."""
+    return tuple(max(1, round(depth * twelfths / 12)) - 1 for twelfths in (4, 6, 8, 12))
+
+
 def finetuning_architecture(pretrained: Architecture, image_size: tuple[int, int] | None) -> Architecture:
     """Returns the backbone's architecture for finetuning: a shared relative position bias becomes one per block."""
     return replace(

@@ -106,7 +106,11 @@ def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
     size = _NAMES.get((architecture.width, architecture.depth))
     name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
     task = task_of_kind(checkpoint.kind)
-    last = {"head": checkpoint.head} if task is not None and task.prefix else {"pooling": checkpoint.pooling}
+    last: dict[str, Any] = {"pooling": checkpoint.pooling}
+    if task is not None and task.prefix:
+        last = {"head": checkpoint.head}
+    if checkpoint.segmenter is not None:
+        last |= {"blocks": list(checkpoint.segmenter.out_indices), **checkpoint.segmenter.head}
     aggregation = {"aggregation": checkpoint.aggregation.as_dict()} if checkpoint.aggregation else {}
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last, **aggregation}
 

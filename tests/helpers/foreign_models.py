@@ -81,6 +81,30 @@ def hf_backbone(folder: Path, **settings: object) -> transformers.BeitModel:
     return model
 
 
+Theirs = transformers.BeitForSemanticSegmentation | transformers.Data2VecVisionForSemanticSegmentation
+
+
+def hf_segmenter(
+    folder: Path,
+    labels: int,
+    kind: type[Theirs] = transformers.BeitForSemanticSegmentation,
+    **settings: object,
+) -> Theirs:
+    """Saves a segmenter of transformers with random weights; by default 4 blocks."""
+    plain = SMALL | {"num_hidden_layers": 4, "use_relative_position_bias": True, "out_indices": [1, 2, 3, 4]}
+    config = kind.config_class(**plain | {"num_labels": labels} | settings)
+    model = kind(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+            if name.endswith(("running_var", "normalization.weight", "before.weight", "after.weight")):
+                tensor.abs_().add_(0.5)
+    model.save_pretrained(folder)
+    return model
+
+
 def timm_small(folder: Path, **settings: object) -> Beit:
     """Saves a small timm BEiT in timm's format."""
     arguments: dict[str, object] = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 3}

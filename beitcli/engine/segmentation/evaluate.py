@@ -64,9 +64,18 @@ def open_segmenter(
 def label_mapping_of(
     checkpoint: CheckpointHandle, ignore_index: int | None = None, reduce_zero_label: bool = False
 ) -> LabelMapping:
-    """Returns the label mapping of training, unless overridden; another program's 150 classes are those of ADE20K."""
-    classes = checkpoint.outputs
-    trained = checkpoint.settings or {"ignore_index": 255, "reduce_zero_label": classes == _ADE20K}
+    """Returns the label mapping of training, unless overridden.
+
+    What another program does not state is 255, and for 150 classes that they are those of ADE20K.
+    """
+    classes, stated = checkpoint.outputs, checkpoint.segmenter
+    trained = checkpoint.settings
+    if not trained:
+        reduced = stated.reduce_zero_label if stated else None
+        trained = {
+            "ignore_index": stated.ignore_index if stated else 255,
+            "reduce_zero_label": classes == _ADE20K if reduced is None else reduced,
+        }
     return LabelMapping(
         ignore_index=trained["ignore_index"] if ignore_index is None else ignore_index,
         reduce_zero_label=trained["reduce_zero_label"] or reduce_zero_label,

@@ -84,11 +84,20 @@ def build_segmenter(
                 f"Images of {architecture.image_size} pixels make {min(architecture.grid)} patch a side.",
                 f"Give a --size of {2 * architecture.patch_size} or more.",
             )
-        return Segmenter(architecture, len(classes), head, config.drop_path)
+        own = checkpoint.segmenter if checkpoint is not None and keeps(checkpoint) else None
+        if own is None:
+            return Segmenter(architecture, len(classes), head, config.drop_path)
+        indices, settings = own.out_indices, own.head
+        return Segmenter(
+            architecture, len(classes), head, config.drop_path, out_indices=indices, head_settings=settings
+        )
+
+    def keeps(checkpoint: CheckpointHandle) -> bool:
+        return checkpoint.head == head and checkpoint.classes == classes
 
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
-        keeps = checkpoint.head == head and checkpoint.classes == classes
-        return HeadTransfer((*POOLING, *(() if keeps else (TASK.prefix,))), keeps, ("decode_head", "auxiliary_head"))
+        reinit = (*POOLING, *(() if keeps(checkpoint) else (TASK.prefix,)))
+        return HeadTransfer(reinit, keeps(checkpoint), ("decode_head", "auxiliary_head"))
 
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 

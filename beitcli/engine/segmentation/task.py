@@ -20,6 +20,7 @@ from beitcli.engine.segmentation.sliding_window import count, sliding
 from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.convolution import resize_map
+from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings
 from beitcli.models.networks.segmenter import Segmenter
 from beitcli.runtime.compute.lr_schedules import warmup_polynomial
 from beitcli.runtime.distributed.sync_batch_norm import convert_sync_batchnorm
@@ -69,9 +70,15 @@ class SegmentationTask(FinetunedTask):
             **{f"iou/{name}": iou for name, iou in zip(self.classes, metrics.iou, strict=True) if iou is not None},
         }
 
+    @property
+    def uses_all_parameters(self) -> bool:
+        return max(self.model.out_indices) == self.model.architecture.depth - 1
+
     def own_config(self) -> dict[str, Any]:
+        network = SegmenterSettings(out_indices=self.model.out_indices, head=self.model.head_settings)
         return {
             "head": self.model.head_name,
+            **network.config(self.model.architecture.depth),
             "short_side": self.short_side,
             "ignore_index": self.config.ignore_index,
             "reduce_zero_label": self.config.reduce_zero_label,

@@ -127,8 +127,16 @@ class FinetunedTask(EMATask):
     def wrap(self) -> None:
         """Wraps the model for the training step: compilation, gradient averaging."""
         self.wrap_parallel(
-            self.compute, compile_step=bool(self.config.compile), compression=self.config.grad_compression
+            self.compute,
+            compile_step=bool(self.config.compile),
+            all_used=self.uses_all_parameters,
+            compression=self.config.grad_compression,
         )
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Whether every parameter has a gradient in every step."""
+        return True
 
     def learning_rate(self, step: int) -> float:
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)
@@ -148,20 +156,20 @@ class FinetunedTask(EMATask):
         refuse_many_bad(bad, len(self.val), self.config.max_bad, "Mend them or raise --max-bad, and add --resume.")
 
     def checkpoint_config(self) -> dict[str, Any]:
+        how = self.config.resize_positions
         return {
             "architecture": self.model.architecture.as_dict(),
             "classes": list(self.classes),
             **self.own_config(),
+            **({} if how == DEFAULT else {"resize_positions": how}),
             "precision": self.compute.precision,
             "device": self.compute.device.type,
             "mean": self.normalization[0],
             "std": self.normalization[1],
-        how = self.config.resize_positions
         }
 
     def own_config(self) -> dict[str, Any]:
         """Entries of `checkpoint_config` that only this task has."""
-            **({} if how == DEFAULT else {"resize_positions": how}),
         return {}
 
     def plan_rows(self) -> dict[str, str]:

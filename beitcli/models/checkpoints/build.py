@@ -45,7 +45,13 @@ def load_detector(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Dete
 
 def load_segmenter(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
     """Builds the segmenter in evaluation mode, resized to `size` (H, W) if given."""
-    return build_with_head(checkpoint, SEGMENT, Segmenter, size)
+
+    def make(target: Architecture, classes: int, head: str) -> Segmenter:
+        own = checkpoint.segmenter
+        assert own is not None  # it is a segmenter
+        return Segmenter(target, classes, head, out_indices=own.out_indices, head_settings=own.head)
+
+    return build_with_head(checkpoint, SEGMENT, make, size)
 
 
 def build_with_head(

@@ -1,10 +1,11 @@
-"""Reads the config of a checkpoint: ours, Hugging Face's, timm's, or the `args` inside a `.pth` file.
+"""Reads the config of a checkpoint: ours, Hugging Face's, timm's, or the `args` and `meta` inside a `.pth` file.
 
 Imports no torch. The kind of a checkpoint is derived from its tensors (`key_mapping.py`, `metadata.py`), not from here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from beitcli.config.architecture import Pooling
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
 from beitcli.errors import StorageError
+from beitcli.models.checkpoints.mmseg_config import of_mmseg
+from beitcli.models.checkpoints.segmenter_settings import NOTHING_DECLARED, DeclaredSegmenter, of_run, of_transformers
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by prefix of the model name
@@ -26,20 +29,24 @@ class DeclaredConfig:
         classes: Class names in the order of the outputs.
         head: Name of the segmentation or detection head.
         normalization: Mean and standard deviation, three channels each, of images in [0, 1].
+        default_normalization: What the library takes for such a model where its config does not say it.
         crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation.
         aggregate_after: Number of the block, from 1, whose patches are aggregated.
+        segmenter: What only segmenters have.
     """
 
     heads: int | None = None
     image_size: tuple[int, int] | None = None
     classes: tuple[str, ...] = ()
     normalization: Normalization | None = None
+    default_normalization: Normalization | None = None
     crop_pct: float | None = None
     pooling: Pooling | None = None
     norm_eps: float = 1e-6
     layer_scale: float | None = None
     head: str | None = None
     aggregate_after: int | None = None
+    segmenter: DeclaredSegmenter = NOTHING_DECLARED
 
 
 def read_config(
@@ -50,7 +57,7 @@ def read_config(
     Args:
         config: config.json; empty if there is none.
         preprocessing: Hugging Face's preprocessor_config.json; empty if there is none.
-        about: Plain values inside the weights file, such as `args`.
+        about: Plain values inside the weights file, such as `args` and `meta`.
 
     Raises:
         StorageError: A value is invalid or not supported.
@@ -146,6 +153,7 @@ def _ours(settings: Mapping[str, Any]) -> DeclaredConfig:
         layer_scale=shape["layer_scale"],
         head=settings.get("head"),
         aggregate_after=(settings.get("aggregation") or {}).get("after"),
+        segmenter=of_run(settings),
     )
 
 
@@ -154,17 +162,37 @@ def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Declar
         raise StorageError(f"The model uses {settings['hidden_act']}, BEiT GELU.", "Give a BEiT.")
     labels = {int(number): str(label) for number, label in (settings.get("id2label") or {}).items()}
     names = tuple(labels[number] for number in sorted(labels))
-    mean, std = preprocessing.get("image_mean"), preprocessing.get("image_std")
     return DeclaredConfig(
         heads=_heads(settings.get("num_attention_heads")),
         image_size=_pair(settings["image_size"]) if "image_size" in settings else None,
         classes=() if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names,
-        normalization=(tuple(mean), tuple(std)) if mean and std else None,
+        normalization=_hf_normalization(preprocessing),
         crop_pct=_hf_crop(preprocessing),
         pooling="mean" if settings.get("use_mean_pooling", True) else "token",
         norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
         layer_scale=settings.get("layer_scale_init_value"),
+        segmenter=of_transformers(settings, preprocessing),
     )
+
+
+def _hf_normalization(preprocessing: Mapping[str, Any]) -> Normalization | None:
+    """Returns mean and standard deviation for images in [0, 1], whatever range transformers normalizes in."""
+    largest = 255 * (preprocessing.get("rescale_factor", 1 / 255) if preprocessing.get("do_rescale", True) else 1)
+    mean, std = (preprocessing.get(name) for name in ("image_mean", "image_std"))
+    if not preprocessing.get("do_normalize", True):
+        mean, std = 0.0, 1.0
+    if math.isclose(largest, 1):
+        nothing = mean is None and std is None
+        return None if nothing else (_channels(mean, INCEPTION[0]), _channels(std, INCEPTION[1]))
+    means, stds = _channels(mean, INCEPTION[0]), _channels(std, INCEPTION[1])
+    return tuple(each / largest for each in means), tuple(each / largest for each in stds)
+
+
+def _channels(value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
+    """Returns three numbers, of a list or of one number for all channels."""
+    if value is None:
+        return default
+    return (value,) * 3 if isinstance(value, int | float) else tuple(value)
 
 
 def _hf_crop(preprocessing: Mapping[str, Any]) -> float | None:
@@ -187,25 +215,34 @@ def _timm(settings: Mapping[str, Any]) -> DeclaredConfig:
         image_size=_pair(size) if size else None,
         classes=tuple(map(str, settings.get("label_names") or cfg.get("label_names") or ())),
         normalization=(tuple(cfg["mean"]), tuple(cfg["std"])) if "mean" in cfg and "std" in cfg else None,
+        default_normalization=_of_timm_beit(settings["architecture"]),
         crop_pct=cfg.get("crop_pct"),
         pooling=poolings.get(pool),
         layer_scale=arguments.get("init_values") or None,
     )
 
 
+def _of_timm_beit(name: str) -> Normalization | None:
+    """Returns the normalization of timm's weights of a BEiT, by its name; None for other models."""
+    return IMAGENET if name.startswith("beitv2_") else INCEPTION if name.startswith("beit_") else None
+
+
 def _official(about: Mapping[str, Any]) -> DeclaredConfig:
-    args = about.get("args") or {}
+    args, written_by_mmseg = about.get("args") or {}, of_mmseg(about.get("meta") or {})
     default = args.get("imagenet_default_mean_and_std")
-    normalization = None if default is None else IMAGENET if default else INCEPTION
+    normalization = written_by_mmseg.normalization
+    if default is not None:
+        normalization = IMAGENET if default else INCEPTION
     if "mean" in args and "std" in args:
         normalization = (tuple(args["mean"]), tuple(args["std"]))
     return DeclaredConfig(
         heads=_heads(args.get("num_heads"), str(args.get("model", ""))),
         image_size=_pair(args["input_size"]) if args.get("input_size") else None,
-        classes=tuple(args.get("class_names") or ()),
+        classes=tuple(args.get("class_names") or written_by_mmseg.classes),
         normalization=normalization,
         crop_pct=args.get("crop_share"),
         norm_eps=args.get("layer_norm_eps", 1e-6),
         layer_scale=args.get("layer_scale_init_value"),
         aggregate_after=args.get("early_layers"),
+        segmenter=written_by_mmseg.segmenter,
     )

@@ -10,6 +10,7 @@ from beitcli.config.architecture import Aggregation, Architecture, Kind, Pooling
 from beitcli.config.normalization import IMAGENET, NORMALIZATIONS, Normalization
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.key_mapping import KeyMapping
+from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings
 from beitcli.runtime.weight_files.reader import WeightFile, read_tensors
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class CheckpointHandle:
         crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation; None if not declared.
         head: Name of the segmentation or detection head; None if unknown here.
         aggregation: Patch aggregation of pretraining, whose tensors only a run that goes on needs; else None.
+        segmenter: What else the network of a segmenter is built from; None for other kinds.
         assumed: Values that neither tensors nor config files declare.
         warnings: Damaged newer checkpoints; for files of other programs, what was assumed or left out.
         seed: Seed of random weights, if only the architecture comes from a checkpoint.
@@ -60,6 +62,7 @@ class CheckpointHandle:
     crop_pct: float | None = None
     head: str | None = None
     aggregation: Aggregation | None = None
+    segmenter: SegmenterSettings | None = None
     assumed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seed: int | None = None

@@ -28,7 +28,7 @@ _RENAMED = (
     (r"^fpn2\.(weight|bias)$", r"fpn2.0.\1"),
     (r"^(fpn[12]\.)", r"decode_head.\1"),
     (r"^auxiliary_head\.", "decode_head.auxiliary."),
-    (r"\.psp_modules\.blocks\.(\d)\.conv\.", r".psp_modules.\1.1."),
+    (r"\.psp_modules\.blocks\.(\d+)\.conv\.", r".psp_modules.\1.1."),
     (r"\.psp_bottleneck\.", ".bottleneck."),
     (r"\.convolution\.", ".conv."),
     (r"\.normalization\.", ".bn."),

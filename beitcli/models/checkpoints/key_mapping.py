@@ -12,6 +12,8 @@ Our keys are those of the release and of timm (`blocks.0.attn.qkv.weight`), exce
 | attn.qkv.weight (rows q, k, v), q_bias, v_bias | attention.attention.{query, key, value} |
 | attn.proj, mlp.fc1, mlp.fc2 | attention.output.dense, intermediate.dense, output.dense |
 | norm, fc_norm, head, token_head | layernorm, pooler.layernorm, classifier, lm_head |
+
+Data2VecVision has `data2vec_vision.` for `beit.`.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ _HF_LAYER_IN_MEMORY = {
 }
 _QKV_IN_MEMORY = [f"attention.{part}_proj.weight" for part in "qkv"]
 _HF_OUTSIDE = {"masked-image-model": ("layernorm", "lm_head"), "classifier": ("classifier",)}  # the `beit.` prefix
-_INSIDE = re.compile(r"(backbone\.|beit\.)?(blocks|patch_embed|encoder|layers|embeddings)\.")
+_OF_TRANSFORMERS = re.compile(r"^(beit|data2vec_vision)\.")  # models with a head have their backbone below
+_INSIDE = re.compile(r"(backbone\.|beit\.|data2vec_vision\.)?(blocks|patch_embed|encoder|layers|embeddings)\.")
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,12 @@ class KeyMapping:
     def is_version_2(self) -> bool:
         """Whether it is a pretraining checkpoint of BEiT v2, which does not use DALL-E's tokenizer."""
         return any(name.startswith(AGGREGATION) for name in self.parts)
+
+    @property
+    def is_of_mmseg(self) -> bool:
+        """Whether it is a segmenter as mmseg and the release write it: `backbone.` before the keys of the backbone."""
+        embedding = self.parts.get("patch_embed.proj.weight", ("",))[0]
+        return self.naming == "beit" and bool(self.head) and embedding.startswith("backbone.")
 
 
 def detect_key_mapping(names: Iterable[str], origin: str) -> KeyMapping:
@@ -178,7 +187,7 @@ def _read_hf(names: list[str]) -> KeyMapping:
 
 def _from_hf(name: str) -> tuple[str | None, int | None]:
     """Returns our key, None if unknown; and for q, k and v the index (0-2) of that third of qkv, else None."""
-    inner = name.removeprefix("beit.")
+    inner = _OF_TRANSFORMERS.sub("", name)
     layer = _LAYER.fullmatch(inner)
     if layer:
         for parts in (_QKV, _QKV_IN_MEMORY):

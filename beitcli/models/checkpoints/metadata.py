@@ -139,12 +139,31 @@ def choose_pooling(kind: Kind, ours: Shapes, declared: DeclaredConfig, origin: s
 def choose_normalization(
     declared: DeclaredConfig, key_mapping: KeyMapping | None, architecture: Architecture, assumed: list[str]
 ) -> Normalization:
-    """Returns the declared image normalization, else the release's, by position encoding and version."""
+    """Returns the declared image normalization, else that of the published models of this layout.
+
+    | layout | normalization |
+    |---|---|
+    | timm | that of timm's own weights of the model |
+    | transformers | 0.5 / 0.5, as BeitImageProcessor has it |
+    | the release's segmenters (mmseg), BEiT v2 | ImageNet mean and std |
+    | other relative positions; absolute ones with LayerScale (DiT) | 0.5 / 0.5 |
+    | absolute positions without LayerScale (the paper's) | ImageNet mean and std |
+    """
     if declared.normalization is not None:
         return declared.normalization
-    released = key_mapping is not None and architecture.positions != "absolute" and not key_mapping.is_version_2
-    assumed.append(f"images normalised by {'0.5 / 0.5' if released else 'ImageNet mean and std'}")
-    return INCEPTION if released else IMAGENET
+    chosen = declared.default_normalization
+    if chosen is None:
+        chosen = _of_layout(key_mapping, architecture)
+    name = {IMAGENET: "ImageNet mean and std", INCEPTION: "0.5 / 0.5"}.get(chosen, f"{chosen[0]} / {chosen[1]}")
+    assumed.append(f"images normalised by {name}")
+    return chosen
+
+
+def _of_layout(key_mapping: KeyMapping | None, architecture: Architecture) -> Normalization:
+    if key_mapping is None or key_mapping.is_of_mmseg or key_mapping.is_version_2:
+        return IMAGENET
+    of_paper = architecture.positions == "absolute" and not architecture.layer_scale and key_mapping.naming == "beit"
+    return IMAGENET if of_paper else INCEPTION
 
 
 def name_classes(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.tasks import TASKS, TaskDefinition, task_of_kind
+from beitcli.config.tasks.segment import TASK as SEGMENT
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.config_readers import check_section, read_config
+from beitcli.models.checkpoints.config_readers import DeclaredConfig, check_section, read_config
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.key_mapping import KeyMapping, by_block, detect_key_mapping
 from beitcli.models.checkpoints.locate import WEIGHTS, format_of, is_timm_name, locate, read_beside
@@ -28,10 +29,12 @@ from beitcli.models.checkpoints.metadata import (
     read_aggregation,
     read_architecture,
 )
+from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings, segmenter_settings
 from beitcli.models.checkpoints.timm_references import (
     random_init_base,
     timm_architecture,
     timm_model_of,
+    timm_normalization,
     timm_random_config,
 )
 from beitcli.runtime.storage.safe_json import parse_json
@@ -168,10 +171,15 @@ def describe(
     kind, outputs, head = kind_outputs_head(key_mapping, shapes, header.shapes, declared)
     if timm_model:
         architecture, pooling = timm_architecture(*timm_model, declared)
+        if declared.normalization is None:
+            declared = replace(declared, default_normalization=timm_normalization(timm_model[0]))
     else:
         architecture = read_architecture(shapes, declared, reference, assumed)
         pooling = choose_pooling(kind, shapes, declared, reference)
     normalization = choose_normalization(declared, key_mapping, architecture, assumed)
+    segmenter = None
+    if key_mapping and kind == SEGMENT.kind:
+        segmenter = _segmenter(head, declared, key_mapping, header, architecture, reference, assumed)
     classes, names_classes = name_classes(kind, outputs, declared, assumed)
     of_head = key_mapping.head.values() if key_mapping else ()
     learned = [name for name in of_head if not name.endswith(STATISTICS)]
@@ -193,9 +201,27 @@ def describe(
         crop_pct=declared.crop_pct,
         head=head,
         aggregation=read_aggregation(shapes, declared),
+        segmenter=segmenter,
         assumed=tuple(assumed),
         warnings=folder.damaged if folder else _remarks(reference, key_mapping, header, architecture, assumed),
     )
+
+
+def _segmenter(
+    head: str | None,
+    declared: DeclaredConfig,
+    key_mapping: KeyMapping,
+    header: WeightFile,
+    architecture: Architecture,
+    reference: str,
+    assumed: list[str],
+) -> SegmenterSettings:
+    shapes = {ours: header.shapes[name] for ours, name in key_mapping.head.items()}
+    settings = segmenter_settings(declared.segmenter, head, shapes, architecture.depth, reference)
+    if key_mapping.naming == "hf" and not declared.segmenter.states_blocks:
+        blocks = ", ".join(map(str, settings.out_indices))
+        assumed.append(f"the head takes the outputs of blocks {blocks} (from 0), as in the release")
+    return settings
 
 
 def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed: int) -> CheckpointHandle:
@@ -219,6 +245,7 @@ def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed
         names_classes=True,
         head=None,
         aggregation=None,
+        segmenter=None,
         assumed=(),
         seed=seed,
     )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from beitcli.config.architecture import Architecture, Pooling
+from beitcli.config.normalization import Normalization
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig
 from beitcli.models.checkpoints.locate import is_beit_name, timm_name
@@ -85,6 +86,14 @@ def timm_model_of(config: Mapping[str, Any], reference: str) -> tuple[str, dict[
         raise StorageError(
             f"The config.json of '{reference}' cannot be read ({error}).", "Download it again."
         ) from None
+
+
+def timm_normalization(name: str) -> Normalization | None:
+    """Returns the normalization of timm's default weights of a model; None if timm has none."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    return (tuple(cfg.mean), tuple(cfg.std)) if cfg else None
 
 
 def timm_architecture(name: str, arguments: dict[str, Any], declared: DeclaredConfig) -> tuple[Architecture, Pooling]:

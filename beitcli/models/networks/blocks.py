@@ -207,15 +207,15 @@ class Backbone(Beit):
 
         Args:
             hidden: (B, L, D), the class token and the embedded patches.
-            which: Block indices from 0, ascending; may repeat.
+            which: Block indices from 0, in any order; may repeat. -1 is `hidden` itself.
             uniforms: As in `run_blocks`.
         """
         shared_bias = self.shared_bias()
-        outputs = []
-        for block, drawn in zip(self.blocks[: which[-1] + 1], self._block_uniforms(uniforms), strict=False):
+        outputs = [hidden]
+        for block, drawn in zip(self.blocks[: max(which) + 1], self._block_uniforms(uniforms), strict=False):
             hidden = block(hidden, shared_bias, uniforms=drawn)
             outputs.append(hidden)
-        return [outputs[number] for number in which]
+        return [outputs[number + 1] for number in which]
 
     def forward_features(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
         """Maps normalized images (B, 3, H, W) to (B, L, D); `uniforms` as in `run_blocks`."""

@@ -3,23 +3,21 @@
     maps = outputs of the blocks at 1/3, 1/2, 2/3 and all of the depth, patches only, before the norm     (B, D, h, w)
     logits = head(maps)                                                                        (B, classes, H', W')
 
-These are the blocks of the release: [3, 5, 7, 11] of 12, [7, 11, 15, 23] of 24.
+These are the blocks of the release: [3, 5, 7, 11] of 12, [7, 11, 15, 23] of 24. transformers' segmenters state others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
-from beitcli.config.architecture import Architecture
+from beitcli.config.architecture import Architecture, default_out_indices
 from beitcli.config.tasks.segment import HEADS
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
-
-
-def default_out_indices(depth: int) -> tuple[int, ...]:
-    """Returns the indices, from 0, of the blocks whose outputs the head uses."""
-    return tuple(max(1, round(depth * twelfths / 12)) - 1 for twelfths in (4, 6, 8, 12))
 
 
 class Segmenter(Backbone):
@@ -28,16 +26,29 @@ class Segmenter(Backbone):
     Args:
         head: Name of the head in `HEADS`.
         drop_path: Drop path rate of the last block; the rate rises linearly from 0.
+        out_indices: Indices from 0 of the blocks whose outputs the head takes, -1 for the embeddings before them; None
+            for the release's.
+        head_settings: Further keyword arguments of the head's constructor.
     """
 
-    def __init__(self, architecture: Architecture, classes: int, head: str, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        classes: int,
+        head: str,
+        drop_path: float = 0.0,
+        *,
+        out_indices: Sequence[int] | None = None,
+        head_settings: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(**timm_arguments(architecture, drop_path), num_classes=0)
         self.norm, self.fc_norm = nn.Identity(), nn.Identity()  # the maps are taken before the norm
         self.architecture: Architecture = architecture
         self.classes = classes
         self.head_name = head
-        self.out_indices = default_out_indices(architecture.depth)
-        self.decode_head = HEADS.load(head)(architecture.width, architecture.patch_size, classes)
+        self.out_indices = default_out_indices(architecture.depth) if out_indices is None else tuple(out_indices)
+        self.head_settings = dict(head_settings or {})
+        self.decode_head = HEADS.load(head)(architecture.width, architecture.patch_size, classes, **self.head_settings)
 
     @property
     def num_uniforms(self) -> int:

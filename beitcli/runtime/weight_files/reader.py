@@ -40,7 +40,8 @@ class WeightFile:
     Attributes:
         shapes: Shapes of the state dict, unwrapped.
         about: Plain values beside the state dict: metadata of safetensors; for a torch file the plain top-level values,
-            `args`, the training settings, and `averaged`, the key of a second state dict with EMA weights.
+            `args`, the training settings, `meta`, what mmseg notes (with its `dataset_meta`), and `averaged`, the key
+            of a second state dict with EMA weights.
         size: Size of the file in bytes.
     """
 
@@ -206,15 +207,22 @@ def _without_prefix(entries: dict[str, _Entry]) -> dict[str, _Entry]:
 def _about(content: Any) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         return {}
-    about = {key: value for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
+    about = _plain_entries(content)
     averaged = [key for key in _AVERAGED if _tensors(content.get(key))]
     if averaged and any(_tensors(content.get(key)) for key in _WRAPPERS[:-1]):
         about["averaged"] = averaged[0]
-    args = content.get("args")
+    args, meta = content.get("args"), content.get("meta")
     settings = vars(args) if isinstance(args, argparse.Namespace) else args
     if isinstance(settings, Mapping):
-        about["args"] = {key: value for key, value in settings.items() if isinstance(key, str) and _is_plain(value)}
+        about["args"] = _plain_entries(settings)
+    if isinstance(meta, Mapping):
+        about["meta"] = _plain_entries(meta) | _plain_entries(meta.get("dataset_meta"))
     return about
+
+
+def _plain_entries(content: Any) -> dict[str, Any]:
+    entries = content.items() if isinstance(content, Mapping) else ()
+    return {key: value for key, value in entries if isinstance(key, str) and _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

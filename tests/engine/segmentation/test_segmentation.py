@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.inspect_export import InspectConfig
@@ -20,12 +21,13 @@ from beitcli.engine.events import Event, Note, Tabulated
 from beitcli.engine.finetune import finetune
 from beitcli.engine.inspect import inspect
 from beitcli.engine.segmentation.finetune import build_segmenter
-from beitcli.errors import DataError, UsageError
+from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import load_segmenter, open_backbone
-from beitcli.models.checkpoints.open import open_model, open_pretrained
+from beitcli.models.checkpoints.open import open_model, open_pretrained, open_unverified
 from beitcli.pictures.segmentation import palette
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files.reader import read_tensors
+from tests.helpers.foreign_models import hf_segmenter
 from tests.helpers.scenes import IGNORE, NAMES, save_scene
 
 
@@ -218,6 +220,81 @@ def test_positions_are_fitted_to_the_crop(pretrained_run, scenes):
     model, said = build(pretrained_run, scenes, NAMES, size=48)
     assert model.architecture.grid == (6, 6)
     assert "resized:" in said
+
+
+OWN = {"out_indices": [1, 2, 3, 4], "pool_scales": [1, 2], "use_auxiliary_head": False}
+
+
+def test_transformers_segmenter_goes_on_with_its_own_blocks_and_head(beit, scenes, tmp_path):
+    theirs, run = tmp_path / "hf", tmp_path / "run"
+    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: label for label, name in enumerate(NAMES)}}
+    hf_segmenter(theirs, 3, **OWN, **names)
+    kept, said = build(theirs, scenes, NAMES, size=64)
+    assert (kept.out_indices, kept.head_settings) == ((-1, 0, 1, 2), {"pools": [1, 2], "auxiliary": None})
+    assert "new: " not in said
+    fresh, said = build(theirs, scenes, ("other", *NAMES[1:]), size=64)
+    assert (fresh.out_indices, fresh.head_settings) == ((0, 1, 2, 3), {})
+    assert "new: decode_head" in said
+    report = finetune(config_of(scenes, init=str(theirs), out=str(run), size=64, steps=2, save_every=1))
+    section = json.loads((newest_checkpoint(run).path / "config.json").read_text())["beit"]
+    assert (section["blocks"], section["head_settings"]) == ([-1, 0, 1, 2], {"pools": [1, 2], "auxiliary": None})
+    opened, _ = load_segmenter(open_model(str(run)))
+    assert (opened.out_indices, opened.decode_head.auxiliary) == ((-1, 0, 1, 2), None)
+    assert beit("eval", run, scenes, "--workers", 0).lines[0]["miou"] == report.miou
+    whole = weights(run)
+    (run / "checkpoints" / "latest").write_text("step-0000001\n")
+    shutil.rmtree(run / "checkpoints" / "step-0000002")
+    finetune(resolve(FinetuneConfig, {"out": str(run), "resume": True}).config)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(run).items())
+
+
+def test_a_segmenter_of_the_release_s_blocks_and_head_says_nothing_new_in_config_json(segmenter_run):
+    section = json.loads((newest_checkpoint(segmenter_run).path / "config.json").read_text())["beit"]
+    assert not {"blocks", "head_settings", "resize_positions"} & set(section)
+
+
+@pytest.mark.parametrize("value", [[0, 1, 2], [0, 1, 2, 9], "0123", [0, 1, 2, None]])
+def test_blocks_that_were_edited_by_hand_are_refused(segmenter_run, tmp_path, value):
+    folder = Path(shutil.copytree(newest_checkpoint(segmenter_run).path, tmp_path / "edited"))
+    document = json.loads((folder / "config.json").read_text())
+    document["beit"]["blocks"] = value
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(StorageError, match="blocks = "):
+        open_unverified(str(folder))
+
+
+def test_positions_are_resized_bilinearly_where_that_is_chosen_and_remembered(scenes, tmp_path):
+    run = tmp_path / "run"
+    start = {"steps": 1, "save_every": 1, "batch_size": 2, "limit": 4, "positions": "absolute"}
+    finetune(config_of(scenes, out=str(run), **start))
+    positions = weights(run)["pos_embed"]
+    grid = positions[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    fitted = {
+        how: interpolate(grid, size=(6, 6), mode=mode, align_corners=False).flatten(2).transpose(1, 2)
+        for how, mode in (("bilinear", "bilinear"), ("release", "bicubic"))
+    }
+    for how, expected in fitted.items():
+        model, said = build(run, scenes, NAMES, size=48, resize_positions=how)
+        torch.testing.assert_close(model.pos_embed[:, 1:], expected, atol=1e-6, rtol=0)
+        assert "resized: pos_embed" in said
+    finetune(config_of(scenes, out=str(tmp_path / "chosen"), resize_positions="bilinear", **start))
+    chosen = weights(tmp_path / "chosen")["pos_embed"]
+    window, _ = load_segmenter(open_model(str(tmp_path / "chosen")), (48, 48))  # as `eval --window` does
+    grid = chosen[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = interpolate(grid, size=(6, 6), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(window.pos_embed[:, 1:], expected, atol=1e-6, rtol=0)
+
+
+def test_a_run_that_is_older_than_resize_positions_goes_on(segmenter_run, tmp_path):
+    run = Path(shutil.copytree(segmenter_run, tmp_path / "run"))
+    lines = (run / "config.toml").read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith("resize_positions")]
+    assert len(older) == len(lines) - 1
+    (run / "config.toml").write_text("".join(older))
+    resumed = resolve(FinetuneConfig, {"out": str(run), "resume": True}).config
+    assert resumed.resize_positions == "release"
+    with pytest.raises(UsageError, match='--resize-positions: the run has "release", given is "bilinear"'):
+        resolve(FinetuneConfig, {"out": str(run), "resume": True, "resize_positions": "bilinear"})
 
 
 def drop_masks(folder: Path, masks: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import transformers
 from timm.models.beit import Beit
 
 from beitcli.models.checkpoints.build import open_backbone, open_classifier, open_masked_image_model
 from beitcli.models.checkpoints.open import open_model
 from beitcli.models.networks.attention_maps import attention_rows
 from tests.helpers.foreign_models import (
+    SMALL,
     ReleasedMasked,
     hf_backbone,
     hf_classifier,
@@ -171,6 +174,49 @@ def test_normalization_is_read_from_the_release_args(tmp_path: Path) -> None:
     checkpoint = open_model(str(save_released(model, tmp_path / "p.pth", model="beit_base_patch16_224_8k_vocab")))
     assert checkpoint.architecture.heads == 12  # of the name that the training noted, where no table tells
     assert "ImageNet mean and std" in checkpoint.warnings[0]
+
+
+def test_normalization_that_nothing_states_is_that_of_the_published_models(tmp_path: Path) -> None:
+    """The paper's own: ImageNet; the release's relative positions and DiT (absolute, LayerScale): 0.5 / 0.5."""
+    layouts = {
+        "paper.pth": ({"use_abs_pos_emb": True}, 0.485),
+        "dit.pth": ({"use_abs_pos_emb": True, "init_values": 0.1}, 0.5),
+        "release.pth": ({"use_abs_pos_emb": False, "use_shared_rel_pos_bias": True, "init_values": 0.1}, 0.5),
+    }
+    for name, (settings, mean) in layouts.items():
+        path = save_released(ReleasedMasked(**settings), tmp_path / name, num_heads=4)
+        assert open_model(str(path)).normalization[0][0] == mean, name
+    for name, settings in {"absolute": ABSOLUTE, "shared": SHARED}.items():
+        hf_masked(tmp_path / name, **settings)
+        assert open_model(str(tmp_path / name)).normalization[0][0] == 0.5  # BeitImageProcessor's default
+
+
+@pytest.mark.parametrize(
+    ("name", "mean"),
+    [("beit_base_patch16_224", 0.5), ("beitv2_base_patch16_224", 0.485), ("vit_tiny_patch16_224", 0.5),
+     ("deit_tiny_patch16_224", 0.485)],
+)  # fmt: skip
+def test_timm_folder_that_states_no_mean_has_that_of_timm_s_own_weights(tmp_path: Path, name: str, mean: float) -> None:
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    model = randomized(timm.create_model(name, num_classes=3, **arguments))
+    timm.models.save_for_hf(model, tmp_path / "timm", model_args=arguments)
+    document = json.loads((tmp_path / "timm/config.json").read_text())
+    for key in ("mean", "std"):
+        del document["pretrained_cfg"][key]
+    (tmp_path / "timm/config.json").write_text(json.dumps(document))
+    checkpoint = open_model(str(tmp_path / "timm"))
+    assert checkpoint.normalization[0][0] == mean
+    assert any("images normalised by" in warning for warning in checkpoint.warnings)
+
+
+@torch.no_grad()
+def test_transformers_data2vec_classifier_gives_equal_logits(tmp_path: Path) -> None:
+    config = transformers.Data2VecVisionConfig(**SMALL, use_shared_relative_position_bias=True, num_labels=3)
+    theirs = randomized(transformers.Data2VecVisionForImageClassification(config))
+    theirs.save_pretrained(tmp_path / "hf")
+    ours, _ = open_classifier(str(tmp_path / "hf"))
+    images, _ = noise()
+    assert_same(ours(images), theirs(images).logits)
 
 
 def test_heads_that_nothing_tells_are_assumed_and_said(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from timm.models.beit import Beit
 
-from beitcli.config.architecture import Architecture
+from beitcli.config.architecture import Architecture, default_out_indices
 from beitcli.config.tasks import task_of_head
 from beitcli.config.tasks.segment import HEADS, TASK
 from beitcli.engine.segmentation.task import pixel_loss
 from beitcli.models.checkpoints.key_mapping import detect_key_mapping
 from beitcli.models.networks.beit import timm_arguments
-from beitcli.models.networks.segmenter import Segmenter, default_out_indices
+from beitcli.models.networks.segmenter import Segmenter
 
 SHAPE = {"image_size": (32, 48), "patch_size": 8, "width": 32, "depth": 3, "heads": 4}
 
@@ -50,6 +50,27 @@ def test_gradient_reaches_every_parameter(head, positions):
     targets = torch.randint(0, 3, (2, 32, 48))
     sum(pixel_loss(logits, targets) for logits in model(torch.randn(2, 3, 32, 48))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_maps_are_those_of_the_blocks_that_are_named_in_any_order():
+    architecture = Architecture(**SHAPE, positions="per-block")
+    torch.manual_seed(0)
+    usual = Segmenter(architecture, 3, "upernet").eval()
+    other = Segmenter(architecture, 3, "upernet", out_indices=(2, -1, 0, 0)).eval()
+    other.load_state_dict(usual.state_dict())
+    images = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        maps = other.maps(images)
+        embedded = other.embed(other.embed_patches(images))[:, 1:].transpose(1, 2).unflatten(2, (4, 6))
+        first, _, _, last = usual.maps(images)
+    assert all(torch.equal(own, due) for own, due in zip(maps, (last, embedded, first, first), strict=True))
+
+
+def test_upernet_without_auxiliary_head_gives_the_main_logits_only():
+    model = Segmenter(Architecture(**SHAPE), 3, "upernet", head_settings={"auxiliary": None, "pools": [1, 3]}).train()
+    assert len(model(torch.randn(2, 3, 32, 48))) == 1
+    assert not any("auxiliary" in name for name in model.state_dict())
+    assert model.decode_head.bottleneck.conv.in_channels == 3 * 32
 
 
 def test_pixel_loss_is_the_mean_over_labelled_pixels():
