@@ -15,14 +15,13 @@ if TYPE_CHECKING:
     from beitcli.engine.events import OnEvent
     from beitcli.models.networks.beit import MaskedImageModel
     from beitcli.models.networks.classifier import ImageClassifier
-    from beitcli.models.networks.detector import Detector
-    from beitcli.models.networks.segmenter import Segmenter
+    from beitcli.models.networks.timm_dense import AnyDetector, AnySegmenter
     from beitcli.tokenizers.base import Tokenizer
 
 
 def load_model(
     model: Reference, *, device: str | torch.device = "cpu", progress: bool = True, on_event: OnEvent | None = None
-) -> MaskedImageModel | ImageClassifier | Segmenter | Detector:
+) -> MaskedImageModel | ImageClassifier | AnySegmenter | AnyDetector:
     """Loads any MODEL in fp32 and evaluation mode; its class follows from the checkpoint.
 
     The model takes (B, 3, H, W) floats of `model.architecture.image_size`, normalized by the mean and standard
@@ -50,7 +49,7 @@ def load_model(
         warn(checkpoint.warnings, events)
         if checkpoint.kind == "tokenizer":
             raise StorageError(f"'{reference}' is a tokenizer.", "Open it with beitcli.load_tokenizer.")
-        built: MaskedImageModel | ImageClassifier | Segmenter | Detector
+        built: MaskedImageModel | ImageClassifier | AnySegmenter | AnyDetector
         if checkpoint.kind == "masked-image-model":
             built = masked_image_model_of(checkpoint, checkpoint.tensors())
         elif task := task_of_kind(checkpoint.kind):

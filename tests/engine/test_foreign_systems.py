@@ -130,13 +130,6 @@ def test_weights_come_from_the_hub_by_timms_name(beit, tmp_path, monkeypatch, la
         assert len([each for each in server.requests if each.method == "GET" and "safetensors" in each.file]) == 1
 
 
-def test_segmentation_wants_a_beit(beit, tmp_path, labelled_folder):
-    ended = beit(
-        "finetune", labelled_folder, "--init", TINY, "--task", "segment", "--steps", 1, "--out", tmp_path / "r"
-    )
-    assert (ended.code, "takes BEiTs" in ended.err) == (2, True)
-
-
 # Shapes without weights
 
 

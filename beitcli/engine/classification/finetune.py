@@ -24,6 +24,7 @@ from beitcli.engine.trainer.pretrained import POOLING, HeadTransfer, Pretrained,
 from beitcli.engine.trainer.reports import Finetuned, Timed
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import UsageError
+from beitcli.models.checkpoints.build import timm_reinit
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, new_classifier
 from beitcli.models.networks.timm_vit import HEADS, TimmArchitecture, TimmViT
@@ -94,7 +95,7 @@ def _reinit(checkpoint: CheckpointHandle, classes: tuple[str, ...]) -> tuple[str
     """
     same_classes = checkpoint.names_classes and checkpoint.classes == classes
     if isinstance(checkpoint.architecture, TimmArchitecture):
-        return () if checkpoint.kind == "classifier" and same_classes else HEADS
+        return () if checkpoint.kind == "classifier" and same_classes else (*HEADS, *timm_reinit(checkpoint))
     if checkpoint.kind != "classifier" or checkpoint.pooling != "mean":
         return POOLING
     return () if same_classes else ("head.",)

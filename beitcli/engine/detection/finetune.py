@@ -22,7 +22,8 @@ from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.build import head_shape
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.networks.detector import HEADS, Detector
+from beitcli.models.networks.detector import HEADS
+from beitcli.models.networks.timm_dense import AnyDetector, new_detector
 from beitcli.runtime.compute.device import join_compute
 
 _PARTS = (*(f"{TASK.prefix}{part}" for part in ("pyramid", "rpn", "roi_heads")), "decode_head", "auxiliary_head")
@@ -36,7 +37,7 @@ class DetectReport(Timed, DetectionMetrics, Finetuned):
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport | dict[str, Any]:
     """Finetunes a detector and returns the report; with `dry_run`, returns the plan as a dict instead."""
     require_pycocotools()
-    begun = open_finetuning(config, join_compute(config), on_event)
+    begun = open_finetuning(config, join_compute(config), on_event, takes_timm=True)
     init = begun.init
     outlines = HEADS.load(config.head or TASK.default_head).predicts_masks
     data = begun.compute.world.rank_zero_first(
@@ -66,7 +67,7 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
         return ", ".join("-" if value is None else f"{value:.4f}" for value in values)
 
     return FinetunedCard(
-        title="BEiT detector",
+        title=f"{task.family} detector",
         facts={
             "images": f"fitted into {pixels(task.model.architecture.image_size)}",
             "head": task.model.head_name,
@@ -85,13 +86,13 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
 
 def build_detector(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
-) -> Detector:
+) -> AnyDetector:
     """Builds a detector on the backbone of `--init`; its head is loaded too if its shape and classes are the same."""
     head = config.head or TASK.default_head
 
-    def make(architecture: Architecture) -> Detector:
+    def make(architecture: Architecture) -> AnyDetector:
         _require_even(architecture)
-        return Detector(architecture, len(classes), head, config.head_width, config.regions, config.drop_path)
+        return new_detector(architecture, len(classes), head, config.head_width, config.regions, config.drop_path)
 
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
         same = checkpoint.kind == TASK.kind and checkpoint.head == head and checkpoint.classes == classes

@@ -18,7 +18,7 @@ from beitcli.engine.detection.metrics import DetectionMetrics, Detections, avera
 from beitcli.engine.events import Progress
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.distributed_eval import Batching, finish_on_rank_zero
-from beitcli.models.networks.detector import Detector
+from beitcli.models.networks.timm_dense import AnyDetector
 from beitcli.runtime.compute.device import Compute
 
 _WITHIN = 0.5  # minimum probability of a pixel of the object
@@ -38,7 +38,7 @@ class Scored:
     bad: list[Bad]
 
 
-def score(model: Detector, source: DetectionSource, normalization: Normalization, batching: Batching) -> Scored:
+def score(model: AnyDetector, source: DetectionSource, normalization: Normalization, batching: Batching) -> Scored:
     """Returns the average precision of a model in evaluation mode; each readable image counts once, on one rank."""
     world = batching.compute.world
     transform = LabelledDetectionTransform(size=model.architecture.image_size, mean=normalization[0])
@@ -61,7 +61,11 @@ def score(model: Detector, source: DetectionSource, normalization: Normalization
 
 
 def detect(
-    model: Detector, source: Source, transform: DetectionEvalTransform, normalization: Normalization, batching: Batching
+    model: AnyDetector,
+    source: Source,
+    transform: DetectionEvalTransform,
+    normalization: Normalization,
+    batching: Batching,
 ) -> Iterator[tuple[Batch, list[Detections]]]:
     """Yields this rank's batches in order, with the detections in each of their readable images."""
     for batch in batching.batches(source, transform):
@@ -69,7 +73,7 @@ def detect(
 
 
 @torch.inference_mode()
-def detect_batch(model: Detector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
+def detect_batch(model: AnyDetector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
     """Returns the detections of a model in evaluation mode in a batch of `DetectionEvalTransform`."""
     images = normalize(batch.tensors["images"].to(compute.device), *normalization)
     with compute.autocast():

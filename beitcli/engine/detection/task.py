@@ -22,7 +22,7 @@ from beitcli.engine.detection.metrics import METRICS
 from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.detection.faster_rcnn import Targets
-from beitcli.models.networks.detector import Detector
+from beitcli.models.networks.timm_dense import AnyDetector
 
 _AT_ONCE = 16  # images per forward pass of an evaluation
 _SAMPLERS = 2
@@ -32,8 +32,8 @@ class DetectionTask(FinetunedTask):
     """Object detection in the training loop."""
 
     kind = "detector"
-    model: Detector
-    averaged: Detector | None
+    model: AnyDetector
+    averaged: AnyDetector | None
     val: DetectionSource
 
     def wrap(self) -> None:

@@ -17,7 +17,7 @@ from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, warn_b
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.models.checkpoints.build import load_segmenter
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.networks.segmenter import Segmenter
+from beitcli.models.networks.timm_dense import AnySegmenter
 
 _ADE20K = 150  # number of its classes, from 1 in its masks; 0 is ignored
 
@@ -43,7 +43,7 @@ class SegmentationEvalReport(SegmentationMetrics, Evaluated):
 
 def open_segmenter(
     config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle
-) -> tuple[Segmenter, CheckpointHandle, SlidingWindow]:
+) -> tuple[AnySegmenter, CheckpointHandle, SlidingWindow]:
     """Returns the model at the size of its windows, the checkpoint, and the settings of inference."""
     window = (config.window, config.window) if config.window else config.size
     model, checkpoint = load_segmenter(checkpoint, window)

@@ -22,7 +22,7 @@ from beitcli.engine.trainer.reports import Finetuned, Timed
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.networks.segmenter import Segmenter
+from beitcli.models.networks.timm_dense import AnySegmenter, new_segmenter
 from beitcli.runtime.compute.device import join_compute
 from beitcli.runtime.distributed.world import DistributedContext
 
@@ -34,7 +34,7 @@ class SegmentReport(Timed, SegmentationMetrics, Finetuned):
 
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
     """Finetunes a segmenter and returns the report; with `dry_run`, returns the plan as a dict instead."""
-    begun = open_finetuning(config, join_compute(config), on_event)
+    begun = open_finetuning(config, join_compute(config), on_event, takes_timm=True)
     init, world = begun.init, begun.compute.world
     data = open_segmentation_data(config, init.classes, max(init.size), begun.on_event, world)
     model = build_segmenter(config, init.checkpoint, data.classes, begun.on_event)
@@ -59,7 +59,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentRepor
 
 def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:
     return FinetunedCard(
-        title="BEiT segmenter",
+        title=f"{task.family} segmenter",
         facts={"crops": pixels(task.model.architecture.image_size), "head": task.model.head_name},
         metrics={
             f"mIoU ({report.images} images: {report.measured_on})": f"{report.miou:.4f}",
@@ -74,11 +74,11 @@ def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:
 
 def build_segmenter(
     config: FinetuneConfig, checkpoint: CheckpointHandle | None, classes: tuple[str, ...], on_event: OnEvent
-) -> Segmenter:
+) -> AnySegmenter:
     """Builds a segmenter on the backbone of `--init`; its head is loaded too if head and classes are the same."""
     head = config.head or TASK.default_head
 
-    def make(architecture: Architecture) -> Segmenter:
+    def make(architecture: Architecture) -> AnySegmenter:
         if min(architecture.grid) < 2:
             raise UsageError(
                 f"Images of {architecture.image_size} pixels make {min(architecture.grid)} patch a side.",
@@ -86,9 +86,9 @@ def build_segmenter(
             )
         own = checkpoint.segmenter if checkpoint is not None and keeps(checkpoint) else None
         if own is None:
-            return Segmenter(architecture, len(classes), head, config.drop_path)
+            return new_segmenter(architecture, len(classes), head, config.drop_path)
         indices, settings = own.out_indices, own.head
-        return Segmenter(
+        return new_segmenter(
             architecture, len(classes), head, config.drop_path, out_indices=indices, head_settings=settings
         )
 

@@ -23,7 +23,7 @@ from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
 from beitcli.heads.convolution import resize_map
-from beitcli.models.networks.segmenter import Segmenter
+from beitcli.models.networks.timm_dense import AnySegmenter
 from beitcli.runtime.compute.device import Compute
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of --multi-scale, as in the release
@@ -95,7 +95,7 @@ class Counts:
         return metrics_of(self.confusion)
 
 
-def count(model: Segmenter, source: Source, how: SlidingWindow, batching: Batching) -> Counts:
+def count(model: AnySegmenter, source: Source, how: SlidingWindow, batching: Batching) -> Counts:
     """Returns the confusion matrix over every readable image of a source with label maps.
 
     Args:
@@ -118,7 +118,7 @@ def count(model: Segmenter, source: Source, how: SlidingWindow, batching: Batchi
 
 
 def segment(
-    model: Segmenter, source: Source, transform: SegmentationEvalTransform, how: SlidingWindow, batching: Batching
+    model: AnySegmenter, source: Source, transform: SegmentationEvalTransform, how: SlidingWindow, batching: Batching
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
     """Yields this rank's batches of one image, in order, with its (H, W) int64 classes; None for an unreadable one."""
     for batch in batching.batches(source, transform):
@@ -126,7 +126,7 @@ def segment(
 
 
 @torch.inference_mode()
-def classes_of(model: Segmenter, batch: Batch, how: SlidingWindow, compute: Compute) -> torch.Tensor:
+def classes_of(model: AnySegmenter, batch: Batch, how: SlidingWindow, compute: Compute) -> torch.Tensor:
     """Returns (H, W) int64 classes for a batch of one image, at its original size."""
     height, width = batch.tensors["size"][0].tolist()
     looks = [
@@ -146,7 +146,7 @@ def classes_of(model: Segmenter, batch: Batch, how: SlidingWindow, compute: Comp
     return total[0].argmax(dim=0)
 
 
-def window_logits(model: Segmenter, images: torch.Tensor, how: SlidingWindow, compute: Compute) -> torch.Tensor:
+def window_logits(model: AnySegmenter, images: torch.Tensor, how: SlidingWindow, compute: Compute) -> torch.Tensor:
     """Maps (1, 3, h, w), normalized, to (1, classes, h, w) fp32: the mean over the windows that contain a pixel.
 
     An image smaller than the window is padded on the right and below with the mean colour; the padding is cut off

@@ -21,7 +21,7 @@ from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.convolution import resize_map
 from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings
-from beitcli.models.networks.segmenter import Segmenter
+from beitcli.models.networks.timm_dense import AnySegmenter
 from beitcli.runtime.compute.lr_schedules import warmup_polynomial
 from beitcli.runtime.distributed.sync_batch_norm import convert_sync_batchnorm
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
@@ -31,8 +31,8 @@ class SegmentationTask(FinetunedTask):
     """Semantic segmentation in the training loop."""
 
     kind = "segmenter"
-    model: Segmenter
-    averaged: Segmenter | None
+    model: AnySegmenter
+    averaged: AnySegmenter | None
     curve = "linear"
 
     def wrap(self) -> None:

@@ -34,6 +34,7 @@ from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning
 from beitcli.engine.trainer.reports import Finetuned
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
 from beitcli.models.networks.beit import forward_flops
+from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.compute.device import Compute, choose_workers, describe
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
@@ -190,16 +191,23 @@ class FinetunedTask(EMATask):
         height, width = self.model.architecture.image_size
         return f"{height} x {width} pixels, {len(self.classes)} classes, {len(self.val):,} to measure on"
 
+    @property
+    def family(self) -> str:
+        """What the backbone is, for display."""
+        return "ViT" if isinstance(self.model.architecture, TimmArchitecture) else "BEiT"
+
     def about_head(self, head: nn.Module, where: str) -> dict[str, str]:
-        """`about` of a BEiT with a head.
+        """`about` of a backbone with a head.
 
         Args:
             where: Features that the head takes, for display.
         """
         architecture = self.model.architecture
+        kind, positions = "BEiT", f", {architecture.positions} positions"
+        if isinstance(architecture, TimmArchitecture):
+            kind, positions = f"timm's {architecture.name}", ""
         return {
-            "model": f"BEiT from {self.config.init}, {size(self.model):,} parameters, "
-            f"{architecture.positions} positions",
+            "model": f"{kind} from {self.config.init}, {size(self.model):,} parameters{positions}",
             "head": f"{self.model.head_name}, {size(head):,} of these parameters, {where}",
             "images of": self.about_images(),
             "backbone": f"{forward_flops(architecture, 0, 0) / 1e9:.3g} GFLOP an image forward",

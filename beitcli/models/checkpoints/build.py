@@ -12,7 +12,7 @@ from torch import nn
 from beitcli.config.architecture import Architecture, finetuning_architecture
 from beitcli.config.normalization import Normalization
 from beitcli.config.resizing import DEFAULT
-from beitcli.config.tasks import TaskDefinition
+from beitcli.config.tasks import TaskDefinition, task_of_kind
 from beitcli.config.tasks.detect import TASK as DETECT
 from beitcli.config.tasks.segment import TASK as SEGMENT
 from beitcli.errors import StorageError
@@ -22,9 +22,8 @@ from beitcli.models.checkpoints.load_backbone import NOT_OF_BACKBONE, load_backb
 from beitcli.models.checkpoints.open import expect, open_model, open_pretrained
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, init_from_seed
-from beitcli.models.networks.detector import Detector
-from beitcli.models.networks.segmenter import Segmenter
-from beitcli.models.networks.timm_vit import TimmArchitecture, build_timm
+from beitcli.models.networks.timm_dense import AnyDetector, AnySegmenter, new_detector, new_segmenter
+from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, build_timm
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
@@ -34,22 +33,22 @@ Size = tuple[int, int] | None  # (H, W) in pixels; None keeps the checkpoint's
 Built = TypeVar("Built", bound=nn.Module)
 
 
-def load_detector(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Detector, CheckpointHandle]:
+def load_detector(checkpoint: CheckpointHandle, size: Size = None) -> tuple[AnyDetector, CheckpointHandle]:
     """Builds the detector in evaluation mode, resized to `size` (H, W) if given."""
 
-    def make(target: Architecture, classes: int, head: str) -> Detector:
-        return Detector(target, classes, head, *head_shape(checkpoint))
+    def make(target: Architecture, classes: int, head: str) -> AnyDetector:
+        return new_detector(target, classes, head, *head_shape(checkpoint))
 
     return build_with_head(checkpoint, DETECT, make, size)
 
 
-def load_segmenter(checkpoint: CheckpointHandle, size: Size = None) -> tuple[Segmenter, CheckpointHandle]:
+def load_segmenter(checkpoint: CheckpointHandle, size: Size = None) -> tuple[AnySegmenter, CheckpointHandle]:
     """Builds the segmenter in evaluation mode, resized to `size` (H, W) if given."""
 
-    def make(target: Architecture, classes: int, head: str) -> Segmenter:
+    def make(target: Architecture, classes: int, head: str) -> AnySegmenter:
         own = checkpoint.segmenter
         assert own is not None  # it is a segmenter
-        return Segmenter(target, classes, head, out_indices=own.out_indices, head_settings=own.head)
+        return new_segmenter(target, classes, head, out_indices=own.out_indices, head_settings=own.head)
 
     return build_with_head(checkpoint, SEGMENT, make, size)
 
@@ -77,6 +76,8 @@ def build_with_head(
         )
     target = finetuning_architecture(checkpoint.architecture, size)
     tensors = checkpoint.tensors() | checkpoint.head_tensors()
+    if isinstance(target, TimmArchitecture):  # timm's own buffers need its initialization
+        return _with_weights(make(target, checkpoint.outputs, head), checkpoint, tensors, target)
     model = build_uninitialized(lambda: make(target, checkpoint.outputs, head))
     return _with_weights(model, checkpoint, tensors, target)
 
@@ -181,9 +182,15 @@ def open_backbone(
         return init_from_seed(target, checkpoint.seed).eval(), checkpoint
     tensors = checkpoint.tensors()
     if isinstance(target, TimmArchitecture):
-        return _with_weights(build_timm(target, 0), checkpoint, tensors, target)
+        return _with_weights(build_timm(target, 0), checkpoint, tensors, target, reinit=timm_reinit(checkpoint))
     model = build_uninitialized(lambda: Classifier(target, 0))
     return _with_weights(model, checkpoint, tensors, target, reinit=NOT_OF_BACKBONE)
+
+
+def timm_reinit(checkpoint: CheckpointHandle) -> tuple[str, ...]:
+    """Returns the key prefixes behind the blocks that a timm model's checkpoint lacks: all, under a task's head."""
+    task = task_of_kind(checkpoint.kind)
+    return AFTER_BLOCKS if task is not None and task.prefix else ()
 
 
 @dataclass(frozen=True)

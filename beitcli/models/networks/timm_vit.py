@@ -22,6 +22,7 @@ from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
 
 HEADS = ("head.", "head_dist.")  # key prefixes; DeiT's distilled models have two heads
+AFTER_BLOCKS = ("norm.", "fc_norm.", "attn_pool.", *HEADS)  # key prefixes of what a segmenter or detector drops
 _GIVEN = ("img_size", "num_classes", "drop_path_rate", "pretrained")  # set by this program; ignored in `arguments`
 
 
@@ -101,9 +102,15 @@ class TimmViT(nn.Module):
         return caught[0].float()
 
 
-@lru_cache(maxsize=16)
-def _adopted(kind: type) -> type:
-    return type(kind.__name__, (TimmViT, kind), {"__module__": __name__})
+@lru_cache(maxsize=64)
+def _adopted(mixin: type, kind: type) -> type:
+    return type(kind.__name__, (mixin, kind), {"__module__": __name__})
+
+
+def adopted(mixin: type, model: nn.Module) -> Any:
+    """Returns the subclass of a timm model's class with the methods of a mixin, `TimmViT` or a subclass of it."""
+    kind: Any = type(model)
+    return _adopted(mixin, kind)
 
 
 def create(name: str, arguments: Mapping[str, Any], **given: Any) -> nn.Module:
@@ -159,7 +166,11 @@ def build_timm(architecture: TimmArchitecture, classes: int, drop_path: float = 
         classes: Number of classes; 0 for no head.
         drop_path: Drop path rate of the last block.
     """
+    model = create_of(architecture, classes, drop_path)
+    return adopted(TimmViT, model)(model, architecture)
+
+
+def create_of(architecture: TimmArchitecture, classes: int, drop_path: float = 0.0) -> nn.Module:
+    """Creates timm's own model of an architecture; arguments as of `build_timm`."""
     given = {"img_size": architecture.image_size, "num_classes": classes, "drop_path_rate": drop_path}
-    model: Any = create(architecture.name, architecture.arguments, **given)
-    kind: Any = type(model)
-    return _adopted(kind)(model, architecture)
+    return create(architecture.name, architecture.arguments, **given)
