@@ -95,7 +95,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     if isinstance(checkpoint.architecture, TimmArchitecture):
         raise UsageError(
             f"'{config.model}' is timm's {checkpoint.architecture.name}, no BEiT.",
-            "Its checkpoint folder opens in timm as it lies; other layouts are BEiT's.",
+            "A checkpoint of `finetune` opens in timm as it lies; other layouts are BEiT's.",
         )
     height, width = checkpoint.architecture.image_size
     if config.to == "hf" and height != width:

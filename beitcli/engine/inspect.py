@@ -23,11 +23,12 @@ class InspectReport:
     """Facts about a checkpoint.
 
     Attributes:
-        format: `beit` (this program), `official`, `timm`, `hf` or `dall-e`.
+        format: `beit` (this program), `official`, `timm`, `hf` or `dall-e`; of a plain vision Transformer `dino`,
+            `moco-v3`, `mae`, or `vit` for DeiT's and bare weights.
         image_size: [H, W] in pixels; `grid` [h, w] in patches or tokens.
         vocab_size: Number of visual tokens of a masked image model or tokenizer.
         classes: Number of classes of a classifier, segmenter or detector.
-        dropped: Tensors that have no counterpart in a BEiT.
+        dropped: Tensors that have no counterpart in a BEiT or vision Transformer.
         assumed: What the file does not say.
         tensors: Shapes by name, if requested.
     """
@@ -99,18 +100,18 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
 
 def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
     architecture = checkpoint.architecture
-    if checkpoint.key_mapping is None:  # a vision Transformer as timm describes it
-        return {**architecture.as_dict(), "pooling": checkpoint.pooling}
-    plain = asdict(architecture)
-    del plain["image_size"]
-    size = _NAMES.get((architecture.width, architecture.depth))
-    name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
     task = task_of_kind(checkpoint.kind)
     last: dict[str, Any] = {"pooling": checkpoint.pooling}
     if task is not None and task.prefix:
         last = {"head": checkpoint.head}
     if checkpoint.segmenter is not None:
         last |= {"blocks": list(checkpoint.segmenter.out_indices), **checkpoint.segmenter.head}
+    if checkpoint.key_mapping is None or not checkpoint.key_mapping.is_beit:  # as timm describes it
+        return {**architecture.as_dict(), **last}
+    plain = asdict(architecture)
+    del plain["image_size"]
+    size = _NAMES.get((architecture.width, architecture.depth))
+    name = f"BEiT-{size}/{architecture.patch_size}" if size else "BEiT"
     aggregation = {"aggregation": checkpoint.aggregation.as_dict()} if checkpoint.aggregation else {}
     return {"name": name, **plain, "layer_scale": architecture.layer_scale > 0, **last, **aggregation}
 

@@ -107,14 +107,18 @@ def test_tensors_are_listed_where_asked_for(beit, finetuned_run):
     assert json.loads(ended.out)["tensors"]["head.weight"] == [3, 128]
 
 
-def test_a_plain_vit_is_refused_by_name_of_what_it_has(beit, tmp_path):
+def test_a_plain_vit_is_told_and_a_near_one_refused_by_name_of_what_it_has(beit, tmp_path):
     import timm
 
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
-    path = save_plain(model, tmp_path / "vit.safetensors")
-    ended = beit("inspect", path)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
+    found = inspected(beit, save_plain(model, tmp_path / "vit.safetensors"))
+    assert (found["format"], found["kind"], found["classes"], found["grid"]) == ("vit", "classifier", 3, [2, 2])
+    assert (found["architecture"]["name"], found["architecture"]["heads"]) == ("vit_tiny_patch16_224", 3)
+    assert any("3 heads" in each for each in found["assumed"])
+    near = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, qk_norm=True)
+    ended = beit("inspect", save_plain(near, tmp_path / "near.safetensors"))
     assert ended.code == 4
-    assert "blocks.0.attn.qkv.bias" in ended.err
+    assert "blocks.0.attn.k_norm.bias" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ class CheckpointHandle:
 
     Attributes:
         reference: The MODEL reference as the user gave it.
-        format: `beit` (this program), `official`, `timm`, `hf`, `dall-e`; `none` for random weights.
+        format: `beit` (this program), `official`, `timm`, `hf`, `dall-e`; `vit`, `dino`, `moco-v3`, `mae`; `none` for
+            random weights.
         header: Header of the weights file; None for `random`.
         settings: The `beit` section of config.json; empty for checkpoints of other programs.
         folder: The verified folder, if this program wrote it.

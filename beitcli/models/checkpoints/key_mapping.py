@@ -27,7 +27,7 @@ from typing import Literal
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.head_keys import head_name
 
-Naming = Literal["beit", "hf", "dall-e"]
+Naming = Literal["beit", "hf", "dall-e", "timm", "vit", "dino", "moco-v3", "mae"]
 
 AGGREGATION = ("cls_pt_layers.", "cls_pt_norm.", "cls_pt_lm_head.")  # keys of patch aggregation, of pretraining only
 _PLAIN = re.compile(
@@ -85,9 +85,10 @@ class KeyMapping:
     """Maps our state-dict keys to those of a file.
 
     Attributes:
-        naming: `beit` for the release's and timm's keys, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder.
+        naming: `beit` for the release's and timm's keys, `hf` for Hugging Face's; `dall-e` for a tokenizer's encoder;
+            `timm` for a vision Transformer of timm, `vit`, `dino`, `moco-v3` and `mae` for others (`plain_vit.py`).
         parts: Our key -> the file's keys; several tensors are concatenated along the first axis.
-        dropped: Keys of the file that are not used.
+        dropped: Keys of the file that are not used; of a vision Transformer, those of a part as `PART.* (NUMBER)`.
         head: Our key -> the file's key, for the tensors of a segmentation or detection head.
     """
 
@@ -95,6 +96,11 @@ class KeyMapping:
     parts: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
     head: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_beit(self) -> bool:
+        """Whether the keys are a BEiT's; if not, our keys are timm's `VisionTransformer`'s, or there are none."""
+        return self.naming in ("beit", "hf")
 
     @property
     def is_version_2(self) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from beitcli.runtime.weight_files.reader import WeightFile
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors", "model.pth", "checkpoint.pth")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", ".pth.tar")  # the last of MoCo v3's programs
 _FAMILIES = ("timm.models.vision_transformer", "timm.models.deit", "timm.models.eva")  # ViT and EVA only
 
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ def names_a_model(reference: str) -> bool:
     if reference.startswith("hf://"):
         return not reference.startswith("hf://datasets/")
     named = reference == "random" or reference.startswith("timm/") or "@random" in reference
-    return path.suffix.lower() in _SUFFIXES or (named and not path.exists())
+    return path.name.lower().endswith(_SUFFIXES) or (named and not path.exists())
 
 
 def locate(reference: str, on_progress: OnProgress | None = None) -> tuple[Path, Json, Json]:
@@ -124,7 +124,7 @@ def _read_json(path: Path) -> Json:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.iterdir()) if p.suffix in _SUFFIXES and p.is_file()]
+    return [p for p in sorted(folder.iterdir()) if p.name.endswith(_SUFFIXES) and p.is_file()]
 
 
 def _in_folder(reference: str, path: Path) -> tuple[Path, Json, Json]:

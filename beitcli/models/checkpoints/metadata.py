@@ -18,6 +18,7 @@ from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig
 from beitcli.models.checkpoints.head_keys import head_classes, head_kind
 from beitcli.models.checkpoints.key_mapping import KeyMapping
+from beitcli.models.checkpoints.plain_vit import NORMALIZED_AS_IMAGENET
 
 _RELEASED_HEAD_WIDTH = 64
 IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k"}  # timm's names, by number of classes
@@ -44,6 +45,12 @@ def mapped_shapes(key_mapping: KeyMapping, shapes: Shapes, origin: str) -> dict[
     Raises:
         StorageError: A tensor has the wrong number of axes.
     """
+    if not key_mapping.is_beit:  # compared with timm's own later
+        for name in (part for (part,) in key_mapping.parts.values() if not shapes[part] or 0 in shapes[part]):
+            raise StorageError(
+                f"'{origin}' has {name} of {_by(shapes[name])}, which is no weight.", "Download it again."
+            )
+        return {name: shapes[part] for name, (part,) in key_mapping.parts.items()}
     joined = {}
     for name, parts in key_mapping.parts.items():
         axes = next(number for ending, number in _AXES if name.endswith(ending))
@@ -151,6 +158,8 @@ def choose_normalization(
     """
     if declared.normalization is not None:
         return declared.normalization
+    if key_mapping is not None and key_mapping.naming in NORMALIZED_AS_IMAGENET:
+        return IMAGENET
     chosen = declared.default_normalization
     if chosen is None:
         chosen = _of_layout(key_mapping, architecture)
@@ -160,7 +169,7 @@ def choose_normalization(
 
 
 def _of_layout(key_mapping: KeyMapping | None, architecture: Architecture) -> Normalization:
-    if key_mapping is None or key_mapping.is_of_mmseg or key_mapping.is_version_2:
+    if key_mapping is None or not key_mapping.is_beit or key_mapping.is_of_mmseg or key_mapping.is_version_2:
         return IMAGENET
     of_paper = architecture.positions == "absolute" and not architecture.layer_scale and key_mapping.naming == "beit"
     return IMAGENET if of_paper else INCEPTION

@@ -29,8 +29,10 @@ from beitcli.models.checkpoints.metadata import (
     read_aggregation,
     read_architecture,
 )
+from beitcli.models.checkpoints.plain_vit import is_plain_vit, timm_key_mapping, vit_arguments, vit_key_mapping
 from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings, segmenter_settings
 from beitcli.models.checkpoints.timm_references import (
+    check_vit_shapes,
     random_init_base,
     timm_architecture,
     timm_model_of,
@@ -154,7 +156,7 @@ def describe(
     """
     own_tokenizer = settings.get("kind") == "tokenizer"
     timm_model = timm_model_of(config, reference)
-    key_mapping = None if own_tokenizer or timm_model else detect_key_mapping(header.shapes, reference)
+    key_mapping = None if own_tokenizer else _map_keys(header, reference, of_timm=timm_model is not None)
     if own_tokenizer or (key_mapping and key_mapping.naming == "dall-e"):
         return CheckpointHandle(
             reference=reference,
@@ -169,9 +171,13 @@ def describe(
     shapes = mapped_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
     assumed: list[str] = []
     kind, outputs, head = kind_outputs_head(key_mapping, shapes, header.shapes, declared)
+    if timm_model is None and key_mapping is not None and not key_mapping.is_beit:
+        timm_model = vit_arguments(shapes, key_mapping, header.about, declared, reference, assumed)
     if timm_model:
         architecture, pooling = timm_architecture(*timm_model, declared)
-        if declared.normalization is None:
+        if key_mapping is not None and key_mapping.naming != "timm":
+            check_vit_shapes(architecture, outputs, shapes, reference, has_task_head=bool(key_mapping.head))
+        elif declared.normalization is None:
             declared = replace(declared, default_normalization=timm_normalization(timm_model[0]))
     else:
         architecture = read_architecture(shapes, declared, reference, assumed)
@@ -224,6 +230,19 @@ def _segmenter(
     return settings
 
 
+def _map_keys(header: WeightFile, reference: str, *, of_timm: bool) -> KeyMapping | None:
+    """Maps the keys of the file to ours; None for a model of timm that keeps its own keys.
+
+    Args:
+        of_timm: Whether config.json names a model of timm that is no BEiT.
+    """
+    if of_timm:
+        return timm_key_mapping(header.shapes, reference)
+    if is_plain_vit(header.shapes):
+        return vit_key_mapping(header.shapes, reference)
+    return detect_key_mapping(header.shapes, reference)
+
+
 def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed: int) -> CheckpointHandle:
     """Returns a handle with the architecture of `base` and random weights from `seed`, without head and classes."""
     if is_timm_name(base):
@@ -260,7 +279,10 @@ def _remarks(
         return tuple(said)
     if key_mapping.dropped:
         names = ", ".join(by_block(key_mapping.dropped))
-        said.append(f"'{reference}' has tensors without a place in BEiT, left out: {names}.")
+        place = "BEiT" if key_mapping.is_beit else "a vision Transformer"
+        said.append(f"'{reference}' has tensors without a place in {place}, left out: {names}.")
+    if header.about.get("student"):
+        said.append(f"'{reference}' holds a student too; the teacher is taken.")
     if "averaged" in header.about:
         said.append(f"'{reference}' holds averaged weights too ({header.about['averaged']}); the raw ones are taken.")
     height, width = architecture.image_size

@@ -18,6 +18,8 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig
 from beitcli.models.checkpoints.locate import is_beit_name, timm_name
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def random_init_base(reference: str) -> str | None:
     """Returns MODEL of a reference `MODEL@random...`; None for other references."""
@@ -70,18 +72,24 @@ def timm_random_config(reference: str, base: str) -> tuple[dict[str, Any], dict[
 
 
 def timm_model_of(config: Mapping[str, Any], reference: str) -> tuple[str, dict[str, Any]] | None:
-    """Returns name and arguments of the model in timm's config.json; None for a BEiT and for other config files.
+    """Returns name and arguments of the model in timm's config.json, or in this program's for a task's head over it.
+
+    None for a BEiT and for other config files.
 
     Raises:
         StorageError: The arguments cannot be read.
         UsageError: It is not a plain vision Transformer of timm.
     """
-    name = config.get("architecture")
+    name, arguments = config.get("architecture"), config.get("model_args")
+    ours = config.get("beit")
+    shape = ours.get("architecture") if isinstance(ours, Mapping) and ours.get("kind") != "tokenizer" else None
+    if name is None and isinstance(shape, Mapping):
+        name, arguments = shape.get("name"), shape.get("arguments")
     if not isinstance(name, str) or is_beit_name(name):
         return None
     name = timm_name(name)
     try:
-        return name, dict(config.get("model_args") or {})
+        return name, dict(arguments or {})
     except (TypeError, ValueError) as error:
         raise StorageError(
             f"The config.json of '{reference}' cannot be read ({error}).", "Download it again."
@@ -108,3 +116,49 @@ def timm_architecture(name: str, arguments: dict[str, Any], declared: DeclaredCo
     pair = None if size is None else (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     pooling: Pooling = "token" if arguments.get("global_pool", "token") == "token" else "mean"
     return architecture_of(name, arguments, pair or declared.image_size), pooling
+
+
+def heads_of_timm_model(name: str, width: int) -> int | None:
+    """Returns the number of heads of a vision Transformer of timm; None if there is none of this name and width."""
+    try:
+        architecture, _ = timm_architecture(timm_name(name), {}, DeclaredConfig())
+    except UsageError:
+        return None
+    return architecture.heads if architecture.width == width else None
+
+
+def check_vit_shapes(
+    architecture: Architecture, outputs: int, shapes: Shapes, origin: str, *, has_task_head: bool
+) -> None:
+    """Compares the tensors of a vision Transformer with those of timm's.
+
+    Args:
+        outputs: Number of classes; 0 without a head.
+        shapes: Shapes by timm's keys.
+        has_task_head: Whether a segmentation or detection head takes the place of what timm has after the blocks.
+
+    Raises:
+        StorageError: A tensor is missing, has another shape, or no place.
+    """
+    from torch import device
+
+    from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, create_of
+
+    assert isinstance(architecture, TimmArchitecture)
+    with device("meta"):
+        model = create_of(architecture, outputs)
+    due = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if has_task_head:
+        due = {name: shape for name, shape in due.items() if name in shapes or not name.startswith(AFTER_BLOCKS)}
+    faults = [f"lacks {name}" for name in due if name not in shapes]
+    faults += [f"has {name}, which has no place there" for name in shapes if name not in due]
+    faults += [
+        f"has {name} of {' x '.join(map(str, shapes[name]))}, where {' x '.join(map(str, shape))} is due"
+        for name, shape in due.items()
+        if shapes.get(name, shape) != shape
+    ]
+    if faults:
+        more = f" ({len(faults)} such faults in all)" if len(faults) > 1 else ""
+        raise StorageError(
+            f"'{origin}' {faults[0]}{more}.", "Check that it is a whole vision Transformer; download it again."
+        )

@@ -25,8 +25,9 @@ Container = Literal["safetensors", "torch"]
 
 _Entry = TypeVar("_Entry")
 _AGAIN = "Download it again."
-# of BEiT, DeepSpeed, Lightning and timm, the dVAEs of BEiT and DALLE-pytorch, EMA weights
-_WRAPPERS = ("model", "module", "state_dict", "weights", "model_ema")
+# of BEiT, DeepSpeed, Lightning and timm, the dVAEs of BEiT and DALLE-pytorch, EMA weights, DINO
+_WRAPPERS = ("model", "module", "state_dict", "weights", "model_ema", "teacher")
+_RAW = _WRAPPERS[:4]  # beside which averaged weights are not taken
 _AVERAGED = ("model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer ones
@@ -40,8 +41,8 @@ class WeightFile:
     Attributes:
         shapes: Shapes of the state dict, unwrapped.
         about: Plain values beside the state dict: metadata of safetensors; for a torch file the plain top-level values,
-            `args`, the training settings, `meta`, what mmseg notes (with its `dataset_meta`), and `averaged`, the key
-            of a second state dict with EMA weights.
+            `args`, the training settings, `meta`, what mmseg notes (with its `dataset_meta`), `averaged`, the key of a
+            second state dict with EMA weights, and `student`, the number of tensors beside those of a teacher.
         size: Size of the file in bytes.
     """
 
@@ -209,8 +210,10 @@ def _about(content: Any) -> dict[str, Any]:
         return {}
     about = _plain_entries(content)
     averaged = [key for key in _AVERAGED if _tensors(content.get(key))]
-    if averaged and any(_tensors(content.get(key)) for key in _WRAPPERS[:-1]):
+    if averaged and any(_tensors(content.get(key)) for key in _RAW):
         about["averaged"] = averaged[0]
+    if not any(_tensors(content.get(key)) for key in _WRAPPERS[:-1]) and _tensors(content.get("teacher")):
+        about["student"] = len(_tensors(content.get("student")))
     args, meta = content.get("args"), content.get("meta")
     settings = vars(args) if isinstance(args, argparse.Namespace) else args
     if isinstance(settings, Mapping):
