@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
-from beitcli.data.transforms.base import normalize
 from beitcli.engine.events import OnEvent, downloads, warn
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import backbone_of
@@ -43,13 +42,15 @@ class PatchTeacher:
     def __init__(
         self, checkpoint: CheckpointHandle, model: ImageClassifier, projection: nn.Linear | None, sha256: str
     ) -> None:
-        self.reference, self.normalization, self.sha256 = checkpoint.reference, checkpoint.normalization, sha256
+        self.reference, self.sha256 = checkpoint.reference, sha256
+        self.mean, self.std = (torch.tensor(each).view(3, 1, 1) for each in checkpoint.normalization)
         self.model, self.projection = model.requires_grad_(False).eval(), projection
         self.size = model.architecture.image_size
         self.width = model.architecture.width if projection is None else projection.out_features
 
     def to(self, device: torch.device) -> PatchTeacher:
         self.model.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
         if self.projection is not None:
             self.projection.to(device)
         return self
@@ -60,8 +61,8 @@ class PatchTeacher:
         pixels = to_unit(images)
         if tuple(pixels.shape[2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        hidden = self.model.forward_features(normalize(pixels, *self.normalization))  # type: ignore[operator]
-        features: Tensor = self.model.fc_norm(hidden[:, self.model.num_prefix_tokens :])  # type: ignore[operator]
+        hidden = self.model.forward_features((pixels - self.mean) / self.std)
+        features: Tensor = self.model.fc_norm(hidden[:, self.model.num_prefix_tokens :])
         return features if self.projection is None else self.projection(features)
 
 

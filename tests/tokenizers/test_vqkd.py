@@ -189,7 +189,7 @@ def test_a_clip_s_features_are_projected_as_in_the_release(tmp_path):
         (("--kind", "vq", "--teacher", TEACHER), "--kind vq has no use for --teacher"),
         (("--kind", "vqkd", "--teacher", TEACHER, "--set", "heads=5"), "is not divided by 5 heads"),
         (("--kind", "vqkd", "--teacher", TEACHER, "--size", 20), "--size 20 is not divided by 8"),
-        (("--kind", "vqkd", "--teacher", "timm/resnet18@random"), "is no plain vision Transformer"),
+        (("--kind", "vqkd", "--teacher", "timm/resnet18@random"), "is no BEiT and no plain vision Transformer"),
     ],
 )
 def test_what_does_not_go_together_is_refused(beit: Callable, tmp_path: Path, flags, said):
