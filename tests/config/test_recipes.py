@@ -14,12 +14,13 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import RECIPES, read_recipe, recipe_names, resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.tokenizers.kind import own_settings
 
 KINDS: dict[str, type[Training]] = {
     kind.command: kind for kind in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
 }
 FILES = sorted(RECIPES.rglob("*.toml"))
-OURS = {"tiny", "small", "tiny-segment", "small-segment", "tiny-detect"}
+OURS = {"tiny", "small", "tiny-segment", "small-segment", "tiny-detect", "vqkd-small"}
 
 # Tables 4, 5 and 12, appendix B, README: model, positions, LayerScale, epochs, warm-up in epochs and in steps, clip
 PRETRAIN: dict[str, tuple[Any, ...]] = {
@@ -98,6 +99,7 @@ EXPECTED = {
     ("finetune", "base-ade20k-setr"): {"45.6 mIoU", "47.7 mIoU"},
     ("finetune", "large-ade20k"): {"56.7 mIoU", "57.0"},
     ("finetune", "base-coco"): {"51.2 box AP"},
+    ("train-tokenizer", "vqkd-base"): set(),
 } | {("pretrain", name): {f"{row[3]}%", f"{row[4]} mIoU"} for name, row in ABLATIONS.items()}
 _RESULT = re.compile(r"(?<![0-9.])[0-9]{2}\.[0-9]{1,2}(?:%| mIoU| box AP|(?= with --))")
 
@@ -126,7 +128,8 @@ def test_recipe_resolves_and_its_header_says_where_it_comes_from(path):
     if name in OURS:
         assert ("docs/detection.md" if name == "tiny-detect" else "docs/results.md") in said
     else:
-        assert f"arXiv {'2203.16527' if name in DETECT else '2106.08254'}" in said
+        paper = {"base-coco": "2203.16527", "vqkd-base": "2208.06366"}.get(name, "2106.08254")
+        assert f"arXiv {paper}" in said
         assert "not run here" in said
 
 
@@ -192,6 +195,17 @@ def test_finetuning_recipe_has_the_paper_s_numbers(name):
     assert config.erasing == (0.0 if name == "cifar-100" else 0.25)
     released = {"base": ("per-block", 0.1), "large": ("per-block", 1e-5)}[config.model]
     assert (config.positions, config.layer_scale) == (released if name.endswith("22k") else ("absolute", 0.0))
+
+
+def test_the_recipe_of_vq_kd_has_the_numbers_of_the_release():
+    config = config_of("train-tokenizer", "vqkd-base")
+    schedule = (config.epochs, config.warmup_epochs, config.beta2, config.weight_decay, config.min_lr, config.clip)
+    assert schedule == (100, 10, 0.99, 1e-4, 1e-5, None)
+    assert config.lr == pytest.approx(5e-5 * config.batch_size / 128)
+    assert (config.kind, config.vocab_size, config.size) == ("vqkd", 8192, 224)
+    own = own_settings(config)
+    assert (own.patch_size, own.width, own.depth, own.heads, own.decoder_depth) == (16, 768, 12, 12, 1)
+    assert (own.code_width, own.commitment, own.decay, own.replace_after) == (32, 1.0, 0.99, 0)
 
 
 @pytest.mark.parametrize("name", SEGMENT)
