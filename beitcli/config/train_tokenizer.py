@@ -38,8 +38,13 @@ class TrainTokenizerConfig(Training):
         keyed=True,
     )
     teacher: str | None = option(
-        None, f"Whose features --kind vqkd learns to predict. {MODEL_HELP}.", panel="Tokenizer", metavar="MODEL"
+        None,
+        f"Whose features --kind vqkd learns to predict. {MODEL_HELP}.",
+        panel="Tokenizer",
+        metavar="MODEL",
+        may_change_on_resume=True,  # its weights may not
     )
+    min_crop: float = option(0.5, "Least share of the area that a crop keeps (0-1).", panel="Tokenizer", ge=0, le=1)
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer", ge=2)
     size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer", ge=1)
     width: int = option(32, "Channels of the first stage; each further stage doubles them.", panel="Tokenizer", ge=1)

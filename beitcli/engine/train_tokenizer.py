@@ -223,7 +223,7 @@ def tokenizer_job(
         compute=compute,
         on_event=on_event,
         data=held,
-        transform=TokenizerTransform(seed=config.seed, size=config.size),
+        transform=TokenizerTransform(seed=config.seed, size=config.size, min_crop=config.min_crop),
         plan=plan,
         task=task,
         rows=plan_rows(task, plan, config),

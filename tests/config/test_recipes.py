@@ -202,7 +202,7 @@ def test_the_recipe_of_vq_kd_has_the_numbers_of_the_release():
     schedule = (config.epochs, config.warmup_epochs, config.beta2, config.weight_decay, config.min_lr, config.clip)
     assert schedule == (100, 10, 0.99, 1e-4, 1e-5, None)
     assert config.lr == pytest.approx(5e-5 * config.batch_size / 128)
-    assert (config.kind, config.vocab_size, config.size) == ("vqkd", 8192, 224)
+    assert (config.kind, config.vocab_size, config.size, config.min_crop) == ("vqkd", 8192, 224, 0.08)
     own = own_settings(config)
     assert (own.patch_size, own.width, own.depth, own.heads, own.decoder_depth) == (16, 768, 12, 12, 1)
     assert (own.code_width, own.commitment, own.decay, own.replace_after) == (32, 1.0, 0.99, 0)

@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 from beitcli.cli.app import main
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.engine.events import ignore
 from beitcli.engine.tokenizer_teacher import teacher_for
+from beitcli.engine.train_tokenizer import tokenizer_job
+from beitcli.engine.trainer.data import open_images
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.runtime.compute.device import choose_compute
 from beitcli.runtime.compute.optimizer import parameter_groups
@@ -107,7 +110,7 @@ def test_the_loss_is_that_of_the_release_by_hand():
     torch.manual_seed(0)
     config = config_of()
     compute = choose_compute("cpu", "fp32")
-    teacher = teacher_for(config, (4, 4), compute, lambda event: None)
+    teacher = teacher_for(config, (4, 4), compute, ignore)
     assert teacher is not None
     model = untrained(config, teacher)
     objective = kind_of(config).objective(model, config, 10, SINGLE_PROCESS, teacher=teacher)
@@ -145,7 +148,7 @@ def test_positions_and_class_tokens_are_not_decayed():
 def test_the_teacher_sees_the_view_in_its_own_size_and_normalisation():
     """Patches of 16 pixels on a grid of 4 x 4: 64 pixels, and positions resized from 14 x 14."""
     compute = choose_compute("cpu", "fp32")
-    teacher = teacher_for(config_of(), (4, 4), compute, lambda event: None)
+    teacher = teacher_for(config_of(), (4, 4), compute, ignore)
     assert teacher is not None
     assert (teacher.size, teacher.width) == ((64, 64), 24)
     model, _ = open_backbone(TEACHER, (64, 64))
@@ -158,7 +161,7 @@ def test_the_teacher_sees_the_view_in_its_own_size_and_normalisation():
 
 def test_a_finetuned_teacher_has_its_own_last_norm(beit: Callable, finetuned_run: Path):
     compute = choose_compute("cpu", "fp32")
-    teacher = teacher_for(config_of(teacher=str(finetuned_run)), (4, 4), compute, lambda event: None)
+    teacher = teacher_for(config_of(teacher=str(finetuned_run)), (4, 4), compute, ignore)
     assert teacher is not None
     stored = load_file(newest(finetuned_run) / "model.safetensors")
     assert torch.equal(teacher.model.fc_norm.weight, stored["fc_norm.weight"])
@@ -174,7 +177,7 @@ def test_a_clip_s_features_are_projected_as_in_the_release(tmp_path):
     about["pretrained_cfg"] = {"mean": [0.5] * 3, "std": [0.25] * 3, "num_classes": 20}
     (tmp_path / "config.json").write_text(json.dumps(about))
     compute = choose_compute("cpu", "fp32")
-    teacher = teacher_for(config_of(teacher=str(tmp_path)), (4, 4), compute, lambda event: None)
+    teacher = teacher_for(config_of(teacher=str(tmp_path)), (4, 4), compute, ignore)
     assert teacher is not None
     assert teacher.width == 20
     images = torch.rand(2, 3, 64, 64)
@@ -205,21 +208,27 @@ def test_an_own_tokenizer_cannot_have_a_teacher(beit: Callable, tmp_path: Path):
     assert (ended.code, "to `beit train-tokenizer`" in ended.err) == (2, True), ended.err
 
 
-def test_another_teacher_of_the_same_name_is_refused_on_resume(beit: Callable, finetuned_run: Path, tmp_path: Path):
-    teacher = shutil.copytree(finetuned_run, tmp_path / "teacher")
-    out, weights = tmp_path / "run", newest(teacher) / "model.safetensors"
+def test_a_teacher_may_be_moved_but_not_changed_on_resume(beit: Callable, finetuned_run: Path, tmp_path: Path):
+    teacher, out = shutil.copytree(finetuned_run, tmp_path / "teacher"), tmp_path / "run"
     line = training(out, 2, "--teacher", teacher)
     line[line.index("--save-every") + 1] = "1"
     assert main(line) == 0
     shutil.rmtree(newest(out))
-    resume = ("train-tokenizer", "--out", out, "--resume", "--quiet")
-    for file in newest(teacher).parent.glob("step-*/config.json"):
-        shutil.rmtree(file.parent) if file.parent != weights.parent else None
-    older = [each for each in (finetuned_run / "checkpoints").glob("step-*") if each.name != weights.parent.name]
-    shutil.rmtree(weights.parent)
-    shutil.copytree(older[0], teacher / "checkpoints" / older[0].name)
+    moved = teacher.rename(tmp_path / "moved")
+    resume = ("train-tokenizer", "--out", out, "--resume", "--quiet", "--teacher", moved)
+    ended = beit(*resume)
+    assert ended.code == 0, ended.err
+    shutil.rmtree(newest(out))
+    shutil.rmtree(newest(moved))  # leaves the checkpoint before
     refused = beit(*resume)
     assert (refused.code, "is not the one that run" in refused.err) == (4, True), refused.err
+
+
+def test_crops_are_as_small_as_they_may_be():
+    config = config_of(kind="vq", teacher=None, kind_settings=[], limit=20, min_crop=0.08)
+    source = open_images(config, labelled=False, size=32, on_event=ignore, world=SINGLE_PROCESS)
+    job = tokenizer_job(config, source, choose_compute("cpu", "fp32"), ignore)
+    assert job.transform.min_crop == 0.08
 
 
 def test_settings_of_a_recipe_stay_beside_those_that_are_given():
