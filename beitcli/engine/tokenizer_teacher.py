@@ -61,8 +61,8 @@ class PatchTeacher:
         pixels = to_unit(images)
         if tuple(pixels.shape[2:]) != self.size:
             pixels = F.interpolate(pixels, self.size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        hidden = self.model.forward_features((pixels - self.mean) / self.std)
-        features: Tensor = self.model.fc_norm(hidden[:, self.model.num_prefix_tokens :])
+        hidden = self.model.forward_features((pixels - self.mean) / self.std)  # type: ignore[operator]
+        features: Tensor = self.model.fc_norm(hidden[:, self.model.num_prefix_tokens :])  # type: ignore[operator]
         return features if self.projection is None else self.projection(features)
 
 
