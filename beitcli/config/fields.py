@@ -37,6 +37,7 @@ class Option:
         example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
+        keyed: Whether the items of a list are NAME=VALUE, of which a layer replaces only those that it names.
         earlier: Value for a run whose config.toml is older than the setting, if that is not the default.
         choices: Returns the allowed values, of each item if it is a list, where they are not a `Literal`, as those of
             a registry; called when needed.
@@ -55,6 +56,7 @@ class Option:
     tasks: tuple[str, ...] = ()
     choices: Callable[[], tuple[str, ...]] | None = None
     earlier: Any = None
+    keyed: bool = False
 
 
 def option(

@@ -246,9 +246,16 @@ def merge(
             for one, other in ((first, second), (second, first)):
                 if layer.get(one) is not None and other in settings:
                     values[other] = None
-        values |= layer
+        for name, value in layer.items():
+            values[name] = _joined(values.get(name, ()), value) if settings[name].option.keyed else value
         origins |= dict.fromkeys(layer, origin)
     return values, origins
+
+
+def _joined(below: tuple[str, ...], above: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the NAME=VALUE items of both; of one name, the last of `above`, in the place of that of `below`."""
+    named = {item.partition("=")[0]: item for item in (*below, *above)}
+    return tuple(named.values())
 
 
 def _require_all(command: str, settings: Mapping[str, Setting], values: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import Training
+from beitcli.config.common import MODEL_HELP, Training
 from beitcli.config.fields import option
 from beitcli.config.registry import Registry
 
@@ -15,11 +15,18 @@ KINDS = Registry("beitcli.tokenizers.kinds", "KIND", "tokenizer kind")
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(Training):
     command: ClassVar[str] = "train-tokenizer"
-    recipe: str = option("small", "Named settings: tiny, small, imagenet-8k.", panel="Run", metavar="NAME")
+    recipes_of: ClassVar[dict[str, dict[str, str]]] = {"kind": {"vqkd": "vqkd-small"}}
+    recipe: str = option(
+        "small",
+        "Named settings: tiny, small, imagenet-8k; of --kind vqkd: vqkd-small, its default, and vqkd-base, the "
+        "paper's.",
+        panel="Run",
+        metavar="NAME",
+    )
     kind: str = option(
         "dvae",
         "dvae: a discrete VAE; strided-dvae: that of BEiT's own tokenizer; vq: a learned codebook; fsq: a fixed grid "
-        "of codes.",
+        "of codes; vqkd: a codebook of --teacher's features.",
         panel="Tokenizer",
         choices=KINDS.names,
     )
@@ -29,7 +36,16 @@ class TrainTokenizerConfig(Training):
         panel="Tokenizer",
         flags=("--set",),
         metavar="NAME=VALUE",
+        keyed=True,
     )
+    teacher: str | None = option(
+        None,
+        f"Whose features --kind vqkd learns to predict. {MODEL_HELP}.",
+        panel="Tokenizer",
+        metavar="MODEL",
+        may_change_on_resume=True,  # its weights may not
+    )
+    min_crop: float = option(0.5, "Least share of the area that a crop keeps (0-1).", panel="Tokenizer", ge=0, le=1)
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer", ge=2)
     size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer", ge=1)
     width: int = option(

@@ -42,7 +42,7 @@ from beitcli.runtime.compute.device import Compute, describe, join_compute
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.kind import untrained
+from beitcli.tokenizers.kind import check_teacher, untrained
 
 _FEW_IMAGES = 64
 
@@ -246,6 +246,7 @@ def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     """Returns the settings of the recipe's tokenizer, on the same data, device and seed, for the grid's longer side."""
     flags = {"recipe": config.tokenizer_recipe, "data": list(config.data), "split": config.split, "limit": config.limit}
     own = resolve(TrainTokenizerConfig, flags).config
+    check_teacher(own)
     patches = max(config.architecture.grid)
     return replace(
         own,

@@ -16,6 +16,7 @@ from beitcli.data.loading.sampler import rank_indices
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterTransform, TokenizerTransform
 from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.tokenizer_teacher import PatchTeacher, check_same_teacher, teacher_for
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.job import Finished, Job, run_job
@@ -23,7 +24,7 @@ from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
-from beitcli.engine.trainer.task import Task, Tensors, never_stop
+from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute, choose_workers, describe, join_compute, threads_for
 from beitcli.runtime.compute.keyed_rng import keyed_integer
@@ -31,7 +32,7 @@ from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 from beitcli.tokenizers.base import TokenizerModel, to_unit
 from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
-from beitcli.tokenizers.kind import kind_of, untrained
+from beitcli.tokenizers.kind import Objective, architecture_of, check_teacher, kind_of, untrained
 
 _HELD_OUT = 1024
 
@@ -68,11 +69,19 @@ class TokenizerTask(Task):
     name, kind = "tokenizer", "tokenizer"
     model: TokenizerModel
 
-    def __init__(self, config: TrainTokenizerConfig, plan: Plan, held_out: Source, compute: Compute) -> None:
-        self.config, self.plan, self.held_out, self.compute = config, plan, held_out, compute
+    def __init__(
+        self,
+        config: TrainTokenizerConfig,
+        plan: Plan,
+        held_out: Source,
+        compute: Compute,
+        teacher: PatchTeacher | None = None,
+    ) -> None:
+        self.config, self.plan, self.held_out, self.compute, self.teacher = config, plan, held_out, compute, teacher
         torch.manual_seed(config.seed)
-        self.model = untrained(config).to(compute.device)
-        self.objective = kind_of(config).objective(self.model, config, plan.steps, compute.world)
+        self.model = untrained(config, teacher).to(compute.device)
+        named = {} if teacher is None else {"teacher": teacher}
+        self.objective: Objective = kind_of(config).objective(self.model, config, plan.steps, compute.world, **named)
         groups = parameter_groups(self.model, config.weight_decay)
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
         self.wrap_parallel(compute, compression=config.grad_compression)
@@ -151,12 +160,17 @@ class TokenizerTask(Task):
         return metrics | {name: value / number for name, value in total.items()}
 
     def checkpoint_config(self) -> dict[str, Any]:
-        kind, config = kind_of(self.config), self.config
-        return {"architecture": kind.architecture(config), "size": config.size, "tokenizer_kind": config.kind}
+        config, teacher = self.config, self.teacher
+        architecture = architecture_of(config, teacher)
+        stored = {"architecture": architecture, "size": config.size, "tokenizer_kind": config.kind}
+        if teacher is not None:
+            stored["teacher"] = {"reference": teacher.reference, "sha256": teacher.sha256}
+        return stored
 
 
 def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) -> TrainTokenizerReport | dict[str, Any]:
     """Trains a tokenizer and returns the report; with `dry_run`, returns the plan as a dict instead."""
+    check_teacher(config)
     factor = token_pixels(config)
     if config.size < factor or config.size % factor:
         raise UsageError(
@@ -167,7 +181,14 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
     check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
-    return run_job(config, compute, on_event, lambda session: tokenizer_job(config, source, compute, on_event))
+    teacher = teacher_for(config, (config.size // factor, config.size // factor), compute, on_event)
+
+    def prepare(session: RunSession | None) -> Job[TrainTokenizerReport]:
+        if session is not None and teacher is not None:
+            compute.world.run_on_rank_zero(partial(check_same_teacher, teacher, session.run))
+        return tokenizer_job(config, source, compute, on_event, teacher)
+
+    return run_job(config, compute, on_event, prepare)
 
 
 def token_pixels(config: TrainTokenizerConfig) -> int:
@@ -177,12 +198,16 @@ def token_pixels(config: TrainTokenizerConfig) -> int:
 
 
 def tokenizer_job(
-    config: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
+    config: TrainTokenizerConfig,
+    source: Source,
+    compute: Compute,
+    on_event: OnEvent,
+    teacher: PatchTeacher | None = None,
 ) -> Job[TrainTokenizerReport]:
     """Defines the training on an opened source; pretrain uses it for its own tokenizer, too."""
     held = hold_out(source, _HELD_OUT, config.seed, compute.world)
     plan = make_plan(config, held.training)
-    task = TokenizerTask(config, plan, held.measured, compute)
+    task = TokenizerTask(config, plan, held.measured, compute, teacher)
 
     def report(finished: Finished) -> TrainTokenizerReport:
         return finished.report(
@@ -202,7 +227,7 @@ def tokenizer_job(
         compute=compute,
         on_event=on_event,
         data=held,
-        transform=TokenizerTransform(seed=config.seed, size=config.size),
+        transform=TokenizerTransform(seed=config.seed, size=config.size, min_crop=config.min_crop),
         plan=plan,
         task=task,
         rows=plan_rows(task, plan, config),
@@ -214,9 +239,15 @@ def tokenizer_job(
 def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> dict[str, str]:
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     grid = config.size // task.model.downsample
+    teacher = task.teacher
+    taught = {}
+    if teacher is not None:
+        pixels = f"{teacher.size[0]} x {teacher.size[1]} pixels"
+        taught["teacher"] = f"{teacher.reference}, {teacher.width} numbers a patch of {pixels}"
     return {
         "model": f"{kind_of(config).title}, {parameters:,} parameters, {task.model.vocab_size} codes",
         "images of": f"{config.size} x {config.size} pixels to {grid} x {grid} tokens",
+        **taught,
         **describe_plan(plan, config),
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
         "hardware": describe(task.compute),

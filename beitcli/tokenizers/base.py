@@ -25,11 +25,13 @@ class TokenizerModel(ABC, nn.Module):
         vocab_size: V, the number of codes.
         downsample: Pixels per token along each side.
         precisions: Precisions supported by `in_precision`.
+        no_decoder_hint: The way out for who wants pictures of its tokens, where it has no decoder.
     """
 
     vocab_size: int
     downsample: int
     precisions: tuple[Precision, ...] = ("fp32",)
+    no_decoder_hint = "Give a folder that holds its decoder too, such as DALL-E's encoder.pkl and decoder.pkl."
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Maps uint8 or [0, 1] float images (B, 3, H, W) to the input of `encode`; by default floats in [0, 1]."""
@@ -49,7 +51,7 @@ class TokenizerModel(ABC, nn.Module):
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Maps (B, N) int64 of `grid` (h, w) to images (B, 3, H, W) in [0, 1]; StorageError if it has no decoder."""
-        raise no_decoder()
+        raise no_decoder(self)
 
     def code_logits(self, images: Tensor) -> Tensor | None:
         """Maps the output of `preprocess` to logits (B, N, V) of q(token | image), whose argmax is `encode`.
@@ -68,7 +70,7 @@ class TokenizerModel(ABC, nn.Module):
 
         Only if `has_logit_laplace`.
         """
-        raise no_decoder()
+        raise no_decoder(self)
 
     def in_precision(self, precision: Precision) -> TokenizerModel:
         """Returns the network with its encoder in one of `precisions`; for fp32, the network itself."""
@@ -79,11 +81,8 @@ class TokenizerModel(ABC, nn.Module):
         return self, "its kind has no compiled form"
 
 
-def no_decoder() -> StorageError:
-    return StorageError(
-        "The tokenizer has no decoder: its tokens cannot be made into pictures.",
-        "Give a folder that holds its decoder too, such as DALL-E's encoder.pkl and decoder.pkl.",
-    )
+def no_decoder(model: TokenizerModel) -> StorageError:
+    return StorageError("The tokenizer has no decoder: its tokens cannot be made into pictures.", model.no_decoder_hint)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Tokenizer:
     def require_decoder(self) -> None:
         """Raises StorageError if there is no decoder."""
         if not self.can_decode:
-            raise no_decoder()
+            raise no_decoder(self.model)
 
     def grid(self, size: int) -> tuple[int, int]:
         """Returns the token grid (h, w) of square images of `size` pixels.

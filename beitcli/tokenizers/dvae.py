@@ -183,7 +183,7 @@ class DiscreteVAE(TokenizerModel):
     def require_decoder(self) -> Decoder:
         """Returns the decoder. Raises StorageError if there is none."""
         if self.decoder is None:
-            raise no_decoder()
+            raise no_decoder(self)
         return self.decoder
 
     def token_logits(self, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -22,12 +22,31 @@ class NoSettings:
     """Settings of a kind that needs only those of `TrainTokenizerConfig`."""
 
 
+class Teacher(Protocol):
+    """A frozen network whose features a tokenizer predicts.
+
+    Attributes:
+        width: Numbers of a patch's features.
+        sha256: Of its weights.
+    """
+
+    width: int
+    sha256: str
+
+    def features(self, images: Tensor) -> Tensor:
+        """Maps uint8 or [0, 1] float images (B, 3, H, W) to its features of their patches (B, N, width), no gradient.
+
+        The patches are those of the tokenizer's grid, in row-major order.
+        """
+
+
 class Objective(ABC):
     """The training objective of a kind. All trained parameters belong to the network.
 
     Args:
         steps: Optimizer steps of the run, for schedules.
         world: For terms over the global batch, whose images are spread over ranks.
+        teacher: That of `--teacher`, for a kind with `has_teacher` only.
 
     Attributes:
         purpose: Purpose of the keyed draw of the seeds that `loss` receives; None if it draws no random numbers.
@@ -37,9 +56,16 @@ class Objective(ABC):
     is_trial = False
 
     def __init__(
-        self, model: TokenizerModel, config: TrainTokenizerConfig, steps: int, world: DistributedContext
+        self,
+        model: TokenizerModel,
+        config: TrainTokenizerConfig,
+        steps: int,
+        world: DistributedContext,
+        teacher: Teacher | None = None,
     ) -> None:
         self.model, self.config, self.steps, self.world = model, config, steps, world
+        if teacher is not None:
+            self.teacher = teacher
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -99,6 +125,7 @@ class TokenizerKind:
             anything large is built.
         objective: The training objective.
         settings: Frozen dataclass of the kind's own `option`s, given as `--set NAME=VALUE`.
+        has_teacher: Whether it learns from `--teacher`; `build` then gets the width of its features as `target_width`.
     """
 
     title: str
@@ -106,17 +133,35 @@ class TokenizerKind:
     build: Callable[[Mapping[str, Any], Collection[str] | None], TokenizerModel]
     objective: type[Objective]
     settings: type = NoSettings
+    has_teacher: bool = False
 
 
 def kind_of(config: TrainTokenizerConfig) -> TokenizerKind:
     return KINDS.load(config.kind)
 
 
-def untrained(config: TrainTokenizerConfig) -> TokenizerModel:
+def check_teacher(config: TrainTokenizerConfig) -> None:
+    """Raises UsageError if the kind needs a teacher and there is none, or the other way round."""
+    has_teacher = kind_of(config).has_teacher
+    if has_teacher and not config.teacher:
+        raise UsageError(
+            f"--kind {config.kind} learns from a teacher, and none is given.",
+            "Add --teacher MODEL, such as timm/vit_base_patch16_224.dino, to `beit train-tokenizer`.",
+        )
+    if config.teacher and not has_teacher:
+        raise UsageError(f"--kind {config.kind} has no use for --teacher.", "Leave it out, or give --kind vqkd.")
+
+
+def architecture_of(config: TrainTokenizerConfig, teacher: Teacher | None = None) -> dict[str, Any]:
+    """Returns the plain values that config.json stores."""
+    architecture = kind_of(config).architecture(config)
+    return architecture if teacher is None else {**architecture, "target_width": teacher.width}
+
+
+def untrained(config: TrainTokenizerConfig, teacher: Teacher | None = None) -> TokenizerModel:
     """Returns the network with its initial weights. Raises UsageError if `config` does not describe one."""
-    kind = kind_of(config)
     own_settings(config)  # unknown ones are an error even if the kind reads none
-    return kind.build(kind.architecture(config), None)
+    return kind_of(config).build(architecture_of(config, teacher), None)
 
 
 def own_settings(config: TrainTokenizerConfig) -> Any:

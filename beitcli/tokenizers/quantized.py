@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.runtime.compute.device import tf32_disabled
-from beitcli.tokenizers.base import TokenizerModel
+from beitcli.tokenizers.codebook_objective import CodebookModel
 from beitcli.tokenizers.dvae import Decoder, DVAEArchitecture, Encoder, initialize
 from beitcli.tokenizers.dvae_loss import map_pixels, unmap_pixels
 
@@ -73,7 +73,7 @@ def build(
     return QuantizedVAE(shape, quantizer(shape))
 
 
-class QuantizedVAE(TokenizerModel):
+class QuantizedVAE(CodebookModel):
     """An autoencoder whose vectors are quantized; images are (B, 3, H, W) in [0, 1].
 
     Args:
@@ -89,6 +89,9 @@ class QuantizedVAE(TokenizerModel):
         initialize(self, networks.init_gain)
         self.quantizer = quantizer
 
+    def no_weight_decay(self) -> set[str]:
+        return {"quantizer.codebook"}
+
     def vectors(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, h, w, D), h = H / downsample."""
         mapped = map_pixels(images).contiguous(memory_format=torch.channels_last)
@@ -98,7 +101,7 @@ class QuantizedVAE(TokenizerModel):
     def encode(self, images: Tensor) -> Tensor:
         """The nearest code of each patch: (B, 3, H, W) in [0, 1] to (B, h * w) int64 in [0, V)."""
         with tf32_disabled(images.device):
-            return self.quantizer.nearest(self.vectors(images)).flatten(1)  # type: ignore[operator]
+            return self.quantizer.nearest(self.vectors(images)).flatten(1)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -116,7 +119,7 @@ class QuantizedVAE(TokenizerModel):
 
     def _decoded(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Returns the decoder's output (B, output_channels, H, W) for tokens (B, N)."""
-        vectors = self.quantizer.lookup(tokens.unflatten(1, grid))  # type: ignore[operator]
+        vectors = self.quantizer.lookup(tokens.unflatten(1, grid))
         return self.decoder(vectors.permute(0, 3, 1, 2))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
     VQ:   k = argmin_j |z - e_j|^2,  z_q = z + stop_gradient(e_k - z)             (straight-through gradient)
     EMA:  n_j <- d n_j + (1 - d) count_j;  m_j <- d m_j + (1 - d) sum of z with k = j;  e_j = m_j / n_j
+          on the unit sphere (VQ-KD, arXiv 2208.06366):  e_j <- norm(d e_j + (1 - d) norm(sum of z with k = j))
+    loss: |stop_gradient(z) - e_k|^2 for the codebook, |z - stop_gradient(e_k)|^2 for the encoder      (equation 3)
     FSQ:  z_q = round((L / 2) erf((z - mean) / (std sqrt 2))),  a grid of L_1 x ... x L_d points
 
 The FSQ paper bounds z by tanh. At the learning rates used here z leaves the slope of tanh within a hundred steps (32 of
@@ -30,11 +32,12 @@ class VectorQuantizer(nn.Module):
 
     Args:
         cosine: Vectors and codes are compared on the unit sphere (BEiT v2); else by Euclidean distance.
+        by_loss: The codebook is a parameter that a loss trains; else a buffer that follows by moving averages.
 
     Attributes:
         codebook: (V, D) e.
-        counts: (V,) n, how often a code occurs in a step: a moving average.
-        sums: (V, D) m, the sum of the vectors nearest to it: a moving average.
+        counts: (V,) n, how often a code occurs in a step: a moving average. Absent on the unit sphere and `by_loss`.
+        sums: (V, D) m, the sum of the vectors nearest to it: a moving average. Absent as `counts` is.
         unused: (V,) int64, steps since a code was last used.
     """
 
@@ -43,14 +46,21 @@ class VectorQuantizer(nn.Module):
     sums: Tensor
     unused: Tensor
 
-    def __init__(self, codes: int, width: int, *, cosine: bool = False) -> None:
+    def __init__(self, codes: int, width: int, *, cosine: bool = False, by_loss: bool = False) -> None:
         super().__init__()
-        self.cosine = cosine
-        self.register_buffer("codebook", torch.randn(codes, width))
-        self.register_buffer("counts", torch.ones(codes))
-        self.register_buffer("sums", self.codebook.clone())
+        self.cosine, self.by_loss = cosine, by_loss
+        self.has_sums = not cosine and not by_loss
+        codebook = self.prepared(torch.randn(codes, width))
+        if by_loss:
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+        if self.has_sums:
+            self.register_buffer("counts", torch.ones(codes))
+            self.register_buffer("sums", self.codebook.clone())
         self.register_buffer("unused", torch.zeros(codes, dtype=torch.int64))
 
+    @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """(..., D) to (...) int64."""
         flat = self.prepared(vectors.flatten(0, -2).float())
@@ -68,11 +78,18 @@ class VectorQuantizer(nn.Module):
         return F.embedding(codes, self.codebook)
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns z_q (..., D), whose gradient goes to z; codes (...); the mean of |z - e|^2 with its gradient to z."""
+        """Returns z_q (..., D), whose gradient goes to z; codes (...); the mean of |z - e|^2 with its gradient to z.
+
+        `by_loss`, the last is (2,): that mean, and the same number with its gradient to the codebook.
+        """
         prepared = self.prepared(vectors.float())
         codes = self.nearest(prepared)
         chosen = self.lookup(codes)
-        return prepared + (chosen - prepared).detach(), codes, F.mse_loss(prepared, chosen)
+        straight = prepared + (chosen - prepared).detach()
+        distance = F.mse_loss(prepared, chosen.detach())
+        if self.by_loss:
+            distance = torch.stack([distance, F.mse_loss(chosen, prepared.detach())])
+        return straight, codes, distance
 
     @torch.no_grad()
     def start(self, vectors: Tensor, generator: torch.Generator) -> None:
@@ -93,8 +110,9 @@ class VectorQuantizer(nn.Module):
             chosen = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], chosen)
             chosen = self.prepared(chosen)
         self.codebook.copy_(chosen)
-        self.counts.fill_(len(vectors) / number)
-        self.sums.copy_(self.codebook * self.counts[:, None])
+        if self.has_sums:
+            self.counts.fill_(len(vectors) / number)
+            self.sums.copy_(self.codebook * self.counts[:, None])
         self.unused.zero_()
 
     def _tally(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,18 +126,27 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, count: Tensor, total: Tensor, decay: float) -> None:
-        """One step of the moving averages; counts are smoothed so that a rare code does not divide by nothing.
+        """One step of the moving averages, and of `unused`. A total that is not finite changes nothing.
+
+        Counts are smoothed so that a rare code does not divide by nothing. Nothing waits for the device.
 
         Args:
             count: (V,) how often each code occurred in the step.
             total: (V, D) the sum of the vectors that were nearest to it.
         """
-        self.counts.mul_(decay).add_(count, alpha=1 - decay)
-        self.sums.mul_(decay).add_(total, alpha=1 - decay)
-        everything = self.counts.sum()
-        smoothed = (self.counts + _EPSILON) / (everything + len(self.counts) * _EPSILON) * everything
-        self.codebook.copy_(self.prepared(self.sums / smoothed[:, None]))
-        self.unused.add_(1).masked_fill_(count > 0, 0)
+        new = [(self.unused, (self.unused + 1).masked_fill_(count > 0, 0))]
+        if self.has_sums:
+            counts = self.counts.mul(decay).add_(count, alpha=1 - decay)
+            sums = self.sums.mul(decay).add_(total, alpha=1 - decay)
+            everything = counts.sum()
+            smoothed = (counts + _EPSILON) / (everything + len(counts) * _EPSILON) * everything
+            new += [(self.counts, counts), (self.sums, sums), (self.codebook, sums / smoothed[:, None])]
+        elif not self.by_loss:
+            means = torch.where(count[:, None] > 0, F.normalize(total, dim=-1), self.codebook)
+            new.append((self.codebook, F.normalize(self.codebook.mul(decay).add_(means, alpha=1 - decay), dim=-1)))
+        finite = torch.isfinite(total).all()
+        for buffer, value in new:
+            buffer.copy_(torch.where(finite, value, buffer))
 
     @torch.no_grad()
     def replace_unused(self, vectors: Tensor, after: int, generator: torch.Generator) -> int:
@@ -135,8 +162,9 @@ class VectorQuantizer(nn.Module):
         rows = torch.randint(len(vectors), (len(dead),), generator=generator)
         drawn = self.prepared(vectors[rows].float()).to(self.codebook.device)
         self.codebook[dead] = drawn
-        self.counts[dead] = 1.0
-        self.sums[dead] = drawn
+        if self.has_sums:
+            self.counts[dead] = 1.0
+            self.sums[dead] = drawn
         self.unused[dead] = 0
         return len(dead)
 

@@ -21,7 +21,7 @@ KINDS: dict[str, type[Training]] = {
     kind.command: kind for kind in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)
 }
 FILES = sorted(RECIPES.rglob("*.toml"))
-OURS = {"tiny", "small", "tiny-segment", "small-segment", "tiny-detect"}
+OURS = {"tiny", "small", "tiny-segment", "small-segment", "tiny-detect", "vqkd-small"}
 
 # Tables 4, 5 and 12, appendix B, README: model, positions, LayerScale, epochs, warm-up in epochs and in steps, clip
 PRETRAIN: dict[str, tuple[Any, ...]] = {
@@ -116,6 +116,7 @@ EXPECTED = {
     **{(command, "beitv2-base-300"): {"85.0%"} for command in ("pretrain", "finetune")},
     **{(command, "beitv2-large"): {"87.3%"} for command in ("pretrain", "finetune")},
     **{(command, "beitv2-large-300"): {"86.6%"} for command in ("pretrain", "finetune")},
+    ("train-tokenizer", "vqkd-base"): set(),
 } | {("pretrain", name): {f"{row[3]}%", f"{row[4]} mIoU"} for name, row in ABLATIONS.items()}
 _RESULT = re.compile(r"(?<![0-9.])[0-9]{2}\.[0-9]{1,2}(?:%| mIoU| box AP|(?= with --))")
 
@@ -146,7 +147,8 @@ def test_recipe_resolves_and_its_header_says_where_it_comes_from(path):
     if name in OURS:
         assert ("docs/detection.md" if name == "tiny-detect" else "docs/results.md") in said
     else:
-        source = "2203.16527" if name in DETECT else "2208.06366" if name in VERSION_2 else "2106.08254"
+        version_2 = name in VERSION_2 or name == "vqkd-base"
+        source = "2203.16527" if name in DETECT else "2208.06366" if version_2 else "2106.08254"
         assert f"arXiv {source}" in said
         assert "not run here" in said
 
@@ -161,7 +163,7 @@ def test_recipe_has_one_block_of_keys_and_no_run_of_its_own(path):
 def test_recipes_of_the_paper_are_all_in_the_tables():
     assert set(recipe_names("pretrain")) - OURS == set(PRETRAIN) | set(ABLATIONS) | set(VERSION_2)
     assert set(recipe_names("finetune")) - OURS == set(FINETUNE) | set(SEGMENT) | set(DETECT)
-    assert set(recipe_names("train-tokenizer")) - OURS == {"imagenet-8k"}
+    assert set(recipe_names("train-tokenizer")) - OURS == {"imagenet-8k", "vqkd-base"}
     assert set(ABLATED) | {"base-1k-300"} == set(ABLATIONS)
 
 
@@ -229,6 +231,17 @@ def test_finetuning_recipe_has_the_paper_s_numbers(name):
     released = {"base": ("per-block", 0.1), "large": ("per-block", 1e-5)}[config.model]
     is_released = name.endswith("22k") or name in VERSION_2
     assert (config.positions, config.layer_scale) == (released if is_released else ("absolute", 0.0))
+
+
+def test_the_recipe_of_vq_kd_has_the_numbers_of_the_release():
+    config = config_of("train-tokenizer", "vqkd-base")
+    schedule = (config.epochs, config.warmup_epochs, config.beta2, config.weight_decay, config.min_lr, config.clip)
+    assert schedule == (100, 10, 0.99, 1e-4, 1e-5, None)
+    assert config.lr == pytest.approx(5e-5 * config.batch_size / 128)
+    assert (config.kind, config.vocab_size, config.size, config.min_crop) == ("vqkd", 8192, 224, 0.08)
+    own = own_settings(config)
+    assert (own.patch_size, own.width, own.depth, own.heads, own.decoder_depth) == (16, 768, 12, 12, 1)
+    assert (own.code_width, own.commitment, own.decay, own.replace_after) == (32, 1.0, 0.99, 0)
 
 
 @pytest.mark.parametrize("name", SEGMENT)

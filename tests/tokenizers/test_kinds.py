@@ -322,7 +322,7 @@ def test_help_names_installed_kinds_without_torch(installed: Path) -> None:
     environment = os.environ | {"PYTHONPATH": paths, "COLUMNS": "200"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "dvae|fsq|strided-dvae|vq|blind|toy" in done.stdout
+    assert "dvae|fsq|strided-dvae|vq|vqkd|blind|toy" in done.stdout
 
 
 def test_checkpoints_that_do_not_name_their_kind_are_discrete_vaes(tokenizer_run: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from beitcli.cli.app import main
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.runtime.compute.optimizer import parameter_groups
 from beitcli.runtime.distributed.world import SINGLE_PROCESS
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files.reader import read_tensors
@@ -22,6 +23,7 @@ from tests.helpers.processes import in_processes
 # A strided dVAE halves in its first stage too; the third term of its loss is of the micro-batch, not of the batch.
 OWN = {"vq": [], "fsq": [], "strided-dvae": ["--groups", 1, "--set", "code_width=16", "--usage-weight", 0]}
 KINDS = list(OWN)
+RUNS = {"vq by loss": ("vq", "--set", "codebook=loss")} | {kind: (kind,) for kind in KINDS}
 
 
 def training(kind: str, out: Path, steps: int = 6, *more: object) -> list[str]:
@@ -39,15 +41,16 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return read_tensors(newest.path / "model.safetensors")
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=RUNS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    out = tmp_path_factory.mktemp(request.param) / "run"
-    assert main(training(request.param, out)) == 0
+    out = tmp_path_factory.mktemp(request.param.replace(" ", "-")) / "run"
+    kind, *more = RUNS[request.param]
+    assert main(training(kind, out, 6, *more)) == 0
     return request.param, out
 
 
 def test_a_run_opens_encodes_and_decodes(run):
-    kind, out = run
+    (kind, *_), out = RUNS[run[0]], run[1]
     tokenizer = open_tokenizer(str(out))
     images = torch.rand(3, 3, 16, 16)
     tokens = tokenizer.encode(images)
@@ -81,8 +84,8 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_and_micro_batches_learn_the_same_codes(run, tmp_path, size):
-    kind, out = run
-    for ended in in_processes(size, training(kind, tmp_path / "run", 6, "--micro-batch", 2)):
+    (kind, *more), out = RUNS[run[0]], run[1]
+    for ended in in_processes(size, training(kind, tmp_path / "run", 6, *more, "--micro-batch", 2)):
         assert ended.code == 0, ended.err
     alone, shared = weights_of(out), weights_of(tmp_path / "run")
     for name, tensor in alone.items():
@@ -94,6 +97,46 @@ def test_codes_that_no_patch_finds_are_replaced_and_counted(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum(line["codes_replaced"] for line in lines) > 0
     assert max(line["held_out_codes_used"] for line in lines if "held_out_codes_used" in line) > 16
+
+
+def test_a_codebook_trained_by_loss_moves_its_codes_and_is_not_decayed():
+    flags = {"data": ["sample"], "kind": "vq", "recipe": "tiny", "vocab_size": 64, "width": 8, "size": 16, "groups": 2}
+    config = resolve(TrainTokenizerConfig, flags | {"kind_settings": ["codebook=loss"]}).config
+    torch.manual_seed(0)
+    model = untrained(config)
+    groups = parameter_groups(model, 0.1)
+    assert id(model.quantizer.codebook) not in {
+        id(each) for group in groups if group["weight_decay"] for each in group["params"]
+    }
+    objective = kind_of(config).objective(model, config, 10, SINGLE_PROCESS)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    objective.before_step(0, images, torch.arange(4))
+    loss, parts = objective.loss(model, images, None)
+    torch.testing.assert_close(loss.detach(), parts["reconstruction"] + 1.25 * parts["commitment"])
+    loss.backward()
+    moved = model.quantizer.codebook.grad.abs().sum(1).nonzero().squeeze(1)
+    used = model.encode(model.preprocess(images)).unique()
+    assert 0 < len(moved) <= len(used)
+    assert set(moved.tolist()) <= set(used.tolist())
+
+
+@pytest.mark.parametrize("kind", ["vq"])
+def test_unused_codes_are_looked_for_when_one_can_be_due_and_no_later(kind):
+    """As if `unused` were read after every step."""
+    flags = {"data": ["sample"], "kind": kind, "recipe": "tiny", "vocab_size": 64, "width": 8, "size": 16, "groups": 2}
+    config = resolve(TrainTokenizerConfig, flags | {"kind_settings": ["replace_after=3"]}).config
+    torch.manual_seed(0)
+    model = untrained(config)
+    objective = kind_of(config).objective(model, config, 40, SINGLE_PROCESS)
+    replaced = 0
+    for step in range(30):
+        images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+        objective.before_step(step, images, torch.arange(2))
+        objective.loss(model, images, None)
+        objective.after_step(step)
+        assert int(model.quantizer.unused.max()) < 3
+        replaced += objective.replaced
+    assert replaced > 0
 
 
 def test_a_vocabulary_that_no_grid_has_is_refused(tmp_path, capsys):

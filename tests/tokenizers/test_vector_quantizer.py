@@ -69,6 +69,53 @@ def test_one_step_of_the_moving_averages_by_hand():
     torch.testing.assert_close(model.codebook, torch.tensor([[1.5 / smoothed[0]], [14.5 / smoothed[1]]]))
 
 
+def test_one_step_on_the_unit_sphere_by_hand():
+    """Each code moves towards the direction of its vectors' sum, and back to the sphere; one without use stays."""
+    model = quantizer(3, 2, cosine=True)
+    model.codebook.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+    vectors = torch.tensor([[3.0, 4.0], [5.0, 0.0], [0.0, 2.0]])  # (0.6, 0.8) is nearer to the second code
+    codes = model.nearest(vectors)
+    assert codes.tolist() == [1, 0, 1]
+    model.update(*model.tally(vectors, codes), decay=0.75)
+    mean = torch.tensor([0.6, 1.8]) / math.hypot(0.6, 1.8)
+    moved = 0.75 * torch.tensor([0.0, 1.0]) + 0.25 * mean
+    torch.testing.assert_close(model.codebook[1], moved / moved.norm())
+    torch.testing.assert_close(model.codebook[[0, 2]], torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    assert model.unused.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("how", [{}, {"cosine": True}, {"by_loss": True}])
+def test_a_total_that_is_not_finite_changes_nothing(how):
+    model = quantizer(**how)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    total = torch.zeros(5, 3)
+    total[2, 1] = math.nan
+    model.update(torch.ones(5), total, decay=0.5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_codebook_trained_by_loss_has_the_gradients_of_equation_3():
+    """loss = |sg(z) - e|^2 + 0.25 |z - sg(e)|^2, means over 7 x 3 numbers."""
+    model = quantizer(by_loss=True)
+    assert [name for name, _ in model.named_parameters()] == ["codebook"]
+    vectors = torch.randn(7, 3, requires_grad=True)
+    quantized, codes, distances = model(vectors)
+    (0.25 * distances[0] + distances[1]).backward()
+    difference = vectors.detach() - model.codebook.detach()[codes]
+    torch.testing.assert_close(vectors.grad, 0.25 * 2 * difference / 21)
+    expected = torch.zeros(5, 3)
+    for code, each in zip(codes.tolist(), difference, strict=True):
+        expected[code] -= 2 * each / 21
+    torch.testing.assert_close(model.codebook.grad, expected)
+    torch.testing.assert_close(quantized, model.codebook[codes])
+    model.codebook.grad = vectors.grad = None
+    quantized, _, _ = model(vectors)
+    quantized.sum().backward()
+    assert torch.equal(vectors.grad, torch.ones(7, 3))
+    assert model.codebook.grad is None  # the decoder's gradient passes the codes by
+
+
 def test_codes_without_use_become_vectors_of_the_batch():
     model = quantizer(3, 1)
     model.codebook.copy_(torch.tensor([[0.0], [50.0], [100.0]]))

@@ -19,6 +19,7 @@ COMMAND = Command(
     examples=(
         "beit train-tokenizer photos/ --recipe small",
         "beit train-tokenizer 'shards/train-*.tar' --recipe small --vocab-size 512 --out runs/tokenizer",
+        "beit train-tokenizer photos/ --kind vqkd --teacher runs/classifier",
     ),
     face=_run,
     panel="Train",

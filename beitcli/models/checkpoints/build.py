@@ -176,7 +176,11 @@ def open_backbone(
     reference: str, size: Size = None, on_progress: OnProgress | None = None, seed: int = 0
 ) -> tuple[ImageClassifier, CheckpointHandle]:
     """Opens any model as a backbone without head in the finetuning layout, for features and attention."""
-    checkpoint = open_pretrained(reference, on_progress, seed)
+    return backbone_of(open_pretrained(reference, on_progress, seed), size)
+
+
+def backbone_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[ImageClassifier, CheckpointHandle]:
+    """Builds the backbone without head in the finetuning layout, in evaluation mode."""
     target = finetuning_architecture(checkpoint.architecture, size)
     if checkpoint.seed is not None:
         return init_from_seed(target, checkpoint.seed).eval(), checkpoint
