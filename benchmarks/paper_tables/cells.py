@@ -1,8 +1,9 @@
 """Cells: one `beit` command each, with a result file of its own, run once whatever they are needed for.
 
-A result file holds the command, its processor seconds, the hardware and the document that the command printed (`--json`). A cell
-whose result file is there is not run again. What a command leaves (a run) lies in the work folder; if a cell that
-still has to run needs a run that is gone, the cell that makes it runs again, and must print the same figures.
+A result file holds the command, its processor seconds, the hardware and the document that the command printed
+(`--json`). A cell whose result file is there is not run again. What a command leaves (a run) lies in the work folder;
+if a cell that still has to run needs a run that is gone, the cell that makes it runs again, and must print the same
+figures.
 """
 
 from __future__ import annotations
