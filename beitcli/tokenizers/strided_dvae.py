@@ -121,7 +121,7 @@ class StridedDVAE(TokenizerModel):
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.codebook is None or self.decoder is None:
-            raise no_decoder()
+            raise no_decoder(self)
         return denormalize(self.decoder(self.codebook(tokens.unflatten(1, grid)).permute(0, 3, 1, 2)))
 
     def forward(self, images: Tensor, temperature: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class StridedDVAE(TokenizerModel):
             Logits (B, V, h, w), and normalized pixels (B, 3, H, W).
         """
         if self.codebook is None or self.decoder is None:
-            raise no_decoder()
+            raise no_decoder(self)
         logits = self.token_logits(images)
         codes = gumbel_softmax(logits, temperature, noise)
         return logits, self.decoder(torch.einsum("bvhw,vd->bdhw", codes, self.codebook.weight))

@@ -161,5 +161,5 @@ def _move_weights(
     if checkpoint.key_mapping is not None:
         left = (*checkpoint.key_mapping.dropped, *(() if head.loads_head else checkpoint.key_mapping.head.values()))
     said = "; ".join(transfer.summary_lines(head.short(left)))
-    source = checkpoint.weights if checkpoint.seed is None else checkpoint.reference
-    on_event(Note(f"From {source} ({checkpoint.format} {checkpoint.kind}): {said}"))
+    origin = checkpoint.weights if checkpoint.seed is None else checkpoint.reference
+    on_event(Note(f"From {origin} ({checkpoint.format} {checkpoint.kind}): {said}"))
