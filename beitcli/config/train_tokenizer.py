@@ -25,8 +25,8 @@ class TrainTokenizerConfig(Training):
     )
     kind: str = option(
         "dvae",
-        "dvae: a discrete VAE; strided-dvae: that of BEiT's own tokenizer; vq: a learned codebook; fsq: a fixed grid "
-        "of codes; vqkd: a codebook of --teacher's features.",
+        "dvae: a discrete VAE; strided-dvae: that of BEiT's own tokenizer; vq: a learned codebook (recipe small's); "
+        "fsq: a fixed grid of codes; vqkd: a codebook of --teacher's features.",
         panel="Tokenizer",
         choices=KINDS.names,
     )

@@ -14,23 +14,23 @@ from typing import Any
 
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
+from beitcli.engine.mim.own_tokenizer import own_tokenizer_config, trained_own_tokenizer
 from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, transform_and_masking
 from beitcli.engine.mim.token_caching import open_token_cache
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
-from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
+from beitcli.engine.train_tokenizer import tokenizer_job
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
-from beitcli.engine.trainer.job import Finished, Job, report_job, run_job, train_job
+from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import TARGETS, aggregation_text, pretraining_card
 from beitcli.engine.trainer.plan import Plan
-from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan, open_run
+from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.engine.trainer.task import RunSession
 from beitcli.errors import StorageError, UsageError
 from beitcli.masking import make_masking, num_masked_from
@@ -42,7 +42,7 @@ from beitcli.runtime.compute.device import Compute, describe, join_compute
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.tokenizers.base import Tokenizer
-from beitcli.tokenizers.kind import check_teacher, untrained
+from beitcli.tokenizers.kind import untrained
 
 _FEW_IMAGES = 64
 
@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     residual_dtype(config, compute)
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
-    own = _own_tokenizer_config(config) if has_tokens and trains_own else None
+    own = own_tokenizer_config(config) if has_tokens and trains_own else None
     if own is not None and own.batch_size < world.size:
         raise UsageError(
             f"The tokenizer's batches of {own.batch_size} images leave some of {world.size} processes without one.",
@@ -102,7 +102,10 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     def prepare(session: RunSession | None) -> Job[PretrainReport]:
         if session is None:
             return _dry_run_job(begun, given, own)
-        tokenizer = _trained_tokenizer(begun, own, session) if own is not None else given
+        tokenizer = given
+        if own is not None:
+            trained = trained_own_tokenizer(config, own, source, session, compute, on_event)
+            tokenizer = _prepared(config, trained, compute, on_event)
         if tokenizer is not None:
             world.run_on_rank_zero(partial(_check_tokenizer, config, tokenizer, session.run, on_event))
         return _job(begun, tokenizer, _token_cache(begun, tokenizer), probe)
@@ -240,40 +243,6 @@ def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
         )
     if measured < _FEW_IMAGES:
         yield f"The metrics rest on {report.measured_on}: too few to compare runs by."
-
-
-def _own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
-    """Returns the settings of the recipe's tokenizer, on the same data, device and seed, for the grid's longer side."""
-    flags = {"recipe": config.tokenizer_recipe, "data": list(config.data), "split": config.split, "limit": config.limit}
-    own = resolve(TrainTokenizerConfig, flags).config
-    check_teacher(own)
-    patches = max(config.architecture.grid)
-    return replace(
-        own,
-        size=patches * token_pixels(own),
-        device=config.device,
-        workers=config.workers,
-        seed=config.seed,
-        max_bad=config.max_bad,
-        log_to=config.log_to,
-        steps=config.tokenizer_steps or own.steps,
-    )
-
-
-def _trained_tokenizer(begun: _PretrainSetup, own: TrainTokenizerConfig, session: RunSession) -> Tokenizer:
-    """Trains a tokenizer on the same images into RUN/tokenizer, unless it is there, and prepares it for pretraining."""
-    folder = session.run.path / "tokenizer"
-    compute, on_event = begun.compute, begun.on_event
-    world = compute.world
-    inner = open_run(replace(own, out=str(folder), resume=folder.exists()), world)
-    if world.run_on_rank_zero(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
-        first = f"No --tokenizer is given: training one on this data first, {own.steps:,} steps, into {folder}"
-        shorter = "" if begun.config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
-        on_event(Note(f"{first}.{shorter}"))
-        job = tokenizer_job(own, begun.source, replace(compute, precision="fp32"), on_event)
-        report_job(job, train_job(job, replace(session, run=inner, config=own)))
-    trained = world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))
-    return _prepared(begun.config, trained, compute, on_event)
 
 
 def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolder, on_event: OnEvent) -> None:

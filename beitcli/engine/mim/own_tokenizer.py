@@ -1,0 +1,67 @@
+"""The tokenizer that `beit pretrain` trains for itself on the same images (`--tokenizer own`), into RUN/tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import read_config_file, resolve
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.data.sources.base import Source
+from beitcli.engine.events import Note, OnEvent
+from beitcli.engine.tokenizer_loading import tokenizer_for
+from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
+from beitcli.engine.trainer.job import report_job, train_job
+from beitcli.engine.trainer.setup import open_run
+from beitcli.engine.trainer.task import RunSession
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+from beitcli.tokenizers.base import Tokenizer
+from beitcli.tokenizers.kind import check_teacher
+
+_FIRST_KIND = "dvae"  # of runs from before there were kinds
+
+
+def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
+    """Returns the settings of the recipe's tokenizer, on the same data, device and seed, for the grid's longer side.
+
+    A run that is resumed keeps the kind that it began with.
+    """
+    flags = {"recipe": config.tokenizer_recipe, "data": list(config.data), "split": config.split, "limit": config.limit}
+    begun = Path(config.out or "") / "tokenizer" / "config.toml"
+    if config.resume and begun.is_file():
+        flags["kind"] = read_config_file(begun, TrainTokenizerConfig.command).get("kind", _FIRST_KIND)
+    own = resolve(TrainTokenizerConfig, flags).config
+    check_teacher(own)
+    patches = max(config.architecture.grid)
+    return replace(
+        own,
+        size=patches * token_pixels(own),
+        device=config.device,
+        workers=config.workers,
+        seed=config.seed,
+        max_bad=config.max_bad,
+        log_to=config.log_to,
+        steps=config.tokenizer_steps or own.steps,
+    )
+
+
+def trained_own_tokenizer(
+    config: PretrainConfig,
+    own: TrainTokenizerConfig,
+    source: Source,
+    session: RunSession,
+    compute: Compute,
+    on_event: OnEvent,
+) -> Tokenizer:
+    """Trains a tokenizer into RUN/tokenizer, unless a finished one is there, and opens it on all ranks."""
+    folder, world = session.run.path / "tokenizer", compute.world
+    inner = open_run(replace(own, out=str(folder), resume=folder.exists()), world)
+    if world.run_on_rank_zero(lambda: not (folder / "README.md").exists() or newest_checkpoint(folder) is None):
+        first = f"No --tokenizer is given: training one on this data first, {own.steps:,} steps, into {folder}"
+        shorter = "" if config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
+        on_event(Note(f"{first}.{shorter}"))
+        job = tokenizer_job(own, source, replace(compute, precision="fp32"), on_event)
+        report_job(job, train_job(job, replace(session, run=inner, config=own)))
+    return world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))
