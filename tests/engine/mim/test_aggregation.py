@@ -114,7 +114,7 @@ def test_padding_counts_for_neither_loss():
     padded = {name: torch.cat((tensor, tensor[:1].roll(1, -1))) for name, tensor in batch.items()}
     valid = torch.tensor([True] * 6 + [False])
     same, its_metrics = task.loss(padded | {"valid": valid})
-    assert float(same) == pytest.approx(float(loss), abs=1e-6)
+    assert same.item() == pytest.approx(loss.item(), abs=1e-6)
     for name, value in metrics.items():
         assert float(its_metrics[name]) == pytest.approx(float(value), abs=1e-6)
 
