@@ -95,9 +95,9 @@ def test_the_loss_is_the_sum_of_both_cross_entropies_and_tokens_are_counted_once
     pixels = task.objective.normalizer(batch["images"], batch["color"])
     last, second = task.model(pixels, batch["mask"])
     tokens = batch["visual_tokens"][batch["mask"]]
-    losses = [float(F.cross_entropy(each, tokens)) for each in (last, second)]
+    losses = [F.cross_entropy(each, tokens).item() for each in (last, second)]
     right = [float((each.argmax(1) == tokens).float().mean()) for each in (last, second)]
-    assert float(loss) == pytest.approx(sum(losses), abs=1e-5)
+    assert loss.item() == pytest.approx(sum(losses), abs=1e-5)
     said = {name: float(value) for name, value in metrics.items()}
     assert said == pytest.approx(
         {"masked_loss": losses[0], "aggregated_loss": losses[1], "masked_accuracy": right[0],
@@ -142,7 +142,7 @@ def test_the_ablations_go_with_aggregation(flags):
     loss, metrics = task.loss(batch)
     parts = {"masked_loss", "aggregated_loss"}
     assert set(metrics) - parts == (set() if "target" in flags else {"masked_accuracy", "aggregated_accuracy"})
-    assert float(loss) == pytest.approx(sum(float(metrics[name]) for name in parts), abs=1e-6)
+    assert loss.item() == pytest.approx(sum(float(metrics[name]) for name in parts), abs=1e-6)
     loss.backward()
     idle = {name for name, each in task.model.named_parameters() if each.grad is None}
     assert idle == (set() if flags.get("mask", True) else {"mask_token"})
