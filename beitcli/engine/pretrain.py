@@ -18,9 +18,10 @@ from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Warned, ignore
-from beitcli.engine.mim.own_tokenizer import own_tokenizer_config, trained_own_tokenizer
+from beitcli.engine.mim.plan_rows import forward_flops_of, plan_rows
 from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, transform_and_masking
 from beitcli.engine.mim.token_caching import open_token_cache
+from beitcli.engine.own_tokenizer import own_tokenizer_config, trained_own_tokenizer
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import tokenizer_job
@@ -28,17 +29,14 @@ from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
-from beitcli.engine.trainer.model_card import TARGETS, aggregation_text, pretraining_card
-from beitcli.engine.trainer.plan import Plan
-from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
+from beitcli.engine.trainer.model_card import pretraining_card
+from beitcli.engine.trainer.setup import make_plan
 from beitcli.engine.trainer.task import RunSession
 from beitcli.errors import StorageError, UsageError
 from beitcli.masking import make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
-from beitcli.models.networks.beit import forward_flops
-from beitcli.models.networks.patch_aggregation import aggregation_flops
 from beitcli.runtime.compute.compile import compiles
-from beitcli.runtime.compute.device import Compute, describe, join_compute
+from beitcli.runtime.compute.device import Compute, join_compute
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.tokenizers.base import Tokenizer
@@ -165,7 +163,7 @@ def _job(
         report=report,
         warnings=lambda report: _warnings(report, len(held.measured)),
         card=partial(_card, config, tokenizer),
-        flops=3 * _forward_flops(task),
+        flops=3 * forward_flops_of(task),
     )
 
 
@@ -257,52 +255,3 @@ def _check_tokenizer(config: PretrainConfig, tokenizer: Tokenizer, run: RunFolde
     if max(height, width) != tokenizer.size:
         size = f"{height} x {width}"
         on_event(Warned(f"The tokenizer learned from {tokenizer.size}-pixel images; this grid gives it {size}."))
-
-
-def _forward_flops(task: PretrainTask) -> float:
-    """Returns FLOP of the forward pass of one image, head included."""
-    architecture, hidden = task.model.architecture, task.masking.num_masked if task.masking else 0
-    predicted = architecture.num_patches if task.config.predict == "all" else hidden
-    flops, aggregation = forward_flops(architecture, predicted, task.target.outputs), task.config.aggregation
-    if aggregation is None:
-        return flops
-    return flops + aggregation_flops(architecture, aggregation, predicted, task.target.outputs)
-
-
-def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
-    architecture, masking, tokenizer = task.model.architecture, task.masking, task.tokenizer
-    parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    hidden = masking.num_masked if masking else 0
-    flops = _forward_flops(task)
-    height, width = architecture.image_size
-    how = f", {task.config.masking}" if masking else ""
-    return {
-        "model": f"BEiT {task.config.model}, {parameters:,} parameters, {architecture.positions} positions",
-        "images of": f"{height} x {width} pixels, {architecture.grid[0]} x {architecture.grid[1]} patches",
-        **_aggregation_row(task.config),
-        "hidden": f"{hidden} of {architecture.num_patches} patches{how}",
-        "target": f"{TARGETS[task.config.target]} of {task.config.predict} patches",
-        "tokenizer": f"{tokenizer.reference}, {tokenizer.vocab_size} codes" if tokenizer else "none",
-        "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
-        **describe_plan(plan, task.config),
-        "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
-        **_step_row(task),
-        "hardware": describe(task.compute),
-    }
-
-
-def _aggregation_row(config: PretrainConfig) -> dict[str, str]:
-    how = config.aggregation
-    return {"patch aggregation": aggregation_text(how)} if how else {}
-
-
-def _step_row(task: PretrainTask) -> dict[str, str]:
-    """Returns a row with the settings of the step that are not the default."""
-    config = task.config
-    said = {
-        "compiled": task.compiled is not None and task.compiled.is_compiled,
-        "bf16 residual stream": config.residual == "bf16",
-        "bf16 gradients between processes": config.grad_compression == "bf16" and task.compute.world.size > 1,
-        "sharded": config.shard and task.compute.world.size > 1,
-    }
-    return {"step": ", ".join(name for name, holds in said.items() if holds)} if any(said.values()) else {}

@@ -10,7 +10,7 @@ import pytest
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import dump_toml, resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
-from beitcli.engine.mim.own_tokenizer import own_tokenizer_config
+from beitcli.engine.own_tokenizer import own_tokenizer_config
 
 
 def begun(folder: Path, kind: str | None) -> None:
