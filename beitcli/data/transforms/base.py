@@ -231,10 +231,12 @@ class CenterTwoCropTransform:
     Attributes:
         image_size: Of the backbone's image.
         token_size: Of the tokenizer's image, with the same aspect ratio.
+        token_filter: Filter that resizes the tokenizer's image.
     """
 
     image_size: Size
     token_size: Size
+    token_filter: TokenFilter = "lanczos"
 
     @property
     def bytes_per_image(self) -> int:
@@ -242,7 +244,7 @@ class CenterTwoCropTransform:
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
         """Returns `images` (3, H, W) and `token_images` (3, h, w), uint8."""
-        tokens = fit_center(image, self.token_size, filter=Image.Resampling.LANCZOS)
+        tokens = fit_center(image, self.token_size, filter=FILTERS[self.token_filter])
         return {"images": to_array(fit_center(image, self.image_size)), "token_images": to_array(tokens)}
 
 

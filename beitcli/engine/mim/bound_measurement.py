@@ -5,8 +5,8 @@
     p(z|x~)   softmax of the model's logits, image patches hidden by the mask
 
 Whole batches are shared out to the ranks, and the values of single images are gathered in their order: nothing depends
-on the number of processes. The tokenizer sees eight images at a time, as in pretraining, so the tokens are those that
-pretraining computes.
+on the number of processes. The tokenizer computes in fp32 and sees eight images at a time, as in pretraining on a CPU,
+so the tokens are those that pretraining computes there.
 """
 
 from __future__ import annotations

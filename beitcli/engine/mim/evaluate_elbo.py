@@ -87,7 +87,7 @@ def elbo(config: EvalConfig, on_event: OnEvent = ignore) -> ElboReport:
     """Measures the bound on images that need no labels.
 
     Raises:
-        StorageError: The model is not of masked image modeling with tokens, or its tokenizer is another.
+        StorageError: The model is not of masked image modeling with tokens, or the tokenizer has other codes.
         UsageError: Nothing was hidden in training, or there are no images to fit the variance on.
         DataError: Too many bad images, or none that can be read.
     """
@@ -135,6 +135,12 @@ def _tokenizer(config: EvalConfig, checkpoint: CheckpointHandle, batching: Batch
     device = batching.compute.device
     if config.tokenizer is not None:
         tokenizer = tokenizer_for(config.tokenizer, device, on_event)
+        named = checkpoint.settings.get("tokenizer") or {}
+        if named.get("sha256", tokenizer.sha256) != tokenizer.sha256:
+            said = (
+                f"The SHA-256 of '{config.tokenizer}' is not that of the tokenizer that '{config.model}' learned from."
+            )
+            on_event(Warned(said))
     else:
         tokenizer = tokenizer_of(checkpoint, device, on_event)
     if tokenizer.vocab_size != checkpoint.outputs:
@@ -167,7 +173,9 @@ def _opened(config: EvalConfig, checkpoint: CheckpointHandle, tokenizer: Tokeniz
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         transform=CenterTwoCropTransform(
-            image_size=checkpoint.architecture.image_size, token_size=(grid[0] * factor, grid[1] * factor)
+            image_size=checkpoint.architecture.image_size,
+            token_size=(grid[0] * factor, grid[1] * factor),
+            token_filter=checkpoint.settings.get("token_filter", "lanczos"),
         ),
         masking=masking,
         num_positions=checkpoint.architecture.num_patches if config.positions == "all" else hidden,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -19,7 +20,7 @@ from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.transforms.base import CenterTwoCropTransform, normalize
+from beitcli.data.transforms.base import CenterTwoCropTransform, fit_center, normalize, to_array
 from beitcli.engine.mim.bound_measurement import BoundMeter
 from beitcli.engine.mim.task import transform_and_masking
 from beitcli.engine.pretrain import pretrain
@@ -232,6 +233,25 @@ def test_what_has_no_bound_is_refused(bound, beit, pretrained_run, finetuned_run
     assert (ended.code, "--samples is for --protocol elbo" in ended.err) == (2, True)
 
 
+def test_the_tokenizer_s_image_is_resized_as_in_training(bound, tokenizer_run, labelled_folder, tmp_path):
+    flags = {"recipe": "tiny", "image_size": 32, "num_masked": 6, "tokenizer": str(tokenizer_run)}
+    flags |= {"token_filter": "bicubic"} | _common(labelled_folder, tmp_path / "run")
+    pretrain(resolve(PretrainConfig, flags).config)
+    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        (folder / "trainer.safetensors").unlink()  # so that tokens are counted here
+    document = bound(tmp_path / "run", "--positions", "all", "--samples", 0)
+    tokenizer, source = open_tokenizer(str(tokenizer_run)), open_data([str(labelled_folder)])
+
+    def unigram(kind: int) -> float:
+        views = np.stack([to_array(fit_center(source.image(i), (16, 16), filter=kind)) for i in range(24)])
+        counts = torch.bincount(tokenizer.encode(torch.from_numpy(views)).flatten(), minlength=16).double()
+        return -float((counts * ((counts + 1) / (24 * 16 + 16)).log()).sum()) / 24
+
+    bicubic, lanczos = unigram(Image.Resampling.BICUBIC), unigram(Image.Resampling.LANCZOS)
+    assert bicubic != pytest.approx(lanczos, rel=1e-4)
+    assert row(document, "unigram", "argmax")["nats"] == pytest.approx(bicubic, rel=1e-6)
+
+
 def test_a_run_that_hid_nothing_has_all_positions_only(bound, tokenizer_run, labelled_folder, tmp_path):
     flags = {"recipe": "tiny", "image_size": 32, "mask": False, "predict": "all", "num_masked": None}
     flags |= {"tokenizer": str(tokenizer_run)}
@@ -245,6 +265,10 @@ def test_another_tokenizer_is_refused_where_its_codes_differ(
     bound, pretrained_run, other_runs, tokenizer_run, tmp_path
 ):
     assert bound(pretrained_run, "--tokenizer", tokenizer_run)["tokenizer"] == str(tokenizer_run)
+    assert "SHA-256" not in bound.err
+    earlier = sorted((tokenizer_run / "checkpoints").glob("step-*"))[0]
+    assert bound(pretrained_run, "--tokenizer", earlier)["tokenizer"] == str(earlier)
+    assert "another SHA-256 than the tokenizer that" in bound.err
     flags = {"recipe": "tiny", "vocab_size": 8, "size": 16, "width": 8}
     train_tokenizer(resolve(TrainTokenizerConfig, flags | _common(Path("sample"), tmp_path / "eight")).config)
     bound(pretrained_run, "--tokenizer", tmp_path / "eight", code=4)
