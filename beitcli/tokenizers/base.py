@@ -91,7 +91,7 @@ class Tokenizer:
 
     Attributes:
         size: Side of the training images in pixels.
-        sha256: Hash of the weights; for those of other projects, `sha256_of_tensors` of the encoder.
+        sha256: Hash of the weights' file; for those of other projects, `sha256_of_tensors` of what makes the tokens.
         warnings: Newer checkpoints that are damaged.
         notes: Further sentences for the user.
         precision: Precision of the encoder; the decoder is fp32.

@@ -19,6 +19,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from beitcli.config.architecture import Architecture
+from beitcli.errors import UsageError
 from beitcli.models.checkpoints.resize_positions import resize_positions
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
@@ -50,6 +51,12 @@ class VQKDArchitecture:
     heads: int
     decoder_depth: int = 1
     target_width: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name == "target_width" else 1
+            if type(value) is not int or value < least:
+                raise UsageError(f"The tokenizer's {name} is {value!r}.", f"Give a whole number from {least}.")
 
     def transformer(self, patch_size: int, depth: int) -> Architecture:
         side = self.grid * patch_size

@@ -105,6 +105,8 @@ def test_an_encoder_alone_gives_the_same_tokens_and_no_pictures(weights, tmp_pat
             tokenizer.decode(tokenizer.encode(images), (2, 2))
         facts = beit("inspect", tmp_path / "part.bin", "--json").lines[0]
         assert facts["architecture"]["name"] == "BEiT's own dVAE, encoder"
+    torch.save({"weights": part | {"codebook.weight": torch.rand(5)}}, tmp_path / "odd.bin")  # a codebook is not read
+    assert torch.equal(open_tokenizer(str(tmp_path / "odd.bin")).encode(images), tokenizer.encode(images))
     ended = beit("tokenize", labelled_folder, "--tokenizer", tmp_path / "part.bin", "--reconstruct", tmp_path / "out")
     assert ended.code == 4
 

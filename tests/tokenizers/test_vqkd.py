@@ -20,13 +20,15 @@ from beitcli.engine.events import ignore
 from beitcli.engine.tokenizer_teacher import teacher_for
 from beitcli.engine.train_tokenizer import tokenizer_job
 from beitcli.engine.trainer.data import open_images
+from beitcli.errors import UsageError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.runtime.compute.device import choose_compute
 from beitcli.runtime.compute.optimizer import parameter_groups
 from beitcli.runtime.distributed.world import SINGLE_PROCESS
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
-from beitcli.tokenizers.kind import kind_of, untrained
+from beitcli.tokenizers.kind import architecture_of, kind_of, untrained
 from beitcli.tokenizers.open import open_tokenizer
+from beitcli.tokenizers.vqkd import VQKDArchitecture
 from tests.helpers.processes import in_processes
 
 TEACHER = "timm/vit_tiny_patch16_224@random,depth=1,embed_dim=24"
@@ -222,6 +224,14 @@ def test_a_teacher_may_be_moved_but_not_changed_on_resume(beit: Callable, finetu
     shutil.rmtree(newest(moved))  # leaves the checkpoint before
     refused = beit(*resume)
     assert (refused.code, "is not the one that run" in refused.err) == (4, True), refused.err
+
+
+@pytest.mark.parametrize("wrong", [{"vocab_size": 0}, {"code_width": 0}, {"width": 32.0}, {"depth": True}], ids=str)
+def test_an_architecture_that_cannot_be_is_refused(wrong):
+    shape = architecture_of(config_of()) | {"target_width": 0}
+    assert VQKDArchitecture(**shape).depth == 1
+    with pytest.raises(UsageError, match=f"The tokenizer's {next(iter(wrong))} is"):
+        VQKDArchitecture(**shape | wrong)
 
 
 def test_crops_are_as_small_as_they_may_be():

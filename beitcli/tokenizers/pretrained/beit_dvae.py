@@ -64,11 +64,11 @@ def _architecture(header: WeightFile) -> StridedDVAEArchitecture:
     for name in wanted:
         if len(shapes.get(name, ())) < 2:
             raise _odd(header.path, f"{name} is missing or is no matrix")
-    codebook = shapes.get("codebook.weight", (0, 1))
+    codebook = shapes.get("codebook.weight", ())
     try:
         return StridedDVAEArchitecture(
             vocab_size=shapes[head][0],
-            code_width=codebook[1],
+            code_width=codebook[1] if len(codebook) == 2 else 1,  # 1: an encoder alone has no codebook
             width=shapes[_FIRST][0],
             groups=groups,
             blocks_per_group=len(places) // groups - 1,

@@ -54,6 +54,10 @@ def _shape(header: WeightFile) -> dict[str, Any]:
         hidden = shapes["encoder.blocks.0.mlp.fc1.weight"][0]
     except (KeyError, ValueError, IndexError) as error:
         raise StorageError(f"'{header.path}' is no whole VQ-KD tokenizer: {error}.", _AGAIN) from None
+    if codes < 1 or code_width < 1:
+        raise StorageError(
+            f"'{header.path}' is no whole VQ-KD tokenizer: its codebook is {codes} x {code_width}.", _AGAIN
+        )
     grid = math.isqrt(max(0, rows - 1))
     blocks = {name.split(".")[2] for name in shapes if name.startswith("encoder.blocks.")}
     if channels != 3 or patch_size != across or grid < 1 or grid**2 != rows - 1 or hidden != 4 * width:
@@ -91,9 +95,8 @@ def _no_file() -> UsageError:
 def _open(reference: str, on_progress: OnProgress | None) -> Tokenizer:
     import torch
 
-    from beitcli.runtime.storage.hashing import sha256_of
     from beitcli.runtime.weight_files.reader import read_tensors
-    from beitcli.tokenizers.base import Tokenizer
+    from beitcli.tokenizers.base import Tokenizer, sha256_of_tensors
     from beitcli.tokenizers.vqkd import VQKD, VQKDArchitecture
 
     header = _header(reference)
@@ -106,16 +109,19 @@ def _open(reference: str, on_progress: OnProgress | None) -> Tokenizer:
         for name, tensor in stored.items()
         if _is_needed(name)
     }
-    tensors["quantizer.unused"] = torch.zeros(shape["vocab_size"], dtype=torch.int64)
     try:
         with torch.device("meta"):
             model = VQKD(VQKDArchitecture(**shape))
+        if not all(tensor.is_floating_point() for name, tensor in stored.items() if _is_needed(name)):
+            raise StorageError("not all of its tensors hold floats", _AGAIN)
+        sha256 = sha256_of_tensors(tensors)
+        tensors["quantizer.unused"] = torch.zeros(shape["vocab_size"], dtype=torch.int64)
         model.load_state_dict(tensors, assign=True)
     except (RuntimeError, BeitError) as error:
         said = " ".join(str(error).split())[:200]
         raise StorageError(f"'{reference}' does not fit a VQ-KD encoder: {said}.", _AGAIN) from None
     size = shape["grid"] * shape["patch_size"]
-    return Tokenizer(reference, model, size, sha256_of(header.path), notes=_notes(header))
+    return Tokenizer(reference, model, size, sha256, notes=_notes(header))
 
 
 def _notes(header: WeightFile) -> tuple[str, ...]:
