@@ -36,8 +36,9 @@ def judge(figures: dict[str, Any], inputs: Sequence[str] = ()) -> Verdict:
     Args:
         inputs: DATA on the command line, for the command that trains another tokenizer.
     """
-    images, each, codes = figures["images"], figures["tokens_per_image"], figures["vocab_size"]
-    if not images:
+    codes, per_image = figures["vocab_size"], figures["tokens_per_image"]
+    tokens = figures["images"] * per_image
+    if not tokens:
         return Verdict("cannot tell", "Whether the tokenizer suits this data cannot be told: no image was read.")
     explained, has_decoder = figures["explained_variance"], figures["mae"] is not None
     if has_decoder and explained is None:
@@ -46,11 +47,11 @@ def judge(figures: dict[str, Any], inputs: Sequence[str] = ()) -> Verdict:
             f"Nothing can be learned from these tokens: each image is of one colour ({figures['codes_used']} of "
             f"{codes} codes used), and no tokenizer finds more in it. Give other images.",
         )
-    if images * each < _TOKENS_PER_CODE * codes:
-        enough = math.ceil(_TOKENS_PER_CODE * codes / each)
+    if tokens < _TOKENS_PER_CODE * codes:
+        enough = math.ceil(_TOKENS_PER_CODE * codes / per_image)
         return Verdict(
             "cannot tell",
-            f"Whether the tokenizer suits this data cannot be told from {images * each:,} tokens of {codes:,} codes: "
+            f"Whether the tokenizer suits this data cannot be told from {tokens:,} tokens of {codes:,} codes: "
             f"give {enough:,} images or more.",
         )
     faults = _faults(figures)
@@ -88,7 +89,8 @@ def _usage(figures: dict[str, Any]) -> str:
 
 
 def _decibels(figures: dict[str, Any]) -> str:
-    return f"{figures['psnr']:.1f} dB; one colour an image: {figures['psnr_image_mean']:.1f} dB"
+    own = "no error" if figures["psnr"] is None else f"{figures['psnr']:.1f} dB"
+    return f"{own}; one colour an image: {figures['psnr_image_mean']:.1f} dB"
 
 
 def _summary(figures: dict[str, Any]) -> str:

@@ -41,13 +41,19 @@ class Palette(Blind):
         return F.interpolate(colors, scale_factor=4)
 
 
+class Exact(Palette):
+    def decode(self, tokens, grid):
+        return super().decode(tokens, grid).sub(0.5 / self.steps).mul(self.steps / (self.steps - 1))
+
+
 def recognizes(reference):
     return reference.startswith("palette")
 
 
 def open_palette(reference, on_progress):
     kind, steps = reference.split("/")
-    return Tokenizer(reference, {"palette": Palette, "palette-blind": Blind}[kind](int(steps)), 16, "0" * 64)
+    kinds = {"palette": Palette, "palette-blind": Blind, "palette-exact": Exact}
+    return Tokenizer(reference, kinds[kind](int(steps)), 16, "0" * 64)
 
 
 TOKENIZER = PretrainedTokenizer(recognizes, open_palette, lambda reference, on_progress: None)
@@ -133,6 +139,14 @@ def test_a_tokenizer_whose_codes_are_even_and_whose_pictures_are_close_suits(sta
     blind, _ = stats("palette-blind/3", data)
     assert (blind["verdict"], blind["mae"], blind["explained_variance"]) == ("suits", None, None)
     assert "it has no decoder" in blind["reason"]
+
+
+def test_pictures_without_any_error_have_no_psnr_and_suit(stats: Callable, tmp_path: Path) -> None:
+    """Black and white in two steps, decoded as black and white."""
+    bits = np.random.default_rng(0).integers(0, 2, (24, 4, 4, 3)).astype(float)
+    document, _ = stats("palette-exact/2", save(tmp_path / "data", bits))
+    assert (document["verdict"], document["psnr"], document["explained_variance"]) == ("suits", None, 1.0)
+    assert "(no error; one colour an image: " in document["reason"]
 
 
 def test_a_common_code_makes_it_usable_and_names_the_way_out(stats: Callable, tmp_path: Path) -> None:
