@@ -25,6 +25,7 @@ from beitcli.errors import UsageError
 
 _EPSILON = 1e-5
 _KMEANS_ROUNDS = 10
+_MOST_SCORES = 1 << 28  # of vectors with codes at once: 1 GiB in fp32
 
 
 class VectorQuantizer(nn.Module):
@@ -64,10 +65,13 @@ class VectorQuantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """(..., D) to (...) int64."""
         flat = self.prepared(vectors.flatten(0, -2).float())
-        scores = flat @ self.codebook.t()
-        if not self.cosine:
-            scores = scores - 0.5 * self.codebook.square().sum(dim=1)
-        return scores.argmax(dim=1).view(vectors.shape[:-1])
+        parts = flat.split(max(1, _MOST_SCORES // len(self.codebook)))
+        return torch.cat([self._scores(part).argmax(dim=1) for part in parts]).view(vectors.shape[:-1])
+
+    def _scores(self, prepared: Tensor) -> Tensor:
+        """(n, D) to (n, V), the largest for the nearest code."""
+        scores = prepared @ self.codebook.t()
+        return scores if self.cosine else scores - 0.5 * self.codebook.square().sum(dim=1)
 
     def prepared(self, vectors: Tensor) -> Tensor:
         """Returns the vectors that are compared with the codes: normalized if `cosine`."""

@@ -7,9 +7,23 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from beitcli.errors import UsageError
+from beitcli.tokenizers import vector_quantizer
 from beitcli.tokenizers.vector_quantizer import FiniteScalarQuantizer, VectorQuantizer, levels_of
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest result of an operation has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
 
 
 def quantizer(codes: int = 5, width: int = 3, **how: bool) -> VectorQuantizer:
@@ -33,6 +47,17 @@ def test_a_code_is_the_nearest_of_all(cosine):
         else:
             distances = [float((vector - each).square().sum()) for each in model.codebook]
         assert code == min(range(11), key=distances.__getitem__)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_many_vectors_are_compared_in_parts(monkeypatch, cosine):
+    """The scores of a first batch with all codes would be 13 GB for 2,048 images of 196 patches and 8,192 codes."""
+    model, vectors = quantizer(11, 2, cosine=cosine), torch.randn(5, 7, 2)
+    whole = model.nearest(vectors)
+    monkeypatch.setattr(vector_quantizer, "_MOST_SCORES", 11 * 8 + 5)
+    with LargestTensor() as largest:
+        assert torch.equal(model.nearest(vectors), whole)
+    assert largest.numbers == 11 * 8  # of 11 * 35
 
 
 def test_the_gradient_passes_straight_through():
