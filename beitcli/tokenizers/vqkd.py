@@ -10,6 +10,7 @@ codes. Only encoder, its task layer and the codebook are needed for tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,9 @@ from beitcli.models.checkpoints.resize_positions import resize_positions
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
 from beitcli.runtime.compute.device import tf32_disabled
-from beitcli.tokenizers.base import to_unit
+from beitcli.tokenizers.base import Precision, to_unit
 from beitcli.tokenizers.codebook_objective import CodebookModel
+from beitcli.tokenizers.mixed_precision import DTYPES
 from beitcli.tokenizers.vector_quantizer import VectorQuantizer
 
 
@@ -83,8 +85,14 @@ class PatchTransformer(Backbone):
 
 
 class VQKD(CodebookModel):
-    """Encoder, codebook and, where there is a teacher, decoder; images are (B, 3, H, W) in [-1, 1]."""
+    """Encoder, codebook and, where there is a teacher, decoder; images are (B, 3, H, W) in [-1, 1].
 
+    Attributes:
+        encoder_dtype: Of the encoder's autocast in `encode`, as the release's pretraining has it; None for fp32.
+    """
+
+    precisions = ("fp32", "bf16", "fp16")
+    encoder_dtype: torch.dtype | None = None
     no_decoder_hint = (
         "VQ-KD's decoder predicts a teacher's features, not pixels; a dvae or vq tokenizer makes pictures."
     )
@@ -117,8 +125,18 @@ class VQKD(CodebookModel):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The nearest code of each patch: (B, 3, H, W) in [-1, 1] to (B, h * w) int64 in [0, V)."""
+        low = torch.autocast(images.device.type, self.encoder_dtype, enabled=self.encoder_dtype is not None)
         with tf32_disabled(images.device):
-            return self.quantizer.nearest(self.vectors(images)).flatten(1)
+            with low:
+                vectors = self.vectors(images)
+            return self.quantizer.nearest(vectors).flatten(1)
+
+    def in_precision(self, precision: Precision) -> VQKD:
+        if precision == "fp32":
+            return self
+        other = copy.copy(self)  # with the same tensors
+        other.encoder_dtype = DTYPES[precision]
+        return other
 
     def features_of(self, quantized: Tensor) -> Tensor:
         """Codes' vectors (B, h, w, C) to the features that the decoder predicts, (B, h * w, T)."""

@@ -120,6 +120,22 @@ def test_tokens_equal_those_of_the_release_s_formulas(file):
     assert torch.equal(tokenizer.encode(whole), tokens_by_formula(released(), whole / 255))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_low_precision_is_autocast_of_the_encoder_alone(file, precision, dtype):
+    tokenizer = open_tokenizer(str(file))
+    images = torch.rand(32, 3, GRID * PATCH, GRID * PATCH, generator=torch.Generator().manual_seed(1))
+    low = tokenizer.in_precision(precision)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        vectors = tokenizer.model.vectors(2 * images - 1)
+    assert not torch.equal(vectors, tokenizer.model.vectors(2 * images - 1))
+    assert torch.equal(low.encode(images), tokenizer.model.quantizer.nearest(vectors).flatten(1))
+    exact = tokens_by_formula(released(), images)
+    assert (low.encode(images) == exact).float().mean() > 0.95
+    assert torch.equal(tokenizer.encode(images), exact)  # is left as it was
+    parameters = zip(low.model.parameters(), tokenizer.model.parameters(), strict=True)
+    assert all(ours is theirs for ours, theirs in parameters)
+
+
 def test_another_grid_has_resized_positions(file):
     tokenizer = open_tokenizer(str(file))
     images = torch.rand(2, 3, 5 * PATCH, 4 * PATCH)
