@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from beitcli.config.pretrain import PretrainConfig
-from beitcli.config.resolve import read_config_file, resolve
+from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent
@@ -20,23 +21,23 @@ from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.kind import check_teacher
 
-_FIRST_KIND = "dvae"  # of runs from before there were kinds
-
 
 def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     """Returns the settings of the recipe's tokenizer, on the same data, device and seed, for the grid's longer side.
 
-    A run that is resumed keeps the kind that it began with.
+    A run that is resumed keeps the settings that its tokenizer began with, whatever the recipe says by now.
     """
-    flags = {"recipe": config.tokenizer_recipe, "data": list(config.data), "split": config.split, "limit": config.limit}
-    begun = Path(config.out or "") / "tokenizer" / "config.toml"
-    if config.resume and begun.is_file():
-        flags["kind"] = read_config_file(begun, TrainTokenizerConfig.command).get("kind", _FIRST_KIND)
+    begun = Path(config.out or "") / "tokenizer"
+    flags: dict[str, Any] = {"out": str(begun), "resume": True}
+    if not config.resume or not (begun / "config.toml").is_file():
+        flags = {"recipe": config.tokenizer_recipe, "split": config.split, "limit": config.limit}
+        flags["data"] = list(config.data)
     own = resolve(TrainTokenizerConfig, flags).config
     check_teacher(own)
     patches = max(config.architecture.grid)
     return replace(
         own,
+        data=config.data,
         size=patches * token_pixels(own),
         device=config.device,
         workers=config.workers,

@@ -28,8 +28,12 @@ def test_it_is_the_recipe_s_and_as_large_as_the_grid():
 
 
 @pytest.mark.parametrize(("stored", "kept"), [(None, "dvae"), ("dvae", "dvae"), ("fsq", "fsq")])
-def test_a_resumed_run_keeps_the_kind_it_began_with(tmp_path, stored, kept):
+def test_a_resumed_run_keeps_the_settings_it_began_with(tmp_path, stored, kept):
     begun(tmp_path / "run" / "tokenizer", stored)
     config = resolve(PretrainConfig, {"data": ["sample"], "recipe": "small", "out": str(tmp_path / "run")}).config
     assert own_tokenizer_config(config).kind == "vq"
-    assert own_tokenizer_config(replace(config, resume=True)).kind == kept
+    resumed = own_tokenizer_config(replace(config, resume=True, device="cpu"))
+    of_tiny = resolve(TrainTokenizerConfig, {"data": ["sample"], "recipe": "tiny"}).config
+    assert (resumed.kind, resumed.device) == (kept, "cpu")
+    assert (resumed.vocab_size, resumed.steps, resumed.lr) == (of_tiny.vocab_size, of_tiny.steps, of_tiny.lr)
+    assert resumed.vocab_size != own_tokenizer_config(config).vocab_size
