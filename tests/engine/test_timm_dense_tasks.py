@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import load_segmenter, open_backbone
-from beitcli.models.checkpoints.open import open_model
+from beitcli.models.checkpoints.open import open_model, open_unverified
 from beitcli.models.networks.timm_dense import TimmDetector, TimmSegmenter
 from beitcli.runtime.storage.checkpoint import load_tensors
 from tests.helpers.scenes import IGNORE
@@ -88,6 +89,15 @@ def test_windows_of_another_size_see_resampled_positions(beit, scenes, segmenter
     assert (ended.code, json.loads(ended.out)["images"]) == (0, 4), ended.err
 
 
+def test_the_embeddings_are_no_block_of_a_timm_model(segmenter, tmp_path):
+    folder = Path(shutil.copytree(segmenter / "checkpoints" / "step-0000004", tmp_path / "edited"))
+    document = json.loads((folder / "config.json").read_text())
+    document["beit"]["blocks"] = [-1, 0, 1, 1]
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(StorageError, match="block -1, the embeddings"):
+        open_unverified(str(folder))
+
+
 def test_a_detector_is_measured_alike_and_predicts(beit, rectangles, detector, tmp_path):
     pytest.importorskip("pycocotools")
     told = json.loads(beit("eval", detector, rectangles, "--workers", 0).out)
@@ -129,6 +139,7 @@ def test_others_weights_are_finetuned_probed_and_looked_at(beit, scenes, labelle
     words = ("--recipe", "tiny", "--init", path, "--out", tmp_path / "classifier")
     ended = beit("finetune", labelled_folder, *words, *FLAGS)
     assert ended.code == 0, ended.err
+    assert "# ViT classifier" in (tmp_path / "classifier" / "README.md").read_text()
     for protocol in ("knn", "linear"):
         words = ("--train", labelled_folder, "--protocol", protocol, "--workers", 0)
         ended = beit("eval", path, labelled_folder, *words)

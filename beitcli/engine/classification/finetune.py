@@ -58,13 +58,13 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
     plan = make_plan(config, data.training)
     task = FinetuneTask(config, plan, model, data.classes, data.measured, compute, init.normalization)
-    return run_finetuning(begun, data, transform, task, FinetuneReport, lambda report: _card(report, size))
+    return run_finetuning(begun, data, transform, task, FinetuneReport, lambda report: _card(report, task))
 
 
-def _card(report: FinetuneReport, size: tuple[int, int]) -> FinetunedCard:
+def _card(report: FinetuneReport, task: FinetuneTask) -> FinetunedCard:
     return FinetunedCard(
-        title="BEiT classifier",
-        facts={"images": pixels(size)},
+        title=f"{task.family} classifier",
+        facts={"images": pixels(task.model.architecture.image_size)},
         metrics={
             f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
             "top-5": f"{report.top5:.4f}",

@@ -31,7 +31,7 @@ from beitcli.engine.mim.bound_measurement import (
 from beitcli.engine.mim.elbo_report import ElboReport, stage_one_rows, stage_two_rows
 from beitcli.engine.mim.pixel_likelihood import LEVELS
 from beitcli.engine.mim.variational_bound import uniform_log_prior, unigram_log_prior
-from beitcli.engine.probing.evaluate import training_source
+from beitcli.engine.probing.training_images import training_source
 from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.evaluation import join_evaluation, warn_bad

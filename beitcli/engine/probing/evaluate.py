@@ -19,19 +19,15 @@ import torch
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.data.caches.feature_cache import Bad, Features
-from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.format import Request
-from beitcli.data.sources.open_data import open_data
-from beitcli.data.sources.splits import canonical
-from beitcli.data.sources.subset import Subset
-from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore, openings, warn
+from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore, warn
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.probing.augmented import Moments, train_augmented
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
 from beitcli.engine.probing.forms import ProbeForm, form_of
 from beitcli.engine.probing.knn import Counts, Vote, knn_counts
 from beitcli.engine.probing.linear_probe import LinearProbes, ProbeTraining, probe_counts, train_probes
+from beitcli.engine.probing.training_images import training_source
 from beitcli.engine.trainer.distributed_eval import finish_on_rank_zero
 from beitcli.engine.trainer.evaluation import warn_bad
 from beitcli.engine.trainer.reports import Evaluated
@@ -186,35 +182,6 @@ def chosen_layers(layer: str, depth: int) -> list[int]:
             f"--layer {layer}: the model has {depth} blocks.", f"Give 1 to {depth}, -1 to -{depth}, or sweep."
         )
     return [number if number > 0 else depth + 1 + number]
-
-
-def training_source(
-    config: EvalConfig, splits: frozenset[str], size: int, on_event: OnEvent, *, labelled: bool = True
-) -> tuple[Source, str]:
-    """Returns the training images, cut to `--limit`, and their name.
-
-    They are `--train`, or the train split of DATA if another split of it is evaluated.
-
-    Args:
-        splits: Splits of DATA.
-        labelled: Whether every image must have a label.
-
-    Raises:
-        UsageError: There are none.
-    """
-    references = config.data if config.train is None else (config.train,)
-    if config.train is not None:
-        split, named = None, config.train
-    elif "train" in splits and canonical(config.split or "val") != "train":
-        split, named = "train", f"{' '.join(config.data)}, split train"
-    else:
-        needs = "learns from labelled images" if labelled else "fits the variance of pixels to training images"
-        raise UsageError(f"--protocol {config.protocol} {needs}, and none are given.", "Add --train DATA.")
-    request = Request(split=split, labelled=labelled, sample_size=size, on_progress=openings(on_event))
-    source = open_data(references, request)
-    if config.limit is not None and config.limit < len(source):
-        source = Subset(source, np.sort(select_limit(source, config.limit, config.seed)))
-    return source, named
 
 
 @dataclass(frozen=True)

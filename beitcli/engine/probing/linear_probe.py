@@ -75,7 +75,7 @@ class ProbeTrainer:
             for place, layer in enumerate(layers):
                 generator = torch.Generator().manual_seed(keyed_integer(how.seed, "probe weights", 0, layer))
                 nn.init.normal_(probes.weight.data[place], std=how.weight_std, generator=generator)
-        self.probes, self.how, self.a_pass = probes.to(device), how, how.steps_per_epoch(images)
+        self.probes, self.how, self.steps_per_epoch = probes.to(device), how, how.steps_per_epoch(images)
         groups: list[dict[str, Any]] = [
             {"params": [self.probes.weight], "weight_decay": how.weight_decay},
             {"params": [self.probes.bias], "weight_decay": how.weight_decay if how.decays_bias else 0.0},
@@ -85,7 +85,7 @@ class ProbeTrainer:
     def step(self, epoch: int, number: int, features: torch.Tensor, labels: torch.Tensor) -> None:
         """Takes step `number` of an epoch on (layers, b, D) features and (b,) int64 labels, on the device."""
         how, layers = self.how, len(features)
-        done = (epoch if how.anneals_by_epoch else epoch + number / self.a_pass) / how.epochs
+        done = (epoch if how.anneals_by_epoch else epoch + number / self.steps_per_epoch) / how.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = how.lr * (1 + math.cos(math.pi * done)) / 2
         logits = self.probes(features)
@@ -110,7 +110,7 @@ def train_probes(
     order = KeyedPermutation(len(train), how.seed, "probe order")
     for epoch in range(how.epochs):
         permutation = order.permutation(epoch)
-        for number in range(trainer.a_pass):
+        for number in range(trainer.steps_per_epoch):
             places = np.sort(permutation[number * how.batch_size : (number + 1) * how.batch_size])
             chosen = torch.from_numpy(places).to(device)
             features = held[:, chosen] if held is not None else _rows(train, layers, places, device)

@@ -153,7 +153,7 @@ def _move_weights(
     on_event: OnEvent,
 ) -> None:
     """Loads the tensors that fit, and reports what became of every tensor."""
-    tensors = checkpoint.tensors() | (checkpoint.head_tensors() if head.loads_head else {})
+    tensors = checkpoint.tensors(with_head=head.loads_head)
     source, how = checkpoint.architecture, config.resize_positions
     transfer = load_backbone(model, tensors, source, architecture, reinit=head.reinit, how=how)
     transfer = replace(transfer, newly_initialized=head.short(transfer.newly_initialized))

@@ -75,7 +75,7 @@ def build_with_head(
             "Finetune from it: its backbone is taken.",
         )
     target = finetuning_architecture(checkpoint.architecture, size)
-    tensors = checkpoint.tensors() | checkpoint.head_tensors()
+    tensors = checkpoint.tensors(with_head=True)
     if isinstance(target, TimmArchitecture):  # timm's own buffers need its initialization
         return _with_weights(make(target, checkpoint.outputs, head), checkpoint, tensors, target)
     model = build_uninitialized(lambda: make(target, checkpoint.outputs, head))
@@ -192,7 +192,7 @@ def backbone_of(checkpoint: CheckpointHandle, size: Size = None) -> tuple[ImageC
 
 
 def timm_reinit(checkpoint: CheckpointHandle) -> tuple[str, ...]:
-    """Returns the key prefixes behind the blocks that a timm model's checkpoint lacks: all, under a task's head."""
+    """Returns the key prefixes that keep timm's initialization: all after the blocks if a task's head replaced them."""
     task = task_of_kind(checkpoint.kind)
     return AFTER_BLOCKS if task is not None and task.prefix else ()
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from beitcli.config.architecture import Pooling
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
+from beitcli.config.resizing import Resizing
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.mmseg_config import of_mmseg
 from beitcli.models.checkpoints.segmenter_settings import NOTHING_DECLARED, DeclaredSegmenter, of_run, of_transformers
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by prefix of the model name
+_CHOICES = {"token_filter": ("lanczos", "bicubic"), "resize_positions": get_args(Resizing)}  # values in our section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,8 @@ def _checked(declared: DeclaredConfig) -> DeclaredConfig:
         raise ValueError("names of classes that are no text")
     if declared.pooling not in (None, "mean", "token"):
         raise ValueError(f"pooling {declared.pooling!r}")
+    if not isinstance(declared.head, str | None):
+        raise ValueError(f"head {declared.head!r}")
     return declared
 
 
@@ -106,6 +110,8 @@ def check_section(section: Mapping[str, Any], origin: str) -> None:
     Raises:
         StorageError: A value has the wrong type, as after editing by hand.
     """
+    if not isinstance(section, Mapping):
+        raise _edited(origin, "beit", section)
     masking, tokenizer = (section.get(name) or {} for name in ("masking", "tokenizer"))
     kinds: list[tuple[str, Any, type | tuple[type, ...]]] = [
         ("architecture", section.get("architecture"), Mapping),
@@ -113,8 +119,6 @@ def check_section(section: Mapping[str, Any], origin: str) -> None:
         ("tokenizer", tokenizer, Mapping),
         *((name, section.get(name, ""), str) for name in ("device", "precision", "target")),
     ]
-    if section.get("token_filter", "lanczos") not in ("lanczos", "bicubic"):
-        kinds.append(("token_filter", None, str))
     if isinstance(masking, Mapping) and masking:
         kinds += [(name, masking.get(name), int) for name in ("num_masked", "min_block", "seed")]
         kinds += [("name", masking.get("name"), str)]
@@ -122,10 +126,16 @@ def check_section(section: Mapping[str, Any], origin: str) -> None:
         kinds += [(name, tokenizer.get(name), str) for name in ("reference", "sha256")]
     for name, value, kind in kinds:
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise StorageError(
-                f"config.json of '{origin}' has {one_line(repr(value))} for {name}.",
-                "Take another checkpoint of the run.",
-            )
+            raise _edited(origin, name, value)
+    for name, values in _CHOICES.items():
+        if name in section and section[name] not in values:
+            raise _edited(origin, name, section[name])
+
+
+def _edited(origin: str, name: str, value: Any) -> StorageError:
+    return StorageError(
+        f"config.json of '{origin}' has {one_line(repr(value))} for {name}.", "Take another checkpoint of the run."
+    )
 
 
 def _heads(value: Any, model: str = "") -> int | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointHandle:
-    """An opened checkpoint, of which only header and configs are read. Built only in `open.py`.
+    """An opened checkpoint, of which only header and configs are read. Built only in `open.py` and `describe.py`.
 
     Attributes:
         reference: The MODEL reference as the user gave it.
@@ -99,8 +99,12 @@ class CheckpointHandle:
         warnings = tuple(each for each in self.warnings if "images normalised" not in each)
         return replace(self, normalization=NORMALIZATIONS[name], warnings=warnings)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Reads the state dict in fp32 on the CPU, keys mapped to ours. timm models and tokenizers keep their keys."""
+    def tensors(self, *, with_head: bool = False) -> dict[str, torch.Tensor]:
+        """Reads the state dict in fp32 on the CPU, keys mapped to ours. timm models and tokenizers keep their keys.
+
+        Args:
+            with_head: Whether to read a segmentation or detection head too, in its own dtypes, if it is known here.
+        """
         import torch
 
         if self.seed is not None:
@@ -116,14 +120,9 @@ class CheckpointHandle:
         for name, parts in self.key_mapping.parts.items():
             tensors = [_floating(stored[part], part, self.reference).float() for part in parts]
             joined[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        if with_head and self.head is not None:
+            joined |= {ours: stored[name] for ours, name in self.key_mapping.head.items()}
         return joined
-
-    def head_tensors(self) -> dict[str, torch.Tensor]:
-        """Reads the state dict of a segmentation or detection head, keys mapped to ours; empty for unknown heads."""
-        if self.key_mapping is None or self.head is None:
-            return {}
-        stored = read_tensors(self.weights)
-        return {ours: stored[name] for ours, name in self.key_mapping.head.items()}
 
 
 def _floating(tensor: torch.Tensor, name: str, reference: str) -> torch.Tensor:

@@ -33,7 +33,7 @@ class Transfer:
         loaded: Loaded, including resized ones.
         resized: Interpolated to another grid.
         dropped: Only in the source.
-        fresh: Not loaded from the source; they keep their initialization.
+        newly_initialized: Not loaded from the source; they keep their initialization.
     """
 
     loaded: tuple[str, ...]

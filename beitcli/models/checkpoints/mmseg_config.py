@@ -5,6 +5,7 @@
 | the config's text | config | cfg |
 | mean and std, in 0 to 255 | img_norm_cfg = dict(mean=[...], std=[...], to_rgb=True) | data_preprocessor = dict(...) |
 | blocks and bins | out_indices=[...], pool_scales=(...) | the same |
+| whether 0 is no class | reduce_zero_label=True | the same |
 | class names | CLASSES | dataset_meta: classes |
 """
 
@@ -55,9 +56,15 @@ def of_mmseg(meta: Mapping[str, Any]) -> MmsegConfig:
         segmenter=DeclaredSegmenter(
             blocks=[int(block) for block in _numbers(text, "out_indices")] or None,
             pools=[int(bins) for bins in _numbers(text, "pool_scales")] or None,
-            reduce_zero_label=True if re.search(r"\breduce_zero_label\s*=\s*True", text) else None,
+            reduce_zero_label=_flag(text, "reduce_zero_label"),
         ),
     )
+
+
+def _flag(text: str, name: str) -> bool | None:
+    """Returns whether `name` is set anywhere; None if the text does not mention it."""
+    values = re.findall(rf"\b{name}\s*=\s*(True|False)\b", text)
+    return "True" in values if values else None
 
 
 def _numbers(text: str, name: str) -> list[float]:

@@ -257,11 +257,11 @@ def _heads(
     args = about.get("args")
     args = args if isinstance(args, Mapping) else {}
     named = about.get("arch")  # MoCo v3's programs and timm's; DINO's stands in `args`
-    if layout == "moco-v3" or named in _MOCO_HEADS:
-        known = _MOCO_HEADS.get(named) if isinstance(named, str) else None
-        heads = known or {384: 12}.get(width, _HEADS.get(width))
+    of_moco = _MOCO_HEADS.get(named) if isinstance(named, str) else None
+    if layout == "moco-v3" or of_moco is not None:
+        heads = of_moco or {384: 12}.get(width, _HEADS.get(width))
         if heads is not None:
-            if known is None:
+            if of_moco is None:
                 assumed.append(f"{heads} heads, as MoCo v3's model of width {width} has")
             return heads
     for name in (named, args.get("arch"), args.get("model")):

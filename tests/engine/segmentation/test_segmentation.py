@@ -28,6 +28,7 @@ from beitcli.pictures.segmentation import palette
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files.reader import read_tensors
 from tests.helpers.foreign_models import hf_segmenter
+from tests.helpers.processes import in_processes
 from tests.helpers.scenes import IGNORE, NAMES, save_scene
 
 
@@ -246,6 +247,29 @@ def test_transformers_segmenter_goes_on_with_its_own_blocks_and_head(beit, scene
     shutil.rmtree(run / "checkpoints" / "step-0000002")
     finetune(resolve(FinetuneConfig, {"out": str(run), "resume": True}).config)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(run).items())
+
+
+@pytest.mark.slow
+def test_blocks_that_no_map_comes_from_keep_their_weights_in_any_number_of_processes(scenes, tmp_path):
+    theirs, found = tmp_path / "hf", []
+    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: label for label, name in enumerate(NAMES)}}
+    hf_segmenter(theirs, 3, **OWN, **names)  # the last of 4 blocks is not used
+    for size in (1, 2):
+        run = tmp_path / str(size)
+        words = ["finetune", scenes, "--task", "segment", "--recipe", "tiny-segment", "--init", theirs, "--size", 64]
+        words += ["--ignore-index", IGNORE, "--classes", scenes / "names.txt", "--steps", 2, "--warmup-steps", 1]
+        words += ["--batch-size", 8, "--micro-batch", 4 // size, "--device", "cpu", "--workers", 0, "--out", run]
+        ended = in_processes(size, words)
+        assert [each.code for each in ended] == [0] * size, ended[0].err
+        found.append(weights(run))
+    one, two = found
+    before = read_tensors(theirs / "model.safetensors")["beit.encoder.layer.3.intermediate.dense.weight"]
+    assert torch.equal(one["blocks.3.mlp.fc1.weight"], before)
+    for name, tensor in one.items():
+        if name.startswith("blocks.3."):
+            assert torch.equal(two[name], tensor), name
+        elif name.startswith("blocks."):
+            torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
 
 
 def test_a_segmenter_of_the_release_s_blocks_and_head_says_nothing_new_in_config_json(segmenter_run):

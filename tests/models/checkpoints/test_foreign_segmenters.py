@@ -95,6 +95,14 @@ def test_data2vec_segmenter_gives_its_own_logits(tmp_path, settings, blocks):
     assert_same_logits(theirs, ours)
 
 
+@pytest.mark.parametrize(("indices", "blocks"), [([1, 2, 3, 5], "-1, 0, 1, 3"), ([2, 3, 4, 6], None)])
+def test_the_release_s_numbers_of_blocks_are_told_to_mean_others_in_transformers(tmp_path, indices, blocks):
+    hf_segmenter(tmp_path / "hf", 7, **EVERY, out_indices=indices)
+    told = [each for each in open_model(str(tmp_path / "hf")).warnings if "out_indices" in each]
+    assert len(told) == (blocks is not None)
+    assert all(f"of blocks {blocks} (from 0)" in each and "take blocks 1, 2, 3, 5:" in each for each in told)
+
+
 def change(path: Path, **settings: Any) -> None:
     """Changes a JSON file; None removes the key."""
     document = json.loads(path.read_text()) if path.exists() else {}
@@ -171,9 +179,9 @@ def test_inspect_tells_blocks_and_what_the_head_has_of_its_own(tmp_path):
     assert (architecture["blocks"], architecture["pools"], architecture["auxiliary"]) == ([0, 1, 3, 4], [1, 4], None)
 
 
-def released(folder: Path, **beside: Any) -> tuple[Path, Segmenter]:
+def released(folder: Path, classes: int = 7, **beside: Any) -> tuple[Path, Segmenter]:
     """A file as mmseg writes it, and the segmenter in it."""
-    hf_segmenter(folder / "hf", 7)
+    hf_segmenter(folder / "hf", classes)
     ours, _ = load_segmenter(open_model(str(folder / "hf")))
     ours.out_indices = (0, 1, 2, 3)
     torch.save({"state_dict": as_released(ours), **beside}, folder / "upernet.pth")
@@ -232,6 +240,19 @@ def test_what_mmseg_notes_beside_the_weights_is_read(tmp_path):
     new = open_model(str(path))
     assert (new.normalization, new.classes) == (old.normalization, names)
     assert new.segmenter.out_indices == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "reduced"),
+    [
+        ("", True),
+        ("reduce_zero_label=False", False),
+        ("reduce_zero_label=False, reduce_zero_label = True", True),
+    ],
+)
+def test_150_classes_are_ade20k_s_unless_mmseg_says_otherwise(tmp_path, text, reduced):
+    path, _ = released(tmp_path, classes=150, meta={"config": text})
+    assert label_mapping_of(open_model(str(path))).reduce_zero_label == reduced
 
 
 def test_a_model_of_images_in_another_order_of_colours_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,24 @@ def test_unverified_reads_what_verified_reads_and_the_damaged_newest_too(tmp_pat
     content[-1] ^= 1
     weights.write_bytes(content)
     assert (open_model(str(run)).weights.parent.name, open_unverified(str(run)).weights) == ("step-0000002", weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda section: None, "has None for beit"),
+        (lambda section: [section], "for beit"),
+        (lambda section: section | {"resize_positions": "nearest"}, "has 'nearest' for resize_positions"),
+        (lambda section: section | {"token_filter": "box"}, "has 'box' for token_filter"),
+        (lambda section: section | {"head": ["linear"]}, "cannot be read"),
+    ],
+)
+def test_a_section_that_was_edited_by_hand_is_refused(tmp_path, finetuned_run, change, said):
+    folder = Path(shutil.copytree(newest(finetuned_run), tmp_path / "edited"))
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | {"beit": change(document["beit"])}))
+    with pytest.raises(StorageError, match=said):
+        open_unverified(str(folder))
 
 
 def test_a_tokenizer_has_no_architecture_nor_a_shape_without_weights(tokenizer_run):

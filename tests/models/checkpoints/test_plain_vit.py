@@ -10,12 +10,16 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.nn.functional import interpolate
 
+from beitcli.config.architecture import finetuning_architecture
 from beitcli.config.normalization import IMAGENET
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import open_backbone, open_classifier
+from beitcli.models.checkpoints.load_backbone import load_backbone
 from beitcli.models.checkpoints.locate import names_a_model
 from beitcli.models.checkpoints.open import open_model
+from beitcli.models.networks.timm_vit import build_timm
 from tests.helpers.vit_layouts import (
     LAYOUTS,
     SHAPE,
@@ -125,6 +129,19 @@ def test_sizes_are_resampled_as_timm_does(tmp_path):
     assert any("pos_embed" in warning for warning in checkpoint.warnings)
 
 
+@torch.no_grad()
+def test_positions_are_resized_bilinearly_where_that_is_chosen(tmp_path):
+    theirs = small_vit()
+    checkpoint = open_model(str(save(moco_v3(theirs), tmp_path / "a.pth")))
+    target = finetuning_architecture(checkpoint.architecture, (48, 64))
+    model = build_timm(target, 0)
+    load_backbone(model, checkpoint.tensors(), checkpoint.architecture, target, reinit=(), how="bilinear")
+    grid = theirs.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    expected = interpolate(grid, size=(6, 8), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model.pos_embed[:, 1:], expected)
+    assert torch.equal(model.pos_embed[:, :1], theirs.pos_embed[:, :1])
+
+
 def test_a_file_of_moco_v3_has_its_own_ending(tmp_path):
     path = save(moco_v3(small_vit()), tmp_path / "vit-s.pth.tar")
     assert names_a_model(str(path))
@@ -156,6 +173,7 @@ def test_what_is_left_out_is_told(tmp_path):
     (384, lambda model: deit(model) | {"args": argparse.Namespace(model="deit_small_patch16_224")}, 6, False),
     (384, lambda model: deit(model) | {"args": argparse.Namespace(num_heads=4)}, 4, False),
     (384, lambda model: deit(model) | {"arch": "vit_base_patch16_224"}, 6, True),  # of another width
+    (192, lambda model: deit(model) | {"arch": ["vit_small"]}, 3, True),  # a list is no name
     (1280, deit, 16, True),  # ViT-H: heads of 80
     (320, deit, 5, True),
     (1152, lambda model: deit(model) | {"arch": "vit_so400m_patch14_siglip_224"}, 16, False),
