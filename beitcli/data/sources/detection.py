@@ -221,7 +221,8 @@ def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
 
 def _whole(root: str) -> Files | None:
     """Returns the files of a folder without splits: annotations.json, or the only file in annotations/; else None."""
-    annotations, images = os.path.join(root, "annotations.json"), os.path.join(root, "images")
+    named = [name for name in sibling_names(root) if name.lower() == "annotations.json"]
+    annotations, images = os.path.join(root, *named[:1]), os.path.join(root, "images")
     if os.path.isfile(annotations):
         return annotations, images if os.path.isdir(images) else root
     files = _annotation_files(root)
@@ -232,7 +233,7 @@ def _whole(root: str) -> Files | None:
 
 def _annotation_files(root: str) -> list[str]:
     """Lists JSON files in ROOT/annotations: only `instances_*` if any, as COCO also has captions and keypoints."""
-    files = [name for name in sibling_names(os.path.join(root, "annotations")) if name.endswith(".json")]
+    files = [name for name in sibling_names(os.path.join(root, "annotations")) if name.lower().endswith(".json")]
     return [name for name in files if name.startswith("instances_")] or files
 
 

@@ -9,26 +9,42 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from beitcli.data.sources.base import OnProgress
-from beitcli.data.sources.files import PackedNames, is_image_name
+from beitcli.data.sources.files import EXTENSIONS, PackedNames, is_image_name
 from beitcli.data.sources.index_cache import WORTH_KEEPING, index_path, is_settled, load_index, save_index
+from beitcli.data.sources.left_aside import LeftAside
 from beitcli.errors import DataError
 
 _TELL_EVERY = 10_000  # images
-_ABOUT = {"folder": 1}
+_ABOUT = {"folder": 2, "endings": " ".join(EXTENSIONS)}
 
 
-def list_images(root: bytes, on_progress: OnProgress | None = None) -> tuple[PackedNames, list[bytes], np.ndarray]:
+@dataclass(frozen=True)
+class Listing:
+    """The images below a folder.
+
+    Attributes:
+        names: File names.
+        folders: Folders with images, relative to the root.
+        folder_of: (n,) int32, index of each image's folder.
+        aside: What is not read.
+    """
+
+    names: PackedNames
+    folders: list[bytes]
+    folder_of: np.ndarray
+    aside: LeftAside
+
+
+def list_images(root: bytes, on_progress: OnProgress | None = None) -> Listing:
     """Lists all images below a folder, without hidden ones.
 
     Args:
         on_progress: Receives the number of images found.
-
-    Returns:
-        File names; folders with images, relative to the root; (n,) int32, folder index of each image.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -36,18 +52,19 @@ def list_images(root: bytes, on_progress: OnProgress | None = None) -> tuple[Pac
     place = index_path("folder", root)
     kept = load_index(place, _ABOUT)
     if kept is not None and np.array_equal(_stamps(root, _names(kept, "visited")), kept["stamps"]):
-        return _names(kept, "names"), list(_names(kept, "folders")), kept["folder_of"]
+        folders = list(_names(kept, "folders"))
+        return Listing(_names(kept, "names"), folders, kept["folder_of"], LeftAside.of_arrays(kept))
     walk = _Walk(root, on_progress)
     names = PackedNames(walk.images())
     folder_of = np.array(walk.folder_of, dtype=np.int32)
     stamps = np.array(walk.stamps, dtype=np.int64)
     if len(names) >= WORTH_KEEPING and walk.is_lasting and is_settled(int(stamps[1::4].max())):
-        arrays: dict[str, np.ndarray] = {"folder_of": folder_of, "stamps": stamps}
+        arrays: dict[str, np.ndarray] = {"folder_of": folder_of, "stamps": stamps, **walk.aside.arrays()}
         packed_folders, visited = PackedNames(walk.folders), PackedNames(walk.visited)
         for part, packed in (("names", names), ("folders", packed_folders), ("visited", visited)):
             arrays |= {part: packed.block, f"{part} bounds": packed.bounds}
         save_index(place, _ABOUT, arrays)
-    return names, list(walk.folders), folder_of
+    return Listing(names, list(walk.folders), folder_of, walk.aside)
 
 
 def holds_image(root: str) -> bool:
@@ -87,6 +104,7 @@ class _Walk:
         folder_of: Folder index of each image.
         visited: All folders that were listed.
         stamps: `_stamp` of each of them, taken before it was listed.
+        aside: What is not read.
         is_lasting: Whether the folders' times show every change; they do not for the target of a broken link.
     """
 
@@ -97,6 +115,7 @@ class _Walk:
         self.visited: list[bytes] = []
         self.stamps = array("q")
         self.is_lasting = True
+        self.aside = LeftAside()
 
     def images(self) -> Iterator[bytes]:
         """Yields file names, in the byte order of the whole paths.
@@ -144,9 +163,15 @@ class _Walk:
                     found.append(entry.name + b"/")
                 elif is_image_name(entry.name) and (entry.is_symlink() or entry.is_file()):
                     found.append(entry.name)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    self.is_lasting = False
+                else:
+                    self._leave_aside(entry)
         return sorted(found, reverse=True)
+
+    def _leave_aside(self, entry: os.DirEntry[bytes]) -> None:
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            self.is_lasting = False
+        elif entry.is_file():
+            self.aside.add_file(entry.name)
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

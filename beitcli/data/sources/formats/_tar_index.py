@@ -1,8 +1,7 @@
 """Index of the images in a tar shard: headers are read once and cached.
 
-Plain headers are parsed here, some 15 microseconds per member; from the first other header on, tarfile is used, which
-takes three times as long. A cached index of a million images opens in a fraction of a second; its key is the path, size
-and times of the shard.
+Plain headers take some 15 microseconds per member. A cached index of a million images opens in a fraction of a second;
+its key is the path, size and times of the shard.
 """
 
 from __future__ import annotations
@@ -10,30 +9,29 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import tarfile
-import zlib
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
 from beitcli.data.sources.base import OnProgress
-from beitcli.data.sources.files import Labeller, PackedNames, is_image_name
+from beitcli.data.sources.files import EXTENSIONS, Labeller, PackedNames, is_image_name
+from beitcli.data.sources.formats._tar_fields import BLOCK, HeaderError, Place, has_checksum
+from beitcli.data.sources.formats._tar_headers import Member, TarReader
+from beitcli.data.sources.formats._tar_links import folders_of, leads_to_folder, resolve_links
 from beitcli.data.sources.index_cache import WORTH_KEEPING, index_path, is_settled, load_index, save_index
+from beitcli.data.sources.left_aside import FOLDER_LINK, LINK, SPECIAL, TRAILING, LeftAside
 from beitcli.data.sources.splits import WORDS, is_split
 from beitcli.errors import DataError
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
-_ARRAYS = ("offsets", "sizes", "tops", "codes", "in_top")
+_ARRAYS = ("offsets", "sizes", "tops", "codes", "in_top", "pieces", "headers")
+_VERSION = 3  # of what is read from the same bytes; increment it with any change, of WORDS too
 _MAX_CLS_BYTES = 4096
 _TELL_EVERY = 10_000  # members
 _HIDDEN = re.compile(r"(?:^|/)\.(?!\.?/)")
-_PLAIN = re.compile(  # name, size, checksum, type (a file, a folder), prefix of the name
-    rb"([^\0].{99}).{24}([0-7]{11})[\0 ].{12}([0-7]{6,7}[\0 ]{1,2})([05]).{188}(.{155}).{12}", re.DOTALL
-)
-_Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,16 @@ class TarIndex:
 
     Attributes:
         names: Member names.
-        offsets: (n,) int64, start of the data in the shard.
+        offsets: (n,) int64, start of the data in the shard; of a sparse file -1 - its first row in `pieces`.
         sizes: (n,) int64, bytes.
         tops: (n,) int8, index in WORDS if the member's top folder has the name of a split, else -1.
         class_names: Class names, in no particular order.
         codes: (n,) int32 indices into `class_names`, -1 for images without a class.
         in_top: (n,) bool, whether the class is that top folder; if top folders are splits, it is not a class.
+        pieces: (m, 3) int64, what is stored of sparse files: place in the file, offset in the shard and bytes; the last
+            row of a file has no bytes.
+        headers: (2,) int64, offsets of the headers of the first and the last image.
+        aside: What is not read.
     """
 
     names: PackedNames
@@ -57,6 +59,9 @@ class TarIndex:
     class_names: list[str]
     codes: np.ndarray
     in_top: np.ndarray
+    pieces: np.ndarray
+    headers: np.ndarray
+    aside: LeftAside
 
 
 def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
@@ -70,19 +75,20 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
     except OSError as error:
         raise _unreadable(shard, error) from None
     about = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
-    about["version"] = 2  # of WORDS
+    about |= {"version": _VERSION, "endings": " ".join(EXTENSIONS)}
     place = index_path("tar", shard)
     kept = load_index(place, about)
     if kept is not None:
         names, class_names = (PackedNames.of(kept[part], kept[f"{part} bounds"]) for part in ("names", "classes"))
         decoded = [name.decode("utf-8", "surrogateescape") for name in class_names]
-        index = TarIndex(names=names, class_names=decoded, **{part: kept[part] for part in _ARRAYS})
+        arrays = {part: kept[part] for part in _ARRAYS}
+        index = TarIndex(names=names, class_names=decoded, aside=LeftAside.of_arrays(kept), **arrays)
         if _has_headers(shard, index):
             return index
     index = _make_index(shard, status.st_size, on_progress)
     if len(index.names) >= WORTH_KEEPING and is_settled(status.st_ctime_ns):
         classes = PackedNames(name.encode("utf-8", "surrogateescape") for name in index.class_names)
-        arrays = {part: getattr(index, part) for part in _ARRAYS}
+        arrays = {part: getattr(index, part) for part in _ARRAYS} | index.aside.arrays()
         for part, packed in (("names", index.names), ("classes", classes)):
             arrays |= {part: packed.block, f"{part} bounds": packed.bounds}
         save_index(place, about, arrays)
@@ -93,39 +99,133 @@ def _has_headers(shard: str, index: TarIndex) -> bool:
     """Whether the first and the last image follow a header: another tar may have the same size and times."""
     try:
         with open(shard, "rb") as file:
-            for at in (0, -1):
-                start = int(index.offsets[at]) - tarfile.BLOCKSIZE
-                header = os.pread(file.fileno(), tarfile.BLOCKSIZE, start)
-                tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except (OSError, tarfile.HeaderError):
+            return all(has_checksum(os.pread(file.fileno(), BLOCK, at)) for at in index.headers.tolist())
+    except OSError:
         return False
-    return True
 
 
 def _make_index(shard: str, size: int, on_progress: OnProgress | None) -> TarIndex:
-    offsets, sizes, tops, labeller = array("q"), array("q"), array("b"), Labeller()
-    class_of: dict[str, str] = {}
+    def tell(done: int) -> None:
+        if on_progress is not None:
+            on_progress(f"indexing {posixpath.basename(shard)}", min(done, size), size, "byte")
 
-    def images() -> Iterator[bytes]:
-        for number, (member, offset, length, content) in enumerate(_members(shard), start=1):
-            if on_progress is not None and number % _TELL_EVERY == 0:
-                on_progress(f"indexing {posixpath.basename(shard)}", min(offset + length, size), size, "byte")
-            if content is not None:
-                class_of[member.removesuffix(".cls")] = _class_name(content)
-            elif is_image_name(name := member.encode("utf-8", "surrogateescape")):
-                offsets.append(offset)
-                sizes.append(length)
-                tops.append(_split_number(member))
-                yield name
+    try:
+        with open(shard, "rb") as file:
+            return _Indexing(file).index(tell)
+    except HeaderError as error:
+        raise _damaged(shard, str(error)) from None
+    except OSError as error:
+        raise _unreadable(shard, error) from None
 
-    names = PackedNames(images())
-    in_top = np.zeros(len(names), dtype=bool)
-    for number, name in enumerate(names):
-        class_name, in_top[number] = _class_of(name.decode("utf-8", "surrogateescape"), class_of)
-        labeller.add(class_name)
-    class_names, codes = labeller.codes()
-    placed = np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64)
-    return TarIndex(names, *placed, np.array(tops, dtype=np.int8), class_names, codes, in_top)
+
+class _Indexing:
+    """One pass through a shard, and two more if it has links."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._reader = file, TarReader(file)
+        self._offsets, self._sizes, self._tops = array("q"), array("q"), array("b")
+        self._pieces, self._headers = array("q"), array("q", [0, 0])
+        self._class_of: dict[str, str] = {}
+        self._linked: list[tuple[int | str, int]] = []  # row of an image or key of a class, and the link's header
+        self._folder_links: list[Member] = []
+        self._aside = LeftAside()
+
+    def index(self, tell: Callable[[int], None]) -> TarIndex:
+        """Reads all headers."""
+        names = PackedNames(self._names(tell))
+        gone = self._resolve() if self._linked else []
+        if self._folder_links:
+            folders = folders_of(name.decode("utf-8", "surrogateescape") for name in names)
+            self._aside.counts[FOLDER_LINK] += sum(leads_to_folder(link, folders) for link in self._folder_links)
+        self._aside.counts[LINK] += len(gone)
+        self._aside.counts[TRAILING] += self._reader.trailing
+        kept = np.delete(np.arange(len(names)), gone) if gone else slice(None)
+        names = names.take(kept)
+        labeller = Labeller()
+        in_top = np.zeros(len(names), dtype=bool)
+        for number, name in enumerate(names):
+            class_name, in_top[number] = _class_of(name.decode("utf-8", "surrogateescape"), self._class_of)
+            labeller.add(class_name)
+        class_names, codes = labeller.codes()
+        return TarIndex(
+            names=names,
+            offsets=np.array(self._offsets, dtype=np.int64)[kept],
+            sizes=np.array(self._sizes, dtype=np.int64)[kept],
+            tops=np.array(self._tops, dtype=np.int8)[kept],
+            class_names=class_names,
+            codes=codes,
+            in_top=in_top,
+            pieces=np.array(self._pieces, dtype=np.int64).reshape(-1, 3),
+            headers=np.array(self._headers, dtype=np.int64),
+            aside=self._aside,
+        )
+
+    def _names(self, tell: Callable[[int], None]) -> Iterator[bytes]:
+        """Yields the names of the images, links among them; collects everything else."""
+        number = 0
+        for member in self._reader.members():
+            name = member.name.removeprefix("./")
+            if member.kind == "folder" or _HIDDEN.search(name):
+                continue
+            number += 1
+            if number % _TELL_EVERY == 0:
+                tell(member.place.offset + member.place.size)
+            encoded, key = name.encode("utf-8", "surrogateescape"), _key_of_class(name)
+            if is_image_name(encoded):
+                if member.kind == "other":
+                    self._aside.counts[SPECIAL] += 1
+                else:
+                    self._add(name, member)
+                    yield encoded
+            elif member.kind == "file":
+                if key is None:
+                    self._aside.add_file(encoded)
+                else:
+                    self._class_of[key] = _class_name(self._reader.read(member.place, _MAX_CLS_BYTES))
+            elif member.kind != "other" and key is not None:
+                self._linked.append((key, member.header))
+            elif member.kind == "symbolic link":
+                self._folder_links.append(member)
+
+    def _add(self, name: str, member: Member) -> None:
+        """Adds an image; the place of a link is filled in at the end."""
+        if member.kind != "file":
+            self._linked.append((len(self._offsets), member.header))
+        if not self._offsets:
+            self._headers[0] = member.header
+        self._headers[1] = member.header
+        self._offsets.append(0)
+        self._sizes.append(0)
+        self._tops.append(_split_number(name))
+        if member.kind == "file":
+            self._set_place(-1, member.place)
+
+    def _set_place(self, row: int, place: Place) -> None:
+        self._sizes[row], self._offsets[row] = place.size, place.offset
+        if place.pieces is not None:
+            self._offsets[row] = -1 - len(self._pieces) // 3
+            for piece in (*place.pieces, (place.size, 0, 0)):
+                self._pieces.extend(piece)
+
+    def _resolve(self) -> list[int]:
+        """Fills in the places that links lead to; returns the rows of those that lead nowhere."""
+        places = resolve_links(lambda: TarReader(self._file).members())
+        gone: list[int] = []
+        for row, header in self._linked:
+            place = places.get(header)
+            if isinstance(row, str):
+                if place is not None:
+                    self._class_of[row] = _class_name(self._reader.read(place, _MAX_CLS_BYTES))
+            elif place is None:
+                gone.append(row)
+            else:
+                self._set_place(row, place)
+        return gone
+
+
+def _key_of_class(name: str) -> str | None:
+    """Returns the WebDataset key of a `.cls` member; None for other members."""
+    return name[:-4] if name[-4:].lower() == ".cls" else None
 
 
 def _class_of(member: str, class_of: dict[str, str]) -> tuple[str | None, bool]:
@@ -138,90 +238,8 @@ def _class_of(member: str, class_of: dict[str, str]) -> tuple[str | None, bool]:
     return (folders[-1] if folders else None), len(folders) == 1 and is_split(folders[0])
 
 
-def _members(shard: str) -> Iterator[tuple[str, int, int, bytes | None]]:
-    """Yields (member, offset, size, content) of the visible files; content of `.cls` members only."""
-    places: dict[str, _Place] | None = None  # filled at the first hard link
-    try:
-        with open(shard, "rb") as file:
-            file.seek((yield from _plain_members(file)))
-            archive = _opened(file)
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # frees the headers, a kilobyte each
-                place = member.offset_data, member.size
-                if member.islnk():
-                    places = _places_before(shard, member.offset) if places is None else places
-                    if member.linkname not in places:
-                        continue
-                    place = places[member.linkname]
-                elif not member.isreg() or member.sparse is not None:  # data of sparse files is not contiguous
-                    continue
-                if places is not None:
-                    places[member.name] = place
-                yield from _visible(file, member.name, *place)
-            _check_end(shard, archive.offset, os.pread(file.fileno(), tarfile.BLOCKSIZE, archive.offset))
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise _damaged(shard, str(error)) from None
-    except OSError as error:
-        raise _unreadable(shard, error) from None
-
-
-def _visible(file: BinaryIO, name: str, offset: int, size: int) -> Iterator[tuple[str, int, int, bytes | None]]:
-    name = name.removeprefix("./")
-    if not _HIDDEN.search(name):
-        is_class = name.endswith(".cls")
-        content = os.pread(file.fileno(), min(size, _MAX_CLS_BYTES), offset) if is_class else None
-        yield name, offset, size, content
-
-
-def _plain_members(file: BinaryIO) -> Generator[tuple[str, int, int, bytes | None], None, int]:
-    """Like `_members`, up to the first header that is not plain; returns its offset.
-
-    Plain headers are those of files and folders in the POSIX.1-1988 format, with a valid checksum.
-    """
-    start, end = 0, os.fstat(file.fileno()).st_size
-    while True:
-        block = os.pread(file.fileno(), tarfile.BLOCKSIZE, start)
-        fields = _PLAIN.fullmatch(block)
-        if fields is None:
-            return start
-        name, length, checksum, kind, prefix = fields.groups()
-        # Adler-32's low half is 1 + the sum of the bytes, modulo 65,521; the checksum field counts as spaces.
-        total = int(checksum.rstrip(b"\0 "), 8) + sum(checksum) - 8 * 0x20
-        offset, size = start + tarfile.BLOCKSIZE, int(length, 8) if kind == b"0" else 0
-        following = offset + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        if zlib.adler32(block) & 0xFFFF != (total + 1) % 65_521 or following > end:
-            return start
-        start = following
-        if kind == b"0":
-            whole = b"/".join(part for part in (prefix.partition(b"\0")[0], name.partition(b"\0")[0]) if part)
-            yield from _visible(file, whole.decode("utf-8", "surrogateescape"), offset, size)
-
-
-def _opened(file: BinaryIO) -> tarfile.TarFile:
-    return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")
-
-
-def _places_before(shard: str, end: int) -> dict[str, _Place]:
-    """Returns (offset, size) of the files before the first hard link, which may be its target."""
-    places: dict[str, _Place] = {}
-    with open(shard, "rb") as file, _opened(file) as archive:
-        while (member := archive.next()) is not None and member.offset < end:
-            archive.members = []  # type: ignore[attr-defined]
-            if member.isreg():
-                places[member.name] = member.offset_data, member.size
-    return places
-
-
 def _unreadable(shard: str, error: OSError) -> DataError:
     return DataError(f"Shard '{shard}' cannot be read: {error.strerror}.", hint="Check the path.")
-
-
-def _check_end(shard: str, offset: int, block: bytes) -> None:
-    """Raises DataError if the archive does not end in zeros: tarfile takes a damaged header for the end."""
-    if not block:
-        raise _damaged(shard, "the mark of its end is missing")
-    if block.strip(b"\0"):
-        raise _damaged(shard, f"no header at byte {offset:,}")
 
 
 def _damaged(shard: str, reason: str) -> DataError:
@@ -238,7 +256,7 @@ def _damaged(shard: str, reason: str) -> DataError:
 
 def _class_name(content: bytes) -> str:
     """Returns the class in a `.cls` member: a name, or an integer without leading zeros."""
-    text = content.decode("utf-8", "replace").strip()
+    text = content.decode("utf-8-sig", "replace").strip("\0 \t\r\n")
     return str(int(text)) if re.fullmatch(r"-?[0-9]+", text) else text
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from dataclasses import replace
 
 import numpy as np
 
@@ -22,12 +20,12 @@ from beitcli.data.sources.files import (
 )
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._folder_listing import holds_image, list_images
-from beitcli.data.sources.formats.parquet import open_parquet
+from beitcli.data.sources.formats._shards_below import open_shards, shards_below
+from beitcli.data.sources.left_aside import LeftAside
 from beitcli.data.sources.splits import (
     are_split_folders,
     canonical,
     choose_split,
-    files_of_split,
     has_train_and_val,
     is_split,
     report_unused_splits,
@@ -65,9 +63,12 @@ class FolderSource(Source):
         """
         self.name = name or root
         self._root = os.fsencode(root)
-        self._names, self._folders, self._folder_of = list_images(self._root, on_progress)
+        listing = list_images(self._root, on_progress)
+        self._names, self._folders, self._folder_of = listing.names, listing.folders, listing.folder_of
         if not len(self._names):
-            raise _no_images(root)
+            raise _no_images(root, listing.aside)
+        if on_progress is not None and (remark := listing.aside.remark(self.name)):
+            on_progress(remark, 0, 0, "")
         class_names = [os.fsdecode(folder.partition(b"/")[0]) for folder in self._folders]
         codes = np.array([code if name and classed else -1 for code, name in enumerate(class_names)], dtype=np.int32)
         self.classes, self._labels = number_classes(class_names, codes[self._folder_of])
@@ -95,16 +96,30 @@ def _open(paths: list[str], request: Request) -> list[Source]:
 
 
 def _open_one(path: str, request: Request) -> Source:
-    try:
+    """Opens the images of a folder or, if they hold more images, its parquet files or tar shards."""
+    shards = shards_below(path, request.on_progress)
+    if not shards:
+        try:
+            return open_folder(path, request)
+        except DataError:
+            shards = [] if holds_image(path) else shards_below(path, request.on_progress, most=None)
+            if not shards:
+                raise
+    loose = len(list_images(os.fsencode(path), request.on_progress).names)
+    others = [str(each) for each in shards[1:] if each.images]
+    if shards[0].images <= loose and loose:
+        for each in shards:
+            if each.problem is not None:
+                request.say(f"'{path}': {each} beside its images cannot be read: {each.problem}")
+        others = [str(each) for each in shards if each.images]
+        if others:
+            example = os.path.join(path, shards[0].files[0])
+            request.say(f"'{path}': reading its {count_of_images(loose)}, not {' and '.join(others)}, as '{example}'.")
         return open_folder(path, request)
-    except DataError:
-        files = sorted(glob.glob("**/*.parquet", root_dir=path, recursive=True))
-        if not files or holds_image(path):
-            raise
-        chosen, splits = files_of_split(path, files, request)
-        source = open_parquet([os.path.join(path, file) for file in chosen], replace(request, name=path))
-        source.splits = splits
-        return source
+    others += [f"its {count_of_images(loose)} outside of them"] if loose else []
+    if others:
+        request.say(f"'{path}': reading {shards[0]}, not {' and '.join(others)}.")
+    return open_shards(path, shards[0], request)
 
 
 def open_folder(path: str, request: Request) -> Source:
@@ -169,12 +184,10 @@ def splits_below(root: str) -> list[str]:
     return [] if beside else splits
 
 
-def _no_images(root: str) -> DataError:
-    shards = [entry for entry in sibling_names(root) if entry.endswith(".tar")]
+def _no_images(root: str, aside: LeftAside) -> DataError:
     hint = "Images end in " + ", ".join(f".{extension}" for extension in EXTENSIONS) + "."
-    if shards:
-        hint = f"It holds {len(shards)} tar shards: pass '{os.path.join(root, '*.tar')}'."
-    return DataError(f"No images below '{root}'.", hint=hint)
+    held = f": it holds {text}" if (text := aside.text()) else ""
+    return DataError(f"No images below '{root}'{held}.", hint=hint)
 
 
 FORMAT = Format(
