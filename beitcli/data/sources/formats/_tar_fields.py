@@ -67,7 +67,8 @@ def has_checksum(block: bytes) -> bool:
     if len(block) != BLOCK or stored is None or not stored[0]:
         return False
     unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
-    return int(stored[0], 8) in (unsigned, unsigned - 256 * sum(byte >> 7 for byte in block))
+    total = int(stored[0], 8)
+    return total == unsigned or total == unsigned - 256 * sum(byte >> 7 for byte in block)
 
 
 def number(field: bytes, at: int) -> int:

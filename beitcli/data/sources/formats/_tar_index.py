@@ -12,7 +12,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -74,8 +74,8 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
         status = os.stat(shard)
     except OSError as error:
         raise _unreadable(shard, error) from None
-    about = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
-    about |= {"version": _VERSION, "endings": " ".join(EXTENSIONS)}
+    about: dict[str, Any] = {"version": _VERSION, "endings": " ".join(EXTENSIONS)}
+    about |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
     place = index_path("tar", shard)
     kept = load_index(place, about)
     if kept is not None:
@@ -125,7 +125,7 @@ class _Indexing:
         self._file, self._reader = file, TarReader(file)
         self._offsets, self._sizes, self._tops = array("q"), array("q"), array("b")
         self._pieces, self._headers = array("q"), array("q", [0, 0])
-        self._class_of: dict[str, str] = {}
+        self._class_of: dict[str, str | None] = {}
         self._linked: list[tuple[int | str, int]] = []  # row of an image or key of a class, and the link's header
         self._folder_links: list[Member] = []
         self._aside = LeftAside()
@@ -228,7 +228,7 @@ def _key_of_class(name: str) -> str | None:
     return name[:-4] if name[-4:].lower() == ".cls" else None
 
 
-def _class_of(member: str, class_of: dict[str, str]) -> tuple[str | None, bool]:
+def _class_of(member: str, class_of: dict[str, str | None]) -> tuple[str | None, bool]:
     """Returns the class of a member, by its key in `class_of` or, if that is empty, by its folder; and `in_top`."""
     if class_of:
         folder, base = posixpath.split(member)
@@ -254,10 +254,10 @@ def _damaged(shard: str, reason: str) -> DataError:
     return DataError(f"Shard '{shard}' is cut short or damaged: {reason}.", hint="Download or write it again.")
 
 
-def _class_name(content: bytes) -> str:
-    """Returns the class in a `.cls` member: a name, or an integer without leading zeros."""
+def _class_name(content: bytes) -> str | None:
+    """Returns the class in a `.cls` member: a name, or an integer without leading zeros; None if it is empty."""
     text = content.decode("utf-8-sig", "replace").strip("\0 \t\r\n")
-    return str(int(text)) if re.fullmatch(r"-?[0-9]+", text) else text
+    return str(int(text)) if re.fullmatch(r"-?[0-9]+", text) else text or None
 
 
 def _split_number(member: str) -> int:

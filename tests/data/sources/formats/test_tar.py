@@ -331,6 +331,15 @@ def test_webdataset_endings_count_in_any_case(tmp_path: Path) -> None:
     assert remarks(tmp_path / "X.TAR") == [f"'{tmp_path / 'X.TAR'}': not read are 3 .json."]
 
 
+def test_an_empty_cls_member_is_no_class(tmp_path: Path) -> None:
+    content = b"".join(
+        block(f"x/{at}.bmp".encode(), picture(at)) + block(f"x/{at}.cls".encode(), label)
+        for at, label in enumerate((b"cat", b" \n", b"dog"))
+    )
+    with pytest.raises(DataError, match=r"1 of the 3 images .* no class, such as '.*x/1\.bmp'"):
+        opened(tmp_path / "x.tar", content + END, labelled=True)
+
+
 # Bounds
 
 
