@@ -54,6 +54,15 @@ def test_splits_are_chosen_by_role_and_by_name(coco):
         open_detection([str(coco)], split="test")
 
 
+def test_annotations_end_in_json_in_any_case(copied, tmp_path):
+    flat = tmp_path / "flat"
+    shutil.copytree(copied / "val2017", flat / "images")
+    shutil.copy(copied / "annotations" / "instances_val2017.json", flat / "Annotations.JSON")
+    for file in (copied / "annotations").iterdir():
+        file.rename(file.with_suffix(".JSON"))
+    assert len(open_detection([str(copied)], role="eval")) == len(open_detection([str(flat)])) == 3
+
+
 def test_other_layouts_are_found_too(coco, tmp_path):
     flat = tmp_path / "flat"
     shutil.copytree(coco / "val2017", flat / "images")
