@@ -75,6 +75,7 @@ def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
     """Returns seconds per step, extrapolated from steps of one micro-batch; a warm-up step comes before them."""
     task, compute = job.task, job.compute
     micro = replace(plan, batch_size=min(plan.micro_batch * compute.world.size, plan.batch_size))
+    task.plan = micro  # what a task does to a whole batch, such as mixing, takes the size of the batches here
     taken = []
     batches = on_device(job.stream.start(0, _TIMED_STEPS + 1, micro.batch_size), compute.device)
     task.model.train()

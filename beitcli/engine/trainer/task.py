@@ -14,6 +14,7 @@ from torch import nn
 from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.plan import Plan
 from beitcli.models.networks.efficient_attention import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
@@ -65,6 +66,7 @@ class Task(ABC):
 
     Attributes:
         name: Name of the phase in messages.
+        plan: Its `batch_size` is that of the batches that `before_step` receives a part of.
         model: The trained network; its weights are the checkpoint's model.safetensors.
         kind: Kind of the checkpoint, in its config.json.
         num_uniforms: Uniform random numbers per image that the loop adds as `uniforms` (B, num_uniforms); 0 for none.
@@ -76,6 +78,7 @@ class Task(ABC):
 
     name: str
     kind: str
+    plan: Plan
     model: nn.Module
     optimizer: torch.optim.Optimizer
     num_uniforms: int = 0

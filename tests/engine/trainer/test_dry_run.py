@@ -1,0 +1,36 @@
+"""A dry run times steps of one micro-batch; what a task does to a whole batch takes that size."""
+
+from __future__ import annotations
+
+import pytest
+
+import beitcli
+
+TINY = {"limit": 16, "steps": 2, "workers": 0, "device": "cpu", "progress": False, "dry_run": True}
+
+
+@pytest.mark.parametrize("group", [0, 4, 128])
+def test_finetuning_mixes_the_images_that_are_there(group: int) -> None:
+    plan = beitcli.finetune(
+        "sample",
+        init="random",
+        recipe="tiny",
+        size=32,
+        batch_size=16,
+        micro_batch=4,
+        mixup=0.8,
+        mixup_group=group,
+        **TINY,
+    )
+    assert isinstance(plan, dict)
+    assert plan["steps"] == 2
+    assert "16 images" in plan["plan"]["steps"]
+
+
+@pytest.mark.parametrize("kind", ["vq", "fsq"])
+def test_tokenizers_place_the_images_that_are_there(kind: str) -> None:
+    plan = beitcli.train_tokenizer(
+        "sample", recipe="tiny", kind=kind, vocab_size=16, size=16, width=8, batch_size=8, micro_batch=2, **TINY
+    )
+    assert isinstance(plan, dict)
+    assert plan["estimated_seconds"] > 0
