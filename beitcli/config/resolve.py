@@ -67,8 +67,13 @@ def recipe_settings(
     command: str = config_class.command  # type: ignore[attr-defined]
     values = _known(settings, read_recipe(command, name), f"recipe {name}")
     for setting, otherwise in getattr(config_class, "instead_of_recipe", {}).items():
-        values |= otherwise.get(asked.get(setting), {})
+        values |= otherwise.get(_without_weights(asked.get(setting)), {})
     return values
+
+
+def _without_weights(value: Any) -> Any:
+    """Returns `random` for a MODEL of random weights, such as `timm/NAME@random,depth=4`; other values as they are."""
+    return "random" if isinstance(value, str) and value.rpartition("@")[2].partition(",")[0] == "random" else value
 
 
 def read_config_file(path: Path, command: str) -> dict[str, Any]:

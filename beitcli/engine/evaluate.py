@@ -34,7 +34,10 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     if config.protocol != "head":
         return probe(config, on_event)
     checkpoint = open_model(config.model, downloads(on_event))
-    task = expect_finetuned(checkpoint, or_else="--protocol knn or linear measures the features of any.")
+    task = expect_finetuned(
+        checkpoint,
+        or_else="--protocol knn or linear measures the features of any model, elbo the bound of a pretrained run.",
+    )
     return task.run("evaluate", config, checkpoint, on_event)
 
 

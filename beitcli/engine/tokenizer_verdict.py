@@ -58,7 +58,7 @@ def judge(figures: dict[str, Any], inputs: Sequence[str] = ()) -> Verdict:
     if not faults:
         return Verdict("suits", f"The tokenizer suits this data: {_summary(figures)}.")
     fatal = [said for said, is_fatal in faults if is_fatal]
-    way_out = f"Train one on this data: {_command(inputs)}"
+    way_out = f"Train one on this data, or this one longer if it was: {_command(inputs)}"
     if fatal:
         return Verdict("does not suit", f"The tokenizer does not suit this data: {'; '.join(fatal)}. {way_out}")
     said = "; ".join(said for said, _ in faults)

@@ -49,6 +49,11 @@ def metric_value(name: str, value: float) -> str:
     return f"{value:.{next((4 - power for power in range(3) if size < 10**power), 1)}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns `1 step`, or `1,200 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
     """Returns the metrics that a report has no field for, except per-class ones.
 

@@ -15,7 +15,7 @@ from beitcli.engine import pretrain, train_tokenizer
 from beitcli.engine.classification import finetune as finetune_classify
 from beitcli.engine.detection import finetune as finetune_detect
 from beitcli.engine.segmentation import finetune as finetune_segment
-from beitcli.runtime.metric_text import extra_metrics, metric_label, metric_texts, metric_value
+from beitcli.runtime.metric_text import counted, extra_metrics, metric_label, metric_texts, metric_value
 
 SHORT = ["--steps", 1, "--batch-size", 4, "--workers", 0, "--device", "cpu"]
 TASKS: dict[str, tuple[Any, str, list[object]]] = {
@@ -165,3 +165,7 @@ def test_label_is_words() -> None:
 
 def test_further_metrics_are_those_without_a_field_or_a_class() -> None:
     assert extra_metrics({"top1": 1.0, "toy": 0.5, "iou/toy": 0.25}, ["top1", "run"]) == {"toy": 0.5}
+
+
+def test_one_of_a_thing_is_singular():
+    assert [counted(number, "step") for number in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]

@@ -301,6 +301,8 @@ def test_random_weights_are_trained_without_layer_decay_whatever_the_recipe_says
     assert resolve(FinetuneConfig, flags).config.layer_decay == 1.0
     assert resolve(FinetuneConfig, flags | {"init": "runs/a"}).config.layer_decay == 0.65
     assert resolve(FinetuneConfig, flags | {"layer_decay": 0.8}).config.layer_decay == 0.8
+    for untrained in ("timm/vit_tiny_patch16_224@random", "timm/vit_tiny_patch16_224@random,depth=4"):
+        assert resolve(FinetuneConfig, flags | {"init": untrained}).config.layer_decay == 1.0
 
 
 def test_random_weights_are_trained_by_deit_where_no_recipe_is_named():

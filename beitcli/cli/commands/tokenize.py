@@ -12,7 +12,8 @@ def _run(config: TokenizeConfig, console: CommandConsole) -> None:
 
     for document in tokenize(config, console.on_event, console.stdin):
         if config.stats:
-            console.print_metrics(document)
+            told = () if console.wants_json else ("reason",)  # stderr has it
+            console.print_metrics({name: value for name, value in document.items() if name not in told})
         elif console.wants_json:
             console.print_json(document)
         elif "tokens" in document:

@@ -22,6 +22,7 @@ from beitcli.engine.trainer.bad_images import Bad
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
+from beitcli.runtime.metric_text import counted
 
 _MEASURED_WITHOUT_HOLDOUT = 512
 Images = TypeVar("Images", bound=Source)
@@ -115,9 +116,9 @@ def hold_out_annotated(source: Images, subset: Callable[[np.ndarray], Images], s
     kept = min(_MEASURED_WITHOUT_HOLDOUT, len(source) // 20)
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        return subset(training), subset(held_out), f"{kept} held-out images"
+        return subset(training), subset(held_out), counted(kept, "held-out image")
     chosen = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
-    return source, subset(chosen), f"{len(chosen)} training images"
+    return source, subset(chosen), counted(len(chosen), "training image")
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from beitcli import __version__
 from beitcli.config.architecture import Aggregation
+from beitcli.config.resolve import recipe_names
 from beitcli.config.tasks import TASKS
 from beitcli.runtime.metric_text import metric_label, metric_value
 
@@ -78,6 +79,11 @@ TARGETS = {
 }
 
 
+def _same_recipe(name: str) -> str:
+    """Returns the option for finetuning's recipe of the same name, if there is one."""
+    return f" --recipe {name}" if name in recipe_names("finetune") else ""
+
+
 def aggregation_text(how: Aggregation) -> str:
     """Describes patch aggregation in a plan and a card."""
     head = "the same head" if how.head == "shared" else "a head of their own"
@@ -88,6 +94,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
     """Returns the card of a pretrained model; `tokenizer` is None if the targets are pixels."""
     data = " ".join(config.data)
     which = "hidden" if config.mask else "all"
+    loss = "loss, the sum of both predictions" if config.aggregation else "loss"
     metrics = {
         f"accuracy on {which} patches": report.masked_accuracy,
         "always guessing the commonest token": report.baseline_accuracy,
@@ -108,14 +115,14 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
         },
         {
             "steps": _steps(report, config.batch_size),
-            f"loss ({report.measured_on})": f"{report.loss:.4f}",
+            f"{loss} ({report.measured_on})": f"{report.loss:.4f}",
             **{name: f"{value:.4f}" for name, value in metrics.items() if value is not None},
             **_further(report),
         },
         (
             f"beit mask-preview photo.jpg --model {report.run} -o masked.png",
             f"beit attn-map photo.jpg --model {report.run} -o attention.png",
-            f"beit finetune LABELLED --init {report.run}",
+            f"beit finetune LABELLED --init {report.run}{_same_recipe(config.recipe)}",
         ),
     )
 

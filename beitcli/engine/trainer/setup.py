@@ -14,6 +14,7 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.errors import DataError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
+from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.run_dir import ReadOnlyRunFolder, RunFolder
 
 _MICRO_BATCH = 128
@@ -94,10 +95,10 @@ def describe_plan(plan: Plan, config: Training, curve: str = "cosine") -> dict[s
         "images": f"{plan.images:,}",
         "steps": f"{plan.steps:,} of {plan.batch_size} images ({plan.epoch(plan.steps):.4g} epochs)",
         "micro-batch": micro_batch_row(plan),
-        "learning rate": f"{config.lr:g}, {plan.warmup_steps:,} steps of warm-up, {curve} to {config.min_lr:g}",
+        "learning rate": f"{config.lr:g}, {counted(plan.warmup_steps, 'step')} of warm-up, {curve} to {config.min_lr:g}",
         "weight decay": f"{config.weight_decay:g}",
         "clip": f"{plan.clip:g}" if plan.clip is not None else "none",
-        "checkpoint": f"every {plan.save_every:,} steps, {plan.keep} kept",
+        "checkpoint": f"every {counted(plan.save_every, 'step')}, {plan.keep} kept",
     }
 
 

@@ -12,6 +12,7 @@ import torch
 from beitcli.config.common import Launched
 from beitcli.errors import UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext, join
+from beitcli.runtime.metric_text import counted
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SMALL_STEP = 1 << 16  # pixels
@@ -149,6 +150,6 @@ def describe(compute: Compute) -> str:
     if compute.device.type == "cuda":
         name = torch.cuda.get_device_name(compute.device)
     else:
-        name = f"{compute.device.type} ({torch.get_num_threads()} threads)"
+        name = f"{compute.device.type} ({counted(torch.get_num_threads(), 'thread')})"
     many = f"{compute.world.size} x " if compute.world.size > 1 else ""
     return f"{many}{name}, {compute.precision}, torch {torch.__version__.split('+')[0]}"
