@@ -20,6 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from beitcli.data.decoding import jpeg, png, tiff
+from beitcli.data.decoding.masks import refuse_as_mask, stored_indices
+from beitcli.data.decoding.reasons import damage, unidentified
+from beitcli.data.decoding.rgb import to_rgb
+from beitcli.data.decoding.tiff import WHITE_IS_ZERO
 from beitcli.errors import BadImage
 
 # Twice Pillow's own warning level, its hard limit: 512 MiB as RGB. The largest photographs of ImageNet-22k and of
@@ -41,35 +46,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_BEGINNINGS = (
-    (b"<!doctype html", "HTML"),
-    (b"<html", "HTML"),
-    (b"<head", "HTML"),
-    (b"<?xml", "XML"),
-    (b"<svg", "SVG"),
-    (b"version https://git-lfs", "a Git LFS pointer"),
-    (b"%pdf", "PDF"),
-    (b"%!ps", "PostScript"),
-    (b"pk\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip"),
-    (b"{", "JSON"),
-)
-_IMAGE_BEGINNINGS = (
-    (b"\xff\xd8", "JPEG"),
-    (b"\x89PNG", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"RIFF", "WebP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"BM", "BMP"),
-)
-
 
 def decode_rgb(data: bytes) -> Image.Image:
     """Decodes the first frame to 8-bit RGB, upright by its EXIF orientation, transparency composited over white.
 
-    16-bit gray becomes round(value / 257). Integers beyond 16 bits and floats beyond [0, 255] are stretched from their
-    minimum to their maximum; floats within [0, 1] are multiplied by 255. Embedded colour profiles are not applied.
+    Gray of b bits becomes round(value * 255 / (2**b - 1)), 16-bit colour keeps its high bytes. Integers below 0 or
+    beyond 16 bits and floats beyond [0, 255] are stretched from their minimum to their maximum; floats within [0, 1]
+    are multiplied by 255. Where a TIFF says that white is zero, the result is inverted. Profiles are not applied.
 
     Raises:
         BadImage: Empty, no image, truncated, damaged, or of more than MAX_PIXELS.
@@ -77,7 +60,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     with _pillow_contained(data):
         image = _open(data)
         image.load()
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image, data)
         rgb.info = {}  # a leftover EXIF orientation would rotate the image again when saved
         return _upright(rgb, _orientation(image))
 
@@ -165,32 +148,43 @@ def decode_index_mask(data: bytes) -> np.ndarray:
     """Decodes a segmentation mask to class indices.
 
     Returns:
-        (H, W) uint8: gray values as stored (also those of 1, 2 and 4 bits), or palette indices.
+        (H, W) uint8: gray values as stored, whatever their bits, the largest value of a PGM, or which gray of a TIFF is
+        zero; or palette indices.
 
     Raises:
-        BadImage: As in `decode_rgb`, or a mask in colour, in JPEG, or with an index above 255.
+        BadImage: As in `decode_rgb`, or a mask in colour, in a compression that changes pixels, with an index above
+            255, or of one bit whose 1 is black.
     """
     with _pillow_contained(data):
         image = _open(data)
-        if image.format in ("JPEG", "MPO"):
-            raise BadImage("a JPEG as mask: its compression changes class indices", "Store masks as PNG.")
-        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-            raise BadImage(f"a mask in mode {image.mode}, not class indices in gray or palette", "Store masks as PNG.")
-        image.load()
-        indices = np.asarray(_upright(image, _orientation(image)))
+        refuse_as_mask(image, data)
+        indices = stored_indices(image, data)
         greatest, least = int(indices.max()), int(indices.min())
         if greatest > 255 or least < 0:
             raise BadImage(f"class index {greatest if greatest > 255 else least} in a mask, outside 0..255")
-        return indices.astype(np.uint8) // _gray_step(data)
+        return np.asarray(_upright(Image.fromarray(indices.astype(np.uint8)), _orientation(image)))
 
 
 def _open(data: bytes) -> Image.Image:
     """Reads the header; pixels are neither decoded nor allocated."""
     if not data:
         raise BadImage("empty file (0 bytes)")
-    image = Image.open(BytesIO(data), formats=_known_formats())
+    white_is_zero = False
+    if data.startswith(b"\x89PNG"):
+        data = png.without_metadata(data)
+    elif data.startswith((b"II", b"MM")):
+        data, white_is_zero = tiff.as_black_is_zero(data)
+    try:
+        image = Image.open(BytesIO(data), formats=_known_formats())
+    except UnidentifiedImageError:
+        if not data.startswith(b"\xff\xd8"):
+            raise
+        image = Image.open(BytesIO(jpeg.without_metadata(data)), formats=_known_formats())
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(image.width * image.height, MAX_PIXELS)
+    if image.format == "TIFF":
+        tiff.prepare(image, white_is_zero)
+        image.info[WHITE_IS_ZERO] = white_is_zero
     return image
 
 
@@ -198,33 +192,6 @@ def _open(data: bytes) -> Image.Image:
 def _known_formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_gray_to_uint8(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _gray_to_uint8(values: np.ndarray) -> np.ndarray:
-    """Converts (H, W) uint16, int32 or float32 to (H, W) uint8."""
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        least, greatest = values.min(), values.max()
-        if least >= 0 and greatest <= 1:
-            values = values * 255
-        elif least < 0 or greatest > 255:
-            values = (values - least) * (255 / (greatest - least or 1))
-        return np.rint(values).astype(np.uint8)
-    values = values.astype(np.int64)
-    least, greatest = int(values.min()), int(values.max())
-    if least < 0 or greatest > 65535:
-        values = (values - least) * 65535 // (greatest - least or 1)
-    return ((values + 128) // 257).astype(np.uint8)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -245,12 +212,6 @@ def _orientation(image: Image.Image, data: bytes = b"") -> int:
     except Exception:
         return 1
     return orientation if orientation in _UPRIGHT else 1
-
-
-def _gray_step(data: bytes) -> int:
-    """Returns the factor by which Pillow scales the gray values of a PNG of 2 or 4 bits to 8 bits."""
-    is_gray_png = data[:4] == b"\x89PNG" and data[25] == 0
-    return {2: 85, 4: 17}.get(data[24], 1) if is_gray_png else 1
 
 
 def _too_large(pixels: int, limit: int) -> BadImage:
@@ -297,31 +258,6 @@ def _pillow_contained(data: bytes) -> Iterator[None]:
         pixels, limit = re.findall(r"\d+", str(error))[:2]
         raise _too_large(int(pixels), int(limit)) from None
     except UnidentifiedImageError:
-        raise BadImage(_unidentified(data)) from None
+        raise BadImage(unidentified(data, _known_formats())) from None
     except Exception as error:  # on damaged files Pillow raises nearly any type, from struct.error to AttributeError
-        raise BadImage(_damage(error, data)) from error
-
-
-def _unidentified(data: bytes) -> str:
-    for beginning, kind in _IMAGE_BEGINNINGS:
-        if data.startswith(beginning):
-            return f"damaged: it begins like {kind}, but its header cannot be read"
-    if data[4:8] == b"ftyp":
-        return "not an image that Pillow reads here (it begins like HEIC, AVIF or MP4)"
-    head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for beginning, kind in _BEGINNINGS:
-        if head.startswith(beginning):
-            return f"not an image (it begins like {kind})"
-    if not any(data):
-        return f"not an image (all of its {len(data)} bytes are zero)"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in data[:256]) and head.isascii():
-        return "not an image (it begins like text)"
-    return f"not an image (or none of {', '.join(_known_formats())})"
-
-
-def _damage(error: Exception, data: bytes) -> str:
-    what = " ".join(str(error).split())[:120]
-    cut_webp = data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if isinstance(error, EOFError) or cut_webp or "truncated" in what.lower():
-        return f"truncated: its {len(data)} bytes end before its pixels do"
-    return f"damaged: {what or type(error).__name__}"
+        raise BadImage(damage(error, data)) from error

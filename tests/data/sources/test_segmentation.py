@@ -65,6 +65,16 @@ def test_pairs_go_by_name_also_in_folders_below(tmp_path):
     assert [int(source.labels(index, (6, 8)).max()) for index in range(3)] == [1, 2, 3]
 
 
+def test_masks_in_pgm_are_the_same_classes_as_in_png(tmp_path):
+    for number in range(3):
+        save_pair(tmp_path / "images", tmp_path / "masks", str(number), mask_of(number))
+        (tmp_path / "masks" / f"{number}.png").unlink()
+        (tmp_path / "masks" / f"{number}.pgm").write_bytes(b"P5\n8 6\n2\n" + mask_of(number).tobytes())
+    source = open_segmentation([str(tmp_path)], LabelMapping(classes=3))
+    for number in range(3):
+        np.testing.assert_array_equal(source.labels(number, (6, 8)), mask_of(number))
+
+
 def test_images_without_a_mask_are_left_out_and_named(tmp_path):
     for name in "abc":
         save_pair(tmp_path / "images", tmp_path / "masks", name, mask_of(1))

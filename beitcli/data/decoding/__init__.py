@@ -1,0 +1,1 @@
+"""What Pillow alone gets wrong, by file format, and the reasons why an image cannot be used."""

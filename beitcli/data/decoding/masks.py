@@ -1,0 +1,45 @@
+"""Class indices of a segmentation mask: the numbers that its file stores."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from beitcli.data.decoding import netpbm, png, tiff
+from beitcli.data.decoding.tiff import WHITE_IS_ZERO
+from beitcli.errors import BadImage
+
+
+def refuse_as_mask(image: Image.Image, data: bytes) -> None:
+    """Raises BadImage for an opened mask whose numbers are not class indices, or not surely so."""
+    lossy = {"JPEG": "JPEG", "MPO": "JPEG", "AVIF": "lossy AVIF"}.get(image.format or "")
+    if image.format == "TIFF":
+        lossy = tiff.lossy_compression(image)
+    if image.format == "JPEG2000" and _is_irreversible(data):
+        lossy = "JPEG 2000"
+    if lossy:
+        raise BadImage(f"a {lossy} as mask: its compression changes class indices", "Store masks as PNG.")
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise BadImage(f"a mask in mode {image.mode}, not class indices in gray or palette", "Store masks as PNG.")
+    if image.mode == "1" and (image.format == "PPM" or image.info.get(WHITE_IS_ZERO)):
+        what = "PBM" if image.format == "PPM" else "TIFF whose white is zero"
+        raise BadImage(
+            f"a one-bit {what} as mask: its 1 is black, which some programs read as 0", "Store masks as PNG."
+        )
+
+
+def _is_irreversible(data: bytes) -> bool:
+    """Tells whether a JPEG 2000 file has the wavelet that rounds: byte 13 of its COD segment is 0."""
+    segment = data.find(b"\xff\x52")
+    return segment >= 0 and data[segment + 13 : segment + 14] == b"\0"
+
+
+def stored_indices(image: Image.Image, data: bytes) -> np.ndarray:
+    """Returns (H, W) integers as the file stores them: gray values or palette indices; loads the image."""
+    if image.format == "PPM":
+        return netpbm.stored_gray(image, data)
+    image.load()
+    if image.format == "TIFF":
+        return tiff.stored_gray(image, *tiff.sample_type(image))
+    values = np.asarray(image)
+    return values // png.gray_step(data) if image.format == "PNG" else values

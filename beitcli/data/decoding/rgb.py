@@ -1,0 +1,45 @@
+"""Converts a decoded image of any mode to 8-bit RGB."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from beitcli.data.decoding import png, tiff
+from beitcli.data.decoding.gray import gray_to_uint8
+from beitcli.data.decoding.tiff import WHITE_IS_ZERO
+
+
+def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    """Converts a loaded image to 8-bit RGB over white; `data` is its file."""
+    if image.format == "TIFF":
+        image = _tiff_as_black_is_zero(image)
+    transparent = png.transparent_pixels(image, data) if image.format == "PNG" else None
+    if transparent is not None:
+        image.info.pop("transparency")
+        rgb = np.array(to_rgb(image, data))
+        rgb[transparent] = 255
+        return Image.fromarray(rgb)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(gray_to_uint8(np.asarray(image))).convert("RGB")
+    if image.mode == "La":  # gray times alpha, and alpha
+        gray, alpha = np.moveaxis(np.asarray(image).astype(int), 2, 0)
+        return Image.fromarray(np.minimum(gray + 255 - alpha, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _tiff_as_black_is_zero(image: Image.Image) -> Image.Image:
+    """Converts what is gray in a loaded TIFF to 8 bits in which black is zero; other images stay."""
+    bits, kind = tiff.sample_type(image)
+    is_white_zero = image.info.get(WHITE_IS_ZERO)
+    if image.mode in ("I", "F") or image.mode.startswith("I;") or (image.mode == "L" and kind == 2):
+        values = tiff.stored_gray(image, bits, kind)
+        image = Image.fromarray(gray_to_uint8(values, {8: 255, 12: 4095}.get(bits, 65535)))
+    if not is_white_zero:
+        return image
+    gray, *alpha = (image.convert("L") if image.mode == "1" else image).split()
+    return Image.merge("LA", (ImageChops.invert(gray), *alpha)) if alpha else ImageChops.invert(gray)

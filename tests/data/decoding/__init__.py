@@ -1,0 +1,1 @@
+"""Tests of what Pillow alone gets wrong."""
