@@ -91,11 +91,12 @@ def describe_plan(plan: Plan, config: Training, curve: str = "cosine") -> dict[s
     Args:
         curve: Shape of the learning rate schedule after the warm-up.
     """
+    warm_up = f"{counted(plan.warmup_steps, 'step')} of warm-up"
     return {
         "images": f"{plan.images:,}",
         "steps": f"{plan.steps:,} of {plan.batch_size} images ({plan.epoch(plan.steps):.4g} epochs)",
         "micro-batch": micro_batch_row(plan),
-        "learning rate": f"{config.lr:g}, {counted(plan.warmup_steps, 'step')} of warm-up, {curve} to {config.min_lr:g}",
+        "learning rate": f"{config.lr:g}, {warm_up}, {curve} to {config.min_lr:g}",
         "weight decay": f"{config.weight_decay:g}",
         "clip": f"{plan.clip:g}" if plan.clip is not None else "none",
         "checkpoint": f"every {counted(plan.save_every, 'step')}, {plan.keep} kept",
