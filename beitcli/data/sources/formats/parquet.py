@@ -110,10 +110,10 @@ class ParquetSource(Source):
     def fingerprint(self) -> str:
         """Returns the SHA-256 of rows, row groups (which determine the training order) and file versions."""
         groups = ",".join(map(str, self._blocks.lengths))
-        known = self if self._prints_labels else copy.copy(self)
-        if known is not self:  # runs on this data have a fingerprint without labels
-            known.classes = None
-        known = " ".join([Source.fingerprint(known), groups, *self._versions])
+        printed = copy.copy(self)
+        if not self._prints_labels:  # runs on this data have a fingerprint without labels
+            printed.classes = None
+        known = " ".join([Source.fingerprint(printed), groups, *self._versions])
         return hashlib.sha256(known.encode()).hexdigest()
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -177,9 +177,10 @@ class ParquetSource(Source):
         stored = self._files[number]
         opened = stored.open_group(inner, name) if isinstance(stored, StreamedParquet) else stored
         try:
+            size = _size_of(stored)
             # No threads and no pre-buffering: workers are forked, and arrow's threads do not survive a fork.
             with pq.ParquetFile(opened, pre_buffer=False) as file:
-                parts = list(column_batches(file, inner, name))
+                parts = list(column_batches(file, inner, name, size))
             column = pa.chunked_array([_bytes_of(part) for part in parts] if as_bytes else parts)
         except TooLargeUnpacked as error:
             self._refused[group] = f"its row group is too large: {error}; write smaller row groups"
@@ -225,17 +226,16 @@ class _Content:
         import pyarrow.parquet as pq
 
         try:
-            size = (stored.remote.size or 0) if isinstance(stored, StreamedParquet) else os.path.getsize(stored)
+            size = _size_of(stored)
             with pq.ParquetFile(stored.open() if isinstance(stored, StreamedParquet) else stored) as file:
                 schema, metadata = file.schema_arrow, file.metadata
                 self.image, self.labels = image_column(path, schema), LabelColumn(path, schema)
-                used = [self.image.encoded, self.image.path, *([LABEL] if self.labels.is_read else [])]
-                require_plausible(metadata, [name for name in used if name], size)
+                require_plausible(metadata, size)
                 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
                 self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)
                 self.sizes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
                 for number in range(len(groups) if self.labels.is_read else 0):
-                    for values in column_batches(file, number, LABEL):
+                    for values in column_batches(file, number, LABEL, size):
                         self.labels.add(values)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
             raise DataError(
@@ -274,6 +274,11 @@ def _bytes_of(strings: pa.Array) -> pa.Array:
     if isinstance(strings, pa.DictionaryArray):
         return pa.DictionaryArray.from_arrays(strings.indices, strings.dictionary.cast(pa.large_binary()))
     return strings.cast(pa.large_binary())
+
+
+def _size_of(stored: str | StreamedParquet) -> int:
+    """Returns the bytes of a file."""
+    return (stored.remote.size or 0) if isinstance(stored, StreamedParquet) else os.path.getsize(stored)
 
 
 def _first_line(error: Exception) -> str:

@@ -52,7 +52,7 @@ def test_value_that_every_row_repeats_is_read_in_bounded_memory(tmp_path):
 def test_row_group_that_is_too_large_is_unpacked_once(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "WINDOW_BYTES", 5_000_000)
     source = open_data([write(tmp_path / "x.parquet", REPEATED.slice(0, 40), store_schema=False)])
-    said = "its row group is too large: .* bytes of it unpack to more than 5,000,000; write smaller row groups"
+    said = "its row group is too large: .* bytes unpack to more than 5,000,000; write smaller row groups"
     with pytest.raises(BadImage, match=said):
         source.read(0)
     monkeypatch.setattr(reading, "WINDOW_BYTES", 1_000_000_000)
@@ -80,13 +80,11 @@ def test_footer_that_unpacks_to_too_much_is_refused_with_the_file(tmp_path, monk
     monkeypatch.setattr(reading, "WINDOW_BYTES", 5_000_000)
     images = pa.array([bytes([number]) + bytes(1_000_000) for number in range(40)], pa.binary())
     path = write(tmp_path / "x.parquet", images, use_dictionary=False)
-    with pytest.raises(
-        DataError, match=r"x\.parquet' cannot be read .* unpack to 40,0.* in column image of row group 0"
-    ):
+    with pytest.raises(DataError, match=r"x\.parquet' cannot be read .* unpack to 40,0"):
         open_data([path])
-    path = write(tmp_path / "y.parquet", pa.array([[0] * 2_000_000], pa.list_(pa.uint8())))
-    with pytest.raises(DataError, match=r"y\.parquet' cannot be read .* unpack to 16,000,000"):
-        open_data([path])
+    source = open_data([write(tmp_path / "y.parquet", pa.array([[0] * 9_000_000], pa.list_(pa.uint8())))])
+    with pytest.raises(BadImage, match="bytes unpack to more than 5,000,000"):
+        source.read(0)
 
 
 def test_images_that_do_not_compress_are_read_whatever_their_size(tmp_path, monkeypatch):
@@ -123,15 +121,6 @@ def test_footer_of_a_billion_rows_is_refused_before_anything_is_made_of_them(tmp
     footer = content[-8 - length : -8].replace(varint(77), varint(10**9))
     path.write_bytes(content[: -8 - length] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     with pytest.raises(DataError, match=r"x\.parquet' .* claims 1,000,000,000 rows in [0-9]+ bytes"):
-        open_data([str(path)])
-
-
-def test_column_that_lies_beyond_the_file_is_refused(tmp_path):
-    path = tmp_path / "x.parquet"
-    parquet.write_table(pa.table({"image": [np.random.default_rng(0).bytes(5000)]}), path, compression="none")
-    content = path.read_bytes()
-    path.write_bytes(content[:4] + content[4000:])  # the footer is whole, the data are not
-    with pytest.raises(DataError, match=r"its footer places column image of row group 0 at .*, the file has"):
         open_data([str(path)])
 
 
