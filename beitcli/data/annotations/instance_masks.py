@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from beitcli.data.annotations.coco_ids import whole_number
 from beitcli.data.decode import MAX_PIXELS
 from beitcli.errors import BadImage
 
@@ -145,6 +146,8 @@ def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarra
     if segmentation.get("size") != list(size):
         raise BadImage(f"its segmentation is of another size than the image of {size[1]} x {size[0]} pixels")
     lengths = _uncompressed(counts) if isinstance(counts, str) else counts
+    if isinstance(lengths, list) and any(isinstance(length, float) for length in lengths):
+        lengths = [whole_number(length) for length in lengths]
     most = size[0] * size[1]
     if not isinstance(lengths, list) or not all(type(length) is int and 0 <= length <= most for length in lengths):
         raise BadImage("its segmentation holds no runs of pixels")

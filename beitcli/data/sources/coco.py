@@ -4,7 +4,7 @@
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd"}]}
 
 An error in one image marks that image as bad, with the reason; an error of the whole file is a DataError. Instance
-masks (`segmentation`: polygons or RLE) are read only if requested.
+masks (`segmentation`: polygons or RLE) are read only if requested. Whole numbers may be written as floats (1.0).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from beitcli.data.annotations.boxes import BoxLabels
+from beitcli.data.annotations.coco_ids import id_order, identity_of, whole_number, without_root
 from beitcli.data.annotations.instance_masks import outline_of
 from beitcli.data.decode import MAX_PIXELS
 from beitcli.data.sources.files import read_file
@@ -39,6 +40,7 @@ class CocoFile:
         names: File names of the images, in the file's order.
         boxes: Boxes of each image.
         bad: Image number -> reason why it cannot be used.
+        remarks: What the user should know of it.
     """
 
     path: str
@@ -46,6 +48,7 @@ class CocoFile:
     names: tuple[str, ...]
     boxes: tuple[BoxLabels, ...]
     bad: dict[int, str]
+    remarks: tuple[str, ...] = ()
 
 
 def read_coco(path: str, outlines: bool = False) -> CocoFile:
@@ -58,7 +61,8 @@ def read_coco(path: str, outlines: bool = False) -> CocoFile:
         DataError: It cannot be read, is not in COCO's format, or is inconsistent.
     """
     document = _parsed(path)
-    classes, label_of = _categories(document["categories"], path)
+    categories, remarks = without_root(document["categories"], document["annotations"], path)
+    classes, label_of = _categories(categories, path)
     images = [_image(entry, number, path) for number, entry in enumerate(document["images"])]
     if not images:
         raise DataError(f"'{path}' lists no images.", _FORMAT)
@@ -86,7 +90,7 @@ def read_coco(path: str, outlines: bool = False) -> CocoFile:
             "List those images, or take the annotations out.",
         )
     boxes = tuple(_joined(objects, size, outlines) for objects, (_, _, size, _) in zip(of_image, images, strict=True))
-    return CocoFile(path, classes, tuple(name for _, name, *_ in images), boxes, bad)
+    return CocoFile(path, classes, tuple(name for _, name, *_ in images), boxes, bad, remarks)
 
 
 def _parsed(path: str) -> dict[str, list[Any]]:
@@ -102,13 +106,13 @@ def _parsed(path: str) -> dict[str, list[Any]]:
     return document
 
 
-def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[int, int]]:
+def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[int | str, int]]:
     """Returns the names by ascending id, and the label of each id."""
-    named: dict[int, str] = {}
+    named: dict[int | str, str] = {}
     names: set[str] = set()
     for entry in entries:
-        identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(identity, int) or isinstance(identity, bool) or not isinstance(name, str) or not name:
+        identity, name = (identity_of(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if identity is None or not isinstance(name, str) or not name:
             raise DataError(f"'{path}' has the category {_shown(entry)}.", "Give every category an id and a name.")
         if identity in named or name in names:
             raise DataError(f"'{path}' has the category {_shown(entry)} twice.", "Give each its own id and name.")
@@ -116,24 +120,27 @@ def _categories(entries: list[Any], path: str) -> tuple[tuple[str, ...], dict[in
         names.add(name)
     if not named:
         raise DataError(f"'{path}' has no categories.", _FORMAT)
-    ordered = sorted(named)
+    ordered = sorted(named, key=id_order)
     return tuple(named[identity] for identity in ordered), {each: label for label, each in enumerate(ordered)}
 
 
 def _image(entry: Any, number: int, path: str) -> tuple[Any, str, tuple[int, int], str]:
     """Returns id, file name, (H, W), and why the image cannot be used ("" if it can)."""
-    identity = entry.get("id") if isinstance(entry, dict) else None
+    identity = identity_of(entry.get("id")) if isinstance(entry, dict) else None
     name = entry.get("file_name") if isinstance(entry, dict) else None
-    if isinstance(identity, bool) or not isinstance(identity, int | str) or not isinstance(name, str) or not name:
+    if identity is None or not isinstance(name, str) or not name:
         raise DataError(
             f"Image {number + 1} of '{path}' is {_shown(entry)}.", "Give every image an id and a file_name."
         )
-    height, width = entry.get("height"), entry.get("width")
-    if not all(_is_integer(side) and 0 < side <= _MOST_SIDE for side in (height, width)):
-        return identity, name, (0, 0), f"its annotations say {_shown(width)} x {_shown(height)} pixels"
+    height, width = whole_number(entry.get("height")), whole_number(entry.get("width"))
+    if height is None or width is None or not all(0 < side <= _MOST_SIDE for side in (height, width)):
+        said = " x ".join(_shown(entry.get(side)) for side in ("width", "height"))
+        return identity, name, (0, 0), f"its annotations say {said} pixels"
     if height * width > MAX_PIXELS:
         allowed = f"{MAX_PIXELS // 100_000 / 10} megapixels allowed"
         return identity, name, (0, 0), f"its annotations say {width} x {height} pixels, more than the {allowed}"
+    if "://" in name:
+        return identity, name.replace("\0", "?"), (height, width), "its file_name is an address, and none is fetched"
     if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         return identity, name.replace("\0", "?"), (height, width), "its file_name leads out of the folder of images"
     return identity, name, (height, width), ""
@@ -142,16 +149,17 @@ def _image(entry: Any, number: int, path: str) -> tuple[Any, str, tuple[int, int
 def _number_of(annotation: Any, number_of: dict[Any, int], path: str) -> int | None:
     if not isinstance(annotation, dict):
         raise DataError(f"'{path}' has the annotation {_shown(annotation)}.", _FORMAT)
-    identity = annotation.get("image_id")
-    return number_of.get(identity) if isinstance(identity, int | str) else None
+    identity = identity_of(annotation.get("image_id"))
+    return None if identity is None else number_of.get(identity)
 
 
 def _object(
-    annotation: Mapping[str, Any], label_of: dict[int, int], size: tuple[int, int], outlines: bool
+    annotation: Mapping[str, Any], label_of: dict[int | str, int], size: tuple[int, int], outlines: bool
 ) -> tuple[Any, ...]:
     """Returns x0, y0, x1, y1, label, crowd, area, and the instance mask or None. Raises BadImage."""
     category, crowd, box = (annotation.get(key) for key in ("category_id", "iscrowd", "bbox"))
-    if not _is_integer(category) or category not in label_of:
+    label = label_of.get(identity) if (identity := identity_of(category)) is not None else None
+    if label is None:
         raise BadImage(f"category {_shown(category)} is none of the file's {len(label_of)}")
     if crowd not in (None, 0, 1):
         raise BadImage(f"iscrowd is {_shown(crowd)}, not 0 or 1")
@@ -170,7 +178,7 @@ def _object(
     known = _is_number(area) and area > 0
     outline = outline_of(annotation.get("segmentation"), size, _ROUNDING) if outlines else None
     size_of_it = float(area) if known else width * height
-    return left, upper, right, lower, label_of[category], bool(crowd), size_of_it, outline
+    return left, upper, right, lower, label, bool(crowd), size_of_it, outline
 
 
 def _joined(objects: list[tuple[Any, ...]], size: tuple[int, int], outlines: bool) -> BoxLabels:
@@ -183,10 +191,6 @@ def _joined(objects: list[tuple[Any, ...]], size: tuple[int, int], outlines: boo
         size=size,
         outlines=tuple(each[7] for each in objects) if outlines else None,
     )
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,8 @@
 |---|---|---|
 | COCO | ROOT/train2017, ROOT/val2017, or train, val | ROOT/annotations/instances_train2017.json and so on |
 | a folder | ROOT/images, or ROOT itself | ROOT/annotations.json, or the only file in ROOT/annotations |
+| Roboflow | ROOT/train, ROOT/valid, ROOT/test | _annotations.coco.json beside the images |
+| FiftyOne, Label Studio | ROOT/data, ROOT/images | ROOT/labels.json, ROOT/result.json |
 | the same in splits | ROOT/train, ROOT/val, each as above | |
 """
 
@@ -33,6 +35,13 @@ from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError
 
 _LAYOUT = "Give annotations/instances_train.json beside train/, annotations.json beside images/, or `sample`."
+# Annotations of a folder without splits, and its folder of images (ROOT itself if there is none).
+_NAMES = {
+    "annotations.json": "images",
+    "_annotations.coco.json": "images",
+    "labels.json": "data",
+    "result.json": "images",
+}
 Files = tuple[str, str]  # the annotations, the folder of images
 
 
@@ -179,7 +188,12 @@ def _of_folder(root: str, outlines: bool, request: Request) -> DetectionSource:
     if request.on_progress is not None:
         request.on_progress("annotations", 0, 0, "file")
     found = read_coco(annotations, outlines)
-    paths = [os.path.join(folder, each) for each in found.names]
+    for remark in found.remarks:
+        request.say(remark)
+    paths = [
+        os.path.join(folder, each) if place in found.bad else _place(folder, each)
+        for place, each in enumerate(found.names)
+    ]
     bad = dict(found.bad)
     bad |= {place: "no such file" for place, path in enumerate(paths) if place not in bad and not os.path.exists(path)}
     good = np.array([place for place in range(len(paths)) if place not in bad], np.int64)
@@ -219,13 +233,25 @@ def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
     return splits[chosen], frozenset(splits)
 
 
+def _place(folder: str, name: str) -> str:
+    """Returns the path of an image: below its folder, also if the name repeats that folder, or has `\\` for `/`."""
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+        first, _, rest = written.partition("/")
+        for each in (written, rest) if first == os.path.basename(folder) and rest else (written,):
+            path = os.path.join(folder, each)
+            if os.path.exists(path):
+                return path
+    return os.path.join(folder, name)
+
+
 def _whole(root: str) -> Files | None:
-    """Returns the files of a folder without splits: annotations.json, or the only file in annotations/; else None."""
-    named = [name for name in sibling_names(root) if name.lower() == "annotations.json"]
-    annotations, images = os.path.join(root, *named[:1]), os.path.join(root, "images")
-    if os.path.isfile(annotations):
-        return annotations, images if os.path.isdir(images) else root
-    files = _annotation_files(root)
+    """Returns the files of a folder without splits: one of _NAMES, or the only file in annotations/; else None."""
+    spelled = {name.lower(): name for name in reversed(sibling_names(root)) if name.lower() in _NAMES}
+    for name, folder in _NAMES.items():
+        annotations, below = os.path.join(root, spelled.get(name, name)), os.path.join(root, folder)
+        if os.path.isfile(annotations):
+            return annotations, below if os.path.isdir(below) else root
+    images, files = os.path.join(root, "images"), _annotation_files(root)
     if len(files) == 1 and split_of(files[0]) is None and os.path.isdir(images):
         return os.path.join(root, "annotations", files[0]), images
     return None

@@ -50,6 +50,7 @@ def _open(reference: str, request: Request) -> ParquetSource:
         names=[f"hf://{repo}/{name}" for name in chosen],
         versions=[listing.marks.get(name, listing.commit) for name in chosen],
         labelled=request.labelled,
+        is_local=False,
         on_progress=request.on_progress,
     )
     source.splits = splits

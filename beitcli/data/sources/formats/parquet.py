@@ -1,32 +1,40 @@
 """Format of parquet files with an image column, as the `datasets` library writes them.
 
-An image is struct<bytes, path> or binary. Its class is the column `label`: strings, or integers with class names in the
-file's `huggingface` metadata. A row group is the smallest unit that can be read, so training shuffles within a window
-of several row groups (`Blocks`), and each process keeps that many in memory.
+An image is struct<bytes, path>, binary, or the path of a file (`_parquet_columns.py`). Its class is the column `label`
+(`_parquet_labels.py`). A row group is the smallest unit that can be read, so training shuffles within a window of
+several row groups (`Blocks`), and each process keeps that many in memory.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from beitcli.data.sources.base import Blocks, OnProgress, Source
-from beitcli.data.sources.files import Labeller, number_classes, require_whole_labels
+from beitcli.data.sources.files import number_classes, require_whole_labels
 from beitcli.data.sources.format import Format, Request
+from beitcli.data.sources.formats._parquet_columns import HINT, encoded_file, image_column, linked_file
+from beitcli.data.sources.formats._parquet_labels import LabelColumn
+from beitcli.data.sources.formats._parquet_reading import (
+    WINDOW_BYTES,
+    TooLargeUnpacked,
+    column_batches,
+    require_plausible,
+)
 from beitcli.data.sources.remote.parquet_stream import LABEL, StreamedParquet
 from beitcli.errors import BadImage, DataError, UsageError
-from beitcli.runtime.storage.safe_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_WINDOW_BYTES = 256_000_000  # of row groups in memory, per process
 _MOST_TOGETHER = 64
-_HINT = "It needs a column of images: struct<bytes, path>, as the datasets library writes them, or binary."
 
 
 class ParquetSource(Source):
@@ -40,6 +48,7 @@ class ParquetSource(Source):
         names: Sequence[str] | None = None,
         versions: Sequence[str] = (),
         labelled: bool = False,
+        is_local: bool = True,
         on_progress: OnProgress | None = None,
     ) -> None:
         """
@@ -49,6 +58,7 @@ class ParquetSource(Source):
             names: Names of the files for the user; the paths if None.
             versions: Hashes of the files, if known; part of the fingerprint.
             labelled: Whether labels are required: rows without one are then an error.
+            is_local: Whether rows may name files of this machine.
             on_progress: Receives the number of opened files.
 
         Raises:
@@ -58,7 +68,9 @@ class ParquetSource(Source):
         self._files, self._file_names = list(files), list(names or map(str, files))
         self.name, self._versions = name or self._file_names[0], list(versions)
         require_pyarrow(self.name)
-        self._held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._is_local = is_local
+        self._held: OrderedDict[int, _Group] = OrderedDict()
+        self._refused: dict[int, str] = {}  # row groups that are too large, and why
         contents = []
         for number, file in enumerate(self._files):
             contents.append(_Content(file, self._file_names[number]))
@@ -72,13 +84,16 @@ class ParquetSource(Source):
         rows = np.concatenate([content.rows for content in contents])
         self._starts = np.concatenate([[0], np.cumsum(rows)])
         if not len(self):
-            raise DataError(f"'{self.name}' has no rows.", hint=_HINT)
+            raise DataError(f"'{self.name}' has no rows.", hint=HINT)
         largest = max(int(content.sizes.max(initial=1)) for content in contents)
-        together = int(np.clip(_WINDOW_BYTES // max(1, largest), 2, _MOST_TOGETHER))
+        together = int(np.clip(WINDOW_BYTES // max(1, largest), 2, _MOST_TOGETHER))
         are_remote = any(isinstance(file, StreamedParquet) for file in self._files)
         self._blocks = Blocks(rows[rows > 0], together, are_remote)
         self.classes, self._labels = _labels(contents)
+        self._prints_labels = labelled or all(content.labels.was_always_read for content in contents)
         if labelled and self.classes is None:
+            for content in contents:
+                content.labels.require_classes(int(content.rows.sum()))
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
     def __len__(self) -> int:
@@ -95,7 +110,10 @@ class ParquetSource(Source):
     def fingerprint(self) -> str:
         """Returns the SHA-256 of rows, row groups (which determine the training order) and file versions."""
         groups = ",".join(map(str, self._blocks.lengths))
-        known = " ".join([super().fingerprint(), groups, *self._versions])
+        printed = copy.copy(self)
+        if not self._prints_labels:  # runs on this data have a fingerprint without labels
+            printed.classes = None
+        known = " ".join([Source.fingerprint(printed), groups, *self._versions])
         return hashlib.sha256(known.encode()).hexdigest()
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -105,16 +123,19 @@ class ParquetSource(Source):
             number = int(self._file_of[group])
             file = self._files[number]
             if isinstance(file, StreamedParquet) and group not in self._held:
-                file.prefetch(int(self._group_in_file[group]), self._columns[number])
+                file.prefetch(int(self._group_in_file[group]), self._columns[number].encoded)
 
     def read(self, index: int) -> bytes:
         group, row = self._locate(index)
-        image = self._group(group)[row]
-        if image.is_valid and hasattr(image, "keys"):
-            image = image["bytes"]
-        if not image.is_valid:
+        held = self._group(group)
+        image = None if held.images is None else encoded_file(held.images[row])
+        if image is not None:
+            return image
+        path = None if held.paths is None else held.paths[row].as_py()
+        if not path:
             raise BadImage("no image in its row")
-        return bytes(image.as_py())
+        folder = os.path.dirname(self._file_names[self._file_of[group]]) if self._is_local else None
+        return linked_file(os.fsdecode(path), folder)
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
@@ -125,32 +146,47 @@ class ParquetSource(Source):
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         return group, int(index - self._starts[group])
 
-    def _group(self, group: int) -> pa.ChunkedArray:
+    def _group(self, group: int) -> _Group:
         """Returns the images of a row group; recently used groups stay in memory. Raises BadImage."""
-        column = self._held.get(group)
-        if column is None:
-            column = self._read_group(group)
-            while len(self._held) >= self._blocks.together:
-                self._held.popitem(last=False)
-            self._held[group] = column
-        else:
+        held = self._held.get(group)
+        if held is not None:
             self._held.move_to_end(group)
-        return column
+            return held
+        if group in self._refused:
+            raise BadImage(self._refused[group])
+        held = self._read_group(group)
+        while len(self._held) >= self._blocks.together or (
+            len(self._held) > 1 and held.size + sum(each.size for each in self._held.values()) > WINDOW_BYTES
+        ):
+            self._held.popitem(last=False)
+        self._held[group] = held
+        return held
 
-    def _read_group(self, group: int) -> pa.ChunkedArray:
+    def _read_group(self, group: int) -> _Group:
+        column = self._columns[int(self._file_of[group])]
+        images = self._read_column(group, column.encoded) if column.encoded else None
+        needs_paths = column.path and (images is None or images.null_count)
+        paths = self._read_column(group, column.path, as_bytes=True) if needs_paths else None
+        return _Group(images, paths, sum(each.nbytes for each in (images, paths) if each is not None))
+
+    def _read_column(self, group: int, name: str, as_bytes: bool = False) -> pa.ChunkedArray:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         number, inner = int(self._file_of[group]), int(self._group_in_file[group])
-        column_name, stored = self._columns[number], self._files[number]
-        opened = stored.open_group(inner, column_name) if isinstance(stored, StreamedParquet) else stored
+        stored = self._files[number]
+        opened = stored.open_group(inner, name) if isinstance(stored, StreamedParquet) else stored
         try:
+            size = _size_of(stored)
             # No threads and no pre-buffering: workers are forked, and arrow's threads do not survive a fork.
             with pq.ParquetFile(opened, pre_buffer=False) as file:
-                table = file.read_row_group(inner, columns=[column_name], use_threads=False)
+                parts = list(column_batches(file, inner, name, size))
+            column = pa.chunked_array([_bytes_of(part) for part in parts] if as_bytes else parts)
+        except TooLargeUnpacked as error:
+            self._refused[group] = f"its row group is too large: {error}; write smaller row groups"
+            raise BadImage(self._refused[group]) from None
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
             raise BadImage(f"its row group cannot be read: {_first_line(error)}") from None
-        column = table.column(0)
         if len(column) != self._starts[group + 1] - self._starts[group]:
             raise BadImage("its file has changed")
         return column
@@ -159,64 +195,66 @@ class ParquetSource(Source):
         return {**self.__dict__, "_held": OrderedDict()}
 
 
+@dataclass(frozen=True)
+class _Group:
+    """A row group in memory.
+
+    Attributes:
+        images: Encoded files; None if there are only paths.
+        paths: Paths as bytes; None if every image is embedded.
+        size: Bytes in memory.
+    """
+
+    images: pa.ChunkedArray | None
+    paths: pa.ChunkedArray | None
+    size: int
+
+
 class _Content:
     """Contents of one file, from its footer and its labels.
 
     Attributes:
-        image: Dotted name of the column with the image bytes.
+        image: The column of images.
         rows: (groups,) int64, rows per row group.
         sizes: (groups,) int64, uncompressed bytes per row group.
-        class_names: Class names; in label order if `is_ordered`.
-        codes: (n,) int32 indices into `class_names`, -1 for rows without a label.
-        is_ordered: Whether the file declares the names of its integer labels, whether or not each occurs.
+        labels: The column of labels.
+        codes: (n,) int32 indices into the names of `labels`, -1 for rows without a label.
     """
 
     def __init__(self, stored: str | StreamedParquet, path: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        opened = stored.open() if isinstance(stored, StreamedParquet) else stored
         try:
-            with pq.ParquetFile(opened) as file:
+            size = _size_of(stored)
+            with pq.ParquetFile(stored.open() if isinstance(stored, StreamedParquet) else stored) as file:
                 schema, metadata = file.schema_arrow, file.metadata
+                self.image, self.labels = image_column(path, schema), LabelColumn(path, schema)
+                require_plausible(metadata, size)
                 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
                 self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)
                 self.sizes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
-                self.image = _image_column(path, schema)
-                has_labels = LABEL in schema.names and _is_label(schema.field(LABEL).type)
-                labels = file.read(columns=[LABEL], use_threads=False).column(0) if has_labels else None
+                for number in range(len(groups) if self.labels.is_read else 0):
+                    for values in column_batches(file, number, LABEL, size):
+                        self.labels.add(values)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
             raise DataError(
                 f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
             ) from None
-        names = _stated_names(schema)
-        self.is_ordered = False
-        if labels is None:
-            self.class_names, self.codes = [], np.full(int(self.rows.sum()), -1, dtype=np.int32)
-        elif names is not None and pa.types.is_integer(labels.type):
-            codes = labels.cast(pa.int64()).fill_null(-1).to_numpy()
-            self.is_ordered, self.class_names = True, names
-            self.codes = np.where((codes >= 0) & (codes < len(names)), codes, -1).astype(np.int32)
-        else:
-            labeller = Labeller()
-            try:
-                values = labels.to_pylist()
-            except UnicodeDecodeError as error:
-                raise DataError(f"'{path}' has labels that are not UTF-8: {error}.", hint="Write them again.") from None
-            for value in values:
-                labeller.add(None if value is None else str(value))
-            self.class_names, self.codes = labeller.codes()
+        self.codes = self.labels.codes(int(self.rows.sum()))
+        if len(self.codes) != self.rows.sum():
+            raise DataError(f"'{path}' has {len(self.codes):,} labels of {self.rows.sum():,} rows.", "Write it again.")
 
 
 def _labels(contents: Sequence[_Content]) -> tuple[tuple[str, ...] | None, np.ndarray]:
     """Returns classes and labels of all files; declared names keep their order, to match the classes of a model."""
-    first = contents[0].class_names
-    if all(content.is_ordered and content.class_names == first for content in contents):
+    first = contents[0].labels.names
+    if all(content.labels.is_ordered and content.labels.names == first for content in contents):
         labels = np.concatenate([content.codes for content in contents])
         return (tuple(first) if labels.min() >= 0 else None), labels
-    starts = np.cumsum([0, *(len(content.class_names) for content in contents)])
+    starts = np.cumsum([0, *(len(content.labels.names) for content in contents)])
     codes = [np.where(each.codes < 0, -1, each.codes + start) for each, start in zip(contents, starts, strict=False)]
-    return number_classes([name for content in contents for name in content.class_names], np.concatenate(codes))
+    return number_classes([name for content in contents for name in content.labels.names], np.concatenate(codes))
 
 
 def require_pyarrow(reference: str) -> None:
@@ -229,54 +267,18 @@ def require_pyarrow(reference: str) -> None:
         ) from None
 
 
-def _image_column(path: str, schema: pa.Schema) -> str:
-    """Returns the dotted name of the column `image` if it holds images, else of the only column that can."""
-    found = {field.name: where for field in schema if (where := _bytes_of(field)) is not None}
-    if "image" in found:
-        return found["image"]
-    if not found:
-        raise DataError(f"'{path}' has no images; its columns: {', '.join(schema.names) or 'none'}.", hint=_HINT)
-    if len(found) > 1:
-        raise DataError(
-            f"'{path}' has several columns that may be the images: {', '.join(found)}.",
-            hint="Name one of them 'image'.",
-        )
-    return next(iter(found.values()))
-
-
-def _bytes_of(field: pa.Field) -> str | None:
-    """Returns the dotted name of the bytes in a column; None if it has none."""
+def _bytes_of(strings: pa.Array) -> pa.Array:
+    """Converts strings, which need not be UTF-8, to bytes."""
     import pyarrow as pa
 
-    kind = field.type
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        is_image = index >= 0 and _is_binary(kind.field(index).type)
-        return f"{field.name}.bytes" if is_image else None
-    return field.name if _is_binary(kind) else None
+    if isinstance(strings, pa.DictionaryArray):
+        return pa.DictionaryArray.from_arrays(strings.indices, strings.dictionary.cast(pa.large_binary()))
+    return strings.cast(pa.large_binary())
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_label(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _stated_names(schema: pa.Schema) -> list[str] | None:
-    """Returns the class names of a ClassLabel column `label`; None if the metadata has no valid, unique names."""
-    try:
-        names = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    is_usable = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if is_usable and len(set(names)) == len(names) else None
+def _size_of(stored: str | StreamedParquet) -> int:
+    """Returns the bytes of a file."""
+    return (stored.remote.size or 0) if isinstance(stored, StreamedParquet) else os.path.getsize(stored)
 
 
 def _first_line(error: Exception) -> str:

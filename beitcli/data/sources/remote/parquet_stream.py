@@ -30,6 +30,7 @@ Range = tuple[int, int]  # bytes [start, end)
 
 LABEL = "label"
 _TAIL = 65_536  # bytes at the end of a file that are requested first; most footers are shorter
+_MOST_FOOTER = 256_000_000  # bytes; it is held in memory
 _FOOTER_END = 8  # bytes of the footer's length and the magic number
 _CONNECTIONS = 16  # while opening
 _GAP = 32_768  # bytes between two ranges that cost less than another request
@@ -160,6 +161,10 @@ def _footer(remote: Remote) -> tuple[int, bytes]:
     start = max(0, size - _TAIL)
     tail = read_range(remote, start, size)
     length = int.from_bytes(tail[-_FOOTER_END:-4], "little") + _FOOTER_END
+    if tail[-4:] == b"PAR1" and _MOST_FOOTER < length <= size:
+        raise DataError(
+            f"'{remote.label}' claims a footer of {length:,} bytes.", "Write it again with fewer row groups."
+        )
     if tail[-4:] == b"PAR1" and len(tail) < length <= size:
         start, tail = size - length, read_range(remote, size - length, start) + tail
     return start, tail
@@ -177,7 +182,8 @@ def _label_ranges(remote: Remote, footer: tuple[int, bytes]) -> list[Range]:
     except (OSError, ValueError, pa.ArrowException):
         return []  # opening the file reports the error
     ranges: list[Range] = []
-    for start, end in sorted(each for each in found if each is not None and each[0] < footer[0]):
+    inside = [each for each in found if each is not None and 0 <= each[0] <= each[1] <= (remote.size or 0)]
+    for start, end in sorted(each for each in inside if each[0] < footer[0]):
         if ranges and start - ranges[-1][1] <= _GAP:
             ranges[-1] = ranges[-1][0], max(end, ranges[-1][1])
         else:
@@ -186,11 +192,11 @@ def _label_ranges(remote: Remote, footer: tuple[int, bytes]) -> list[Range]:
 
 
 def _chunk(metadata: pq.FileMetaData, group: int, name: str) -> Range | None:
-    """Returns the range of a column of a row group; None if there is no such column."""
+    """Returns the range of a column of a row group, of a list's items too; None if there is no such column."""
     row_group = metadata.row_group(group)
     for number in range(row_group.num_columns):
         column = row_group.column(number)
-        if column.path_in_schema == name:
+        if column.path_in_schema == name or column.path_in_schema.startswith(f"{name}."):
             start = column.data_page_offset
             if column.has_dictionary_page and column.dictionary_page_offset:
                 start = min(start, column.dictionary_page_offset)
