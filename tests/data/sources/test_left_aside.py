@@ -176,7 +176,7 @@ def test_images_win_over_a_smaller_shard_and_that_is_told(tmp_path: Path) -> Non
     (tmp_path / "backup.tar").write_bytes(b"no tar" * 200)
     assert "cannot be read: Shard" in opened(tmp_path)[1][0]
     (tmp_path / "backup.tar").unlink()
-    pq.write_table(pa.table({"file_name": ["cat/0.png"], "caption": ["a cat"]}), tmp_path / "metadata.parquet")
+    pq.write_table(pa.table({"number": [0], "length": [0.5]}), tmp_path / "metadata.parquet")
     source, told = opened(tmp_path)
     assert len(source) == 6
     assert "1 .parquet file beside its images cannot be read" in told[0]

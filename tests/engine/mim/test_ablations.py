@@ -231,7 +231,7 @@ def test_each_row_of_table_4_is_trained(tmp_path, labelled_folder, tokenizer_run
     assert ("accuracy on all patches" in card) == (not config.mask and not pixels)
     model, _ = open_masked_image_model(str(tmp_path / "run"))
     assert model.token_head.out_features == (192 if pixels else 16)
-    assert any("The metrics rest on 1 held-out images" in e.message for e in events if isinstance(e, Warned))
+    assert any("The metrics rest on 1 held-out image" in e.message for e in events if isinstance(e, Warned))
 
 
 def test_pixels_resumed_equal_the_whole_run(tmp_path, labelled_folder):

@@ -34,7 +34,7 @@ def test_hold_out_leaves_no_image_in_both_parts(labelled_folder):
     source = open_data([str(labelled_folder)])
     held = hold_out(source, 5, seed=3)
     assert held.is_apart
-    assert held.name == "1 held-out images"
+    assert held.name == "1 held-out image"
     kept_out = {held.measured.path(index) for index in range(len(held.measured))}
     trained_on = {held.training.path(index) for index in range(len(held.training))}
     assert not kept_out & trained_on

@@ -181,7 +181,7 @@ def test_a_run_logs_saves_and_reports(tmp_path, labelled_folder, tokenizer_run):
     assert any(isinstance(event, Planned) for event in events)
     assert report.loss == lines[-1]["held_out_loss"]
     assert report.masked_accuracy == lines[-1]["held_out_masked_accuracy"]
-    assert (report.step, report.images_seen, report.measured_on) == (4, 32, "1 held-out images")
+    assert (report.step, report.images_seen, report.measured_on) == (4, 32, "1 held-out image")
     trainer = newest_checkpoint(tmp_path / "run").trainer
     assert (trainer["step"], trainer["images_seen"]) == (4, 32)
 
