@@ -79,7 +79,7 @@ class HeldOut:
 
     @property
     def name(self) -> str:
-        return f"{len(self.measured)} {'held-out' if self.is_apart else 'training'} images"
+        return counted(len(self.measured), "held-out image" if self.is_apart else "training image")
 
 
 def hold_out(source: Source, count: int, seed: int, world: DistributedContext = SINGLE_PROCESS) -> HeldOut:
