@@ -126,7 +126,7 @@ class Runner:
             document = {
                 "command": f"beit {cell.command}",
                 "cpu_seconds": round(cpu_seconds, 1),
-                "hardware": hardware(),
+                "hardware": hardware() | {"threads": 1},
                 "figures": named,
             }
             file = self.result_file(cell)

@@ -112,7 +112,7 @@ def test_the_table_of_tokenizers_gives_mean_and_deviation_of_whole_seeds(runner:
         figures = {
             "tokenizer": {},
             "stats": {"codes_used": 1000 + 20 * cell.seed, "perplexity": 800, "psnr": 20.0, "mae": 0.07},
-            "pretrain": {"masked_accuracy": 0.05},
+            "pretrain": {"masked_accuracy": 0.05, "baseline_accuracy": 0.02},
             "linear": {"top1": 0.10 + 0.02 * cell.seed},
         }
         write(runner, cell, **figures[cell.name.rpartition("/")[2]])
@@ -121,7 +121,7 @@ def test_the_table_of_tokenizers_gives_mean_and_deviation_of_whole_seeds(runner:
     assert shown[0] == "`vq`"
     assert shown[1] == "1,010 (14)"  # of 1,000 and 1,020; the third seed is not whole
     assert shown[4:6] == ["0.0700 (0.0000)", "0.1400 (0.0000)"]
-    assert shown[-2:] == ["11.00 (1.41)", "2"]
+    assert shown[-3:] == ["2.5 (0.0)", "11.00 (1.41)", "2"]
 
 
 def test_a_table_is_written_between_its_marks(tmp_path: Path) -> None:
