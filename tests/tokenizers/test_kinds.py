@@ -252,7 +252,7 @@ def test_a_kind_has_settings_of_its_own(beit: Callable, installed: Path, labelle
         assert wrong in ended.err, ended.err
     other = beit("train-tokenizer", labelled_folder, *SMALL, *SHORT, "--steps", 1, "--set", "levels=2", "--dry-run")
     assert other.code == 2
-    assert "no setting of tokenizer kind 'dvae'" in other.err
+    assert "no setting of tokenizer kind 'vq'" in other.err
     assert beit(*line, "--set", "levels=2", "--out", tmp_path / "a").code == 0
     assert beit("inspect", tmp_path / "a").lines[0]["vocab_size"] == 8
     changed = beit("train-tokenizer", "--out", tmp_path / "a", "--resume", "--set", "levels=4")
@@ -343,7 +343,20 @@ def test_checkpoints_that_do_not_name_their_kind_are_discrete_vaes(tokenizer_run
 
 def test_a_run_whose_config_names_no_kind_goes_on(beit: Callable, labelled_folder: Path, tmp_path: Path) -> None:
     """As that of an earlier version, and it ends where one does that never stopped."""
-    line = ("train-tokenizer", labelled_folder, *SMALL, *SHORT, "--width", 8, "--steps", 2, "--save-every", 1)
+    line = (
+        "train-tokenizer",
+        labelled_folder,
+        "--kind",
+        "dvae",
+        *SMALL,
+        *SHORT,
+        "--width",
+        8,
+        "--steps",
+        2,
+        "--save-every",
+        1,
+    )
     assert beit(*line, "--out", tmp_path / "whole").code == 0
     assert beit(*line, "--out", tmp_path / "old").code == 0
     checkpoints = tmp_path / "old" / "checkpoints"
