@@ -86,11 +86,11 @@ class Runner:
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells to run, in order: those without a result, and those whose run another one of them needs."""
         by_name = {cell.name: cell for cell in cells}
-        wanted = {cell.name for cell in cells if self.result(cell) is None}
+        to_run = {cell.name for cell in cells if self.result(cell) is None}
         for cell in reversed(cells):  # what a cell needs stands before it
-            if cell.name in wanted:
-                wanted |= {name for name in cell.needs if by_name[name].makes_run and not self._made(by_name[name])}
-        return [cell for cell in cells if cell.name in wanted]
+            if cell.name in to_run:
+                to_run |= {name for name in cell.needs if by_name[name].makes_run and not self._made(by_name[name])}
+        return [cell for cell in cells if cell.name in to_run]
 
     def _made(self, cell: Cell) -> bool:
         return self.result(cell) is not None and (self.run_of(cell.name) / "checkpoints" / "latest").exists()

@@ -1,7 +1,7 @@
 """Table 8: tokenizers by kind. The same images, steps and batch for each, then the same small BEiT for each.
 
     tokenizer   `train-tokenizer`, 400 steps of 16 images, 4,000 images
-    stats       what it makes of images that it was not trained on
+    stats       its codes and its error on images that it was not trained on
     pretrain    a BEiT of 0.9 million parameters, 150 steps of 64 images
     linear      a linear classifier on that BEiT's frozen features: 3,000 images to learn from, 3,000 to measure on
 

@@ -111,7 +111,7 @@ def test_a_kept_listing_tells_what_it_leaves_aside(tmp_path: Path, monkeypatch: 
     assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 1
     assert opened(root)[1] == first == [f"'{root}': not read are 1 .heic."]
     monkeypatch.setattr("beitcli.data.sources.formats._folder_listing._ABOUT", {"folder": 1})
-    assert len(opened(root)[0]) == 256  # an index of another version is made anew
+    assert len(opened(root)[0]) == 256  # an index of another version is built again
     (root / "y.heic").write_bytes(b"")
     assert opened(root)[1] == [f"'{root}': not read are 2 .heic."]
 
