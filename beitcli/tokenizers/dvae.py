@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import UsageError
-from beitcli.runtime.compute.device import tf32_disabled
+from beitcli.runtime.compute.device import tf32_set
 from beitcli.tokenizers.base import Precision, TokenizerModel, no_decoder
 from beitcli.tokenizers.dvae_loss import gumbel_softmax, map_pixels, unmap_pixels
 from beitcli.tokenizers.mixed_precision import DTYPES, LowPrecisionEncoder
@@ -164,9 +164,13 @@ class DiscreteVAE(TokenizerModel):
 
     Args:
         decoder: False builds only the encoder.
+
+    Attributes:
+        allows_tf32: Whether CUDA computes what is fp32 in the encoder in TF32; only in a low precision.
     """
 
     precisions = ("fp32", "bf16", "fp16")
+    allows_tf32 = False
 
     def __init__(self, architecture: DVAEArchitecture, *, decoder: bool = True) -> None:
         super().__init__()
@@ -194,12 +198,12 @@ class DiscreteVAE(TokenizerModel):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Returns the most likely code of each patch: (B, 3, H, W) in [0, 1] -> (B, h * w) int64 in [0, V)."""
-        with tf32_disabled(images.device):  # tokens must not depend on the precision of the model trained on them
+        with tf32_set(images.device, self.allows_tf32):  # whatever the precision of the model trained on the tokens
             return self.token_logits(images).argmax(dim=1).flatten(1)
 
     @torch.no_grad()
     def code_logits(self, images: Tensor) -> Tensor:
-        with tf32_disabled(images.device):
+        with tf32_set(images.device, self.allows_tf32):
             return self.token_logits(images).flatten(2).mT
 
     @torch.no_grad()
@@ -238,13 +242,15 @@ class DiscreteVAE(TokenizerModel):
         """Returns a frozen copy with another encoder module; the decoder is shared."""
         with torch.device("meta"):
             other = DiscreteVAE(self.architecture, decoder=False)
-        other.encoder, other.decoder = encoder, self.decoder
+        other.encoder, other.decoder, other.allows_tf32 = encoder, self.decoder, self.allows_tf32
         return other.requires_grad_(False).eval()
 
     def in_precision(self, precision: Precision) -> DiscreteVAE:
         if precision == "fp32":
             return self
-        return self.with_encoder(LowPrecisionEncoder(self.encoder, DTYPES[precision]))  # type: ignore[arg-type]
+        low = self.with_encoder(LowPrecisionEncoder(self.encoder, DTYPES[precision]))  # type: ignore[arg-type]
+        low.allows_tf32 = True
+        return low
 
     def compiled(self, size: tuple[int, int]) -> tuple[DiscreteVAE, str]:
         """Compiles the encoder; one graph serves every batch of more than one image.

@@ -121,9 +121,9 @@ class Context:
         return torch.cuda.max_memory_allocated() / 2**30 if self.is_cuda else None
 
 
-def traced_alone(model: Any, *, dynamic: bool | None = None, **others: Any) -> Any:
+def traced_alone(model: Any, *, dynamic: bool | None = None, fullgraph: bool = False, **others: Any) -> Any:
     """torch.compile without code generation: the graph is traced and differentiated, and runs as it is."""
-    return _COMPILE(model, dynamic=dynamic, backend="aot_eager")
+    return _COMPILE(model, dynamic=dynamic, fullgraph=fullgraph, backend="aot_eager")
 
 
 def _plain(value: Any) -> Any:

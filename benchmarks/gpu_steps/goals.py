@@ -102,7 +102,7 @@ def really_compiled(document: Document) -> Measured:
         evidence = value(document, f"{name}/compiled/compile")
         if evidence is None:
             continue
-        fine = not evidence["failure"] and evidence["frames_compiled"] > 0
+        fine = not evidence["failure"] and evidence["graphs"] > 0
         state = "compiled" if fine else evidence["failure"] or "nothing was compiled"
         words.append(f"{name}: {state}, {evidence['graph_breaks']} graph breaks")
         held = held and fine and not evidence["graph_breaks"]

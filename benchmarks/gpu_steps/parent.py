@@ -114,7 +114,7 @@ class Parent:
             if self.signalled or not self.has_time(step):
                 continue
             try:
-                started.append(self.spawn(step))
+                started.append(self.spawn(step, beside=len(group)))
             except OSError as error:
                 self.document["steps"][step.name] = {"status": "failed", "last_lines": [f"not started: {error}"]}
         return started
@@ -124,8 +124,12 @@ class Parent:
         least = 0.0 if step.name in self.arguments.limits else min(step.least, step.limit)
         return self.left() > least
 
-    def spawn(self, step: Step) -> Running:
-        """Starts a step's process, which imports what it needs and then waits for a line on its stdin."""
+    def spawn(self, step: Step, beside: int = 1) -> Running:
+        """Starts a step's process, which imports what it needs and then waits for a line on its stdin.
+
+        Args:
+            beside: Steps that share the cores: each compiler starts a process a core otherwise, 16 times 8 on 16 cores.
+        """
         result = self.scratch / "results" / f"{step.name}.json"
         result.unlink(missing_ok=True)
         given = self.arguments
@@ -134,14 +138,14 @@ class Parent:
         words += ["--small"] if given.small else []
         log = (self.scratch / "logs" / f"{step.name}.log").open("wb")
         process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=ROOT, env=self.environment(), text=True,
+            words, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=ROOT, env=self.environment(beside), text=True,
             start_new_session=True,
         )  # fmt: skip
         running = Running(step, process, log, result)
         self.alive.append(running)
         return running
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, beside: int) -> dict[str, str]:
         """Of the steps: caches of compiled code in the scratch folder, this checkout first on the path, no network."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "BEIT_CACHE_DIR": "beit"}
@@ -149,6 +153,7 @@ class Parent:
             {name: value for name, value in os.environ.items() if not name.startswith("BEIT_")}
             | {name: str(self.scratch / folder) for name, folder in caches.items()}
             | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+            | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, len(os.sched_getaffinity(0)) // beside))}
         )
 
     def let_go(self, ready: list[Running]) -> list[Running]:

@@ -12,6 +12,7 @@ import torch
 from measure import spread
 
 from gpu_steps.context import Context
+from gpu_steps.setups import record_attention_choices
 
 MASKED, CODES = 75, 8192
 # (width, images at once) of BEiT-B and BEiT-L
@@ -23,6 +24,8 @@ _SUSTAINED = {"bf16": (4.0, 1.5), "tf32": (1.0, 0.5), "fp32": (1.0, 0.5)}
 def run(context: Context) -> None:
     squares(context)
     copies(context)
+    if context.is_cuda:
+        record_attention_choices(context)
     products: dict[str, Any] = {}
     for model, (width, images) in ({"bench": (32, 4)} if context.small else MODELS).items():
         with context.attempt(f"products of {model}"):

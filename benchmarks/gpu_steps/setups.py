@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from beitcli.engine.trainer.optimizer_step import optimizer_step
 from beitcli.engine.trainer.plan import Plan
 from beitcli.masking import make_masking
 from beitcli.models.networks.beit import forward_flops
+from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.device import Compute
 from gpu_steps.context import Context
 
@@ -159,8 +161,7 @@ def compile_evidence(task: PretrainTask) -> dict[str, Any]:
     return {
         "failure": getattr(task.forward, "failure", ""),
         "is_compiled": getattr(task.forward, "is_compiled", None),
-        "frames_compiled": counters["frames"].get("ok", 0),
-        "frames_seen": counters["frames"].get("total", 0),
+        "graphs": counters["stats"].get("unique_graphs", 0),
         "graph_breaks": sum(counters["graph_break"].values()),
     }
 
@@ -207,6 +208,30 @@ def attention_choice_undone() -> Iterator[None]:
         cuda.enable_cudnn_sdp(flags["cudnn"])
         cuda.enable_math_sdp(flags["math"])
         config.cache_key_tag = tag
+
+
+def record_attention_choices(context: Context) -> None:
+    """Chooses for each recipe while nothing else runs on the device, for `recorded_attention`."""
+    found = {}
+    for recipe, images in MICRO_BATCH.items():
+        with context.attempt(f"attention of {recipe}"), attention_choice_undone():
+            choice = make_setup(context, recipe, images, compile_model=False).task.attention
+            assert choice is not None
+            found[recipe] = {"kernel": choice.kernel, "fallback": choice.fallback, "measured": choice.describe()}
+            context.record("attention", found)
+
+
+@contextmanager
+def recorded_attention(context: Context, recipe: str) -> Iterator[None]:
+    """Inside, a task takes the kernel that the step `rates` found: beside other work another one may win, and what is
+    compiled with it serves no later step."""
+    found = context.earlier("rates").get("attention", {}).get(recipe)
+    if not found:
+        yield
+        return
+    choice = AttentionChoice(found["kernel"], found["fallback"])
+    with patch("beitcli.runtime.compute.attention_choice.benchmark_all", lambda shape, compute: choice):
+        yield
 
 
 def timed_first_step(context: Context, setup: Setup) -> tuple[float, dict[str, Any]]:

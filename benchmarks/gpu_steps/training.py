@@ -55,10 +55,8 @@ def measured(context: Context, name: str, setup: Setup, flops: dict[str, float])
     results: dict[str, Any] = speed(context, setup)
     if name == "compiled":
         results["compile"] = compile_evidence(setup.task)
-        warmed: dict[str, Any] = {}
-        for step in ("warm-base", "warm-large"):
-            warmed |= context.earlier(step)
-        results["cold_first_step_seconds_in_warm"] = warmed.get(context.step.name, {}).get("cold_first_step_seconds")
+        warmed = context.earlier(f"warm-{context.step.name}").get(context.step.name, {})
+        results["cold_first_step_seconds_in_warm"] = warmed.get("cold_first_step_seconds")
     context.record(name, results)
     rate = context.earlier("rates").get("square", {}).get("bf16", {}).get("tflops", {}).get("median")
     here = measure_matmul_flops(setup.compute) / 1e12

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = (
-    "environment", "rates", "warm-base", "warm-large", "tests", "parity", "nccl", "base", "large", "loader", "dalle",
-    "peers", "base-22k", "checkpoint", "attention", "residual", "sizes",
+    "environment", "rates", "warm-base", "warm-large", "warm-base-22k", "warm-residual", "warm-others", "tests",
+    "parity", "nccl", "base", "large", "base-22k", "checkpoint", "attention", "residual", "loader", "dalle", "peers",
+    "commands", "sizes",
 )  # fmt: skip
 OUTPUTS = ["gpu.json", "gpu.log", "gpu.md", "tests-gpu.xml"]
 

@@ -89,6 +89,15 @@ def test_detection_runs_and_is_measured(tmp_path, beit, head):
     assert beit("eval", run, "sample", "--limit", 16, "--device", "cuda").code == 0
 
 
+def test_segmentation_runs_and_is_measured(tmp_path, beit):
+    run = tmp_path / "run"
+    words = ("--recipe", "tiny-segment", "--limit", 40, "--size", 32, "--device", "cuda")
+    made = beit("finetune", "sample", "--init", "random", *words, "--steps", 4, "--batch-size", 8, "--out", run)
+    assert made.code == 0, made.err
+    assert beit("eval", run, "sample", "--limit", 16, "--multi-scale", "--flip", "--device", "cuda").code == 0
+    assert beit("predict", run, "sample", "--limit", 4, "--device", "cuda", "-o", tmp_path / "masks").code == 0
+
+
 def test_new_tokens_leave_the_device_without_waiting_and_all_are_kept(tmp_path, nothing_waits):
     cache = TokenCache(tmp_path, {"of": "a test"}, 4, 16)
     caching = CachingTokenizer(cache, lambda part: part["token_images"].long(), 8, ignore)

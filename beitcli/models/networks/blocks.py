@@ -19,6 +19,7 @@ from timm.models.beit import Beit, Block
 from torch import nn
 
 from beitcli.models.networks.efficient_attention import EfficientAttention, gather_rows
+from beitcli.models.networks.gelu import GELU
 from beitcli.models.networks.patchify import patch_pixels
 from beitcli.runtime.compute.attention_choice import AttentionChoice, choose_attention_kernel
 from beitcli.runtime.compute.attention_trial import AttentionShape
@@ -37,6 +38,8 @@ class EfficientBlock(Block):
         nn.Module.__init__(self)
         self.__dict__.update(vars(block))
         self.attn = EfficientAttention(block.attn)
+        if type(self.mlp.act) is nn.GELU:
+            self.mlp.act = GELU()
 
     def forward(
         self,

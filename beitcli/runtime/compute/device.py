@@ -63,17 +63,22 @@ def allow_tf32(allowed: bool) -> None:
 
 
 @contextmanager
-def tf32_disabled(device: torch.device) -> Iterator[None]:
-    """Context without TF32, whatever the precision around it; does nothing without CUDA."""
+def tf32_set(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Context with or without TF32, whatever the precision around it; does nothing without CUDA."""
     if device.type != "cuda":
         yield
         return
     before = torch.backends.cuda.matmul.allow_tf32
-    allow_tf32(False)
+    allow_tf32(allowed)
     try:
         yield
     finally:
         allow_tf32(before)
+
+
+def tf32_disabled(device: torch.device) -> AbstractContextManager[None]:
+    """Context without TF32, whatever the precision around it."""
+    return tf32_set(device, False)
 
 
 def choose_compute(device: str, precision: str) -> Compute:

@@ -11,7 +11,7 @@ Kernels: the backends of `F.scaled_dot_product_attention` and, with a bias, Flex
 - math: everything, in fp32 with (B, heads, R, L) matrices.
 - flex: bias and its gradient, by atomic additions (so the order of the sums varies); only if compiled.
 
-`attention_choice.py` selects one of them on CUDA, where none of this has been measured yet.
+`attention_choice.py` selects one of them on CUDA.
 """
 
 from __future__ import annotations
@@ -34,6 +34,22 @@ SDPA = {
 }
 
 _ALIGNMENT = 8
+
+FLEX_OPTIONS: dict[str, Any] = {
+    # The decoding kernel, which torch prefers below 128 queries, is for inference.
+    "FORCE_USE_FLEX_ATTENTION": True,
+    # Each stage holds a block of the fp32 bias: torch's default, 3 stages of 128 x 128, needs 240 KiB of shared memory
+    # where an H100 has 227. These need 24, and were the fastest of six sets on an H200 (docs/performance.md).
+    "fwd_BLOCK_M": 64,
+    "fwd_BLOCK_N": 32,
+    "fwd_num_stages": 2,
+    "bwd_BLOCK_M1": 32,
+    "bwd_BLOCK_N1": 64,
+    "bwd_BLOCK_M2": 64,
+    "bwd_BLOCK_N2": 32,
+    "bwd_num_stages": 2,
+    "bwd_num_warps": 4,
+}
 
 
 def padded_bias(bias: torch.Tensor) -> torch.Tensor:
@@ -67,9 +83,7 @@ def attention(
         return F.scaled_dot_product_attention(query, key, value)
     if use_flex and torch.is_grad_enabled():
         attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-        # The decoding kernel, which torch prefers below 128 queries, is for inference.
-        options = {"FORCE_USE_FLEX_ATTENTION": True}
-        return attend(query, key, value, score_mod=score_mod(bias, queries), kernel_options=options)
+        return attend(query, key, value, score_mod=score_mod(bias, queries), kernel_options=dict(FLEX_OPTIONS))
     mask = attention_mask(bias, queries, query.dtype, key.shape[-2])
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 

@@ -167,6 +167,8 @@ def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> N
             FOLDER_VARIABLE: folder,
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(plan.threads)),
+            # torch.compile would start a process a core in every rank.
+            "TORCHINDUCTOR_COMPILE_THREADS": os.environ.get("TORCHINDUCTOR_COMPILE_THREADS", str(plan.threads)),
             "BEIT_LAUNCHER": str(os.getpid()),
         }
         interface = interface_of(address)
