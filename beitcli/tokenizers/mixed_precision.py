@@ -1,8 +1,9 @@
 """The discrete VAE's encoder in bf16 or fp16, for speed: residual paths in low precision, sensitive parts in fp32.
 
 A block adds 1/64 of its residual path to a sum, of which bf16 keeps only 8 bits. So the parts that form the sum (first
-convolution, skips) and the logits stay fp32, a fifth of the FLOPs; the four convolutions of each path use `dtype`. For
-a trained tokenizer 99.5% of the tokens equal those of fp32; under autocast 90%. Weights are converted only once.
+convolution, skips) and the logits stay fp32, a fifth of the FLOPs, on CUDA with products in TF32: in IEEE fp32 that
+fifth took most of the time (docs/performance.md). The four convolutions of each path use `dtype`. For a trained
+tokenizer on a CPU 99.5% of the tokens equal those of fp32; under autocast 90%. Weights are converted only once.
 
 The largest fp16 number is 65504. The input of a path is unbounded (the sum is fp32), and so are the outputs of its
 convolutions. So the input of each convolution is scaled by a power of two that keeps the largest possible output below:
