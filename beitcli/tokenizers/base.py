@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.compute.device import tf32_set
 
 INVARIANT_BATCH = 8  # images per batch of `encode_batch_invariant`
 
@@ -79,6 +80,31 @@ class TokenizerModel(ABC, nn.Module):
     def compiled(self, size: tuple[int, int]) -> tuple[TokenizerModel, str]:
         """Returns the network compiled for images of `size` (H, W) and "", or itself and the reason of the failure."""
         return self, "its kind has no compiled form"
+
+
+class TokenLogitsModel(TokenizerModel):
+    """A network whose encoder gives logits over the codes: tokens are their argmax. Subclasses define `token_logits`.
+
+    Attributes:
+        allows_tf32: Whether CUDA computes what is fp32 in the encoder in TF32; only in a low precision.
+    """
+
+    allows_tf32 = False
+
+    @abstractmethod
+    def token_logits(self, images: Tensor) -> Tensor:
+        """Maps images (B, 3, H, W) in [0, 1] to logits (B, V, h, w), h = H / downsample."""
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Returns the most likely code of each patch: (B, 3, H, W) in [0, 1] -> (B, h * w) int64 in [0, V)."""
+        with tf32_set(images.device, self.allows_tf32):
+            return self.token_logits(images).argmax(dim=1).flatten(1)
+
+    @torch.no_grad()
+    def code_logits(self, images: Tensor) -> Tensor:
+        with tf32_set(images.device, self.allows_tf32):
+            return self.token_logits(images).flatten(2).mT
 
 
 def no_decoder(model: TokenizerModel) -> StorageError:

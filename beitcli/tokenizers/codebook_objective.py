@@ -5,6 +5,7 @@ The codebook is updated from the global batch, so it depends on neither world si
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -33,9 +34,9 @@ class CodebookModel(TokenizerModel):
 
     quantizer: Any  # a VectorQuantizer; other kinds of the same network have other quantizers
 
+    @abstractmethod
     def vectors(self, images: Tensor) -> Tensor:
         """Output of `preprocess`, (B, 3, H, W), to the vectors that are quantized, (B, h, w, D)."""
-        raise NotImplementedError
 
 
 class CodebookObjective(Objective):

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from beitcli.errors import UsageError
-from beitcli.runtime.compute.device import tf32_disabled
-from beitcli.tokenizers.base import TokenizerModel, no_decoder
+from beitcli.tokenizers.base import TokenLogitsModel, no_decoder
 from beitcli.tokenizers.dvae_loss import gumbel_softmax
 
 MEAN = STD = 0.5
@@ -84,7 +83,7 @@ def stages(
     return nn.Sequential(*layers, nn.Conv2d(width, channels[1], 1))
 
 
-class StridedDVAE(TokenizerModel):
+class StridedDVAE(TokenLogitsModel):
     """Discrete VAE of strided convolutions; images are (B, 3, H, W) in [0, 1] and normalized inside.
 
     Args:
@@ -104,19 +103,7 @@ class StridedDVAE(TokenizerModel):
         return self.decoder is not None
 
     def token_logits(self, images: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) in [0, 1] to logits (B, V, h, w), h = H / downsample."""
         return self.encoder(normalize(images))
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Returns the most likely code of each patch: (B, 3, H, W) in [0, 1] -> (B, h * w) int64 in [0, V)."""
-        with tf32_disabled(images.device):
-            return self.token_logits(images).argmax(dim=1).flatten(1)
-
-    @torch.no_grad()
-    def code_logits(self, images: Tensor) -> Tensor:
-        with tf32_disabled(images.device):
-            return self.token_logits(images).flatten(2).mT
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
