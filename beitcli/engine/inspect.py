@@ -118,16 +118,17 @@ def _architecture(checkpoint: CheckpointHandle) -> dict[str, Any]:
 
 def _own_tokenizer(checkpoint: CheckpointHandle, header: WeightFile) -> TokenizerFacts:
     """Facts of a tokenizer trained by `train-tokenizer`."""
-    from beitcli.tokenizers.open import build_on_meta  # imports torch
+    from beitcli.tokenizers.open import build_on_meta, kind_name  # imports torch
 
     model, size = build_on_meta(checkpoint.settings, header.shapes, checkpoint.reference)
+    weights = _weights(header) | {"parameters": sum(parameter.numel() for parameter in model.parameters())}
     return TokenizerFacts(
         format="beit",
-        architecture=dict(checkpoint.settings["architecture"]),
+        architecture={"name": kind_name(checkpoint.settings), **checkpoint.settings["architecture"]},
         vocab_size=model.vocab_size,
         size=size,
         downsample=model.downsample,
-        **_weights(header),
+        **weights,
     )
 
 

@@ -109,7 +109,7 @@ def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], referenc
     Raises:
         StorageError: The settings are invalid, or the kind is not installed.
     """
-    kind = settings.get("tokenizer_kind", "dvae")  # earlier versions do not store it
+    kind = _kind(settings)
     if kind not in KINDS.names():
         raise StorageError(
             f"Tokenizer '{reference}' is of kind {one_line(repr(kind))}, which is not installed.",
@@ -121,6 +121,16 @@ def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], referenc
             raise ValueError(f"size {size!r}")
         with torch.device("meta"):
             return KINDS.load(kind).build(settings["architecture"], stored), size
+
+
+def kind_name(settings: Mapping[str, Any]) -> str:
+    """Returns what a tokenizer with these settings is called, such as "discrete VAE (dvae)"; its kind is installed."""
+    kind = _kind(settings)
+    return f"{KINDS.load(kind).title} ({kind})"
+
+
+def _kind(settings: Mapping[str, Any]) -> Any:
+    return settings.get("tokenizer_kind", "dvae")  # earlier versions do not store it
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import transformers
 from timm.models.beit import Beit
 
+from beitcli.tokenizers.open import open_tokenizer
 from tests.helpers.foreign_models import (
     PER_BLOCK,
     SHARED,
@@ -134,6 +136,17 @@ def test_a_name_that_is_nearly_right_gets_a_suggestion(beit, tmp_path, monkeypat
     ended = beit("inspect", reference)
     assert ended.code == 2
     assert hint in ended.err
+
+
+def test_a_tokenizer_is_named_by_its_kind_and_only_what_is_trained_counts(beit, tmp_path):
+    words = ("--kind", "vq", "--limit", 32, "--vocab-size", 16, "--size", 16, "--width", 8, "--batch-size", 8)
+    made = beit("train-tokenizer", "sample", *words, "--steps", 1, "--device", "cpu", "--out", tmp_path / "run")
+    assert made.code == 0, made.err
+    found = inspected(beit, tmp_path / "run")
+    assert found["architecture"]["name"] == "vector-quantized autoencoder (vq)"
+    model = open_tokenizer(str(tmp_path / "run"), torch.device("cpu")).model
+    assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert found["parameters"] < sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 def test_dall_e_is_named_from_its_pickles_from_the_cache_and_from_the_hub_layout(beit, tmp_path, monkeypatch):
