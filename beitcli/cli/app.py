@@ -12,6 +12,7 @@ import typer
 from beitcli import __version__
 from beitcli.cli.commands import (
     attn_map,
+    env,
     eval,
     export,
     finetune,
@@ -19,6 +20,8 @@ from beitcli.cli.commands import (
     mask_preview,
     predict,
     pretrain,
+    recipes,
+    runs,
     tokenize,
     train_tokenizer,
 )
@@ -39,6 +42,9 @@ COMMANDS = [
     attn_map.COMMAND,
     inspect.COMMAND,
     export.COMMAND,
+    recipes.COMMAND,
+    runs.COMMAND,
+    env.COMMAND,
 ]
 
 _INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.
@@ -79,7 +85,7 @@ def _build(words: list[str], asked: set[str], own_options: bool) -> typer.Typer:
     @app.callback()
     def beit(
         version: Annotated[
-            bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+            bool, typer.Option("--version", "-V", help="Show the version.", callback=_version, is_eager=True)
         ] = False,
     ) -> None: ...
 
@@ -98,7 +104,7 @@ def _nothing() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code, as listed in `beitcli.errors`."""
     begin_as_process()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _help_as_option(list(sys.argv[1:] if argv is None else argv))
     names = {command.name for command in COMMANDS}
     completing = "_BEIT_COMPLETE" in os.environ  # shell completion passes the words in other variables
     word = next((word for word in arguments if not word.startswith("-")), "")
@@ -125,6 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         console.print_error(_usage_error(error, arguments))
         return 2
+
+
+def _help_as_option(arguments: list[str]) -> list[str]:
+    """`beit help` and `beit help COMMAND` are `beit --help` and `beit COMMAND --help`."""
+    return [*arguments[1:2], "--help"] if arguments[:1] == ["help"] else arguments
 
 
 def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageError:

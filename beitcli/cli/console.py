@@ -135,6 +135,12 @@ class CommandConsole:
             for name, rows in tables.items():
                 self._print(comparison_table(rows, "layer") if name == "layers" else rows_table(name, rows))
 
+    def print_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Prints a table of one kind of thing, a row each, for a terminal."""
+        from beitcli.cli.tables import listing
+
+        self._print(listing(rows))
+
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""
         from rich.console import Console

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.table import Table
 
+_SHORT = 24  # characters of a cell that is never wrapped
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
 _UNRANKED = ("deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
@@ -58,4 +59,20 @@ def rows_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         cells = ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
         table.add_row(*map(Text, cells))
+    return table
+
+
+def listing(rows: Sequence[dict[str, Any]]) -> Table:
+    """Builds a table of one kind of thing, a row each. Only columns with long cells wrap."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
+    shown = [{name: f"{v:,}" if isinstance(v, int) else str(v) for name, v in row.items()} for row in rows]
+    for name, value in rows[0].items():
+        longest = max(len(row[name]) for row in shown)
+        justify: Literal["left", "right"] = "right" if isinstance(value, int) else "left"
+        table.add_column(Text(name), justify=justify, no_wrap=longest <= _SHORT, overflow="fold")
+    for row in shown:
+        table.add_row(*map(Text, row.values()))
     return table

@@ -1,0 +1,33 @@
+"""`beit env`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.options import Command
+from beitcli.config.about import EnvConfig
+
+
+def _run(config: EnvConfig, console: CommandConsole) -> None:
+    from beitcli.engine.environment import describe_environment
+
+    found = describe_environment(config)
+    console.print_metrics(found if console.wants_json else {name: _words(value) for name, value in found.items()})
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items()) or None
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+COMMAND = Command(
+    config=EnvConfig,
+    summary="Tell versions, machine and GPUs, for a bug report.",
+    examples=("beit env", "beit env --json"),
+    face=_run,
+    panel="About",
+)

@@ -1,0 +1,37 @@
+"""`beit recipes`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.options import Command
+from beitcli.config.about import RecipesConfig
+
+
+def _run(config: RecipesConfig, console: CommandConsole) -> None:
+    from beitcli.engine.recipes import list_recipes
+
+    recipes = list_recipes(config)
+    if console.wants_json:
+        console.print_line(json.dumps([asdict(recipe) for recipe in recipes]))
+    elif config.name:
+        for recipe in recipes:
+            console.print_line(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")
+    else:
+        rows = [{"command": each.command, "recipe": each.name, "about": each.about} for each in recipes]
+        console.print_rows(rows)
+
+
+COMMAND = Command(
+    config=RecipesConfig,
+    summary="List the recipes of every command, or show one.",
+    examples=(
+        "beit recipes",
+        "beit recipes base",
+        "beit recipes --json | jq -r '.[] | select(.command == \"finetune\") | .name'",
+    ),
+    face=_run,
+    panel="About",
+)

@@ -1,0 +1,46 @@
+"""`beit runs`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.options import Command
+from beitcli.config.about import RunsConfig
+
+# The figure that says most of a run, the first that it has.
+_KEY = ("top1", "miou", "ap", "masked_accuracy", "psnr", "cosine", "perplexity", "loss")
+
+
+def _run(config: RunsConfig, console: CommandConsole) -> None:
+    from beitcli.engine.runs import Run, age, list_runs
+
+    def figure(run: Run) -> str:
+        name = next((name for name in (config.sort, *_KEY) if name in run.figures), "")
+        return f"{name.replace('_', ' ')} {run.figures[name]:.4g}" if name else ""
+
+    runs = list_runs(config)
+    if console.wants_json:
+        console.print_line(json.dumps([asdict(run) for run in runs]))
+        return
+    rows = []
+    for run in runs:
+        made_by = f"{run.command} {run.recipe or ''}".strip()
+        facts = {"made by": made_by, "state": run.state, "step": run.step, "when": age(run.when)}
+        rows.append({"run": os.path.relpath(run.run, config.folder), **facts, "figure": figure(run)})
+    console.print_rows(rows)
+
+
+COMMAND = Command(
+    config=RunsConfig,
+    summary="List runs with state, step and figures.",
+    examples=(
+        "beit runs",
+        "beit runs /scratch/experiments --sort top1",
+        "beit runs --json | jq -r '.[] | select(.state == \"stopped\") | .run'",
+    ),
+    face=_run,
+    panel="About",
+)

@@ -1,0 +1,91 @@
+"""`beit env`: what a bug report needs to say of a machine and its packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+from importlib import metadata
+from typing import Any
+
+from beitcli import __version__
+from beitcli.config.about import EnvConfig
+
+_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+_VARIABLES = re.compile(r"BEIT_|HF_|CUDA_VISIBLE_DEVICES$|OMP_NUM_THREADS$|NCCL_|TORCH|PYTORCH|XDG_CACHE_HOME$")
+_OPTIONAL = ("pyarrow", "pycocotools", "tensorboard", "transformers", "torchvision", "triton")
+
+
+def describe_environment(config: EnvConfig) -> dict[str, Any]:
+    """Returns facts by name: versions, machine, GPUs, cache, variables. Values of variables that may be secret are not
+    told, and nothing is sent anywhere."""
+    return {
+        "beit": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory(),
+        **_torch(),
+        "packages": _packages(),
+        **_storage(),
+        "variables": {
+            name: "(set)" if _SECRET.search(name) else value
+            for name, value in sorted(os.environ.items())
+            if _VARIABLES.match(name)
+        },
+    }
+
+
+def _memory() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises OSError and others, and is what this report is for
+        return {"torch": f"cannot be imported: {type(error).__name__}: {error}"}
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cuda_available": torch.cuda.is_available(),
+        "mps_available": torch.backends.mps.is_available(),
+    }
+    if torch.cuda.is_available():
+        found |= {
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+            "cudnn": torch.backends.cudnn.version(),
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_available() else None,
+        }
+    return found
+
+
+def _packages() -> dict[str, str]:
+    """Returns the versions of the packages that this one requires, and of optional ones that are there."""
+    required = [
+        re.split(r"[<>=!~ ;\[]", each)[0] for each in metadata.requires("beit-cli") or [] if "extra" not in each
+    ]
+    found = {}
+    for name in (*required, *_OPTIONAL):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            if name in required:
+                found[name] = "missing"
+    return found
+
+
+def _storage() -> dict[str, Any]:
+    from beitcli.runtime.hub.client import cache_folder
+
+    cache = cache_folder()
+    there = next((path for path in (cache, *cache.parents) if path.exists()), None)
+    free = None if there is None else round(shutil.disk_usage(there).free / 2**30, 1)
+    return {"cache": str(cache), "cache_free_gib": free}

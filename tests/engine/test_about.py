@@ -1,0 +1,113 @@
+"""`beit recipes`, `beit runs`, `beit env`, and help by word."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tomllib
+
+import pytest
+
+from beitcli.config.resolve import RECIPES
+from beitcli.runtime.storage.run_dir import RunFolder
+
+
+def test_recipes_lists_every_recipe_with_what_it_is_for(beit):
+    found = beit("recipes", "--json").lines[0]
+    assert {(each["command"], each["name"]) for each in found} == {
+        (path.parent.name, path.stem) for path in RECIPES.glob("*/*.toml")
+    }
+    assert all(len(each["about"]) > 20 and "Expected there" not in each["about"] for each in found)
+    base = next(each for each in found if (each["command"], each["name"]) == ("pretrain", "base"))
+    assert base["about"] == "BEiT-B on ImageNet-1k, as in the paper: arXiv 2106.08254, Table 12 and section 2.5"
+    assert base["settings"] == tomllib.loads((RECIPES / "pretrain" / "base.toml").read_text())
+
+
+def test_recipes_shows_one_of_each_command_that_has_it(beit):
+    assert [each["command"] for each in beit("recipes", "base", "--json").lines[0]] == ["pretrain", "finetune"]
+
+
+def test_an_unknown_recipe_gets_a_suggestion(beit):
+    ended = beit("recipes", "smal")
+    assert ended.code == 2
+    assert "Did you mean 'small'?" in ended.err
+
+
+@pytest.fixture
+def folder_of_runs(tmp_path, pretrained_run, finetuned_run):
+    """A finished pretraining, a finished classifier deeper down, and a pretraining that lost its last checkpoint."""
+    folder = tmp_path / "runs"
+    shutil.copytree(pretrained_run, folder / "a")
+    shutil.copytree(finetuned_run, folder / "deep" / "b")
+    shutil.copytree(pretrained_run, folder / "c")
+    (folder / "c" / "README.md").unlink()
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_runs_tells_state_step_and_figures(beit, folder_of_runs, finetuned_run):
+    found = {each["run"]: each for each in beit("runs", folder_of_runs, "--json").lines[0]}
+    assert found.keys() == {str(folder_of_runs / name) for name in ("a", "deep/b", "c")}
+    a, b, c = (found[str(folder_of_runs / name)] for name in ("a", "deep/b", "c"))
+    assert (a["command"], a["recipe"], a["state"], a["step"]) == ("pretrain", "tiny", "done", 4)
+    assert (b["command"], b["state"]) == ("finetune", "done")
+    assert c["state"] == "stopped"
+    newest = max((finetuned_run / "checkpoints").glob("step-*"))
+    assert b["figures"]["top1"] == json.loads((newest / "trainer.json").read_text())["figures"]["top1"]
+    assert "masked_accuracy" in a["figures"]
+
+
+def test_runs_sorts_by_a_figure_with_those_that_lack_it_behind(beit, folder_of_runs):
+    for name, figures in (("a", {"loss": 3.0}), ("c", {"loss": 2.0})):
+        path = max((folder_of_runs / name / "checkpoints").glob("step-*")) / "trainer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": figures}))
+    names = [
+        os.path.basename(each["run"]) for each in beit("runs", folder_of_runs, "--sort", "loss", "--json").lines[0]
+    ]
+    assert names == ["c", "a", "b"]
+    ended = beit("runs", folder_of_runs, "--sort", "nothing")
+    assert ended.code == 2
+    assert "top1" in ended.err
+
+
+def test_a_run_whose_lock_is_held_is_running_and_may_be_listed(beit, folder_of_runs):
+    run = RunFolder.create(folder_of_runs / "c", resume=True)
+    found = {each["run"]: each["state"] for each in beit("runs", folder_of_runs, "--json").lines[0]}
+    assert found[str(folder_of_runs / "c")] == "running"
+    del run
+
+
+def test_runs_takes_damaged_files_for_what_they_are(beit, folder_of_runs):
+    (folder_of_runs / "a" / "config.toml").write_bytes(b"\xff\x00")
+    newest = max((folder_of_runs / "c" / "checkpoints").glob("step-*"))
+    (newest / "trainer.json").write_text("[1, 2")
+    (folder_of_runs / "c" / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n{"step": 4, "lo')
+    found = {each["run"]: each for each in beit("runs", folder_of_runs, "--json").lines[0]}
+    assert found[str(folder_of_runs / "a")]["command"] == "?"
+    assert (found[str(folder_of_runs / "c")]["step"], found[str(folder_of_runs / "c")]["figures"]) == (3, {"loss": 1.5})
+
+
+@pytest.mark.parametrize("words", [("runs", "nowhere"), ("runs", ".")])
+def test_a_folder_without_runs_is_an_error_of_data(beit, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert beit(*words).code == 3
+
+
+def test_env_tells_versions_and_keeps_secrets(beit, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abc")
+    monkeypatch.setenv("HF_HOME", "/somewhere")
+    ended = beit("env", "--json")
+    found = ended.lines[0]
+    assert ended.code == 0
+    assert found["packages"].keys() >= {"torch", "timm", "safetensors"}
+    assert found["variables"] == found["variables"] | {"HF_TOKEN": "(set)", "HF_HOME": "/somewhere"}
+    assert "hf_abc" not in ended.out
+
+
+@pytest.mark.parametrize(("words", "same"), [(("help",), ("--help",)), (("help", "eval"), ("eval", "--help"))])
+def test_help_is_a_word_too(beit, words, same):
+    asked = beit(*words)
+    assert asked.code == 0
+    assert asked.out == beit(*same).out
+    assert "Usage" in asked.out
