@@ -27,7 +27,7 @@ def _words(value: Any) -> Any:
 COMMAND = Command(
     config=EnvConfig,
     summary="Tell versions, machine and GPUs, for a bug report.",
-    examples=("beit env", "beit env --json"),
+    examples=("beit env --json > environment.json",),
     face=_run,
     panel="About",
 )

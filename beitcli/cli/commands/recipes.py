@@ -28,8 +28,7 @@ COMMAND = Command(
     config=RecipesConfig,
     summary="List the recipes of every command, or show one.",
     examples=(
-        "beit recipes",
-        "beit recipes base",
+        "beit recipes small",
         "beit recipes --json | jq -r '.[] | select(.command == \"finetune\") | .name'",
     ),
     face=_run,

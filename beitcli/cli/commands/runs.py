@@ -37,7 +37,6 @@ COMMAND = Command(
     config=RunsConfig,
     summary="List runs with state, step and figures.",
     examples=(
-        "beit runs",
         "beit runs /scratch/experiments --sort top1",
         "beit runs --json | jq -r '.[] | select(.state == \"stopped\") | .run'",
     ),
