@@ -31,6 +31,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError, Rendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, UsageError
+from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
 from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import (
@@ -147,8 +148,8 @@ def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = ""
             skip = "=" not in word
         else:
             kept.append(word)
-    more = [f"--gpus {gpus}"] + ([f"--nodes {nodes} --rdzv-endpoint {endpoint}"] if nodes > 1 else [])
-    return " ".join(["beit", *kept, *more])
+    machines = f" --nodes {nodes} --rdzv-endpoint {endpoint}" if nodes > 1 else ""  # $(hostname) is to be expanded
+    return f"{shell_line(['beit', *kept])} --gpus {gpus}{machines}"
 
 
 def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> None:
