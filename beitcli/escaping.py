@@ -17,7 +17,9 @@ from collections.abc import Iterable
 
 # C0 and C1 but for tab and newline; DEL; separators of lines and paragraphs; bidirectional controls; surrogates
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_MARKDOWN = re.compile(r"[\\`*\[\]|!~]|(?<![^\W_])_|_(?![^\W_])|(?<=http):(?=//)|(?<=https):(?=//)")
+_MARKDOWN = re.compile(
+    r"[\\`*|]|~(?=~)|!(?=\[)|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|(?<=http):(?=//)|(?<=https):(?=//)"
+)
 _SHELL_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\t": "\\t"}
 
 
