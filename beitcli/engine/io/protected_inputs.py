@@ -30,10 +30,13 @@ class ProtectedInputs:
         config: Of any command.
         source: The opened DATA.
         models: Further references to models, which the config does not name.
+        images: Further images.
     """
 
-    def __init__(self, config: Any, source: Source | None = None, models: Iterable[str] = ()) -> None:
-        self._source = source
+    def __init__(
+        self, config: Any, source: Source | None = None, models: Iterable[str] = (), images: Iterable[str] = ()
+    ) -> None:
+        self._source, self._further = source, tuple(images)
         named: dict[str, list[str]] = {"data": [], "model": list(models)}
         for setting in settings_of(type(config)).values():
             metavar, value = setting.option.metavar or "", getattr(config, setting.name)
@@ -45,7 +48,8 @@ class ProtectedInputs:
     @cached_property
     def _images(self) -> set[Identity]:
         source = self._source
-        return set() if source is None else _identities(source.path(index) for index in range(len(source)))
+        paths = () if source is None else (source.path(index) for index in range(len(source)))
+        return _identities((*self._further, *paths))
 
     @cached_property
     def _files(self) -> set[Identity]:
