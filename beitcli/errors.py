@@ -70,3 +70,7 @@ class SignalStop(Stopped):
 
 class Interrupted(Stopped):
     exit_code = 130
+
+
+class ReaderGone(BrokenPipeError):
+    """The program that stdout is piped to has ended, as in `| head`: the job ends quietly. No failure."""

@@ -15,7 +15,7 @@ import beitcli
 ROOT = Path(beitcli.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = {
-    "config": 0, "errors": 0,
+    "config": 0, "errors": 0, "escaping": 0,
     "runtime": 1,
     "models": 2, "heads": 2, "tokenizers": 2, "masking": 2, "data": 2, "pictures": 2,
     "engine": 3,

@@ -27,9 +27,10 @@ from beitcli.cli.commands import (
 )
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.multi_process import begin_as_process
-from beitcli.cli.options import close_stdout, register
+from beitcli.cli.options import register
+from beitcli.cli.streams import close_stdout, open_closed_streams, stdout_error
 from beitcli.config.fields import settings_of, suggestion
-from beitcli.errors import UsageError
+from beitcli.errors import StorageError, UsageError
 
 COMMANDS = [
     pretrain.COMMAND,
@@ -103,23 +104,14 @@ def _nothing() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code, as listed in `beitcli.errors`."""
+    open_closed_streams()
     begin_as_process()
     arguments = _help_as_option(list(sys.argv[1:] if argv is None else argv))
-    names = {command.name for command in COMMANDS}
-    completing = "_BEIT_COMPLETE" in os.environ  # shell completion passes the words in other variables
-    word = next((word for word in arguments if not word.startswith("-")), "")
-    asked = names if completing else names & {word}
-    own_options = completing or arguments[:1] != [word] or not asked
-    command = typer.main.get_command(_build(arguments, asked, own_options))
     console = CommandConsole(debug="--debug" in arguments)
     try:
-        code = command.main(args=arguments, prog_name="beit", standalone_mode=False)
+        code = _run(arguments, console)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except typer.Exit as ended:
-        return ended.exit_code
-    except typer.Abort:
-        return 130
+        return code
     except BrokenPipeError:
         close_stdout()
         return 0
@@ -128,6 +120,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         close_stdout()  # typer exits with 1 if the pipe that its help goes to is closed
         return 0
+    except OSError as error:  # of stdout, when help or a version is written; commands name their own
+        console.print_error(stdout_error(error))
+        return StorageError.exit_code
+
+
+def _run(arguments: list[str], console: CommandConsole) -> int:
+    names = {command.name for command in COMMANDS}
+    completing = "_BEIT_COMPLETE" in os.environ  # shell completion passes the words in other variables
+    word = next((word for word in arguments if not word.startswith("-")), "")
+    asked = names if completing else names & {word}
+    own_options = completing or arguments[:1] != [word] or not asked
+    command = typer.main.get_command(_build(arguments, asked, own_options))
+    try:
+        code = command.main(args=arguments, prog_name="beit", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as ended:
+        return ended.exit_code
+    except typer.Abort:
+        return 130
     except typer.TyperException as error:
         console.print_error(_usage_error(error, arguments))
         return 2

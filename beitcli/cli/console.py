@@ -12,9 +12,13 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from beitcli.errors import BeitError, Stopped
+from beitcli.cli.streams import Stderr, write_stdout
+from beitcli.cli.tables import table_title
+from beitcli.errors import BeitError, Stopped, StorageError
+from beitcli.escaping import terminal, terminal_line
 from beitcli.runtime.metric_text import metric_texts
 
 if TYPE_CHECKING:
@@ -59,7 +63,7 @@ class CommandConsole:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+            self._console = Console(file=cast("IO[str]", Stderr()), highlight=False, soft_wrap=True, emoji=False)
         return self._console
 
     @property
@@ -75,22 +79,20 @@ class CommandConsole:
     # Results
 
     def print_line(self, text: str) -> None:
-        """Prints one line. Characters that stdout cannot encode (bytes of a file name) are escaped as `\\udcff`."""
-        if self.muted:
-            return
-        self._make_way()
-        try:
-            sys.stdout.write(text + "\n")
-        except UnicodeEncodeError:
-            encoding = sys.stdout.encoding
-            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        sys.stdout.flush()
+        """Prints one line, on a terminal without control characters; others than stdout can encode as `\\udcff`."""
+        self._print_raw(terminal(text) if sys.stdout.isatty() else text)
+
+    def _print_raw(self, text: str) -> None:
+        if not self.muted:
+            self._make_way()
+            write_stdout(text + "\n")
 
     def picture(self, picture: Image.Image) -> None:
         """Writes a picture to stdout as PNG."""
+        file = BytesIO()
+        picture.save(file, format="PNG")
         self._make_way()
-        picture.save(sys.stdout.buffer, format="PNG")
-        sys.stdout.buffer.flush()
+        write_stdout(file.getvalue())
 
     def _make_way(self) -> None:
         """Pauses the progress bar if results go to the same terminal; the next event restarts it."""
@@ -105,11 +107,19 @@ class CommandConsole:
         """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
         self._end_bar()
         plain = to_dict(report)
-        if self.as_json or "run" not in plain:
+        if "run" not in plain:
             self.print_json(plain)
+        elif self.as_json:
+            self._print_run_line(plain["run"], json.dumps(plain))
         else:
-            self.print_line(plain["run"])
+            self._print_run_line(plain["run"])
             self.table(plain)
+
+    def _print_run_line(self, run: str, line: str = "") -> None:
+        try:
+            self.print_line(line or run)
+        except StorageError as error:
+            raise StorageError(f"{error.message} The run itself is complete: '{run}'.", error.hint) from None
 
     def print_metrics(self, report: Any) -> None:
         """Prints metrics as a table on a terminal, as JSON if piped."""
@@ -145,10 +155,10 @@ class CommandConsole:
         """Prints a rich table to stdout."""
         from rich.console import Console
 
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)
         with console.capture() as captured:
             console.print(table)
-        self.print_line(captured.get().rstrip("\n"))
+        self._print_raw(captured.get().rstrip("\n"))
 
     def table(self, rows: dict[str, Any], title: str = "") -> None:
         """Prints rows as a table on stderr."""
@@ -180,7 +190,7 @@ class CommandConsole:
             self._say(event.message, "dim")
 
     def _say(self, text: str, style: str = "") -> None:
-        (self._bar.console if self._bar else self.console).print(text, style=style, markup=False)
+        (self._bar.console if self._bar else self.console).print(terminal(text), style=style, markup=False)
 
     def _progress(self, event: Progress) -> None:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
@@ -196,7 +206,7 @@ class CommandConsole:
         self._bar.start()
         if event.phase not in self._bar_tasks:
             self._bar_tasks[event.phase] = self._bar.add_task(
-                event.phase, total=event.total or None, unit=event.unit, metrics=""
+                terminal_line(event.phase), total=event.total or None, unit=event.unit, metrics=""
             )
         task = self._bar_tasks[event.phase]
         self._bar.update(task, completed=event.done, total=event.total or None)
@@ -232,16 +242,16 @@ class CommandConsole:
         """Prints an error and its hint on stderr."""
         self._end_bar()
         if self.debug:
-            traceback.print_exception(error, file=sys.stderr)
+            self.console.print(terminal("".join(traceback.format_exception(error)).rstrip()), markup=False)
         if isinstance(error, BeitError):
             message, hint = error.message, error.hint
         else:
             message = f"unexpected failure ({type(error).__name__}): {error}"
             hint = "This is a bug. Run again with --debug and report what it prints."
         word, style = ("stopped", "bold yellow") if isinstance(error, Stopped) else ("error", "bold red")
-        self.console.print(f"{word}: {message}", style=style, markup=False)
+        self.console.print(f"{word}: {terminal_line(message)}", style=style, markup=False)
         if hint:
-            self.console.print(f"  {hint}", markup=False)
+            self.console.print(f"  {terminal(hint)}", markup=False)
 
 
 def _bar(console: Console) -> Bar:
@@ -303,13 +313,13 @@ def _table(rows: dict[str, Any], title: str = "") -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=table_title(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
     for name, value in rows.items():
         if value is None:
             continue
-        table.add_row(Text(name.replace("_", " ")), Text(_text(value)))
+        table.add_row(Text(terminal_line(name.replace("_", " "))), Text(terminal(_text(value))))
     return table
 
 
@@ -328,10 +338,10 @@ def _columns(title: str, columns: tuple[str, ...], rows: tuple[tuple[str | float
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=table_title(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for number, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+        table.add_column(Text(terminal_line(name)), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         shown = [f"{v:.4f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row]
-        table.add_row(*(Text(each) for each in shown))
+        table.add_row(*(Text(terminal_line(each)) for each in shown))
     return table

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from beitcli.cli.console import CommandConsole
 from beitcli.config.common import Launched, Training
-from beitcli.errors import BeitError, UsageError
+from beitcli.errors import BeitError, ReaderGone, UsageError
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, write_failure
 from beitcli.runtime.distributed.parent_death import end_with_parent
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
@@ -57,15 +58,22 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
         raise UsageError(
             "Paths on stdin cannot be shared by several processes.", "Write them to a list: ... > images.txt"
         )
+    named = None
     if isinstance(config, Training) and not config.out and not config.dry_run:
         if plan.nodes > 1:
             raise UsageError("Several machines need the name of one run folder.", "Add --out RUN, on a shared disk.")
         from beitcli.engine.trainer.setup import run_path
 
-        words = [*words, "--out", str(run_path(config))]
+        named = run_path(config)
+        words = [*words, "--out", str(named)]
     if getattr(config, "output", None) == "-":  # a restart would repeat what is already on stdout
         plan = replace(plan, max_restarts=0)
-    launch(words, plan, lambda text: console.on_event(Note(text)))
+    try:
+        launch(words, plan, lambda text: console.on_event(Note(text)))
+    finally:
+        if named is not None:
+            with suppress(OSError):
+                named.rmdir()  # only if nothing has been begun in it
     return True
 
 
@@ -120,7 +128,7 @@ def _others_have_ended(folder: str, place: RankInfo) -> bool:
     return True
 
 
-def reader_has_gone(place: RankInfo, error: BrokenPipeError) -> None:
+def reader_has_gone(place: RankInfo, error: ReaderGone) -> None:
     """Reports to the other ranks that stdout is closed, which ends the job but is not a failure."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,9 +15,11 @@ from beitcli.cli import multi_process as processes
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.path_checks import check_paths
 from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
+from beitcli.cli.streams import close_stdout, with_way_out
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
-from beitcli.errors import BeitError, Interrupted, SignalStop
+from beitcli.errors import BeitError, Interrupted, ReaderGone, SignalStop
+from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.rank_env import RankInfo
 
 Face = Callable[[Any, CommandConsole], None]
@@ -82,7 +83,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
                 with immediate_stop_on_signal():
                     command.face(resolved.config, console)
             processes.shutdown()
-        except BrokenPipeError as gone:
+        except ReaderGone as gone:
             close_stdout()
             if place is not None:
                 processes.reader_has_gone(place, gone)
@@ -149,6 +150,7 @@ def _other_tasks(command: Command, setting: Setting, task: str) -> str:
 
 def _ended(place: RankInfo | None, error: Exception, console: CommandConsole) -> int:
     """Prints an error and returns the exit code."""
+    error = with_way_out(error)
     if place is not None:
         return processes.ended(place, error, console)
     console.print_error(error)
@@ -160,7 +162,8 @@ def _resume_hint(command: str, flags: dict[str, Any]) -> str:
     folder = flags.get("out")
     if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):
         return "" if folder is None else "Nothing was begun yet: give the same command again."
-    return f"Go on from the last checkpoint with: beit {command} --out {folder} --resume"
+    words = ["beit", command, "--out", folder, "--resume"]
+    return f"Go on from the last checkpoint with: {shell_line(words)}"
 
 
 def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
@@ -206,8 +209,3 @@ _SHELL_OPTIONS = [
     _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),
     _keyword("debug", bool, typer.Option("--debug", help="Full tracebacks.", rich_help_panel="Output"), False),
 ]
-
-
-def close_stdout() -> None:
-    """Redirects stdout to /dev/null after its pipe was closed, so that Python's flush at exit does not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

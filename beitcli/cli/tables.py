@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from beitcli.escaping import terminal_line
+
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 _SHORT = 24  # characters of a cell that is never wrapped
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
 _UNRANKED = ("deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
+
+
+def table_title(title: str) -> Text | None:
+    """Returns a title whose text is shown as it is; None for an empty one."""
+    from rich.text import Text
+
+    return Text(terminal_line(title), style="table.title") if title else None
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
@@ -36,14 +46,16 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for row in rows:
         if "error" in row:
-            table.add_row(Text(str(row[first])), Text("failed", style="red"))
+            table.add_row(Text(terminal_line(str(row[first]))), Text("failed", style="red"))
             continue
         there = [row.get(name) if isinstance(row.get(name), float) else None for name in metrics]
         cells = [
             "" if value is None else Text(f"{value:.4f}", style="bold" if value == best.get(name) else "")
             for name, value in zip(metrics, there, strict=True)
         ]
-        table.add_row(Text(str(row[first])), *cells, *(f"{row[name]:,}" if name in row else "" for name in facts))
+        table.add_row(
+            Text(terminal_line(str(row[first]))), *cells, *(f"{row[name]:,}" if name in row else "" for name in facts)
+        )
     return table
 
 
@@ -52,13 +64,13 @@ def rows_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title.replace("_", " "), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=table_title(title.replace("_", " ")), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name, value in rows[0].items():
         justify: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
-        table.add_column(Text(name.replace("_", " ")), justify=justify, no_wrap=True)
+        table.add_column(Text(terminal_line(name.replace("_", " "))), justify=justify, no_wrap=True)
     for row in rows:
         cells = ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(terminal_line(cell)) for cell in cells))
     return table
 
 
@@ -74,5 +86,5 @@ def listing(rows: Sequence[dict[str, Any]]) -> Table:
         justify: Literal["left", "right"] = "right" if isinstance(value, int) else "left"
         table.add_column(Text(name), justify=justify, no_wrap=longest <= _SHORT, overflow="fold")
     for row in shown:
-        table.add_row(*map(Text, row.values()))
+        table.add_row(*(Text(terminal_line(each)) for each in row.values()))
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
@@ -42,6 +42,7 @@ class AttnMapConfig(Job):
         flags=("-o", "--output"),
         metavar="OUT",
     )
+    overwrite: bool = overwrite_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,11 @@ ALWAYS_ON = "jsonl"  # the writer of metrics.jsonl
 MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNER/NAME or timm/NAME"
 
 
+def overwrite_option() -> bool:
+    """Returns the setting of every command that writes output files."""
+    return option(False, "Replace output files that exist already; inputs never.", panel="Output")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Settings of every command that computes on images."""

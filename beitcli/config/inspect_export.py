@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP
+from beitcli.config.common import MODEL_HELP, overwrite_option
 from beitcli.config.fields import option
 
 
@@ -26,3 +26,4 @@ class ExportConfig:
     output: str = option(
         "", "Folder to make; new or empty.", panel="Output", required=True, flags=("-o", "--output"), metavar="DIR"
     )
+    overwrite: bool = overwrite_option()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from beitcli.config.common import MODEL_HELP, Job
+from beitcli.config.common import MODEL_HELP, Job, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 
@@ -46,6 +46,7 @@ class MaskPreviewConfig(Job):
     tokenizer: str | None = option(
         None, "The tokenizer that --model learned from, where it lies elsewhere.", panel="Model", metavar="TOKENIZER"
     )
+    overwrite: bool = overwrite_option()
     stats: int | None = option(
         None, "Statistics over N masks instead; needs no input.", panel="Output", metavar="N", ge=1
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 
@@ -63,6 +63,7 @@ class PredictConfig(Windows, Job):
         flags=("-o", "--output"),
         metavar="DIR",
     )
+    overwrite: bool = overwrite_option()
     overlay: bool = option(
         False, "A segmenter's masks over the images too, beside them; 0 is left as it is.", panel="Output"
     )

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from beitcli.config.fields import Setting, coerce, settings_of, suggestion
 from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
+from beitcli.escaping import shell_word
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))
@@ -92,7 +93,7 @@ def read_config_file(path: Path, command: str) -> dict[str, Any]:
     if written_by != command:
         raise UsageError(
             f"'{path}' holds the settings of `beit {written_by}`, not of `beit {command}`.",
-            f"Run `beit {written_by} --config {path}`.",
+            f"Run: beit {written_by} --config {shell_word(path)}",
         )
     return values
 

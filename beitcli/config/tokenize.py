@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import Launched
+from beitcli.config.common import Launched, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
@@ -54,6 +54,7 @@ class TokenizeConfig(Launched):
     reconstruct: str | None = option(
         None, "Write a PNG of the decoded tokens beside each image there.", panel="Output", metavar="DIR"
     )
+    overwrite: bool = overwrite_option()
     decode: bool = option(
         False, "The other way: token lines in (INPUT or stdin), PNG files out, into -o DIR.", panel="Output"
     )

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from beitcli.config.attn_map import AttnMapConfig
-from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import fit_center, normalize, to_array
 from beitcli.data.transforms.reference_points import CentralCrop, Patch, Pixel, parse_point
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputNames, atomic_write, check_no_overwrite, make_folder, save_png
+from beitcli.engine.io.outputs import OutputFile, output_files
+from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -61,7 +61,10 @@ def attn_map(
     warn(checkpoint.warnings, on_event)
     looker = _AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
-    outputs = _output_paths(config.output, source) if config.output is not None else None
+    outputs = None
+    if config.output is not None:
+        inputs = ProtectedInputs(config, source, models=[reference])
+        outputs = output_files(config.output, source, FORMATS, inputs, overwrite=config.overwrite)
     bad = 0
     for group in image_groups(source, config.batch_size):
         views = looker.look([image for _, image in group if not isinstance(image, str)], outputs)
@@ -115,7 +118,7 @@ class _AttentionMapper:
             )
         return rows
 
-    def look(self, images: list[Image.Image], outputs: list[Path] | None) -> Iterator[_Looked]:
+    def look(self, images: list[Image.Image], outputs: list[OutputFile] | None) -> Iterator[_Looked]:
         """Runs the model once on all images, whose points may lie in different patches."""
         if not images:
             return
@@ -124,7 +127,7 @@ class _AttentionMapper:
         points = [self.points or crop.reference_points() for crop in crops]
         patches = [[crop.patch_of(point) for point in own] for crop, own in zip(crops, points, strict=True)]
         positions = [[1 + row * grid[1] + column for row, column in own] for own in patches]
-        every_row = outputs is not None and outputs[0].suffix.lower() == ".html"
+        every_row = outputs is not None and outputs[0].path.suffix.lower() == ".html"
         queries = None if every_row else sorted({position for own in positions for position in own})
         batch = self.rows(images, queries)
         for number, rows in enumerate(batch):
@@ -138,7 +141,7 @@ class _AttentionMapper:
             own = crops[number], points[number], patches[number]
             yield _Looked(images[number], *own, maps, class_shares, rows)
 
-    def document(self, path: str, looked: _Looked, output: Path | None) -> dict[str, Any]:
+    def document(self, path: str, looked: _Looked, output: OutputFile | None) -> dict[str, Any]:
         """Writes the output file of one image, if any, and returns its document."""
         if output is not None:
             self._write(output, path, looked)
@@ -147,15 +150,16 @@ class _AttentionMapper:
             "model": self.checkpoint.reference,
             "layer": self.layer,
             "grid": list(self.model.architecture.grid),
-            "output": None if output is None else str(output),
+            "output": None if output is None else str(output.path),
             "maps": looked.as_documents(self.names),
         }
 
-    def _write(self, output: Path, path: str, looked: _Looked) -> None:
-        if output.suffix.lower() == ".npy":
-            atomic_write(output, lambda file: np.save(file, looked.maps))
-        elif output.suffix.lower() == ".png":
-            save_png(looked.picture(self.names, self.threshold), output)
+    def _write(self, output: OutputFile, path: str, looked: _Looked) -> None:
+        suffix = output.path.suffix.lower()
+        if suffix == ".npy":
+            output.write(lambda file: np.save(file, looked.maps))
+        elif suffix != ".html":
+            output.save_png(looked.picture(self.names, self.threshold))
         else:
             page = attention_page(
                 looked.crop_picture(448, 896),
@@ -168,7 +172,7 @@ class _AttentionMapper:
                 threshold=self.threshold,
                 box=looked.crop.box,
             ).encode()
-            atomic_write(output, lambda file: file.writelines([page]))
+            output.write(lambda file: file.write(page))
 
 
 @dataclass(frozen=True)
@@ -235,33 +239,6 @@ class _Looked:
             captions = [f"{p + 1} at {x}, {y}", *(f"head {name}" for name in names)]
             panels.append(grid_of(pictures, columns, captions=captions))
         return grid_of(panels, 1, gap=0)
-
-
-def _output_paths(output: str, source: Source) -> list[Path]:
-    """Returns one file per image: OUT, or files named after the images if there are several or OUT is a folder.
-
-    In a folder they are PNG, unless its name ends in another format.
-
-    Raises:
-        UsageError: Unknown format, or an input would be overwritten.
-        StorageError: The folder cannot be created.
-    """
-    target = Path(output)
-    is_folder = target.is_dir() or output.endswith("/") or not target.suffix
-    known = target.suffix.lower() in FORMATS
-    if output == "-" or not (known or is_folder):
-        raise UsageError(
-            f"-o '{output}' ends in no format that is known here.",
-            f"Give a name that ends in {', '.join(FORMATS)}, or a folder.",
-        )
-    if len(source) > 1 or is_folder:
-        names = OutputNames(make_folder(target), target.suffix.lower() if known else FORMATS[0])
-        paths = [names.path(source.path(index)) for index in range(len(source))]
-    else:
-        make_folder(target.parent)
-        paths = [target]
-    check_no_overwrite(paths, map(source.path, range(len(source))), f"-o '{output}'")
-    return paths
 
 
 def _newest_run(on_event: OnEvent) -> str:

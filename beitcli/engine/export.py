@@ -23,6 +23,8 @@ from beitcli.config.architecture import Pooling
 from beitcli.config.inspect_export import ExportConfig
 from beitcli.data.transforms.base import evaluation_crop
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
+from beitcli.engine.io.outputs import require_writable_outputs
+from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.build import masked_image_model_of
 from beitcli.models.checkpoints.export_formats import (
@@ -42,6 +44,7 @@ from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.open import open_pretrained
 from beitcli.models.networks.classifier import Classifier
 from beitcli.models.networks.timm_vit import TimmArchitecture
+from beitcli.runtime.storage.own_files import apply_umask
 
 TOLERANCE = 1e-4  # relative to the largest output, or to 1 if that is smaller; observed: below 1e-5
 
@@ -83,8 +86,9 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         StorageError: The model cannot be opened, the result cannot be written, or its outputs differ.
     """
     target = Path(config.output).resolve()
-    taken = UsageError(f"-o '{config.output}' is there already.", "Give a new or empty folder.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    hint = "Give a new or empty folder, or add --overwrite to replace the files of an export in it."
+    taken = UsageError(f"-o '{config.output}' is there already.", hint)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not config.overwrite)):
         raise taken
     checkpoint = open_pretrained(config.model, downloads(on_event))
     warn(checkpoint.warnings, on_event)
@@ -115,7 +119,10 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         partial.mkdir(parents=True)
         _write(config.to, checkpoint, kept, partial)
         checked = compare(config.to, checkpoint, tensors, partial)
-        partial.rename(target)  # replaces an empty folder only
+        if config.overwrite and target.is_dir():
+            _move_into(partial, target, ProtectedInputs(config))
+        else:
+            partial.rename(target)  # replaces an empty folder only
     except (OSError, SafetensorError) as error:
         if target.is_dir() and any(target.iterdir()):  # written by another process meanwhile
             raise taken from None
@@ -136,6 +143,14 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     )
 
 
+def _move_into(partial: Path, target: Path, inputs: ProtectedInputs) -> None:
+    """Replaces files of the same names in an existing folder. Raises UsageError if one of them is the model's own."""
+    names = sorted(path.name for path in partial.iterdir())
+    require_writable_outputs([target / name for name in names], f"-o '{target}'", inputs, overwrite=True)
+    for name in names:
+        (partial / name).replace(target / name)
+
+
 def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path) -> None:
     architecture = checkpoint.architecture
     pooling: Pooling = "token" if checkpoint.kind == "backbone" and "norm.weight" in tensors else checkpoint.pooling
@@ -149,7 +164,10 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
             crop_pct=crop_pct,
             aggregation=checkpoint.aggregation,
         )
-        torch.save({"model": to_official(tensors, architecture), "args": args}, folder / "model.pth")
+        try:
+            torch.save({"model": to_official(tensors, architecture), "args": args}, folder / "model.pth")
+        except RuntimeError as error:  # of torch's zip writer, for a full disk too
+            raise OSError(f"model.pth: {str(error).splitlines()[0]}") from None
         return
     if to == "timm":
         settings = timm_settings(
@@ -174,6 +192,7 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})
+    apply_umask(folder / "model.safetensors")
 
 
 @dataclass(frozen=True)

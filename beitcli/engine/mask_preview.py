@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from beitcli.config.mask_preview import MaskPreviewConfig
-from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import FILTERS, Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png, to_picture
+from beitcli.engine.io.outputs import OutputFile, is_stdout, output_files, to_picture
+from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.masking import keyed_mask, make_masking, num_masked_from
@@ -35,10 +35,15 @@ _PICTURE = 448
 
 @dataclass(frozen=True)
 class Preview:
-    """Document of one image, and its picture if `-o` is given."""
+    """Document of one image, and its picture if `-o` is given.
+
+    Attributes:
+        to_stdout: Whether the picture goes to stdout, in place of the document.
+    """
 
     document: dict[str, Any]
     picture: Image.Image | None
+    to_stdout: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,19 @@ def mask_preview(
         UsageError: Invalid settings, or several inputs while the picture goes to stdout.
         DataError: After the last image, if some could not be read.
     """
+    to_stdout = is_stdout(config.output)
     pretrained = _open_run(config, on_event) if config.model else None
     masking, seed = masking_of(config, pretrained.checkpoint if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
     source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed, on_event=on_event)
     several = len(source) > 1
-    if config.output == "-" and several:
-        raise UsageError(f"-o - writes one picture, but {len(source)} images are given.", "Give -o DIR.")
-    outputs = _output_paths(config.output, source) if config.output else None
+    if to_stdout and several:
+        raise UsageError(f"-o {config.output} writes one picture, but {len(source)} images are given.", "Give -o DIR.")
+    outputs: list[OutputFile] | None = [OutputFile(Path("-"))] if to_stdout else None
+    if config.output and not to_stdout:
+        inputs = ProtectedInputs(config, source)
+        outputs = output_files(config.output, source, (".png",), inputs, overwrite=config.overwrite)
     bad = 0
     for group in image_groups(source, config.batch_size if pretrained and outputs else 1):
         images = {index: image for index, image in group if not isinstance(image, str)}
@@ -110,9 +119,10 @@ def mask_preview(
             else:
                 output = outputs[index] if outputs else None
                 picture = _picture(image, masks[index], rebuilt.get(index)) if output else None
-                if picture is not None and output is not None and config.output != "-":
-                    save_png(picture, output)
-                yield Preview(_document(source.path(index), masks[index], output), picture)
+                if picture is not None and output is not None and not to_stdout:
+                    output.save_png(picture)
+                place = output.path if output else None
+                yield Preview(_document(source.path(index), masks[index], place), picture, to_stdout)
             on_event(Progress("mask-preview", index + 1, len(source), "image"))
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
@@ -126,21 +136,6 @@ def _document(path: str, mask: np.ndarray, output: Path | None) -> dict[str, Any
         "mask": mask.astype(int).tolist(),
         "output": str(output) if output else None,
     }
-
-
-def _output_paths(output: str, source: Source) -> list[Path]:
-    """Returns OUT, or files in it named after the images if there are several or OUT is a folder."""
-    target = Path(output)
-    if output == "-":
-        return [target]
-    paths = [source.path(index) for index in range(len(source))]
-    if len(source) > 1 or target.is_dir():
-        names = OutputNames(make_folder(target), ".png")
-        outputs = [names.path(path) for path in paths]
-    else:
-        outputs = [target]
-    check_no_overwrite(outputs, paths, f"-o '{output}'")
-    return outputs
 
 
 def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:

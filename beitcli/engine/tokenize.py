@@ -18,8 +18,9 @@ from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.events import Note, OnEvent, Progress, Warned, ignore
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png, to_picture
-from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line
+from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs, to_picture
+from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line, require_known_suffix
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.engine.tokenizer_stats import Sums, Tally
 from beitcli.engine.tokenizer_verdict import judge
@@ -58,10 +59,13 @@ def tokenize(
     source = world.rank_zero_first(
         lambda: open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
     )
-    pictures = world.rank_zero_first(lambda: _picture_paths(config.reconstruct, source))
+    inputs = ProtectedInputs(config, source)
+    pictures = _picture_paths(config.reconstruct, source)
+    if pictures is not None:
+        world.run_on_rank_zero(lambda: _require_pictures(pictures, config, inputs))
     files: list[TokenFile] = []
     if config.output != "-" and not config.stats:
-        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind))
+        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind, inputs))
         source = _without(source, held, on_event) if held else source
     counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device)
     tally = Tally(counts, kind.grid)
@@ -89,9 +93,19 @@ def _precision(config: TokenizeConfig) -> Precision:
     return "fp32" if config.precision == "auto" else config.precision
 
 
-def _open_file(opened: list[TokenFile], config: TokenizeConfig, kind: TokenKind) -> set[str]:
+def _open_file(opened: list[TokenFile], config: TokenizeConfig, kind: TokenKind, inputs: ProtectedInputs) -> set[str]:
     """Appends the output file to `opened`; returns the paths that it already contains."""
-    opened.append(open_token_file(Path(config.output), kind, config.resume))
+    path = Path(config.output)
+    require_known_suffix(path)
+    require_writable_outputs(
+        [path],
+        f"-o '{path}'",
+        inputs,
+        overwrite=config.overwrite or config.resume,
+        follows=True,
+        way_out=", or --resume to go on with it",
+    )
+    opened.append(open_token_file(path, kind, config.resume))
     return set(opened[0].held)
 
 
@@ -99,12 +113,16 @@ def _picture_paths(folder: str | None, source: Source) -> dict[str, Path] | None
     """Returns the PNG of the decoded tokens by image path; the pair with the original is written next to it."""
     if not folder:
         return None
-    names = OutputNames(make_folder(Path(folder)), ".png", beside=("-pair",))
-    paths = [source.path(index) for index in range(len(source))]
-    pictures = {path: names.path(path) for path in paths}
+    names = OutputNames(Path(folder), ".png", beside=("-pair",))
+    return {path: names.path(path) for path in (source.path(index) for index in range(len(source)))}
+
+
+def _require_pictures(pictures: dict[str, Path], config: TokenizeConfig, inputs: ProtectedInputs) -> None:
+    """Raises UsageError if a picture exists; a resumed job writes those again that it had not noted."""
     outputs = (each for picture in pictures.values() for each in (picture, _pair_path(picture)))
-    check_no_overwrite(outputs, paths, f"--reconstruct '{folder}'")
-    return pictures
+    overwrite = config.overwrite or config.resume
+    require_writable_outputs(outputs, f"--reconstruct '{config.reconstruct}'", inputs, overwrite=overwrite)
+    make_folder(Path(config.reconstruct or ""))
 
 
 def _pair_path(picture: Path) -> Path:
@@ -193,8 +211,9 @@ def _tokenized(
         if pictures:
             for index, original, picture in zip(batch.indices, images, decoded, strict=True):
                 output = pictures[source.path(index)]
-                save_png(to_picture(picture), output)
-                save_png(reconstruction_pair(to_picture(original), to_picture(picture)), _pair_path(output))
+                pair = reconstruction_pair(to_picture(original), to_picture(picture))
+                OutputFile(output).save_png(to_picture(picture))
+                OutputFile(_pair_path(output)).save_png(pair)
     rows = tokens.tolist()
     return {
         index: {"path": source.path(index), "grid": list(grid), "tokens": row}
@@ -224,8 +243,9 @@ def decode(
         tokens = torch.tensor([document["tokens"]], device=compute.device)
         picture = tokenizer.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
         output = names.path(document["path"])
-        check_no_overwrite([output], [document["path"]], f"-o '{names.folder}'")
-        save_png(to_picture(picture), output)
+        inputs = ProtectedInputs(config, images=[document["path"]])
+        require_writable_outputs([output], f"-o '{names.folder}'", inputs, overwrite=config.overwrite)
+        OutputFile(output).save_png(to_picture(picture))
         yield {"path": document["path"], "output": str(output)}
         on_event(Progress("decode", number, number, "image"))
 

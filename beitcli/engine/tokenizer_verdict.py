@@ -12,9 +12,10 @@ Between the two it is usable; the worst figure decides. What the thresholds rest
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
+
+from beitcli.escaping import shell_line
 
 Level = Literal["suits", "usable", "does not suit", "cannot tell"]
 _ENTROPY, _COMMONEST, _EXPLAINED = (0.75, 0.5), (0.1, 0.4), (0.5, 0.25)
@@ -102,4 +103,4 @@ def _summary(figures: dict[str, Any]) -> str:
 
 def _command(inputs: Sequence[str]) -> str:
     named = inputs if 0 < len(inputs) <= _NAMED and "-" not in inputs else ("DATA",)
-    return f"beit train-tokenizer {shlex.join(named)} --recipe small --out runs/tokenizer"
+    return f"beit train-tokenizer {shell_line(named)} --recipe small --out runs/tokenizer"

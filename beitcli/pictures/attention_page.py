@@ -8,7 +8,6 @@ page says so.
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from beitcli.escaping import html
 from beitcli.pictures import colormap
 
 MAX_BYTES = 6_000_000  # of attention, as base64
@@ -74,8 +74,8 @@ def attention_page(
     file = BytesIO()
     image.convert("RGB").save(file, "PNG")
     return _filled(
-        TITLE=html.escape(_printable(title)),
-        DETAIL=html.escape(_printable(detail)),
+        TITLE=html(title),
+        DETAIL=html(detail),
         NOTE="" if complete else f'<p class="note">{left_out}</p>',
         IMAGE="data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
         SHAPE=f"{image.width} / {image.height}",
@@ -102,11 +102,6 @@ def _packed(rows: np.ndarray) -> dict[str, str]:
 
 def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode()
-
-
-def _printable(text: str) -> str:
-    """Replaces bytes of file names that are not text: UTF-8 cannot encode them."""
-    return text.encode(errors="replace").decode()
 
 
 def _filled(**values: str) -> str:

@@ -22,6 +22,7 @@ from beitcli.errors import StorageError
 from beitcli.runtime.hub.client import cache_folder, fetch
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.hashing import sha256_of
+from beitcli.runtime.storage.own_files import apply_umask, create_new
 from beitcli.tokenizers.dalle import SUFFIXES, WHOLE, Half, fits, read_half, read_halves, weight_files
 
 REPOSITORY = "facebook/flava-image-codebook"
@@ -113,8 +114,10 @@ def keep(folder: Path, halves: Sequence[Half]) -> list[str]:
         try:
             for half, path in zip(halves, partial, strict=False):
                 save_file(half.tensors, path)
+                apply_umask(path)
             sums = [f"{sha256_of(path)}  {name}\n" for name, path in zip(names, partial, strict=False)]
-            partial[-1].write_text("".join(sums))
+            with create_new(partial[-1]) as record:
+                record.write("".join(sums).encode())
             for name, path in zip((*names, RECORD), partial, strict=True):
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())

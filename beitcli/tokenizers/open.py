@@ -61,8 +61,8 @@ def open_tokenizer(
         reference: `dall-e`, hf://OWNER/NAME, a folder of DALL-E's weights, a run of train-tokenizer or pretrain, ...
 
     Raises:
-        UsageError: There is none of that name.
-        StorageError: It is not a tokenizer, is damaged, or cannot be downloaded.
+        UsageError: `pixels` is given, which is no tokenizer.
+        StorageError: There is none of that name, it is not a tokenizer, is damaged, or cannot be downloaded.
     """
     if reference == "pixels":
         raise UsageError(
@@ -75,7 +75,7 @@ def open_tokenizer(
         near = [] if "/" in reference else difflib.get_close_matches(reference.lower(), words(), n=1)
         if not Path(reference).exists() and not reference.startswith("hf://"):
             hint = f"Did you mean '{near[0]}'?" if near else "Give a run of `beit train-tokenizer`, or dall-e."
-            raise UsageError(f"There is no tokenizer '{reference}'.", hint)
+            raise StorageError(f"There is no tokenizer '{reference}'.", hint)
         tokenizer = _ours(reference, on_progress)
     tokenizer.model.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return tokenizer

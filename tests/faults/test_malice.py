@@ -242,7 +242,7 @@ def test_devices_and_pipes_in_place_of_data_are_refused(beit: Callable, tmp_path
     assert beit("mask-preview", tmp_path / "pipe.png").code == 3
 
 
-def test_output_names_that_are_links_outside_are_replaced_and_not_followed(
+def test_output_names_that_are_links_outside_are_refused_or_replaced_and_not_followed(
     beit: Callable, tokenizer_run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "precious").write_text("mine")
@@ -250,6 +250,9 @@ def test_output_names_that_are_links_outside_are_replaced_and_not_followed(
     made.mkdir()
     (made / "a.png").symlink_to(tmp_path / "precious")
     line = json.dumps({"path": "a.png", "grid": [4, 4], "tokens": [1] * 16}) + "\n"
-    assert beit("tokenize", "--decode", "-", "--tokenizer", tokenizer_run, "-o", made, stdin=line.encode()).code == 0
+    argv = ["tokenize", "--decode", "-", "--tokenizer", tokenizer_run, "-o", made]
+    assert beit(*argv, stdin=line.encode()).code == 2
+    assert (made / "a.png").is_symlink()
+    assert beit(*argv, "--overwrite", stdin=line.encode()).code == 0
     assert (tmp_path / "precious").read_text() == "mine"
     assert not (made / "a.png").is_symlink()

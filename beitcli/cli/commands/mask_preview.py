@@ -15,7 +15,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         return
     for preview in mask_preview(config, console.on_event, console.stdin):
         document = preview.document
-        if config.output == "-" and preview.picture is not None:
+        if preview.to_stdout and preview.picture is not None:
             console.picture(preview.picture)
         elif console.wants_json:
             console.print_json(document)

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from beitcli.runtime.storage.own_files import atomic_write_text, open_regular
+
 FORMAT = 1
 _OPEN_EPOCHS = 4
 _SUM_BYTES = 4
@@ -61,17 +63,13 @@ class TokenCache:
         """Writes meta.json. Records next to a wrong one are harmless, as their checksums include the key."""
         path = self.folder / "meta.json"
         with suppress(OSError):
-            if path.read_bytes() == document.encode():
-                return
+            with open(open_regular(path, os.O_RDONLY), "rb") as file:
+                if file.read() == document.encode():
+                    return
             self.notes.append(f"'{path}' is damaged or another cache's: its tokens are made anew.")
-        partial = self.folder / f".meta.json.partial-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_text(document)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            atomic_write_text(path, document)
         except OSError as error:
             self._give_up(error)
 
@@ -125,14 +123,15 @@ class TokenCache:
 
     def _file(self, epoch: int, flags: int) -> int:
         if (epoch, flags) not in self._files:
-            descriptor = os.open(self.folder / f"epoch-{epoch:07d}.rows", flags | os.O_CLOEXEC, 0o666)
+            descriptor = open_regular(self.folder / f"epoch-{epoch:07d}.rows", flags)
             if len(self._files) >= _OPEN_EPOCHS:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[epoch, flags] = descriptor
         return self._files[epoch, flags]
 
     def _give_up(self, error: OSError) -> None:
-        self.trouble = f"No tokens are kept in '{self.folder}': {error.strerror or error}."
+        place = error.filename if isinstance(error.filename, str) else self.folder
+        self.trouble = f"No tokens are kept in '{place}': {error.strerror or error}."
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_files": {}}  # a spawned loader worker opens its own

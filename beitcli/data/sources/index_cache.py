@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from beitcli.runtime.hub.client import cache_folder
+from beitcli.runtime.storage.own_files import apply_umask
 
 WORTH_KEEPING = 256  # images; for fewer, reading the index takes longer than building it
 SETTLED_NS = 2_000_000_000  # some file systems have a time resolution of 2 s: a later change could be missed
@@ -73,6 +74,7 @@ def save_index(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.nda
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(contiguous, beside, metadata=_metadata(about, contiguous))
+        apply_umask(beside)
         beside.replace(path)
     except (OSError, SafetensorError):
         with suppress(OSError):

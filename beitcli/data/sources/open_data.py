@@ -43,7 +43,7 @@ def open_data(references: Sequence[str], request: Request | None = None, **chang
         raise UsageError("- is given twice, but stdin can be read once only.", hint="Give - once.")
     name = references[0] if len(references) == 1 else f"{references[0]} and {len(references) - 1} more"
     request = replace(request or Request(), name=name, **changes)
-    found = [(_format_of(path), path) for reference in references for path in _expand(reference)]
+    found = [(_format_of(path), path) for reference in references for path in expand(reference)]
     sources: list[Source] = []
     # Consecutive paths of one format are opened together, so `*.tar` is the same whether the shell expands it or not.
     for kind, group in itertools.groupby(found, key=lambda pair: pair[0]):
@@ -86,7 +86,7 @@ def _label_layouts() -> str:
     return f"Labels come from {', from '.join(each.labels for each in formats() if each.labels)}."
 
 
-def _expand(reference: str) -> list[str]:
+def expand(reference: str) -> list[str]:
     """Expands braces, then globs; returns sorted unique paths.
 
     Raises:

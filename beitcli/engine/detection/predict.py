@@ -17,7 +17,8 @@ from beitcli.engine.detection.metrics import Detections, require_pycocotools
 from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
+from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
+from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -49,12 +50,12 @@ def predict(
     names, size = checkpoint.classes, model.architecture.image_size
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(size), stdin=stdin, on_event=on_event)
-    inputs = [source.path(index) for index in range(len(source))]
     outputs: list[Path] = []
     if config.output is not None:
         placed = OutputNames(Path(config.output), ".png")
-        outputs = [placed.path(path) for path in inputs]
-        check_no_overwrite(outputs, inputs, f"-o '{config.output}'")
+        outputs = [placed.path(source.path(index)) for index in range(len(source))]
+        inputs = ProtectedInputs(config, source)
+        require_writable_outputs(outputs, f"-o '{config.output}'", inputs, overwrite=config.overwrite)
         make_folder(Path(config.output))
     transform = DetectionEvalTransform(size=size, mean=checkpoint.normalization[0])
 
@@ -62,7 +63,7 @@ def predict(
         sure = _above(objects, config.score_threshold)
         document: dict[str, Any] = {"detections": _told(sure, names)}
         if outputs:
-            save_png(_drawn(source.pixels(index), sure, names), outputs[index])
+            OutputFile(outputs[index]).save_png(_drawn(source.pixels(index), sure, names))
             document["output"] = str(outputs[index])
         return document
 

@@ -1,18 +1,27 @@
-"""Output files of per-image commands: names that stay inside their folder, and atomic writes."""
+"""The writer of all output files: names that stay inside their folder, and nothing that is overwritten unasked.
+
+A regular file is written whole or not at all, with the umask's mode. A link that the user named is followed; a pipe or
+a device is written into.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from PIL import Image
 
+from beitcli.data.sources.base import Source
+from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.storage.own_files import atomic_write
 
 _STEM_BYTES = 180  # a name may have 255; a number, a suffix and the PID follow
 
@@ -49,17 +58,127 @@ def _numbered(stem: str, number: int) -> str:
     return stem if number == 1 else f"{stem}-{number}"
 
 
-def check_no_overwrite(outputs: Iterable[Path], inputs: Iterable[str], option: str) -> None:
-    """Raises UsageError if an output would overwrite one of the input images.
+@dataclass(frozen=True)
+class OutputFile:
+    """One output file of a job.
+
+    Attributes:
+        is_named: Whether the user gave its name. Then a link is followed, and a pipe or device is written into; in a
+            folder of outputs whatever has its name is replaced, as a link in it may be a stranger's.
+    """
+
+    path: Path
+    is_named: bool = False
+
+    def write(self, write: Callable[[BinaryIO], object]) -> None:
+        """Writes the file, whole or not at all. Raises StorageError."""
+        if self.is_named:
+            write_output(self.path, write)
+        else:
+            _replace(self.path, self.path, write)
+
+    def save_png(self, image: Image.Image) -> None:
+        self.write(lambda file: image.save(file, format="PNG"))
+
+
+def output_files(
+    output: str, source: Source, formats: tuple[str, ...], inputs: ProtectedInputs, *, overwrite: bool
+) -> list[OutputFile]:
+    """Plans one file per image: OUT, or files named after the images if there are several or OUT is a folder.
+
+    In a folder they have the first of `formats`, unless its name ends in another one.
+
+    Raises:
+        UsageError: Unknown format, a file where a folder is needed, or a file exists already or is an input.
+        StorageError: The folder cannot be created.
+    """
+    target = Path(output)
+    known = target.suffix.lower() in formats
+    is_special = is_stream(target)
+    is_folder = not is_special and (target.is_dir() or output.endswith("/") or not target.suffix)
+    if output == "-" or not (known or is_folder or is_special):
+        raise UsageError(
+            f"-o '{output}' ends in no format that is known here.",
+            f"Give a name that ends in {', '.join(formats)}, or a folder.",
+        )
+    several = len(source) > 1
+    if several and is_special:
+        raise UsageError(f"-o '{output}' takes one file, but {len(source)} images are given.", "Give -o DIR.")
+    if several or is_folder:
+        if os.path.lexists(target) and not target.is_dir():
+            raise UsageError(f"-o '{output}' is a file, and a folder is needed.", "Give -o DIR.")
+        names = OutputNames(target, target.suffix.lower() if known else formats[0])
+        files = [OutputFile(names.path(source.path(index))) for index in range(len(source))]
+    else:
+        files = [OutputFile(target, is_named=True)]
+    paths, named = [file.path for file in files], files[0].is_named if files else False
+    require_writable_outputs(paths, f"-o '{output}'", inputs, overwrite=overwrite, follows=named)
+    make_folder(target if several or is_folder else target.parent)
+    return files
+
+
+def require_writable_outputs(
+    outputs: Iterable[Path],
+    option: str,
+    inputs: ProtectedInputs,
+    *,
+    overwrite: bool,
+    follows: bool = False,
+    way_out: str = "",
+) -> None:
+    """Refuses to replace what exists.
 
     Args:
         option: Name of the outputs for the message: `-o 'DIR'`.
+        follows: Whether a link counts as what it points to, so that one to nothing is free.
+        way_out: What else to do, for the hint.
+
+    Raises:
+        UsageError: An output is a folder, an input, or exists and `overwrite` is not given.
     """
-    present = [path for path in outputs if path.exists()]
-    images = {os.path.realpath(path) for path in inputs} if present else set()
+    present = [path for path in outputs if os.path.lexists(path) and not is_stream(path)]
     for path in present:
-        if os.path.realpath(path) in images:
-            raise UsageError(f"{option} would overwrite the image '{path}'.", "Give another name or folder.")
+        kind = inputs.kind_of(path)
+        if kind:
+            raise UsageError(f"{option} would overwrite the {kind} '{path}'.", "Give another name or folder.")
+        if path.is_dir():
+            raise UsageError(f"{option}: '{path}' is a folder.", "Give another name, or move it away.")
+    held = [path for path in present if path.exists()] if follows else present
+    if held and not overwrite:
+        more = f" and {len(held) - 1:,} more" if len(held) > 1 else ""
+        raise UsageError(
+            f"{option}: '{held[0]}'{more} exists already.",
+            f"Add --overwrite to replace, or give another name{way_out}.",
+        )
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a pipe, a terminal, another device, or a descriptor of this process, which is written into."""
+    if _descriptor(path) is not None:
+        return True
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_stdout(output: str | None) -> bool:
+    """Whether an output is the process's stdout, as `-`, /dev/stdout or a link to it."""
+    return output == "-" or (output is not None and _descriptor(Path(output)) == 1)
+
+
+def _descriptor(path: Path) -> int | None:
+    """Returns N if the path leads to /dev/fd/N or /proc/self/fd/N: opening that anew would start at its beginning."""
+    for _ in range(40):
+        folder = os.path.realpath(path.parent)
+        if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
+            return int(path.name)
+        try:
+            path = Path(folder, os.readlink(path))
+        except (OSError, ValueError):
+            return None
+    return None
 
 
 def make_folder(folder: Path) -> Path:
@@ -75,29 +194,44 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file atomically: to a temporary file, which is renamed to `path`.
+def write_output(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes an output that the user named: a regular file atomically, of a link the file that it points to.
+
+    A pipe, a terminal or another device is written into, and never replaced.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; an existing file is unchanged.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    if not is_stream(path):
+        _replace(Path(os.path.realpath(path)), path, write)
+        return
+    content = BytesIO()  # archives seek, which a pipe cannot
+    write(content)
     try:
-        with beside.open("wb") as file:
-            write(file)
-        beside.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise StorageError(
-            f"'{path}' cannot be written: {error.strerror or error}.", "Free space, or give another output."
-        ) from None
+        with open_stream(path) as file:
+            file.write(content.getbuffer())
+    except OSError as error:
+        raise output_error(path, error) from None
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    atomic_write(path, lambda file: image.save(file, format="PNG"))
+def open_stream(path: Path) -> BinaryIO:
+    """Opens a pipe, device or descriptor of this process for writing; a pipe waits for its reader. Raises OSError."""
+    number = _descriptor(path)
+    return open(os.dup(number) if number is not None else os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb")
+
+
+def _replace(path: Path, shown: Path, write: Callable[[BinaryIO], object]) -> None:
+    try:
+        atomic_write(path, write)
+    except OSError as error:
+        raise output_error(shown, error) from None
+
+
+def output_error(path: Path, error: OSError) -> StorageError:
+    """Returns the error of an output that cannot be written."""
+    return StorageError(
+        f"'{path}' cannot be written: {error.strerror or error}.", "Free space, or give another output."
+    )
 
 
 def to_picture(image: torch.Tensor) -> Image.Image:

@@ -11,15 +11,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from beitcli.data.sources.formats.parquet import require_pyarrow
-from beitcli.engine.io.outputs import atomic_write, make_folder
+from beitcli.engine.io.outputs import is_stream, make_folder, open_stream, write_output
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -75,10 +76,8 @@ class TokenFile(ABC):
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
         self.path, self.kind = path, kind
         self.held: set[str] = set()
-        if path.exists() and not resume:
-            raise UsageError(f"'{path}' exists.", "Give another -o FILE, or add --resume to go on with it.")
         make_folder(path.parent)
-        if path.exists():
+        if resume and path.exists() and not is_stream(path):
             self.take_up()
 
     @abstractmethod
@@ -102,12 +101,19 @@ class JsonLines(TokenFile):
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
         super().__init__(path, kind, resume)
         try:
-            self.file: TextIO = path.open("a")
+            self.file: TextIO = self._open("a" if resume else "w")
         except OSError as error:
             raise StorageError(f"'{path}' cannot be written: {error.strerror}.", "Give another -o FILE.") from None
 
+    def _open(self, mode: str) -> TextIO:
+        if is_stream(self.path):
+            return TextIOWrapper(open_stream(self.path), encoding="utf-8")
+        return cast(
+            "TextIO", self.path.open(mode, encoding="utf-8")
+        )  # line by line: what a killed process has written is resumed
+
     def take_up(self) -> None:
-        atomic_write(self.path, self._copy_whole_lines)
+        write_output(self.path, self._copy_whole_lines)
 
     def _copy_whole_lines(self, target: BinaryIO) -> None:
         """Copies complete lines of tokens; drops bad images, and the line that a killed process left incomplete."""
@@ -130,7 +136,7 @@ class JsonLines(TokenFile):
     def close(self) -> None:
         try:
             self.file.close()
-            self.path.stat()  # fails if the file was removed meanwhile
+            os.stat(self.path)  # fails if the file was removed meanwhile
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -186,7 +192,7 @@ class Npz(_Archive):
     def close(self) -> None:
         arrays, paths, sha256 = self.arrays(), np.array(self.paths, dtype=str), np.array(self.kind.sha256)
         tokens, grid = arrays["tokens"], arrays["grid"]
-        atomic_write(
+        write_output(
             self.path,
             lambda file: np.savez_compressed(file, paths=paths, tokens=tokens, grid=grid, tokenizer=sha256),
         )
@@ -202,7 +208,7 @@ class Safetensors(_Archive):
 
     def close(self) -> None:
         data = save(self.arrays(), metadata={"paths": json.dumps(self.paths), "tokenizer": self.kind.sha256})
-        atomic_write(self.path, lambda file: file.write(data))
+        write_output(self.path, lambda file: file.write(data))
 
 
 class Parquet(_Archive):
@@ -241,7 +247,7 @@ class Parquet(_Archive):
                 for first in starts:
                     writer.write_table(self._table(schema, slice(first, first + _ROW_GROUP)))
 
-        atomic_write(self.path, write)
+        write_output(self.path, write)
 
     def _schema(self) -> pa.Schema:
         """Returns the schema; the column of paths holds bytes if one is not UTF-8."""
@@ -281,13 +287,17 @@ def open_token_file(path: Path, kind: TokenKind, resume: bool) -> TokenFile:
     """Returns the writer for the file's suffix.
 
     Raises:
-        UsageError: Unknown suffix, the file exists without `resume`, or it holds tokens of another kind.
+        UsageError: Unknown suffix, or with `resume` a file that holds tokens of another kind.
         StorageError: It is not a token file, or cannot be written.
     """
-    writer = FORMATS.get(path.suffix.lower())
-    if writer is None:
+    require_known_suffix(path)
+    return FORMATS[path.suffix.lower()](path, kind, resume)
+
+
+def require_known_suffix(path: Path) -> None:
+    """Raises UsageError if the suffix is that of no format."""
+    if path.suffix.lower() not in FORMATS:
         raise UsageError(f"-o '{path}' has no known suffix.", f"Use one of {', '.join(FORMATS)}.")
-    return writer(path, kind, resume)
 
 
 def parse_line(line: str, where: str) -> Document:

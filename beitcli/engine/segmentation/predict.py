@@ -15,7 +15,8 @@ from beitcli.data.transforms.segmentation import SegmentationEvalTransform
 from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputNames, check_no_overwrite, make_folder, save_png
+from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
+from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
@@ -53,8 +54,8 @@ def predict(
     placed = OutputNames(folder, ".png", (OVERLAY,) if config.overlay else ())
     outputs = [placed.path(source.path(index)) for index in range(len(source))]
     beside = [_beside(output) for output in outputs] if config.overlay else []
-    inputs = [source.path(index) for index in range(len(source))]
-    check_no_overwrite([*outputs, *beside], inputs, f"-o '{config.output}'")
+    guarded, inputs = [*outputs, *beside], ProtectedInputs(config, source)
+    require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite)
     make_folder(folder)
     transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales, least=how.least)
 
@@ -62,10 +63,10 @@ def predict(
         (index,) = batch.indices
         labels = classes.cpu().numpy().astype(np.uint8)
         values = rule.to_values(labels)
-        save_png(indexed(values), outputs[index])
+        OutputFile(outputs[index]).save_png(indexed(values))
         document: dict[str, Any] = {"output": str(outputs[index])}
         if config.overlay:
-            save_png(overlay(source.pixels(index), values), beside[index])
+            OutputFile(beside[index]).save_png(overlay(source.pixels(index), values))
             document["overlay"] = str(beside[index])
         return document | {"classes": _shares(labels, names)}
 

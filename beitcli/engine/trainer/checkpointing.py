@@ -14,6 +14,7 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.engine.trainer.trainer_state import stored_progress
 from beitcli.errors import BeitError, DistributedError, StorageError, UsageError
+from beitcli.escaping import shell_line
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import load_optimizer_tensors, optimizer_tensors
 from beitcli.runtime.distributed.fsdp import distribute_like, full_state_dict, is_sharded
@@ -217,8 +218,8 @@ def load_newest(
         on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
     else:
         on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps} steps; nothing is trained."))
-        again = f"--config {run.path}/config.toml --steps {2 * plan.steps} --out NEW"
-        on_event(Note(f"To train longer, start a new run: {again}"))
+        again = ["--config", run.path / "config.toml", "--steps", 2 * plan.steps, "--out", "NEW"]
+        on_event(Note(f"To train longer, start a new run: {shell_line(again)}"))
     state = TrainState(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
     bad = [(index, path, reason) for index, path, reason in trainer["bad"]]
     return ResumeState(state, bad, trainer.get("micro_batch", 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from beitcli import __version__
 from beitcli.config.architecture import Aggregation
 from beitcli.config.resolve import recipe_names
 from beitcli.config.tasks import TASKS
+from beitcli.escaping import markdown, shell_line
 from beitcli.runtime.metric_text import metric_label, metric_value
 
 if TYPE_CHECKING:
@@ -18,18 +19,23 @@ if TYPE_CHECKING:
     from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 
-def _card(title: str, facts: dict[str, Any], metrics: dict[str, str], then: Iterable[str]) -> str:
+def _card(title: str, facts: dict[str, Any], metrics: dict[str, str], then: Iterable[Sequence[object]]) -> str:
+    """Builds a card.
+
+    Args:
+        then: Commands to go on with, as words.
+    """
     lines = [
-        f"# {title}",
+        f"# {markdown(title)}",
         "",
-        *(f"- {name}: {value}" for name, value in facts.items()),
+        *(f"- {markdown(name)}: {markdown(str(value))}" for name, value in facts.items()),
         "",
         "| figure | value |",
         "|---|---|",
     ]
-    lines += [f"| {name} | {value} |" for name, value in metrics.items()]
+    lines += [f"| {markdown(name)} | {markdown(value)} |" for name, value in metrics.items()]
     lines += ["", "Every setting is in `config.toml`, the curve in `metrics.jsonl`.", "", "## Next", "", "```"]
-    return "\n".join([*lines, *then, "```", ""])
+    return "\n".join([*lines, *map(shell_line, then), "```", ""])
 
 
 def _steps(report: Any, batch_size: int) -> str:
@@ -47,14 +53,15 @@ def pixels(size: tuple[int, int]) -> str:
 
 def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardware: str) -> str:
     """Returns the card of a trained tokenizer; `title` is that of its kind."""
-    data, pictures, reconstruct = " ".join(config.data), {}, ""
+    data, pictures = " ".join(config.data), {}
+    reconstruct: tuple[str, ...] = ()
     if report.psnr is not None:
         pictures = {
             f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB",
             "mean absolute error": f"{report.mae:.4f}",
             "mean absolute error of pixels in [-1, 1]": f"{report.mae_normalized:.4f}",
         }
-        reconstruct = " --reconstruct out/"
+        reconstruct = ("--reconstruct", "out/")
     return _card(
         f"A visual tokenizer ({title})",
         {"made by": f"beit {__version__} train-tokenizer, recipe {config.recipe}", "data": data, "hardware": hardware},
@@ -67,8 +74,8 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
             **_further(report),
         },
         (
-            f"beit tokenize photo.jpg --tokenizer {report.run}{reconstruct}",
-            f"beit pretrain {data} --tokenizer {report.run}",
+            ("beit", "tokenize", "photo.jpg", "--tokenizer", report.run, *reconstruct),
+            ("beit", "pretrain", *config.data, "--tokenizer", report.run),
         ),
     )
 
@@ -79,9 +86,9 @@ TARGETS = {
 }
 
 
-def _same_recipe(name: str) -> str:
+def _same_recipe(name: str) -> tuple[str, ...]:
     """Returns the option for finetuning's recipe of the same name, if there is one."""
-    return f" --recipe {name}" if name in recipe_names("finetune") else ""
+    return ("--recipe", name) if name in recipe_names("finetune") else ()
 
 
 def aggregation_text(how: Aggregation) -> str:
@@ -120,9 +127,9 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
             **_further(report),
         },
         (
-            f"beit mask-preview photo.jpg --model {report.run} -o masked.png",
-            f"beit attn-map photo.jpg --model {report.run} -o attention.png",
-            f"beit finetune LABELLED --init {report.run}{_same_recipe(config.recipe)}",
+            ("beit", "mask-preview", "photo.jpg", "--model", report.run, "-o", "masked.png"),
+            ("beit", "attn-map", "photo.jpg", "--model", report.run, "-o", "attention.png"),
+            ("beit", "finetune", "LABELLED", "--init", report.run, *_same_recipe(config.recipe)),
         ),
     )
 
@@ -143,8 +150,8 @@ class FinetunedCard:
     facts: dict[str, str]
     metrics: dict[str, str]
     by_class: dict[str, str] = field(default_factory=dict)
-    eval_options: str = ""
-    predict_options: str = ""
+    eval_options: tuple[str, ...] = ()
+    predict_options: tuple[str, ...] = ()
 
 
 def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, hardware: str) -> str:
@@ -160,7 +167,7 @@ def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, har
         },
         {"steps": _steps(report, config.batch_size), **own.metrics, **_further(report), **own.by_class},
         (
-            f"beit eval {report.run} {config.val or 'HELD-OUT'}{own.eval_options}",
-            f"beit predict {report.run} photo.jpg{own.predict_options}",
+            ("beit", "eval", report.run, config.val or "HELD-OUT", *own.eval_options),
+            ("beit", "predict", report.run, "photo.jpg", *own.predict_options),
         ),
     )

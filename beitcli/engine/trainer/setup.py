@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from beitcli.config.resolve import dump_toml
 from beitcli.data.sources.base import Source
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
-from beitcli.errors import DataError
+from beitcli.errors import DataError, StorageError
+from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.run_dir import ReadOnlyRunFolder, RunFolder
@@ -21,25 +21,39 @@ _MICRO_BATCH = 128
 
 
 def run_path(config: Training) -> Path:
-    """Returns `--out`, or runs/COMMAND-DATE-TIME."""
+    """Returns `--out`, or a new folder runs/COMMAND-DATE-TIME, which is made here: no other run gets the same name.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
     if config.out:
         return Path(config.out)
     base = Path("runs") / f"{config.command}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = base, 2
-    while path.exists():
-        path, number = base.with_name(f"{base.name}-{number}"), number + 1
-    return path
+    while True:
+        try:
+            base.parent.mkdir(exist_ok=True)
+            path.mkdir()
+            return path
+        except FileExistsError:
+            if not base.parent.is_dir():
+                raise StorageError(f"'{base.parent}' is a file, and runs go there.", "Give --out RUN.") from None
+            path, number = base.with_name(f"{base.name}-{number}"), number + 1
+        except OSError as error:
+            raise StorageError(
+                f"Run folder '{path}' cannot be made: {error.strerror or error}.", "Give a writable folder to --out."
+            ) from None
 
 
 def resume_command(config: Training, run: Path) -> str:
     """Returns a sentence with the command that resumes a run with the same number of processes."""
-    words = ["beit", config.command, "--out", shlex.quote(str(run)), "--resume"]
+    words = ["beit", config.command, "--out", str(run), "--resume"]
     if config.gpus > 1:
         words += ["--gpus", str(config.gpus)]
         words += ["--device", config.device] if config.device != "auto" else []
     if config.nodes > 1:
         words += ["--nodes", str(config.nodes), "--rdzv-endpoint", config.rdzv_endpoint or "HOST:PORT"]
-    return f"Go on with: {' '.join(words)}"
+    return f"Go on with: {shell_line(words)}"
 
 
 def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> RunFolder:
@@ -48,7 +62,8 @@ def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> Ru
 
     def make() -> Path:
         run = RunFolder.create(run_path(config), resume=config.resume)
-        header = f"beit {__version__}. Repeat: beit {config.command} --config {run.path}/config.toml --out NEW"
+        repeat = shell_line(["beit", config.command, "--config", run.path / "config.toml", "--out", "NEW"])
+        header = f"beit {__version__}. Repeat: {repeat}"
         run.write_text("config.toml", dump_toml(config, header))
         made.append(run)
         return run.path

@@ -47,8 +47,8 @@ def locate(reference: str, on_progress: OnProgress | None = None) -> tuple[Path,
         The weights file; contents of config.json and preprocessor_config.json beside it, empty if there is none.
 
     Raises:
-        UsageError: There is nothing of that name.
-        StorageError: There are no weights, or they cannot be downloaded.
+        UsageError: The name is empty, or there are several files of weights.
+        StorageError: There is nothing of that name, there are no weights, or they cannot be downloaded.
     """
     if reference.startswith("hf://"):
         repo, _, revision = reference.removeprefix("hf://").partition("@")
@@ -59,7 +59,7 @@ def locate(reference: str, on_progress: OnProgress | None = None) -> tuple[Path,
     if is_timm_name(reference):
         return _on_hub(_timm_repository(reference.removeprefix("timm/")), None, on_progress)
     if not path.exists():
-        raise UsageError(f"There is no model at '{reference}'.", _nearest(reference, path))
+        raise StorageError(f"There is no model at '{reference}'.", _nearest(reference, path))
     return _in_folder(reference, path) if path.is_dir() else read_beside(path)
 
 
@@ -171,7 +171,8 @@ def timm_name(name: str) -> str:
     """Returns the name of a timm model without the tag.
 
     Raises:
-        UsageError: timm has no such model, or it is not a supported vision Transformer.
+        StorageError: timm has no such model.
+        UsageError: It is not a supported vision Transformer.
     """
     from timm.models import is_model, list_models, model_entrypoint
 
@@ -179,7 +180,7 @@ def timm_name(name: str) -> str:
     if not is_model(bare):
         near = difflib.get_close_matches(bare, list_models(["beit_*", "beitv2_*", "vit_*", "deit*", "eva*"]), n=1)
         hint = f"Did you mean 'timm/{near[0]}'?" if near else "`timm.list_models('beit*')` lists them."
-        raise UsageError(f"timm has no model '{name}'.", hint)
+        raise StorageError(f"timm has no model '{name}'.", hint)
     if not is_beit_name(bare) and model_entrypoint(bare).__module__ not in _FAMILIES:
         raise UsageError(
             f"timm's '{name}' is no BEiT and no plain vision Transformer.",
@@ -192,7 +193,8 @@ def _timm_repository(name: str) -> str:
     """Returns the hub repository of a timm model; the tag is optional.
 
     Raises:
-        UsageError: timm has no such weights, or the model is not supported.
+        StorageError: timm has no such model or weights.
+        UsageError: The model is not supported.
     """
     from timm.models import get_pretrained_cfg, list_models
 
@@ -205,7 +207,7 @@ def _timm_repository(name: str) -> str:
     if cfg is None or not repo:
         weights = list_models(f"{bare}.*", pretrained=True)
         hint = f"It has: {', '.join(weights[:4])}." if weights else "Give a model that timm has weights of."
-        raise UsageError(f"timm has no weights '{name}'.", hint)
+        raise StorageError(f"timm has no weights '{name}'.", hint)
     return repo if not repo.endswith("/") else f"{repo}{cfg.architecture}.{cfg.tag}"
 
 

@@ -6,6 +6,7 @@ Checkpoints of this program are first verified by their hashes; of a run, the ne
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from beitcli.models.checkpoints.describe import describe
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import WEIGHTS, is_timm_name, locate, read_beside
 from beitcli.models.checkpoints.timm_references import random_init_base, timm_random_config
+from beitcli.runtime.storage.own_files import not_permitted
 from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.reader import WeightFile, read_header
 
@@ -35,8 +37,7 @@ def open_model(reference: str, on_progress: OnProgress | None = None, seed: int 
         seed: Seed of random weights (`MODEL@random`, `random`).
 
     Raises:
-        UsageError: There is nothing of that name.
-        StorageError: It is not such a model, is damaged, or cannot be downloaded.
+        StorageError: There is nothing of that name, it is not such a model, is damaged, or cannot be downloaded.
     """
     base = random_init_base(reference)
     if base is not None:
@@ -56,12 +57,11 @@ def open_checkpoint(reference: str) -> CheckpointHandle:
     """Opens a checkpoint of this program; of a run, the newest undamaged one.
 
     Raises:
-        UsageError: There is nothing of that name.
-        StorageError: It holds no checkpoint of this program, or only damaged ones.
+        StorageError: There is nothing of that name, it holds no checkpoint of this program, or only damaged ones.
     """
     folder = _verified_folder(Path(reference))
     if folder is None:
-        weights, _, _ = locate(reference)  # raises UsageError if there is nothing
+        weights, _, _ = locate(reference)  # raises StorageError if there is nothing
         raise StorageError(f"'{weights}' was not written by this program.", "Give a run or its checkpoint.")
     settings = folder.config
     check_section(settings, reference)
@@ -73,8 +73,7 @@ def open_unverified(reference: str, on_progress: OnProgress | None = None) -> Ch
     """Reads the header and configs of any checkpoint, tokenizers included. Checks no hash.
 
     Raises:
-        UsageError: There is nothing of that name.
-        StorageError: It is not a known model.
+        StorageError: There is nothing of that name, it is not a known model.
     """
     weights, config, preprocessing = locate(reference, on_progress)
     if "beit" in config:
@@ -146,19 +145,29 @@ def _our_folder(path: Path) -> Path | None:
     """Returns the checkpoint folder or run of this program at `path`; None if there is none.
 
     A checkpoint is recognized by the `beit` section of its config.json, a damaged one by its location in a run.
+
+    Raises:
+        StorageError: A folder or file of it may not be read.
     """
-    if path.is_file():
-        return path.parent if path.name == "model.safetensors" and _is_ours(path.parent) else None
-    if any((path / name).is_file() for name in WEIGHTS) or _is_ours(path):
-        return path if _is_ours(path) else None
-    if path.name == "checkpoints":
-        path = path.parent
-    return path if any((path / "checkpoints").glob("step-*")) else None
+    try:
+        if path.is_file():
+            return path.parent if path.name == "model.safetensors" and _is_ours(path.parent) else None
+        if any((path / name).is_file() for name in WEIGHTS) or _is_ours(path):
+            return path if _is_ours(path) else None
+        if path.name == "checkpoints":
+            path = path.parent
+        folder = path / "checkpoints"
+        is_run = folder.is_dir() and any(name.startswith("step-") for name in os.listdir(folder))
+        return path if is_run else None
+    except PermissionError as error:
+        raise not_permitted(error.filename or path) from None
 
 
 def _is_ours(folder: Path) -> bool:
     try:
         return "beit" in parse_json((folder / "config.json").read_bytes())
+    except PermissionError:
+        raise
     except (OSError, ValueError, TypeError):
         from beitcli.runtime.storage.checkpoint import SUMS  # imports torch
 

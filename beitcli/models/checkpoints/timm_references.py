@@ -122,7 +122,7 @@ def heads_of_timm_model(name: str, width: int) -> int | None:
     """Returns the number of heads of a vision Transformer of timm; None if there is none of this name and width."""
     try:
         architecture, _ = timm_architecture(timm_name(name), {}, DeclaredConfig())
-    except UsageError:
+    except (StorageError, UsageError):
         return None
     return architecture.heads if architecture.width == width else None
 

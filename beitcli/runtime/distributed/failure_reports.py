@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from beitcli import errors
-from beitcli.errors import BeitError, DistributedError
+from beitcli.errors import BeitError, DistributedError, ReaderGone
 
 FOLDER_VARIABLE = "BEIT_LAUNCH"  # folder of the reports
 
@@ -130,7 +130,7 @@ def as_error(cause: Failure, size: int) -> BeitError:
 
 
 def _exit_code(error: BaseException) -> int:
-    if isinstance(error, BrokenPipeError):  # of stdout: `| head`
+    if isinstance(error, ReaderGone):
         return 0
     return error.exit_code if isinstance(error, BeitError) else 1
 

@@ -30,7 +30,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, UsageError
+from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, StorageError, UsageError
+from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
 from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import (
@@ -147,8 +148,8 @@ def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = ""
             skip = "=" not in word
         else:
             kept.append(word)
-    more = [f"--gpus {gpus}"] + ([f"--nodes {nodes} --rdzv-endpoint {endpoint}"] if nodes > 1 else [])
-    return " ".join(["beit", *kept, *more])
+    machines = f" --nodes {nodes} --rdzv-endpoint {endpoint}" if nodes > 1 else ""  # $(hostname) is to be expanded
+    return f"{shell_line(['beit', *kept])} --gpus {gpus}{machines}"
 
 
 def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> None:
@@ -160,7 +161,12 @@ def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> N
     Raises:
         BeitError: The first cause of a failure on any rank; `Stopped` after a signal.
     """
-    folder = tempfile.mkdtemp(prefix="beit-launch-")
+    try:
+        folder = tempfile.mkdtemp(prefix="beit-launch-")
+    except OSError as error:
+        raise StorageError(
+            f"No temporary folder can be made: {error.strerror or error}.", "Free space, or set TMPDIR to a folder."
+        ) from None
     try:
         address, hosts = own_address(plan.nodes, plan.endpoint)
         environment = {

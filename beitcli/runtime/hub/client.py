@@ -33,6 +33,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.download import OnProgress, Remote, download, repo_id, repo_type
+from beitcli.runtime.storage.own_files import atomic_write_text
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _ENDPOINT = "https://huggingface.co"
@@ -155,7 +156,7 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
             listing = Listing(about.sha or "", sizes, {name: mark for name, mark in marks.items() if mark})
             with suppress(OSError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps(asdict(listing)))
+                atomic_write_text(kept, json.dumps(asdict(listing)))
             return listing
         except RevisionNotFoundError:
             return None

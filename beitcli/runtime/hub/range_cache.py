@@ -20,6 +20,7 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.client import cache_folder, is_offline
 from beitcli.runtime.hub.download import Remote
 from beitcli.runtime.hub.http_ranges import read_range
+from beitcli.runtime.storage.own_files import create_new, open_regular, require_regular
 
 VARIABLE = "BEIT_STREAM_CACHE_GB"
 _DEFAULT_GB = 50.0
@@ -69,7 +70,8 @@ def read_cached(remote: Remote, start: int, end: int, pauses: Sequence[float] | 
     lock = _folder() / ".locks" / f"{zlib.crc32(str(path).encode()) % _LOCKS:03d}.lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
+        require_regular(lock)  # the lock opens it by name, and would follow a link
+        os.close(open_regular(lock, os.O_RDWR | os.O_CREAT, 0o664))
     except OSError:  # the cache is not writable
         return read_range(remote, start, end, pauses)
     with WeakFileLock(lock):  # other processes wait instead of downloading it too
@@ -121,7 +123,7 @@ def _keep(path: Path, content: bytes, limit: int) -> None:
             _make_room(limit - size)
             _written = 0
         _written += size
-        with beside.open("wb") as file:
+        with create_new(beside) as file:
             file.write(content)
             file.write(zlib.crc32(content).to_bytes(_CHECK_BYTES, "little"))
         beside.replace(path)

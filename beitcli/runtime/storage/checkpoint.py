@@ -8,11 +8,13 @@ that it is neither used nor lost.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,19 @@ from safetensors.torch import load_file, save_file
 
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.hashing import sha256_of
+from beitcli.runtime.storage.own_files import (
+    apply_umask,
+    atomic_write_text,
+    create_new,
+    not_permitted,
+    remove_entry,
+    require_regular,
+)
 from beitcli.runtime.storage.safe_json import parse_json
 
 SUMS = "SHA256SUMS"
 _MODEL = {"model.safetensors", "config.json"}
+_UNFINISHED = (".step-*.partial-*", ".latest.[0-9]*", ".latest-*")  # the last of earlier versions
 _STEP = re.compile(r"step-([0-9]+)")
 
 
@@ -78,6 +89,8 @@ class CheckpointFolder:
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
+    except PermissionError:
+        raise not_permitted(path) from None
     except (SafetensorError, OSError) as error:
         raise StorageError(f"'{path}' cannot be read: {error}.", "Take another checkpoint of the run.") from None
 
@@ -117,43 +130,54 @@ def save_checkpoint(
         names = sorted(entry.name for entry in partial.iterdir())
         _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
         _sync_folder(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        remove_entry(final)
         partial.rename(final)
         _sync_folder(folder)
         point_latest(folder, final.name)
         _prune(folder, step, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        hint = "Free space or give another --out, then go on with --resume; earlier checkpoints are intact."
+        if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EACCES):
+            hint = "Put right what the message names, then go on with --resume; earlier checkpoints are intact."
         raise StorageError(
-            f"Checkpoint '{final}' cannot be written ({needed / 1e6:.1f} MB needed): {error}.",
-            "Free space or give another --out, then go on with --resume; earlier checkpoints are intact.",
+            f"Checkpoint '{final}' cannot be written ({needed / 1e6:.1f} MB needed): {error}.", hint
         ) from None
     return final
 
 
 def point_latest(folder: Path, name: str) -> None:
-    """Makes `latest` name a checkpoint, atomically."""
-    beside = folder / f".latest-{os.getpid()}"
-    _write(beside, name + "\n")
-    beside.replace(folder / "latest")
+    """Makes `latest` name a checkpoint, atomically; a link in its place is replaced. Raises OSError."""
+    latest = folder / "latest"
+    if latest.is_dir() and not latest.is_symlink():
+        require_regular(latest)
+    atomic_write_text(latest, name + "\n", sync=True)
     _sync_folder(folder)
 
 
 def repair_latest(checkpoint: CheckpointFolder) -> None:
-    """Makes `latest` name the given checkpoint, if a process was killed before it did."""
-    folder = checkpoint.path.parent
+    """Makes `latest` name the given checkpoint, if a process was killed before it did. Raises StorageError."""
+    latest = checkpoint.path.parent / "latest"
     try:
-        if (folder / "latest").read_bytes() == f"{checkpoint.path.name}\n".encode():
+        if latest.is_file() and latest.read_bytes() == f"{checkpoint.path.name}\n".encode():
             return
-    except FileNotFoundError:
-        pass
-    point_latest(folder, checkpoint.path.name)
+        point_latest(latest.parent, checkpoint.path.name)
+    except OSError as error:
+        raise StorageError(
+            f"'{latest}' cannot be written: {error.strerror or error}.",
+            "Move it away, or make the folder writable, then go on with --resume.",
+        ) from None
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """Lists the checkpoint folders, newest first; `damage` verifies them."""
-    found = (p for p in folder.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
+    """Lists the checkpoint folders, newest first; `damage` verifies them. Raises StorageError if that is forbidden."""
+    try:
+        names = os.listdir(folder)
+    except PermissionError:
+        raise not_permitted(folder) from None
+    except OSError:  # there are none
+        return []
+    found = (folder / name for name in names if _STEP.fullmatch(name) and os.path.isdir(folder / name))
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -180,6 +204,8 @@ def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
                 return f"{name} is missing"
             if sha256_of(checkpoint / name) != digest:
                 return f"{name} does not match its SHA-256"
+    except PermissionError as error:
+        raise not_permitted(error.filename or checkpoint) from None
     except (OSError, ValueError) as error:
         return f"{SUMS} cannot be read ({type(error).__name__})"
     return ""
@@ -217,25 +243,26 @@ def _prune(folder: Path, saved: int, keep: int) -> None:
     checkpoints = step_folders(folder)
     for later in (path for path in checkpoints if step_of(path) > saved):
         aside, number = folder / f"damaged-{later.name}", 2
-        while aside.exists():
+        while os.path.lexists(aside):
             aside, number = folder / f"damaged-{later.name}-{number}", number + 1
         later.rename(aside)
     for old in [path for path in checkpoints if step_of(path) < saved][max(0, keep - 1) :]:
         going = folder / f".{old.name}.partial-{os.getpid()}"  # half-removed it would look damaged
         old.rename(going)
-        shutil.rmtree(going)
+        remove_entry(going)  # of a link, the link: what it points to was moved elsewhere on purpose
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     # safetensors stores only contiguous tensors with storage of their own.
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    apply_umask(path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
+    with create_new(path) as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -250,10 +277,8 @@ def _sync_folder(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> list[str]:
     """Removes temporary files that a killed process left behind, and returns their names."""
-    leftovers = sorted((*folder.glob(".step-*.partial-*"), *folder.glob(".latest-*")))
+    leftovers = sorted(found for form in _UNFINISHED for found in folder.glob(form))
     for leftover in leftovers:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            remove_entry(leftover)
     return [leftover.name for leftover in leftovers]

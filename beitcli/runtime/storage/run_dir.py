@@ -6,6 +6,7 @@ process ends for any reason; forked children do not hold it. Several RunFolders 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,15 @@ from weakref import WeakValueDictionary
 from filelock import BaseFileLock, FileLock, Timeout
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.storage.own_files import (
+    append_line,
+    atomic_write_text,
+    create_new,
+    open_regular,
+    require_regular,
+)
 
+_OWN_FILES = ("config.toml", "metrics.jsonl", "bad-images.jsonl", "README.md")
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
 
 
@@ -27,10 +36,10 @@ _locks: WeakValueDictionary[tuple[int, int], BaseFileLock] = WeakValueDictionary
 
 def _locked(path: Path) -> BaseFileLock:
     file = path / ".lock"
-    if file.is_symlink():  # what it points to would be locked and overwritten
-        raise StorageError(f"'{file}' is a link, and a run's lock must be a file.", "Remove the link.")
-    file.touch()
-    status = file.stat()
+    require_regular(file)  # filelock opens it by name, and would follow a link
+    descriptor = open_regular(file, os.O_RDWR | os.O_CREAT)
+    status = os.fstat(descriptor)
+    os.close(descriptor)
     lock = _locks.get((status.st_dev, status.st_ino))
     if lock is not None and lock.is_locked:  # not locked in a forked child
         return lock
@@ -44,7 +53,8 @@ def _locked(path: Path) -> BaseFileLock:
         ) from None
     except OSError:  # some network file systems do not support locks: the run continues without
         pass
-    file.write_text(f"{os.getpid()} {socket.gethostname()}\n")
+    with open(open_regular(file, os.O_WRONLY | os.O_TRUNC), "w") as held:
+        held.write(f"{os.getpid()} {socket.gethostname()}\n")
     _locks[status.st_dev, status.st_ino] = lock
     return lock
 
@@ -80,17 +90,17 @@ class RunFolder:
             lock = _locked(path)
             _require_free(path, resume)  # a run may have started and ended before the lock was taken
             probe = path / f".writable-{os.getpid()}"
-            probe.touch()
+            create_new(probe).close()
             probe.unlink()
+            for name in _OWN_FILES:
+                require_regular(path / name)
             from beitcli.runtime.storage.checkpoint import (
                 remove_leftovers,  # imports torch; a folder in use is reported without it
             )
 
             leftovers = [*_remove_leftovers(path), *remove_leftovers(path / "checkpoints")]
         except OSError as error:
-            raise StorageError(
-                f"Run folder '{path}' cannot be written: {error.strerror or error}.", "Give a writable folder to --out."
-            ) from None
+            raise _unwritable(path, error) from None
         run = cls(path, lock)
         run.leftovers = tuple(leftovers)
         return run
@@ -101,21 +111,28 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a small file atomically. Raises StorageError."""
-        beside = self.path / f".{name}.{os.getpid()}"
         try:
-            beside.write_text(text)
-            beside.replace(self.path / name)
+            atomic_write_text(self.path / name, text)
         except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
+            raise _unwritable(self.path / name, error) from None
 
     def append_json(self, name: str, document: dict[str, Any]) -> None:
         """Appends a line to a JSON Lines file. Raises StorageError."""
         try:
-            with (self.path / name).open("a") as file:
-                file.write(json.dumps(document) + "\n")
+            append_line(self.path / name, json.dumps(document))
         except OSError as error:
-            raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
+            raise _unwritable(self.path / name, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    """Returns the error of a file or of the whole run folder, with the way out that its reason has."""
+    reason, blocked = error.strerror or str(error), error.filename if isinstance(error.filename, str) else ""
+    if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
+        name = blocked if os.path.lexists(blocked) and "partial" not in blocked else path
+        return StorageError(f"'{name}' cannot be written: {reason}.", "Move it away, or give another --out.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(f"'{path}' cannot be written: {reason}.", "Give a writable folder to --out.")
+    return StorageError(f"'{path}' cannot be written: {reason}.", "Free space, or give another --out.")
 
 
 class ReadOnlyRunFolder(RunFolder):

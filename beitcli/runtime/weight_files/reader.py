@@ -57,8 +57,8 @@ def read_header(path: Path) -> WeightFile:
     """Reads keys, shapes and metadata.
 
     Raises:
-        UsageError: There is no such file, or it is a folder.
-        StorageError: It cannot be read, is damaged, or is not a weights file.
+        UsageError: It is a folder, or no regular file.
+        StorageError: It is missing, cannot be read, is damaged, or is not a weights file.
     """
     container, size = _container(path)
     if container == "safetensors":
@@ -75,8 +75,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Reads the state dict into CPU memory; no tensor stays memory-mapped.
 
     Raises:
-        UsageError: There is no such file, or it is a folder.
-        StorageError: It cannot be read, is damaged, or is not a weights file.
+        UsageError: It is a folder, or no regular file.
+        StorageError: It is missing, cannot be read, is damaged, or is not a weights file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -111,7 +111,7 @@ def _container(path: Path) -> tuple[Container, int]:
             head = file.read(HEAD_BYTES)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
-        raise UsageError(f"There is no file '{path}'.", _nearby(path)) from None
+        raise StorageError(f"There is no file '{path}'.", _nearby(path)) from None
     except OSError as error:
         raise StorageError(
             f"'{path}' cannot be read: {error.strerror or error}.", "Check the path and the permissions of the file."

@@ -255,4 +255,4 @@ def test_which_arguments_are_models_is_told_by_what_they_are(beit, finetuned_run
     ended = beit("eval", finetuned_run, finetuned_run, "timm/vit_tiny_patch16_224", "--workers", 0)
     assert (ended.code, "DATA is missing" in ended.err) == (2, True)
     ended = beit("eval", finetuned_run, tmp_path / "absent.pth", labelled_folder)
-    assert (ended.code, "There is no model at" in ended.err) == (2, True)
+    assert (ended.code, "There is no model at" in ended.err) == (4, True)

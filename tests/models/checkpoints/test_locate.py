@@ -64,12 +64,12 @@ def test_a_timm_name_leads_to_its_repository_with_the_default_tag(tmp_path, monk
 
 
 def test_timm_names_that_are_none_are_refused():
-    with pytest.raises(UsageError, match="timm has no model") as caught:
+    with pytest.raises(StorageError, match="timm has no model") as caught:
         locate("timm/beit_base_patch16_225")
     assert "timm/beit_base_patch16_224" in caught.value.hint
     with pytest.raises(UsageError, match="is no BEiT"):
         locate("timm/resnet18")
-    with pytest.raises(UsageError, match=r"timm has no weights 'beit_base_patch16_224\.nosuch'") as caught:
+    with pytest.raises(StorageError, match=r"timm has no weights 'beit_base_patch16_224\.nosuch'") as caught:
         locate("timm/beit_base_patch16_224.nosuch")
     assert "in22k" in caught.value.hint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from beitcli.config.common import Training
+from beitcli.errors import StorageError
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -22,7 +23,13 @@ class MetricsJsonl:
         if not path.exists():
             return
         kept = []
-        for line in path.read_text(errors="replace").splitlines():
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except OSError as error:
+            raise StorageError(
+                f"'{path}' cannot be read: {error.strerror or error}.", "Move it away, then go on with --resume."
+            ) from None
+        for line in lines:
             try:
                 if parse_json(line)["step"] <= step:
                     kept.append(line)
