@@ -142,6 +142,8 @@ def _newest(folder: Path) -> Path | None:
 
 def _last_line(path: Path) -> dict[str, Any]:
     """Returns the last whole line of a JSON Lines file; {} if there is none."""
+    if not path.is_file():
+        return {}
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL))
@@ -159,8 +161,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _small(path: Path) -> str:
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError("too large")
+    if not path.is_file() or path.stat().st_size > _LARGEST_FILE:  # a pipe would be waited for
+        raise ValueError("no small file")
     return path.read_text()
 
 

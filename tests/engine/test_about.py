@@ -82,9 +82,10 @@ def test_runs_takes_damaged_files_for_what_they_are(beit, folder_of_runs):
     (folder_of_runs / "a" / "config.toml").write_bytes(b"\xff\x00")
     newest = max((folder_of_runs / "c" / "checkpoints").glob("step-*"))
     (newest / "trainer.json").write_text("[1, 2")
+    os.mkfifo(folder_of_runs / "deep" / "config.toml")  # a folder above b that looks like a run, and cannot be read
     (folder_of_runs / "c" / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n{"step": 4, "lo')
     found = {each["run"]: each for each in beit("runs", folder_of_runs, "--json").lines[0]}
-    assert found[str(folder_of_runs / "a")]["command"] == "?"
+    assert found[str(folder_of_runs / "a")]["command"] == found[str(folder_of_runs / "deep")]["command"] == "?"
     assert (found[str(folder_of_runs / "c")]["step"], found[str(folder_of_runs / "c")]["figures"]) == (3, {"loss": 1.5})
 
 
