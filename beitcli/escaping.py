@@ -60,12 +60,10 @@ def shell_line(words: Iterable[object]) -> str:
 
 def _code(found: re.Match[str]) -> str:
     number = ord(found[0])
-    if 0xDC80 <= number <= 0xDCFF:  # a byte of a file name that is not UTF-8
-        number -= 0xDC00
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
 def _shell_code(character: str) -> str:
     if 0xDC80 <= ord(character) <= 0xDCFF:
-        return f"\\x{ord(character) - 0xDC00:02x}"
+        return f"\\x{ord(character) - 0xDC00:02x}"  # a byte of a file name that is not UTF-8
     return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="replace"))

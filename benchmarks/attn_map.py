@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         model, photo, script = prepare(Path(made))
-        ours = ["-m", "beitcli", "attn-map", photo, "--model", model, "-o", Path(made) / "ours.png"]
+        ours = ["-m", "beitcli", "attn-map", photo, "--model", model, "-o", Path(made) / "ours.png", "--overwrite"]
         lines = {"script": [script, model, photo, Path(made) / "peer.png"], "beit attn-map": ours}
         taken: dict[str, list[float]] = {name: [] for name in lines}
         worked: dict[str, list[float]] = {name: [] for name in lines}

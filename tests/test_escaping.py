@@ -23,7 +23,7 @@ def test_plain_text_is_unchanged(text: str) -> None:
         ("\x9b2J", "\\x9b2J"),
         ("\r\x7f", "\\x0d\\x7f"),
         ("gpj.\u202etxt", "gpj.\\u202etxt"),
-        ("\udcff.png", "\\xff.png"),
+        ("\udcff.png", "\\udcff.png"),
     ],
 )
 def test_terminal_shows_controls_as_text(text: str, shown: str) -> None:
@@ -52,7 +52,7 @@ def test_markdown_has_no_markup_of_a_name(text: str, escaped: str) -> None:
 
 
 def test_html_has_no_markup_of_a_name_and_is_encodable() -> None:
-    assert html("\"><script>'\udcff") == "&quot;&gt;&lt;script&gt;&#x27;\\xff"
+    assert html("\"><script>'\udcff") == "&quot;&gt;&lt;script&gt;&#x27;\\udcff"
     html("\ud800").encode()
 
 

@@ -84,8 +84,8 @@ def test_a_tokenizer_is_no_model(tokenizer_run: Path) -> None:
     assert raised.value.__notes__ == ["Open it with beitcli.load_tokenizer."]
 
 
-def test_a_missing_model_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(beitcli.UsageError):
+def test_a_missing_model_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(beitcli.StorageError):
         beitcli.load_model(tmp_path / "nothing")
-    with pytest.raises(beitcli.UsageError):
+    with pytest.raises(beitcli.StorageError):
         beitcli.load_tokenizer(tmp_path / "nothing")

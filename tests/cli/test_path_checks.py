@@ -72,7 +72,7 @@ def test_references_that_name_no_file_are_left_to_the_engine(
 
 
 def test_tokenizer_that_is_nearly_a_word_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tokenize", "sample", "--tokenizer", "dale"]) == 2
+    assert main(["tokenize", "sample", "--tokenizer", "dale"]) == 4
     assert "Did you mean 'dall-e'?" in capsys.readouterr().err
 
 

@@ -306,8 +306,9 @@ def test_an_input_is_never_overwritten(run, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_a_storage_error(run, image, tmp_path):
     (tmp_path / "file").touch()
-    for output in ("file/maps.png", "file/", "file/maps"):
+    for output in ("file/maps.png", "file/maps"):
         assert refusal(StorageError, run, image, output=f"{tmp_path}/{output}").hint
+    assert refusal(UsageError, run, image, output=f"{tmp_path}/file/").hint  # a file, and a folder is asked for
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,2,3", "a,b", "1.5,2", "nan,1", "1;2", "1,", "9" * 12 + ",1"])

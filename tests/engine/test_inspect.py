@@ -134,7 +134,7 @@ def test_a_plain_vit_is_told_and_a_near_one_refused_by_name_of_what_it_has(beit,
 def test_a_name_that_is_nearly_right_gets_a_suggestion(beit, tmp_path, monkeypatch, reference, hint):
     monkeypatch.chdir(tmp_path)
     ended = beit("inspect", reference)
-    assert ended.code == 2
+    assert ended.code == 4
     assert hint in ended.err
 
 

@@ -350,7 +350,7 @@ def test_decoded_pixels_follow_from_the_bias_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["dalle", "DALL-E", "dall_e", "dal-e"])
 def test_misspelt_words_get_a_suggestion(word: str) -> None:
-    with pytest.raises(UsageError, match=f"no tokenizer '{word}'") as refused:
+    with pytest.raises(StorageError, match=f"no tokenizer '{word}'") as refused:
         open_tokenizer(word)
     assert refused.value.hint == "Did you mean 'dall-e'?"
 

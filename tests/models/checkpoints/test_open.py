@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD
-from beitcli.errors import StorageError, UsageError
+from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import open_backbone, open_classifier, open_masked_image_model
 from beitcli.models.checkpoints.open import open_checkpoint, open_model, open_unverified
 from beitcli.models.networks.beit import MaskedImageModel
@@ -79,9 +79,9 @@ def test_wrong_kinds_are_refused_with_the_command_that_makes_the_right_one(
         assert str(run) in caught.value.message
 
 
-def test_a_missing_model_is_a_usage_error_that_suggests_the_nearest(pretrained_run):
+def test_a_missing_model_is_a_storage_error_that_suggests_the_nearest(pretrained_run):
     wrong = pretrained_run.parent / "pretraimed"
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(StorageError) as caught:
         open_checkpoint(str(wrong))
     assert str(wrong) in caught.value.message
     assert str(pretrained_run) in caught.value.hint

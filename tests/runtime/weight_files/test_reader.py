@@ -358,7 +358,7 @@ def test_safetensors_that_overlap_are_refused_when_read(tmp_path):
 
 def test_a_missing_file_is_named_with_what_lies_near(tmp_path):
     save(tmp_path / "beit_base.pth", STATE)
-    with pytest.raises(UsageError, match="no file") as failure:
+    with pytest.raises(StorageError, match="no file") as failure:
         read_header(tmp_path / "beit_bsae.pth")
     assert "beit_base.pth" in failure.value.hint
 
