@@ -219,6 +219,17 @@ def test_transformers_data2vec_classifier_gives_equal_logits(tmp_path: Path) -> 
     assert_same(ours(images), theirs(images).logits)
 
 
+@torch.no_grad()
+def test_bare_weights_with_the_names_of_transformers_have_its_epsilon(tmp_path: Path) -> None:
+    theirs = hf_classifier(tmp_path / "hf", layer_norm_eps=1e-12)
+    save_plain(theirs, tmp_path / "bare.safetensors")
+    model, checkpoint = open_classifier(str(tmp_path / "bare.safetensors"))
+    assert checkpoint.architecture.norm_eps == 1e-12
+    assert any("epsilon of 1e-12" in each for each in checkpoint.warnings)
+    images = noise()[0] * 1e-6
+    assert (model(images) - theirs(images).logits).abs().max() <= 1e-5
+
+
 def test_heads_that_nothing_tells_are_assumed_and_said(tmp_path: Path) -> None:
     model = ReleasedMasked(use_abs_pos_emb=True, embed_dim=128)
     checkpoint = open_model(str(save_released(model, tmp_path / "p.pth")))
