@@ -24,6 +24,7 @@ from tests.helpers.foreign_models import (
     hf_masked,
     noise,
     randomized,
+    save_plain,
     save_released,
     timm_small,
 )
