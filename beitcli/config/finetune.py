@@ -34,8 +34,8 @@ class FinetuneConfig(Sharded):
     )
     problem: Literal["single-label", "multi-label"] = option(
         "single-label",
-        "classify: one class an image, or any number of labels, DATA then being a .csv of 0/1 columns; their loss is "
-        "binary cross entropy, without mixup, CutMix and label smoothing.",
+        "classify: one class an image, or any number of labels, DATA then being a .csv or parquet with 0/1 columns; "
+        "their loss is binary cross entropy, without mixup, CutMix and label smoothing.",
         panel="Model",
         tasks=("classify",),
         earlier="single-label",

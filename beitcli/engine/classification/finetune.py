@@ -137,7 +137,14 @@ def _validation(
         return held, held.name
     references, split, measured_on = own
     labelled = config.problem == "single-label"
-    request = Request(split=split, role="eval", labelled=labelled, sample_size=size, on_progress=openings(on_event))
+    request = Request(
+        split=split,
+        role="eval",
+        labelled=labelled,
+        vectors=not labelled,
+        sample_size=size,
+        on_progress=openings(on_event),
+    )
     val = world.rank_zero_first(lambda: open_data(references, request))
     return HeldOut(source, val, (), True), measured_on
 

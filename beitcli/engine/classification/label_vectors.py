@@ -28,7 +28,7 @@ from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import ImageClassifier
 
 _THRESHOLD = 0.5
-TABLE_HINT = "Give a .csv table: a column path, and a column for each label with 0 or 1."
+TABLE_HINT = "Give a .csv table with a column path, or .parquet, with a column of 0 and 1 for each label."
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def evaluate_vectors(
     """
     size = max(model.architecture.image_size)
     source = batching.compute.world.rank_zero_first(
-        lambda: open_inputs(config, sample_size=size, on_event=batching.on_event)
+        lambda: open_inputs(config, sample_size=size, vectors=True, on_event=batching.on_event)
     )
     columns = vector_columns(source, checkpoint.classes, binary=checkpoint.problem == "multi-label")
     scores = score_vectors(

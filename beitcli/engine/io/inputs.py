@@ -30,6 +30,7 @@ def open_inputs(
     sample_size: int,
     stdin: BinaryIO | None = None,
     labelled: bool = False,
+    vectors: bool = False,
     seed: int | None = None,
     on_event: OnEvent = ignore,
 ) -> Source:
@@ -40,6 +41,7 @@ def open_inputs(
         sample_size: Side of the images of `sample`, in pixels.
         stdin: Where `-` reads paths; None for the process's own.
         labelled: Whether every image must have a label.
+        vectors: Whether an image has a number for each of several labels instead.
         seed: Seed of the selection by `--limit`; default the config's.
 
     Raises:
@@ -48,7 +50,8 @@ def open_inputs(
     """
     references = (config.data if isinstance(config, EvalConfig) else config.inputs) or ("-",)
     told = openings(on_event)
-    request = Request.of(config, role=role, labelled=labelled, sample_size=sample_size, stdin=stdin, on_progress=told)
+    kind = {"role": role, "labelled": labelled, "vectors": vectors}
+    request = Request.of(config, **kind, sample_size=sample_size, stdin=stdin, on_progress=told)
     source = open_data(references, request)
     if config.limit is None or config.limit >= len(source):
         return source

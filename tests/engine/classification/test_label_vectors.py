@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import transformers
 from PIL import Image
@@ -55,7 +57,7 @@ def test_metrics_are_those_of_scikit_learn():
 def test_a_table_gives_paths_beside_it_and_a_vector_an_image(table):
     source = open_data([str(table)])
     assert (len(source), source.classes, source.label_names) == (40, None, ("red", "green", "blue"))
-    rows = list(csv.reader(table.open()))
+    rows = list(csv.reader(table.read_text().splitlines()))
     assert source.label_vector(3).tolist() == [float(cell) for cell in rows[4][1:]]
     assert source.image(3).size == (32, 32)
     assert source.fingerprint() != open_data([str(table)]).fingerprint()[::-1]
@@ -95,7 +97,7 @@ def test_a_spreadsheets_table_is_read(tmp_path):
 
 
 def test_finetuning_on_a_table_learns_and_is_evaluated_predicted_and_exported(beit, tmp_path, table):
-    hf_classifier(tmp_path / "init", image_size=32)
+    hf_classifier(tmp_path / "init")
     flags = ("--recipe", "tiny", "--steps", 30, "--batch-size", 8, "--workers", 0, "--device", "cpu", "--json")
     out = ("--init", tmp_path / "init", "--problem", "multi-label", "--val", table, "--out", tmp_path / "run")
     ended = beit("finetune", table, *out, "--lr", 3e-3, *flags)
@@ -116,6 +118,27 @@ def test_finetuning_on_a_table_learns_and_is_evaluated_predicted_and_exported(be
     assert {name for name, _ in document["labels"]} == {"red", "green", "blue"}
 
 
+def test_parquet_with_columns_of_numbers_is_such_a_table(beit, tmp_path, table):
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    images = [{"bytes": (table.parent / row["path"]).read_bytes(), "path": None} for row in rows]
+    columns = {"image": images, "note": ["x"] * len(rows), "red": [row["red"] == "1" for row in rows]}
+    columns |= {"green": [int(row["green"]) for row in rows], "blue": [float(row["blue"]) for row in rows]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=16)
+    source = open_data([str(tmp_path / "t.parquet")], vectors=True)
+    whole = open_data([str(table)])
+    assert source.label_names == ("red", "green", "blue")
+    assert all(np.array_equal(source.label_vector(i), whole.label_vector(i)) for i in range(40))
+    assert open_data([str(tmp_path / "t.parquet")]).label_names is None
+    hf_classifier(tmp_path / "m", problem_type="multi_label_classification",
+                  id2label={0: "blue", 1: "red", 2: "green"})  # fmt: skip
+    measured = [json.loads(beit("eval", tmp_path / "m", data, "--json", "--device", "cpu").out)["mean_ap"]
+                for data in (table, tmp_path / "t.parquet")]  # fmt: skip
+    assert measured[0] == pytest.approx(measured[1])
+    pq.write_table(pa.table(columns | {"red": [None, *columns["red"][1:]]}), tmp_path / "null.parquet")
+    with pytest.raises(DataError, match=r"Row 0 of .* has no number for red"):
+        open_data([str(tmp_path / "null.parquet")], vectors=True)
+
+
 def test_multi_label_finetuning_refuses_other_data_with_a_way_out(beit, tmp_path, labelled_folder):
     flags = ("--init", "random", "--problem", "multi-label", "--recipe", "tiny", "--steps", 1, "--device", "cpu")
     ended = beit("finetune", labelled_folder, *flags, "--out", tmp_path / "a")
@@ -130,7 +153,7 @@ def test_multi_label_finetuning_refuses_other_data_with_a_way_out(beit, tmp_path
 
 
 def test_a_regression_is_measured_by_its_errors(beit, tmp_path, table):
-    hf_classifier(tmp_path / "model", problem_type="regression", id2label={0: "green"}, num_labels=1, image_size=32)
+    hf_classifier(tmp_path / "model", problem_type="regression", id2label={0: "green"}, num_labels=1)
     report = json.loads(beit("eval", tmp_path / "model", table, "--json", "--device", "cpu").out)
     assert report["root_mean_square_error"] >= report["mean_absolute_error"] > 0
     ended = beit("eval", tmp_path / "model", written(tmp_path, "path,age\nx.png,3\n"), "--device", "cpu")

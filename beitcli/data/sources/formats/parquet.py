@@ -28,6 +28,7 @@ from beitcli.data.sources.formats._parquet_reading import (
     column_batches,
     require_plausible,
 )
+from beitcli.data.sources.formats._parquet_vectors import joined_vectors, number_columns, read_numbers
 from beitcli.data.sources.remote.parquet_stream import LABEL, StreamedParquet
 from beitcli.errors import BadImage, DataError, UsageError
 
@@ -48,6 +49,7 @@ class ParquetSource(Source):
         names: Sequence[str] | None = None,
         versions: Sequence[str] = (),
         labelled: bool = False,
+        vectors: bool = False,
         is_local: bool = True,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class ParquetSource(Source):
             names: Names of the files for the user; the paths if None.
             versions: Hashes of the files, if known; part of the fingerprint.
             labelled: Whether labels are required: rows without one are then an error.
+            vectors: Whether the columns of numbers are read, as `label_names`.
             is_local: Whether rows may name files of this machine.
             on_progress: Receives the number of opened files.
 
@@ -73,7 +76,7 @@ class ParquetSource(Source):
         self._refused: dict[int, str] = {}  # row groups that are too large, and why
         contents = []
         for number, file in enumerate(self._files):
-            contents.append(_Content(file, self._file_names[number]))
+            contents.append(_Content(file, self._file_names[number], vectors))
             if on_progress is not None:
                 on_progress("opening parquet files", number + 1, len(self._files), "file")
         self._columns = [content.image for content in contents]
@@ -90,6 +93,11 @@ class ParquetSource(Source):
         are_remote = any(isinstance(file, StreamedParquet) for file in self._files)
         self._blocks = Blocks(rows[rows > 0], together, are_remote)
         self.classes, self._labels = _labels(contents)
+        self._vectors = np.zeros((0, 0), dtype=np.float32)
+        if vectors:
+            named = zip(self._file_names, contents, strict=True)
+            of_files = [(path, content.number_names, content.numbers) for path, content in named]
+            self.label_names, self._vectors = joined_vectors(of_files)
         self._prints_labels = labelled or all(content.labels.was_always_read for content in contents)
         if labelled and self.classes is None:
             for content in contents:
@@ -113,8 +121,8 @@ class ParquetSource(Source):
         printed = copy.copy(self)
         if not self._prints_labels:  # runs on this data have a fingerprint without labels
             printed.classes = None
-        known = " ".join([Source.fingerprint(printed), groups, *self._versions])
-        return hashlib.sha256(known.encode()).hexdigest()
+        known = " ".join([Source.fingerprint(printed), groups, *self._versions, *(self.label_names or ())])
+        return hashlib.sha256(known.encode() + self._vectors.tobytes()).hexdigest()
 
     def prefetch(self, indices: np.ndarray) -> None:
         if not self._blocks.are_remote:
@@ -139,6 +147,9 @@ class ParquetSource(Source):
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
+
+    def label_vector(self, index: int) -> np.ndarray | None:
+        return self._vectors[index] if self.label_names else None
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -219,9 +230,10 @@ class _Content:
         sizes: (groups,) int64, uncompressed bytes per row group.
         labels: The column of labels.
         codes: (n,) int32 indices into the names of `labels`, -1 for rows without a label.
+        numbers: (n, L) float32, the columns `number_names`; none unless `vectors`.
     """
 
-    def __init__(self, stored: str | StreamedParquet, path: str) -> None:
+    def __init__(self, stored: str | StreamedParquet, path: str, vectors: bool = False) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -232,11 +244,13 @@ class _Content:
                 self.image, self.labels = image_column(path, schema), LabelColumn(path, schema)
                 require_plausible(metadata, size)
                 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+                self.number_names = number_columns(schema) if vectors else ()
                 self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)
                 self.sizes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
                 for number in range(len(groups) if self.labels.is_read else 0):
                     for values in column_batches(file, number, LABEL, size):
                         self.labels.add(values)
+                self.numbers = read_numbers(path, file, self.number_names, size)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
             raise DataError(
                 f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
@@ -287,7 +301,13 @@ def _first_line(error: Exception) -> str:
 
 def open_parquet(files: list[str], request: Request) -> ParquetSource:
     """Opens local files."""
-    return ParquetSource(files, name=request.name, labelled=request.labelled, on_progress=request.on_progress)
+    return ParquetSource(
+        files,
+        name=request.name,
+        labelled=request.labelled,
+        vectors=request.vectors,
+        on_progress=request.on_progress,
+    )
 
 
 FORMAT = Format(
