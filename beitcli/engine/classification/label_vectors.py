@@ -81,7 +81,7 @@ def evaluate_vectors(
     """
     size = max(model.architecture.image_size)
     source = batching.compute.world.rank_zero_first(
-        lambda: open_inputs(config, sample_size=size, vectors=True, on_event=batching.on_event)
+        lambda: open_inputs(config, sample_size=size, labelled="vectors", on_event=batching.on_event)
     )
     columns = vector_columns(source, checkpoint.classes, binary=checkpoint.problem == "multi-label")
     scores = score_vectors(

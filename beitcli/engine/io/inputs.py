@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from PIL import Image
 
@@ -29,8 +29,7 @@ def open_inputs(
     role: Role = "eval",
     sample_size: int,
     stdin: BinaryIO | None = None,
-    labelled: bool = False,
-    vectors: bool = False,
+    labelled: bool | Literal[vectors] = False,
     seed: int | None = None,
     on_event: OnEvent = ignore,
 ) -> Source:
@@ -40,8 +39,7 @@ def open_inputs(
         role: "train" or "eval": the split to read if DATA has splits and `--split` is not given.
         sample_size: Side of the images of `sample`, in pixels.
         stdin: Where `-` reads paths; None for the process's own.
-        labelled: Whether every image must have a label.
-        vectors: Whether an image has a number for each of several labels instead.
+        labelled: Whether every image must have a label; `vectors` for a number for each of several labels.
         seed: Seed of the selection by `--limit`; default the config's.
 
     Raises:
@@ -50,7 +48,7 @@ def open_inputs(
     """
     references = (config.data if isinstance(config, EvalConfig) else config.inputs) or ("-",)
     told = openings(on_event)
-    kind = {"role": role, "labelled": labelled, "vectors": vectors}
+    kind: dict[str, Any] = {"role": role, "labelled": labelled is True, "vectors": labelled == "vectors"}
     request = Request.of(config, **kind, sample_size=sample_size, stdin=stdin, on_progress=told)
     source = open_data(references, request)
     if config.limit is None or config.limit >= len(source):

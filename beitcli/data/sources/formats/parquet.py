@@ -49,7 +49,6 @@ class ParquetSource(Source):
         names: Sequence[str] | None = None,
         versions: Sequence[str] = (),
         labelled: bool = False,
-        vectors: bool = False,
         is_local: bool = True,
         on_progress: OnProgress | None = None,
     ) -> None:
@@ -60,7 +59,6 @@ class ParquetSource(Source):
             names: Names of the files for the user; the paths if None.
             versions: Hashes of the files, if known; part of the fingerprint.
             labelled: Whether labels are required: rows without one are then an error.
-            vectors: Whether the columns of numbers are read, as `label_names`.
             is_local: Whether rows may name files of this machine.
             on_progress: Receives the number of opened files.
 
@@ -76,7 +74,7 @@ class ParquetSource(Source):
         self._refused: dict[int, str] = {}  # row groups that are too large, and why
         contents = []
         for number, file in enumerate(self._files):
-            contents.append(_Content(file, self._file_names[number], vectors))
+            contents.append(_Content(file, self._file_names[number]))
             if on_progress is not None:
                 on_progress("opening parquet files", number + 1, len(self._files), "file")
         self._columns = [content.image for content in contents]
@@ -94,10 +92,6 @@ class ParquetSource(Source):
         self._blocks = Blocks(rows[rows > 0], together, are_remote)
         self.classes, self._labels = _labels(contents)
         self._vectors = np.zeros((0, 0), dtype=np.float32)
-        if vectors:
-            named = zip(self._file_names, contents, strict=True)
-            of_files = [(path, content.number_names, content.numbers) for path, content in named]
-            self.label_names, self._vectors = joined_vectors(of_files)
         self._prints_labels = labelled or all(content.labels.was_always_read for content in contents)
         if labelled and self.classes is None:
             for content in contents:
@@ -147,6 +141,21 @@ class ParquetSource(Source):
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
+
+    def read_vectors(self) -> None:
+        """Reads the columns of numbers, as `label_names`.
+
+        Raises:
+            DataError: The files have other columns, or a value is no number.
+        """
+        import pyarrow.parquet as pq
+
+        parts = []
+        for stored, path in zip(self._files, self._file_names, strict=True):
+            with pq.ParquetFile(stored.open() if isinstance(stored, StreamedParquet) else stored) as file:
+                names = number_columns(file.schema_arrow)
+                parts.append((path, names, read_numbers(path, file, names, _size_of(stored))))
+        self.label_names, self._vectors = joined_vectors(parts)
 
     def label_vector(self, index: int) -> np.ndarray | None:
         return self._vectors[index] if self.label_names else None
@@ -230,10 +239,9 @@ class _Content:
         sizes: (groups,) int64, uncompressed bytes per row group.
         labels: The column of labels.
         codes: (n,) int32 indices into the names of `labels`, -1 for rows without a label.
-        numbers: (n, L) float32, the columns `number_names`; none unless `vectors`.
     """
 
-    def __init__(self, stored: str | StreamedParquet, path: str, vectors: bool = False) -> None:
+    def __init__(self, stored: str | StreamedParquet, path: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -244,13 +252,11 @@ class _Content:
                 self.image, self.labels = image_column(path, schema), LabelColumn(path, schema)
                 require_plausible(metadata, size)
                 groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-                self.number_names = number_columns(schema) if vectors else ()
                 self.rows = np.array([group.num_rows for group in groups], dtype=np.int64)
                 self.sizes = np.array([group.total_byte_size for group in groups], dtype=np.int64)
                 for number in range(len(groups) if self.labels.is_read else 0):
                     for values in column_batches(file, number, LABEL, size):
                         self.labels.add(values)
-                self.numbers = read_numbers(path, file, self.number_names, size)
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
             raise DataError(
                 f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
@@ -301,13 +307,10 @@ def _first_line(error: Exception) -> str:
 
 def open_parquet(files: list[str], request: Request) -> ParquetSource:
     """Opens local files."""
-    return ParquetSource(
-        files,
-        name=request.name,
-        labelled=request.labelled,
-        vectors=request.vectors,
-        on_progress=request.on_progress,
-    )
+    source = ParquetSource(files, name=request.name, labelled=request.labelled, on_progress=request.on_progress)
+    if request.vectors:
+        source.read_vectors()
+    return source
 
 
 FORMAT = Format(
