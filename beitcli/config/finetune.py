@@ -32,6 +32,14 @@ class FinetuneConfig(Sharded):
         panel="Model",
         choices=TASKS.names,
     )
+    problem: Literal["single-label", "multi-label"] = option(
+        "single-label",
+        "classify: one class an image, or any number of labels, DATA then being a .csv or parquet with 0/1 columns; "
+        "their loss is binary cross entropy, without mixup, CutMix and label smoothing.",
+        panel="Model",
+        tasks=("classify",),
+        earlier="single-label",
+    )
     head: str | None = option(None, _head_help, panel="Model", choices=all_heads)
     size: tuple[int, int] | None = option(
         None,

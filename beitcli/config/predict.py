@@ -54,7 +54,12 @@ class PredictConfig(Windows, Job):
     )
     batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
     score_threshold: float = option(
-        0.5, "Least score of the boxes that a detector tells (0-1).", panel="Output", metavar="SCORE", ge=0, le=1
+        0.5,
+        "Least score of a detector's boxes, and of a multi-label classifier's labels (0-1).",
+        panel="Output",
+        metavar="SCORE",
+        ge=0,
+        le=1,
     )
     output: str | None = option(
         None,

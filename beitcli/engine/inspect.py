@@ -28,6 +28,8 @@ class InspectReport:
         image_size: [H, W] in pixels; `grid` [h, w] in patches or tokens.
         vocab_size: Number of visual tokens of a masked image model or tokenizer.
         classes: Number of classes of a classifier, segmenter or detector.
+        problem: Of a classifier: single-label, multi-label or regression.
+        preprocessing: Resizing and cropping in evaluation, in timm's terms.
         dropped: Tensors that have no counterpart in a BEiT or vision Transformer.
         assumed: What the file does not say.
         tensors: Shapes by name, if requested.
@@ -43,7 +45,9 @@ class InspectReport:
     vocab_size: int | None
     classes: int | None
     class_names: list[str]
+    problem: str | None
     target: str | None
+    preprocessing: dict[str, Any] | None
     normalization: dict[str, list[float]] | None
     file: str
     container: str
@@ -87,7 +91,13 @@ def inspect(config: InspectConfig, on_event: OnEvent = ignore) -> InspectReport:
         vocab_size=outputs if target == "tokens" else None,
         classes=(outputs or None) if task_of_kind(checkpoint.kind) else None,
         class_names=list(checkpoint.classes),
+        problem=checkpoint.problem if checkpoint.kind == "classifier" else None,
         target=target,
+        preprocessing={
+            "crop_mode": checkpoint.crop.crop_mode,
+            "crop_pct": checkpoint.crop.pct(architecture.image_size),
+            "interpolation": checkpoint.crop.interpolation,
+        },
         normalization={"mean": list(mean), "std": list(std)},
         file=str(checkpoint.weights),
         container=header.container,
@@ -172,7 +182,9 @@ def _tokenizer(config: InspectConfig, facts: TokenizerFacts) -> InspectReport:
         vocab_size=facts.vocab_size,
         classes=None,
         class_names=[],
+        problem=None,
         target=None,
+        preprocessing=None,
         normalization=None,
         file=", ".join(map(str, facts.files)),
         container="safetensors" if all(file.suffix == ".safetensors" for file in facts.files) else "torch",

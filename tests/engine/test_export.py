@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from beitcli.cli.app import main
-from beitcli.engine.export import compare
+from beitcli.engine.export_check import compare
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import open_classifier, open_masked_image_model
 from beitcli.models.checkpoints.export_formats import to_official
@@ -192,7 +192,7 @@ def test_the_crop_of_evaluation_goes_along(beit, tmp_path):
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(settings))
     for to in ("timm", "hf", "official"):
         exported(beit, tmp_path / "theirs", to, tmp_path / to)
-        assert open_model(str(tmp_path / to)).crop_pct == 0.8
+        assert open_model(str(tmp_path / to)).crop.crop_pct == 0.8
 
 
 @pytest.mark.parametrize("to", ["timm", "official", "hf"])
@@ -201,3 +201,39 @@ def test_an_epsilon_that_the_layout_cannot_hold_is_said(beit, tmp_path, to):
     ended = beit("export", tmp_path / "theirs", "--to", to, "-o", tmp_path / "out")
     assert ended.code == 0, ended.err
     assert ("epsilon of 1e-12" in ended.err) == (to != "hf")
+
+
+@pytest.mark.parametrize("to", ["timm", "hf", "official"])
+@pytest.mark.parametrize("pct", [None, 0.95, 1.0])
+def test_the_stated_preprocessing_gives_the_same_pixels_of_oblong_photos(beit, tmp_path, to, pct):
+    """The crop of `pct` 0.95 of 64 pixels has an odd margin, which transformers rounds another way."""
+    timm_small(tmp_path / "theirs")
+    settings = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    settings["pretrained_cfg"] |= {"crop_pct": pct, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(settings))
+    report = exported(beit, tmp_path / "theirs", to, tmp_path / "out")
+    assert (to == "hf" and pct == 0.95) or report["pixel_difference"] <= 3
+    assert pct == 0.95 or report["photo_difference"] <= 0.1
+    if to == "hf":
+        processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+        assert processor["size"] == {"shortest_edge": int(64 / (pct or 0.875))}
+
+
+def test_an_export_whose_preprocessing_differs_is_refused(beit, tmp_path, finetuned_run):
+    exported(beit, finetuned_run, "hf", tmp_path / "out")
+    processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    squash = {"image_processor_type": "BeitImageProcessor", "size": {"height": 36, "width": 36}}
+    (tmp_path / "out" / "preprocessor_config.json").write_text(json.dumps(processor | squash))
+    checkpoint = open_model(str(finetuned_run))
+    with pytest.raises(StorageError, match="gives other pixels"):
+        compare("hf", checkpoint, checkpoint.tensors(), tmp_path / "out")
+
+
+def test_a_padded_image_has_no_processor_of_transformers(beit, tmp_path):
+    timm_small(tmp_path / "theirs")
+    settings = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    settings["pretrained_cfg"]["crop_mode"] = "border"
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(settings))
+    ended = beit("export", tmp_path / "theirs", "--to", "hf", "-o", tmp_path / "hf")
+    assert (ended.code, (tmp_path / "hf").exists()) == (2, False)
+    assert exported(beit, tmp_path / "theirs", "timm", tmp_path / "timm")["pixel_difference"] <= 3

@@ -134,7 +134,8 @@ def test_eval_and_predict_see_the_centre_of_that_shape(beit, labelled_folder, cl
     (document,) = beit("predict", classifier, path, *flags, "--device", "cpu").lines
     model, _ = open_classifier(str(classifier), shape)
     image = Image.open(path).convert("RGB")
-    transform = image.resize(shape[::-1], Image.Resampling.BICUBIC, center_box(*image.size, shape, 0.875))
+    box = center_box(*image.size, shape, 0.875, as_timm=shape[0] != shape[1])
+    transform = image.resize(shape[::-1], Image.Resampling.BICUBIC, box)
     images = torch.from_numpy(np.asarray(transform).transpose(2, 0, 1).copy())[None]
     with torch.no_grad():
         scores = model(normalize(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))).softmax(dim=1)[0]

@@ -17,7 +17,9 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
         console.print_line(report.output)
         difference = f"largest difference {report.max_difference:.2g} of the {report.compared}"
         left_out = ", ".join(report.dropped) or None
-        console.table({"verified": f"{report.verified_with}: {difference}", "left out": left_out})
+        photos = f"pixels within {report.pixel_difference:.2g} of 255, {report.compared} within "
+        rows = {"verified": f"{report.verified_with}: {difference}", "left out": left_out}
+        console.table(rows | {"photos": f"{photos}{report.photo_difference:.2g} by the stated preprocessing"})
 
 
 COMMAND = Command(

@@ -26,7 +26,9 @@ def _run(config: InspectConfig, console: CommandConsole) -> None:
             "vocabulary": report.vocab_size,
             "classes": report.classes,
             "class names": ", ".join(report.class_names[:5]) + (", ..." if len(report.class_names) > 5 else ""),
+            "problem": report.problem,
             "target": report.target,
+            "preprocessing": ", ".join(f"{key} {value}" for key, value in (report.preprocessing or {}).items()),
             "file": report.file,
             "without a place": ", ".join(report.dropped[:5]) + (", ..." if len(report.dropped) > 5 else ""),
         }

@@ -29,6 +29,10 @@ def _said(document: dict[str, Any]) -> str:
         pairs = [(each["label"], each["score"]) for each in document["detections"][:_FEW]]
         if not pairs:
             return "nothing"
+    elif "labels" in document:
+        pairs = document["labels"][:_FEW]
+        if not pairs:
+            return "none"
     elif "top" in document:
         pairs = document["top"]
     else:

@@ -47,8 +47,9 @@ class Batch:
 
     Attributes:
         tensors: Stacked outputs of the transform: `images` (B, 3, H, W) and others; `mask` (B, N) bool with masking;
-            `labels` (B,) int64 if the source has classes. Outputs that only some images have (`token_images`, if tokens
-            are not cached) are stacked in order, with fewer rows; those in the transform's `ragged` are concatenated.
+            `labels` (B,) int64 if the source has classes, `label_vectors` (B, L) float32 if it has label names. Outputs
+            that only some images have (`token_images`, if tokens are not cached) are stacked in order, with fewer rows;
+            those in the transform's `ragged` are concatenated.
         indices: Indices of the images in the source.
         bad: (index, path, reason) of images that could not be read.
     """
@@ -131,6 +132,9 @@ class _BatchDataset(Dataset["Batch | DataError"]):
         label = self.source.label(index)
         if label is not None:
             arrays["labels"] = np.int64(label)  # type: ignore[assignment]
+        vector = self.source.label_vector(index)
+        if vector is not None:
+            arrays["label_vectors"] = vector
         return arrays
 
     def collate(self, items: list[dict[str, np.ndarray]], indices: list[int], bad: list[tuple[int, str, str]]) -> Batch:

@@ -39,11 +39,13 @@ class Source(ABC):
     Attributes:
         name: The DATA reference.
         classes: Class names in label order; None if the data has no labels.
+        label_names: Names of the numbers of `label_vector`; None if the data has none.
         splits: Canonical names (train, validation, test) of all splits of the data, if this is one of them; else empty.
     """
 
     name: str = ""
     classes: tuple[str, ...] | None = None
+    label_names: tuple[str, ...] | None = None
     splits: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -69,6 +71,10 @@ class Source(ABC):
 
     def label(self, index: int) -> int | None:
         """Returns the index into `classes`, or None."""
+        return None
+
+    def label_vector(self, index: int) -> np.ndarray | None:
+        """Returns (L,) float32, a number for each of `label_names`, or None."""
         return None
 
     def global_index(self, index: int) -> int:

@@ -16,8 +16,8 @@ _PIECE = 256  # images
 class Concat(Source):
     """Concatenation of sources.
 
-    `classes` is the ordered union of the sources' class names, None unless all sources have labels; `splits` is the
-    intersection.
+    `classes` is the ordered union of the sources' class names, None unless all sources have labels; `label_names` are
+    the sources' if all have the same ones; `splits` is the intersection.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -28,6 +28,8 @@ class Concat(Source):
         self.sources = tuple(sources)
         self.name = " ".join(source.name for source in self.sources)
         self.splits = frozenset.intersection(*(source.splits for source in self.sources))
+        vectors = {source.label_names for source in self.sources}
+        self.label_names = vectors.pop() if len(vectors) == 1 else None
         self._starts = np.cumsum([0, *(len(source) for source in self.sources)])
         self._label_maps: list[list[int]] = []
         class_names = [source.classes for source in self.sources if source.classes is not None]
@@ -84,6 +86,10 @@ class Concat(Source):
         number, inner = self.locate(index)
         label = self.sources[number].label(inner)
         return None if label is None or self.classes is None else self._label_maps[number][label]
+
+    def label_vector(self, index: int) -> np.ndarray | None:
+        number, inner = self.locate(index)
+        return None if self.label_names is None else self.sources[number].label_vector(inner)
 
 
 def _pieces(length: int) -> np.ndarray:

@@ -20,6 +20,7 @@ class Request:
         split: `--split`; None for the default split of the role, if the data has splits.
         role: Use of the images, which determines the default split.
         labelled: Whether every image must have a label.
+        vectors: Whether an image has a number for each of several labels instead.
         sample_size: Side of the images of `sample` in pixels.
         stdin: Stream from which `-` reads paths; None for the process's stdin.
         nul_separated: `-0`: paths on stdin end in NUL instead of newline.
@@ -30,6 +31,7 @@ class Request:
     split: str | None = None
     role: Role = "train"
     labelled: bool = False
+    vectors: bool = False
     sample_size: int = 64
     stdin: BinaryIO | None = None
     nul_separated: bool = False

@@ -26,7 +26,7 @@ class Subset(Source):
         self.source = source
         self.indices = indices
         self.name = source.name
-        self.classes, self.splits = source.classes, source.splits
+        self.classes, self.splits, self.label_names = source.classes, source.splits, source.label_names
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,3 +63,6 @@ class Subset(Source):
 
     def label(self, index: int) -> int | None:
         return self.source.label(self.locate(index))
+
+    def label_vector(self, index: int) -> np.ndarray | None:
+        return self.source.label_vector(self.locate(index))

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from beitcli.config.normalization import IMAGENET
+from beitcli.config.eval_crop import INTERPOLATIONS, RELEASED_CROP, CropMode, EvalCrop, margin
+from beitcli.config.normalization import IMAGENET, Normalization
 from beitcli.runtime.compute.keyed_rng import keyed_generator
 
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
@@ -77,20 +78,26 @@ def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator)
     return image
 
 
-def center_box(width: int, height: int, size: Size, crop_pct: float = 1.0) -> tuple[float, float, float, float]:
+def center_box(
+    width: int, height: int, size: Size, crop_pct: float = 1.0, *, rounds_down: bool = False, as_timm: bool = False
+) -> tuple[float, float, float, float]:
     """Returns the center crop (left, upper, right, lower), in pixels of the original image.
 
     Equivalent to a resize to the smallest size that covers size / crop_pct pixels and a center crop of `size`, mapped
     back to the original image. Sides and offset are rounded as by torchvision's Resize and CenterCrop, which the
     release and timm use.
+
+    Args:
+        rounds_down: Rounds the offset as transformers does.
+        as_timm: Rounds the sides as timm does for crops that are not square.
     """
     wanted = height_and_width(size)
     covered = [(max(to, int(to / crop_pct)), side) for side, to in zip((height, width), wanted, strict=True)]
     numerator, denominator = max(covered, key=lambda pair: pair[0] / pair[1])  # the scale, exactly
 
     def span(side: int, to: int) -> tuple[float, float]:
-        resized = max(to, side * numerator // denominator)
-        before = round((resized - to) / 2)
+        resized = max(to, round(side * numerator / denominator) if as_timm else side * numerator // denominator)
+        before = margin(resized, to, rounds_down)
         return before * side / resized, (before + to) * side / resized
 
     (upper, lower), (left, right) = span(height, wanted[0]), span(width, wanted[1])
@@ -98,11 +105,47 @@ def center_box(width: int, height: int, size: Size, crop_pct: float = 1.0) -> tu
 
 
 def fit_center(
-    image: Image.Image, size: Size, crop_pct: float = 1.0, filter: int = Image.Resampling.BICUBIC
+    image: Image.Image,
+    size: Size,
+    crop_pct: float = 1.0,
+    filter: int = Image.Resampling.BICUBIC,
+    **rounding: bool,
 ) -> Image.Image:
-    """Returns the center crop at `size`. Only the crop is resized, so a long image costs no more."""
+    """Returns the center crop at `size`. Only the crop is resized, so a long image costs no more.
+
+    Args:
+        rounding: As of `center_box`.
+    """
     height, width = height_and_width(size)
-    return image.resize((width, height), filter, center_box(*image.size, size, crop_pct))
+    return image.resize((width, height), filter, center_box(*image.size, size, crop_pct, **rounding))
+
+
+def fit_squashed(
+    image: Image.Image, size: Size, resized: tuple[int, int], filter: int, rounds_down: bool = False
+) -> Image.Image:
+    """Returns the center crop at `size` of the image resized to exactly `resized` (H, W), its shape not kept."""
+    height, width = height_and_width(size)
+    upper, left = margin(resized[0], height, rounds_down), margin(resized[1], width, rounds_down)
+    down, across = image.height / resized[0], image.width / resized[1]
+    box = (left * across, upper * down, (left + width) * across, (upper + height) * down)
+    return image.resize((width, height), filter, box)
+
+
+def fit_bordered(
+    image: Image.Image, size: Size, bound: tuple[int, int], filter: int, fill: tuple[int, ...]
+) -> Image.Image:
+    """Returns the whole image within `bound` (H, W), cropped and padded to `size` around its center as by timm.
+
+    Args:
+        fill: Colour of the border, 0-255.
+    """
+    scale = max(image.height / bound[0], image.width / bound[1])
+    across, down = max(1, round(image.width / scale)), max(1, round(image.height / scale))
+    height, width = height_and_width(size)
+    canvas = Image.new("RGB", (max(across, width), max(down, height)), fill)
+    canvas.paste(image.resize((across, down), filter), ((canvas.width - across) // 2, (canvas.height - down) // 2))
+    left, upper = round((canvas.width - width) / 2), round((canvas.height - height) / 2)
+    return canvas.crop((left, upper, left + width, upper + height))
 
 
 TokenFilter = Literal["lanczos", "bicubic"]
@@ -205,15 +248,19 @@ class CropFlipTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class CenterTransform:
-    """Center crop, without randomness.
+    """Evaluation transform, without randomness: a center crop, or as `crop_mode` says (`config/eval_crop.py`).
 
     Attributes:
         crop_pct: Side of the crop / resized side: 0.875 below 384 pixels in classification, else 1.
+        fill: Colour of the border of `border`, 0-255.
     """
 
     size: Size
     crop_pct: float = 1.0
     filter: int = Image.Resampling.BICUBIC
+    crop_mode: CropMode = "center"
+    fill: tuple[int, ...] = (0, 0, 0)
+    rounds_down: bool = False
 
     @property
     def bytes_per_image(self) -> int:
@@ -221,7 +268,14 @@ class CenterTransform:
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> dict[str, np.ndarray]:
         """Returns `images` (3, H, W) uint8."""
-        return {"images": to_array(fit_center(image, self.size, self.crop_pct, self.filter))}
+        if self.crop_mode == "center":
+            height, width = height_and_width(self.size)
+            rounding = {"rounds_down": self.rounds_down, "as_timm": height != width}
+            return {"images": to_array(fit_center(image, self.size, self.crop_pct, self.filter, **rounding))}
+        resized = EvalCrop(crop_pct=self.crop_pct).resized(height_and_width(self.size))
+        if self.crop_mode == "squash":
+            return {"images": to_array(fit_squashed(image, self.size, resized, self.filter, self.rounds_down))}
+        return {"images": to_array(fit_bordered(image, self.size, resized, self.filter, self.fill))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,14 +302,22 @@ class CenterTwoCropTransform:
         return {"images": to_array(fit_center(image, self.image_size)), "token_images": to_array(tokens)}
 
 
-def evaluation_view(size: Size, crop_pct: float | None = None) -> CenterTransform:
-    """Returns the center crop for evaluation; `crop_pct` defaults to the release's, by the shorter side."""
-    return CenterTransform(size=size, crop_pct=crop_pct or evaluation_crop(size))
+def evaluation_view(
+    size: Size, crop: EvalCrop = RELEASED_CROP, normalization: Normalization = IMAGENET
+) -> CenterTransform:
+    """Returns the transform for evaluation, by default the release's.
 
-
-def evaluation_crop(size: Size) -> float:
-    """Returns the release's side of the crop / resized side."""
-    return 0.875 if min(height_and_width(size)) < 384 else 1.0
+    Args:
+        normalization: Its mean is the colour of a border.
+    """
+    return CenterTransform(
+        size=size,
+        crop_pct=crop.pct(height_and_width(size)),
+        filter=INTERPOLATIONS.index(crop.interpolation),
+        crop_mode=crop.crop_mode,
+        fill=tuple(round(255 * channel) for channel in normalization[0]) if crop.crop_mode == "border" else (0, 0, 0),
+        rounds_down=crop.rounds_down,
+    )
 
 
 def normalize(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

@@ -5,7 +5,7 @@ Every readable image counts once. Top-k is the share of images whose label is am
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,13 @@ from timm.data import ImageNetInfo
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.tasks.classify import TASK
-from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
-from beitcli.data.transforms.base import evaluation_view, normalize
+from beitcli.engine.classification.inference import classify
+from beitcli.engine.classification.label_vectors import (
+    MultiLabelEvalReport,
+    RegressionEvalReport,
+    evaluate_vectors,
+)
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
@@ -56,8 +60,10 @@ class Scores:
     top5: float
 
 
-def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore) -> EvalReport:
-    """Evaluates a classifier.
+def evaluate(
+    config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore
+) -> EvalReport | MultiLabelEvalReport | RegressionEvalReport:
+    """Evaluates a classifier; one of several labels an image, or a regression, on a table.
 
     Args:
         checkpoint: The one that `config.model` names.
@@ -68,6 +74,8 @@ def evaluate(config: EvalConfig, checkpoint: CheckpointHandle, on_event: OnEvent
     model, checkpoint = classifier_of(checkpoint, config.size)
     checkpoint = checkpoint.normalized(config.normalization)
     batching = join_evaluation(config, checkpoint, on_event)
+    if checkpoint.problem != "single-label":
+        return evaluate_vectors(config, model, checkpoint, batching)
     size = max(model.architecture.image_size)
     source = batching.compute.world.rank_zero_first(
         lambda: open_inputs(config, sample_size=size, labelled=True, on_event=batching.on_event)
@@ -136,18 +144,3 @@ def score(
     seen, right1, right5 = (sum(part[number] for part in parts) for number in range(3))
     bad = sorted(record for part in parts for record in part[3])
     return Scores(seen, bad, right1 / max(1, seen), right5 / max(1, seen))
-
-
-def classify(
-    model: ImageClassifier, source: Source, transform: Preprocessing, batching: Batching
-) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Yields this rank's batches in order with their (B, classes) fp32 logits; these are empty for an empty batch."""
-    crop = evaluation_view(model.architecture.image_size, transform.crop_pct)
-    for batch in batching.batches(source, crop):
-        if not len(batch):
-            yield batch, torch.empty(0)
-            continue
-        images = normalize(batch.to(batching.compute.device)["images"], *transform.normalization)
-        with torch.inference_mode(), batching.compute.autocast():
-            logits = model(images)
-        yield batch, logits.float()

@@ -14,6 +14,7 @@ from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.finetuning import FinetuningTransform
 from beitcli.engine.classification.evaluate import Accuracy
+from beitcli.engine.classification.label_vectors import LabelMetrics, vector_columns
 from beitcli.engine.classification.mixing import require_pairs
 from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, ignore, openings
@@ -39,16 +40,26 @@ class FinetuneReport(Timed, Accuracy, Finetuned):
     """Report of a finetuned classifier."""
 
 
-def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | dict[str, Any]:
+@dataclass(frozen=True)
+class MultiLabelReport(Timed, LabelMetrics, Finetuned):
+    """Report of a finetuned classifier of several labels an image."""
+
+
+def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneReport | MultiLabelReport | dict[str, Any]:
     """Finetunes a classifier and returns the report; with `dry_run`, returns the plan as a dict instead."""
     compute = join_compute(config)
-    require_pairs(config, compute.world.size)
+    multi_label = config.problem == "multi-label"
+    if not multi_label:
+        require_pairs(config, compute.world.size)
     begun = open_finetuning(config, compute, on_event, takes_timm=True)
     init, world, on_event = begun.init, begun.compute.world, begun.on_event
     size = init.size
-    source = open_images(config, labelled=True, size=max(size), on_event=on_event, world=world)
+    source = open_images(config, labelled=not multi_label, size=max(size), on_event=on_event, world=world)
+    if multi_label:
+        vector_columns(source, source.label_names or (), binary=True)
     held, measured_on = _validation(config, source, max(size), on_event, world)
-    data = FinetuneData(held.training, held.measured, source.classes or (), held.bad, measured_on)
+    classes = (source.label_names if multi_label else source.classes) or ()
+    data = FinetuneData(held.training, held.measured, classes, held.bad, measured_on)
     if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
         own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
@@ -58,6 +69,9 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
         raise UsageError(f"--shard is for BEiTs; '{config.init}' is timm's.", "Leave it out.")
     plan = make_plan(config, data.training)
     task = FinetuneTask(config, plan, model, data.classes, data.measured, compute, init.normalization)
+    task.crop = init.crop
+    if multi_label:
+        return run_finetuning(begun, data, transform, task, MultiLabelReport, lambda report: _label_card(report, task))
     return run_finetuning(begun, data, transform, task, FinetuneReport, lambda report: _card(report, task))
 
 
@@ -68,6 +82,17 @@ def _card(report: FinetuneReport, task: FinetuneTask) -> FinetunedCard:
         metrics={
             f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
             "top-5": f"{report.top5:.4f}",
+        },
+    )
+
+
+def _label_card(report: MultiLabelReport, task: FinetuneTask) -> FinetunedCard:
+    return FinetunedCard(
+        title=f"{task.family} multi-label classifier",
+        facts={"images": pixels(task.model.architecture.image_size)},
+        metrics={
+            f"mAP ({report.images} images: {report.measured_on})": f"{report.mean_ap:.4f}",
+            "micro-F1 at probability 0.5": f"{report.micro_f1:.4f}",
         },
     )
 
@@ -83,7 +108,8 @@ def build_classifier(
         return new_classifier(architecture, len(classes), config.drop_path)
 
     def head_of(checkpoint: CheckpointHandle) -> HeadTransfer:
-        return HeadTransfer(_reinit(checkpoint, classes), keeps_random_init=True)
+        same_problem = checkpoint.problem == config.problem
+        return HeadTransfer(_reinit(checkpoint, classes if same_problem else ()), keeps_random_init=True)
 
     return build_finetuned(config, checkpoint, make, head_of, on_event)
 
@@ -110,7 +136,15 @@ def _validation(
         held = hold_out(source, _HELD_OUT, config.seed, world)
         return held, held.name
     references, split, measured_on = own
-    request = Request(split=split, role="eval", labelled=True, sample_size=size, on_progress=openings(on_event))
+    labelled = config.problem == "single-label"
+    request = Request(
+        split=split,
+        role="eval",
+        labelled=labelled,
+        vectors=not labelled,
+        sample_size=size,
+        on_progress=openings(on_event),
+    )
     val = world.rank_zero_first(lambda: open_data(references, request))
     return HeldOut(source, val, (), True), measured_on
 

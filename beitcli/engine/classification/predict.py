@@ -8,7 +8,9 @@ from typing import Any, BinaryIO
 import torch
 
 from beitcli.config.predict import PredictConfig
-from beitcli.engine.classification.evaluate import class_names, classify
+from beitcli.config.problem import Problem
+from beitcli.engine.classification.evaluate import class_names
+from beitcli.engine.classification.inference import classify
 from beitcli.engine.events import OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
@@ -22,6 +24,9 @@ def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path", "label", "score", "top": [[label, score], ...]}`, or `{"path", "error"}`.
+
+    Scores are probabilities: by softmax, of a multi-label classifier by sigmoid, and then `labels` are those of
+    `config.score_threshold` or more. Of a regression they are the outputs, all of them in their order.
 
     Args:
         checkpoint: The one that `config.model` names.
@@ -38,11 +43,25 @@ def predict(
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
 
     def said(logits: torch.Tensor) -> Iterator[dict[str, Any]]:
-        scores, columns = logits.softmax(dim=1).topk(min(config.top, len(classes)), dim=1)
-        for row, places in zip(scores.tolist(), columns.tolist(), strict=True):
-            top = [[classes[place], value] for place, value in zip(places, row, strict=True)]
-            yield {"label": top[0][0], "score": top[0][1], "top": top}
+        scores = _scores(logits, checkpoint.problem)
+        best, columns = scores.topk(min(config.top, len(classes)), dim=1)
+        for row, values, places in zip(scores.tolist(), best.tolist(), columns.tolist(), strict=True):
+            top = [[classes[place], value] for place, value in zip(places, values, strict=True)]
+            if checkpoint.problem == "regression":
+                top = [list(pair) for pair in zip(classes, row, strict=True)]
+            document = {"label": top[0][0], "score": top[0][1], "top": top}
+            if checkpoint.problem == "multi-label":
+                chosen = sorted(zip(classes, row, strict=True), key=lambda pair: -pair[1])
+                document["labels"] = [[name, value] for name, value in chosen if value >= config.score_threshold]
+            yield document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
     batches = classify(model, source, preprocessing(checkpoint, model), batching)
     yield from documents(source, ((batch, said(logits) if len(batch) else ()) for batch, logits in batches), on_event)
+
+
+def _scores(logits: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """(B, classes) fp32 logits to what they mean."""
+    if problem == "regression":
+        return logits
+    return logits.sigmoid() if problem == "multi-label" else logits.softmax(dim=1)

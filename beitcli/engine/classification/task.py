@@ -1,7 +1,8 @@
 """Image classification as a task of the training loop (paper section 2.6 and Table 13).
 
 features = fc_norm(mean over the patches of the last block)        (B, D)
-loss = cross_entropy(head(features), mixed and smoothed labels)
+loss = cross_entropy(head(features), mixed and smoothed labels); of several labels an image the mean over the labels of
+       the binary cross entropy
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
-from beitcli.data.transforms.base import evaluation_crop, normalize
+from beitcli.config.eval_crop import RELEASED_CROP
+from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.classification.evaluate import class_columns, score
+from beitcli.engine.classification.label_vectors import label_metrics, score_vectors, vector_columns
 from beitcli.engine.classification.mixing import GroupedMixup
 from beitcli.engine.trainer.finetuning import FinetunedTask, size
 from beitcli.engine.trainer.task import Tensors, never_stop
@@ -35,11 +38,12 @@ class ClassificationObjective(nn.Module):
 
     Args:
         smoothing: Label smoothing, for labels that mixup has not smoothed already.
+        multi_label: Whether each label is a choice of its own.
     """
 
-    def __init__(self, model: ImageClassifier, smoothing: float) -> None:
+    def __init__(self, model: ImageClassifier, smoothing: float, multi_label: bool = False) -> None:
         super().__init__()
-        self.model, self.smoothing = model, smoothing
+        self.model, self.smoothing, self.multi_label = model, smoothing, multi_label
 
     def forward(
         self,
@@ -52,11 +56,14 @@ class ClassificationObjective(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalized.
-            labels: (B,) int64, or (B, classes) mixed and smoothed.
+            labels: (B,) int64, or (B, classes) mixed and smoothed; if multi-label (B, classes) of 0 and 1.
             uniforms: (B, 2 * depth) in [0, 1), for drop path.
             valid: (B,) bool, False for images that pad the batch; None if all count.
         """
         logits = self.model(images, uniforms).float()
+        if self.multi_label:
+            each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+            return each.mean() if valid is None else (each * valid).sum() / valid.sum()
         if labels.dtype == torch.int64:
             losses = F.cross_entropy(
                 logits, labels, label_smoothing=self.smoothing, reduction="mean" if valid is None else "none"
@@ -75,10 +82,16 @@ class FinetuneTask(FinetunedTask):
     kind = "classifier"
     model: ImageClassifier
     averaged: ImageClassifier | None
+    crop = RELEASED_CROP  # set by `finetune`
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has several labels."""
+        return self.config.problem == "multi-label"
 
     def wrap(self) -> None:
         config = self.config
-        self.objective = ClassificationObjective(self.model, config.smoothing)
+        self.objective = ClassificationObjective(self.model, config.smoothing, self.multi_label)
         self.wrap_parallel(
             self.compute,
             self.objective,
@@ -87,8 +100,11 @@ class FinetuneTask(FinetunedTask):
             compression=config.grad_compression,
         )
         self.num_uniforms = 2 * self.model.architecture.depth if config.drop_path else 0
-        self.columns = class_columns(self.val, list(self.classes))
         self.mixup = None
+        if self.multi_label:
+            self.columns = vector_columns(self.val, self.classes, binary=True)
+            return
+        self.columns = class_columns(self.val, list(self.classes))
         if config.mixup > 0 or config.cutmix > 0:
             self.mixup = GroupedMixup(config, len(self.classes), self.compute.world)
 
@@ -105,14 +121,23 @@ class FinetuneTask(FinetunedTask):
         return batch | {"images": images, "labels": labels}
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
-        return self.forward(batch["images"], batch["labels"], batch.get("uniforms"), batch.get("valid")), {}
+        labels = batch["label_vectors" if self.multi_label else "labels"]
+        return self.forward(batch["images"], labels, batch.get("uniforms"), batch.get("valid")), {}
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
-        """Returns top-1 and top-5 on the validation images, of the averaged weights if there are any."""
-        transform = Preprocessing(self.normalization)
+        """Returns top-1 and top-5, or mAP and micro-F1, on the validation images, of averaged weights if any."""
+        transform = Preprocessing(self.normalization, self.crop)
+        if self.multi_label:
+            found = score_vectors(self.measured, self.val, self.columns, transform, self.batching(_AT_ONCE, check_stop))
+            self.refuse_bad(found.bad)
+            return {**label_metrics(found.logits, found.targets), "images": len(found.logits)}
         scores = score(self.measured, self.val, self.columns, transform, self.batching(_AT_ONCE, check_stop))
         self.refuse_bad(scores.bad)
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
+
+    def own_config(self) -> dict[str, Any]:
+        problem = {"problem": self.config.problem} if self.multi_label else {}
+        return self.crop.settings() | problem
 
     def timm_config(self) -> dict[str, Any]:
         """Lets `timm.create_model("local-dir:CHECKPOINT", pretrained=True)` open the checkpoint as it is."""
@@ -122,7 +147,8 @@ class FinetuneTask(FinetunedTask):
             classes=self.classes,
             pooling=self.model.pooling,
             normalization=self.normalization,
-            crop_pct=evaluation_crop(architecture.image_size),
+            crop=self.crop,
+            problem=self.config.problem,
         )
 
     def about(self) -> dict[str, str]:

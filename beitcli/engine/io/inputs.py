@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from PIL import Image
 
@@ -29,7 +29,7 @@ def open_inputs(
     role: Role = "eval",
     sample_size: int,
     stdin: BinaryIO | None = None,
-    labelled: bool = False,
+    labelled: bool | Literal["vectors"] = False,
     seed: int | None = None,
     on_event: OnEvent = ignore,
 ) -> Source:
@@ -39,7 +39,7 @@ def open_inputs(
         role: "train" or "eval": the split to read if DATA has splits and `--split` is not given.
         sample_size: Side of the images of `sample`, in pixels.
         stdin: Where `-` reads paths; None for the process's own.
-        labelled: Whether every image must have a label.
+        labelled: Whether every image must have a label; `vectors` for a number for each of several labels.
         seed: Seed of the selection by `--limit`; default the config's.
 
     Raises:
@@ -48,7 +48,8 @@ def open_inputs(
     """
     references = (config.data if isinstance(config, EvalConfig) else config.inputs) or ("-",)
     told = openings(on_event)
-    request = Request.of(config, role=role, labelled=labelled, sample_size=sample_size, stdin=stdin, on_progress=told)
+    kind: dict[str, Any] = {"role": role, "labelled": labelled is True, "vectors": labelled == "vectors"}
+    request = Request.of(config, **kind, sample_size=sample_size, stdin=stdin, on_progress=told)
     source = open_data(references, request)
     if config.limit is None or config.limit >= len(source):
         return source

@@ -19,7 +19,7 @@ from beitcli.data.caches.feature_cache import Bad, Features, FeatureWriter, load
 from beitcli.data.loading.batches import Batch, Transform, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.content_stamp import contents_stamp
-from beitcli.data.transforms.base import evaluation_crop, evaluation_view, normalize
+from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import Preprocessing
@@ -119,7 +119,8 @@ class FeatureExtractor:
             "architecture": {name: _plain(value) for name, value in architecture.as_dict().items()},
             "data": contents_stamp(source),
             "images": len(source),
-            "crop_share": transform.crop_pct or evaluation_crop(architecture.image_size),
+            **transform.crop.settings(),
+            "crop_share": transform.crop.pct(architecture.image_size),
             "normalization": [list(part) for part in transform.normalization],
             "precision": self.compute.precision,
             "device": self.compute.device.type,
@@ -165,7 +166,7 @@ class FeatureExtractor:
 
     def _compute(self, source: Source, about: dict[str, Any]) -> None:
         """Computes the features of all ranks; rank 0 writes them."""
-        view = evaluation_view(self.model.architecture.image_size, self.transform.crop_pct)
+        view = evaluation_view(self.model.architecture.image_size, self.transform.crop, self.transform.normalization)
         writing = (
             FeatureWriter(self.cache, about, self.layers, len(source), self.width)
             if self.compute.world.is_rank_zero

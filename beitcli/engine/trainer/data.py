@@ -33,7 +33,8 @@ def open_images(
 ) -> Source:
     """Opens the training data, cut to `--limit`; rank 0 first, so that the other ranks reuse its cached listing."""
     require_an_image_each(config.batch_size, world)
-    request = Request.of(config, labelled=labelled, sample_size=size, on_progress=openings(on_event))
+    vectors = getattr(config, "problem", None) == "multi-label"
+    request = Request.of(config, labelled=labelled, vectors=vectors, sample_size=size, on_progress=openings(on_event))
     source = world.rank_zero_first(lambda: open_data(config.data, request))
     if config.limit is not None and config.limit < len(source):
         chosen = np.sort(select_limit(source, config.limit, config.seed))  # keeps Parquet row groups together

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from beitcli.config.architecture import SIZES, Architecture, finetuning_architecture
+from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.normalization import NORMALIZATIONS, Normalization
 from beitcli.engine.events import Note, OnEvent, downloads, warn
@@ -35,12 +36,14 @@ class Pretrained:
         checkpoint: None to train from scratch.
         size: (H, W) in pixels.
         classes: Class names of a resumed run; empty for any other.
+        crop: Resizing and cropping in evaluation.
     """
 
     checkpoint: CheckpointHandle | None
     size: tuple[int, int]
     normalization: Normalization
     classes: tuple[str, ...]
+    crop: EvalCrop = RELEASED_CROP
 
 
 def open_for_finetuning(
@@ -60,7 +63,10 @@ def open_for_finetuning(
             "Give a BEiT as --init.",
         )
     classes = checkpoint.classes if is_resumed(config, checkpoint) else ()
-    return Pretrained(checkpoint, config.size or checkpoint.architecture.image_size, checkpoint.normalization, classes)
+    own = checkpoint.architecture.image_size
+    size = config.size or own
+    crop = checkpoint.crop if size == own else checkpoint.crop.at_other_size()
+    return Pretrained(checkpoint, size, checkpoint.normalization, classes, crop)
 
 
 def open_init(config: FinetuneConfig, on_event: OnEvent) -> CheckpointHandle | None:

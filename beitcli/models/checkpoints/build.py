@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from beitcli.config.architecture import Architecture, finetuning_architecture
+from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
 from beitcli.config.normalization import Normalization
 from beitcli.config.resizing import DEFAULT
 from beitcli.config.tasks import TaskDefinition, task_of_kind
@@ -199,17 +200,13 @@ def timm_reinit(checkpoint: CheckpointHandle) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Evaluation transform of a classifier.
-
-    Attributes:
-        crop_pct: Fraction (0-1) of the resized side that the central crop keeps; None for the release's rule.
-    """
+    """Evaluation transform of a classifier."""
 
     normalization: Normalization
-    crop_pct: float | None = None
+    crop: EvalCrop = RELEASED_CROP
 
 
 def preprocessing(checkpoint: CheckpointHandle, model: ImageClassifier) -> Preprocessing:
-    """Returns the checkpoint's evaluation transform; without its `crop_pct` if the model was resized."""
+    """Returns the checkpoint's evaluation transform; that for another size if the model was resized."""
     same = model.architecture.image_size == checkpoint.architecture.image_size
-    return Preprocessing(checkpoint.normalization, checkpoint.crop_pct if same else None)
+    return Preprocessing(checkpoint.normalization, checkpoint.crop if same else checkpoint.crop.at_other_size())

@@ -5,15 +5,17 @@ Imports no torch. The kind of a checkpoint is derived from its tensors (`key_map
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from beitcli.config.architecture import Pooling
+from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop, crop_of
 from beitcli.config.normalization import IMAGENET, INCEPTION, Normalization
+from beitcli.config.problem import Problem, problem_named
 from beitcli.config.resizing import Resizing
 from beitcli.errors import StorageError
+from beitcli.models.checkpoints.hf_preprocessing import hf_crop, hf_normalization
 from beitcli.models.checkpoints.mmseg_config import of_mmseg
 from beitcli.models.checkpoints.segmenter_settings import NOTHING_DECLARED, DeclaredSegmenter, of_run, of_transformers
 from beitcli.runtime.weight_files.file_sniffing import one_line
@@ -29,10 +31,12 @@ class DeclaredConfig:
     Attributes:
         image_size: (H, W) in pixels.
         classes: Class names in the order of the outputs.
+        norm_eps: Epsilon of every LayerNorm.
+        problem: What the outputs of a classifier mean.
         head: Name of the segmentation or detection head.
         normalization: Mean and standard deviation, three channels each, of images in [0, 1].
         default_normalization: What the library takes for such a model where its config does not say it.
-        crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation.
+        crop: Resizing and cropping in evaluation.
         aggregate_after: Number of the block, from 1, whose patches are aggregated.
         segmenter: What only segmenters have.
     """
@@ -42,10 +46,11 @@ class DeclaredConfig:
     classes: tuple[str, ...] = ()
     normalization: Normalization | None = None
     default_normalization: Normalization | None = None
-    crop_pct: float | None = None
+    crop: EvalCrop = RELEASED_CROP
     pooling: Pooling | None = None
-    norm_eps: float = 1e-6
+    norm_eps: float | None = None
     layer_scale: float | None = None
+    problem: Problem | None = None
     head: str | None = None
     aggregate_after: int | None = None
     segmenter: DeclaredSegmenter = NOTHING_DECLARED
@@ -88,7 +93,7 @@ def _checked(declared: DeclaredConfig) -> DeclaredConfig:
         *(("image size", side, 1, 100_000) for side in declared.image_size or ()),
         *(("mean or standard deviation", value, -1e3, 1e3) for value in channels),
         *(("standard deviation", value, 1e-6, 1e3) for value in (declared.normalization or ((), ()))[1]),
-        ("share of the crop", declared.crop_pct, 0.01, 1),
+        ("share of the crop", declared.crop.crop_pct, 0.01, 1),
         ("epsilon of the norms", declared.norm_eps, 0, 1),
         ("LayerScale", declared.layer_scale, -1e6, 1e6),
         ("block of patch aggregation", declared.aggregate_after, 1, 100_000),
@@ -157,10 +162,11 @@ def _ours(settings: Mapping[str, Any]) -> DeclaredConfig:
         image_size=_pair(shape["image_size"]),
         classes=tuple(settings.get("classes", ())),
         normalization=(tuple(settings["mean"]), tuple(settings["std"])),
-        crop_pct=settings.get("crop_share"),
+        crop=crop_of(settings, "crop_share"),
         pooling=settings.get("pooling"),
         norm_eps=shape["norm_eps"],
         layer_scale=shape["layer_scale"],
+        problem=problem_named(settings.get("problem")),
         head=settings.get("head"),
         aggregate_after=(settings.get("aggregation") or {}).get("after"),
         segmenter=of_run(settings),
@@ -176,42 +182,14 @@ def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Declar
         heads=_heads(settings.get("num_attention_heads")),
         image_size=_pair(settings["image_size"]) if "image_size" in settings else None,
         classes=() if names == tuple(f"LABEL_{number}" for number in range(len(names))) else names,
-        normalization=_hf_normalization(preprocessing),
-        crop_pct=_hf_crop(preprocessing),
+        normalization=hf_normalization(preprocessing),
+        crop=hf_crop(preprocessing),
         pooling="mean" if settings.get("use_mean_pooling", True) else "token",
         norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
         layer_scale=settings.get("layer_scale_init_value"),
+        problem=problem_named(settings.get("problem_type")),
         segmenter=of_transformers(settings, preprocessing),
     )
-
-
-def _hf_normalization(preprocessing: Mapping[str, Any]) -> Normalization | None:
-    """Returns mean and standard deviation for images in [0, 1], whatever range transformers normalizes in."""
-    largest = 255 * (preprocessing.get("rescale_factor", 1 / 255) if preprocessing.get("do_rescale", True) else 1)
-    mean, std = (preprocessing.get(name) for name in ("image_mean", "image_std"))
-    if not preprocessing.get("do_normalize", True):
-        mean, std = 0.0, 1.0
-    if math.isclose(largest, 1):
-        nothing = mean is None and std is None
-        return None if nothing else (_channels(mean, INCEPTION[0]), _channels(std, INCEPTION[1]))
-    means, stds = _channels(mean, INCEPTION[0]), _channels(std, INCEPTION[1])
-    return tuple(each / largest for each in means), tuple(each / largest for each in stds)
-
-
-def _channels(value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Returns three numbers, of a list or of one number for all channels."""
-    if value is None:
-        return default
-    return (value,) * 3 if isinstance(value, int | float) else tuple(value)
-
-
-def _hf_crop(preprocessing: Mapping[str, Any]) -> float | None:
-    """Returns the fraction (0-1) of the resized side that the central crop keeps; None without a center crop."""
-    sizes = [preprocessing.get(name) for name in ("crop_size", "size")]
-    if not preprocessing.get("do_center_crop") or not all(isinstance(each, Mapping) for each in sizes):
-        return None
-    kept, resized = ((each or {}).get("height") or (each or {}).get("shortest_edge") for each in sizes)
-    return kept / resized if kept and resized and kept <= resized else None
 
 
 def _timm(settings: Mapping[str, Any]) -> DeclaredConfig:
@@ -226,9 +204,10 @@ def _timm(settings: Mapping[str, Any]) -> DeclaredConfig:
         classes=tuple(map(str, settings.get("label_names") or cfg.get("label_names") or ())),
         normalization=(tuple(cfg["mean"]), tuple(cfg["std"])) if "mean" in cfg and "std" in cfg else None,
         default_normalization=_of_timm_beit(settings["architecture"]),
-        crop_pct=cfg.get("crop_pct"),
+        crop=crop_of(cfg),
         pooling=poolings.get(pool),
         layer_scale=arguments.get("init_values") or None,
+        problem=problem_named(settings.get("problem_type")),
     )
 
 
@@ -250,9 +229,10 @@ def _official(about: Mapping[str, Any]) -> DeclaredConfig:
         image_size=_pair(args["input_size"]) if args.get("input_size") else None,
         classes=tuple(args.get("class_names") or written_by_mmseg.classes),
         normalization=normalization,
-        crop_pct=args.get("crop_share"),
-        norm_eps=args.get("layer_norm_eps", 1e-6),
+        crop=crop_of(args, "crop_share"),
+        norm_eps=args.get("layer_norm_eps"),
         layer_scale=args.get("layer_scale_init_value"),
+        problem=problem_named(args.get("problem_type")),
         aggregate_after=args.get("early_layers"),
         segmenter=written_by_mmseg.segmenter,
     )

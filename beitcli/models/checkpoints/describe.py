@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from beitcli.config.architecture import Architecture, Kind, Pooling, default_out_indices
 from beitcli.config.normalization import Normalization
+from beitcli.config.problem import Problem
 from beitcli.config.tasks.segment import TASK as SEGMENT
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig, read_config
@@ -41,6 +42,7 @@ from beitcli.runtime.weight_files.reader import WeightFile
 if TYPE_CHECKING:
     from beitcli.runtime.storage.checkpoint import CheckpointFolder
 
+_NORM_EPS_OF_TRANSFORMERS = 1e-12
 TimmModel = tuple[str, dict[str, Any]]  # name and arguments of a vision Transformer of timm
 
 
@@ -109,7 +111,8 @@ def describe(
         names_classes=names_classes,
         pooling=pooling,
         normalization=normalization,
-        crop_pct=declared.crop_pct,
+        crop=declared.crop,
+        problem=_problem(kind, outputs, declared, assumed),
         head=head,
         aggregation=read_aggregation(shapes, declared),
         segmenter=segmenter,
@@ -136,6 +139,9 @@ def _architecture(
 ) -> tuple[Architecture, Pooling]:
     """Derives architecture and pooling and compares the tensors with them; a timm model's own keys are left to timm."""
     mapping, declared = found.key_mapping, found.declared
+    if declared.norm_eps is None and mapping is not None and mapping.naming == "hf":
+        declared = replace(declared, norm_eps=_NORM_EPS_OF_TRANSFORMERS)
+        assumed.append(f"layer norms with an epsilon of {_NORM_EPS_OF_TRANSFORMERS:g}, transformers' default")
     if timm_model is None and mapping is not None and not mapping.is_beit:
         timm_model = vit_arguments(found.shapes, mapping, found.header.about, declared, found.reference, assumed)
     if timm_model is None:
@@ -145,6 +151,16 @@ def _architecture(
     if mapping is not None and mapping.naming != "timm":
         check_vit_shapes(architecture, outputs, found.shapes, found.reference, has_task_head=bool(mapping.head))
     return architecture, pooling
+
+
+def _problem(kind: Kind, outputs: int, declared: DeclaredConfig, assumed: list[str]) -> Problem:
+    """Returns what the outputs mean; a single one is a number, as the softmax of one class is always 1."""
+    if kind != "classifier" or declared.problem is not None:
+        return declared.problem or "single-label"
+    if outputs > 1:
+        return "single-label"
+    assumed.append("its one output is a number (regression), as transformers trains it")
+    return "regression"
 
 
 def _default_normalization(found: _Found, timm_model: TimmModel | None) -> Normalization | None:

@@ -12,7 +12,9 @@ import torch
 from timm.models.beit import gen_relative_position_index
 
 from beitcli.config.architecture import Aggregation, Architecture, Pooling
+from beitcli.config.eval_crop import EvalCrop
 from beitcli.config.normalization import Normalization
+from beitcli.config.problem import TRANSFORMERS_NAMES, Problem
 from beitcli.models.checkpoints.key_mapping import AGGREGATION, hf_names
 from beitcli.models.networks.timm_vit import TimmArchitecture
 
@@ -23,7 +25,6 @@ HF_CLASSES = {
     "classifier": "BeitForImageClassification",
     "backbone": "BeitModel",
 }
-_BICUBIC = 3  # Pillow's constant
 
 
 def _one_or_two(size: tuple[int, int]) -> int | list[int]:
@@ -36,14 +37,15 @@ def timm_settings(
     classes: Sequence[str],
     pooling: Pooling,
     normalization: Normalization,
-    crop_pct: float,
+    crop: EvalCrop,
+    problem: Problem = "single-label",
 ) -> dict[str, Any]:
     """Returns config.json in the format of `timm.create_model("local-dir:...")`.
 
     Args:
         classes: Class names in the order of the outputs; empty for a backbone without a head.
         pooling: For a backbone, `token`, which keeps `norm`.
-        crop_pct: Fraction (0-1) of the resized side that the central crop keeps.
+        crop: Resizing and cropping in evaluation.
     """
     size = "large" if architecture.width >= 1024 else "base"
     pool = "avg" if pooling == "mean" else "token"
@@ -61,15 +63,22 @@ def timm_settings(
             "input_size": [3, *architecture.image_size],
             "fixed_input_size": True,
             "pool_size": None,
-            "crop_pct": crop_pct,
-            "interpolation": "bicubic",
+            "crop_pct": crop.pct(architecture.image_size),
+            **({} if crop.crop_mode == "center" else {"crop_mode": crop.crop_mode}),
+            "interpolation": crop.interpolation,
             "mean": list(normalization[0]),
             "std": list(normalization[1]),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
         "label_names": list(classes),
+        **_problem_type(problem),
     }
+
+
+def _problem_type(problem: Problem) -> dict[str, str]:
+    """Returns transformers' setting, for outputs of which the softmax is not meant; timm ignores it."""
+    return {} if problem == "single-label" else {"problem_type": TRANSFORMERS_NAMES[problem]}
 
 
 def _beit_arguments(architecture: Architecture, pool: str) -> dict[str, Any]:
@@ -95,6 +104,7 @@ def hf_settings(
     classes: Sequence[str],
     pooling: Pooling,
     has_mask_token: bool,
+    problem: Problem = "single-label",
 ) -> dict[str, Any]:
     """Returns config.json in the format of `transformers.BeitConfig`."""
     labels = list(classes) if kind == "classifier" else ["LABEL_0", "LABEL_1"]
@@ -123,25 +133,7 @@ def hf_settings(
         "id2label": {str(number): name for number, name in enumerate(labels)},
         "label2id": {name: number for number, name in enumerate(labels)},
         "dtype": "float32",
-    }
-
-
-def hf_preprocessing(architecture: Architecture, normalization: Normalization, crop_pct: float) -> dict[str, Any]:
-    """Returns preprocessor_config.json: resize, then center crop."""
-    height, width = architecture.image_size
-    return {
-        "image_processor_type": "BeitImageProcessor",
-        "do_resize": True,
-        "size": {"height": round(height / crop_pct), "width": round(width / crop_pct)},
-        "resample": _BICUBIC,
-        "do_center_crop": crop_pct < 1,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(normalization[0]),
-        "image_std": list(normalization[1]),
-        "do_reduce_labels": False,
+        **_problem_type(problem),
     }
 
 
@@ -150,8 +142,9 @@ def official_settings(
     *,
     classes: Sequence[str],
     normalization: Normalization,
-    crop_pct: float,
+    crop: EvalCrop,
     aggregation: Aggregation | None = None,
+    problem: Problem = "single-label",
 ) -> dict[str, Any]:
     """Returns the `args` that our reader cannot derive from the tensors; the release's code ignores them."""
     aggregated = {}
@@ -166,8 +159,10 @@ def official_settings(
         "layer_norm_eps": architecture.norm_eps,
         "mean": list(normalization[0]),
         "std": list(normalization[1]),
-        "crop_share": crop_pct,
+        **crop.settings(),
+        "crop_share": crop.pct(architecture.image_size),
         "class_names": list(classes),
+        **_problem_type(problem),
     }
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.config.architecture import Aggregation, Architecture, Kind, Pooling
+from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
 from beitcli.config.normalization import IMAGENET, NORMALIZATIONS, Normalization
+from beitcli.config.problem import Problem
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.key_mapping import KeyMapping
 from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings
@@ -37,7 +39,8 @@ class CheckpointHandle:
         outputs: V of a masked image model; number of classes of a classifier, segmenter or detector; else 0.
         classes: Class names in the order of the outputs; numbers if `names_classes` is false.
         normalization: Mean and standard deviation, three channels each, of images in [0, 1].
-        crop_pct: Fraction (0-1) of the resized side that the central crop keeps in evaluation; None if not declared.
+        crop: Resizing and cropping in evaluation; the release's if not declared.
+        problem: What the outputs of a classifier mean.
         head: Name of the segmentation or detection head; None if unknown here.
         aggregation: Patch aggregation of pretraining, whose tensors only a run that goes on needs; else None.
         segmenter: What else the network of a segmenter is built from; None for other kinds.
@@ -60,7 +63,8 @@ class CheckpointHandle:
     names_classes: bool = True
     pooling: Pooling = "mean"
     normalization: Normalization = IMAGENET
-    crop_pct: float | None = None
+    crop: EvalCrop = RELEASED_CROP
+    problem: Problem = "single-label"
     head: str | None = None
     aggregation: Aggregation | None = None
     segmenter: SegmenterSettings | None = None

@@ -225,7 +225,7 @@ def read_architecture(ours: Shapes, declared: DeclaredConfig, origin: str, assum
         mlp_ratio=_ratio(ours["blocks.0.mlp.fc1.weight"][0], width),
         positions=positions,
         layer_scale=(declared.layer_scale or 0.1) if "blocks.0.gamma_1" in ours else 0.0,
-        norm_eps=declared.norm_eps,
+        norm_eps=1e-6 if declared.norm_eps is None else declared.norm_eps,
     )
     _check_shapes(ours, architecture, origin)
     return architecture

@@ -133,6 +133,7 @@ def _random_init(reference: str, base: str, on_progress: OnProgress | None, seed
         outputs=0,
         classes=(),
         names_classes=True,
+        problem="single-label",
         head=None,
         aggregation=None,
         segmenter=None,

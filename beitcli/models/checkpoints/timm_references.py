@@ -62,7 +62,8 @@ def timm_random_config(reference: str, base: str) -> tuple[dict[str, Any], dict[
 
     name, arguments = timm_name(base.removeprefix("timm/")), arguments_in(reference)
     cfg = get_pretrained_cfg(name)
-    plain = {"mean": cfg.mean, "std": cfg.std, "crop_pct": cfg.crop_pct} if cfg else {}
+    names = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+    plain = {name: getattr(cfg, name) for name in names} if cfg else {}
     config = {"architecture": name, "model_args": arguments, "pretrained_cfg": plain}
     if not is_beit_name(name):
         return config, {}

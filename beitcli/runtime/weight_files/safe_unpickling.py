@@ -6,12 +6,13 @@ was refused, and whether a file is damaged or not a torch file.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -50,9 +51,15 @@ def guarded_load(
             if zipped and mapped and path.suffix != ".safetensors":  # torch.load checks the suffix
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             file = stack.enter_context(path.open("rb"))
-            if meta and not zipped:
-                stack.enter_context(torch.serialization.skip_data())
-            return torch.load(file, map_location="meta" if meta and zipped else "cpu", weights_only=True)
+            if zipped:
+                return torch.load(file, map_location="meta" if meta else "cpu", weights_only=True)
+            with torch.serialization.skip_data():
+                shapes = torch.load(file, map_location="cpu", weights_only=True)
+            _require_whole_legacy(path, file.tell(), shapes)
+            if meta:
+                return shapes
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except StorageError:
         raise
     except OSError as error:
@@ -98,6 +105,46 @@ def _is_torch_zip(path: Path) -> bool:
             f"'{path}' is a torch file that was compressed again.", "Give the file as the publisher made it."
         )
     return True
+
+
+def _require_whole_legacy(path: Path, start: int, content: Any) -> None:
+    """Compares the size of a legacy file with what its tensors take, without reading them.
+
+    Args:
+        start: Where the storages begin, in bytes; of each, its length in 8 bytes precedes the data.
+
+    Raises:
+        StorageError: The file is too short.
+    """
+    spans = sorted((t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) for t in _tensors_within(content))
+    needed, end = start, -1
+    for address, length in spans:  # views of one storage overlap, and are stored once
+        if length and address + length > end:
+            needed += address + length - max(address, end) + (8 if address >= end else 0)
+            end = address + length
+    size = path.stat().st_size
+    if size < needed:
+        raise StorageError(f"'{path}' is cut short: {size:,} bytes of at least {needed:,}.", _AGAIN)
+
+
+def _tensors_within(content: Any) -> Iterator[torch.Tensor]:
+    """Yields the tensors of nested dicts, lists, tuples and settings; objects that refer to themselves only once."""
+    pending, seen = [content], set()
+    while pending:
+        each = pending.pop()
+        if isinstance(each, torch.Tensor):
+            if each.layout == torch.strided and not each.is_quantized:
+                yield each
+            continue
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, Mapping):
+            pending.extend(each.values())
+        elif isinstance(each, list | tuple | set):
+            pending.extend(each)
+        elif isinstance(each, argparse.Namespace):
+            pending.append(vars(each))
 
 
 def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageError:

@@ -24,6 +24,7 @@ from tests.helpers.foreign_models import (
     hf_masked,
     noise,
     randomized,
+    save_plain,
     save_released,
     timm_small,
 )
@@ -217,6 +218,17 @@ def test_transformers_data2vec_classifier_gives_equal_logits(tmp_path: Path) -> 
     ours, _ = open_classifier(str(tmp_path / "hf"))
     images, _ = noise()
     assert_same(ours(images), theirs(images).logits)
+
+
+@torch.no_grad()
+def test_bare_weights_with_the_names_of_transformers_have_its_epsilon(tmp_path: Path) -> None:
+    theirs = hf_classifier(tmp_path / "hf", layer_norm_eps=1e-12)
+    save_plain(theirs, tmp_path / "bare.safetensors")
+    model, checkpoint = open_classifier(str(tmp_path / "bare.safetensors"))
+    assert checkpoint.architecture.norm_eps == 1e-12
+    assert any("epsilon of 1e-12" in each for each in checkpoint.warnings)
+    images = noise()[0] * 1e-6
+    assert (model(images) - theirs(images).logits).abs().max() <= 1e-5
 
 
 def test_heads_that_nothing_tells_are_assumed_and_said(tmp_path: Path) -> None:

@@ -175,5 +175,5 @@ def test_normalization_and_crop_are_those_of_the_settings(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     found = open_model(str(tmp_path))
     assert found.normalization == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert found.crop_pct == 0.8
+    assert found.crop.crop_pct == 0.8
     assert np.isclose(found.parameters, sum(p.numel() for p in open_classifier(str(tmp_path))[0].parameters()))

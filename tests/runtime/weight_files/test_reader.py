@@ -66,6 +66,18 @@ def test_every_container_gives_shapes_and_tensors(tmp_path, container):
     assert all(tensor.device.type == "cpu" for tensor in tensors.values())
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.99])
+def test_a_legacy_file_that_is_cut_within_its_tensors_is_told_from_its_header(tmp_path, share):
+    shared = torch.randn(64, 64)
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(64, 64), "view": shared[:32], "steps": [torch.ones(3)]}}}
+    content = {"model": {"a": shared, "tied": shared, "empty": torch.zeros(0), "b": torch.ones(5000)}, "o": optimizer}
+    path = save(tmp_path / "weights.pth", content, legacy=True)
+    assert read_header(path).shapes["tied"] == (64, 64)
+    whole = path.read_bytes()
+    said = refused(path, whole[: int(len(whole) * share)])
+    assert f"is cut short: {int(len(whole) * share):,} bytes of at least 53," in said.message
+
+
 def test_the_name_of_a_file_says_nothing_about_it(tmp_path):
     assert read_header(save(tmp_path / "torch.safetensors", STATE)).container == "torch"
     assert read_tensors(tmp_path / "torch.safetensors").keys() == STATE.keys()
@@ -207,7 +219,7 @@ def test_guarded_load_of_shapes(tmp_path, legacy):
 def test_a_damaged_checkpoint_is_not_blamed_on_its_settings(tmp_path):
     path = save(tmp_path / "a.pth", {"model": {"a": torch.rand(1000)}, "args": argparse.Namespace(a=1)}, legacy=True)
     os.truncate(path, path.stat().st_size - 100)
-    with pytest.raises(StorageError, match="is damaged") as failure:
+    with pytest.raises(StorageError, match="is cut short") as failure:
         read_tensors(path)
     assert "Namespace" not in failure.value.message
 

@@ -28,6 +28,7 @@ from beitcli.data.sources.formats._parquet_reading import (
     column_batches,
     require_plausible,
 )
+from beitcli.data.sources.formats._parquet_vectors import joined_vectors, number_columns, read_numbers
 from beitcli.data.sources.remote.parquet_stream import LABEL, StreamedParquet
 from beitcli.errors import BadImage, DataError, UsageError
 
@@ -90,6 +91,7 @@ class ParquetSource(Source):
         are_remote = any(isinstance(file, StreamedParquet) for file in self._files)
         self._blocks = Blocks(rows[rows > 0], together, are_remote)
         self.classes, self._labels = _labels(contents)
+        self._vectors = np.zeros((0, 0), dtype=np.float32)
         self._prints_labels = labelled or all(content.labels.was_always_read for content in contents)
         if labelled and self.classes is None:
             for content in contents:
@@ -113,8 +115,8 @@ class ParquetSource(Source):
         printed = copy.copy(self)
         if not self._prints_labels:  # runs on this data have a fingerprint without labels
             printed.classes = None
-        known = " ".join([Source.fingerprint(printed), groups, *self._versions])
-        return hashlib.sha256(known.encode()).hexdigest()
+        known = " ".join([Source.fingerprint(printed), groups, *self._versions, *(self.label_names or ())])
+        return hashlib.sha256(known.encode() + self._vectors.tobytes()).hexdigest()
 
     def prefetch(self, indices: np.ndarray) -> None:
         if not self._blocks.are_remote:
@@ -139,6 +141,24 @@ class ParquetSource(Source):
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
+
+    def read_vectors(self) -> None:
+        """Reads the columns of numbers, as `label_names`.
+
+        Raises:
+            DataError: The files have other columns, or a value is no number.
+        """
+        import pyarrow.parquet as pq
+
+        parts = []
+        for stored, path in zip(self._files, self._file_names, strict=True):
+            with pq.ParquetFile(stored.open() if isinstance(stored, StreamedParquet) else stored) as file:
+                names = number_columns(file.schema_arrow)
+                parts.append((path, names, read_numbers(path, file, names, _size_of(stored))))
+        self.label_names, self._vectors = joined_vectors(parts)
+
+    def label_vector(self, index: int) -> np.ndarray | None:
+        return self._vectors[index] if self.label_names else None
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -287,7 +307,10 @@ def _first_line(error: Exception) -> str:
 
 def open_parquet(files: list[str], request: Request) -> ParquetSource:
     """Opens local files."""
-    return ParquetSource(files, name=request.name, labelled=request.labelled, on_progress=request.on_progress)
+    source = ParquetSource(files, name=request.name, labelled=request.labelled, on_progress=request.on_progress)
+    if request.vectors:
+        source.read_vectors()
+    return source
 
 
 FORMAT = Format(
