@@ -31,6 +31,10 @@ _ARRAYS = (
     "arrays.get('model', arrays); torch.save({name: torch.as_tensor(each) for name, each in arrays.items() if "
     "hasattr(each, 'shape')}, 'weights.pth')."
 )
+_MODULE = (
+    "Where you trust it, take its weights: torch.save(torch.load(FILE, weights_only=False, map_location='cpu')"
+    ".state_dict(), 'weights.pth')."
+)
 _LEGACY_PICKLES = 5  # magic number, protocol, system, object, storage keys; the tensors' bytes follow
 _PLAIN = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode")
 _REFUSED = re.compile(r"GLOBAL ([^\s.]\S*)")
@@ -133,6 +137,8 @@ def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageErr
         asked = [named[1]] if named else [name for name in _foreign_names(path) if name not in allowed]
         if asked:
             return _not_loaded(path, asked[0])
+    if "Only persistent_load of storage" in str(error):
+        return StorageError(f"'{path}' is a whole pickled module in the old format, not a state dict.", _MODULE)
     plain = not zipfile.is_zipfile(path) and ("magic number" in str(error) or "Unsupported operand" in str(error))
     if plain and any(name.endswith("multiarray._reconstruct") for name in _names(path)):
         return StorageError(f"'{path}' is a Python pickle of NumPy arrays, not of tensors.", _ARRAYS)
