@@ -13,7 +13,10 @@ from beitcli.errors import UsageError
 NORMALIZATION_HELP = "Of the images, in place of what the checkpoint says or leaves open."
 METRIC_WRITERS = Registry("beitcli.engine.trainer.metric_writers", "WRITER", "metric writer")
 ALWAYS_ON = "jsonl"  # the writer of metrics.jsonl
-MODEL_HELP = "A run, a checkpoint, anyone's folder or file of weights, hf://OWNER/NAME or timm/NAME"
+MODEL_HELP = (
+    "A run, a checkpoint, anyone's folder or file of weights (FILE#NAME: one of several networks), hf://OWNER/NAME or "
+    "timm/NAME"
+)
 
 
 def overwrite_option() -> bool:

@@ -20,6 +20,7 @@ from beitcli.models.checkpoints.mmseg_config import of_mmseg
 from beitcli.models.checkpoints.segmenter_settings import NOTHING_DECLARED, DeclaredSegmenter, of_run, of_transformers
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
+HF_NORM_EPS = 1e-12  # of the norms of transformers' BEiT, where its config does not say it
 _NAMED_HEADS = {"beit_base": 12, "beit_large": 16, "beitv2_base": 12, "beitv2_large": 16}  # by prefix of the model name
 _CHOICES = {"token_filter": ("lanczos", "bicubic"), "resize_positions": get_args(Resizing)}  # values in our section
 
@@ -74,6 +75,7 @@ def read_config(
             return _checked(_ours(config["beit"]))
         if "architecture" in config:
             return _checked(_timm(config))
+        config = _of_backbone(config)
         if "model_type" in config or "hidden_size" in config:
             return _checked(_hf(config, preprocessing))
         return _checked(_official(about))
@@ -82,6 +84,15 @@ def read_config(
             f"The settings beside the weights cannot be read ({type(error).__name__}: {one_line(str(error))}).",
             "Download config.json again, or give the weights file by itself.",
         ) from None
+
+
+def _of_backbone(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the part of a config of transformers that is the backbone's, as in DPT, ZoeDepth and encoder-decoders."""
+    for part in ("backbone_config", "encoder", "vision_config"):
+        inner = config.get(part)
+        if isinstance(inner, Mapping) and inner.get("model_type") in ("beit", "data2vec-vision"):
+            return inner
+    return config
 
 
 def _checked(declared: DeclaredConfig) -> DeclaredConfig:
@@ -185,7 +196,7 @@ def _hf(settings: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> Declar
         normalization=hf_normalization(preprocessing),
         crop=hf_crop(preprocessing),
         pooling="mean" if settings.get("use_mean_pooling", True) else "token",
-        norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
+        norm_eps=float(settings.get("layer_norm_eps", HF_NORM_EPS)),
         layer_scale=settings.get("layer_scale_init_value"),
         problem=problem_named(settings.get("problem_type")),
         segmenter=of_transformers(settings, preprocessing),

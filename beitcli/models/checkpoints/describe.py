@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.config.architecture import Architecture, Kind, Pooling, default_out_indices
@@ -15,10 +16,11 @@ from beitcli.config.normalization import Normalization
 from beitcli.config.problem import Problem
 from beitcli.config.tasks.segment import TASK as SEGMENT
 from beitcli.errors import StorageError
-from beitcli.models.checkpoints.config_readers import DeclaredConfig, read_config
+from beitcli.models.checkpoints.config_readers import HF_NORM_EPS, DeclaredConfig, read_config
+from beitcli.models.checkpoints.foreign_folders import newest_weights
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.key_mapping import KeyMapping, by_block, detect_key_mapping
-from beitcli.models.checkpoints.locate import format_of
+from beitcli.models.checkpoints.locate import WEIGHTS, format_of
 from beitcli.models.checkpoints.metadata import (
     STATISTICS,
     choose_normalization,
@@ -29,7 +31,14 @@ from beitcli.models.checkpoints.metadata import (
     read_aggregation,
     read_architecture,
 )
-from beitcli.models.checkpoints.plain_vit import is_plain_vit, timm_key_mapping, vit_arguments, vit_key_mapping
+from beitcli.models.checkpoints.network_root import PATCHES, find_network, roots_of
+from beitcli.models.checkpoints.plain_vit import (
+    is_known_root,
+    is_plain_vit,
+    timm_key_mapping,
+    vit_arguments,
+    vit_key_mapping,
+)
 from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings, segmenter_settings
 from beitcli.models.checkpoints.timm_references import (
     check_vit_shapes,
@@ -37,6 +46,7 @@ from beitcli.models.checkpoints.timm_references import (
     timm_model_of,
     timm_normalization,
 )
+from beitcli.runtime.weight_files import choices
 from beitcli.runtime.weight_files.reader import WeightFile
 
 if TYPE_CHECKING:
@@ -91,7 +101,10 @@ def describe(
         format_ = "beit" if own_tokenizer else "dall-e"
         return CheckpointHandle(**given, format=format_, kind="tokenizer", warnings=warnings)
     shapes = mapped_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
-    found = _Found(reference, header, key_mapping, shapes, read_config(config, preprocessing, header.about))
+    declared = read_config(config, preprocessing, header.about)
+    if not config and key_mapping is not None and key_mapping.naming == "hf":
+        declared = replace(declared, norm_eps=HF_NORM_EPS)
+    found = _Found(reference, header, key_mapping, shapes, declared)
     assumed: list[str] = []
     kind, outputs, head = kind_outputs_head(key_mapping, shapes, header.shapes, found.declared)
     architecture, pooling = _architecture(found, kind, outputs, timm_model, assumed)
@@ -129,9 +142,15 @@ def _map_keys(header: WeightFile, reference: str, *, of_timm: bool) -> KeyMappin
     """
     if of_timm:
         return timm_key_mapping(header.shapes, reference)
-    if is_plain_vit(header.shapes):
+    keys = [header.key, *header.others] if header.others else []
+    of_key = header.part and choices.named(keys or [header.key], header.part) == header.key
+    origin = reference.removesuffix(f"#{header.part}") if header.part else reference
+    network = find_network(header.shapes, origin, "" if of_key else header.part, keys)
+    if not is_plain_vit(network.keys):
+        return network.in_file(detect_key_mapping(network.keys, reference))
+    if not header.part and is_known_root(network.root) and f"{network.root}{PATCHES}" in header.shapes:
         return vit_key_mapping(header.shapes, reference)
-    return detect_key_mapping(header.shapes, reference)
+    return network.in_file(vit_key_mapping(network.keys, reference))
 
 
 def _architecture(
@@ -187,6 +206,19 @@ def _segmenter(found: _Found, head: str | None, architecture: Architecture, assu
     return settings
 
 
+def _other_networks(reference: str, header: WeightFile) -> list[str]:
+    """Says which other state dicts the file holds, unless one was chosen by name."""
+    if not header.others or header.part:
+        return []
+    ways = ", ".join(f"'{reference}#{key}'" for key in header.others)
+    if header.key == "teacher" and "student" in header.others:
+        return [f"'{reference}' holds a student too; the teacher is taken. The others: {ways}."]
+    if any(choices.is_average(key) for key in header.others):
+        averaged = ", ".join(key for key in header.others if choices.is_average(key))
+        return [f"'{reference}' holds averaged weights too ({averaged}); the raw ones are taken. The others: {ways}."]
+    return [f"'{reference}' holds other weights too; those of '{header.key}' are taken. The others: {ways}."]
+
+
 def _parameters(found: _Found) -> int:
     """Returns the number of elements of all tensors that are used, without statistics of batch norm."""
     of_head = found.key_mapping.head.values() if found.key_mapping else ()
@@ -198,18 +230,21 @@ def _remarks(
     found: _Found, architecture: Architecture, segmenter: SegmenterSettings | None, assumed: list[str]
 ) -> tuple[str, ...]:
     """Returns warnings for the user about a checkpoint of another program."""
-    reference, mapping, about = found.reference, found.key_mapping, found.header.about
+    reference, mapping = found.reference, found.key_mapping
     said = [f"'{reference}' does not say it; assumed: {what}." for what in assumed]
+    if Path(reference).is_dir() and newest_weights(Path(reference), WEIGHTS) == found.header.path:
+        said.append(f"'{reference}' holds several checkpoints; the newest is taken: {found.header.path}.")
     if mapping is None:
         return tuple(said)
     if mapping.dropped:
         names = ", ".join(by_block(mapping.dropped))
         place = "BEiT" if mapping.is_beit else "a vision Transformer"
         said.append(f"'{reference}' has tensors without a place in {place}, left out: {names}.")
-    if about.get("student"):
-        said.append(f"'{reference}' holds a student too; the teacher is taken.")
-    if "averaged" in about:
-        said.append(f"'{reference}' holds averaged weights too ({about['averaged']}); the raw ones are taken.")
+    said += _other_networks(reference, found.header)
+    roots = [] if found.header.part else roots_of(found.header.shapes)
+    if len(roots) > 1:
+        ways = " or ".join(f"'{reference}#{root.rstrip('.')}'" for root in roots if root)
+        said.append(f"'{reference}' holds {len(roots)} networks; name another one by {ways}.")
     height, width = architecture.image_size
     if mapping.naming == "hf" and height != width and architecture.positions != "absolute":
         said.append(f"'{reference}' takes {height} x {width} pixels, where transformers mixes up its bias tables.")

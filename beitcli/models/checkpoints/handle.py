@@ -115,7 +115,7 @@ class CheckpointHandle:
             from beitcli.models.networks.classifier import init_from_seed
 
             return dict(init_from_seed(self.architecture, self.seed).state_dict())
-        stored = read_tensors(self.weights)
+        stored = read_tensors(self.weights, self.header.part if self.header else "")
         if self.kind == "tokenizer":
             return stored
         if self.key_mapping is None:

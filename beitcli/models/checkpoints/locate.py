@@ -1,6 +1,7 @@
 """Locates the files of a MODEL: a run, a checkpoint, any folder or file, a hub repository, timm. Imports no torch.
 
 runs/mine   runs/mine/checkpoints/step-0000500   beit_base.pth   folder/   hf://OWNER/NAME   timm/NAME
+beit_base.pth#model_ema   one of several networks in a file, by its key or prefix, or a word of it
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.models.checkpoints.foreign_folders import newest_weights, other_format, refuse_known
 from beitcli.models.checkpoints.key_mapping import KeyMapping
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -25,15 +27,23 @@ Json = dict[str, Any]
 _PUBLISHED = ("beit", "dit_", "microsoft", "facebook")
 
 
+def split_part(reference: str) -> tuple[str, str]:
+    """Splits `MODEL#NAME`, one network of a file that holds several, into MODEL and NAME; NAME is empty without one."""
+    base, mark, part = reference.rpartition("#")
+    return (base, part) if mark and base and part and not Path(reference).exists() else (reference, "")
+
+
 def names_a_model(reference: str) -> bool:
     """Whether a reference is a MODEL, by its form and by file names; opens no file and downloads nothing.
 
     MODELs are `random`, timm/..., hf://OWNER/NAME, MODEL@random; a weights file; a folder with weights, with
     checkpoints, or with a run's config.toml. A folder of images or of shards is not.
     """
+    reference = split_part(reference)[0]
     path = Path(reference)
     if path.is_dir():
-        return any((path / name).exists() for name in (*WEIGHTS, "checkpoints", "config.toml"))
+        ours = any((path / name).exists() for name in (*WEIGHTS, "checkpoints", "config.toml"))
+        return ours or newest_weights(path, WEIGHTS) is not None
     if reference.startswith("hf://"):
         return not reference.startswith("hf://datasets/")
     named = reference == "random" or reference.startswith("timm/") or "@random" in reference
@@ -50,6 +60,7 @@ def locate(reference: str, on_progress: OnProgress | None = None) -> tuple[Path,
         UsageError: The name is empty, or there are several files of weights.
         StorageError: There is nothing of that name, there are no weights, or they cannot be downloaded.
     """
+    reference, _ = split_part(reference)
     if reference.startswith("hf://"):
         repo, _, revision = reference.removeprefix("hf://").partition("@")
         return _on_hub(repo, revision or None, on_progress)
@@ -134,6 +145,10 @@ def _in_folder(reference: str, path: Path) -> tuple[Path, Json, Json]:
     step = newest_step(path)
     if step is not None:
         return read_beside(step / "model.safetensors")
+    newest = newest_weights(path, WEIGHTS)
+    if newest is not None:
+        return read_beside(newest)
+    refuse_known(path)
     single = _weights_in(path)
     if len(single) == 1:
         return read_beside(single[0])
@@ -147,6 +162,9 @@ def _in_folder(reference: str, path: Path) -> tuple[Path, Json, Json]:
             f"'{reference}' holds no checkpoint.",
             "Give a run that has saved one (RUN/checkpoints/step-...), or go on with it by --resume.",
         )
+    other = other_format(path)
+    if other is not None:
+        return read_beside(other)
     raise StorageError(
         f"'{reference}' holds no checkpoint and no weights.", f"Give a run, or a folder with {WEIGHTS[0]}."
     )

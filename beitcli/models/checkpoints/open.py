@@ -17,7 +17,7 @@ from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import check_section
 from beitcli.models.checkpoints.describe import describe
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.checkpoints.locate import WEIGHTS, is_timm_name, locate, read_beside
+from beitcli.models.checkpoints.locate import WEIGHTS, is_timm_name, locate, read_beside, split_part
 from beitcli.models.checkpoints.timm_references import random_init_base, timm_random_config
 from beitcli.runtime.storage.own_files import not_permitted
 from beitcli.runtime.storage.safe_json import parse_json
@@ -47,7 +47,8 @@ def open_model(reference: str, on_progress: OnProgress | None = None, seed: int 
     if _our_folder(Path(reference)) is not None:
         return open_checkpoint(reference)
     weights, config, preprocessing = locate(reference, on_progress)
-    checkpoint = describe(reference, read_header(weights), config, preprocessing, settings={})
+    header = read_header(weights, split_part(reference)[1])
+    checkpoint = describe(reference, header, config, preprocessing, settings={})
     if checkpoint.format == "dall-e":
         raise StorageError(f"'{reference}' is DALL-E's tokenizer, not a BEiT.", "Pass it as --tokenizer.")
     return checkpoint
@@ -78,7 +79,8 @@ def open_unverified(reference: str, on_progress: OnProgress | None = None) -> Ch
     weights, config, preprocessing = locate(reference, on_progress)
     if "beit" in config:
         check_section(config["beit"], reference)
-    return describe(reference, read_header(weights), config, preprocessing, settings=config.get("beit", {}))
+    header = read_header(weights, split_part(reference)[1])
+    return describe(reference, header, config, preprocessing, settings=config.get("beit", {}))
 
 
 def open_pretrained(reference: str, on_progress: OnProgress | None = None, seed: int = 0) -> CheckpointHandle:

@@ -55,6 +55,11 @@ def is_plain_vit(names: Iterable[str]) -> bool:
     return has_blocks and not any(_BEIT.fullmatch(name) for name in names)
 
 
+def is_known_root(root: str) -> bool:
+    """Whether the keys of DeiT, DINO, MoCo v3 or MAE may begin so."""
+    return _ROOTS.fullmatch(root) is not None
+
+
 def vit_key_mapping(names: Iterable[str], origin: str) -> KeyMapping:
     """Maps every key to timm's, or names what is left out.
 

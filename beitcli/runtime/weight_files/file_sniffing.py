@@ -26,6 +26,28 @@ _MAGIC = (
     (b"%PDF", "a PDF document", _AGAIN),
     (b"\x89HDF", "an HDF5 file", "Give the weights as safetensors or as a torch file."),
     (b"\x93NUMPY", "a NumPy array", "Give the weights as safetensors or as a torch file."),
+    (b"GGUF", "a GGUF file, of llama.cpp", "Give the weights that it was made from (.safetensors, .pth or .bin)."),
+)
+_SCRIPT = (
+    "Where you trust it, take its weights: python -c \"import torch; torch.save(torch.jit.load('FILE', "
+    "map_location='cpu').state_dict(), 'weights.pth')\"."
+)
+_EXPORTED = (
+    "Where you trust it, take its weights: python -c \"import torch; torch.save(dict(torch.export.load('FILE')"
+    ".state_dict), 'weights.pth')\"."
+)
+_ARRAYS = (
+    'Convert it: python -c "import numpy as np, torch; torch.save({k: torch.from_numpy(v) for k, v in '
+    "np.load('FILE').items()}, 'weights.pth')\"."
+)
+_ONNX = (
+    'Give the weights that it was exported from; its own, where their names are kept: python -c "import onnx, torch; '
+    "from onnx.numpy_helper import to_array; torch.save({t.name: torch.tensor(to_array(t)) for t in "
+    "onnx.load('FILE').graph.initializer}, 'weights.pth')\"."
+)
+_FLAX = (
+    "Convert it with transformers before version 5: BeitForImageClassification.from_pretrained(FOLDER, "
+    "from_flax=True).save_pretrained('converted')."
 )
 _LOG = re.compile(r"\A--\d{4}-\d\d-\d\d \d\d:\d\d:\d\d--|\ASaving to: |\Acurl: \(\d+\)|% Total\s+% Received")
 
@@ -52,8 +74,39 @@ def sniff(head: bytes) -> tuple[str, str] | None:
         return "is a WebP image", _AGAIN
     if head[257:262] == b"ustar":
         return "is a tar archive", _UNPACK
+    if head[4:8] == b"TFL3":
+        return "is a TensorFlow Lite model", "Give the weights that it was made from (.safetensors, .pth or .bin)."
+    if _is_onnx(head):
+        return "is an ONNX model, a graph and not a state dict", _ONNX
+    if len(head) > 1 and 0x80 < head[0] < 0x90 and 0xA0 < head[1] < 0xC0:  # a msgpack map with text as first key
+        return "is a msgpack file, as Flax saves weights", _FLAX
     text = _text(head)
     return None if text is None else _sniff_text(text)
+
+
+def _is_onnx(head: bytes) -> bool:
+    """Whether it begins as a ModelProto: the version of the format (field 1), then the producer's name (field 2)."""
+    if len(head) < 8 or head[0] != 8 or head[1] > 64 or head[2] != 0x12:
+        return False
+    return head[4 : 4 + head[3]].isascii() and head[4:5].isalnum()
+
+
+def sniff_zip(names: list[str]) -> tuple[str, str]:
+    """Returns what a zip archive is that is no torch file of weights, and a hint for the user.
+
+    Args:
+        names: Paths in the archive.
+    """
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner:
+        return "a TorchScript program, not weights", _SCRIPT
+    if any(name.startswith("models/") or name == "archive_format" for name in inner):
+        return "a program of torch.export (.pt2), not weights", _EXPORTED
+    if names and all(name.endswith(".npy") for name in names):
+        return "an archive of NumPy arrays (.npz)", _ARRAYS
+    if any(name.endswith((".keras", "model.weights.h5")) for name in names):
+        return "a Keras model", "Give the weights as safetensors or as a torch file."
+    return f"a zip archive of {one_line(', '.join(names[:4]) or 'nothing')}", _UNPACK
 
 
 def _text(head: bytes) -> str | None:

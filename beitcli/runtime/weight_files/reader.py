@@ -25,10 +25,6 @@ Container = Literal["safetensors", "torch"]
 
 _Entry = TypeVar("_Entry")
 _AGAIN = "Download it again."
-# of BEiT, DeepSpeed, Lightning and timm, the dVAEs of BEiT and DALLE-pytorch, EMA weights, DINO
-_WRAPPERS = ("model", "module", "state_dict", "weights", "model_ema", "teacher")
-_RAW = _WRAPPERS[:4]  # beside which averaged weights are not taken
-_AVERAGED = ("model_ema", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors itself refuses longer ones
 _ALLOWED = ((argparse.Namespace, "argparse.Namespace"),)  # the `args` of BEiT's own checkpoints
@@ -41,9 +37,11 @@ class WeightFile:
     Attributes:
         shapes: Shapes of the state dict, unwrapped.
         about: Plain values beside the state dict: metadata of safetensors; for a torch file the plain top-level values,
-            `args`, the training settings, `meta`, what mmseg notes (with its `dataset_meta`), `averaged`, the key of a
-            second state dict with EMA weights, and `student`, the number of tensors beside those of a teacher.
+            `args`, the training settings, and `meta`, what mmseg notes (with its `dataset_meta`).
         size: Size of the file in bytes.
+        part: What the user named of the file: a state dict, or a prefix in it; empty if nothing.
+        key: Dotted key of the state dict in a torch file; empty if it is the whole file.
+        others: Keys of the other state dicts in it.
     """
 
     path: Path
@@ -51,10 +49,16 @@ class WeightFile:
     shapes: dict[str, tuple[int, ...]]
     about: dict[str, Any]
     size: int
+    part: str = ""
+    key: str = ""
+    others: tuple[str, ...] = ()
 
 
-def read_header(path: Path) -> WeightFile:
+def read_header(path: Path, part: str = "") -> WeightFile:
     """Reads keys, shapes and metadata.
+
+    Args:
+        part: Which state dict is meant, of several.
 
     Raises:
         UsageError: It is a folder, or no regular file.
@@ -63,16 +67,21 @@ def read_header(path: Path) -> WeightFile:
     container, size = _container(path)
     if container == "safetensors":
         shapes, about = _safetensors_header(path, size)
-        return WeightFile(path, container, _without_prefix(shapes), about, size)
+        return WeightFile(path, container, _without_prefix(shapes), about, size, part)
     from beitcli.runtime.weight_files.safe_unpickling import guarded_load
+    from beitcli.runtime.weight_files.state_dicts import choose_state_dict
 
-    content = guarded_load(path, _ALLOWED, meta=True)
-    tensors = _state_dict(path, content)
-    return WeightFile(path, container, {name: tuple(t.shape) for name, t in tensors.items()}, _about(content), size)
+    content = guarded_load(path, _ALLOWED, meta=True, inert=True)
+    key, tensors, others = choose_state_dict(str(path), content, part)
+    found = {name: tuple(t.shape) for name, t in _without_prefix(tensors).items()}
+    return WeightFile(path, container, found, _about(content), size, part, key, tuple(others))
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, part: str = "") -> dict[str, torch.Tensor]:
     """Reads the state dict into CPU memory; no tensor stays memory-mapped.
+
+    Args:
+        part: Which state dict is meant, of several.
 
     Raises:
         UsageError: It is a folder, or no regular file.
@@ -82,6 +91,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     from beitcli.runtime.weight_files.safe_unpickling import guarded_load
+    from beitcli.runtime.weight_files.state_dicts import choose_state_dict
 
     container, size = _container(path)
     if container == "safetensors":
@@ -90,7 +100,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if container == "safetensors":
             tensors = _without_prefix(load_file(path))
         else:
-            tensors = _state_dict(path, guarded_load(path, _ALLOWED, mapped=True))
+            content = guarded_load(path, _ALLOWED, mapped=True, inert=True)
+            tensors = _without_prefix(choose_state_dict(str(path), content, part)[1])
             for name, tensor in tensors.items():
                 if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
                     raise StorageError(f"'{path}' claims more numbers for {name} than it stores.", _AGAIN)
@@ -167,36 +178,6 @@ def _safetensors_header(path: Path, size: int) -> tuple[dict[str, tuple[int, ...
     return shapes, about
 
 
-def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
-    """Finds the state dict in a torch file, at the top level or under the keys that training programs use.
-
-    Raises:
-        StorageError: There is none.
-    """
-    if isinstance(content, Mapping):
-        for key in _WRAPPERS:
-            tensors = _tensors(content.get(key))
-            if tensors:
-                return _without_prefix(tensors)
-        tensors = _tensors(content)
-        if tensors:
-            return _without_prefix(tensors)
-        held = "a dict of " + (", ".join(f"'{one_line(str(key), 30)}'" for key in list(content)[:6]) or "nothing")
-    else:
-        held = f"a {type(content).__name__}"
-    raise StorageError(
-        f"'{path}' holds no state dict but {held}.",
-        f"Save the state dict itself, or under one of {', '.join(_WRAPPERS)}.",
-    )
-
-
-def _tensors(content: Any) -> dict[str, torch.Tensor]:
-    entries = content.items() if isinstance(content, Mapping) else ()
-    import torch
-
-    return {name: t for name, t in entries if isinstance(name, str) and isinstance(t, torch.Tensor)}
-
-
 def _without_prefix(entries: dict[str, _Entry]) -> dict[str, _Entry]:
     """Removes the prefixes of DDP and torch.compile if all keys have them."""
     for prefix in (*_PREFIXES, *_PREFIXES):
@@ -209,11 +190,6 @@ def _about(content: Any) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         return {}
     about = _plain_entries(content)
-    averaged = [key for key in _AVERAGED if _tensors(content.get(key))]
-    if averaged and any(_tensors(content.get(key)) for key in _RAW):
-        about["averaged"] = averaged[0]
-    if not any(_tensors(content.get(key)) for key in _WRAPPERS[:-1]) and _tensors(content.get("teacher")):
-        about["student"] = len(_tensors(content.get("student")))
     args, meta = content.get("args"), content.get("meta")
     settings = vars(args) if isinstance(args, argparse.Namespace) else args
     if isinstance(settings, Mapping):

@@ -1,7 +1,8 @@
 """Loads files of `torch.save`, zip or legacy, without executing code from the pickle.
 
-A pickle is a program. torch's `weights_only` builds only tensors and plain containers; this file reports clearly what
-was refused, and whether a file is damaged or not a torch file.
+A pickle is a program. torch's `weights_only` builds only tensors and plain containers; other harmless names get inert
+stand-ins (`stand_ins.py`). This file reports clearly what was refused, and whether a file is damaged or not a torch
+file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,17 +22,35 @@ from typing import IO, Any
 import torch
 
 from beitcli.errors import StorageError
-from beitcli.runtime.weight_files.file_sniffing import one_line
+from beitcli.runtime.weight_files.file_sniffing import one_line, sniff_zip
+from beitcli.runtime.weight_files.stand_ins import CalledError, stand_in
 
 _TRUST = "Ask the publisher for safetensors, or convert the file on a machine where you may trust it."
 _AGAIN = "Download it again; where it still fails, ask the publisher for safetensors."
+_ARRAYS = (
+    "Where you trust it, convert it: arrays = pickle.load(open(FILE, 'rb'), encoding='latin1'); arrays = "
+    "arrays.get('model', arrays); torch.save({name: torch.as_tensor(each) for name, each in arrays.items() if "
+    "hasattr(each, 'shape')}, 'weights.pth')."
+)
+_MODULE = (
+    "Where you trust it, take its weights: torch.save(torch.load(FILE, weights_only=False, map_location='cpu')"
+    ".state_dict(), 'weights.pth')."
+)
 _LEGACY_PICKLES = 5  # magic number, protocol, system, object, storage keys; the tensors' bytes follow
 _PLAIN = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode")
 _REFUSED = re.compile(r"GLOBAL ([^\s.]\S*)")
+_HAS_ITEMS = re.compile(
+    r"Can only (?:SETITEMS? for dict|(?P<append>append to lists)).*<class 'stand_in\.(?P<name>[^']+)'>"
+)
 
 
 def guarded_load(
-    path: Path, allowed: Sequence[tuple[type, str]] = (), *, meta: bool = False, mapped: bool = False
+    path: Path,
+    allowed: Sequence[tuple[type, str]] = (),
+    *,
+    meta: bool = False,
+    mapped: bool = False,
+    inert: bool = False,
 ) -> Any:
     """Loads a file on the CPU; only tensors, plain containers and `allowed` classes are built.
 
@@ -39,33 +59,48 @@ def guarded_load(
         meta: Loads only shapes, without tensor data.
         mapped: Memory-maps a zip file: unused tensors cost nothing, but clone the others before the file can change. A
             legacy file is read.
+        inert: Builds a `StandIn` for every other name that is harmless, instead of refusing the file.
 
     Raises:
         StorageError: The pickle names something else, or the file is damaged or not a torch file.
     """
-    try:
-        zipped = _is_torch_zip(path)
-        with ExitStack() as stack:
-            stack.enter_context(_only(allowed))
-            stack.enter_context(warnings.catch_warnings(action="ignore"))
-            if zipped and mapped and path.suffix != ".safetensors":  # torch.load checks the suffix
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            file = stack.enter_context(path.open("rb"))
-            if zipped:
-                return torch.load(file, map_location="meta" if meta else "cpu", weights_only=True)
-            with torch.serialization.skip_data():
-                shapes = torch.load(file, map_location="cpu", weights_only=True)
-            _require_whole_legacy(path, file.tell(), shapes)
-            if meta:
-                return shapes
-            file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be read: {error.strerror or error}.", "Check the file.") from None
-    except Exception as error:  # damaged files raise any kind of error
-        raise _refusal(path, error, [name for _, name in allowed]) from None
+    known = {name for _, name in allowed}
+    foreign = [name for name in _names(path) if name not in known] if inert else []
+    containers: dict[str, type] = {}  # of the classes whose objects have items, as far as it showed
+    while True:
+        stood = [(made, name) for name in foreign if (made := stand_in(name, containers.get(name))) is not None]
+        try:
+            return _load(path, [*allowed, *stood], meta=meta, mapped=mapped)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(f"'{path}' cannot be read: {error.strerror or error}.", "Check the file.") from None
+        except CalledError as error:
+            raise _not_loaded(path, str(error)) from None
+        except Exception as error:  # damaged files raise any kind of error
+            has_items = _HAS_ITEMS.search(str(error))
+            if has_items is None or has_items["name"] in containers or has_items["name"] not in foreign:
+                raise _refusal(path, error, [*known, *(name for _, name in stood)]) from None
+            containers[has_items["name"]] = list if has_items["append"] else dict
+
+
+def _load(path: Path, allowed: Sequence[tuple[type, str]], *, meta: bool, mapped: bool) -> Any:
+    zipped = _is_torch_zip(path)
+    with ExitStack() as stack:
+        stack.enter_context(_only(allowed))
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        if zipped and mapped and path.suffix != ".safetensors":  # torch.load checks the suffix
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        file = stack.enter_context(path.open("rb"))
+        if zipped:
+            return torch.load(file, map_location="meta" if meta else "cpu", weights_only=True)
+        with torch.serialization.skip_data():
+            shapes = torch.load(file, map_location="cpu", weights_only=True)
+        _require_whole_legacy(path, file.tell(), shapes)
+        if meta:
+            return shapes
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 @contextmanager
@@ -93,13 +128,9 @@ def _is_torch_zip(path: Path) -> bool:
         size = path.stat().st_size
         raise StorageError(f"'{path}' is cut short: a torch file without its end, {size:,} bytes.", _AGAIN) from None
     names = frozenset(entry.filename.partition("/")[2] for entry in entries)
-    if "constants.pkl" in names:
-        raise StorageError(
-            f"'{path}' is a TorchScript program, not weights.", "Give the state dict that it was made from."
-        )
-    if "data.pkl" not in names:
-        listed = one_line(", ".join(entry.filename for entry in entries[:4]) or "nothing")
-        raise StorageError(f"'{path}' is a zip archive of {listed}.", "Unpack it and give the weights file in it.")
+    if "data.pkl" not in names or "constants.pkl" in names:
+        what, hint = sniff_zip([entry.filename for entry in entries])
+        raise StorageError(f"'{path}' is {what}.", hint)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise StorageError(
             f"'{path}' is a torch file that was compressed again.", "Give the file as the publisher made it."
@@ -153,6 +184,11 @@ def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageErr
         asked = [named[1]] if named else [name for name in _foreign_names(path) if name not in allowed]
         if asked:
             return _not_loaded(path, asked[0])
+    if "Only persistent_load of storage" in str(error):
+        return StorageError(f"'{path}' is a whole pickled module in the old format, not a state dict.", _MODULE)
+    plain = not zipfile.is_zipfile(path) and ("magic number" in str(error) or "Unsupported operand" in str(error))
+    if plain and any(name.endswith("multiarray._reconstruct") for name in _names(path)):
+        return StorageError(f"'{path}' is a Python pickle of NumPy arrays, not of tensors.", _ARRAYS)
     if isinstance(error, RuntimeError) and "magic number" in str(error):
         return StorageError(f"'{path}' is a Python pickle, but none that torch.save wrote.", _TRUST)
     if isinstance(error, EOFError):
@@ -178,6 +214,11 @@ def _not_loaded(path: Path, name: str) -> StorageError:
 
 def _foreign_names(path: Path) -> list[str]:
     """Lists the qualified names in the pickles of a file that are not torch's or plain containers'."""
+    return [name for name in _names(path) if not name.startswith(_PLAIN)]
+
+
+def _names(path: Path) -> list[str]:
+    """Lists the qualified names in the pickles of a file, each once; empty if they cannot be read."""
     try:
         with ExitStack() as stack:
             file: IO[bytes] = stack.enter_context(path.open("rb"))
@@ -185,9 +226,16 @@ def _foreign_names(path: Path) -> list[str]:
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
                 file = stack.enter_context(archive.open(inner))
-            return [name for name in pickled_names(file) if not name.startswith(_PLAIN)]
+            return list(dict.fromkeys(map(_of_python_3, pickled_names(file))))
     except Exception:  # zipfile raises any kind of error on damaged files
         return []
+
+
+def _of_python_3(name: str) -> str:
+    """Returns a qualified name of Python 2, as pickles of protocol 2 have it (`__builtin__.set`), by today's name."""
+    module, _, last = name.rpartition(".")
+    module, last = NAME_MAPPING.get((module, last), (IMPORT_MAPPING.get(module, module), last))
+    return f"{module}.{last}"
 
 
 def pickled_names(file: IO[bytes]) -> list[str]:

@@ -1,0 +1,130 @@
+"""Finds the newest weights in a folder that another training program wrote. Imports no torch.
+
+| program | its folder | taken |
+|---|---|---|
+| transformers' Trainer, accelerate | [checkpoints/]checkpoint-N/model.safetensors, checkpoint_N/ | the largest N |
+| Lightning | [lightning_logs/version_N/]checkpoints/epoch=E-step=S.ckpt | the newest version, then the largest S |
+| the release, timm | checkpoint-N.pth, checkpoint-N.pth.tar | the largest N |
+| OpenMMLab, detectron2 | epoch_N.pth, iter_N.pth, model_N.pth, last_checkpoint | what that names, else the largest N |
+| DeepSpeed | latest, TAG/mp_rank_00_model_states.pt | TAG; the largest N of TAGs that end with a number |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from beitcli.errors import StorageError
+from beitcli.runtime.storage.safe_json import parse_json
+
+_STEP_FILE = re.compile(
+    r"(?:(?:checkpoint|ckpt|epoch|iter|step|model|global_step)[-_=]?\d+|.*step=\d+.*|last(?:-v\d+)?|best|.*[-_]best|"
+    r"best[-_].*|latest)\.(?:pth\.tar|pth|pt|ckpt|bin|safetensors)"
+)
+_DEEPSPEED = "mp_rank_00_model_states.pt"
+_OTHERS = (".onnx", ".gguf", ".msgpack", ".h5", ".pt2", ".npz", ".pdparams", ".tflite")  # formats the reader names
+_DCP = (
+    "Join it: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth`, and give "
+    "weights.pth."
+)
+
+
+def newest_weights(folder: Path, weights: Iterable[str]) -> Path | None:
+    """Returns the newest weights file of another program's run; None if the folder is no such run.
+
+    Args:
+        weights: Names of weights files in a checkpoint's folder, the best first.
+    """
+    names = tuple(weights)
+    if any((folder / name).is_file() for name in names):
+        return None
+
+    def inside(step: Path) -> Path | None:
+        return next((step / name for name in names if (step / name).is_file()), None)
+
+    told = _last_checkpoint(folder)
+    if told is not None:
+        return told
+    for parent in (folder, folder / "checkpoints"):
+        steps = [each for each in parent.glob("checkpoint[-_]*") if each.is_dir() and inside(each)]
+        if steps:
+            return inside(max(steps, key=_number))
+    for parent in (folder, folder / "checkpoints", *_versions(folder)):
+        files = [each for each in parent.glob("*") if each.is_file() and _STEP_FILE.fullmatch(each.name)]
+        numbered = [each for each in files if _number(each) >= 0]
+        if numbered and (len(files) > 1 or parent != folder):
+            return max(numbered, key=_number)
+        if len(files) == 1 and parent != folder:
+            return files[0]
+    return _of_deepspeed(folder)
+
+
+def refuse_known(folder: Path) -> None:
+    """Raises StorageError if the folder is in a format that is known but holds no weights to be read as they are."""
+    if (folder / "adapter_config.json").is_file():
+        raise StorageError(f"'{folder}' is an adapter of peft, not a whole model.", _merge(folder))
+    if any(folder.glob("*.distcp")):
+        raise StorageError(f"'{folder}' is a checkpoint of torch.distributed.checkpoint.", _DCP.format(folder=folder))
+    if any(folder.glob("**/*zero_pp_rank_*_states.pt")):
+        raise StorageError(
+            f"'{folder}' is a checkpoint of DeepSpeed, whose weights lie in shards.",
+            f"Join them: `python {folder}/zero_to_fp32.py {folder} weights`, and give weights/pytorch_model.bin.",
+        )
+    if (folder / "saved_model.pb").is_file():
+        raise StorageError(f"'{folder}' is a TensorFlow SavedModel.", "Give the weights that it was made from.")
+
+
+def other_format(folder: Path) -> Path | None:
+    """Returns a file of another format in a folder without weights; the reader says what it is."""
+    return next((each for each in sorted(folder.iterdir()) if each.suffix in _OTHERS and each.is_file()), None)
+
+
+def _merge(folder: Path) -> str:
+    try:
+        base = str(parse_json((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"])
+    except (OSError, ValueError, TypeError, KeyError):
+        base = "BASE"
+    return (
+        'Merge it into its base model: python -c "from peft import PeftModel; from transformers import '
+        f"AutoModelForImageClassification as M; PeftModel.from_pretrained(M.from_pretrained('{base}'), '{folder}')"
+        ".merge_and_unload().save_pretrained('merged')\", and give merged/."
+    )
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Returns the file that `last_checkpoint` names, as detectron2 and mmengine write it; they may have moved since."""
+    try:
+        name = (folder / "last_checkpoint").read_text(encoding="utf-8").strip().replace("\\", "/").rpartition("/")[2]
+    except (OSError, ValueError):
+        return None
+    return folder / name if name and (folder / name).is_file() else None
+
+
+def _versions(folder: Path) -> list[Path]:
+    """Returns the checkpoint folders of Lightning's versions, the newest first."""
+    found = [*folder.glob("version_*"), *folder.glob("lightning_logs/version_*")]
+    return [each / "checkpoints" for each in sorted(found, key=_number, reverse=True)]
+
+
+def _of_deepspeed(folder: Path) -> Path | None:
+    if (folder / _DEEPSPEED).is_file():
+        return folder / _DEEPSPEED
+    tags = [each.parent for each in folder.glob(f"*/{_DEEPSPEED}")]
+    try:
+        latest = folder / (folder / "latest").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        latest = folder
+    tag = latest if latest in tags else max(tags, key=_number, default=None)
+    return tag / _DEEPSPEED if tag else None
+
+
+def _last_number(name: str) -> int:
+    numbers = re.findall(r"\d+", re.sub(r"-v\d+(?=\.)", "", name))
+    return int(numbers[-1]) if numbers else -1
+
+
+def _number(path: Path) -> int:
+    """Returns the step or epoch that a name ends with; -1 if there is none."""
+    step = re.search(r"step=(\d+)", path.name)
+    return int(step[1]) if step else _last_number(path.name)
