@@ -23,7 +23,6 @@ from beitcli.cli.commands import (
     train_tokenizer,
 )
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.multi_process import begin_as_process
 from beitcli.cli.options import close_stdout, register
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.errors import UsageError
@@ -97,7 +96,6 @@ def _nothing() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code, as listed in `beitcli.errors`."""
-    begin_as_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     names = {command.name for command in COMMANDS}
     completing = "_BEIT_COMPLETE" in os.environ  # shell completion passes the words in other variables
@@ -149,5 +147,7 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
 
 
 def run() -> None:
-    """Entry point of the console script."""
-    sys.exit(main())
+    """Entry point of console scripts that an earlier version installed; `beitcli.__main__` hears signals sooner."""
+    from beitcli.__main__ import run as begin
+
+    begin()

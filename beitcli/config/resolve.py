@@ -154,7 +154,7 @@ def resolve(
         saved = Path(asked.get("out") or "") / "config.toml"
         if not asked.get("out"):
             raise UsageError("--resume needs the run to go on with.", "Add --out RUN.")
-        if saved.exists():
+        if saved.is_file():
             return _resumed(config_class, settings, saved, layers)
         if "data" in settings and not asked.get("data"):  # with DATA the run starts here
             beside = [each.name for each in saved.parent.parent.glob("*")] if saved.parent.parent.is_dir() else []

@@ -13,10 +13,13 @@ threads may take the later batches.
 from __future__ import annotations
 
 import math
+import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from beitcli.data.loading.sampler import WindowedPermutation, rank_indices, training_order
-from beitcli.data.loading.worker_monitor import WorkerMonitor, prepare_worker, preserve_sigchld, terminate
+from beitcli.data.loading.worker_monitor import WorkerMonitor, prepare_worker, starting_workers, terminate
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.errors import BadImage, DataError
@@ -38,6 +41,7 @@ _SUBSTITUTES = 64
 _READ_AHEAD_BYTES = 2e9
 _POLL_SECONDS = 0.5  # how often a wait for workers checks for an interrupt or a dead worker
 _TIMED_OUT = "DataLoader timed out"  # torch's message, after which its loader can be used again
+_DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? [^)]*\) (is killed by signal: \w+|exited unexpectedly)")
 _GRACE_SECONDS = 2.0  # for interrupted workers to finish the current item
 
 
@@ -317,8 +321,10 @@ def _iterate(
                 yield _joined(parts, pin_memory) if pin_memory or pieces > 1 else parts[0]
                 parts = []
         return
-    except (RuntimeError, OSError, EOFError):  # a worker has died
+    except (RuntimeError, OSError, EOFError) as error:  # a worker has died
         death = dataset.watch.death(dataset.source) if dataset.watch is not None else None
+        if death is None and (died := _DIED.match(str(error))):  # while the workers were started
+            death = DataError(f"A loader process {died[1].strip()}.", "Give fewer --workers; memory may have run out.")
         if death is None:
             raise
     raise death  # outside `except`: torch's error as context would keep the other workers alive
@@ -354,8 +360,12 @@ def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Ba
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
         READ_AHEAD.finish()
-        options |= {"prefetch_factor": prefetch, "worker_init_fn": prepare_worker, "timeout": _POLL_SECONDS}
-    with warnings.catch_warnings(), preserve_sigchld():
+        options |= {
+            "prefetch_factor": prefetch,
+            "worker_init_fn": partial(prepare_worker, parent=os.getpid()),
+            "timeout": _POLL_SECONDS,
+        }
+    with warnings.catch_warnings(), starting_workers():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
         iterator = iter(DataLoader(dataset, num_workers=workers, **options))
     if dataset.watch is not None:

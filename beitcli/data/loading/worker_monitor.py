@@ -20,6 +20,7 @@ from torch.utils.data import get_worker_info
 from beitcli.data.sources.base import Source
 from beitcli.errors import DataError
 from beitcli.runtime.distributed.parent_death import end_with_parent
+from beitcli.runtime.signals import signals_blocked
 
 _NOTHING = -1
 _HINTS = {
@@ -81,14 +82,16 @@ def _signal_name(number: int) -> str:
 
 
 @contextmanager
-def preserve_sigchld() -> Iterator[None]:
-    """Restores the SIGCHLD handler after a loader starts: torch's handler would raise in the middle of a step.
+def starting_workers() -> Iterator[None]:
+    """Context in which a loader starts its workers: they begin with signals blocked, and SIGCHLD keeps its handler.
 
-    The loader also checks its workers, within 5 s, while it waits for a batch.
+    torch's handler would raise in the middle of a step. The loader also checks its workers, within 5 s, while it waits
+    for a batch.
     """
     former = signal.getsignal(signal.SIGCHLD)
     try:
-        yield
+        with signals_blocked():
+            yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, former)
@@ -99,13 +102,20 @@ def terminate(processes: list[Any]) -> None:
         process.terminate()
 
 
-def prepare_worker(worker: int) -> None:
-    """Makes a worker leave signals to the main process: schedulers send them to every process of a job."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def prepare_worker(worker: int, parent: int) -> None:
+    """Makes a worker leave signals to the main process: schedulers send them to every process of a job.
+
+    A forked worker starts with these signals blocked (`starting_workers`), so none finds it unprepared.
+
+    Args:
+        parent: PID of the process that starts the workers; where that has died already, the worker ends here.
+    """
+    is_child = multiprocessing.get_start_method(allow_none=True) != "forkserver"
+    end_with_parent(parent if is_child else None)
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a SIGTERM kills workers and so loses the last steps
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()

@@ -20,6 +20,7 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.client import cache_folder, is_offline
 from beitcli.runtime.hub.download import Remote
 from beitcli.runtime.hub.http_ranges import read_range
+from beitcli.runtime.storage.regular_files import read_regular
 
 VARIABLE = "BEIT_STREAM_CACHE_GB"
 _DEFAULT_GB = 50.0
@@ -98,7 +99,7 @@ def _path(remote: Remote, start: int, end: int) -> Path:
 def _load(path: Path, length: int) -> bytes | None:
     """Reads a range from the cache; None if it is missing. A damaged one is removed."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError:
         return None
     body = memoryview(content)[:length]

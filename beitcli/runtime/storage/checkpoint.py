@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.hashing import sha256_of
+from beitcli.runtime.storage.regular_files import read_regular, require_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
 SUMS = "SHA256SUMS"
@@ -45,7 +46,7 @@ class CheckpointFolder:
     def config(self) -> dict[str, Any]:
         """The `beit` section of config.json, with which this program opens the checkpoint."""
         try:
-            section = parse_json((self.path / "config.json").read_bytes())["beit"]
+            section = parse_json(read_regular(self.path / "config.json"))["beit"]
             if not isinstance(section["kind"], str):
                 raise ValueError("it names no kind")
             return section
@@ -59,7 +60,7 @@ class CheckpointFolder:
     def trainer(self) -> dict[str, Any]:
         """The trainer state in trainer.json. Raises StorageError if it is not a JSON object."""
         try:
-            document = parse_json((self.path / "trainer.json").read_bytes())
+            document = parse_json(read_regular(self.path / "trainer.json"))
             if not isinstance(document, dict):
                 raise ValueError("it is no JSON object")
             return document
@@ -77,6 +78,7 @@ class CheckpointFolder:
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        require_regular(path)
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise StorageError(f"'{path}' cannot be read: {error}.", "Take another checkpoint of the run.") from None
@@ -144,7 +146,7 @@ def repair_latest(checkpoint: CheckpointFolder) -> None:
     """Makes `latest` name the given checkpoint, if a process was killed before it did."""
     folder = checkpoint.path.parent
     try:
-        if (folder / "latest").read_bytes() == f"{checkpoint.path.name}\n".encode():
+        if read_regular(folder / "latest") == f"{checkpoint.path.name}\n".encode():
             return
     except FileNotFoundError:
         pass
@@ -168,7 +170,7 @@ def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
         weights_only: Checks only the model, not the optimizer state, which is three times larger.
     """
     try:
-        lines = (checkpoint / SUMS).read_text().splitlines()
+        lines = read_regular(checkpoint / SUMS).decode().splitlines()
         entries = [line.split("  ", 1) for line in lines]
         listed = {entry[1] for entry in entries if len(entry) == 2}
         if not listed >= _MODEL:

@@ -77,6 +77,7 @@ class RunFolder:
         try:
             _require_free(path, resume)
             path.mkdir(parents=True, exist_ok=True)
+            _require_no_special(path)
             lock = _locked(path)
             _require_free(path, resume)  # a run may have started and ended before the lock was taken
             probe = path / f".writable-{os.getpid()}"
@@ -132,6 +133,13 @@ def _remove_leftovers(path: Path) -> list[str]:
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return [leftover.name for leftover in leftovers]
+
+
+def _require_no_special(path: Path) -> None:
+    """Raises StorageError for a pipe, socket or device in the folder, which a write would wait for."""
+    for entry in path.iterdir():
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise StorageError(f"'{entry}' is a device, pipe or socket, not a file.", "Remove it.")
 
 
 def _require_free(path: Path, resume: bool) -> None:

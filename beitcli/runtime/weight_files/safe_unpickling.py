@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 
 from beitcli.errors import StorageError
+from beitcli.runtime.storage.regular_files import open_regular, require_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _TRUST = "Ask the publisher for safetensors, or convert the file on a machine where you may trust it."
@@ -43,6 +44,7 @@ def guarded_load(
         StorageError: The pickle names something else, or the file is damaged or not a torch file.
     """
     try:
+        require_regular(path)
         zipped = _is_torch_zip(path)
         with ExitStack() as stack:
             stack.enter_context(_only(allowed))
@@ -133,7 +135,7 @@ def _foreign_names(path: Path) -> list[str]:
     """Lists the qualified names in the pickles of a file that are not torch's or plain containers'."""
     try:
         with ExitStack() as stack:
-            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            file: IO[bytes] = stack.enter_context(open_regular(path))
             if zipfile.is_zipfile(path):
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
