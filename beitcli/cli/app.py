@@ -26,6 +26,8 @@ from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import close_stdout, register
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.errors import UsageError
+from beitcli.runtime.distributed.parent_death import end_with_launcher
+from beitcli.runtime.signals import note_signals
 
 COMMANDS = [
     pretrain.COMMAND,
@@ -148,6 +150,6 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
 
 def run() -> None:
     """Entry point of console scripts that an earlier version installed; `beitcli.__main__` hears signals sooner."""
-    from beitcli.__main__ import run as begin
-
-    begin()
+    note_signals()
+    end_with_launcher()
+    sys.exit(main())

@@ -6,16 +6,17 @@ as JSON or as a table.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from beitcli.errors import BeitError, Stopped
 from beitcli.runtime.metric_text import metric_texts
+from beitcli.runtime.storage.safe_json import dump_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -99,7 +100,7 @@ class CommandConsole:
 
     def print_json(self, document: Any) -> None:
         """Prints one JSON document on one line."""
-        self.print_line(json.dumps(to_dict(document)))
+        self.print_line(dump_json(to_dict(document)))
 
     def print_run(self, report: Any) -> None:
         """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
@@ -127,7 +128,7 @@ class CommandConsole:
         tables = {name: value for name, value in plain[0].items() if _is_rows(value)}
         self._end_bar()
         if self.wants_json:
-            self.print_line(json.dumps(plain if len(plain) > 1 else plain[0]))
+            self.print_line(dump_json(plain if len(plain) > 1 else plain[0]))
         elif len(plain) > 1:
             self._print(comparison_table(plain, "model"))
         else:
@@ -233,9 +234,13 @@ class CommandConsole:
             message = f"unexpected failure ({type(error).__name__}): {error}"
             hint = "This is a bug. Run again with --debug and report what it prints."
         word, style = ("stopped", "bold yellow") if isinstance(error, Stopped) else ("error", "bold red")
-        self.console.print(f"{word}: {message}", style=style, markup=False)
-        if hint:
-            self.console.print(f"  {hint}", markup=False)
+        try:
+            self.console.print(f"{word}: {message}", style=style, markup=False)
+            if hint:
+                self.console.print(f"  {hint}", markup=False)
+        except (ImportError, OSError):  # no file can be opened any more; or the terminal is gone
+            with suppress(OSError):
+                sys.stderr.write(f"{word}: {message}\n  {hint}\n")
 
 
 def _bar(console: Console) -> Bar:

@@ -21,6 +21,7 @@ from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
 from beitcli.errors import BeitError, Interrupted, SignalStop
 from beitcli.runtime.distributed.rank_env import RankInfo
+from beitcli.runtime.shortages import shortage
 from beitcli.runtime.signals import forget, noted
 
 Face = Callable[[Any, CommandConsole], None]
@@ -79,6 +80,11 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
                 resolved: Resolved[Any] = resolve(
                     command.config, flags, environ=os.environ, known_elsewhere=known_settings
                 )
+                if resolved.notes and place is None:
+                    from beitcli.engine.events import Note
+
+                    for said in resolved.notes:
+                        console.on_event(Note(said))
                 if place is None:
                     check_paths(resolved.config)
                 elif place.restarts:
@@ -146,7 +152,9 @@ def _other_tasks(command: Command, setting: Setting, task: str) -> str:
 
 
 def _stop_or(error: BaseException, hint: str) -> Exception:
-    """Returns the stop that a signal asked for, also where the code that it struck raised another error; else `error`.
+    """Returns the stop that a signal asked for, also where the code that it struck raised another error.
+
+    Else returns what the machine lacks, or `error` itself.
 
     Args:
         hint: Of the stop.
@@ -158,7 +166,7 @@ def _stop_or(error: BaseException, hint: str) -> Exception:
     if isinstance(error, ImmediateStop) or number is not None:
         return SignalStop("by a signal, at once.", hint)
     assert isinstance(error, Exception)
-    return error
+    return shortage(error) or error
 
 
 def _ended(place: RankInfo | None, error: Exception, console: CommandConsole) -> int:

@@ -7,7 +7,6 @@ transformers if installed. The release's format, whose code is not a package, is
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.open import open_pretrained
 from beitcli.models.networks.classifier import Classifier
 from beitcli.models.networks.timm_vit import TimmArchitecture
+from beitcli.runtime.storage.safe_json import dump_json
 
 TOLERANCE = 1e-4  # relative to the largest output, or to 1 if that is smaller; observed: below 1e-5
 
@@ -171,8 +171,8 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
         )
         written = to_hf(tensors, checkpoint.kind)
         preprocessing = hf_preprocessing(architecture, checkpoint.normalization, crop_pct)
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / "preprocessor_config.json").write_text(dump_json(preprocessing, indent=2) + "\n")
+    (folder / "config.json").write_text(dump_json(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})
 
 

@@ -13,8 +13,9 @@ import torch
 
 from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
 from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.runtime.hub.client import cache_only
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
 from beitcli.runtime.storage.regular_files import read_regular
@@ -58,7 +59,8 @@ def open_tokenizer_of(
             f"'{checkpoint.reference}' names no tokenizer but itself: its runs lead to one another.",
             "Pass the tokenizer that it learned from as --tokenizer.",
         )
-    tokenizer = open_tokenizer(reference, device, on_progress, named_by=(*named_by, run))
+    with cache_only(f"Pass --tokenizer {reference} to have it downloaded: '{checkpoint.reference}' alone may not."):
+        tokenizer = open_tokenizer(reference, device, on_progress, named_by=(*named_by, run))
     if tokenizer.sha256 != named["sha256"]:
         raise StorageError(
             f"Tokenizer '{reference}' is not the one that '{checkpoint.reference}' was trained with.",
@@ -97,6 +99,7 @@ def open_tokenizer(
             hint = f"Did you mean '{near[0]}'?" if near else "Give a run of `beit train-tokenizer`, or dall-e."
             raise UsageError(f"There is no tokenizer '{reference}'.", hint)
         tokenizer = _ours(reference, on_progress, named_by)
+    require_finite(tokenizer.model.state_dict(), reference)
     tokenizer.model.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return tokenizer
 

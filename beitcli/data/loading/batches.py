@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from beitcli.data.loading.open_files import require_open_files
 from beitcli.data.loading.sampler import WindowedPermutation, rank_indices, training_order
 from beitcli.data.loading.worker_monitor import WorkerMonitor, prepare_worker, starting_workers, terminate
 from beitcli.data.sources.base import Source
@@ -359,6 +360,7 @@ def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Ba
     # its own, because drawing it would advance torch's global generator.
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
+        require_open_files(workers, prefetch)
         READ_AHEAD.finish()
         options |= {
             "prefetch_factor": prefetch,

@@ -6,7 +6,6 @@ the hash of its weights; .jsonl lines cannot, so the range of their tokens is ch
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from safetensors.numpy import save
 from beitcli.data.sources.formats.parquet import require_pyarrow
 from beitcli.engine.io.outputs import atomic_write, make_folder
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.storage.safe_json import parse_json
+from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,7 +122,7 @@ class JsonLines(TokenFile):
 
     def add(self, document: Document) -> None:
         try:
-            self.file.write(json.dumps(document) + "\n")
+            self.file.write(dump_json(document) + "\n")
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -201,7 +200,7 @@ class Safetensors(_Archive):
         return parse_json(metadata["paths"]), arrays, metadata.get("tokenizer")
 
     def close(self) -> None:
-        data = save(self.arrays(), metadata={"paths": json.dumps(self.paths), "tokenizer": self.kind.sha256})
+        data = save(self.arrays(), metadata={"paths": dump_json(self.paths), "tokenizer": self.kind.sha256})
         atomic_write(self.path, lambda file: file.write(data))
 
 
@@ -254,7 +253,7 @@ class Parquet(_Archive):
             text = pa.binary()
         about = {"tokenizer": self.kind.sha256, "grid": self.kind.grid}
         numbers = pa.list_(pa.int32())
-        return pa.schema([("path", text), ("grid", numbers), ("tokens", numbers)], metadata={"beit": json.dumps(about)})
+        return pa.schema([("path", text), ("grid", numbers), ("tokens", numbers)], metadata={"beit": dump_json(about)})
 
     def _table(self, schema: pa.Schema, rows: slice) -> pa.Table:
         import pyarrow as pa

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,6 +42,7 @@ _ON = {"1", "ON", "YES", "TRUE"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"\w[\w.+=-]*(/\w[\w.+=-]*)*")  # also a path in the cache; git allows more
 _ADDRESS = re.compile(r"https?://([^\s@/]+@)?(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
+_cache_only = ContextVar("cache_only", default="")  # how the user can ask for a download; empty: they have
 _LOCAL = "pass the folder of a copy made on another machine"
 
 
@@ -235,9 +237,25 @@ def _endpoint() -> str:
     return endpoint
 
 
+@contextmanager
+def cache_only(hint: str) -> Iterator[None]:
+    """Context in which nothing is asked of the hub: for references that a file names, and not the user.
+
+    Args:
+        hint: How the user can ask for the download; for the error where the cache has not got it.
+    """
+    before = _cache_only.set(hint)
+    try:
+        yield
+    finally:
+        _cache_only.reset(before)
+
+
 def is_offline() -> bool:
     """Whether offline mode is set now; huggingface_hub only reads the variables at import."""
-    return any(os.environ.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return bool(_cache_only.get()) or any(
+        os.environ.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
 def _hub_cache() -> Path:
@@ -282,6 +300,8 @@ def _is_unreachable(error: Exception) -> bool:
 def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageError:
     """Returns the error for a file that is neither in the cache nor can be downloaded."""
     where = _endpoint()
+    if isinstance(error, OfflineModeIsEnabled) and (way := _cache_only.get()):
+        return StorageError(f"{_either(names) or 'The list of files'} of '{repo}' is not in '{_hub_cache()}'.", way)
     if isinstance(error, OfflineModeIsEnabled):
         return StorageError(
             f"{_either(names) or 'The list of files'} of '{repo}' is not in the cache '{_hub_cache()}', "

@@ -8,7 +8,6 @@ that it is neither used nor lost.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.hashing import sha256_of
 from beitcli.runtime.storage.regular_files import read_regular, require_regular
-from beitcli.runtime.storage.safe_json import parse_json
+from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 SUMS = "SHA256SUMS"
 _MODEL = {"model.safetensors", "config.json"}
@@ -114,8 +113,8 @@ def save_checkpoint(
         partial.mkdir()
         _save_tensors(partial / "model.safetensors", model)
         _save_tensors(partial / "trainer.safetensors", trainer_tensors)
-        _write(partial / "config.json", json.dumps({**(beside or {}), "beit": config}, indent=2) + "\n")
-        _write(partial / "trainer.json", json.dumps(trainer) + "\n")
+        _write(partial / "config.json", dump_json({**(beside or {}), "beit": config}, indent=2) + "\n")
+        _write(partial / "trainer.json", dump_json(trainer) + "\n")
         names = sorted(entry.name for entry in partial.iterdir())
         _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
         _sync_folder(partial)

@@ -6,7 +6,6 @@ process ends for any reason; forked children do not hold it. Several RunFolders 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ from weakref import WeakValueDictionary
 from filelock import BaseFileLock, FileLock, Timeout
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.storage.safe_json import dump_json
 
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
 
@@ -114,7 +114,7 @@ class RunFolder:
         """Appends a line to a JSON Lines file. Raises StorageError."""
         try:
             with (self.path / name).open("a") as file:
-                file.write(json.dumps(document) + "\n")
+                file.write(dump_json(document) + "\n")
         except OSError as error:
             raise StorageError(f"'{self.path / name}' cannot be written: {error}.", "Free space on the disk.") from None
 
