@@ -27,6 +27,7 @@ from beitcli.cli.options import close_stdout, register
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.errors import UsageError
 from beitcli.runtime.distributed.parent_death import end_with_launcher
+from beitcli.runtime.shortages import shortage
 from beitcli.runtime.signals import note_signals
 
 COMMANDS = [
@@ -99,6 +100,17 @@ def _nothing() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code, as listed in `beitcli.errors`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:  # outside any command
+        lacking = shortage(error)
+        if lacking is None:
+            raise
+        CommandConsole(debug="--debug" in arguments).print_error(lacking)
+        return lacking.exit_code
+
+
+def _run(arguments: list[str]) -> int:
     names = {command.name for command in COMMANDS}
     completing = "_BEIT_COMPLETE" in os.environ  # shell completion passes the words in other variables
     word = next((word for word in arguments if not word.startswith("-")), "")

@@ -72,8 +72,8 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
         flags = {name: value for name, value in given.items() if value not in (None, [])}
         place = None
         try:
+            place = processes.place_of(command.config)
             with immediate_stop_on_signal():
-                place = processes.place_of(command.config)
                 if place is not None:
                     console.muted = place.rank > 0
                     flags |= {"resume": True} if place.restarts and "resume" in settings else {}

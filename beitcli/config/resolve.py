@@ -150,7 +150,7 @@ def resolve(
     config_path = given.get("config", variables.get("config"))
     if config_path:
         file = _known(settings, read_config_file(Path(config_path), command), config_path)
-    notes = _without_caches(settings, file, config_path, variables | given)
+    notes = _without_caches(settings, file, str(config_path), variables | given)
     layers: list[tuple[str, dict[str, Any]]] = [("file", file), ("environment", variables), ("flag", given)]
     asked = file | variables | given
     if "out" in settings and asked.get("resume"):

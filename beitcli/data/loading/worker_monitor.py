@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from beitcli.runtime.distributed.parent_death import end_with_parent
 from beitcli.runtime.signals import signals_blocked
 
 _NOTHING = -1
+_DIED = re.compile(r"DataLoader worker \(pid[^)]*\)+ (is killed by signal: \w+|exited unexpectedly)")  # torch's words
 _HINTS = {
     "SIGKILL": "Where memory ran out, give fewer --workers or a smaller --micro-batch; else look at that image.",
     "SIGBUS": "Shared memory ran out: give fewer --workers, or a container more of it (docker run --shm-size 8g).",
@@ -72,6 +74,12 @@ class WorkerMonitor:
         what = "between two batches" if index == _NOTHING else f"while it read image {index}, '{source.path(index)}'"
         pid = self.processes[number].pid
         return f"Loader process {number + 1} of {len(self.processes)} (pid {pid}) {how} {what}"
+
+
+def death_at_start(error: Exception) -> DataError | None:
+    """Returns an error for a worker that died while the others were started; None if torch's error says no such."""
+    died = _DIED.match(str(error))
+    return died and DataError(f"A loader process {died[1]}.", "Give fewer --workers; memory may have run out.")
 
 
 def _signal_name(number: int) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 _Path = str | bytes | Path
 
 
-def open_regular(path: _Path) -> BinaryIO:
+def open_regular(path: _Path) -> BufferedReader:
     """Opens a file for reading; never waits for a writer.
 
     Raises:
