@@ -6,6 +6,7 @@ as JSON or as a table.
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 import traceback
@@ -154,7 +155,15 @@ class CommandConsole:
     # Events
 
     def on_event(self, event: Event) -> None:
-        """Renders an event of the engine."""
+        """Renders an event of the engine; nothing more once the terminal is gone, whose SIGHUP has the run saved."""
+        try:
+            self._render(event)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.quiet = True
+
+    def _render(self, event: Event) -> None:
         from beitcli.engine import events
 
         if self.quiet or self.muted:
@@ -215,8 +224,9 @@ class CommandConsole:
 
     def _end_bar(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
-            self._bar, self._bar_tasks = None, {}
+            bar, self._bar, self._bar_tasks = self._bar, None, {}
+            with suppress(OSError):  # the terminal is gone
+                bar.stop()
 
     # Endings
 

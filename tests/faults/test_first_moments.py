@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -17,8 +19,8 @@ from beitcli.data.loading.worker_monitor import prepare_worker, starting_workers
 from beitcli.errors import SignalStop
 from beitcli.runtime.distributed.failure_reports import signals_recorded, was_signalled
 from beitcli.runtime.signals import StopRequest, forget, note_signals, noted
-from tests.faults.launches import Launched, alive, kill
-from tests.faults.runs import command
+from tests.faults.launches import Launched, alive, kill, logged
+from tests.faults.runs import command, whole_checkpoints
 from tests.helpers.forked import forked
 
 pytestmark = pytest.mark.faults
@@ -191,6 +193,28 @@ def test_a_signal_noted_before_is_raised_where_it_may_be() -> None:
 
     ended = forked(work)
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_closes_is_saved(tmp_path: Path, labelled_folder: Path, tokenizer_run: Path) -> None:
+    """The kernel sends SIGHUP, and whatever is written to the terminal fails from then on."""
+    words = [word for word in command(labelled_folder, tokenizer_run, tmp_path / "run") if word != "--quiet"]
+    words[words.index("--steps") + 1] = "100000"
+    terminal, own = pty.openpty()
+    begin = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    run = subprocess.Popen(
+        [sys.executable, "-c", begin, sys.executable, "-m", "beitcli", *words],
+        stdin=own, stdout=own, stderr=own, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(own)
+    seen = logged(tmp_path / "run", 3)
+    end = time.monotonic() + 120
+    while not seen() and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65_536)
+    os.close(terminal)
+    assert run.wait(120) == 75
+    assert whole_checkpoints(tmp_path / "run")
 
 
 def test_an_ignored_hangup_stays_ignored() -> None:
