@@ -26,11 +26,13 @@ from beitcli.cli.commands import (
     train_tokenizer,
 )
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.multi_process import begin_as_process
 from beitcli.cli.options import register
 from beitcli.cli.streams import close_stdout, open_closed_streams, stdout_error
 from beitcli.config.fields import settings_of, suggestion
-from beitcli.errors import StorageError, UsageError
+from beitcli.errors import BeitError, UsageError
+from beitcli.runtime.distributed.parent_death import end_with_launcher
+from beitcli.runtime.shortages import shortage
+from beitcli.runtime.signals import note_signals
 
 COMMANDS = [
     pretrain.COMMAND,
@@ -104,9 +106,8 @@ def _nothing() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code, as listed in `beitcli.errors`."""
-    open_closed_streams()
-    begin_as_process()
     arguments = _help_as_option(list(sys.argv[1:] if argv is None else argv))
+    open_closed_streams()
     console = CommandConsole(debug="--debug" in arguments)
     try:
         code = _run(arguments, console)
@@ -120,9 +121,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         close_stdout()  # typer exits with 1 if the pipe that its help goes to is closed
         return 0
-    except OSError as error:  # of stdout, when help or a version is written; commands name their own
-        console.print_error(stdout_error(error))
-        return StorageError.exit_code
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:  # outside any command
+        named: BeitError | None = shortage(error)
+        if named is None and isinstance(error, OSError):  # of stdout, when help or a version is written
+            named = stdout_error(error)
+        if named is None:
+            raise
+        console.print_error(named)
+        return named.exit_code
 
 
 def _run(arguments: list[str], console: CommandConsole) -> int:
@@ -171,5 +177,7 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
 
 
 def run() -> None:
-    """Entry point of the console script."""
+    """Entry point of console scripts that an earlier version installed; `beitcli.__main__` hears signals sooner."""
+    note_signals()
+    end_with_launcher()
     sys.exit(main())

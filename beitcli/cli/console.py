@@ -6,11 +6,12 @@ as JSON or as a table.
 
 from __future__ import annotations
 
-import json
+import errno
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
@@ -20,6 +21,7 @@ from beitcli.cli.tables import table_title
 from beitcli.errors import BeitError, Stopped, StorageError
 from beitcli.escaping import terminal, terminal_line
 from beitcli.runtime.metric_text import metric_texts
+from beitcli.runtime.storage.safe_json import dump_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,7 +103,7 @@ class CommandConsole:
 
     def print_json(self, document: Any) -> None:
         """Prints one JSON document on one line."""
-        self.print_line(json.dumps(to_dict(document)))
+        self.print_line(dump_json(to_dict(document)))
 
     def print_run(self, report: Any) -> None:
         """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
@@ -110,7 +112,7 @@ class CommandConsole:
         if "run" not in plain:
             self.print_json(plain)
         elif self.as_json:
-            self._print_run_line(plain["run"], json.dumps(plain))
+            self._print_run_line(plain["run"], dump_json(plain))
         else:
             self._print_run_line(plain["run"])
             self.table(plain)
@@ -137,7 +139,7 @@ class CommandConsole:
         tables = {name: value for name, value in plain[0].items() if _is_rows(value)}
         self._end_bar()
         if self.wants_json:
-            self.print_line(json.dumps(plain if len(plain) > 1 else plain[0]))
+            self.print_line(dump_json(plain if len(plain) > 1 else plain[0]))
         elif len(plain) > 1:
             self._print(comparison_table(plain, "model"))
         else:
@@ -169,7 +171,15 @@ class CommandConsole:
     # Events
 
     def on_event(self, event: Event) -> None:
-        """Renders an event of the engine."""
+        """Renders an event of the engine; nothing more once the terminal is gone, whose SIGHUP has the run saved."""
+        try:
+            self._render(event)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.quiet = True
+
+    def _render(self, event: Event) -> None:
         from beitcli.engine import events
 
         if self.quiet or self.muted:
@@ -230,8 +240,9 @@ class CommandConsole:
 
     def _end_bar(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
-            self._bar, self._bar_tasks = None, {}
+            bar, self._bar, self._bar_tasks = self._bar, None, {}
+            with suppress(OSError):  # the terminal is gone
+                bar.stop()
 
     # Endings
 
@@ -249,9 +260,14 @@ class CommandConsole:
             message = f"unexpected failure ({type(error).__name__}): {error}"
             hint = "This is a bug. Run again with --debug and report what it prints."
         word, style = ("stopped", "bold yellow") if isinstance(error, Stopped) else ("error", "bold red")
-        self.console.print(f"{word}: {terminal_line(message)}", style=style, markup=False)
-        if hint:
-            self.console.print(f"  {terminal(hint)}", markup=False)
+        message, hint = terminal_line(message), terminal(hint)
+        try:
+            self.console.print(f"{word}: {message}", style=style, markup=False)
+            if hint:
+                self.console.print(f"  {hint}", markup=False)
+        except (ImportError, OSError):  # no file can be opened any more; or the terminal is gone
+            with suppress(OSError):
+                sys.stderr.write(f"{word}: {message}\n  {hint}\n")
 
 
 def _bar(console: Console) -> Bar:

@@ -10,19 +10,12 @@ from typing import Any
 
 from beitcli.cli.console import CommandConsole
 from beitcli.config.common import Launched, Training
-from beitcli.errors import BeitError, ReaderGone, UsageError
-from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, write_failure
-from beitcli.runtime.distributed.parent_death import end_with_parent
+from beitcli.errors import BeitError, ReaderGone, Stopped, UsageError
+from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, was_signalled, write_failure
+from beitcli.runtime.distributed.parent_death import living_ranks
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
 
 _LEAVE_SECONDS = 20.0
-
-
-def begin_as_process() -> None:
-    """Ties this process to the `beit --gpus` launcher that started it, if any: it is killed when the launcher dies."""
-    launcher = os.environ.get("BEIT_LAUNCHER", "")
-    if FOLDER_VARIABLE in os.environ and "RANK" in os.environ and launcher.isdecimal():
-        end_with_parent(int(launcher))
 
 
 def place_of(config_class: type) -> RankInfo | None:
@@ -103,7 +96,7 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
     """
     from beitcli.runtime.distributed.world import is_peer_failure
 
-    by_peer = is_peer_failure(error)
+    by_peer = is_peer_failure(error) or (isinstance(error, Stopped) and _stopped_for_a_dead_peer(place))
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
         own = write_failure(folder, place.rank, place.restarts, error, is_peer_failure=by_peer)
@@ -116,6 +109,16 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
     if by_peer:
         return 6
     return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def _stopped_for_a_dead_peer(place: RankInfo) -> bool:
+    """Whether this rank was stopped by the launcher because another one has died, and not by a signal of the user."""
+    folder, launcher = os.environ.get(FOLDER_VARIABLE), os.environ.get("BEIT_LAUNCHER", "")
+    if not folder or not launcher.isdecimal() or was_signalled(folder):
+        return False
+    living = living_ranks(int(launcher))
+    reported = {each.rank for each in read_failures(folder) if each.restarts == place.restarts}
+    return living is not None and living + len(reported - {place.rank}) < place.local_size
 
 
 def _others_have_ended(folder: str, place: RankInfo) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_n
 from beitcli.errors import BeitError, Interrupted, ReaderGone, SignalStop
 from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.rank_env import RankInfo
+from beitcli.runtime.shortages import shortage
+from beitcli.runtime.signals import forget, noted
 
 Face = Callable[[Any, CommandConsole], None]
 
@@ -71,30 +74,31 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
         place = None
         try:
             place = processes.place_of(command.config)
-            if place is not None:
-                console.muted = place.rank > 0
-                flags |= {"resume": True} if place.restarts and "resume" in settings else {}
-            resolved: Resolved[Any] = resolve(command.config, flags, environ=os.environ, known_elsewhere=known_settings)
-            if place is None:
-                check_paths(resolved.config)
-            elif place.restarts:
-                processes.tell_restart(place, resolved.config, console)
-            if not processes.run_multi_process(resolved.config, words, console):
-                with immediate_stop_on_signal():
+            with immediate_stop_on_signal():
+                if place is not None:
+                    console.muted = place.rank > 0
+                    flags |= {"resume": True} if place.restarts and "resume" in settings else {}
+                resolved: Resolved[Any] = resolve(
+                    command.config, flags, environ=os.environ, known_elsewhere=known_settings
+                )
+                if resolved.notes and place is None:
+                    from beitcli.engine.events import Note
+
+                    for said in resolved.notes:
+                        console.on_event(Note(said))
+                if place is None:
+                    check_paths(resolved.config)
+                elif place.restarts:
+                    processes.tell_restart(place, resolved.config, console)
+                if not processes.run_multi_process(resolved.config, words, console):
                     command.face(resolved.config, console)
-            processes.shutdown()
+                processes.shutdown()
         except ReaderGone as gone:
             close_stdout()
             if place is not None:
                 processes.reader_has_gone(place, gone)
-        except KeyboardInterrupt:
-            error = Interrupted("by Ctrl-C, at once.", _resume_hint(command.name, flags))
-            raise typer.Exit(_ended(place, error, console)) from None
-        except ImmediateStop:
-            stopped = SignalStop("by a signal, at once.", _resume_hint(command.name, flags))
-            raise typer.Exit(_ended(place, stopped, console)) from None
-        except Exception as error:
-            raise typer.Exit(_ended(place, error, console)) from None
+        except (KeyboardInterrupt, ImmediateStop, Exception) as error:
+            raise typer.Exit(_ended(place, _stop_or(error, _resume_hint(command.name, flags)), console)) from None
         finally:
             console.close()
 
@@ -146,6 +150,24 @@ def _other_tasks(command: Command, setting: Setting, task: str) -> str:
     """Returns the help paragraph that refers to the other tasks."""
     others = " or ".join(f"{setting.flag} {each} --help" for each in setting.choices if each != task)
     return f"\n\nBelow are the settings of {setting.flag} {task}; of others: beit {command.name} {others}."
+
+
+def _stop_or(error: BaseException, hint: str) -> Exception:
+    """Returns the stop that a signal asked for, also where the code that it struck raised another error.
+
+    Else returns what the machine lacks, or `error` itself.
+
+    Args:
+        hint: Of the stop.
+    """
+    number = noted()
+    forget()
+    if isinstance(error, KeyboardInterrupt) or number == signal.SIGINT:
+        return Interrupted("by Ctrl-C, at once.", hint)
+    if isinstance(error, ImmediateStop) or number is not None:
+        return SignalStop("by a signal, at once.", hint)
+    assert isinstance(error, Exception)
+    return shortage(error) or error
 
 
 def _ended(place: RankInfo | None, error: Exception, console: CommandConsole) -> int:

@@ -1,4 +1,4 @@
-"""Immediate exit on SIGTERM and SIGUSR1 outside a training loop, with cleanup and a message.
+"""Immediate exit on SIGTERM, SIGUSR1 and SIGHUP outside a training loop, with cleanup and a message.
 
 A scheduler may end a job while it imports libraries, opens data or writes tokens. Without a handler the process would
 leave temporary files behind, and its exit code would not tell the scheduler that it can be restarted.
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_NUMBERS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+from beitcli.runtime.signals import note, noted, stop_signals
 
 
 class ImmediateStop(BaseException):
@@ -21,12 +21,17 @@ class ImmediateStop(BaseException):
 
 @contextmanager
 def immediate_stop_on_signal() -> Iterator[None]:
-    """Turns the signals into ImmediateStop; training loops replace these handlers and restore them."""
+    """Turns the signals into ImmediateStop, and those noted before; training loops replace these handlers meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = {number: signal.signal(number, _raise) for number in _NUMBERS}
+    numbers = [*stop_signals()]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        numbers.append(signal.SIGINT)
+    former = {number: signal.signal(number, _raise) for number in numbers}
     try:
+        if (number := noted()) is not None:
+            _raise(number, None)
         yield
     finally:
         for number, handler in former.items():
@@ -34,4 +39,5 @@ def immediate_stop_on_signal() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise ImmediateStop
+    note(number)  # the error may be swallowed where it strikes
+    raise KeyboardInterrupt if number == signal.SIGINT else ImmediateStop

@@ -87,7 +87,11 @@ class EvalConfig(Windows, Launched):
     probe_lr: float = option(4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe", gt=0)
     probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe", ge=1)
     feature_cache: str | None = option(
-        None, "knn, linear: where features are kept; default the program's cache.", panel="Probe", metavar="DIR"
+        None,
+        "knn, linear: where features are kept; default the program's cache.",
+        panel="Probe",
+        metavar="DIR",
+        is_cache=True,
     )
     positions: Literal["hidden", "all"] = option(
         "hidden", "elbo: the patches whose tokens count: those hidden by the run's masks, or all.", panel="Bound"

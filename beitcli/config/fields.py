@@ -37,6 +37,8 @@ class Option:
         example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
+        is_cache: Whether it names a folder that is written to beside the output; only the command line, the
+            environment and Python may, as a settings file may be a stranger's.
         keyed: Whether the items of a list are NAME=VALUE, of which a layer replaces only those that it names.
         earlier: Value for a run whose config.toml is older than the setting, if that is not the default.
         choices: Returns the allowed values, of each item if it is a list, where they are not a `Literal`, as those of
@@ -57,6 +59,7 @@ class Option:
     choices: Callable[[], tuple[str, ...]] | None = None
     earlier: Any = None
     keyed: bool = False
+    is_cache: bool = False
 
 
 def option(

@@ -61,6 +61,7 @@ class PretrainConfig(Sharded):
         "Keep tokens here, and take them from here where they are kept: the run is the same, without the encoder.",
         panel="Tokenizer",
         may_change_on_resume=True,
+        is_cache=True,
         metavar="DIR",
     )
     target: Literal["tokens", "pixels"] = option(

@@ -30,10 +30,12 @@ class Resolved(Generic[Config]):
 
     Attributes:
         origins: Setting name -> "flag", "environment", "file", "recipe" or "default".
+        notes: What the user should know.
     """
 
     config: Config
     origins: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def recipe_names(command: str) -> list[str]:
@@ -149,14 +151,15 @@ def resolve(
     config_path = given.get("config", variables.get("config"))
     if config_path:
         file = _known(settings, read_config_file(Path(config_path), command), config_path)
+    notes = _without_caches(settings, file, str(config_path), variables | given)
     layers: list[tuple[str, dict[str, Any]]] = [("file", file), ("environment", variables), ("flag", given)]
     asked = file | variables | given
     if "out" in settings and asked.get("resume"):
         saved = Path(asked.get("out") or "") / "config.toml"
         if not asked.get("out"):
             raise UsageError("--resume needs the run to go on with.", "Add --out RUN.")
-        if saved.exists():
-            return _resumed(config_class, settings, saved, layers)
+        if saved.is_file():
+            return _resumed(config_class, settings, saved, layers, notes)
         if "data" in settings and not asked.get("data"):  # with DATA the run starts here
             beside = [each.name for each in saved.parent.parent.glob("*")] if saved.parent.parent.is_dir() else []
             raise UsageError(
@@ -173,14 +176,19 @@ def resolve(
     _require_all(command, settings, values)
     config = config_class(**values)
     _refuse_other_tasks(settings, config, layers, of_recipe)
-    return Resolved(config, origins)
+    return Resolved(config, origins, notes)
 
 
 def _resumed(
-    config_class: type[Config], settings: Mapping[str, Setting], saved: Path, layers: list[tuple[str, dict[str, Any]]]
+    config_class: type[Config],
+    settings: Mapping[str, Setting],
+    saved: Path,
+    layers: list[tuple[str, dict[str, Any]]],
+    notes: tuple[str, ...],
 ) -> Resolved[Config]:
     """Resolves the config of a resumed run: its saved settings, of which only harmless ones may change."""
     stored = _known(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
+    notes += _without_caches(settings, stored, str(saved), layers[-1][1] | layers[-2][1])
     stored |= {
         name: setting.option.earlier
         for name, setting in settings.items()
@@ -204,7 +212,20 @@ def _resumed(
             "Leave them out to go on as it was, or start a new run with another --out.",
         )
     _refuse_other_tasks(settings, now, layers, stored)
-    return Resolved(now, origins)
+    return Resolved(now, origins, notes)
+
+
+def _without_caches(
+    settings: Mapping[str, Setting], values: dict[str, Any], where: str, asked: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Removes from a file's values the folders to write to; returns a note for each that nobody gives beside."""
+    named = [name for name in values if settings[name].option.is_cache and values[name] is not None]
+    return tuple(
+        f"{name} = '{value}' of '{where}' is left out: a file may not say where to write. "
+        f"Give {settings[name].flag} {value}."
+        for name, value in [(name, values.pop(name)) for name in named]
+        if asked.get(name) is None
+    )
 
 
 def _task_of(config: Any) -> str | None:

@@ -31,6 +31,7 @@ from beitcli.pictures.attention import add_colorbar, attention_panel, draw_heatm
 from beitcli.pictures.attention_page import attention_page
 from beitcli.pictures.panels import grid_of, mark_point
 from beitcli.runtime.compute.device import Compute, choose_compute
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
 FORMATS = (".png", ".html", ".npy")
@@ -250,7 +251,7 @@ def _newest_run(on_event: OnEvent) -> str:
     found = []
     for settings in Path("runs").glob("*/checkpoints/step-*/config.json"):
         try:
-            kind = parse_json(settings.read_bytes())["beit"]["kind"]
+            kind = parse_json(read_regular(settings))["beit"]["kind"]
             found += [(settings.stat().st_mtime, str(settings.parents[2]))] if kind != "tokenizer" else []
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: reported when a run is opened, not here

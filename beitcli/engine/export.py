@@ -5,7 +5,6 @@ What is compared, and with which library: `export_check.py`.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from beitcli.models.checkpoints.key_mapping import by_block
 from beitcli.models.checkpoints.open import open_pretrained
 from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.storage.own_files import apply_umask
+from beitcli.runtime.storage.safe_json import dump_json
 
 TIMM_NORM_EPS = 1e-6  # hard-coded in timm and the release
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
@@ -203,7 +203,7 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
         )
         written = to_hf(tensors, checkpoint.kind)
         preprocessing = hf_preprocessing(architecture.image_size, checkpoint.normalization, checkpoint.crop)
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / "preprocessor_config.json").write_text(dump_json(preprocessing, indent=2) + "\n")
+    (folder / "config.json").write_text(dump_json(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})
     apply_umask(folder / "model.safetensors")

@@ -8,7 +8,6 @@ page says so.
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Sequence
 from io import BytesIO
@@ -18,6 +17,7 @@ from PIL import Image
 
 from beitcli.escaping import html
 from beitcli.pictures import colormap
+from beitcli.runtime.storage.safe_json import dump_json
 
 MAX_BYTES = 6_000_000  # of attention, as base64
 
@@ -81,7 +81,7 @@ def attention_page(
         SHAPE=f"{image.width} / {image.height}",
         ROWS=str(grid[0]),
         COLUMNS=str(grid[1]),
-        DATA=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        DATA=dump_json(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 

@@ -1,15 +1,76 @@
-"""Stop requests: SIGTERM and SIGUSR1 (exit code 75), Ctrl-C (130; a second one stops at once)."""
+"""Stop requests: SIGTERM, SIGUSR1, SIGHUP (exit code 75), Ctrl-C (130; a second one stops at once). Imports no torch.
+
+From the first line of the program on a signal is never lost: until the command is known it is noted
+(`note_signals`); then it raises at once (`cli/signal_exit.py`) or, in a training, is looked at between steps
+(`StopRequest`). An error raised by a handler may be swallowed where it strikes, in an import or a destructor, so the
+handlers note the signal too, and what comes next looks at the note.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from beitcli.errors import Interrupted, SignalStop, Stopped
 
-_ASKING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP")
+_noted: int | None = None  # by this process, outside trainings
+
+
+def stop_signals() -> tuple[int, ...]:
+    """Returns the signals that ask for a stop, Ctrl-C aside, except ignored ones, such as SIGHUP under nohup."""
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
+
+
+def note_signals() -> None:
+    """Has the signals noted from now on; a second Ctrl-C raises. To be called before anything slow is imported."""
+    for number in stop_signals():
+        signal.signal(number, _note_only)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _note_only)
+
+
+def note(number: int) -> None:
+    """Notes the first signal."""
+    global _noted
+    if _noted is None:
+        _noted = number
+
+
+def noted() -> int | None:
+    """Returns the signal that was noted and not yet obeyed; None if there is none."""
+    return _noted
+
+
+def forget() -> None:
+    """Removes the note, once the signal is obeyed."""
+    global _noted
+    _noted = None
+
+
+def _note_only(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT and _noted is not None:
+        raise KeyboardInterrupt
+    note(number)
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Context in which this thread gets no stop signal and no Ctrl-C; a process forked in it starts without them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    numbers = {getattr(signal, name) for name in (*_NAMES, "SIGINT")}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:
@@ -24,8 +85,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (*_ASKING, signal.SIGINT):
+            for number in (*stop_signals(), signal.SIGINT):
                 self._former[number] = signal.signal(number, self._note)
+            self.received = self.received or noted()
+            forget()
         return self
 
     def __exit__(

@@ -23,6 +23,7 @@ from beitcli.runtime.hub.client import cache_folder, fetch
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.hashing import sha256_of
 from beitcli.runtime.storage.own_files import apply_umask, create_new
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.tokenizers.dalle import SUFFIXES, WHOLE, Half, fits, read_half, read_halves, weight_files
 
 REPOSITORY = "facebook/flava-image-codebook"
@@ -87,7 +88,7 @@ def _folder_of(encoder: Half) -> Path:
 def verified(folder: Path) -> tuple[list[Path], str]:
     """Returns the cached files if all match their hashes; else none, and what is wrong ("" if nothing is cached)."""
     try:
-        entries = [line.split("  ", 1) for line in (folder / RECORD).read_text().splitlines()]
+        entries = [line.split("  ", 1) for line in read_regular(folder / RECORD).decode().splitlines()]
         paths = {folder / name: digest for digest, name in entries if "/" not in name}
         for path, digest in paths.items():
             if sha256_of(path) != digest:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from beitcli.errors import StorageError
+from beitcli.runtime.storage.regular_files import open_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.runtime.weight_files.safe_unpickling import guarded_load
 
@@ -56,7 +57,7 @@ def read_pickled(path: Path) -> dict[str, Tensor] | None:
         StorageError: The pickle names anything else, or is damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(len(OLD_CONTAINER))
     except OSError:
         return None  # the next reader reports the reason

@@ -13,24 +13,34 @@ import torch
 
 from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
-from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
 from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.runtime.hub.client import cache_only
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.tokenizers.base import Tokenizer, TokenizerModel
 from beitcli.tokenizers.pretrained import in_order, words
 
 DALLE_CODES = 8192
+_MOST_RUNS = 16  # that name one another as their tokenizer
 
 
 def open_tokenizer_of(
-    checkpoint: CheckpointHandle, device: torch.device | None = None, on_progress: OnProgress | None = None
+    checkpoint: CheckpointHandle,
+    device: torch.device | None = None,
+    on_progress: OnProgress | None = None,
+    *,
+    named_by: tuple[Path, ...] = (),
 ) -> Tokenizer:
     """Opens the tokenizer of a pretraining run: inside the run if it was trained there, else by its reference.
 
+    Args:
+        named_by: Runs that led here, each naming the next one as its tokenizer.
+
     Raises:
-        StorageError: The run names none, or the tokenizer at that reference has changed.
+        StorageError: The run names none or itself, or the tokenizer at that reference has changed.
     """
     named = checkpoint.settings.get("tokenizer")
     foreign = not checkpoint.settings and checkpoint.key_mapping is not None and not checkpoint.key_mapping.is_version_2
@@ -43,7 +53,14 @@ def open_tokenizer_of(
             f"'{checkpoint.reference}' names no tokenizer that it learned from.", "Pass it as --tokenizer."
         )
     reference = str(checkpoint.run / "tokenizer") if named["reference"] == "own" else named["reference"]
-    tokenizer = open_tokenizer(reference, device, on_progress)
+    run = checkpoint.run.resolve()
+    if run in named_by or len(named_by) >= _MOST_RUNS:
+        raise StorageError(
+            f"'{checkpoint.reference}' names no tokenizer but itself: its runs lead to one another.",
+            "Pass the tokenizer that it learned from as --tokenizer.",
+        )
+    with cache_only(f"Pass --tokenizer {reference} to have it downloaded: '{checkpoint.reference}' alone may not."):
+        tokenizer = open_tokenizer(reference, device, on_progress, named_by=(*named_by, run))
     if tokenizer.sha256 != named["sha256"]:
         raise StorageError(
             f"Tokenizer '{reference}' is not the one that '{checkpoint.reference}' was trained with.",
@@ -53,12 +70,17 @@ def open_tokenizer_of(
 
 
 def open_tokenizer(
-    reference: str, device: torch.device | None = None, on_progress: OnProgress | None = None
+    reference: str,
+    device: torch.device | None = None,
+    on_progress: OnProgress | None = None,
+    *,
+    named_by: tuple[Path, ...] = (),
 ) -> Tokenizer:
     """Opens a tokenizer, frozen and in evaluation mode.
 
     Args:
         reference: `dall-e`, hf://OWNER/NAME, a folder of DALL-E's weights, a run of train-tokenizer or pretrain, ...
+        named_by: As in `open_tokenizer_of`.
 
     Raises:
         UsageError: `pixels` is given, which is no tokenizer.
@@ -76,16 +98,17 @@ def open_tokenizer(
         if not Path(reference).exists() and not reference.startswith("hf://"):
             hint = f"Did you mean '{near[0]}'?" if near else "Give a run of `beit train-tokenizer`, or dall-e."
             raise StorageError(f"There is no tokenizer '{reference}'.", hint)
-        tokenizer = _ours(reference, on_progress)
+        tokenizer = _ours(reference, on_progress, named_by)
+    require_finite(tokenizer.model.state_dict(), reference)
     tokenizer.model.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return tokenizer
 
 
-def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
+def _ours(reference: str, on_progress: OnProgress | None, named_by: tuple[Path, ...]) -> Tokenizer:
     inside = Path(reference) / "tokenizer"
     checkpoint = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
     if checkpoint.kind == "masked-image-model":
-        return open_tokenizer_of(checkpoint, on_progress=on_progress)
+        return open_tokenizer_of(checkpoint, on_progress=on_progress, named_by=named_by)
     if checkpoint.kind != "tokenizer":
         raise StorageError(
             f"'{reference}' is a {checkpoint.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
@@ -95,7 +118,7 @@ def _ours(reference: str, on_progress: OnProgress | None) -> Tokenizer:
         model, size = build_on_meta(checkpoint.settings, tensors, checkpoint.reference)
         model.load_state_dict(tensors, assign=True)
         model.float()
-    sums = (checkpoint.weights.parent / SUMS).read_text().splitlines()
+    sums = read_regular(checkpoint.weights.parent / SUMS).decode().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
     return Tokenizer(reference, model, size, sha256, checkpoint.warnings)
 

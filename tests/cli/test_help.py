@@ -191,7 +191,7 @@ def test_help_does_without_pydantic() -> None:
     ],
 )
 def test_shell_completes_commands_and_the_options_of_each(words: str, found: str) -> None:
-    program = "import sys; sys.argv = ['beit']; from beitcli.cli.app import run; run()"
+    program = "import sys; sys.argv = ['beit']; from beitcli.__main__ import run; run()"
     asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1), "_BEIT_COMPLETE": "complete_bash"}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | asked

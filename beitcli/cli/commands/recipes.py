@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.about import RecipesConfig
+from beitcli.runtime.storage.safe_json import dump_json
 
 
 def _run(config: RecipesConfig, console: CommandConsole) -> None:
@@ -15,7 +15,7 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
 
     recipes = list_recipes(config)
     if console.wants_json:
-        console.print_line(json.dumps([asdict(recipe) for recipe in recipes]))
+        console.print_line(dump_json([asdict(recipe) for recipe in recipes]))
     elif config.name:
         for recipe in recipes:
             console.print_line(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.options import Command
 from beitcli.config.about import RunsConfig
+from beitcli.runtime.storage.safe_json import dump_json
 
 # The figure that says most of a run, the first that it has.
 _KEY = ("top1", "miou", "ap", "masked_accuracy", "psnr", "cosine", "perplexity", "loss")
@@ -23,7 +23,7 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
 
     runs = list_runs(config)
     if console.wants_json:
-        console.print_line(json.dumps([asdict(run) for run in runs]))
+        console.print_line(dump_json([asdict(run) for run in runs]))
         return
     rows = []
     for run in runs:

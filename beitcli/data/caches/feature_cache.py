@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from beitcli.errors import StorageError
+from beitcli.runtime.storage.regular_files import open_regular, read_regular
 
 Bad = tuple[int, str, str]
 _ABOUT = "about.json"
@@ -96,7 +97,7 @@ def load_features(parent: Path, about: Mapping[str, Any], layers: Sequence[int])
     folder = features_folder(parent, about)
     names = ["labels.npy", "rows.npy", *map(layer_file, layers)]
     try:
-        document = json.loads((folder / _ABOUT).read_text())
+        document = json.loads(read_regular(folder / _ABOUT))
         if document["about"] != dict(about) or any(document["crc32"][name] != _crc(folder / name) for name in names):
             return None
         arrays = {layer: np.load(folder / layer_file(layer), mmap_mode="r") for layer in layers}
@@ -109,7 +110,7 @@ def load_features(parent: Path, about: Mapping[str, Any], layers: Sequence[int])
 
 def _crc(path: Path) -> int:
     check = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             check = zlib.crc32(chunk, check)
     return check

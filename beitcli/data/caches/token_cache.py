@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from beitcli.runtime.storage.own_files import atomic_write_text, open_regular
+from beitcli.runtime.storage.own_files import atomic_write_text, open_own
 
 FORMAT = 1
 _OPEN_EPOCHS = 4
@@ -51,7 +51,7 @@ class TokenCache:
         document = json.dumps(self.identity, indent=2, sort_keys=True) + "\n"
         self.key = hashlib.sha256(document.encode()).hexdigest()
         self.folder = root / self.key[:32]
-        self.tokens = tokens
+        self.tokens, self.vocab_size = tokens, vocab_size
         self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self.trouble = ""
         self.notes: list[str] = []
@@ -63,7 +63,7 @@ class TokenCache:
         """Writes meta.json. Records next to a wrong one are harmless, as their checksums include the key."""
         path = self.folder / "meta.json"
         with suppress(OSError):
-            with open(open_regular(path, os.O_RDONLY), "rb") as file:
+            with open(open_own(path, os.O_RDONLY), "rb") as file:
                 if file.read() == document.encode():
                     return
             self.notes.append(f"'{path}' is damaged or another cache's: its tokens are made anew.")
@@ -89,8 +89,11 @@ class TokenCache:
             epoch, index, pixels, record[_SUM_BYTES:]
         ):
             return None
+        tokens = np.frombuffer(record, self.dtype, offset=_SUM_BYTES).astype(np.int64)
+        if int(tokens.max(initial=0)) >= self.vocab_size:  # a checksum is no proof of who wrote it
+            return None
         self.read += 1
-        return np.frombuffer(record, self.dtype, offset=_SUM_BYTES).astype(np.int64)
+        return tokens
 
     def add(self, epoch: int, index: int, pixels: int, tokens: np.ndarray) -> None:
         """Writes (N,) tokens; does nothing after the first failure."""
@@ -123,7 +126,7 @@ class TokenCache:
 
     def _file(self, epoch: int, flags: int) -> int:
         if (epoch, flags) not in self._files:
-            descriptor = open_regular(self.folder / f"epoch-{epoch:07d}.rows", flags)
+            descriptor = open_own(self.folder / f"epoch-{epoch:07d}.rows", flags)
             if len(self._files) >= _OPEN_EPOCHS:
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[epoch, flags] = descriptor

@@ -12,19 +12,27 @@ threads may take the later batches.
 
 from __future__ import annotations
 
-import math
+import os
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from beitcli.data.loading.read_ahead import read_ahead, require_open_files
 from beitcli.data.loading.sampler import WindowedPermutation, rank_indices, training_order
-from beitcli.data.loading.worker_monitor import WorkerMonitor, prepare_worker, preserve_sigchld, terminate
+from beitcli.data.loading.worker_monitor import (
+    WorkerMonitor,
+    death_at_start,
+    prepare_worker,
+    starting_workers,
+    terminate,
+)
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.errors import BadImage, DataError
@@ -35,7 +43,6 @@ Transform = Callable[[Any, int, int], dict[str, np.ndarray]]
 Masking = Callable[[int, int], np.ndarray]
 Share = tuple[int, int]  # rank and world size
 _SUBSTITUTES = 64
-_READ_AHEAD_BYTES = 2e9
 _POLL_SECONDS = 0.5  # how often a wait for workers checks for an interrupt or a dead worker
 _TIMED_OUT = "DataLoader timed out"  # torch's message, after which its loader can be used again
 _GRACE_SECONDS = 2.0  # for interrupted workers to finish the current item
@@ -321,8 +328,9 @@ def _iterate(
                 yield _joined(parts, pin_memory) if pin_memory or pieces > 1 else parts[0]
                 parts = []
         return
-    except (RuntimeError, OSError, EOFError):  # a worker has died
+    except (RuntimeError, OSError, EOFError) as error:  # a worker has died
         death = dataset.watch.death(dataset.source) if dataset.watch is not None else None
+        death = death or death_at_start(error)
         if death is None:
             raise
     raise death  # outside `except`: torch's error as context would keep the other workers alive
@@ -357,29 +365,19 @@ def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Ba
     # its own, because drawing it would advance torch's global generator.
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _whole, "generator": torch.Generator().manual_seed(0)}
     if workers:
+        require_open_files(workers, prefetch)
         READ_AHEAD.finish()
-        options |= {"prefetch_factor": prefetch, "worker_init_fn": prepare_worker, "timeout": _POLL_SECONDS}
-    with warnings.catch_warnings(), preserve_sigchld():
+        options |= {
+            "prefetch_factor": prefetch,
+            "worker_init_fn": partial(prepare_worker, parent=os.getpid()),
+            "timeout": _POLL_SECONDS,
+        }
+    with warnings.catch_warnings(), starting_workers():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
         iterator = iter(DataLoader(dataset, num_workers=workers, **options))
     if dataset.watch is not None:
         dataset.watch.processes = list(getattr(iterator, "_workers", ()))
     return iterator
-
-
-def read_ahead(batch_size: int, bytes_per_image: int, workers: int) -> tuple[int, int]:
-    """Returns (prefetch factor of each worker, pieces per batch), so that prefetched data stays within 2 GB.
-
-    Args:
-        bytes_per_image: 0 if unknown.
-    """
-    batch_bytes = batch_size * bytes_per_image
-    if not batch_bytes:
-        return 2, 1
-    affordable = int(_READ_AHEAD_BYTES / (batch_bytes * workers))
-    if affordable >= 2:
-        return min(4, affordable), 1
-    return 2, min(batch_size, math.ceil(2 * workers * batch_bytes / _READ_AHEAD_BYTES))
 
 
 def _joined(parts: list[Batch], pin_memory: bool) -> Batch:

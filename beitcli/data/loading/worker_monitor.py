@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ from torch.utils.data import get_worker_info
 from beitcli.data.sources.base import Source
 from beitcli.errors import DataError
 from beitcli.runtime.distributed.parent_death import end_with_parent
+from beitcli.runtime.signals import signals_blocked
 
 _NOTHING = -1
+_DIED = re.compile(r"DataLoader worker \(pid[^)]*\)+ (is killed by signal: \w+|exited unexpectedly)")  # torch's words
 _HINTS = {
     "SIGKILL": "Where memory ran out, give fewer --workers or a smaller --micro-batch; else look at that image.",
     "SIGBUS": "Shared memory ran out: give fewer --workers, or a container more of it (docker run --shm-size 8g).",
@@ -73,6 +76,12 @@ class WorkerMonitor:
         return f"Loader process {number + 1} of {len(self.processes)} (pid {pid}) {how} {what}"
 
 
+def death_at_start(error: Exception) -> DataError | None:
+    """Returns an error for a worker that died while the others were started; None if torch's error says no such."""
+    died = _DIED.match(str(error))
+    return died and DataError(f"A loader process {died[1]}.", "Give fewer --workers; memory may have run out.")
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -81,14 +90,16 @@ def _signal_name(number: int) -> str:
 
 
 @contextmanager
-def preserve_sigchld() -> Iterator[None]:
-    """Restores the SIGCHLD handler after a loader starts: torch's handler would raise in the middle of a step.
+def starting_workers() -> Iterator[None]:
+    """Context in which a loader starts its workers: they begin with signals blocked, and SIGCHLD keeps its handler.
 
-    The loader also checks its workers, within 5 s, while it waits for a batch.
+    torch's handler would raise in the middle of a step. The loader also checks its workers, within 5 s, while it waits
+    for a batch.
     """
     former = signal.getsignal(signal.SIGCHLD)
     try:
-        yield
+        with signals_blocked():
+            yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, former)
@@ -99,13 +110,20 @@ def terminate(processes: list[Any]) -> None:
         process.terminate()
 
 
-def prepare_worker(worker: int) -> None:
-    """Makes a worker leave signals to the main process: schedulers send them to every process of a job."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def prepare_worker(worker: int, parent: int) -> None:
+    """Makes a worker leave signals to the main process: schedulers send them to every process of a job.
+
+    A forked worker starts with these signals blocked (`starting_workers`), so none finds it unprepared.
+
+    Args:
+        parent: PID of the process that starts the workers; where that has died already, the worker ends here.
+    """
+    is_child = multiprocessing.get_start_method(allow_none=True) != "forkserver"
+    end_with_parent(parent if is_child else None)
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a SIGTERM kills workers and so loses the last steps
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from beitcli.errors import BadImage, DataError
+from beitcli.runtime.storage.regular_files import open_regular
 
 EXTENSIONS = (  # of the formats that are decoded; the same on every machine, so that DATA has the same images on all
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "bmp", "gif", "tif", "tiff", "avif", "avifs"),
@@ -144,11 +144,8 @@ def read_file(path: str | bytes) -> bytes:
         BadImage: It cannot be read, or is not a regular file: a device or a pipe may never end.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadImage("a device or a pipe, not a file")
-            require_readable(status.st_size)
+        with open_regular(path) as file:
+            require_readable(os.fstat(file.fileno()).st_size)
             return file.read()
     except FileNotFoundError:
         raise BadImage("no such file") from None
@@ -156,11 +153,6 @@ def read_file(path: str | bytes) -> bytes:
         raise BadImage("a folder, not a file") from None
     except (OSError, ValueError) as error:
         raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _without_waiting(path: str | bytes, flags: int) -> int:
-    """Opens without blocking; opening a pipe would otherwise wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def require_readable(size: int) -> None:

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from beitcli.runtime.hub.client import cache_folder
 from beitcli.runtime.storage.own_files import apply_umask
+from beitcli.runtime.storage.regular_files import require_regular
 
 WORTH_KEEPING = 256  # images; for fewer, reading the index takes longer than building it
 SETTLED_NS = 2_000_000_000  # some file systems have a time resolution of 2 s: a later change could be missed
@@ -55,6 +56,7 @@ def load_index(path: Path, about: Mapping[str, Any]) -> dict[str, np.ndarray] | 
         about: Key of the data, as given to `save_index`.
     """
     try:
+        require_regular(path)
         with safe_open(path, framework="np") as file:
             names = file.keys()
             metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in names}

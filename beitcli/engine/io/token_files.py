@@ -6,7 +6,6 @@ the hash of its weights; .jsonl lines cannot, so the range of their tokens is ch
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from safetensors.numpy import save
 from beitcli.data.sources.formats.parquet import require_pyarrow
 from beitcli.engine.io.outputs import is_stream, make_folder, open_stream, write_output
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.storage.safe_json import parse_json
+from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,7 +128,7 @@ class JsonLines(TokenFile):
 
     def add(self, document: Document) -> None:
         try:
-            self.file.write(json.dumps(document) + "\n")
+            self.file.write(dump_json(document) + "\n")
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -207,7 +206,7 @@ class Safetensors(_Archive):
         return parse_json(metadata["paths"]), arrays, metadata.get("tokenizer")
 
     def close(self) -> None:
-        data = save(self.arrays(), metadata={"paths": json.dumps(self.paths), "tokenizer": self.kind.sha256})
+        data = save(self.arrays(), metadata={"paths": dump_json(self.paths), "tokenizer": self.kind.sha256})
         write_output(self.path, lambda file: file.write(data))
 
 
@@ -260,7 +259,7 @@ class Parquet(_Archive):
             text = pa.binary()
         about = {"tokenizer": self.kind.sha256, "grid": self.kind.grid}
         numbers = pa.list_(pa.int32())
-        return pa.schema([("path", text), ("grid", numbers), ("tokens", numbers)], metadata={"beit": json.dumps(about)})
+        return pa.schema([("path", text), ("grid", numbers), ("tokens", numbers)], metadata={"beit": dump_json(about)})
 
     def _table(self, schema: pa.Schema, rows: slice) -> pa.Table:
         import pyarrow as pa

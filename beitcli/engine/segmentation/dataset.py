@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from beitcli.engine.trainer.data import hold_out_annotated, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
+from beitcli.runtime.storage.regular_files import read_regular
 
 _MEND = "Mend the masks or raise --max-bad."
 
@@ -180,7 +180,7 @@ def read_names(path: str) -> tuple[str, ...]:
         UsageError: The file cannot be read, is empty, names a class twice, or names more than 255.
     """
     try:
-        names = tuple(line.strip() for line in Path(path).read_text().splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_regular(path).decode().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--classes '{path}' cannot be read: {reason}.", "Give a text file, a name a line.") from None

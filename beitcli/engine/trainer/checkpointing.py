@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from beitcli.engine.events import Note, OnEvent, Saved, warn
 from beitcli.engine.trainer.bad_images import Bad, BadImageLedger
 from beitcli.engine.trainer.plan import Plan
@@ -127,6 +129,7 @@ class Saver:
             "bad": list(self.ledger.records),
             "scaler": self.scaler.state_dict(),
             "micro_batch": plan.micro_batch,
+            "threads": torch.get_num_threads(),
         }
 
     def require_equal_weights(self, step: int) -> None:
@@ -214,6 +217,10 @@ def load_newest(
             f"Checkpoint '{checkpoint.path}' is of another architecture: {str(error).splitlines()[0]}",
             "Start a new run with another --out.",
         ) from None
+    threads, before = torch.get_num_threads(), trainer.get("threads")
+    if trainer["step"] < plan.steps and compute.device.type == "cpu" and before not in (None, threads):
+        told = f"{task.name}: the run was on {before} threads, this is on {threads}: its weights differ by rounding"
+        on_event(Note(f"{told}. The same bits: OMP_NUM_THREADS={before}"))
     if trainer["step"] < plan.steps:
         on_event(Note(f"{task.name}: going on from step {trainer['step']} ({checkpoint.path})"))
     else:

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import torch
 
-from beitcli.engine.events import Note, OnEvent, Planned, Progress
+from beitcli.engine.events import Note, OnEvent, Planned, Progress, Warned
 from beitcli.engine.trainer.bad_images import BadImageLedger
 from beitcli.engine.trainer.checkpointing import Saver, TrainState, load_newest
 from beitcli.engine.trainer.compile_ahead import compile_ahead
@@ -28,6 +28,7 @@ from beitcli.engine.trainer.lockstep import Lockstep
 from beitcli.engine.trainer.metric_log import MetricLog, make_writers
 from beitcli.engine.trainer.micro_batch import find_micro_batch_size
 from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
+from beitcli.engine.trainer.picture_stamps import changed_pictures
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
@@ -159,6 +160,8 @@ class _Loop:
             self.on_event(planned)
             if task.attention is not None:
                 self.on_event(Note(f"{task.name}: {task.attention.describe()}"))
+        if compute.world.is_rank_zero and (told := changed_pictures(run, self.data.path_of, self.plan.images)):
+            self.on_event(Warned(told))
         run.write_text("bad-images.jsonl", "")
         images = self.plan.images + len(self.data.bad)
         self.ledger = BadImageLedger(run, images, self.plan.max_bad, session.resume_command)

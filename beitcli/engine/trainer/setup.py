@@ -48,6 +48,8 @@ def run_path(config: Training) -> Path:
 def resume_command(config: Training, run: Path) -> str:
     """Returns a sentence with the command that resumes a run with the same number of processes."""
     words = ["beit", config.command, "--out", str(run), "--resume"]
+    if cache := getattr(config, "token_cache", None):
+        words += ["--token-cache", cache]
     if config.gpus > 1:
         words += ["--gpus", str(config.gpus)]
         words += ["--device", config.device] if config.device != "auto" else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from beitcli.config.problem import Problem
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.key_mapping import KeyMapping
 from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings
+from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.runtime.weight_files.reader import WeightFile, read_tensors
 
 if TYPE_CHECKING:
@@ -108,13 +110,21 @@ class CheckpointHandle:
 
         Args:
             with_head: Whether to read a segmentation or detection head too, in its own dtypes, if it is known here.
-        """
-        import torch
 
+        Raises:
+            StorageError: A number is NaN or infinite, or the weights are quantised.
+        """
         if self.seed is not None:
             from beitcli.models.networks.classifier import init_from_seed
 
             return dict(init_from_seed(self.architecture, self.seed).state_dict())
+        tensors = self._mapped(with_head)
+        require_finite(tensors, self.reference)
+        return tensors
+
+    def _mapped(self, with_head: bool) -> dict[str, torch.Tensor]:
+        import torch
+
         stored = read_tensors(self.weights, self.header.part if self.header else "")
         if self.kind == "tokenizer":
             return stored
@@ -127,6 +137,17 @@ class CheckpointHandle:
         if with_head and self.head is not None:
             joined |= {ours: stored[name] for ours, name in self.key_mapping.head.items()}
         return joined
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], reference: str) -> None:
+    """Raises StorageError if a weight is NaN or infinite: every figure of such a model would be undefined."""
+    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if odd:
+        more = f" and {len(odd) - 1} more tensors" if len(odd) > 1 else ""
+        raise StorageError(
+            f"'{reference}' has NaN or infinite weights, in {one_line(odd[0])}{more}.",
+            "Take an earlier checkpoint, or download it again.",
+        )
 
 
 def _floating(tensor: torch.Tensor, name: str, reference: str) -> torch.Tensor:

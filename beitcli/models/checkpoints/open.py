@@ -20,6 +20,7 @@ from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import WEIGHTS, is_timm_name, locate, read_beside, split_part
 from beitcli.models.checkpoints.timm_references import random_init_base, timm_random_config
 from beitcli.runtime.storage.own_files import not_permitted
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.reader import WeightFile, read_header
 
@@ -168,7 +169,7 @@ def _our_folder(path: Path) -> Path | None:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return "beit" in parse_json((folder / "config.json").read_bytes())
+        return "beit" in parse_json(read_regular(folder / "config.json"))
     except PermissionError:
         raise
     except (OSError, ValueError, TypeError):

@@ -13,7 +13,8 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from beitcli import errors
 from beitcli.errors import BeitError, DistributedError, ReaderGone
 
 FOLDER_VARIABLE = "BEIT_LAUNCH"  # folder of the reports
+STOPPING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")  # signals that a launcher passes on to its ranks
+_STOPPING = {int(getattr(signal, name)) for name in STOPPING if hasattr(signal, name)}
+_SIGNALS = "signals"  # file of the numbers of the signals that the launcher got, a byte each
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,26 @@ def read_failures(folder: str) -> list[Failure]:
     found = [Failure(**json.loads(path.read_text())) for path in Path(folder).glob("rank-*.json")]
     latest = max((failure.restarts for failure in found), default=0)
     return sorted((each for each in found if each.restarts == latest), key=lambda each: each.when)
+
+
+@contextmanager
+def signals_recorded(folder: str) -> Iterator[None]:
+    """Context in which Python writes down the signals of this process, the launcher, before any handler runs."""
+    file = os.open(os.path.join(folder, _SIGNALS), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o600)
+    before = signal.set_wakeup_fd(file)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(file)
+
+
+def was_signalled(folder: str) -> bool:
+    """Whether the launcher got a signal to stop, which it passes on to its ranks."""
+    try:
+        return not set(Path(folder, _SIGNALS).read_bytes()).isdisjoint(_STOPPING)
+    except OSError:
+        return False
 
 
 def first_cause(failures: Sequence[Failure], killed: Mapping[int, int], size: int) -> Failure:

@@ -32,7 +32,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, StorageError, UsageError
 from beitcli.escaping import shell_line
-from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, as_error, first_cause, read_failures
+from beitcli.runtime.distributed.failure_reports import (
+    FOLDER_VARIABLE,
+    STOPPING,
+    as_error,
+    first_cause,
+    read_failures,
+    signals_recorded,
+)
 from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import (
     CONNECT_SECONDS,
@@ -43,7 +50,6 @@ from beitcli.runtime.distributed.rendezvous import (
 )
 
 _SHUTDOWN_SECONDS = 600
-_PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1")
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> N
         interface = interface_of(address)
         if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
             environment["GLOO_SOCKET_IFNAME"] = interface
-        with _environment(environment), _quiet_engine(), _signals_as_stops():
+        with _environment(environment), _quiet_engine(), signals_recorded(folder), _signals_as_stops():
             _start(words, plan, folder, address, hosts, tell)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -244,7 +250,7 @@ def _stopped(folder: str, asked: SignalException) -> BeitError:
 
 def _handled() -> list[str]:
     """Returns the signals to forward, except those that are ignored here, such as SIGHUP under nohup."""
-    known = [name for name in _PASSED_ON if hasattr(signal, name)]
+    known = [name for name in STOPPING if hasattr(signal, name)]
     return [name for name in known if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
 
 
@@ -262,10 +268,9 @@ def _signals_as_stops() -> Iterator[None]:
     former = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
-    except SignalException as again:  # a second signal during the shutdown
-        raise Interrupted("At once, by a second signal.", "The last checkpoint is whole: go on with --resume.") from (
-            again
-        )
+    except SignalException as again:  # torch's handlers stay when its engine has ended, or a second signal came
+        kind = Interrupted if again.sigval == signal.SIGINT else SignalStop
+        raise kind("at once, by a signal.", "The last checkpoint is whole: go on with --resume.") from again
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -26,6 +26,36 @@ def end_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_with_launcher() -> None:
+    """Has a rank of `beit --gpus` killed when its launcher dies; does nothing in other processes."""
+    launcher = os.environ.get("BEIT_LAUNCHER", "")
+    if "BEIT_LAUNCH" in os.environ and "RANK" in os.environ and launcher.isdecimal():
+        end_with_parent(int(launcher))
+
+
+def living_ranks(launcher: int) -> int | None:
+    """Returns how many child processes of a launcher are alive; None where that is not known (not Linux)."""
+    try:
+        tasks = os.listdir(f"/proc/{launcher}/task")
+        children = [pid for task in tasks for pid in _read(f"/proc/{launcher}/task/{task}/children").split()]
+        return sum(_is_rank(pid) for pid in children)
+    except OSError:
+        return None
+
+
+def _is_rank(pid: str) -> bool:
+    try:
+        state = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+        return state not in "ZX" and "\0RANK=" in "\0" + _read(f"/proc/{pid}/environ")
+    except OSError:  # it has just ended
+        return False
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
 def _asked_of_the_kernel() -> bool:
     try:
         return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0

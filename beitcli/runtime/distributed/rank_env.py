@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from beitcli.errors import UsageError
 
+_MOST_HOSTS = 100_000
+_SPANS = r"\[[0-9]{1,9}(?:-[0-9]{1,9})?(?:,[0-9]{1,9}(?:-[0-9]{1,9})?)*\]"
+_HOST = re.compile(rf"(?:[^,\[\]\s]|{_SPANS})+")
+_HOSTS = re.compile(rf"{_HOST.pattern}(?:,{_HOST.pattern})*")
 _PORTS = range(15000, 30000)  # below the ephemeral ports
 
 
@@ -102,23 +107,33 @@ def slurm_step(environ: Mapping[str, str]) -> Allocation | None:
 
 
 def expand_hosts(names: str) -> list[str]:
-    """Expands Slurm's host list, such as `gpu[01-03,7],login`."""
-    hosts = []
-    for part in re.findall(r"[^,\[\]]+(?:\[[^\]]*\][^,\[\]]*)*", names):
-        hosts += _expand_one(part)
+    """Expands Slurm's host list, such as `gpu[01-03,7],login`.
+
+    Raises:
+        UsageError: It is no such list, or of more than 100,000 machines.
+    """
+    hosts: list[str] = []
+    if _HOSTS.fullmatch(names):
+        for part in _HOST.findall(names):
+            hosts += islice(_expand_one(part), _MOST_HOSTS + 1 - len(hosts))
+    if not 0 < len(hosts) <= _MOST_HOSTS:
+        raise UsageError(
+            f"Slurm's list of machines is '{names[:200]}', which cannot be read.",
+            "Unset SLURM_STEP_NODELIST and SLURM_JOB_NODELIST, or start with torchrun or --rdzv-endpoint.",
+        )
     return hosts
 
 
-def _expand_one(part: str) -> list[str]:
+def _expand_one(part: str) -> Iterator[str]:
     found = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
     if not found:
-        return [part]
+        yield part
+        return
     before, inside, after = found.groups()
-    numbers: list[str] = []
     for span in inside.split(","):
         first, _, last = span.partition("-")
-        numbers += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
-    return [host for number in numbers for host in _expand_one(f"{before}{number}{after}")]
+        for number in range(int(first), int(last or first) + 1):
+            yield from _expand_one(f"{before}{str(number).zfill(len(first))}{after}")
 
 
 def _tasks_here(environ: Mapping[str, str], step: Allocation) -> int:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,12 +35,15 @@ from huggingface_hub.utils import validate_repo_id
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.download import OnProgress, Remote, download, repo_id, repo_type
 from beitcli.runtime.storage.own_files import atomic_write_text
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _ENDPOINT = "https://huggingface.co"
 _ON = {"1", "ON", "YES", "TRUE"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_REVISION = re.compile(r"\w[\w.+=-]*(/\w[\w.+=-]*)*")  # also a path in the cache; git allows more
 _ADDRESS = re.compile(r"https?://([^\s@/]+@)?(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
+_cache_only = ContextVar("cache_only", default="")  # how the user can ask for a download; empty: they have
 _LOCAL = "pass the folder of a copy made on another machine"
 
 
@@ -74,7 +78,8 @@ def fetch(
         StorageError: The file cannot be downloaded; the message gives the reason.
     """
     _require_repo(repo)
-    revision = revision or constants.DEFAULT_REVISION
+    revision = _revision(repo, revision)
+    _require_inside(repo, names)
     for name in names if _COMMIT.fullmatch(revision) else ():  # a commit never changes
         if kept := cached_file(repo, name, revision):
             return kept
@@ -139,7 +144,7 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
         StorageError: The list cannot be downloaded; the message gives the reason.
     """
     _require_repo(repo)
-    revision = revision or constants.DEFAULT_REVISION
+    revision = _revision(repo, revision)
     kept = cache_folder() / "listings" / f"{_repo_folder(repo).name}--{revision.replace('/', '--')}.json"
     if is_offline():
         error: Exception = OfflineModeIsEnabled("HF_HUB_OFFLINE is set.")
@@ -166,18 +171,20 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
             error = problem
     if _is_unreachable(error):
         with suppress(OSError, ValueError, TypeError):
-            return Listing(**json.loads(kept.read_text()))
+            return Listing(**json.loads(read_regular(kept)))
     raise _cannot_ask(repo, [], error) from None
 
 
 def remote_file(repo: str, name: str, listing: Listing) -> Remote:
     """Returns a file of a listing at its commit, for reading byte ranges."""
+    _require_inside(repo, [name])
     url = hf_hub_url(repo_id(repo), name, repo_type=repo_type(repo), revision=listing.commit, endpoint=_endpoint())
     return Remote(repo, name, listing.commit, listing.marks.get(name, ""), listing.sizes[name], url)
 
 
 def cached_file(repo: str, name: str, revision: str) -> Path | None:
     """Returns the file in the shared cache; None unless some client has downloaded it completely."""
+    _require_inside(repo, [name])
     kind, cache = repo_type(repo), _hub_cache()
     found = try_to_load_from_cache(repo_id(repo), name, cache_dir=cache, revision=revision, repo_type=kind)
     return Path(found) if isinstance(found, str) else None
@@ -185,7 +192,30 @@ def cached_file(repo: str, name: str, revision: str) -> Path | None:
 
 def _is_inside(name: str) -> bool:
     """Whether a file name stays inside its folder; the hub's answer is not trusted."""
-    return not name.startswith("/") and "\\" not in name and ".." not in name.split("/")
+    is_odd = name.startswith("/") or "\\" in name or "\0" in name
+    return not is_odd and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def _require_inside(repo: str, names: Sequence[str]) -> None:
+    """Raises StorageError for a file name that would leave the folder of its repository in the cache."""
+    for name in names:
+        if not _is_inside(name):
+            raise StorageError(f"'{repo}' has a file of the name '{one_line(name)}', which leads out of its folder.")
+
+
+def _revision(repo: str, revision: str | None) -> str:
+    """Returns the revision, the main branch for None or "". It becomes a path in the cache.
+
+    Raises:
+        UsageError: It is no name of a branch, tag or commit.
+    """
+    if not revision:
+        return constants.DEFAULT_REVISION
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise UsageError(
+            f"'{one_line(revision)}' is no revision of '{repo}'.", "Give a branch, a tag or a commit behind the @."
+        )
+    return revision
 
 
 def _require_repo(repo: str) -> None:
@@ -208,9 +238,25 @@ def _endpoint() -> str:
     return endpoint
 
 
+@contextmanager
+def cache_only(hint: str) -> Iterator[None]:
+    """Context in which nothing is asked of the hub: for references that a file names, and not the user.
+
+    Args:
+        hint: How the user can ask for the download; for the error where the cache has not got it.
+    """
+    before = _cache_only.set(hint)
+    try:
+        yield
+    finally:
+        _cache_only.reset(before)
+
+
 def is_offline() -> bool:
     """Whether offline mode is set now; huggingface_hub only reads the variables at import."""
-    return any(os.environ.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return bool(_cache_only.get()) or any(
+        os.environ.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 
 def _hub_cache() -> Path:
@@ -255,6 +301,8 @@ def _is_unreachable(error: Exception) -> bool:
 def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageError:
     """Returns the error for a file that is neither in the cache nor can be downloaded."""
     where = _endpoint()
+    if isinstance(error, OfflineModeIsEnabled) and (way := _cache_only.get()):
+        return StorageError(f"{_either(names) or 'The list of files'} of '{repo}' is not in '{_hub_cache()}'.", way)
     if isinstance(error, OfflineModeIsEnabled):
         return StorageError(
             f"{_either(names) or 'The list of files'} of '{repo}' is not in the cache '{_hub_cache()}', "

@@ -20,7 +20,8 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.client import cache_folder, is_offline
 from beitcli.runtime.hub.download import Remote
 from beitcli.runtime.hub.http_ranges import read_range
-from beitcli.runtime.storage.own_files import create_new, open_regular, require_regular
+from beitcli.runtime.storage.own_files import create_new, open_own, require_own
+from beitcli.runtime.storage.regular_files import read_regular
 
 VARIABLE = "BEIT_STREAM_CACHE_GB"
 _DEFAULT_GB = 50.0
@@ -70,8 +71,8 @@ def read_cached(remote: Remote, start: int, end: int, pauses: Sequence[float] | 
     lock = _folder() / ".locks" / f"{zlib.crc32(str(path).encode()) % _LOCKS:03d}.lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        require_regular(lock)  # the lock opens it by name, and would follow a link
-        os.close(open_regular(lock, os.O_RDWR | os.O_CREAT, 0o664))
+        require_own(lock)  # the lock opens it by name, and would follow a link
+        os.close(open_own(lock, os.O_RDWR | os.O_CREAT, 0o664))
     except OSError:  # the cache is not writable
         return read_range(remote, start, end, pauses)
     with WeakFileLock(lock):  # other processes wait instead of downloading it too
@@ -100,7 +101,7 @@ def _path(remote: Remote, start: int, end: int) -> Path:
 def _load(path: Path, length: int) -> bytes | None:
     """Reads a range from the cache; None if it is missing. A damaged one is removed."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError:
         return None
     body = memoryview(content)[:length]

@@ -9,7 +9,6 @@ that it is neither used nor lost.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -31,9 +30,10 @@ from beitcli.runtime.storage.own_files import (
     create_new,
     not_permitted,
     remove_entry,
-    require_regular,
+    require_own,
 )
-from beitcli.runtime.storage.safe_json import parse_json
+from beitcli.runtime.storage.regular_files import read_regular, require_regular
+from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 SUMS = "SHA256SUMS"
 _MODEL = {"model.safetensors", "config.json"}
@@ -56,7 +56,7 @@ class CheckpointFolder:
     def config(self) -> dict[str, Any]:
         """The `beit` section of config.json, with which this program opens the checkpoint."""
         try:
-            section = parse_json((self.path / "config.json").read_bytes())["beit"]
+            section = parse_json(read_regular(self.path / "config.json"))["beit"]
             if not isinstance(section["kind"], str):
                 raise ValueError("it names no kind")
             return section
@@ -70,7 +70,7 @@ class CheckpointFolder:
     def trainer(self) -> dict[str, Any]:
         """The trainer state in trainer.json. Raises StorageError if it is not a JSON object."""
         try:
-            document = parse_json((self.path / "trainer.json").read_bytes())
+            document = parse_json(read_regular(self.path / "trainer.json"))
             if not isinstance(document, dict):
                 raise ValueError("it is no JSON object")
             return document
@@ -88,6 +88,7 @@ class CheckpointFolder:
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
+        require_regular(path)
         return load_file(path)
     except PermissionError:
         raise not_permitted(path) from None
@@ -125,8 +126,8 @@ def save_checkpoint(
         partial.mkdir()
         _save_tensors(partial / "model.safetensors", model)
         _save_tensors(partial / "trainer.safetensors", trainer_tensors)
-        _write(partial / "config.json", json.dumps({**(beside or {}), "beit": config}, indent=2) + "\n")
-        _write(partial / "trainer.json", json.dumps(trainer) + "\n")
+        _write(partial / "config.json", dump_json({**(beside or {}), "beit": config}, indent=2) + "\n")
+        _write(partial / "trainer.json", dump_json(trainer) + "\n")
         names = sorted(entry.name for entry in partial.iterdir())
         _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
         _sync_folder(partial)
@@ -150,7 +151,7 @@ def point_latest(folder: Path, name: str) -> None:
     """Makes `latest` name a checkpoint, atomically; a link in its place is replaced. Raises OSError."""
     latest = folder / "latest"
     if latest.is_dir() and not latest.is_symlink():
-        require_regular(latest)
+        require_own(latest)
     atomic_write_text(latest, name + "\n", sync=True)
     _sync_folder(folder)
 
@@ -192,7 +193,7 @@ def damage(checkpoint: Path, *, weights_only: bool = False) -> str:
         weights_only: Checks only the model, not the optimizer state, which is three times larger.
     """
     try:
-        lines = (checkpoint / SUMS).read_text().splitlines()
+        lines = read_regular(checkpoint / SUMS).decode().splitlines()
         entries = [line.split("  ", 1) for line in lines]
         listed = {entry[1] for entry in entries if len(entry) == 2}
         if not listed >= _MODEL:

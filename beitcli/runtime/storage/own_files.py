@@ -22,7 +22,7 @@ _NAME_BYTES = 200  # of a temporary file's name, which may have 255 with the PID
 _KINDS = ((stat.S_ISLNK, "a link, which is not followed"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"))
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
+def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
     """Opens a regular file and returns its descriptor.
 
     Raises:
@@ -31,7 +31,7 @@ def open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     except OSError:
-        require_regular(path)
+        require_own(path)
         raise
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -40,7 +40,7 @@ def open_regular(path: Path, flags: int, mode: int = 0o666) -> int:
     return descriptor
 
 
-def require_regular(path: Path) -> None:
+def require_own(path: Path) -> None:
     """Raises OSError if what is at `path` is no regular file; does nothing if there is nothing."""
     with suppress(FileNotFoundError):
         mode = os.lstat(path).st_mode
@@ -63,7 +63,7 @@ def not_permitted(path: str | Path) -> StorageError:
 
 def append_line(path: Path, line: str) -> None:
     """Appends a line to a regular file, which is created if missing. Raises OSError."""
-    with open(open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8") as file:
+    with open(open_own(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

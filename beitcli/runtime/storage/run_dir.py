@@ -7,7 +7,6 @@ process ends for any reason; forked children do not hold it. Several RunFolders 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import socket
@@ -22,9 +21,10 @@ from beitcli.runtime.storage.own_files import (
     append_line,
     atomic_write_text,
     create_new,
-    open_regular,
-    require_regular,
+    open_own,
+    require_own,
 )
+from beitcli.runtime.storage.safe_json import dump_json
 
 _OWN_FILES = ("config.toml", "metrics.jsonl", "bad-images.jsonl", "README.md")
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
@@ -36,8 +36,8 @@ _locks: WeakValueDictionary[tuple[int, int], BaseFileLock] = WeakValueDictionary
 
 def _locked(path: Path) -> BaseFileLock:
     file = path / ".lock"
-    require_regular(file)  # filelock opens it by name, and would follow a link
-    descriptor = open_regular(file, os.O_RDWR | os.O_CREAT)
+    require_own(file)  # filelock opens it by name, and would follow a link
+    descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     status = os.fstat(descriptor)
     os.close(descriptor)
     lock = _locks.get((status.st_dev, status.st_ino))
@@ -53,7 +53,7 @@ def _locked(path: Path) -> BaseFileLock:
         ) from None
     except OSError:  # some network file systems do not support locks: the run continues without
         pass
-    with open(open_regular(file, os.O_WRONLY | os.O_TRUNC), "w") as held:
+    with open(open_own(file, os.O_WRONLY | os.O_TRUNC), "w") as held:
         held.write(f"{os.getpid()} {socket.gethostname()}\n")
     _locks[status.st_dev, status.st_ino] = lock
     return lock
@@ -87,13 +87,14 @@ class RunFolder:
         try:
             _require_free(path, resume)
             path.mkdir(parents=True, exist_ok=True)
+            _require_no_special(path)
             lock = _locked(path)
             _require_free(path, resume)  # a run may have started and ended before the lock was taken
             probe = path / f".writable-{os.getpid()}"
             create_new(probe).close()
             probe.unlink()
             for name in _OWN_FILES:
-                require_regular(path / name)
+                require_own(path / name)
             from beitcli.runtime.storage.checkpoint import (
                 remove_leftovers,  # imports torch; a folder in use is reported without it
             )
@@ -119,7 +120,7 @@ class RunFolder:
     def append_json(self, name: str, document: dict[str, Any]) -> None:
         """Appends a line to a JSON Lines file. Raises StorageError."""
         try:
-            append_line(self.path / name, json.dumps(document))
+            append_line(self.path / name, dump_json(document))
         except OSError as error:
             raise _unwritable(self.path / name, error) from None
 
@@ -149,6 +150,13 @@ def _remove_leftovers(path: Path) -> list[str]:
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return [leftover.name for leftover in leftovers]
+
+
+def _require_no_special(path: Path) -> None:
+    """Raises StorageError for a pipe, socket or device in the folder, which a write would wait for."""
+    for entry in path.iterdir():
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise StorageError(f"'{entry}' is a device, pipe or socket, not a file.", "Remove it.")
 
 
 def _require_free(path: Path, resume: bool) -> None:

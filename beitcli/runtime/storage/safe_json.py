@@ -1,8 +1,9 @@
-"""Parses untrusted JSON (stdlib only)."""
+"""Parses untrusted JSON, and writes strict JSON (stdlib only)."""
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 
@@ -16,3 +17,23 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def dump_json(value: Any, **how: Any) -> str:
+    """Formats JSON as the standard has it: a number that is not finite is null, where `json.dumps` writes NaN.
+
+    Args:
+        how: Other arguments of `json.dumps`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **how)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **how)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -22,6 +22,7 @@ from typing import IO, Any
 import torch
 
 from beitcli.errors import StorageError
+from beitcli.runtime.storage.regular_files import open_regular, require_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line, sniff_zip
 from beitcli.runtime.weight_files.stand_ins import CalledError, stand_in
 
@@ -70,6 +71,7 @@ def guarded_load(
     while True:
         stood = [(made, name) for name in foreign if (made := stand_in(name, containers.get(name))) is not None]
         try:
+            require_regular(path)
             return _load(path, [*allowed, *stood], meta=meta, mapped=mapped)
         except StorageError:
             raise
@@ -221,7 +223,7 @@ def _names(path: Path) -> list[str]:
     """Lists the qualified names in the pickles of a file, each once; empty if they cannot be read."""
     try:
         with ExitStack() as stack:
-            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            file: IO[bytes] = stack.enter_context(open_regular(path))
             if zipfile.is_zipfile(path):
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, read_ahead, training_batches
+from beitcli.data.loading.batches import Batch, StreamPart, ordered_batches, training_batches
+from beitcli.data.loading.read_ahead import read_ahead
 from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import open_data

@@ -167,3 +167,12 @@ def test_tasks_of_slurm_without_gpus_would_be_jobs_of_their_own(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="srun started 2 tasks of one job, but --gpus is 1"):
         plan(1)
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["gpu[01-03", "gpu[a-b]", "gpu[1-999999999]", "", "[", ",", "gpu[3-1]", "a[1-99999][1-99999]", "gpu[[1-2]]"],
+)
+def test_odd_host_lists_of_slurm_are_refused_by_name(names):
+    with pytest.raises(UsageError, match="list of machines"):
+        expand_hosts(names)

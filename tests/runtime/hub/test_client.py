@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.hub.client import cache_folder, fetch
+from beitcli.runtime.hub.client import cache_folder, cached_file, fetch, list_files
 from tests.helpers.hub_server import HubServer
 
 REPO = "owner/name"
@@ -391,3 +391,49 @@ def test_without_a_cache_of_ours_the_one_of_the_hub_is_used(server, tmp_path):
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "home" / "hub" / "models--owner--name" / "snapshots")
+
+
+# --- names that climb out of the cache
+
+
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "../../../../home/precious.txt",
+        "..",
+        "a/../../b",
+        "/etc/passwd",
+        "a\\..\\b",
+        "main/",
+        "a//b",
+        ".hidden",
+        "a\nb",
+        "-x",
+    ],
+)
+def test_a_revision_that_climbs_out_of_the_cache_is_refused(server, tmp_path, revision):
+    precious = tmp_path / "home" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    with pytest.raises(UsageError, match="is no revision"):
+        got(revision=revision)
+    with pytest.raises(UsageError, match="is no revision"):
+        list_files(f"datasets/{REPO}", revision=revision)
+    assert server.requests == []
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/3", "refs/convert/parquet", "feature/a_b-c+d"])
+def test_names_of_branches_and_tags_are_revisions(server, revision):
+    with pytest.raises(StorageError, match=r"has no revision|cannot be|no file"):
+        fetch(REPO, ["none.bin"], revision=revision)
+    assert server.requests
+
+
+@pytest.mark.parametrize("name", ["../x.json", "/x.json", "a/../../x", "a//b", "a\\b", "", "./x", "a\0b"])
+def test_a_file_name_that_climbs_out_is_refused(server, name):
+    with pytest.raises(StorageError, match="leads out of its folder"):
+        fetch(REPO, [name])
+    with pytest.raises(StorageError, match="leads out of its folder"):
+        cached_file(REPO, name, "main")
+    assert server.requests == []

@@ -14,7 +14,7 @@ from beitcli.runtime.storage.own_files import (
     atomic_write,
     atomic_write_text,
     create_new,
-    open_regular,
+    open_own,
     remove_entry,
     temporary_beside,
 )
@@ -38,7 +38,7 @@ def test_links_pipes_and_folders_are_refused_by_name(tmp_path: Path, thesis: Pat
     for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT, os.O_RDWR | os.O_CREAT):
         for kind, place in places.items():
             with pytest.raises(OSError, match=r"it is a (link|pipe|folder)") as caught:
-                os.close(open_regular(place, flags))
+                os.close(open_own(place, flags))
             assert caught.value.filename == str(place), kind
     with pytest.raises(OSError, match="a link"):
         append_line(places["link"], "{}")

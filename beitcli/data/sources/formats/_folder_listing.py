@@ -20,6 +20,7 @@ from beitcli.data.sources.left_aside import LeftAside
 from beitcli.errors import DataError
 
 _TELL_EVERY = 10_000  # images
+_MOST_REPEATS = 1000  # visits of folders that links have led to before, beside 10 a folder
 _ABOUT = {"folder": 2, "endings": " ".join(EXTENSIONS)}
 
 
@@ -47,7 +48,7 @@ def list_images(root: bytes, on_progress: OnProgress | None = None) -> Listing:
         on_progress: Receives the number of images found.
 
     Raises:
-        DataError: A folder cannot be listed.
+        DataError: A folder cannot be listed, or links lead to the same folders in very many ways.
     """
     place = index_path("folder", root)
     kept = load_index(place, _ABOUT)
@@ -123,6 +124,7 @@ class _Walk:
         Symbolic links to folders are followed, except to a parent of the link.
         """
         pending: list[tuple[bytes, list[bytes], frozenset[tuple[int, int]]]] = [(b"", [b"/"], frozenset())]
+        distinct: set[tuple[int, int]] = set()
         while pending:
             folder, entries, above = pending[-1]
             if not entries:
@@ -135,7 +137,11 @@ class _Walk:
                     status = os.stat(os.path.join(self.root, inside))
                     if _identity(status) in above:
                         continue
+                    distinct.add(_identity(status))
                     self.visited.append(inside)
+                    # n folders that link one another have n! ways
+                    if len(self.visited) > 11 * len(distinct) + _MOST_REPEATS:
+                        raise _too_many_ways(self.root, inside, len(distinct))
                     self.stamps.extend(_stamp(status))
                     pending.append((inside, self._entries(inside), above | {_identity(status)}))
                 except OSError as error:
@@ -172,6 +178,14 @@ class _Walk:
             self.is_lasting = False
         elif entry.is_file():
             self.aside.add_file(entry.name)
+
+
+def _too_many_ways(root: bytes, folder: bytes, distinct: int) -> DataError:
+    return DataError(
+        f"Links below '{os.fsdecode(root)}' lead to the same {distinct:,} folders in more than "
+        f"{11 * distinct + _MOST_REPEATS:,} ways, the last '{os.fsdecode(folder)}'.",
+        hint="Remove links that lead to folders beside them, or give the folders themselves.",
+    )
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

@@ -25,6 +25,7 @@ from beitcli.data.sources.index_cache import WORTH_KEEPING, index_path, is_settl
 from beitcli.data.sources.left_aside import FOLDER_LINK, LINK, SPECIAL, TRAILING, LeftAside
 from beitcli.data.sources.splits import WORDS, is_split
 from beitcli.errors import DataError
+from beitcli.runtime.storage.regular_files import open_regular, require_regular
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _ARRAYS = ("offsets", "sizes", "tops", "codes", "in_top", "pieces", "headers")
@@ -71,6 +72,7 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
         DataError: The shard is missing, compressed or damaged.
     """
     try:
+        require_regular(shard)
         status = os.stat(shard)
     except OSError as error:
         raise _unreadable(shard, error) from None
@@ -98,7 +100,7 @@ def index_shard(shard: str, on_progress: OnProgress | None = None) -> TarIndex:
 def _has_headers(shard: str, index: TarIndex) -> bool:
     """Whether the first and the last image follow a header: another tar may have the same size and times."""
     try:
-        with open(shard, "rb") as file:
+        with open_regular(shard) as file:
             return all(has_checksum(os.pread(file.fileno(), BLOCK, at)) for at in index.headers.tolist())
     except OSError:
         return False
@@ -110,7 +112,7 @@ def _make_index(shard: str, size: int, on_progress: OnProgress | None) -> TarInd
             on_progress(f"indexing {posixpath.basename(shard)}", min(done, size), size, "byte")
 
     try:
-        with open(shard, "rb") as file:
+        with open_regular(shard) as file:
             return _Indexing(file).index(tell)
     except HeaderError as error:
         raise _damaged(shard, str(error)) from None
@@ -243,7 +245,7 @@ def _unreadable(shard: str, error: OSError) -> DataError:
 
 
 def _damaged(shard: str, reason: str) -> DataError:
-    with open(shard, "rb") as file:
+    with open_regular(shard) as file:
         start = file.read(8)
     for magic, tool in COMPRESSED.items():
         if start.startswith(magic):

@@ -14,6 +14,7 @@ from beitcli.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 65_536
+_MOST_BYTES = 2_000_000_000
 
 
 class ListSource(Source):
@@ -82,10 +83,12 @@ def _open_one(reference: str, labelled: bool) -> ListSource:
         with open(reference, "rb") as file:
             content = file.read(_HEAD_BYTES)
             if b"\0" not in content:  # checked first, because /dev/zero never ends
-                content += file.read()
+                content += file.read(_MOST_BYTES)
             content = content.removeprefix(_BYTE_ORDER_MARK)
     except OSError as error:
         raise DataError(f"List '{reference}' cannot be read: {error.strerror}.", hint="Check the path.") from None
+    if len(content) >= _MOST_BYTES:
+        raise DataError(f"List '{reference}' has more than {_MOST_BYTES / 1e9:g} GB.", hint="Give several lists.")
     if b"\0" in content:
         raise DataError(f"'{reference}' is not a list of paths: it has NUL bytes.", hint="Give a path a line.")
     paths: list[bytes] = []

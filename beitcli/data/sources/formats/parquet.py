@@ -31,6 +31,7 @@ from beitcli.data.sources.formats._parquet_reading import (
 from beitcli.data.sources.formats._parquet_vectors import joined_vectors, number_columns, read_numbers
 from beitcli.data.sources.remote.parquet_stream import LABEL, StreamedParquet
 from beitcli.errors import BadImage, DataError, UsageError
+from beitcli.runtime.storage.regular_files import require_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -298,7 +299,10 @@ def _bytes_of(strings: pa.Array) -> pa.Array:
 
 def _size_of(stored: str | StreamedParquet) -> int:
     """Returns the bytes of a file."""
-    return (stored.remote.size or 0) if isinstance(stored, StreamedParquet) else os.path.getsize(stored)
+    if isinstance(stored, StreamedParquet):
+        return stored.remote.size or 0
+    require_regular(stored)
+    return os.path.getsize(stored)
 
 
 def _first_line(error: Exception) -> str:

@@ -36,6 +36,7 @@ from beitcli.data.sources.splits import (
     report_unused_splits,
 )
 from beitcli.errors import BadImage, DataError
+from beitcli.runtime.storage.regular_files import regular_descriptor
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAX_SPARSE_BYTES = 536_870_912  # with its holes, which take no place in the shard but do in memory
@@ -155,7 +156,7 @@ class TarSource(Source):
         """Opens a shard to be read by offset, without a file position: forks and threads share the open files."""
         file = self._files.get(shard)
         if file is None:
-            descriptor = os.open(self._shards[shard], os.O_RDONLY)
+            descriptor = regular_descriptor(self._shards[shard], os.O_RDONLY)
             if len(self._files) < _MAX_OPEN_SHARDS:
                 file = self._files.setdefault(shard, descriptor)
             if file != descriptor:  # too many are open, or another thread was faster

@@ -1,0 +1,71 @@
+"""Errors of a machine that lacks something (memory, processes, open files, space, a home), as errors with a way out."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from beitcli.errors import BeitError, StorageError, UsageError
+
+_MEMORY = re.compile(
+    r"not enough memory|can(no|')t allocate memory|bad_alloc|unable to mmap|failed to map segment|out of memory",
+    re.I,
+)
+_PROCESSES = re.compile(r"can't start new thread|Resource temporarily unavailable")
+_FILES = re.compile(r"Too many open files")
+_HOME = "Could not determine home directory"
+
+
+def shortage(error: BaseException) -> BeitError | None:
+    """Returns the error that names what the machine lacks; None if `error` is about something else.
+
+    Its cause is `error`.
+    """
+    for each in (error, error.__cause__):
+        found = _named(each) if isinstance(each, Exception) and not isinstance(each, BeitError) else None
+        if found is not None:
+            found.__cause__ = error
+            return found
+    return None
+
+
+def _named(error: Exception) -> BeitError | None:
+    number = error.errno if isinstance(error, OSError) else None
+    said = str(error) if isinstance(error, OSError | RuntimeError | ImportError) else ""
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(said):
+        return UsageError(
+            "Memory ran out, or a limit on it was reached.",
+            "Give fewer --workers, a smaller --micro-batch or --batch-size, or raise the limit (ulimit -v, the job's).",
+        )
+    if number in (errno.EMFILE, errno.ENFILE) or _FILES.search(said):
+        return UsageError(
+            f"Too many files are open: the limit is {_limit('RLIMIT_NOFILE')}.",
+            "Raise it (ulimit -n 4096), or give fewer --workers.",
+        )
+    if number == errno.EAGAIN or _PROCESSES.search(said):
+        return UsageError(
+            f"No further process or thread can be started: the limit is {_limit('RLIMIT_NPROC')}.",
+            "Raise it (ulimit -u, the job's), give --workers 0, or set OMP_NUM_THREADS=1.",
+        )
+    if _HOME in said:
+        return UsageError("There is no home folder, in which the caches are.", "Set HOME, or BEIT_CACHE_DIR=FOLDER.")
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"No space is left{_at(error)}.", "Free space, or set TMPDIR to a folder that has some.")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError(f"Permission is denied{_at(error)}.", "Check the permissions of that file or folder.")
+    return None
+
+
+def _at(error: Exception) -> str:
+    name = getattr(error, "filename", None)
+    return f": '{name}'" if isinstance(name, str) else ""
+
+
+def _limit(name: str) -> str:
+    try:
+        import resource  # not on Windows
+
+        soft, _ = resource.getrlimit(getattr(resource, name))
+    except (ImportError, AttributeError):
+        return "unknown"
+    return "none for this user; a container or the job has one" if soft == resource.RLIM_INFINITY else f"{soft:,}"

@@ -1,0 +1,81 @@
+"""What a machine lacks is named, with a way out; everything else stays what it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from beitcli.cli.app import main
+from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.shortages import shortage
+from tests.helpers.forked import forked
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "named"),
+    [
+        (MemoryError(), UsageError, "Memory ran out"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), UsageError, "Memory ran out"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), UsageError, "Memory ran out"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.png"), UsageError, "Too many files are open"),
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), UsageError, "No further process or thread"),
+        (RuntimeError("can't start new thread"), UsageError, "No further process or thread"),
+        (RuntimeError("Could not determine home directory."), UsageError, "no home folder"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "b"), StorageError, "No space is left: 'b'"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "c"), StorageError, "Permission is denied: 'c'"),
+    ],
+)
+def test_a_shortage_is_named_with_a_way_out(error: Exception, kind: type, named: str) -> None:
+    found = shortage(error)
+    assert type(found) is kind
+    assert named in found.message
+    assert found.hint
+    assert found.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("memory"), RuntimeError("shapes differ"), OSError(5, "I/O")]
+)
+def test_other_errors_are_none(error: Exception) -> None:
+    assert shortage(error) is None
+
+
+def test_torch_s_own_error_of_memory_is_known() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 50)
+    assert isinstance(shortage(refused.value), UsageError)
+
+
+def test_a_command_without_files_left_says_so(tmp_path: Path, labelled_folder: Path) -> None:
+    words = ["pretrain", str(labelled_folder), "--recipe", "tiny", "--target", "pixels", "--image-size", "32"]
+    words += ["--patch-size", "8", "--num-masked", "6", "--batch-size", "5", "--steps", "2", "--device", "cpu"]
+
+    def without_files(limit: int) -> Callable[[], int]:
+        def work() -> int:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return main([*words, "--workers", "2", "--out", str(tmp_path / str(limit))])
+
+        return work
+
+    for limit in (14, 32, 40):  # none for Python itself, for the run, for the workers
+        ended = forked(without_files(limit))
+        assert ended.code in (2, 3, 4), (limit, ended.err)
+        assert "This is a bug" not in ended.err
+        assert "open" in ended.err
+    assert forked(without_files(256)).code == 0
+
+
+def test_no_home_is_named(tmp_path: Path, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("BEIT_CACHE_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # no entry in the list of users either
+    ended = forked(lambda: main(["mask-preview", str(labelled_folder), "-o", str(tmp_path / "x.png")]))
+    assert ended.code == 2, ended.err
+    assert "no home folder" in ended.err
