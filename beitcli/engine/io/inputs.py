@@ -29,7 +29,7 @@ def open_inputs(
     role: Role = "eval",
     sample_size: int,
     stdin: BinaryIO | None = None,
-    labelled: bool | Literal[vectors] = False,
+    labelled: bool | Literal["vectors"] = False,
     seed: int | None = None,
     on_event: OnEvent = ignore,
 ) -> Source:
