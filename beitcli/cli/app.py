@@ -122,9 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         close_stdout()  # typer exits with 1 if the pipe that its help goes to is closed
         return 0
     except (OSError, MemoryError, ImportError, RuntimeError) as error:  # outside any command
-        named: BeitError | None = shortage(error)
-        if named is None and isinstance(error, OSError):  # of stdout, when help or a version is written
-            named = stdout_error(error)
+        if isinstance(error, OSError) and error.filename is None:  # of stdout, when help or a version is written
+            named: BeitError | None = stdout_error(error)
+        else:
+            named = shortage(error)
         if named is None:
             raise
         console.print_error(named)

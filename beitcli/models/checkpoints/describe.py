@@ -52,7 +52,6 @@ from beitcli.runtime.weight_files.reader import WeightFile
 if TYPE_CHECKING:
     from beitcli.runtime.storage.checkpoint import CheckpointFolder
 
-_NORM_EPS_OF_TRANSFORMERS = 1e-12
 TimmModel = tuple[str, dict[str, Any]]  # name and arguments of a vision Transformer of timm
 
 
@@ -102,8 +101,6 @@ def describe(
         return CheckpointHandle(**given, format=format_, kind="tokenizer", warnings=warnings)
     shapes = mapped_shapes(key_mapping, header.shapes, reference) if key_mapping else header.shapes
     declared = read_config(config, preprocessing, header.about)
-    if not config and key_mapping is not None and key_mapping.naming == "hf":
-        declared = replace(declared, norm_eps=HF_NORM_EPS)
     found = _Found(reference, header, key_mapping, shapes, declared)
     assumed: list[str] = []
     kind, outputs, head = kind_outputs_head(key_mapping, shapes, header.shapes, found.declared)
@@ -159,8 +156,8 @@ def _architecture(
     """Derives architecture and pooling and compares the tensors with them; a timm model's own keys are left to timm."""
     mapping, declared = found.key_mapping, found.declared
     if declared.norm_eps is None and mapping is not None and mapping.naming == "hf":
-        declared = replace(declared, norm_eps=_NORM_EPS_OF_TRANSFORMERS)
-        assumed.append(f"layer norms with an epsilon of {_NORM_EPS_OF_TRANSFORMERS:g}, transformers' default")
+        declared = replace(declared, norm_eps=HF_NORM_EPS)
+        assumed.append(f"layer norms with an epsilon of {HF_NORM_EPS:g}, transformers' default")
     if timm_model is None and mapping is not None and not mapping.is_beit:
         timm_model = vit_arguments(found.shapes, mapping, found.header.about, declared, found.reference, assumed)
     if timm_model is None:

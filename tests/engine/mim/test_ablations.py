@@ -26,7 +26,7 @@ from beitcli.engine.mim.task import PretrainTask, absolute_reference, transform_
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.data import hold_out
 from beitcli.engine.trainer.setup import make_plan
-from beitcli.errors import DataError, UsageError
+from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.masking import make_masking
 from beitcli.masking.base import MaskGenerator
 from beitcli.models.checkpoints.build import open_masked_image_model
@@ -312,7 +312,7 @@ def test_a_wrong_data_path_is_told_before_a_wrong_tokenizer(tmp_path):
     build: Callable[..., PretrainConfig] = partial(settings, out=tmp_path / "run", tokenizer=str(tmp_path / "absent"))
     with pytest.raises(DataError, match="photoss"):
         pretrain(build(tmp_path / "photoss"))
-    with pytest.raises(UsageError, match="absent"):
+    with pytest.raises(StorageError, match="absent"):
         pretrain(build("sample"))
     assert list(tmp_path.iterdir()) == []
 

@@ -161,7 +161,7 @@ def test_batches_in_pieces_join_what_only_some_images_have(
 ) -> None:
     cache = tmp_path / "cache"
     run("other", cache, steps=2, holdout=0, batch_size=5)
-    monkeypatch.setattr("beitcli.data.loading.batches._READ_AHEAD_BYTES", 4e4)
+    monkeypatch.setattr("beitcli.data.loading.read_ahead._BYTES", 4e4)
     assert outcome(run("pieces", cache, workers=2)[0]) == outcome(online)
 
 

@@ -242,16 +242,18 @@ def test_only_finite_metrics_are_written(run):
 def test_metrics_that_cannot_be_written_to_the_run_stop_it(run):
     """Other than those of another writer."""
     events: list[object] = []
-    (run / "metrics.jsonl").mkdir()
     log = MetricLog({"jsonl": MetricsJsonl()}, events.append)
     log.writers["jsonl"].start(RunFolder.create(run, resume=True), PretrainConfig(steps=1))
+    (run / "metrics.jsonl").unlink(missing_ok=True)
+    (run / "metrics.jsonl").mkdir()
     with pytest.raises(StorageError, match=r"metrics\.jsonl"):
         log.write(1, {"loss": 1.0})
     assert not [event for event in events if isinstance(event, Warned)]
 
 
 def test_metrics_that_cannot_be_rewound_stop_the_run(run):
+    log, folder = MetricLog({"jsonl": MetricsJsonl()}, lambda event: None), RunFolder.create(run, resume=True)
+    (run / "metrics.jsonl").unlink(missing_ok=True)
     (run / "metrics.jsonl").mkdir()
-    log = MetricLog({"jsonl": MetricsJsonl()}, lambda event: None)
-    with pytest.raises(IsADirectoryError):
-        log.start(RunFolder.create(run, resume=True), PretrainConfig(steps=1), 0)
+    with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+        log.start(folder, PretrainConfig(steps=1), 0)

@@ -93,7 +93,7 @@ def test_paths_that_cannot_be_read_are_named(tmp_path, kind):
         "data:image/png;base64,AAAA": "names the address 'data:image/png",
         ".": "a folder, not a file",
         "a\0b.png": "cannot be read",
-        "/dev/zero": "a device or a pipe",
+        "/dev/zero": "a device, pipe or socket",
         "": "no image in its row",
     }
     source = opened(tmp_path / "data", PATHS[kind](list(faults)))
