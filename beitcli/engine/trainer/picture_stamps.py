@@ -1,6 +1,6 @@
 """Tells a resumed run which of its pictures have changed under the same name since it began, by size and time.
 
-`RUN/.pictures.jsonl` has a line for each picture, of large data for 20,000 of them at equal distances: a stat takes some
+`RUN/.pictures.jsonl` has a line a picture, of large data for 20,000 of them at equal distances: a stat takes some
 microseconds, and on a network's disk some hundred. Of shards, the whole file is looked at.
 """
 
