@@ -4,7 +4,7 @@ import sys
 
 from beitcli.runtime.distributed.parent_death import end_with_launcher
 from beitcli.runtime.shortages import shortage
-from beitcli.runtime.signals import note_signals
+from beitcli.runtime.signals import note_signals, restore_signals
 
 
 def run() -> None:
@@ -13,13 +13,20 @@ def run() -> None:
     end_with_launcher()
     try:
         from beitcli.cli.app import main
+
+        code = main()
     except (ImportError, OSError, MemoryError) as error:  # under a limit that is too low for Python itself
         lacking = shortage(error)
         if lacking is None:
             raise
-        sys.stderr.write(f"error: {lacking.message}\n  {lacking.hint}\n")
-        sys.exit(lacking.exit_code)
-    sys.exit(main())
+        if sys.stderr is not None:
+            sys.stderr.write(f"error: {lacking.message}\n  {lacking.hint}\n")
+        code = lacking.exit_code
+    except KeyboardInterrupt:  # a second Ctrl-C before the command is known
+        code = 130
+    finally:
+        restore_signals()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -81,11 +81,11 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
                 resolved: Resolved[Any] = resolve(
                     command.config, flags, environ=os.environ, known_elsewhere=known_settings
                 )
-                if resolved.notes and place is None:
-                    from beitcli.engine.events import Note
+                if resolved.notes:
+                    from beitcli.engine.events import Warned
 
-                    for said in resolved.notes:
-                        console.on_event(Note(said))
+                    for said in resolved.notes:  # `muted` on other ranks than 0
+                        console.on_event(Warned(said))
                 if place is None:
                     check_paths(resolved.config)
                 elif place.restarts:
@@ -185,6 +185,8 @@ def _resume_hint(command: str, flags: dict[str, Any]) -> str:
     if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):
         return "" if folder is None else "Nothing was begun yet: give the same command again."
     words = ["beit", command, "--out", folder, "--resume"]
+    for name, flag in (("token_cache", "--token-cache"), ("gpus", "--gpus")):
+        words += [flag, str(flags[name])] if flags.get(name) else []
     return f"Go on from the last checkpoint with: {shell_line(words)}"
 
 

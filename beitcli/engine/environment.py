@@ -12,8 +12,10 @@ from typing import Any
 
 from beitcli import __version__
 from beitcli.config.about import EnvConfig
+from beitcli.errors import BeitError
 
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+_SECRET = re.compile(r"TOKEN(?!IZER|_CACHE|_PRECISION)|KEY|SECRET|PASSWORD", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)[^/@\s]+@")  # of an address
 _VARIABLES = re.compile(r"BEIT_|HF_|CUDA_VISIBLE_DEVICES$|OMP_NUM_THREADS$|NCCL_|TORCH|PYTORCH|XDG_CACHE_HOME$")
 _OPTIONAL = ("pyarrow", "pycocotools", "tensorboard", "transformers", "torchvision", "triton")
 
@@ -31,7 +33,7 @@ def describe_environment(config: EnvConfig) -> dict[str, Any]:
         "packages": _packages(),
         **_storage(),
         "variables": {
-            name: "(set)" if _SECRET.search(name) else value
+            name: "(set)" if _SECRET.search(name) else _USER.sub("", value)
             for name, value in sorted(os.environ.items())
             if _VARIABLES.match(name)
         },
@@ -69,9 +71,11 @@ def _torch() -> dict[str, Any]:
 
 def _packages() -> dict[str, str]:
     """Returns the versions of the packages that this one requires, and of optional ones that are there."""
-    required = [
-        re.split(r"[<>=!~ ;\[]", each)[0] for each in metadata.requires("beit-cli") or [] if "extra" not in each
-    ]
+    try:
+        requirements = [each for each in metadata.requires("beit-cli") or [] if "extra" not in each]
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        requirements = ["torch", "timm", "numpy", "pillow", "safetensors", "huggingface_hub", "typer", "rich"]
+    required = [re.split(r"[<>=!~ ;\[]", each)[0] for each in requirements]
     found = {}
     for name in (*required, *_OPTIONAL):
         try:
@@ -85,7 +89,9 @@ def _packages() -> dict[str, str]:
 def _storage() -> dict[str, Any]:
     from beitcli.runtime.hub.client import cache_folder
 
-    cache = cache_folder()
-    there = next((path for path in (cache, *cache.parents) if path.exists()), None)
-    free = None if there is None else round(shutil.disk_usage(there).free / 2**30, 1)
-    return {"cache": str(cache), "cache_free_gib": free}
+    try:
+        cache = cache_folder()
+        there = next(path for path in (cache, *cache.parents) if path.exists())
+        return {"cache": str(cache), "cache_free_gib": round(shutil.disk_usage(there).free / 2**30, 1)}
+    except (BeitError, OSError, RuntimeError, StopIteration) as error:  # no home, no permission
+        return {"cache": f"none: {error}"}

@@ -41,6 +41,7 @@ from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.storage.own_files import apply_umask
 from beitcli.runtime.storage.safe_json import dump_json
 
+_EXPORTED = {"README.md", "config.json", "model.pth", "model.safetensors", "preprocessor_config.json"}
 TIMM_NORM_EPS = 1e-6  # hard-coded in timm and the release
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
 
@@ -106,11 +107,11 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         card = export_card(config.to, checkpoint, HF_CLASSES[checkpoint.kind], difference)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if config.overwrite and target.is_dir():
-            _move_into(partial, target, ProtectedInputs(config))
+            _move_into(partial, target, ProtectedInputs(config, models=[str(checkpoint.weights)]))
         else:
             partial.rename(target)  # replaces an empty folder only
     except (OSError, SafetensorError) as error:
-        if target.is_dir() and any(target.iterdir()):  # written by another process meanwhile
+        if not config.overwrite and target.is_dir() and any(target.iterdir()):  # written by another process meanwhile
             raise taken from None
         raise StorageError(f"'{target}' cannot be written: {error}.", "Free space, or give another -o.") from None
     finally:
@@ -134,9 +135,14 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
 def _move_into(partial: Path, target: Path, inputs: ProtectedInputs) -> None:
     """Replaces files of the same names in an existing folder. Raises UsageError if one of them is the model's own."""
     names = sorted(path.name for path in partial.iterdir())
+    if not any((target / name).is_file() for name in ("model.pth", "model.safetensors")):
+        raise UsageError(f"-o '{target}' is not the folder of an export.", "Give a new folder, or that of an export.")
     require_writable_outputs([target / name for name in names], f"-o '{target}'", inputs, overwrite=True)
     for name in names:
         (partial / name).replace(target / name)
+    for name in _EXPORTED - set(names):  # of an export to another layout, which would be opened in place of this one
+        if not inputs.kind_of(target / name):
+            (target / name).unlink(missing_ok=True)
 
 
 def _refuse_unsupported(config: ExportConfig, checkpoint: CheckpointHandle) -> None:

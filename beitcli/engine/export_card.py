@@ -18,6 +18,7 @@ from beitcli.escaping import markdown
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import read_beside
 from beitcli.runtime.metric_text import HELD_OUT
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _LIBRARIES = {"hf": "transformers", "timm": "timm", "official": "pytorch"}
@@ -145,7 +146,7 @@ def _license(checkpoint: CheckpointHandle) -> str | None:
 
 def _license_of_card(card: Path) -> str | None:
     try:
-        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(card).decode(errors="replace").splitlines()
     except OSError:
         return None
     if not lines or lines[0].strip() != "---":
@@ -171,7 +172,7 @@ def _measured(checkpoint: CheckpointHandle) -> Measured | None:
         return None
     found = {name: records[-1].get(f"{HELD_OUT}{name}") for name in _HUB_METRICS} if records else {}
     metrics = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-    named = config.get("data")
+    named = config.get("val") or config.get("data")
     sources = [str(each) for each in named] if isinstance(named, list) else []
     data = ", ".join(each if "://" in each else Path(each).name or each for each in sources)
     return Measured(metrics, data) if metrics else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 import tomllib
@@ -15,8 +14,9 @@ from typing import Any, Literal
 
 from beitcli.config.about import RunsConfig
 from beitcli.errors import DataError, UsageError
+from beitcli.runtime.storage.safe_json import parse_json
 
-State = Literal["running", "done", "stopped", "empty"]
+State = Literal["running", "done", "stopped", "empty", "damaged"]
 _LARGEST_FILE = 4 << 20  # of config.toml and trainer.json, which have a few kB
 _TAIL = 1 << 16
 _LESS_IS_BETTER = ("loss", "mae", "entropy")
@@ -29,8 +29,8 @@ class Run:
 
     Attributes:
         run: Its folder.
-        state: `running` (a process holds its lock), `done` (it has its model card), `stopped` (it can be resumed) or
-            `empty` (no checkpoint yet).
+        state: `running` (a process holds its lock), `done` (it has its model card), `stopped` (it can be resumed),
+            `empty` (no checkpoint yet) or `damaged` (its files cannot be read).
         step: That of the newest checkpoint, or of the last logged step if there is none.
         when: Of the last change, in seconds since 1970.
         figures: Of the newest checkpoint, else of the last logged step.
@@ -55,7 +55,7 @@ def list_runs(config: RunsConfig) -> list[Run]:
     folder = Path(config.folder)
     if not folder.is_dir():
         raise DataError(f"There is no folder '{folder}'.", "Give the folder that holds your runs.")
-    runs = [read_run(path) for path in _folders(folder)]
+    runs = [_read_or_name(path) for path in _folders(folder)]
     if not runs:
         raise DataError(f"'{folder}' holds no runs.", "`beit pretrain sample --recipe tiny` makes one.")
     return _sorted(runs, config.sort)
@@ -82,6 +82,14 @@ def _folders(top: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
+def _read_or_name(path: Path) -> Run:
+    """Reads one run; of one that may not be read, or whose files are hostile, the name alone."""
+    try:
+        return read_run(path)
+    except (OSError, ValueError, RecursionError, OverflowError):
+        return Run(str(path), "?", None, "damaged", 0, 0.0, {})
+
+
 def read_run(path: Path) -> Run:
     """Reads one run; files that are missing or damaged leave their facts out."""
     settings: dict[str, Any] = {}
@@ -92,7 +100,7 @@ def read_run(path: Path) -> Run:
     trainer: dict[str, Any] = {}
     if newest is not None:
         with suppress(OSError, ValueError):
-            trainer = _mapping(json.loads(_small(newest / "trainer.json")))
+            trainer = _mapping(parse_json(_small(newest / "trainer.json")))
     figures = _mapping(trainer.get("figures")) or {n: v for n, v in last.items() if n not in ("step", "epoch", "lr")}
     step = trainer.get("step", last.get("step", 0))
     return Run(
@@ -152,7 +160,7 @@ def _last_line(path: Path) -> dict[str, Any]:
         return {}
     for line in reversed(lines):
         with suppress(ValueError):
-            return _mapping(json.loads(line))
+            return _mapping(parse_json(line))
     return {}
 
 

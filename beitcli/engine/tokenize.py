@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,14 @@ from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.events import Note, OnEvent, Progress, Warned, ignore
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs, to_picture
+from beitcli.engine.io.outputs import (
+    OutputFile,
+    OutputNames,
+    is_stream,
+    make_folder,
+    require_writable_outputs,
+    to_picture,
+)
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line, require_known_suffix
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
@@ -71,7 +79,7 @@ def tokenize(
     tally = Tally(counts, kind.grid)
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
     documents = _documents(config, tokenizer, source, size, compute, tally, pictures, on_event)
-    with closing(files[0]) if files else nullcontext() as file:
+    with _ended(files[0], config) if files else nullcontext() as file:
         for document in documents:
             if file is not None:
                 file.add(document)
@@ -105,8 +113,30 @@ def _open_file(opened: list[TokenFile], config: TokenizeConfig, kind: TokenKind,
         follows=True,
         way_out=", or --resume to go on with it",
     )
-    opened.append(open_token_file(path, kind, config.resume))
+    opened.append(open_token_file(_replacement(config) or path, kind, config.resume))
     return set(opened[0].held)
+
+
+def _replacement(config: TokenizeConfig) -> Path | None:
+    """Returns the file beside an existing one that --overwrite replaces when the job has ended; None for a new file."""
+    path = Path(os.path.realpath(config.output))
+    if not config.overwrite or config.resume or is_stream(Path(config.output)) or not path.is_file():
+        return None
+    return path.with_name(f".{path.stem[:100]}.{os.getpid()}{path.suffix}")
+
+
+@contextmanager
+def _ended(file: TokenFile, config: TokenizeConfig) -> Iterator[TokenFile]:
+    """Closes the output. What it replaces is replaced when the job has ended, and else stays as it was."""
+    beside = None if file.path == Path(config.output) else file.path
+    try:
+        with closing(file):
+            yield file
+        if beside is not None:
+            beside.replace(os.path.realpath(config.output))
+    finally:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
 
 
 def _picture_paths(folder: str | None, source: Source) -> dict[str, Path] | None:

@@ -8,7 +8,8 @@ import re
 from beitcli.errors import BeitError, StorageError, UsageError
 
 _MEMORY = re.compile(
-    r"not enough memory|can(no|')t allocate memory|bad_alloc|unable to mmap|failed to map segment|out of memory",
+    r"not enough memory|can(no|')t allocate memory(?! in static TLS)|bad_alloc|unable to mmap|failed to map segment|"
+    r"out of memory",
     re.I,
 )
 _PROCESSES = re.compile(r"can't start new thread|Resource temporarily unavailable")
@@ -50,7 +51,8 @@ def _named(error: Exception) -> BeitError | None:
     if _HOME in said:
         return UsageError("There is no home folder, in which the caches are.", "Set HOME, or BEIT_CACHE_DIR=FOLDER.")
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"No space is left{_at(error)}.", "Free space, or set TMPDIR to a folder that has some.")
+        way_out = "Free space, or set TMPDIR to a folder that has some; runs go on with --resume."
+        return StorageError(f"No space is left{_at(error)}.", way_out)
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"Permission is denied{_at(error)}.", "Check the permissions of that file or folder.")
     return None

@@ -35,6 +35,14 @@ def note_signals() -> None:
         signal.signal(signal.SIGINT, _note_only)
 
 
+def restore_signals() -> None:
+    """Undoes `note_signals` when the command has ended: a signal ends a process that hangs on its way out."""
+    for name in (*_NAMES, "SIGINT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is _note_only:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+
+
 def note(number: int) -> None:
     """Notes the first signal."""
     global _noted
@@ -85,7 +93,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (*stop_signals(), signal.SIGINT):
+            ignores_interrupts = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a shell's background job
+            for number in (*stop_signals(), *(() if ignores_interrupts else (signal.SIGINT,))):
                 self._former[number] = signal.signal(number, self._note)
             self.received = self.received or noted()
             forget()

@@ -86,6 +86,10 @@ def test_runs_takes_damaged_files_for_what_they_are(beit, folder_of_runs):
     (folder_of_runs / "c" / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n{"step": 4, "lo')
     found = {each["run"]: each for each in beit("runs", folder_of_runs, "--json").lines[0]}
     assert found[str(folder_of_runs / "a")]["command"] == found[str(folder_of_runs / "deep")]["command"] == "?"
+    (newest / "trainer.json").write_text('{"step": ' + "9" * 400 + ', "figures": {"loss": ' + "9" * 400 + "}}")
+    assert beit("runs", folder_of_runs, "--json").code == 0
+    (newest / "trainer.json").write_text("[" * 200_000)
+    assert beit("runs", folder_of_runs, "--json").code == 0
     assert (found[str(folder_of_runs / "c")]["step"], found[str(folder_of_runs / "c")]["figures"]) == (3, {"loss": 1.5})
 
 
@@ -98,11 +102,16 @@ def test_a_folder_without_runs_is_an_error_of_data(beit, tmp_path, monkeypatch, 
 def test_env_tells_versions_and_keeps_secrets(beit, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abc")
     monkeypatch.setenv("HF_HOME", "/somewhere")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:hf_abc@hub.example/x")
     ended = beit("env", "--json")
     found = ended.lines[0]
     assert ended.code == 0
     assert found["packages"].keys() >= {"torch", "timm", "safetensors"}
-    assert found["variables"] == found["variables"] | {"HF_TOKEN": "(set)", "HF_HOME": "/somewhere"}
+    assert found["variables"] == found["variables"] | {
+        "HF_TOKEN": "(set)",
+        "HF_HOME": "/somewhere",
+        "HF_ENDPOINT": "https://hub.example/x",
+    }
     assert "hf_abc" not in ended.out
 
 

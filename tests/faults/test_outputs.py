@@ -229,3 +229,27 @@ def test_a_token_file_is_begun_anew_with_overwrite(
     assert "a.png" not in (tmp_path / "t.jsonl").read_text()
     with np.load(tmp_path / "t.npz") as stored:
         assert stored["paths"].tolist() == [str(second)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".npz"])
+def test_tokens_that_are_replaced_stay_until_the_job_has_ended(
+    beit: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"tokens{suffix}"
+    words = ("tokenize", "--tokenizer", tokenizer_run, "-o", output)
+    assert beit(*words, labelled_folder).code == 0
+    before = output.read_bytes()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"no picture")
+    assert beit(*words, broken, "--overwrite", "--on-bad", "fail").code == 3
+    assert output.read_bytes() == before
+    assert beit(*words, labelled_folder, "--overwrite", "--limit", 3).code == 0
+    assert output.read_bytes() != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", output.name]
+
+
+def test_an_empty_file_is_free(beit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "new.png").touch()
+    assert beit("mask-preview", "sample", "--limit", 1, "-o", tmp_path / "new.png").code == 0
+    assert (tmp_path / "new.png").stat().st_size > 0

@@ -9,8 +9,12 @@ from beitcli.config.attn_map import AttnMapConfig
 
 def _run(config: AttnMapConfig, console: CommandConsole) -> None:
     from beitcli.engine.attn_map import attn_map
+    from beitcli.engine.io.outputs import is_stdout
 
+    is_picture = is_stdout(config.output)  # that stream is the picture's alone
     for document in attn_map(config, console.on_event, console.stdin):
+        if is_picture:
+            continue
         if console.wants_json:
             console.print_json(document)
         elif "error" in document:

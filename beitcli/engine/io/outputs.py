@@ -20,7 +20,7 @@ from PIL import Image
 
 from beitcli.data.sources.base import Source
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.errors import StorageError, UsageError
+from beitcli.errors import ReaderGone, StorageError, UsageError
 from beitcli.runtime.storage.own_files import atomic_write
 
 _STEM_BYTES = 180  # a name may have 255; a number, a suffix and the PID follow
@@ -113,7 +113,8 @@ def output_files(
         files = [OutputFile(target, is_named=True)]
     paths, named = [file.path for file in files], files[0].is_named if files else False
     require_writable_outputs(paths, f"-o '{output}'", inputs, overwrite=overwrite, follows=named)
-    make_folder(target if several or is_folder else target.parent)
+    if not is_special:
+        make_folder(target if several or is_folder else Path(os.path.realpath(target)).parent)
     return files
 
 
@@ -144,6 +145,7 @@ def require_writable_outputs(
         if path.is_dir():
             raise UsageError(f"{option}: '{path}' is a folder.", "Give another name, or move it away.")
     held = [path for path in present if path.exists()] if follows else present
+    held = [path for path in held if path.is_symlink() or path.stat().st_size]  # nothing is lost with an empty file
     if held and not overwrite:
         more = f" and {len(held) - 1:,} more" if len(held) > 1 else ""
         raise UsageError(
@@ -210,6 +212,10 @@ def write_output(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with open_stream(path) as file:
             file.write(content.getbuffer())
+    except BrokenPipeError as error:
+        if _descriptor(path) == 1:
+            raise ReaderGone(*error.args) from None
+        raise output_error(path, error) from None
     except OSError as error:
         raise output_error(path, error) from None
 

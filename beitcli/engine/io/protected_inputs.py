@@ -12,6 +12,7 @@ from beitcli.config.fields import settings_of
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import expand
 from beitcli.errors import BeitError
+from beitcli.models.checkpoints.locate import split_part
 
 _DATA = {"DATA", "INPUT", "IMAGE"}
 _MODEL = {"MODEL", "REF", "TOKENIZER"}
@@ -60,7 +61,7 @@ class ProtectedInputs:
             for path in _expanded(reference):
                 yield from _below(path, lambda name: name.lower().endswith(_SHARDS), deep=True)
         for reference in self._named["model"]:
-            base = reference.partition("@random")[0]
+            base = split_part(reference)[0].partition("@random")[0]
             for path in (base, *(os.path.join(base, name) for name in _FOLDERS)):
                 yield from _below(path, _is_of_model, deep=path != base)
 

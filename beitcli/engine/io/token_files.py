@@ -75,7 +75,8 @@ class TokenFile(ABC):
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
         self.path, self.kind = path, kind
         self.held: set[str] = set()
-        make_folder(path.parent)
+        if not is_stream(path):
+            make_folder(Path(os.path.realpath(path)).parent)
         if resume and path.exists() and not is_stream(path):
             self.take_up()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from beitcli.runtime.storage.regular_files import read_regular
@@ -36,9 +36,10 @@ def changed_pictures(run: RunFolder, path_of: Callable[[int], str], images: int)
     if not before:
         run.write_text(FILE, "".join(json.dumps(line) + "\n" for line in now))
         return ""
-    changed = [path_of(new[0]) for old, new in zip(before, now, strict=False) if _differ(old, new)]
-    if not changed:
-        return ""
+    pairs = [(old, new) for old, new in zip(before, now, strict=False) if _differ(old, new)]
+    if not pairs or (len(pairs) == len(now) and all(old[1] == new[1] for old, new in pairs)):
+        return ""  # where all times have changed and no size, the data was copied
+    changed = [path_of(new[0]) for _, new in pairs]
     several = f"{len(changed):,} pictures" if len(changed) > 1 else "A picture"
     return f"{several} changed since the run began, by size or time, the first '{changed[0]}': the run goes on."
 
@@ -69,4 +70,4 @@ def _of_file(path: str) -> tuple[int, int] | None:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return (status.st_size, status.st_mtime_ns) if not Path(path).is_dir() else (-1, -1)
+    return (-1, -1) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)

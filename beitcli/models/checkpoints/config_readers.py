@@ -240,10 +240,25 @@ def _official(about: Mapping[str, Any]) -> DeclaredConfig:
         image_size=_pair(args["input_size"]) if args.get("input_size") else None,
         classes=tuple(args.get("class_names") or written_by_mmseg.classes),
         normalization=normalization,
-        crop=crop_of(args, "crop_share"),
+        crop=_crop_of_arguments(args),
         norm_eps=args.get("layer_norm_eps"),
         layer_scale=args.get("layer_scale_init_value"),
-        problem=problem_named(args.get("problem_type")),
+        problem=_problem_or_none(args.get("problem_type")),
         aggregate_after=args.get("early_layers"),
         segmenter=written_by_mmseg.segmenter,
     )
+
+
+def _crop_of_arguments(args: Mapping[str, Any]) -> EvalCrop:
+    """The crop of a training program's arguments, which may mean something else by these names."""
+    try:
+        return crop_of(args, "crop_share")
+    except (ValueError, TypeError):
+        return RELEASED_CROP
+
+
+def _problem_or_none(name: object) -> Problem | None:
+    try:
+        return problem_named(name)
+    except ValueError:
+        return None

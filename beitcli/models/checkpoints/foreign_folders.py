@@ -16,12 +16,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from beitcli.errors import StorageError
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
 _STEP_FILE = re.compile(
     r"(?:(?:checkpoint|ckpt|epoch|iter|step|model|global_step)[-_=]?\d+|.*step=\d+.*|last(?:-v\d+)?|best|.*[-_]best|"
     r"best[-_].*|latest)\.(?:pth\.tar|pth|pt|ckpt|bin|safetensors)"
 )
+_LONGEST_NAME = 4096
 _DEEPSPEED = "mp_rank_00_model_states.pt"
 _OTHERS = (".onnx", ".gguf", ".msgpack", ".h5", ".pt2", ".npz", ".pdparams", ".tflite")  # formats the reader names
 _DCP = (
@@ -51,7 +53,7 @@ def newest_weights(folder: Path, weights: Iterable[str]) -> Path | None:
         if steps:
             return inside(max(steps, key=_number))
     for parent in (folder, folder / "checkpoints", *_versions(folder)):
-        files = [each for each in parent.glob("*") if each.is_file() and _STEP_FILE.fullmatch(each.name)]
+        files = [each for each in parent.glob("*") if _STEP_FILE.fullmatch(each.name) and each.is_file()]
         numbered = [each for each in files if _number(each) >= 0]
         if numbered and (len(files) > 1 or parent != folder):
             return max(numbered, key=_number)
@@ -82,7 +84,7 @@ def other_format(folder: Path) -> Path | None:
 
 def _merge(folder: Path) -> str:
     try:
-        base = str(parse_json((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"])
+        base = str(parse_json(read_regular(folder / "adapter_config.json"))["base_model_name_or_path"])
     except (OSError, ValueError, TypeError, KeyError):
         base = "BASE"
     return (
@@ -95,7 +97,13 @@ def _merge(folder: Path) -> str:
 def _last_checkpoint(folder: Path) -> Path | None:
     """Returns the file that `last_checkpoint` names, as detectron2 and mmengine write it; they may have moved since."""
     try:
-        name = (folder / "last_checkpoint").read_text(encoding="utf-8").strip().replace("\\", "/").rpartition("/")[2]
+        name = (
+            read_regular(folder / "last_checkpoint")[:_LONGEST_NAME]
+            .decode()
+            .strip()
+            .replace("\\", "/")
+            .rpartition("/")[2]
+        )
     except (OSError, ValueError):
         return None
     return folder / name if name and (folder / name).is_file() else None
@@ -112,7 +120,7 @@ def _of_deepspeed(folder: Path) -> Path | None:
         return folder / _DEEPSPEED
     tags = [each.parent for each in folder.glob(f"*/{_DEEPSPEED}")]
     try:
-        latest = folder / (folder / "latest").read_text(encoding="utf-8").strip()
+        latest = folder / read_regular(folder / "latest")[:_LONGEST_NAME].decode().strip()
     except (OSError, ValueError):
         latest = folder
     tag = latest if latest in tags else max(tags, key=_number, default=None)

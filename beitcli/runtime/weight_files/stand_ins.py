@@ -113,7 +113,8 @@ def stand_in(name: str, container: type | None = None) -> type[StandIn] | None:
 
 
 def _made(kind: type[StandIn], name: str) -> type[StandIn]:
-    return type(name, (kind,), {"name": name, "__module__": "stand_in"})
+    shown = name.encode("ascii", "backslashreplace").decode().replace("\0", "\\0")
+    return type(shown, (kind,), {"name": name, "__module__": "stand_in"})
 
 
 def module_tensors(root: StandIn) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # of BEiT, DeepSpeed, Lightning and timm, the dVAEs of BEiT and DALLE-pytorch, EMA weights, DINO
 WRAPPERS = ("model", "module", "state_dict", "weights", "model_ema", "teacher")
+_AVERAGE = "model_ema"
 _DEPTH = 3  # of keys within keys
 _PATCHES = re.compile(r"patch_embed(ding)?s?\.")
 _OPTIMIZER = {"state", "param_groups"}  # keys of an optimizer's state dict
@@ -43,6 +44,8 @@ def choose_state_dict(origin: str, content: Any, part: str = "") -> tuple[str, d
     known = next((key for key in WRAPPERS if found.get(key)), None)
     networks = likely or {key: each for key, each in found.items() if any(n.endswith(".weight") for n in each)} or found
     chosen = choices.named(list(networks), part) if part else None
+    if known == _AVERAGE and len(networks) > 1 and choices.default(list(networks)) not in (None, _AVERAGE):
+        known = None  # the raw one is taken beside its average
     if chosen is None and known is not None and (known in networks or not likely):
         chosen = known
     if chosen is None and networks:
