@@ -28,7 +28,9 @@ _MEMORY_SHARE = 0.26
 def run(context: Context) -> None:
     if context.is_cuda:  # several of these run beside the tests, which must find memory too
         torch.cuda.set_per_process_memory_fraction(_MEMORY_SHARES.get(context.step.variant, _MEMORY_SHARE))
-    for name, job in jobs(context).items():
+    chosen = jobs(context)
+    context.record("compiles", list(chosen))
+    for name, job in chosen.items():
         with context.attempt(name), attention_choice_undone():  # or the next one's code had its tag
             start = time.perf_counter()
             found = job()
