@@ -171,7 +171,7 @@ def is_stdout(output: str | None) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """Returns N if the path leads to /dev/fd/N or /proc/self/fd/N: opening that anew would start at its beginning."""
+    """Returns N if the path leads to /dev/fd/N or /proc/self/fd/N: opening that again would start at its beginning."""
     for _ in range(40):
         folder = os.path.realpath(path.parent)
         if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
