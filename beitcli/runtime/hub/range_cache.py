@@ -29,6 +29,15 @@ _LOCKS = 256  # lock files, shared by all ranges
 _LOOKED_AGAIN = 64  # a process checks the folder's size each time it has written 1/64 of the limit
 _CHECK_BYTES = 4
 _written = 0  # bytes by this process since its last check
+_writing = threading.Lock()  # room made for a range is taken by that range, not by another thread's
+
+
+def _renew_lock() -> None:
+    global _writing
+    _writing = threading.Lock()  # a thread that held it is not in the forked process
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def limit_bytes() -> int:
@@ -120,14 +129,15 @@ def _keep(path: Path, content: bytes, limit: int) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if _written == 0 or _written + size > limit / _LOOKED_AGAIN:
-            _make_room(limit - size)
-            _written = 0
-        _written += size
-        with create_new(beside) as file:
-            file.write(content)
-            file.write(zlib.crc32(content).to_bytes(_CHECK_BYTES, "little"))
-        beside.replace(path)
+        with _writing:
+            if _written == 0 or _written + size > limit / _LOOKED_AGAIN:
+                _make_room(limit - size)
+                _written = 0
+            _written += size
+            with create_new(beside) as file:
+                file.write(content)
+                file.write(zlib.crc32(content).to_bytes(_CHECK_BYTES, "little"))
+            beside.replace(path)
     except OSError:  # such as a full disk
         with suppress(OSError):
             beside.unlink(missing_ok=True)
