@@ -148,12 +148,12 @@ def decode_index_mask(data: bytes) -> np.ndarray:
     """Decodes a segmentation mask to class indices.
 
     Returns:
-        (H, W) uint8: gray values as stored, whatever their bits, the largest value of a PGM, or which gray of a TIFF is
-        zero; or palette indices.
+        (H, W) uint8: gray values as stored, whatever their bits, the largest value of a PGM, or which gray of a TIFF or
+        PBM is zero (the black of a PBM is 1); or palette indices.
 
     Raises:
-        BadImage: As in `decode_rgb`, or a mask in colour, in a compression that changes pixels, with an index above
-            255, or of one bit whose 1 is black.
+        BadImage: As in `decode_rgb`, or a mask in colour, in a compression that changes pixels, or with an index
+            above 255.
     """
     with _pillow_contained(data):
         image = _open(data)
