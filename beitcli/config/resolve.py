@@ -175,7 +175,7 @@ def resolve(
         values["recipe"] = name
     _require_all(command, settings, values)
     config = config_class(**values)
-    _refuse_other_tasks(settings, config, layers, of_recipe)
+    _refuse_unused(settings, config, layers, of_recipe)
     return Resolved(config, origins, notes)
 
 
@@ -211,7 +211,7 @@ def _resumed(
             "These settings differ from the run's own: " + "; ".join(differences) + ".",
             "Leave them out to go on as it was, or start a new run with another --out.",
         )
-    _refuse_other_tasks(settings, now, layers, stored)
+    _refuse_unused(settings, now, layers, stored)
     return Resolved(now, origins, notes)
 
 
@@ -232,10 +232,10 @@ def _task_of(config: Any) -> str | None:
     return getattr(config, "task", None)
 
 
-def _refuse_other_tasks(
+def _refuse_unused(
     settings: Mapping[str, Setting], config: Any, layers: list[tuple[str, dict[str, Any]]], below: Mapping[str, Any]
 ) -> None:
-    """Raises UsageError for a setting that only tasks other than the job's own use.
+    """Raises UsageError for a setting that only other tasks use, or that has no effect beside another one.
 
     A file may contain one with its previous value, because config.toml used to hold the settings of all tasks. One in
     the environment may be meant for another command, and is ignored.
@@ -248,9 +248,17 @@ def _refuse_other_tasks(
         for name, value in values.items():
             setting = settings[name]
             as_it_was = layer == "environment" or (layer == "file" and value in (setting.default, below.get(name)))
-            if setting.belongs_to(task) or as_it_was:
+            if as_it_was:
                 continue
             given = f"{name} in {config.config}" if layer == "file" else setting.flag
+            for other, chosen in setting.option.unused:
+                if value and getattr(config, other) == chosen:
+                    raise UsageError(
+                        f"{given} has no effect with {settings[other].flag} {chosen}.",
+                        f"Leave it out, or give another {settings[other].flag}.",
+                    )
+            if setting.belongs_to(task):
+                continue
             raise UsageError(
                 f"{given} is a setting of --task {' or '.join(setting.option.tasks)}; this is --task {task}.",
                 f"Leave it out, or give --task {setting.option.tasks[0]}.",

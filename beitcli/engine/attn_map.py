@@ -20,7 +20,7 @@ from beitcli.data.transforms.base import fit_center, normalize, to_array
 from beitcli.data.transforms.reference_points import CentralCrop, Patch, Pixel, parse_point
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputFile, output_files
+from beitcli.engine.io.outputs import OutputFile, finish, output_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
@@ -77,6 +77,7 @@ def attn_map(
             else:
                 yield looker.document(path, next(views), outputs[index] if outputs else None)
             on_event(Progress("attn-map", index + 1, len(source), "image"))
+    finish(outputs)
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
 

@@ -16,7 +16,7 @@ from beitcli import __version__
 from beitcli.config.problem import TRANSFORMERS_NAMES
 from beitcli.escaping import markdown
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.checkpoints.locate import read_beside
+from beitcli.models.checkpoints.locate import read_beside, split_part
 from beitcli.runtime.metric_text import HELD_OUT
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
@@ -98,7 +98,8 @@ def _header(to: str, checkpoint: CheckpointHandle, title: str, measured: Measure
     if license_name:
         yield f"license: {yaml_text(license_name)}"
     if checkpoint.reference.startswith("hf://"):
-        yield f"base_model: {yaml_text(checkpoint.reference.removeprefix('hf://').partition('@')[0])}"
+        repository = split_part(checkpoint.reference)[0].removeprefix("hf://").partition("@")[0]
+        yield f"base_model: {yaml_text(repository)}"
     if measured is None:
         return
     yield "metrics:"
@@ -136,12 +137,17 @@ def _escaped(char: str) -> str:
 
 def _license(checkpoint: CheckpointHandle) -> str | None:
     """Returns the licence that timm's config.json, or the README.md beside the weights, names."""
-    if checkpoint.folder is not None or not checkpoint.weights.is_file():
+    if checkpoint.folder is not None:  # a run's own card, in which its user may have named one
+        return _license_of_card(checkpoint.run / "README.md")
+    if not checkpoint.weights.is_file():
         return None
     _, config, _ = read_beside(checkpoint.weights)
     cfg = config.get("pretrained_cfg")
     named = cfg.get("license") if isinstance(cfg, dict) else None
-    return named if isinstance(named, str) and named else _license_of_card(checkpoint.weights.parent / "README.md")
+    if isinstance(named, str) and named:
+        return named
+    folders = dict.fromkeys((checkpoint.weights.parent, Path(split_part(checkpoint.reference)[0])))
+    return next(filter(None, (_license_of_card(folder / "README.md") for folder in folders)), None)
 
 
 def _license_of_card(card: Path) -> str | None:

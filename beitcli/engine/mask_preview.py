@@ -15,7 +15,7 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.transforms.base import FILTERS, Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputFile, is_stdout, output_files, to_picture
+from beitcli.engine.io.outputs import OutputFile, finish, is_stdout, output_files, to_picture
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
 from beitcli.errors import DataError, StorageError, UsageError
@@ -124,6 +124,7 @@ def mask_preview(
                 place = output.path if output else None
                 yield Preview(_document(source.path(index), masks[index], place), picture, to_stdout)
             on_event(Progress("mask-preview", index + 1, len(source), "image"))
+    finish(outputs)
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
 

@@ -262,6 +262,7 @@ def decode(
     tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
     tokenizer.require_decoder()
     names = OutputNames(make_folder(Path("decoded" if config.output == "-" else config.output)), ".png")
+    inputs = ProtectedInputs(config)
     for number, document in enumerate(_token_lines(config, stdin), start=1):
         if "tokens" not in document:
             continue
@@ -273,8 +274,8 @@ def decode(
         tokens = torch.tensor([document["tokens"]], device=compute.device)
         picture = tokenizer.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
         output = names.path(document["path"])
-        inputs = ProtectedInputs(config, images=[document["path"]])
-        require_writable_outputs([output], f"-o '{names.folder}'", inputs, overwrite=config.overwrite)
+        guarded = inputs.with_image(document["path"])
+        require_writable_outputs([output], f"-o '{names.folder}'", guarded, overwrite=config.overwrite)
         OutputFile(output).save_png(to_picture(picture))
         yield {"path": document["path"], "output": str(output)}
         on_event(Progress("decode", number, number, "image"))

@@ -77,6 +77,10 @@ class Source(ABC):
         """Returns (L,) float32, a number for each of `label_names`, or None."""
         return None
 
+    def label_vectors(self) -> np.ndarray:
+        """Returns (n, L) float32, the `label_vector` of every image; for data that has `label_names`."""
+        return np.stack([np.asarray(self.label_vector(index), dtype=np.float32) for index in range(len(self))])
+
     def global_index(self, index: int) -> int:
         """Returns the index of the image in the whole DATA, also for a subset; it keys the random numbers."""
         return index

@@ -91,6 +91,9 @@ class Concat(Source):
         number, inner = self.locate(index)
         return None if self.label_names is None else self.sources[number].label_vector(inner)
 
+    def label_vectors(self) -> np.ndarray:
+        return np.concatenate([source.label_vectors() for source in self.sources])
+
 
 def _pieces(length: int) -> np.ndarray:
     """Returns the lengths of pieces of `_PIECE` images and of the rest, (m,) int64."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -93,6 +94,13 @@ class Labeller:
     def finish(self) -> tuple[tuple[str, ...] | None, np.ndarray]:
         """Returns the classes and the label of every image, as `number_classes` does."""
         return number_classes(*self.codes())
+
+
+def look_alikes(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns pairs of names that differ in case, white space or Unicode form only, as of files from another system."""
+    first: dict[str, str] = {}
+    forms = [(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), name) for name in names]
+    return [(first[form], name) for form, name in forms if first.setdefault(form, name) != name]
 
 
 def number_classes(names: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...] | None, np.ndarray]:

@@ -66,3 +66,6 @@ class Subset(Source):
 
     def label_vector(self, index: int) -> np.ndarray | None:
         return self.source.label_vector(self.locate(index))
+
+    def label_vectors(self) -> np.ndarray:
+        return self.source.label_vectors()[self.indices]

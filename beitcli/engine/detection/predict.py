@@ -19,6 +19,7 @@ from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -51,11 +52,12 @@ def predict(
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(size), stdin=stdin, on_event=on_event)
     outputs: list[Path] = []
+    log: UnfinishedOutputs | None = None
     if config.output is not None:
         placed = OutputNames(Path(config.output), ".png")
         outputs = [placed.path(source.path(index)) for index in range(len(source))]
-        inputs = ProtectedInputs(config, source)
-        require_writable_outputs(outputs, f"-o '{config.output}'", inputs, overwrite=config.overwrite)
+        inputs, log = ProtectedInputs(config, source), UnfinishedOutputs(Path(config.output), config)
+        require_writable_outputs(outputs, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=log.holds)
         make_folder(Path(config.output))
     transform = DetectionEvalTransform(size=size, mean=checkpoint.normalization[0])
 
@@ -63,13 +65,14 @@ def predict(
         sure = _above(objects, config.score_threshold)
         document: dict[str, Any] = {"detections": _told(sure, names)}
         if outputs:
-            OutputFile(outputs[index]).save_png(_drawn(source.pixels(index), sure, names))
+            OutputFile(outputs[index], log=log).save_png(_drawn(source.pixels(index), sure, names))
             document["output"] = str(outputs[index])
         return document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
     batches = detect(model, source, transform, checkpoint.normalization, batching)
-    yield from documents(source, ((batch, map(said, batch.indices, objects)) for batch, objects in batches), on_event)
+    told = ((batch, map(said, batch.indices, objects)) for batch, objects in batches)
+    yield from documents(source, told, on_event, log.end if log is not None else None)
 
 
 def _above(found: Detections, threshold: float) -> Detections:

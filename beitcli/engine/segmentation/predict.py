@@ -17,6 +17,7 @@ from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
@@ -55,7 +56,8 @@ def predict(
     outputs = [placed.path(source.path(index)) for index in range(len(source))]
     beside = [_beside(output) for output in outputs] if config.overlay else []
     guarded, inputs = [*outputs, *beside], ProtectedInputs(config, source)
-    require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite)
+    log = UnfinishedOutputs(folder, config)
+    require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=log.holds)
     make_folder(folder)
     transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales, least=how.least)
 
@@ -63,10 +65,10 @@ def predict(
         (index,) = batch.indices
         labels = classes.cpu().numpy().astype(np.uint8)
         values = rule.to_values(labels)
-        OutputFile(outputs[index]).save_png(indexed(values))
+        OutputFile(outputs[index], log=log).save_png(indexed(values))
         document: dict[str, Any] = {"output": str(outputs[index])}
         if config.overlay:
-            OutputFile(beside[index]).save_png(overlay(source.pixels(index), values))
+            OutputFile(beside[index], log=log).save_png(overlay(source.pixels(index), values))
             document["overlay"] = str(beside[index])
         return document | {"classes": _shares(labels, names)}
 
@@ -74,7 +76,10 @@ def predict(
         model, source, transform, how, Batching(compute, 1, choose_workers(config.workers, compute.device))
     )
     yield from documents(
-        source, ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches), on_event
+        source,
+        ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches),
+        on_event,
+        log.end,
     )
 
 
