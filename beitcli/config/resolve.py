@@ -49,7 +49,7 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
         raise UsageError(
             f"There is no {command} recipe '{name}'.", f"{suggestion(name, known)} Recipes: {', '.join(known)}.".strip()
         )
-    return tomllib.loads(path.read_text())
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
@@ -82,7 +82,7 @@ def _without_weights(value: Any) -> Any:
 def read_config_file(path: Path, command: str) -> dict[str, Any]:
     """Reads a TOML file; checks its key `command` and removes it."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # whatever the locale, as TOML is
     except FileNotFoundError:
         raise UsageError(f"There is no config file '{path}'.", "Check the path given to --config.") from None
     except (OSError, UnicodeDecodeError) as error:

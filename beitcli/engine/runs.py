@@ -171,7 +171,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _small(path: Path) -> str:
     if not path.is_file() or path.stat().st_size > _LARGEST_FILE:  # a pipe would be waited for
         raise ValueError("no small file")
-    return path.read_text()
+    return path.read_text(encoding="utf-8-sig")
 
 
 def age(when: float) -> str:

@@ -60,6 +60,8 @@ def _named(error: Exception) -> BeitError | None:
         )
     if number == errno.ENAMETOOLONG:
         return UsageError(f"A name is too long for the file system{_at(error)}.", "Give a shorter name.")
+    if number == errno.ENOENT and not os.path.isdir(os.curdir):
+        return UsageError("The working folder has been removed.", "Change to another one: cd FOLDER.")
     if _HOME in said:
         return UsageError("There is no home folder, in which the caches are.", "Set HOME, or BEIT_CACHE_DIR=FOLDER.")
     if number in (errno.ENOSPC, errno.EDQUOT):

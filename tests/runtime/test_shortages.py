@@ -60,6 +60,20 @@ def test_a_pipe_or_a_lock_that_would_block_is_no_lack_of_processes() -> None:
     assert shortage(RuntimeError("[pair.cc:534] read 127.0.0.1: Resource temporarily unavailable by peer")) is None
 
 
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path, labelled_folder: Path) -> None:
+    picture = next(labelled_folder.rglob("*.png"))
+
+    def work() -> int:
+        (tmp_path / "gone").mkdir()
+        os.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        return main(["mask-preview", str(picture), "-o", "x.png"])
+
+    ended = forked(work)
+    assert ended.code == 2, ended.err
+    assert "The working folder has been removed." in ended.err
+
+
 def test_a_process_that_cannot_be_started_is_named() -> None:
     def work() -> int:
         if os.geteuid() == 0:  # the limit does not hold for root

@@ -1,4 +1,4 @@
-"""Settings that have no effect beside another one are refused where they are given, not passed over in silence."""
+"""Settings as people give them: those without effect are refused, and files of other systems are read."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ def test_recipes_variables_and_earlier_files_may_hold_unused_settings(tmp_path: 
     path.write_text("width = 33\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"width in .*run\.toml has no effect with --kind vqkd"):
         resolve(TrainTokenizerConfig, VQKD | {"config": str(path)})
+
+
+def test_a_file_with_a_byte_order_mark_and_crlf_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b'\xef\xbb\xbfdata = ["caf\xc3\xa9"]\r\nwidth = 48\r\n')
+    config = resolve(TrainTokenizerConfig, {"config": str(path)}).config
+    assert (config.data, config.width) == (("caf\u00e9",), 48)
 
 
 @pytest.mark.parametrize(("name", "value"), [("mixup", 0.4), ("cutmix", 1.0), ("smoothing", 0.1), ("mixup_group", 64)])
