@@ -60,7 +60,7 @@ def _named(error: Exception) -> BeitError | None:
         )
     if number == errno.ENAMETOOLONG:
         return UsageError(f"A name is too long for the file system{_at(error)}.", "Give a shorter name.")
-    if number == errno.ENOENT and not os.path.isdir(os.curdir):
+    if number == errno.ENOENT and _has_no_working_folder():
         return UsageError("The working folder has been removed.", "Change to another one: cd FOLDER.")
     if _HOME in said:
         return UsageError("There is no home folder, in which the caches are.", "Set HOME, or BEIT_CACHE_DIR=FOLDER.")
@@ -78,6 +78,14 @@ def _is_of_a_start(error: Exception) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and os.path.basename(trace.tb_frame.f_code.co_filename) in _STARTERS
+
+
+def _has_no_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _at(error: Exception) -> str:
