@@ -183,6 +183,8 @@ def _crop(image: Image.Image, size: tuple[int, int]) -> str:
     """Says what part of an image is shown; empty if it is the whole."""
     left, upper, right, lower = center_box(*image.size, size)
     across, down = round(right - left), round(lower - upper)
+    if size[0] == size[1]:  # rounding of the crop's sides apart
+        across = down = min(across, down)
     if (across, down) == image.size:
         return ""
     return f"the middle {across} x {down} of {image.width} x {image.height} pixels"

@@ -12,6 +12,7 @@ from beitcli.pictures.panels import INK, WHITE, caption_size
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 _LAST = 3  # times as long as the others the last frame stays
+_IN_PALETTE = 8  # frames that choose the colours of a GIF
 _MOST_ACROSS = 1200  # pixels: animations are looked at as a whole
 
 
@@ -54,13 +55,24 @@ def save_animation(file: BinaryIO, frames: Sequence[Image.Image], format: str, m
     pictures = list(frames)
     settings: dict[str, object] = {}
     if format == "GIF":
-        table = frames[-1].quantize(256, dither=Image.Dither.NONE)  # one for all, so that what stays does not flicker
+        table = _strip(frames).quantize(256, dither=Image.Dither.NONE)  # one for all: what stays does not flicker
         pictures = [each.quantize(palette=table, dither=Image.Dither.FLOYDSTEINBERG) for each in frames]
         settings = {"disposal": 1, "optimize": False}
     elif format == "WEBP":
         settings = {"quality": 88, "method": 4}
     first, *others = pictures
     first.save(file, format=format, save_all=True, append_images=others, duration=durations, loop=0, **settings)
+
+
+def _strip(frames: Sequence[Image.Image]) -> Image.Image:
+    """Returns a few frames, the first and the last among them, small and beside each other."""
+    count = min(len(frames), _IN_PALETTE)
+    chosen = [frames[round(number * (len(frames) - 1) / max(1, count - 1))] for number in range(count)]
+    size = (max(1, frames[0].width // 2), max(1, frames[0].height // 2))
+    strip = Image.new("RGB", (size[0] * count, size[1]))
+    for number, frame in enumerate(chosen):
+        strip.paste(frame.resize(size, Image.Resampling.NEAREST), (number * size[0], 0))
+    return strip
 
 
 def _fitted(picture: Image.Image) -> Image.Image:

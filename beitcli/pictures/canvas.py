@@ -65,7 +65,12 @@ def text_size(panels: Sequence[Image.Image]) -> int:
 
 
 def sheet(
-    panels: Sequence[Panel], columns: int | None = None, title: str = "", notes: Sequence[str] = (), gap: int = GAP
+    panels: Sequence[Panel],
+    columns: int | None = None,
+    title: str = "",
+    notes: Sequence[str] = (),
+    gap: int = GAP,
+    size: int | None = None,
 ) -> Image.Image:
     """Arranges panels in rows, with titles and notes beneath each; the upper left picture lies at (gap, gap + title).
 
@@ -74,6 +79,7 @@ def sheet(
         title: Line above all.
         notes: Paragraphs beneath all, wrapped.
         gap: Pixels between and around the panels.
+        size: Font size in pixels; default by the width of the narrowest panel.
 
     Raises:
         ValueError: No panels.
@@ -82,7 +88,7 @@ def sheet(
         raise ValueError("a sheet needs a panel")
     columns = min(columns or len(panels), len(panels))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    size = text_size([panel.picture for panel in panels])
+    size = size or text_size([panel.picture for panel in panels])
     widths = [max(panel.picture.width for panel in panels[column::columns]) for column in range(columns)]
     width = sum(widths) + gap * (columns + 1)
     font, small = font_of(size), font_of(max(11, round(0.86 * size)))
@@ -108,6 +114,13 @@ def sheet(
         top += picture_height + text_height + gap
     _write(draw, (gap, top - gap // 2), foot)
     return whole
+
+
+def balanced_columns(count: int, about: float) -> int:
+    """Returns a number of columns near `about` that leaves few places of the last row empty."""
+    least = max(1, round(0.75 * about))
+    choices = range(min(count, least), min(count, max(least, round(1.25 * about))) + 1)
+    return min(choices, key=lambda columns: (-count % columns, abs(columns - about)))
 
 
 def contact_sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:

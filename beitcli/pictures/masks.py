@@ -116,6 +116,7 @@ def mask_panels(
         min_width: Minimum width of each picture, in pixels.
     """
     masked = mask_overlay(image, mask, min_width)
+    outline(masked, mask)
     hidden = int(mask.sum())
     panels = [
         Panel(nearest(image, masked.size), title or "image", (crop,) if crop else ()),

@@ -50,17 +50,27 @@ def overlay(pixels: np.ndarray, values: np.ndarray, names: Mapping[int, str]) ->
     factor = max(1, -(-_LEAST_WIDTH // pixels.shape[1]))
     size = (pixels.shape[1] * factor, pixels.shape[0] * factor)
     large = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)) if factor > 1 else pixels
-    labels = values.repeat(factor, axis=0).repeat(factor, axis=1)
-    solid = class_colours()[labels].astype(np.float64)
-    opacity = np.full(labels.shape, _OPACITY)
-    opacity[edges(labels, max(1, round(min(size) / 320)))] = 1
-    opacity[labels == _NO_CLASS] = 0.35
-    opacity[(labels == _NO_CLASS) & stripes(*labels.shape, period=9)] = 0.85
+    drawn = tinted(large, values.repeat(factor, axis=0).repeat(factor, axis=1), names)
+    return _with_legend(drawn, values, names)
+
+
+def tinted(pixels: np.ndarray, values: np.ndarray, names: Mapping[int, str]) -> Image.Image:
+    """Draws what `overlay` does, at the image's own size and without a legend.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        values: (H, W) uint8.
+        names: Of the classes by value.
+    """
+    solid = class_colours()[values].astype(np.float64)
+    opacity = np.full(values.shape, _OPACITY)
+    opacity[edges(values, max(1, round(min(values.shape) / 320)))] = 1
+    opacity[values == _NO_CLASS] = 0.35
+    opacity[(values == _NO_CLASS) & stripes(*values.shape, period=9)] = 0.85
     if is_background(names.get(0)):
-        opacity[labels == 0] = 0
-    mixed = (1 - opacity[..., None]) * large + opacity[..., None] * solid
-    picture = Image.fromarray(np.rint(mixed).astype(np.uint8))
-    return _with_legend(picture, values, names)
+        opacity[values == 0] = 0
+    mixed = (1 - opacity[..., None]) * pixels + opacity[..., None] * solid
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
 
 def edges(labels: np.ndarray, thickness: int) -> np.ndarray:

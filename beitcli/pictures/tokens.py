@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from beitcli.pictures.canvas import Panel, enlarged, sheet
+from beitcli.pictures.canvas import RULE, Panel, balanced_columns, enlarged, sheet
 from beitcli.pictures.charts import rank_chart
 from beitcli.pictures.masks import patch_edges, smooth, spread
 from beitcli.pictures.palette import from_oklab
@@ -117,11 +117,14 @@ def codebook_sheet(entries: Sequence[CodeEntry], total: int, used: int, vocab_si
     for entry in entries:
         tiles = [crisp(tile, _TILE) for tile in (entry.mean, entry.decoded) if tile is not None]
         picture = Image.new("RGB", (sum(tile.width + 2 for tile in tiles) - 2, tiles[0].height), WHITE)
+        draw = ImageDraw.Draw(picture)
         for number, tile in enumerate(tiles):
-            picture.paste(tile, (number * (tile.width + 2), 0))
+            left = number * (tile.width + 2)
+            picture.paste(tile, (left, 0))
+            draw.rectangle((left, 0, left + tile.width - 1, tile.height - 1), outline=RULE)  # of a white one, too
         panels.append(Panel(picture, f"code {entry.code}", (f"{entry.count:,} = {entry.count / total:.2%}",)))
     aspect = (panels[0].picture.height + 50) / panels[0].picture.width
-    columns = max(1, min(len(panels), round((1.5 * aspect * len(panels)) ** 0.5)))
+    columns = balanced_columns(len(panels), (1.5 * aspect * len(panels)) ** 0.5)
     right = "; right: what the code decodes to among its like" if entries[0].decoded is not None else ""
     said = f"The {len(panels)} most frequent codes, with the number and share of the tokens that have each. "
     title = f"{used:,} of {vocab_size:,} codes occur in {source}, {total:,} tokens"
@@ -141,4 +144,4 @@ def usage_chart(counts: np.ndarray, figures: dict[str, Any], verdict: str) -> Im
     marks = [(max(1.0, perplexity), f"perplexity {perplexity:,.0f}"), (len(used), f"{len(used):,} codes used")]
     title = f"Codes by rank: {figures['images']:,} images, {int(counts.sum()):,} tokens"
     chart = rank_chart(used, marks, title, ("rank of the code", "tokens that have it"))
-    return sheet([Panel(chart, f"Verdict: {figures['verdict']}", (verdict,))], gap=20)
+    return sheet([Panel(chart, f"Verdict: {figures['verdict']}", (verdict,))], gap=20, size=19)

@@ -284,7 +284,7 @@ def test_mask_preview_with_a_model_adds_the_reconstruction(
         flags = ["--grid", "4,4", "--num-masked", 6, "--min-block", 4]
         assert beit("mask-preview", image, *flags, *model, "-o", tmp_path / f"{name}.png").code == 0
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "rebuilt.png") as rebuilt:
-        assert rebuilt.height == plain.height
+        assert rebuilt.height >= plain.height
         assert rebuilt.width > plain.width
         added = np.asarray(rebuilt.convert("RGB"))[:, plain.width :]
         assert added.std() > 0

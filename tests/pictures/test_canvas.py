@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.pictures.canvas import Key, Panel, contact_sheet, elided, enlarged, font_of, legend, sheet, wrapped
+from beitcli.pictures.canvas import (
+    Key,
+    Panel,
+    balanced_columns,
+    contact_sheet,
+    elided,
+    enlarged,
+    font_of,
+    legend,
+    sheet,
+    wrapped,
+)
 from beitcli.pictures.charts import bar_chart, heat_chart, linear, logarithmic
 
 RED = (255, 0, 0)
@@ -41,6 +52,11 @@ def test_contact_sheet_keeps_the_panels_of_an_image_together():
     picture = contact_sheet([[Panel(plain((60, 60), colour)), Panel(plain((60, 60), RED))] for colour in colours])
     seen = [picture.getpixel((16 + 76 * column + 5, 21)) for column in range(4)]
     assert seen == [colours[0], RED, colours[1], RED]
+
+
+@pytest.mark.parametrize(("count", "about", "columns"), [(64, 9.3, 8), (12, 4.2, 4), (1, 3, 1), (5, 1, 1), (7, 3.2, 4)])
+def test_columns_leave_few_places_empty(count, about, columns):
+    assert balanced_columns(count, about) == columns
 
 
 def test_lines_are_cut_in_their_middle_and_hold_no_control_characters():
