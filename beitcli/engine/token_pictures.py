@@ -26,6 +26,7 @@ from beitcli.tokenizers.base import Tokenizer
 
 _PICTURE, _ON_A_SHEET = 448, 224  # width of a panel in pixels, alone and on a sheet of several images
 _DECODED_AT_ONCE = 256  # codes
+_LOOKED_AT = 256  # codes whose own colours orient the colours of all
 
 
 @dataclass
@@ -113,7 +114,12 @@ class TokenPictures:
                 vectors = torch.cat([self._decoded(part) for part in codes.split(_DECODED_AT_ONCE)]).flatten(1)
             if vectors is None:
                 vectors = torch.stack([codes * step % len(codes) for step in (1, 31, 211)], dim=1)
-            self._colours = similarity_colours(vectors.float().cpu().numpy())
+            looks = None
+            if self.tokenizer.can_decode:
+                some = codes[torch.linspace(0, len(codes) - 1, min(_LOOKED_AT, len(codes))).round().long()]
+                means = self._decoded(some).mean(dim=(2, 3)).clamp(0, 1).mul(255).round()
+                looks = (some.cpu().numpy(), means.cpu().numpy().astype(np.uint8))
+            self._colours = similarity_colours(vectors.float().cpu().numpy(), looks)
         return self._colours
 
     def _device(self) -> torch.device:

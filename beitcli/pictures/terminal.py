@@ -7,6 +7,7 @@ where COLORTERM says so, in the 256 colours of xterm elsewhere.
 from __future__ import annotations
 
 import base64
+import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Literal
@@ -22,6 +23,7 @@ Protocol = Literal["kitty", "iterm2", "sixel", "truecolor", "256"]
 _CELL = 10  # pixels of a column, where a picture is drawn in pixels
 _CHUNK = 4096  # most characters of one of kitty's commands
 _GAP = 2  # columns between panels
+_LEAST_COLUMNS = 24  # of a panel that stands beside others
 _LEVELS = np.array([0, 95, 135, 175, 215, 255])  # of a channel in xterm's cube of colours 16 to 231
 _SIXEL_COLOURS = 255
 _RESET = "\x1b[0m"
@@ -74,30 +76,42 @@ def draw_picture(picture: Image.Image, protocol: Protocol, columns: int) -> str:
 
 
 def draw_panels(panels: Sequence[Panel], protocol: Protocol, columns: int) -> str:
-    """Returns what draws pictures of one shape side by side, each with its title and notes as text beneath.
+    """Returns what draws pictures of one shape in rows, each with its title and notes as text beneath.
 
-    Lines are cut to the width of their picture, and hold no control characters.
+    As many stand side by side as have 24 columns or more. Lines are wrapped to the width of their picture, and hold no
+    control characters.
     """
-    wide = max(8, (columns - _GAP * (len(panels) - 1)) // len(panels))
-    scale = 1 if protocol in ("truecolor", "256") else _CELL
+    most = max(1, min(len(panels), (columns + _GAP) // (_LEAST_COLUMNS + _GAP)))
+    rows = -(-len(panels) // most)
+    beside = -(-len(panels) // rows)
+    wide = max(8, (columns - _GAP * (beside - 1)) // beside)
+    parts = [panels[start : start + beside] for start in range(0, len(panels), beside)]
+    return "".join(_row(part, protocol, wide) for part in parts)
+
+
+def _row(panels: Sequence[Panel], protocol: Protocol, wide: int) -> str:
+    """Draws panels side by side, each `wide` columns."""
+    is_blocks = protocol in ("truecolor", "256")
+    scale = 1 if is_blocks else _CELL
     fitted = [_filled(panel.picture.convert("RGB"), wide * scale) for panel in panels]
-    strip = Image.new("RGB", (len(panels) * (wide + _GAP) * scale - _GAP * scale, max(each.height for each in fitted)))
+    size = ((len(panels) * (wide + _GAP) - _GAP) * scale, max(each.height for each in fitted))
+    strip, shown = Image.new("RGB", size), np.zeros(size[::-1], dtype=bool)
     for number, each in enumerate(fitted):
-        strip.paste(each, (number * (wide + _GAP) * scale, 0))
-    if scale == 1:
-        keep = np.zeros((strip.height, strip.width), dtype=bool)
-        for number, each in enumerate(fitted):
-            left = number * (wide + _GAP)
-            keep[: each.height, left : left + each.width] = True
-        drawn = _blocks(strip, true=protocol == "truecolor", keep=keep)
+        left = number * (wide + _GAP) * scale
+        strip.paste(each, (left, 0))
+        shown[: each.height, left : left + each.width] = True
+    if is_blocks:
+        drawn = _blocks(strip, true=protocol == "truecolor", keep=shown)
     else:
-        drawn = draw_picture(strip, protocol, columns)
-    texts = []
-    written = [[line for line in (panel.title, *panel.notes) if line] for panel in panels]
+        drawn = draw_picture(strip, protocol, size[0] // scale)
+    written = [
+        [line for text in (panel.title, *panel.notes) for line in textwrap.wrap(terminal_line(text), wide)]
+        for panel in panels
+    ]
     for row in range(max(len(lines) for lines in written)):
-        cells = [terminal_line(lines[row]) if row < len(lines) else "" for lines in written]
-        texts.append((" " * _GAP).join(_cell(each, wide) for each in cells).rstrip() + "\n")
-    return drawn + "".join(texts)
+        cells = [lines[row] if row < len(lines) else "" for lines in written]
+        drawn += (" " * _GAP).join(each.ljust(wide) for each in cells).rstrip() + "\n"
+    return drawn
 
 
 def fit(picture: Image.Image, width: int) -> Image.Image:
@@ -112,10 +126,6 @@ def _filled(picture: Image.Image, width: int) -> Image.Image:
     height = max(1, round(picture.height * width / picture.width))
     filter = Image.Resampling.LANCZOS if width < picture.width else Image.Resampling.NEAREST
     return picture.resize((width, height), filter)
-
-
-def _cell(text: str, width: int) -> str:
-    return (text if len(text) <= width else text[: width - 1] + "…").ljust(width)
 
 
 def _blocks(picture: Image.Image, *, true: bool, keep: np.ndarray | None = None) -> str:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from beitcli.pictures.canvas import RULE, Panel, balanced_columns, enlarged, sheet
 from beitcli.pictures.charts import rank_chart
 from beitcli.pictures.masks import patch_edges, smooth, spread
-from beitcli.pictures.palette import from_oklab
+from beitcli.pictures.palette import from_oklab, to_oklab
 from beitcli.pictures.panels import WHITE, crisp
 
 _LIGHTNESS = (0.38, 0.92)
@@ -20,14 +20,33 @@ _CHROMA = 0.14  # largest distance from grey along an axis, which most screens c
 _TILE = 72  # least pixels across of one picture of a code
 
 
-def similarity_colours(vectors: np.ndarray) -> np.ndarray:
+def similarity_colours(vectors: np.ndarray, looks: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
     """Gives codes colours that are alike where the codes are, (V, 3) uint8.
 
-    The first three principal components, standardised, become OKLab's lightness and its two axes of colour. Signs are
-    fixed by the largest score of each component, so equal codebooks have equal colours.
+    The first three principal components, standardised, become OKLab's lightness and its two axes of colour. Where the
+    looks of some codes are known, the components are rotated to fit them best (orthogonal Procrustes), so that dark
+    codes are dark; else signs are fixed by the largest score of each. So equal codebooks have equal colours.
 
     Args:
         vectors: (V, D); distances between rows say how alike codes are.
+        looks: Some codes, (n,), and the colour that each decodes to, (n, 3) uint8.
+    """
+    scores = _principal_scores(vectors)
+    if looks is not None and len(looks[0]) > 3:
+        lab = to_oklab(looks[1])
+        lab = (lab - lab.mean(axis=0)) / np.maximum(lab.std(axis=0), 1e-6)
+        left, _, right = np.linalg.svd(scores[looks[0]].T @ lab)
+        scores = scores @ (left @ right)
+    shares = 0.5 + 0.5 * np.tanh(scores / 1.5)
+    low, high = _LIGHTNESS
+    lightness = low + (high - low) * shares[:, 0]
+    return from_oklab(np.column_stack([lightness, _CHROMA * (2 * shares[:, 1:] - 1)]))
+
+
+def _principal_scores(vectors: np.ndarray) -> np.ndarray:
+    """Returns the first three principal components, (V, 3) with deviation 1, the largest score of each positive.
+
+    A component without variance is 0.
     """
     centred = np.asarray(vectors, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
@@ -38,15 +57,13 @@ def similarity_colours(vectors: np.ndarray) -> np.ndarray:
         values, axes = np.linalg.eigh(centred @ centred.T)
         order = np.argsort(-values, kind="stable")[:3]
         components = axes[:, order] * np.sqrt(values[order].clip(0))
-    shares = np.full((len(centred), 3), 0.5)
+    scores = np.zeros((len(centred), 3))
     for column, component in enumerate(components.T):
         deviation = float(component.std())
-        if deviation > 1e-12:
+        if deviation > 1e-9:
             sign = 1 if component[np.abs(component).argmax()] > 0 else -1
-            shares[:, column] = 0.5 + 0.5 * np.tanh(sign * component / deviation / 1.5)
-    low, high = _LIGHTNESS
-    lightness = low + (high - low) * shares[:, 0]
-    return from_oklab(np.column_stack([lightness, _CHROMA * (2 * shares[:, 1:] - 1)]))
+            scores[:, column] = sign * component / deviation
+    return scores
 
 
 def token_map(tokens: np.ndarray, colours: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -95,11 +95,27 @@ def test_sixels_decode_to_the_picture():
     assert np.array_equal(pixels[:8], np.asarray(picture))
 
 
+def plain_lines(panels, columns):
+    drawn = draw_panels(panels, "truecolor", columns)
+    return [re.sub(r"\x1b\[[\d;]*m", "", line) for line in drawn.splitlines()]
+
+
 def test_panels_stand_side_by_side_with_their_lines():
-    panels = [Panel(noise((64, 64)), f"panel {number}", ("a\x1b[31m" + "b" * 99,)) for number in range(3)]
-    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in draw_panels(panels, "truecolor", 80).splitlines()]
-    assert {len(line) for line in lines[:-2]} == {80 - (80 - 4) % 3}
-    assert lines[0][25:27] == "  "
-    assert [lines[-2].index(f"panel {number}") for number in range(3)] == [0, 27, 54]
-    assert "\x1b" not in lines[-1]
-    assert len(lines[-1]) <= 80
+    panels = [Panel(noise((64, 64)), f"panel {number}", ("a\x1b[31m" + "b" * 40,)) for number in range(3)]
+    lines = plain_lines(panels, 80)
+    pictures, texts = lines[:13], lines[13:]
+    assert {len(line) for line in pictures} == {80 - (80 - 4) % 3}
+    assert pictures[0][25:27] == "  "
+    assert [texts[0].index(f"panel {number}") for number in range(3)] == [0, 27, 54]
+    assert "\x1b" not in "".join(texts)
+    assert "".join(texts[1:]).count("b") == 3 * 40  # wrapped, not cut
+    assert max(map(len, texts)) <= 80
+
+
+def test_panels_that_would_be_narrow_stand_in_rows_of_equal_length():
+    panels = [Panel(noise((64, 64)), f"panel {number}") for number in range(4)]
+    assert [line.split() for line in plain_lines(panels, 80) if "panel" in line] == [
+        ["panel", "0", "panel", "1"],
+        ["panel", "2", "panel", "3"],
+    ]
+    assert len([line for line in plain_lines(panels, 120) if "panel" in line]) == 1

@@ -40,6 +40,17 @@ def test_colours_of_equal_codebooks_are_equal_and_no_sign_is_left_open():
     assert similarity_colours(np.zeros((3, 2))).tolist() == [similarity_colours(np.zeros((1, 2)))[0].tolist()] * 3
 
 
+def test_colours_are_turned_to_what_codes_look_like():
+    """Vectors that hold the colours themselves, shuffled and with wrong signs: dark codes are dark, red ones red."""
+    looks = np.random.default_rng(4).integers(0, 256, (120, 3), dtype=np.uint8)
+    lab = to_oklab(looks)
+    vectors = -lab[:, [2, 0, 1]] / lab.std(axis=0)[[2, 0, 1]]
+    some = np.arange(0, 120, 3)
+    colours = to_oklab(similarity_colours(vectors, (some, looks[some])))
+    for axis in range(3):
+        assert np.corrcoef(colours[:, axis], lab[:, axis])[0, 1] > 0.85
+
+
 def test_token_map_has_a_cell_of_its_colour_for_each_token():
     colours = np.array([[10, 20, 30], [200, 0, 0], [0, 0, 250]], np.uint8)
     tokens = np.array([[0, 1], [2, 2]])
