@@ -141,7 +141,8 @@ def _blocks(picture: Image.Image, *, true: bool, keep: np.ndarray | None = None)
             red, green, blue = pixels[place].tolist()
             codes[place] = f"2;{red};{green};{blue}"
     else:
-        codes[...] = np.vectorize("5;{}".format, otypes=[object])(xterm_colours(pixels))
+        numbers = xterm_colours(Image.fromarray(pixels))
+        codes[...] = np.array([f"5;{number}" for number in range(256)], dtype=object)[numbers]
     lines = []
     for row in range(0, len(pixels), 2):
         line, last = "", ""
@@ -160,15 +161,13 @@ def _blocks(picture: Image.Image, *, true: bool, keep: np.ndarray | None = None)
     return "".join(lines)
 
 
-def xterm_colours(pixels: np.ndarray) -> np.ndarray:
-    """Returns the nearest of xterm's colours 16 to 255: (..., 3) uint8 to (...) int64."""
-    pixels = pixels.astype(np.int64)
-    steps = np.abs(pixels[..., None] - _LEVELS).argmin(axis=-1)
-    cube = 16 + 36 * steps[..., 0] + 6 * steps[..., 1] + steps[..., 2]
-    grey = np.clip(np.rint((pixels.mean(axis=-1) - 8) / 10), 0, 23).astype(np.int64)
-    off_cube = np.square(pixels - _LEVELS[steps]).sum(axis=-1)
-    off_grey = np.square(pixels - (8 + 10 * grey)[..., None]).sum(axis=-1)
-    return np.where(off_grey < off_cube, 232 + grey, cube)
+def xterm_colours(picture: Image.Image) -> np.ndarray:
+    """Returns numbers of xterm's colours 16 to 255, (H, W) int64, their error spread over the neighbouring pixels."""
+    cube = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS, indexing="ij"), axis=-1).reshape(-1, 3)
+    greys = np.arange(8, 248, 10)[:, None].repeat(3, axis=1)
+    table = Image.new("P", (1, 1))
+    table.putpalette(np.concatenate([cube, greys]).ravel().tolist())
+    return 16 + np.asarray(picture.quantize(palette=table, dither=Image.Dither.FLOYDSTEINBERG)).astype(np.int64)
 
 
 def _sixel(picture: Image.Image) -> str:

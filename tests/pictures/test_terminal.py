@@ -68,9 +68,16 @@ def test_blocks_fit_the_columns():
         assert len(re.sub(r"\x1b\[[\d;]*m", "", line)) == 40
 
 
-def test_xterm_colours_are_the_nearest():
-    pixels = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [128, 128, 128], [94, 134, 174]], np.uint8)
-    assert xterm_colours(pixels).tolist() == [16, 231, 196, 244, 16 + 36 + 12 + 3]
+def test_xterm_colours_are_exact_where_they_can_be_and_right_on_average():
+    pure = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [95, 135, 175], [118, 118, 118]]], np.uint8)
+    assert xterm_colours(Image.fromarray(pure)).tolist() == [[16, 231, 196, 16 + 36 + 12 + 3, 243]]
+    levels = np.array([0, 95, 135, 175, 215, 255])
+    for colour in ((200, 180, 160), (30, 60, 20)):
+        numbers = xterm_colours(Image.new("RGB", (40, 40), colour)).ravel()
+        cube, grey = numbers - 16, 8 + 10 * (numbers - 232)
+        shown = np.stack([levels[np.clip(cube // 36, 0, 5)], levels[cube // 6 % 6], levels[cube % 6]], axis=1)
+        shown = np.where(numbers[:, None] >= 232, grey[:, None], shown)
+        assert np.abs(shown.mean(axis=0) - colour).max() < 8
 
 
 def test_sixels_decode_to_the_picture():
@@ -108,7 +115,7 @@ def test_panels_stand_side_by_side_with_their_lines():
     assert pictures[0][25:27] == "  "
     assert [texts[0].index(f"panel {number}") for number in range(3)] == [0, 27, 54]
     assert "\x1b" not in "".join(texts)
-    assert "".join(texts[1:]).count("b") == 3 * 40  # wrapped, not cut
+    assert "".join(texts[1:]).count("bb") == 3 * 20  # wrapped, not cut
     assert max(map(len, texts)) <= 80
 
 
