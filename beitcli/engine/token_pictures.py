@@ -157,7 +157,8 @@ class TokenPictures:
             )
             for place, code in enumerate(codes.tolist())
         ]
-        source, used = f"{total // (self.size // side) ** 2:,} images", int((counts > 0).sum())
+        images, used = total // (self.size // side) ** 2, int((counts > 0).sum())
+        source = "an image" if images == 1 else f"{images:,} images"
         self.codebook.save_picture(codebook_sheet(entries, total, used, len(counts), source))
 
     def draw_chart(self, counts: torch.Tensor, summary: dict[str, Any]) -> dict[str, Any]:

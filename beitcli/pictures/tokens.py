@@ -159,6 +159,6 @@ def usage_chart(counts: np.ndarray, figures: dict[str, Any], verdict: str) -> Im
     used = np.sort(counts[counts > 0])[::-1]
     perplexity = figures["perplexity"]
     marks = [(max(1.0, perplexity), f"perplexity {perplexity:,.0f}"), (len(used), f"{len(used):,} codes used")]
-    title = f"Codes by rank: {figures['images']:,} images, {int(counts.sum()):,} tokens"
+    title = f"Codes by rank: {int(counts.sum()):,} tokens"
     chart = rank_chart(used, marks, title, ("rank of the code", "tokens that have it"))
     return sheet([Panel(chart, f"Verdict: {figures['verdict']}", (verdict,))], gap=20, size=19)

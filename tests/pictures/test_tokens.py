@@ -85,6 +85,6 @@ def test_codebook_sheet_shows_mean_and_decoded_patch_of_every_code():
 
 @pytest.mark.parametrize("counts", [np.array([7, 0, 3, 1]), np.array([0, 5]), np.arange(3000)])
 def test_usage_chart_takes_any_counts(counts):
-    figures = {"perplexity": 1.7, "images": 3, "codes_used": int((counts > 0).sum()), "verdict": "suits"}
+    figures = {"perplexity": 1.7, "verdict": "suits"}
     picture = usage_chart(counts, figures, "The tokenizer suits this data.")
     assert picture.width > 600

@@ -12,7 +12,11 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
     from beitcli.engine.run_previews import animate_previews
 
     if config.animate:
-        console.print_json(animate_previews(config))
+        animation = animate_previews(config)
+        if console.wants_json:
+            console.print_json(animation)
+        else:
+            console.print_line(f"{animation['output']}  {len(animation['steps'])} previews")
         return
     if config.stats:
         console.print_json(mask_preview_statistics(config))
