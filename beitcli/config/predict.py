@@ -74,6 +74,4 @@ class PredictConfig(Windows, Job):
         "A segmenter's masks over the images too, beside them, with a legend; a background is left as it is.",
         panel="Output",
     )
-    preview: bool = option(
-        False, "Draw a segmenter's overlays or a detector's boxes in the terminal, on stderr.", panel="Output"
-    )
+    preview: bool = option(False, "Draw images with what was found in them in the terminal, on stderr.", panel="Output")

@@ -62,8 +62,8 @@ def tinted(pixels: np.ndarray, values: np.ndarray, names: Mapping[int, str]) -> 
         values: (H, W) uint8.
         names: Of the classes by value.
     """
-    solid = class_colours()[values].astype(np.float64)
-    opacity = np.full(values.shape, _OPACITY)
+    solid = class_colours()[values].astype(np.float32)
+    opacity = np.full(values.shape, _OPACITY, np.float32)
     opacity[edges(values, max(1, round(min(values.shape) / 320)))] = 1
     opacity[values == _NO_CLASS] = 0.35
     opacity[(values == _NO_CLASS) & stripes(*values.shape, period=9)] = 0.85
