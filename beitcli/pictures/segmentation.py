@@ -66,7 +66,7 @@ def tinted(pixels: np.ndarray, values: np.ndarray, names: Mapping[int, str]) -> 
     opacity = np.full(values.shape, _OPACITY, np.float32)
     opacity[edges(values, max(1, round(min(values.shape) / 320)))] = 1
     opacity[values == _NO_CLASS] = 0.35
-    opacity[(values == _NO_CLASS) & stripes(*values.shape, period=9)] = 0.85
+    opacity[(values == _NO_CLASS) & stripes(values.shape[0], values.shape[1], period=9)] = 0.85
     if is_background(names.get(0)):
         opacity[values == 0] = 0
     mixed = (1 - opacity[..., None]) * pixels + opacity[..., None] * solid
