@@ -45,7 +45,7 @@ COMMAND = Command(
     examples=(
         "beit mask-preview photo.jpg -o masked.png",
         "beit mask-preview photo.jpg --model runs/mine -o rebuilt.png",
-        "beit mask-preview photos/ --limit 6 --model runs/mine -o sheet.jpg      all on one sheet",
+        "beit mask-preview photos/ --limit 6 --model runs/mine -o sheet.jpg",
         "beit mask-preview photo.jpg --preview",
         "beit mask-preview --stats 20000 --num-masked 75 -o masks.png",
         "beit mask-preview --animate runs/mine -o learning.gif",
