@@ -7,6 +7,7 @@ as JSON or as a table.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 import traceback
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
     from beitcli.engine.events import Event, Progress
+    from beitcli.pictures.canvas import Panel
 
 _LINE_SECONDS = 5.0  # between two plain lines with metrics
 _BAR_COLUMNS = 44  # width of phase, bar, count and time left; 80 columns leave room for the loss and one metric
@@ -55,6 +57,7 @@ class CommandConsole:
         self._console: Console | None = None
         self._bar: Bar | None = None
         self._bar_tasks: dict[str, Any] = {}
+        self._has_told = False  # that there is no terminal to draw in
         self._last_line = 0.0
         self._last_count: float | None = None
         self._downloads: dict[str, tuple[float, int]] = {}  # phase -> time and bytes of its first event
@@ -95,6 +98,22 @@ class CommandConsole:
         picture.save(file, format="PNG")
         self._make_way()
         write_stdout(file.getvalue())
+
+    def _draw(self, panels: Sequence[Panel]) -> None:
+        """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once."""
+        from beitcli.pictures.terminal import draw_panels, protocol_of
+
+        protocol = protocol_of(os.environ)
+        if not self.console.is_terminal or protocol is None or "utf" not in self.console.encoding:
+            if not self._has_told:
+                reason = "NO_COLOR is set" if os.environ.get("NO_COLOR") else "stderr is no terminal that can show it"
+                self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")
+            self._has_told = True
+            return
+        drawn = draw_panels(panels, protocol, self.console.width)
+        if self._bar is not None:
+            self._bar.stop()
+        Stderr().write(drawn)
 
     def _make_way(self) -> None:
         """Pauses the progress bar if results go to the same terminal; the next event restarts it."""
@@ -194,6 +213,8 @@ class CommandConsole:
         elif isinstance(event, events.Saved):
             waited, written = f"{event.stall:.2g} s", f"{event.seconds:.2g} s"
             self._say(f"saved step {event.step}: training waited {waited}, written beside it in {written}", "dim")
+        elif isinstance(event, events.Drawn):
+            self._draw(event.panels)
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Note):

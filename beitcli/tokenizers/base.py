@@ -61,6 +61,10 @@ class TokenizerModel(ABC, nn.Module):
         """
         return None
 
+    def code_vectors(self) -> Tensor | None:
+        """Returns vectors (V, any width) whose distances say how alike codes are; None if the network has none."""
+        return None
+
     @property
     def has_logit_laplace(self) -> bool:
         """Whether the decoder gives a logit-Laplace density of each pixel, instead of the pixel alone."""

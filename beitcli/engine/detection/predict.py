@@ -14,7 +14,7 @@ from beitcli.data.annotations.instance_masks import decoded
 from beitcli.data.transforms.detection import DetectionEvalTransform
 from beitcli.engine.detection.inference import detect
 from beitcli.engine.detection.metrics import Detections, require_pycocotools
-from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
@@ -24,6 +24,7 @@ from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.boxes import draw_bounding_boxes, draw_segmentation_masks
+from beitcli.pictures.canvas import Panel
 from beitcli.runtime.compute.device import choose_workers
 
 
@@ -64,9 +65,13 @@ def predict(
     def said(index: int, objects: Detections) -> dict[str, Any]:
         sure = _above(objects, config.score_threshold)
         document: dict[str, Any] = {"detections": _told(sure, names)}
-        if outputs:
-            OutputFile(outputs[index], log=log).save_png(_drawn(source.pixels(index), sure, names))
+        drawn = _drawn(source.pixels(index), sure, names) if outputs or config.preview else None
+        if drawn is not None and outputs:
+            OutputFile(outputs[index], log=log).save_png(drawn)
             document["output"] = str(outputs[index])
+        if drawn is not None and config.preview:
+            shown = [f"{each['label']} {each['score']:.0%}" for each in document["detections"]]
+            on_event(Drawn([Panel(drawn, source.path(index), (", ".join(shown) or "nothing",))]))
         return document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))

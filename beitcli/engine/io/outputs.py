@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -24,6 +24,12 @@ from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.errors import ReaderGone, StorageError, UsageError
 from beitcli.runtime.storage.own_files import atomic_write
 
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # Pillow's format and settings by suffix; the first is the default
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    ".webp": ("WEBP", {"quality": 92}),
+}
 _STEM_BYTES = 180  # a name may have 255; a number, a suffix and the PID follow
 
 
@@ -84,6 +90,11 @@ class OutputFile:
 
     def save_png(self, image: Image.Image) -> None:
         self.write(lambda file: image.save(file, format="PNG"))
+
+    def save_picture(self, image: Image.Image) -> None:
+        """Writes it in the format of PICTURES that the name ends in; a pipe of another name gets PNG."""
+        format, settings = PICTURES.get(self.path.suffix.lower(), PICTURES[".png"])
+        self.write(lambda file: image.save(file, format=format, **settings))
 
 
 def output_files(
