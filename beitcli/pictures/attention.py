@@ -56,7 +56,7 @@ def draw_heatmap(
     largest = float(attention.max())
     relative = np.asarray(attention / largest if largest != 0 else np.zeros(attention.shape), np.float64)
     if threshold is None:
-        opacity = 0.35 + 0.55 * relative
+        opacity = 0.2 + 0.7 * relative
     else:  # the weakest kept patch must be visible
         kept = top_mass_patches(attention, threshold)
         opacity = np.where(kept, 0.6 + 0.3 * relative, 0)

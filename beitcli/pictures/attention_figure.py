@@ -78,5 +78,5 @@ def _cell(
     items: list[Item] = [Picture(image, box)]
     for number, (x, y) in points:
         centre = left + (x + 0.5) / row.photograph.width * width, top + (y + 0.5) / row.photograph.height * height
-        items.append(Disc(centre, 5.5, ACCENTS[(number - 1) % len(ACCENTS)], str(number)))
+        items.append(Disc(centre, 5.0, ACCENTS[(number - 1) % len(ACCENTS)], str(number)))
     return items

@@ -82,7 +82,7 @@ def titled(image: Image.Image, lines: Sequence[str]) -> Image.Image:
         image: RGB, with a margin of 16 pixels.
         lines: A line that is wider than the picture is truncated.
     """
-    size = min(36, max(13, round(image.width / 60)))
+    size = min(28, max(14, round(image.width / 84)))
     line, font = round(1.5 * size), ImageFont.load_default(size=size)
     picture = Image.new("RGB", (image.width, image.height + line * len(lines) + size // 2), WHITE)
     draw = ImageDraw.Draw(picture)

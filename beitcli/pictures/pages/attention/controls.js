@@ -3,7 +3,8 @@
 
 function patchAt(event) {
   const box = stage.getBoundingClientRect();
-  const place = (at, begin, length, places) => Math.min(places - 1, Math.max(0, Math.floor(((at - begin) / length) * places)));
+  const place = (at, begin, length, places) =>
+    Math.min(places - 1, Math.max(0, Math.floor(((at - begin) / length) * places)));
   return place(event.clientY, box.top, box.height, rows) * columns + place(event.clientX, box.left, box.width, columns);
 }
 stage.addEventListener("pointermove", (event) => {
@@ -13,16 +14,12 @@ stage.addEventListener("pointermove", (event) => {
     change(state.pinned ? { target: patch } : { query: patch + 1, target: null });
 });
 stage.addEventListener("pointerleave", () => { if (state.target !== null) change({ target: null }); });
-stage.addEventListener("click", (event) => {
-  const query = patchAt(event) + 1;
-  if (state.pinned && state.query === query) change({ pinned: false, target: null });
-  else pin(query);
-});
+stage.addEventListener("click", (event) => toggle(patchAt(event) + 1));
 
 function move(down, right) {
-  if (state.query === 0) return pin(1 + Math.floor(rows / 2) * columns + Math.floor(columns / 2));
+  if (state.query === 0) return pin(queryOf([Math.floor(rows / 2), Math.floor(columns / 2)]));
   const patch = state.query - 1, within = (place, places) => Math.min(places - 1, Math.max(0, place));
-  return pin(1 + within(Math.floor(patch / columns) + down, rows) * columns + within((patch % columns) + right, columns));
+  return pin(queryOf([within(Math.floor(patch / columns) + down, rows), within((patch % columns) + right, columns)]));
 }
 const nextLayer = (by) => change({ layer: Math.min(data.depth - 1, Math.max(0, state.layer + by)) });
 function nextMap(by) {
@@ -35,7 +32,8 @@ const keys = { "[": () => nextLayer(-1), "]": () => nextLayer(1), ",": () => nex
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const isControl = event.target.closest("input, select, #gallery") !== null;
-  const act = arrows[event.key] && !isControl ? () => move(...arrows[event.key]) : keys[event.key];
+  let act = arrows[event.key] && !isControl ? () => move(...arrows[event.key]) : keys[event.key];
+  if (event.target === stage && ["Enter", " "].includes(event.key)) act = () => toggle(state.query);
   if (!act) return;
   event.preventDefault();
   act();
@@ -58,7 +56,7 @@ part("release").addEventListener("click", () => change({ pinned: false, target: 
 function drawView() {
   const photo = part("photo"), heat = part("heat"), scale = Math.max(1, Math.round(896 / photo.naturalWidth));
   const width = photo.naturalWidth * scale, height = photo.naturalHeight * scale, size = Math.round(width / 42);
-  const canvas = document.createElement("canvas"), context = canvas.getContext("2d"), strip = Math.round(3.6 * size);
+  const canvas = made("canvas"), context = canvas.getContext("2d"), strip = Math.round(3.6 * size);
   canvas.width = width;
   canvas.height = height + strip;
   context.fillStyle = "#fff";
@@ -89,8 +87,9 @@ function drawView() {
   return canvas;
 }
 part("save").addEventListener("click", () => drawView().toBlob((blob) => {
-  const link = document.createElement("a"), stem = data.images[state.image].name.split("/").pop().replace(/\.[^.]*$/, "");
-  const from = state.query ? `row${Math.floor((state.query - 1) / columns)}-column${(state.query - 1) % columns}` : "class-token";
+  const link = made("a"), stem = data.images[state.image].name.split("/").pop().replace(/\.[^.]*$/, "");
+  const patch = state.query - 1;
+  const from = patch < 0 ? "class-token" : `row${Math.floor(patch / columns)}-column${patch % columns}`;
   link.href = URL.createObjectURL(blob);
   link.download = `${stem}-layer${state.layer}-${state.map}-${from}.png`.replace(/[^\w.-]+/g, "_");
   link.click();
@@ -108,6 +107,8 @@ for (const id of ["cls-name", "cls", "key-cls"]) part(id).hidden = !data.classTo
 part("layer").max = data.depth - 1;
 part("share").value = 100 * state.share;
 part("opacity").value = 100 * state.opacity;
-for (const name of names) part("map").add(new Option(name === "rollout" ? "rollout to this layer" : nameOf(name), name));
+for (const name of names) {
+  part("map").add(new Option(nameOf(name) + (name === "rollout" ? " to this layer" : ""), name));
+}
 showGallery();
 showImage(0);

@@ -89,11 +89,12 @@ function paint(canvas, row, times, solid) {
   canvas.width = columns * each;
   canvas.height = rows * each;
   const context = canvas.getContext("2d"), pixels = context.createImageData(canvas.width, canvas.height);
-  relative.forEach((value, pixel) => {
-    const colour = 3 * Math.round(255 * Math.min(1, Math.max(0, value)));
-    pixels.data.set(palette.subarray(colour, colour + 3), 4 * pixel);
-    pixels.data[4 * pixel + 3] = solid ? 255 : 255 * state.opacity * Math.min(1, Math.max(0, opacity[pixel]));
-  });
+  const clipped = (value) => Math.min(1, Math.max(0, value)), over = solid ? 0 : 255 * state.opacity;
+  for (let pixel = 0; pixel < relative.length; pixel++) {
+    const colour = 3 * Math.round(255 * clipped(relative[pixel]));
+    for (let channel = 0; channel < 3; channel++) pixels.data[4 * pixel + channel] = palette[colour + channel];
+    pixels.data[4 * pixel + 3] = solid ? 255 : over * clipped(opacity[pixel]);
+  }
   context.putImageData(pixels, 0, 0);
 }
 
@@ -107,7 +108,8 @@ function percent(share, step = 0) {
 function drawScale(row) {
   const bar = part("bar"), even = 1 / patches, context = bar.getContext("2d"), pixels = context.createImageData(256, 1);
   const kept = keptOf(row.weights);
-  const least = kept ? row.weights.reduce((low, weight, patch) => (kept[patch] ? Math.min(low, weight) : low), 65536) : 0;
+  const weakest = (low, weight, patch) => (kept[patch] ? Math.min(low, weight) : low);
+  const least = kept ? row.weights.reduce(weakest, 65536) : 0;
   for (let step = 0; step < 256; step++) {
     const shown = (step / 255) * row.steps >= least;
     pixels.data.set(shown ? palette.subarray(3 * step, 3 * step + 3) : [128, 128, 128], 4 * step);
@@ -144,24 +146,26 @@ function write(row) {
   part("best").textContent = best < 0 ? "none" : `${percent(row.most)} at ${placeOf(best)}`;
   part("cls").textContent = percent(row.cls);
   const step = row.most / row.steps, other = state.target;
-  part("under").textContent = other === null ? "–" : `${percent(row.weights[other] * step, step)} at ${placeOf(other)}`;
+  part("under").textContent = other === null ? "–"
+    : `${percent(row.weights[other] * step, step)} at ${placeOf(other)}`;
   part("as-command").hidden = isClass;
   part("command").textContent = command;
   part("layer-said").textContent = `${state.layer} of ${data.depth - 1}`;
   part("share-said").textContent = Math.round(100 * state.share) + " %";
   part("opacity-said").textContent = Math.round(100 * state.opacity) + " %";
   part("heads-title").textContent = `All heads of layer ${state.layer}`;
-  part("precision").textContent = row.steps === 255
-    ? "The strongest patch and the class token are exact. The other patches of these maps are held in 255 steps of the strongest."
-    : "The strongest patch and the class token are exact. The other patches are held in 65,535 steps of the strongest.";
+  part("precision").textContent = "The numbers of the strongest patch and of the class token are exact; those of the " +
+    `other patches are held in ${row.steps.toLocaleString("en")} steps of the strongest.`;
 }
-const say = () => { part("status").textContent = `From ${part("from").textContent}: strongest ${part("best").textContent}`; };
+function say() {
+  part("status").textContent = `From ${part("from").textContent}: strongest ${part("best").textContent}`;
+}
 
 // ---- The page follows the state ------------------------------------------------------------------------------------
 
+const made = (tag) => document.createElement(tag);
 const headButtons = names.slice(2).map((name) => {
-  const button = document.createElement("button"), canvas = document.createElement("canvas");
-  const label = document.createElement("span"), words = document.createElement("span"), most = document.createElement("span");
+  const [button, canvas, label, words, most] = ["button", "canvas", "span", "span", "span"].map(made);
   button.type = "button";
   words.textContent = `Head ${name}`;
   most.className = "number";
@@ -214,6 +218,11 @@ function pin(query) {
   change({ query, pinned: true });
   say();
 }
+// Pins a query; the one that is pinned already is released.
+function toggle(query) {
+  if (state.pinned && state.query === query) change({ pinned: false, target: null });
+  else pin(query);
+}
 
 // ---- The image that is shown ---------------------------------------------------------------------------------------
 
@@ -222,7 +231,7 @@ function pointButton(text, query) {
   button.type = "button";
   button.textContent = text;
   button.dataset.query = query;
-  button.addEventListener("click", () => (state.pinned && state.query === query ? change({ pinned: false }) : pin(query)));
+  button.addEventListener("click", () => toggle(query));
   return button;
 }
 const queryOf = ([row, column]) => 1 + row * columns + column;
@@ -233,15 +242,17 @@ function showImage(number) {
   const buttons = image.points.map((point, index) => pointButton(index + 1, queryOf(point)));
   if (data.classToken) buttons.push(pointButton("class token", 0));
   part("points").replaceChildren(...buttons);
-  part("gallery").querySelectorAll("button").forEach((button, index) => button.setAttribute("aria-pressed", index === number));
-  const isKept = state.pinned;  // what was pinned stays so in the next image
-  change({ image: number, query: isKept || !image.points.length ? state.query : queryOf(image.points[0]), target: null });
+  part("gallery").querySelectorAll("button").forEach((button, index) => {
+    button.setAttribute("aria-pressed", index === number);
+  });
+  const isKept = state.pinned || !image.points.length;  // what was pinned stays so in the next image
+  change({ image: number, query: isKept ? state.query : queryOf(image.points[0]), target: null });
 }
 function showGallery() {
   part("gallery").hidden = data.images.length < 2;
   if (data.images.length < 2) return;
   data.images.forEach((image, number) => {
-    const button = document.createElement("button"), picture = document.createElement("img"), name = document.createElement("span");
+    const [button, picture, name] = ["button", "img", "span"].map(made);
     button.type = "button";
     button.title = image.name;
     picture.src = image.thumbnail;
