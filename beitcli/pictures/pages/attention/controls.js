@@ -56,7 +56,7 @@ part("release").addEventListener("click", () => change({ pinned: false, target: 
 function drawView() {
   const photo = part("photo"), heat = part("heat"), scale = Math.max(1, Math.round(896 / photo.naturalWidth));
   const width = photo.naturalWidth * scale, height = photo.naturalHeight * scale, size = Math.round(width / 42);
-  const canvas = made("canvas"), context = canvas.getContext("2d"), strip = Math.round(3.6 * size);
+  const canvas = made("canvas"), context = canvas.getContext("2d"), strip = Math.round(5 * size);
   canvas.width = width;
   canvas.height = height + strip;
   context.fillStyle = "#fff";
@@ -75,14 +75,14 @@ function drawView() {
       context.strokeRect(...box);
     }
   }
-  const lines = [data.images[state.image].name.split("/").pop() + "   " + data.model,
+  const lines = [data.images[state.image].name.split("/").pop(), data.model,
     `layer ${state.layer} of ${data.depth - 1}, ${nameOf(state.map)}, from ` +
     (state.query ? placeOf(state.query - 1) : "class token") + `, ${part("most").textContent}`];
   context.fillStyle = "#1d1d22";
   context.textBaseline = "middle";
   lines.forEach((line, number) => {
     context.font = `${number ? "" : "600 "}${size}px system-ui, sans-serif`;
-    context.fillText(line, size / 2, (0.95 + 1.55 * number) * size, width - size);
+    context.fillText(line, size / 2, (0.95 + 1.5 * number) * size, width - size);
   });
   return canvas;
 }

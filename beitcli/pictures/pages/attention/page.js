@@ -53,7 +53,7 @@ function keptOf(weights) {
   }
   return kept;
 }
-const opacityOf = (relative, kept) => (kept ? 0.6 + 0.4 * relative : 0.3 + 0.7 * relative);
+const opacityOf = (relative, kept) => (kept ? 0.6 + 0.4 * relative : 0.15 + 0.85 * relative);
 
 // Catmull-Rom weights from `from` values to `to` pixels along a side; what lies beyond the edge has no weight.
 const taps = (from, to) => Array.from({ length: to }, (_, pixel) => {
@@ -201,6 +201,7 @@ function update() {
     element.style.top = (100 * Math.floor(place / columns)) / rows + "%";
   }
   stage.classList.toggle("grey", state.grey);
+  document.body.classList.toggle("smooth", state.smooth);
   part("lines").hidden = !state.grid;
   part("layer").value = state.layer;
   part("map").value = state.map;
