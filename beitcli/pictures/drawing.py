@@ -157,14 +157,14 @@ def as_pdf(drawing: Drawing) -> bytes:
     for image in images:
         about = f"/Type /XObject /Subtype /Image /Width {image.width} /Height {image.height} "
         objects.append(_stream(about + "/ColorSpace /DeviceRGB /BitsPerComponent 8", zlib.compress(image.tobytes())))
-    file, offsets = b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", []
+    file, offsets = bytearray(b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n"), []
     for number, each in enumerate(objects, start=1):
         offsets.append(len(file))
         file += b"%d 0 obj\n%b\nendobj\n" % (number, each)
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     size = len(objects) + 1
     trailer = f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer\n<< /Size {size} /Root 1 0 R /Info 6 0 R >>\n"
-    return file + f"{trailer}startxref\n{len(file)}\n%%EOF\n".encode()
+    return bytes(file) + f"{trailer}startxref\n{len(file)}\n%%EOF\n".encode()
 
 
 def _stream(about: str, content: bytes) -> bytes:
