@@ -132,7 +132,6 @@ LONG = {"engine/trainer/loop.py train": 100}  # which is read from top to bottom
 TOO_MANY_PARAMETERS = {  # of before the rule; an entry that is mended is to be taken out
     "engine/tokenize.py _documents",
     "engine/tokenize.py _tokenized",
-    "pictures/attention_page.py attention_page",
     "runtime/storage/checkpoint.py save_checkpoint",
     "tokenizers/dvae_loss.py dvae_loss",
 }

@@ -98,11 +98,21 @@ class OutputFile:
 
 
 def output_files(
-    output: str, source: Source, formats: tuple[str, ...], inputs: ProtectedInputs, *, overwrite: bool
+    output: str,
+    source: Source,
+    formats: tuple[str, ...],
+    inputs: ProtectedInputs,
+    *,
+    overwrite: bool,
+    of_all: tuple[str, ...] = (),
 ) -> list[OutputFile]:
     """Plans one file per image: OUT, or files named after the images if there are several or OUT is a folder.
 
     In a folder they have the first of `formats`, unless its name ends in another one.
+
+    Args:
+        of_all: Those of `formats` of which one file holds all images; then each image has the same file, unless OUT is
+            a folder.
 
     Raises:
         UsageError: Unknown format, a file where a folder is needed, or a file exists already or is an input.
@@ -117,7 +127,8 @@ def output_files(
             f"-o '{output}' ends in no format that is known here.",
             f"Give a name that ends in {', '.join(formats)}, or a folder.",
         )
-    several = len(source) > 1
+    together = target.suffix.lower() in of_all and not is_folder
+    several = len(source) > 1 and not together
     if several and is_special:
         raise UsageError(f"-o '{output}' takes one file, but {len(source)} images are given.", "Give -o DIR.")
     if several or is_folder:
@@ -133,7 +144,7 @@ def output_files(
     require_writable_outputs(paths, f"-o '{output}'", inputs, overwrite=overwrite, follows=named, own=own)
     if not is_special:
         make_folder(target if several or is_folder else Path(os.path.realpath(target)).parent)
-    return files
+    return files * len(source) if together else files
 
 
 def finish(files: Sequence[OutputFile] | None) -> None:
