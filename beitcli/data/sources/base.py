@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,22 @@ class Source(ABC):
     def label_vector(self, index: int) -> np.ndarray | None:
         """Returns (L,) float32, a number for each of `label_names`, or None."""
         return None
+
+    def stored_bytes(self, index: int) -> int | None:
+        """Returns the size of the encoded file, if it is known without reading it; else None."""
+        return None
+
+    def inner(self) -> tuple[Source, ...]:
+        """Returns the sources whose images it passes on; empty if it reads the images itself."""
+        return ()
+
+    def leaves(self) -> Iterator[Source]:
+        """Yields the sources that read the images themselves: this one, or those within it."""
+        inner = self.inner()
+        for each in inner:
+            yield from each.leaves()
+        if not inner:
+            yield self
 
     def global_index(self, index: int) -> int:
         """Returns the index of the image in the whole DATA, also for a subset; it keys the random numbers."""

@@ -155,6 +155,14 @@ def read_file(path: str | bytes) -> bytes:
         raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def file_size(path: str | bytes) -> int | None:
+    """Returns the size of a file in bytes; None if there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
+
+
 def require_readable(size: int) -> None:
     """Raises BadImage if an image file is larger than MAX_IMAGE_BYTES."""
     if size > MAX_IMAGE_BYTES:

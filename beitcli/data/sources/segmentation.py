@@ -64,6 +64,12 @@ class SegmentationSource(Source):
     def read(self, index: int) -> bytes:
         return self.images.read(index)
 
+    def stored_bytes(self, index: int) -> int | None:
+        return self.images.stored_bytes(index)
+
+    def inner(self) -> tuple[Source, ...]:
+        return (self.images,)
+
     def image(self, index: int) -> Image.Image:
         return self.images.image(index)
 

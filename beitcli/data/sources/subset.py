@@ -44,6 +44,12 @@ class Subset(Source):
     def read(self, index: int) -> bytes:
         return self.source.read(self.locate(index))
 
+    def stored_bytes(self, index: int) -> int | None:
+        return self.source.stored_bytes(self.locate(index))
+
+    def inner(self) -> tuple[Source, ...]:
+        return (self.source,)
+
     def image(self, index: int) -> Image.Image:
         return self.source.image(self.locate(index))
 

@@ -51,6 +51,7 @@ def open_detection_data(
     if config.limit is not None and config.limit < len(training):
         training = training.subset(np.sort(select_limit(training, config.limit, config.seed)))
     own = validation_data(config, source)
+    is_apart = True
     if own is not None:
         references, split, on = own
         measured = _opened(references, split, "eval", outlines, size, on_event)
@@ -60,11 +61,11 @@ def open_detection_data(
             on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
         measured = measured.renamed(classes)
     else:
-        training, measured, on = hold_out_annotated(training, training.subset, config.seed)
+        training, measured, on, is_apart = hold_out_annotated(training, training.subset, config.seed)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
     _require_boxes(boxes, training, on_event)
     on_event(_table(boxes, images, len(training), classes))
-    return DetectionData(training, measured, classes, tuple(bad), on, most)
+    return DetectionData(training, measured, classes, tuple(bad), on, most, is_apart=is_apart)
 
 
 def _opened(

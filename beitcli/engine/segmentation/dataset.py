@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,12 @@ from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, op
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import hold_out_annotated, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
+from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.storage.regular_files import read_regular
 
+_TINY = 0.01  # share of pixels
 _MEND = "Mend the masks or raise --max-bad."
 
 
@@ -78,6 +80,7 @@ def open_segmentation_data(
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
     clean, largest = source.subset(census.good), census.largest
+    is_apart = True
     if own is not None:
         references, split, on = own
         val = world.rank_zero_first(lambda: _opened(references, rule, split, "eval", size, on_event))
@@ -87,14 +90,22 @@ def open_segmentation_data(
         largest = max(largest, seen.largest)
         measured = val.subset(seen.good)
     else:
-        clean, measured, on = hold_out_annotated(clean, clean.subset, config.seed)
+        clean, measured, on, is_apart = hold_out_annotated(clean, clean.subset, config.seed)
     if not names:
         names = default_names(largest + 1)
         on_event(Note(f"Classes: {len(names)}, as the largest label in the masks is {largest}; --classes names them."))
     _require_two(census, names)
     on_event(_histogram(census, names))
     rule = LabelMapping(ignore_index=rule.ignore_index, reduce_zero_label=rule.reduce_zero_label, classes=len(names))
-    return FinetuneData(clean.with_label_rule(rule), measured.with_label_rule(rule), names, tuple(bad), on)
+    return FinetuneData(
+        clean.with_label_rule(rule),
+        measured.with_label_rule(rule),
+        names,
+        tuple(bad),
+        on,
+        is_apart=is_apart,
+        findings=tuple(mask_stats_findings(census, names)),
+    )
 
 
 def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
@@ -152,6 +163,29 @@ def _require_two(census: MaskStats, names: tuple[str, ...]) -> None:
         f"The masks of {len(census.good)} images hold {there}; at least two classes are needed.",
         "Check the masks, --ignore-index and --reduce-zero-label.",
     )
+
+
+def mask_stats_findings(census: MaskStats, names: tuple[str, ...]) -> Iterator[Finding]:
+    """Yields whether next to nothing of the masks is labelled, or of another class than the commonest."""
+    labelled, total = int(census.pixels[:IGNORED].sum()), int(census.pixels.sum())
+    if labelled < _TINY * total:
+        yield Finding(
+            "tiny-masks",
+            "warning",
+            f"{labelled / total:.2%} of the masks' pixels are labelled, the others are ignored.",
+            "Check --ignore-index and --reduce-zero-label.",
+        )
+    largest = int(census.pixels[:IGNORED].argmax())
+    share = census.pixels[largest] / max(1, labelled)
+    if 1 > share > 1 - _TINY:
+        pixels = (labelled - int(census.pixels[largest])) / len(census.good)
+        yield Finding(
+            "tiny-masks",
+            "warning",
+            f"{share:.2%} of the labelled pixels are '{names[largest]}': the others are {pixels:,.0f} an image on "
+            "average.",
+            "Look at miou, not at pixel_accuracy; cut the images to what is marked, or mark more.",
+        )
 
 
 def _histogram(census: MaskStats, names: tuple[str, ...]) -> Tabulated:

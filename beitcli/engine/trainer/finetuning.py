@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -30,6 +30,8 @@ from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.preflight.check import Preflight
+from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning
 from beitcli.engine.trainer.reports import Finetuned
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
@@ -82,6 +84,8 @@ class FinetuneData(Generic[Images]):
         classes: Class names, in label order.
         bad: Training images that are left out.
         measured_on: Name of the validation images, for the report.
+        is_apart: Whether they are none of the training images.
+        findings: What the preflight is to tell of the annotations.
     """
 
     training: Images
@@ -89,6 +93,8 @@ class FinetuneData(Generic[Images]):
     classes: tuple[str, ...]
     bad: tuple[Bad, ...]
     measured_on: str
+    is_apart: bool = field(default=True, kw_only=True)
+    findings: tuple[Finding, ...] = field(default=(), kw_only=True)
 
 
 class FinetunedTask(EMATask):
@@ -249,6 +255,16 @@ def run_finetuning(
             **own(metrics),
         )
 
+    findings = Preflight(
+        config=config,
+        training=data.training,
+        measured=data.measured,
+        is_apart=data.is_apart,
+        size=min(begun.init.size),
+        from_scratch=begun.init.checkpoint is None,
+        labelled=data.training.classes is not None or bool(data.training.label_names),
+        others=data.findings,
+    ).run(begun.compute.world, begun.on_event)
     job = Job(
         title="Finetuning",
         config=config,
@@ -261,5 +277,6 @@ def run_finetuning(
         rows=task.plan_rows(),
         report=report,
         card=lambda report, hardware: finetuning_card(config, report, card(report), hardware),
+        document={"preflight": findings},
     )
     return run_job(config, begun.compute, begun.on_event, lambda session: job)

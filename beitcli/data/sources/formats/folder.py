@@ -11,6 +11,7 @@ from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import (
     EXTENSIONS,
     count_of_images,
+    file_size,
     folders_below,
     is_image_name,
     number_classes,
@@ -75,6 +76,11 @@ class FolderSource(Source):
         if labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
+    @property
+    def root(self) -> str:
+        """The folder."""
+        return os.fsdecode(self._root)
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -83,6 +89,9 @@ class FolderSource(Source):
 
     def read(self, index: int) -> bytes:
         return read_file(self._file(index))
+
+    def stored_bytes(self, index: int) -> int | None:
+        return file_size(self._file(index))
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.files import Labeller, PackedNames, read_file, require_whole_labels
+from beitcli.data.sources.files import Labeller, PackedNames, file_size, read_file, require_whole_labels
 from beitcli.data.sources.format import Format
 from beitcli.errors import DataError
 
@@ -60,6 +60,9 @@ class ListSource(Source):
 
     def read(self, index: int) -> bytes:
         return read_file(self._file(index))
+
+    def stored_bytes(self, index: int) -> int | None:
+        return file_size(self._file(index))
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])

@@ -1,0 +1,104 @@
+"""What an image file is, told from its header and, for numbers of more than 8 bits, from its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from beitcli.data.decode import decode_pixels, open_header, orientation_of, pillow_contained
+from beitcli.data.decoding import tiff
+
+DARK = 32  # of 255: an image with no brighter value looks black
+_DEEP_MODES = ("I", "F")
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the header of an image file says.
+
+    Attributes:
+        format: Pillow's name, such as JPEG.
+        size: (width, height) as stored.
+        mode: Pillow's, such as RGB or I;16.
+        bits: Of the first sample; 32 for floats.
+        orientation: EXIF's, 1 to 8.
+        pages: Of a TIFF; 1 for other formats.
+        frames: Of an animation; 1 for other images.
+    """
+
+    format: str
+    size: tuple[int, int]
+    mode: str
+    bits: int
+    orientation: int
+    pages: int
+    frames: int
+    has_alpha: bool
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether its numbers have more than 8 bits."""
+        return self.bits > 8
+
+
+def read_facts(data: bytes) -> ImageFacts:
+    """Reads the header of an image file.
+
+    Raises:
+        BadImage: As in `decode_rgb`, for what the header shows.
+    """
+    with pillow_contained(data):
+        image = open_header(data)
+        frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "GIF", "WEBP", "PNG") else 1
+        return ImageFacts(
+            format=image.format or "?",
+            size=image.size,
+            mode=image.mode,
+            bits=_bits(image, data),
+            orientation=orientation_of(image, data),
+            pages=frames if image.format == "TIFF" else 1,
+            frames=1 if image.format == "TIFF" else frames,
+            has_alpha=image.has_transparency_data,
+        )
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    if image.format == "TIFF":
+        return tiff.sample_type(image)[0]
+    if image.format == "PNG":
+        return data[24] if data[25] != 3 else 8
+    return 16 if image.mode.startswith("I;16") else 32 if image.mode in _DEEP_MODES else 8
+
+
+@dataclass(frozen=True)
+class PixelFacts:
+    """What the pixels of an image are.
+
+    Attributes:
+        darkest, brightest: Of the decoded 8-bit pixels.
+    """
+
+    darkest: int
+    brightest: int
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether it would look black: the range of its numbers does not fit the numbers."""
+        return self.brightest < DARK
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all pixels are equal."""
+        return self.darkest == self.brightest
+
+
+def pixel_facts(pixels: np.ndarray) -> PixelFacts:
+    """Takes the decoded (H, W, 3) uint8 pixels."""
+    return PixelFacts(int(pixels.min()), int(pixels.max()))
+
+
+def read_pixel_facts(data: bytes) -> PixelFacts:
+    """Decodes an image file. Raises BadImage."""
+    return pixel_facts(decode_pixels(data))
