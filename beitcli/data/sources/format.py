@@ -25,6 +25,7 @@ class Request:
         stdin: Stream from which `-` reads paths; None for the process's stdin.
         nul_separated: `-0`: paths on stdin end in NUL instead of newline.
         on_progress: Receives the progress of indexing and downloads, and remarks such as unused splits.
+        tells_splits: Whether splits that are not read are among the remarks.
     """
 
     name: str = ""
@@ -36,6 +37,7 @@ class Request:
     stdin: BinaryIO | None = None
     nul_separated: bool = False
     on_progress: OnProgress | None = None
+    tells_splits: bool = True
 
     @classmethod
     def of(cls, config: Any, **others: Any) -> Request:

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import torch
 from PIL import Image
 
 from beitcli.data.sources.base import Source
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import ReaderGone, StorageError, UsageError
 from beitcli.runtime.storage.own_files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
 
 _STEM_BYTES = 180  # a name may have 255; a number, a suffix and the PID follow
 
@@ -242,5 +244,7 @@ def output_error(path: Path, error: OSError) -> StorageError:
 
 def to_picture(image: torch.Tensor) -> Image.Image:
     """Converts (3, H, W) in [0, 1] to a Pillow image."""
+    import torch  # takes seconds, which commands without a model save
+
     pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
     return Image.fromarray(pixels.numpy())
