@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from beitcli.config.common import overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
+from beitcli.config.intensity import HELP as INTENSITY_HELP
+from beitcli.config.intensity import parse_intensity
 
 LISTS, PAGE = (".tsv", ".txt"), ".html"
 DROPS = ("unreadable", "duplicates", "near-duplicates", "overlap", "one-colour", "dark", "tiny")
@@ -27,6 +29,10 @@ class DoctorConfig:
     limit: int | None = option(
         None, "Take N images of each split, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
     )
+    pages: Literal["first", "all"] = option(
+        "first", "Of a TIFF with several pages: the first, or all, each an image of its own.", panel="Data"
+    )
+    intensity_range: str | None = option(None, INTENSITY_HELP, panel="Data", metavar="full|auto|LOW,HIGH")
     output: tuple[str, ...] = option(
         (),
         "A page with pictures (.html), or a list of the images that are good (.tsv with labels, .txt without), which "
@@ -49,3 +55,4 @@ class DoctorConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        parse_intensity(self.intensity_range)

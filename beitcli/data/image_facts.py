@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from beitcli.data.decode import decode_pixels, open_header, orientation_of, pillow_contained
+from beitcli.data.decode import open_header, orientation_of, pillow_contained
 from beitcli.data.decoding import tiff
+from beitcli.data.decoding.rgb import deep_gray
 
 DARK = 32  # of 255: an image with no brighter value looks black
 _DEEP_MODES = ("I", "F")
@@ -99,6 +100,17 @@ def pixel_facts(pixels: np.ndarray) -> PixelFacts:
     return PixelFacts(int(pixels.min()), int(pixels.max()))
 
 
-def read_pixel_facts(data: bytes) -> PixelFacts:
-    """Decodes an image file. Raises BadImage."""
-    return pixel_facts(decode_pixels(data))
+def stored_range(data: bytes) -> tuple[float, float] | None:
+    """Returns the least and the greatest number of a gray image of more than 8 bits; None for other images.
+
+    Raises:
+        BadImage: As in `decode_rgb`.
+    """
+    with pillow_contained(data):
+        image = open_header(data)
+        image.load()
+        values = deep_gray(image)
+        if values is None:
+            return None
+        finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return float(finite.min()), float(finite.max())

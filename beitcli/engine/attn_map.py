@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.intensity import with_models_intensity
 from beitcli.data.transforms.base import fit_center, normalize, to_array
 from beitcli.data.transforms.reference_points import CentralCrop, Patch, Pixel, parse_point
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
@@ -59,6 +60,7 @@ def attn_map(
     compute = choose_compute(config.device, config.precision)
     model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
     checkpoint = checkpoint.normalized(config.normalization)
+    config = with_models_intensity(config, checkpoint.settings)
     warn(checkpoint.warnings, on_event)
     looker = _AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)

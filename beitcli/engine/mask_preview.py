@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from beitcli.config.intensity import with_models_intensity
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.transforms.base import FILTERS, Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
@@ -93,6 +94,8 @@ def mask_preview(
     """
     to_stdout = is_stdout(config.output)
     pretrained = _open_run(config, on_event) if config.model else None
+    if pretrained is not None:
+        config = with_models_intensity(config, pretrained.checkpoint.settings)
     masking, seed = masking_of(config, pretrained.checkpoint if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from beitcli.config.intensity import parse_intensity
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import read_recipe
@@ -231,14 +232,16 @@ def _card(config: PretrainConfig, tokenizer: Tokenizer | None, report: PretrainR
 def _probe(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> OnlineProbe | None:
     if config.probe is None:
         return None
-    return OnlineProbe(
-        config.probe, config.image_size, NORMALIZATIONS[config.normalization], config.seed, compute, on_event
-    )
+    normalization, intensity = NORMALIZATIONS[config.normalization], parse_intensity(config.intensity_range)
+    return OnlineProbe(config.probe, config.image_size, normalization, config.seed, compute, on_event, intensity)
 
 
 def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:
     """Opens the tokenizer of `--tokenizer`; rank 0 downloads it if necessary."""
     tokenizer = compute.world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    learned, here = parse_intensity(tokenizer.intensity_range), parse_intensity(config.intensity_range)
+    if learned != here:
+        on_event(Warned(f"The tokenizer learned with --intensity-range {learned}, and this run has {here}."))
     return _prepared(config, tokenizer, compute, on_event)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from beitcli.config.intensity import intensity_entry
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.loading.batches import ordered_batches
 from beitcli.data.loading.sampler import rank_indices
@@ -164,6 +165,7 @@ class TokenizerTask(Task):
         config, teacher = self.config, self.teacher
         architecture = architecture_of(config, teacher)
         stored = {"architecture": architecture, "size": config.size, "tokenizer_kind": config.kind}
+        stored |= intensity_entry(config)
         if teacher is not None:
             stored["teacher"] = {"reference": teacher.reference, "sha256": teacher.sha256}
         return stored

@@ -37,10 +37,16 @@ def _facts(report: DoctorReport) -> dict[str, str]:
         "splits": ", ".join(f"{name} {number:,}" for name, number in splits.items()) if len(splits) > 1 else "",
         "formats": ", ".join(f"{name} {number:,}" for name, number in report.formats.items()),
         "shorter side": "{least} to {greatest} pixels, half up to {median}".format(**sizes) if sizes else "",
-        "classes": ", ".join(f"{number} ({_spread(report, name)} images each)" for name, number in classes.items()),
+        "classes": "; ".join(
+            f"{_of_split(report, name)}{number} of {_spread(report, name)} images" for name, number in classes.items()
+        ),
         "repeated": f"{sum(len(group.paths) - 1 for group in report.copies):,}" if report.copies else "",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _of_split(report: DoctorReport, split: str) -> str:
+    return f"{split} " if len(report.splits) > 1 else ""
 
 
 def _spread(report: DoctorReport, split: str) -> str:

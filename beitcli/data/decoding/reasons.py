@@ -42,7 +42,7 @@ def unidentified(data: bytes, formats: Sequence[str]) -> str:
         if data.startswith(beginning):
             return f"damaged: it begins like {kind}, but its header cannot be read"
     if data[4:8] == b"ftyp":
-        return "not an image that Pillow reads here (it begins like HEIC, AVIF or MP4)"
+        return "not an image that Pillow reads here (it begins like AVIF or MP4)"
     head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):

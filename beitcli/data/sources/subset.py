@@ -27,6 +27,7 @@ class Subset(Source):
         self.indices = indices
         self.name = source.name
         self.classes, self.splits, self.label_names = source.classes, source.splits, source.label_names
+        self.intensity = source.intensity
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.intensity import parse_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
@@ -52,7 +53,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     if not multi_label:
         require_pairs(config, compute.world.size)
     begun = open_finetuning(config, compute, on_event, takes_timm=True)
-    init, world, on_event = begun.init, begun.compute.world, begun.on_event
+    config, init, world, on_event = begun.config, begun.init, begun.compute.world, begun.on_event
     size = init.size
     source = open_images(config, labelled=not multi_label, size=max(size), on_event=on_event, world=world)
     if multi_label:
@@ -143,6 +144,8 @@ def _validation(
         labelled=labelled,
         vectors=not labelled,
         sample_size=size,
+        pages=config.pages,
+        intensity=parse_intensity(config.intensity_range),
         on_progress=openings(on_event),
     )
     val = world.rank_zero_first(lambda: open_data(references, request))

@@ -22,7 +22,7 @@ class Collected:
         sides: (n, 2) int32, width and height; 0 if an image cannot be read.
         stored_bytes: Of all files together.
         formats: Images by format.
-        reasons: Words for an image's first mark, by index.
+        words: More on a mark of an image, by mark and index.
     """
 
     signatures: Signatures
@@ -30,7 +30,7 @@ class Collected:
     sides: np.ndarray
     stored_bytes: int = 0
     formats: Counter[str] = field(default_factory=Counter)
-    reasons: dict[int, str] = field(default_factory=dict)
+    words: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, images: int) -> Collected:
@@ -42,8 +42,7 @@ class Collected:
         index, kept = image.index, self.signatures
         self.marks[index] = bits_of(image.marks)
         self.stored_bytes += image.stored_bytes
-        if image.reason:
-            self.reasons[index] = image.reason
+        self.words |= {(mark, index): text for mark, text in image.words.items()}
         if "unreadable" in image.marks:
             return
         self.formats[image.format] += 1

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
+from beitcli.config.intensity import FULL, IntensityRange
 from beitcli.data.decode import decode_rgb
 from beitcli.data.image_facts import ImageFacts, pixel_facts, read_facts
 from beitcli.errors import BadImage
@@ -37,7 +39,7 @@ class Examined:
         index: In all images that are examined.
         size: (width, height) upright; (0, 0) if it cannot be read.
         marks: Names of `marks.MARKS` that hold for it.
-        reason: Why it cannot be read, or what else `marks` need words for; else empty.
+        words: More on some of the marks, such as why it cannot be read.
         file_digest, pixel_digest: DIGEST_BYTES each; the latter of the decoded pixels.
         hashes: Of rows and of columns, 64 bits each.
         small: (SMALL * SMALL * 3,) bytes.
@@ -48,35 +50,39 @@ class Examined:
     format: str = ""
     size: tuple[int, int] = (0, 0)
     marks: tuple[str, ...] = ()
-    reason: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
     file_digest: bytes = b""
     pixel_digest: bytes = b""
     hashes: tuple[int, int] = (0, 0)
     small: bytes = b""
 
 
-def examine(index: int, path: str, data: bytes) -> Examined:
+def examine(index: int, path: str, data: bytes, intensity: IntensityRange = FULL) -> Examined:
     """Examines an image file; one that cannot be read gets the mark `unreadable` and a reason."""
-    file_digest = _digest(data)
     try:
         facts = read_facts(data)
-        image = decode_rgb(data)
+        image = decode_rgb(data, intensity)
     except BadImage as error:
-        return Examined(index, len(data), marks=("unreadable",), reason=error.message, file_digest=file_digest)
+        return unreadable(index, error, len(data))
     pixels = np.asarray(image)
-    marks, reason = _marks(path, facts, pixels)
+    words = _marks(path, facts, pixels)
     return Examined(
         index,
         len(data),
         facts.format,
         image.size,
-        marks,
-        reason,
-        file_digest,
+        tuple(words),
+        {mark: text for mark, text in words.items() if text},
+        _digest(data),
         _digest(pixels.tobytes() + repr(pixels.shape).encode()),
         difference_hashes(image),
         image.resize((SMALL, SMALL), Image.Resampling.BOX, reducing_gap=2).tobytes(),
     )
+
+
+def unreadable(index: int, error: BadImage, stored_bytes: int = 0) -> Examined:
+    """Returns what is known of an image that cannot be read."""
+    return Examined(index, stored_bytes, marks=("unreadable",), words={"unreadable": error.message})
 
 
 def _digest(data: bytes) -> bytes:
@@ -95,8 +101,8 @@ def _bits(rises: np.ndarray) -> int:
     return int.from_bytes(np.packbits(rises).tobytes(), "big")
 
 
-def _marks(path: str, facts: ImageFacts, pixels: np.ndarray) -> tuple[tuple[str, ...], str]:
-    """Returns the marks of a readable image, and the words that the first of them needs."""
+def _marks(path: str, facts: ImageFacts, pixels: np.ndarray) -> dict[str, str]:
+    """Returns the marks of a readable image, each with more words or none."""
     of_pixels, (height, width) = pixel_facts(pixels), pixels.shape[:2]
     ending = os.path.splitext(path)[1].lower().removeprefix(".")
     is_misnamed = ending in _FORMATS_OF and facts.format not in _FORMATS_OF[ending]
@@ -120,6 +126,6 @@ def _marks(path: str, facts: ImageFacts, pixels: np.ndarray) -> tuple[tuple[str,
         "tiny": f"{width} x {height} pixels",
         "long": f"{width} x {height} pixels",
         "deep": f"{facts.bits} bits",
+        "dark": f"{facts.bits} bits, and {of_pixels.brightest} of 255 at most",
     }
-    marks = tuple(name for name, holds in held.items() if holds)
-    return marks, next((words[name] for name in marks if name in words), "")
+    return {name: words.get(name, "") for name, holds in held.items() if holds}

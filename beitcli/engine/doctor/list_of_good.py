@@ -65,6 +65,8 @@ def list_of_good(source: Source, diagnosis: Diagnosis, drop: tuple[str, ...], *,
 def _line(source: Source, index: int, *, with_labels: bool) -> bytes | None:
     """Returns a line of the list; None for a name that no line can hold."""
     path = source.path(index)
+    if "#page=" in os.path.basename(path):
+        raise UsageError("A list names files, and with --pages all their pages are looked at.", "Leave --pages out.")
     if path.startswith(_REMOTE):
         raise UsageError(
             f"'{source.name}' is not on this machine, and a list names files of this machine.",

@@ -30,23 +30,17 @@ class Mark:
 
 
 MARKS = {
-    "unreadable": Mark(
-        "warning", "cannot be read", "Copy or download again, or leave out: -o good.tsv lists the others."
-    ),
+    "unreadable": Mark("warning", "cannot be read", "Get them again, or leave them out: -o good.tsv."),
     "misnamed": Mark("note", "are of another format than the name says", "Read as what the content is."),
-    "one-colour": Mark(
-        "warning", "are of one colour", "Nothing can be learned there; a list without them: --drop one-colour."
-    ),
+    "one-colour": Mark("warning", "are of one colour", "A list without them: --drop one-colour."),
     "dark": Mark(
         "warning",
         "are nearly black: numbers of more than 8 bits that use little of their range",
-        "Save them with 8 bits a channel, stretched over their range.",
+        "--intensity-range auto stretches each over its own range, LOW,HIGH all alike.",
     ),
-    "tiny": Mark(
-        "warning", "have fewer than 32 pixels on a side", "Enlarged before use; a list without them: --drop tiny."
-    ),
+    "tiny": Mark("warning", "have fewer than 32 pixels on a side", "A list without them: --drop tiny."),
     "long": Mark("note", "are more than four times as long as wide", "Crops show a part of them."),
-    "stack": Mark("warning", "have several pages (TIFF)", "The first page alone is used."),
+    "stack": Mark("warning", "have several pages (TIFF)", "The first page alone is used, or all: --pages all."),
     "animated": Mark("note", "are animated", "The first frame alone is used."),
     "deep": Mark("note", "have more than 8 bits", "Scaled to 8 bits."),
     "cmyk": Mark("note", "are in CMYK", "Converted to RGB without a colour profile."),

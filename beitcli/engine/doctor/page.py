@@ -59,12 +59,13 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
 
 def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) -> dict[str, Any]:
     indices = diagnosis.image_of.get(finding.kind, np.array([], dtype=np.int64))[:_MOST_OF_A_FINDING].tolist()
+    words = diagnosis.collected.words
     return {
         "severity": finding.severity,
         "what": finding.what,
         "way_out": finding.way_out,
         "total": finding.images if indices else 0,
-        "images": [pictures.of(index, diagnosis.collected.reasons.get(index, "")) for index in indices],
+        "images": [pictures.of(index, words.get((finding.kind, index), "")) for index in indices],
     }
 
 

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 
 from beitcli.data.sources.base import Source
-from beitcli.engine.doctor.examine import Examined, examine
+from beitcli.engine.doctor.examine import Examined, examine, unreadable
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.distributed.parent_death import end_with_parent
 
@@ -94,6 +94,6 @@ def _examine_chunk(source: Source, first: int, last: int) -> Iterator[Examined]:
         try:
             data = source.read(index)
         except BadImage as error:
-            yield Examined(index, marks=("unreadable",), reason=error.message)
+            yield unreadable(index, error)
             continue
-        yield examine(index, source.path(index), data)
+        yield examine(index, source.path(index), data, source.intensity)

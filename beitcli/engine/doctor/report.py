@@ -185,7 +185,7 @@ def _of_images(
         indices = image_of[name]
         if len(indices):
             examples = [
-                {"path": paths(index), "why": collected.reasons.get(index, "")}
+                {"path": paths(index), "why": collected.words.get((name, index), "")}
                 for index in indices[:MOST_EXAMPLES].tolist()
             ]
             title = mark.title if len(indices) > 1 else mark.title_of_one

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from beitcli.config.doctor import LISTS, PAGE, DoctorConfig
+from beitcli.config.intensity import parse_intensity
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
@@ -49,6 +50,7 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
 
     parts = _opened(config, listen, stdin)
     source: Source = next(iter(parts.values())) if len(parts) == 1 else Concat(list(parts.values()))
+    source.intensity = parse_intensity(config.intensity_range)
     inputs = ProtectedInputs(config, source)
     for output in map(Path, config.output):
         require_writable_outputs([output], f"-o '{output}'", inputs, overwrite=config.overwrite, follows=True)
@@ -85,7 +87,7 @@ def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> 
                 f"'{config.data[0]}' has a validation split, and --val is given beside it.",
                 "Leave --val out, or give --split train.",
             )
-        val = open_data([config.val], Request(role="eval", on_progress=openings(on_event)))
+        val = open_data([config.val], replace(request, split=None, role="eval"))
         parts = {config.split or "train": next(iter(parts.values())), _VAL: _limited(val, config)}
     return parts
 

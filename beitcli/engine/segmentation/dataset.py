@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.annotations.label_maps import IGNORED, MOST_CLASSES, LabelMapping
 from beitcli.data.decode import read_upright_size
 from beitcli.data.loading.sampler import select_limit
-from beitcli.data.sources.format import Request, Role
+from beitcli.data.sources.format import Request
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, open_segmentation
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
@@ -72,7 +72,8 @@ def open_segmentation_data(
         reduce_zero_label=config.reduce_zero_label,
         classes=len(names) or None,
     )
-    source = world.rank_zero_first(lambda: _opened(config.data, rule, config.split, "train", size, on_event))
+    request = Request.of(config, role="train", sample_size=size, on_progress=openings(on_event))
+    source = world.rank_zero_first(lambda: _opened(config.data, rule, request, on_event))
     own = validation_data(config, source)
     if config.limit is not None and config.limit < len(source):
         source = source.subset(np.sort(select_limit(source, config.limit, config.seed)))
@@ -83,7 +84,8 @@ def open_segmentation_data(
     is_apart = True
     if own is not None:
         references, split, on = own
-        val = world.rank_zero_first(lambda: _opened(references, rule, split, "eval", size, on_event))
+        request_to_measure = replace(request, split=split, role="eval", nul_separated=False)
+        val = world.rank_zero_first(lambda: _opened(references, rule, request_to_measure, on_event))
         seen = world.run_on_rank_zero(lambda: collect_mask_stats(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
@@ -115,10 +117,7 @@ def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
     return SAMPLE_CLASSES if drawn else ()
 
 
-def _opened(
-    references: Sequence[str], rule: LabelMapping, split: str | None, role: Role, size: int, on_event: OnEvent
-) -> SegmentationSource:
-    request = Request(split=split, role=role, sample_size=size, on_progress=openings(on_event))
+def _opened(references: Sequence[str], rule: LabelMapping, request: Request, on_event: OnEvent) -> SegmentationSource:
     source = open_segmentation(references, rule, request)
     on_event(Note(f"Data: {len(source):,} images with masks of '{source.name}'"))
     return source

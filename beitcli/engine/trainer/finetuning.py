@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.intensity import intensity_entry, with_models_intensity
 from beitcli.config.normalization import IMAGENET, Normalization
 from beitcli.config.resizing import DEFAULT
 from beitcli.data.loading.batches import Transform
@@ -50,6 +51,7 @@ class FinetuneSetup:
     """A finetuning job before its data is opened.
 
     Attributes:
+        config: The settings, with what `--init` decides.
         init: The checkpoint of `--init`.
         on_event: Silent on every rank but the first.
     """
@@ -71,9 +73,10 @@ def open_finetuning(
     require_an_image_each(config.batch_size, compute.world)  # alike on all ranks, so before they wait for one another
     check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
-    return FinetuneSetup(
-        config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event
-    )
+    init = open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm)
+    if init.checkpoint is not None:
+        config = with_models_intensity(config, init.checkpoint.settings)
+    return FinetuneSetup(config, compute, init, on_event)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class FinetunedTask(EMATask):
             "device": self.compute.device.type,
             "mean": self.normalization[0],
             "std": self.normalization[1],
+            **intensity_entry(self.config),
         }
 
     def own_config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from beitcli.data.image_facts import ImageFacts, PixelFacts, pixel_facts, read_facts
+from beitcli.data.image_facts import ImageFacts, PixelFacts, pixel_facts, read_facts, stored_range
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.formats.sample import SampleSource
 from beitcli.engine.trainer.preflight.findings import Finding
@@ -29,12 +29,14 @@ class Looked:
         images: Number looked at.
         facts: Of those that can be read.
         pixels: Of those with more than 8 bits, by their path.
+        ranges: Least and greatest number of the dark ones in gray, by their path.
         bad: (path, reason) of those that cannot be read.
     """
 
     images: int = 0
     facts: list[ImageFacts] = field(default_factory=list)
     pixels: dict[str, PixelFacts] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -67,6 +69,8 @@ def look(source: Source) -> Looked:
             facts = read_facts(data)
             if facts.is_deep:
                 looked.pixels[path] = pixel_facts(np.asarray(source.image(index)))
+                if looked.pixels[path].is_dark and (numbers := stored_range(data)) is not None:
+                    looked.ranges[path] = numbers
             looked.facts.append(facts)
         except BadImage as error:
             looked.bad.append((path, error.message))
@@ -98,6 +102,7 @@ def image_findings(looked: Looked, size: int, *, from_scratch: bool) -> Iterator
             "stacks",
             "warning",
             f"{len(stacks)} {of} are TIFFs of up to {max(stacks):,} pages, of which the first alone is used.",
+            "--pages all makes each page an image.",
         )
     sides = [min(facts.size) for facts in looked.facts]
     if from_scratch and sides and statistics.median(sides) < size / 2:
@@ -119,7 +124,7 @@ def _dark(looked: Looked, of: str) -> Iterator[Finding]:
             "flat",
             "refusal",
             f"All {looked.images} images looked at become one colour, such as {flat[0]}.",
-            "Save them with 8 bits a channel, stretched over their range.",
+            _range_to_give(looked),
         )
     elif dark:
         brightest = max(looked.pixels[path].brightest for path in dark)
@@ -128,5 +133,18 @@ def _dark(looked: Looked, of: str) -> Iterator[Finding]:
             "warning",
             f"{len(dark)} {of} are nearly black: their numbers of more than 8 bits are small, and become {brightest} "
             f"of 255 at most, such as {dark[0]}.",
-            "Save them with 8 bits a channel, stretched over their range.",
+            _range_to_give(looked),
         )
+
+
+def _range_to_give(looked: Looked) -> str:
+    """Returns the way out of dark images: the smallest range of whole bits that holds their numbers."""
+    least = min((low for low, _ in looked.ranges.values()), default=0.0)
+    greatest = max((high for _, high in looked.ranges.values()), default=0.0)
+    if least == greatest:
+        return "Save them with 8 bits a channel, stretched over their range."
+    high = f"{(1 << int(greatest).bit_length()) - 1}" if least >= 0 and greatest >= 1 else f"{greatest:g}"
+    low = "0" if least >= 0 else f"{least:g}"
+    return (
+        f"--intensity-range {low},{high} makes all brighter alike, --intensity-range auto each image by its own range."
+    )
