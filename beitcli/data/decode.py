@@ -197,7 +197,7 @@ def open_header(data: bytes) -> Image.Image:
 def _open_heif(data: bytes) -> Image.Image:
     """Opens HEIF, which is upright already."""
     if not heif.register():
-        raise BadImage("a HEIC image, which needs the library pillow-heif", heif.WAY_OUT)
+        raise BadImage(f"a HEIC image, for which a library is missing: {heif.INSTALL}", heif.WAY_OUT)
     image = Image.open(BytesIO(data), formats=(heif.FORMAT,))
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(image.width * image.height, MAX_PIXELS)

@@ -71,7 +71,7 @@ COMMAND = Command(
     examples=(
         "beit doctor photos/",
         "beit doctor train/ --val val/ -o page.html",
-        "beit doctor photos/ -o good.tsv && beit pretrain good.tsv --recipe small",
+        "beit doctor photos/ -o good.tsv",
         "beit doctor photos/ --json | jq '.findings[] | {kind, images}'",
     ),
     face=_run,

@@ -10,7 +10,8 @@ from functools import cache
 
 ENDINGS = ("heic", "heif", "hif")
 FORMAT = "HEIF"  # Pillow's name
-WAY_OUT = "HEIC is read with: pip install 'beit-cli[heic]'."
+INSTALL = "pip install 'beit-cli[heic]'"
+WAY_OUT = f"HEIC is read with: {INSTALL}"
 _BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
@@ -22,7 +23,10 @@ def is_heif(data: bytes) -> bool:
 @cache
 def is_installed() -> bool:
     """Whether pillow-heif is installed; it is not imported."""
-    return importlib.util.find_spec("pillow_heif") is not None
+    try:
+        return importlib.util.find_spec("pillow_heif") is not None
+    except ValueError:  # it is kept from being imported
+        return False
 
 
 @cache

@@ -44,8 +44,12 @@ class LeftAside:
         """Returns one line that says what of DATA `name` is not read; empty if that is nothing."""
         if not (text := self.text()):
             return ""
-        needs_heif = any(self.counts[f".{ending}"] for ending in heif.ENDINGS)
-        return f"'{name}': not read are {text}." + (f" {heif.WAY_OUT}" if needs_heif else "")
+        return f"'{name}': not read are {text}." + (f" {heif.WAY_OUT}" if self.has_heif else "")
+
+    @property
+    def has_heif(self) -> bool:
+        """Whether there are files that would be images if a library were installed."""
+        return any(self.counts[f".{ending}"] for ending in heif.ENDINGS)
 
     def text(self) -> str:
         """Returns a list such as `4 .heic, 2 .txt and 1 link to a folder`, the most frequent endings first."""

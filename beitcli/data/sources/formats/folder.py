@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from beitcli.data.decoding import heif
 from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import (
@@ -195,6 +196,8 @@ def splits_below(root: str) -> list[str]:
 
 def _no_images(root: str, aside: LeftAside) -> DataError:
     hint = "Images end in " + ", ".join(f".{extension}" for extension in EXTENSIONS) + "."
+    if aside.has_heif:
+        hint = heif.WAY_OUT
     held = f": it holds {text}" if (text := aside.text()) else ""
     return DataError(f"No images below '{root}'{held}.", hint=hint)
 
