@@ -78,26 +78,22 @@ class PixelFacts:
     """What the pixels of an image are.
 
     Attributes:
-        darkest, brightest: Of the decoded 8-bit pixels.
+        brightest: The greatest of the decoded 8-bit values.
+        is_flat: Whether all pixels are equal.
     """
 
-    darkest: int
     brightest: int
+    is_flat: bool
 
     @property
     def is_dark(self) -> bool:
         """Whether it would look black: the range of its numbers does not fit the numbers."""
         return self.brightest < DARK
 
-    @property
-    def is_flat(self) -> bool:
-        """Whether all pixels are equal."""
-        return self.darkest == self.brightest
-
 
 def pixel_facts(pixels: np.ndarray) -> PixelFacts:
     """Takes the decoded (H, W, 3) uint8 pixels."""
-    return PixelFacts(int(pixels.min()), int(pixels.max()))
+    return PixelFacts(int(pixels.max()), bool((pixels == pixels[:1, :1]).all()))
 
 
 def stored_range(data: bytes) -> tuple[float, float] | None:

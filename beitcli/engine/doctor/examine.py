@@ -76,7 +76,7 @@ def examine(index: int, path: str, data: bytes, intensity: IntensityRange = FULL
         _digest(data),
         _digest(pixels.tobytes() + repr(pixels.shape).encode()),
         difference_hashes(image),
-        image.resize((SMALL, SMALL), Image.Resampling.BOX, reducing_gap=2).tobytes(),
+        image.resize((SMALL, SMALL), Image.Resampling.BOX).tobytes(),
     )
 
 
@@ -92,8 +92,8 @@ def _digest(data: bytes) -> bytes:
 def difference_hashes(image: Image.Image) -> tuple[int, int]:
     """Returns the difference hashes of rows and of columns, as unsigned integers of 64 bits."""
     gray = image.convert("L")
-    rows = np.asarray(gray.resize((9, 8), Image.Resampling.BOX, reducing_gap=3), dtype=np.int16)
-    columns = np.asarray(gray.resize((8, 9), Image.Resampling.BOX, reducing_gap=3), dtype=np.int16)
+    rows = np.asarray(gray.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    columns = np.asarray(gray.resize((8, 9), Image.Resampling.BOX), dtype=np.int16)
     return _bits(rows[:, 1:] > rows[:, :-1]), _bits(columns[1:] > columns[:-1])
 
 

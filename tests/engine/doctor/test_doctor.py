@@ -50,21 +50,21 @@ def mess(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.open(cats / "cat-03.jpg").resize((128, 96)).save(cats / "smaller.jpg", quality=60)
     shutil.copy(cats / "cat-04.jpg", val / "leak.jpg")
     Image.open(cats / "cat-05.jpg").save(val / "worse-leak.jpg", quality=50)
-    photo(7).save(cats / "png", "PNG")
+    photo(507).save(cats / "png", "PNG")
     (cats / "png").rename(cats / HOSTILE)
-    photo(8).convert("CMYK").save(cats / "cmyk.jpg")
-    photo(9, (20, 18)).save(cats / "tiny.png")
-    photo(10, (600, 100)).save(cats / "long.jpg")
+    photo(508).convert("CMYK").save(cats / "cmyk.jpg")
+    photo(509, (20, 18)).save(cats / "tiny.png")
+    photo(510, (600, 100)).save(cats / "long.jpg")
     Image.new("RGB", (64, 64), "red").save(cats / "flat.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 4000, (64, 80)).astype(np.uint16)).save(cats / "dark.tif")
-    turned = photo(11)
+    turned = photo(511)
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(cats / "turned.jpg", exif=exif)
-    clear = photo(12)
+    clear = photo(512)
     clear.putalpha(100)
     clear.save(cats / "clear.png")
-    pages = [photo(seed).convert("L") for seed in (13, 14, 15)]
+    pages = [photo(seed).convert("L") for seed in (513, 514, 515)]
     pages[0].save(cats / "stack.tif", save_all=True, append_images=pages[1:])
     (root / "train" / "notes.txt").write_text("not an image\n")
     return root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from beitcli.config.common import Training
@@ -68,7 +69,7 @@ class Preflight:
             DataError: Nothing can come of the training.
         """
         config = self.config
-        if config.resume and newest_checkpoint(config.out) is not None:
+        if config.resume and newest_checkpoint(Path(config.out)) is not None:
             return []
         found = world.run_on_rank_zero(lambda: list(self.findings()))
         tell(found, on_event)

@@ -98,5 +98,5 @@ def overlap_findings(training: Source, measured: Source) -> Iterator[Finding]:
         "warning",
         f"{len(overlap.pairs)} of {counted(overlap.looked_at, 'image')} to measure on are among "
         f"{counted(overlap.compared, 'training image')} too, byte for byte, such as {such}: metrics will be too good.",
-        "`beit doctor DATA --val DATA` lists all.",
+        "`beit doctor` lists all of them.",
     )
