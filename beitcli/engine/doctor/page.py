@@ -61,6 +61,7 @@ def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) ->
     indices = diagnosis.image_of.get(finding.kind, np.array([], dtype=np.int64))[:_MOST_OF_A_FINDING].tolist()
     words = diagnosis.collected.words
     return {
+        "kind": finding.kind,
         "severity": finding.severity,
         "what": finding.what,
         "way_out": finding.way_out,

@@ -68,10 +68,14 @@ for (const [name, text] of facts) {
 }
 
 for (const finding of data.findings) {
-  const kind = /cannot be read/.test(finding.what) ? "warning unreadable" : finding.severity;
-  const made = element("article", `finding ${kind}`);
+  const made = element("article", `finding ${finding.severity} ${finding.kind}`);
   made.append(element("h2", "", finding.what), element("p", "soft", finding.way_out));
   if (finding.images.length) made.append(strip(finding.images));
+  if (/^(overlap|duplicates)-/.test(finding.kind)) {
+    const link = element("a", "", "See them side by side");
+    link.href = "#copies";
+    made.append(link);
+  }
   if (finding.total > finding.images.length) {
     made.append(element("p", "soft more", `${count(finding.total - finding.images.length)} more are in --json.`));
   }
