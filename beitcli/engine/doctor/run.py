@@ -44,7 +44,7 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
     asides: list[str] = []
 
     def listen(event: Event) -> None:
-        if isinstance(event, Note):
+        if isinstance(event, Note) and " not " in event.message:  # what of DATA is not read
             asides.append(event.message)
         on_event(event)
 

@@ -40,8 +40,10 @@ class Overlap:
 def find_overlap(training: Source, measured: Source) -> Overlap:
     """Compares some evaluation images with all training images that a second is enough for, spread over the data."""
     by_size: dict[int, dict[bytes, list[str]]] = {}
-    looked_at = 0
+    looked_at, deadline = 0, time.monotonic() + SECONDS
     for index in some_indices(measured, _MOST_MEASURED):
+        if time.monotonic() > deadline:
+            break
         try:
             data = measured.read(index)
         except BadImage:
