@@ -111,6 +111,8 @@ def _entries(file: BinaryIO, layout: _Layout, offset: int) -> dict[int, tuple[in
         raise ValueError("too many entries")
     size = struct.calcsize(layout.entry)
     table = file.read(number * size)
+    if len(table) < number * size:
+        raise ValueError("the directory ends too early")
     entries: dict[int, tuple[int, tuple[int, ...] | bytes]] = {}
     for place in range(0, len(table) - size + 1, size):
         tag, kind, count, value = struct.unpack_from(layout.entry, table, place)
@@ -138,11 +140,14 @@ def _built(file: BinaryIO, layout: _Layout, entries: dict[int, tuple[int, tuple[
     width = struct.calcsize(layout.offset)
     values_at = len(out) + struct.calcsize(layout.count) + len(entries) * struct.calcsize(layout.entry) + width
     pieces = bytearray()  # what lies behind the directory
+    stored = file.seek(0, os.SEEK_END)
     for tag, counts_tag in _OFFSETS_AND_COUNTS.items():
         if tag not in entries or counts_tag not in entries:
             continue
         places: list[int] = []
         for start, length in zip(entries[tag][1], entries[counts_tag][1], strict=True):
+            if len(pieces) + length > stored:
+                raise ValueError("strips overlap, or lie beyond the end")
             file.seek(start)
             places.append(values_at + len(pieces))
             pieces += file.read(length)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, features
 
 from beitcli.data import decode
+from beitcli.data.decoding import heif
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import EXTENSIONS, PackedNames, is_image_name
 from beitcli.data.sources.formats import _shards_below
@@ -65,7 +66,13 @@ def test_every_ending_that_pillow_decodes_here_is_an_image() -> None:
     Image.init()
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in decode._FORMATS}
     assert known <= {f".{ending}" for ending in EXTENSIONS}
-    assert not {ending for ending in EXTENSIONS if f".{ending}" not in known} - {"mpo", "pnm", "avif", "avifs"}
+    assert not {ending for ending in EXTENSIONS if f".{ending}" not in known} - {
+        "mpo",
+        "pnm",
+        "avif",
+        "avifs",
+        *heif.ENDINGS,
+    }
 
 
 KINDS = {"jfif": "JPEG", "JPE": "JPEG", "mpo": "MPO", "apng": "PNG", "pbm": "PPM", "Pnm": "PPM", "pfm": "PPM"}

@@ -132,3 +132,14 @@ def test_pages_reach_every_command_and_not_annotated_files(stacks: Path, scenes:
     refused = beit("finetune", scenes, "--task", "segment", "--init", "random", "--pages", "all", "--steps", 1)
     assert refused.code == 2
     assert "--pages all does not go with masks or boxes" in refused.err
+
+
+def test_strips_that_overlap_are_refused_before_they_fill_the_memory():
+    data = bytearray(stack([page("L", seed) for seed in range(2)]))
+    _, offset = page_offsets(io.BytesIO(data))
+    entries = int.from_bytes(data[offset : offset + 2], "little")
+    places = [offset + 2 + 12 * number for number in range(entries)]
+    (counts,) = [place for place in places if int.from_bytes(data[place : place + 2], "little") == 279]
+    data[counts + 8 : counts + 12] = (1 << 31).to_bytes(4, "little")
+    with pytest.raises(BadImage, match="directory of a TIFF page"):
+        page_file(io.BytesIO(bytes(data)), offset)

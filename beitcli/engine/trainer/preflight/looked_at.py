@@ -56,9 +56,13 @@ def is_drawn(source: Source) -> bool:
     return all(isinstance(leaf, SampleSource) for leaf in source.leaves())
 
 
-def look(source: Source) -> Looked:
-    """Reads some images; those of more than 8 bits are decoded, of others the header is enough."""
-    looked, deadline = Looked(), time.monotonic() + SECONDS
+def look(source: Source, seconds: float = SECONDS) -> Looked:
+    """Reads some images; those of more than 8 bits are decoded, of others the header is enough.
+
+    Args:
+        seconds: After which no further image is read; the first is in any case.
+    """
+    looked, deadline = Looked(), time.monotonic() + seconds
     if is_drawn(source):
         return looked
     for index in some_indices(source, MOST_IMAGES):

@@ -37,10 +37,14 @@ class Overlap:
     pairs: tuple[tuple[str, str], ...]
 
 
-def find_overlap(training: Source, measured: Source) -> Overlap:
-    """Compares some evaluation images with all training images that a second is enough for, spread over the data."""
+def find_overlap(training: Source, measured: Source, seconds: float = SECONDS) -> Overlap:
+    """Compares some evaluation images with training images, spread over the data.
+
+    Args:
+        seconds: After which no further image is read, of either.
+    """
     by_size: dict[int, dict[bytes, list[str]]] = {}
-    looked_at, deadline = 0, time.monotonic() + SECONDS
+    looked_at, deadline = 0, time.monotonic() + seconds
     for index in some_indices(measured, _MOST_MEASURED):
         if time.monotonic() > deadline:
             break
@@ -51,7 +55,7 @@ def find_overlap(training: Source, measured: Source) -> Overlap:
         looked_at += 1
         by_size.setdefault(len(data), {}).setdefault(_digest(data), []).append(measured.path(index))
     found: dict[str, str] = {}
-    compared, deadline = 0, time.monotonic() + SECONDS
+    compared, deadline = 0, time.monotonic() + seconds
     for index in _spread(training) if by_size else ():
         if compared % _TIME_EVERY == 0 and time.monotonic() > deadline:
             break

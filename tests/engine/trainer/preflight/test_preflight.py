@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_evaluation_images_that_are_training_images_are_told_by_content(tmp_path
         (val / name).mkdir(parents=True)
     shutil.copy(labelled_folder / "blue" / "00.jpg", val / "blue" / "other-name.jpg")
     save_picture(val / "red" / "new.png", (200, 10, 10), 77)
-    found = find_overlap(open_data([str(labelled_folder)]), open_data([str(val)]))
+    found = find_overlap(open_data([str(labelled_folder)]), open_data([str(val)]), math.inf)
     assert found.pairs == ((str(val / "blue" / "other-name.jpg"), str(labelled_folder / "blue" / "00.jpg")),)
     assert (found.looked_at, found.compared) == (2, 24)
 
@@ -143,7 +144,7 @@ def test_dark_stacks_are_told_from_some_images(tmp_path: Path):
     for number in range(4):
         page = Image.fromarray(draw.integers(0, 4096, (40, 48)).astype(np.uint16))
         page.save(tmp_path / f"{number}.tif", save_all=True, append_images=[page] * number)
-    looked = look(open_data([str(tmp_path)]))
+    looked = look(open_data([str(tmp_path)]), math.inf)
     assert looked.images == 4
     dark, stacks = image_findings(looked, 32, from_scratch=True)
     assert (dark.kind, dark.severity) == ("dark", "warning")
@@ -152,7 +153,7 @@ def test_dark_stacks_are_told_from_some_images(tmp_path: Path):
 
 
 def test_photographs_of_eight_bits_give_no_finding(labelled_folder: Path):
-    looked = look(open_data([str(labelled_folder)]))
+    looked = look(open_data([str(labelled_folder)]), math.inf)
     assert looked.images == 24
     assert kinds(image_findings(looked, 64, from_scratch=True)) == []
     assert kinds(image_findings(looked, 224, from_scratch=True)) == ["small-images"]
@@ -162,7 +163,7 @@ def test_photographs_of_eight_bits_give_no_finding(labelled_folder: Path):
 def test_images_that_all_become_one_colour_are_refused(tmp_path: Path):
     for number in range(20):
         Image.fromarray(np.full((8, 8), number, np.uint16)).save(tmp_path / f"{number}.tif")
-    (finding,) = image_findings(look(open_data([str(tmp_path)])), 8, from_scratch=True)
+    (finding,) = image_findings(look(open_data([str(tmp_path)]), math.inf), 8, from_scratch=True)
     events: list[Event] = []
     with pytest.raises(DataError, match="All 20 images looked at become one colour"):
         tell([finding, Finding("x", "note", "A note.")], events.append)
