@@ -27,6 +27,7 @@ from beitcli.engine.events import Event, Note, OnEvent, Progress, Warned, ignore
 from beitcli.engine.io.outputs import is_stdout, make_folder, require_writable_outputs, write_output
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import DataError, UsageError
+from beitcli.runtime.metric_text import counted
 
 _TELL_EVERY = 16  # images
 _ALL, _VAL = "all", "val"
@@ -114,7 +115,7 @@ def _write(
 ) -> None:
     make_folder(output.absolute().parent)
     if output.suffix.lower() == PAGE:
-        page = doctor_page(diagnosis, list(parts.values())).encode()
+        page = doctor_page(diagnosis, list(parts.values())).encode(errors="replace")
         write_output(output, lambda file: file.write(page))
         on_event(Note(f"Page: {output}"))
         return
@@ -123,9 +124,12 @@ def _write(
     write_output(output, partial(_put, good.content))
     dropped = ", ".join(f"{number:,} {word}" for word, number in good.dropped.items())
     of = f" of split {name}" if len(parts) > 1 else ""
-    on_event(Note(f"List: {output}, {good.images:,} images{of}" + (f"; left out: {dropped}" if dropped else "")))
+    on_event(
+        Note(f"List: {output}, {counted(good.images, 'image')}{of}" + (f"; left out: {dropped}" if dropped else ""))
+    )
     if good.unnamed:
-        on_event(Warned(f"{good.unnamed:,} images are not in '{output}': a list holds no TAB or line break in a name."))
+        unnamed = counted(good.unnamed, "image")
+        on_event(Warned(f"Left out of '{output}': {unnamed}, as a list holds no TAB or line break in a name."))
 
 
 def _put(content: bytes, file: BinaryIO) -> None:

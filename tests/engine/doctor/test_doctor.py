@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -225,3 +226,18 @@ def test_doctor_imports_no_torch(labelled_folder: Path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_that_are_no_text_are_listed_as_they_are_and_shown(tmp_path: Path, beit: Beit):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    odd = os.path.join(os.fsencode(folder), b"\xff<b>.png")
+    for name, seed in ((odd, 1), (os.path.join(os.fsencode(folder), b"two\tparts.png"), 2)):
+        with open(name, "wb") as file:
+            photo(seed).save(file, "PNG")
+    ended = beit("doctor", folder, "-o", tmp_path / "good.txt", "-o", tmp_path / "page.html", "--workers", 0)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "good.txt").read_bytes() == odd + b"\n"
+    assert "good.txt': 1 image, as a list holds no TAB" in ended.err
+    assert "<b>" not in (tmp_path / "page.html").read_text()
+    assert len(open_data([str(tmp_path / "good.txt")]).image(0).getbands()) == 3
