@@ -12,6 +12,7 @@ import typer
 from beitcli import __version__
 from beitcli.cli.commands import (
     attn_map,
+    doctor,
     env,
     eval,
     export,
@@ -43,6 +44,7 @@ COMMANDS = [
     tokenize.COMMAND,
     mask_preview.COMMAND,
     attn_map.COMMAND,
+    doctor.COMMAND,
     inspect.COMMAND,
     export.COMMAND,
     recipes.COMMAND,

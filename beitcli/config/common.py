@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
+from beitcli.config.intensity import HELP as INTENSITY_HELP
+from beitcli.config.intensity import parse_intensity
 from beitcli.config.registry import Registry
 from beitcli.errors import UsageError
 
@@ -53,9 +55,14 @@ class Job:
     limit: int | None = option(
         None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
     )
+    intensity_range: str | None = option(None, INTENSITY_HELP, panel="Data", metavar="full|auto|LOW,HIGH")
+    pages: Literal["first", "all"] = option(
+        "first", "Of a TIFF with several pages: the first, or all, each an image of its own.", panel="Data"
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        parse_intensity(self.intensity_range)
         if self.gpus != 1 and not isinstance(self, Launched):
             raise UsageError(
                 f"--gpus is {self.gpus}, but `beit {self.command}` computes in one process.", "Leave it out."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.intensity import with_models_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.reference_points import parse_point
 from beitcli.engine.attention_files import FORMATS, AttentionFiles, formats_of_all
@@ -47,6 +48,7 @@ def attn_map(
     compute = choose_compute(config.device, config.precision)
     model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
     checkpoint = checkpoint.normalized(config.normalization)
+    config = with_models_intensity(config, checkpoint.settings)
     warn(checkpoint.warnings, on_event)
     mapper = AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)

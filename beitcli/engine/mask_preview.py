@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from beitcli.config.intensity import with_models_intensity
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
@@ -70,6 +71,8 @@ def mask_preview(
     to_stdout = is_stdout(config.output)
     draws = bool(config.output) or config.preview
     guesser = open_guesser(config, draws, on_event) if config.model else None
+    if guesser is not None:
+        config = with_models_intensity(config, guesser.checkpoint.settings)
     masking, seed = masking_of(config, guesser.checkpoint if guesser else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")

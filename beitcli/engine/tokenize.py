@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from beitcli.config.intensity import with_models_intensity
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
@@ -60,6 +61,7 @@ def tokenize(
     compute = join_compute(config, choose_compute(config.device, _precision(config)))
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     reference = world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    config = with_models_intensity(config, {"intensity_range": reference.intensity_range})
     if config.reconstruct:
         reference.require_decoder()
     size = config.size or reference.size

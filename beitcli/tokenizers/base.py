@@ -125,6 +125,7 @@ class Tokenizer:
         warnings: Newer checkpoints that are damaged.
         notes: Further sentences for the user.
         precision: Precision of the encoder; the decoder is fp32.
+        intensity_range: `--intensity-range` of its training; None for `full`.
         is_compiled: Whether it uses torch.compile, which may round differently than eager mode.
     """
 
@@ -136,6 +137,7 @@ class Tokenizer:
     notes: tuple[str, ...] = ()
     precision: Precision = "fp32"
     is_compiled: bool = False
+    intensity_range: str | None = None
 
     @property
     def vocab_size(self) -> int:

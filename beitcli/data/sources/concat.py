@@ -56,6 +56,13 @@ class Concat(Source):
         number, inner = self.locate(index)
         return self.sources[number].read(inner)
 
+    def stored_bytes(self, index: int) -> int | None:
+        number, inner = self.locate(index)
+        return self.sources[number].stored_bytes(inner)
+
+    def inner(self) -> tuple[Source, ...]:
+        return self.sources
+
     def image(self, index: int) -> Image.Image:
         number, inner = self.locate(index)
         return self.sources[number].image(inner)

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from beitcli.data.decoding import heif
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.storage.regular_files import open_regular
 
-EXTENSIONS = (  # of the formats that are decoded; the same on every machine, so that DATA has the same images on all
+EXTENSIONS: tuple[str, ...] = (  # of the formats that are decoded; without HEIC the same on every machine
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "bmp", "gif", "tif", "tiff", "avif", "avifs"),
     *("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm", "pnm", "pfm"),
 )
+if heif.is_installed():
+    EXTENSIONS = (*EXTENSIONS, *heif.ENDINGS)
 _IMAGE = re.compile(rb"\.(?:" + "|".join(EXTENSIONS).encode() + rb")\Z", re.IGNORECASE)
 MAX_IMAGE_BYTES = 2_147_483_648  # the largest image that is decoded takes 1.4 GB as 16-bit RGBA
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -161,6 +164,14 @@ def read_file(path: str | bytes) -> bytes:
         raise BadImage("a folder, not a file") from None
     except (OSError, ValueError) as error:
         raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def file_size(path: str | bytes) -> int | None:
+    """Returns the size of a file in bytes; None if there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
 
 
 def require_readable(size: int) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
 from PIL import Image
 
 from beitcli.data.sources.base import Source
@@ -23,6 +22,9 @@ from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.errors import ReaderGone, StorageError, UsageError
 from beitcli.runtime.storage.own_files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
 
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # Pillow's format and settings by suffix; the first is the default
     ".png": ("PNG", {}),
@@ -281,5 +283,7 @@ def output_error(path: Path, error: OSError) -> StorageError:
 
 def to_picture(image: torch.Tensor) -> Image.Image:
     """Converts (3, H, W) in [0, 1] to a Pillow image."""
+    import torch  # takes seconds, which commands without a model save
+
     pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
     return Image.fromarray(pixels.numpy())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from beitcli.config.intensity import intensity_entry
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
@@ -208,6 +209,7 @@ class PretrainTask(Task):
             "outputs": self.target.outputs,
             "mean": NORMALIZATIONS[self.config.normalization][0],
             "std": NORMALIZATIONS[self.config.normalization][1],
+            **intensity_entry(self.config),
             "target": self.config.target,
             "tokenizer": {"reference": reference, "sha256": tokenizer.sha256} if tokenizer else None,
             "token_size": list(size) if size else None,

@@ -6,11 +6,13 @@ import os
 
 import numpy as np
 
+from beitcli.data.decoding import heif
 from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import (
     EXTENSIONS,
     count_of_images,
+    file_size,
     folders_below,
     is_image_name,
     number_classes,
@@ -76,6 +78,11 @@ class FolderSource(Source):
         if labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
+    @property
+    def root(self) -> str:
+        """The folder."""
+        return os.fsdecode(self._root)
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -84,6 +91,9 @@ class FolderSource(Source):
 
     def read(self, index: int) -> bytes:
         return read_file(self._file(index))
+
+    def stored_bytes(self, index: int) -> int | None:
+        return file_size(self._file(index))
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
@@ -204,6 +214,8 @@ def splits_below(root: str) -> list[str]:
 
 def _no_images(root: str, aside: LeftAside) -> DataError:
     hint = "Images end in " + ", ".join(f".{extension}" for extension in EXTENSIONS) + "."
+    if aside.has_heif:
+        hint = heif.WAY_OUT
     held = f": it holds {text}" if (text := aside.text()) else ""
     return DataError(f"No images below '{root}'{held}.", hint=hint)
 

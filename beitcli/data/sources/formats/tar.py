@@ -139,6 +139,9 @@ class TarSource(Source):
             raise BadImage("its shard has become shorter")
         return data
 
+    def stored_bytes(self, index: int) -> int | None:
+        return int(self._sizes[index])
+
     def _place(self, offset: int, size: int) -> Place:
         if offset >= 0:
             return Place(offset, size)
