@@ -176,7 +176,9 @@ class _Loop:
     def fetch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
         """Returns this rank's part of the next batch."""
         self.saver.poll_writer()
+        begun = time.perf_counter()
         moved = next(batches)
+        self.interval.waited += time.perf_counter() - begun
         if self.compute.world.size == 1:
             self.ledger.note(moved.batch.bad)
         return moved
@@ -218,7 +220,8 @@ class _Loop:
             self.plan = find_micro_batch_size(task, self.plan, tensors, compute)
             self.on_event(Note(f"{task.name}: {self.plan.micro_batch} images fit on the device at once."))
         compile_ahead(task, self.plan, tensors, compute, self.on_event)
-        self.is_prepared, self.interval.since = True, time.perf_counter()
+        self.is_prepared = True
+        self.interval.begin()
         self.seed_step()
 
     def training_metrics(self) -> dict[str, float]:
