@@ -21,6 +21,7 @@ from beitcli.cli.commands import (
     predict,
     pretrain,
     recipes,
+    report,
     runs,
     tokenize,
     train_tokenizer,
@@ -47,6 +48,7 @@ COMMANDS = [
     export.COMMAND,
     recipes.COMMAND,
     runs.COMMAND,
+    report.COMMAND,
     env.COMMAND,
 ]
 

@@ -100,7 +100,7 @@ class LiveProgress:
         pace = self._paces.setdefault(event.phase, Pace())
         pace.add(event.done)
         if event.phase not in self._tasks:
-            fields = {"unit": event.unit, "speed_text": "", "figures": []}
+            fields: dict[str, Any] = {"unit": event.unit, "speed_text": "", "figures": []}
             self._tasks[event.phase] = self._bar.add_task(
                 terminal_line(event.phase), total=event.total or None, **fields
             )
@@ -160,6 +160,7 @@ def _bar(console: Console) -> Bar:
 
 def _live_figures(metrics: dict[str, float]) -> list[str]:
     """Returns the figures below the bar; those of held-out images are printed at each save, where they have a line."""
+    metrics = {name: value for name, value in metrics.items() if name != "images_per_second"}
     if key_figures(metrics):
         return figure_texts({name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)})
     return figure_texts(metrics)

@@ -44,6 +44,7 @@ def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
         seed=config.seed,
         max_bad=config.max_bad,
         log_to=config.log_to,
+        previews=config.previews,
         steps=config.tokenizer_steps or own.steps,
     )
 
