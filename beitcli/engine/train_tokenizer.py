@@ -171,9 +171,10 @@ class TokenizerTask(Task):
         batch = next(loaded, None) if model.can_decode else None
         if batch is None or not len(batch):
             return None
-        tokens = model.encode(model.preprocess(to_unit(batch.to(self.compute.device)["images"])))
+        images = to_unit(batch.to(self.compute.device)["images"])
+        tokens = model.encode(model.preprocess(images))
         decoded = model.decode(tokens, (size // model.downsample, size // model.downsample))
-        pairs = zip(map(to_picture, batch.tensors["images"]), map(to_picture, decoded), strict=True)
+        pairs = zip(map(to_picture, images), map(to_picture, decoded), strict=True)
         return grid_of([reconstruction_pair(*pair) for pair in pairs], columns=1, gap=0)
 
     def checkpoint_config(self) -> dict[str, Any]:

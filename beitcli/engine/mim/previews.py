@@ -94,7 +94,7 @@ def reconstruction_panels(images: torch.Tensor, masks: np.ndarray, rebuilt: Sequ
     """
     rows = [
         mask_panel(to_picture(image), mask, picture, min_width=_WIDTH)
-        for image, mask, picture in zip(images, masks, rebuilt, strict=True)
+        for image, mask, picture in zip(images / 255, masks, rebuilt, strict=True)
     ]
     return grid_of(rows, columns=1, gap=0)
 
@@ -108,7 +108,7 @@ def agreement_panels(images: torch.Tensor, masks: np.ndarray, right: np.ndarray)
         right: (B, h, w) bool, True where the prediction is the true token.
     """
     pictures, captions = [], []
-    for image, mask, hit in zip(map(to_picture, images), masks, right & masks, strict=True):
+    for image, mask, hit in zip(map(to_picture, images / 255), masks, right & masks, strict=True):
         marked = mask_overlay(mask_overlay(image, hit, _WIDTH, RIGHT), mask & ~hit, _WIDTH, WRONG)
         pictures += [nearest(image, marked.size), marked]
         captions += ["original", f"{int(hit.sum())} of {int(mask.sum())} tokens right (green)"]

@@ -10,8 +10,9 @@ from beitcli.engine.report.next_steps import next_commands
 from beitcli.engine.report.record import RunRecord
 from beitcli.engine.report.verdict import verdict_of
 from beitcli.escaping import shell_line
-from beitcli.runtime.metric_text import HELD_OUT, metric_label, metric_value
+from beitcli.runtime.metric_text import HELD_OUT, metric_label, metric_value, percent
 
+_FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
 _NOT_CURVES = ("step", "epoch")
 _BASELINES = {  # metric -> the figure of a guess that ignores the image
@@ -26,6 +27,9 @@ _KEY = (
     "mean_ap", "micro_f1", "miou", "pixel_accuracy", "mean_accuracy", "ap", "ap50", "ap75", "ap_small", "ap_medium",
     "ap_large", "mask_ap", "psnr", "mae", "cosine", "codes_used", "perplexity", "commonest_share", "images",
 )  # fmt: skip
+
+
+_SHARES = ("top1", "top5", "commonest_share")
 
 
 def document_of(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +72,11 @@ def _figures(record: RunRecord) -> list[dict[str, Any]]:
     """Returns the figures of held-out images, the known ones first; those of one class are in `class_tables`."""
     own = {name: value for name, value in record.held_out.items() if "/" not in name}
     names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
-    return [{"name": metric_label(name), "text": metric_value(name, own[name]), "value": own[name]} for name in names]
+    return [{"name": metric_label(name), "text": _figure(name, own[name]), "value": own[name]} for name in names]
+
+
+def _figure(name: str, value: float) -> str:
+    return percent(value) if name in _SHARES or name.endswith("accuracy") else metric_value(name, value)
 
 
 def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
@@ -77,7 +85,7 @@ def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
     facts = {
         "made by": f"beit {record.command}, recipe {settings.get('recipe', '?')}",
         "data": " ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
-        "fingerprint of the data": record.fingerprint,
+        "fingerprint of the data": record.fingerprint[:_FINGERPRINT],
         "measured on": str(settings.get("val") or ""),
         "speed": f"{last['images_per_second']:,.1f} images/s" if "images_per_second" in last else "",
         "waiting for data": f"{last['data_wait_share']:.0%} of the time" if "data_wait_share" in last else "",
@@ -90,7 +98,9 @@ def differing_settings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     names = dict.fromkeys(name for record in records for name in record.settings)
     rows = [{"name": "command", "values": [record.command for record in records]}]
     rows += [{"name": name, "values": [_setting(record.settings.get(name)) for record in records]} for name in names]
-    rows.append({"name": "fingerprint of the data", "values": [record.fingerprint[:12] for record in records]})
+    rows.append(
+        {"name": "fingerprint of the data", "values": [record.fingerprint[:_FINGERPRINT] for record in records]}
+    )
     return [row for row in rows if len(set(row["values"])) > 1]
 
 

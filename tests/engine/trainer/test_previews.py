@@ -13,6 +13,7 @@ from PIL import Image
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.data.transforms.base import fit_center
 from beitcli.engine.events import Note, Warned
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.train_tokenizer import train_tokenizer
@@ -28,12 +29,23 @@ def pretrained(out: Path, data: Path, events: list[Any] | None = None, **more: A
     return sorted((out / "previews").glob("*")) if (out / "previews").exists() else []
 
 
+def middle_of(folder: Path, side: int) -> list[Image.Image]:
+    return [fit_center(Image.open(path).convert("RGB"), side) for path in sorted(folder.glob("*/*"))]
+
+
+def is_within(preview: np.ndarray, images: np.ndarray) -> bool:
+    """Whether the first picture of a preview is one of the images, each pixel 7 times as wide and high."""
+    shown = preview[16 : 16 + 224 : 7, 16 : 16 + 224 : 7] if preview[0, 0, 0] == 255 else preview
+    return any(np.array_equal(shown, image) for image in images)
+
+
 def test_a_preview_is_drawn_at_each_save_and_the_run_is_the_same_without(labelled_folder, tmp_path):
     drawn = pretrained(tmp_path / "with", labelled_folder, previews=3)
     assert [path.name for path in drawn] == ["step-0000002.png", "step-0000004.png"]
     first, last = (np.asarray(Image.open(path).convert("RGB")) for path in drawn)
     assert first.shape == last.shape
     assert (first != last).any()
+    assert is_within(first, np.asarray(middle_of(labelled_folder, 32)))
     assert pretrained(tmp_path / "without", labelled_folder, previews=0) == []
     newest = "checkpoints/step-0000004/model.safetensors"
     assert (tmp_path / "with" / newest).read_bytes() == (tmp_path / "without" / newest).read_bytes()

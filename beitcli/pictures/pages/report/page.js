@@ -28,6 +28,7 @@ function short(value) {
 // Verdicts
 const GRADES = { good: "good", early: "too early", bad: "broken", unknown: "not measured" };
 byId("title").textContent = several ? `Report of ${report.runs.length} runs` : `Report: ${report.runs[0].name}`;
+byId("runs").classList.toggle("several", several);
 report.runs.forEach((run, number) => {
   const hours = run.seconds >= 3600 ? `${(run.seconds / 3600).toFixed(1)} h` : run.seconds >= 60 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`;
   const epochs = typeof run.epoch === "number" ? `, ${run.epoch.toFixed(2)} epochs` : "";
@@ -156,15 +157,19 @@ class Chart {
     this.mark.setAttribute("visibility", step === null ? "hidden" : "visible");
     const at = step === null ? this.area.last : step;
     if (step !== null) for (const end of ["x1", "x2"]) this.mark.setAttribute(end, this.x(step));
-    const parts = this.lines.map((line) => {
+    const swatch = (line) => element("i", { class: "swatch", style: `background:${seriesColour(line)}` });
+    const said = (line) => {
       const known = line.points.filter((point) => point[0] <= at);
       if (!known.length) return null;
       const [where, value] = known[known.length - 1];
-      const label = (several ? `${report.runs[line.run].name}: ` : "") + line.label;
       const from = where !== at ? ` (step ${whole(where)})` : "";
-      return element("span", {}, element("i", { class: "swatch", style: `background:${seriesColour(line)}` }), `${label} `, element("b", {}, short(value)), from);
-    });
-    this.readout.replaceChildren(element("span", {}, `step ${whole(at)}`), ...parts.filter(Boolean));
+      return element("span", {}, several ? null : swatch(line), `${line.label} `, element("b", {}, short(value)), from);
+    };
+    const rows = several ? report.runs.map((run, number) => {
+      const own = this.lines.filter((line) => line.run === number).map(said).filter(Boolean);
+      return own.length ? element("div", {}, element("span", {}, swatch({ run: number }), run.name), ...own) : null;
+    }) : this.lines.map(said);
+    this.readout.replaceChildren(element("span", {}, `step ${whole(at)}`), ...rows.filter(Boolean));
   }
 }
 
@@ -301,7 +306,7 @@ report.runs.forEach((run) => {
   place.append(columns);
   if (found.worst && found.worst.length) {
     place.append(element("h3", {}, "Worst mistakes"), element("ul", { class: "worst" }, ...found.worst.map((each) => element("li", {},
-      element("img", { src: each.picture, alt: "", loading: "lazy" }),
+      element("img", { src: each.picture, alt: "" }),
       each.predicted === undefined ? null : element("div", {}, "called ", element("b", { class: "wrong" }, each.predicted), ` (${percent(each.probability, 0)})`),
       each.class === undefined ? null : element("div", {}, "is ", element("b", {}, each.class)),
       each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
