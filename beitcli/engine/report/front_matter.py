@@ -52,6 +52,7 @@ def front_matter(facts: HubFacts) -> list[str]:
     metrics = {name: value for name, value in facts.metrics.items() if name in HUB_METRICS}
     if metrics:
         lines += ["metrics:", *(f"- {name}" for name in dict.fromkeys(HUB_METRICS[name] for name in metrics))]
+    if metrics and facts.pipeline in PIPELINES.values():
         lines += ["model-index:", f"- name: {yaml_text(facts.name)}", "  results:", "  - task:"]
         lines += [f"      type: {facts.pipeline}", "    dataset:", f"      name: {yaml_text(facts.data)}"]
         lines += ["      type: imagefolder", "    metrics:"]

@@ -74,7 +74,7 @@ def headed(card: str, head: CardHead) -> str:
         name=head.run.resolve().name,
         tags=["beit", "vision", pipeline, *masked],
         license=_LICENSE,
-        metrics=head.metrics if head.kind in PIPELINES else {},
+        metrics=head.metrics,
         data=", ".join(map(_data_name, (named,) if named else head.config.data)),
     )
     title, _, rest = card.partition("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ class MlflowWriter:
                 "--log-to mlflow needs the package mlflow, which is not installed.",
                 "Install it: pip install 'beit-cli[mlflow]', or leave mlflow out.",
             ) from None
+        for talker in ("mlflow", "alembic"):  # which tell of each table that they make
+            logging.getLogger(talker).setLevel(logging.WARNING)
         self._make: Any = MlflowClient
         self.client: Any = None
 
@@ -48,11 +51,11 @@ class MlflowWriter:
         if self.client is None:
             folder = self.path.resolve() / "mlflow"
             folder.mkdir(exist_ok=True)
-            own = f"sqlite:///{folder / 'mlflow.db'}"
-            self.client = self._make(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", own))
+            given = os.environ.get("MLFLOW_TRACKING_URI")
+            self.client = self._make(tracking_uri=given or f"sqlite:///{folder / 'mlflow.db'}")
             known = self.client.get_experiment_by_name(_EXPERIMENT)
-            artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "artifacts").as_uri()
-            experiment = known.experiment_id if known else self.client.create_experiment(_EXPERIMENT, artifacts)
+            own = None if given else (folder / "artifacts").as_uri()
+            experiment = known.experiment_id if known else self.client.create_experiment(_EXPERIMENT, own)
             self.run = self._resumed(folder / "run-id", experiment)
         return self.client
 

@@ -18,7 +18,7 @@ class WandbWriter:
     """Writes scalars named as in metrics.jsonl, pictures, and the settings of the run.
 
     Nothing leaves the machine unless WANDB_MODE says so; `wandb sync RUN/wandb/offline-run-*` sends it later. A run
-    that is resumed goes on under the same ID, and what it writes again at a step counts.
+    that is resumed goes on under the same ID; of a step that is written again, W&B keeps the first.
 
     Raises:
         UsageError: The package `wandb` is not installed.
@@ -54,20 +54,18 @@ class WandbWriter:
                 mode=os.environ.get("WANDB_MODE", "offline"),
                 settings=self._wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
             )
-            self.run.define_metric("step")
-            self.run.define_metric("*", step_metric="step")
         return self.run
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._begin().log({"step": step, **metrics})
+        self._begin().log(dict(metrics), step=step)
 
     def picture(self, step: int, name: str, file: Path) -> None:
         """Writes a picture, with the caption that W&B shows."""
-        self._begin().log({"step": step, name: self._wandb.Image(str(file), caption=f"step {step}")})
+        self._begin().log({name: self._wandb.Image(str(file), caption=f"step {step}")}, step=step)
 
     def close(self) -> None:
         if self.run is not None:
-            self.run.finish(quiet=True)
+            self.run.finish()
 
 
 WRITER = WandbWriter
