@@ -22,6 +22,7 @@ from beitcli.cli.commands import (
     predict,
     pretrain,
     recipes,
+    report,
     runs,
     tokenize,
     train_tokenizer,
@@ -49,6 +50,7 @@ COMMANDS = [
     export.COMMAND,
     recipes.COMMAND,
     runs.COMMAND,
+    report.COMMAND,
     env.COMMAND,
 ]
 

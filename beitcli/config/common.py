@@ -161,6 +161,7 @@ class Training(Launched):
         (),
         "Where metrics go beside metrics.jsonl, separated by commas.",
         panel="Run",
+        flags=("--log-to", "--log"),
         may_change_on_resume=True,
         choices=lambda: tuple(name for name in METRIC_WRITERS.names() if name != ALWAYS_ON),
     )
@@ -202,6 +203,21 @@ class Training(Launched):
                 )
         if self.steps is None and self.epochs is None:
             raise UsageError("Neither --steps nor --epochs is set.", "Give one of them, or a --recipe.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Previewed(Training):
+    """Settings of the commands whose models make pictures."""
+
+    previews: int = option(
+        4,
+        "Held-out images to draw at each save, as the model makes them, into RUN/previews; 0 = none.",
+        panel="Run",
+        may_change_on_resume=True,
+        metavar="N",
+        ge=0,
+        le=16,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -336,6 +336,15 @@ def to_toml(value: Any) -> str:
     return str(value)
 
 
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Returns every saved setting that the config's task uses, as a user would write it."""
+    return {
+        name: setting.plain(getattr(config, name))
+        for name, setting in settings_of(type(config)).items()
+        if setting.option.saved and setting.belongs_to(_task_of(config))
+    }
+
+
 def dump_toml(config: Any, header: str = "") -> str:
     """Formats a config as TOML: every saved setting that its task uses, defaults included."""
     printable = ["".join(c if c.isprintable() else "?" for c in line) for line in header.splitlines()]

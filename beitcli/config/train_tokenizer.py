@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, Training
+from beitcli.config.common import MODEL_HELP, Previewed
 from beitcli.config.fields import option
 from beitcli.config.registry import Registry
 
@@ -15,7 +15,7 @@ _NO_GUMBEL = (("kind", "vq"), ("kind", "fsq"), ("kind", "vqkd"))  # have no dist
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTokenizerConfig(Training):
+class TrainTokenizerConfig(Previewed):
     command: ClassVar[str] = "train-tokenizer"
     recipes_of: ClassVar[dict[str, dict[str, str]]] = {"kind": {"vqkd": "vqkd-small"}}
     recipe: str = option(

@@ -46,6 +46,7 @@ def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
         intensity_range=config.intensity_range,
         pages=config.pages,
         log_to=config.log_to,
+        previews=config.previews,
         steps=config.tokenizer_steps or own.steps,
     )
 

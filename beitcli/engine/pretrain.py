@@ -273,20 +273,7 @@ def _masking(config: PretrainConfig) -> MaskGenerator | None:
 
 
 def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
-    """Warns if the model is not better than the baseline of the data's statistics, and if few images were evaluated."""
-    nothing_yet = "the model has learned nothing of use yet. Train longer, or on more images."
-    loss = report.further.get("masked_loss", report.loss)
-    if report.baseline_loss is not None and loss >= report.baseline_loss:
-        yield (
-            f"The loss, {loss:.4f}, is not below {report.baseline_loss:.4f}, that of always guessing the "
-            f"mean colour: {nothing_yet}"
-        )
-    accuracy, baseline = report.masked_accuracy, report.baseline_accuracy
-    if accuracy is not None and baseline is not None and accuracy <= baseline:
-        yield (
-            f"The accuracy, {accuracy:.4f}, is not above {baseline:.4f}, that of always guessing the commonest "
-            f"token: {nothing_yet}"
-        )
+    """Warns if few images were measured."""
     if measured < _FEW_IMAGES:
         yield f"The metrics rest on {report.measured_on}: too few to compare runs by."
 

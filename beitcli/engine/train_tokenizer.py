@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 
 from beitcli.config.intensity import intensity_entry
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
@@ -17,6 +18,7 @@ from beitcli.data.loading.sampler import rank_indices
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterTransform, TokenizerTransform
 from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.io.outputs import to_picture
 from beitcli.engine.tokenizer_teacher import PatchTeacher, check_same_teacher, teacher_for
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
@@ -28,6 +30,8 @@ from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError
+from beitcli.pictures.panels import grid_of
+from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_workers, describe, join_compute, threads_for
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
@@ -161,6 +165,20 @@ class TokenizerTask(Task):
         share = float(counts.max() / counts.sum())
         metrics |= {"codes_used": used, "perplexity": perplexity, "commonest_share": share}
         return metrics | {name: value / number for name, value in total.items()}
+
+    @torch.no_grad()
+    def preview(self, images: int) -> Image.Image | None:
+        """Draws the first held-out images beside what the decoder makes of their tokens; None without a decoder."""
+        model, size = self.model, self.config.size
+        loaded = ordered_batches(self.held_out, CenterTransform(size=size), batch_size=images, workers=0)
+        batch = next(loaded, None) if model.can_decode else None
+        if batch is None or not len(batch):
+            return None
+        images = to_unit(batch.to(self.compute.device)["images"])
+        tokens = model.encode(model.preprocess(images))
+        decoded = model.decode(tokens, (size // model.downsample, size // model.downsample))
+        pairs = zip(map(to_picture, images), map(to_picture, decoded), strict=True)
+        return grid_of([reconstruction_pair(*pair) for pair in pairs], columns=1, gap=0)
 
     def checkpoint_config(self) -> dict[str, Any]:
         config, teacher = self.config, self.teacher

@@ -80,7 +80,6 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
             **({"AP of masks": shown(report.mask_ap)} if task.model.detection.predicts_masks else {}),
         },
         by_class={f"AP, {name}": shown(value) for name, value in report.ap_of_class.items()},
-        predict_options=("-o", "boxes/"),
     )
 
 

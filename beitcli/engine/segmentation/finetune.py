@@ -67,8 +67,6 @@ def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:
             "mean accuracy": f"{report.mean_accuracy:.4f}",
         },
         by_class={f"IoU, {name}": "-" if iou is None else f"{iou:.4f}" for name, iou in report.iou.items()},
-        eval_options=("--multi-scale", "--flip"),
-        predict_options=("-o", "masks/", "--overlay"),
     )
 
 
