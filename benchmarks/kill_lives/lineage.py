@@ -22,7 +22,7 @@ from pathlib import Path
 from beitcli.errors import BeitError
 from beitcli.runtime.storage.checkpoint import damage, newest_checkpoint, step_folders
 from kill_lives.processes import Reaper, below, start
-from kill_lives.strikes import GRACE_SECONDS, RESTARTS, Struck, draw_kill, is_saving, living, send, strike
+from kill_lives.strikes import GRACE_SECONDS, RESTARTS, Struck, draw_kill, living, send, strike, unfinished
 
 LEAVE_SECONDS, LIMIT_SECONDS, STEPS = 5.0, 300.0, 40
 SETTINGS = (
@@ -31,9 +31,10 @@ SETTINGS = (
 ).split()
 KINDS = {
     "workers": ["--workers", "2"],
-    "tasks": ["--workers", "0", "--process-timeout", "60"],
+    "tasks": ["--workers", "0", "--process-timeout", "20"],
     "ranks": ["--workers", "0", "--gpus", "2"],
 }
+COLD = {"workers": 0.2, "tasks": 0.05, "ranks": 0.0}  # share of lives that begin with a new Python; ranks always do
 _WAY_ON = re.compile(r"(?:Go on|Go on from the last checkpoint) with: beit (.*)")
 
 
@@ -132,11 +133,12 @@ def _life(
     kind: str, kills: int, words: list[str], draw: random.Random, place: Place, reaper: Reaper, outcome: Outcome
 ) -> list[str]:
     """One process's life; returns the command that goes on, empty where the run has ended."""
-    pids = begin(kind, words, place, cold=draw.random() < 0.25)
+    before = unfinished(place.run)
+    pids = begin(kind, words, place, cold=draw.random() < COLD[kind])
     struck, number, restarts = None, signal.SIGKILL, 0
     while struck is None or (struck.goes_on and outcome.kills < kills):
         kill = draw_kill(draw, must_end=restarts == RESTARTS)
-        now = strike(kind, kill, pids, place.run, reaper)
+        now = strike(kind, kill, pids, place.run, before, reaper)
         when = "save" if now.in_save else "after a save" if kill.in_save else "start"
         outcome.counts[f"{kind}, {signal.Signals(kill.signal).name}, {when}, {now.what}"] += 1
         if now.what == "finished":
@@ -146,13 +148,13 @@ def _life(
         outcome.kills += 1
         restarts += struck.goes_on and kind == "ranks"
     if number == signal.SIGTERM and not struck.goes_on and draw.random() < 0.25:
-        struck = _after_grace(kind, struck, pids, draw, place.run, reaper, outcome)
+        struck = _after_grace(kind, struck, pids, draw, place.run, before, reaper, outcome)
     _await_end(pids, struck.codes, place, reaper, outcome)
     if outcome.wrong:
         outcome.wrong[-1] += f" [{number.name}, {struck}]"
         return []
     codes = [reaper.codes[pid] for pid in pids]
-    _examine(place, outcome, cleared=75 in codes and -signal.SIGKILL not in codes)
+    _examine(place, outcome, before, cleared=75 in codes and -signal.SIGKILL not in codes)
     if codes == [0] * len(codes):
         return []
     told = _WAY_ON.search(place.said(0)) if 75 in codes else None
@@ -163,13 +165,20 @@ def _life(
 
 
 def _after_grace(
-    kind: str, struck: Struck, pids: list[int], draw: random.Random, run: Path, reaper: Reaper, outcome: Outcome
+    kind: str,
+    struck: Struck,
+    pids: list[int],
+    draw: random.Random,
+    run: Path,
+    before: frozenset[str],
+    reaper: Reaper,
+    outcome: Outcome,
 ) -> Struck:
     """SIGKILL to all, a moment after they were asked to stop, as a scheduler's patience ends."""
     time.sleep(draw.uniform(0, GRACE_SECONDS))
     reaper.reap()
     left = [pid for pid in pids if pid not in reaper.codes]
-    when = "save" if is_saving(run) else "stop"
+    when = "save" if unfinished(run) - before else "stop"
     send(signal.SIGKILL, [*left, *(each for pid in left for each in below(pid))])
     outcome.counts[f"{kind}, SIGKILL after SIGTERM, {when}, {'all' if left else 'finished'}"] += 1
     outcome.kills += bool(left)
@@ -202,10 +211,11 @@ def _await_end(
         outcome.wrong[-1] += " | " + " | ".join(" ".join(each.split())[-600:] for each in said)
 
 
-def _examine(place: Place, outcome: Outcome, *, cleared: bool) -> None:
+def _examine(place: Place, outcome: Outcome, before: frozenset[str], *, cleared: bool) -> None:
     """The run folder after a kill.
 
     Args:
+        before: What earlier lives left unfinished; a life that is stopped before it opens the run leaves it.
         cleared: Whether the program ended by itself, and so had to remove what was unfinished.
     """
     folder = place.run / "checkpoints"
@@ -219,10 +229,9 @@ def _examine(place: Place, outcome: Outcome, *, cleared: bool) -> None:
     if (folder / "latest").exists() and not (folder / (folder / "latest").read_text().strip()).is_dir():
         outcome.wrong.append("`latest` names no checkpoint")
     if cleared:
-        unfinished = sorted(str(path.relative_to(place.folder)) for path in place.run.rglob(".*partial*"))
-        unfinished += sorted(f"tmp/{path.name}" for path in place.temporary.iterdir())
-        if unfinished:
-            outcome.wrong.append(f"left behind: {unfinished}")
+        left = sorted({*(unfinished(place.run) - before), *(f"tmp/{path.name}" for path in place.temporary.iterdir())})
+        if left:
+            outcome.wrong.append(f"left behind: {left}")
         if newest is not None and (folder / "latest").read_text().strip() != newest.path.name:
             outcome.wrong.append("`latest` does not name the newest checkpoint")
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kill_lives.processes import Clock, Reaper, below, hears, is_alive
 
-FIRST_SECONDS, SAVE_SECONDS, GRACE_SECONDS, WAIT_SECONDS = 2.0, 0.06, 0.3, 60.0
+FIRST_SECONDS, SAVE_SECONDS, GRACE_SECONDS, WAIT_SECONDS = 2.0, 0.06, 0.3, 240.0
 RESTARTS = 3  # of the launcher, by default
 
 
@@ -65,15 +65,20 @@ class Struck:
     goes_on: bool = False
 
 
-def is_saving(run: Path) -> bool:
+def unfinished(run: Path) -> frozenset[str]:
+    """Names of unfinished checkpoints."""
     try:
-        return any(".partial-" in entry.name for entry in os.scandir(run / "checkpoints"))
+        return frozenset(entry.name for entry in os.scandir(run / "checkpoints") if ".partial-" in entry.name)
     except OSError:
-        return False
+        return frozenset()
 
 
-def await_moment(kill: Kill, roots: list[int], run: Path, reaper: Reaper) -> None:
-    """Returns at the kill's moment, or when the run has ended, or after a minute."""
+def await_moment(kill: Kill, roots: list[int], run: Path, left: frozenset[str], reaper: Reaper) -> None:
+    """Returns at the kill's moment, or when the run has ended, or after four minutes.
+
+    Args:
+        left: What earlier lives left unfinished.
+    """
     end = time.monotonic() + WAIT_SECONDS
 
     def goes_on() -> bool:
@@ -81,7 +86,7 @@ def await_moment(kill: Kill, roots: list[int], run: Path, reaper: Reaper) -> Non
         return any(pid not in reaper.codes for pid in roots) and time.monotonic() < end
 
     if kill.in_save:
-        while goes_on() and not is_saving(run):
+        while goes_on() and not unfinished(run) - left:
             time.sleep(0.001)
         time.sleep(kill.seconds)
         return
@@ -90,12 +95,11 @@ def await_moment(kill: Kill, roots: list[int], run: Path, reaper: Reaper) -> Non
         time.sleep(0.004)
 
 
-def strike(kind: str, kill: Kill, roots: list[int], run: Path, reaper: Reaper) -> Struck:
+def strike(kind: str, kill: Kill, roots: list[int], run: Path, left: frozenset[str], reaper: Reaper) -> Struck:
     """Waits for the moment and sends the signal."""
-    await_moment(kill, roots, run, reaper)
+    await_moment(kill, roots, run, left, reaper)
     reaper.reap()
-    left = [pid for pid in roots if pid not in reaper.codes]
-    if len(left) < len(roots):
+    if any(pid in reaper.codes for pid in roots):
         return Struck("finished", False, (frozenset({0}),) * len(roots))
     children = [pid for root in roots for pid in below(root)]
     what = kill.victim
@@ -108,7 +112,7 @@ def strike(kind: str, kill: Kill, roots: list[int], run: Path, reaper: Reaper) -
         victims = [*roots, *children] if what == "all" else roots
     if kill.signal == signal.SIGTERM and not all(hears(pid, kill.signal) for pid in victims):
         what = "unprepared"
-    in_save = is_saving(run)
+    in_save = bool(unfinished(run) - left)
     send(kill.signal, victims)
     return _promised(kind, kill, what, in_save)
 

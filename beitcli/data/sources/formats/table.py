@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import os
+from collections import Counter
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from beitcli.data.sources.formats.list_file import ListSource
 from beitcli.errors import DataError
 
 _PATHS = ("path", "image", "file_name", "filename")
+_LARGEST = float(np.finfo(np.float32).max)
 _HINT = "Its first line is path,LABEL,LABEL...; each other line a path and a number for each label."
 
 
@@ -61,7 +63,7 @@ def _open_one(reference: str, request: Request) -> TableSource:
     column = next((header.index(name) for name in _PATHS if name in header), None)
     if column is None:
         raise DataError(f"Table '{reference}' has no column path: its first line is '{','.join(header)}'.", hint=_HINT)
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted(name for name, times in Counter(header).items() if times > 1)
     if repeated:
         raise DataError(f"Table '{reference}' has two columns '{repeated[0]}'.", hint="Rename one of them.")
     for line, row in enumerate(rows[1:], start=2):
@@ -85,7 +87,7 @@ def _open_one(reference: str, request: Request) -> TableSource:
 
 
 def _numbers(cells: object) -> np.ndarray:
-    """Returns (n,) float32; NaN where a cell is no finite number."""
+    """Returns (n,) float32; NaN where a cell is no number that is finite in it."""
     return np.array([_number(cell) for cell in cells], dtype=np.float32)  # type: ignore[attr-defined]
 
 
@@ -94,7 +96,7 @@ def _number(cell: str) -> float:
         value = float(cell)
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) <= _LARGEST else math.nan
 
 
 FORMAT = Format(
