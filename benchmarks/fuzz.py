@@ -20,6 +20,9 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), *sys.path[2:]])}
 os.environ.setdefault("FUZZ_MEMORY", f"/dev/shm/beit-fuzz-{os.getpid()}" if Path("/dev/shm").is_dir() else "/tmp")
+from fuzz_readers import containment  # noqa: E402
+
 _COVERED = re.compile(rb"cov: (\d+) ft: (\d+) corp: (\d+)/(\d+)(\w+)")
 _MOST_STARTS = 12  # of one target: each crash costs one
 
@@ -63,6 +68,23 @@ def make_models(folder: Path) -> None:
     (folder / "done").touch()
 
 
+def in_a_fork(log: Path, do: Callable[[], None]) -> int:
+    """Returns the exit code of a forked process that does it, minus the signal's number; its output goes to a file."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            do()
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(70)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def fuzz_one(target: Any, work: Path, seconds: float, seed: int) -> dict[str, Any]:
     """Fuzzes one target for a time of its processor, and starts it again where an input ended it."""
     folder = work / target.name.replace(" ", "-")
@@ -74,9 +96,8 @@ def fuzz_one(target: Any, work: Path, seconds: float, seed: int) -> dict[str, An
         if left < 1:
             break
         (folder / "report.json").unlink(missing_ok=True)
-        words = [sys.executable, str(HERE), "--work", str(work), "--only", target.name, "--child", str(left)]
-        with (folder / "log").open("wb") as log:
-            ended = subprocess.run([*words, "--seed", str(seed + attempt + 1)], stdout=log, stderr=log)
+        drive = partial(containment.run, target, folder, work / "models", left, seed + attempt + 1)
+        code = in_a_fork(folder / "log", drive)
         log_text = (folder / "log").read_bytes()
         told = json.loads((folder / "report.json").read_text()) if (folder / "report.json").exists() else {}
         total["runs"] += told.get("runs", 0)
@@ -85,8 +106,8 @@ def fuzz_one(target: Any, work: Path, seconds: float, seed: int) -> dict[str, An
         total["edges"] = max(total["edges"], int(covered[-1][0]) if covered else 0)
         total["corpus"] = int(covered[-1][2]) if covered else 0
         found |= told.get("findings", {})
-        if ended.returncode:
-            kind = {79: "more than 1 GB", -27: "more than 10 s"}.get(ended.returncode, f"ended by {ended.returncode}")
+        if code:
+            kind = {79: "more than 1 GB", -27: "more than 10 s"}.get(code, f"ended by {code}")
             content = (folder / "input").read_bytes() if (folder / "input").exists() else bytes(8)
             content = content[8 : 8 + int.from_bytes(content[:8], "little")]
             found[f"{kind} {len(found)}"] = {"input": content.hex(), "told": log_text[-2000:].decode(errors="replace")}
@@ -108,17 +129,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reproduce", type=Path)
-    parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.work = asked.work.resolve()
+    if not asked.reproduce:
+        containment.import_instrumented()  # before anything imports it
     known, models = targets(), asked.work / "models"
     chosen = [known[name] for name in asked.only.split(",")] if asked.only else list(known.values())
     folder = asked.work / chosen[0].name.replace(" ", "-")
-    if asked.child or asked.reproduce:
-        from fuzz_readers import containment
-
-        if asked.child:
-            containment.run(chosen[0], folder, models, asked.child, asked.seed)
+    if asked.reproduce:
         told = containment.reproduce(chosen[0], folder, models, asked.reproduce.resolve().read_bytes())
         sys.stdout.write(f"{told or 'as it should be'}\n")
         sys.exit(bool(told))

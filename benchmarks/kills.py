@@ -30,7 +30,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 
-from kill_lives.lineage import KINDS, Place, lineage, undisturbed  # noqa: E402
+from kill_lives.lineage import SAME_AS, Place, lineage, undisturbed  # noqa: E402
 from kill_lives.processes import Reaper, adopt_orphans  # noqa: E402
 from measure import hardware  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -80,6 +80,7 @@ def import_all(place: Place, reaper: Reaper) -> None:
 def fresh(seed: int) -> dict[str, Any]:
     return {
         "seed": seed, "runs": 0, "kills": 0, "equal_ends": 0, "broken": [], "struck": {},
+        "undisturbed": {},
         "processor_seconds": 0.0, "seconds": 0.0,
     }  # fmt: skip
 
@@ -127,16 +128,17 @@ def main() -> None:
             Image.new("RGB", (24, 24), (9 * number, 9, 9)).save(place.data / f"{number:02d}.png")
         place.clear()
         import_all(place, reaper)
-        weights = {kind: undisturbed(kind, place, reaper) for kind in KINDS}
         report = fresh(asked.seed)
         if asked.out is not None and asked.out.exists() and asked.only is None:
             report |= json.loads(asked.out.read_text())
+        for kind in {*SAME_AS.values()} - {*report["undisturbed"]}:
+            report["undisturbed"][kind] = undisturbed(kind, place, reaper)
         while report["kills"] < asked.kills or asked.only is not None:
             number = report["runs"] if asked.only is None else asked.only
             kind = TURN[number % len(TURN)]
             begun, used = time.monotonic(), reaper.seconds
             draw = random.Random(f"{report['seed']} {number}")
-            outcome = lineage(kind, KILLS_A_RUN, draw, place, reaper, weights[kind])
+            outcome = lineage(kind, KILLS_A_RUN, draw, place, reaper, report["undisturbed"][SAME_AS[kind]])
             report["processor_seconds"] = round(report["processor_seconds"] + reaper.seconds - used, 2)
             report["seconds"] = round(report["seconds"] + time.monotonic() - begun, 1)
             add(report, number, kind, outcome)

@@ -13,7 +13,7 @@ from fuzz_readers.mutators import png_mutation
 from fuzz_readers.target import Place, Prepared, Target
 
 # Pixels of the largest image here. The real limit, 179 million, takes the gigabyte that would be a finding.
-MAX_PIXELS = 20_000_000
+MAX_PIXELS = 2_000_000
 
 
 def _photograph(size: tuple[int, int] = (29, 21)) -> Image.Image:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from beitcli.errors import BeitError
 from beitcli.runtime.storage.checkpoint import damage, newest_checkpoint, step_folders
+from beitcli.runtime.storage.hashing import sha256_of
 from kill_lives.processes import Reaper, below, start
 from kill_lives.strikes import GRACE_SECONDS, RESTARTS, Struck, draw_kill, living, send, strike, unfinished
 
@@ -34,6 +35,7 @@ KINDS = {
     "tasks": ["--workers", "0", "--process-timeout", "20"],
     "ranks": ["--workers", "0", "--gpus", "2"],
 }
+SAME_AS = {"workers": "workers", "tasks": "tasks", "ranks": "tasks"}  # whose undisturbed run has the same weights
 COLD = {"workers": 0.2, "tasks": 0.05, "ranks": 0.0}  # share of lives that begin with a new Python; ranks always do
 _WAY_ON = re.compile(r"(?:Go on|Go on from the last checkpoint) with: beit (.*)")
 
@@ -94,11 +96,12 @@ def begin(kind: str, words: list[str], place: Place, *, cold: bool = False) -> l
     return [start(words, place.folder / f"said-{n}", each, cold=cold) for n, each in enumerate(ranks)]
 
 
-def last_weights(run: Path) -> bytes:
-    return (run / "checkpoints" / f"step-{STEPS:07d}" / "model.safetensors").read_bytes()
+def last_weights(run: Path) -> str:
+    """Returns the SHA-256 of the weights at the end of a run."""
+    return sha256_of(run / "checkpoints" / f"step-{STEPS:07d}" / "model.safetensors")
 
 
-def undisturbed(kind: str, place: Place, reaper: Reaper) -> bytes:
+def undisturbed(kind: str, place: Place, reaper: Reaper) -> str:
     """The weights of the run that nothing kills."""
     place.clear()
     pids = begin(kind, place.words(kind), place)
@@ -107,7 +110,7 @@ def undisturbed(kind: str, place: Place, reaper: Reaper) -> bytes:
     return last_weights(place.run)
 
 
-def lineage(kind: str, kills: int, draw: random.Random, place: Place, reaper: Reaper, weights: bytes) -> Outcome:
+def lineage(kind: str, kills: int, draw: random.Random, place: Place, reaper: Reaper, weights: str) -> Outcome:
     """Lives through `kills` kills at least, and to the end."""
     place.clear()
     outcome = Outcome()

@@ -7,27 +7,36 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
 from beitcli.data.caches.feature_cache import Features, FeatureWriter, load_features
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.export_card import _is_measured
+from beitcli.engine.io.token_files import TokenKind, open_token_file
 from beitcli.engine.segmentation.dataset import read_names
+from beitcli.engine.trainer.trainer_state import stored_progress
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.foreign_folders import newest_weights
 from beitcli.models.checkpoints.locate import WEIGHTS
 from beitcli.models.checkpoints.open import open_model
 from beitcli.models.checkpoints.timm_references import arguments_in
 from beitcli.runtime.distributed.rank_env import rank_info_from_env
+from beitcli.runtime.hub.client import Listing, list_files
+from beitcli.runtime.storage.checkpoint import CheckpointFolder
 from beitcli.runtime.weight_files.reader import read_header
 from tests.conftest import save_picture
 
@@ -45,21 +54,6 @@ def test_a_list_s_classes_of_many_digits_are_names(tmp_path: Path) -> None:
     (tmp_path / "list.tsv").write_text(f"a.png\t7\na.png\t{MANY_DIGITS}\n")
     source = open_data([str(tmp_path / "list.tsv")], labelled=True)
     assert source.classes == ("7", MANY_DIGITS)
-
-
-def test_a_shard_s_class_of_many_digits_is_a_name(tmp_path: Path) -> None:
-    picture = save_picture(tmp_path / "a.png", (1, 2, 3), 0).read_bytes()
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name, content in (
-            ("0.png", picture),
-            ("0.cls", MANY_DIGITS.encode()),
-            ("1.png", picture),
-            ("1.cls", b"07"),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    assert open_data([str(tmp_path / "a.tar")], labelled=True).classes == ("7", MANY_DIGITS)
 
 
 def test_a_git_lfs_pointer_of_many_digits_is_called_one(tmp_path: Path) -> None:
@@ -103,6 +97,165 @@ def test_a_log_s_number_that_is_none_is_left_out_of_a_card() -> None:
     assert [_is_measured(value) for value in (0.5, 1, float("nan"), float("inf"), 10**400, "0.5", None)] == [
         True, True, False, False, False, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["seconds", "images_per_second", "micro_batch"])
+@pytest.mark.parametrize("value", ["1e999", "NaN", "1" + "0" * 400])
+def test_a_state_of_training_holds_finite_numbers(tmp_path: Path, field: str, value: str) -> None:
+    folder = tmp_path / "step-0000003"
+    folder.mkdir()
+    state = {"step": 3, "seconds": 1.5, "images_per_second": 2.0, "figures": None, "data": "x", "bad": []}
+    (folder / "trainer.json").write_text(json.dumps(state))
+    assert stored_progress(CheckpointFolder(folder)) == state
+    text = json.dumps(state | {field: "HERE"}).replace('"HERE"', value)
+    (folder / "trainer.json").write_text(text)
+    with pytest.raises(StorageError, match=field):
+        stored_progress(CheckpointFolder(folder))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"steps = {MANY_DIGITS}",
+        f"steps = 0x{'f' * 5000}",
+        f"data = [[0x{'f' * 5000}]]",
+        "steps = 0x8000000000000000",
+        "steps" + ".a" * 3000 + " = 1",  # dotted keys nest without nesting the parser
+        "steps = " + "[" * 3000,
+    ],
+)
+def test_settings_that_cannot_even_be_printed_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(UsageError):
+        resolve(PretrainConfig, {"config": str(tmp_path / "config.toml")})
+
+
+# Files of tokens
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": np.full((2, 4), -1, np.int32)}, {"tokenizer": 5}, {"tokenizer": None}, {}], ids=str
+)
+def test_tokens_below_zero_and_odd_tokenizers_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Of a parquet file, whose metadata may hold any JSON."""
+    tokens = change.get("tokens", np.zeros((2, 4), np.int32))
+    about = {"tokenizer": change.get("tokenizer", "a" * 64), "grid": [2, 2]}
+    columns = {"path": ["a", "b"], "grid": [[2, 2]] * 2, "tokens": tokens.tolist()}
+    table = pa.table(columns).replace_schema_metadata({"beit": json.dumps(about)})
+    pq.write_table(table, tmp_path / "tokens.parquet")
+    kind = TokenKind((2, 2), 16, "a" * 64)
+    if change.get("tokenizer", "") is None or not change:
+        assert open_token_file(tmp_path / "tokens.parquet", kind, resume=True).held == {"a", "b"}
+        return
+    with pytest.raises(StorageError, match="no file of tokens"):
+        open_token_file(tmp_path / "tokens.parquet", kind, resume=True)
+
+
+# Pickles
+
+
+def test_a_pickle_that_holds_one_dict_many_times_is_refused_soon(tmp_path: Path) -> None:
+    """64 kB that would be looked at four billion times."""
+    content: dict[str, Any] = {}
+    for _ in range(3):
+        content = {f"{number}": content for number in range(1600)}
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(StorageError, match="entries within one another"):
+        read_header(tmp_path / "a.pth")
+
+
+def test_keys_that_cannot_be_printed_are_named_by_their_type(tmp_path: Path) -> None:
+    torch.save({10**5000: 1}, tmp_path / "a.pth")
+    with pytest.raises(StorageError, match="a dict of 'int'"):
+        read_header(tmp_path / "a.pth")
+
+
+# What a hub answers
+
+
+class _Answer(BaseHTTPRequestHandler):
+    body = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Answer]]:
+    """A hub on this machine, which answers everything with `body`."""
+    answer = type("Answer", (_Answer,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answer)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def _listed(**changes: Any) -> bytes:
+    file = {"rfilename": "a.parquet", "size": 5_000_000, "blobId": "b"} | changes
+    return json.dumps({"id": "o/n", "sha": COMMIT, "siblings": [file]}).encode()
+
+
+def test_a_list_of_the_hub_is_read(answering: type[_Answer]) -> None:
+    answering.body = _listed()
+    listing = list_files("datasets/o/n")
+    assert listing == Listing(COMMIT, {"a.parquet": 5_000_000}, {"a.parquet": "b"})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":' * 100_000,
+        _listed(size="many"),
+        _listed(size=-1),
+        _listed(size=1.5),
+        _listed(size=True),
+        _listed(rfilename=7),
+        _listed(lfs=[1]),
+        b"[]",
+        b"null",
+    ],
+    ids=lambda body: body[:60],
+)
+def test_a_list_of_the_hub_that_is_none_is_refused(answering: type[_Answer], body: bytes) -> None:
+    answering.body = body
+    with pytest.raises(StorageError):
+        list_files("datasets/o/n")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        DEEP,
+        b"[]",
+        b'{"commit": "main", "sizes": {}}',
+        json.dumps({"commit": COMMIT, "sizes": {"a": "b"}}).encode(),
+        json.dumps({"commit": COMMIT, "sizes": ["a"]}).encode(),
+    ],
+)
+def test_a_kept_list_that_is_none_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bytes) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path))
+    folder = tmp_path / "listings"
+    folder.mkdir()
+    (folder / "datasets--o--n--main.json").write_bytes(json.dumps({"commit": COMMIT, "sizes": {"a": 5}}).encode())
+    assert list_files("datasets/o/n") == Listing(COMMIT, {"a": 5})
+    (folder / "datasets--o--n--main.json").write_bytes(kept)
+    with pytest.raises(StorageError, match="not in the cache"):
+        list_files("datasets/o/n")
 
 
 # Long names and long files
