@@ -24,7 +24,7 @@ from fuzz_readers.target import Place, Prepared, Target
 
 SECONDS, MEMORY, ADDRESSES = 10, 1_000_000_000, 6_000_000_000
 MEMORY_CODE = 79
-_INSTRUMENTED = ["beitcli", "PIL", "torch._weights_only_unpickler"]
+_INSTRUMENTED = ["beitcli", "PIL"]
 
 
 def import_instrumented() -> None:

@@ -113,7 +113,7 @@ def _is_sharded(module: Any) -> bool:
 
 def _nothing(origin: str, content: Any) -> StorageError:
     if isinstance(content, Mapping):
-        keys = [one_line(key, 30) if isinstance(key, str) else type(key).__name__ for key in list(content)]
+        keys = [one_line(str(key), 30) for key in list(content)]
         if content.keys() & {"optimizer", "param_groups", "exp_avg"} and not content.keys() & set(WRAPPERS):
             return StorageError(
                 f"'{origin}' holds the state of an optimizer and no model.",
