@@ -25,6 +25,7 @@ from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, init_from_seed
 from beitcli.models.networks.timm_dense import AnyDetector, AnySegmenter, new_detector, new_segmenter
 from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, build_timm
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
@@ -126,7 +127,7 @@ def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, to
 
 def build_uninitialized(build: Callable[[], Built]) -> Built:
     """Builds a model without random initialization, which would take seconds; load weights next. Norms are identity."""
-    with torch.device("meta"):
+    with meta_device():
         model = build()
     model.to_empty(device="cpu")
     for module in model.modules():

@@ -20,6 +20,7 @@ from torch import nn
 from beitcli.config.architecture import Architecture, Pooling
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.deferred_compiler import meta_device
 
 HEADS = ("head.", "head_dist.")  # key prefixes; DeiT's distilled models have two heads
 AFTER_BLOCKS = ("norm.", "fc_norm.", "attn_pool.", *HEADS)  # key prefixes of what a segmenter or detector drops
@@ -141,7 +142,7 @@ def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[i
         image_size: (H, W) in pixels; None for the model's default.
     """
     given = {"img_size": image_size} if image_size else {}
-    with torch.device("meta"):
+    with meta_device():
         model: Any = create(name, arguments, **given)
     mlp = model.blocks[0].mlp
     hidden = (mlp.fc1 if hasattr(mlp, "fc1") else mlp.fc1_g if hasattr(mlp, "fc1_g") else mlp.w12).out_features
