@@ -3,12 +3,12 @@
     python benchmarks/kills.py --kills 2000 --out kills.json    hours; it goes on where it was stopped
 
 A run is killed, resumed, killed again, eight times, and then left to its end, whose weights must equal those of the
-undisturbed run bit for bit. Of 20 runs 14 have two loader workers, five are two tasks as `srun` or `torchrun`
-starts them, one is `--gpus 2`. Where more processes want to run than there are cores, the 5 s in which all of a run
-must be gone are longer in proportion. A kill is SIGKILL or SIGTERM, to the process that was started, to one of its children
-or to all: half of them in the first two seconds of processor time, half while a checkpoint is being written; some
-SIGTERMs are followed by a SIGKILL to all. A fifth of the first kind begin with a new Python, the others as forks of
-this process, which spares the imports. All draws follow from --seed and the run's number. Linux only: it reads /proc.
+undisturbed run bit for bit. Of 20 runs 14 have two loader workers, five are two tasks as `srun` or `torchrun` starts
+them, one is `--gpus 2`. A kill is SIGKILL or SIGTERM, to the process that was started, to one of its children or to
+all: half of them in the first two seconds of processor time, half while a checkpoint is being written; some SIGTERMs
+are followed by a SIGKILL to all. A fifth of the first kind begin with a new Python, the others as forks of this
+process, which spares the imports. Where processes wait for cores, the 5 s until all of a run is gone are longer in
+proportion. All draws follow from --seed and the run's number. Linux only: it reads /proc.
 """
 
 from __future__ import annotations

@@ -133,6 +133,34 @@ def test_settings_that_cannot_even_be_printed_are_refused(tmp_path: Path, text: 
         resolve(PretrainConfig, {"config": str(tmp_path / "config.toml")})
 
 
+# Parquet
+
+
+def test_damaged_pages_of_numbers_are_named(tmp_path: Path) -> None:
+    """Pages of labels and of images are read elsewhere. Each byte of the page's header in turn."""
+    path = tmp_path / "rows.parquet"
+    numbers = pa.array([1.5, 2.5, 3.5], pa.float64())
+    pq.write_table(pa.table({"image": [b"x"] * 3, "cat": numbers}), path, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    first, refused = content.index(np.float64(3.5).tobytes()), 0
+    for at in range(first - 30, first):
+        path.write_bytes(content[:at] + b"\x7f" + content[at + 1 :])
+        try:
+            open_data([str(path)], vectors=True)
+        except DataError as error:
+            refused += 1
+            assert "cannot be read as parquet" in error.message or "no number for cat" in error.message
+    assert refused > 10
+
+
+@pytest.mark.parametrize("value", [1e39, float("nan"), None])
+def test_a_number_of_parquet_beyond_its_type_is_refused(tmp_path: Path, value: float | None) -> None:
+    numbers = pa.array([1.0, value], pa.float64())
+    pq.write_table(pa.table({"image": [b"x"] * 2, "cat": numbers}), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"Row 1 of .* has no number for cat"):
+        open_data([str(tmp_path / "rows.parquet")], vectors=True)
+
+
 # Files of tokens
 
 
