@@ -183,6 +183,7 @@ def _coco(place: Place) -> Prepared:
     path = place.folder / "_annotations.coco.json"
 
     def use(data: bytes) -> None:
+        from beitcli.data.annotations.instance_masks import decoded
         from beitcli.data.sources.coco import read_coco
         from beitcli.errors import BeitError
 
@@ -194,8 +195,7 @@ def _coco(place: Place) -> Prepared:
             assert bool(np.isfinite(boxes.boxes).all() and np.isfinite(boxes.areas).all())
             for outline in boxes.outlines or ():
                 if boxes.size[0] * boxes.size[1] < 1_000_000:
-                    assert outline.whole(boxes.size).shape == boxes.size
-                    outline.runs(boxes.size)
+                    assert decoded(outline.runs(boxes.size)).shape == boxes.size
 
     return Prepared(use, _coco_files(), json_mutation)
 

@@ -39,7 +39,8 @@ def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
 
 def _is_number(value: Any, *kinds: type) -> bool:
     """Whether it is such a number, finite and of a size that any float can hold."""
-    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < _LARGEST  # type: ignore[operator]
+    is_kind = isinstance(value, kinds) and isinstance(value, int | float) and not isinstance(value, bool)
+    return is_kind and abs(value) < _LARGEST
 
 
 def _are_metrics(metrics: Any) -> bool:
