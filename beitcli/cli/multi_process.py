@@ -10,7 +10,7 @@ from typing import Any
 
 from beitcli.cli.console import CommandConsole
 from beitcli.config.common import Launched, Training
-from beitcli.errors import BeitError, ReaderGone, Stopped, UsageError
+from beitcli.errors import BeitError, DistributedError, ReaderGone, Stopped, UsageError
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, was_signalled, write_failure
 from beitcli.runtime.distributed.parent_death import living_ranks
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
@@ -106,11 +106,21 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
         if not any(each.ends_the_job for each in causes):
             return own.exit_code
         return 0 if _others_have_ended(folder, place) else own.exit_code or 1
-    if place.rank == 0 or not by_peer:
-        console.print_error(error)
-    if by_peer:
-        return 6
+    if by_peer:  # nobody starts it again: it was started by torchrun, or by srun
+        if place.rank == 0:
+            console.print_error(_lost_peers(place, error))
+        return DistributedError.exit_code
+    console.print_error(error)
     return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:
+    """Returns the error of a rank whose peers are gone, from what torch says of it."""
+    said = " ".join(str(error).split())[:200]
+    return DistributedError(
+        f"Rank {place.rank} of {place.size} lost its peers: {said}",
+        "Another process failed first, which its own output or the scheduler tells. Go on with --resume.",
+    )
 
 
 def _stopped_for_a_dead_peer(place: RankInfo) -> bool:

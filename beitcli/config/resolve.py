@@ -83,13 +83,15 @@ def read_config_file(path: Path, command: str) -> dict[str, Any]:
     """Reads a TOML file; checks its key `command` and removes it."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # whatever the locale, as TOML is
+        if _has_long_number(values):
+            raise ValueError("a number has more than 64 bits")
     except FileNotFoundError:
         raise UsageError(f"There is no config file '{path}'.", "Check the path given to --config.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"Config file '{path}' cannot be read: {error}.", "Give a readable TOML file.") from None
     except RecursionError:
         raise UsageError(f"Config file '{path}' is nested too deeply.", "Give a TOML file of settings.") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number of more digits than Python converts
         raise UsageError(f"Config file '{path}' is not valid TOML: {error}.", "Mend that line.") from None
     written_by = values.pop("command", command)
     if written_by != command:
@@ -98,6 +100,19 @@ def read_config_file(path: Path, command: str) -> dict[str, Any]:
             f"Run: beit {written_by} --config {shell_word(path)}",
         )
     return values
+
+
+def _has_long_number(value: Any) -> bool:
+    """Whether an integer is beyond those of TOML; in hexadecimal Python reads any, and may be unable to print it.
+
+    Raises:
+        RecursionError: It is nested too deeply, by dotted keys, to be printed.
+    """
+    if isinstance(value, dict):
+        return any(map(_has_long_number, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_long_number, value))
+    return type(value) is int and not -(1 << 63) <= value < 1 << 63
 
 
 def _known(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> dict[str, Any]:

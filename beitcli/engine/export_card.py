@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import read_beside, split_part
 from beitcli.runtime.metric_text import HELD_OUT
 from beitcli.runtime.storage.regular_files import read_regular
+from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _LIBRARIES = {"hf": "transformers", "timm": "timm", "official": "pytorch"}
@@ -137,12 +138,20 @@ def _measured(checkpoint: CheckpointHandle) -> Measured | None:
         step = int(checkpoint.folder.path.name.rpartition("-")[2])
         text = (checkpoint.run / "metrics.jsonl").read_text(encoding="utf-8")
         config: dict[str, Any] = tomllib.loads((checkpoint.run / "config.toml").read_text(encoding="utf-8"))
-        records = [record for record in map(json.loads, text.splitlines()) if record.get("step") == step]
-    except (OSError, ValueError, AttributeError):
+        records = [record for record in map(parse_json, text.splitlines()) if record.get("step") == step]
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     found = {name: records[-1].get(f"{HELD_OUT}{name}") for name in _METRICS} if records else {}
-    metrics = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    metrics = {name: float(value) for name, value in found.items() if _is_measured(value)}
     named = config.get("val") or config.get("data")
     sources = [str(each) for each in named] if isinstance(named, list) else []
     data = ", ".join(each if "://" in each else Path(each).name or each for each in sources)
     return Measured(metrics, data) if metrics else None
+
+
+def _is_measured(value: Any) -> bool:
+    """Whether it is a number that a card can show; a log may hold NaN, or an integer beyond every float."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False

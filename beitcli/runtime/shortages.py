@@ -67,6 +67,8 @@ def _named(error: Exception) -> BeitError | None:
     if number in (errno.ENOSPC, errno.EDQUOT):
         way_out = "Free space, or set TMPDIR to a folder that has some; runs go on with --resume."
         return StorageError(f"No space is left{_at(error)}.", way_out)
+    if number == errno.ENAMETOOLONG:
+        return StorageError(f"The file system takes no name that long{_at(error)}.", "Check the path.")
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"Permission is denied{_at(error)}.", "Check the permissions of that file or folder.")
     return None

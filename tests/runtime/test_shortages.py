@@ -31,6 +31,7 @@ from tests.helpers.forked import forked
         (OSError(errno.ENAMETOOLONG, "x", "d" * 300), UsageError, "A name is too long for the file system: 'ddd"),
         (RuntimeError("Could not determine home directory."), UsageError, "no home folder"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "b"), StorageError, "No space is left: 'b'"),
+        (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "d"), StorageError, "no name that long: 'd'"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "c"), StorageError, "Permission is denied: 'c'"),
     ],
 )

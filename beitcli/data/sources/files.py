@@ -22,7 +22,7 @@ if heif.is_installed():
     EXTENSIONS = (*EXTENSIONS, *heif.ENDINGS)
 _IMAGE = re.compile(rb"\.(?:" + "|".join(EXTENSIONS).encode() + rb")\Z", re.IGNORECASE)
 MAX_IMAGE_BYTES = 2_147_483_648  # the largest image that is decoded takes 1.4 GB as 16-bit RGBA
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(r"-?[0-9]{1,1000}")  # Python itself converts 4,300 digits at most
 
 
 def is_image_name(name: bytes) -> bool:

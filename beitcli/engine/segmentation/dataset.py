@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -217,7 +218,7 @@ def read_names(path: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--classes '{path}' cannot be read: {reason}.", "Give a text file, a name a line.") from None
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if not names or twice or len(names) > MOST_CLASSES:
         what = f"names '{twice[0]}' twice" if twice else f"names {len(names)} classes"
         raise UsageError(f"--classes '{path}' {what}.", f"Give 1 to {MOST_CLASSES} names, a line each, all different.")

@@ -118,9 +118,9 @@ def _last_checkpoint(folder: Path) -> Path | None:
             .replace("\\", "/")
             .rpartition("/")[2]
         )
-    except (OSError, ValueError):
+        return folder / name if name and (folder / name).is_file() else None
+    except (OSError, ValueError):  # of the name too: it may be longer than a file system takes
         return None
-    return folder / name if name and (folder / name).is_file() else None
 
 
 def _versions(folder: Path, top: list[os.DirEntry[str]]) -> list[Path]:

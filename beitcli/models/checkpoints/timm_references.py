@@ -8,7 +8,6 @@ random                             BEiT-B/16 at 224 pixels, random weights
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig
 from beitcli.models.checkpoints.locate import is_beit_name, timm_name
 from beitcli.runtime.deferred_compiler import meta_device
+from beitcli.runtime.storage.safe_json import parse_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,7 +42,7 @@ def arguments_in(reference: str) -> dict[str, Any]:
                 f"'{part}' in '{reference}' is no argument.", "Write it as timm/NAME@random,patch_size=8,depth=6."
             )
         try:
-            found[key] = json.loads(value)
+            found[key] = parse_json(value)
         except ValueError:
             found[key] = {"True": True, "False": False, "None": None}.get(value, value)
     return found

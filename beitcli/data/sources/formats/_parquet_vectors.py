@@ -39,6 +39,7 @@ def read_numbers(path: str, file: pq.ParquetFile, names: Iterable[str], size: in
 
     Raises:
         DataError: A value is null or not finite.
+        ValueError: The file holds another number of values than of rows.
     """
     import pyarrow as pa
 
@@ -52,8 +53,11 @@ def read_numbers(path: str, file: pq.ParquetFile, names: Iterable[str], size: in
                 if isinstance(values, pa.DictionaryArray):
                     values = values.dictionary_decode()
                 numbers = values.cast(pa.int8()) if pa.types.is_boolean(values.type) else values
-                parts.append(numbers.to_numpy(zero_copy_only=False).astype(np.float32))  # null becomes NaN
+                with np.errstate(over="ignore"):  # refused below
+                    parts.append(numbers.to_numpy(zero_copy_only=False).astype(np.float32))  # null becomes NaN
         column = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+        if len(column) != file.metadata.num_rows:
+            raise ValueError(f"{len(column):,} values of {name} in {file.metadata.num_rows:,} rows")
         if not np.isfinite(column).all():
             row = int((~np.isfinite(column)).argmax())
             raise DataError(f"Row {row} of '{path}' has no number for {name}.", _HINT)

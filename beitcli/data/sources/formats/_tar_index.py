@@ -280,7 +280,7 @@ def _damaged(shard: str, reason: str) -> DataError:
 def _class_name(content: bytes) -> str | None:
     """Returns the class in a `.cls` member: a name, or an integer without leading zeros; None if it is empty."""
     text = content.decode("utf-8-sig", "replace").strip("\0 \t\r\n")
-    return str(int(text)) if re.fullmatch(r"-?[0-9]+", text) else text or None
+    return str(int(text)) if re.fullmatch(r"-?[0-9]{1,1000}", text) else text or None
 
 
 def _split_number(member: bytes) -> int:

@@ -14,6 +14,7 @@ import io
 import math
 import os
 import re
+from collections import Counter
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from beitcli.errors import DataError
 
 _PATHS = ("path", "image", "file_name", "filename")
 _ROW_NUMBERS = re.compile(r"(?:Unnamed: \d+)?")  # pandas writes the index without a name, and names it when reading
+_LARGEST = float(np.finfo(np.float32).max)
 _HINT = "Its first line is path,LABEL,LABEL...; each other line a path and a number for each label."
 
 
@@ -66,7 +68,7 @@ def _open_one(reference: str, request: Request) -> TableSource:
     column = next((header.index(name) for name in _PATHS if name in header), None)
     if column is None:
         raise DataError(f"Table '{reference}' has no column path: its first line is '{','.join(header)}'.", hint=_HINT)
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted(name for name, times in Counter(header).items() if times > 1)
     if repeated:
         raise DataError(f"Table '{reference}' has two columns '{repeated[0]}'.", hint="Rename one of them.")
     for line, row in enumerate(rows[1:], start=2):
@@ -93,7 +95,7 @@ def _open_one(reference: str, request: Request) -> TableSource:
 
 
 def _numbers(cells: object) -> np.ndarray:
-    """Returns (n,) float32; NaN where a cell is no finite number."""
+    """Returns (n,) float32; NaN where a cell is no number that is finite in it."""
     return np.array([_number(cell) for cell in cells], dtype=np.float32)  # type: ignore[attr-defined]
 
 
@@ -102,7 +104,7 @@ def _number(cell: str) -> float:
         value = float(cell)
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) <= _LARGEST else math.nan
 
 
 FORMAT = Format(
