@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from beitcli.engine.export_card import yaml_text
+from beitcli.engine.report.front_matter import yaml_text
 from tests.helpers.foreign_models import hf_classifier, hf_masked, timm_small
 
 
