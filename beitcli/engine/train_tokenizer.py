@@ -174,10 +174,10 @@ class TokenizerTask(Task):
         batch = next(loaded, None) if model.can_decode else None
         if batch is None or not len(batch):
             return None
-        images = to_unit(batch.to(self.compute.device)["images"])
-        tokens = model.encode(model.preprocess(images))
+        originals = to_unit(batch.to(self.compute.device)["images"])
+        tokens = model.encode(model.preprocess(originals))
         decoded = model.decode(tokens, (size // model.downsample, size // model.downsample))
-        pairs = zip(map(to_picture, images), map(to_picture, decoded), strict=True)
+        pairs = zip(map(to_picture, originals), map(to_picture, decoded), strict=True)
         return grid_of([reconstruction_pair(*pair) for pair in pairs], columns=1, gap=0)
 
     def checkpoint_config(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from beitcli.engine.export_card import export_card, yaml_text
+from beitcli.engine.export_card import export_card
+from beitcli.engine.report.front_matter import yaml_text
 from beitcli.models.checkpoints.open import open_model
 from tests.helpers.foreign_models import hf_classifier, hf_masked, timm_small
 

@@ -19,12 +19,11 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.io.outputs import to_picture
 from beitcli.models.networks.patchify import join_patches, patch_pixels
-from beitcli.pictures.masks import mask_overlay, mask_panel
-from beitcli.pictures.panels import Colour, grid_of, nearest
+from beitcli.pictures.canvas import Panel, contact_sheet
+from beitcli.pictures.masks import Guesses, mark_guesses, mask_overlay, mask_panels
+from beitcli.pictures.panels import nearest
 from beitcli.tokenizers.base import Tokenizer
 
-RIGHT: Colour = (0, 158, 115)
-WRONG: Colour = (213, 94, 0)
 _WIDTH = 224  # pixels of each picture at least
 
 
@@ -54,9 +53,9 @@ def first_images(source: Source, views: CenterViews, masking: Masking, images: i
     return batch if batch is not None and len(batch) else None
 
 
-def rebuilt_pixels(
+def guessed_pixels(
     images: torch.Tensor, mask: torch.Tensor, outputs: torch.Tensor, architecture: Architecture, how: Normalization
-) -> list[Image.Image]:
+) -> list[Guesses]:
     """Returns the images with the predicted pixels in the hidden patches.
 
     Args:
@@ -67,12 +66,12 @@ def rebuilt_pixels(
     pixels = patch_pixels(normalize(images, *how), architecture.patch_size)
     pixels[mask] = outputs.float()
     joined = join_patches(pixels, architecture.grid, architecture.patch_size)
-    return [to_picture(each) for each in denormalize(joined, *how)]
+    return [Guesses(to_picture(each)) for each in denormalize(joined, *how)]
 
 
-def rebuilt_tokens(
+def guessed_tokens(
     tokenizer: Tokenizer, tokens: torch.Tensor, mask: torch.Tensor, outputs: torch.Tensor, grid: tuple[int, int]
-) -> list[Image.Image]:
+) -> list[Guesses]:
     """Returns the images as the tokenizer decodes them, with the most likely tokens in the hidden patches.
 
     Args:
@@ -82,21 +81,24 @@ def rebuilt_tokens(
     """
     guessed = tokens.clone()
     guessed[mask] = outputs.argmax(dim=1)
-    return [to_picture(each) for each in tokenizer.decode(guessed, grid)]
+    right = (guessed == tokens).unflatten(1, grid).cpu().numpy()
+    guesses, own = (map(to_picture, tokenizer.decode(each, grid)) for each in (guessed, tokens))
+    return [Guesses(*each) for each in zip(guesses, own, right, strict=True)]
 
 
-def reconstruction_panels(images: torch.Tensor, masks: np.ndarray, rebuilt: Sequence[Image.Image]) -> Image.Image:
-    """Draws a row an image: itself, what is hidden, what the model makes of it.
+def reconstruction_panels(images: torch.Tensor, masks: np.ndarray, guesses: Sequence[Guesses]) -> Image.Image:
+    """Draws for each image itself, what is hidden, and what the model makes of it, as `beit mask-preview` does.
 
     Args:
         images: (B, 3, H, W) uint8.
         masks: (B, h, w) bool.
     """
-    rows = [
-        mask_panel(to_picture(image), mask, picture, min_width=_WIDTH)
-        for image, mask, picture in zip(images / 255, masks, rebuilt, strict=True)
-    ]
-    return grid_of(rows, columns=1, gap=0)
+    return contact_sheet(
+        [
+            mask_panels(to_picture(image), mask, each, min_width=_WIDTH)
+            for image, mask, each in zip(images / 255, masks, guesses, strict=True)
+        ]
+    )
 
 
 def agreement_panels(images: torch.Tensor, masks: np.ndarray, right: np.ndarray) -> Image.Image:
@@ -107,9 +109,10 @@ def agreement_panels(images: torch.Tensor, masks: np.ndarray, right: np.ndarray)
         masks: (B, h, w) bool.
         right: (B, h, w) bool, True where the prediction is the true token.
     """
-    pictures, captions = [], []
-    for image, mask, hit in zip(map(to_picture, images / 255), masks, right & masks, strict=True):
-        marked = mask_overlay(mask_overlay(image, hit, _WIDTH, RIGHT), mask & ~hit, _WIDTH, WRONG)
-        pictures += [nearest(image, marked.size), marked]
-        captions += ["original", f"{int(hit.sum())} of {int(mask.sum())} tokens right (green)"]
-    return grid_of(pictures, columns=2, captions=captions)
+    rows = []
+    for image, mask, hit in zip(map(to_picture, images / 255), masks, right, strict=True):
+        marked = mask_overlay(image, mask, _WIDTH)
+        mark_guesses(marked, mask, hit)
+        shown = nearest(image, marked.size)
+        rows.append([Panel(shown, "image"), Panel(marked, "hidden", Guesses(image, right=hit).notes(mask))])
+    return contact_sheet(rows)

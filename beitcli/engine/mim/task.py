@@ -34,8 +34,8 @@ from beitcli.engine.mim.previews import (
     CenterViews,
     agreement_panels,
     first_images,
-    rebuilt_pixels,
-    rebuilt_tokens,
+    guessed_pixels,
+    guessed_tokens,
     reconstruction_panels,
 )
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget, joined_metrics
@@ -217,12 +217,12 @@ class PretrainTask(Task):
         outputs = outputs[0] if isinstance(outputs, tuple) else outputs
         masks = batch.tensors["mask"].view(-1, *grid).numpy()
         if not isinstance(self.target, TokenTarget):
-            rebuilt = rebuilt_pixels(view, mask, outputs, config.architecture, how)
-            return reconstruction_panels(batch.tensors["images"], masks, rebuilt)
+            guesses = guessed_pixels(view, mask, outputs, config.architecture, how)
+            return reconstruction_panels(batch.tensors["images"], masks, guesses)
         tokens = self.target.encode(tensors).view(len(batch), -1)
         if self.target.tokenizer.model.can_decode:
-            rebuilt = rebuilt_tokens(self.target.tokenizer, tokens, mask, outputs, grid)
-            return reconstruction_panels(batch.tensors["images"], masks, rebuilt)
+            guesses = guessed_tokens(self.target.tokenizer, tokens, mask, outputs, grid)
+            return reconstruction_panels(batch.tensors["images"], masks, guesses)
         right = torch.zeros_like(mask)
         right[mask] = outputs.argmax(dim=1) == tokens[mask]
         return agreement_panels(batch.tensors["images"], masks, right.view(-1, *grid).cpu().numpy())

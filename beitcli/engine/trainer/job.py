@@ -30,7 +30,6 @@ from beitcli.engine.trainer.model_card import CardHead, headed
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import open_run, resume_command
 from beitcli.engine.trainer.task import RunSession, Task, TrainingBatches
-from beitcli.errors import BeitError
 from beitcli.runtime.compute.device import Compute, describe
 from beitcli.runtime.metric_text import extra_metrics
 from beitcli.runtime.signals import StopRequest
@@ -169,21 +168,21 @@ def report_job(job: Job[Report], finished: Finished) -> Report:
     if not job.compute.world.is_rank_zero:
         return report
     run = finished.run
-    _attempt(job, run, EVALUATION, partial(_write_details, job, finished))
+    _attempt(job, EVALUATION, partial(_write_details, job, finished))
     verdict = verdict_of(_measured(finished))
     job.on_event(Warned(verdict.text) if verdict.grade in _TOLD else Note(verdict.text))
     head = CardHead(job.task.kind, job.config, run.path, finished.metrics, verdict.text)
     run.write_text("README.md", headed(job.card(report, describe(job.compute)), head))
-    _attempt(job, run, PAGE, lambda: run.write_text(PAGE, report_page([run.path], finished=True)))
+    _attempt(job, PAGE, lambda: run.write_text(PAGE, report_page([run.path], finished=True)))
     return report
 
 
-def _attempt(job: Job[Any], run: RunFolder, name: str, write: Callable[[], None]) -> None:
+def _attempt(job: Job[Any], name: str, write: Callable[[], None]) -> None:
     """Writes a file without which the run is as good: a failure is a warning."""
     try:
         write()
-    except (BeitError, OSError, RuntimeError, ValueError) as error:
-        job.on_event(Warned(f"{name} was not written: {error}"))
+    except Exception as error:  # the run is whole: not even a bug of the page may fail it
+        job.on_event(Warned(f"{name} was not written: {error or type(error).__name__}"))
 
 
 def _write_details(job: Job[Any], finished: Finished) -> None:

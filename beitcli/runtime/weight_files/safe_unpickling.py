@@ -40,7 +40,7 @@ _MODULE = (
     ".state_dict(), 'weights.pth')."
 )
 _LEGACY_PICKLES = 5  # magic number, protocol, system, object, storage keys; the tensors' bytes follow
-_PLAIN = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode")
+_TORCH_NAMES = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode")
 _REFUSED = re.compile(r"GLOBAL ([^\s.]\S*)")
 _HAS_ITEMS = re.compile(
     r"Can only (?:SETITEMS? for dict|(?P<append>append to lists)).*<class 'stand_in\.(?P<name>[^']+)'>"
@@ -225,7 +225,7 @@ def _not_loaded(path: Path, name: str) -> StorageError:
 
 def _foreign_names(path: Path) -> list[str]:
     """Lists the qualified names in the pickles of a file that are not torch's or plain containers'."""
-    return [name for name in _names(path) if not name.startswith(_PLAIN)]
+    return [name for name in _names(path) if not name.startswith(_TORCH_NAMES)]
 
 
 def _names(path: Path) -> list[str]:

@@ -36,7 +36,7 @@ report.runs.forEach((run, number) => {
   const swatch = several ? element("i", { class: "swatch", style: `background:${colour(number)}` }) : null;
   const heading = element("h2", {}, element("span", {}, swatch, run.name), element("span", { class: "soft" }, `${GRADES[run.verdict.grade]} · ${said}`));
   const figures = element("ul", { class: "figures" }, ...run.figures.slice(0, 8).map((figure) =>
-    element("li", {}, element("b", {}, figure.text), element("span", {}, figure.name))));
+    element("li", {}, element("b", {}, Number.isInteger(figure.value) ? whole(figure.value) : figure.text), element("span", {}, figure.name))));
   const facts = element("dl", { class: "facts" });
   for (const [name, text] of Object.entries({ ...run.facts, folder: run.path })) facts.append(element("dt", {}, name), element("dd", {}, text));
   byId("runs").append(element("article", { class: `run ${run.verdict.grade}` }, heading,
