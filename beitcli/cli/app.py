@@ -12,6 +12,7 @@ import typer
 from beitcli import __version__
 from beitcli.cli.commands import (
     attn_map,
+    doctor,
     env,
     eval,
     export,
@@ -21,6 +22,7 @@ from beitcli.cli.commands import (
     predict,
     pretrain,
     recipes,
+    report,
     runs,
     tokenize,
     train_tokenizer,
@@ -43,10 +45,12 @@ COMMANDS = [
     tokenize.COMMAND,
     mask_preview.COMMAND,
     attn_map.COMMAND,
+    doctor.COMMAND,
     inspect.COMMAND,
     export.COMMAND,
     recipes.COMMAND,
     runs.COMMAND,
+    report.COMMAND,
     env.COMMAND,
 ]
 

@@ -98,6 +98,8 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
     """
     from beitcli.runtime.distributed.world import is_peer_failure
 
+    if error.__cause__ is not None and is_peer_failure(error.__cause__):
+        error = error.__cause__  # not the shortage that its words sound like
     by_peer = is_peer_failure(error) or (isinstance(error, Stopped) and _stopped_for_a_dead_peer(place))
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):

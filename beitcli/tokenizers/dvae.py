@@ -180,6 +180,13 @@ class DiscreteVAE(TokenLogitsModel):
     def can_decode(self) -> bool:
         return self.decoder is not None
 
+    def code_vectors(self) -> Tensor | None:
+        """Returns what the decoder's first convolution makes of a code; else the weights of the code's logit."""
+        if self.decoder is not None:
+            return self.decoder.stem.weight.detach()[:, :, 0, 0].mT
+        head = getattr(self.encoder, "head", None)
+        return None if head is None else head.weight.detach()[:, :, 0, 0]
+
     def require_decoder(self) -> Decoder:
         """Returns the decoder. Raises StorageError if there is none."""
         if self.decoder is None:

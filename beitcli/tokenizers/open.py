@@ -121,7 +121,8 @@ def _ours(reference: str, on_progress: OnProgress | None, named_by: tuple[Path, 
         model.float()
     sums = read_regular(checkpoint.weights.parent / SUMS).decode().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
-    return Tokenizer(reference, model, size, sha256, checkpoint.warnings)
+    stored = checkpoint.settings.get("intensity_range")
+    return Tokenizer(reference, model, size, sha256, checkpoint.warnings, intensity_range=stored)
 
 
 def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import torch
+from PIL import Image
 
 from beitcli.config.predict import PredictConfig
 from beitcli.config.problem import Problem
 from beitcli.engine.classification.evaluate import class_names
 from beitcli.engine.classification.inference import classify
-from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.pictures.canvas import Panel
 from beitcli.runtime.compute.device import choose_workers
 
 
@@ -42,10 +44,11 @@ def predict(
     classes = class_names(checkpoint)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
 
-    def said(logits: torch.Tensor) -> Iterator[dict[str, Any]]:
+    def said(indices: Sequence[int], logits: torch.Tensor) -> Iterator[dict[str, Any]]:
         scores = _scores(logits, checkpoint.problem)
         best, columns = scores.topk(min(config.top, len(classes)), dim=1)
-        for row, values, places in zip(scores.tolist(), best.tolist(), columns.tolist(), strict=True):
+        rows = zip(indices, scores.tolist(), best.tolist(), columns.tolist(), strict=True)
+        for index, row, values, places in rows:
             top = [[classes[place], value] for place, value in zip(places, values, strict=True)]
             if checkpoint.problem == "regression":
                 top = [list(pair) for pair in zip(classes, row, strict=True)]
@@ -53,11 +56,16 @@ def predict(
             if checkpoint.problem == "multi-label":
                 chosen = sorted(zip(classes, row, strict=True), key=lambda pair: -pair[1])
                 document["labels"] = [[name, value] for name, value in chosen if value >= config.score_threshold]
+            if config.preview:
+                shown = tuple(f"{name} {value:.3g}" for name, value in top[:3])
+                on_event(Drawn([Panel(Image.fromarray(source.pixels(index)), source.path(index), shown)]))
             yield document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
     batches = classify(model, source, preprocessing(checkpoint, model), batching)
-    yield from documents(source, ((batch, said(logits) if len(batch) else ()) for batch, logits in batches), on_event)
+    yield from documents(
+        source, ((batch, said(batch.indices, logits) if len(batch) else ()) for batch, logits in batches), on_event
+    )
 
 
 def _scores(logits: torch.Tensor, problem: Problem) -> torch.Tensor:

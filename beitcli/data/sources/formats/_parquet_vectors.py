@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+_ROW_NUMBERS = re.compile(r"__index_level_\d+__")
 _HINT = "Each label is a column of 0 and 1 (bool, integers or floats), without nulls."
 
 
 def number_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Returns the names of the columns of numbers, in order."""
+    """Returns the names of the columns of numbers, in order, without the row numbers that pandas keeps."""
     import pyarrow as pa
 
-    kinds = {name: plain(schema.field(name).type) for name in dict.fromkeys(schema.names)}
+    names = [name for name in dict.fromkeys(schema.names) if not _ROW_NUMBERS.fullmatch(name)]
+    kinds = {name: plain(schema.field(name).type) for name in names}
     is_number = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
     return tuple(name for name, kind in kinds.items() if any(test(kind) for test in is_number))
 

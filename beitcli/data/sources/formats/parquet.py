@@ -163,6 +163,9 @@ class ParquetSource(Source):
     def label_vector(self, index: int) -> np.ndarray | None:
         return self._vectors[index] if self.label_names else None
 
+    def label_vectors(self) -> np.ndarray:
+        return self._vectors
+
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")

@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import os
+import re
 from collections import Counter
 
 import numpy as np
@@ -22,6 +23,7 @@ from beitcli.data.sources.formats.list_file import ListSource
 from beitcli.errors import DataError
 
 _PATHS = ("path", "image", "file_name", "filename")
+_ROW_NUMBERS = re.compile(r"(?:Unnamed: \d+)?")  # pandas writes the index without a name, and names it when reading
 _LARGEST = float(np.finfo(np.float32).max)
 _HINT = "Its first line is path,LABEL,LABEL...; each other line a path and a number for each label."
 
@@ -45,6 +47,9 @@ class TableSource(ListSource):
 
     def label_vector(self, index: int) -> np.ndarray | None:
         return self._numbers[index] if self.label_names else None
+
+    def label_vectors(self) -> np.ndarray:
+        return self._numbers
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of paths, names and numbers."""
@@ -72,7 +77,10 @@ def _open_one(reference: str, request: Request) -> TableSource:
                 f"Row {line} of table '{reference}' has {len(row)} cells; the first has {len(header)}.", hint=_HINT
             )
     paths = [row[column].encode(errors="surrogateescape") for row in rows[1:]]
-    named = {name: _numbers(row[place] for row in rows[1:]) for place, name in enumerate(header) if place != column}
+    labels = [place for place, name in enumerate(header) if place != column and not _ROW_NUMBERS.fullmatch(name)]
+    if len(labels) < len(header) - 1:
+        request.say(f"'{reference}': its column of row numbers, which has no name, is no label.")
+    named = {header[place]: _numbers(row[place] for row in rows[1:]) for place in labels}
     columns = {name: values for name, values in named.items() if not np.isnan(values).all()}
     for name, values in columns.items():
         if np.isnan(values).any():
