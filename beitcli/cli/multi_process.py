@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from beitcli.runtime.distributed.parent_death import living_ranks
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
 
 _LEAVE_SECONDS = 20.0
+_SOURCE = re.compile(r"\[/\S+:\d+\] ?")  # a place in torch's own source
 
 
 def place_of(config_class: type) -> RankInfo | None:
@@ -116,9 +118,9 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
 
 def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:
     """Returns the error of a rank whose peers are gone, from what torch says of it."""
-    said = " ".join(str(error).split())[:200]
+    said = _SOURCE.sub("", " ".join(str(error).split())).partition(". ")[0][:200]  # then follows advice to programmers
     return DistributedError(
-        f"Rank {place.rank} of {place.size} lost its peers: {said}",
+        f"Rank {place.rank} of {place.size} lost its peers: {said}.",
         "Another process failed first, which its own output or the scheduler tells. Go on with --resume.",
     )
 

@@ -400,4 +400,4 @@ def test_a_task_whose_peer_is_killed_says_that_it_lost_its_peers(words):
     assert lonely.code == 6
     said = " ".join(lonely.err.split())
     assert "error: Rank 0 of 2 lost its peers: " in said
-    assert "bug" not in said
+    assert "bug" not in said  # neither ours nor, in torch's own words, the application's
