@@ -33,6 +33,7 @@ from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import pretraining_card
 from beitcli.engine.trainer.preflight.check import Preflight
+from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.engine.trainer.preflight.schedule import mask_findings
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.engine.trainer.task import RunSession
@@ -157,7 +158,7 @@ def _what_base_takes(config: PretrainConfig) -> str:
 
 def _preflight(begun: _PretrainSetup) -> list[dict[str, Any]]:
     config, held = begun.config, begun.held
-    of_masks = ()
+    of_masks: tuple[Finding, ...] = ()
     if begun.masking is not None and config.masking == "blockwise":
         of_masks = tuple(mask_findings(config.architecture.grid, begun.masking.num_masked, config.min_block))
     return Preflight(

@@ -58,19 +58,19 @@ class ListedMembers(Subset):
             DataError: A shard cannot be read, has no such image, or some lines have no label.
         """
         parts = [] if files is None else [files]
-        starts = {None: 0}
+        of_files = 0
         place_of: dict[str, int] = {}
         total = len(files) if files is not None else 0
-        for shard in dict.fromkeys(each for each in shards if each is not None):
-            for source in _opened(os.fsdecode(shard)):
+        for named_shard in dict.fromkeys(each for each in shards if each is not None):
+            for source in _opened(os.fsdecode(named_shard)):
                 place_of |= {source.path(index): total + index for index in range(len(source))}
                 parts.append(source)
                 total += len(source)
         indices = []
         for path, shard in zip(paths, shards, strict=True):
             if shard is None:
-                indices.append(starts[None])
-                starts[None] += 1
+                indices.append(of_files)
+                of_files += 1
                 continue
             found = _IN_SHARD.fullmatch(path)
             named = os.fsdecode(shard + path[found.end(1) :]) if found else ""
