@@ -58,6 +58,7 @@ class ListedMembers(Subset):
             DataError: A shard cannot be read, has no such image, or some lines have no label.
         """
         parts = [] if files is None else [files]
+        of_files = 0
         place_of: dict[str, int] = {}
         total = len(files) if files is not None else 0
         for named_shard in dict.fromkeys(each for each in shards if each is not None):
@@ -65,11 +66,11 @@ class ListedMembers(Subset):
                 place_of |= {source.path(index): total + index for index in range(len(source))}
                 parts.append(source)
                 total += len(source)
-        indices, paths_seen = [], 0
+        indices = []
         for path, shard in zip(paths, shards, strict=True):
             if shard is None:
-                indices.append(paths_seen)
-                paths_seen += 1
+                indices.append(of_files)
+                of_files += 1
                 continue
             found = _IN_SHARD.fullmatch(path)
             named = os.fsdecode(shard + path[found.end(1) :]) if found else ""
