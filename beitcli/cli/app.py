@@ -12,6 +12,7 @@ import typer
 from beitcli import __version__
 from beitcli.cli.commands import (
     attn_map,
+    embed,
     env,
     eval,
     export,
@@ -40,6 +41,7 @@ COMMANDS = [
     train_tokenizer.COMMAND,
     eval.COMMAND,
     predict.COMMAND,
+    embed.COMMAND,
     tokenize.COMMAND,
     mask_preview.COMMAND,
     attn_map.COMMAND,
