@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from beitcli.api.jobs import embed, evaluate, finetune, predict, pretrain, tokenize, train_tokenizer
     from beitcli.api.loading import load_model, load_tokenizer
+    from beitcli.api.model import Model
     from beitcli.config.embed import EmbedConfig
     from beitcli.config.evaluate import EvalConfig
     from beitcli.config.finetune import FinetuneConfig
@@ -56,6 +57,7 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneReport",
     "Interrupted",
+    "Model",
     "PredictConfig",
     "PretrainConfig",
     "PretrainReport",
@@ -86,6 +88,7 @@ __all__ = [
 _NAMES = {
     "api.jobs": "embed evaluate finetune predict pretrain tokenize train_tokenizer",
     "api.loading": "load_model load_tokenizer",
+    "api.model": "Model",
     "config.embed": "EmbedConfig",
     "config.evaluate": "EvalConfig",
     "config.finetune": "FinetuneConfig",

@@ -12,6 +12,7 @@ import typer
 from beitcli import __version__
 from beitcli.cli.commands import (
     attn_map,
+    cache,
     embed,
     env,
     eval,
@@ -50,6 +51,7 @@ COMMANDS = [
     recipes.COMMAND,
     runs.COMMAND,
     env.COMMAND,
+    cache.COMMAND,
 ]
 
 _INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.

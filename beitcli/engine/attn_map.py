@@ -60,7 +60,7 @@ def attn_map(
     model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
     checkpoint = checkpoint.normalized(config.normalization)
     warn(checkpoint.warnings, on_event)
-    looker = _AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
+    looker = AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     outputs = None
     if config.output is not None:
@@ -81,7 +81,7 @@ def attn_map(
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
 
 
-class _AttentionMapper:
+class AttentionMapper:
     """Computes and writes the attention maps of one block of one model."""
 
     def __init__(
@@ -119,7 +119,7 @@ class _AttentionMapper:
             )
         return rows
 
-    def look(self, images: list[Image.Image], outputs: list[OutputFile] | None) -> Iterator[_Looked]:
+    def look(self, images: list[Image.Image], outputs: list[OutputFile] | None) -> Iterator[Looked]:
         """Runs the model once on all images, whose points may lie in different patches."""
         if not images:
             return
@@ -140,9 +140,9 @@ class _AttentionMapper:
                 asked = asked[:, [self.head]]
             maps, class_shares = asked[..., 1:].reshape(*asked.shape[:2], *grid), asked[..., 0]
             own = crops[number], points[number], patches[number]
-            yield _Looked(images[number], *own, maps, class_shares, rows)
+            yield Looked(images[number], *own, maps, class_shares, rows)
 
-    def document(self, path: str, looked: _Looked, output: OutputFile | None) -> dict[str, Any]:
+    def document(self, path: str, looked: Looked, output: OutputFile | None) -> dict[str, Any]:
         """Writes the output file of one image, if any, and returns its document."""
         if output is not None:
             self._write(output, path, looked)
@@ -155,7 +155,7 @@ class _AttentionMapper:
             "maps": looked.as_documents(self.names),
         }
 
-    def _write(self, output: OutputFile, path: str, looked: _Looked) -> None:
+    def _write(self, output: OutputFile, path: str, looked: Looked) -> None:
         suffix = output.path.suffix.lower()
         if suffix == ".npy":
             output.write(lambda file: np.save(file, looked.maps))
@@ -177,7 +177,7 @@ class _AttentionMapper:
 
 
 @dataclass(frozen=True)
-class _Looked:
+class Looked:
     """Attention of the points of one image.
 
     Attributes:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BLOCK_BYTES = 1 << 24
-_HEADER = 256  # bytes of a .npy file before its numbers; numpy wants a multiple of 64
 Blocks = Iterator[np.ndarray]
 
 
@@ -133,10 +132,14 @@ def sidecar(path: Path) -> Path:
 
 def write_npy(path: Path, rows: Rows) -> None:
     shape = (len(rows.paths), *rows.kind.shape)
-    text = f"{{'descr': '{np.dtype(rows.kind.dtype).str}', 'fortran_order': False, 'shape': {shape}, }}"
-    header = b"\x93NUMPY\x01\x00" + struct.pack("<H", _HEADER - 10) + text.encode().ljust(_HEADER - 11) + b"\n"
+    header = {"descr": np.dtype(rows.kind.dtype).str, "fortran_order": False, "shape": shape}
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, header)
+        _write_blocks(file, rows)
+
     write_output(sidecar(path), lambda file: file.write(dump_json(rows.about()).encode()))
-    write_output(path, lambda file: _write_blocks(file, header, rows))
+    write_output(path, write)
 
 
 def write_safetensors(path: Path, rows: Rows) -> None:
@@ -149,11 +152,15 @@ def write_safetensors(path: Path, rows: Rows) -> None:
     about = {name: dump_json(value) for name, value in rows.about().items()}
     text = dump_json({"__metadata__": about, "features": tensor}).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    write_output(path, lambda file: _write_blocks(file, struct.pack("<Q", len(text)) + text, rows))
+
+    def write(file: BinaryIO) -> None:
+        file.write(struct.pack("<Q", len(text)) + text)
+        _write_blocks(file, rows)
+
+    write_output(path, write)
 
 
-def _write_blocks(file: BinaryIO, header: bytes, rows: Rows) -> None:
-    file.write(header)
+def _write_blocks(file: BinaryIO, rows: Rows) -> None:
     for block in rows.blocks():
         file.write(np.ascontiguousarray(block, dtype=rows.kind.dtype).data)
 
@@ -257,7 +264,10 @@ def _stored(array: np.ndarray, about: dict[str, Any]) -> StoredFeatures:
 
 
 def _read_npy(path: Path) -> StoredFeatures:
-    array = np.load(path, mmap_mode="r" if path.stat().st_size > _HEADER else None, allow_pickle=False)
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        is_empty = 0 in np.lib.format.read_array_header_1_0(file)[0]  # which cannot be mapped
+    array = np.load(path, mmap_mode=None if is_empty else "r", allow_pickle=False)
     return _stored(array, parse_json(sidecar(path).read_bytes()))
 
 
