@@ -198,23 +198,15 @@ class Model:
         """
         with hints_as_notes():
             from beitcli.data.sources.memory import MemorySource
-            from beitcli.engine.attn_map import AttentionMapper
-            from beitcli.errors import BadImage
+            from beitcli.engine.image_attention import attention_document
 
             settings = {"model": self.reference, "layer": layer, "head": str(head)}
             config = resolve_call(AttnMapConfig, "inputs", ["-"], settings)
             source = MemorySource(image)
             if len(source) != 1:
                 raise UsageError(f"{len(source)} images are given.", "Give one image at a time.")
-            try:
-                picture = source.image(0)
-            except BadImage as error:
-                raise DataError(f"'{source.path(0)}' cannot be read: {error.message}.") from None
-            mapper = AttentionMapper(
-                config, self._backbone, self._checkpoint, self._compute, [(int(x), int(y)) for x, y in points]
-            )
-            (looked,) = mapper.look([picture], None)
-            return mapper.document(source.path(0), looked, None)
+            pixels = [(int(x), int(y)) for x, y in points]
+            return attention_document(config, self._backbone, self._checkpoint, self._compute, pixels, source)
 
 
 def _readable(document: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class AttnMapConfig(Job):
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
+        suffixes=(".png", ".html", ".npy"),
     )
     overwrite: bool = overwrite_option()
 

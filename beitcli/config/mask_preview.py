@@ -36,6 +36,7 @@ class MaskPreviewConfig(Job):
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT.png",
+        suffixes=(".png",),
     )
     model: str | None = option(
         None,

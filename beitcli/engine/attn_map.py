@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,10 +17,11 @@ from PIL import Image
 from beitcli.config.attn_map import AttnMapConfig
 from beitcli.data.transforms.base import fit_center, normalize, to_array
 from beitcli.data.transforms.reference_points import CentralCrop, Patch, Pixel, parse_point
-from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
+from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.outputs import OutputFile, output_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.newest_run import newest_run
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -31,8 +31,6 @@ from beitcli.pictures.attention import add_colorbar, attention_panel, draw_heatm
 from beitcli.pictures.attention_page import attention_page
 from beitcli.pictures.panels import grid_of, mark_point
 from beitcli.runtime.compute.device import Compute, choose_compute
-from beitcli.runtime.storage.regular_files import read_regular
-from beitcli.runtime.storage.safe_json import parse_json
 
 FORMATS = (".png", ".html", ".npy")
 _DECIMALS = 8
@@ -55,12 +53,12 @@ def attn_map(
     if config.threshold == 0:
         raise UsageError("--threshold 0 shows no patch.", "Give a share above 0, such as 0.6.")
     points = [parse_point(text) for text in config.point]
-    reference = config.model or _newest_run(on_event)
+    reference = config.model or newest_run(on_event)
     compute = choose_compute(config.device, config.precision)
     model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
     checkpoint = checkpoint.normalized(config.normalization)
     warn(checkpoint.warnings, on_event)
-    looker = AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
+    looker = _AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     outputs = None
     if config.output is not None:
@@ -81,7 +79,7 @@ def attn_map(
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
 
 
-class AttentionMapper:
+class _AttentionMapper:
     """Computes and writes the attention maps of one block of one model."""
 
     def __init__(
@@ -119,7 +117,7 @@ class AttentionMapper:
             )
         return rows
 
-    def look(self, images: list[Image.Image], outputs: list[OutputFile] | None) -> Iterator[Looked]:
+    def look(self, images: list[Image.Image], outputs: list[OutputFile] | None) -> Iterator[_Looked]:
         """Runs the model once on all images, whose points may lie in different patches."""
         if not images:
             return
@@ -140,9 +138,9 @@ class AttentionMapper:
                 asked = asked[:, [self.head]]
             maps, class_shares = asked[..., 1:].reshape(*asked.shape[:2], *grid), asked[..., 0]
             own = crops[number], points[number], patches[number]
-            yield Looked(images[number], *own, maps, class_shares, rows)
+            yield _Looked(images[number], *own, maps, class_shares, rows)
 
-    def document(self, path: str, looked: Looked, output: OutputFile | None) -> dict[str, Any]:
+    def document(self, path: str, looked: _Looked, output: OutputFile | None) -> dict[str, Any]:
         """Writes the output file of one image, if any, and returns its document."""
         if output is not None:
             self._write(output, path, looked)
@@ -155,7 +153,7 @@ class AttentionMapper:
             "maps": looked.as_documents(self.names),
         }
 
-    def _write(self, output: OutputFile, path: str, looked: Looked) -> None:
+    def _write(self, output: OutputFile, path: str, looked: _Looked) -> None:
         suffix = output.path.suffix.lower()
         if suffix == ".npy":
             output.write(lambda file: np.save(file, looked.maps))
@@ -177,7 +175,7 @@ class AttentionMapper:
 
 
 @dataclass(frozen=True)
-class Looked:
+class _Looked:
     """Attention of the points of one image.
 
     Attributes:
@@ -240,26 +238,3 @@ class Looked:
             captions = [f"{p + 1} at {x}, {y}", *(f"head {name}" for name in names)]
             panels.append(grid_of(pictures, columns, captions=captions))
         return grid_of(panels, 1, gap=0)
-
-
-def _newest_run(on_event: OnEvent) -> str:
-    """Returns the run under runs/ that saved a backbone last.
-
-    Raises:
-        UsageError: There is none.
-    """
-    found = []
-    for settings in Path("runs").glob("*/checkpoints/step-*/config.json"):
-        try:
-            kind = parse_json(read_regular(settings))["beit"]["kind"]
-            found += [(settings.stat().st_mtime, str(settings.parents[2]))] if kind != "tokenizer" else []
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: reported when a run is opened, not here
-    if not found:
-        raise UsageError(
-            "No --model is given, and there is no run under runs/.",
-            "Give --model RUN, or make one: beit pretrain sample --recipe tiny",
-        )
-    newest = max(found)[1]
-    on_event(Note(f"Model: {newest}, the newest run."))
-    return newest

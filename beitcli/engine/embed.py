@@ -136,7 +136,7 @@ _NAMED = "They have no row in the file; a .jsonl, or no -o, says why of each."
 
 
 def documents(
-    extractor: FeatureExtractor, source: Source, on_event: OnEvent, file: FeatureFile | None = None
+    extractor: FeatureExtractor, source: Source, on_event: OnEvent = ignore, file: FeatureFile | None = None
 ) -> Iterator[Document]:
     """Yields a document per image, in order, on all ranks; features are (D,) or (N, D) float32 arrays.
 

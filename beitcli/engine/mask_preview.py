@@ -8,27 +8,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image
 
 from beitcli.config.mask_preview import MaskPreviewConfig
-from beitcli.data.transforms.base import FILTERS, Size, denormalize, fit_center, normalize, to_array
-from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
+from beitcli.data.transforms.center import fit_center
+from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputFile, is_stdout, output_files, to_picture
+from beitcli.engine.io.outputs import OutputFile, is_stdout, output_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
-from beitcli.errors import DataError, StorageError, UsageError
+from beitcli.errors import DataError, UsageError
 from beitcli.masking import keyed_mask, make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
 from beitcli.masking.statistics import mask_statistics
-from beitcli.models.checkpoints.build import open_masked_image_model
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.networks.beit import MaskedImageModel
-from beitcli.models.networks.patchify import join_patches, patch_pixels
 from beitcli.pictures.masks import mask_panel
-from beitcli.runtime.compute.device import Compute
-from beitcli.tokenizers.base import Tokenizer
 
 _PICTURE = 448
 
@@ -46,40 +39,6 @@ class Preview:
     to_stdout: bool = False
 
 
-@dataclass(frozen=True)
-class _Pretrained:
-    model: MaskedImageModel
-    checkpoint: CheckpointHandle
-    tokenizer: Tokenizer | None
-    compute: Compute
-
-    @torch.no_grad()
-    def reconstruct(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Image.Image]:
-        """Returns pictures of the visible patches and the model's prediction of the hidden ones, in one pass."""
-        architecture = self.model.architecture
-        images = normalize(self._views(pictures, architecture.image_size), *self.checkpoint.normalization)
-        hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(self.compute.device)
-        with self.compute.autocast():
-            outputs = self.model(images, hidden)
-        if self.tokenizer is None:
-            pixels = patch_pixels(images, architecture.patch_size)
-            pixels[hidden] = outputs.float()
-            joined = join_patches(pixels, architecture.grid, architecture.patch_size)
-            rebuilt = denormalize(joined, *self.checkpoint.normalization)
-        else:
-            rows, columns = (patches * self.tokenizer.model.downsample for patches in architecture.grid)
-            filter = FILTERS[self.checkpoint.settings.get("token_filter", "lanczos")]
-            tokens = self.tokenizer.encode(self._views(pictures, (rows, columns), filter))
-            tokens[hidden] = outputs.argmax(dim=1)
-            rebuilt = self.tokenizer.decode(tokens, architecture.grid)
-        return [to_picture(each) for each in rebuilt]
-
-    def _views(self, pictures: list[Image.Image], size: Size, filter: int = Image.Resampling.BICUBIC) -> torch.Tensor:
-        """(B, 3, H, W) uint8 on the device."""
-        arrays = np.stack([to_array(fit_center(each, size, filter=filter)) for each in pictures])
-        return torch.from_numpy(arrays).to(self.compute.device)
-
-
 def mask_preview(
     config: MaskPreviewConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None
 ) -> Iterator[Preview]:
@@ -92,7 +51,11 @@ def mask_preview(
         DataError: After the last image, if some could not be read.
     """
     to_stdout = is_stdout(config.output)
-    pretrained = _open_run(config, on_event) if config.model else None
+    pretrained = None
+    if config.model:
+        from beitcli.engine.mask_reconstruction import open_pretrained_run  # torch
+
+        pretrained = open_pretrained_run(config, on_event)
     masking, seed = masking_of(config, pretrained.checkpoint if pretrained else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
@@ -140,7 +103,11 @@ def _document(path: str, mask: np.ndarray, output: Path | None) -> dict[str, Any
 
 def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
     """Returns the summary of `--stats N`."""
-    checkpoint = open_masked_image_model(config.model)[1] if config.model else None
+    checkpoint = None
+    if config.model:
+        from beitcli.models.checkpoints.build import open_masked_image_model
+
+        checkpoint = open_masked_image_model(config.model)[1]
     masking, seed = masking_of(config, checkpoint)
     return dict(mask_statistics(masking, config.stats or 1, seed, config.epoch))
 
@@ -162,26 +129,6 @@ def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -
         config.min_block if config.min_block is not None else own.get("min_block", 16),
     )
     return masking, config.seed if config.seed is not None else own.get("seed", 0)
-
-
-def _open_run(config: MaskPreviewConfig, on_event: OnEvent) -> _Pretrained:
-    model, checkpoint = open_masked_image_model(config.model or "", downloads(on_event))
-    compute = checkpoint.compute(config.device, config.precision)
-    warn(checkpoint.warnings, on_event)
-    tokenizer = None
-    if config.output and checkpoint.settings.get("target", "tokens") == "tokens":
-        if config.tokenizer:
-            tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
-        else:
-            tokenizer = tokenizer_of(checkpoint, compute.device, on_event)
-        tokenizer.require_decoder()
-        if tokenizer.vocab_size != checkpoint.outputs:
-            raise StorageError(
-                f"Tokenizer '{tokenizer.reference}' has {tokenizer.vocab_size} codes, '{config.model}' "
-                f"{checkpoint.outputs} outputs.",
-                "Give the tokenizer that it learned from.",
-            )
-    return _Pretrained(model.to(compute.device), checkpoint, tokenizer, compute)
 
 
 def _picture(image: Image.Image, mask: np.ndarray, rebuilt: Image.Image | None) -> Image.Image:

@@ -56,7 +56,7 @@ def test_embed_takes_images_in_every_form(
 ) -> None:
     told = beit("embed", pretrained.reference, *files, "--workers", 0).lines
     features = pretrained.embed(FORMS[form](files))
-    assert (features.shape, features.dtype) == ((5, 64), np.float32)
+    assert (features.shape, features.dtype) == ((5, 128), np.float32)
     assert np.allclose(features, [each["features"] for each in told], atol=1e-6)
 
 

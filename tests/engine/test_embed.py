@@ -96,7 +96,7 @@ def test_neighbours_in_an_exported_file_vote_as_eval_knn_does(
         file = tmp_path / f"{part}.npy"
         ended = beit("embed", pretrained_run, split, "--split", part, "--layer", 2, "-o", file, "--workers", 0)
         assert (ended.code, ended.out) == (0, "")
-        assert f"Made '{file}': {len(np.load(file))} x 64, float32; block 2, mean of the patches." in ended.err
+        assert f"Made '{file}': {len(np.load(file))} x 128, float32; block 2, mean of the patches." in ended.err
         features[part], _, labels[part] = read(file)
         features[part] /= np.linalg.norm(features[part], axis=1, keepdims=True)
     nearest = (features["val"] @ features["train"].T).argmax(axis=1)
@@ -186,7 +186,7 @@ def test_a_finished_file_takes_up_further_images(
     more = [str(labelled_folder / "blue"), str(labelled_folder / "red")]
     list(embed(config_of(pretrained_run, more, output=str(file), resume=True)))
     features, paths, _ = read(file)
-    assert features.shape == (16, 64)
+    assert features.shape == (16, 128)
     assert [Path(path).parent.name for path in paths] == ["blue"] * 8 + ["red"] * 8
     assert np.allclose(features[8:], by_hand(pretrained_run, labelled_folder / "red", 4, "mean"), atol=1e-5)
 
@@ -223,7 +223,9 @@ def test_unreadable_images_have_no_row_and_end_with_3(
     assert "1 of 2 images cannot be read." in ended.err
     assert read(file)[1] == [str(good)]
     if suffix == ".jsonl":
-        assert json.loads(file.read_text().splitlines()[1]) == {"path": str(bad), "error": "not an image"}
+        told = json.loads(file.read_text().splitlines()[1])
+        assert told["path"] == str(bad)
+        assert told["error"].startswith("not an image")
 
 
 def test_overwrite_replaces_at_the_end_and_a_failed_job_leaves_the_old_file(

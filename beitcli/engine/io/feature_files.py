@@ -213,6 +213,8 @@ class FeatureArchive(FeatureFile):
             stored = read_features(self.path)
             self.kind.require(self.path, stored.kind or {})
         except Exception:
+            self._numbers.close()
+            self._names.close()
             self._remove_parts()
             raise
         labels = stored.labels or [None] * len(stored.paths)

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import torch
 from PIL import Image
 
 from beitcli.data.sources.base import Source
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import ReaderGone, StorageError, UsageError
 from beitcli.runtime.storage.own_files import atomic_write
+
+if TYPE_CHECKING:
+    import torch
 
 _STEM_BYTES = 180  # a name may have 255; a number, a suffix and the PID follow
 
@@ -92,15 +94,9 @@ def output_files(
         UsageError: Unknown format, a file where a folder is needed, or a file exists already or is an input.
         StorageError: The folder cannot be created.
     """
+    require_known_format(output, formats)
     target = Path(output)
-    known = target.suffix.lower() in formats
-    is_special = is_stream(target)
-    is_folder = not is_special and (target.is_dir() or output.endswith("/") or not target.suffix)
-    if output == "-" or not (known or is_folder or is_special):
-        raise UsageError(
-            f"-o '{output}' ends in no format that is known here.",
-            f"Give a name that ends in {', '.join(formats)}, or a folder.",
-        )
+    known, is_special, is_folder = target.suffix.lower() in formats, is_stream(target), _is_folder(output)
     several = len(source) > 1
     if several and is_special:
         raise UsageError(f"-o '{output}' takes one file, but {len(source)} images are given.", "Give -o DIR.")
@@ -116,6 +112,21 @@ def output_files(
     if not is_special:
         make_folder(target if several or is_folder else Path(os.path.realpath(target)).parent)
     return files
+
+
+def require_known_format(output: str, formats: tuple[str, ...]) -> None:
+    """Raises UsageError for `-` and for a name that ends in no known format, and is no folder, pipe or device."""
+    known = Path(output).suffix.lower() in formats
+    if output == "-" or not (known or _is_folder(output) or is_stream(Path(output))):
+        raise UsageError(
+            f"-o '{output}' ends in no format that is known here.",
+            f"Give a name that ends in {', '.join(formats)}, or a folder.",
+        )
+
+
+def _is_folder(output: str) -> bool:
+    target = Path(output)
+    return not is_stream(target) and (target.is_dir() or output.endswith("/") or not target.suffix)
 
 
 def require_writable_outputs(
@@ -242,5 +253,5 @@ def output_error(path: Path, error: OSError) -> StorageError:
 
 def to_picture(image: torch.Tensor) -> Image.Image:
     """Converts (3, H, W) in [0, 1] to a Pillow image."""
-    pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
+    pixels = image.mul(255).round().clamp(0, 255).byte().cpu().permute(1, 2, 0).contiguous()
     return Image.fromarray(pixels.numpy())

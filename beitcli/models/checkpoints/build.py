@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from beitcli.config.architecture import Architecture, finetuning_architecture
 from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
@@ -28,6 +29,7 @@ from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, bui
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
+_SETS_VALUES = {"uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "div_", "fill_", "zero_"}
 MOST = 100_000  # upper bound of channels and regions in a config
 
 Size = tuple[int, int] | None  # (H, W) in pixels; None keeps the checkpoint's
@@ -124,9 +126,20 @@ def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, to
     return model.eval()
 
 
+class _NoValues(TorchFunctionMode):
+    """Mode in which tensors without memory keep having no values: some of torch's initializers import its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _SETS_VALUES and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def build_uninitialized(build: Callable[[], Built]) -> Built:
     """Builds a model without random initialization, which would take seconds; load weights next. Norms are identity."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         model = build()
     model.to_empty(device="cpu")
     for module in model.modules():
