@@ -15,6 +15,7 @@ from typing import Any
 from beitcli.config.attn_map import AttnMapConfig
 from beitcli.config.common import Training
 from beitcli.config.data_formats import is_data_word
+from beitcli.config.embed import EmbedConfig
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
@@ -55,7 +56,7 @@ def check_paths(config: Any) -> None:
 def _require_format(config: Any) -> None:
     setting, output = settings_of(type(config)).get("output"), getattr(config, "output", None)
     known = setting.option.suffixes if setting is not None else ()
-    if not output or not known or output.lower().endswith(known):
+    if not output or not known or output.lower().endswith(known) or isinstance(config, EmbedConfig):
         return
     if isinstance(config, TokenizeConfig):
         if output != "-" and not config.decode and not config.stats:

@@ -25,7 +25,6 @@ class CacheConfig:
         "list: what lies in the cache folder; prune: remove some of it; dir: where it is.",
         argument=True,
         panel="Data",
-        metavar="list|prune|dir",
     )
     kind: tuple[str, ...] = option(
         (),

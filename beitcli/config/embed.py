@@ -55,6 +55,7 @@ class EmbedConfig(Launched):
         panel="Output",
         flags=("-o", "--output"),
         metavar="FILE",
+        suffixes=FEATURE_SUFFIXES,
     )
     resume: bool = option(
         False, "Go on with FILE: skip the images that it holds, also after a job that was stopped.", panel="Output"

@@ -60,10 +60,10 @@ COMMAND = Command(
     config=CacheConfig,
     summary="Show what lies in the cache folder, and remove of it.",
     examples=(
-        "beit cache",
+        "beit cache list --kind downloads",
         "beit cache prune --older-than 30d",
         "beit cache prune --kind features --larger-than 1G --dry-run",
-        "du -sh $(beit cache dir)",
+        "beit cache dir",
     ),
     face=_run,
     panel="About",
