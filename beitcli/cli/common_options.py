@@ -9,7 +9,10 @@ from collections.abc import Iterable
 
 from beitcli.config.fields import Setting
 
-_TRAINING = ("split", "recipe", "config", "epochs", "steps", "batch_size", "lr", "out", "resume", "dry_run", "limit")
+_TRAINING = (
+    *("split", "limit", "recipe", "config", "out", "resume", "dry_run", "log_to"),
+    *("epochs", "steps", "batch_size", "lr"),
+)
 _MACHINE = ("device", "precision", "gpus", "workers", "seed")
 _OF_COMMAND: dict[str, tuple[str, ...]] = {
     "pretrain": ("model", "tokenizer", "masking", "ratio", "num_masked", "image_size", "token_cache"),

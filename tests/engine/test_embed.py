@@ -338,6 +338,19 @@ def test_query_must_be_one_readable_image(beit: Callable, pretrained_run: Path, 
     assert beit("embed", pretrained_run, labelled_folder, "--query", labelled_folder / "no.png").code == 3
 
 
+def test_an_image_on_stdin_is_embedded_and_asked_for_like_its_file(
+    beit: Callable, pretrained_run: Path, labelled_folder: Path, query: Path
+) -> None:
+    (piped,) = beit("embed", pretrained_run, "-", "--workers", 0, stdin=query.read_bytes()).lines
+    (named,) = beit("embed", pretrained_run, query, "--workers", 0).lines
+    assert piped == named | {"path": "stdin"}
+    line = ["embed", pretrained_run, labelled_folder, "--workers", 0, "--k", 2, "--query"]
+    (told,) = beit(*line, "-", stdin=query.read_bytes()).lines
+    assert told["query"] == "stdin"
+    assert told["neighbours"][0] == {"path": str(query), "similarity": pytest.approx(1, abs=1e-5)}
+    assert told["neighbours"][1:] == beit(*line, query).lines[0]["neighbours"][:1]
+
+
 def test_python_embeds_as_the_command_line_does(pretrained_run: Path, labelled_folder: Path) -> None:
     told = list(beitcli.embed(pretrained_run, labelled_folder / "red", device="cpu", workers=0, progress=False))
     assert told == list(embed(config_of(pretrained_run, labelled_folder / "red", batch_size=64)))
