@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
-from torch.nn.attention.flex_attention import flex_attention
 
 FLEX = "flex"
 SDPA = {
@@ -82,6 +81,8 @@ def attention(
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value)
     if use_flex and torch.is_grad_enabled():
+        from torch.nn.attention.flex_attention import flex_attention  # with parts of torch's compiler
+
         attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
         return attend(query, key, value, score_mod=score_mod(bias, queries), kernel_options=dict(FLEX_OPTIONS))
     mask = attention_mask(bias, queries, query.dtype, key.shape[-2])
@@ -119,4 +120,6 @@ def score_mod(bias: torch.Tensor, queries: torch.Tensor | None) -> Callable[...,
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Any]:
     """Compiles FlexAttention for an eager model: uncompiled, it materializes the matrices that it is meant to avoid."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
