@@ -30,6 +30,7 @@ from beitcli.runtime.compute.device import Compute, choose_workers, describe, jo
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+from beitcli.runtime.compute.shapes_only import shapes_only
 from beitcli.tokenizers.base import TokenizerModel, to_unit
 from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
 from beitcli.tokenizers.kind import Objective, architecture_of, check_teacher, kind_of, untrained
@@ -193,7 +194,7 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
 
 def token_pixels(config: TrainTokenizerConfig) -> int:
     """Returns the side of a token in pixels, for the tokenizer that `config` describes."""
-    with torch.device("meta"):
+    with shapes_only():
         return untrained(config).downsample
 
 

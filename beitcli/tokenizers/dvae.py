@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import UsageError
+from beitcli.runtime.compute.shapes_only import shapes_only
 from beitcli.tokenizers.base import Precision, TokenLogitsModel, no_decoder
 from beitcli.tokenizers.dvae_loss import gumbel_softmax, map_pixels, unmap_pixels
 from beitcli.tokenizers.mixed_precision import DTYPES, LowPrecisionEncoder
@@ -223,7 +224,7 @@ class DiscreteVAE(TokenLogitsModel):
 
     def with_encoder(self, encoder: nn.Module) -> DiscreteVAE:
         """Returns a frozen copy with another encoder module; the decoder is shared."""
-        with torch.device("meta"):
+        with shapes_only():
             other = DiscreteVAE(self.architecture, decoder=False)
         other.encoder, other.decoder, other.allows_tf32 = encoder, self.decoder, self.allows_tf32
         return other.requires_grad_(False).eval()

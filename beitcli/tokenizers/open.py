@@ -15,6 +15,7 @@ from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
 from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.runtime.compute.shapes_only import shapes_only
 from beitcli.runtime.hub.client import cache_only
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
@@ -142,7 +143,7 @@ def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], referenc
         size = settings["size"]
         if type(size) is not int or not 1 <= size <= 100_000:
             raise ValueError(f"size {size!r}")
-        with torch.device("meta"):
+        with shapes_only():
             return KINDS.load(kind).build(settings["architecture"], stored), size
 
 

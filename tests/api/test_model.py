@@ -34,7 +34,7 @@ def classifier(finetuned_run: Path) -> beitcli.Model:
 
 
 def arrays(files: list[Path]) -> list[np.ndarray]:
-    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    return [np.array(Image.open(file).convert("RGB")) for file in files]
 
 
 FORMS: dict[str, Callable[[list[Path]], Any]] = {

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from beitcli.config.architecture import Architecture, finetuning_architecture
 from beitcli.config.eval_crop import RELEASED_CROP, EvalCrop
@@ -26,10 +25,10 @@ from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, init_from_seed
 from beitcli.models.networks.timm_dense import AnyDetector, AnySegmenter, new_detector, new_segmenter
 from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, build_timm
+from beitcli.runtime.compute.shapes_only import give_memory, shapes_only
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
-_SETS_VALUES = {"uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "div_", "fill_", "zero_"}
 MOST = 100_000  # upper bound of channels and regions in a config
 
 Size = tuple[int, int] | None  # (H, W) in pixels; None keeps the checkpoint's
@@ -126,22 +125,11 @@ def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, to
     return model.eval()
 
 
-class _NoValues(TorchFunctionMode):
-    """Mode in which tensors without memory keep having no values: some of torch's initializers import its compiler."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") in _SETS_VALUES and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def build_uninitialized(build: Callable[[], Built]) -> Built:
     """Builds a model without random initialization, which would take seconds; load weights next. Norms are identity."""
-    with torch.device("meta"), _NoValues():
+    with shapes_only():
         model = build()
-    model.to_empty(device="cpu")
+    give_memory(model)
     for module in model.modules():
         fill_buffers = getattr(module, "init_non_persistent_buffers", None)
         if callable(fill_buffers):

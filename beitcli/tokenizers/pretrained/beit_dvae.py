@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beitcli.errors import BeitError, StorageError, UsageError
+from beitcli.runtime.compute.shapes_only import shapes_only
 from beitcli.tokenizers.pretrained import PretrainedTokenizer, TokenizerFacts
 
 if TYPE_CHECKING:
@@ -79,11 +80,10 @@ def _architecture(header: WeightFile) -> StridedDVAEArchitecture:
 
 def _build(header: WeightFile) -> StridedDVAE:
     """Returns the network on the meta device. Raises StorageError if the file's tensors are not those of it."""
-    import torch
 
     from beitcli.tokenizers.strided_dvae import StridedDVAE
 
-    with torch.device("meta"):
+    with shapes_only():
         model = StridedDVAE(_architecture(header), decoder=_has_decoder(header.shapes))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():

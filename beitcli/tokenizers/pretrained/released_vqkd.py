@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.errors import BeitError, StorageError, UsageError
+from beitcli.runtime.compute.shapes_only import shapes_only
 from beitcli.runtime.weight_files.reader import WeightFile, read_header
 from beitcli.tokenizers.pretrained import PretrainedTokenizer, TokenizerFacts
 
@@ -110,7 +111,7 @@ def _open(reference: str, on_progress: OnProgress | None) -> Tokenizer:
         if _is_needed(name)
     }
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = VQKD(VQKDArchitecture(**shape))
         if not all(tensor.is_floating_point() for name, tensor in stored.items() if _is_needed(name)):
             raise StorageError("not all of its tensors hold floats", _AGAIN)
