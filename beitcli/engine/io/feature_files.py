@@ -289,4 +289,6 @@ def open_feature_file(path: Path, kind: FeatureKind, resume: bool) -> FeatureFil
         UsageError: With `resume`, the file holds features of another kind.
         StorageError: It is damaged, or cannot be written.
     """
-    return (FeatureLines if path.suffix.lower() == ".jsonl" else FeatureArchive)(path, kind, resume)
+    if path.suffix.lower() == ".jsonl":
+        return FeatureLines(path, kind, resume)
+    return FeatureArchive(path, kind, resume)
