@@ -13,7 +13,9 @@ def run() -> None:
     end_with_launcher()
     try:
         from beitcli.cli.app import main
+        from beitcli.runtime.deferred_compiler import defer_compiler
 
+        defer_compiler()
         code = main()
     except (ImportError, OSError, MemoryError) as error:  # under a limit that is too low for Python itself
         lacking = shortage(error)

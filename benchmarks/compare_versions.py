@@ -27,7 +27,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 STEPS, STOPPED_AT, SAVE_EVERY = 24, 15, 5
-TIMED = {"seconds", "images_per_second", "save_stall_seconds"}
+TIMED = {"seconds", "images_per_second", "data_wait_share", "save_stall_seconds"}
 _ON_CPU = "--device cpu --workers 0 --quiet"
 _FINETUNE = (
     f"{_ON_CPU} --limit 48 --size 32 --batch-size 8 --micro-batch 4 --log-every 1 --drop-path 0.1 --warmup-epochs 0.5"

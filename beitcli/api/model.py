@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from beitcli.data.sources.memory import MemorySource
     from beitcli.models.checkpoints.handle import CheckpointHandle
     from beitcli.models.networks.beit import MaskedImageModel
     from beitcli.models.networks.classifier import ImageClassifier
@@ -109,6 +110,15 @@ class Model:
             return self.network
         return backbone_of(self._checkpoint)[0].to(self.device)
 
+    def _source(self, images: Images) -> MemorySource:
+        """Returns the images, gray of more than 8 bits in the range that the model was trained with."""
+        from beitcli.config.intensity import parse_intensity
+        from beitcli.data.sources.memory import MemorySource
+
+        source, stored = MemorySource(images), self._checkpoint.settings.get("intensity_range")
+        source.use_intensity(parse_intensity(stored if isinstance(stored, str) else None))
+        return source
+
     def embed(
         self,
         images: Images,
@@ -137,13 +147,12 @@ class Model:
         with hints_as_notes():
             import numpy as np
 
-            from beitcli.data.sources.memory import MemorySource
             from beitcli.engine.embed import documents, extractor_of
             from beitcli.models.checkpoints.build import preprocessing
 
             settings = {"layer": layer, "pool": pool, "feature_norm": feature_norm, "batch_size": batch_size}
             config = resolve_call(EmbedConfig, "inputs", ["-"], settings | {"workers": 0}, self.reference)
-            source, backbone = MemorySource(images), self._backbone
+            source, backbone = self._source(images), self._backbone
             extractor = extractor_of(config, backbone, preprocessing(self._checkpoint, backbone), self._compute)
             found = [_readable(document) for document in documents(extractor, source)]
             return np.stack([document["features"] for document in found])
@@ -169,12 +178,11 @@ class Model:
             DataError: An image cannot be read.
         """
         with hints_as_notes():
-            from beitcli.data.sources.memory import MemorySource
             from beitcli.engine.predict import predict_images
 
             settings = {"top": top, "score_threshold": score_threshold, "batch_size": batch_size, "workers": 0}
             config = resolve_call(PredictConfig, "inputs", ["-"], settings, self.reference)
-            source = MemorySource(images)
+            source = self._source(images)
             found = predict_images(config, self._checkpoint, self.network, self._compute, source)
             return [_readable(document) for document in found]
 
@@ -197,12 +205,11 @@ class Model:
             DataError: The image cannot be read.
         """
         with hints_as_notes():
-            from beitcli.data.sources.memory import MemorySource
             from beitcli.engine.image_attention import attention_document
 
             settings = {"model": self.reference, "layer": layer, "head": str(head)}
             config = resolve_call(AttnMapConfig, "inputs", ["-"], settings)
-            source = MemorySource(image)
+            source = self._source(image)
             if len(source) != 1:
                 raise UsageError(f"{len(source)} images are given.", "Give one image at a time.")
             pixels = [(int(x), int(y)) for x, y in points]

@@ -13,6 +13,7 @@ from beitcli import __version__
 from beitcli.cli.commands import (
     attn_map,
     cache,
+    doctor,
     embed,
     env,
     eval,
@@ -23,6 +24,7 @@ from beitcli.cli.commands import (
     predict,
     pretrain,
     recipes,
+    report,
     runs,
     tokenize,
     train_tokenizer,
@@ -46,10 +48,12 @@ COMMANDS = [
     tokenize.COMMAND,
     mask_preview.COMMAND,
     attn_map.COMMAND,
+    doctor.COMMAND,
     inspect.COMMAND,
     export.COMMAND,
     recipes.COMMAND,
     runs.COMMAND,
+    report.COMMAND,
     env.COMMAND,
     cache.COMMAND,
 ]

@@ -1,14 +1,13 @@
 """Console output: results on stdout; progress, warnings and errors on stderr.
 
-`CommandConsole` renders the engine's events as progress bars on a terminal and as plain lines elsewhere, and results
-as JSON or as a table.
+`CommandConsole` renders the engine's events (progress by `progress.py`), and results as JSON or as a table.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,24 +15,21 @@ from dataclasses import asdict, is_dataclass
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
+from beitcli.cli.progress import LiveProgress, PlainLines, held_out_line
 from beitcli.cli.streams import Stderr, write_stdout
 from beitcli.cli.tables import table_title
 from beitcli.errors import BeitError, Stopped, StorageError
 from beitcli.escaping import terminal, terminal_line
-from beitcli.runtime.metric_text import metric_texts
 from beitcli.runtime.storage.safe_json import dump_json
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import Task
 
     from beitcli.engine.events import Event, Progress
+    from beitcli.pictures.canvas import Panel
 
-_LINE_SECONDS = 5.0  # between two plain lines with metrics
-_BAR_COLUMNS = 44  # width of phase, bar, count and time left; 80 columns leave room for the loss and one metric
-_COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
+_LONG_STALL = 1.0  # seconds
 
 
 class CommandConsole:
@@ -53,11 +49,9 @@ class CommandConsole:
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
         self._console: Console | None = None
-        self._bar: Bar | None = None
-        self._bar_tasks: dict[str, Any] = {}
-        self._last_line = 0.0
-        self._last_count: float | None = None
-        self._downloads: dict[str, tuple[float, int]] = {}  # phase -> time and bytes of its first event
+        self._bar: LiveProgress | None = None
+        self._lines = PlainLines()
+        self._has_told = False  # that there is no terminal to draw in
 
     @property
     def console(self) -> Console:
@@ -95,6 +89,22 @@ class CommandConsole:
         picture.save(file, format="PNG")
         self._make_way()
         write_stdout(file.getvalue())
+
+    def _draw(self, panels: Sequence[Panel]) -> None:
+        """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once."""
+        from beitcli.pictures.terminal import draw_panels, protocol_of
+
+        protocol = protocol_of(os.environ)
+        if not self.console.is_terminal or protocol is None or "utf" not in self.console.encoding:
+            if not self._has_told:
+                reason = "NO_COLOR is set" if os.environ.get("NO_COLOR") else "stderr is no terminal that can show it"
+                self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")
+            self._has_told = True
+            return
+        drawn = draw_panels(panels, protocol, self.console.width)
+        if self._bar is not None:
+            self._bar.stop()
+        Stderr().write(drawn)
 
     def _make_way(self) -> None:
         """Pauses the progress bar if results go to the same terminal; the next event restarts it."""
@@ -192,55 +202,34 @@ class CommandConsole:
             self._end_bar()
             self.console.print(_columns(event.title, event.columns, event.rows))
         elif isinstance(event, events.Saved):
-            waited, written = f"{event.stall:.2g} s", f"{event.seconds:.2g} s"
-            self._say(f"saved step {event.step}: training waited {waited}, written beside it in {written}", "dim")
+            waited = f"; training waited {event.stall:.2g} s for it" if event.stall >= _LONG_STALL else ""
+            self._say(f"saved step {event.step:,}{waited}", "dim")
+        elif isinstance(event, events.Drawn):
+            self._draw(event.panels)
         elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Note):
             self._say(event.message, "dim")
 
     def _say(self, text: str, style: str = "") -> None:
-        (self._bar.console if self._bar else self.console).print(terminal(text), style=style, markup=False)
+        self.console.print(terminal(text), style=style, markup=False)
 
     def _progress(self, event: Progress) -> None:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
-            began, before = self._downloads.setdefault(event.phase, (time.monotonic(), event.done))
-            if self._is_due(event):
-                rate = (event.done - before) / max(time.monotonic() - began, 1e-9)
-                loaded = format_bytes(event.done, event.total, rate)
-                done = loaded if event.unit == "byte" else f"{event.unit} {event.done}/{event.total or '?'}"
-                self._say(f"{event.phase}: {done}  {shown(event.metrics)}".rstrip())
+            line = self._lines.line_of(event)
+            if line is not None:
+                self._say(line)
             return
         if self._bar is None:
-            self._bar = _bar(self.console)
-        self._bar.start()
-        if event.phase not in self._bar_tasks:
-            self._bar_tasks[event.phase] = self._bar.add_task(
-                terminal_line(event.phase), total=event.total or None, unit=event.unit, metrics=""
-            )
-        task = self._bar_tasks[event.phase]
-        self._bar.update(task, completed=event.done, total=event.total or None)
-        if event.metrics:
-            room = self.console.width - _BAR_COLUMNS  # more text would displace the bar
-            self._bar.update(task, metrics=shown(event.metrics, room))
-
-    def _is_due(self, event: Progress) -> bool:
-        """Whether to print a plain line: every 5 s with metrics (held-out: at once); else every 10 s, steps never."""
-        now = time.monotonic()
-        if event.metrics:
-            measured = any(name.startswith("held_out") for name in event.metrics)
-            due = measured or now - self._last_line >= _LINE_SECONDS
-            self._last_line = now if due else self._last_line
-        else:
-            since = now - self._last_count if self._last_count is not None else 0.0  # counted from the first event
-            unfinished = event.done < event.total or not event.total
-            due = event.unit != "step" and unfinished and since >= _COUNT_SECONDS
-            self._last_count = now if due or self._last_count is None else self._last_count
-        return due
+            self._bar = LiveProgress(self.console)
+        self._bar.show(event)
+        measured = held_out_line(event)
+        if measured:
+            self._say(measured)
 
     def _end_bar(self) -> None:
         if self._bar is not None:
-            bar, self._bar, self._bar_tasks = self._bar, None, {}
+            bar, self._bar = self._bar, None
             with suppress(OSError):  # the terminal is gone
                 bar.stop()
 
@@ -270,59 +259,10 @@ class CommandConsole:
                 sys.stderr.write(f"{word}: {message}\n  {hint}\n")
 
 
-def _bar(console: Console) -> Bar:
-    """Builds the progress bar. stdout is not redirected. No column wraps: rich erases too much above a wrapped line."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-    from rich.table import Column
-    from rich.text import Text
-
-    class Count(MofNCompleteColumn):
-        """Items done out of all; for a download, megabytes and rate."""
-
-        def render(self, task: Task) -> Text:
-            if task.fields["unit"] != "byte":
-                return super().render(task)
-            return Text(format_bytes(task.completed, task.total or 0, task.speed or 0), style="progress.download")
-
-    return Bar(
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-        BarColumn(None),
-        Count(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[metrics]}", markup=False, table_column=Column(no_wrap=True)),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-
-
 def to_dict(report: Any) -> dict[str, Any]:
     """Converts a report to a dict, with its `further` metrics at the top level."""
     plain = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
     return plain | plain.pop("further", {})
-
-
-def shown(metrics: dict[str, float], room: int | None = None) -> str:
-    """Formats metrics as one line, the most important first.
-
-    Args:
-        room: Maximum number of characters; the line ends before the first metric that does not fit.
-    """
-    line = ""
-    for name, value in metric_texts(metrics):
-        longer = f"{line}  {name} {value}".lstrip()
-        if room is not None and len(longer) > room:
-            break
-        line = longer
-    return line
-
-
-def format_bytes(done: float, total: float, rate: float) -> str:
-    """Formats bytes and bytes per second as `95.7/215.2 MB, 12.3 MB/s`; 0 stands for unknown."""
-    of = f"/{total / 1e6:.1f}" if total else ""
-    return f"{done / 1e6:.1f}{of} MB" + (f", {rate / 1e6:.1f} MB/s" if rate else "")
 
 
 def _table(rows: dict[str, Any], title: str = "") -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -10,12 +11,13 @@ from typing import Any
 
 from beitcli.cli.console import CommandConsole
 from beitcli.config.common import Launched, Training
-from beitcli.errors import BeitError, ReaderGone, Stopped, UsageError
+from beitcli.errors import BeitError, DistributedError, ReaderGone, Stopped, UsageError
 from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, was_signalled, write_failure
 from beitcli.runtime.distributed.parent_death import living_ranks
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
 
 _LEAVE_SECONDS = 20.0
+_SOURCE = re.compile(r"\[/\S+:\d+\] ?")  # a place in torch's own source
 
 
 def place_of(config_class: type) -> RankInfo | None:
@@ -96,6 +98,8 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
     """
     from beitcli.runtime.distributed.world import is_peer_failure
 
+    if error.__cause__ is not None and is_peer_failure(error.__cause__):
+        error = error.__cause__  # not the shortage that its words sound like
     by_peer = is_peer_failure(error) or (isinstance(error, Stopped) and _stopped_for_a_dead_peer(place))
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
@@ -104,11 +108,21 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
         if not any(each.ends_the_job for each in causes):
             return own.exit_code
         return 0 if _others_have_ended(folder, place) else own.exit_code or 1
-    if place.rank == 0 or not by_peer:
-        console.print_error(error)
-    if by_peer:
-        return 6
+    if by_peer:  # nobody starts it again: it was started by torchrun, or by srun
+        if place.rank == 0:
+            console.print_error(_lost_peers(place, error))
+        return DistributedError.exit_code
+    console.print_error(error)
     return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:
+    """Returns the error of a rank whose peers are gone, from what torch says of it."""
+    said = _SOURCE.sub("", " ".join(str(error).split())).partition(". ")[0][:200]  # then follows advice to programmers
+    return DistributedError(
+        f"Rank {place.rank} of {place.size} lost its peers: {said}.",
+        "Another process failed first, which its own output or the scheduler tells. Go on with --resume.",
+    )
 
 
 def _stopped_for_a_dead_peer(place: RankInfo) -> bool:

@@ -25,7 +25,9 @@ class AttnMapConfig(Job):
     )
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     layer: int = option(-1, "Block to look into, from 0; -1 is the last.", panel="Options")
-    head: str = option("mean", "mean, all, or the number of a head.", panel="Options")
+    head: str = option(
+        "mean", "mean, all, the number of a head, or rollout: the layers up to --layer, multiplied.", panel="Options"
+    )
     size: tuple[int, int] | None = option(
         None,
         "What the image is cut to, in pixels: a square's side, or height and width; default the model's own.",
@@ -35,17 +37,27 @@ class AttnMapConfig(Job):
     threshold: float | None = option(
         None, "Show only the patches that hold this share of the attention (0-1).", panel="Output", ge=0, le=1
     )
+    smooth: bool = option(False, "Interpolate between patches instead of drawing blocks.", panel="Output")
+    figure: bool = option(
+        False,
+        "In the layout of the paper's Figure 2, a row for each image: .png, .svg or .pdf (always for the last two).",
+        panel="Output",
+    )
+    page_mb: float = option(
+        12.0, "Megabytes of attention in a page; what does not fit is left out, heads first.", panel="Output", gt=0
+    )
     output: str | None = option(
         None,
-        "Picture (.png), page (.html) or array (.npy). Several inputs: a folder.",
+        "Picture (.png), page (.html), figure (.svg, .pdf) or array (.npy). Several inputs: one page or figure, "
+        "else a folder.",
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
-        suffixes=(".png", ".html", ".npy"),
+        suffixes=(".png", ".html", ".npy", ".svg", ".pdf"),
     )
     overwrite: bool = overwrite_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head not in ("mean", "all") and not self.head.isdecimal():
-            raise UsageError(f"--head is '{self.head}'.", "Give mean, all, or a number from 0.")
+        if self.head not in ("mean", "all", "rollout") and not self.head.isdecimal():
+            raise UsageError(f"--head is '{self.head}'.", "Give mean, rollout, all, or a number from 0.")

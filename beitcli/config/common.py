@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
+from beitcli.config.intensity import HELP as INTENSITY_HELP
+from beitcli.config.intensity import parse_intensity
 from beitcli.config.registry import Registry
 from beitcli.errors import UsageError
 
@@ -53,9 +55,14 @@ class Job:
     limit: int | None = option(
         None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
     )
+    intensity_range: str | None = option(None, INTENSITY_HELP, panel="Data", metavar="full|auto|LOW,HIGH")
+    pages: Literal["first", "all"] = option(
+        "first", "Of a TIFF with several pages: the first, or all, each an image of its own.", panel="Data"
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        parse_intensity(self.intensity_range)
         if self.gpus != 1 and not isinstance(self, Launched):
             raise UsageError(
                 f"--gpus is {self.gpus}, but `beit {self.command}` computes in one process.", "Leave it out."
@@ -154,6 +161,7 @@ class Training(Launched):
         (),
         "Where metrics go beside metrics.jsonl, separated by commas.",
         panel="Run",
+        flags=("--log-to", "--log"),
         may_change_on_resume=True,
         choices=lambda: tuple(name for name in METRIC_WRITERS.names() if name != ALWAYS_ON),
     )
@@ -195,6 +203,21 @@ class Training(Launched):
                 )
         if self.steps is None and self.epochs is None:
             raise UsageError("Neither --steps nor --epochs is set.", "Give one of them, or a --recipe.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Previewed(Training):
+    """Settings of the commands whose models make pictures."""
+
+    previews: int = option(
+        4,
+        "Held-out images to draw at each save, as the model makes them, into RUN/previews; 0 = none.",
+        panel="Run",
+        may_change_on_resume=True,
+        metavar="N",
+        ge=0,
+        le=16,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

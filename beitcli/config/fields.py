@@ -37,6 +37,7 @@ class Option:
         example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
+        unused: Pairs of another setting and a value of it with which this one has no effect, so is refused.
         is_cache: Whether it names a folder that is written to beside the output; only the command line, the
             environment and Python may, as a settings file may be a stranger's.
         keyed: Whether the items of a list are NAME=VALUE, of which a layer replaces only those that it names.
@@ -62,6 +63,7 @@ class Option:
     keyed: bool = False
     is_cache: bool = False
     suffixes: tuple[str, ...] = ()
+    unused: tuple[tuple[str, str], ...] = ()
 
 
 def option(

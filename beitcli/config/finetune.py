@@ -12,6 +12,8 @@ from beitcli.config.fields import option
 from beitcli.config.tasks import DEFAULT_TASK, TASKS, all_heads
 from beitcli.errors import UsageError
 
+_ONE_CLASS = (("problem", "multi-label"),)  # of settings for images of one class
+
 
 def _head_help() -> str:
     heads = "; ".join(f"{name}: {', '.join(task.head_names())}" for name, task in TASKS.entries().items())
@@ -72,8 +74,12 @@ class FinetuneConfig(Sharded):
         panel="Augmentation",
         ge=1,
     )
-    mixup: float = option(0.8, "Alpha of mixup; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",))
-    cutmix: float = option(1.0, "Alpha of cutmix; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",))
+    mixup: float = option(
+        0.8, "Alpha of mixup; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",), unused=_ONE_CLASS
+    )
+    cutmix: float = option(
+        1.0, "Alpha of cutmix; 0 = none.", panel="Augmentation", ge=0, tasks=("classify",), unused=_ONE_CLASS
+    )
     mixup_group: int = option(
         128,
         "Images of a step that share a draw of mixup and cutmix (in the release: a device's batch); 0 = all.",
@@ -81,8 +87,11 @@ class FinetuneConfig(Sharded):
         ge=0,
         tasks=("classify",),
         earlier=0,
+        unused=_ONE_CLASS,
     )
-    smoothing: float = option(0.1, "Label smoothing (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",))
+    smoothing: float = option(
+        0.1, "Label smoothing (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",), unused=_ONE_CLASS
+    )
     rand_augment: str = option(
         "rand-m9-mstd0.5-inc1", "timm's RandAugment policy; empty = none.", panel="Augmentation", tasks=("classify",)
     )

@@ -32,11 +32,16 @@ class MaskPreviewConfig(Job):
     epoch: int = option(0, "The epoch whose masks are shown.", panel="Masking", ge=0)
     output: str | None = option(
         None,
-        "Picture to write; - is stdout. Several inputs: a folder.",
+        "Picture to write (.png, .jpg, .webp); - is stdout. Several inputs: a folder, or one sheet with all. With "
+        "--stats: their charts; with --animate .gif, .webp or .png.",
         panel="Output",
         flags=("-o", "--output"),
-        metavar="OUT.png",
-        suffixes=(".png",),
+        metavar="OUT",
+        suffixes=(".png", ".jpg", ".jpeg", ".webp", ".gif"),
+    )
+    preview: bool = option(False, "Draw it in the terminal, on stderr.", panel="Output")
+    animate: str | None = option(
+        None, "The previews of a run's saves as an animation in -o instead.", panel="Output", metavar="RUN"
     )
     model: str | None = option(
         None,

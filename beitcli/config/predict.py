@@ -70,5 +70,8 @@ class PredictConfig(Windows, Job):
     )
     overwrite: bool = overwrite_option()
     overlay: bool = option(
-        False, "A segmenter's masks over the images too, beside them; 0 is left as it is.", panel="Output"
+        False,
+        "A segmenter's masks over the images too, beside them, with a legend; a background is left as it is.",
+        panel="Output",
     )
+    preview: bool = option(False, "Draw images with what was found in them in the terminal, on stderr.", panel="Output")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beitcli.config.architecture import SIZES, Aggregation, Architecture, require_size
-from beitcli.config.common import Sharded
+from beitcli.config.common import Previewed, Sharded
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Sharded):
+class PretrainConfig(Sharded, Previewed):
     command: ClassVar[str] = "pretrain"
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     model: str = option("base", "Size of the backbone: " + ", ".join(SIZES) + ".", panel="Model")

@@ -49,7 +49,7 @@ def read_recipe(command: str, name: str) -> dict[str, Any]:
         raise UsageError(
             f"There is no {command} recipe '{name}'.", f"{suggestion(name, known)} Recipes: {', '.join(known)}.".strip()
         )
-    return tomllib.loads(path.read_text())
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
@@ -82,14 +82,16 @@ def _without_weights(value: Any) -> Any:
 def read_config_file(path: Path, command: str) -> dict[str, Any]:
     """Reads a TOML file; checks its key `command` and removes it."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # whatever the locale, as TOML is
+        if _has_long_number(values):
+            raise ValueError("a number has more than 64 bits")
     except FileNotFoundError:
         raise UsageError(f"There is no config file '{path}'.", "Check the path given to --config.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"Config file '{path}' cannot be read: {error}.", "Give a readable TOML file.") from None
     except RecursionError:
         raise UsageError(f"Config file '{path}' is nested too deeply.", "Give a TOML file of settings.") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or a number of more digits than Python converts
         raise UsageError(f"Config file '{path}' is not valid TOML: {error}.", "Mend that line.") from None
     written_by = values.pop("command", command)
     if written_by != command:
@@ -98,6 +100,19 @@ def read_config_file(path: Path, command: str) -> dict[str, Any]:
             f"Run: beit {written_by} --config {shell_word(path)}",
         )
     return values
+
+
+def _has_long_number(value: Any) -> bool:
+    """Whether an integer is beyond those of TOML; in hexadecimal Python reads any, and may be unable to print it.
+
+    Raises:
+        RecursionError: It is nested too deeply, by dotted keys, to be printed.
+    """
+    if isinstance(value, dict):
+        return any(map(_has_long_number, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_long_number, value))
+    return type(value) is int and not -(1 << 63) <= value < 1 << 63
 
 
 def _known(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -175,7 +190,7 @@ def resolve(
         values["recipe"] = name
     _require_all(command, settings, values)
     config = config_class(**values)
-    _refuse_other_tasks(settings, config, layers, of_recipe)
+    _refuse_unused(settings, config, layers, of_recipe)
     return Resolved(config, origins, notes)
 
 
@@ -211,7 +226,7 @@ def _resumed(
             "These settings differ from the run's own: " + "; ".join(differences) + ".",
             "Leave them out to go on as it was, or start a new run with another --out.",
         )
-    _refuse_other_tasks(settings, now, layers, stored)
+    _refuse_unused(settings, now, layers, stored)
     return Resolved(now, origins, notes)
 
 
@@ -232,10 +247,10 @@ def _task_of(config: Any) -> str | None:
     return getattr(config, "task", None)
 
 
-def _refuse_other_tasks(
+def _refuse_unused(
     settings: Mapping[str, Setting], config: Any, layers: list[tuple[str, dict[str, Any]]], below: Mapping[str, Any]
 ) -> None:
-    """Raises UsageError for a setting that only tasks other than the job's own use.
+    """Raises UsageError for a setting that only other tasks use, or that has no effect beside another one.
 
     A file may contain one with its previous value, because config.toml used to hold the settings of all tasks. One in
     the environment may be meant for another command, and is ignored.
@@ -248,9 +263,17 @@ def _refuse_other_tasks(
         for name, value in values.items():
             setting = settings[name]
             as_it_was = layer == "environment" or (layer == "file" and value in (setting.default, below.get(name)))
-            if setting.belongs_to(task) or as_it_was:
+            if as_it_was:
                 continue
             given = f"{name} in {config.config}" if layer == "file" else setting.flag
+            for other, chosen in setting.option.unused:
+                if value and getattr(config, other) == chosen:
+                    raise UsageError(
+                        f"{given} has no effect with {settings[other].flag} {chosen}.",
+                        f"Leave it out, or give another {settings[other].flag}.",
+                    )
+            if setting.belongs_to(task):
+                continue
             raise UsageError(
                 f"{given} is a setting of --task {' or '.join(setting.option.tasks)}; this is --task {task}.",
                 f"Leave it out, or give --task {setting.option.tasks[0]}.",
@@ -326,6 +349,15 @@ def to_toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value) if "e" not in repr(value) or "." in repr(value) else repr(value).replace("e", ".0e")
     return str(value)
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Returns every saved setting that the config's task uses, as a user would write it."""
+    return {
+        name: setting.plain(getattr(config, name))
+        for name, setting in settings_of(type(config)).items()
+        if setting.option.saved and setting.belongs_to(_task_of(config))
+    }
 
 
 def dump_toml(config: Any, header: str = "") -> str:

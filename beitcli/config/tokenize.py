@@ -59,9 +59,29 @@ class TokenizeConfig(Launched):
     decode: bool = option(
         False, "The other way: token lines in (INPUT or stdin), PNG files out, into -o DIR.", panel="Output"
     )
-    stats: bool = option(False, "One summary document instead of tokens.", panel="Output")
+    stats: bool = option(
+        False, "One summary document instead of tokens; with -o (.png, .jpg, .webp) also as charts.", panel="Output"
+    )
+    map: str | None = option(
+        None,
+        "Draw each image's tokens in colours that are alike where codes are: a folder, or a picture (of several "
+        "images a sheet).",
+        panel="Output",
+        metavar="OUT",
+    )
+    codebook: str | None = option(
+        None,
+        "Draw the most frequent codes: the mean of their patches, what they decode to, their count.",
+        panel="Output",
+        metavar="OUT.png",
+    )
+    codes: int = option(64, "Codes that --codebook draws.", panel="Output", metavar="N", ge=1, le=1024)
+    preview: bool = option(False, "Draw the token maps in the terminal, on stderr.", panel="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.decode and self.gpus > 1:
             raise UsageError(f"--gpus is {self.gpus}, but --decode computes in one process.", "Leave it out.")
+        drawn = next((name for name in ("map", "codebook", "preview") if getattr(self, name)), None)
+        if self.decode and drawn:
+            raise UsageError(f"--{drawn} draws tokens of images, but --decode reads tokens.", "Leave one of them out.")

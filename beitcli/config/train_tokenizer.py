@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, Training
+from beitcli.config.common import MODEL_HELP, Previewed
 from beitcli.config.fields import option
 from beitcli.config.registry import Registry
 
 KINDS = Registry("beitcli.tokenizers.kinds", "KIND", "tokenizer kind")
+_NO_STAGES = (("kind", "vqkd"),)  # has Transformers for stages, and predicts no pixels
+_NO_GUMBEL = (("kind", "vq"), ("kind", "fsq"), ("kind", "vqkd"))  # have no distribution over codes
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTokenizerConfig(Training):
+class TrainTokenizerConfig(Previewed):
     command: ClassVar[str] = "train-tokenizer"
     recipes_of: ClassVar[dict[str, dict[str, str]]] = {"kind": {"vqkd": "vqkd-small"}}
     recipe: str = option(
@@ -53,6 +55,7 @@ class TrainTokenizerConfig(Training):
         "Channels of the first stage; each further stage doubles them, of strided-dvae none.",
         panel="Tokenizer",
         ge=1,
+        unused=_NO_STAGES,
     )
     groups: int = option(
         3,
@@ -60,21 +63,26 @@ class TrainTokenizerConfig(Training):
         panel="Tokenizer",
         ge=1,
         le=16,
+        unused=_NO_STAGES,
     )
-    blocks_per_group: int = option(1, "Residual blocks a stage.", panel="Tokenizer", ge=1)
-    reconstruction: Literal["mse", "logit-laplace"] = option("mse", "Reconstruction loss.", panel="Discrete VAE")
+    blocks_per_group: int = option(1, "Residual blocks a stage.", panel="Tokenizer", ge=1, unused=_NO_STAGES)
+    reconstruction: Literal["mse", "logit-laplace"] = option(
+        "mse", "Reconstruction loss.", panel="Discrete VAE", unused=_NO_STAGES
+    )
     kl_weight: float = option(
-        5e-5, "Weight of KL(q || uniform) of each patch, after its rise.", panel="Discrete VAE", ge=0
+        5e-5, "Weight of KL(q || uniform) of each patch, after its rise.", panel="Discrete VAE", ge=0, unused=_NO_GUMBEL
     )
     usage_weight: float = option(
         3e-3,
         "Weight of KL(mean q of the batch || uniform), which keeps every code in use.",
         panel="Discrete VAE",
         ge=0,
+        unused=_NO_GUMBEL,
     )
     temperature_end: float = option(
         0.0625,
         "Gumbel-softmax temperature from four fifths of the run on; it starts at 1.",
         panel="Discrete VAE",
         gt=0,
+        unused=_NO_GUMBEL,
     )

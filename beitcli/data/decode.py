@@ -20,12 +20,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from beitcli.data.decoding import jpeg, png, tiff
+from beitcli.config.intensity import FULL, IntensityRange
+from beitcli.data.decoding import heif, jpeg, png, tiff
 from beitcli.data.decoding.masks import refuse_as_mask, stored_indices
 from beitcli.data.decoding.reasons import damage, unidentified
 from beitcli.data.decoding.rgb import to_rgb
 from beitcli.data.decoding.tiff import WHITE_IS_ZERO
 from beitcli.errors import BadImage
+
+# Of the pixels that are made of the same bytes, and part of what kept features are found by: raise it with any change
+# here or in `decoding/` that gives other pixels for some file. Kept tokens have the pixels' own checksums.
+DECODING = 1
 
 # Twice Pillow's own warning level, its hard limit: 512 MiB as RGB. The largest photographs of ImageNet-22k and of
 # common camera sets have under 120 megapixels; a file of a few kilobytes can claim billions.
@@ -47,32 +52,35 @@ _UPRIGHT = {
 }
 
 
-def decode_rgb(data: bytes) -> Image.Image:
+def decode_rgb(data: bytes, intensity: IntensityRange = FULL) -> Image.Image:
     """Decodes the first frame to 8-bit RGB, upright by its EXIF orientation, transparency composited over white.
 
     Gray of b bits becomes round(value * 255 / (2**b - 1)), 16-bit colour keeps its high bytes. Integers below 0 or
     beyond 16 bits and floats beyond [0, 255] are stretched from their minimum to their maximum; floats within [0, 1]
     are multiplied by 255. Where a TIFF says that white is zero, the result is inverted. Profiles are not applied.
 
+    Args:
+        intensity: Another range of gray of more than 8 bits.
+
     Raises:
         BadImage: Empty, no image, truncated, damaged, or of more than MAX_PIXELS.
     """
-    with _pillow_contained(data):
-        image = _open(data)
+    with pillow_contained(data):
+        image = open_header(data)
         image.load()
-        rgb = to_rgb(image, data)
+        rgb = to_rgb(image, data, intensity)
         rgb.info = {}  # a leftover EXIF orientation would rotate the image again when saved
-        return _upright(rgb, _orientation(image))
+        return _upright(rgb, orientation_of(image))
 
 
-def decode_pixels(data: bytes) -> np.ndarray:
+def decode_pixels(data: bytes, intensity: IntensityRange = FULL) -> np.ndarray:
     """Decodes like `decode_rgb`, to (H, W, 3) uint8: the same pixels, and BadImage for the same reasons.
 
     Plain JPEG goes through torchvision, which saves Pillow's copies: 1.5 ms instead of 1.9 for a 500x375 photograph.
     """
-    with _pillow_contained(data):
+    with pillow_contained(data):
         pixels = _decode_plain_jpeg(data)
-    return np.array(decode_rgb(data)) if pixels is None else pixels
+    return np.array(decode_rgb(data, intensity)) if pixels is None else pixels
 
 
 def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
@@ -80,8 +88,8 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     decode = _jpeg_decoder()
     if decode is None or not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
         return None
-    image = _open(data)
-    if image.format != "JPEG" or image.mode != "RGB" or _orientation(image) != 1:
+    image = open_header(data)
+    if image.format != "JPEG" or image.mode != "RGB" or orientation_of(image) != 1:
         return None
     try:
         import torch  # imported already if there is a decoder
@@ -134,12 +142,12 @@ def read_upright_size(data: bytes) -> tuple[int, int]:
     Raises:
         BadImage: Empty, no image, a damaged header, or more than MAX_PIXELS.
     """
-    with _pillow_contained(data):
-        image = _open(data)
+    with pillow_contained(data):
+        image = open_header(data)
         width, height = image.size
         if image.format == "TIFF":  # only some versions of Pillow have swapped `size` here
             width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # type: ignore[attr-defined]
-        if _orientation(image, data) >= 5:
+        if orientation_of(image, data) >= 5:
             return height, width
         return width, height
 
@@ -148,27 +156,29 @@ def decode_index_mask(data: bytes) -> np.ndarray:
     """Decodes a segmentation mask to class indices.
 
     Returns:
-        (H, W) uint8: gray values as stored, whatever their bits, the largest value of a PGM, or which gray of a TIFF is
-        zero; or palette indices.
+        (H, W) uint8: gray values as stored, whatever their bits, the largest value of a PGM, or which gray of a TIFF or
+        PBM is zero (the black of a PBM is 1); or palette indices.
 
     Raises:
-        BadImage: As in `decode_rgb`, or a mask in colour, in a compression that changes pixels, with an index above
-            255, or of one bit whose 1 is black.
+        BadImage: As in `decode_rgb`, or a mask in colour, in a compression that changes pixels, or with an index
+            above 255.
     """
-    with _pillow_contained(data):
-        image = _open(data)
+    with pillow_contained(data):
+        image = open_header(data)
         refuse_as_mask(image, data)
         indices = stored_indices(image, data)
         greatest, least = int(indices.max()), int(indices.min())
         if greatest > 255 or least < 0:
             raise BadImage(f"class index {greatest if greatest > 255 else least} in a mask, outside 0..255")
-        return np.asarray(_upright(Image.fromarray(indices.astype(np.uint8)), _orientation(image)))
+        return np.asarray(_upright(Image.fromarray(indices.astype(np.uint8)), orientation_of(image)))
 
 
-def _open(data: bytes) -> Image.Image:
+def open_header(data: bytes) -> Image.Image:
     """Reads the header; pixels are neither decoded nor allocated."""
     if not data:
         raise BadImage("empty file (0 bytes)")
+    if heif.is_heif(data):
+        return _open_heif(data)
     white_is_zero = False
     if data.startswith(b"\x89PNG"):
         data = png.without_metadata(data)
@@ -188,6 +198,16 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
+def _open_heif(data: bytes) -> Image.Image:
+    """Opens HEIF, which is upright already."""
+    if not heif.register():
+        raise BadImage(f"a HEIC image, for which a library is missing: {heif.INSTALL}", heif.WAY_OUT)
+    image = Image.open(BytesIO(data), formats=(heif.FORMAT,))
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(image.width * image.height, MAX_PIXELS)
+    return image
+
+
 @cache
 def _known_formats() -> tuple[str, ...]:
     Image.init()
@@ -198,7 +218,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _orientation(image: Image.Image, data: bytes = b"") -> int:
+def orientation_of(image: Image.Image, data: bytes = b"") -> int:
     """Returns the EXIF orientation, 1 to 8; 1 if it is missing or damaged, because the pixels are still good.
 
     Args:
@@ -245,7 +265,7 @@ _warnings_off = _WarningsOff()
 
 
 @contextmanager
-def _pillow_contained(data: bytes) -> Iterator[None]:
+def pillow_contained(data: bytes) -> Iterator[None]:
     """Converts any exception of Pillow to BadImage."""
     try:
         with _warnings_off:

@@ -1,5 +1,1 @@
 """The engine: one module per command, which takes a config and `on_event` and returns a report or yields documents."""
-
-from beitcli.runtime.compute.late_compiler import install
-
-install()

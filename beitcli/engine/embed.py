@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from beitcli.config.embed import EmbedConfig
+from beitcli.config.intensity import parse_intensity, with_models_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
@@ -52,6 +53,7 @@ def embed(config: EmbedConfig, on_event: OnEvent = ignore, stdin: BinaryIO | Non
     """
     model, checkpoint = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
     checkpoint = checkpoint.normalized(config.normalization)
+    config = with_models_intensity(config, checkpoint.settings)
     compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     warn(checkpoint.warnings, on_event)
@@ -95,7 +97,8 @@ def kind_of(config: EmbedConfig, extractor: FeatureExtractor) -> FeatureKind:
         pool=config.pool,
         norm=config.feature_norm,
         size=architecture.image_size,
-        view=transform.crop.settings() | {"normalization": transform.normalization},
+        view=transform.crop.settings()
+        | {"normalization": transform.normalization, "intensity": str(parse_intensity(config.intensity_range))},
         dtype=config.dtype,
         shape=feature_shape(architecture, extractor.pool),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beitcli.config.evaluate import EvalConfig
+from beitcli.config.intensity import with_models_intensity
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
 from beitcli.engine.mim.evaluate_elbo import elbo
 from beitcli.engine.probing.evaluate import probe
@@ -38,7 +39,7 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
         checkpoint,
         or_else="--protocol knn or linear measures the features of any model, elbo the bound of a pretrained run.",
     )
-    return task.run("evaluate", config, checkpoint, on_event)
+    return task.run("evaluate", with_models_intensity(config, checkpoint.settings), checkpoint, on_event)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from beitcli.pictures.canvas import Panel
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,13 @@ class Saved(Event):
     step: int
     stall: float = 0.0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Drawn(Event):
+    """Pictures of one shape to show side by side where that can be done: of `--preview`."""
+
+    panels: Sequence[Panel]
 
 
 OnEvent = Callable[[Event], None]

@@ -23,6 +23,7 @@ from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import open_pretrained
+from beitcli.runtime.deferred_compiler import meta_device
 
 PHOTOS = ((300, 500), (500, 300))  # (H, W) in pixels
 MOST, MEAN = 8.0, 0.5  # bounds of the difference, in levels of 0-255
@@ -110,7 +111,7 @@ def _timm(folder: Path) -> Preprocess:
     import timm
     from timm.data import create_transform, resolve_data_config
 
-    with torch.device("meta"):
+    with meta_device():
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
     transform = create_transform(**resolve_data_config({}, model=model))
     return lambda pictures: torch.stack([transform(each) for each in pictures])

@@ -7,7 +7,7 @@ from typing import Any
 from beitcli.config.attn_map import AttnMapConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.reference_points import Pixel
-from beitcli.engine.attn_map import _AttentionMapper
+from beitcli.engine.attention_mapper import AttentionMapper
 from beitcli.errors import BadImage, DataError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import ImageClassifier
@@ -32,6 +32,13 @@ def attention_document(
         image = source.image(0)
     except BadImage as error:
         raise DataError(f"'{source.path(0)}' cannot be read: {error.message}.") from None
-    mapper = _AttentionMapper(config, model, checkpoint, compute, points)
-    (looked,) = mapper.look([image], None)
-    return mapper.document(source.path(0), looked, None)
+    mapper = AttentionMapper(config, model, checkpoint, compute, points)
+    (maps,) = mapper.look([image])
+    return {
+        "path": source.path(0),
+        "model": checkpoint.reference,
+        "layer": mapper.layer,
+        "grid": list(model.architecture.grid),
+        "output": None,
+        "maps": maps.as_documents(mapper.names),
+    }

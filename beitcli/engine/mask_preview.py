@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,33 +12,45 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from beitcli.config.intensity import with_models_intensity
 from beitcli.config.mask_preview import MaskPreviewConfig
-from beitcli.data.transforms.center import fit_center
-from beitcli.engine.events import OnEvent, Progress, ignore
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.subset import Subset
+from beitcli.data.transforms.center import center_box, fit_center
+from beitcli.engine.events import Drawn, OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import image_groups, open_inputs
-from beitcli.engine.io.outputs import OutputFile, is_stdout, output_files
+from beitcli.engine.io.outputs import OutputFile, finish, is_stdout
+from beitcli.engine.io.picture_outputs import picture_file, picture_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import DataError, UsageError
 from beitcli.masking import keyed_mask, make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
 from beitcli.masking.statistics import mask_statistics
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.pictures.masks import mask_panel
+from beitcli.pictures.canvas import Panel, contact_sheet, sheet
+from beitcli.pictures.mask_statistics import draw_mask_statistics
+from beitcli.pictures.masks import Guesses, mask_panels
 
 _PICTURE = 448
+_ON_A_SHEET = 224  # width of a panel on a sheet of several images, in pixels
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Document of one image, and its picture if `-o` is given.
+    """Document of one image, and its pictures if `-o` or `--preview` is given.
 
     Attributes:
+        panels: The image, what is hidden of it, and what a model makes of that.
         to_stdout: Whether the picture goes to stdout, in place of the document.
     """
 
     document: dict[str, Any]
-    picture: Image.Image | None
+    panels: list[Panel] | None
     to_stdout: bool = False
+
+    @property
+    def picture(self) -> Image.Image | None:
+        return sheet(self.panels) if self.panels else None
 
 
 def mask_preview(
@@ -44,72 +58,108 @@ def mask_preview(
 ) -> Iterator[Preview]:
     """Yields one preview per image, with the document `{"path", "grid", "num_masked", "mask", "output"}`.
 
-    The mask is the one that `pretrain` draws for the image with the same index, DATA, seed and epoch.
+    The mask is the one that `pretrain` draws for the image with the same index, DATA, seed and epoch. An image that is
+    the whole DATA, which nothing is pretrained on, has a mask of its own: it follows from its bytes. With tokens
+    guessed by a model the document has `"masked_accuracy"` too.
 
     Raises:
         UsageError: Invalid settings, or several inputs while the picture goes to stdout.
         DataError: After the last image, if some could not be read.
     """
     to_stdout = is_stdout(config.output)
-    pretrained = None
+    draws = bool(config.output) or config.preview
+    guesser = None
     if config.model:
-        from beitcli.engine.mask_reconstruction import open_pretrained_run  # torch
+        from beitcli.engine.mask_guesses import open_guesser  # torch
 
-        pretrained = open_pretrained_run(config, on_event)
-    masking, seed = masking_of(config, pretrained.checkpoint if pretrained else None)
+        guesser = open_guesser(config, draws, on_event)
+    if guesser is not None:
+        config = with_models_intensity(config, guesser.checkpoint.settings)
+    masking, seed = masking_of(config, guesser.checkpoint if guesser else None)
     if not config.inputs:
         raise UsageError("No image is given.", "Give images, `sample`, or --stats N.")
     source = open_inputs(config, role="train", sample_size=_PICTURE, stdin=stdin, seed=seed, on_event=on_event)
-    several = len(source) > 1
-    if to_stdout and several:
+    if to_stdout and len(source) > 1:
         raise UsageError(f"-o {config.output} writes one picture, but {len(source)} images are given.", "Give -o DIR.")
-    outputs: list[OutputFile] | None = [OutputFile(Path("-"))] if to_stdout else None
+    outputs, on_sheet = ([OutputFile(Path("-"))] if to_stdout else None), False
     if config.output and not to_stdout:
         inputs = ProtectedInputs(config, source)
-        outputs = output_files(config.output, source, (".png",), inputs, overwrite=config.overwrite)
+        planned = picture_outputs(config.output, "-o", source, inputs, overwrite=config.overwrite)
+        outputs, on_sheet = planned.files, planned.is_sheet
+    together: list[list[Panel]] = []
     bad = 0
-    for group in image_groups(source, config.batch_size if pretrained and outputs else 1):
+    for group in image_groups(source, config.batch_size if guesser and draws else 1):
         images = {index: image for index, image in group if not isinstance(image, str)}
-        masks = {index: keyed_mask(masking, seed, config.epoch, source.global_index(index)) for index in images}
-        rebuilt: dict[int, Image.Image] = {}
-        if pretrained and outputs and images:
-            pictures = pretrained.reconstruct(list(images.values()), list(masks.values()))
-            rebuilt = dict(zip(images, pictures, strict=True))
+        masks = {index: keyed_mask(masking, seed, config.epoch, mask_index(source, index)) for index in images}
+        guesses: dict[int, Guesses] = {}
+        if guesser and draws and images:
+            guesses = dict(zip(images, guesser.guess(list(images.values()), list(masks.values())), strict=True))
         for index, image in group:
             if isinstance(image, str):
                 bad += 1
                 yield Preview({"path": source.path(index), "error": image}, None)
             else:
-                output = outputs[index] if outputs else None
-                picture = _picture(image, masks[index], rebuilt.get(index)) if output else None
-                if picture is not None and output is not None and not to_stdout:
-                    output.save_png(picture)
+                output, panels = outputs[index] if outputs else None, None
+                if draws:
+                    width = _ON_A_SHEET if on_sheet else _PICTURE
+                    panels = _panels(image, masks[index], guesses.get(index), source.path(index), width)
+                if panels and config.preview:
+                    on_event(Drawn(panels))
+                if panels and on_sheet:
+                    together.append(panels)
+                elif panels and output is not None and not to_stdout:
+                    output.save_picture(sheet(panels))
                 place = output.path if output else None
-                yield Preview(_document(source.path(index), masks[index], place), picture, to_stdout)
+                document = _document(source.path(index), masks[index], place, guesses.get(index))
+                yield Preview(document, panels, to_stdout)
             on_event(Progress("mask-preview", index + 1, len(source), "image"))
+    if together and outputs:
+        outputs[0].save_picture(contact_sheet(together))
+    finish(outputs)
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
 
 
-def _document(path: str, mask: np.ndarray, output: Path | None) -> dict[str, Any]:
-    return {
+def mask_index(source: Source, index: int) -> int:
+    """Returns the index that keys the mask of an image: its place in DATA, or of an only image its content."""
+    if len(source) > 1 or isinstance(source, Subset):
+        return source.global_index(index)
+    return int.from_bytes(hashlib.sha256(source.read(index)).digest()[:8], "big") >> 1
+
+
+def _document(path: str, mask: np.ndarray, output: Path | None, guesses: Guesses | None) -> dict[str, Any]:
+    document = {
         "path": path,
         "grid": list(mask.shape),
         "num_masked": int(mask.sum()),
         "mask": mask.astype(int).tolist(),
         "output": str(output) if output else None,
     }
+    if guesses is None or guesses.right is None:
+        return document
+    return document | {"masked_accuracy": float(guesses.right[mask].mean())}
 
 
 def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
-    """Returns the summary of `--stats N`."""
+    """Returns the summary of `--stats N`; with `-o` also draws it, as `"output"`.
+
+    Raises:
+        UsageError: Invalid settings, or `-o` is no picture or exists.
+    """
     checkpoint = None
     if config.model:
         from beitcli.models.checkpoints.build import open_masked_image_model
 
         checkpoint = open_masked_image_model(config.model)[1]
     masking, seed = masking_of(config, checkpoint)
-    return dict(mask_statistics(masking, config.stats or 1, seed, config.epoch))
+    output = None
+    if config.output:
+        output = picture_file(config.output, "-o", ProtectedInputs(config), overwrite=config.overwrite)
+    statistics = mask_statistics(masking, config.stats or 1, seed, config.epoch)
+    if output is None:
+        return dict(statistics)
+    output.save_picture(draw_mask_statistics(statistics))
+    return {**statistics, "output": str(output.path)}
 
 
 def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -> tuple[MaskGenerator, int]:
@@ -131,9 +181,20 @@ def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -
     return masking, config.seed if config.seed is not None else own.get("seed", 0)
 
 
-def _picture(image: Image.Image, mask: np.ndarray, rebuilt: Image.Image | None) -> Image.Image:
+def _panels(image: Image.Image, mask: np.ndarray, guesses: Guesses | None, path: str, width: int) -> list[Panel]:
     rows, columns = mask.shape
-    a_patch = max(1, _PICTURE // max(rows, columns))
-    size = (_PICTURE, _PICTURE) if rows == columns else (rows * a_patch, columns * a_patch)
-    transform = fit_center(image, size)
-    return mask_panel(transform, mask, rebuilt, min_width=min(_PICTURE, transform.width))
+    a_patch = max(1, width // max(rows, columns))
+    size = (width, width) if rows == columns else (rows * a_patch, columns * a_patch)
+    shown = fit_center(image, size)
+    return mask_panels(shown, mask, guesses, os.path.basename(path), _crop(image, size), min(width, shown.width))
+
+
+def _crop(image: Image.Image, size: tuple[int, int]) -> str:
+    """Says what part of an image is shown; empty if it is the whole."""
+    left, upper, right, lower = center_box(*image.size, size)
+    across, down = round(right - left), round(lower - upper)
+    if size[0] == size[1]:  # rounding of the crop's sides apart
+        across = down = min(across, down)
+    if (across, down) == image.size:
+        return ""
+    return f"the middle {across} x {down} of {image.width} x {image.height} pixels"

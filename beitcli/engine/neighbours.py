@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from beitcli.config.embed import EmbedConfig
+from beitcli.config.intensity import parse_intensity
 from beitcli.data.decode import decode_rgb
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import read_file
@@ -111,7 +112,8 @@ def _open_query(config: EmbedConfig, size: int, stdin: BinaryIO | None, on_event
     assert config.query is not None
     if config.query == "-" and "-" in config.inputs:
         raise UsageError("- is given as --query and as INPUT, but stdin can be read once only.", "Give - once.")
-    request = Request(role="eval", sample_size=size, stdin=stdin, on_progress=openings(on_event))
+    intensity = parse_intensity(config.intensity_range)
+    request = Request(role="eval", sample_size=size, stdin=stdin, intensity=intensity, on_progress=openings(on_event))
     source = open_data([config.query], request)
     if len(source) != 1:
         raise UsageError(f"--query '{config.query}' is {len(source):,} images.", "Name one image.")

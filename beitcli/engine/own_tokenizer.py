@@ -43,7 +43,10 @@ def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
         workers=config.workers,
         seed=config.seed,
         max_bad=config.max_bad,
+        intensity_range=config.intensity_range,
+        pages=config.pages,
         log_to=config.log_to,
+        previews=config.previews,
         steps=config.tokenizer_steps or own.steps,
     )
 

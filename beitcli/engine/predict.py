@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, BinaryIO
 
+from beitcli.config.intensity import with_models_intensity
 from beitcli.config.predict import PredictConfig
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, downloads, ignore
@@ -25,6 +26,7 @@ def predict(
         StorageError: The model is not finetuned, so it predicts nothing.
     """
     checkpoint = open_model(config.model, downloads(on_event))
+    config = with_models_intensity(config, checkpoint.settings)
     yield from expect_finetuned(checkpoint).run("predict", config, checkpoint, on_event, stdin)
 
 

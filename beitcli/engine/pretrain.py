@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from beitcli.config.intensity import parse_intensity
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import read_recipe
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.sources.base import Source
@@ -25,11 +27,14 @@ from beitcli.engine.own_tokenizer import own_tokenizer_config, trained_own_token
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import tokenizer_job
-from beitcli.engine.trainer.data import hold_out, open_images
+from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import pretraining_card
+from beitcli.engine.trainer.preflight.check import Preflight
+from beitcli.engine.trainer.preflight.findings import Finding
+from beitcli.engine.trainer.preflight.schedule import mask_findings
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.engine.trainer.task import RunSession
 from beitcli.errors import StorageError, UsageError
@@ -40,6 +45,7 @@ from beitcli.runtime.compute.device import Compute, join_compute
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.storage.run_dir import RunFolder
 from beitcli.tokenizers.base import Tokenizer
+from beitcli.tokenizers.dalle_cache import DOWNLOAD, is_cached
 from beitcli.tokenizers.kind import untrained
 
 _FEW_IMAGES = 64
@@ -91,11 +97,15 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
             "Train it first: beit train-tokenizer DATA; then pass --tokenizer RUN.",
         )
     check_writers(config, world)
+    if config.recipe == "base" and not config.resume:
+        on_event(Note(_what_base_takes(config)))
     source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event, world=world)
+    held = hold_out(source, config.holdout, config.seed, world)
+    begun = _PretrainSetup(config, masking, source, held, compute, on_event)
+    begun = replace(begun, findings=_preflight(begun))
     # an unusable one is reported before anything is written
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
     probe = None if config.dry_run else _probe(config, compute, on_event)
-    begun = _PretrainSetup(config, masking, source, compute, on_event)
 
     def prepare(session: RunSession | None) -> Job[PretrainReport]:
         if session is None:
@@ -117,13 +127,49 @@ class _PretrainSetup:
 
     Attributes:
         masking: None without masking.
+        source: All images.
+        held: The same, divided into those to train on and those to measure on.
+        findings: Those of the preflight.
     """
 
     config: PretrainConfig
     masking: MaskGenerator | None
     source: Source
+    held: HeldOut
     compute: Compute
     on_event: OnEvent
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _what_base_takes(config: PretrainConfig) -> str:
+    """Returns a line on what the default recipe asks for, before anything is downloaded, and on a smaller start."""
+    length = f"{config.steps:,} steps" if config.steps else f"{config.epochs:g} epochs"
+    tokenizer = ""
+    if config.target == "tokens" and config.tokenizer == "dall-e":
+        tokenizer = f", DALL-E's tokenizer ({'in the cache' if is_cached() else DOWNLOAD})"
+    small = read_recipe("pretrain", "small")
+    return (
+        f"Recipe base: BEiT-{config.model}, {' x '.join(map(str, config.image_size))} pixels, {length} in batches "
+        f"of {config.batch_size:,}{tokenizer}: days on several GPUs, for data like ImageNet. A smaller start: "
+        f"--recipe small ({small['image_size']} x {small['image_size']} pixels, {small['epochs']} epochs, a tokenizer "
+        "of its own), or --recipe tiny for minutes."
+    )
+
+
+def _preflight(begun: _PretrainSetup) -> list[dict[str, Any]]:
+    config, held = begun.config, begun.held
+    of_masks: tuple[Finding, ...] = ()
+    if begun.masking is not None and config.masking == "blockwise":
+        of_masks = tuple(mask_findings(config.architecture.grid, begun.masking.num_masked, config.min_block))
+    return Preflight(
+        config=config,
+        training=held.training,
+        measured=held.measured,
+        is_apart=held.is_apart,
+        size=min(config.image_size),
+        from_scratch=True,
+        others=of_masks,
+    ).run(begun.compute.world, begun.on_event)
 
 
 def _job(
@@ -132,8 +178,7 @@ def _job(
     cache: TokenCache | None = None,
     probe: OnlineProbe | None = None,
 ) -> Job[PretrainReport]:
-    config, compute, on_event = begun.config, begun.compute, begun.on_event
-    held = hold_out(begun.source, config.holdout, config.seed, compute.world)
+    config, held, compute, on_event = begun.config, begun.held, begun.compute, begun.on_event
     plan = make_plan(config, held.training)
     extras = PretrainExtras(cache, probe, on_event)
     task = PretrainTask(config, plan, tokenizer, begun.masking, held.measured, compute, extras)
@@ -172,11 +217,13 @@ def _dry_run_job(
 ) -> Job[PretrainReport]:
     """Defines the job of a dry run. An own tokenizer gets a dry run first, and an untrained one stands in for it."""
     if own is None:
-        return replace(_job(begun, given), document={"tokenizer": None})
+        return replace(_job(begun, given), document={"tokenizer": None, "preflight": begun.findings})
     before = dry_run(tokenizer_job(own, begun.source, begun.compute, begun.on_event))
     model = untrained(own).requires_grad_(False).eval().to(begun.compute.device)
     job = _job(begun, Tokenizer("own", model, own.size, ""))
-    return replace(job, seconds_before=before["estimated_seconds"], document={"tokenizer": before})
+    return replace(
+        job, seconds_before=before["estimated_seconds"], document={"tokenizer": before, "preflight": begun.findings}
+    )
 
 
 def _card(config: PretrainConfig, tokenizer: Tokenizer | None, report: PretrainReport, hardware: str) -> str:
@@ -186,14 +233,16 @@ def _card(config: PretrainConfig, tokenizer: Tokenizer | None, report: PretrainR
 def _probe(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> OnlineProbe | None:
     if config.probe is None:
         return None
-    return OnlineProbe(
-        config.probe, config.image_size, NORMALIZATIONS[config.normalization], config.seed, compute, on_event
-    )
+    normalization, intensity = NORMALIZATIONS[config.normalization], parse_intensity(config.intensity_range)
+    return OnlineProbe(config.probe, config.image_size, normalization, config.seed, compute, on_event, intensity)
 
 
 def _given_tokenizer(config: PretrainConfig, compute: Compute, on_event: OnEvent) -> Tokenizer:
     """Opens the tokenizer of `--tokenizer`; rank 0 downloads it if necessary."""
     tokenizer = compute.world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    learned, here = parse_intensity(tokenizer.intensity_range), parse_intensity(config.intensity_range)
+    if learned != here:
+        on_event(Warned(f"The tokenizer learned with --intensity-range {learned}, and this run has {here}."))
     return _prepared(config, tokenizer, compute, on_event)
 
 
@@ -225,20 +274,7 @@ def _masking(config: PretrainConfig) -> MaskGenerator | None:
 
 
 def _warnings(report: PretrainReport, measured: int) -> Iterator[str]:
-    """Warns if the model is not better than the baseline of the data's statistics, and if few images were evaluated."""
-    nothing_yet = "the model has learned nothing of use yet. Train longer, or on more images."
-    loss = report.further.get("masked_loss", report.loss)
-    if report.baseline_loss is not None and loss >= report.baseline_loss:
-        yield (
-            f"The loss, {loss:.4f}, is not below {report.baseline_loss:.4f}, that of always guessing the "
-            f"mean colour: {nothing_yet}"
-        )
-    accuracy, baseline = report.masked_accuracy, report.baseline_accuracy
-    if accuracy is not None and baseline is not None and accuracy <= baseline:
-        yield (
-            f"The accuracy, {accuracy:.4f}, is not above {baseline:.4f}, that of always guessing the commonest "
-            f"token: {nothing_yet}"
-        )
+    """Warns if few images were measured."""
     if measured < _FEW_IMAGES:
         yield f"The metrics rest on {report.measured_on}: too few to compare runs by."
 

@@ -33,7 +33,7 @@ class Recipe:
     @property
     def text(self) -> str:
         """The file as it stands."""
-        return (RECIPES / self.command / f"{self.name}.toml").read_text().rstrip()
+        return (RECIPES / self.command / f"{self.name}.toml").read_text(encoding="utf-8").rstrip()
 
 
 def list_recipes(config: RecipesConfig) -> list[Recipe]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from beitcli.config.intensity import with_models_intensity
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
@@ -29,6 +30,7 @@ from beitcli.engine.io.outputs import (
 )
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line, require_known_suffix
+from beitcli.engine.token_pictures import TokenPictures
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.engine.tokenizer_stats import Sums, Tally
 from beitcli.engine.tokenizer_verdict import judge
@@ -44,6 +46,7 @@ def tokenize(
     """Yields one document per image, in input order: `{"path", "grid", "tokens"}` or `{"path", "error"}`.
 
     Of several ranks only rank 0 yields and writes. With an output file the documents are written there and not yielded.
+    Token maps, the codebook's sheet and the chart of `stats` are drawn where `map`, `codebook` and `output` say.
     With `stats` only the summary is yielded, with a `verdict` and its `reason`; without figures of pictures if the
     tokenizer has no decoder; with `agreement`, the fraction of tokens of the first 64 images that equal those in fp32,
     if the precision is another.
@@ -58,6 +61,7 @@ def tokenize(
     compute = join_compute(config, choose_compute(config.device, _precision(config)))
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     reference = world.rank_zero_first(lambda: tokenizer_for(config.tokenizer, compute.device, on_event))
+    config = with_models_intensity(config, {"intensity_range": reference.intensity_range})
     if config.reconstruct:
         reference.require_decoder()
     size = config.size or reference.size
@@ -71,6 +75,8 @@ def tokenize(
     pictures = _picture_paths(config.reconstruct, source)
     if pictures is not None:
         world.run_on_rank_zero(lambda: _require_pictures(pictures, config, inputs))
+    drawing = TokenPictures(config, source, tokenizer, size)
+    world.run_on_rank_zero(lambda: drawing.plan(inputs))
     files: list[TokenFile] = []
     if config.output != "-" and not config.stats:
         held = world.run_on_rank_zero(lambda: _open_file(files, config, kind, inputs))
@@ -78,7 +84,8 @@ def tokenize(
     counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device)
     tally = Tally(counts, kind.grid)
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
-    documents = _documents(config, tokenizer, source, size, compute, tally, pictures, on_event)
+    tally.watch = drawing.count if config.codebook else None
+    documents = drawing.drawn(_documents(config, tokenizer, source, size, compute, tally, pictures, on_event), on_event)
     with _ended(files[0], config) if files else nullcontext() as file:
         for document in documents:
             if file is not None:
@@ -93,8 +100,12 @@ def tokenize(
         summary = tally.document(world)
         verdict = judge(summary, config.inputs)
         on_event((Note if verdict.level == "suits" else Warned)(verdict.reason))
+        summary |= {"verdict": verdict.level, "reason": verdict.reason}
         if world.is_rank_zero:
-            yield summary | {"verdict": verdict.level, "reason": verdict.reason}
+            yield summary | drawing.draw_chart(counts, summary)
+    elif config.codebook:
+        world.all_reduce_sum(counts)
+    drawing.draw_codebook(counts, world)
     total = tally.total
     if total.bad and config.on_bad == "report":
         raise DataError(f"{total.bad} of {total.images + total.bad} images cannot be read.", "Their lines say why.")
@@ -237,8 +248,10 @@ def _tokenized(
     tokens = tokenizer.encode(images)
     tally.compare_tokens(batch.indices, images, tokens)
     tally.batch.images += len(batch)
-    if stats or pictures:
+    if stats or pictures or tally.watch:
         tally.count(tokens)
+    if tally.watch:
+        tally.watch(images, tokens)
     if (stats or pictures) and tokenizer.can_decode:
         decoded = tokenizer.decode(tokens, grid)
         tally.compare(images, decoded)
@@ -266,6 +279,7 @@ def decode(
     tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
     tokenizer.require_decoder()
     names = OutputNames(make_folder(Path("decoded" if config.output == "-" else config.output)), ".png")
+    inputs = ProtectedInputs(config)
     for number, document in enumerate(_token_lines(config, stdin), start=1):
         if "tokens" not in document:
             continue
@@ -277,8 +291,8 @@ def decode(
         tokens = torch.tensor([document["tokens"]], device=compute.device)
         picture = tokenizer.decode(tokens, (document["grid"][0], document["grid"][1]))[0]
         output = names.path(document["path"])
-        inputs = ProtectedInputs(config, images=[document["path"]])
-        require_writable_outputs([output], f"-o '{names.folder}'", inputs, overwrite=config.overwrite)
+        guarded = inputs.with_image(document["path"])
+        require_writable_outputs([output], f"-o '{names.folder}'", guarded, overwrite=config.overwrite)
         OutputFile(output).save_png(to_picture(picture))
         yield {"path": document["path"], "output": str(output)}
         on_event(Progress("decode", number, number, "image"))

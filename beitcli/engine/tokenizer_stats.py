@@ -9,7 +9,7 @@ each patch is the other yardstick: what three real numbers a patch give, where a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -56,6 +56,7 @@ class Tally:
         counts: (V,) int64, codes seen by this rank.
         grid: (h, w) tokens of an image.
         reference: The tokenizer in fp32, if another precision is compared with it.
+        watch: Called with the images, (B, 3, H, W) in [0, 1], and the tokens of each batch.
         batch: Of the current batch.
         total: Of the previous batches, of all ranks.
     """
@@ -63,6 +64,7 @@ class Tally:
     counts: torch.Tensor
     grid: tuple[int, int]
     reference: Tokenizer | None = None
+    watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None
     batch: Sums = field(default_factory=Sums)
     total: Sums = field(default_factory=Sums)
 

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 
+from beitcli.config.intensity import intensity_entry
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.loading.batches import ordered_batches
 from beitcli.data.loading.sampler import rank_indices
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterTransform, TokenizerTransform
 from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.io.outputs import to_picture
 from beitcli.engine.tokenizer_teacher import PatchTeacher, check_same_teacher, teacher_for
-from beitcli.engine.trainer.data import hold_out, open_images
+from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import tokenizer_card
 from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan, make_plan
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError
+from beitcli.pictures.panels import grid_of
+from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_workers, describe, join_compute, threads_for
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
-from beitcli.runtime.compute.shapes_only import shapes_only
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.tokenizers.base import TokenizerModel, to_unit
 from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
 from beitcli.tokenizers.kind import Objective, architecture_of, check_teacher, kind_of, untrained
@@ -160,10 +166,25 @@ class TokenizerTask(Task):
         metrics |= {"codes_used": used, "perplexity": perplexity, "commonest_share": share}
         return metrics | {name: value / number for name, value in total.items()}
 
+    @torch.no_grad()
+    def preview(self, images: int) -> Image.Image | None:
+        """Draws the first held-out images beside what the decoder makes of their tokens; None without a decoder."""
+        model, size = self.model, self.config.size
+        loaded = ordered_batches(self.held_out, CenterTransform(size=size), batch_size=images, workers=0)
+        batch = next(loaded, None) if model.can_decode else None
+        if batch is None or not len(batch):
+            return None
+        originals = to_unit(batch.to(self.compute.device)["images"])
+        tokens = model.encode(model.preprocess(originals))
+        decoded = model.decode(tokens, (size // model.downsample, size // model.downsample))
+        pairs = zip(map(to_picture, originals), map(to_picture, decoded), strict=True)
+        return grid_of([reconstruction_pair(*pair) for pair in pairs], columns=1, gap=0)
+
     def checkpoint_config(self) -> dict[str, Any]:
         config, teacher = self.config, self.teacher
         architecture = architecture_of(config, teacher)
         stored = {"architecture": architecture, "size": config.size, "tokenizer_kind": config.kind}
+        stored |= intensity_entry(config)
         if teacher is not None:
             stored["teacher"] = {"reference": teacher.reference, "sha256": teacher.sha256}
         return stored
@@ -182,31 +203,45 @@ def train_tokenizer(config: TrainTokenizerConfig, on_event: OnEvent = ignore) ->
     check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
     source = open_images(config, labelled=False, size=2 * config.size, on_event=on_event, world=compute.world)
+    held = hold_out(source, _HELD_OUT, config.seed, compute.world)
+    findings = Preflight(
+        config=config,
+        training=held.training,
+        measured=held.measured,
+        is_apart=held.is_apart,
+        size=config.size,
+        from_scratch=True,
+    ).run(compute.world, on_event)
     teacher = teacher_for(config, (config.size // factor, config.size // factor), compute, on_event)
 
     def prepare(session: RunSession | None) -> Job[TrainTokenizerReport]:
         if session is not None and teacher is not None:
             compute.world.run_on_rank_zero(partial(check_same_teacher, teacher, session.run))
-        return tokenizer_job(config, source, compute, on_event, teacher)
+        job = tokenizer_job(config, held, compute, on_event, teacher)
+        return replace(job, document={"preflight": findings})
 
     return run_job(config, compute, on_event, prepare)
 
 
 def token_pixels(config: TrainTokenizerConfig) -> int:
     """Returns the side of a token in pixels, for the tokenizer that `config` describes."""
-    with shapes_only():
+    with meta_device():
         return untrained(config).downsample
 
 
 def tokenizer_job(
     config: TrainTokenizerConfig,
-    source: Source,
+    data: Source | HeldOut,
     compute: Compute,
     on_event: OnEvent,
     teacher: PatchTeacher | None = None,
 ) -> Job[TrainTokenizerReport]:
-    """Defines the training on an opened source; pretrain uses it for its own tokenizer, too."""
-    held = hold_out(source, _HELD_OUT, config.seed, compute.world)
+    """Defines the training; pretrain uses it for its own tokenizer, too.
+
+    Args:
+        data: An opened source, or what is held out of it already.
+    """
+    held = data if isinstance(data, HeldOut) else hold_out(data, _HELD_OUT, config.seed, compute.world)
     plan = make_plan(config, held.training)
     task = TokenizerTask(config, plan, held.measured, compute, teacher)
 

@@ -5,6 +5,7 @@ Takes about 2 seconds for 20,000 masks of 14 x 14, and 16 bytes of memory per ma
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TypedDict
 
 import numpy as np
@@ -27,6 +28,8 @@ class MaskStatistics(TypedDict):
         blocks: "mean" and "sd" of the number of blocks; "right_neighbour_masked", how often the patch to the right of a
             hidden one is hidden too (None on a grid one patch wide); "components", mean number of 4-connected
             components.
+        histograms: How many masks have 0, 1, 2, ... "blocks", and how many blocks a "block_area" of 0, 1, 2, ...
+            patches, before the mask is filled or trimmed.
     """
 
     masks: int
@@ -34,6 +37,7 @@ class MaskStatistics(TypedDict):
     num_masked: dict[str, float]
     position_probability: list[list[float]]
     blocks: dict[str, float | None]
+    histograms: dict[str, list[int]]
 
 
 def mask_statistics(generator: MaskGenerator, count: int, seed: int, epoch: int = 0) -> MaskStatistics:
@@ -52,6 +56,7 @@ def mask_statistics(generator: MaskGenerator, count: int, seed: int, epoch: int 
         raise UsageError(f"--stats {count} masks have no statistics.", "Pass --stats 1 or more, as --stats 20000.")
     hidden = np.zeros(generator.grid, dtype=np.int64)
     sizes, block_counts = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    areas: Counter[int] = Counter()
     pairs = followed = components = 0
     for start in range(0, count, _CHUNK):
         masks = np.empty((min(_CHUNK, count - start), *generator.grid), dtype=bool)
@@ -60,6 +65,7 @@ def mask_statistics(generator: MaskGenerator, count: int, seed: int, epoch: int 
             placed, blocks = generator.place_blocks(rng)
             masks[offset] = generator.fill(placed, rng)
             block_counts[start + offset] = len(blocks)
+            areas.update(block.height * block.width for block in blocks)
         sizes[start : start + len(masks)] = masks.sum((1, 2))
         hidden += masks.sum(0)
         pairs += int(np.count_nonzero(masks[:, :, :-1]))
@@ -75,6 +81,10 @@ def mask_statistics(generator: MaskGenerator, count: int, seed: int, epoch: int 
             "sd": float(block_counts.std()),
             "right_neighbour_masked": followed / pairs if pairs else None,
             "components": components / count,
+        },
+        "histograms": {
+            "blocks": np.bincount(block_counts).tolist(),
+            "block_area": [areas[area] for area in range(max(areas, default=0) + 1)],
         },
     }
 

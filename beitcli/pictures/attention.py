@@ -16,7 +16,7 @@ PointMap = tuple[Point, np.ndarray]
 
 _GREY = 0.5  # brightness of the image under a heat map
 _SCALE_GREY = 128  # grey level behind the colours of the scale
-_ACCENTS: list[Colour] = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]
+ACCENTS: list[Colour] = [(0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]
 
 
 def top_mass_patches(attention: np.ndarray, share: float) -> np.ndarray:
@@ -42,25 +42,36 @@ def top_mass_patches(attention: np.ndarray, share: float) -> np.ndarray:
     return kept.reshape(np.shape(attention))
 
 
-def draw_heatmap(image: Image.Image, attention: np.ndarray, threshold: float | None = None) -> Image.Image:
-    """Draws attention as a heat map over the darkened grey image, with nearest-neighbour upsampling.
+def draw_heatmap(
+    image: Image.Image, attention: np.ndarray, threshold: float | None = None, smooth: bool = False
+) -> Image.Image:
+    """Draws attention as a heat map over the darkened grey image.
 
     Args:
         image: RGB, at least one pixel per patch.
         attention: (h, w), non-negative; drawn relative to its maximum.
         threshold: Fraction of the attention in (0, 1]; patches beyond it get no heat.
+        smooth: Interpolates between the centres of the patches (bicubic), instead of drawing each in one colour.
     """
     largest = float(attention.max())
-    relative = attention / largest if largest != 0 else np.zeros(attention.shape)
-    relative = spread(relative, image.size)
-    heat = colormap.apply(relative).astype(np.float64)
-    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] * _GREY
+    relative = np.asarray(attention / largest if largest != 0 else np.zeros(attention.shape), np.float64)
     if threshold is None:
-        opacity = 0.35 + 0.55 * relative
+        opacity = 0.2 + 0.7 * relative
     else:  # the weakest kept patch must be visible
-        opacity = np.where(spread(top_mass_patches(attention, threshold), image.size), 0.6 + 0.3 * relative, 0)
-    opacity = opacity[..., None]
+        kept = top_mass_patches(attention, threshold)
+        opacity = np.where(kept, 0.6 + 0.3 * relative, 0)
+        relative = np.where(kept, relative, 0) if smooth else relative
+    enlarge = _interpolated if smooth else spread
+    heat = colormap.apply(enlarge(relative, image.size)).astype(np.float64)
+    grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] * _GREY
+    opacity = enlarge(opacity, image.size)[..., None]
     return Image.fromarray(np.rint(grey * (1 - opacity) + heat * opacity).astype(np.uint8))
+
+
+def _interpolated(patch_values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Enlarges (h, w) in [0, 1] to (height, width) in [0, 1]."""
+    picture = Image.fromarray(patch_values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.float64).clip(0, 1)
 
 
 def add_colorbar(heat: Image.Image, attention: np.ndarray | None, threshold: float | None = None) -> Image.Image:
@@ -119,6 +130,7 @@ def attention_panel(
     columns: int | None = None,
     captions: Sequence[str] | None = None,
     min_width: int = 448,
+    smooth: bool = False,
 ) -> Image.Image:
     """Draws the image with its reference points, then the heat map and the scale of each point.
 
@@ -129,6 +141,7 @@ def attention_panel(
         columns: Pictures per row; default at most five, in rows of similar length.
         captions: One per map; default the number and pixel of the point.
         min_width: Minimum width of each picture, in pixels.
+        smooth: Whether the heat is interpolated between patches.
 
     Raises:
         ValueError: No maps, a map that is not (h, w), or a wrong number of captions.
@@ -143,9 +156,9 @@ def attention_panel(
     pictures, texts = [], ["reference points"]
     for number, ((x, y), attention) in enumerate(maps, start=1):
         centre = ((x + 0.5) * scale, (y + 0.5) * scale)
-        colour = _ACCENTS[(number - 1) % len(_ACCENTS)]
+        colour = ACCENTS[(number - 1) % len(ACCENTS)]
         mark_point(marked, centre, str(number), colour)
-        heat = draw_heatmap(plain, attention, threshold)
+        heat = draw_heatmap(plain, attention, threshold, smooth)
         mark_point(heat, centre, str(number), colour)
         pictures.append(add_colorbar(heat, attention, threshold))
         kept = "" if threshold is None else f": {threshold:.0%} of the attention"

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from colorsys import hsv_to_rgb
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-_GOLDEN = 0.6180339887
+from beitcli.pictures.canvas import elided, font_of
+from beitcli.pictures.palette import class_colours, ink_on
+from beitcli.pictures.panels import WHITE, Colour
+
 _OPACITY = 0.5
 _SHARE = 1 / 200  # line width, as a fraction of the shorter side
 _TEXT = 1 / 28  # font size, likewise
-_LEAST_TEXT = 9  # minimum font size, in pixels
-_READABLE = 128  # shorter side in pixels, below which names would hide the objects
+_LEAST_TEXT = 14  # minimum font size, in pixels
+_LEAST_SIDE = 360  # shorter side in pixels, to which smaller images are enlarged by a whole factor
+
+Rectangle = tuple[int, int, int, int]  # left, upper, right, lower; the last two lie outside of it
 
 
-def colour_of(label: int) -> tuple[int, int, int]:
-    """Returns a bright RGB colour. Hues advance by the golden ratio, so that the first few classes differ clearly."""
-    red, green, blue = hsv_to_rgb(label * _GOLDEN % 1, 0.55 + 0.4 * (label % 2), 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def colour_of(label: int) -> Colour:
+    """Returns the RGB colour of a class: that of its number in label maps."""
+    red, green, blue = class_colours()[label % 255].tolist()
+    return red, green, blue
+
+
+def enlargement(height: int, width: int) -> int:
+    """Returns the whole factor by which an image is enlarged, so that names are legible on it."""
+    return max(1, -(-_LEAST_SIDE // min(height, width)))
 
 
 def line_width(height: int, width: int) -> int:
-    """Returns the line width of a box on an image of that size, in pixels."""
-    shorter = min(height, width)
-    return max(1 if shorter < _READABLE else 2, round(shorter * _SHARE))
+    """Returns the line width of a box on a picture of that size, in pixels."""
+    return max(2, round(min(height, width) * _SHARE))
 
 
 def draw_bounding_boxes(
     pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: Sequence[str]
 ) -> Image.Image:
-    """Draws boxes on an image, the highest score on top; without names if a side is below 128 pixels.
+    """Draws boxes with class and score on an image, the highest score on top.
+
+    Names lie beside their box within the picture, and where possible on no other name. Images of less than 360 pixels
+    a side are enlarged by a whole factor; without objects too, so that pictures of one size stay so.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -39,16 +50,25 @@ def draw_bounding_boxes(
         labels: (n,) integers.
         scores: (n,), in descending order.
     """
-    picture = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(picture)
     height, width = pixels.shape[:2]
-    font = ImageFont.load_default(max(_LEAST_TEXT, min(height, width) * _TEXT))
-    for box, label, score in reversed(list(zip(boxes.tolist(), labels.tolist(), scores.tolist(), strict=True))):
+    factor = enlargement(height, width)
+    picture = Image.fromarray(pixels)
+    if factor > 1:
+        picture = picture.resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    thick = line_width(picture.height, picture.width)
+    frames = []
+    for box in (boxes * factor).tolist():
         left, upper, right, lower = (round(edge) for edge in box)
-        right, lower = max(left, right - 1), max(upper, lower - 1)
-        draw.rectangle((left, upper, right, lower), outline=colour_of(label), width=line_width(height, width))
-        if min(height, width) >= _READABLE:
-            _name(draw, (left, upper), f"{names[label]} {score:.2f}", colour_of(label), font)
+        frames.append((left, upper, max(left, right - 1), max(upper, lower - 1)))
+    for frame, label in reversed(list(zip(frames, labels.tolist(), strict=True))):
+        inner = (frame[0] + thick, frame[1] + thick, frame[2] - thick, frame[3] - thick)
+        if inner[0] < inner[2] and inner[1] < inner[3]:
+            draw.rectangle(inner, outline=WHITE)  # the frame is seen on a ground of its own colour
+        draw.rectangle(frame, outline=colour_of(label), width=thick)
+    taken: list[Rectangle] = []
+    for frame, label, score in zip(frames, labels.tolist(), scores.tolist(), strict=True):
+        taken.append(_draw_name(draw, frame, f"{names[label]} {score:.0%}", colour_of(label), taken))
     return picture
 
 
@@ -66,17 +86,54 @@ def draw_segmentation_masks(pixels: np.ndarray, masks: Sequence[np.ndarray], lab
     return tinted
 
 
-def _name(
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    text: str,
-    colour: tuple[int, int, int],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-) -> None:
-    """Writes the name above the box's corner, or inside the box if there is no room above."""
-    left, upper, right, lower = draw.textbbox((0, 0), text, font=font)
-    high = int(lower - upper) + 4
-    top = corner[1] - high if corner[1] >= high else corner[1]
-    draw.rectangle((corner[0], top, corner[0] + int(right - left) + 4, top + high), fill=colour)
-    bright = sum(share * level for share, level in zip((0.299, 0.587, 0.114), colour, strict=True)) > 140
-    draw.text((corner[0] + 2 - left, top + 2 - upper), text, fill="black" if bright else "white", font=font)
+def _draw_name(
+    draw: ImageDraw.ImageDraw, frame: Rectangle, text: str, colour: Colour, taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Writes a name on a ground of its colour; returns the ground."""
+    width, height = draw.im.size
+    font = font_of(max(_LEAST_TEXT, min(height, width) * _TEXT))
+    text = elided(text, font, width - 8)
+    size = (round(font.getlength(text)) + 8, round(1.45 * getattr(font, "size", _LEAST_TEXT)))
+    ground = place_name(frame, size, (width, height), taken)
+    draw.rectangle((ground[0], ground[1], ground[2] - 1, ground[3] - 1), colour)
+    draw.text((ground[0] + 4, (ground[1] + ground[3]) / 2), text, ink_on(colour), font, anchor="lm")
+    return ground
+
+
+def place_name(
+    frame: Rectangle, size: tuple[int, int], picture: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Returns the place of a name of `size` (width, height) at a frame, all of it within the picture.
+
+    Of the places above, in and below the frame, it is the first that covers no name of `taken`, or else the least of
+    them.
+    """
+    best, least = None, 0
+    for left, top in _places(frame, size):
+        left = max(0, min(left, picture[0] - size[0]))
+        top = max(0, min(top, picture[1] - size[1]))
+        ground = (left, top, left + size[0], top + size[1])
+        covered = sum(_common(ground, other) for other in taken)
+        if best is None or covered < least:
+            best, least = ground, covered
+        if not covered:
+            break
+    assert best is not None
+    return best
+
+
+def _places(frame: Rectangle, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yields upper left corners: above, below, inside at the top and at the bottom, each from left and right."""
+    left, upper, right, lower = frame
+    for top in (upper - size[1], lower + 1, upper, lower + 1 - size[1]):
+        for across in (left, right + 1 - size[0]):
+            yield across, top
+    for step in range(1, 9):
+        yield left, upper + step * size[1]
+
+
+def _common(one: Rectangle, other: Rectangle) -> int:
+    """Returns the area in common, in pixels."""
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0, across) * max(0, down)

@@ -1,13 +1,18 @@
-"""Draws the hidden patches of a mask on the image."""
+"""Draws the hidden patches of a mask on the image, and what a model guesses of them."""
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image
+from dataclasses import dataclass
 
-from beitcli.pictures.panels import Colour, crisp, grid_of, nearest
+import numpy as np
+from PIL import Image, ImageDraw
+
+from beitcli.pictures.canvas import BLUE, VERMILION, Panel
+from beitcli.pictures.panels import INK, WHITE, Colour, crisp, nearest
 
 HIDDEN: Colour = (128, 128, 128)
+RIGHT, WRONG = BLUE, VERMILION
+_OVERSAMPLING = 4  # Pillow does not antialias shapes
 SEAM: Colour = (146, 146, 146)
 
 
@@ -68,22 +73,130 @@ def mask_overlay(
     return Image.fromarray(pixels)
 
 
-def mask_panel(
-    image: Image.Image, mask: np.ndarray, reconstruction: Image.Image | None = None, min_width: int = 448
-) -> Image.Image:
-    """Draws the original, the masked and, if given, the reconstructed image side by side, with captions.
+@dataclass(frozen=True)
+class Guesses:
+    """What a model makes of the hidden patches.
+
+    Attributes:
+        picture: The image with its guesses, of the aspect ratio of the grid.
+        own: The image decoded from its own tokens; None where pixels are guessed.
+        right: (h, w) bool, True where the guessed token is the image's own; None where pixels are guessed.
+        baseline: Accuracy of always guessing the commonest token, in [0, 1], where it is known.
+    """
+
+    picture: Image.Image
+    own: Image.Image | None = None
+    right: np.ndarray | None = None
+    baseline: float | None = None
+
+    def notes(self, mask: np.ndarray) -> tuple[str, ...]:
+        """Returns the accuracy in words; empty where pixels are guessed."""
+        if self.right is None:
+            return ()
+        hidden, right = int(mask.sum()), int(self.right[mask].sum())
+        said = (f"{right} of {hidden} right ({right / hidden:.0%}): a disc; wrong: a cross",)
+        return said if self.baseline is None else (*said, f"always the commonest token: {self.baseline:.1%}")
+
+
+def mask_panels(
+    image: Image.Image,
+    mask: np.ndarray,
+    guesses: Guesses | None = None,
+    title: str = "",
+    crop: str = "",
+    min_width: int = 448,
+) -> list[Panel]:
+    """Draws the image, what is hidden of it and, with guesses, what its own and the guessed tokens decode to.
 
     Args:
         image: The model's input.
         mask: (h, w) bool, True where the patch is hidden.
-        reconstruction: The model's reconstruction; any size of the same aspect ratio.
+        title: Name of the image.
+        crop: What part of the image is shown, in words.
         min_width: Minimum width of each picture, in pixels.
     """
     masked = mask_overlay(image, mask, min_width)
+    outline(masked, mask)
     hidden = int(mask.sum())
-    pictures = [nearest(image, masked.size), masked]
-    captions = ["original", f"{hidden} of {mask.size} patches hidden ({hidden / mask.size:.0%})"]
-    if reconstruction is not None:
-        pictures.append(nearest(reconstruction, masked.size))
-        captions.append("reconstruction")
-    return grid_of(pictures, captions=captions)
+    panels = [
+        Panel(nearest(image, masked.size), title or "image", (crop,) if crop else ()),
+        Panel(masked, "hidden", (f"{hidden} of {mask.size} patches ({hidden / mask.size:.0%})",)),
+    ]
+    if guesses is None:
+        return panels
+    if guesses.own is not None:
+        own = smooth(guesses.own, masked.size)
+        outline(own, mask)
+        panels.append(Panel(own, "from its own tokens", ("the best that the tokenizer can show",)))
+    guessed = smooth(guesses.picture, masked.size)
+    if guesses.right is None:
+        outline(guessed, mask)
+        panels.append(Panel(guessed, "guessed pixels", ("in the outlined patches",)))
+    else:
+        mark_guesses(guessed, mask, guesses.right)
+        panels.append(Panel(guessed, "from guessed tokens", guesses.notes(mask)))
+    return panels
+
+
+def outline(picture: Image.Image, mask: np.ndarray) -> None:
+    """Draws a line of two tones around the hidden areas, inside of them, in place: it is seen on any colour."""
+    pixels = np.asarray(picture).copy()
+    thickness = max(1, round(picture.width / mask.shape[1] / 24))
+    covered = spread(mask.astype(bool), picture.size)
+    dark = covered & ~_shrunk(covered, thickness)
+    light = covered & ~dark & ~_shrunk(covered, 2 * thickness)
+    pixels[dark], pixels[light] = INK, WHITE
+    picture.paste(Image.fromarray(pixels))
+
+
+def _shrunk(covered: np.ndarray, steps: int) -> np.ndarray:
+    """Takes `steps` pixels away from the areas' edges; the picture's own edge is one too."""
+    padded = np.pad(covered, steps)
+    kept = padded.copy()
+    for step in range(1, steps + 1):
+        for axis in (0, 1):
+            kept &= np.roll(padded, step, axis) & np.roll(padded, -step, axis)
+    for down in (-steps, steps):
+        for across in (-steps, steps):
+            kept &= np.roll(padded, (down, across), (0, 1))
+    return kept[steps:-steps, steps:-steps]
+
+
+def mark_guesses(picture: Image.Image, mask: np.ndarray, right: np.ndarray) -> None:
+    """Outlines the hidden areas, with a blue disc in patches that are guessed right and a cross in the others.
+
+    Args:
+        mask: (h, w) bool, True where the patch is hidden.
+        right: (h, w) bool; read where the patch is hidden.
+    """
+    outline(picture, mask)
+    rows, columns = patch_edges(picture.height, mask.shape[0]), patch_edges(picture.width, mask.shape[1])
+    side = min(picture.height / mask.shape[0], picture.width / mask.shape[1])
+    marks = {state: _mark(state, max(5, round(min(side * 0.34, 22)))) for state in (True, False)}
+    for row, column in np.argwhere(mask).tolist():
+        mark = marks[bool(right[row, column])]
+        x = (columns[column] + columns[column + 1] - mark.width) // 2
+        y = (rows[row] + rows[row + 1] - mark.height) // 2
+        picture.paste(mark, (int(x), int(y)), mark)
+
+
+def _mark(is_right: bool, side: int) -> Image.Image:
+    """Draws a mark of `side` pixels: a disc or a cross, told apart without colour, on a rim."""
+    large = side * _OVERSAMPLING
+    mark = Image.new("RGBA", (large, large), (*WHITE, 0))
+    draw = ImageDraw.Draw(mark)
+    if is_right:
+        rim = large * 0.14
+        draw.ellipse((0, 0, large - 1, large - 1), (*WHITE, 255))
+        draw.ellipse((rim, rim, large - 1 - rim, large - 1 - rim), (*RIGHT, 255))
+    else:
+        for colour, width, inset in (((*WHITE, 255), 0.36, 0.16), ((*WRONG, 255), 0.18, 0.22)):
+            low, high = large * inset, large * (1 - inset) - 1
+            draw.line((low, low, high, high), colour, round(large * width))
+            draw.line((low, high, high, low), colour, round(large * width))
+    return mark.resize((side, side), Image.Resampling.BOX)
+
+
+def smooth(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Converts to RGB and resizes to `size` (width, height) with bicubic interpolation."""
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)

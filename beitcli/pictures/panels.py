@@ -11,6 +11,7 @@ Colour = tuple[int, int, int]
 
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (40, 40, 44)
+GREY: Colour = (96, 96, 104)
 _MARKER_OVERSAMPLING = 4  # Pillow does not antialias shapes
 
 
@@ -72,6 +73,24 @@ def grid_of(
 def caption_size(width: int) -> int:
     """Returns the font size in pixels below an image of `width` pixels: about 45 letters per line."""
     return min(48, max(12, round(width / 24)))
+
+
+def titled(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """Adds a title above a picture that has a white margin: the first line in ink, the others in grey.
+
+    Args:
+        image: RGB, with a margin of 16 pixels.
+        lines: A line that is wider than the picture is truncated.
+    """
+    size = min(28, max(14, round(image.width / 84)))
+    line, font = round(1.5 * size), ImageFont.load_default(size=size)
+    picture = Image.new("RGB", (image.width, image.height + line * len(lines) + size // 2), WHITE)
+    draw = ImageDraw.Draw(picture)
+    for number, text in enumerate(lines):
+        place = 16, size // 2 + line * (number + 0.5)
+        draw.text(place, _cut(text, font, image.width - 32), GREY if number else INK, font, anchor="lm")
+    picture.paste(image, (0, picture.height - image.height))
+    return picture
 
 
 def mark_point(image: Image.Image, point: tuple[float, float], label: str, colour: Colour) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from beitcli.pictures.panels import crisp, grid_of, nearest
+from beitcli.pictures.canvas import Panel, sheet
+from beitcli.pictures.panels import crisp, nearest
 
 
 def reconstruction_pair(
@@ -22,4 +23,4 @@ def reconstruction_pair(
         captions: Below them.
     """
     left = crisp(original, max(min_width, decoded.width))
-    return grid_of([left, nearest(decoded, left.size)], captions=captions)
+    return sheet([Panel(left, captions[0]), Panel(nearest(decoded, left.size), captions[1])])

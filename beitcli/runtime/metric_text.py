@@ -16,6 +16,7 @@ _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     "skipped_steps": lambda steps: steps > 0,
     "compiled": lambda compiled: compiled == 0,
     "save_stall_seconds": lambda seconds: seconds >= 1,
+    "data_wait_share": lambda share: False,  # beside the speed
     f"{HELD_OUT}images": lambda images: False,  # a count, not a metric
 }
 
@@ -28,6 +29,50 @@ def metric_texts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     """
     shown = [name for name, value in metrics.items() if _is_shown(name, value)]
     return [(metric_label(name), metric_value(name, metrics[name])) for name in sorted(shown, key=_rank)]
+
+
+def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
+    """Returns what says most of pretraining beside its baseline, such as `masked accuracy 4.2% = 11 x guessing`.
+
+    Args:
+        prefix: HELD_OUT for the metrics of held-out images.
+
+    Returns:
+        The accuracy as a multiple of that of the commonest token, then the loss against the entropy of the tokens, or
+        against that of the mean colour; none of another task.
+    """
+    accuracy, baseline, entropy, mean_colour = (
+        metrics.get(prefix + name)
+        for name in ("masked_accuracy", "baseline_accuracy", "unigram_entropy", "baseline_loss")
+    )
+    loss = metrics.get(f"{prefix}masked_loss", metrics.get(f"{prefix}loss"))
+    texts = []
+    if accuracy is not None and baseline:
+        texts.append(f"masked accuracy {percent(accuracy)} = {accuracy / baseline:.1f} x guessing")
+    if loss is not None and entropy is not None:
+        side = "below" if loss <= entropy else "above"
+        texts.append(f"loss {loss:.2f}, {abs(entropy - loss):.2f} {side} entropy {entropy:.2f}")
+    if loss is not None and mean_colour:
+        texts.append(f"loss {loss:.4f} = {loss / mean_colour:.0%} of the mean colour's")
+    return texts
+
+
+_OF_KEY_FIGURES = ("loss", "masked_accuracy", "baseline_accuracy", "unigram_entropy", "baseline_loss")
+
+
+def figure_texts(metrics: Mapping[str, float]) -> list[str]:
+    """Returns all figures of a line, the most important first: `key_figures`, then what they leave out."""
+    trained, held_out = key_figures(metrics), key_figures(metrics, HELD_OUT)
+    told = {name for found, prefix in ((trained, ""), (held_out, HELD_OUT)) if found for name in
+            (prefix + each for each in _OF_KEY_FIGURES)}  # fmt: skip
+    rest = [f"{label} {value}" for label, value in metric_texts({n: v for n, v in metrics.items() if n not in told})]
+    return [*trained, *(f"held-out {text}" for text in held_out), *rest]
+
+
+def percent(share: float) -> str:
+    """Formats a share in 0-1 with two significant digits, and one decimal from 10% on: `0.42%`, `4.2%`, `42.0%`."""
+    value = 100 * share
+    return f"{value:.2f}%" if 0 < value < 1 else f"{value:.1f}%"
 
 
 def metric_label(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 
 from beitcli.errors import BeitError, StorageError, UsageError
@@ -12,7 +13,14 @@ _MEMORY = re.compile(
     r"out of memory",
     re.I,
 )
-_PROCESSES = re.compile(r"can't start new thread|Resource temporarily unavailable")
+_PROCESSES = re.compile(r"can't start new thread|^Resource temporarily unavailable$|pthread_create")
+_STARTERS = {
+    "subprocess.py",
+    "popen_fork.py",
+    "popen_forkserver.py",
+    "popen_spawn_posix.py",
+    "util.py",
+}  # of Python's own
 _FILES = re.compile(r"Too many open files")
 _HOME = "Could not determine home directory"
 
@@ -33,6 +41,8 @@ def shortage(error: BaseException) -> BeitError | None:
 def _named(error: Exception) -> BeitError | None:
     number = error.errno if isinstance(error, OSError) else None
     said = str(error) if isinstance(error, OSError | RuntimeError | ImportError) else ""
+    if number == errno.EAGAIN and not _is_of_a_start(error):  # of a pipe, a terminal or a lock
+        return None
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(said):
         return UsageError(
             "Memory ran out, or a limit on it was reached.",
@@ -48,14 +58,36 @@ def _named(error: Exception) -> BeitError | None:
             f"No further process or thread can be started: the limit is {_limit('RLIMIT_NPROC')}.",
             "Raise it (ulimit -u, the job's), give --workers 0, or set OMP_NUM_THREADS=1.",
         )
+    if number == errno.ENAMETOOLONG:
+        return UsageError(f"A name is too long for the file system{_at(error)}.", "Give a shorter name.")
+    if number == errno.ENOENT and _has_no_working_folder():
+        return UsageError("The working folder has been removed.", "Change to another one: cd FOLDER.")
     if _HOME in said:
         return UsageError("There is no home folder, in which the caches are.", "Set HOME, or BEIT_CACHE_DIR=FOLDER.")
     if number in (errno.ENOSPC, errno.EDQUOT):
         way_out = "Free space, or set TMPDIR to a folder that has some; runs go on with --resume."
         return StorageError(f"No space is left{_at(error)}.", way_out)
+    if number == errno.ENAMETOOLONG:
+        return StorageError(f"The file system takes no name that long{_at(error)}.", "Check the path.")
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"Permission is denied{_at(error)}.", "Check the permissions of that file or folder.")
     return None
+
+
+def _is_of_a_start(error: Exception) -> bool:
+    """Whether the error comes from starting a process: the innermost frame is that of Python's own starters."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and os.path.basename(trace.tb_frame.f_code.co_filename) in _STARTERS
+
+
+def _has_no_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _at(error: Exception) -> str:

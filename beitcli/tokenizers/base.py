@@ -61,6 +61,10 @@ class TokenizerModel(ABC, nn.Module):
         """
         return None
 
+    def code_vectors(self) -> Tensor | None:
+        """Returns vectors (V, any width) whose distances say how alike codes are; None if the network has none."""
+        return None
+
     @property
     def has_logit_laplace(self) -> bool:
         """Whether the decoder gives a logit-Laplace density of each pixel, instead of the pixel alone."""
@@ -121,6 +125,7 @@ class Tokenizer:
         warnings: Newer checkpoints that are damaged.
         notes: Further sentences for the user.
         precision: Precision of the encoder; the decoder is fp32.
+        intensity_range: `--intensity-range` of its training; None for `full`.
         is_compiled: Whether it uses torch.compile, which may round differently than eager mode.
     """
 
@@ -132,6 +137,7 @@ class Tokenizer:
     notes: tuple[str, ...] = ()
     precision: Precision = "fp32"
     is_compiled: bool = False
+    intensity_range: str | None = None
 
     @property
     def vocab_size(self) -> int:

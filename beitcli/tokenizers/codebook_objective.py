@@ -34,6 +34,11 @@ class CodebookModel(TokenizerModel):
 
     quantizer: Any  # a VectorQuantizer; other kinds of the same network have other quantizers
 
+    @torch.no_grad()
+    def code_vectors(self) -> Tensor:
+        device = next(self.parameters()).device
+        return self.quantizer.lookup(torch.arange(self.vocab_size, device=device))
+
     @abstractmethod
     def vectors(self, images: Tensor) -> Tensor:
         """Output of `preprocess`, (B, 3, H, W), to the vectors that are quantized, (B, h, w, D)."""

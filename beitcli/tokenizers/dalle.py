@@ -21,7 +21,7 @@ from pathlib import Path
 from torch import Tensor
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.compute.shapes_only import shapes_only
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.weight_files.reader import read_tensors
 from beitcli.tokenizers.base import sha256_of_tensors
 from beitcli.tokenizers.dvae import Decoder, DiscreteVAE, DVAEArchitecture, Encoder
@@ -143,7 +143,7 @@ def read_half(path: Path) -> Half:
         raise _odd(path, f"{layout('stem.weight')} is a convolution of {kernel}, not of (7, 7) or (1, 1)")
     kind = "encoder" if kernel == (7, 7) else "decoder"
     architecture = _architecture(path, kind, tensors, layout)
-    with shapes_only():
+    with meta_device():
         empty = Encoder(architecture) if kind == "encoder" else Decoder(architecture)
     found: dict[str, Tensor] = {}
     for own, expected in empty.state_dict().items():
@@ -189,7 +189,7 @@ def _odd(path: Path, what: str) -> StorageError:
 
 def build(encoder: Half, decoder: Half | None) -> DiscreteVAE:
     """Builds the model with these weights, without copying them."""
-    with shapes_only():
+    with meta_device():
         model = DiscreteVAE((decoder or encoder).architecture, decoder=decoder is not None)
     weights = {
         f"{half.kind}.{name}": tensor for half in (encoder, decoder) if half for name, tensor in half.tensors.items()

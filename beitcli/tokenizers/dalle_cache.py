@@ -29,6 +29,7 @@ from beitcli.tokenizers.dalle import SUFFIXES, WHOLE, Half, fits, read_half, rea
 
 REPOSITORY = "facebook/flava-image-codebook"
 RECORD = "weights.sha256"
+DOWNLOAD = "215 MB to download"  # 53.8 million weights in fp32
 _STALE_SECONDS = 3600.0
 
 Opened = tuple[Half, Half | None, tuple[str, ...]]  # encoder, decoder, notes for the user
@@ -60,6 +61,11 @@ def open_named(on_progress: OnProgress | None = None) -> Opened:
             decoder = half
     notes += [f"{wrong}; so there is no decoder."] if wrong else []
     return encoder, decoder, tuple(notes)
+
+
+def is_cached() -> bool:
+    """Whether the encoder of `dall-e` lies in the cache; its hash is checked when it is opened."""
+    return (cache_folder() / "dall-e" / RECORD).is_file()
 
 
 def open_hub(repo: str, revision: str | None, on_progress: OnProgress | None = None) -> Opened:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import UsageError
-from beitcli.runtime.compute.shapes_only import shapes_only
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.tokenizers.base import Precision, TokenLogitsModel, no_decoder
 from beitcli.tokenizers.dvae_loss import gumbel_softmax, map_pixels, unmap_pixels
 from beitcli.tokenizers.mixed_precision import DTYPES, LowPrecisionEncoder
@@ -180,6 +180,13 @@ class DiscreteVAE(TokenLogitsModel):
     def can_decode(self) -> bool:
         return self.decoder is not None
 
+    def code_vectors(self) -> Tensor | None:
+        """Returns what the decoder's first convolution makes of a code; else the weights of the code's logit."""
+        if self.decoder is not None:
+            return self.decoder.stem.weight.detach()[:, :, 0, 0].mT
+        head = getattr(self.encoder, "head", None)
+        return None if head is None else head.weight.detach()[:, :, 0, 0]
+
     def require_decoder(self) -> Decoder:
         """Returns the decoder. Raises StorageError if there is none."""
         if self.decoder is None:
@@ -224,7 +231,7 @@ class DiscreteVAE(TokenLogitsModel):
 
     def with_encoder(self, encoder: nn.Module) -> DiscreteVAE:
         """Returns a frozen copy with another encoder module; the decoder is shared."""
-        with shapes_only():
+        with meta_device():
             other = DiscreteVAE(self.architecture, decoder=False)
         other.encoder, other.decoder, other.allows_tf32 = encoder, self.decoder, self.allows_tf32
         return other.requires_grad_(False).eval()

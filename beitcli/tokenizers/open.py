@@ -15,7 +15,7 @@ from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
 from beitcli.models.checkpoints.open import open_checkpoint
-from beitcli.runtime.compute.shapes_only import shapes_only
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.hub.client import cache_only
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.checkpoint import SUMS
@@ -121,7 +121,8 @@ def _ours(reference: str, on_progress: OnProgress | None, named_by: tuple[Path, 
         model.float()
     sums = read_regular(checkpoint.weights.parent / SUMS).decode().splitlines()
     sha256 = next(line.split()[0] for line in sums if line.endswith("model.safetensors"))
-    return Tokenizer(reference, model, size, sha256, checkpoint.warnings)
+    stored = checkpoint.settings.get("intensity_range")
+    return Tokenizer(reference, model, size, sha256, checkpoint.warnings, intensity_range=stored)
 
 
 def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], reference: str) -> tuple[TokenizerModel, int]:
@@ -143,7 +144,7 @@ def build_on_meta(settings: Mapping[str, Any], stored: Collection[str], referenc
         size = settings["size"]
         if type(size) is not int or not 1 <= size <= 100_000:
             raise ValueError(f"size {size!r}")
-        with shapes_only():
+        with meta_device():
             return KINDS.load(kind).build(settings["architecture"], stored), size
 
 

@@ -102,6 +102,14 @@ class StridedDVAE(TokenLogitsModel):
     def can_decode(self) -> bool:
         return self.decoder is not None
 
+    def code_vectors(self) -> Tensor:
+        """Returns the codebook; of an encoder alone the weights of each code's logit."""
+        if self.codebook is not None:
+            return self.codebook.weight.detach()
+        last = self.encoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        return last.weight.detach()[:, :, 0, 0]
+
     def token_logits(self, images: Tensor) -> Tensor:
         return self.encoder(normalize(images))
 

@@ -56,7 +56,8 @@ def copy(tmp_path: Path, pretrained_run: Path) -> Path:
 def test_a_run_equals_its_copy_but_for_times(script, pretrained_run, copy):
     reword(script.last_checkpoint(copy) / "trainer.json", lambda document: document.update(seconds=1e9))
     lines = [
-        json.loads(line) | {"images_per_second": 0.5} for line in (copy / "metrics.jsonl").read_text().splitlines()
+        json.loads(line) | {"images_per_second": 0.5, "data_wait_share": 0.5}
+        for line in (copy / "metrics.jsonl").read_text().splitlines()
     ]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert len(list(script.run_differences(pretrained_run, copy, "run"))) == 6

@@ -23,6 +23,7 @@ STEPS = (
     "parity", "nccl", "base", "large", "base-22k", "checkpoint", "attention", "residual", "loader", "dalle", "peers",
     "commands", "sizes",
 )  # fmt: skip
+AGAIN = {"warm-large", "warm-base-22k", "warm-residual", "large", "base-22k"}  # modules that another step runs on a CPU
 OUTPUTS = ["gpu.json", "gpu.log", "gpu.md", "tests-gpu.xml"]
 
 
@@ -69,14 +70,16 @@ def goals_of(folder: Path) -> list[list[str]]:
 
 
 def test_every_step_has_a_result_and_the_table_stands_at_the_end(tmp_path):
-    process = start(tmp_path, "--deadline", "900")
+    process = start(tmp_path, "--deadline", "900", "--skip", ",".join(AGAIN))
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     document = report(tmp_path)
     assert tuple(document["steps"]) == STEPS
-    ended = {name: (step["status"], step.get("errors", {})) for name, step in document["steps"].items()}
-    assert ended == {name: ("ok", {}) for name in STEPS}
-    assert all(len(step["results"]) > 1 for step in document["steps"].values())
+    ran = {name: step for name, step in document["steps"].items() if name not in AGAIN}
+    ended = {name: (step["status"], step.get("errors", {})) for name, step in ran.items()}
+    assert ended == {name: ("ok", {}) for name in STEPS if name not in AGAIN}
+    assert all(len(step["results"]) > 1 for step in ran.values())
+    assert {document["steps"][name]["status"] for name in AGAIN} == {"not asked for"}
     assert document["complete"]
     table = goals_of(tmp_path)
     assert [row[0] for row in table] == [goal["goal"] for goal in document["goals"]]
@@ -88,7 +91,7 @@ def test_every_step_has_a_result_and_the_table_stands_at_the_end(tmp_path):
     assert text.rstrip().endswith(output.rpartition("## Goals\n\n")[2].rstrip())
     assert [line for line in text.splitlines() if line.startswith("## ")][:2] == ["## Steps", "## Goals"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
-    assert_numbers_are_sound({name: step["results"] for name, step in document["steps"].items()})
+    assert_numbers_are_sound({name: step["results"] for name, step in ran.items()})
 
 
 def assert_numbers_are_sound(results: dict[str, dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from beitcli.cli import console as output
+from beitcli.cli import progress
 from beitcli.cli.app import main
 from beitcli.engine.events import Progress
 from tests.helpers.forked import Child
@@ -508,7 +509,7 @@ def test_file_names_that_are_no_text_are_shown_on_a_terminal(picture: Callable, 
 def test_long_work_without_figures_tells_how_far_it_is_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "_COUNT_SECONDS", 0.2)
+    monkeypatch.setattr(progress, "_COUNT_SECONDS", 0.2)
     shell = output.CommandConsole()
     began = time.monotonic()
     for done in range(1, 61):
@@ -527,7 +528,7 @@ def test_long_work_without_figures_tells_how_far_it_is_now_and_then(
 def test_download_is_told_in_megabytes_with_its_speed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "_COUNT_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "_COUNT_SECONDS", 0.02)
     shell = output.CommandConsole()
     for done in range(0, 215_154_104, 40_000_000):
         shell.on_event(Progress("weights", done, 215_154_104, "byte"))
@@ -550,34 +551,37 @@ def test_download_is_shown_in_megabytes_on_a_terminal() -> None:
     assert "95713049" not in said
 
 
-def test_bar_at_80_columns_stands_beside_the_loss_and_the_key_metric() -> None:
+def test_at_80_columns_a_bar_stands_above_the_figures() -> None:
     said = in_terminal(
         "import time\nfrom beitcli.cli.console import CommandConsole\nfrom beitcli.engine.events import Progress\n"
-        "metrics = {'loss': 12.3456, 'gradient_norm': 1.5, 'lr': 1e-3, 'held_out_ap': 0.1234, 'held_out_ap50': 0.5}\n"
+        "metrics = {'loss': 5.5, 'gradient_norm': 1.5, 'lr': 1e-3, 'masked_accuracy': 0.042, 'unigram_entropy': 6.8,\n"
+        "           'baseline_accuracy': 0.004, 'images_per_second': 1934.2, 'data_wait_share': 0.034}\n"
+        "measured = {'held_out_loss': 5.4, 'held_out_unigram_entropy': 6.7}\n"
         "shell = CommandConsole()\n"
-        "for done in (1, 160_000):\n"
-        "    shell.on_event(Progress('finetune', done, 320_000, 'step', metrics))\n    time.sleep(0.2)\n"
+        "for done, more in ((1, {}), (160_000, {}), (160_001, measured)):\n"
+        "    shell.on_event(Progress('finetune', done, 320_000, 'step', metrics | more))\n    time.sleep(0.2)\n"
         "shell.close()\n",
         COLUMNS="80",
     )
-    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;]*[mK]", "", said))
-    bars = [line for line in lines if "160000/320000" in line]
-    assert bars
-    for line in bars:
-        assert line.startswith("finetune ━━━━━━━━")
-        assert line.endswith("loss 12.3456  held-out ap 0.1234")
-        assert len(line) <= 80
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;]*[mKA]|\x1b\[\?25[lh]", "", said))]
+    places = [number for number, line in enumerate(lines) if "160,000/320,000" in line]
+    assert places
+    for bar, figures in ((lines[place], lines[place + 1]) for place in places):
+        assert re.fullmatch(r"finetune ━+[╸╺]?━* 160,000/320,000  1,934 images/s  data 3%(  [\d:]+ left)?", bar), bar
+        assert figures.startswith("  masked accuracy 4.2% = 10.5 x guessing  loss 5.50, 1.30 below entropy 6.80")
+        assert max(len(bar), len(figures)) <= 80
+    assert lines.count("finetune: step 160,001, held out: loss 5.40, 1.30 below entropy 6.70") == 1
 
 
 def test_megabytes_leave_out_what_is_not_known() -> None:
-    assert output.format_bytes(95_713_049, 215_154_104, 12_340_000) == "95.7/215.2 MB, 12.3 MB/s"
-    assert output.format_bytes(95_713_049, 0, 0) == "95.7 MB"
+    assert progress.format_bytes(95_713_049, 215_154_104, 12_340_000) == "95.7/215.2 MB, 12.3 MB/s"
+    assert progress.format_bytes(95_713_049, 0, 0) == "95.7 MB"
 
 
 def test_figures_of_pixels_are_shown_beside_their_baseline() -> None:
     metrics = {"held_out_loss": 0.5, "held_out_baseline_loss": 0.98765, "baseline_loss": 1.0, "loss": 0.25}
-    told = "loss 0.2500  baseline loss 1.0000  held-out loss 0.5000  held-out baseline loss 0.9877"
-    assert output.shown(metrics) == told
+    told = "loss 0.2500 = 25% of the mean colour's  held-out loss 0.5000 = 51% of the mean colour's"
+    assert progress.shown(metrics) == told
 
 
 def test_table_leaves_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:

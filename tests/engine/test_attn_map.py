@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +204,7 @@ def test_batch_size_changes_nothing_that_is_told(run, tmp_path, suffix):
     told = {}
     for batch_size in (1, 3, 8):
         output = tmp_path / f"{batch_size}.{suffix}"
+        output.mkdir()
         looking = attn_map(
             AttnMapConfig(
                 inputs=tuple(map(str, paths)), model=run, device="cpu", batch_size=batch_size, output=str(output)
@@ -263,7 +266,8 @@ def test_html_is_written_for_the_name_and_the_points(run, image, tmp_path):
     (document,) = look(run, image, output=str(output), head="1", point=("50,40",))
     page = output.read_text(encoding="utf-8")
     assert image in page
-    assert '"points":[[2,2]],"start":"1"' in page
+    assert '"points":[[2,2]]' in page
+    assert '"start":{"layer":2,"head":"1"' in page
     (plain,) = look(run, image, head="1", point=("50,40",))
     np.testing.assert_allclose(document["maps"][0]["attention"], plain["maps"][0]["attention"], atol=1e-7)
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
@@ -289,11 +293,109 @@ def test_one_image_goes_into_a_folder_that_is_there(run, image, tmp_path):
     assert document["output"] == str(tmp_path / "a.png")
 
 
+def page_data(page: Path) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[1])
+
+
+def test_page_holds_the_numbers_of_every_layer_and_head(run, image, tmp_path):
+    look(run, image, output=str(tmp_path / "page.html"), page_mb=0.1)
+    (explored,) = page_data(tmp_path / "page.html")["images"]
+    assert len(explored["layers"]) == DEPTH
+    for layer, stored in enumerate(explored["layers"]):
+        for head in ("mean", "rollout", "0", "3"):
+            packed, number = (stored["heads"], int(head)) if head.isdecimal() else (stored[head], 0)
+            assert packed["bits"] == 16
+            most, cls = (np.frombuffer(base64.b64decode(packed[key]), "<f4").reshape(-1, 17) for key in ("most", "cls"))
+            weights = np.frombuffer(base64.b64decode(packed["weights"]), "<u2").reshape(-1, 17, 16)[number]
+            for entry in look(run, image, layer=layer, head=head)[0]["maps"]:
+                query = 1 + 4 * entry["patch"][0] + entry["patch"][1]
+                attention = weights[query] / 65535 * most[number, query]
+                np.testing.assert_allclose(attention, np.ravel(entry["attention"]), atol=most.max() / 131070 + 1e-7)
+                assert abs(cls[number, query] - entry["cls"]) < 1e-7
+
+
+def test_rollout_multiplies_the_layers_up_to_its_own(run, image):
+    means = []
+    for layer in range(2):
+        model, _ = open_backbone(run)
+        pixels = to_array(fit_center(Image.open(image), 64))
+        rows = attention_rows(model, normalize(torch.from_numpy(pixels)[None], tuple(MEAN), tuple(STD)), layer)
+        means.append(0.5 * rows[0].mean(dim=0).double() + 0.5 * torch.eye(17, dtype=torch.float64))
+    expected = (means[1] @ means[0])[1 + 2 * 4 + 2].numpy()
+    (entry,) = look(run, image, point=("50,40",), head="rollout", layer=1)[0]["maps"]
+    assert entry["head"] == "rollout"
+    np.testing.assert_allclose(np.ravel(entry["attention"]), expected[1:], atol=1e-6)
+    assert abs(entry["cls"] - expected[0]) < 1e-6
+
+
+def test_several_images_are_one_page_written_before_the_documents(run, tmp_path):
+    paths = [save_image(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    output = tmp_path / "page.html"
+    settings = {"model": run, "device": "cpu", "output": str(output)}
+    looking = attn_map(AttnMapConfig(inputs=(*map(str, paths), str(tmp_path / "bad.jpg")), **settings))
+    first = next(looking)
+    assert output.is_file()
+    assert [image["name"] for image in page_data(output)["images"]] == list(map(str, paths))
+    assert [first["output"], next(looking)["output"]] == [str(output)] * 2
+    assert "error" in next(looking)
+    with pytest.raises(DataError, match="1 of 3"):
+        next(looking)
+
+
+def test_no_page_is_written_of_images_that_cannot_be_read(run, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    looking = attn_map(AttnMapConfig(inputs=(str(tmp_path),), model=run, device="cpu", output=f"{tmp_path}/p.html"))
+    assert all("error" in next(looking) for _ in range(2))
+    with pytest.raises(DataError):
+        next(looking)
+    assert not (tmp_path / "p.html").exists()
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_figure_has_a_row_for_each_image(run, tmp_path, suffix):
+    paths = [save_image(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    output = tmp_path / f"figure.{suffix}"
+    documents = look(run, *paths, output=str(output), figure=suffix == "png", point=("50,40", "60,20"))
+    assert [document["output"] for document in documents] == [str(output)] * 2
+    content = output.read_bytes()
+    if suffix == "png":
+        with Image.open(output) as picture:  # a photograph and two maps, 96 pt each at 300 dpi, 4 pt between
+            assert picture.size == (round((3 * 96 + 8) * 300 / 72), round((2 * 96 + 4) * 300 / 72))
+    elif suffix == "svg":
+        assert content.count(b"<image ") == 6
+    else:
+        assert content.count(b"/Subtype /Image") == 6
+
+
+def test_figure_is_refused_where_there_is_none(run, image, tmp_path):
+    for name in ("a.html", "a.npy"):
+        assert ".svg" in refusal(UsageError, run, image, output=str(tmp_path / name), figure=True).hint
+
+
+def test_png_has_a_title_and_smooth_heat_where_it_is_asked_for(run, image, tmp_path):
+    pictures = []
+    for smooth in (False, True):
+        output = tmp_path / f"{smooth}.png"
+        look(run, image, output=str(output), point=("50,40",), smooth=smooth)
+        with Image.open(output) as picture:
+            pictures.append(np.asarray(picture).astype(int))
+    blocks, smoothed = pictures
+    top = np.flatnonzero((blocks[:, 16:464] != 255).all(axis=(1, 2)))[0]
+    assert top > 16 + 13
+    assert (blocks[: top - 16] < 128).any()
+    assert np.array_equal(blocks[:, :464], smoothed[:, :464])
+    edges = 480 + np.array([112, 224, 336])  # between the four columns of patches
+    jumps = [np.abs(each[top : top + 448, edges] - each[top : top + 448, edges - 1]).mean() for each in pictures]
+    assert jumps[0] > 3 * jumps[1]
+
+
 @pytest.mark.parametrize("output", ["maps.jpg", "maps.tar.gz", "-"])
 def test_an_unknown_format_is_refused(run, image, output):
     error = refusal(UsageError, run, image, output=output)
     assert f"'{output}'" in error.message
-    assert ".png, .html, .npy" in error.hint
+    assert ".png, .html, .npy, .svg, .pdf" in error.hint
 
 
 def test_an_input_is_never_overwritten(run, tmp_path):

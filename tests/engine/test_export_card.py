@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from beitcli.engine.export_card import yaml_text
+from beitcli.engine.export_card import export_card
+from beitcli.engine.report.front_matter import yaml_text
+from beitcli.models.checkpoints.open import open_model
 from tests.helpers.foreign_models import hf_classifier, hf_masked, timm_small
 
 
@@ -75,3 +79,18 @@ def test_yaml_text_reads_back_as_it_was(text):
 
 def test_yaml_text_of_bytes_that_are_no_text_is_a_replacement_character():
     assert yaml.safe_load(yaml_text("a\udcff")) == "a�"
+
+
+def test_the_base_model_is_the_repository_without_revision_and_part(tmp_path):
+    hf_classifier(tmp_path / "hf")
+    handle = replace(open_model(str(tmp_path / "hf")), reference="hf://owner/name@main#model_ema")
+    header = yaml.safe_load(export_card("timm", handle, "BeitForImageClassification", "").split("\n---\n")[0][4:])
+    assert header["base_model"] == "owner/name"
+
+
+def test_the_licence_that_a_user_gave_a_run_is_kept(beit, tmp_path, finetuned_run):
+    run = tmp_path / "run"
+    shutil.copytree(finetuned_run, run)
+    card_of_run = (run / "README.md").read_text(encoding="utf-8")
+    (run / "README.md").write_text(f"---\nlicense: cc-by-4.0\n---\n{card_of_run}", encoding="utf-8")
+    assert card(beit, run, "timm", tmp_path / "out")[0]["license"] == "cc-by-4.0"

@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 
 from beitcli.cli.app import main
+from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
+from beitcli.engine.events import Drawn
+from beitcli.engine.mask_preview import mask_preview
 from beitcli.engine.mim.task import transform_and_masking
 from beitcli.engine.trainer.data import hold_out, open_images
 from beitcli.masking import make_masking
@@ -73,8 +76,21 @@ def test_mask_preview_masks_follow_seed_epoch_and_place(beit: Callable, labelled
     for other in (["--seed", 1], ["--epoch", 1], ["--masking", "random"], ["--min-block", 40]):
         changed = masks(beit("mask-preview", labelled_folder, *other).lines)
         assert all(one != two for one, two in zip(changed, masks(first), strict=True))
-    alone = beit("mask-preview", first[5]["path"]).lines  # image 0 of its own data
-    assert alone[0]["mask"] == first[0]["mask"]
+    part = beit("mask-preview", labelled_folder, "--limit", 1).lines[0]
+    assert part["mask"] == next(line["mask"] for line in first if line["path"] == part["path"])
+
+
+def test_mask_preview_masks_of_single_photographs_follow_their_content(
+    beit: Callable, picture: Callable, tmp_path: Path
+) -> None:
+    one, other = picture("a.png", seed=1), picture("b.png", seed=2)
+    copy = tmp_path / "copy of a.png"
+    copy.write_bytes(one.read_bytes())
+    mask, different, same = (masks(beit("mask-preview", each).lines) for each in (one, other, copy))
+    assert mask == same
+    assert mask != different
+    assert masks(beit("mask-preview", one, "--seed", 1).lines) != mask
+    assert masks(beit("mask-preview", one, "--epoch", 1).lines) != mask
 
 
 @pytest.mark.parametrize(
@@ -170,6 +186,96 @@ def test_mask_preview_of_several_writes_a_folder(beit: Callable, labelled_folder
     assert len({line["output"] for line in lines}) == 24
 
 
+@pytest.mark.parametrize(
+    ("suffix", "format"), [(".jpg", "JPEG"), (".jpeg", "JPEG"), (".webp", "WEBP"), (".PNG", "PNG")]
+)
+def test_mask_preview_writes_the_format_of_the_name(
+    beit: Callable, picture: Callable, tmp_path: Path, suffix: str, format: str
+) -> None:
+    assert beit("mask-preview", picture("a.png"), "-o", tmp_path / f"out{suffix}").code == 0
+    with Image.open(tmp_path / f"out{suffix}") as image:
+        assert image.format == format
+
+
+def test_mask_preview_of_several_in_one_file_is_a_sheet(beit: Callable, labelled_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.jpg"
+    lines = beit("mask-preview", labelled_folder, "--limit", 6, "-o", out).lines
+    assert {line["output"] for line in lines} == {str(out)}
+    assert len(lines) == 6
+    with Image.open(out) as image:
+        assert image.width == 4 * 224 + 5 * 16  # two images a row, two panels each
+        assert image.height > 3 * 224
+    assert beit("mask-preview", labelled_folder, "-o", out).code == 2  # exists
+    ended = beit("mask-preview", "sample", "--limit", 101, "-o", tmp_path / "vast.png")
+    assert (ended.code, ended.out) == (2, "")
+    assert "101 images" in ended.err
+
+
+def test_mask_preview_says_what_is_cropped(beit: Callable, picture: Callable) -> None:
+    seen: list[Drawn] = []
+    for name, size in (("wide.png", (100, 80)), ("square.png", (64, 64))):
+        config = resolve(MaskPreviewConfig, {"inputs": [str(picture(name, size=size))], "preview": True}).config
+        list(mask_preview(config, lambda event: seen.append(event) if isinstance(event, Drawn) else None))
+    assert [event.panels[0].notes for event in seen] == [("the middle 80 x 80 of 100 x 80 pixels",), ()]
+    assert seen[0].panels[0].title == "wide.png"
+
+
+def test_preview_goes_to_stderr_and_without_a_terminal_is_a_note(beit: Callable, picture: Callable) -> None:
+    ended = beit("mask-preview", picture("a.png"), "--preview")
+    assert ended.code == 0
+    assert len(ended.lines) == 1
+    assert ended.err.startswith("--preview draws nothing")
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_mask_preview_with_a_model_draws_four_panels_and_tells_the_accuracy(
+    beit: Callable, pretrained_run: Path, labelled_folder: Path
+) -> None:
+    flags = {"inputs": [str(labelled_folder)], "limit": 2, "model": str(pretrained_run), "preview": True}
+    seen: list[Drawn] = []
+    previews = mask_preview(
+        resolve(MaskPreviewConfig, flags).config,
+        lambda event: seen.append(event) if isinstance(event, Drawn) else None,
+    )
+    for preview in previews:
+        accuracy = preview.document["masked_accuracy"]
+        panels = seen[-1].panels
+        assert len(panels) == 4
+        assert panels[3].notes[0].startswith(f"{round(6 * accuracy)} of 6 right ({accuracy:.0%})")
+
+
+def test_stats_are_drawn(beit: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "stats.png"
+    (document,) = beit("mask-preview", "--stats", 20, "-o", out).lines
+    assert document["output"] == str(out)
+    with Image.open(out) as image:
+        assert image.width > 1000
+    assert beit("mask-preview", "--stats", 20, "-o", out).code == 2
+    assert beit("mask-preview", "--stats", 20, "-o", tmp_path / "stats.txt").code == 2
+
+
+def test_previews_of_a_run_are_animated_in_the_order_of_their_steps(beit: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "previews"
+    folder.mkdir(parents=True)
+    for number, step in enumerate((1000, 5, 40)):
+        Image.new("RGB", (320, 160), (80 * number, 90, 100)).save(folder / f"step-{step}.png")
+    (folder / "notes.txt").write_text("no preview")
+    for suffix, format in ((".gif", "GIF"), (".webp", "WEBP"), (".png", "PNG")):
+        out = tmp_path / f"learning{suffix}"
+        (document,) = beit("mask-preview", "--animate", tmp_path / "run", "-o", out).lines
+        assert document["steps"] == [5, 40, 1000]
+        with Image.open(out) as image:
+            assert (image.format, image.n_frames) == (format, 3)
+            reds = []
+            for frame in range(3):
+                image.seek(frame)
+                reds.append(image.convert("RGB").getpixel((160, image.height - 20))[0])
+        assert reds == pytest.approx([80, 160, 0], abs=6)
+    assert beit("mask-preview", "--animate", tmp_path / "run", "-o", tmp_path / "a.mp4").code == 2
+    assert beit("mask-preview", "--animate", tmp_path / "run").code == 2
+    assert beit("mask-preview", "--animate", tmp_path, "-o", tmp_path / "a.gif").code == 3
+
+
 def test_mask_preview_with_a_model_adds_the_reconstruction(
     beit: Callable, pretrained_run: Path, picture: Callable, tmp_path: Path
 ) -> None:
@@ -178,7 +284,7 @@ def test_mask_preview_with_a_model_adds_the_reconstruction(
         flags = ["--grid", "4,4", "--num-masked", 6, "--min-block", 4]
         assert beit("mask-preview", image, *flags, *model, "-o", tmp_path / f"{name}.png").code == 0
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "rebuilt.png") as rebuilt:
-        assert rebuilt.height == plain.height
+        assert rebuilt.height >= plain.height
         assert rebuilt.width > plain.width
         added = np.asarray(rebuilt.convert("RGB"))[:, plain.width :]
         assert added.std() > 0
@@ -190,7 +296,8 @@ def test_mask_preview_rebuilds_a_batch_as_it_does_each_alone(
     """Five at once are the pictures of one at a time, up to a token or two of another last bit."""
     argv = ["mask-preview", labelled_folder, "--limit", 7, "--model", pretrained_run]
     lines = {count: beit(*argv, "--batch-size", count, "-o", tmp_path / str(count)).lines for count in (1, 5)}
-    assert [line | {"output": ""} for line in lines[1]] == [line | {"output": ""} for line in lines[5]]
+    same = {"output": "", "masked_accuracy": 0}
+    assert [line | same for line in lines[1]] == [line | same for line in lines[5]]
     for one, five in zip(lines[1], lines[5], strict=True):
         with Image.open(one["output"]) as alone, Image.open(five["output"]) as together:
             same = np.asarray(alone) == np.asarray(together)
@@ -220,6 +327,10 @@ def test_stats_document_is_as_the_contract_says(beit: Callable) -> None:
     (document,) = ended.lines
     assert ended.code == 0
     assert {"masks", "grid", "num_masked", "position_probability", "blocks"} <= set(document)
+    assert sum(document["histograms"]["blocks"]) == 50
+    counts = np.array(document["histograms"]["blocks"])
+    assert (counts * np.arange(len(counts))).sum() / 50 == pytest.approx(document["blocks"]["mean"])
+    assert sum(document["histograms"]["block_area"]) == (counts * np.arange(len(counts))).sum()
     assert (document["masks"], document["grid"]) == (50, [14, 14])
     assert document["num_masked"] == {"mean": 75, "min": 75, "max": 75}
     shares = np.array(document["position_probability"])

@@ -187,7 +187,7 @@ def test_files_and_folders_in_each_others_place_are_refused(
     assert file.read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["out.jpg", "out.safetensors", "out.tar"])
+@pytest.mark.parametrize("name", ["out.tiff", "out.safetensors", "out.tar"])
 def test_mask_preview_refuses_a_suffix_that_does_not_fit(
     beit: Callable, picture: Callable, tmp_path: Path, name: str
 ) -> None:

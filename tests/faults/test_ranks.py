@@ -387,3 +387,17 @@ def test_fewer_images_than_processes_are_refused(tmp_path, task, labelled_folder
     ended = in_processes(2, [*words, "--device", "cpu", "--limit", 8, "--out", tmp_path / "run"])
     assert [each.code for each in ended] == [2, 2]
     assert "--batch-size 1 leaves some of 2 processes without an image" in " ".join(ended[0].err.split())
+
+
+def test_a_task_whose_peer_is_killed_says_that_it_lost_its_peers(words):
+    """Started by torchrun or srun, without a launcher that would start both again."""
+
+    def before(rank: int) -> None:
+        at_step(3, rank, 1, lambda task: os.kill(os.getpid(), signal.SIGKILL))
+
+    lonely, killed = in_processes(2, words, before=before)
+    assert killed.code == -signal.SIGKILL
+    assert lonely.code == 6
+    said = " ".join(lonely.err.split())
+    assert "error: Rank 0 of 2 lost its peers: " in said
+    assert "bug" not in said  # neither ours nor, in torch's own words, the application's

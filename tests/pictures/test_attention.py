@@ -56,6 +56,15 @@ def test_threshold_takes_the_heat_off_the_rest():
     assert pixels[0, 300].tolist() == [50, 50, 50]
 
 
+def test_smooth_heat_is_interpolated_between_the_centres_of_patches():
+    attention = np.array([[0.1, 0.2], [0.3, 0.4]])
+    blocks, smooth = (np.asarray(draw_heatmap(GREY, attention, smooth=each)).astype(int) for each in (False, True))
+    assert np.abs(smooth[336, 336] - blocks[336, 336]).max() <= 12  # the centre of a patch
+    assert np.abs(np.diff(smooth, axis=1)).max() <= 4
+    kept = np.asarray(draw_heatmap(GREY, np.array([[0.0, 0.0], [0.0, 1.0]]), threshold=0.6, smooth=True)).astype(int)
+    assert np.abs(kept[20, 20] - 50).max() <= 1
+
+
 def test_heat_of_no_attention_is_dark():
     assert np.asarray(draw_heatmap(GREY, np.zeros((2, 2)))).max() < 60
 

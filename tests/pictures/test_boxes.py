@@ -1,10 +1,18 @@
-"""Boxes drawn on images: frames where the boxes are, in the colour of the class, and nothing else changed."""
+"""Boxes drawn on images: frames where the boxes are, in the colour of the class, with names that can be read."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from beitcli.pictures.boxes import colour_of, draw_bounding_boxes, draw_segmentation_masks, line_width
+from beitcli.pictures.boxes import (
+    colour_of,
+    draw_bounding_boxes,
+    draw_segmentation_masks,
+    enlargement,
+    line_width,
+    place_name,
+)
 
 NAMES = ("cat", "dog")
 
@@ -16,42 +24,58 @@ def drawn(pixels: np.ndarray, *rows: tuple[tuple[float, ...], int, float]) -> np
 
 
 def test_frame_is_the_outermost_pixels_of_the_box():
-    pixels = np.full((40, 50, 3), 7, np.uint8)
-    picture = drawn(pixels, ((10.2, 5.4, 30.0, 20.9), 1, 0.9))
-    framed = np.zeros((40, 50), bool)
-    framed[5:21, 10:30] = True
-    framed[6:20, 11:29] = False
+    pixels = np.full((400, 500, 3), 7, np.uint8)
+    picture = drawn(pixels, ((100.2, 50.4, 300.0, 200.9), 1, 0.9))
+    framed = np.zeros((400, 500), bool)
+    framed[50:201, 100:300] = True
+    framed[52:199, 102:298] = False
     assert (picture[framed] == colour_of(1)).all()
-    assert (picture[~framed] == 7).all()
+    assert (picture[60:190, 110:290] == 7).all()
+    assert (picture[201:] == 7).all()
     assert (pixels == 7).all()  # the image itself is left as it was
 
 
 def test_best_box_lies_on_top():
-    pixels = np.zeros((40, 40, 3), np.uint8)
-    picture = drawn(pixels, ((4, 4, 20, 20), 0, 0.9), ((4, 4, 20, 20), 1, 0.5))
-    assert (picture[4, 4:20] == colour_of(0)).all()
+    pixels = np.zeros((400, 400, 3), np.uint8)
+    picture = drawn(pixels, ((40, 140, 200, 200), 0, 0.9), ((40, 140, 200, 200), 1, 0.5))
+    assert (picture[140, 40:200] == colour_of(0)).all()
 
 
-def test_names_stand_on_larger_images_only():
-    box = ((60.0, 60.0, 120.0, 110.0), 0, 0.5)
-    small, large = np.zeros((120, 160, 3), np.uint8), np.zeros((200, 200, 3), np.uint8)
-    inside = drawn(small, ((60.0, 60.0, 100.0, 110.0), 0, 0.5))
-    assert (inside[:60] == 0).all()
-    named = drawn(large, box)
-    ground = (named[:60] == colour_of(0)).all(axis=-1)
-    rows, columns = np.nonzero(ground)
-    assert ground.sum() > 100  # above the box
-    name = named[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    assert 0.05 < (name.sum(axis=-1) < 250).mean() < 0.6  # its letters, black
-    assert [line_width(127, 300), line_width(200, 200)] == [1, 2]
-    assert line_width(1000, 1200) == 5
+@pytest.mark.parametrize("size", [(32, 40), (120, 160), (200, 200), (400, 500)])
+def test_names_are_legible_on_images_of_any_size(size):
+    height, width = size
+    factor = enlargement(height, width)
+    box = (0.3 * width, 0.5 * height, 0.9 * width, 0.9 * height)
+    picture = drawn(np.zeros((*size, 3), np.uint8), (box, 0, 0.5))
+    assert picture.shape == (height * factor, width * factor, 3)
+    assert min(picture.shape[:2]) >= 360
+    above = picture[: round(box[1]) * factor]
+    rows, columns = np.nonzero((above == colour_of(0)).all(axis=-1))
+    assert rows.max() - rows.min() >= 18
+    name = above[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    letters = (name != colour_of(0)).any(axis=-1)
+    lines = np.nonzero(letters.any(axis=1))[0]
+    assert lines.max() - lines.min() >= 9  # a capital's height of 12 pixels' font and more
+    assert 0.05 < letters.mean() < 0.6
 
 
-def test_name_goes_inside_where_there_is_no_room_above_and_thin_boxes_are_drawn():
-    picture = drawn(
-        np.zeros((200, 200, 3), np.uint8), ((50.0, 0.0, 150.0, 80.0), 0, 0.5), ((0.0, 199.6, 0.2, 200.0), 1, 0.4)
-    )
-    assert (picture[2:8, 52:60] == colour_of(0)).all(axis=-1).any()
+def test_names_stay_within_the_picture_and_off_each_other():
+    frames = [(0, 0, 99, 50), (2, 2, 99, 60), (330, 200, 359, 359), (0, 0, 359, 359), (340, 0, 359, 20)]
+    taken: list[tuple[int, int, int, int]] = []
+    for frame in frames:
+        taken.append(place_name(frame, (110, 20), (360, 360), taken))
+    for number, (left, top, right, bottom) in enumerate(taken):
+        assert (right - left, bottom - top) == (110, 20)
+        assert 0 <= left < right <= 360
+        assert 0 <= top < bottom <= 360
+        for other in taken[:number]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+
+
+def test_a_long_name_is_shortened_to_the_picture():
+    pixels = np.zeros((400, 400, 3), np.uint8)
+    picture = draw_bounding_boxes(pixels, np.array([[0, 0, 400, 400]]), np.array([0]), np.array([0.5]), ["w" * 200])
+    assert picture.size == (400, 400)
 
 
 def test_masks_tint_their_pixels_alone():
@@ -66,10 +90,10 @@ def test_masks_tint_their_pixels_alone():
 
 
 def test_nothing_found_leaves_the_image():
-    pixels = np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (400, 380, 3), dtype=np.uint8)
     np.testing.assert_array_equal(drawn(pixels), pixels)
 
 
-def test_neighbouring_classes_have_other_colours():
+def test_neighbouring_classes_have_other_colours_and_lines_grow_with_the_picture():
     assert len({colour_of(label) for label in range(80)}) == 80
-    assert colour_of(0) != (0, 0, 0)
+    assert [line_width(360, 500), line_width(1000, 1200)] == [2, 5]

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from beitcli.masking import keyed_mask, make_masking
-from beitcli.pictures.masks import HIDDEN, SEAM, mask_overlay, mask_panel, spread
+from beitcli.pictures.masks import HIDDEN, RIGHT, SEAM, WRONG, Guesses, mark_guesses, mask_overlay, mask_panels, spread
+from beitcli.pictures.panels import INK
 
 
 def noise(size, seed=0):
@@ -63,9 +64,36 @@ def test_spread_covers_uneven_sides_without_gaps():
     assert spread(values, (7, 3)).tolist() == [[0, 0, 1, 1, 2, 2, 2], [3, 3, 4, 4, 5, 5, 5], [3, 3, 4, 4, 5, 5, 5]]
 
 
-def test_mask_panel_sets_two_or_three_side_by_side():
+def test_panels_are_two_or_with_guesses_four():
     image, mask = noise((224, 224)), np.eye(14, dtype=bool)
-    two, three = mask_panel(image, mask), mask_panel(image, mask, noise((112, 112)))
-    assert two.width == 2 * 448 + 3 * 16
-    assert three.width == 3 * 448 + 4 * 16
-    assert np.array_equal(np.asarray(three)[:464, : two.width - 16], np.asarray(two)[:464, : two.width - 16])
+    assert [panel.title for panel in mask_panels(image, mask, title="a.jpg")] == ["a.jpg", "hidden"]
+    right = np.zeros((14, 14), dtype=bool)
+    right[:5, :5] = True
+    panels = mask_panels(image, mask, Guesses(noise((112, 112)), noise((56, 56)), right, 0.02))
+    assert len(panels) == 4
+    assert {panel.picture.size for panel in panels} == {(448, 448)}
+    assert panels[3].notes[0].startswith("5 of 14 right (36%)")
+    assert panels[3].notes[1] == "always the commonest token: 2.0%"
+    assert len(mask_panels(image, mask, Guesses(noise((112, 112))))) == 3
+
+
+def test_guesses_are_outlined_and_marked_where_the_mask_is():
+    mask, right = np.zeros((8, 8), dtype=bool), np.zeros((8, 8), dtype=bool)
+    mask[2:4, 3:6] = True
+    right[2] = True
+    picture = Image.new("RGB", (448, 448), (90, 90, 90))
+    mark_guesses(picture, mask, right)
+    pixels = np.asarray(picture)
+    touched = (pixels != 90).any(axis=-1)
+    hidden = spread(mask, picture.size)
+    assert not touched[~hidden].any()
+    rows, columns = np.nonzero(hidden)
+    assert (pixels[rows.min(), columns.min() : columns.max() + 1] == INK).all()  # its upper edge
+    assert (pixels[rows.min() : rows.max() + 1, columns.max()] == INK).all()
+    assert not touched[rows.min() + 4 : rows.min() + 12, 3 * 56 + 50 : 3 * 56 + 62].any()  # no line between two patches
+    for row, column in np.argwhere(mask):
+        centre = pixels[56 * row + 28, 56 * column + 28].tolist()
+        assert centre == list(RIGHT if right[row, column] else WRONG)
+    disc, cross = pixels[112:168, 168:224], pixels[168:224, 168:224]
+    assert (disc[20:36, 20:36] == RIGHT).all(-1).mean() > 0.45  # told apart by their shapes too
+    assert (cross[20:36, 20:36] == WRONG).all(-1).mean() < 0.35

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +26,12 @@ from tests.helpers.forked import forked
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), UsageError, "Memory ran out"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), UsageError, "Memory ran out"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.png"), UsageError, "Too many files are open"),
-        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), UsageError, "No further process or thread"),
+        (RuntimeError(os.strerror(errno.EAGAIN)), UsageError, "No further process or thread"),
         (RuntimeError("can't start new thread"), UsageError, "No further process or thread"),
+        (OSError(errno.ENAMETOOLONG, "x", "d" * 300), UsageError, "A name is too long for the file system: 'ddd"),
         (RuntimeError("Could not determine home directory."), UsageError, "no home folder"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "b"), StorageError, "No space is left: 'b'"),
+        (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "d"), StorageError, "no name that long: 'd'"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "c"), StorageError, "Permission is denied: 'c'"),
     ],
 )
@@ -44,6 +48,48 @@ def test_a_shortage_is_named_with_a_way_out(error: Exception, kind: type, named:
 )
 def test_other_errors_are_none(error: Exception) -> None:
     assert shortage(error) is None
+
+
+def test_a_pipe_or_a_lock_that_would_block_is_no_lack_of_processes() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with pytest.raises(BlockingIOError) as refused:
+        os.read(reading, 1)
+    os.close(reading)
+    os.close(writing)
+    assert shortage(refused.value) is None
+    assert shortage(RuntimeError("[pair.cc:534] read 127.0.0.1: Resource temporarily unavailable by peer")) is None
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path, labelled_folder: Path) -> None:
+    picture = next(labelled_folder.rglob("*.png"))
+
+    def work() -> int:
+        (tmp_path / "gone").mkdir()
+        os.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        return main(["mask-preview", str(picture), "-o", "x.png"])
+
+    ended = forked(work)
+    assert ended.code == 2, ended.err
+    assert "The working folder has been removed." in ended.err
+
+
+def test_a_process_that_cannot_be_started_is_named() -> None:
+    def work() -> int:
+        if os.geteuid() == 0:  # the limit does not hold for root
+            os.setuid(65534)
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        try:
+            subprocess.run(["true"], check=False)
+        except OSError as error:
+            found = shortage(error)
+            assert found is not None
+            print(found.message, file=sys.stderr)
+        return 0
+
+    ended = forked(work)
+    assert (ended.code, ended.err.startswith("No further process or thread")) == (0, True), ended.err
 
 
 def test_torch_s_own_error_of_memory_is_known() -> None:

@@ -12,6 +12,7 @@ def _run(config: AttnMapConfig, console: CommandConsole) -> None:
     from beitcli.engine.io.outputs import is_stdout
 
     is_picture = is_stdout(config.output)  # that stream is the picture's alone
+    last = None
     for document in attn_map(config, console.on_event, console.stdin):
         if is_picture:
             continue
@@ -19,10 +20,11 @@ def _run(config: AttnMapConfig, console: CommandConsole) -> None:
             console.print_json(document)
         elif "error" in document:
             console.print_line(f"{document['path']}  error: {document['error']}")
-        else:
-            console.print_line(
-                document["output"] or f"{document['path']}  {len(document['maps'])} maps; --json shows them"
-            )
+        elif document["output"] is None:
+            console.print_line(f"{document['path']}  {len(document['maps'])} maps; --json shows them")
+        elif document["output"] != last:  # a page of several images is told once
+            last = document["output"]
+            console.print_line(last)
 
 
 COMMAND = Command(
@@ -31,7 +33,8 @@ COMMAND = Command(
     examples=(
         "beit attn-map photo.jpg --model runs/mine -o attention.png",
         "beit attn-map photo.jpg --model runs/mine --point 120,80 --head all -o heads.png",
-        "beit attn-map photo.jpg --model runs/mine -o attention.html     a page to explore",
+        "beit attn-map photos/*.jpg --model runs/mine -o attention.html     a page to explore",
+        "beit attn-map photos/*.jpg --model runs/mine --layer 8 -o figure.pdf     as the paper's Figure 2",
     ),
     face=_run,
     panel="Look",

@@ -9,7 +9,15 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 
 def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
     from beitcli.engine.mask_preview import mask_preview, mask_preview_statistics
+    from beitcli.engine.run_previews import animate_previews
 
+    if config.animate:
+        animation = animate_previews(config)
+        if console.wants_json:
+            console.print_json(animation)
+        else:
+            console.print_line(f"{animation['output']}  {len(animation['steps'])} previews")
+        return
     if config.stats:
         console.print_json(mask_preview_statistics(config))
         return
@@ -37,7 +45,10 @@ COMMAND = Command(
     examples=(
         "beit mask-preview photo.jpg -o masked.png",
         "beit mask-preview photo.jpg --model runs/mine -o rebuilt.png",
-        "beit mask-preview --stats 20000 --num-masked 75",
+        "beit mask-preview photos/ --limit 6 --model runs/mine -o sheet.jpg",
+        "beit mask-preview photo.jpg --preview",
+        "beit mask-preview --stats 20000 --num-masked 75 -o masks.png",
+        "beit mask-preview --animate runs/mine -o learning.gif",
     ),
     face=_run,
     panel="Look",

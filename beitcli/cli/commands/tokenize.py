@@ -29,6 +29,8 @@ COMMAND = Command(
     examples=(
         "beit tokenize photo.jpg --tokenizer runs/tokenizer",
         "beit tokenize photos/ --tokenizer runs/tokenizer -o tokens.jsonl --reconstruct pictures/",
+        "beit tokenize photo.jpg --tokenizer runs/tokenizer --map tokens.png",
+        "beit tokenize photos/ --tokenizer runs/tokenizer --stats -o usage.png --codebook codes.png",
         "find . -name '*.jpg' -print0 | beit tokenize -0 - --tokenizer runs/tokenizer | head -3",
         "beit tokenize --decode tokens.jsonl --tokenizer runs/tokenizer -o pictures/",
     ),

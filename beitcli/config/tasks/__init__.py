@@ -32,6 +32,8 @@ class TaskDefinition:
         classifier: Key of the tensor with one row per class; a head may override it with `CLASSIFIER`.
         background: Number of rows of that tensor that are not classes.
         shards: Whether `--shard` is supported.
+        eval_options: Options to add to `beit eval RUN DATA` where it is proposed.
+        predict_options: Options to add to `beit predict RUN photo.jpg` where it is proposed.
     """
 
     name: str
@@ -45,6 +47,8 @@ class TaskDefinition:
     classifier: str = ""
     background: int = 0
     shards: bool = False
+    eval_options: tuple[str, ...] = ()
+    predict_options: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:

@@ -17,4 +17,5 @@ TASK = TaskDefinition(
     prefix="detection.",
     classifier="detection.roi_heads.box_predictor.cls_score.weight",
     background=1,
+    predict_options=("-o", "boxes/"),
 )

@@ -16,4 +16,6 @@ TASK = TaskDefinition(
     heads=HEADS,
     prefix="decode_head.",
     classifier="decode_head.conv_seg.weight",
+    eval_options=("--multi-scale", "--flip"),
+    predict_options=("-o", "masks/", "--overlay"),
 )

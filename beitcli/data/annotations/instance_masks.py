@@ -1,4 +1,4 @@
-"""Instance masks: polygons or bitmaps, rasterized for the image or for a box of the resized image.
+"""Instance masks: polygons, run lengths or bitmaps, rasterized for the image or for a box of the resized image.
 
 pycocotools fills polygons by COCO's own rule. Run-length encodings (RLE) are parsed here, because its C code trusts
 their lengths.
@@ -58,15 +58,8 @@ class Polygons:
         return merge(frPyObjects([ring.astype(np.float64).ravel().tolist() for ring in rings], height, width))
 
 
-@dataclass(frozen=True)
-class Bitmap:
-    """Mask of the whole image, (H, W) bool, packed to eight pixels per byte."""
-
-    packed: np.ndarray
-
-    @classmethod
-    def of(cls, mask: np.ndarray) -> Bitmap:
-        return cls(np.packbits(mask))
+class WholeMask:
+    """Mask that is made for the whole image, by `whole`, and cut from it."""
 
     def mask(self, size: tuple[int, int], scaled: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
         left, upper, right, lower = box
@@ -80,7 +73,34 @@ class Bitmap:
 
     def whole(self, size: tuple[int, int]) -> np.ndarray:
         """Returns the mask, (H, W) bool."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Bitmap(WholeMask):
+    """Mask of the whole image, (H, W) bool, packed to eight pixels per byte."""
+
+    packed: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Bitmap:
+        return cls(np.packbits(mask))
+
+    def whole(self, size: tuple[int, int]) -> np.ndarray:
         return np.unpackbits(self.packed, count=size[0] * size[1]).reshape(size).astype(bool)
+
+
+@dataclass(frozen=True)
+class Runs(WholeMask):
+    """Run lengths, (n,) int32, alternately outside and inside the object, down the columns.
+
+    They are kept as they are: some bytes of a file may stand for an image of megapixels.
+    """
+
+    lengths: np.ndarray
+
+    def whole(self, size: tuple[int, int]) -> np.ndarray:
+        return _laid_out(self.lengths, size)
 
 
 def encoded(mask: np.ndarray) -> Rle:
@@ -117,10 +137,7 @@ def outline_of(segmentation: Any, size: tuple[int, int], margin: float) -> Insta
     if size[0] * size[1] > MAX_PIXELS:
         raise BadImage(f"its image of {size[1]} x {size[0]} pixels has more than the {MAX_PIXELS:,} allowed")
     if isinstance(segmentation, dict):
-        try:
-            return Bitmap.of(_from_runs(segmentation, size))
-        except MemoryError:
-            raise BadImage("its segmentation is too large for the memory of this machine") from None
+        return Runs(_run_lengths(segmentation, size))
     if not isinstance(segmentation, list) or not segmentation:
         raise BadImage("it has no segmentation" if not segmentation else "its segmentation is no list of polygons")
     rings = []
@@ -140,8 +157,8 @@ def _is_place(number: Any) -> bool:
     return type(number) in (int, float) and abs(number) < 1e12
 
 
-def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Decodes RLE to (H, W) bool. Runs go down the columns, and start outside the object."""
+def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Returns the lengths of an RLE that fits the image, (n,) int32. Raises BadImage."""
     counts = segmentation.get("counts")
     if segmentation.get("size") != list(size):
         raise BadImage(f"its segmentation is of another size than the image of {size[1]} x {size[0]} pixels")
@@ -153,10 +170,10 @@ def _from_runs(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarra
         raise BadImage("its segmentation holds no runs of pixels")
     if sum(lengths) != most:
         raise BadImage(f"its segmentation has runs of {sum(lengths)} pixels, the image {most}")
-    return _laid_out(lengths, size)
+    return np.array(lengths, np.int32)
 
 
-def _laid_out(lengths: list[int], size: tuple[int, int]) -> np.ndarray:
+def _laid_out(lengths: list[int] | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Converts alternating runs, outside and inside the object, to (H, W) bool."""
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(size[::-1]).T

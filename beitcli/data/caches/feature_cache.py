@@ -26,6 +26,7 @@ import numpy as np
 
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.regular_files import open_regular, read_regular
+from beitcli.runtime.storage.safe_json import parse_json
 
 Bad = tuple[int, str, str]
 _ABOUT = "about.json"
@@ -97,15 +98,29 @@ def load_features(parent: Path, about: Mapping[str, Any], layers: Sequence[int])
     folder = features_folder(parent, about)
     names = ["labels.npy", "rows.npy", *map(layer_file, layers)]
     try:
-        document = json.loads(read_regular(folder / _ABOUT))
+        document = parse_json(read_regular(folder / _ABOUT))
         if document["about"] != dict(about) or any(document["crc32"][name] != _crc(folder / name) for name in names):
             return None
         arrays = {layer: np.load(folder / layer_file(layer), mmap_mode="r") for layer in layers}
         labels, rows = np.load(folder / "labels.npy"), np.load(folder / "rows.npy")
         bad = [(int(index), str(path), str(reason)) for index, path, reason in document["bad"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # numpy raises nearly any type for a damaged array, from EOFError to zipfile's
         return None
-    return Features(arrays, labels, rows, bad)
+    features = Features(arrays, labels, rows, bad)
+    return features if _fit_together(features) else None
+
+
+def _fit_together(features: Features) -> bool:
+    """Whether the arrays are of the same images; a checksum is no proof of who wrote them."""
+    labels, rows = features.labels, features.rows
+    if not all(isinstance(each, np.ndarray) for each in (labels, rows, *features.layers.values())):
+        return False
+    if any(each.dtype != np.int64 or each.ndim != 1 for each in (labels, rows)):
+        return False
+    ascends = bool((np.diff(rows) > 0).all()) and (not len(rows) or (rows[0] >= 0 and rows[-1] < len(labels)))
+    return ascends and all(
+        each.dtype == np.float32 and each.ndim == 2 and len(each) == len(labels) for each in features.layers.values()
+    )
 
 
 def _crc(path: Path) -> int:

@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 
 from beitcli.data.decoding import netpbm, png, tiff
-from beitcli.data.decoding.tiff import WHITE_IS_ZERO
 from beitcli.errors import BadImage
 
 
@@ -21,11 +20,6 @@ def refuse_as_mask(image: Image.Image, data: bytes) -> None:
         raise BadImage(f"a {lossy} as mask: its compression changes class indices", "Store masks as PNG.")
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadImage(f"a mask in mode {image.mode}, not class indices in gray or palette", "Store masks as PNG.")
-    if image.mode == "1" and (image.format == "PPM" or image.info.get(WHITE_IS_ZERO)):
-        what = "PBM" if image.format == "PPM" else "TIFF whose white is zero"
-        raise BadImage(
-            f"a one-bit {what} as mask: its 1 is black, which some programs read as 0", "Store masks as PNG."
-        )
 
 
 def _is_irreversible(data: bytes) -> bool:
@@ -36,6 +30,9 @@ def _is_irreversible(data: bytes) -> bool:
 
 def stored_indices(image: Image.Image, data: bytes) -> np.ndarray:
     """Returns (H, W) integers as the file stores them: gray values or palette indices; loads the image."""
+    if image.format == "PPM" and image.mode == "1":  # Pillow's True is white, which a PBM stores as 0
+        image.load()
+        return ~np.asarray(image)
     if image.format == "PPM":
         return netpbm.stored_gray(image, data)
     image.load()

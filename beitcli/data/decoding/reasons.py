@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from beitcli.data.decoding import heif
 from beitcli.data.decoding.tiff import unread_layout
 
 _BEGINNINGS = (
@@ -41,8 +42,10 @@ def unidentified(data: bytes, formats: Sequence[str]) -> str:
     for beginning, kind in _IMAGE_BEGINNINGS:
         if data.startswith(beginning):
             return f"damaged: it begins like {kind}, but its header cannot be read"
+    if heif.is_heif(data):
+        return "damaged: it begins like HEIC, but its header cannot be read"
     if data[4:8] == b"ftyp":
-        return "not an image that Pillow reads here (it begins like HEIC, AVIF or MP4)"
+        return "not an image that Pillow reads here (it begins like AVIF or MP4)"
     head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):

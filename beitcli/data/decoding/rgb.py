@@ -5,23 +5,29 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageChops
 
+from beitcli.config.intensity import FULL, IntensityRange
 from beitcli.data.decoding import png, tiff
 from beitcli.data.decoding.gray import gray_to_uint8
 from beitcli.data.decoding.tiff import WHITE_IS_ZERO
 
 
-def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """Converts a loaded image to 8-bit RGB over white; `data` is its file."""
+def to_rgb(image: Image.Image, data: bytes, intensity: IntensityRange = FULL) -> Image.Image:
+    """Converts a loaded image to 8-bit RGB over white.
+
+    Args:
+        data: Its file.
+        intensity: Of gray numbers of more than 8 bits.
+    """
     if image.format == "TIFF":
-        image = _tiff_as_black_is_zero(image)
+        image = _tiff_as_black_is_zero(image, intensity)
     transparent = png.transparent_pixels(image, data) if image.format == "PNG" else None
     if transparent is not None:
         image.info.pop("transparency")
-        rgb = np.array(to_rgb(image, data))
+        rgb = np.array(to_rgb(image, data, intensity))
         rgb[transparent] = 255
         return Image.fromarray(rgb)
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(gray_to_uint8(np.asarray(image))).convert("RGB")
+        return Image.fromarray(gray_to_uint8(np.asarray(image), intensity=intensity)).convert("RGB")
     if image.mode == "La":  # gray times alpha, and alpha
         gray, alpha = np.moveaxis(np.asarray(image).astype(int), 2, 0)
         return Image.fromarray(np.minimum(gray + 255 - alpha, 255).astype(np.uint8)).convert("RGB")
@@ -32,13 +38,21 @@ def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def _tiff_as_black_is_zero(image: Image.Image) -> Image.Image:
+def deep_gray(image: Image.Image) -> np.ndarray | None:
+    """Returns the (H, W) numbers of a loaded gray image of more than 8 bits, as stored; None for other images."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return None
+    return tiff.stored_gray(image, *tiff.sample_type(image)) if image.format == "TIFF" else np.asarray(image)
+
+
+def _tiff_as_black_is_zero(image: Image.Image, intensity: IntensityRange) -> Image.Image:
     """Converts what is gray in a loaded TIFF to 8 bits in which black is zero; other images stay."""
     bits, kind = tiff.sample_type(image)
     is_white_zero = image.info.get(WHITE_IS_ZERO)
     if image.mode in ("I", "F") or image.mode.startswith("I;") or (image.mode == "L" and kind == 2):
         values = tiff.stored_gray(image, bits, kind)
-        image = Image.fromarray(gray_to_uint8(values, {8: 255, 12: 4095}.get(bits, 65535)))
+        top = {8: 255, 12: 4095}.get(bits, 65535)
+        image = Image.fromarray(gray_to_uint8(values, top, intensity if bits > 8 else FULL))
     if not is_white_zero:
         return image
     gray, *alpha = (image.convert("L") if image.mode == "1" else image).split()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from beitcli.config.intensity import FULL, IntensityRange
 from beitcli.data.decode import decode_pixels, decode_rgb
 
 # What, number done, total (0 if unknown), unit. With an empty unit: a remark, reported once.
@@ -40,6 +41,7 @@ class Source(ABC):
         name: The DATA reference.
         classes: Class names in label order; None if the data has no labels.
         label_names: Names of the numbers of `label_vector`; None if the data has none.
+        intensity: Range of gray of more than 8 bits; set by `use_intensity`.
         splits: Canonical names (train, validation, test) of all splits of the data, if this is one of them; else empty.
     """
 
@@ -47,6 +49,7 @@ class Source(ABC):
     classes: tuple[str, ...] | None = None
     label_names: tuple[str, ...] | None = None
     splits: frozenset[str] = frozenset()
+    intensity: IntensityRange = FULL
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -61,12 +64,12 @@ class Source(ABC):
 
     def image(self, index: int) -> Image.Image:
         """Returns the decoded RGB image, upright. Raises BadImage."""
-        return decode_rgb(self.read(index))
+        return decode_rgb(self.read(index), self.intensity)
 
     def pixels(self, index: int) -> np.ndarray:
         """Returns `image` as (H, W, 3) uint8, decoded faster if it is stored as a file. Raises BadImage."""
         if type(self).image is Source.image:
-            return decode_pixels(self.read(index))
+            return decode_pixels(self.read(index), self.intensity)
         return np.array(self.image(index))
 
     def label(self, index: int) -> int | None:
@@ -76,6 +79,32 @@ class Source(ABC):
     def label_vector(self, index: int) -> np.ndarray | None:
         """Returns (L,) float32, a number for each of `label_names`, or None."""
         return None
+
+    def label_vectors(self) -> np.ndarray:
+        """Returns (n, L) float32, the `label_vector` of every image; for data that has `label_names`."""
+        return np.stack([np.asarray(self.label_vector(index), dtype=np.float32) for index in range(len(self))])
+
+    def stored_bytes(self, index: int) -> int | None:
+        """Returns the size of the encoded file, if it is known without reading it; else None."""
+        return None
+
+    def inner(self) -> tuple[Source, ...]:
+        """Returns the sources whose images it passes on; empty if it reads the images itself."""
+        return ()
+
+    def leaves(self) -> Iterator[Source]:
+        """Yields the sources that read the images themselves: this one, or those within it."""
+        inner = self.inner()
+        for each in inner:
+            yield from each.leaves()
+        if not inner:
+            yield self
+
+    def use_intensity(self, intensity: IntensityRange) -> None:
+        """Sets the range of gray of more than 8 bits, in the sources within this one too."""
+        self.intensity = intensity
+        for each in self.inner():
+            each.use_intensity(intensity)
 
     def global_index(self, index: int) -> int:
         """Returns the index of the image in the whole DATA, also for a subset; it keys the random numbers."""

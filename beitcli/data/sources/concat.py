@@ -56,6 +56,13 @@ class Concat(Source):
         number, inner = self.locate(index)
         return self.sources[number].read(inner)
 
+    def stored_bytes(self, index: int) -> int | None:
+        number, inner = self.locate(index)
+        return self.sources[number].stored_bytes(inner)
+
+    def inner(self) -> tuple[Source, ...]:
+        return self.sources
+
     def image(self, index: int) -> Image.Image:
         number, inner = self.locate(index)
         return self.sources[number].image(inner)
@@ -90,6 +97,9 @@ class Concat(Source):
     def label_vector(self, index: int) -> np.ndarray | None:
         number, inner = self.locate(index)
         return None if self.label_names is None else self.sources[number].label_vector(inner)
+
+    def label_vectors(self) -> np.ndarray:
+        return np.concatenate([source.label_vectors() for source in self.sources])
 
 
 def _pieces(length: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from beitcli import __version__
+from beitcli.config.intensity import FULL
 from beitcli.data.sources.base import Source
 
 
@@ -20,6 +21,8 @@ def contents_stamp(source: Source) -> str:
     The package version is included, for images without files (`sample`).
     """
     digest = hashlib.sha256(f"{source.fingerprint()} {__version__}\n".encode())
+    if source.intensity != FULL:
+        digest.update(f"{source.intensity}\n".encode())
     known: dict[str, bytes] = {}
     for index in range(len(source)):
         path = source.path(index)

@@ -104,6 +104,12 @@ class DetectionSource(Source):
     def read(self, index: int) -> bytes:
         return self.images.read(index)
 
+    def stored_bytes(self, index: int) -> int | None:
+        return self.images.stored_bytes(index)
+
+    def inner(self) -> tuple[Source, ...]:
+        return (self.images,)
+
     def image(self, index: int) -> Image.Image:
         return self.images.image(index)
 
@@ -169,6 +175,7 @@ def open_detection(
         DataError: Data, annotations or the split are missing, annotations are damaged, or categories differ.
     """
     request = replace(request or Request(), **changes)
+    request.refuse_pages(" ".join(references))
     sources: list[DetectionSource] = []
     for reference in references:
         if reference == "sample":
@@ -180,7 +187,9 @@ def open_detection(
             raise DataError(f"'{reference}' has no boxes.", _LAYOUT)
         else:
             raise DataError(f"'{reference}' does not exist.", _LAYOUT)
-    return sources[0] if len(sources) == 1 else _joined(sources)
+    source = sources[0] if len(sources) == 1 else _joined(sources)
+    request.set_intensity(source)
+    return source
 
 
 def _of_folder(root: str, outlines: bool, request: Request) -> DetectionSource:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from beitcli.data.decoding import heif
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.storage.regular_files import open_regular
 
-EXTENSIONS = (  # of the formats that are decoded; the same on every machine, so that DATA has the same images on all
+EXTENSIONS: tuple[str, ...] = (  # of the formats that are decoded; without HEIC the same on every machine
     *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "webp", "bmp", "gif", "tif", "tiff", "avif", "avifs"),
     *("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "ppm", "pgm", "pbm", "pnm", "pfm"),
 )
+if heif.is_installed():
+    EXTENSIONS = (*EXTENSIONS, *heif.ENDINGS)
 _IMAGE = re.compile(rb"\.(?:" + "|".join(EXTENSIONS).encode() + rb")\Z", re.IGNORECASE)
 MAX_IMAGE_BYTES = 2_147_483_648  # the largest image that is decoded takes 1.4 GB as 16-bit RGBA
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(r"-?[0-9]{1,1000}")  # Python itself converts 4,300 digits at most
 
 
 def is_image_name(name: bytes) -> bool:
@@ -95,6 +99,13 @@ class Labeller:
         return number_classes(*self.codes())
 
 
+def look_alikes(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns pairs of names that differ in case, white space or Unicode form only, as of files from another system."""
+    first: dict[str, str] = {}
+    forms = [(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), name) for name in names]
+    return [(first[form], name) for form, name in forms if first.setdefault(form, name) != name]
+
+
 def number_classes(names: Sequence[str], codes: np.ndarray) -> tuple[tuple[str, ...] | None, np.ndarray]:
     """Numbers the classes that occur.
 
@@ -153,6 +164,14 @@ def read_file(path: str | bytes) -> bytes:
         raise BadImage("a folder, not a file") from None
     except (OSError, ValueError) as error:
         raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def file_size(path: str | bytes) -> int | None:
+    """Returns the size of a file in bytes; None if there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
 
 
 def require_readable(size: int) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
+from beitcli.config.intensity import FULL, IntensityRange, parse_intensity
 from beitcli.data.sources.base import OnProgress, Source
+from beitcli.errors import UsageError
 
 Role = Literal["train", "eval"]
 
@@ -25,6 +27,9 @@ class Request:
         stdin: Stream from which `-` reads paths; None for the process's stdin.
         nul_separated: `-0`: paths on stdin end in NUL instead of newline.
         on_progress: Receives the progress of indexing and downloads, and remarks such as unused splits.
+        pages: Which pages of a TIFF are images.
+        intensity: Range of gray of more than 8 bits.
+        tells_splits: Whether splits that are not read are among the remarks.
     """
 
     name: str = ""
@@ -36,11 +41,34 @@ class Request:
     stdin: BinaryIO | None = None
     nul_separated: bool = False
     on_progress: OnProgress | None = None
+    tells_splits: bool = True
+    pages: Literal["first", "all"] = "first"
+    intensity: IntensityRange = FULL
 
     @classmethod
     def of(cls, config: Any, **others: Any) -> Request:
-        """Builds a request with `--split` and `-0` from a command's config, if it has them."""
-        return cls(split=getattr(config, "split", None), nul_separated=getattr(config, "nul", False), **others)
+        """Builds a request with `--split`, `-0`, `--pages` and `--intensity-range` of a config, if it has them."""
+        return cls(
+            split=getattr(config, "split", None),
+            nul_separated=getattr(config, "nul", False),
+            pages=getattr(config, "pages", "first"),
+            intensity=parse_intensity(getattr(config, "intensity_range", None)),
+            **others,
+        )
+
+    def refuse_pages(self, name: str) -> None:
+        """Raises UsageError if all pages are asked for of data whose annotations belong to files."""
+        if self.pages == "all":
+            raise UsageError(
+                f"--pages all does not go with masks or boxes, as those of '{name}' belong to files.",
+                "Leave it out, or save each page as a file.",
+            )
+
+    def set_intensity(self, source: Source) -> None:
+        """Sets the range of gray of more than 8 bits in an opened source, and tells one that was chosen."""
+        if self.intensity != FULL:
+            source.use_intensity(self.intensity)
+            self.say(f"Gray of more than 8 bits is scaled {self.intensity.words}.")
 
     def say(self, remark: str) -> None:
         """Reports a remark of one line."""

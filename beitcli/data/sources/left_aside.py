@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from beitcli.data.decoding import heif
 from beitcli.data.sources.files import PackedNames
 
 _ENDING = re.compile(rb"[^./\\](\.[a-z0-9_+-]{1,12})\Z", re.IGNORECASE)
@@ -41,7 +42,14 @@ class LeftAside:
 
     def remark(self, name: str) -> str:
         """Returns one line that says what of DATA `name` is not read; empty if that is nothing."""
-        return f"'{name}': not read are {text}." if (text := self.text()) else ""
+        if not (text := self.text()):
+            return ""
+        return f"'{name}': not read are {text}." + (f" {heif.WAY_OUT}" if self.has_heif else "")
+
+    @property
+    def has_heif(self) -> bool:
+        """Whether there are files that would be images if a library were installed."""
+        return any(self.counts[f".{ending}"] for ending in heif.ENDINGS)
 
     def text(self) -> str:
         """Returns a list such as `4 .heic, 2 .txt and 1 link to a folder`, the most frequent endings first."""

@@ -55,9 +55,9 @@ class MemorySource(Source):
     def image(self, index: int) -> Image.Image:
         image = self._images[index]
         if isinstance(image, str):
-            return decode_rgb(read_file(image))
+            return decode_rgb(read_file(image), self.intensity)
         if isinstance(image, Image.Image):
-            return to_rgb(ImageOps.exif_transpose(image.copy()), b"")
+            return to_rgb(ImageOps.exif_transpose(image.copy()), b"", self.intensity)
         return Image.fromarray(_pixels(image))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from beitcli.config.data_formats import DATA_FORMATS, data_formats, is_word
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
-from beitcli.data.sources.files import sibling_names
+from beitcli.data.sources.files import look_alikes, sibling_names
 from beitcli.data.sources.format import Format, Request
+from beitcli.data.sources.pages import PagesSource
 from beitcli.data.sources.splits import files_of_split
 from beitcli.errors import DataError, UsageError
 
@@ -49,8 +50,14 @@ def open_data(references: Sequence[str], request: Request | None = None, **chang
     for kind, group in itertools.groupby(found, key=lambda pair: pair[0]):
         sources.extend(_open([path for _, path in group], kind, request))
     source = sources[0] if len(sources) == 1 else Concat(sources)
+    if request.pages == "all":
+        source = PagesSource(source, request.on_progress)
+    request.set_intensity(source)
     if request.labelled:
         _require_classes(source, sources, least=2 if request.role == "train" else 1)
+        if alike := look_alikes(source.classes or ()):
+            pairs = ", ".join(f"{first!a} and {second!a}" for first, second in alike[:3])
+            request.say(f"'{name}': {pairs} are classes apart; they differ in case, spaces or Unicode form only.")
     return source
 
 

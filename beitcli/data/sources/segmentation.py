@@ -64,6 +64,12 @@ class SegmentationSource(Source):
     def read(self, index: int) -> bytes:
         return self.images.read(index)
 
+    def stored_bytes(self, index: int) -> int | None:
+        return self.images.stored_bytes(index)
+
+    def inner(self) -> tuple[Source, ...]:
+        return (self.images,)
+
     def image(self, index: int) -> Image.Image:
         return self.images.image(index)
 
@@ -175,6 +181,7 @@ def open_segmentation(
         DataError: Data, masks or the split are missing.
     """
     request = replace(request or Request(), **changes)
+    request.refuse_pages(" ".join(references))
     sources: list[SegmentationSource] = []
     for reference in references:
         if reference == "sample":
@@ -186,7 +193,9 @@ def open_segmentation(
             raise DataError(f"'{reference}' has no masks.", _LAYOUT)
         else:
             raise DataError(f"'{reference}' does not exist.", _LAYOUT)
-    return sources[0] if len(sources) == 1 else _joined(sources)
+    source = sources[0] if len(sources) == 1 else _joined(sources)
+    request.set_intensity(source)
+    return source
 
 
 def _folders(root: str, request: Request) -> tuple[list[Folders], frozenset[str]]:

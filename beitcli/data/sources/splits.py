@@ -134,7 +134,7 @@ def report_unused_splits(
 ) -> None:
     """Reports the splits that are not read, and what is in none."""
     unused = " and ".join(sorted(set(there) - set(chosen)))
-    if unused or outside:
+    if (unused or outside) and request.tells_splits:
         reading = f"reading split {' and '.join(chosen)}" + (f", not {unused}" if unused else "")
         beside = f" In no split and not read: {outside}." if outside else ""
         request.say(f"'{name}': {reading}.{beside} --split reads another.")

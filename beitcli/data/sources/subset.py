@@ -27,6 +27,7 @@ class Subset(Source):
         self.indices = indices
         self.name = source.name
         self.classes, self.splits, self.label_names = source.classes, source.splits, source.label_names
+        self.intensity = source.intensity
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -43,6 +44,12 @@ class Subset(Source):
 
     def read(self, index: int) -> bytes:
         return self.source.read(self.locate(index))
+
+    def stored_bytes(self, index: int) -> int | None:
+        return self.source.stored_bytes(self.locate(index))
+
+    def inner(self) -> tuple[Source, ...]:
+        return (self.source,)
 
     def image(self, index: int) -> Image.Image:
         return self.source.image(self.locate(index))
@@ -66,3 +73,6 @@ class Subset(Source):
 
     def label_vector(self, index: int) -> np.ndarray | None:
         return self.source.label_vector(self.locate(index))
+
+    def label_vectors(self) -> np.ndarray:
+        return self.source.label_vectors()[self.indices]

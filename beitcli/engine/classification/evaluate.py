@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from timm.data import ImageNetInfo
 
@@ -52,12 +53,15 @@ class Scores:
     Attributes:
         images: Number of images that were read.
         bad: (index, path, reason) of images that could not be read.
+        records: (n, 4) float64, a row an image in their order: its index, its class, the predicted class, and the
+            probability of that one.
     """
 
     images: int
     bad: list[tuple[int, str, str]]
     top1: float
     top5: float
+    records: np.ndarray
 
 
 def evaluate(
@@ -127,6 +131,7 @@ def score(
     device, world = batching.compute.device, batching.compute.world
     right1 = right5 = seen = 0
     bad: list[tuple[int, str, str]] = []
+    mine: list[np.ndarray] = []
     column = torch.tensor(columns, device=device)
     for batch, logits in classify(model, source, transform, batching):
         bad += batch.bad
@@ -138,9 +143,14 @@ def score(
         right1 += int(hits[:, 0].sum())
         right5 += int(hits.any(dim=1).sum())
         seen += len(batch)
+        likely = logits.softmax(dim=1).gather(1, best[:, :1])
+        facts = torch.cat((wanted.float(), best[:, :1].float(), likely), dim=1).cpu().numpy()
+        mine.append(np.column_stack((np.array(batch.indices, dtype=np.float64), facts)))
         done = min(len(source), seen * world.size)
         batching.on_event(Progress("eval", done, len(source), "image", {"top1": right1 / seen}))
-    parts = world.gather((seen, right1, right5, bad))
+    parts = world.gather((seen, right1, right5, bad, mine))
     seen, right1, right5 = (sum(part[number] for part in parts) for number in range(3))
     bad = sorted(record for part in parts for record in part[3])
-    return Scores(seen, bad, right1 / max(1, seen), right5 / max(1, seen))
+    records = np.concatenate([np.empty((0, 4)), *(each for part in parts for each in part[4])])
+    records = records[np.argsort(records[:, 0], kind="stable")]
+    return Scores(seen, bad, right1 / max(1, seen), right5 / max(1, seen), records)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from beitcli.config.architecture import Architecture
 from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.intensity import parse_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
@@ -52,14 +53,14 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     if not multi_label:
         require_pairs(config, compute.world.size)
     begun = open_finetuning(config, compute, on_event, takes_timm=True)
-    init, world, on_event = begun.init, begun.compute.world, begun.on_event
+    config, init, world, on_event = begun.config, begun.init, begun.compute.world, begun.on_event
     size = init.size
     source = open_images(config, labelled=not multi_label, size=max(size), on_event=on_event, world=world)
     if multi_label:
         vector_columns(source, source.label_names or (), binary=True)
     held, measured_on = _validation(config, source, max(size), on_event, world)
     classes = (source.label_names if multi_label else source.classes) or ()
-    data = FinetuneData(held.training, held.measured, classes, held.bad, measured_on)
+    data = FinetuneData(held.training, held.measured, classes, held.bad, measured_on, is_apart=held.is_apart)
     if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
         own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
@@ -143,6 +144,8 @@ def _validation(
         labelled=labelled,
         vectors=not labelled,
         sample_size=size,
+        pages=config.pages,
+        intensity=parse_intensity(config.intensity_range),
         on_progress=openings(on_event),
     )
     val = world.rank_zero_first(lambda: open_data(references, request))

@@ -131,12 +131,12 @@ def vector_columns(source: Source, classes: Sequence[str], *, binary: bool) -> l
 
 def require_binary(source: Source) -> None:
     """Raises DataError, with the value, where a number of the table is neither 0 nor 1."""
-    for index in range(len(source)):
-        vector = source.label_vector(index)
-        if vector is not None and not np.isin(vector, (0, 1)).all():
-            place = int((~np.isin(vector, (0, 1))).argmax())
-            name = (source.label_names or ())[place]
-            raise DataError(f"'{source.path(index)}' has {vector[place]:g} for {name}; labels are 0 or 1.", TABLE_HINT)
+    vectors = source.label_vectors()
+    wrong = (vectors != 0) & (vectors != 1)
+    if wrong.any():
+        index, place = divmod(int(wrong.argmax()), wrong.shape[1])
+        name, value = (source.label_names or ())[place], vectors[index, place]
+        raise DataError(f"'{source.path(index)}' has {value:g} for {name}; labels are 0 or 1.", TABLE_HINT)
 
 
 @torch.no_grad()

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import torch
+from PIL import Image
 
 from beitcli.config.predict import PredictConfig
 from beitcli.config.problem import Problem
 from beitcli.data.sources.base import Source
 from beitcli.engine.classification.evaluate import class_names
 from beitcli.engine.classification.inference import classify
-from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import ImageClassifier
+from beitcli.pictures.canvas import Panel
 from beitcli.runtime.compute.device import Compute, choose_workers
 
 
@@ -56,10 +58,11 @@ def predictions(
     """Yields the documents of `predict` for opened images, from the checkpoint's model on its device."""
     classes = class_names(checkpoint)
 
-    def said(logits: torch.Tensor) -> Iterator[dict[str, Any]]:
+    def said(indices: Sequence[int], logits: torch.Tensor) -> Iterator[dict[str, Any]]:
         scores = _scores(logits, checkpoint.problem)
         best, columns = scores.topk(min(config.top, len(classes)), dim=1)
-        for row, values, places in zip(scores.tolist(), best.tolist(), columns.tolist(), strict=True):
+        rows = zip(indices, scores.tolist(), best.tolist(), columns.tolist(), strict=True)
+        for index, row, values, places in rows:
             top = [[classes[place], value] for place, value in zip(places, values, strict=True)]
             if checkpoint.problem == "regression":
                 top = [list(pair) for pair in zip(classes, row, strict=True)]
@@ -67,11 +70,16 @@ def predictions(
             if checkpoint.problem == "multi-label":
                 chosen = sorted(zip(classes, row, strict=True), key=lambda pair: -pair[1])
                 document["labels"] = [[name, value] for name, value in chosen if value >= config.score_threshold]
+            if config.preview:
+                shown = tuple(f"{name} {value:.3g}" for name, value in top[:3])
+                on_event(Drawn([Panel(Image.fromarray(source.pixels(index)), source.path(index), shown)]))
             yield document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
     batches = classify(model, source, preprocessing(checkpoint, model), batching)
-    yield from documents(source, ((batch, said(logits) if len(batch) else ()) for batch, logits in batches), on_event)
+    yield from documents(
+        source, ((batch, said(batch.indices, logits) if len(batch) else ()) for batch, logits in batches), on_event
+    )
 
 
 def _scores(logits: torch.Tensor, problem: Problem) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.loss import SoftTargetCrossEntropy
@@ -21,6 +22,7 @@ from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.classification.evaluate import class_columns, score
 from beitcli.engine.classification.label_vectors import label_metrics, score_vectors, vector_columns
 from beitcli.engine.classification.mixing import GroupedMixup
+from beitcli.engine.trainer.details import classification_details
 from beitcli.engine.trainer.finetuning import FinetunedTask, size
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.models.checkpoints.build import Preprocessing
@@ -83,6 +85,7 @@ class FinetuneTask(FinetunedTask):
     model: ImageClassifier
     averaged: ImageClassifier | None
     crop = RELEASED_CROP  # set by `finetune`
+    records: np.ndarray | None = None  # of the last evaluation
 
     @property
     def multi_label(self) -> bool:
@@ -133,7 +136,11 @@ class FinetuneTask(FinetunedTask):
             return {**label_metrics(found.logits, found.targets), "images": len(found.logits)}
         scores = score(self.measured, self.val, self.columns, transform, self.batching(_AT_ONCE, check_stop))
         self.refuse_bad(scores.bad)
+        self.records = scores.records
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
+
+    def details(self) -> dict[str, Any] | None:
+        return None if self.records is None else classification_details(self.classes, self.records, self.val)
 
     def own_config(self) -> dict[str, Any]:
         problem = {"problem": self.config.problem} if self.multi_label else {}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import DetectionSource, open_detection
-from beitcli.data.sources.format import Request, Role
+from beitcli.data.sources.format import Request
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import hold_out_annotated, validation_data
@@ -44,33 +44,32 @@ def open_detection_data(
     Raises:
         DataError: Too many unusable images, no box in any of them, or categories that differ.
     """
-    source = _opened(config.data, config.split, "train", outlines, size, on_event)
+    request = Request.of(config, role="train", sample_size=size, on_progress=openings(on_event))
+    source = _opened(config.data, request, outlines, on_event)
     bad = _left_out(source, config.max_bad)
     classes = known or source.names
     training = source.renamed(classes)
     if config.limit is not None and config.limit < len(training):
         training = training.subset(np.sort(select_limit(training, config.limit, config.seed)))
     own = validation_data(config, source)
+    is_apart = True
     if own is not None:
         references, split, on = own
-        measured = _opened(references, split, "eval", outlines, size, on_event)
+        measured = _opened(references, replace(request, split=split, role="eval"), outlines, on_event)
         left_out = _left_out(measured, config.max_bad)
         if left_out:
             first = f"{left_out[0][1]}: {left_out[0][2]}"
             on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
         measured = measured.renamed(classes)
     else:
-        training, measured, on = hold_out_annotated(training, training.subset, config.seed)
+        training, measured, on, is_apart = hold_out_annotated(training, training.subset, config.seed)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
     _require_boxes(boxes, training, on_event)
     on_event(_table(boxes, images, len(training), classes))
-    return DetectionData(training, measured, classes, tuple(bad), on, most)
+    return DetectionData(training, measured, classes, tuple(bad), on, most, is_apart=is_apart)
 
 
-def _opened(
-    references: Sequence[str], split: str | None, role: Role, outlines: bool, size: int, on_event: OnEvent
-) -> DetectionSource:
-    request = Request(split=split, role=role, sample_size=size, on_progress=openings(on_event))
+def _opened(references: Sequence[str], request: Request, outlines: bool, on_event: OnEvent) -> DetectionSource:
     source = open_detection(references, request, outlines=outlines)
     on_event(Note(f"Data: {len(source):,} images with annotations of '{source.name}', {len(source.names)} classes"))
     return source

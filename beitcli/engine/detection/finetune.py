@@ -38,7 +38,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport
     """Finetunes a detector and returns the report; with `dry_run`, returns the plan as a dict instead."""
     require_pycocotools()
     begun = open_finetuning(config, join_compute(config), on_event, takes_timm=True)
-    init = begun.init
+    config, init = begun.config, begun.init
     outlines = HEADS.load(config.head or TASK.default_head).predicts_masks
     data = begun.compute.world.rank_zero_first(
         lambda: open_detection_data(config, init.classes, outlines, max(init.size), begun.on_event)
@@ -80,7 +80,6 @@ def _card(report: DetectReport, task: DetectionTask) -> FinetunedCard:
             **({"AP of masks": shown(report.mask_ap)} if task.model.detection.predicts_masks else {}),
         },
         by_class={f"AP, {name}": shown(value) for name, value in report.ap_of_class.items()},
-        predict_options=("-o", "boxes/"),
     )
 
 

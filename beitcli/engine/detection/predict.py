@@ -15,16 +15,18 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.detection import DetectionEvalTransform
 from beitcli.engine.detection.inference import detect
 from beitcli.engine.detection.metrics import Detections, require_pycocotools
-from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.timm_dense import AnyDetector
 from beitcli.pictures.boxes import draw_bounding_boxes, draw_segmentation_masks
+from beitcli.pictures.canvas import Panel
 from beitcli.runtime.compute.device import Compute, choose_workers
 
 
@@ -65,25 +67,31 @@ def predictions(
         require_pycocotools()
     names, size = checkpoint.classes, model.architecture.image_size
     outputs: list[Path] = []
+    log: UnfinishedOutputs | None = None
     if config.output is not None:
         placed = OutputNames(Path(config.output), ".png")
         outputs = [placed.path(source.path(index)) for index in range(len(source))]
-        inputs = ProtectedInputs(config, source)
-        require_writable_outputs(outputs, f"-o '{config.output}'", inputs, overwrite=config.overwrite)
+        inputs, log = ProtectedInputs(config, source), UnfinishedOutputs(Path(config.output), config)
+        require_writable_outputs(outputs, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=log.holds)
         make_folder(Path(config.output))
     transform = DetectionEvalTransform(size=size, mean=checkpoint.normalization[0])
 
     def said(index: int, objects: Detections) -> dict[str, Any]:
         sure = _above(objects, config.score_threshold)
         document: dict[str, Any] = {"detections": _told(sure, names)}
-        if outputs:
-            OutputFile(outputs[index]).save_png(_drawn(source.pixels(index), sure, names))
+        drawn = _drawn(source.pixels(index), sure, names) if outputs or config.preview else None
+        if drawn is not None and outputs:
+            OutputFile(outputs[index], log=log).save_png(drawn)
             document["output"] = str(outputs[index])
+        if drawn is not None and config.preview:
+            shown = [f"{each['label']} {each['score']:.0%}" for each in document["detections"]]
+            on_event(Drawn([Panel(drawn, source.path(index), (", ".join(shown) or "nothing",))]))
         return document
 
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
     batches = detect(model, source, transform, checkpoint.normalization, batching)
-    yield from documents(source, ((batch, map(said, batch.indices, objects)) for batch, objects in batches), on_event)
+    told = ((batch, map(said, batch.indices, objects)) for batch, objects in batches)
+    yield from documents(source, told, on_event, log.end if log is not None else None)
 
 
 def _above(found: Detections, threshold: float) -> Detections:

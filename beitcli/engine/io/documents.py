@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from beitcli.data.loading.batches import Batch
@@ -12,12 +12,16 @@ from beitcli.errors import DataError
 
 
 def documents(
-    source: Source, batches: Iterable[tuple[Batch, Iterable[dict[str, Any]]]], on_event: OnEvent
+    source: Source,
+    batches: Iterable[tuple[Batch, Iterable[dict[str, Any]]]],
+    on_event: OnEvent,
+    at_end: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"path"}` with the prediction of the image, or `{"path", "error"}`.
 
     Args:
         batches: In order, each with the predictions of its readable images.
+        at_end: Called after the last image.
 
     Raises:
         DataError: After the last image, where some could not be read.
@@ -31,5 +35,7 @@ def documents(
             yield told[index]
         done += len(told)
         on_event(Progress("predict", done, len(source), "image"))
+    if at_end is not None:
+        at_end()
     if bad:
         raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")

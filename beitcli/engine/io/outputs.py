@@ -9,22 +9,29 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
 from beitcli.data.sources.base import Source
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.errors import ReaderGone, StorageError, UsageError
 from beitcli.runtime.storage.own_files import atomic_write
 
 if TYPE_CHECKING:
     import torch
 
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # Pillow's format and settings by suffix; the first is the default
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    ".webp": ("WEBP", {"quality": 92}),
+}
 _STEM_BYTES = 180  # a name may have 255; a number, a suffix and the PID follow
 
 
@@ -67,10 +74,12 @@ class OutputFile:
     Attributes:
         is_named: Whether the user gave its name. Then a link is followed, and a pipe or device is written into; in a
             folder of outputs whatever has its name is replaced, as a link in it may be a stranger's.
+        log: Where it is noted once it is written.
     """
 
     path: Path
     is_named: bool = False
+    log: UnfinishedOutputs | None = None
 
     def write(self, write: Callable[[BinaryIO], object]) -> None:
         """Writes the file, whole or not at all. Raises StorageError."""
@@ -78,17 +87,34 @@ class OutputFile:
             write_output(self.path, write)
         else:
             _replace(self.path, self.path, write)
+        if self.log is not None:
+            self.log.wrote(self.path)
 
     def save_png(self, image: Image.Image) -> None:
         self.write(lambda file: image.save(file, format="PNG"))
 
+    def save_picture(self, image: Image.Image) -> None:
+        """Writes it in the format of PICTURES that the name ends in; a pipe of another name gets PNG."""
+        format, settings = PICTURES.get(self.path.suffix.lower(), PICTURES[".png"])
+        self.write(lambda file: image.save(file, format=format, **settings))
+
 
 def output_files(
-    output: str, source: Source, formats: tuple[str, ...], inputs: ProtectedInputs, *, overwrite: bool
+    output: str,
+    source: Source,
+    formats: tuple[str, ...],
+    inputs: ProtectedInputs,
+    *,
+    overwrite: bool,
+    of_all: tuple[str, ...] = (),
 ) -> list[OutputFile]:
     """Plans one file per image: OUT, or files named after the images if there are several or OUT is a folder.
 
     In a folder they have the first of `formats`, unless its name ends in another one.
+
+    Args:
+        of_all: Those of `formats` of which one file holds all images; then each image has the same file, unless OUT is
+            a folder.
 
     Raises:
         UsageError: Unknown format, a file where a folder is needed, or a file exists already or is an input.
@@ -97,21 +123,30 @@ def output_files(
     require_known_format(output, formats)
     target = Path(output)
     known, is_special, is_folder = target.suffix.lower() in formats, is_stream(target), _is_folder(output)
-    several = len(source) > 1
+    together = target.suffix.lower() in of_all and not is_folder
+    several = len(source) > 1 and not together
     if several and is_special:
         raise UsageError(f"-o '{output}' takes one file, but {len(source)} images are given.", "Give -o DIR.")
     if several or is_folder:
         if os.path.lexists(target) and not target.is_dir():
             raise UsageError(f"-o '{output}' is a file, and a folder is needed.", "Give -o DIR.")
         names = OutputNames(target, target.suffix.lower() if known else formats[0])
-        files = [OutputFile(names.path(source.path(index))) for index in range(len(source))]
+        log = UnfinishedOutputs(target, inputs.config)
+        files = [OutputFile(names.path(source.path(index)), log=log) for index in range(len(source))]
     else:
         files = [OutputFile(target, is_named=True)]
     paths, named = [file.path for file in files], files[0].is_named if files else False
-    require_writable_outputs(paths, f"-o '{output}'", inputs, overwrite=overwrite, follows=named)
+    own = files[0].log.holds if files and files[0].log is not None else None
+    require_writable_outputs(paths, f"-o '{output}'", inputs, overwrite=overwrite, follows=named, own=own)
     if not is_special:
         make_folder(target if several or is_folder else Path(os.path.realpath(target)).parent)
-    return files
+    return files * len(source) if together else files
+
+
+def finish(files: Sequence[OutputFile] | None) -> None:
+    """Notes that all outputs are written, so that a further command may not replace them unasked."""
+    for log in {file.log for file in files or () if file.log is not None}:
+        log.end()
 
 
 def require_known_format(output: str, formats: tuple[str, ...]) -> None:
@@ -137,6 +172,7 @@ def require_writable_outputs(
     overwrite: bool,
     follows: bool = False,
     way_out: str = "",
+    own: Callable[[Path], bool] | None = None,
 ) -> None:
     """Refuses to replace what exists.
 
@@ -144,6 +180,7 @@ def require_writable_outputs(
         option: Name of the outputs for the message: `-o 'DIR'`.
         follows: Whether a link counts as what it points to, so that one to nothing is free.
         way_out: What else to do, for the hint.
+        own: Whether a file is this command's own, from when it ended before its time; such a file may be replaced.
 
     Raises:
         UsageError: An output is a folder, an input, or exists and `overwrite` is not given.
@@ -157,6 +194,8 @@ def require_writable_outputs(
             raise UsageError(f"{option}: '{path}' is a folder.", "Give another name, or move it away.")
     held = [path for path in present if path.exists()] if follows else present
     held = [path for path in held if path.is_symlink() or path.stat().st_size]  # nothing is lost with an empty file
+    if held and not overwrite and own is not None:
+        held = [path for path in held if not own(path)]
     if held and not overwrite:
         more = f" and {len(held) - 1:,} more" if len(held) > 1 else ""
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class ProtectedInputs:
     def __init__(
         self, config: Any, source: Source | None = None, models: Iterable[str] = (), images: Iterable[str] = ()
     ) -> None:
-        self._source, self._further = source, tuple(images)
+        self.config, self._source, self._further = config, source, tuple(images)
         named: dict[str, list[str]] = {"data": [], "model": list(models)}
         for setting in settings_of(type(config)).values():
             metavar, value = setting.option.metavar or "", getattr(config, setting.name)
@@ -45,6 +46,14 @@ class ProtectedInputs:
             if kind and value:
                 named[kind] += [value] if isinstance(value, str) else value
         self._named = named
+
+    def with_image(self, image: str) -> ProtectedInputs:
+        """Returns these inputs with another further image; the files of DATA and MODEL are looked for once for all."""
+        _ = self._files
+        other = copy(self)
+        other._further = (image,)
+        other.__dict__.pop("_images", None)
+        return other
 
     @cached_property
     def _images(self) -> set[Identity]:

@@ -163,8 +163,10 @@ class _Archive(TokenFile):
             tokens, grid = arrays["tokens"], tuple(arrays["grid"].tolist())
             if tokens.shape != (len(paths), grid[0] * grid[1]) or tokens.dtype.kind not in "iu":
                 raise ValueError(f"tokens of shape {tokens.shape} for {len(paths)} paths and grid {grid}")
-            if not all(isinstance(each, str) for each in paths):
-                raise ValueError("paths that are no text")
+            if tokens.min(initial=0) < 0:
+                raise ValueError(f"token {tokens.min()}")
+            if not all(isinstance(each, str) for each in paths) or not isinstance(sha256, str | None):
+                raise ValueError("paths or a tokenizer that are no text")
         except Exception as error:  # readers of damaged archives raise nearly any type, from zlib's to RuntimeError
             raise StorageError(f"'{self.path}' is no file of tokens: {error}.", "Give another -o FILE.") from None
         self.kind.require(self.path, grid, int(tokens.max(initial=0)), sha256)

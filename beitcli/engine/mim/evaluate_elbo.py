@@ -16,6 +16,7 @@ from functools import partial
 from torch import Tensor
 
 from beitcli.config.evaluate import EvalConfig
+from beitcli.config.intensity import with_models_intensity
 from beitcli.data.loading.batches import Masking
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterTwoCropTransform
@@ -92,6 +93,7 @@ def elbo(config: EvalConfig, on_event: OnEvent = ignore) -> ElboReport:
         DataError: Too many bad images, or none that can be read.
     """
     checkpoint = _checkpoint(config, on_event)
+    config = with_models_intensity(config, checkpoint.settings)
     batching = join_evaluation(config, checkpoint, on_event)
     world, on_event = batching.compute.world, batching.on_event
     tokenizer = world.rank_zero_first(lambda: _tokenizer(config, checkpoint, batching, on_event))

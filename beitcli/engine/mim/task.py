@@ -17,17 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
+from beitcli.config.intensity import intensity_entry
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
 from beitcli.data.loading.batches import Masking, ordered_batches
 from beitcli.data.sources.base import Source
-from beitcli.data.transforms.base import PretrainingTransform
+from beitcli.data.transforms.base import FILTERS, PretrainingTransform, normalize
 from beitcli.data.transforms.pretraining import FastPretrainingTransform
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.mim.objective import MaskedImageObjective
+from beitcli.engine.mim.previews import (
+    CenterViews,
+    agreement_panels,
+    first_images,
+    guessed_pixels,
+    guessed_tokens,
+    reconstruction_panels,
+)
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget, joined_metrics
 from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.engine.probing.online_knn import OnlineProbe
@@ -189,6 +199,34 @@ class PretrainTask(Task):
         last, *aggregated = (accumulator.compute(world) for accumulator in accumulators)
         return joined_metrics(last, *aggregated) if aggregated else last
 
+    @torch.no_grad()
+    def preview(self, images: int) -> Image.Image | None:
+        """Draws the first held-out images, their masks of epoch 0 and what the model makes of them; None unmasked."""
+        config, grid = self.config, self.config.architecture.grid
+        _, masking = transform_and_masking(config, self.tokenizer, self.masking)
+        if masking is None:
+            return None
+        views = CenterViews(config.image_size, token_size(config, self.tokenizer), FILTERS[config.token_filter])
+        batch = first_images(self.held_out, views, masking, images)
+        if batch is None:
+            return None
+        tensors = batch.to(self.compute.device)
+        view, mask, how = tensors["images"], tensors["mask"], NORMALIZATIONS[config.normalization]
+        with self.compute.autocast():
+            outputs = self.model(normalize(view, *how), mask)
+        outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+        masks = batch.tensors["mask"].view(-1, *grid).numpy()
+        if not isinstance(self.target, TokenTarget):
+            guesses = guessed_pixels(view, mask, outputs, config.architecture, how)
+            return reconstruction_panels(batch.tensors["images"], masks, guesses)
+        tokens = self.target.encode(tensors).view(len(batch), -1)
+        if self.target.tokenizer.model.can_decode:
+            guesses = guessed_tokens(self.target.tokenizer, tokens, mask, outputs, grid)
+            return reconstruction_panels(batch.tensors["images"], masks, guesses)
+        right = torch.zeros_like(mask)
+        right[mask] = outputs.argmax(dim=1) == tokens[mask]
+        return agreement_panels(batch.tensors["images"], masks, right.view(-1, *grid).cpu().numpy())
+
     def probe_metrics(self) -> dict[str, float]:
         return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}
 
@@ -208,6 +246,7 @@ class PretrainTask(Task):
             "outputs": self.target.outputs,
             "mean": NORMALIZATIONS[self.config.normalization][0],
             "std": NORMALIZATIONS[self.config.normalization][1],
+            **intensity_entry(self.config),
             "target": self.config.target,
             "tokenizer": {"reference": reference, "sha256": tokenizer.sha256} if tokenizer else None,
             "token_size": list(size) if size else None,

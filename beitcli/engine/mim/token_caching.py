@@ -16,6 +16,7 @@ import PIL
 import torch
 
 from beitcli import __version__
+from beitcli.config.intensity import FULL
 from beitcli.data.caches.token_cache import TokenCache, transform_identity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
@@ -53,6 +54,7 @@ def open_token_cache(
         "grid": list(grid),
         "data": source.fingerprint(),
         "images": len(source),
+        **({} if source.intensity == FULL else {"intensity": str(source.intensity)}),
         "view": transform_identity(transform),
         "versions": {"beitcli": __version__, "torch": torch.__version__, "pillow": PIL.__version__},
     }

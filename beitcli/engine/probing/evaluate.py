@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from beitcli.config.evaluate import EvalConfig
+from beitcli.config.intensity import with_models_intensity
 from beitcli.data.caches.feature_cache import Bad, Features
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore, warn
@@ -78,6 +79,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     """
     model, checkpoint = open_backbone(config.model, config.size, downloads(on_event), seed=config.seed)
     checkpoint = checkpoint.normalized(config.normalization)
+    config = with_models_intensity(config, checkpoint.settings)
     compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     warn(checkpoint.warnings, on_event)

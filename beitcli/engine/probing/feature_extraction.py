@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 
 from beitcli import __version__
 from beitcli.data.caches.feature_cache import Bad, Features, FeatureWriter, load_features
+from beitcli.data.decode import DECODING
 from beitcli.data.loading.batches import Batch, Transform, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.content_stamp import contents_stamp
@@ -130,7 +132,7 @@ class FeatureExtractor:
             "precision": self.compute.precision,
             "device": self.compute.device.type,
             "pool": self.pool if self.norm else f"{self.pool}, no norm",
-            "versions": [__version__, torch.__version__],
+            "versions": [__version__, torch.__version__, PIL.__version__, DECODING],
         }
 
     def parts(self, source: Source, view: Transform) -> Iterator[Part]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from beitcli.config.intensity import FULL, IntensityRange
 from beitcli.config.normalization import Normalization
 from beitcli.data.caches.feature_cache import Features
 from beitcli.data.loading.batches import ordered_batches
@@ -56,9 +57,10 @@ class OnlineProbe:
         seed: int,
         compute: Compute,
         on_event: OnEvent,
+        intensity: IntensityRange = FULL,
     ) -> None:
         self.normalization, self.compute = normalization, compute
-        train, val = _parts(reference, size, seed, on_event)
+        train, val = _parts(reference, size, seed, intensity, on_event)
         self.classes = train.classes or ()
         column = {name: number for number, name in enumerate(self.classes)}
         self.train, self.val = _read(train, size), _read(val, size)
@@ -87,8 +89,10 @@ class OnlineProbe:
         return Features({layer: np.concatenate(found)}, labels, np.arange(len(labels)), [])
 
 
-def _parts(reference: str, size: tuple[int, int], seed: int, on_event: OnEvent) -> tuple[Source, Source]:
-    request = Request(labelled=True, sample_size=max(size), on_progress=openings(on_event))
+def _parts(
+    reference: str, size: tuple[int, int], seed: int, intensity: IntensityRange, on_event: OnEvent
+) -> tuple[Source, Source]:
+    request = Request(labelled=True, sample_size=max(size), intensity=intensity, on_progress=openings(on_event))
     train = open_data([reference], request)
 
     def some(source: Source, count: int) -> Source:

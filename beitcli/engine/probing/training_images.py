@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from beitcli.config.evaluate import EvalConfig
@@ -37,7 +39,11 @@ def training_source(
     else:
         needs = "learns from labelled images" if labelled else "fits the variance of pixels to training images"
         raise UsageError(f"--protocol {config.protocol} {needs}, and none are given.", "Add --train DATA.")
-    request = Request(split=split, labelled=labelled, sample_size=size, on_progress=openings(on_event))
+    request = replace(
+        Request.of(config, labelled=labelled, sample_size=size, on_progress=openings(on_event)),
+        split=split,
+        nul_separated=False,
+    )
     source = open_data(references, request)
     if config.limit is not None and config.limit < len(source):
         source = Subset(source, np.sort(select_limit(source, config.limit, config.seed)))

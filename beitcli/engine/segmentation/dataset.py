@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,16 +12,18 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.annotations.label_maps import IGNORED, MOST_CLASSES, LabelMapping
 from beitcli.data.decode import read_upright_size
 from beitcli.data.loading.sampler import select_limit
-from beitcli.data.sources.format import Request, Role
+from beitcli.data.sources.format import Request
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, open_segmentation
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import hold_out_annotated, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
+from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.storage.regular_files import read_regular
 
+_TINY = 0.01  # share of pixels
 _MEND = "Mend the masks or raise --max-bad."
 
 
@@ -70,7 +73,8 @@ def open_segmentation_data(
         reduce_zero_label=config.reduce_zero_label,
         classes=len(names) or None,
     )
-    source = world.rank_zero_first(lambda: _opened(config.data, rule, config.split, "train", size, on_event))
+    request = Request.of(config, role="train", sample_size=size, on_progress=openings(on_event))
+    source = world.rank_zero_first(lambda: _opened(config.data, rule, request, on_event))
     own = validation_data(config, source)
     if config.limit is not None and config.limit < len(source):
         source = source.subset(np.sort(select_limit(source, config.limit, config.seed)))
@@ -78,23 +82,33 @@ def open_segmentation_data(
     refuse_many_bad([*_without(source), *census.bad], len(source) + len(source.missing), config.max_bad, _MEND)
     bad = [*_without(source), *census.bad]
     clean, largest = source.subset(census.good), census.largest
+    is_apart = True
     if own is not None:
         references, split, on = own
-        val = world.rank_zero_first(lambda: _opened(references, rule, split, "eval", size, on_event))
+        request_to_measure = replace(request, split=split, role="eval", nul_separated=False)
+        val = world.rank_zero_first(lambda: _opened(references, rule, request_to_measure, on_event))
         seen = world.run_on_rank_zero(lambda: collect_mask_stats(val, "masks to measure on", on_event))
         refuse_many_bad([*_without(val), *seen.bad], len(val) + len(val.missing), config.max_bad, _MEND)
         _tell([*_without(val), *seen.bad], on_event)
         largest = max(largest, seen.largest)
         measured = val.subset(seen.good)
     else:
-        clean, measured, on = hold_out_annotated(clean, clean.subset, config.seed)
+        clean, measured, on, is_apart = hold_out_annotated(clean, clean.subset, config.seed)
     if not names:
         names = default_names(largest + 1)
         on_event(Note(f"Classes: {len(names)}, as the largest label in the masks is {largest}; --classes names them."))
     _require_two(census, names)
     on_event(_histogram(census, names))
     rule = LabelMapping(ignore_index=rule.ignore_index, reduce_zero_label=rule.reduce_zero_label, classes=len(names))
-    return FinetuneData(clean.with_label_rule(rule), measured.with_label_rule(rule), names, tuple(bad), on)
+    return FinetuneData(
+        clean.with_label_rule(rule),
+        measured.with_label_rule(rule),
+        names,
+        tuple(bad),
+        on,
+        is_apart=is_apart,
+        findings=tuple(mask_stats_findings(census, names)),
+    )
 
 
 def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
@@ -104,10 +118,7 @@ def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
     return SAMPLE_CLASSES if drawn else ()
 
 
-def _opened(
-    references: Sequence[str], rule: LabelMapping, split: str | None, role: Role, size: int, on_event: OnEvent
-) -> SegmentationSource:
-    request = Request(split=split, role=role, sample_size=size, on_progress=openings(on_event))
+def _opened(references: Sequence[str], rule: LabelMapping, request: Request, on_event: OnEvent) -> SegmentationSource:
     source = open_segmentation(references, rule, request)
     on_event(Note(f"Data: {len(source):,} images with masks of '{source.name}'"))
     return source
@@ -154,6 +165,29 @@ def _require_two(census: MaskStats, names: tuple[str, ...]) -> None:
     )
 
 
+def mask_stats_findings(census: MaskStats, names: tuple[str, ...]) -> Iterator[Finding]:
+    """Yields whether next to nothing of the masks is labelled, or of another class than the commonest."""
+    labelled, total = int(census.pixels[:IGNORED].sum()), int(census.pixels.sum())
+    if labelled < _TINY * total:
+        yield Finding(
+            "tiny-masks",
+            "warning",
+            f"{labelled / total:.2%} of the masks' pixels are labelled, the others are ignored.",
+            "Check --ignore-index and --reduce-zero-label.",
+        )
+    largest = int(census.pixels[:IGNORED].argmax())
+    share = census.pixels[largest] / max(1, labelled)
+    if 1 > share > 1 - _TINY:
+        pixels = (labelled - int(census.pixels[largest])) / len(census.good)
+        yield Finding(
+            "tiny-masks",
+            "warning",
+            f"{share:.2%} of the labelled pixels are '{names[largest]}': the others are {pixels:,.0f} an image on "
+            "average.",
+            "Look at miou, not at pixel_accuracy; cut the images to what is marked, or mark more.",
+        )
+
+
 def _histogram(census: MaskStats, names: tuple[str, ...]) -> Tabulated:
     total = max(1, int(census.pixels[:IGNORED].sum()))
     rows = tuple(
@@ -184,7 +218,7 @@ def read_names(path: str) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--classes '{path}' cannot be read: {reason}.", "Give a text file, a name a line.") from None
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if not names or twice or len(names) > MOST_CLASSES:
         what = f"names '{twice[0]}' twice" if twice else f"names {len(names)} classes"
         raise UsageError(f"--classes '{path}' {what}.", f"Give 1 to {MOST_CLASSES} names, a line each, all different.")

@@ -35,7 +35,7 @@ class SegmentReport(Timed, SegmentationMetrics, Finetuned):
 def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> SegmentReport | dict[str, Any]:
     """Finetunes a segmenter and returns the report; with `dry_run`, returns the plan as a dict instead."""
     begun = open_finetuning(config, join_compute(config), on_event, takes_timm=True)
-    init, world = begun.init, begun.compute.world
+    config, init, world = begun.config, begun.init, begun.compute.world
     data = open_segmentation_data(config, init.classes, max(init.size), begun.on_event, world)
     model = build_segmenter(config, init.checkpoint, data.classes, begun.on_event)
     plan = make_plan(config, data.training)
@@ -67,8 +67,6 @@ def _card(report: SegmentReport, task: SegmentationTask) -> FinetunedCard:
             "mean accuracy": f"{report.mean_accuracy:.4f}",
         },
         by_class={f"IoU, {name}": "-" if iou is None else f"{iou:.4f}" for name, iou in report.iou.items()},
-        eval_options=("--multi-scale", "--flip"),
-        predict_options=("-o", "masks/", "--overlay"),
     )
 
 

@@ -13,18 +13,20 @@ from beitcli.config.predict import PredictConfig
 from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.segmentation import SegmentationEvalTransform
-from beitcli.engine.events import OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter, windows_of
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.timm_dense import AnySegmenter
-from beitcli.pictures.segmentation import indexed, overlay
+from beitcli.pictures.canvas import Panel
+from beitcli.pictures.segmentation import indexed, is_background, overlay
 from beitcli.runtime.compute.device import Compute, choose_workers
 
 OVERLAY = "-overlay"
@@ -66,22 +68,30 @@ def predictions(
 
     Without `config.output` nothing is written, and a document has the `mask`, (H, W) uint8 as it would be in the file.
     """
-    how, rule = windows_of(config, checkpoint, model), label_mapping_of(checkpoint)
-    files = None if config.output is None else _MaskFiles(config, source, Path(config.output))
+    how, rule, names = windows_of(config, checkpoint, model), label_mapping_of(checkpoint), checkpoint.classes
+    by_value = dict(zip(rule.to_values(np.arange(len(names), dtype=np.uint8)).tolist(), names, strict=True))
+    files = None if config.output is None else _MaskFiles(config, source, Path(config.output), by_value)
     transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales, least=how.least)
 
     def said(batch: Batch, classes: torch.Tensor) -> dict[str, Any]:
         (index,) = batch.indices
         labels = classes.cpu().numpy().astype(np.uint8)
         values = rule.to_values(labels)
-        document = {"mask": values} if files is None else files.write(index, values)
-        return document | {"classes": _shares(labels, checkpoint.classes)}
+        document: dict[str, Any] = {"mask": values} if files is None else files.write(index, values)
+        if config.preview:
+            shown = ", ".join(f"{name} {share:.0%}" for name, share in _shares(labels, names).items())
+            drawn = overlay(source.pixels(index), values, by_value)
+            on_event(Drawn([Panel(drawn, source.path(index), (shown,))]))
+        return document | {"classes": _shares(labels, names)}
 
     batches = segment(
         model, source, transform, how, Batching(compute, 1, choose_workers(config.workers, compute.device))
     )
     yield from documents(
-        source, ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches), on_event
+        source,
+        ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches),
+        on_event,
+        files.log.end if files is not None else None,
     )
 
 
@@ -92,21 +102,24 @@ class _MaskFiles:
         UsageError: One exists, or is an input.
     """
 
-    def __init__(self, config: PredictConfig, source: Source, folder: Path) -> None:
-        self.source = source
+    def __init__(self, config: PredictConfig, source: Source, folder: Path, by_value: dict[int, str]) -> None:
+        self.source, self.by_value, self.log = source, by_value, UnfinishedOutputs(folder, config)
         placed = OutputNames(folder, ".png", (OVERLAY,) if config.overlay else ())
         self.masks = [placed.path(source.path(index)) for index in range(len(source))]
         self.overlays = [_beside(mask) for mask in self.masks] if config.overlay else []
         guarded, inputs = [*self.masks, *self.overlays], ProtectedInputs(config, source)
-        require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite)
+        own = self.log.holds
+        require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=own)
         make_folder(folder)
 
     def write(self, index: int, values: np.ndarray) -> dict[str, Any]:
         """Writes the files of an image, and returns their names."""
-        OutputFile(self.masks[index]).save_png(indexed(values))
+        picture = indexed(values, is_background(self.by_value.get(0)))
+        OutputFile(self.masks[index], log=self.log).save_png(picture)
         named = {"output": str(self.masks[index])}
         if self.overlays:
-            OutputFile(self.overlays[index]).save_png(overlay(self.source.pixels(index), values))
+            drawn = overlay(self.source.pixels(index), values, self.by_value)
+            OutputFile(self.overlays[index], log=self.log).save_png(drawn)
             named["overlay"] = str(self.overlays[index])
         return named
 

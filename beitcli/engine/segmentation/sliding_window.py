@@ -7,7 +7,7 @@ over several scales and flips, probabilities are averaged.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -84,11 +84,13 @@ class Counts:
         confusion: (classes, classes) int64, labelled x predicted.
         images: Number of images that were read.
         bad: (index, path, reason) of images that could not be read.
+        each: (index, share of labelled pixels that are right) of the images with labelled pixels, in their order.
     """
 
     confusion: torch.Tensor
     images: int
     bad: list[Bad]
+    each: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def metrics(self) -> SegmentationMetrics:
@@ -108,13 +110,17 @@ def count(model: AnySegmenter, source: Source, how: SlidingWindow, batching: Bat
         counts.bad += batch.bad
         if predicted is not None:
             targets = batch.tensors["targets"][0].to(predicted.device)
-            counts.confusion += confusion(predicted, targets, model.classes).cpu()
+            own = confusion(predicted, targets, model.classes).cpu()
+            counts.confusion += own
             counts.images += 1
+            if labelled := int(own.sum()):
+                counts.each.append((batch.indices[0], int(own.diagonal().sum()) / labelled))
             seen = min(len(source), counts.images * world.size)
             batching.on_event(Progress("eval", seen, len(source), "image"))
-    parts = world.gather((counts.confusion, counts.images, counts.bad))
+    parts = world.gather((counts.confusion, counts.images, counts.bad, counts.each))
     bad = sorted(record for part in parts for record in part[2])
-    return Counts(sum(part[0] for part in parts), sum(part[1] for part in parts), bad)
+    each = sorted(record for part in parts for record in part[3])
+    return Counts(sum(part[0] for part in parts), sum(part[1] for part in parts), bad, each)
 
 
 def segment(

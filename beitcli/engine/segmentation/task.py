@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from beitcli.data.annotations.label_maps import IGNORED
 from beitcli.data.transforms.base import normalize
-from beitcli.engine.segmentation.sliding_window import count, sliding
+from beitcli.engine.segmentation.sliding_window import Counts, count, sliding
+from beitcli.engine.trainer.details import segmentation_details
 from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
 from beitcli.heads.convolution import resize_map
@@ -34,6 +35,7 @@ class SegmentationTask(FinetunedTask):
     model: AnySegmenter
     averaged: AnySegmenter | None
     curve = "linear"
+    counts: Counts | None = None  # of the last evaluation
 
     def wrap(self) -> None:
         convert_sync_batchnorm(self.model, self.compute.world)
@@ -61,6 +63,7 @@ class SegmentationTask(FinetunedTask):
         how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
         counts = count(self.measured, self.val, how, self.batching(1, check_stop))
         self.refuse_bad(counts.bad)
+        self.counts = counts
         metrics = counts.metrics
         return {
             "miou": metrics.miou,
@@ -69,6 +72,12 @@ class SegmentationTask(FinetunedTask):
             "images": counts.images,
             **{f"iou/{name}": iou for name, iou in zip(self.classes, metrics.iou, strict=True) if iou is not None},
         }
+
+    def details(self) -> dict[str, Any] | None:
+        counts = self.counts
+        if counts is None:
+            return None
+        return segmentation_details(self.classes, counts.confusion.numpy(), counts.each, self.val)
 
     @property
     def uses_all_parameters(self) -> bool:

@@ -105,21 +105,23 @@ def hold_out(source: Source, count: int, seed: int, world: DistributedContext = 
     return HeldOut(source, Subset(source, readable), bad, False)
 
 
-def hold_out_annotated(source: Images, subset: Callable[[np.ndarray], Images], seed: int) -> tuple[Images, Images, str]:
+def hold_out_annotated(
+    source: Images, subset: Callable[[np.ndarray], Images], seed: int
+) -> tuple[Images, Images, str, bool]:
     """Like `hold_out`, for data whose annotations are already checked; decodes no image.
 
     Args:
         subset: Maps indices to the source of that subset.
 
     Returns:
-        Training images, validation images, and the name of the latter.
+        Training images, validation images, the name of the latter, and whether they are none of the former.
     """
     kept = min(_MEASURED_WITHOUT_HOLDOUT, len(source) // 20)
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        return subset(training), subset(held_out), counted(kept, "held-out image")
+        return subset(training), subset(held_out), counted(kept, "held-out image"), True
     chosen = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
-    return source, subset(chosen), counted(len(chosen), "training image")
+    return source, subset(chosen), counted(len(chosen), "training image"), False
 
 
 def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.intensity import intensity_entry, with_models_intensity
 from beitcli.config.normalization import IMAGENET, Normalization
 from beitcli.config.resizing import DEFAULT
 from beitcli.data.loading.batches import Transform
@@ -30,6 +31,8 @@ from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.preflight.check import Preflight
+from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning
 from beitcli.engine.trainer.reports import Finetuned
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
@@ -48,6 +51,7 @@ class FinetuneSetup:
     """A finetuning job before its data is opened.
 
     Attributes:
+        config: The settings, with what `--init` decides.
         init: The checkpoint of `--init`.
         on_event: Silent on every rank but the first.
     """
@@ -69,9 +73,10 @@ def open_finetuning(
     require_an_image_each(config.batch_size, compute.world)  # alike on all ranks, so before they wait for one another
     check_writers(config, compute.world)
     on_event = compute.world.rank_zero_only(on_event)
-    return FinetuneSetup(
-        config, compute, open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm), on_event
-    )
+    init = open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm)
+    if init.checkpoint is not None:
+        config = with_models_intensity(config, init.checkpoint.settings)
+    return FinetuneSetup(config, compute, init, on_event)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,8 @@ class FinetuneData(Generic[Images]):
         classes: Class names, in label order.
         bad: Training images that are left out.
         measured_on: Name of the validation images, for the report.
+        is_apart: Whether they are none of the training images.
+        findings: What the preflight is to tell of the annotations.
     """
 
     training: Images
@@ -89,6 +96,8 @@ class FinetuneData(Generic[Images]):
     classes: tuple[str, ...]
     bad: tuple[Bad, ...]
     measured_on: str
+    is_apart: bool = field(default=True, kw_only=True)
+    findings: tuple[Finding, ...] = field(default=(), kw_only=True)
 
 
 class FinetunedTask(EMATask):
@@ -167,6 +176,7 @@ class FinetunedTask(EMATask):
             "device": self.compute.device.type,
             "mean": self.normalization[0],
             "std": self.normalization[1],
+            **intensity_entry(self.config),
         }
 
     def own_config(self) -> dict[str, Any]:
@@ -249,6 +259,16 @@ def run_finetuning(
             **own(metrics),
         )
 
+    findings = Preflight(
+        config=config,
+        training=data.training,
+        measured=data.measured,
+        is_apart=data.is_apart,
+        size=min(begun.init.size),
+        from_scratch=begun.init.checkpoint is None,
+        labelled=data.training.classes is not None or bool(data.training.label_names),
+        others=data.findings,
+    ).run(begun.compute.world, begun.on_event)
     job = Job(
         title="Finetuning",
         config=config,
@@ -261,5 +281,6 @@ def run_finetuning(
         rows=task.plan_rows(),
         report=report,
         card=lambda report, hardware: finetuning_card(config, report, card(report), hardware),
+        document={"preflight": findings},
     )
     return run_job(config, begun.compute, begun.on_event, lambda session: job)

@@ -10,18 +10,23 @@ A training defines a `Job`: its data, its image transform, its `Task`, and the c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from beitcli.config.common import Training
 from beitcli.data.loading.batches import Masking, Transform
 from beitcli.data.sources.base import Source
-from beitcli.engine.events import OnEvent, Planned, Warned
+from beitcli.engine.events import Note, OnEvent, Planned, Warned
+from beitcli.engine.report.page import PAGE, report_page
+from beitcli.engine.report.record import EVALUATION, read_record
+from beitcli.engine.report.verdict import Measured, verdict_of
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.checkpointing import TrainState
 from beitcli.engine.trainer.data import TrainingStream
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.loop import train
+from beitcli.engine.trainer.model_card import CardHead, headed
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import open_run, resume_command
 from beitcli.engine.trainer.task import RunSession, Task, TrainingBatches
@@ -29,8 +34,10 @@ from beitcli.runtime.compute.device import Compute, describe
 from beitcli.runtime.metric_text import extra_metrics
 from beitcli.runtime.signals import StopRequest
 from beitcli.runtime.storage.run_dir import RunFolder
+from beitcli.runtime.storage.safe_json import dump_json
 
 Report = TypeVar("Report")
+_TOLD = ("bad", "early")  # grades of a warning
 
 
 class JobData(Protocol):
@@ -154,9 +161,38 @@ def train_job(job: Job[Any], session: RunSession) -> Finished:
 
 
 def report_job(job: Job[Report], finished: Finished) -> Report:
-    """Builds the report, emits its warnings and writes the model card."""
+    """Builds the report; emits its warnings and the verdict; writes evaluation.json, the model card and report.html."""
     report = job.report(finished)
     for warning in job.warnings(report):
         job.on_event(Warned(warning))
-    finished.run.write_text("README.md", job.card(report, describe(job.compute)))
+    if not job.compute.world.is_rank_zero:
+        return report
+    run = finished.run
+    _attempt(job, EVALUATION, partial(_write_details, job, finished))
+    verdict = verdict_of(_measured(finished))
+    job.on_event(Warned(verdict.text) if verdict.grade in _TOLD else Note(verdict.text))
+    head = CardHead(job.task.kind, job.config, run.path, finished.metrics, verdict.text)
+    run.write_text("README.md", headed(job.card(report, describe(job.compute)), head))
+    _attempt(job, PAGE, lambda: run.write_text(PAGE, report_page([run.path], finished=True)))
     return report
+
+
+def _attempt(job: Job[Any], name: str, write: Callable[[], None]) -> None:
+    """Writes a file without which the run is as good: a failure is a warning."""
+    try:
+        write()
+    except Exception as error:  # the run is whole: not even a bug of the page may fail it
+        job.on_event(Warned(f"{name} was not written: {error or type(error).__name__}"))
+
+
+def _write_details(job: Job[Any], finished: Finished) -> None:
+    details = job.task.details()
+    if details is not None:
+        finished.run.write_text(EVALUATION, dump_json({"step": finished.state.step} | details))
+
+
+def _measured(finished: Finished) -> Measured:
+    """Returns what the verdict rests on: the metrics of all saves, and at the end those of the last one."""
+    measured = read_record(finished.run.path).measured
+    earlier = [pair for pair in measured.measurings if pair[0] < finished.state.step]
+    return replace(measured, measurings=[*earlier, (finished.state.step, finished.metrics)])

@@ -31,6 +31,7 @@ from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_un
 from beitcli.engine.trainer.picture_stamps import changed_pictures
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
+from beitcli.engine.trainer.previews import PreviewWriter
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
 from beitcli.errors import BeitError, StorageError, UsageError
 from beitcli.runtime.compute.device import Compute
@@ -147,6 +148,7 @@ class _Loop:
     divergence: DivergenceCheck = field(init=False)
     interval: Interval = field(init=False)
     metric_log: MetricLog = field(init=False)
+    previews: PreviewWriter = field(init=False)
 
     def resume(self, planned: Planned) -> TrainState:
         """Loads the state of the run folder, and opens everything that is written to it."""
@@ -171,12 +173,16 @@ class _Loop:
         self.interval = Interval(self.state.step)
         self.metric_log = MetricLog(make_writers(session.config) if compute.world.is_rank_zero else {}, self.on_event)
         compute.world.run_on_rank_zero(lambda: self.metric_log.start(run, session.config, self.state.step))
+        images = getattr(session.config, "previews", 0)
+        self.previews = PreviewWriter(task, run, self.plan, images, self.state.step, compute.world)
         return self.state
 
     def fetch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
         """Returns this rank's part of the next batch."""
         self.saver.poll_writer()
+        begun = time.perf_counter()
         moved = next(batches)
+        self.interval.waited += time.perf_counter() - begun
         if self.compute.world.size == 1:
             self.ledger.note(moved.batch.bad)
         return moved
@@ -218,7 +224,8 @@ class _Loop:
             self.plan = find_micro_batch_size(task, self.plan, tensors, compute)
             self.on_event(Note(f"{task.name}: {self.plan.micro_batch} images fit on the device at once."))
         compile_ahead(task, self.plan, tensors, compute, self.on_event)
-        self.is_prepared, self.interval.since = True, time.perf_counter()
+        self.is_prepared = True
+        self.interval.begin()
         self.seed_step()
 
     def training_metrics(self) -> dict[str, float]:
@@ -256,7 +263,11 @@ class _Loop:
         model.eval()
         try:
             with unsharded(model):
-                return self.task.evaluate(self._check_stop), self.task.probe_metrics(), False
+                measured, watched = self.task.evaluate(self._check_stop), self.task.probe_metrics()
+                drawn = self.previews.draw(self.state.step, self.on_event)
+                if drawn is not None:
+                    self.metric_log.picture(self.state.step, "previews", drawn)
+                return measured, watched, False
         except _StopRequested:
             return None, {}, True
         finally:

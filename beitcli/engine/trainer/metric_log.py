@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from beitcli.config.common import ALWAYS_ON, METRIC_WRITERS, Training
 from beitcli.engine.events import OnEvent, Warned
@@ -44,6 +45,13 @@ class MetricLog:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         for name, writer in list(self.writers.items()):
             self._attempt(name, partial(writer.write, step, finite))
+
+    def picture(self, step: int, name: str, file: Path) -> None:
+        """Passes a picture of a step to the writers that take pictures."""
+        for writer_name, writer in list(self.writers.items()):
+            take = getattr(writer, "picture", None)
+            if take is not None:
+                self._attempt(writer_name, partial(take, step, name, file))
 
     def close(self) -> None:
         for name, writer in list(self.writers.items()):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli import __version__
 from beitcli.config.architecture import Aggregation
-from beitcli.config.resolve import recipe_names
 from beitcli.config.tasks import TASKS
+from beitcli.engine.report.front_matter import FEATURES, PIPELINES, HubFacts, front_matter
+from beitcli.engine.report.next_steps import next_commands
 from beitcli.escaping import markdown, shell_line
 from beitcli.runtime.metric_text import metric_label, metric_value
 
 if TYPE_CHECKING:
+    from beitcli.config.common import Training
     from beitcli.config.finetune import FinetuneConfig
     from beitcli.config.pretrain import PretrainConfig
     from beitcli.config.train_tokenizer import TrainTokenizerConfig
+
+
+_LICENSE = "unknown"  # the hub's word: it is for the owner of the data to say
 
 
 def _card(title: str, facts: dict[str, Any], metrics: dict[str, str], then: Iterable[Sequence[object]]) -> str:
@@ -34,8 +40,49 @@ def _card(title: str, facts: dict[str, Any], metrics: dict[str, str], then: Iter
         "|---|---|",
     ]
     lines += [f"| {markdown(name)} | {markdown(value)} |" for name, value in metrics.items()]
-    lines += ["", "Every setting is in `config.toml`, the curve in `metrics.jsonl`.", "", "## Next", "", "```"]
+    lines += ["", "Every setting is in `config.toml`, the curve in `metrics.jsonl`, and `report.html` shows them."]
+    lines += ["", "## Next", "", "```"]
     return "\n".join([*lines, *map(shell_line, then), "```", ""])
+
+
+@dataclass(frozen=True)
+class CardHead:
+    """What stands before the facts of a card: the header for model hubs, and the verdict.
+
+    Attributes:
+        kind: Of the checkpoints of the run.
+        config: Settings of the run.
+        run: Its folder.
+        metrics: Of held-out images.
+    """
+
+    kind: str
+    config: Training
+    run: Path
+    metrics: Mapping[str, float]
+    verdict: str
+
+
+def headed(card: str, head: CardHead) -> str:
+    """Returns a card with the header for model hubs, and with the verdict below its title."""
+    pipeline = PIPELINES.get(head.kind, FEATURES)
+    masked = ["masked-image-modeling"] if head.kind == "masked-image-model" else []
+    named = getattr(head.config, "val", None)
+    facts = HubFacts(
+        library="beit",
+        pipeline=pipeline,
+        name=head.run.resolve().name,
+        tags=["beit", "vision", pipeline, *masked],
+        license=_LICENSE,
+        metrics=head.metrics,
+        data=", ".join(map(_data_name, (named,) if named else head.config.data)),
+    )
+    title, _, rest = card.partition("\n")
+    return "\n".join([*front_matter(facts), "", title, "", markdown(head.verdict), rest])
+
+
+def _data_name(reference: str) -> str:
+    return reference if "://" in reference else Path(reference).name or reference
 
 
 def _steps(report: Any, batch_size: int) -> str:
@@ -54,14 +101,12 @@ def pixels(size: tuple[int, int]) -> str:
 def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardware: str) -> str:
     """Returns the card of a trained tokenizer; `title` is that of its kind."""
     data, pictures = " ".join(config.data), {}
-    reconstruct: tuple[str, ...] = ()
     if report.psnr is not None:
         pictures = {
             f"PSNR ({report.measured_on})": f"{report.psnr:.2f} dB",
             "mean absolute error": f"{report.mae:.4f}",
             "mean absolute error of pixels in [-1, 1]": f"{report.mae_normalized:.4f}",
         }
-        reconstruct = ("--reconstruct", "out/")
     return _card(
         f"A visual tokenizer ({title})",
         {"made by": f"beit {__version__} train-tokenizer, recipe {config.recipe}", "data": data, "hardware": hardware},
@@ -73,10 +118,7 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
             "share of the commonest code": f"{report.commonest_share:.3f}",
             **_further(report),
         },
-        (
-            ("beit", "tokenize", "photo.jpg", "--tokenizer", report.run, *reconstruct),
-            ("beit", "pretrain", *config.data, "--tokenizer", report.run),
-        ),
+        next_commands("train-tokenizer", {"data": config.data}, report.run, decodes=report.psnr is not None),
     )
 
 
@@ -84,11 +126,6 @@ TARGETS = {
     "tokens": "visual tokens",
     "pixels": "pixels, normalised as the images are,",
 }
-
-
-def _same_recipe(name: str) -> tuple[str, ...]:
-    """Returns the option for finetuning's recipe of the same name, if there is one."""
-    return ("--recipe", name) if name in recipe_names("finetune") else ()
 
 
 def aggregation_text(how: Aggregation) -> str:
@@ -126,11 +163,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
             **{name: f"{value:.4f}" for name, value in metrics.items() if value is not None},
             **_further(report),
         },
-        (
-            ("beit", "mask-preview", "photo.jpg", "--model", report.run, "-o", "masked.png"),
-            ("beit", "attn-map", "photo.jpg", "--model", report.run, "-o", "attention.png"),
-            ("beit", "finetune", "LABELLED", "--init", report.run, *_same_recipe(config.recipe)),
-        ),
+        next_commands("pretrain", {"recipe": config.recipe}, report.run),
     )
 
 
@@ -142,16 +175,12 @@ class FinetunedCard:
         facts: Entries above the table.
         metrics: Rows of the table, by name.
         by_class: Rows for the metrics of each class.
-        eval_options: Options to add to `beit eval RUN DATA`.
-        predict_options: Options to add to `beit predict RUN photo.jpg`.
     """
 
     title: str
     facts: dict[str, str]
     metrics: dict[str, str]
     by_class: dict[str, str] = field(default_factory=dict)
-    eval_options: tuple[str, ...] = ()
-    predict_options: tuple[str, ...] = ()
 
 
 def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, hardware: str) -> str:
@@ -166,8 +195,5 @@ def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, har
             "hardware": hardware,
         },
         {"steps": _steps(report, config.batch_size), **own.metrics, **_further(report), **own.by_class},
-        (
-            ("beit", "eval", report.run, config.val or "HELD-OUT", *own.eval_options),
-            ("beit", "predict", report.run, "photo.jpg", *own.predict_options),
-        ),
+        next_commands("finetune", {"val": config.val, "task": config.task}, report.run),
     )

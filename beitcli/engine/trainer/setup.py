@@ -80,7 +80,7 @@ def make_plan(config: Training, source: Source) -> Plan:
     if images < 1:
         raise DataError("No images are left to train on.", "Give more data or a larger --limit.")
     per_epoch = images / config.batch_size
-    steps = config.steps if config.steps is not None else max(1, round((config.epochs or 0) * per_epoch))
+    steps = planned_steps(config, images)
     warmup = config.warmup_steps
     if warmup is None:
         warmup = round((config.warmup_epochs or 0) * per_epoch)
@@ -100,6 +100,13 @@ def make_plan(config: Training, source: Source) -> Plan:
         finds_micro_batch=config.micro_batch is None,
         has_splits=bool(source.splits),
     )
+
+
+def planned_steps(config: Training, images: int) -> int:
+    """Returns the number of optimizer steps of a training on so many images."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, round((config.epochs or 0) * images / config.batch_size))
 
 
 def describe_plan(plan: Plan, config: Training, curve: str = "cosine") -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from beitcli.config.common import Training
@@ -186,6 +187,24 @@ class Task(ABC):
         Args:
             check_stop: Called between batches, on all ranks alike; raises if the run is to stop.
         """
+
+    def details(self) -> dict[str, Any] | None:
+        """Returns what the report says of the last evaluation beyond its metrics, as plain values; None without.
+
+        Called on rank 0 alone, after the last step.
+        """
+        return None
+
+    def preview(self, images: int) -> Image.Image | None:
+        """Returns a picture of what the model makes of held-out images, always the same; None if it makes none.
+
+        Called on rank 0 alone, with the model in evaluation mode and whole. Must neither change state that training
+        reads, nor draw from a global random generator, nor communicate.
+
+        Args:
+            images: How many to draw.
+        """
+        return None
 
     def probe_metrics(self) -> dict[str, float]:
         """Returns metrics to monitor at each save, with the model in evaluation mode; only logged, not checkpointed."""

@@ -8,6 +8,8 @@ from beitcli.errors import StorageError
 from beitcli.runtime.storage.checkpoint import CheckpointFolder, step_of
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
+_LARGEST = 1e300
+
 
 def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
     """Returns the contents of trainer.json.
@@ -36,7 +38,9 @@ def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
 
 
 def _is_number(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+    """Whether it is such a number, finite and of a size that any float can hold."""
+    is_kind = isinstance(value, kinds) and isinstance(value, int | float) and not isinstance(value, bool)
+    return is_kind and abs(value) < _LARGEST
 
 
 def _are_metrics(metrics: Any) -> bool:

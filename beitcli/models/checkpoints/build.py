@@ -25,7 +25,7 @@ from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, init_from_seed
 from beitcli.models.networks.timm_dense import AnyDetector, AnySegmenter, new_detector, new_segmenter
 from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, build_timm
-from beitcli.runtime.compute.shapes_only import give_memory, shapes_only
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
@@ -127,9 +127,9 @@ def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, to
 
 def build_uninitialized(build: Callable[[], Built]) -> Built:
     """Builds a model without random initialization, which would take seconds; load weights next. Norms are identity."""
-    with shapes_only():
+    with meta_device():
         model = build()
-    give_memory(model)
+    model.to_empty(device="cpu")
     for module in model.modules():
         fill_buffers = getattr(module, "init_non_persistent_buffers", None)
         if callable(fill_buffers):

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ _STEP_FILE = re.compile(
     r"(?:(?:checkpoint|ckpt|epoch|iter|step|model|global_step)[-_=]?\d+|.*step=\d+.*|last(?:-v\d+)?|best|.*[-_]best|"
     r"best[-_].*|latest)\.(?:pth\.tar|pth|pt|ckpt|bin|safetensors)"
 )
+_STEP_FOLDER = re.compile(r"checkpoint[-_]")
 _LONGEST_NAME = 4096
 _DEEPSPEED = "mp_rank_00_model_states.pt"
 _OTHERS = (".onnx", ".gguf", ".msgpack", ".h5", ".pt2", ".npz", ".pdparams", ".tflite")  # formats the reader names
@@ -48,18 +50,30 @@ def newest_weights(folder: Path, weights: Iterable[str]) -> Path | None:
     told = _last_checkpoint(folder)
     if told is not None:
         return told
-    for parent in (folder, folder / "checkpoints"):
-        steps = [each for each in parent.glob("checkpoint[-_]*") if each.is_dir() and inside(each)]
+    top = _listed(folder)  # once: it may be DATA, with a million files
+    listings = {folder: top, folder / "checkpoints": _listed(folder / "checkpoints")}
+    for entries in listings.values():
+        steps = [Path(each.path) for each in entries if _STEP_FOLDER.match(each.name) and each.is_dir()]
+        steps = [each for each in steps if inside(each)]
         if steps:
             return inside(max(steps, key=_number))
-    for parent in (folder, folder / "checkpoints", *_versions(folder)):
-        files = [each for each in parent.glob("*") if _STEP_FILE.fullmatch(each.name) and each.is_file()]
+    for parent in (*listings, *_versions(folder, top)):
+        entries = listings[parent] if parent in listings else _listed(parent)
+        files = [Path(each.path) for each in entries if _STEP_FILE.fullmatch(each.name) and each.is_file()]
         numbered = [each for each in files if _number(each) >= 0]
         if numbered and (len(files) > 1 or parent != folder):
             return max(numbered, key=_number)
         if len(files) == 1 and parent != folder:
             return files[0]
-    return _of_deepspeed(folder)
+    return _of_deepspeed(folder, [Path(each.path) for each in top if each.is_dir()])
+
+
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
 
 
 def refuse_known(folder: Path) -> None:
@@ -104,21 +118,24 @@ def _last_checkpoint(folder: Path) -> Path | None:
             .replace("\\", "/")
             .rpartition("/")[2]
         )
-    except (OSError, ValueError):
+        return folder / name if name and (folder / name).is_file() else None
+    except (OSError, ValueError):  # of the name too: it may be longer than a file system takes
         return None
-    return folder / name if name and (folder / name).is_file() else None
 
 
-def _versions(folder: Path) -> list[Path]:
-    """Returns the checkpoint folders of Lightning's versions, the newest first."""
-    found = [*folder.glob("version_*"), *folder.glob("lightning_logs/version_*")]
+def _versions(folder: Path, top: list[os.DirEntry[str]]) -> list[Path]:
+    """Returns the checkpoint folders of Lightning's versions, the newest first; `top` is what `folder` holds."""
+    found = [
+        Path(each.path) for each in (*top, *_listed(folder / "lightning_logs")) if each.name.startswith("version_")
+    ]
     return [each / "checkpoints" for each in sorted(found, key=_number, reverse=True)]
 
 
-def _of_deepspeed(folder: Path) -> Path | None:
+def _of_deepspeed(folder: Path, below: list[Path]) -> Path | None:
+    """Returns the weights of a folder of DeepSpeed's; `below` are its subfolders."""
     if (folder / _DEEPSPEED).is_file():
         return folder / _DEEPSPEED
-    tags = [each.parent for each in folder.glob(f"*/{_DEEPSPEED}")]
+    tags = [each for each in below if (each / _DEEPSPEED).is_file()]
     try:
         latest = folder / read_regular(folder / "latest")[:_LONGEST_NAME].decode().strip()
     except (OSError, ValueError):
@@ -133,6 +150,12 @@ def _last_number(name: str) -> int:
 
 
 def _number(path: Path) -> int:
-    """Returns the step or epoch that a name ends with; -1 if there is none."""
+    """Returns the step or epoch that a name ends with; -1 if there is none.
+
+    Of a `best_acc_0.953.pth` the number is a score, unless a word says otherwise, as in `best_mIoU_iter_8000.pth`.
+    """
     step = re.search(r"step=(\d+)", path.name)
+    if step is None and re.match(r"best|.*[-_]best\.", path.name):
+        step = re.search(r"(?:epoch|iter|step)[-_=]?(\d+)", path.name)
+        return int(step[1]) if step else -1
     return int(step[1]) if step else _last_number(path.name)

@@ -142,6 +142,12 @@ class CheckpointHandle:
 
 def require_finite(tensors: Mapping[str, torch.Tensor], reference: str) -> None:
     """Raises StorageError if a weight is NaN or infinite: every figure of such a model would be undefined."""
+    absent = [name for name, tensor in tensors.items() if tensor.is_meta]
+    if absent:
+        raise StorageError(
+            f"'{reference}' has no numbers for {one_line(absent[0])}: it was saved from the device meta.",
+            "Save the model once its weights are loaded.",
+        )
     odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if odd:
         more = f" and {len(odd) - 1} more tensors" if len(odd) > 1 else ""
@@ -162,7 +168,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 def _floating(tensor: torch.Tensor, name: str, reference: str) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise StorageError(
-            f"'{reference}' holds {name} as {str(tensor.dtype).removeprefix('torch.')}: it is quantised.",
+            f"'{reference}' holds {name} as {str(tensor.dtype).removeprefix('torch.')}"
+            + (", no weights of a BEiT." if tensor.is_complex() else ": it is quantised."),
             "Give the weights in floating point.",
         )
     return tensor

@@ -32,13 +32,13 @@ Naming = Literal["beit", "hf", "dall-e", "timm", "vit", "dino", "moco-v3", "mae"
 AGGREGATION = ("cls_pt_layers.", "cls_pt_norm.", "cls_pt_lm_head.")  # keys of patch aggregation, of pretraining only
 _PLAIN = re.compile(
     r"cls_token|mask_token|pos_embed|patch_embed\.proj\.(weight|bias)|rel_pos_bias\.relative_position_bias_table"
-    r"|blocks\.\d+\.attn\.relative_position_bias_table"
-    r"|(blocks|cls_pt_layers)\.\d+\.((norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+    r"|blocks\.\d{1,4}\.attn\.relative_position_bias_table"
+    r"|(blocks|cls_pt_layers)\.\d{1,4}\.((norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
     r"|attn\.(qkv\.weight|q_bias|v_bias)|gamma_1|gamma_2)"
     r"|(norm|fc_norm|head|token_head|cls_pt_norm|cls_pt_lm_head)\.(weight|bias)"
 )
 _INDEX = re.compile(r"(.*\.)?(relative_position_index|k_bias)")  # rebuilt when loading, or always zero
-_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d{1,4})\.(.+)")
 _HF_TOP = {
     "embeddings.cls_token": "cls_token",
     "embeddings.mask_token": "mask_token",

@@ -7,6 +7,8 @@
 | `pretrained.model.`, `encoder.model.`, `visual.trunk.` | MiDaS and ZoeDepth, segmentation_models, open_clip |
 | `teacher.`, `student.`, `encoder.`, `ema_model.` | several networks in one file |
 
+`_orig_mod.` and the like count nowhere in a key: torch puts them around a part that it compiles or shards.
+
 OpenMMLab's names (mmseg, mmpretrain, mmselfsup):
 
 | here | OpenMMLab |
@@ -50,6 +52,9 @@ _RENAMED = (
 _RENAMED_HEAD = ((r"^head\.(fc|layers\.head)\.", "head."), (r"^head\.cls_head\.", "token_head."))
 _CLASSIFIER = re.compile(r"(head|fc_norm)\.((fc|layers\.head|cls_head)\.)?(weight|bias)")
 _ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save|hada_w\d|ia3_l)\b")
+_WRAPPERS = re.compile(  # of single blocks: torch.compile, FSDP, activation checkpointing
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module)\."
+)
 _MERGE = (
     "Merge the adapter into its base model first: "
     "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained('merged'), and give merged/."
@@ -97,6 +102,10 @@ def find_network(names: Iterable[str], origin: str, part: str = "", keys: Sequen
         StorageError: There are several and nothing says which is meant, or the weights are those of an adapter.
     """
     names = list(names)
+    stored = {_WRAPPERS.sub("", name): name for name in names}
+    is_wrapped = len(stored) == len(names) and list(stored) != names
+    if is_wrapped:
+        names = list(stored)
     if any(_ADAPTER.search(name) for name in names):
         raise StorageError(f"'{origin}' holds the weights of a peft adapter beside or without those of a BEiT.", _MERGE)
     roots = roots_of(names)
@@ -110,7 +119,10 @@ def find_network(names: Iterable[str], origin: str, part: str = "", keys: Sequen
             raise choices.refusal(origin, "vision Transformers", roots)
     else:
         root = roots[0] if roots else ""
-    return _network(names, root, alone=len(roots) < 2)
+    network = _network(names, root, alone=len(roots) < 2)
+    if not is_wrapped:
+        return network
+    return replace(network, keys={ours: stored[name] for ours, name in network.keys.items()}, as_stored=False)
 
 
 def roots_of(names: Iterable[str]) -> list[str]:

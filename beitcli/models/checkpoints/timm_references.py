@@ -8,7 +8,6 @@ random                             BEiT-B/16 at 224 pixels, random weights
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,8 @@ from beitcli.config.normalization import Normalization
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.config_readers import DeclaredConfig
 from beitcli.models.checkpoints.locate import is_beit_name, timm_name
+from beitcli.runtime.deferred_compiler import meta_device
+from beitcli.runtime.storage.safe_json import parse_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,7 +42,7 @@ def arguments_in(reference: str) -> dict[str, Any]:
                 f"'{part}' in '{reference}' is no argument.", "Write it as timm/NAME@random,patch_size=8,depth=6."
             )
         try:
-            found[key] = json.loads(value)
+            found[key] = parse_json(value)
         except ValueError:
             found[key] = {"True": True, "False": False, "None": None}.get(value, value)
     return found
@@ -58,7 +59,6 @@ def timm_random_config(reference: str, base: str) -> tuple[dict[str, Any], dict[
     """
     from timm import create_model
     from timm.models import get_pretrained_cfg
-    from torch import device
 
     name, arguments = timm_name(base.removeprefix("timm/")), arguments_in(reference)
     cfg = get_pretrained_cfg(name)
@@ -67,7 +67,7 @@ def timm_random_config(reference: str, base: str) -> tuple[dict[str, Any], dict[
     config = {"architecture": name, "model_args": arguments, "pretrained_cfg": plain}
     if not is_beit_name(name):
         return config, {}
-    with device("meta"):
+    with meta_device():
         model = create_model(name, **arguments)
     return config, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
@@ -141,12 +141,11 @@ def check_vit_shapes(
     Raises:
         StorageError: A tensor is missing, has another shape, or no place.
     """
-    from torch import device
 
     from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, create_of
 
     assert isinstance(architecture, TimmArchitecture)
-    with device("meta"):
+    with meta_device():
         model = create_of(architecture, outputs)
     due = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if has_task_head:

@@ -9,7 +9,7 @@ single row takes 9.5 kB.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from timm.models.beit import Attention, Beit
@@ -57,25 +57,74 @@ def attention_rows(
     Raises:
         UsageError: The model has no such block.
     """
+    block = block_index(model, layer)
     if isinstance(model, TimmViT):
-        return _like_beit(model.attention(images, block_index(model, layer)), model.num_prefix_tokens, queries)
-    attention = model.blocks[block_index(model, layer)].attn
-    caught: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        (attention,) = model.attention(images, [block])
+        return _like_beit(attention, model.num_prefix_tokens, queries)
+    ((hidden, shared_bias),) = _block_inputs(model, images, [block])
+    return _softmax_rows(model.blocks[block].attn, hidden, shared_bias, queries)
+
+
+@torch.no_grad()
+def attention_by_layer(model: Beit | TimmViT, images: torch.Tensor, last: int = -1) -> Iterator[torch.Tensor]:
+    """Yields the attention of every block up to `last`, each as `attention_rows` returns it, in one forward pass.
+
+    One block's matrices exist at a time, and all blocks' normalized inputs.
+
+    Args:
+        last: Block index; negative numbers count from the end.
+
+    Raises:
+        UsageError: The model has no such block.
+    """
+    blocks = range(block_index(model, last) + 1)
+    if isinstance(model, TimmViT):
+        for attention in model.attention(images, blocks):
+            yield _like_beit(attention, model.num_prefix_tokens, None)
+        return
+    inputs = _block_inputs(model, images, blocks)
+    for block, (hidden, shared_bias) in zip(blocks, inputs, strict=True):
+        yield _softmax_rows(model.blocks[block].attn, hidden, shared_bias, None)
+
+
+def next_rollout(rollout: torch.Tensor | None, attention: torch.Tensor) -> torch.Tensor:
+    """Returns the attention rollout up to one block further (Abnar & Zuidema, 2020, section 3).
+
+        R_l = (0.5 mean_h A_l + 0.5 I) R_(l-1),    R_0 = I
+
+    Args:
+        rollout: (..., L, L) up to the block before; None before the first block.
+        attention: (..., heads, L, L) of this block, whose rows sum to 1.
+
+    Returns:
+        (..., L, L), whose rows sum to 1.
+    """
+    mean = attention.mean(dim=-3)
+    mixed = 0.5 * mean + 0.5 * torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+    return mixed if rollout is None else mixed @ rollout
+
+
+_Inputs = list[tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def _block_inputs(model: Beit, images: torch.Tensor, blocks: Sequence[int]) -> _Inputs:
+    """Returns what the attention of each block gets: (B, L, D) and the shared bias, (heads, L, L) or None."""
+    caught: _Inputs = []
 
     def catch(module: torch.nn.Module, inputs: tuple[torch.Tensor], options: dict[str, torch.Tensor | None]) -> None:
         caught.append((inputs[0], options.get("shared_rel_pos_bias")))
-        raise _Caught
+        if len(caught) == len(blocks):
+            raise _Caught
 
-    hook = attention.register_forward_pre_hook(catch, with_kwargs=True)
+    hooks = [model.blocks[block].attn.register_forward_pre_hook(catch, with_kwargs=True) for block in blocks]
     try:
         model.forward_features(images)
     except _Caught:
         pass
     finally:
-        hook.remove()
-    hidden, shared_bias = caught[0]
-    with torch.autocast(images.device.type, enabled=False):
-        return _softmax_rows(attention, hidden.float(), shared_bias, queries)
+        for hook in hooks:
+            hook.remove()
+    return caught
 
 
 def _like_beit(attention: torch.Tensor, prefix: int, queries: Sequence[int] | None) -> torch.Tensor:
@@ -98,6 +147,13 @@ def _softmax_rows(
     Returns:
         (B, heads, R or L, L).
     """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _softmax_in_fp32(attention, hidden.float(), shared_bias, queries)
+
+
+def _softmax_in_fp32(
+    attention: Attention, hidden: torch.Tensor, shared_bias: torch.Tensor | None, queries: Sequence[int] | None
+) -> torch.Tensor:
     query_weight, key_weight, _ = attention.qkv.weight.float().chunk(3)
     chosen = hidden if queries is None else hidden[:, list(queries)]
     query_bias = None if attention.q_bias is None else attention.q_bias.float()  # keys have none in BEiT

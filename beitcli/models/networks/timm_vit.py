@@ -6,7 +6,7 @@ A model only gains the interface that the engine expects of every network: archi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from beitcli.config.architecture import Architecture, Pooling
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.deferred_compiler import meta_device
 
 HEADS = ("head.", "head_dist.")  # key prefixes; DeiT's distilled models have two heads
 AFTER_BLOCKS = ("norm.", "fc_norm.", "attn_pool.", *HEADS)  # key prefixes of what a segmenter or detector drops
@@ -80,26 +81,30 @@ class TimmViT(nn.Module):
             for each in hooks:
                 each.remove()
 
-    def attention(self, images: torch.Tensor, block: int) -> torch.Tensor:
-        """Returns the attention of one block, (B, heads, L, L) float32: hooks capture timm's own unfused attention."""
-        module: Any = self.blocks[block].attn
-        caught: list[torch.Tensor] = []
+    def attention(self, images: torch.Tensor, blocks: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Yields the attention of some blocks, (B, heads, L, L) float32: hooks capture timm's own unfused attention."""
+        modules: list[Any] = [self.blocks[block].attn for block in blocks]
         inputs: list[Any] = []
-        ahead = module.register_forward_pre_hook(lambda _, *given: inputs.append(given), with_kwargs=True)
+        ahead = [
+            module.register_forward_pre_hook(lambda _, *given: inputs.append(given), with_kwargs=True)
+            for module in modules
+        ]
         try:
             self.forward_features(images)  # type: ignore[operator]
         finally:
-            ahead.remove()
-        (hidden, *rest), named = inputs[0]
-        fused, inside = module.fused_attn, module.attn_drop.register_forward_hook(lambda *each: caught.append(each[2]))
-        module.fused_attn = False
-        try:
-            with torch.autocast(images.device.type, enabled=False):
-                module(hidden.float(), *rest, **named)
-        finally:
-            inside.remove()
-            module.fused_attn = fused
-        return caught[0].float()
+            for hook in ahead:
+                hook.remove()
+        for module, ((hidden, *rest), named) in zip(modules, inputs, strict=True):
+            caught: list[torch.Tensor] = []
+            inside = module.attn_drop.register_forward_hook(lambda *each, to=caught: to.append(each[2]))
+            fused, module.fused_attn = module.fused_attn, False
+            try:
+                with torch.autocast(images.device.type, enabled=False):
+                    module(hidden.float(), *rest, **named)
+            finally:
+                inside.remove()
+                module.fused_attn = fused
+            yield caught[0].float()
 
 
 @lru_cache(maxsize=64)
@@ -141,7 +146,7 @@ def architecture_of(name: str, arguments: Mapping[str, Any], image_size: tuple[i
         image_size: (H, W) in pixels; None for the model's default.
     """
     given = {"img_size": image_size} if image_size else {}
-    with torch.device("meta"):
+    with meta_device():
         model: Any = create(name, arguments, **given)
     mlp = model.blocks[0].mlp
     hidden = (mlp.fc1 if hasattr(mlp, "fc1") else mlp.fc1_g if hasattr(mlp, "fc1_g") else mlp.w12).out_features

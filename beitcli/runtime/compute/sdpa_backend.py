@@ -81,7 +81,7 @@ def attention(
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value)
     if use_flex and torch.is_grad_enabled():
-        from torch.nn.attention.flex_attention import flex_attention  # with parts of torch's compiler
+        from torch.nn.attention.flex_attention import flex_attention  # a second, with what it imports
 
         attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
         return attend(query, key, value, score_mod=score_mod(bias, queries), kernel_options=dict(FLEX_OPTIONS))

@@ -139,11 +139,12 @@ def _expand_one(part: str) -> Iterator[str]:
 def _tasks_here(environ: Mapping[str, str], step: Allocation) -> int:
     """Returns the number of tasks on this machine, from a list such as `4(x2),3`."""
     text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
-    counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(count)] * int(times or 1)
-    node = _number(environ, "SLURM_NODEID", 0)
-    return counts[node] if node < len(counts) else -(-step.tasks // len(step.hosts))
+    before = _number(environ, "SLURM_NODEID", 0)  # machines ahead of this one
+    for count, times in re.findall(r"(\d{1,9})(?:\(x(\d{1,9})\))?", text):
+        if before < int(times or 1):
+            return int(count)
+        before -= int(times or 1)
+    return -(-step.tasks // len(step.hosts))
 
 
 def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

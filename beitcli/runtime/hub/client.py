@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -37,6 +38,7 @@ from beitcli.runtime.hub.download import OnProgress, Remote, download, repo_id, 
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import atomic_write_text
 from beitcli.runtime.storage.regular_files import read_regular
+from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _ENDPOINT = "https://huggingface.co"
@@ -147,26 +149,41 @@ def list_files(repo: str, *, revision: str | None = None) -> Listing | None:
             about = HfApi(endpoint=_endpoint()).dataset_info(
                 repo_id(repo), revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
             )
-            inside = [each for each in about.siblings or [] if _is_inside(each.rfilename)]
-            sizes = {each.rfilename: each.size for each in inside}
-            marks = {each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id or "" for each in inside}
-            if not _COMMIT.fullmatch(about.sha or ""):
-                raise FileMetadataError("The answer names no commit")
-            listing = Listing(about.sha or "", sizes, {name: mark for name, mark in marks.items() if mark})
+            found = about.siblings or []
+            sizes = {each.rfilename: each.size for each in found}
+            marks = {each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id for each in found}
+            listing = _checked(about.sha, sizes, marks)
             with suppress(OSError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write_text(kept, json.dumps(asdict(listing)))
             return listing
         except RevisionNotFoundError:
             return None
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, RecursionError):
             error = FileMetadataError("The answer is no list of files")
         except (HTTPError, FileMetadataError, OSError, ValueError) as problem:
             error = problem
     if _is_unreachable(error):
-        with suppress(OSError, ValueError, TypeError):
-            return Listing(**json.loads(read_regular(kept)))
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, FileMetadataError):
+            document = parse_json(read_regular(kept))
+            return _checked(document["commit"], document["sizes"], document.get("marks", {}))
     raise _cannot_ask(repo, [], error) from None
+
+
+def _checked(commit: object, sizes: dict[str, Any], marks: dict[str, Any]) -> Listing:
+    """Returns a listing of what an answer says, if it has the types and ranges that it should have.
+
+    Raises:
+        FileMetadataError: It names no commit, or holds no file's name or size.
+    """
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise FileMetadataError("The answer names no commit")
+    if not all(size is None or (type(size) is int and 0 <= size < 1 << 63) for size in sizes.values()):
+        raise FileMetadataError("The answer has sizes that are none")
+    inside = {name: size for name, size in sizes.items() if _is_inside(name)}
+    return Listing(
+        commit, inside, {name: marks[name] for name in inside if marks.get(name) and isinstance(marks[name], str)}
+    )
 
 
 def remote_file(repo: str, name: str, listing: Listing) -> Remote:

@@ -19,7 +19,7 @@ from beitcli.runtime.hub.download import Remote
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 PAUSES: Sequence[float] = (0.2, 1.0, 4.0, 15.0, 40.0)  # seconds before each retry after an attempt without progress
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _LONGEST_PAUSE = 60.0
 _AGAIN = "Try again later: what was read is kept in the cache, and a run goes on with --resume."
 

@@ -27,7 +27,7 @@ from beitcli.runtime.storage.own_files import (
 from beitcli.runtime.storage.safe_json import dump_json
 
 _OWN_FILES = ("config.toml", "metrics.jsonl", "bad-images.jsonl", "README.md")
-_UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md)\.|writable-)[0-9]+")
+_UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md|html|json)\.|writable-)[0-9]+")
 
 
 # Locks of this process by (device, inode) of the file; each lives as long as a RunFolder of its folder.

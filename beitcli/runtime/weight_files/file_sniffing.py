@@ -121,7 +121,7 @@ def _text(head: bytes) -> str | None:
 def _sniff_text(text: str) -> tuple[str, str]:
     start = text[:2000].lower()
     if start.startswith("version https://git-lfs"):
-        size = re.search(r"^size (\d+)$", text, re.MULTILINE)
+        size = re.search(r"^size (\d{1,19})$", text, re.MULTILINE)
         of = f" of {int(size[1]):,} bytes" if size else ""
         return (
             f"is a Git LFS pointer: it only names the file{of}",

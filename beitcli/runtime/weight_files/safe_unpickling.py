@@ -28,6 +28,7 @@ from beitcli.runtime.weight_files.stand_ins import CalledError, stand_in
 
 _MOST_FOREIGN, _MOST_ITEMS = 500, 8  # foreign classes in a file, and those of them that are containers
 _TRUST = "Ask the publisher for safetensors, or convert the file on a machine where you may trust it."
+_PLAIN = "Give the weights in floating point, each number stored (tensor.dequantize(), tensor.to_dense())."
 _AGAIN = "Download it again; where it still fails, ask the publisher for safetensors."
 _ARRAYS = (
     "Where you trust it, convert it: arrays = pickle.load(open(FILE, 'rb'), encoding='latin1'); arrays = "
@@ -39,7 +40,7 @@ _MODULE = (
     ".state_dict(), 'weights.pth')."
 )
 _LEGACY_PICKLES = 5  # magic number, protocol, system, object, storage keys; the tensors' bytes follow
-_PLAIN = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode")
+_TORCH_NAMES = ("torch.", "collections.OrderedDict", "collections.Counter", "_codecs.encode")
 _REFUSED = re.compile(r"GLOBAL ([^\s.]\S*)")
 _HAS_ITEMS = re.compile(
     r"Can only (?:SETITEMS? for dict|(?P<append>append to lists)).*<class 'stand_in\.(?P<name>[^']+)'>"
@@ -197,6 +198,10 @@ def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageErr
         return StorageError(f"'{path}' is a Python pickle of NumPy arrays, not of tensors.", _ARRAYS)
     if isinstance(error, RuntimeError) and "magic number" in str(error):
         return StorageError(f"'{path}' is a Python pickle, but none that torch.save wrote.", _TRUST)
+    if "quantized" in str(error):  # the header is read without data, for which torch has no such tensors
+        return StorageError(f"'{path}' holds quantised tensors.", _PLAIN)
+    if "Cannot copy out of meta tensor" in str(error) or "Sparse" in str(error):
+        return StorageError(f"'{path}' holds sparse tensors.", _PLAIN)
     if isinstance(error, EOFError):
         return StorageError(f"'{path}' is cut short: it ends within its pickle.", _AGAIN)
     message = str(error).partition("WeightsUnpickler error: ")[2] or str(error) or type(error).__name__
@@ -220,7 +225,7 @@ def _not_loaded(path: Path, name: str) -> StorageError:
 
 def _foreign_names(path: Path) -> list[str]:
     """Lists the qualified names in the pickles of a file that are not torch's or plain containers'."""
-    return [name for name in _names(path) if not name.startswith(_PLAIN)]
+    return [name for name in _names(path) if not name.startswith(_TORCH_NAMES)]
 
 
 def _names(path: Path) -> list[str]:

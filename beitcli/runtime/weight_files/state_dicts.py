@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 WRAPPERS = ("model", "module", "state_dict", "weights", "model_ema", "teacher")
 _AVERAGE = "model_ema"
 _DEPTH = 3  # of keys within keys
+_MOST_VISITS = 1_000_000
 _PATCHES = re.compile(r"patch_embed(ding)?s?\.")
 _OPTIMIZER = {"state", "param_groups"}  # keys of an optimizer's state dict
 _SHARDED = ("param_shapes", "ds_version", "ds_config")  # of DeepSpeed
@@ -39,7 +40,7 @@ def choose_state_dict(origin: str, content: Any, part: str = "") -> tuple[str, d
     """
     if isinstance(content, Mapping) and any(key in content for key in _SHARDED) and _is_sharded(content.get("module")):
         raise deepspeed_refusal(origin)
-    found = dict(_state_dicts(content, "", 0))
+    found = dict(_state_dicts(content, "", 0, _Visits(origin)))
     likely = {key: each for key, each in found.items() if any(_PATCHES.search(name) for name in each)}
     known = next((key for key in WRAPPERS if found.get(key)), None)
     networks = likely or {key: each for key, each in found.items() if any(n.endswith(".weight") for n in each)} or found
@@ -65,8 +66,25 @@ def tensors_of(content: Any) -> dict[str, torch.Tensor]:
     return {name: t for name, t in entries if isinstance(name, str) and isinstance(t, torch.Tensor)}
 
 
-def _state_dicts(content: Any, key: str, depth: int) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+class _Visits:
+    """Counts what is looked at: a pickle of some kilobytes can hold one dict a billion times within others."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin, self.left = origin, _MOST_VISITS
+
+    def count(self, entries: int) -> None:
+        self.left -= entries
+        if self.left < 0:
+            raise StorageError(
+                f"'{self.origin}' has more than {_MOST_VISITS:,} entries within one another.",
+                "Save the state dict by itself.",
+            )
+
+
+def _state_dicts(content: Any, key: str, depth: int, visits: _Visits) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Yields every mapping of tensors with its dotted key; a pickled module counts as its state dict."""
+    if isinstance(content, Mapping):
+        visits.count(len(content))
     if isinstance(content, StandIn):
         tensors = module_tensors(content)
         if tensors:
@@ -85,7 +103,7 @@ def _state_dicts(content: Any, key: str, depth: int) -> Iterator[tuple[str, dict
         return
     if depth < _DEPTH:
         for name, each in inner:
-            yield from _state_dicts(each, f"{key}.{name}" if key else name, depth + 1)
+            yield from _state_dicts(each, f"{key}.{name}" if key else name, depth + 1, visits)
 
 
 def _is_sharded(module: Any) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beitcli.errors import BeitError, StorageError, UsageError
-from beitcli.runtime.compute.shapes_only import shapes_only
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.tokenizers.pretrained import PretrainedTokenizer, TokenizerFacts
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _build(header: WeightFile) -> StridedDVAE:
 
     from beitcli.tokenizers.strided_dvae import StridedDVAE
 
-    with shapes_only():
+    with meta_device():
         model = StridedDVAE(_architecture(header), decoder=_has_decoder(header.shapes))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():

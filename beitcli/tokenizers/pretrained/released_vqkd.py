@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.errors import BeitError, StorageError, UsageError
-from beitcli.runtime.compute.shapes_only import shapes_only
+from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.weight_files.reader import WeightFile, read_header
 from beitcli.tokenizers.pretrained import PretrainedTokenizer, TokenizerFacts
 
@@ -111,7 +111,7 @@ def _open(reference: str, on_progress: OnProgress | None) -> Tokenizer:
         if _is_needed(name)
     }
     try:
-        with shapes_only():
+        with meta_device():
             model = VQKD(VQKDArchitecture(**shape))
         if not all(tensor.is_floating_point() for name, tensor in stored.items() if _is_needed(name)):
             raise StorageError("not all of its tensors hold floats", _AGAIN)

@@ -53,10 +53,14 @@ def test_palette_mask_is_the_indices_whatever_the_colours(file_format: str) -> N
         assert np.array_equal(decode_index_mask(encode(image, file_format)), indices)
 
 
-@pytest.mark.parametrize("data", [b"P4\n3 1\n\xa0", b"P1\n3 1\n1 0 1\n"])
-def test_pbm_mask_is_refused(data: bytes) -> None:
-    with pytest.raises(BadImage, match="a one-bit PBM as mask: its 1 is black"):
-        decode_index_mask(data)
+@pytest.mark.parametrize("data", [b"P4\n3 2\n\xa0\x40", b"P1\n3 2\n1 0 1\n0 1 0\n", b"P1\n# c 1\n3 2\n101010"])
+def test_pbm_mask_is_the_stored_bits(data: bytes) -> None:
+    assert decode_index_mask(data).tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_pbm_mask_that_is_cut_short_is_refused() -> None:
+    with pytest.raises(BadImage):
+        decode_index_mask(b"P4\n3 2\n\xa0")
 
 
 def test_mask_in_a_compression_that_changes_pixels_is_refused() -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, features
 
 from beitcli.data import decode
+from beitcli.data.decoding import heif
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import EXTENSIONS, PackedNames, is_image_name
 from beitcli.data.sources.formats import _shards_below
@@ -65,7 +66,13 @@ def test_every_ending_that_pillow_decodes_here_is_an_image() -> None:
     Image.init()
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in decode._FORMATS}
     assert known <= {f".{ending}" for ending in EXTENSIONS}
-    assert not {ending for ending in EXTENSIONS if f".{ending}" not in known} - {"mpo", "pnm", "avif", "avifs"}
+    assert not {ending for ending in EXTENSIONS if f".{ending}" not in known} - {
+        "mpo",
+        "pnm",
+        "avif",
+        "avifs",
+        *heif.ENDINGS,
+    }
 
 
 KINDS = {"jfif": "JPEG", "JPE": "JPEG", "mpo": "MPO", "apng": "PNG", "pbm": "PPM", "Pnm": "PPM", "pfm": "PPM"}
@@ -91,14 +98,14 @@ def test_files_of_rarer_endings_are_classes_and_decode(tmp_path: Path, ending: s
 
 
 def test_what_is_left_aside_by_its_ending_is_counted_and_told(tmp_path: Path) -> None:
-    put(tmp_path, "cat/1.png", "cat/2.heic", "dog/1.HEIC", "dog/notes.txt", "dog/IMG_0001", ".DS_Store", "dog/2.png")
+    put(tmp_path, "cat/1.png", "cat/2.cr2", "dog/1.CR2", "dog/notes.txt", "dog/IMG_0001", ".DS_Store", "dog/2.png")
     put(tmp_path, "a.x1", "a.x2", "b.x2", "a.x3", "a.x4", "a.x5", "v1.2-final version")
     source, told = opened(tmp_path)
-    text = "2 .heic, 2 .x2, 1 .txt, 1 .x1, 1 .x3, 2 files without an ending and 2 files of other endings"
+    text = "2 .cr2, 2 .x2, 1 .txt, 1 .x1, 1 .x3, 2 files without an ending and 2 files of other endings"
     assert (len(source), told) == (2, [f"'{tmp_path}': not read are {text}."])
     for name in ("cat/1.png", "dog/2.png"):
         (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=r"No images below .* it holds 2 \.heic") as error:
+    with pytest.raises(DataError, match=r"No images below .* it holds 2 \.cr2") as error:
         open_data([str(tmp_path)])
     assert error.value.exit_code == 3
 
@@ -106,14 +113,14 @@ def test_what_is_left_aside_by_its_ending_is_counted_and_told(tmp_path: Path) ->
 def test_a_kept_listing_tells_what_it_leaves_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("beitcli.data.sources.index_cache.SETTLED_NS", -1_000_000_000)
-    root = put(tmp_path / "data", *(f"{number:03d}.png" for number in range(256)), "x.heic")
+    root = put(tmp_path / "data", *(f"{number:03d}.png" for number in range(256)), "x.cr2")
     first = opened(root)[1]
     assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 1
-    assert opened(root)[1] == first == [f"'{root}': not read are 1 .heic."]
+    assert opened(root)[1] == first == [f"'{root}': not read are 1 .cr2."]
     monkeypatch.setattr("beitcli.data.sources.formats._folder_listing._ABOUT", {"folder": 1})
     assert len(opened(root)[0]) == 256  # an index of another version is built again
-    (root / "y.heic").write_bytes(b"")
-    assert opened(root)[1] == [f"'{root}': not read are 2 .heic."]
+    (root / "y.cr2").write_bytes(b"")
+    assert opened(root)[1] == [f"'{root}': not read are 2 .cr2."]
 
 
 def test_endless_kinds_of_endings_take_no_memory() -> None:

@@ -67,7 +67,11 @@ def predicted(model: Path, inputs: list[Path], **more: object):
 def metrics(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if name not in ("images_per_second", "save_stall_seconds")}
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("images_per_second", "data_wait_share", "save_stall_seconds")
+        }
         for line in lines
     ]
 

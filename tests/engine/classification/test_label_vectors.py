@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
 from beitcli.data.sources.open_data import open_data
-from beitcli.engine.classification.label_vectors import average_precision, label_metrics
+from beitcli.data.sources.subset import Subset
+from beitcli.engine.classification.label_vectors import average_precision, label_metrics, require_binary
 from beitcli.errors import DataError
 from tests.helpers.foreign_models import hf_classifier
 
@@ -158,3 +159,17 @@ def test_a_regression_is_measured_by_its_errors(beit, tmp_path, table):
     assert report["root_mean_square_error"] >= report["mean_absolute_error"] > 0
     ended = beit("eval", tmp_path / "model", written(tmp_path, "path,age\nx.png,3\n"), "--device", "cpu")
     assert (ended.code, "lacks 1 of the model's 1 labels" in ended.err) == (3, True)
+
+
+def test_the_vectors_of_all_images_are_those_of_each(tmp_path):
+    for name, rows in (("a", "1.png,0,1\n2.png,1,1\n"), ("b", "3.png,1,0\n4.png,0,0.5\n")):
+        (tmp_path / f"{name}.csv").write_text(f"path,x,y\n{rows}")
+    tables = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    both = open_data(tables, vectors=True)
+    part = Subset(both, np.array([3, 1]))
+    for source in (both, part):
+        each = [source.label_vector(index).tolist() for index in range(len(source))]
+        assert source.label_vectors().tolist() == each
+    require_binary(Subset(both, np.array([0, 1, 2])))
+    with pytest.raises(DataError, match=r"4\.png' has 0\.5 for y; labels are 0 or 1"):
+        require_binary(part)

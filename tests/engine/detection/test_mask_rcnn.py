@@ -49,7 +49,10 @@ def test_mask_rcnn_finds_outlines_too(beit, rectangles, mask_run, tmp_path):
     assert x0 - 2 <= columns.min() <= columns.max() <= x1 + 2
     assert y0 - 2 <= rows.min() <= rows.max() <= y1 + 2
     with Image.open(line["output"]) as drawn, Image.open(picture) as image:
-        assert (np.array(drawn) != np.array(image)).any(axis=-1)[mask].mean() > 0.95
+        before = np.array(image.resize(drawn.size, Image.Resampling.BICUBIC))
+        factor = drawn.width // image.width
+        tinted = (np.array(drawn) != before).any(axis=-1)
+        assert tinted[mask.repeat(factor, axis=0).repeat(factor, axis=1)].mean() > 0.9
     assert "| AP of masks |" in (run / "README.md").read_text()
 
 

@@ -280,8 +280,11 @@ def test_mask_preview_draws_the_pixels_that_the_model_says(beit, picture, labell
     by_hand = Image.fromarray((expected * 255).round().byte().permute(1, 2, 0).numpy())
     with Image.open(tmp_path / "out.png") as drawn:
         panel = np.asarray(drawn.convert("RGB"))[16 : 16 + 4 * 74, 48 + 888 : 48 + 1332]
-    wanted = np.asarray(by_hand.resize((444, 296), Image.Resampling.NEAREST))
-    assert np.abs(panel.astype(int) - wanted).max() <= 1
+    wanted = np.asarray(by_hand.resize((444, 296), Image.Resampling.BICUBIC))
+    edges = np.zeros(panel.shape[:2], dtype=bool)  # where outlines may lie
+    for place in range(0, 444 + 1, 74):
+        edges[max(0, place - 8) : place + 8] = edges[:, max(0, place - 8) : place + 8] = True
+    assert np.abs(panel.astype(int) - wanted)[~edges].max() <= 1
 
 
 def test_denormalize_undoes_normalize():
@@ -304,8 +307,8 @@ def test_a_run_that_knows_no_more_than_the_baseline_is_told(labelled_folder, tok
             assert report.loss >= report.baseline_loss
             assert any("always guessing the mean colour" in message for message in warnings)
         else:
-            unlearned = report.masked_accuracy <= report.baseline_accuracy
-            assert any("always guessing the commonest token" in message for message in warnings) == unlearned
+            assert report.masked_accuracy <= report.baseline_accuracy or report.loss >= report.unigram_entropy
+            assert any("always guessing the commonest token" in message for message in warnings)
 
 
 def test_a_wrong_data_path_is_told_before_a_wrong_tokenizer(tmp_path):

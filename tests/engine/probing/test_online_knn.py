@@ -40,7 +40,7 @@ def test_a_probe_changes_no_bit_of_training(tmp_path, labelled_folder, tokenizer
                       for run in ("plain", "watched"))  # fmt: skip
     assert [("probe_top1" in line) for line in watched] == [False, True, False, True]
     assert all(0 <= line["probe_top1"] <= 1 for line in watched[1::2])
-    prefetch_to_device = {"images_per_second", "save_stall_seconds", "probe_top1"}
+    prefetch_to_device = {"images_per_second", "data_wait_share", "save_stall_seconds", "probe_top1"}
     assert [{k: v for k, v in line.items() if k not in prefetch_to_device} for line in plain] == [
         {k: v for k, v in line.items() if k not in prefetch_to_device} for line in watched
     ]

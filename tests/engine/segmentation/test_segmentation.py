@@ -24,7 +24,7 @@ from beitcli.engine.segmentation.finetune import build_segmenter
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import load_segmenter, open_backbone
 from beitcli.models.checkpoints.open import open_model, open_pretrained, open_unverified
-from beitcli.pictures.segmentation import palette
+from beitcli.pictures.palette import class_colours
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files.reader import read_tensors
 from tests.helpers.foreign_models import hf_segmenter
@@ -126,12 +126,14 @@ def test_predict_writes_masks_and_overlays_and_tells_the_shares(beit, scenes, se
     for line in ended.lines:
         with Image.open(line["output"]) as mask:
             assert (mask.mode, mask.size) == ("P", (52, 40))
-            assert mask.getpalette()[:9] == palette()[:3].ravel().tolist()
+            assert mask.getpalette()[3:9] == class_colours()[1:3].ravel().tolist()
             values = np.asarray(mask)
         for name, share in line["classes"].items():
             assert share == (values == NAMES.index(name)).mean()
         assert sum(line["classes"].values()) == pytest.approx(1)
-        assert pixels_of(line["overlay"]).shape == (40, 52, 3)
+        drawn = pixels_of(line["overlay"])  # 13 times as large, with a legend below
+        assert drawn.shape[1] == 13 * 52
+        assert drawn.shape[0] > 13 * 40
     # its own masks as DATA: every figure is 1
     shutil.copytree(scenes / "val" / "images", tmp_path / "own" / "images")
     shutil.move(tmp_path / "masks", tmp_path / "own" / "masks")

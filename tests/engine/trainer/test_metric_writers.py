@@ -175,7 +175,7 @@ def test_tensorboard_that_is_not_installed_is_told_before_anything_is_made(tmp_p
 
 
 def test_help_and_refusals_know_the_writers(tmp_path, installed):
-    assert "tensorboard|toy,..." in beit(installed, "pretrain", "--help", COLUMNS="200").stdout
+    assert "mlflow|tensorboard|wandb|toy,..." in beit(installed, "pretrain", "--help", COLUMNS="200").stdout
     ended = beit(installed, *pretraining(tmp_path / "run", "--log-to", "toy,tensorbord"))
     assert ended.returncode == 2
     assert "--log-to is 'tensorbord', which is no choice." in " ".join(ended.stderr.split())

@@ -14,6 +14,7 @@ TRAINER |= {"threads"}
 MODEL = {"architecture", "kind", "masking", "mean", "outputs", "std", "target", "token_size", "tokenizer"}
 SHAPE = {"depth", "heads", "image_size", "layer_scale", "mlp_ratio", "norm_eps", "patch_size", "positions", "width"}
 METRICS = {
+    "data_wait_share",
     "epoch",
     "gradient_norm",
     "held_out_baseline_loss",

@@ -215,3 +215,12 @@ def test_weights_of_an_adapter_name_the_way_to_merge_them(tmp_path: Path) -> Non
     with pytest.raises(StorageError, match="peft adapter") as caught:
         open_model(str(tmp_path / "a.pth"))
     assert "merge_and_unload" in caught.value.hint
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_wrappers_around_single_blocks_count_nowhere(tmp_path: Path, wrapper: str, prefix: str) -> None:
+    theirs = classifier()
+    state = {re.sub(r"^(blocks\.[02])\.", rf"\1.{wrapper}.", name): each for name, each in theirs.state_dict().items()}
+    torch.save(prefixed(prefix, state), tmp_path / "a.pth")
+    assert_logits(str(tmp_path / "a.pth"), theirs)

@@ -192,3 +192,22 @@ def test_the_first_weights_are_cut_at_one_std_and_spread_as_the_normal_there():
     assert weights.abs().max() <= 0.02
     assert float(weights.std()) == pytest.approx(0.0108, abs=2e-4)
     assert float((weights.abs() < 0.01).float().mean()) == pytest.approx(0.3829 / 0.6827, abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "holds quantised tensors"),
+        (lambda tensor: tensor.to_sparse(), "holds sparse tensors"),
+        (lambda tensor: tensor.to(torch.complex64), "as complex64, no weights of a BEiT"),
+        (lambda tensor: tensor.to("meta"), "no numbers for head.weight"),
+        (lambda tensor: tensor.to(torch.int8), "as int8: it is quantised"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers_are_named(tmp_path, change, said):
+    state = Beit(**PER_BLOCK).state_dict()
+    torch.save(state | {"head.weight": change(state["head.weight"])}, tmp_path / "a.pth")
+    with pytest.raises(StorageError, match=said) as refused:
+        open_classifier(str(tmp_path / "a.pth"))
+    assert "Download" not in refused.value.hint

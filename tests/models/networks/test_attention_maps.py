@@ -9,7 +9,7 @@ from transformers import BeitConfig, BeitModel
 
 from beitcli.config.architecture import Architecture, Positions
 from beitcli.errors import UsageError
-from beitcli.models.networks.attention_maps import attention_rows, block_index
+from beitcli.models.networks.attention_maps import attention_by_layer, attention_rows, block_index, next_rollout
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier
 
@@ -173,3 +173,22 @@ def test_a_layer_that_is_not_there_is_refused_with_the_range(layer):
 
 def test_block_index_counts_from_the_end():
     assert [block_index(classifier(), layer) for layer in (0, 2, -1, -3)] == [0, 2, 2, 0]
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_attention_by_layer_equals_that_of_each_block(positions):
+    model = classifier(positions)
+    layers = list(attention_by_layer(model, pictures()))
+    assert len(layers) == 3
+    for layer, rows in enumerate(layers):
+        torch.testing.assert_close(rows, attention_rows(model, pictures(), layer))
+    assert len(list(attention_by_layer(model, pictures(), 1))) == 2
+
+
+def test_rollout_follows_the_residual_connection():
+    """Two positions: half identity, then the product, by hand."""
+    first = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])  # the mean is 1/2 everywhere
+    second = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    once = next_rollout(None, first)
+    assert once.tolist() == [[0.75, 0.25], [0.25, 0.75]]
+    assert next_rollout(once, second).tolist() == [[0.5, 0.5], [0.25, 0.75]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+_ROW_NUMBERS = re.compile(r"__index_level_\d+__")
 _HINT = "Each label is a column of 0 and 1 (bool, integers or floats), without nulls."
 
 
 def number_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Returns the names of the columns of numbers, in order."""
+    """Returns the names of the columns of numbers, in order, without the row numbers that pandas keeps."""
     import pyarrow as pa
 
-    kinds = {name: plain(schema.field(name).type) for name in dict.fromkeys(schema.names)}
+    names = [name for name in dict.fromkeys(schema.names) if not _ROW_NUMBERS.fullmatch(name)]
+    kinds = {name: plain(schema.field(name).type) for name in names}
     is_number = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
     return tuple(name for name, kind in kinds.items() if any(test(kind) for test in is_number))
 
@@ -36,6 +39,7 @@ def read_numbers(path: str, file: pq.ParquetFile, names: Iterable[str], size: in
 
     Raises:
         DataError: A value is null or not finite.
+        ValueError: The file holds another number of values than of rows.
     """
     import pyarrow as pa
 
@@ -49,8 +53,11 @@ def read_numbers(path: str, file: pq.ParquetFile, names: Iterable[str], size: in
                 if isinstance(values, pa.DictionaryArray):
                     values = values.dictionary_decode()
                 numbers = values.cast(pa.int8()) if pa.types.is_boolean(values.type) else values
-                parts.append(numbers.to_numpy(zero_copy_only=False).astype(np.float32))  # null becomes NaN
+                with np.errstate(over="ignore"):  # refused below
+                    parts.append(numbers.to_numpy(zero_copy_only=False).astype(np.float32))  # null becomes NaN
         column = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+        if len(column) != file.metadata.num_rows:
+            raise ValueError(f"{len(column):,} values of {name} in {file.metadata.num_rows:,} rows")
         if not np.isfinite(column).all():
             row = int((~np.isfinite(column)).argmax())
             raise DataError(f"Row {row} of '{path}' has no number for {name}.", _HINT)

@@ -6,6 +6,7 @@ its key is the path, size and times of the shard.
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import re
@@ -29,7 +30,7 @@ from beitcli.runtime.storage.regular_files import open_regular, require_regular
 
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _ARRAYS = ("offsets", "sizes", "tops", "codes", "in_top", "pieces", "headers")
-_VERSION = 3  # of what is read from the same bytes; increment it with any change, of WORDS too
+_VERSION = 4  # of what is read from the same bytes; increment it with any change, of WORDS too
 _MAX_CLS_BYTES = 4096
 _TELL_EVERY = 10_000  # members
 _HIDDEN = re.compile(r"(?:^|/)\.(?!\.?/)")
@@ -43,7 +44,8 @@ class TarIndex:
         names: Member names.
         offsets: (n,) int64, start of the data in the shard; of a sparse file -1 - its first row in `pieces`.
         sizes: (n,) int64, bytes.
-        tops: (n,) int8, index in WORDS if the member's top folder has the name of a split, else -1.
+        tops: (n,) int8, index in WORDS if the member's top folder has the name of a split, else -1. The folders that
+            hold all images (`wrapper_of`) do not count.
         class_names: Class names, in no particular order.
         codes: (n,) int32 indices into `class_names`, -1 for images without a class.
         in_top: (n,) bool, whether the class is that top folder; if top folders are splits, it is not a class.
@@ -125,7 +127,7 @@ class _Indexing:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._reader = file, TarReader(file)
-        self._offsets, self._sizes, self._tops = array("q"), array("q"), array("b")
+        self._offsets, self._sizes = array("q"), array("q")
         self._pieces, self._headers = array("q"), array("q", [0, 0])
         self._class_of: dict[str, str | None] = {}
         self._linked: list[tuple[int | str, int]] = []  # row of an image or key of a class, and the link's header
@@ -144,16 +146,18 @@ class _Indexing:
         kept = np.delete(np.arange(len(names)), gone) if gone else slice(None)
         names = names.take(kept)
         labeller = Labeller()
-        in_top = np.zeros(len(names), dtype=bool)
+        in_top, tops, wrapper = np.zeros(len(names), dtype=bool), array("b"), wrapper_of(names)
+        depth = wrapper.count(b"/")
         for number, name in enumerate(names):
-            class_name, in_top[number] = _class_of(name.decode("utf-8", "surrogateescape"), self._class_of)
+            tops.append(_split_number(name[len(wrapper) :]))
+            class_name, in_top[number] = _class_of(name.decode("utf-8", "surrogateescape"), self._class_of, depth)
             labeller.add(class_name)
         class_names, codes = labeller.codes()
         return TarIndex(
             names=names,
             offsets=np.array(self._offsets, dtype=np.int64)[kept],
             sizes=np.array(self._sizes, dtype=np.int64)[kept],
-            tops=np.array(self._tops, dtype=np.int8)[kept],
+            tops=np.array(tops, dtype=np.int8),
             class_names=class_names,
             codes=codes,
             in_top=in_top,
@@ -198,7 +202,6 @@ class _Indexing:
         self._headers[1] = member.header
         self._offsets.append(0)
         self._sizes.append(0)
-        self._tops.append(_split_number(name))
         if member.kind == "file":
             self._set_place(-1, member.place)
 
@@ -230,14 +233,32 @@ def _key_of_class(name: str) -> str | None:
     return name[:-4] if name[-4:].lower() == ".cls" else None
 
 
-def _class_of(member: str, class_of: dict[str, str | None]) -> tuple[str | None, bool]:
-    """Returns the class of a member, by its key in `class_of` or, if that is empty, by its folder; and `in_top`."""
+def wrapper_of(names: PackedNames) -> bytes:
+    """Returns the folders that hold all images, with a final slash: `a/b/` where they are in `a/b/train` and `a/b/val`.
+
+    They end before the first one with the name of a split.
+    """
+    if not len(names):
+        return b""
+    pairs = zip(min(names).split(b"/")[:-1], max(names).split(b"/")[:-1], strict=False)  # what they share, all share
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1] and not is_split(os.fsdecode(pair[0])), pairs)
+    return b"".join(folder + b"/" for folder, _ in shared)
+
+
+def _class_of(member: str, class_of: dict[str, str | None], depth: int) -> tuple[str | None, bool]:
+    """Returns the class of a member, by its key in `class_of` or, if that is empty, by its folder; and `in_top`.
+
+    Args:
+        depth: Slashes in `wrapper_of`.
+    """
     if class_of:
         folder, base = posixpath.split(member)
         key = posixpath.join(folder, base.partition(".")[0])
         return class_of.get(posixpath.splitext(member)[0], class_of.get(key)), False
     folders = [part for part in member.split("/")[:-1] if part not in ("", ".", "..")]
-    return (folders[-1] if folders else None), len(folders) == 1 and is_split(folders[0])
+    beside = member.split("/")[depth:-1]
+    below = [part for part in beside if part not in ("", ".", "..")]
+    return (folders[-1] if folders else None), len(below) == 1 and is_split(below[0])
 
 
 def _unreadable(shard: str, error: OSError) -> DataError:
@@ -259,9 +280,10 @@ def _damaged(shard: str, reason: str) -> DataError:
 def _class_name(content: bytes) -> str | None:
     """Returns the class in a `.cls` member: a name, or an integer without leading zeros; None if it is empty."""
     text = content.decode("utf-8-sig", "replace").strip("\0 \t\r\n")
-    return str(int(text)) if re.fullmatch(r"-?[0-9]+", text) else text or None
+    return str(int(text)) if re.fullmatch(r"-?[0-9]{1,1000}", text) else text or None
 
 
-def _split_number(member: str) -> int:
-    top = member.lstrip("/").partition("/")[0]
+def _split_number(member: bytes) -> int:
+    folder, slash, _ = member.lstrip(b"/").partition(b"/")
+    top = os.fsdecode(folder) if slash else ""
     return WORDS.index(top.lower()) if is_split(top) else -1

@@ -6,11 +6,13 @@ import os
 
 import numpy as np
 
+from beitcli.data.decoding import heif
 from beitcli.data.sources.base import OnProgress, Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import (
     EXTENSIONS,
     count_of_images,
+    file_size,
     folders_below,
     is_image_name,
     number_classes,
@@ -33,6 +35,7 @@ from beitcli.data.sources.splits import (
 from beitcli.errors import DataError
 
 MASK_FOLDERS = ("masks", "annotations")
+_WRAPPERS = 8  # folders in one another that are looked through for splits
 
 
 class FolderSource(Source):
@@ -75,6 +78,11 @@ class FolderSource(Source):
         if labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 
+    @property
+    def root(self) -> str:
+        """The folder."""
+        return os.fsdecode(self._root)
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -83,6 +91,9 @@ class FolderSource(Source):
 
     def read(self, index: int) -> bytes:
         return read_file(self._file(index))
+
+    def stored_bytes(self, index: int) -> int | None:
+        return file_size(self._file(index))
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
@@ -96,7 +107,10 @@ def _open(paths: list[str], request: Request) -> list[Source]:
 
 
 def _open_one(path: str, request: Request) -> Source:
-    """Opens the images of a folder or, if they hold more images, its parquet files or tar shards."""
+    """Opens the images of a folder or, if they hold as many images, its parquet files or tar shards.
+
+    As many: rows of parquet may name the very images of the folder, and know their labels.
+    """
     shards = shards_below(path, request.on_progress)
     if not shards:
         try:
@@ -107,7 +121,7 @@ def _open_one(path: str, request: Request) -> Source:
                 raise
     loose = len(list_images(os.fsencode(path), request.on_progress).names)
     others = [str(each) for each in shards[1:] if each.images]
-    if shards[0].images <= loose and loose:
+    if shards[0].images < loose:
         for each in shards:
             if each.problem is not None:
                 request.say(f"'{path}': {each} beside its images cannot be read: {each.problem}")
@@ -130,20 +144,34 @@ def open_folder(path: str, request: Request) -> Source:
     Raises:
         DataError: The split is missing, or as in `FolderSource`.
     """
-    splits, names = splits_below(path), [""]
-    if request.split not in splits and request.split in folders_below(path):  # a folder of another name
+    base = _unwrapped(path)
+    splits, names = splits_below(base), [""]
+    if request.split not in splits and request.split in folders_below(base):  # a folder of another name
         names = [request.split]
         if splits:
             report_unused_splits(path, names, splits, request)
     elif request.split is not None or splits:
-        outside = _outside(path, splits) if request.on_progress is not None else ""
+        outside = _outside(base, splits) if request.on_progress is not None else ""
         names = choose_split(path, splits, request, outside=outside)
-    roots = [os.path.join(path, name) for name in names]
+    roots = [os.path.join(base, name) for name in names]
     filled = [root for root in roots if len(roots) == 1 or holds_image(root)]
     parts = [_open_images(root, path, request) for root in filled or roots[:1]]
     source = parts[0] if len(parts) == 1 else Concat(parts)
     source.name, source.splits = path, frozenset(map(canonical, splits))
     return source
+
+
+def _unwrapped(root: str) -> str:
+    """Returns the folder that holds splits below one or more that hold nothing else, `root` if there is none."""
+    inner = root
+    for _ in range(_WRAPPERS):
+        if splits_below(inner):
+            return inner
+        filled = [name for name in folders_below(inner) if holds_image(os.path.join(inner, name))]
+        if len(filled) != 1 or any(is_image_name(os.fsencode(name)) for name in sibling_names(inner)):
+            return root
+        inner = os.path.join(inner, filled[0])
+    return root
 
 
 def _open_images(root: str, name: str, request: Request) -> FolderSource:
@@ -186,6 +214,8 @@ def splits_below(root: str) -> list[str]:
 
 def _no_images(root: str, aside: LeftAside) -> DataError:
     hint = "Images end in " + ", ".join(f".{extension}" for extension in EXTENSIONS) + "."
+    if aside.has_heif:
+        hint = heif.WAY_OUT
     held = f": it holds {text}" if (text := aside.text()) else ""
     return DataError(f"No images below '{root}'{held}.", hint=hint)
 

@@ -1,4 +1,7 @@
-"""Format of list files: each line is `path` or `path<TAB>label`. `ListSource` reads any list of image files."""
+"""Format of list files: each line is `path` or `path<TAB>label`. `ListSource` reads any list of image files.
+
+A path may also be the name of an image in a shard, as this program writes it: `shard.tar/cat/1.jpg`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.files import Labeller, PackedNames, read_file, require_whole_labels
+from beitcli.data.sources.files import Labeller, PackedNames, file_size, read_file, require_whole_labels
 from beitcli.data.sources.format import Format
+from beitcli.data.sources.formats._list_members import ListedMembers, shard_of
 from beitcli.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -62,6 +66,9 @@ class ListSource(Source):
     def read(self, index: int) -> bytes:
         return read_file(self._file(index))
 
+    def stored_bytes(self, index: int) -> int | None:
+        return file_size(self._file(index))
+
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
 
@@ -74,7 +81,7 @@ class ListSource(Source):
         return below if os.path.exists(below) else path
 
 
-def _open_one(reference: str, labelled: bool) -> ListSource:
+def _open_one(reference: str, labelled: bool) -> Source:
     """Opens a list file; ignores blank lines, lines that start with `#`, and columns after the label.
 
     Raises:
@@ -102,7 +109,13 @@ def _open_one(reference: str, labelled: bool) -> ListSource:
         path, _, columns = line.partition(b"\t")
         paths.append(path)
         labels.append(os.fsdecode(columns.partition(b"\t")[0].strip()) or None)
-    return ListSource(paths, name=reference, base=os.path.dirname(reference), labels=labels, labelled=labelled)
+    base = os.path.dirname(reference)
+    shards = [shard_of(path, os.fsencode(base)) for path in paths]
+    if not any(shards):
+        return ListSource(paths, name=reference, base=base, labels=labels, labelled=labelled)
+    own = [path for path, shard in zip(paths, shards, strict=True) if shard is None]
+    files = ListSource(own, name=reference, base=base) if own else None
+    return ListedMembers(paths, shards, files=files, name=reference, labels=labels, labelled=labelled)
 
 
 FORMAT = Format(

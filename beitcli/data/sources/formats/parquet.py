@@ -11,7 +11,8 @@ import copy
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -154,13 +155,17 @@ class ParquetSource(Source):
 
         parts = []
         for stored, path in zip(self._files, self._file_names, strict=True):
-            with pq.ParquetFile(stored if isinstance(stored, str) else stored.open()) as file:
+            opened = stored if isinstance(stored, str) else stored.open()
+            with _damage_named(path), pq.ParquetFile(opened) as file:
                 names = number_columns(file.schema_arrow)
                 parts.append((path, names, read_numbers(path, file, names, _size_of(stored))))
         self.label_names, self._vectors = joined_vectors(parts)
 
     def label_vector(self, index: int) -> np.ndarray | None:
         return self._vectors[index] if self.label_names else None
+
+    def label_vectors(self) -> np.ndarray:
+        return self._vectors
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -232,6 +237,19 @@ class _Group:
     size: int
 
 
+@contextmanager
+def _damage_named(path: str) -> Iterator[None]:
+    """Context in which what pyarrow raises for a damaged file becomes a DataError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
+        raise DataError(
+            f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
+        ) from None
+
+
 class _Content:
     """Contents of one file, from its footer and its labels.
 
@@ -244,10 +262,9 @@ class _Content:
     """
 
     def __init__(self, stored: str | StreamedParquet, path: str) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
+        with _damage_named(path):
             size = _size_of(stored)
             with pq.ParquetFile(stored if isinstance(stored, str) else stored.open()) as file:
                 schema, metadata = file.schema_arrow, file.metadata
@@ -259,10 +276,6 @@ class _Content:
                 for number in range(len(groups) if self.labels.is_read else 0):
                     for values in column_batches(file, number, LABEL, size):
                         self.labels.add(values)
-        except (OSError, ValueError, LookupError, pa.ArrowException) as error:  # also column names not in UTF-8
-            raise DataError(
-                f"'{path}' cannot be read as parquet: {_first_line(error)}.", hint="Download or write it again."
-            ) from None
         self.codes = self.labels.codes(int(self.rows.sum()))
         if len(self.codes) != self.rows.sum():
             raise DataError(f"'{path}' has {len(self.codes):,} labels of {self.rows.sum():,} rows.", "Write it again.")

@@ -13,6 +13,8 @@ import hashlib
 import io
 import math
 import os
+import re
+from collections import Counter
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from beitcli.data.sources.formats.list_file import ListSource
 from beitcli.errors import DataError
 
 _PATHS = ("path", "image", "file_name", "filename")
+_ROW_NUMBERS = re.compile(r"(?:Unnamed: \d+)?")  # pandas writes the index without a name, and names it when reading
+_LARGEST = float(np.finfo(np.float32).max)
 _HINT = "Its first line is path,LABEL,LABEL...; each other line a path and a number for each label."
 
 
@@ -44,6 +48,9 @@ class TableSource(ListSource):
     def label_vector(self, index: int) -> np.ndarray | None:
         return self._numbers[index] if self.label_names else None
 
+    def label_vectors(self) -> np.ndarray:
+        return self._numbers
+
     def fingerprint(self) -> str:
         """Returns the SHA-256 of paths, names and numbers."""
         known = "\0".join([super().fingerprint(), *(self.label_names or ())]).encode(errors="surrogateescape")
@@ -61,7 +68,7 @@ def _open_one(reference: str, request: Request) -> TableSource:
     column = next((header.index(name) for name in _PATHS if name in header), None)
     if column is None:
         raise DataError(f"Table '{reference}' has no column path: its first line is '{','.join(header)}'.", hint=_HINT)
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted(name for name, times in Counter(header).items() if times > 1)
     if repeated:
         raise DataError(f"Table '{reference}' has two columns '{repeated[0]}'.", hint="Rename one of them.")
     for line, row in enumerate(rows[1:], start=2):
@@ -70,7 +77,10 @@ def _open_one(reference: str, request: Request) -> TableSource:
                 f"Row {line} of table '{reference}' has {len(row)} cells; the first has {len(header)}.", hint=_HINT
             )
     paths = [row[column].encode(errors="surrogateescape") for row in rows[1:]]
-    named = {name: _numbers(row[place] for row in rows[1:]) for place, name in enumerate(header) if place != column}
+    labels = [place for place, name in enumerate(header) if place != column and not _ROW_NUMBERS.fullmatch(name)]
+    if len(labels) < len(header) - 1:
+        request.say(f"'{reference}': its column of row numbers, which has no name, is no label.")
+    named = {header[place]: _numbers(row[place] for row in rows[1:]) for place in labels}
     columns = {name: values for name, values in named.items() if not np.isnan(values).all()}
     for name, values in columns.items():
         if np.isnan(values).any():
@@ -85,7 +95,7 @@ def _open_one(reference: str, request: Request) -> TableSource:
 
 
 def _numbers(cells: object) -> np.ndarray:
-    """Returns (n,) float32; NaN where a cell is no finite number."""
+    """Returns (n,) float32; NaN where a cell is no number that is finite in it."""
     return np.array([_number(cell) for cell in cells], dtype=np.float32)  # type: ignore[attr-defined]
 
 
@@ -94,7 +104,7 @@ def _number(cell: str) -> float:
         value = float(cell)
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) <= _LARGEST else math.nan
 
 
 FORMAT = Format(

@@ -23,7 +23,7 @@ from beitcli.data.sources.files import (
 )
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._tar_fields import Place, read_place
-from beitcli.data.sources.formats._tar_index import index_shard
+from beitcli.data.sources.formats._tar_index import index_shard, wrapper_of
 from beitcli.data.sources.left_aside import LeftAside
 from beitcli.data.sources.splits import (
     WORDS,
@@ -72,7 +72,8 @@ class TarSource(Source):
         in_top = _joined([index.in_top for index in indexes])
         told = _are_splits(tops, in_top)
         names = PackedNames.joined([index.names for index in indexes])
-        inside = _in_folder(names, request.split)
+        wrapper = wrapper_of(names) if told and request.split is not None else b""
+        inside = _in_folder(names, request.split, wrapper)
         if inside.size:
             kept: np.ndarray | slice = inside
             self.splits = frozenset(map(canonical, _names_of(tops) if told else ()))
@@ -95,7 +96,7 @@ class TarSource(Source):
         if told:  # the top folder is a split, not a class
             codes[in_top] = -1
         for index in inside.tolist():
-            if names[index].strip(b"/").count(b"/") == 1:
+            if names[index].strip(b"/").count(b"/") == 1 + wrapper.count(b"/"):
                 codes[index] = -1
         self.classes, self._labels = number_classes(class_names, codes[kept])
         if request.labelled and self.classes is None:
@@ -137,6 +138,9 @@ class TarSource(Source):
         if len(data) != size:
             raise BadImage("its shard has become shorter")
         return data
+
+    def stored_bytes(self, index: int) -> int | None:
+        return int(self._sizes[index])
 
     def _place(self, offset: int, size: int) -> Place:
         if offset >= 0:
@@ -180,11 +184,11 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _in_folder(names: PackedNames, split: str | None) -> np.ndarray:
-    """Returns the indices of the images in the top folder `split`, if that is no name for splits."""
+def _in_folder(names: PackedNames, split: str | None, wrapper: bytes) -> np.ndarray:
+    """Returns the indices of the images in the top folder `split` of `wrapper`, if that is no name for splits."""
     if split is None or is_split(split) or "/" in split:
         return np.array([], dtype=np.int64)
-    start = os.fsencode(f"{split}/")
+    start = wrapper.lstrip(b"/") + os.fsencode(f"{split}/")
     return np.array([at for at, name in enumerate(names) if name.lstrip(b"/").startswith(start)], dtype=np.int64)
 
 

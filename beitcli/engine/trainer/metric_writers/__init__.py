@@ -14,7 +14,10 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 
 class MetricWriter(Protocol):
-    """Writes the metrics of one run; called in the order start, rewind, write..., close."""
+    """Writes the metrics of one run; called in the order start, rewind, write..., close.
+
+    One that takes pictures has `picture(step, name, file)` too, which gets a PNG file of the step before its metrics.
+    """
 
     def start(self, run: RunFolder, config: Training) -> None:
         """Sets the run that the metrics belong to; its folder exists."""

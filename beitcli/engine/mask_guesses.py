@@ -1,8 +1,9 @@
-"""What a pretrained model makes of hidden patches, for `beit mask-preview --model`."""
+"""What a masked image model makes of hidden patches, as pictures: for `beit mask-preview --model`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,28 +13,40 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.transforms.base import FILTERS, Size, denormalize, fit_center, normalize, to_array
 from beitcli.engine.events import OnEvent, downloads, warn
 from beitcli.engine.io.outputs import to_picture
+from beitcli.engine.runs import read_run
 from beitcli.engine.tokenizer_loading import tokenizer_for, tokenizer_of
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import open_masked_image_model
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.patchify import join_patches, patch_pixels
+from beitcli.pictures.masks import Guesses
 from beitcli.runtime.compute.device import Compute
 from beitcli.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True)
-class PretrainedRun:
-    """A masked image model, with the tokenizer of its targets if it has one."""
+class Guesser:
+    """A model with the tokenizer that it learned from.
+
+    Attributes:
+        tokenizer: None for a model of pixels, and where no pictures are needed.
+        baseline: Accuracy of always guessing the commonest token in the run's own data, where it is known.
+    """
 
     model: MaskedImageModel
     checkpoint: CheckpointHandle
     tokenizer: Tokenizer | None
     compute: Compute
+    baseline: float | None = None
 
     @torch.no_grad()
-    def reconstruct(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Image.Image]:
-        """Returns pictures of the visible patches and the model's prediction of the hidden ones, in one pass."""
+    def guess(self, pictures: list[Image.Image], masks: list[np.ndarray]) -> list[Guesses]:
+        """Returns the guesses of the hidden patches of some images, in one pass.
+
+        Args:
+            masks: (h, w) bool each, True where the patch is hidden.
+        """
         architecture = self.model.architecture
         images = normalize(self._views(pictures, architecture.image_size), *self.checkpoint.normalization)
         hidden = torch.from_numpy(np.stack([mask.reshape(-1) for mask in masks])).to(self.compute.device)
@@ -44,13 +57,18 @@ class PretrainedRun:
             pixels[hidden] = outputs.float()
             joined = join_patches(pixels, architecture.grid, architecture.patch_size)
             rebuilt = denormalize(joined, *self.checkpoint.normalization)
-        else:
-            rows, columns = (patches * self.tokenizer.model.downsample for patches in architecture.grid)
-            filter = FILTERS[self.checkpoint.settings.get("token_filter", "lanczos")]
-            tokens = self.tokenizer.encode(self._views(pictures, (rows, columns), filter))
-            tokens[hidden] = outputs.argmax(dim=1)
-            rebuilt = self.tokenizer.decode(tokens, architecture.grid)
-        return [to_picture(each) for each in rebuilt]
+            return [Guesses(to_picture(each)) for each in rebuilt]
+        rows, columns = (patches * self.tokenizer.model.downsample for patches in architecture.grid)
+        filter = FILTERS[self.checkpoint.settings.get("token_filter", "lanczos")]
+        own = self.tokenizer.encode(self._views(pictures, (rows, columns), filter))
+        guessed = own.clone()
+        guessed[hidden] = outputs.argmax(dim=1)
+        right = (guessed == own).unflatten(1, architecture.grid).cpu().numpy()
+        decoded = [self.tokenizer.decode(tokens, architecture.grid) for tokens in (guessed, own)]
+        return [
+            Guesses(to_picture(one), to_picture(other), each, self.baseline)
+            for one, other, each in zip(*decoded, right, strict=True)
+        ]
 
     def _views(self, pictures: list[Image.Image], size: Size, filter: int = Image.Resampling.BICUBIC) -> torch.Tensor:
         """(B, 3, H, W) uint8 on the device."""
@@ -58,17 +76,18 @@ class PretrainedRun:
         return torch.from_numpy(arrays).to(self.compute.device)
 
 
-def open_pretrained_run(config: MaskPreviewConfig, on_event: OnEvent) -> PretrainedRun:
-    """Opens `config.model`, and its tokenizer if a picture is drawn.
+def open_guesser(config: MaskPreviewConfig, draws: bool, on_event: OnEvent) -> Guesser:
+    """Opens `--model`, and its tokenizer if pictures are drawn.
 
     Raises:
-        StorageError: The tokenizer has no decoder, or is not the one that the model learned from.
+        StorageError: The tokenizer has no decoder, or is not the model's.
     """
-    model, checkpoint = open_masked_image_model(config.model or "", downloads(on_event))
+    reference = config.model or ""
+    model, checkpoint = open_masked_image_model(reference, downloads(on_event))
     compute = checkpoint.compute(config.device, config.precision)
     warn(checkpoint.warnings, on_event)
     tokenizer = None
-    if config.output and checkpoint.settings.get("target", "tokens") == "tokens":
+    if draws and checkpoint.settings.get("target", "tokens") == "tokens":
         if config.tokenizer:
             tokenizer = tokenizer_for(config.tokenizer, compute.device, on_event)
         else:
@@ -80,4 +99,13 @@ def open_pretrained_run(config: MaskPreviewConfig, on_event: OnEvent) -> Pretrai
                 f"{checkpoint.outputs} outputs.",
                 "Give the tokenizer that it learned from.",
             )
-    return PretrainedRun(model.to(compute.device), checkpoint, tokenizer, compute)
+    return Guesser(model.to(compute.device), checkpoint, tokenizer, compute, _baseline(reference))
+
+
+def _baseline(reference: str) -> float | None:
+    """Returns the accuracy of the commonest token that a run folder has measured; None of any other MODEL."""
+    try:
+        figures = read_run(Path(reference)).figures if Path(reference, "config.toml").is_file() else {}
+    except (OSError, ValueError, RecursionError, OverflowError):
+        return None
+    return figures.get("held_out_baseline_accuracy", figures.get("baseline_accuracy"))

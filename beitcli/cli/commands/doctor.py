@@ -1,0 +1,80 @@
+"""`beit doctor`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.options import Command
+from beitcli.config.doctor import DoctorConfig
+from beitcli.errors import DataError
+
+if TYPE_CHECKING:
+    from beitcli.engine.doctor.report import DoctorReport
+
+_SHOWN = 3  # images of a finding
+
+
+def _run(config: DoctorConfig, console: CommandConsole) -> None:
+    from beitcli.engine.doctor.run import doctor
+
+    report = doctor(config, console.on_event, console.stdin)
+    if console.wants_json:
+        console.print_json(report)
+    else:
+        console.print_metrics(_facts(report))
+        _print_findings(report, console)
+    if report.unreadable:
+        way_out = "The table says which and why; -o good.tsv lists the others, as DATA for every command."
+        raise DataError(f"{report.unreadable:,} of {report.images:,} images cannot be read.", way_out)
+
+
+def _facts(report: DoctorReport) -> dict[str, str]:
+    sizes, splits = report.sizes, report.splits
+    classes = {name: len(counts) for name, counts in report.classes.items()}
+    facts = {
+        "images": f"{report.images:,}, {report.bytes / 1e6:,.1f} MB",
+        "splits": ", ".join(f"{name} {number:,}" for name, number in splits.items()) if len(splits) > 1 else "",
+        "formats": ", ".join(f"{name} {number:,}" for name, number in report.formats.items()),
+        "shorter side": "{least} to {greatest} pixels, half up to {median}".format(**sizes) if sizes else "",
+        "classes": "; ".join(
+            f"{_of_split(report, name)}{number} of {_spread(report, name)} images" for name, number in classes.items()
+        ),
+        "repeated": f"{sum(len(group.paths) - 1 for group in report.copies):,}" if report.copies else "",
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _of_split(report: DoctorReport, split: str) -> str:
+    return f"{split} " if len(report.splits) > 1 else ""
+
+
+def _spread(report: DoctorReport, split: str) -> str:
+    numbers = report.classes[split].values()
+    return f"{min(numbers):,}" if min(numbers) == max(numbers) else f"{min(numbers):,} to {max(numbers):,}"
+
+
+def _print_findings(report: DoctorReport, console: CommandConsole) -> None:
+    if not report.findings:
+        console.print_line("Nothing is wrong with these images.")
+    for each in report.findings:
+        console.print_line(f"{each.severity}: {each.what} {each.way_out}".rstrip())
+        for example in each.examples[:_SHOWN]:
+            console.print_line(f"    {example['path']}" + (f": {example['why']}" if example["why"] else ""))
+        if each.images > _SHOWN:
+            console.print_line(f"    and {each.images - _SHOWN:,} more")
+
+
+COMMAND = Command(
+    config=DoctorConfig,
+    summary="Look at every image: what is damaged, odd, or there twice.",
+    examples=(
+        "beit doctor photos/",
+        "beit doctor train/ --val val/ -o page.html",
+        "beit doctor photos/ -o good.tsv",
+        "beit doctor photos/ --json | jq '.findings[] | {kind, images}'",
+    ),
+    face=_run,
+    about="Without --split, all splits of DATA are looked at and compared. Exits with 3 if images cannot be read.",
+    panel="Look",
+)

@@ -1,0 +1,33 @@
+"""`beit report`."""
+
+from __future__ import annotations
+
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.options import Command
+from beitcli.config.report import ReportConfig
+
+
+def _run(config: ReportConfig, console: CommandConsole) -> None:
+    from beitcli.engine.events import Note
+    from beitcli.engine.report_runs import report
+
+    made = report(config)
+    for run in made.document["runs"]:
+        console.on_event(Note(f"{run['name']}: {run['verdict']['text']}"))
+    if console.as_json:
+        console.print_json({"page": str(made.path)} | made.document)
+    else:
+        console.print_line(str(made.path))
+
+
+COMMAND = Command(
+    config=ReportConfig,
+    summary="Write the report of a run, or of several side by side, as one page.",
+    examples=(
+        "beit report runs/mine",
+        "beit report runs/a runs/b -o compare.html",
+    ),
+    face=_run,
+    about="Every training command writes the page of its run, RUN/report.html, at its end.",
+    panel="About",
+)

@@ -1,0 +1,91 @@
+"""The page of `beit doctor`: figures, and pictures of the images that it complains about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from beitcli.data.sources.base import Source
+from beitcli.engine.doctor.report import DataFinding, Diagnosis, Paths
+from beitcli.errors import BadImage
+from beitcli.pictures.page_file import Page, assemble, fill, image_url, page_part
+
+_MOST_PICTURES = 200
+_MOST_OF_A_FINDING = 24
+_MOST_GROUPS = 40
+_MOST_IN_GROUP = 6
+_MOST_CLASSES = 200
+_SIDE = 128
+
+
+def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
+    """Builds the page as HTML."""
+    report = diagnosis.report
+    pictures = _Pictures(Paths(parts, diagnosis.starts), _MOST_PICTURES)
+    findings = [_finding(each, diagnosis, pictures) for each in report.findings]
+    groups = [
+        {
+            "same": group.kind,
+            "splits": list(dict.fromkeys(diagnosis.names[diagnosis.split_of(member)] for member in group.members)),
+            "total": len(group.members),
+            "images": [pictures.of(member) for member in group.members[:_MOST_IN_GROUP]],
+        }
+        for group in sorted(diagnosis.copies, key=lambda each: each.kind == "near")[:_MOST_GROUPS]
+    ]
+    classes = [
+        {"split": split, "counts": sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_CLASSES], "of": len(counts)}
+        for split, counts in report.classes.items()
+    ]
+    data: dict[str, Any] = {
+        "images": report.images,
+        "readable": report.readable,
+        "megabytes": report.bytes / 1e6,
+        "splits": report.splits,
+        "formats": report.formats,
+        "sizes": report.sizes,
+        "classes": classes,
+        "findings": findings,
+        "groups": groups,
+        "all_groups": len(report.copies),
+        "aside": report.left_aside,
+    }
+    body = fill(page_part("doctor/page.html"), title=report.data)
+    styles, script = page_part("doctor/style.css"), page_part("doctor/page.js")
+    return assemble(Page(f"beit doctor: {report.data}", body, styles, script, data))
+
+
+def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) -> dict[str, Any]:
+    indices = diagnosis.image_of.get(finding.kind, np.array([], dtype=np.int64))[:_MOST_OF_A_FINDING].tolist()
+    words = diagnosis.collected.words
+    return {
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "what": finding.what,
+        "way_out": finding.way_out,
+        "total": finding.images if indices else 0,
+        "images": [pictures.of(index, words.get((finding.kind, index), "")) for index in indices],
+    }
+
+
+class _Pictures:
+    """Small pictures of images, up to a number; further ones, and unreadable images, are names alone."""
+
+    def __init__(self, paths: Paths, most: int) -> None:
+        self.paths, self.left = paths, most
+        self._made: dict[int, str] = {}
+
+    def of(self, index: int, why: str = "") -> dict[str, str]:
+        if index not in self._made and self.left > 0:
+            part, inner = self.paths.place(index)
+            try:
+                image = part.image(inner)
+            except BadImage:
+                self._made[index] = ""
+            else:
+                image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+                self._made[index] = image_url(image, quality=80)
+                self.left -= 1
+        return {"path": self.paths(index), "why": why, "picture": self._made.get(index, "")}

@@ -1,0 +1,262 @@
+"""The report of `beit doctor`: facts, findings with the images that they are about, copies, and what splits share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from beitcli.data.sources.base import Source
+from beitcli.engine.doctor.collect import Collected, class_counts
+from beitcli.engine.doctor.copies import Copies, find_copies
+from beitcli.engine.doctor.marks import MARKS
+from beitcli.engine.trainer.preflight.findings import Severity
+from beitcli.engine.trainer.preflight.schedule import class_findings
+from beitcli.runtime.metric_text import counted
+
+MOST_EXAMPLES = 100  # paths of a finding in JSON
+_STEPS = (16, 32, 64, 128, 224, 384, 512, 1024, 2048, 4096)  # pixels
+_SAME = {"bytes": "byte for byte", "pixels": "in every pixel", "near": "nearly"}
+
+
+@dataclass(frozen=True)
+class DataFinding:
+    """Something about some of the images.
+
+    Attributes:
+        kind: Word that programs can tell it by.
+        images: Number of images; 0 if it is about the whole.
+        what: A sentence.
+        way_out: What this program does, or what to do.
+        examples: Path and words of the first images.
+    """
+
+    kind: str
+    severity: Severity
+    images: int
+    what: str
+    way_out: str = ""
+    examples: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CopyGroup:
+    """Images that are the same.
+
+    Attributes:
+        same: What is: `bytes`, `pixels` or `near`.
+        splits: Those of the members, without repetition.
+    """
+
+    same: str
+    splits: list[str]
+    paths: list[str]
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """Report of `beit doctor`.
+
+    Attributes:
+        splits: Images of each split, by its name; `all` where there is one only.
+        sizes: Shorter sides in pixels: `median`, `least`, `greatest`, and `histogram` with images by upper bound.
+        classes: Images of each class, by split.
+        copies: Groups of images that are the same, within and across splits.
+        shared: Images of a split that are in an earlier one too.
+    """
+
+    data: str
+    images: int
+    readable: int
+    unreadable: int
+    bytes: int
+    splits: dict[str, int]
+    formats: dict[str, int]
+    sizes: dict[str, Any]
+    classes: dict[str, dict[str, int]]
+    findings: list[DataFinding]
+    copies: list[CopyGroup]
+    shared: int
+    left_aside: list[str]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A report with the indices that it is about.
+
+    Attributes:
+        names: Of the splits, in order; the images of each follow those of the one before.
+        starts: (splits + 1,) first index of each.
+        image_of: (kind, indices) of findings about single images.
+    """
+
+    report: DoctorReport
+    collected: Collected
+    copies: list[Copies]
+    names: list[str]
+    starts: np.ndarray
+    image_of: dict[str, np.ndarray]
+
+    def split_of(self, index: int) -> int:
+        return int(np.searchsorted(self.starts, index, side="right")) - 1
+
+    @property
+    def copies_to_drop(self) -> dict[str, set[int]]:
+        """Indices by `--drop`: in each group those that a split's earlier member or another split makes needless."""
+        dropped: dict[str, set[int]] = {"duplicates": set(), "near-duplicates": set(), "overlap": set()}
+        for group in self.copies:
+            kind = "near-duplicates" if group.kind == "near" else "duplicates"
+            splits = [self.split_of(member) for member in group.members]
+            for place, (member, split) in enumerate(zip(group.members, splits, strict=True)):
+                if split in splits[:place]:
+                    dropped[kind].add(member)
+                if any(later > split for later in splits):
+                    dropped["overlap"].add(member)
+        return dropped
+
+
+def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_aside: list[str]) -> Diagnosis:
+    """Draws the conclusions of a pass.
+
+    Args:
+        parts: Sources by the name of their split; the pass was over all of them in this order.
+    """
+    names = list(parts)
+    starts = np.cumsum([0, *(len(part) for part in parts.values())])
+    paths = Paths(list(parts.values()), starts)
+    copies = find_copies(collected.signatures)
+    image_of = {name: collected.marked(name) for name in MARKS}
+    diagnosis = Diagnosis(_nothing(data), collected, copies, names, starts, image_of)
+    findings = [*_of_images(collected, image_of, paths), *_of_copies(diagnosis, paths), *_of_classes(parts)]
+    readable = int(collected.signatures.readable.sum())
+    groups = [
+        CopyGroup(
+            group.kind,
+            list(dict.fromkeys(names[diagnosis.split_of(member)] for member in group.members)),
+            [paths(member) for member in group.members],
+        )
+        for group in copies
+    ]
+    report = DoctorReport(
+        data=data,
+        images=int(starts[-1]),
+        readable=readable,
+        unreadable=int(starts[-1]) - readable,
+        bytes=collected.stored_bytes,
+        splits={name: len(part) for name, part in parts.items()},
+        formats=dict(collected.formats.most_common()),
+        sizes=_sizes(collected),
+        classes={name: counts for name, part in parts.items() if (counts := class_counts(part))},
+        findings=sorted(findings, key=lambda each: each.severity != "warning"),
+        copies=groups,
+        shared=sum(len(_later(diagnosis, group)) for group in copies),
+        left_aside=left_aside,
+    )
+    return Diagnosis(report, collected, copies, names, starts, image_of)
+
+
+def _nothing(data: str) -> DoctorReport:
+    return DoctorReport(data, 0, 0, 0, 0, {}, {}, {}, {}, [], [], 0, [])
+
+
+class Paths:
+    """Names of images by their index in all parts."""
+
+    def __init__(self, parts: Sequence[Source], starts: np.ndarray) -> None:
+        self.parts, self.starts = parts, starts
+
+    def place(self, index: int) -> tuple[Source, int]:
+        """Returns the part and the index in it."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[number], int(index - self.starts[number])
+
+    def __call__(self, index: int) -> str:
+        part, inner = self.place(index)
+        return part.path(inner)
+
+
+def _of_images(
+    collected: Collected, image_of: dict[str, np.ndarray], paths: Callable[[int], str]
+) -> Iterator[DataFinding]:
+    total = len(collected.marks)
+    for name, mark in MARKS.items():
+        indices = image_of[name]
+        if len(indices):
+            examples = [
+                {"path": paths(index), "why": collected.words.get((name, index), "")}
+                for index in indices[:MOST_EXAMPLES].tolist()
+            ]
+            title = mark.title if len(indices) > 1 else mark.title_of_one
+            what = f"{len(indices):,} of {counted(total, 'image')} {title}."
+            yield DataFinding(name, mark.severity, len(indices), what, mark.way_out, examples)
+
+
+def _later(diagnosis: Diagnosis, group: Copies) -> list[int]:
+    """Returns the members whose split is not that of the first."""
+    first = diagnosis.split_of(group.members[0])
+    return [member for member in group.members if diagnosis.split_of(member) != first]
+
+
+def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[DataFinding]:
+    for kind, same in _SAME.items():
+        apart: list[dict[str, str]] = []
+        within: list[dict[str, str]] = []
+        across, repeated = 0, 0
+        for group in diagnosis.copies:
+            if group.kind != kind:
+                continue
+            later = set(_later(diagnosis, group))
+            first = paths(group.members[0])
+            for member in group.members[1:]:
+                found, is_apart = (apart, True) if member in later else (within, False)
+                across, repeated = across + is_apart, repeated + (not is_apart)
+                if len(found) < MOST_EXAMPLES:
+                    found.append({"path": paths(member), "why": f"as {first}"})
+        if across:
+            what = f"{counted(across, 'image')} of a later split {_are(across)} also in an earlier one, {same}."
+            way_out = "Metrics will be too good: a list written by -o leaves them out of the earlier split."
+            yield DataFinding(f"overlap-{kind}", "warning", across, what, way_out, apart)
+        if repeated:
+            what = f"{counted(repeated, 'image')} repeat{'s'[: repeated == 1]} another of the same split, {same}."
+            way_out = "Some may only be alike: look at them." if kind == "near" else "A list of -o holds one of each."
+            severity: Severity = "note" if kind == "near" else "warning"
+            yield DataFinding(f"duplicates-{kind}", severity, repeated, what, way_out, within)
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _of_classes(parts: dict[str, Source]) -> Iterator[DataFinding]:
+    def prefix(name: str) -> str:
+        return f"Split {name}: " if len(parts) > 1 else ""
+
+    for name, part in parts.items():
+        for each in class_findings(part):
+            yield DataFinding(each.kind, each.severity, 0, prefix(name) + each.what, each.way_out)
+        if part.classes is not None and len(part.classes) == 1:
+            what = f"{prefix(name)}All images are of one class, '{part.classes[0]}'."
+            yield DataFinding("one-class", "note", 0, what, "A classifier needs two: FOLDER/CLASS/image.jpg.")
+    known = [(name, set(part.classes)) for name, part in parts.items() if part.classes is not None]
+    for name, classes in known[1:]:
+        further = sorted(classes - known[0][1])
+        if further:
+            what = f"{prefix(name)}{len(further)} of its classes are not in {known[0][0]}, such as '{further[0]}'."
+            yield DataFinding("unknown-classes", "warning", 0, what, "Add images of them.")
+
+
+def _sizes(collected: Collected) -> dict[str, Any]:
+    shorter = collected.sides.min(axis=1)
+    shorter = shorter[shorter > 0]
+    if not len(shorter):
+        return {}
+    counts = np.bincount(np.searchsorted(_STEPS, shorter, side="left"), minlength=len(_STEPS) + 1).tolist()
+    names = [f"up to {step}" for step in _STEPS] + [f"above {_STEPS[-1]}"]
+    return {
+        "median": int(np.median(shorter)),
+        "least": int(shorter.min()),
+        "greatest": int(shorter.max()),
+        "histogram": {name: count for name, count in zip(names, counts, strict=True) if count},
+    }

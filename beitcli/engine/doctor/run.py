@@ -1,0 +1,136 @@
+"""`beit doctor`: opens the data, examines every image, and writes the page and the list that are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from beitcli.config.doctor import LISTS, PAGE, DoctorConfig
+from beitcli.config.intensity import parse_intensity
+from beitcli.data.loading.sampler import select_limit
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.concat import Concat
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.open_data import open_data
+from beitcli.data.sources.splits import canonical
+from beitcli.data.sources.subset import Subset
+from beitcli.engine.doctor.collect import Collected
+from beitcli.engine.doctor.list_of_good import list_of_good
+from beitcli.engine.doctor.page import doctor_page
+from beitcli.engine.doctor.passes import examine_all
+from beitcli.engine.doctor.report import Diagnosis, DoctorReport, diagnose
+from beitcli.engine.events import Event, Note, OnEvent, Progress, Warned, ignore, openings
+from beitcli.engine.io.outputs import is_stdout, make_folder, require_writable_outputs, write_output
+from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.errors import DataError, UsageError
+from beitcli.runtime.metric_text import counted
+
+_TELL_EVERY = 16  # images
+_ALL, _VAL = "all", "val"
+_SPLITS = ("train", "validation", "test")
+
+
+def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None) -> DoctorReport:
+    """Looks at every image of DATA and returns what is wrong with them.
+
+    Raises:
+        DataError: DATA is missing or empty.
+        UsageError: An output has an unknown ending, or exists.
+    """
+    _require_known(config.output)
+    asides: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note) and " not " in event.message:  # what of DATA is not read
+            asides.append(event.message)
+        on_event(event)
+
+    parts = _opened(config, listen, stdin)
+    source: Source = next(iter(parts.values())) if len(parts) == 1 else Concat(list(parts.values()))
+    source.intensity = parse_intensity(config.intensity_range)
+    inputs = ProtectedInputs(config, source)
+    for output in map(Path, config.output):
+        require_writable_outputs([output], f"-o '{output}'", inputs, overwrite=config.overwrite, follows=True)
+    collected = Collected.empty(len(source))
+    for image in examine_all(source, config.workers):
+        collected.add(image)
+        if image.index % _TELL_EVERY == _TELL_EVERY - 1 or image.index + 1 == len(source):
+            on_event(Progress("examining", image.index + 1, len(source), "image"))
+    diagnosis = diagnose(" ".join(config.data), parts, collected, asides)
+    for output in map(Path, config.output):
+        _write(output, config, parts, diagnosis, on_event)
+    return diagnosis.report
+
+
+def _require_known(outputs: tuple[str, ...]) -> None:
+    for output in outputs:
+        if is_stdout(output) or not output.lower().endswith((PAGE, *LISTS)):
+            raise UsageError(
+                f"-o '{output}' ends in no format that is known here.",
+                f"Give a page that ends in {PAGE}, or a list that ends in {' or '.join(LISTS)}.",
+            )
+
+
+def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> dict[str, Source]:
+    """Opens DATA and returns its splits by name; `--val` comes last."""
+    request = Request.of(config, stdin=stdin, on_progress=openings(on_event), tells_splits=False)
+    splits = _splits_of(config)
+    parts: dict[str, Source] = {}
+    for split in splits:
+        parts[split or _ALL] = _limited(open_data(config.data, replace(request, split=split)), config)
+    if config.val is not None:
+        if _VAL in parts or "validation" in parts:
+            raise UsageError(
+                f"'{config.data[0]}' has a validation split, and --val is given beside it.",
+                "Leave --val out, or give --split train.",
+            )
+        val = open_data([config.val], replace(request, split=None, role="eval"))
+        parts = {config.split or "train": next(iter(parts.values())), _VAL: _limited(val, config)}
+    return parts
+
+
+def _splits_of(config: DoctorConfig) -> list[str | None]:
+    """Returns the splits to look at: the one that is asked for, else all that DATA has; None for what has none."""
+    if config.split is not None or "-" in config.data:
+        return [config.split]
+    try:
+        has = open_data(config.data, Request()).splits
+    except DataError:
+        has = open_data(config.data, Request(role="eval")).splits  # there is no training split
+    return [split for split in _SPLITS if split in map(canonical, has)] or [None]
+
+
+def _limited(source: Source, config: DoctorConfig) -> Source:
+    if config.limit is None or config.limit >= len(source):
+        return source
+    return Subset(source, np.sort(select_limit(source, config.limit, config.seed)))
+
+
+def _write(
+    output: Path, config: DoctorConfig, parts: dict[str, Source], diagnosis: Diagnosis, on_event: OnEvent
+) -> None:
+    make_folder(output.absolute().parent)
+    if output.suffix.lower() == PAGE:
+        page = doctor_page(diagnosis, list(parts.values())).encode(errors="replace")
+        write_output(output, lambda file: file.write(page))
+        on_event(Note(f"Page: {output}"))
+        return
+    name, source = next(iter(parts.items()))
+    good = list_of_good(source, diagnosis, config.drop, with_labels=output.suffix.lower() == ".tsv")
+    write_output(output, partial(_put, good.content))
+    dropped = ", ".join(f"{number:,} {word}" for word, number in good.dropped.items())
+    of = f" of split {name}" if len(parts) > 1 else ""
+    on_event(
+        Note(f"List: {output}, {counted(good.images, 'image')}{of}" + (f"; left out: {dropped}" if dropped else ""))
+    )
+    if good.unnamed:
+        unnamed = counted(good.unnamed, "image")
+        on_event(Warned(f"Left out of '{output}': {unnamed}, as a list holds no TAB or line break in a name."))
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)

@@ -1,0 +1,72 @@
+"""What an unfinished command has written into a folder, so that the same command, given again, may replace it.
+
+`.beit-unfinished` in the folder holds the SHA-256 of the command's settings, then a line for each output: size, time,
+inode and name. A file that has changed since is no longer the command's own. A command that ends leaves no such file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from beitcli.config.fields import settings_of
+from beitcli.runtime.storage.own_files import open_own
+from beitcli.runtime.storage.regular_files import read_regular
+
+_NAME = ".beit-unfinished"
+
+
+class UnfinishedOutputs:
+    """The outputs of a command in a folder. Never fails: without it a command is only refused more often."""
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        """
+        Args:
+            folder: Need not exist.
+            config: The command's settings; all but `--overwrite` make it the same one.
+        """
+        self._file = folder / _NAME
+        given = {name: getattr(config, name) for name in sorted(settings_of(type(config))) if name != "overwrite"}
+        self._command = hashlib.sha256(repr((config.command, given)).encode(errors="surrogateescape")).hexdigest()
+        self._own = self._read()
+
+    def _read(self) -> dict[str, str]:
+        """Returns the stamp of each output of the same command, by name."""
+        with suppress(OSError):
+            command, *lines = os.fsdecode(read_regular(self._file)).splitlines()[:1_000_000] or [""]
+            if command == self._command:
+                return {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
+        return {}
+
+    def holds(self, path: Path) -> bool:
+        """Whether the file is as this command left it when it ended before its time."""
+        return path.parent == self._file.parent and self._own.get(path.name) == _stamp(path)
+
+    def wrote(self, path: Path) -> None:
+        """Notes an output that is complete."""
+        with suppress(OSError):
+            start = f"{self._command}\n" if not self._own else ""
+            flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if start else os.O_APPEND)
+            self._own[path.name] = _stamp(path)
+            descriptor = open_own(self._file, flags)
+            try:
+                os.write(descriptor, os.fsencode(f"{start}{self._own[path.name]} {path.name}\n"))
+            finally:
+                os.close(descriptor)
+
+    def end(self) -> None:
+        """Forgets the outputs: the command has ended as it should, and they are the user's."""
+        if self._own:
+            with suppress(OSError):
+                self._file.unlink()
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size},{status.st_mtime_ns},{status.st_ino}"

@@ -1,0 +1,154 @@
+"""The report of one or several runs as plain data: verdict, figures, curves, differing settings, next commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from beitcli.engine.report.classes import class_tables
+from beitcli.engine.report.next_steps import next_commands
+from beitcli.engine.report.record import RunRecord
+from beitcli.engine.report.verdict import verdict_of
+from beitcli.escaping import shell_line
+from beitcli.runtime.metric_text import HELD_OUT, metric_label, metric_value, percent
+
+_FINGERPRINT = 16  # characters that are shown
+_POINTS = 400  # of a curve at most
+_NOT_CURVES = ("step", "epoch")
+_BASELINES = {  # metric -> the figure of a guess that ignores the image
+    "masked_accuracy": ("baseline_accuracy", "always the commonest token"),
+    "loss": ("unigram_entropy", "entropy of the tokens"),
+    "masked_loss": ("unigram_entropy", "entropy of the tokens"),
+}
+_PIXEL_BASELINE = ("baseline_loss", "always the mean colour")
+_FIRST = ("masked_accuracy", "top1", "miou", "ap", "mean_ap", "psnr", "loss", "probe_top1", "perplexity")
+_KEY = (
+    "masked_accuracy", "baseline_accuracy", "loss", "masked_loss", "unigram_entropy", "baseline_loss", "top1", "top5",
+    "mean_ap", "micro_f1", "miou", "pixel_accuracy", "mean_accuracy", "ap", "ap50", "ap75", "ap_small", "ap_medium",
+    "ap_large", "mask_ap", "psnr", "mae", "cosine", "codes_used", "perplexity", "commonest_share", "images",
+)  # fmt: skip
+
+
+_SHARES = ("top1", "top5", "commonest_share")
+
+
+def document_of(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
+    """Returns the report as plain values.
+
+    Args:
+        names: What the runs are called, in the same order.
+    """
+    return {
+        "runs": [_run(record, name) for record, name in zip(records, names, strict=True)],
+        "differing": differing_settings(records),
+        "charts": charts_of(records),
+    }
+
+
+def _run(record: RunRecord, name: str) -> dict[str, Any]:
+    verdict = verdict_of(record.measured)
+    last = record.rows[-1] if record.rows else {}
+    decodes = "psnr" in record.held_out
+    commands = next_commands(record.command, record.settings, str(record.path), decodes=decodes)
+    return {
+        "name": name,
+        "path": str(record.path),
+        "command": record.command,
+        "recipe": str(record.settings.get("recipe", "")),
+        "state": record.state,
+        "step": record.step,
+        "epoch": last.get("epoch"),
+        "seconds": record.seconds,
+        "verdict": {"grade": verdict.grade, "text": verdict.text},
+        "figures": _figures(record),
+        "facts": _facts(record, last),
+        "bad": {"count": record.bad_count, "named": [list(each) for each in record.bad]},
+        "next": [shell_line(words) for words in commands],
+        "classes": class_tables(record),
+    }
+
+
+def _figures(record: RunRecord) -> list[dict[str, Any]]:
+    """Returns the figures of held-out images, the known ones first; those of one class are in `class_tables`."""
+    own = {name: value for name, value in record.held_out.items() if "/" not in name}
+    names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
+    return [{"name": metric_label(name), "text": _figure(name, own[name]), "value": own[name]} for name in names]
+
+
+def _figure(name: str, value: float) -> str:
+    return percent(value) if name in _SHARES or name.endswith("accuracy") else metric_value(name, value)
+
+
+def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
+    settings = record.settings
+    data = settings.get("data")
+    facts = {
+        "made by": f"beit {record.command}, recipe {settings.get('recipe', '?')}",
+        "data": " ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
+        "fingerprint of the data": record.fingerprint[:_FINGERPRINT],
+        "measured on": str(settings.get("val") or ""),
+        "speed": f"{last['images_per_second']:,.1f} images/s" if "images_per_second" in last else "",
+        "waiting for data": f"{last['data_wait_share']:.0%} of the time" if "data_wait_share" in last else "",
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def differing_settings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Returns the settings that are not the same in all runs: name, and a text for each run."""
+    names = dict.fromkeys(name for record in records for name in record.settings)
+    rows = [{"name": "command", "values": [record.command for record in records]}]
+    rows += [{"name": name, "values": [_setting(record.settings.get(name)) for record in records]} for name in names]
+    rows.append(
+        {"name": "fingerprint of the data", "values": [record.fingerprint[:_FINGERPRINT] for record in records]}
+    )
+    return [row for row in rows if len(set(row["values"])) > 1]
+
+
+def _setting(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
+
+
+def charts_of(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Returns one chart for each metric: its curve in training and on held-out images, and its baseline."""
+    found = dict.fromkeys(
+        name.removeprefix(HELD_OUT)
+        for record in records
+        for row in record.rows
+        for name in row
+        if name not in _NOT_CURVES and "/" not in name
+    )
+    drawn_with = {baseline for baseline, _ in (*_BASELINES.values(), _PIXEL_BASELINE)}
+    names = [name for name in found if name not in drawn_with and name != "images"]
+    names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    charts = []
+    for name in names:
+        series = [line for number, record in enumerate(records) for line in _lines(number, record, name)]
+        if any(len(line["points"]) > 1 for line in series) or name in _FIRST:
+            charts.append({"name": name, "title": metric_label(name), "key": name in _FIRST, "series": series})
+    return charts
+
+
+def _lines(number: int, record: RunRecord, name: str) -> Iterable[dict[str, Any]]:
+    measured = f"{HELD_OUT}{name}"
+    baseline, words = _BASELINES.get(name, ("", ""))
+    if name in ("loss", "masked_loss") and not any("unigram_entropy" in row for row in record.rows):
+        baseline, words = _PIXEL_BASELINE
+    has_measured_baseline = any(f"{HELD_OUT}{baseline}" in row for row in record.rows) if baseline else False
+    wanted = [
+        (name, "training", "training"),
+        (measured, "held-out", "held-out images"),
+        (f"{HELD_OUT}{baseline}" if has_measured_baseline else baseline, "baseline", words),
+    ]
+    for key, role, label in wanted:
+        points = [(int(row["step"]), row[key]) for row in record.rows if key and key in row]
+        if points:
+            yield {"run": number, "role": role, "label": label, "points": thinned(points)}
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:
+    """Returns at most `_POINTS` of the points, at equal distances, the last one included."""
+    every = -(-len(points) // _POINTS) or 1
+    kept = list(points[::every])
+    if kept and kept[-1] != points[-1]:
+        kept.append(points[-1])
+    return [[step, float(f"{value:.6g}")] for step, value in kept]

@@ -1,0 +1,169 @@
+"""Reads what a report needs from the files of a run; what is missing, damaged or hostile is left out."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beitcli.engine.report.run_state import State, as_mapping, newest_folder, read_run, small_text
+from beitcli.engine.report.verdict import Measured
+from beitcli.runtime.metric_text import HELD_OUT
+from beitcli.runtime.storage.regular_files import open_regular
+from beitcli.runtime.storage.safe_json import parse_json
+
+EVALUATION = "evaluation.json"
+PREVIEWS = "previews"
+_PREVIEW = re.compile(r"step-([0-9]{7,})\.png")
+_LARGEST_LOG = 256 << 20
+_LARGEST_EVALUATION = 64 << 20
+_BAD_NAMED = 20
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the files of one run say.
+
+    Attributes:
+        settings: Of config.toml, without the command.
+        rows: Lines of metrics.jsonl in order of their steps: finite numbers by name.
+        bad: (path, reason) of the first unreadable images.
+        bad_count: Number of all of them.
+        fingerprint: Of the training data; empty if unknown.
+        evaluation: The document of evaluation.json; empty without one.
+        seconds: Training time.
+        vocab_size: Codes of a tokenizer; 0 if unknown.
+    """
+
+    path: Path
+    command: str
+    state: State
+    step: int
+    seconds: float
+    settings: dict[str, Any]
+    rows: list[dict[str, float]]
+    bad: list[tuple[str, str]]
+    bad_count: int
+    fingerprint: str
+    evaluation: dict[str, Any]
+    vocab_size: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def held_out(self) -> dict[str, float]:
+        """Metrics of held-out images at the last save, without the prefix."""
+        measured = self.measurings
+        return measured[-1][1] if measured else {}
+
+    @property
+    def measurings(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, metrics of held-out images) of each save that measured them."""
+        found = []
+        for row in self.rows:
+            own = {name.removeprefix(HELD_OUT): value for name, value in row.items() if name.startswith(HELD_OUT)}
+            if own:
+                found.append((int(row["step"]), own))
+        return found
+
+    @property
+    def measured(self) -> Measured:
+        """What the verdict rests on."""
+        labelled: dict[int, int] = {}
+        classes = self.evaluation.get("classes")
+        with suppress(KeyError, TypeError, ValueError):
+            for label, _, count in self.evaluation["confusion"] if "labelled" not in self.evaluation else ():
+                labelled[int(label)] = labelled.get(int(label), 0) + int(count)
+            labelled |= {n: int(count) for n, count in enumerate(self.evaluation.get("labelled", ()))}
+        return Measured(
+            command=self.command,
+            measurings=self.measurings,
+            vocab_size=self.vocab_size,
+            classes=len(classes) if isinstance(classes, list) else len(self.class_names),
+            commonest=max(labelled.values(), default=0) / max(1, sum(labelled.values())),
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Classes that have a metric of their own."""
+        return [name.partition("/")[2] for name in self.held_out if "/" in name]
+
+
+def read_record(path: Path) -> RunRecord:
+    """Reads a run. Raises OSError or ValueError if it has no readable config.toml."""
+    settings = tomllib.loads(small_text(path / "config.toml"))
+    run = read_run(path)
+    newest = newest_folder(path / "checkpoints")
+    trainer = _document(newest, "trainer.json") if newest else {}
+    architecture = as_mapping(_document(newest, "config.json").get("beit", {})).get("architecture") if newest else None
+    codes = as_mapping(architecture).get("vocab_size")
+    bad = list(_bad_images(path / "bad-images.jsonl"))
+    seconds = trainer.get("seconds")
+    return RunRecord(
+        path=path,
+        command=str(settings.pop("command", "?")),
+        state=run.state,
+        step=run.step,
+        seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
+        settings=settings,
+        rows=_rows(path / "metrics.jsonl"),
+        bad=bad[:_BAD_NAMED],
+        bad_count=len(bad),
+        fingerprint=str(trainer.get("data", "")),
+        evaluation=_evaluation(path / EVALUATION),
+        vocab_size=codes if isinstance(codes, int) else 0,
+    )
+
+
+def _document(folder: Path, name: str) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        return as_mapping(parse_json(small_text(folder / name)))
+    return {}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with suppress(OSError):
+        if path.stat().st_size > _LARGEST_LOG:
+            return
+        with open_regular(path) as file:
+            for line in file:
+                with suppress(ValueError):  # an incomplete line of a killed process
+                    yield as_mapping(parse_json(line))
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """Returns the lines with a step; of several with one step the last."""
+    by_step: dict[int, dict[str, float]] = {}
+    for line in _lines(path):
+        if isinstance(line.get("step"), int):
+            numbers = {n: v for n, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            by_step[line["step"]] = numbers
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _bad_images(path: Path) -> Iterator[tuple[str, str]]:
+    for line in _lines(path):
+        if isinstance(line.get("path"), str):
+            yield line["path"], str(line.get("error", ""))
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        if path.stat().st_size <= _LARGEST_EVALUATION:
+            with open_regular(path) as file:
+                return as_mapping(parse_json(file.read()))
+    return {}
+
+
+def preview_files(folder: Path) -> list[tuple[Path, int]]:
+    """Returns the previews in a folder and their steps, in the order of the steps; none if it is a link."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    found = [(path, _PREVIEW.fullmatch(path.name)) for path in folder.iterdir()]
+    return sorted(((path, int(match[1])) for path, match in found if match), key=lambda pair: pair[1])

@@ -1,0 +1,179 @@
+"""What a run has come to, in a sentence with the figures that it rests on: for the report and the model card.
+
+| command | good | bad |
+|---|---|---|
+| pretrain, tokens | accuracy above that of the commonest token, and loss below the entropy | a code has half of all |
+| pretrain, pixels | loss below that of the mean colour | |
+| train-tokenizer | ln perplexity at least half of ln codes | perplexity below 2, or a code has half of all |
+| finetune | the 95% interval, or the metric, above that of the best fixed guess | |
+
+What is neither is `early`: nothing yet.
+
+A loss of held-out images that is at its lowest before the last save is told, and so is one that still falls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from beitcli.engine.report.intervals import wilson
+from beitcli.runtime.metric_text import percent
+
+Grade = Literal["good", "early", "bad", "unknown"]
+Measurings = Sequence[tuple[int, Mapping[str, float]]]
+_COLLAPSED = 0.5  # share of tokens that are one code
+_STILL = 0.02  # share of all progress, made in the last fifth, that is still progress
+_WORSE = 0.02  # of the loss itself: a rise that is more than noise
+_FEW = 64  # images
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A grade, and one or two sentences."""
+
+    grade: Grade
+    text: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a verdict rests on.
+
+    Attributes:
+        command: `pretrain`, `train-tokenizer` or `finetune`.
+        measurings: (step, metrics of held-out images), in order.
+        vocab_size: Codes of a tokenizer; 0 if unknown.
+        classes: Classes of a finetuned model; 0 if unknown.
+        commonest: Share of the commonest class among the images that were measured; 0 if unknown.
+    """
+
+    command: str
+    measurings: Measurings
+    vocab_size: int = 0
+    classes: int = 0
+    commonest: float = 0.0
+
+
+def verdict_of(measured: Measured) -> Verdict:
+    """Returns the verdict on a run."""
+    last = measured.measurings[-1][1] if measured.measurings else {}
+    if not last:
+        return Verdict("unknown", "Nothing was measured on held-out images yet: the first save does that.")
+    if "masked_accuracy" in last:
+        return _tokens(last, measured.measurings)
+    if measured.command == "pretrain":
+        return _pixels(last, measured.measurings)
+    if "perplexity" in last:
+        return _tokenizer(last, measured)
+    return _finetuned(last, measured)
+
+
+def _tokens(last: Mapping[str, float], measurings: Measurings) -> Verdict:
+    accuracy, guess = last["masked_accuracy"], last.get("baseline_accuracy", 0.0)
+    entropy = last.get("unigram_entropy", 0.0)
+    loss = last.get("masked_loss", last.get("loss", 0.0))
+    if guess > _COLLAPSED:
+        return Verdict(
+            "bad",
+            f"The tokens say little: {percent(guess)} of those hidden are one and the same code (entropy "
+            f"{entropy:.2f} nats), so {percent(accuracy)} right is no feat. Train another tokenizer.",
+        )
+    times = f", {accuracy / guess:.1f} times always guessing the commonest token ({percent(guess)})" if guess else ""
+    side = f"{abs(entropy - loss):.2f} nats {'below' if loss < entropy else 'above'} the entropy of the tokens"
+    figures = f"{percent(accuracy)} of the hidden tokens right{times}; loss {loss:.2f} is {side}"
+    if accuracy <= guess:
+        return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.")
+    if loss >= entropy:
+        return Verdict("early", f"It has learnt little yet: {figures}. Train longer, or on more images.")
+    name = "masked_loss" if "masked_loss" in last else "loss"
+    return Verdict("good", f"It is learning: {figures}{_trend(measurings, name)}")
+
+
+def _pixels(last: Mapping[str, float], measurings: Measurings) -> Verdict:
+    loss, guess = last.get("masked_loss", last.get("loss", 0.0)), last.get("baseline_loss", 0.0)
+    figures = f"the error of the hidden pixels is {loss:.4f}"
+    figures += f", {loss / guess:.0%} of that of always guessing the mean colour ({guess:.4f})" if guess else ""
+    if guess and loss >= guess:
+        return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.")
+    name = "masked_loss" if "masked_loss" in last else "loss"
+    return Verdict("good", f"It is learning: {figures}{_trend(measurings, name)}")
+
+
+def _tokenizer(last: Mapping[str, float], measured: Measured) -> Verdict:
+    perplexity, used = last["perplexity"], int(last.get("codes_used", 0))
+    common, codes = last.get("commonest_share", 0.0), measured.vocab_size
+    of = f" of {codes:,}" if codes else ""
+    figures = f"{used:,}{of} codes in use, as many as {perplexity:,.0f} used evenly (perplexity)"
+    figures += f", the commonest has {percent(common)} of the tokens"
+    if "psnr" in last:
+        figures += f"; its pictures have {last['psnr']:.1f} dB"
+    elif "cosine" in last:
+        figures += f"; cosine {last['cosine']:.3f} to its teacher's features"
+    if perplexity < 2 or common > _COLLAPSED:
+        return Verdict("bad", f"The codebook has collapsed: {figures}. Train longer, or with another --kind.")
+    if codes and math.log(perplexity) < 0.5 * math.log(codes):
+        return Verdict("early", f"Few of the codes carry the images: {figures}. Train longer, or on more images.")
+    rising = next((name for name in ("psnr", "cosine") if name in last), "perplexity")
+    return Verdict("good", f"The codebook is in use: {figures}{_trend(measured.measurings, rising, rising=True)}")
+
+
+def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
+    images, classes = int(last.get("images", 0)), measured.classes
+    if "top1" in last:
+        low, high = wilson(round(last["top1"] * images), images)
+        guess = measured.commonest or (1 / classes if classes else 0.0)
+        what = "commonest class" if measured.commonest else "same class, were all as common"
+        figures = f"{percent(last['top1'])} of {images:,} images right (95%: {percent(low)} to {percent(high)}); "
+        figures += f"always guessing the {what}: {percent(guess)}"
+        if images and low <= guess:
+            return Verdict("early", f"It is not shown to be better than a fixed guess: {figures}.{_few(images)}")
+        trend = _trend(measured.measurings, "top1", rising=True)
+        return Verdict("good", f"It tells the classes apart: {figures}{trend}{_few(images)}")
+    for name, words in (("miou", "mean IoU"), ("ap", "AP"), ("mean_ap", "mAP")):
+        if name in last:
+            return _by_metric(last, measured, name, words)
+    name, value = next(((n, v) for n, v in last.items() if n != "images"), ("", 0.0))
+    return Verdict("unknown", f"{name.replace('_', ' ')} {value:.4g} on {images:,} images." if name else "No figures.")
+
+
+def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: str) -> Verdict:
+    images, value = int(last.get("images", 0)), last[name]
+    figures = f"{words} {value:.3f} on {images:,} images of {measured.classes:,} classes"
+    guess = 0.0
+    if name == "miou" and measured.classes:
+        guess = (measured.commonest or 1 / measured.classes) / measured.classes
+        figures += f"; always guessing the commonest class: {guess:.3f}"
+    if value <= max(guess, 0.005):
+        return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.{_few(images)}")
+    trend = _trend(measured.measurings, name, rising=True)
+    return Verdict("good", f"It has learnt: {figures}{trend}{_few(images)}")
+
+
+def _few(images: int) -> str:
+    return f" {images:,} images are too few to compare runs by." if images < _FEW else ""
+
+
+def _trend(measurings: Measurings, name: str, rising: bool = False) -> str:
+    """Returns the end of the sentence: whether the metric still improves, is level, or was better before.
+
+    Args:
+        rising: Whether more is better.
+    """
+    sign = -1.0 if rising else 1.0
+    values = [(step, sign * metrics[name]) for step, metrics in measurings if name in metrics]
+    if len(values) < 3:
+        return "."
+    words, first, (end, last) = name.replace("_", " "), values[0][1], values[-1]
+    best_step, best = min(values, key=lambda pair: pair[1])
+    if last - best > _WORSE * abs(best) and best_step < end:
+        return (
+            f". But the {words} was better at step {best_step:,} ({abs(best):.4g}; now {abs(last):.4g}): more images, "
+            "or fewer epochs."
+        )
+    before = next(value for step, value in reversed(values) if step <= 0.8 * end or step == values[0][0])
+    if first > last and before - last > _STILL * (first - last):
+        return f"; still {'rising' if rising else 'falling'} at the end: train longer."
+    return "; level at the end."

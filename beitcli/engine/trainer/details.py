@@ -1,0 +1,87 @@
+"""RUN/evaluation.json: what the report says of the last measuring beyond the metrics, with small pictures in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from beitcli.data.sources.base import Source
+from beitcli.errors import BadImage, DataError
+from beitcli.pictures.page_file import image_url
+
+SHOWN = 24  # pictures at most
+_SIDE = 128  # pixels
+_QUALITY = 80
+_PAIRS = 10_000  # confused pairs of classes at most, of the most frequent
+
+
+def pictures_of(source: Source, chosen: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Returns the facts of images with their path and a small picture, without those that cannot be read any more.
+
+    Args:
+        chosen: (index in the source, facts), the worst first.
+    """
+    shown = []
+    for index, facts in chosen:
+        try:
+            image = source.image(index)
+        except (BadImage, DataError, OSError):
+            continue
+        image.thumbnail((_SIDE, _SIDE))
+        shown.append({"path": source.path(index), **facts, "picture": image_url(image, quality=_QUALITY)})
+        if len(shown) == SHOWN:
+            break
+    return shown
+
+
+def classification_details(classes: Sequence[str], records: np.ndarray, source: Source) -> dict[str, Any]:
+    """Returns counts of (class, predicted class) and the worst mistakes.
+
+    Args:
+        records: (n, 4) float64, a row an image: its index, its class, the predicted class, and that one's probability.
+    """
+    truth, predicted = records[:, 1].astype(int), records[:, 2].astype(int)
+    pairs, counts = np.unique(np.stack((truth, predicted)), axis=1, return_counts=True)
+    confusion = [[int(t), int(p), int(count)] for (t, p), count in zip(pairs.T, counts, strict=True)]
+    right = [entry for entry in confusion if entry[0] == entry[1]]
+    wrong = sorted((entry for entry in confusion if entry[0] != entry[1]), key=lambda entry: -entry[2])
+    mistakes = records[truth != predicted]
+    mistakes = mistakes[np.lexsort((mistakes[:, 0], -mistakes[:, 3]))]
+    facts = (
+        (int(i), {"class": classes[int(t)], "predicted": classes[int(p)], "probability": round(float(share), 4)})
+        for i, t, p, share in mistakes
+    )
+    return {
+        "task": "classify",
+        "classes": list(classes),
+        "images": len(records),
+        "confusion": right + wrong[:_PAIRS],
+        "worst": pictures_of(source, facts),
+    }
+
+
+def segmentation_details(
+    classes: Sequence[str], counts: np.ndarray, each: Sequence[tuple[int, float]], source: Source
+) -> dict[str, Any]:
+    """Returns pixels of each class, the most confused pairs, and the images with the fewest right pixels.
+
+    Args:
+        counts: (classes, classes) int64 pixels, labelled x predicted.
+        each: (index, share of right pixels) of the images that have labelled pixels.
+    """
+    hits = counts.diagonal()
+    wrong = counts - np.diag(hits)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]
+    pairs = [(int(place) // len(classes), int(place) % len(classes)) for place in order]
+    worst = sorted(each, key=lambda pair: (pair[1], pair[0]))[: 2 * SHOWN]
+    return {
+        "task": "segment",
+        "classes": list(classes),
+        "labelled": counts.sum(axis=1).tolist(),
+        "predicted": counts.sum(axis=0).tolist(),
+        "hits": hits.tolist(),
+        "confusion": [[t, p, int(wrong[t, p])] for t, p in pairs if wrong[t, p]],
+        "worst": pictures_of(source, ((index, {"pixel_accuracy": round(share, 4)}) for index, share in worst)),
+    }

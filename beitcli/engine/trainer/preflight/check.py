@@ -1,0 +1,92 @@
+"""The preflight of a training command: everything that is known, or seen in a second or two, before the first step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from beitcli.config.common import Training
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.files import folders_below
+from beitcli.data.sources.formats.folder import FolderSource
+from beitcli.engine.events import OnEvent
+from beitcli.engine.trainer.preflight.findings import Finding, tell
+from beitcli.engine.trainer.preflight.looked_at import image_findings, look
+from beitcli.engine.trainer.preflight.overlap import overlap_findings
+from beitcli.engine.trainer.preflight.schedule import class_findings, measuring_findings, schedule_findings
+from beitcli.engine.trainer.setup import planned_steps
+from beitcli.runtime.distributed.world import DistributedContext
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+
+_MOST_FOLDERS = 10_000  # below DATA, looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What is known of a training before its first step.
+
+    Attributes:
+        measured: Images to measure on.
+        is_apart: Whether they are none of the training images.
+        size: Shorter side of the images that the model takes, in pixels.
+        from_scratch: Whether the model starts from random weights.
+        labelled: Whether the images' classes are learned.
+        others: Findings of the task's own.
+    """
+
+    config: Training
+    training: Source
+    measured: Source
+    is_apart: bool
+    size: int
+    from_scratch: bool
+    labelled: bool = False
+    others: Sequence[Finding] = ()
+
+    def findings(self) -> Iterator[Finding]:
+        """Yields all findings, those about numbers first."""
+        config, command, images = self.config, self.config.command, len(self.training)
+        steps, given = planned_steps(config, images), config.steps is not None
+        yield from schedule_findings(command, images, config.batch_size, steps, steps_given=given)
+        yield from measuring_findings(command, len(self.measured), self.is_apart)
+        yield from self.others
+        if self.labelled:
+            yield from class_findings(self.training)
+            yield from _empty_folders(self.training)
+        yield from image_findings(look(self.training), self.size, from_scratch=self.from_scratch)
+        if self.is_apart:
+            yield from overlap_findings(self.training, self.measured)
+
+    def run(self, world: DistributedContext, on_event: OnEvent) -> list[dict[str, Any]]:
+        """Tells all findings, and returns them as documents; none of a run that goes on: it was told them.
+
+        Rank 0 looks for all.
+
+        Raises:
+            DataError: Nothing can come of the training.
+        """
+        config = self.config
+        if config.resume and newest_checkpoint(Path(config.out)) is not None:
+            return []
+        found = world.run_on_rank_zero(lambda: list(self.findings()))
+        tell(found, on_event)
+        return [asdict(each) for each in found]
+
+
+def _empty_folders(training: Source) -> Iterator[Finding]:
+    """Yields whether folders beside those of the classes hold no images, and so are no classes."""
+    empty: list[str] = []
+    for leaf in training.leaves():
+        if isinstance(leaf, FolderSource) and leaf.classes is not None:
+            there, known = folders_below(leaf.root)[:_MOST_FOLDERS], set(leaf.classes)
+            empty += [os.path.join(leaf.root, name) for name in there if name not in known]
+    if empty:
+        yield Finding(
+            "empty-folders",
+            "warning",
+            f"{len(empty)} folder{'s'[: len(empty) > 1]} without images will be no class, the first: '{empty[0]}'.",
+            "Put images there, or remove it.",
+        )

@@ -1,0 +1,82 @@
+"""The layout of the paper's Figure 2: each photograph with its reference points, and each point's map beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from beitcli.pictures.attention import ACCENTS, Point, draw_heatmap
+from beitcli.pictures.drawing import Disc, Drawing, Item, Picture, Text
+
+_SIDE = 96.0  # points, of the longer side of a cell
+_GAP = 4.0
+_HEADER = 12.0
+_MOST_MAPS = 7  # in one row; further maps go below
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One photograph and the maps beside it.
+
+    Attributes:
+        photograph: RGB, the crop that the maps cover.
+        points: Each with its number and (x, y) in pixels of the photograph.
+        maps: Each (h, w) with the place of its point in `points`.
+    """
+
+    photograph: Image.Image
+    points: Sequence[tuple[int, Point]]
+    maps: Sequence[tuple[int, np.ndarray]]
+
+
+def attention_figure(
+    rows: Sequence[FigureRow],
+    threshold: float | None = None,
+    smooth: bool = False,
+    headers: Sequence[str] = (),
+    title: str = "",
+) -> Drawing:
+    """Draws the figure on white, without margins around it.
+
+    Args:
+        rows: From top to bottom; their photographs have one shape.
+        threshold: Fraction of the attention to show, in (0, 1]; None for all.
+        smooth: Whether the heat is interpolated between patches.
+        headers: One above each map of a row; none for a figure of pictures alone.
+        title: For the metadata.
+
+    Raises:
+        ValueError: No rows, or a row without maps.
+    """
+    if not rows or not all(row.maps for row in rows):
+        raise ValueError("a figure of no maps")
+    wide, high = rows[0].photograph.size
+    cell = _SIDE * min(1, wide / high), _SIDE * min(1, high / wide)
+    step = cell[0] + _GAP, cell[1] + _GAP
+    columns = 1 + min(_MOST_MAPS, max(len(row.maps) for row in rows))
+    header, top, items = _HEADER if headers else 0.0, 0.0, list[Item]()
+    for row in rows:
+        items += _cell(row, row.photograph, row.points, (0, top + header, *cell))
+        for number, (place, attention) in enumerate(row.maps):
+            down, across = divmod(number, _MOST_MAPS)
+            box = (across + 1) * step[0], top + header + down * (step[1] + header), *cell
+            heat = draw_heatmap(row.photograph, attention, threshold, smooth)
+            items += _cell(row, heat, [row.points[place]], box)
+            if headers:
+                items.append(Text(headers[number], (box[0] + cell[0] / 2, box[1] - header / 2 + 1), 7.5))
+        top += -(-len(row.maps) // _MOST_MAPS) * (step[1] + header)
+    return Drawing((columns * step[0] - _GAP, top - _GAP), items, title)
+
+
+def _cell(
+    row: FigureRow, image: Image.Image, points: Sequence[tuple[int, Point]], box: tuple[float, float, float, float]
+) -> list[Item]:
+    left, top, width, height = box
+    items: list[Item] = [Picture(image, box)]
+    for number, (x, y) in points:
+        centre = left + (x + 0.5) / row.photograph.width * width, top + (y + 0.5) / row.photograph.height * height
+        items.append(Disc(centre, 5.0, ACCENTS[(number - 1) % len(ACCENTS)], str(number)))
+    return items

@@ -1,0 +1,338 @@
+// The report: everything is built from the page's data, and foreign text is set as text alone.
+const report = pageData();
+const byId = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (value !== undefined) made.setAttribute(name, value);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+function drawn(tag, attributes) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+const colour = (run) => `var(--c${run % 8})`;
+const several = report.runs.length > 1;
+const whole = (number) => Math.round(number).toLocaleString("en-US");
+const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%`;
+function short(value) {
+  const size = Math.abs(value);
+  if (size >= 1e4) return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
+  if (size && size < 1e-3) return value.toExponential(2);
+  return String(Number(value.toPrecision(4)));
+}
+
+// Verdicts
+const GRADES = { good: "good", early: "too early", bad: "broken", unknown: "not measured" };
+byId("title").textContent = several ? `Report of ${report.runs.length} runs` : `Report: ${report.runs[0].name}`;
+byId("runs").classList.toggle("several", several);
+report.runs.forEach((run, number) => {
+  const hours = run.seconds >= 3600 ? `${(run.seconds / 3600).toFixed(1)} h` : run.seconds >= 60 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`;
+  const epochs = typeof run.epoch === "number" ? `, ${run.epoch.toFixed(2)} epochs` : "";
+  const said = `${run.state}, step ${whole(run.step)}${epochs}${run.seconds ? `, ${hours}` : ""}`;
+  const swatch = several ? element("i", { class: "swatch", style: `background:${colour(number)}` }) : null;
+  const heading = element("h2", {}, element("span", {}, swatch, run.name), element("span", { class: "soft" }, `${GRADES[run.verdict.grade]} · ${said}`));
+  const figures = element("ul", { class: "figures" }, ...run.figures.slice(0, 8).map((figure) =>
+    element("li", {}, element("b", {}, Number.isInteger(figure.value) ? whole(figure.value) : figure.text), element("span", {}, figure.name))));
+  const facts = element("dl", { class: "facts" });
+  for (const [name, text] of Object.entries({ ...run.facts, folder: run.path })) facts.append(element("dt", {}, name), element("dd", {}, text));
+  byId("runs").append(element("article", { class: `run ${run.verdict.grade}` }, heading,
+    element("p", { class: "verdict" }, run.verdict.text), figures, facts));
+});
+
+// Settings that differ
+if (several && report.differing.length) {
+  byId("differing").hidden = false;
+  const head = element("tr", {}, element("th", {}, "setting"), ...report.runs.map((run, number) =>
+    element("th", {}, element("i", { class: "swatch", style: `background:${colour(number)}` }), run.name)));
+  byId("differing-table").append(element("thead", {}, head), element("tbody", {}, ...report.differing.map((row) =>
+    element("tr", {}, element("th", { scope: "row" }, row.name.replaceAll("_", " ")), ...row.values.map((value) => element("td", { class: "name" }, value))))));
+}
+
+// Curves
+const ROLES = { training: { width: 1.4, dash: "", opacity: 0.75 }, "held-out": { width: 2.4, dash: "", opacity: 1 }, baseline: { width: 1.6, dash: "5 4", opacity: 0.9 } };
+const charts = [];
+const isLoss = (name) => name.includes("loss");
+const seriesColour = (line) => several ? colour(line.run) : line.role === "training" ? "var(--c0)" : line.role === "held-out" ? "var(--c1)" : "var(--c6)";
+
+function smoothed(points, weight) {
+  if (!weight) return points;
+  let mean = 0, norm = 0;
+  return points.map(([step, value]) => {
+    mean = weight * mean + (1 - weight) * value;
+    norm = weight * norm + (1 - weight);
+    return [step, mean / norm];
+  });
+}
+function ticks(low, high, count) {
+  const raw = (high - low) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= raw);
+  const found = [];
+  for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-9; at += step) found.push(Math.abs(at) < step * 1e-9 ? 0 : at);
+  return found;
+}
+
+class Chart {
+  constructor(data, place) {
+    this.data = data;
+    this.cursor = null;
+    this.svg = drawn("svg", { role: "img", tabindex: "0", "aria-label": `Curve of ${data.title}; arrow keys read it step by step` });
+    this.readout = element("div", { class: "readout", "aria-live": "polite" });
+    place.append(element("figure", { class: "chart" }, element("figcaption", {}, data.title), this.svg, this.readout));
+    this.steps = [...new Set(data.series.flatMap((line) => line.points.map((point) => point[0])))].sort((a, b) => a - b);
+    this.svg.addEventListener("pointermove", (event) => this.point(event));
+    this.svg.addEventListener("pointerdown", (event) => this.point(event));
+    this.svg.addEventListener("pointerleave", () => { if (document.activeElement !== this.svg) this.read(null); });
+    this.svg.addEventListener("blur", () => this.read(null));
+    this.svg.addEventListener("keydown", (event) => this.key(event));
+    this.draw();
+  }
+  draw() {
+    const width = Math.max(260, this.svg.clientWidth || 480), height = 256;
+    const log = byId("log").checked && isLoss(this.data.name);
+    const weight = Number(byId("smooth").value);
+    this.lines = this.data.series.map((line) => ({ ...line, points: line.role === "training" ? smoothed(line.points, weight) : line.points }));
+    const values = this.lines.flatMap((line) => line.points.map((point) => point[1])).filter((value) => !log || value > 0);
+    const scale = log ? Math.log10 : (value) => value;
+    let low = scale(Math.min(...values)), high = scale(Math.max(...values));
+    if (low === high) { low -= Math.abs(low) * 0.1 || 1; high += Math.abs(high) * 0.1 || 1; }
+    const pad = 0.06 * (high - low);
+    if (!log && low >= 0 && low < 0.35 * high) low = 0; else low -= pad;
+    high += pad;
+    const last = Math.max(...this.steps), first = Math.min(...this.steps, last - 1);
+    const left = 56, right = width - 12, top = 10, bottom = height - 26;
+    this.x = (step) => left + (right - left) * (step - first) / (last - first);
+    this.y = (value) => bottom - (bottom - top) * (scale(value) - low) / (high - low);
+    this.area = { left, right, top, bottom, first, last };
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    this.svg.replaceChildren();
+    for (const at of ticks(low, high, 5)) {
+      const y = bottom - (bottom - top) * (at - low) / (high - low);
+      this.svg.append(drawn("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
+      const text = drawn("text", { x: left - 8, y: y + 4, "text-anchor": "end" });
+      text.textContent = short(log ? 10 ** at : at);
+      this.svg.append(text);
+    }
+    for (const at of ticks(first, last, Math.max(3, Math.floor(width / 110)))) {
+      if (!Number.isInteger(at)) continue;
+      const x = this.x(at);
+      const text = drawn("text", { x, y: height - 8, "text-anchor": x > right - 20 ? "end" : "middle" });
+      text.textContent = whole(at);
+      this.svg.append(text);
+    }
+    const order = { baseline: 0, training: 1, "held-out": 2 };
+    for (const line of [...this.lines].sort((a, b) => order[a.role] - order[b.role])) {
+      const points = line.points.filter((point) => !log || point[1] > 0);
+      const style = ROLES[line.role];
+      const at = points.map(([step, value]) => `${this.x(step).toFixed(1)},${this.y(value).toFixed(1)}`);
+      this.svg.append(drawn("polyline", { points: at.join(" "), fill: "none", stroke: seriesColour(line), "stroke-width": style.width,
+        "stroke-dasharray": style.dash, opacity: several && line.role === "training" ? 0.4 : style.opacity, "stroke-linejoin": "round" }));
+      if (line.role === "held-out" || points.length === 1) for (const [step, value] of points)
+        this.svg.append(drawn("circle", { cx: this.x(step), cy: this.y(value), r: points.length > 40 ? 1.5 : 3, fill: seriesColour(line) }));
+    }
+    this.mark = drawn("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
+    this.svg.append(this.mark);
+    this.read(this.cursor);
+  }
+  point(event) {
+    const box = this.svg.getBoundingClientRect();
+    const { left, right, first, last } = this.area;
+    const inside = (event.clientX - box.left) * this.svg.viewBox.baseVal.width / box.width;
+    const step = first + (last - first) * (inside - left) / (right - left);
+    this.read(this.steps.reduce((best, each) => Math.abs(each - step) < Math.abs(best - step) ? each : best, this.steps[0]));
+  }
+  key(event) {
+    const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const now = this.cursor === null ? this.steps.length - 1 : this.steps.indexOf(this.cursor) + moves[event.key];
+    this.read(this.steps[Math.min(this.steps.length - 1, Math.max(0, now))]);
+  }
+  read(step) {
+    this.cursor = step;
+    this.mark.setAttribute("visibility", step === null ? "hidden" : "visible");
+    const at = step === null ? this.area.last : step;
+    if (step !== null) for (const end of ["x1", "x2"]) this.mark.setAttribute(end, this.x(step));
+    const swatch = (line) => element("i", { class: "swatch", style: `background:${seriesColour(line)}` });
+    const said = (line) => {
+      const known = line.points.filter((point) => point[0] <= at);
+      if (!known.length) return null;
+      const [where, value] = known[known.length - 1];
+      const from = where !== at ? ` (step ${whole(where)})` : "";
+      return element("span", {}, several ? null : swatch(line), `${line.label} `, element("b", {}, short(value)), from);
+    };
+    const rows = several ? report.runs.map((run, number) => {
+      const own = this.lines.filter((line) => line.run === number).map(said).filter(Boolean);
+      return own.length ? element("div", {}, element("span", {}, swatch({ run: number }), run.name), ...own) : null;
+    }) : this.lines.map(said);
+    this.readout.replaceChildren(element("span", {}, `step ${whole(at)}`), ...rows.filter(Boolean));
+  }
+}
+
+if (report.charts.length) {
+  byId("curves").hidden = false;
+  const key = report.charts.filter((chart) => chart.key), rest = report.charts.filter((chart) => !chart.key);
+  const legend = (label, stroke, role) => {
+    const sample = drawn("svg", { width: 26, height: 10, "aria-hidden": "true" });
+    sample.append(drawn("line", { x1: 0, x2: 26, y1: 5, y2: 5, stroke, "stroke-width": ROLES[role].width, "stroke-dasharray": ROLES[role].dash }));
+    if (role === "held-out") sample.append(drawn("circle", { cx: 13, cy: 5, r: 3, fill: stroke }));
+    byId("legend").append(element("li", {}, sample, label));
+  };
+  if (several) report.runs.forEach((run, number) => legend(run.name, colour(number), "training"));
+  for (const role of ["training", "held-out", "baseline"]) {
+    const words = { training: "training", "held-out": "held-out images, at each save", baseline: "a guess that ignores the image" };
+    if (report.charts.some((chart) => chart.series.some((line) => line.role === role)))
+      legend(words[role], several ? "var(--soft)" : seriesColour({ role }), role);
+  }
+  for (const chart of key) charts.push(new Chart(chart, byId("charts")));
+  byId("more").hidden = !rest.length;
+  byId("more").addEventListener("toggle", () => {
+    if (byId("more").open && !byId("more-charts").childElementCount)
+      for (const chart of rest) charts.push(new Chart(chart, byId("more-charts")));
+  });
+  const redraw = () => charts.forEach((chart) => chart.draw());
+  byId("log").addEventListener("change", redraw);
+  byId("smooth").addEventListener("input", () => {
+    const weight = Number(byId("smooth").value);
+    byId("smooth-value").textContent = weight ? weight.toFixed(2) : "off";
+    redraw();
+  });
+  let waiting = 0;
+  addEventListener("resize", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(redraw); });
+}
+
+// Previews over training: one slider, each run shows its newest preview up to that step
+const stepsDrawn = [...new Set(report.previews.flatMap((strip) => strip.pictures.map((picture) => picture.step)))].sort((a, b) => a - b);
+if (stepsDrawn.length) {
+  byId("previews").hidden = false;
+  const scrub = byId("scrub");
+  scrub.max = stepsDrawn.length - 1;
+  scrub.value = stepsDrawn.length - 1;
+  const shown = report.previews.map((strip) => {
+    const image = element("img", { alt: "" }), caption = element("figcaption");
+    byId("preview-pictures").append(element("figure", {}, caption, image));
+    return { strip, image, caption };
+  });
+  const show = () => {
+    const step = stepsDrawn[Number(scrub.value)];
+    byId("preview-step").textContent = `step ${whole(step)}`;
+    scrub.setAttribute("aria-valuetext", `step ${whole(step)}`);
+    byId("earlier").disabled = Number(scrub.value) === 0;
+    byId("later").disabled = Number(scrub.value) === stepsDrawn.length - 1;
+    for (const { strip, image, caption } of shown) {
+      const known = strip.pictures.filter((picture) => picture.step <= step);
+      const picture = known.length ? known[known.length - 1] : strip.pictures[0];
+      image.src = picture.url;
+      image.alt = `Held-out images at step ${picture.step}`;
+      caption.textContent = several ? `${strip.name}, step ${whole(picture.step)}` : strip.name ? strip.name : "";
+      caption.hidden = !caption.textContent;
+    }
+  };
+  const move = (by) => { scrub.value = Number(scrub.value) + by; show(); };
+  scrub.addEventListener("input", show);
+  byId("earlier").addEventListener("click", () => move(-1));
+  byId("later").addEventListener("click", () => move(1));
+  show();
+}
+
+// Tables that are sorted by a click on a column's head
+function sortable(columns, rows) {
+  const body = element("tbody"), heads = columns.map((column) => element("th", { class: column.number ? "number" : undefined, scope: "col" },
+    element("button", { type: "button" }, column.title)));
+  let by = null, up = true;
+  const fill = () => {
+    const sorted = by === null ? rows : [...rows].sort((a, b) => {
+      const [x, y] = [columns[by].value(a), columns[by].value(b)];
+      return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
+    });
+    body.replaceChildren(...sorted.map((row) => element("tr", {}, ...columns.map((column) => {
+      const cell = column.cell(row);
+      return element("td", { class: column.number ? "number" : "name" }, cell);
+    }))));
+    heads.forEach((head, number) => { if (number === by) head.setAttribute("aria-sort", up ? "ascending" : "descending"); else head.removeAttribute("aria-sort"); });
+  };
+  heads.forEach((head, number) => head.firstChild.addEventListener("click", () => { up = by === number ? !up : true; by = number; fill(); }));
+  fill();
+  return element("table", {}, element("thead", {}, element("tr", {}, ...heads)), body);
+}
+const spanOf = (row) => {
+  const [low, high] = row.interval ?? [row.value, row.value];
+  return element("div", { class: "span", role: "img", "aria-label": `${percent(low)} to ${percent(high)}` },
+    element("i", { style: `left:${100 * low}%;width:${100 * (high - low)}%` }), element("b", { style: `left:${100 * row.value}%` }));
+};
+
+function classTable(found) {
+  const has = (name) => found.rows.some((row) => row[name] !== undefined && row[name] !== null);
+  const columns = [{ title: "class", value: (row) => row.class.toLowerCase(), cell: (row) => row.class }];
+  if (has("images")) columns.push({ title: "images", number: true, value: (row) => row.images, cell: (row) => whole(row.images) });
+  if (has("share")) columns.push({ title: "share of pixels", number: true, value: (row) => row.share, cell: (row) => percent(row.share, 2) });
+  columns.push({ title: found.metric, number: true, value: (row) => row.value, cell: (row) => percent(row.value) });
+  columns.push({ title: has("interval") ? "95% interval" : "0 to 100%", value: (row) => row.value, cell: spanOf });
+  if (has("interval")) columns.push({ title: "from, to", number: true, value: (row) => row.interval[0], cell: (row) => `${percent(row.interval[0])}, ${percent(row.interval[1])}` });
+  if (has("precision")) columns.push({ title: "precision", number: true, value: (row) => row.precision ?? -1, cell: (row) => row.precision === null ? "-" : percent(row.precision) });
+  if (has("recall")) columns.push({ title: "recall", number: true, value: (row) => row.recall ?? -1, cell: (row) => row.recall === null ? "-" : percent(row.recall) });
+  return sortable(columns, found.rows);
+}
+function matrixTable(matrix) {
+  const head = element("tr", {}, element("th", {}, "is \\ said"), ...matrix.classes.map((name) => element("th", { scope: "col" }, name)));
+  return element("table", { class: "matrix" }, element("thead", {}, head), element("tbody", {}, ...matrix.counts.map((row, truth) => {
+    const sum = row.reduce((a, b) => a + b, 0) || 1;
+    return element("tr", {}, element("th", { scope: "row" }, matrix.classes[truth]), ...row.map((count, said) => {
+      const strength = Math.round(70 * count / sum);
+      const tint = truth === said ? "var(--good)" : "var(--bad)";
+      return element("td", { style: count ? `background:color-mix(in srgb, ${tint} ${strength + 4}%, transparent)` : undefined,
+        title: `${matrix.classes[truth]} called ${matrix.classes[said]}: ${count}` }, count ? whole(count) : "·");
+    }));
+  })));
+}
+report.runs.forEach((run) => {
+  const found = run.classes;
+  if (!found.rows) return;
+  const place = byId("classes");
+  place.hidden = false;
+  place.append(element("h2", {}, several ? `Classes: ${run.name}` : "Classes"));
+  const columns = element("div", { class: "columns" }, element("div", {}, element("div", { class: "scroll tall" }, classTable(found))));
+  const beside = element("div");
+  if (found.matrix) beside.append(element("h3", {}, "Confusions"), element("div", { class: "scroll" }, matrixTable(found.matrix)));
+  if (found.pairs && found.pairs.length && !found.matrix) beside.append(element("h3", {}, "Most confused"), element("div", { class: "scroll tall" }, sortable([
+    { title: "class", value: (row) => row[0], cell: (row) => row[0] }, { title: "called", value: (row) => row[1], cell: (row) => row[1] },
+    { title: found.metric === "IoU" ? "pixels" : "images", number: true, value: (row) => row[2], cell: (row) => whole(row[2]) },
+    { title: "of the class", number: true, value: (row) => row[2] / (row[3] || 1), cell: (row) => percent(row[2] / (row[3] || 1)) }], found.pairs)));
+  if (beside.childElementCount) columns.append(beside);
+  place.append(columns);
+  if (found.worst && found.worst.length) {
+    place.append(element("h3", {}, "Worst mistakes"), element("ul", { class: "worst" }, ...found.worst.map((each) => element("li", {},
+      element("img", { src: each.picture, alt: "" }),
+      each.predicted === undefined ? null : element("div", {}, "called ", element("b", { class: "wrong" }, each.predicted), ` (${percent(each.probability, 0)})`),
+      each.class === undefined ? null : element("div", {}, "is ", element("b", {}, each.class)),
+      each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
+      element("div", { class: "soft" }, each.path.split("/").slice(-2).join("/"))))));
+  }
+});
+
+// Unreadable images, next commands
+const withBad = report.runs.filter((run) => run.bad.count);
+if (withBad.length) {
+  byId("bad").hidden = false;
+  byId("bad").append(element("h2", {}, "Unreadable images"));
+  for (const run of withBad) byId("bad").append(
+    element("p", {}, `${several ? `${run.name}: ` : ""}${whole(run.bad.count)} could not be read${run.bad.count > run.bad.named.length ? `, the first ${run.bad.named.length}` : ""}:`),
+    element("ul", { class: "badlist" }, ...run.bad.named.map(([path, reason]) => element("li", {}, element("code", {}, path), ` ${reason}`))));
+}
+const commands = [...new Set(report.runs.flatMap((run) => run.next))];
+if (commands.length) {
+  byId("next").hidden = false;
+  byId("next").append(element("h2", {}, "Next"));
+  for (const command of commands) {
+    const button = element("button", { type: "button", "aria-label": "Copy the command" }, "Copy");
+    button.addEventListener("click", async () => {
+      try { await navigator.clipboard.writeText(command); button.textContent = "Copied"; } catch { button.textContent = "Not allowed"; }
+      setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    });
+    byId("next").append(element("div", { class: "command" }, element("code", {}, command), button));
+  }
+}

@@ -1,0 +1,116 @@
+"""Keeps torch's compiler from being loaded by what does not compile: that would be a third of a command's start.
+
+timm and torchvision load it for a few decorators, and tensors on the meta device for their reference functions. While
+these are at work, stand-ins take its place; `torch.compile` loads it when it is used. Only the command line defers it:
+a script's imports are the script's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, TypeVar
+
+_COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
+_PACKAGES = ("timm", "timm.optim", "torchvision")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def defer_compiler() -> None:
+    """Lets this process do without the compiler until it compiles."""
+    if not _is_deferred():
+        sys.meta_path.insert(0, _Finder())
+
+
+def _is_deferred() -> bool:
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+
+
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Context in which tensors are made on the meta device: without memory and values."""
+    import torch
+
+    with _stand_ins(), torch.device("meta"):
+        yield
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path) if fullname in _PACKAGES else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Deferring(spec.loader)
+        return spec
+
+
+class _Deferring(Loader):
+    """Loads a package by its own loader, with the stand-ins."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        before, names = set(sys.modules), dict(vars(module))
+        try:
+            with _stand_ins():
+                self._loader.exec_module(module)
+        except (ImportError, AttributeError):  # a release that needs more of the compiler
+            for name in set(sys.modules) - before:
+                if name.startswith(_PACKAGES):
+                    del sys.modules[name]
+            vars(module).clear()
+            vars(module).update(names)
+            self._loader.exec_module(module)
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Context in which decorators only mark functions for the compiler, and it need not be there."""
+    import torch
+
+    if _COMPILER in sys.modules or not _is_deferred():  # it is loaded, or this is torchvision within timm
+        yield
+        return
+    package, utils = ModuleType(_COMPILER), ModuleType(_UTILS)
+    package.__path__ = []
+    package.__dict__.update(utils=utils, disable=_unchanged)
+    utils.__dict__["is_compile_supported"] = _is_compile_supported
+    disable = torch.compiler.disable
+    sys.modules |= {_COMPILER: package, _UTILS: utils}
+    torch.compiler.disable = _marked
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
+        for name, module in ((_COMPILER, package), (_UTILS, utils)):
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def _is_compile_supported(device_type: str) -> bool:
+    from torch._dynamo.utils import is_compile_supported
+
+    return bool(is_compile_supported(device_type))
+
+
+def _marked(function: _Function | None = None, recursive: bool = True, *, reason: str | None = None) -> Any:
+    """Marks a function as `torch.compiler.disable` does; without one, returns the decorator."""
+    if function is None:
+        return _marked
+    function.__dict__["_torchdynamo_disable"] = True
+    return function
+
+
+def _unchanged(function: _Function, recursive: bool = True, *, wrapping: bool = True) -> _Function:
+    return function

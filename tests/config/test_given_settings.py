@@ -1,0 +1,67 @@
+"""Settings as people give them: those without effect are refused, and files of other systems are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.resolve import resolve
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.errors import UsageError
+
+VQKD = {"data": ("photos",), "kind": "vqkd", "teacher": "timm/vit"}
+LABELS = {"data": ("labels.csv",), "init": "random", "problem": "multi-label"}
+
+
+@pytest.mark.parametrize("kind", ["vq", "fsq", "vqkd"])
+@pytest.mark.parametrize(
+    ("name", "value", "needs_stages"),
+    [
+        ("width", 64, True),
+        ("groups", 2, True),
+        ("blocks_per_group", 2, True),
+        ("reconstruction", "logit-laplace", True),
+        ("kl_weight", 1e-4, False),
+        ("usage_weight", 1e-2, False),
+        ("temperature_end", 0.5, False),
+    ],
+)
+def test_a_setting_that_a_tokenizer_kind_does_not_use_is_refused(
+    kind: str, name: str, value: object, needs_stages: bool
+) -> None:
+    given = {"data": ("photos",), name: value}
+    flag = "--" + name.replace("_", "-")
+    if needs_stages and kind != "vqkd":
+        assert getattr(resolve(TrainTokenizerConfig, given | {"kind": kind}).config, name) == value
+    else:
+        with pytest.raises(UsageError, match=f"{flag} has no effect with --kind {kind}"):
+            resolve(TrainTokenizerConfig, given | {"kind": kind})
+    for other in ("dvae", "strided-dvae"):
+        assert getattr(resolve(TrainTokenizerConfig, given | {"kind": other}).config, name) == value
+
+
+def test_recipes_variables_and_earlier_files_may_hold_unused_settings(tmp_path: Path) -> None:
+    assert resolve(TrainTokenizerConfig, VQKD, environ={"BEIT_WIDTH": "7"}).config.width == 7
+    path = tmp_path / "run.toml"
+    path.write_text("width = 32\n", encoding="utf-8")
+    assert resolve(TrainTokenizerConfig, VQKD | {"config": str(path)}).config.width == 32
+    path.write_text("width = 33\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"width in .*run\.toml has no effect with --kind vqkd"):
+        resolve(TrainTokenizerConfig, VQKD | {"config": str(path)})
+
+
+def test_a_file_with_a_byte_order_mark_and_crlf_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b'\xef\xbb\xbfdata = ["caf\xc3\xa9"]\r\nwidth = 48\r\n')
+    config = resolve(TrainTokenizerConfig, {"config": str(path)}).config
+    assert (config.data, config.width) == (("caf\u00e9",), 48)
+
+
+@pytest.mark.parametrize(("name", "value"), [("mixup", 0.4), ("cutmix", 1.0), ("smoothing", 0.1), ("mixup_group", 64)])
+def test_mixing_of_classes_is_refused_where_an_image_has_several_labels(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} has no effect with --problem multi-label"):
+        resolve(FinetuneConfig, LABELS | {name: value})
+    assert getattr(resolve(FinetuneConfig, LABELS | {name: 0}).config, name) == 0  # none is what there is
+    assert getattr(resolve(FinetuneConfig, LABELS | {"problem": "single-label", name: value}).config, name) == value

@@ -1,0 +1,74 @@
+"""Splits below one folder that holds everything, as archives and their unpacked folders have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from beitcli.data.sources.open_data import open_data
+from beitcli.errors import DataError
+from tests.data.sources.test_splits import ALL, make_folder, make_tar, names_of, picture
+
+FILES = [f"{split}/{name}/{split[0]}{name}.png" for split in ("train", "val", "test") for name in ("cat", "dog")]
+KINDS = [
+    lambda place, files: make_folder(place / "folder", files),
+    lambda place, files: make_tar(place / "one.tar", files),
+]
+Make = Callable[[Path, list[str]], str]
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("wrapper", ["dataset/", "archive/pets-v1.2/"])
+def test_splits_below_a_wrapper_are_splits(tmp_path: Path, make: Make, wrapper: str) -> None:
+    reference = make(tmp_path, [wrapper + name for name in FILES])
+    for role, split, chosen in (("train", None, "train"), ("eval", None, "val"), ("train", "test", "test")):
+        source = open_data([reference], role=role, split=split, labelled=True)
+        assert names_of(source) == {name: name.split("/")[1] for name in FILES if name.startswith(chosen)}
+        assert source.splits == ALL
+    with pytest.raises(DataError, match="no split 'nonsense': it has test, train, val"):
+        open_data([reference], split="nonsense")
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_split_of_another_name_below_a_wrapper_is_read_when_named(tmp_path: Path, make: Make) -> None:
+    reference = make(tmp_path, [f"set/{name}" for name in (*FILES, "extra/cat/1.png", "extra/dog/2.png")])
+    source = open_data([reference], split="extra", labelled=True)
+    assert names_of(source) == {"extra/cat/1.png": "cat", "extra/dog/2.png": "dog"}
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_images_of_a_split_without_classes_get_none_from_its_name(tmp_path: Path, make: Make) -> None:
+    source = open_data([make(tmp_path, ["set/train/1.png", "set/val/2.png"])])
+    assert len(source) == 1
+    assert source.classes is None
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["set/cat/1.png", "set/dog/2.png"],
+        ["set/train/1.png", "set/bus/2.png"],
+        ["set/train/1.png", "set/val/2.png", "other/bus/3.png"],
+        ["set/train/a/1.png", "set/val/a/2.png", "3.png"],
+    ],
+)
+def test_one_folder_of_something_else_is_no_wrapper(tmp_path: Path, make: Make, files: list[str]) -> None:
+    source = open_data([make(tmp_path, files)])
+    assert (len(source), source.splits) == (len(files), frozenset())
+
+
+def test_parquet_rows_that_name_the_images_of_their_folder_are_read_with_their_labels(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        path.write_bytes(picture())
+    rows = pa.array([{"bytes": None, "path": str(path)} for path in paths])
+    pq.write_table(pa.table({"image": rows, "label": ["cat", "dog"] * 2}), tmp_path / "train.parquet")
+    source = open_data([str(tmp_path)], labelled=True)
+    assert (len(source), source.classes) == (4, ("cat", "dog"))
+    assert [source.label(index) for index in range(4)] == [0, 1, 0, 1]

@@ -1,0 +1,243 @@
+"""`beit doctor` on a folder with one of each thing that can be wrong with an image."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beitcli.data.sources.open_data import open_data
+from tests.conftest import Ended
+
+Beit = Callable[..., Ended]
+HOSTILE = "<img src=x onerror=alert(1)>.jpg"
+
+
+def photo(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Smooth blots of colour with noise over them, as no other seed has."""
+    draw = np.random.default_rng(seed)
+    blots = Image.fromarray(draw.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    pixels = np.asarray(blots).astype(int) + draw.integers(-12, 13, (size[1], size[0], 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def mess(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images to train on and 6 to measure on, and one of each that is wrong."""
+    root = tmp_path_factory.mktemp("mess")
+    for split, count in (("train", 12), ("val", 3)):
+        for number, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                seed = 1000 * (split == "val") + 100 * number + index
+                photo(seed).save(root / split / name / f"{name}-{index:02d}.jpg", quality=92)
+    cats, val = root / "train" / "cat", root / "val" / "cat"
+    whole = (cats / "cat-00.jpg").read_bytes()
+    (cats / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (cats / "empty.png").write_bytes(b"")
+    shutil.copy(cats / "cat-01.jpg", cats / "same-bytes.jpg")
+    Image.open(cats / "cat-02.jpg").save(cats / "same-pixels.png")
+    Image.open(cats / "cat-03.jpg").resize((128, 96)).save(cats / "smaller.jpg", quality=60)
+    shutil.copy(cats / "cat-04.jpg", val / "leak.jpg")
+    Image.open(cats / "cat-05.jpg").save(val / "worse-leak.jpg", quality=50)
+    photo(507).save(cats / "png", "PNG")
+    (cats / "png").rename(cats / HOSTILE)
+    photo(508).convert("CMYK").save(cats / "cmyk.jpg")
+    photo(509, (20, 18)).save(cats / "tiny.png")
+    photo(510, (600, 100)).save(cats / "long.jpg")
+    Image.new("RGB", (64, 64), "red").save(cats / "flat.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 4000, (64, 80)).astype(np.uint16)).save(cats / "dark.tif")
+    turned = photo(511)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(cats / "turned.jpg", exif=exif)
+    clear = photo(512)
+    clear.putalpha(100)
+    clear.save(cats / "clear.png")
+    pages = [photo(seed).convert("L") for seed in (513, 514, 515)]
+    pages[0].save(cats / "stack.tif", save_all=True, append_images=pages[1:])
+    (root / "train" / "notes.txt").write_text("not an image\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(mess: Path) -> dict[str, object]:
+    from beitcli.cli.console import to_dict
+    from beitcli.config.doctor import DoctorConfig
+    from beitcli.engine.doctor.run import doctor
+
+    return to_dict(doctor(DoctorConfig(data=(str(mess),), workers=0)))
+
+
+def names_of(report: dict[str, object], kind: str) -> list[str]:
+    (found,) = [each for each in report["findings"] if each["kind"] == kind]
+    assert found["images"] == len(found["examples"])
+    return [Path(example["path"]).name for example in found["examples"]]
+
+
+def test_each_thing_that_is_wrong_is_found_and_nothing_else(report: dict[str, object]):
+    expected = {
+        "unreadable": ["cut.jpg", "empty.png"],
+        "misnamed": [HOSTILE],
+        "one-colour": ["flat.png"],
+        "dark": ["dark.tif"],
+        "deep": ["dark.tif"],
+        "tiny": ["tiny.png"],
+        "long": ["long.jpg"],
+        "stack": ["stack.tif"],
+        "cmyk": ["cmyk.jpg"],
+        "alpha": ["clear.png"],
+        "rotated": ["turned.jpg"],
+        "duplicates-bytes": ["same-bytes.jpg"],
+        "duplicates-pixels": ["same-pixels.png"],
+        "duplicates-near": ["smaller.jpg"],
+        "overlap-bytes": ["leak.jpg"],
+        "overlap-near": ["worse-leak.jpg"],
+    }
+    about_images = {each["kind"] for each in report["findings"] if each["images"]}
+    assert about_images == set(expected)
+    assert {kind: names_of(report, kind) for kind in expected} == expected
+
+
+def test_the_figures_are_those_of_the_folder(report: dict[str, object]):
+    assert report["splits"] == {"train": 38, "validation": 8}
+    assert (report["images"], report["readable"], report["unreadable"]) == (46, 44, 2)
+    assert report["classes"] == {"train": {"cat": 26, "dog": 12}, "validation": {"cat": 5, "dog": 3}}
+    assert report["sizes"]["least"] == 18
+    assert sum(report["sizes"]["histogram"].values()) == 44
+    assert report["shared"] == 2
+    assert any("1 .txt" in line for line in report["left_aside"])
+
+
+def test_processes_find_the_same_as_one(mess: Path, report: dict[str, object], beit: Beit):
+    ended = beit("doctor", mess, "--workers", 2, "--json")
+    assert ended.code == 3, ended.err
+    (document,) = ended.lines
+    assert document == report
+    assert "error: 2 of 46 images cannot be read." in ended.err
+
+
+def test_a_folder_that_is_fine_exits_with_0(labelled_folder: Path, beit: Beit):
+    ended = beit("doctor", labelled_folder, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["findings"] == []
+
+
+def test_a_list_of_the_good_images_is_data_with_labels(mess: Path, tmp_path: Path, beit: Beit):
+    ended = beit("doctor", mess, "-o", tmp_path / "good.tsv", "--workers", 0)
+    assert ended.code == 3, ended.err
+    listed = open_data([str(tmp_path / "good.tsv")], labelled=True)
+    left = {Path(listed.path(index)).name for index in range(len(listed))}
+    everything = {path.name for path in (mess / "train").rglob("*") if path.is_file() and path.suffix != ".txt"}
+    gone = {"cut.jpg", "empty.png", "same-bytes.jpg", "same-pixels.png", "cat-04.jpg", "cat-05.jpg"}
+    assert everything - left == gone
+    assert listed.classes == ("cat", "dog")
+    labels = {Path(listed.path(i)).parent.name: listed.classes[listed.label(i)] for i in range(len(listed))}
+    assert labels == {"cat": "cat", "dog": "dog"}
+    again = beit("doctor", tmp_path / "good.tsv", "--json", "--workers", 0)
+    assert again.code == 0, again.err
+
+
+def test_drop_chooses_what_the_list_leaves_out(mess: Path, tmp_path: Path, beit: Beit):
+    drop = "unreadable,tiny,near-duplicates"
+    beit("doctor", mess, "--split", "train", "-o", tmp_path / "good.txt", "--drop", drop, "--workers", 0)
+    lines = (tmp_path / "good.txt").read_text().splitlines()
+    assert len(lines) == 38 - 4
+    assert not [line for line in lines if "\t" in line]
+    assert not [line for line in lines if line.endswith(("tiny.png", "smaller.jpg", "cut.jpg", "empty.png"))]
+
+
+def test_a_list_names_members_of_a_shard_that_every_command_reads(mess: Path, tmp_path: Path, beit: Beit):
+    shard = tmp_path / "data.tar"
+    with tarfile.open(shard, "w") as file:
+        for path in sorted((mess / "train").rglob("*.jpg")):
+            file.add(path, str(path.relative_to(mess / "train")))
+    ended = beit("doctor", shard, "-o", tmp_path / "good.tsv", "--workers", 0)
+    assert ended.code == 3, ended.err
+    with_file = (tmp_path / "good.tsv").read_text() + f"{mess / 'train' / 'cat' / 'clear.png'}\tcat\n"
+    (tmp_path / "good.tsv").write_text(with_file)
+    listed = open_data([str(tmp_path / "good.tsv")], labelled=True)
+    whole = open_data([str(shard)])
+    by_name = {whole.path(index): index for index in range(len(whole))}
+    assert len(listed) == len(whole) - 2 + 1  # without the cut one and the copy
+    for index in range(len(listed) - 1):
+        place = by_name[listed.path(index)]
+        assert listed.read(index) == whole.read(place)
+        assert listed.classes[listed.label(index)] == whole.classes[whole.label(place)]
+    assert listed.path(len(listed) - 1).endswith("clear.png")
+
+
+def test_an_image_that_no_shard_has_is_named(tmp_path: Path, beit: Beit):
+    with tarfile.open(tmp_path / "data.tar", "w") as file:
+        entry, content = tarfile.TarInfo("a.png"), io.BytesIO()
+        photo(1).save(content, "PNG")
+        entry.size = len(content.getvalue())
+        file.addfile(entry, io.BytesIO(content.getvalue()))
+    (tmp_path / "list.txt").write_text("data.tar/b.png\n")
+    ended = beit("doctor", tmp_path / "list.txt")
+    assert ended.code == 3
+    assert "data.tar/b.png', which is not in that shard" in ended.err
+
+
+def test_the_page_is_one_file_in_which_names_are_text(mess: Path, tmp_path: Path, beit: Beit):
+    page = tmp_path / "page.html"
+    ended = beit("doctor", mess, "-o", page, "--workers", 0)
+    assert ended.code == 3, ended.err
+    text = page.read_text()
+    assert "<img src=x" not in text
+    assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', text)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    shown = {Path(image["path"]).name: image for finding in data["findings"] for image in finding["images"]}
+    assert shown[HOSTILE]["picture"].startswith("data:image/jpeg;base64,")
+    assert shown["cut.jpg"]["picture"] == ""
+    assert shown["cut.jpg"]["why"].startswith("truncated")
+    assert {group["same"] for group in data["groups"]} == {"bytes", "pixels", "near"}
+
+
+def test_an_output_of_another_kind_is_refused_before_the_images_are_read(labelled_folder: Path, beit: Beit):
+    ended = beit("doctor", labelled_folder, "-o", "report.pdf")
+    assert ended.code == 2
+    assert "Give a page that ends in .html, or a list that ends in .tsv or .txt." in ended.err
+
+
+def test_validation_images_of_another_folder_are_compared(mess: Path, tmp_path: Path, beit: Beit):
+    ended = beit("doctor", mess / "train", "--val", mess / "val", "--json", "--workers", 0)
+    (document,) = ended.lines
+    assert document["splits"] == {"train": 38, "val": 8}
+    assert document["shared"] == 2
+
+
+def test_doctor_imports_no_torch(labelled_folder: Path):
+    script = (
+        "import sys; from beitcli.cli.app import main; "
+        f"code = main(['doctor', {str(labelled_folder)!r}, '--json', '--workers', '0']); "
+        "sys.exit('torch is loaded' if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_that_are_no_text_are_listed_as_they_are_and_shown(tmp_path: Path, beit: Beit):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    odd = os.path.join(os.fsencode(folder), b"\xff<b>.png")
+    for name, seed in ((odd, 1), (os.path.join(os.fsencode(folder), b"two\tparts.png"), 2)):
+        with open(name, "wb") as file:
+            photo(seed).save(file, "PNG")
+    ended = beit("doctor", folder, "-o", tmp_path / "good.txt", "-o", tmp_path / "page.html", "--workers", 0)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "good.txt").read_bytes() == odd + b"\n"
+    assert "good.txt': 1 image, as a list holds no TAB" in ended.err
+    assert "<b>" not in (tmp_path / "page.html").read_text()
+    assert len(open_data([str(tmp_path / "good.txt")]).image(0).getbands()) == 3

@@ -1,0 +1,144 @@
+"""The report as data: what it reads from the files of runs, also where they are damaged or hostile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beitcli.engine.report.classes import class_tables
+from beitcli.engine.report.document import charts_of, differing_settings, thinned
+from beitcli.engine.report.page import distinct_names, report_document, report_page
+from beitcli.engine.report.record import preview_files, read_record
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def write_run(folder: Path, *, lr: float = 0.001, steps: int = 40) -> Path:
+    """A run of files alone: a pretraining that is measured every 10 steps, two unreadable images, two previews."""
+    (folder / "previews").mkdir(parents=True)
+    (folder / "config.toml").write_text(
+        f'command = "pretrain"\nrecipe = "tiny"\ndata = ["photos/{HOSTILE}"]\nlr = {lr}\nsteps = {steps}\n'
+    )
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            row = {"step": step, "epoch": step / 10, "loss": 7 - step / 40, "masked_accuracy": step / 1000}
+            row |= {"baseline_accuracy": 0.005, "unigram_entropy": 6.8, "images_per_second": 50.0, "lr": lr}
+            if step % 10 == 0:
+                row |= {f"held_out_{name}": row[name] for name in ("loss", "masked_accuracy")}
+                row |= {"held_out_baseline_accuracy": 0.006, "held_out_unigram_entropy": 6.7}
+            file.write(json.dumps(row) + "\n")
+        file.write('{"step": 41, "lo')  # a killed process
+    bad = [{"path": f"{HOSTILE}{number}.jpg", "error": "no image"} for number in range(2)]
+    (folder / "bad-images.jsonl").write_text("".join(json.dumps(each) + "\n" for each in bad))
+    for step in (10, 40):
+        Image.new("RGB", (64, 32), (step, 90, 120)).save(folder / "previews" / f"step-{step:07d}.png")
+    return folder
+
+
+def classified(folder: Path, classes: list[str], confusion: list[list[int]]) -> Path:
+    """Adds evaluation.json of a classifier, with one mistake."""
+    picture = "data:image/jpeg;base64,AAAA"
+    mistake = {"path": f"{HOSTILE}.jpg", "class": classes[0], "predicted": HOSTILE, "probability": 0.9}
+    document = {
+        "task": "classify",
+        "classes": classes,
+        "confusion": confusion,
+        "worst": [mistake | {"picture": picture}],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_the_document_has_verdict_curves_previews_and_next_commands(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    document = report_document([run])
+    (told,) = document["runs"]
+    assert told["verdict"]["grade"] == "good"
+    assert told["verdict"]["text"].startswith("It is learning: 4.0% of the hidden tokens right, 6.7 times")
+    assert (told["step"], told["state"], told["bad"]["count"]) == (40, "empty", 2)
+    chart = next(each for each in document["charts"] if each["name"] == "loss")
+    assert [(line["role"], len(line["points"])) for line in chart["series"]] == [
+        ("training", 40), ("held-out", 4), ("baseline", 4),
+    ]  # fmt: skip
+    assert chart["series"][1]["points"] == [[10, 6.75], [20, 6.5], [30, 6.25], [40, 6.0]]
+    assert [each["step"] for each in document["previews"][0]["pictures"]] == [10, 40]
+    assert [line.split()[1] for line in told["next"]] == ["mask-preview", "attn-map", "finetune"]
+    assert document["differing"] == []
+
+
+def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", lr=0.002, steps=20)]
+    rows = {row["name"]: row["values"] for row in differing_settings([read_record(run) for run in runs])}
+    assert rows == {"lr": ["0.001", "0.002"], "steps": ["40", "20"]}
+    loss = next(each for each in charts_of([read_record(run) for run in runs]) if each["name"] == "loss")
+    assert [line["run"] for line in loss["series"]] == [0, 0, 0, 1, 1, 1]
+    assert distinct_names([tmp_path / "x/a", tmp_path / "y/a"]) == ["x/a", "y/a"]
+
+
+def test_figures_of_classes_are_counted_by_hand(tmp_path: Path) -> None:
+    run = classified(write_run(tmp_path / "a"), ["cat", "dog"], [[0, 0, 4], [1, 1, 3], [0, 1, 1], [1, 0, 2]])
+    found = class_tables(read_record(run))
+    dog, cat = found["rows"]
+    assert (dog["class"], dog["images"], dog["right"], dog["value"], dog["precision"]) == ("dog", 5, 3, 0.6, 0.75)
+    assert (cat["value"], cat["precision"]) == (0.8, pytest.approx(2 / 3))
+    assert found["matrix"] == {"classes": ["cat", "dog"], "counts": [[4, 1], [2, 3]]}
+    assert found["pairs"] == [["dog", "cat", 2, 5], ["cat", "dog", 1, 5]]
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        '{"task": "classify"}',
+        '{"task": "classify", "classes": ["a"], "confusion": [[5, 0, 1]]}',
+        '{"task": "classify", "classes": 7, "confusion": [[0, 0, "many"]]}',
+        '{"task": "segment", "classes": ["a"], "labelled": [1], "predicted": [], "hits": []}',
+        "[1, 2]", "not json", "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_strange_evaluation_leaves_its_tables_out(tmp_path: Path, evaluation: str) -> None:
+    run = write_run(tmp_path / "a")
+    (run / "evaluation.json").write_text(evaluation)
+    assert "rows" not in class_tables(read_record(run))
+    assert "<!doctype html>" in report_page([run])
+
+
+def test_a_picture_that_is_no_jpeg_of_ours_does_not_reach_the_page(tmp_path: Path) -> None:
+    run = classified(write_run(tmp_path / "a"), ["cat"], [[0, 0, 1]])
+    document = json.loads((run / "evaluation.json").read_text())
+    document["worst"][0]["picture"] = "https://example.org/x.jpg"
+    (run / "evaluation.json").write_text(json.dumps(document))
+    assert "example.org" not in report_page([run])
+
+
+def test_previews_of_a_linked_folder_and_damaged_ones_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    (run / "previews" / "step-0000020.png").write_bytes(b"no picture")
+    assert report_page([run]).count("data:image/jpeg") == 2
+    (tmp_path / "b").symlink_to(run / "previews")
+    assert preview_files(tmp_path / "b") == []
+
+
+def test_long_curves_are_thinned_to_their_last_point() -> None:
+    points = [(step, np.float64(step) / 3) for step in range(1, 5001)]
+    found = thinned(points)
+    assert 300 <= len(found) <= 401
+    assert (found[0][0], found[-1][0]) == (1, 5000)
+
+
+def test_report_writes_the_page_and_prints_its_name(beit: Callable, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    ended = beit("report", runs[0])
+    assert (ended.code, ended.out) == (0, f"{runs[0]}/report.html\n")
+    assert "It is learning" in ended.err
+    assert beit("report", runs[0]).code == 0  # its own page is replaced
+    both = tmp_path / "both.html"
+    assert beit("report", *runs, "-o", both, "--json").lines[0]["page"] == str(both)
+    assert beit("report", *runs, "-o", both).code == 2
+    assert beit("report", *runs, "-o", both, "--overwrite").code == 0
+    assert beit("report", tmp_path).code == 3
+    assert HOSTILE not in both.read_text()

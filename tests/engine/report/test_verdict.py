@@ -1,0 +1,122 @@
+"""Every outcome of a verdict, and the figures that its sentence names."""
+
+from __future__ import annotations
+
+import pytest
+
+from beitcli.engine.report.intervals import wilson
+from beitcli.engine.report.verdict import Measured, verdict_of
+
+TOKENS = {"masked_accuracy": 0.042, "baseline_accuracy": 0.00382, "loss": 5.52, "unigram_entropy": 6.83}
+CODES = {"psnr": 20.69, "codes_used": 1007, "perplexity": 804.4, "commonest_share": 0.0049}
+
+
+def judged(last: dict[str, float], command: str = "pretrain", **more: object) -> tuple[str, str]:
+    found = verdict_of(Measured(command, [(100, last)], **more))  # type: ignore[arg-type]
+    return found.grade, found.text
+
+
+def test_tokens_that_are_learnt_are_a_multiple_of_the_baseline() -> None:
+    assert judged(TOKENS) == (
+        "good",
+        "It is learning: 4.2% of the hidden tokens right, 11.0 times always guessing the commonest token (0.38%); loss "
+        "5.52 is 1.31 nats below the entropy of the tokens.",
+    )
+
+
+def test_accuracy_of_the_baseline_is_nothing_learnt() -> None:
+    grade, text = judged(TOKENS | {"masked_accuracy": 0.00382, "loss": 6.9})
+    assert grade == "early"
+    assert text.startswith("It has learnt nothing yet: 0.38% of the hidden tokens right, 1.0 times")
+    assert "loss 6.90 is 0.07 nats above the entropy" in text
+
+
+def test_a_loss_above_the_entropy_is_little_learnt() -> None:
+    assert judged(TOKENS | {"loss": 6.9})[1].startswith("It has learnt little yet: ")
+
+
+def test_tokens_of_one_code_are_no_feat() -> None:
+    grade, text = judged(TOKENS | {"baseline_accuracy": 0.9, "masked_accuracy": 0.91, "unigram_entropy": 0.4})
+    assert grade == "bad"
+    assert "90.0% of those hidden are one and the same code (entropy 0.40 nats)" in text
+
+
+def test_with_patch_aggregation_the_masked_loss_counts() -> None:
+    assert "loss 5.50 is" in judged(TOKENS | {"loss": 11.0, "masked_loss": 5.5})[1]
+
+
+def test_pixels_are_compared_with_the_mean_colour() -> None:
+    assert judged({"loss": 0.8, "baseline_loss": 1.0}) == (
+        "good",
+        "It is learning: the error of the hidden pixels is 0.8000, 80% of that of always guessing the mean colour "
+        "(1.0000).",
+    )
+    assert judged({"loss": 1.0, "baseline_loss": 1.0})[0] == "early"
+
+
+@pytest.mark.parametrize(
+    ("losses", "end"),
+    [
+        ((6.5, 6.2, 6.0, 5.9, 5.52), "; still falling at the end: train longer."),
+        ((6.5, 5.53, 5.52, 5.52, 5.52), "; level at the end."),
+        ((6.5, 5.1, 5.3, 5.4, 5.52), ". But the loss was better at step 20 (5.1; now 5.52): more images, or fewer "
+         "epochs."),
+    ],
+    ids=["falling", "level", "risen"],
+)  # fmt: skip
+def test_the_end_of_the_curve_is_told(losses: tuple[float, ...], end: str) -> None:
+    measurings = [(10 * place, TOKENS | {"loss": loss}) for place, loss in enumerate(losses, start=1)]
+    assert verdict_of(Measured("pretrain", measurings)).text.endswith(f"below the entropy of the tokens{end}")
+
+
+def test_a_codebook_in_use_in_part_and_collapsed() -> None:
+    grade, text = judged(CODES, "train-tokenizer", vocab_size=1024)
+    assert (grade, text[:75]) == (
+        "good", "The codebook is in use: 1,007 of 1,024 codes in use, as many as 804 used ev",
+    )  # fmt: skip
+    few = CODES | {"perplexity": 12.0, "codes_used": 30}
+    assert judged(few, "train-tokenizer", vocab_size=1024)[1].startswith("Few of the codes carry the images: 30 of")
+    for broken in ({"perplexity": 1.2}, {"commonest_share": 0.7}):
+        grade, text = judged(CODES | broken, "train-tokenizer", vocab_size=1024)
+        assert (grade, text[:27]) == ("bad", "The codebook has collapsed:")
+
+
+def test_a_classifier_is_judged_by_its_interval() -> None:
+    last = {"top1": 0.713, "top5": 0.9, "images": 1000}
+    assert judged(last, "finetune", classes=10, commonest=0.1) == (
+        "good",
+        "It tells the classes apart: 71.3% of 1,000 images right (95%: 68.4% to 74.0%); always guessing the commonest "
+        "class: 10.0%.",
+    )
+    grade, text = judged({"top1": 0.4, "images": 20}, "finetune", classes=3)
+    assert grade == "early"
+    assert text.startswith("It is not shown to be better than a fixed guess: 40.0% of 20 images right")
+    assert text.endswith("20 images are too few to compare runs by.")
+
+
+def test_segmenters_and_detectors() -> None:
+    grade, text = judged({"miou": 0.45, "images": 200}, "finetune", classes=4, commonest=0.6)
+    assert (grade, text) == (
+        "good", "It has learnt: mean IoU 0.450 on 200 images of 4 classes; always guessing the commonest class: 0.150.",
+    )  # fmt: skip
+    assert judged({"miou": 0.15, "images": 200}, "finetune", classes=4, commonest=0.6)[0] == "early"
+    assert judged({"ap": 0.0, "images": 200}, "finetune", classes=4)[0] == "early"
+    assert judged({"mean_ap": 0.5, "micro_f1": 0.4, "images": 99}, "finetune", classes=4)[0] == "good"
+
+
+def test_what_is_not_measured_or_not_known_is_no_verdict() -> None:
+    assert verdict_of(Measured("pretrain", [])).grade == "unknown"
+    assert judged({"mean_error": 0.25, "images": 70}, "finetune") == ("unknown", "mean error 0.25 on 70 images.")
+
+
+def test_wilson_equals_the_published_values() -> None:
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
+    cases = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (right, of), interval in cases.items():
+        assert wilson(right, of) == pytest.approx(interval, abs=5e-5)
+    assert wilson(0, 0) == (0.0, 1.0)

@@ -1,0 +1,116 @@
+"""The pictures of `tokenize`, through the command line: token maps, the codebook's sheet, the chart of --stats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beitcli.config.resolve import resolve
+from beitcli.config.tokenize import TokenizeConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.engine.events import Drawn
+from beitcli.engine.tokenize import tokenize
+from beitcli.tokenizers.kind import untrained
+from beitcli.tokenizers.open import open_tokenizer
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+def test_token_map_is_drawn_beside_the_tokens(
+    beit: Callable, tokenizer_run: Path, picture: Callable, tmp_path: Path
+) -> None:
+    image, out = picture("a.png"), tmp_path / "map.webp"
+    plain = beit("tokenize", image, "--tokenizer", tokenizer_run)
+    mapped = beit("tokenize", image, "--tokenizer", tokenizer_run, "--map", out)
+    assert mapped.lines == plain.lines
+    width, height = size_of(out)
+    assert width >= 3 * 448  # image, tokens, what they decode to
+    assert height >= 448
+    assert beit("tokenize", image, "--tokenizer", tokenizer_run, "--map", out).code == 2
+    assert beit("tokenize", image, "--tokenizer", tokenizer_run, "--map", out, "--overwrite").code == 0
+
+
+def test_token_maps_of_several_are_a_folder_or_a_sheet(
+    beit: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    argv = ["tokenize", labelled_folder, "--limit", 3, "--tokenizer", tokenizer_run, "--batch-size", 2]
+    assert beit(*argv, "--map", tmp_path / "maps").code == 0
+    assert len(list((tmp_path / "maps").iterdir())) == 3
+    assert beit(*argv, "--map", tmp_path / "sheet.png", "-o", tmp_path / "tokens.jsonl").code == 0
+    assert size_of(tmp_path / "sheet.png")[1] > 224
+    assert len((tmp_path / "tokens.jsonl").read_text().splitlines()) == 3
+    assert beit(*argv, "--map", tmp_path / "sheet.tiff").code == 2
+    assert beit(*argv, "--decode", "--map", tmp_path / "x.png").code == 2
+
+
+def test_previews_of_tokens_are_events_with_the_map(tokenizer_run: Path, picture: Callable) -> None:
+    config = resolve(
+        TokenizeConfig, {"inputs": [str(picture("a.png"))], "tokenizer": str(tokenizer_run), "preview": True}
+    ).config
+    seen: list[Drawn] = []
+    (document,) = tokenize(config, lambda event: seen.append(event) if isinstance(event, Drawn) else None)
+    (drawn,) = seen
+    assert [panel.title for panel in drawn.panels] == ["a.png", "visual tokens", "decoded from them"]
+    different = len(set(document["tokens"]))
+    assert drawn.panels[1].notes[0].startswith(f"{len(document['tokens'])} tokens, {different} different")
+    cells = np.asarray(drawn.panels[1].picture)
+    rows, columns = document["grid"]
+    codes = np.array(document["tokens"]).reshape(rows, columns)
+    centres = cells[
+        cells.shape[0] // rows // 2 :: cells.shape[0] // rows,
+        cells.shape[1] // columns // 2 :: cells.shape[1] // columns,
+    ]
+    colours = {code: {tuple(each) for each in centres[codes == code].tolist()} for code in set(document["tokens"])}
+    assert all(len(each) == 1 for each in colours.values())  # one colour a code
+
+
+def test_codebook_sheet_and_chart_of_stats(
+    beit: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    codes, chart = tmp_path / "codes.png", tmp_path / "usage.jpg"
+    argv = ["tokenize", labelled_folder, "--tokenizer", tokenizer_run, "--codebook", codes]
+    (document,) = beit(*argv, "--codes", 5, "--stats", "-o", chart).lines
+    assert document["output"] == str(chart)
+    assert min(*size_of(codes), *size_of(chart)) > 100
+    assert beit(*argv).code == 2  # exists
+    assert (
+        beit("tokenize", labelled_folder, "--tokenizer", tokenizer_run, "--stats", "-o", tmp_path / "a.txt").code == 2
+    )
+    assert (beit(*argv, "--overwrite").code, size_of(codes)[0] > 100) == (0, True)
+
+
+def test_codebook_sums_are_the_means_of_the_patches(tokenizer_run: Path) -> None:
+    from beitcli.engine.token_pictures import TokenPictures
+
+    tokenizer = open_tokenizer(str(tokenizer_run))
+    side = tokenizer.model.downsample
+    config = resolve(TokenizeConfig, {"tokenizer": str(tokenizer_run), "codebook": "codes.png"}).config
+    drawing = TokenPictures(config, source=None, tokenizer=tokenizer, size=3 * side)  # type: ignore[arg-type]
+    images = torch.rand(2, 3, 3 * side, 3 * side, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 1, 1, 2, 2, 2, 3, 3, 0], [1] * 9])
+    drawing.count(images, tokens)
+    by_hand = torch.zeros(3, side, side)
+    for image, row in zip(images, tokens.view(2, 3, 3), strict=True):
+        for top, left in (row == 1).nonzero().tolist():
+            by_hand += image[:, top * side : (top + 1) * side, left * side : (left + 1) * side]
+    assert drawing.patches is not None
+    torch.testing.assert_close(drawing.patches[1], by_hand)
+
+
+@pytest.mark.parametrize("kind", ["dvae", "strided-dvae", "vq", "fsq"])
+def test_codes_of_every_kind_have_vectors(kind: str) -> None:
+    flags = {"data": ["sample"], "kind": kind, "recipe": "tiny", "vocab_size": 64}
+    model = untrained(resolve(TrainTokenizerConfig, flags).config)
+    vectors = model.code_vectors()
+    assert vectors is not None
+    assert len(vectors) == 64
+    assert len(vectors.unique(dim=0)) == 64

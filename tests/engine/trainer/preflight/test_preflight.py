@@ -1,0 +1,191 @@
+"""What the training commands say of data and plan before their first step."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beitcli.data.sources.open_data import open_data
+from beitcli.engine.events import Event, Note, Warned
+from beitcli.engine.segmentation.dataset import MaskStats, mask_stats_findings
+from beitcli.engine.trainer.preflight.findings import Finding, tell
+from beitcli.engine.trainer.preflight.looked_at import Looked, image_findings, look
+from beitcli.engine.trainer.preflight.overlap import find_overlap
+from beitcli.engine.trainer.preflight.schedule import (
+    class_findings,
+    mask_findings,
+    measuring_findings,
+    schedule_findings,
+)
+from beitcli.errors import DataError
+from tests.conftest import Ended, save_picture
+
+TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0)
+Beit = Callable[..., Ended]
+
+
+def kinds(findings: object) -> list[str]:
+    return [each.kind for each in findings]
+
+
+def test_a_dry_run_of_ten_photographs_says_that_they_are_few_and_seen_thousands_of_times(tmp_path: Path, beit: Beit):
+    for number in range(10):
+        save_picture(tmp_path / "photos" / f"{number}.jpg", (90, 90, 90), number, (200, 150))
+    args = ("--target", "pixels", "--steps", 1250, "--dry-run", "--json", "--device", "cpu")
+    ended = beit("pretrain", tmp_path / "photos", *TINY, *args)
+    assert ended.code == 0, ended.err
+    told = {each["kind"]: each for each in json.loads(ended.out)["preflight"]}
+    assert list(told) == ["few-images", "measured-on-training"]
+    assert "10 images are few" in told["few-images"]["what"]
+    assert "1,250 steps of 8 are 1,000 passes" in told["few-images"]["what"]
+    assert f"warning: {told['few-images']['what']}" in ended.err
+
+
+def test_a_resumed_run_is_not_told_again(tmp_path: Path, labelled_folder: Path, beit: Beit):
+    args = ("--target", "pixels", "--steps", 2, "--save-every", 1, "--device", "cpu", "--out", tmp_path / "run")
+    first = beit("pretrain", labelled_folder, *TINY, *args)
+    assert "few to learn from" in first.err, first.err
+    again = beit("pretrain", "--out", tmp_path / "run", "--resume")
+    assert again.code == 0, again.err
+    assert "few to learn from" not in again.err
+
+
+def test_the_default_recipe_says_what_it_takes_before_it_downloads(tmp_path: Path, beit: Beit, monkeypatch):
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    save_picture(tmp_path / "photos" / "a.jpg", (90, 90, 90), 1)
+    ended = beit("pretrain", tmp_path / "photos", "--device", "cpu", "--out", tmp_path / "run")
+    assert ended.code == 4, ended.err
+    lines = ended.err.splitlines()
+    (told,) = [number for number, line in enumerate(lines) if line.startswith("Recipe base: ")]
+    assert "800 epochs in batches of 2,048, DALL-E's tokenizer (215 MB to download)" in lines[told]
+    assert "--recipe small (64 x 64 pixels, 20 epochs" in lines[told]
+    assert told < next(number for number, line in enumerate(lines) if line.startswith("error: "))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "images", "batch", "steps", "given", "expected"),
+    [
+        ("pretrain", 1_281_167, 2048, 500_456, False, []),
+        ("pretrain", 10, 2048, 4, False, ["few-images", "batch-over-images"]),
+        ("pretrain", 5000, 64, 80_000, True, ["many-epochs"]),
+        ("pretrain", 5000, 2048, 20, False, ["few-steps"]),
+        ("pretrain", 5000, 2048, 20, True, []),
+        ("train-tokenizer", 500, 64, 100, False, []),
+        ("train-tokenizer", 90, 64, 100, False, ["few-images"]),
+        ("finetune", 90, 64, 100, False, []),
+    ],
+)
+def test_the_length_of_a_training_is_judged(command, images, batch, steps, given, expected):
+    assert kinds(schedule_findings(command, images, batch, steps, steps_given=given)) == expected
+
+
+def test_the_way_out_of_a_large_batch_fits():
+    *_, batch = schedule_findings("pretrain", 10, 2048, 4, steps_given=False)
+    assert "205 times, and the whole run is 4 steps" in batch.what
+    assert batch.way_out == "--batch-size 8 fits."
+
+
+def test_few_images_to_measure_on_move_in_steps():
+    (finding,) = measuring_findings("finetune", 5, True)
+    assert "5 images" in finding.what
+    assert "steps of 20%" in finding.what
+    assert kinds(measuring_findings("pretrain", 512, True)) == []
+    assert kinds(measuring_findings("pretrain", 12, False)) == ["measured-on-training"]
+
+
+def test_a_block_that_fits_no_grid_is_told():
+    assert kinds(mask_findings((14, 14), 75, 16)) == []
+    assert kinds(mask_findings((4, 4), 6, 16)) == ["small-grid"]
+    (finding,) = mask_findings((4, 4), 15, 12)  # blocks are narrower than the grid: 3 x 3 is the largest
+    assert "--min-block 4 fits" in finding.way_out
+
+
+def test_classes_that_are_rare_or_dominate_are_told(tmp_path: Path):
+    for number in range(40):
+        save_picture(tmp_path / ("cat" if number else "dog") / f"{number}.png", (50, 80, 90), number, (8, 8))
+    dominates, few = class_findings(open_data([str(tmp_path)]))
+    assert "98% of the images are 'cat'" in dominates.what
+    assert "the least 'dog' with 1" in few.what
+
+
+def test_a_folder_without_images_beside_the_classes_is_told(tmp_path: Path, labelled_folder: Path, beit: Beit):
+    data = shutil.copytree(labelled_folder, tmp_path / "data")
+    (data / "yellow").mkdir()
+    args = ("--init", "random", "--recipe", "tiny", "--size", 32, "--steps", 2, "--batch-size", 8, "--device", "cpu")
+    ended = beit("finetune", data, *args, "--workers", 0, "--dry-run", "--json")
+    assert ended.code == 0, ended.err
+    told = {each["kind"]: each["what"] for each in json.loads(ended.out)["preflight"]}
+    assert "1 folder without images will be no class" in told["empty-folders"]
+    assert str(data / "yellow") in told["empty-folders"]
+
+
+def test_evaluation_images_that_are_training_images_are_told_by_content(tmp_path: Path, labelled_folder: Path):
+    val = tmp_path / "val"
+    for name in ("blue", "red"):
+        (val / name).mkdir(parents=True)
+    shutil.copy(labelled_folder / "blue" / "00.jpg", val / "blue" / "other-name.jpg")
+    save_picture(val / "red" / "new.png", (200, 10, 10), 77)
+    found = find_overlap(open_data([str(labelled_folder)]), open_data([str(val)]), math.inf)
+    assert found.pairs == ((str(val / "blue" / "other-name.jpg"), str(labelled_folder / "blue" / "00.jpg")),)
+    assert (found.looked_at, found.compared) == (2, 24)
+
+
+def test_dark_stacks_are_told_from_some_images(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        page = Image.fromarray(draw.integers(0, 4096, (40, 48)).astype(np.uint16))
+        page.save(tmp_path / f"{number}.tif", save_all=True, append_images=[page] * number)
+    looked = look(open_data([str(tmp_path)]), math.inf)
+    assert looked.images == 4
+    dark, stacks = image_findings(looked, 32, from_scratch=True)
+    assert (dark.kind, dark.severity) == ("dark", "warning")
+    assert "become 16 of 255 at most" in dark.what
+    assert "3 of 4 images looked at are TIFFs of up to 4 pages" in stacks.what
+
+
+def test_photographs_of_eight_bits_give_no_finding(labelled_folder: Path):
+    looked = look(open_data([str(labelled_folder)]), math.inf)
+    assert looked.images == 24
+    assert kinds(image_findings(looked, 64, from_scratch=True)) == []
+    assert kinds(image_findings(looked, 224, from_scratch=True)) == ["small-images"]
+    assert kinds(image_findings(looked, 224, from_scratch=False)) == []
+
+
+def test_images_that_all_become_one_colour_are_refused(tmp_path: Path):
+    for number in range(20):
+        Image.fromarray(np.full((8, 8), number, np.uint16)).save(tmp_path / f"{number}.tif")
+    (finding,) = image_findings(look(open_data([str(tmp_path)]), math.inf), 8, from_scratch=True)
+    events: list[Event] = []
+    with pytest.raises(DataError, match="All 20 images looked at become one colour"):
+        tell([finding, Finding("x", "note", "A note.")], events.append)
+    assert events == [Note("A note.")]
+
+
+def test_unreadable_images_among_those_looked_at_are_told():
+    looked = Looked(images=3, bad=[("a.jpg", "truncated")])
+    (finding,) = image_findings(looked, 32, from_scratch=True)
+    assert finding.what == "1 of 3 images looked at cannot be read, the first: a.jpg: truncated."
+    events: list[Event] = []
+    tell([finding], events.append)
+    assert events == [Warned(str(finding))]
+
+
+def test_masks_that_mark_next_to_nothing_are_told():
+    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    pixels[[0, 1]] = 99_900, 100
+    stats = MaskStats(pixels, images, np.arange(10), ())
+    (finding,) = mask_stats_findings(stats, ("background", "cell"))
+    assert "99.90% of the labelled pixels are 'background': the others are 10 an image" in finding.what
+    pixels[[0, 1]] = 60_000, 40_000
+    assert kinds(mask_stats_findings(stats, ("background", "cell"))) == []
+    pixels[255] = 100_000_000
+    assert kinds(mask_stats_findings(stats, ("background", "cell"))) == ["tiny-masks"]

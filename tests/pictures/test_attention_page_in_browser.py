@@ -1,0 +1,158 @@
+"""The attention explorer in a real browser: what it reads out equals the documents, and no request leaves the page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beitcli.config.attn_map import AttnMapConfig
+from beitcli.engine.attn_map import attn_map
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: browser)")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+NASTY = "<img src=x onerror=alert(1)>.png"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, pretrained_run: Path) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "in").mkdir()
+    for number, name in enumerate((NASTY, "b.png")):
+        pixels = np.random.default_rng(number).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "in" / name)
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"model": str(pretrained_run), "device": "cpu", "page_mb": 1}
+    list(attn_map(AttnMapConfig(inputs=(str(folder / "in"),), output=str(folder / "page.html"), **settings)))
+    return folder
+
+
+@pytest.fixture(params=[1440, 390])
+def page(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
+    """The page, opened; at its end nothing has been said on the console and nothing has been asked for elsewhere."""
+    url, faults = (folder / "page.html").as_uri(), []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS.split())
+        page = browser.new_page(viewport={"width": request.param, "height": 900})
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("dialog", lambda dialog: faults.append("a dialog"))
+        page.on("request", lambda asked: faults.append(asked.url) if not asked.url.startswith(("data:", url)) else 0)
+        page.goto(url)
+        yield page
+        browser.close()
+    assert faults == []
+
+
+def expected(folder: Path, pretrained_run: Path, command: str, image: str = NASTY) -> dict[str, Any]:
+    """The entry of the document that the page's own command asks for."""
+    _, point, _, layer, _, head = command.split()
+    config = AttnMapConfig(
+        inputs=(str(folder / "in" / image),),
+        model=str(pretrained_run),
+        device="cpu",
+        point=(point,),
+        layer=int(layer),
+        head=head,
+    )
+    return next(attn_map(config))["maps"][0]
+
+
+def text(page: Any, part: str) -> str:
+    return page.locator(f"#{part}").inner_text()
+
+
+def share(words: str) -> float:
+    """The share that words such as `12.3 % at row 1, column 2` begin with."""
+    return float(words.split(" %")[0]) / 100
+
+
+def assert_shows(page: Any, entry: dict[str, Any]) -> None:
+    """The readout equals a document's map, to the digits that are shown."""
+    attention = np.array(entry["attention"])
+    row, column = np.unravel_index(attention.argmax(), attention.shape)
+    assert text(page, "best").endswith(f"at row {row}, column {column}")
+    assert share(text(page, "best")) == pytest.approx(attention.max(), rel=5.1e-3)
+    assert share(text(page, "cls")) == pytest.approx(entry["cls"], rel=5.1e-3)
+    assert text(page, "from").startswith("row {}, column {} ".format(*entry["patch"]))
+
+
+def patch_centre(page: Any, row: int, column: int, grid: tuple[int, int] = (4, 4)) -> tuple[float, float]:
+    box = page.locator("#stage").bounding_box()
+    return box["x"] + (column + 0.5) / grid[1] * box["width"], box["y"] + (row + 0.5) / grid[0] * box["height"]
+
+
+def test_every_layer_and_head_reads_what_the_document_says(page, folder, pretrained_run):
+    page.locator("#stage").click(position={"x": 5, "y": 5})
+    for keys in ("", "[", ",", ",,", "]", "."):
+        for key in keys:
+            page.keyboard.press(key)
+        assert_shows(page, expected(folder, pretrained_run, text(page, "command")))
+    page.select_option("#map", "rollout")
+    assert_shows(page, expected(folder, pretrained_run, text(page, "command")))
+
+
+def test_pin_stays_when_the_pointer_leaves_and_reads_other_patches(page, folder, pretrained_run):
+    page.mouse.move(*patch_centre(page, 1, 1))
+    assert text(page, "from").startswith("row 1, column 1 ")
+    page.mouse.click(*patch_centre(page, 3, 2))
+    assert text(page, "from").endswith(", pinned")
+    page.mouse.move(*patch_centre(page, 0, 3))
+    entry = expected(folder, pretrained_run, text(page, "command"))
+    assert entry["patch"] == [3, 2]
+    assert text(page, "under").endswith("at row 0, column 3")
+    assert share(text(page, "under")) == pytest.approx(entry["attention"][0][3], rel=6e-3)
+    page.mouse.move(1, 1)
+    assert_shows(page, entry)
+    assert text(page, "under") == "\u2013"
+    page.keyboard.press("Escape")
+    assert "pinned" not in text(page, "from")
+
+
+def test_keys_move_the_pin_and_reach_the_class_token(page):
+    page.locator("#stage").focus()
+    page.mouse.click(*patch_centre(page, 0, 0))
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(key)
+    assert text(page, "from").startswith("row 0, column 2 ")
+    page.keyboard.press("c")
+    assert text(page, "from") == "class token, pinned"
+    assert page.locator("#query").is_hidden()
+
+
+def test_gallery_keeps_names_as_text_and_switches_images(page, folder, pretrained_run):
+    assert text(page, "name").endswith(NASTY)
+    assert page.locator("#gallery button").count() == 2
+    page.locator("#gallery button").nth(1).click()
+    assert text(page, "name").endswith("b.png")
+    assert_shows(page, expected(folder, pretrained_run, text(page, "command"), "b.png"))
+
+
+def test_view_is_saved_as_it_is_seen_and_the_page_is_no_wider_than_the_screen(page, tmp_path):
+    page.keyboard.press("c")
+    for name in ("smooth", "grey"):
+        page.check(f"#{name}")
+    with page.expect_download() as waiting:
+        page.click("#save")
+    assert waiting.value.suggested_filename.endswith("-mean-class-token.png")
+    waiting.value.save_as(tmp_path / "view.png")
+    with Image.open(tmp_path / "view.png") as picture:
+        assert picture.width >= 448
+        assert picture.height > picture.width
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before

@@ -1,0 +1,89 @@
+"""Figures as pixels, SVG and PDF, and the layout of the paper's Figure 2."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beitcli.pictures.attention_figure import FigureRow, attention_figure
+from beitcli.pictures.drawing import Disc, Drawing, Picture, Text, as_pdf, as_pixels, as_svg
+
+RED = Image.new("RGB", (8, 8), (200, 0, 0))
+DRAWING = Drawing(
+    (72, 36), [Picture(RED, (0, 0, 36, 36)), Disc((54, 18), 9, (0, 114, 178), "3"), Text("a (b)", (54, 6), 6)], "<t> ü"
+)
+
+
+def test_pixels_lie_where_the_points_say():
+    pixels = np.asarray(as_pixels(DRAWING, 144)).astype(int)
+    assert pixels.shape == (72, 144, 3)
+    assert (pixels[:, :72] == (200, 0, 0)).all()
+    blue = (np.abs(pixels - (0, 114, 178)).max(-1) < 20).nonzero()
+    assert abs(blue[0].mean() - 36) < 1.5
+    assert abs(blue[1].mean() - 108) < 1.5
+    assert 14 <= np.ptp(blue[0]) // 2 <= 18
+
+
+def test_svg_is_xml_with_text_as_text():
+    root = ElementTree.fromstring(as_svg(DRAWING))
+    name = "{http://www.w3.org/2000/svg}"
+    assert (root.get("width"), root.get("viewBox")) == ("72pt", "0 0 72 36")
+    assert [each.text for each in root.iter(f"{name}text")] == ["3", "a (b)"]
+    assert root.find(f"{name}title").text == "<t> ü"
+    (image,) = root.iter(f"{name}image")
+    assert image.get("href").startswith("data:image/png;base64,")
+
+
+def test_pdf_has_offsets_that_lead_to_its_objects_and_text_as_text():
+    file = as_pdf(DRAWING)
+    start = int(re.search(rb"startxref\n(\d+)", file)[1])
+    offsets = [int(each) for each in re.findall(rb"(\d{10}) 00000 n", file[start:])]
+    assert file[start:].startswith(b"xref\n0 8\n")
+    for number, offset in enumerate(offsets, start=1):
+        assert file[offset:].startswith(b"%d 0 obj" % number)
+    content = zlib.decompress(file[file.index(b"stream\n", offsets[3]) + 7 : file.index(b"\nendstream", offsets[3])])
+    assert b"(a \\(b\\)) Tj" in content
+    assert b"36 0 0 36 0 0 cm /Im0 Do" in content
+    stored = file[file.index(b"stream\n", offsets[6]) + 7 : file.index(b"\nendstream", offsets[6])]
+    assert zlib.decompress(stored) == RED.tobytes()
+
+
+@pytest.mark.parametrize("text", ["日本", "a\nb", "\udcff"])
+def test_no_text_breaks_a_file(text):
+    drawing = Drawing((72, 36), [Text(text, (36, 18), 6)], text)
+    assert as_pdf(drawing).endswith(b"%%EOF\n")
+    ElementTree.fromstring(as_svg(drawing).encode())
+
+
+def row(points: int = 2, maps: int = 2) -> FigureRow:
+    return FigureRow(
+        Image.new("RGB", (80, 80), (90, 160, 90)),
+        [(number, (20.0 * number, 30.0)) for number in range(1, points + 1)],
+        [(number % points, np.eye(4)) for number in range(maps)],
+    )
+
+
+def test_figure_has_the_photograph_and_each_map_with_its_point():
+    figure = attention_figure([row(), row()])
+    assert figure.size == (3 * 96 + 8, 2 * 96 + 4)
+    discs = [(item.label, round(item.centre[0])) for item in figure.items if isinstance(item, Disc)]
+    near = [(x + 0.5) / 80 * 96 for x in (20, 40)]
+    one = [("1", near[0]), ("2", near[1]), ("1", near[0] + 100), ("2", near[1] + 200)]
+    assert discs == [(label, round(x)) for label, x in one] * 2
+    assert not [item for item in figure.items if isinstance(item, Text)]
+
+
+def test_figure_names_its_columns_and_breaks_long_rows():
+    figure = attention_figure([row(points=1, maps=9)], headers=[f"head {number}" for number in range(9)])
+    assert figure.size == (8 * 96 + 7 * 4, 2 * (12 + 96) + 4)
+    assert [item.text for item in figure.items if isinstance(item, Text)] == [f"head {number}" for number in range(9)]
+
+
+def test_figure_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no maps"):
+        attention_figure([])

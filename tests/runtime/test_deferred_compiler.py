@@ -1,0 +1,72 @@
+"""A command that does not compile does without torch's compiler, and one that does still finds it whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+COMMAND = """
+import sys
+from beitcli.cli.app import main
+from beitcli.runtime.deferred_compiler import defer_compiler
+
+defer_compiler()
+assert main(sys.argv[1:]) == 0
+"""
+
+
+def printed(code: str, *words: object) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_prediction_and_tokens_do_not_load_the_compiler(
+    finetuned_run: Path, tokenizer_run: Path, labelled_folder: Path
+) -> None:
+    image = labelled_folder / "red" / "00.jpg"
+    absent = COMMAND + "assert 'torch._dynamo' not in sys.modules\n"
+    assert "label" in printed(absent, "predict", finetuned_run, image, "--workers", 0)
+    assert "tokens" in printed(absent, "tokenize", image, "--tokenizer", tokenizer_run, "--workers", 0)
+
+
+def test_the_compiler_is_whole_when_it_is_used() -> None:
+    code = """
+from beitcli.runtime.deferred_compiler import defer_compiler, meta_device
+defer_compiler()
+import sys
+import timm, timm.optim, torch, torchvision
+with meta_device():
+    assert timm.create_model("beit_base_patch16_224").blocks[0].attn.qkv.weight.is_meta
+assert "torch._dynamo" not in sys.modules
+boxes = torch.tensor([[0, 0.0, 0.0, 4.0, 4.0]])
+torch.use_deterministic_algorithms(True)
+assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).eq(1).all()
+torch.compiler.disable(len)
+assert torch.compile(lambda x: x + 1, backend="eager", fullgraph=True)(torch.ones(2)).eq(2).all()
+assert sys.modules["torch._dynamo"].utils.is_compile_supported("cpu")
+print(timm.__spec__.loader is timm.__loader__, timm.models.naflexvit.__name__)
+"""
+    assert printed(code).split() == ["True", "timm.models.naflexvit"]
+
+
+def test_a_package_that_needs_more_of_the_compiler_gets_it(tmp_path: Path) -> None:
+    """A torchvision of another release, which uses the compiler as it is imported."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("from torchvision import part\n")
+    (package / "part.py").write_text("import torch._dynamo.config\nlimit = torch._dynamo.config.recompile_limit\n")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from beitcli.runtime.deferred_compiler import defer_compiler
+defer_compiler()
+import torchvision
+print(torchvision.part.limit > 0)
+"""
+    assert printed(code).strip() == "True"
