@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from beitcli.api.jobs import evaluate, finetune, predict, pretrain, tokenize, train_tokenizer
+    from beitcli.api.jobs import embed, evaluate, finetune, predict, pretrain, tokenize, train_tokenizer
     from beitcli.api.loading import load_model, load_tokenizer
+    from beitcli.api.model import Model
+    from beitcli.config.embed import EmbedConfig
     from beitcli.config.evaluate import EvalConfig
     from beitcli.config.finetune import FinetuneConfig
     from beitcli.config.predict import PredictConfig
@@ -49,11 +51,13 @@ __all__ = [
     "DistributedError",
     "DivergedError",
     "ElboReport",
+    "EmbedConfig",
     "EvalConfig",
     "EvalReport",
     "FinetuneConfig",
     "FinetuneReport",
     "Interrupted",
+    "Model",
     "PredictConfig",
     "PretrainConfig",
     "PretrainReport",
@@ -69,6 +73,7 @@ __all__ = [
     "TrainTokenizerReport",
     "UsageError",
     "__version__",
+    "embed",
     "evaluate",
     "finetune",
     "load_model",
@@ -81,8 +86,10 @@ __all__ = [
 
 # Module to the names that come from it; the imports above are the same, for type checkers.
 _NAMES = {
-    "api.jobs": "evaluate finetune predict pretrain tokenize train_tokenizer",
+    "api.jobs": "embed evaluate finetune predict pretrain tokenize train_tokenizer",
     "api.loading": "load_model load_tokenizer",
+    "api.model": "Model",
+    "config.embed": "EmbedConfig",
     "config.evaluate": "EvalConfig",
     "config.finetune": "FinetuneConfig",
     "config.predict": "PredictConfig",

@@ -48,7 +48,7 @@ def flags_of(command: str) -> tuple[type, dict[str, Any]]:
     (config,) = (each.config for each in COMMANDS if each.name == name)
     group: Any = typer.main.get_command(_build([name, *words], {name}, own_options=False))
     given = group.commands[name].make_context(name, words).params
-    shell = {"as_json", "quiet", "debug"}
+    shell = {"as_json", "quiet", "debug", "help_all"}
     return config, {key: value for key, value in given.items() if value not in (None, [], ()) and key not in shell}
 
 

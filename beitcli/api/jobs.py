@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from beitcli.api.call import Reference, References, event_handler, resolve_call
+from beitcli.config.embed import EmbedConfig
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.predict import PredictConfig
@@ -198,6 +199,35 @@ def predict(
             from beitcli.engine.predict import predict
 
             yield from predict(config, events)
+
+    return documents()
+
+
+def embed(
+    model: EmbedConfig | Reference,
+    inputs: References = (),
+    *,
+    progress: bool = True,
+    on_event: OnEvent | None = None,
+    **settings: Any,
+) -> Iterator[dict[str, Any]]:
+    """Computes features of images: `beit embed`. Settings are checked at once, images are read on demand.
+
+    Yields:
+        One dict per image, in input order: `{"path", "features"}`, or `{"path", "error"}`. With `output` the features
+            are written to that file while the iterator is consumed, and nothing is yielded:
+            `list(beitcli.embed(...))`. With `query` one dict with its neighbours.
+
+    Raises:
+        DataError: After the last image, if some could not be read.
+    """
+    config = resolve_call(EmbedConfig, "inputs", inputs, settings, model)
+
+    def documents() -> Iterator[dict[str, Any]]:
+        with event_handler(progress, on_event) as events:
+            from beitcli.engine.embed import embed
+
+            yield from embed(config, events)
 
     return documents()
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from beitcli.api.call import Reference, event_handler
+from beitcli.api.model import Model
 from beitcli.config.tasks import task_of_kind
 from beitcli.errors import StorageError
 
@@ -20,43 +21,51 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    model: Reference, *, device: str | torch.device = "cpu", progress: bool = True, on_event: OnEvent | None = None
-) -> MaskedImageModel | ImageClassifier | AnySegmenter | AnyDetector:
-    """Loads any MODEL in fp32 and evaluation mode; its class follows from the checkpoint.
+    model: Reference,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    progress: bool = True,
+    on_event: OnEvent | None = None,
+) -> Model:
+    """Loads any MODEL in evaluation mode, to embed, predict and show the attention of images.
 
-    The model takes (B, 3, H, W) floats of `model.architecture.image_size`, normalized by the mean and standard
-    deviation of `beitcli.models.checkpoints.open.open_model(reference).normalization`.
+    Called itself, it takes (B, 3, H, W) floats of `model.architecture.image_size`, normalized by
+    `model.normalization`, as `model.network` does, whose class follows from the checkpoint: the masked image model of
+    pretraining, a classifier, segmenter or detector. For a checkpoint without a head, the network is the backbone in
+    the finetuning layout, whose output is the pooled features (B, D).
 
     Args:
         model: A run, a checkpoint, a file or folder of weights, `hf://OWNER/NAME`, `timm/NAME` or `random`.
         device: Where the weights go.
-
-    Returns:
-        The masked image model of pretraining, a classifier, segmenter or detector. For a checkpoint without a head, the
-            backbone in the finetuning layout, whose output is the pooled features (B, D).
+        precision: Arithmetic of `embed`, `predict` and `attention`: fp32, tf32, bf16 or fp16. Weights are fp32.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: There is no such model, device or precision.
         StorageError: It is a tokenizer, an unsupported model of another program, damaged, or cannot be downloaded.
     """
     with event_handler(progress, on_event) as events:
-        from beitcli.engine.events import downloads, warn
-        from beitcli.models.checkpoints.build import masked_image_model_of, open_backbone
-        from beitcli.models.checkpoints.open import open_model
+        import torch
 
-        reference = os.fspath(model)
+        from beitcli.engine.events import downloads, warn
+        from beitcli.models.checkpoints.build import backbone_of, masked_image_model_of
+        from beitcli.models.checkpoints.open import open_model
+        from beitcli.runtime.compute.device import Compute, choose_compute
+
+        reference, place = os.fspath(model), torch.device(device)
+        compute = Compute(place, choose_compute(place.type, precision).precision)
         checkpoint = open_model(reference, downloads(events))
         warn(checkpoint.warnings, events)
         if checkpoint.kind == "tokenizer":
             raise StorageError(f"'{reference}' is a tokenizer.", "Open it with beitcli.load_tokenizer.")
-        built: MaskedImageModel | ImageClassifier | AnySegmenter | AnyDetector
+        network: MaskedImageModel | ImageClassifier | AnySegmenter | AnyDetector
         if checkpoint.kind == "masked-image-model":
-            built = masked_image_model_of(checkpoint, checkpoint.tensors())
+            network = masked_image_model_of(checkpoint, checkpoint.tensors())
         elif task := task_of_kind(checkpoint.kind):
-            built = task.open_model(checkpoint)
+            network = task.open_model(checkpoint)
         else:
-            built, _ = open_backbone(reference, on_progress=downloads(events))
-        return built.to(device)
+            network, checkpoint = backbone_of(checkpoint)
+        return Model(network.to(place), checkpoint, compute)
 
 
 def load_tokenizer(

@@ -12,7 +12,9 @@ import typer
 from beitcli import __version__
 from beitcli.cli.commands import (
     attn_map,
+    cache,
     doctor,
+    embed,
     env,
     eval,
     export,
@@ -28,8 +30,8 @@ from beitcli.cli.commands import (
     train_tokenizer,
 )
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import register
-from beitcli.cli.streams import close_stdout, open_closed_streams, stdout_error
+from beitcli.cli.options import ALL, COMPLETING, register
+from beitcli.cli.streams import close_stdout, open_closed_streams, stdout_error, write_stdout
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.errors import BeitError, UsageError
 from beitcli.runtime.distributed.parent_death import end_with_launcher
@@ -42,6 +44,7 @@ COMMANDS = [
     train_tokenizer.COMMAND,
     eval.COMMAND,
     predict.COMMAND,
+    embed.COMMAND,
     tokenize.COMMAND,
     mask_preview.COMMAND,
     attn_map.COMMAND,
@@ -52,6 +55,7 @@ COMMANDS = [
     runs.COMMAND,
     report.COMMAND,
     env.COMMAND,
+    cache.COMMAND,
 ]
 
 _INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.
@@ -61,7 +65,8 @@ Examples:
   $ beit pretrain sample --recipe tiny            the whole job in minutes, without any data
   $ beit pretrain photos/ --recipe small          on images of your own
   $ beit finetune labelled/ --init runs/RUN       a classifier from what it learned
-  $ beit attn-map photo.jpg --model runs/RUN -o attention.png"""
+  $ beit attn-map photo.jpg --model runs/RUN -o attention.png
+  $ beit help --man | man -l -                    all commands and options as a manual page"""
 
 
 def _version(asked: bool) -> None:
@@ -137,12 +142,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], console: CommandConsole) -> int:
+    if arguments == ["--man", "--help"]:  # `beit help --man`
+        from beitcli.cli.man_page import man_page
+
+        write_stdout(man_page(COMMANDS))
+        return 0
     names = {command.name for command in COMMANDS}
-    completing = "_BEIT_COMPLETE" in os.environ  # shell completion passes the words in other variables
+    completing = COMPLETING in os.environ
     word = next((word for word in arguments if not word.startswith("-")), "")
     asked = names if completing else names & {word}
     own_options = completing or arguments[:1] != [word] or not asked
     command = typer.main.get_command(_build(arguments, asked, own_options))
+    asked_for_all = ALL in arguments and "--" not in arguments[: arguments.index(ALL)]
+    arguments = ["--help" if asked_for_all and each == ALL else each for each in arguments]
     try:
         code = command.main(args=arguments, prog_name="beit", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -156,7 +168,7 @@ def _run(arguments: list[str], console: CommandConsole) -> int:
 
 
 def _help_as_option(arguments: list[str]) -> list[str]:
-    """`beit help` and `beit help COMMAND` are `beit --help` and `beit COMMAND --help`."""
+    """`beit help` and `beit help COMMAND` are `beit --help` and `beit COMMAND --help`; `beit help --man` is roff."""
     return [*arguments[1:2], "--help"] if arguments[:1] == ["help"] else arguments
 
 
@@ -173,7 +185,7 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
         message = f"There is no option {option}" + (f" of `beit {name}`." if name in commands else ".")
         settings = settings_of(commands[name].config).values() if name in commands else ()
         known = [part for s in settings for flag in s.option.flags or (s.flag,) for part in flag.split("/")]
-        hint = suggestion(option, [*known, "--json", "--quiet", "--debug", "--help"])
+        hint = suggestion(option, [*known, "--json", "--quiet", "--debug", "--help", ALL])
         return UsageError(message, f"{hint} {help_line}".strip())
     if message.startswith("No such command") and name:
         hint = suggestion(name, commands)

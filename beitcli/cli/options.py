@@ -13,7 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from beitcli.cli import multi_process as processes
+from beitcli.cli.common_options import is_common
+from beitcli.cli.completion import completer
 from beitcli.cli.console import CommandConsole
+from beitcli.cli.help_page import HelpCommand
 from beitcli.cli.path_checks import check_paths
 from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
@@ -69,6 +72,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
     settings = settings_of(command.config)
 
     def callback(**given: Any) -> None:
+        del given["help_all"]  # `main` has made it --help
         console = CommandConsole(as_json=given.pop("as_json"), quiet=given.pop("quiet"), debug=given.pop("debug"))
         flags = {name: value for name, value in given.items() if value not in (None, [])}
         place = None
@@ -106,17 +110,34 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
     recipe = _recipe(command, settings, asked)
     of_recipe = recipe_settings(command.config, settings, recipe, asked) if recipe else {}
     task = _task(settings, of_recipe | asked)
-    hides = task is not None and not _HELP.isdisjoint(words)  # otherwise all are visible: for completion and errors
-    arguments = [_parameter(setting, "") for setting in settings.values() if setting.option.argument]
+    shows_help = not _HELP.isdisjoint(words)  # otherwise all are visible: for completion and errors
+    hides = task is not None and shows_help
+    fewer = [
+        each for each in settings.values() if shows_help and ALL not in words and not is_common(command.name, each)
+    ]
+    fewer = [each for each in fewer if not hides or each.belongs_to(task)]
+    arguments = [_parameter(command.name, setting, "") for setting in settings.values() if setting.option.argument]
     options = [
-        _parameter(setting, _default(setting, of_recipe, recipe), hidden=hides and not setting.belongs_to(task))
+        _parameter(
+            command.name,
+            setting,
+            _default(setting, of_recipe, recipe),
+            hidden=setting in fewer or (hides and not setting.belongs_to(task)),
+        )
         for setting in settings.values()
         if not setting.option.argument
     ]
     callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
     text = command.help + (_other_tasks(command, settings["task"], task) if task is not None else "")
-    app.command(command.name, help=text, short_help=command.summary, rich_help_panel=command.panel)(callback)
+    app.command(
+        command.name,
+        cls=HelpCommand,
+        help=text,
+        short_help=command.summary,
+        rich_help_panel=command.panel,
+        epilog=f"{len(fewer)} more options: beit {command.name} {ALL}" if fewer else None,
+    )(callback)
 
 
 def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
@@ -205,19 +226,28 @@ def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
     return f"[default: {shown}{source}]"
 
 
-def _parameter(setting: Setting, default: str, *, hidden: bool = False) -> inspect.Parameter:
+def _parameter(command: str, setting: Setting, default: str, *, hidden: bool = False) -> inspect.Parameter:
     how, kind = setting.option, setting.kind
     inner = bool if kind is bool else str  # `resolve` parses the value, with the same errors as for a file
     annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
     text = f"{setting.help} {default}".rstrip().replace("[", "\\[")
     choices = "|".join(setting.choices) + (",..." if setting.choices and setting.many else "")
     metavar = how.metavar or choices or _METAVARS.get(kind)
+    complete = completer(command, setting) if COMPLETING in os.environ else None
     if how.argument:
-        info: Any = typer.Argument(help=text, metavar=how.metavar, show_default=False)
+        info: Any = typer.Argument(
+            help=text, metavar=how.metavar or choices or None, show_default=False, autocompletion=complete
+        )
     else:
         flags = how.flags or (f"--{setting.name.replace('_', '-')}",)
         info = typer.Option(
-            *flags, help=text, metavar=metavar, show_default=False, hidden=hidden, rich_help_panel=how.panel
+            *flags,
+            help=text,
+            metavar=metavar,
+            show_default=False,
+            hidden=hidden,
+            rich_help_panel=how.panel,
+            autocompletion=complete,
         )
     return _keyword(setting.name, annotation, info, None)
 
@@ -226,9 +256,12 @@ def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
-_HELP = {"-h", "--help"}
+COMPLETING = "_BEIT_COMPLETE"  # set by the shell, which passes the words in other variables
+ALL = "--help-all"
+_HELP = {"-h", "--help", ALL}
 _METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", Size: "PX|H,W"}
 _SHELL_OPTIONS = [
+    _keyword("help_all", bool, typer.Option(ALL, help="Show every option and exit."), False),
     _keyword("as_json", bool, typer.Option("--json", help="Results as JSON.", rich_help_panel="Output"), False),
     _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),
     _keyword("debug", bool, typer.Option("--debug", help="Full tracebacks.", rich_help_panel="Output"), False),

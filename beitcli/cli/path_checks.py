@@ -1,4 +1,4 @@
-"""Checks of MODEL, DATA and --out before torch is imported, which takes seconds.
+"""Checks of MODEL, DATA, -o and --out before torch is imported, which takes seconds.
 
 Only certain failures are looked for. The errors come from the functions that the engine calls later.
 """
@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from beitcli.config.attn_map import AttnMapConfig
 from beitcli.config.common import Training
 from beitcli.config.data_formats import is_data_word
+from beitcli.config.embed import EmbedConfig
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
@@ -25,7 +27,7 @@ _KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "R
 
 
 def check_paths(config: Any) -> None:
-    """Raises the engine's error for a missing model or data, or for a run folder that is in use.
+    """Raises the engine's error for a missing model or data, an unknown format of -o, or a run folder that is in use.
 
     Args:
         config: Of any command.
@@ -38,12 +40,33 @@ def check_paths(config: Any) -> None:
             named[kind] += [value] if isinstance(value, str) else value
     if not (isinstance(config, FinetuneConfig) and config.resume):  # a resumed run needs no --init
         _require(named["model"], _look_for_model)
+    _require_format(config)
+    if isinstance(config, AttnMapConfig) and config.model is None:
+        from beitcli.engine.newest_run import newest_run
+
+        newest_run()
     if isinstance(config, Training) and config.out and not config.dry_run:
         _require_out(Path(config.out), config.resume)
     decodes = isinstance(config, TokenizeConfig) and config.decode  # INPUT holds tokens
     counts = isinstance(config, MaskPreviewConfig) and config.stats  # needs no data
     if not decodes and not counts:
         _require(named["data"], _look_for_data)
+
+
+def _require_format(config: Any) -> None:
+    setting, output = settings_of(type(config)).get("output"), getattr(config, "output", None)
+    known = setting.option.suffixes if setting is not None else ()
+    if not output or not known or output.lower().endswith(known) or isinstance(config, EmbedConfig):
+        return
+    if isinstance(config, TokenizeConfig):
+        if output != "-" and not config.decode and not config.stats:
+            from beitcli.engine.io.token_files import require_known_suffix
+
+            require_known_suffix(Path(output))
+    elif output != "-" or isinstance(config, AttnMapConfig):
+        from beitcli.engine.io.outputs import require_known_format
+
+        require_known_format(output, known)
 
 
 def _require(references: Iterable[str], look: Callable[[str], object]) -> None:

@@ -53,6 +53,7 @@ class AttnMapConfig(Job):
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
+        suffixes=(".png", ".html", ".npy", ".svg", ".pdf"),
     )
     overwrite: bool = overwrite_option()
 

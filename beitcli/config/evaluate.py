@@ -26,6 +26,7 @@ class EvalConfig(Windows, Launched):
     )
     data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
     split: str | None = option(None, "Split of DATA to measure on; default val, or else test.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     protocol: Literal["head", "knn", "linear", "elbo"] = option(
         "head",
         "head: what it was finetuned for; knn, linear: frozen features of --train, measured on DATA; elbo: the "

@@ -42,6 +42,7 @@ class Option:
             environment and Python may, as a settings file may be a stranger's.
         keyed: Whether the items of a list are NAME=VALUE, of which a layer replaces only those that it names.
         earlier: Value for a run whose config.toml is older than the setting, if that is not the default.
+        suffixes: Of the file that it names, where others are refused before any work.
         choices: Returns the allowed values, of each item if it is a list, where they are not a `Literal`, as those of
             a registry; called when needed.
     """
@@ -61,6 +62,7 @@ class Option:
     earlier: Any = None
     keyed: bool = False
     is_cache: bool = False
+    suffixes: tuple[str, ...] = ()
     unused: tuple[tuple[str, str], ...] = ()
 
 

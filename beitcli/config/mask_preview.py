@@ -37,6 +37,7 @@ class MaskPreviewConfig(Job):
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
+        suffixes=(".png", ".jpg", ".jpeg", ".webp", ".gif"),
     )
     preview: bool = option(False, "Draw it in the terminal, on stderr.", panel="Output")
     animate: str | None = option(

@@ -40,6 +40,7 @@ class TokenizeConfig(Launched):
         panel="Output",
         flags=("-o", "--output"),
         metavar="FILE",
+        suffixes=(".jsonl", ".npz", ".safetensors", ".parquet"),
     )
     size: int | None = option(
         None,

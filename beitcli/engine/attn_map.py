@@ -7,7 +7,6 @@ page needs every row of every block, and `--head rollout` those of the blocks up
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from beitcli.config.attn_map import AttnMapConfig
@@ -16,15 +15,14 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.reference_points import parse_point
 from beitcli.engine.attention_files import FORMATS, AttentionFiles, formats_of_all
 from beitcli.engine.attention_mapper import AttentionMapper
-from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
+from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.outputs import finish, output_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.newest_run import newest_run
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.runtime.compute.device import choose_compute
-from beitcli.runtime.storage.regular_files import read_regular
-from beitcli.runtime.storage.safe_json import parse_json
 
 
 def attn_map(
@@ -44,7 +42,7 @@ def attn_map(
     if config.threshold == 0:
         raise UsageError("--threshold 0 shows no patch.", "Give a share above 0, such as 0.6.")
     points, of_all = [parse_point(text) for text in config.point], formats_of_all(config)
-    reference = config.model or _newest_run(on_event)
+    reference = config.model or newest_run(on_event)
     compute = choose_compute(config.device, config.precision)
     model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
     checkpoint = checkpoint.normalized(config.normalization)
@@ -92,26 +90,3 @@ def _documents(
                 }
             on_event(Progress("attn-map", index + 1, len(source), "image"))
     files.finish()
-
-
-def _newest_run(on_event: OnEvent) -> str:
-    """Returns the run under runs/ that saved a backbone last.
-
-    Raises:
-        UsageError: There is none.
-    """
-    found = []
-    for settings in Path("runs").glob("*/checkpoints/step-*/config.json"):
-        try:
-            kind = parse_json(read_regular(settings))["beit"]["kind"]
-            found += [(settings.stat().st_mtime, str(settings.parents[2]))] if kind != "tokenizer" else []
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: reported when a run is opened, not here
-    if not found:
-        raise UsageError(
-            "No --model is given, and there is no run under runs/.",
-            "Give --model RUN, or make one: beit pretrain sample --recipe tiny",
-        )
-    newest = max(found)[1]
-    on_event(Note(f"Model: {newest}, the newest run."))
-    return newest

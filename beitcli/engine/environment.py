@@ -87,7 +87,7 @@ def _packages() -> dict[str, str]:
 
 
 def _storage() -> dict[str, Any]:
-    from beitcli.runtime.hub.client import cache_folder
+    from beitcli.runtime.storage.cache_folder import cache_folder
 
     try:
         cache = cache_folder()

@@ -16,18 +16,16 @@ from beitcli.config.intensity import with_models_intensity
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
-from beitcli.data.transforms.base import center_box, fit_center
+from beitcli.data.transforms.center import center_box, fit_center
 from beitcli.engine.events import Drawn, OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.outputs import OutputFile, finish, is_stdout
 from beitcli.engine.io.picture_outputs import picture_file, picture_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.mask_guesses import open_guesser
 from beitcli.errors import DataError, UsageError
 from beitcli.masking import keyed_mask, make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
 from beitcli.masking.statistics import mask_statistics
-from beitcli.models.checkpoints.build import open_masked_image_model
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.canvas import Panel, contact_sheet, sheet
 from beitcli.pictures.mask_statistics import draw_mask_statistics
@@ -70,7 +68,11 @@ def mask_preview(
     """
     to_stdout = is_stdout(config.output)
     draws = bool(config.output) or config.preview
-    guesser = open_guesser(config, draws, on_event) if config.model else None
+    guesser = None
+    if config.model:
+        from beitcli.engine.mask_guesses import open_guesser  # torch
+
+        guesser = open_guesser(config, draws, on_event)
     if guesser is not None:
         config = with_models_intensity(config, guesser.checkpoint.settings)
     masking, seed = masking_of(config, guesser.checkpoint if guesser else None)
@@ -144,7 +146,11 @@ def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
     Raises:
         UsageError: Invalid settings, or `-o` is no picture or exists.
     """
-    checkpoint = open_masked_image_model(config.model)[1] if config.model else None
+    checkpoint = None
+    if config.model:
+        from beitcli.models.checkpoints.build import open_masked_image_model
+
+        checkpoint = open_masked_image_model(config.model)[1]
     masking, seed = masking_of(config, checkpoint)
     output = None
     if config.output:

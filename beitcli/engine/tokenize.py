@@ -92,6 +92,10 @@ def tokenize(
                 file.add(document)
             elif not config.stats:
                 yield document
+    if files:
+        images, (rows, columns) = len(files[0].held) + tally.total.images, kind.grid
+        tokens = f"{rows} x {columns} tokens of {kind.vocab_size:,} codes"
+        on_event(Note(f"Made '{config.output}': {images:,} images, {tokens} each."))
     if config.stats:
         summary = tally.document(world)
         verdict = judge(summary, config.inputs)

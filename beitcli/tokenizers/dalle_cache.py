@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from beitcli.errors import StorageError
-from beitcli.runtime.hub.client import cache_folder, fetch
+from beitcli.runtime.hub.client import fetch
 from beitcli.runtime.hub.download import OnProgress
+from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.hashing import sha256_of
 from beitcli.runtime.storage.own_files import apply_umask, create_new
 from beitcli.runtime.storage.regular_files import read_regular

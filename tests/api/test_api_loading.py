@@ -25,7 +25,7 @@ from tests.helpers.scenes import IGNORE
 )
 def test_load_model_gives_the_class_of_the_run(request: pytest.FixtureRequest, fixture: str, kind: type) -> None:
     model = beitcli.load_model(request.getfixturevalue(fixture), progress=False)
-    assert type(model) is kind
+    assert type(model.network) is kind
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -45,7 +45,7 @@ def test_load_model_opens_a_segmenter(scenes: Path, tmp_path: Path) -> None:
     settings = {"classes": str(scenes / "names.txt"), "ignore_index": IGNORE, "recipe": "tiny-segment"}
     _finetune(scenes, tmp_path / "run", **settings)
     model = beitcli.load_model(tmp_path / "run", progress=False)
-    assert type(model) is Segmenter
+    assert type(model.network) is Segmenter
     assert not model.training
 
 
@@ -54,7 +54,7 @@ def test_load_model_opens_a_detector(tmp_path: Path) -> None:
     save_rectangles(tmp_path / "data", "val", 2, seed=1)
     _finetune(tmp_path / "data", tmp_path / "run", recipe="tiny-detect", head_width=16, regions=16)
     model = beitcli.load_model(tmp_path / "run", progress=False)
-    assert type(model) is Detector
+    assert type(model.network) is Detector
     assert not model.training
 
 

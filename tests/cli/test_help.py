@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+import beitcli
 from beitcli import __version__
 from beitcli.cli.app import COMMANDS
+from beitcli.cli.common_options import _COMMON, is_common
 from beitcli.cli.options import Command
 from beitcli.config.fields import Setting, settings_of
 from beitcli.config.finetune import FinetuneConfig
@@ -65,12 +68,59 @@ def offered(text: str) -> set[str]:
 def test_help_names_every_option_of_the_task_and_none_of_another(
     beit: Callable, command: Command, task: str | None
 ) -> None:
-    words = offered(beit(command.name, *(["--task", task] if task else []), "-h").out)
+    words = offered(beit(command.name, *(["--task", task] if task else []), "--help-all").out)
     for setting in settings_of(command.config).values():
         if not setting.option.argument:
             assert (flags_of(setting) <= words) == setting.belongs_to(task)
             assert (flags_of(setting) & words != set()) == setting.belongs_to(task)
     assert {"--json", "-q", "--quiet", "--debug", "--help"} <= words
+
+
+@each_command
+def test_help_shows_the_common_options_and_how_many_more_there_are(beit: Callable, command: Command) -> None:
+    settings = [each for each in settings_of(command.config).values() if each.belongs_to(TASKS[0])]
+    text = ESCAPE.sub("", beit(command.name, "--help").out)
+    shown = {line.split()[1].strip(",") for line in text.splitlines() if line.startswith("│ -")}
+    shown |= {line.split()[2] for line in text.splitlines() if re.match(r"│ -\w, --", line)}
+    options = [each for each in settings if not each.option.argument]
+    common = [each for each in options if is_common(command.name, each)]
+    assert {flag for each in common for flag in each.option.flags or (each.flag,)} <= shown
+    assert not {each.flag for each in options if each not in common} & shown
+    more = f"{len(options) - len(common)} more options: beit {command.name} --help-all"
+    assert (more in text) == (len(common) < len(options))
+    assert len(common) <= 28
+
+
+def test_options_that_help_shows_exist() -> None:
+    for name, chosen in _COMMON.items():
+        (config,) = (each.config for each in COMMANDS if each.name == name)
+        missing = set(chosen) - set(settings_of(config))
+        assert missing <= {"recipe", "config", "seed"}, (name, missing)
+
+
+@each_command
+@pytest.mark.parametrize("columns", [80, 60])
+def test_help_breaks_no_word_and_fits_the_terminal(
+    beit: Callable, monkeypatch: pytest.MonkeyPatch, command: Command, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = ESCAPE.sub("", beit(command.name, "--help-all").out)
+    assert max(map(len, text.splitlines())) <= columns
+    for setting in settings_of(command.config).values():
+        if not setting.belongs_to(TASKS[0]):
+            continue
+        words = set(re.sub(r"[│\s]+", " ", text).split())
+        assert set(setting.help.split()) <= words, setting.name
+        assert setting.option.argument or flags_of(setting) <= set(OPTION.findall(text))
+        if 0 < len("|".join(setting.choices)) < columns - 24 and not setting.many:
+            assert "|".join(setting.choices) in text
+
+
+def test_example_that_is_too_long_continues_with_a_backslash(beit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = ESCAPE.sub("", beit("embed", "-h").out)
+    assert "$ beit embed runs/mine photos/ --layer 9 --pool cls \\\n       --json | head -1\n" in text
+    assert "     # without computing them again\n" in text
 
 
 @pytest.mark.parametrize(
@@ -87,14 +137,14 @@ def test_help_names_every_option_of_the_task_and_none_of_another(
 def test_help_of_finetune_says_whose_settings_it_shows_and_how_to_see_the_others(
     beit: Callable, line: list[str], task: str
 ) -> None:
-    text = ESCAPE.sub("", beit("finetune", *line, "--help").out)
+    text = ESCAPE.sub("", beit("finetune", *line, "--help-all").out)
     others = [f"--task {each} --help" for each in TASKS if each != task]
     assert f"Below are the settings of --task {task}; of others: beit finetune {' or '.join(others)}." in text
     own = {"classify": "--mixup", "segment": "--ignore-index", "detect": "--regions"}
     assert {name for name, flag in own.items() if flag in offered(text)} == {task}
     panels = re.findall(r"^╭─ (\w+)", text, re.MULTILINE)
     last = {"classify": [], "segment": ["Segmentation"], "detect": ["Detection"]}[task]
-    assert panels[-2 - len(last) :] == ["Augmentation", *last, "Output"]
+    assert panels[-3 - len(last) :] == ["Augmentation", *last, "Machine", "Output"]
 
 
 def test_help_shows_the_values_of_the_task_and_of_a_recipe_that_is_named(beit: Callable) -> None:
@@ -103,7 +153,7 @@ def test_help_shows_the_values_of_the_task_and_of_a_recipe_that_is_named(beit: C
         (["--recipe", "tiny-detect"], r"--regions .*\[default: 64, recipe tiny-detect\]"),
     ]
     for line, said in words:
-        assert re.search(said, ESCAPE.sub("", beit("finetune", *line, "--help").out))
+        assert re.search(said, ESCAPE.sub("", beit("finetune", *line, "--help-all").out))
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "train-tokenizer"])
@@ -111,7 +161,7 @@ def test_help_shows_what_the_default_recipe_sets(beit: Callable, command: str) -
     (kind,) = (each.config for each in COMMANDS if each.name == command)
     settings = settings_of(kind)
     recipe = settings["recipe"].default
-    text = re.sub(r"[│\s]+", " ", ESCAPE.sub("", beit(command, "--help").out))
+    text = re.sub(r"[│\s]+", " ", ESCAPE.sub("", beit(command, "--help-all").out))
     for name, value in read_recipe(command, recipe).items():
         shown = f"{value:g}" if isinstance(value, float) else str(value)
         said = re.escape(f"[default: {shown}, recipe {recipe}]")
@@ -197,6 +247,76 @@ def test_shell_completes_commands_and_the_options_of_each(words: str, found: str
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=os.environ | asked
     )
     assert done.stdout.split() == [found], done.stderr
+
+
+def completed(words: str, folder: Path) -> list[str]:
+    program = "import sys; sys.argv = ['beit']; from beitcli.__main__ import run; run()"
+    at = len(words.split()) - (not words.endswith(" "))
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(at), "_BEIT_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(beitcli.__file__).parents[1])} | asked,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("beit pretrain photos/ --recipe ti", ["tiny"]),
+        ("beit finetune photos/ --recipe tiny-", sorted(n for n in recipe_names("finetune") if n.startswith("tiny-"))),
+        ("beit eval runs/a sample --device c", ["cpu", "cuda"]),
+        ("beit pretrain photos/ --model l", ["large"]),
+        ("beit pretrain photos/ --tokenizer runs/", ["runs/b", "runs/a"]),
+        ("beit train-tokenizer photos/ --kind vqk", ["vqkd"]),
+        ("beit attn-map x.png --model runs/a", ["runs/a"]),
+        ("beit predict runs/", ["runs/b", "runs/a"]),
+        ("beit embed runs/a sam", ["sample"]),
+        ("beit embed runs/a x/ -o out", ["out.npy", "out.parquet", "out.safetensors", "out.jsonl"]),
+        ("beit tokenize x/ -o to.s", ["to.safetensors"]),
+        ("beit cache pr", ["prune"]),
+        ("beit cache --kind streams,f", ["streams,features"]),
+    ],
+)
+def test_shell_completes_values(tmp_path: Path, words: str, found: list[str]) -> None:
+    for number, name in enumerate(("a", "b")):
+        config = tmp_path / "runs" / name / "config.toml"
+        config.parent.mkdir(parents=True)
+        config.touch()
+        os.utime(config.parent, (number, number))
+    (tmp_path / "runs" / "no-run").mkdir()
+    assert sorted(completed(words, tmp_path)) == sorted(found)
+
+
+def test_man_page_has_every_command_and_option_and_no_line_that_roff_would_misread(beit: Callable) -> None:
+    page = beit("help", "--man").out
+    macros = {".TH", ".SH", ".SS", ".TP", ".PP", ".B", ".nf", ".fi"}
+    lines = page.splitlines()
+    assert {line.split()[0] for line in lines if line.startswith((".", "'"))} == macros
+    assert not re.search(r"(?<!\\)-", "\n".join(line for line in lines if not line.startswith(".TH")))
+    plain = re.sub(r"\\f[BIR]|\\&", "", page).replace("\\-", "-").replace("\\e", "\\")
+    for command in COMMANDS:
+        begin = plain.index(f".SS beit {command.name}\n")
+        section = plain[begin : plain.find("\n.S", begin + 3)]
+        assert command.summary in section
+        for setting in settings_of(command.config).values():
+            assert setting.help in section
+            assert all(flag in section for flag in setting.option.flags)
+        for example in command.examples:
+            assert f"$ {example}" in section
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
+def test_man_page_is_set_without_a_warning(beit: Callable) -> None:
+    page = beit("help", "--man").out
+    done = subprocess.run(["groff", "-man", "-ww", "-Tascii"], input=page, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "EXIT STATUS" in re.sub(".\x08", "", done.stdout)
 
 
 def test_command_behind_dashes_or_the_programs_help_is_the_same(beit: Callable) -> None:

@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 from beitcli.cli.app import main
+from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.fields import settings_of
+from beitcli.config.tokenize import TokenizeConfig
+from beitcli.engine.attn_map import FORMATS as ATTENTION
+from beitcli.engine.io.token_files import FORMATS as TOKENS
 
 TINY = ["--recipe", "tiny"]
 LINES = [
@@ -81,3 +86,8 @@ def test_out_of_a_dry_run_may_be_in_use(beit: Callable, labelled_folder: Path, t
     (tmp_path / "full" / "thesis.txt").write_text("three years of work")
     flags = ["--vocab-size", 16, "--size", 16, "--width", 8, "--steps", 2, "--batch-size", 4, "--workers", 0]
     assert beit("train-tokenizer", labelled_folder, *TINY, *flags, "--out", tmp_path / "full", "--dry-run").code == 0
+
+
+def test_suffixes_that_are_checked_early_are_those_of_the_engine() -> None:
+    known = {each: settings_of(each)["output"].option.suffixes for each in (AttnMapConfig, TokenizeConfig)}
+    assert known == {AttnMapConfig: tuple(ATTENTION), TokenizeConfig: tuple(TOKENS)}

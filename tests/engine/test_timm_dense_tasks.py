@@ -107,7 +107,7 @@ def test_a_detector_is_measured_alike_and_predicts(beit, rectangles, detector, t
     assert ended.code == 0, ended.err
     import beitcli
 
-    assert isinstance(beitcli.load_model(detector, progress=False), TimmDetector)
+    assert isinstance(beitcli.load_model(detector, progress=False).network, TimmDetector)
 
 
 def test_backbone_and_head_go_on_from_a_segmenter(beit, scenes, segmenter, labelled_folder, tmp_path):

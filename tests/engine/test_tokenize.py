@@ -190,6 +190,7 @@ def test_tokenize_resume_adds_what_the_file_lacks(
     ended = tokenize(*folders, "-o", parted, "--resume")
     assert ended.code == 0
     assert "8 of 24 images are in the file already" in ended.err
+    assert ended.err.splitlines()[-1] == f"Made '{parted}': 24 images, 4 x 4 tokens of 16 codes each."
     assert read(parted) == read(whole)
     before = parted.read_bytes()
     assert tokenize(*folders, "-o", parted, "--resume").code == 0

@@ -29,6 +29,7 @@ def jobs(config: beitcli.PretrainConfig) -> None:
     if isinstance(measured, beitcli.EvalReport):
         assert_type(measured.top1, float)
     assert_type(beitcli.predict("runs/a", ["a.jpg", Path("b.jpg")]), Iterator[dict[str, Any]])
+    assert_type(beitcli.embed("runs/a", "photos/", layer=9), Iterator[dict[str, Any]])
     assert_type(beitcli.tokenize("photos/", tokenizer="dall-e"), Iterator[dict[str, Any]])
 
 
@@ -45,6 +46,11 @@ def wrong_calls(config: beitcli.FinetuneConfig) -> None:
 def loaded(images: Any) -> None:
     model = beitcli.load_model("runs/a", device="cuda").eval()
     model(images)
+    assert_type(model, beitcli.Model)
+    assert_type(model.predict(["a.jpg", Path("b.jpg")])[0], dict[str, Any])
+    assert_type(model.attention(images, points=[(3, 4)], layer=-2, head=1), dict[str, Any])
+    assert_type(model.embed(images, pool="none").shape, tuple[Any, ...])
+    model.embed(images, pool="max")  # type: ignore[arg-type]
     tokenizer = beitcli.load_tokenizer("dall-e")
     assert_type(tokenizer, beitcli.Tokenizer)
     assert_type(tokenizer.vocab_size, int)

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from beitcli.runtime.hub.client import cache_folder
+from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import apply_umask
 from beitcli.runtime.storage.regular_files import require_regular
 

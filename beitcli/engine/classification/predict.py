@@ -10,6 +10,7 @@ from PIL import Image
 
 from beitcli.config.predict import PredictConfig
 from beitcli.config.problem import Problem
+from beitcli.data.sources.base import Source
 from beitcli.engine.classification.evaluate import class_names
 from beitcli.engine.classification.inference import classify
 from beitcli.engine.events import Drawn, OnEvent, ignore, warn
@@ -18,8 +19,9 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.networks.classifier import ImageClassifier
 from beitcli.pictures.canvas import Panel
-from beitcli.runtime.compute.device import choose_workers
+from beitcli.runtime.compute.device import Compute, choose_workers
 
 
 def predict(
@@ -41,8 +43,20 @@ def predict(
     compute = checkpoint.compute(config.device, config.precision)
     warn(checkpoint.warnings, on_event)
     model.to(compute.device)
-    classes = class_names(checkpoint)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
+    yield from predictions(config, checkpoint, model, compute, source, on_event)
+
+
+def predictions(
+    config: PredictConfig,
+    checkpoint: CheckpointHandle,
+    model: ImageClassifier,
+    compute: Compute,
+    source: Source,
+    on_event: OnEvent = ignore,
+) -> Iterator[dict[str, Any]]:
+    """Yields the documents of `predict` for opened images, from the checkpoint's model on its device."""
+    classes = class_names(checkpoint)
 
     def said(indices: Sequence[int], logits: torch.Tensor) -> Iterator[dict[str, Any]]:
         scores = _scores(logits, checkpoint.problem)

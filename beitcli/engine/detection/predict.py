@@ -11,6 +11,7 @@ from PIL import Image
 
 from beitcli.config.predict import PredictConfig
 from beitcli.data.annotations.instance_masks import decoded
+from beitcli.data.sources.base import Source
 from beitcli.data.transforms.detection import DetectionEvalTransform
 from beitcli.engine.detection.inference import detect
 from beitcli.engine.detection.metrics import Detections, require_pycocotools
@@ -23,9 +24,10 @@ from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.networks.timm_dense import AnyDetector
 from beitcli.pictures.boxes import draw_bounding_boxes, draw_segmentation_masks
 from beitcli.pictures.canvas import Panel
-from beitcli.runtime.compute.device import choose_workers
+from beitcli.runtime.compute.device import Compute, choose_workers
 
 
 def predict(
@@ -47,11 +49,23 @@ def predict(
     checkpoint = checkpoint.normalized(config.normalization)
     compute = checkpoint.compute(config.device, config.precision)
     warn(checkpoint.warnings, on_event)
+    model.to(compute.device)
+    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
+    yield from predictions(config, checkpoint, model, compute, source, on_event)
+
+
+def predictions(
+    config: PredictConfig,
+    checkpoint: CheckpointHandle,
+    model: AnyDetector,
+    compute: Compute,
+    source: Source,
+    on_event: OnEvent = ignore,
+) -> Iterator[dict[str, Any]]:
+    """Yields the documents of `predict` for opened images, from the checkpoint's model on its device."""
     if model.detection.predicts_masks:
         require_pycocotools()
     names, size = checkpoint.classes, model.architecture.image_size
-    model.to(compute.device)
-    source = open_inputs(config, sample_size=max(size), stdin=stdin, on_event=on_event)
     outputs: list[Path] = []
     log: UnfinishedOutputs | None = None
     if config.output is not None:

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Literal
 from PIL import Image
 
 from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.embed import EmbedConfig
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.predict import PredictConfig
@@ -20,7 +21,7 @@ from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.errors import BadImage
 
-ImagesConfig = AttnMapConfig | EvalConfig | MaskPreviewConfig | PredictConfig | TokenizeConfig
+ImagesConfig = AttnMapConfig | EmbedConfig | EvalConfig | MaskPreviewConfig | PredictConfig | TokenizeConfig
 
 
 def open_inputs(

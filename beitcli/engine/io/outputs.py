@@ -120,15 +120,9 @@ def output_files(
         UsageError: Unknown format, a file where a folder is needed, or a file exists already or is an input.
         StorageError: The folder cannot be created.
     """
+    require_known_format(output, formats)
     target = Path(output)
-    known = target.suffix.lower() in formats
-    is_special = is_stream(target)
-    is_folder = not is_special and (target.is_dir() or output.endswith("/") or not target.suffix)
-    if output == "-" or not (known or is_folder or is_special):
-        raise UsageError(
-            f"-o '{output}' ends in no format that is known here.",
-            f"Give a name that ends in {', '.join(formats)}, or a folder.",
-        )
+    known, is_special, is_folder = target.suffix.lower() in formats, is_stream(target), _is_folder(output)
     together = target.suffix.lower() in of_all and not is_folder
     several = len(source) > 1 and not together
     if several and is_special:
@@ -153,6 +147,21 @@ def finish(files: Sequence[OutputFile] | None) -> None:
     """Notes that all outputs are written, so that a further command may not replace them unasked."""
     for log in {file.log for file in files or () if file.log is not None}:
         log.end()
+
+
+def require_known_format(output: str, formats: tuple[str, ...]) -> None:
+    """Raises UsageError for `-` and for a name that ends in no known format, and is no folder, pipe or device."""
+    known = Path(output).suffix.lower() in formats
+    if output == "-" or not (known or _is_folder(output) or is_stream(Path(output))):
+        raise UsageError(
+            f"-o '{output}' ends in no format that is known here.",
+            f"Give a name that ends in {', '.join(formats)}, or a folder.",
+        )
+
+
+def _is_folder(output: str) -> bool:
+    target = Path(output)
+    return not is_stream(target) and (target.is_dir() or output.endswith("/") or not target.suffix)
 
 
 def require_writable_outputs(
@@ -283,7 +292,5 @@ def output_error(path: Path, error: OSError) -> StorageError:
 
 def to_picture(image: torch.Tensor) -> Image.Image:
     """Converts (3, H, W) in [0, 1] to a Pillow image."""
-    import torch  # takes seconds, which commands without a model save
-
-    pixels = image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().permute(1, 2, 0).contiguous()
+    pixels = image.mul(255).round().clamp(0, 255).byte().cpu().permute(1, 2, 0).contiguous()
     return Image.fromarray(pixels.numpy())

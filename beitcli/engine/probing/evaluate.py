@@ -36,7 +36,7 @@ from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import has_class_token, weights_digest
 from beitcli.runtime.compute.device import choose_workers, join_compute
-from beitcli.runtime.hub.client import cache_folder
+from beitcli.runtime.storage.cache_folder import cache_folder
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from beitcli.data.decode import DECODING
 from beitcli.data.loading.batches import Batch, Transform, ordered_batches
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.content_stamp import contents_stamp
-from beitcli.data.transforms.base import evaluation_view, normalize
+from beitcli.data.transforms.base import CenterTransform, evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import Preprocessing
-from beitcli.models.networks.pooled_features import SupportsBlockOutputs, pooled_features, pooled_width
+from beitcli.models.networks.pooled_features import SupportsBlockOutputs, feature_shape, pooled_features, pooled_width
 from beitcli.runtime.compute.device import Compute
 
 _EVERY = "all"
@@ -36,8 +36,8 @@ class Part:
     """Features of the readable images of one batch.
 
     Attributes:
-        features: (layers, b, D) float32.
-        labels: (b,) int64.
+        features: (layers, b, *shape) float32.
+        labels: (b,) int64; -1 without classes.
         indices: Of the b images in the source.
         bad: (index, path, reason) of the other images of the batch.
     """
@@ -59,9 +59,9 @@ class FeatureExtractor:
     Attributes:
         weights: `weights_digest` of the model.
         layers: Blocks, from 1; if all are requested they are cached together, and serve any of them later.
-        pool: `mean` over the patches, the `class` token, or `class+mean`.
+        pool: `mean` over the patches, the `class` token, `class+mean`, or `none`, which is never cached.
         norm: Whether each token is normed before.
-        cache: Folder of the feature cache.
+        cache: Folder of the feature cache, which `features` needs.
     """
 
     model: SupportsBlockOutputs
@@ -71,15 +71,20 @@ class FeatureExtractor:
     layers: Sequence[int]
     pool: str
     norm: bool
-    cache: Path
     batch_size: int
     workers: int
+    cache: Path = Path()
     on_event: OnEvent = ignore
 
     @property
     def width(self) -> int:
         """Length of a feature."""
         return pooled_width(self.model.architecture, self.pool)
+
+    @property
+    def view(self) -> CenterTransform:
+        """Transform of the images without augmentation."""
+        return evaluation_view(self.model.architecture.image_size, self.transform.crop, self.transform.normalization)
 
     def features(self, source: Source) -> Features | None:
         """Returns the features of a source, from the cache if it has all of them.
@@ -159,16 +164,18 @@ class FeatureExtractor:
 
     def _part(self, batch: Batch) -> Part:
         if not len(batch):
-            empty = np.zeros((len(self.layers), 0, self.width), dtype=np.float32)
+            shape = feature_shape(self.model.architecture, self.pool)
+            empty = np.zeros((len(self.layers), 0, *shape), dtype=np.float32)
             return Part(empty, np.zeros(0, dtype=np.int64), [], batch.bad)
         images = normalize(batch.to(self.compute.device)["images"], *self.transform.normalization)
         with torch.inference_mode(), self.compute.autocast():
             features = pooled_features(self.model, images, self.layers, self.pool, self.norm)
-        return Part(features.cpu().numpy(), batch.tensors["labels"].numpy(), batch.indices, batch.bad)
+        labels = batch.tensors["labels"].numpy() if "labels" in batch.tensors else np.full(len(batch), -1)
+        return Part(features.cpu().numpy(), labels, batch.indices, batch.bad)
 
     def _compute(self, source: Source, about: dict[str, Any]) -> None:
         """Computes the features of all ranks; rank 0 writes them."""
-        view = evaluation_view(self.model.architecture.image_size, self.transform.crop, self.transform.normalization)
+        view = self.view
         writing = (
             FeatureWriter(self.cache, about, self.layers, len(source), self.width)
             if self.compute.world.is_rank_zero

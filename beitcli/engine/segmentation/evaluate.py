@@ -48,8 +48,13 @@ def open_segmenter(
     window = (config.window, config.window) if config.window else config.size
     model, checkpoint = load_segmenter(checkpoint, window)
     checkpoint = checkpoint.normalized(config.normalization)
+    return model, checkpoint, windows_of(config, checkpoint, model)
+
+
+def windows_of(config: EvalConfig | PredictConfig, checkpoint: CheckpointHandle, model: AnySegmenter) -> SlidingWindow:
+    """Returns the settings of inference of an opened model."""
     trained = int(checkpoint.settings.get("short_side", min(checkpoint.architecture.image_size)))
-    how = sliding(
+    return sliding(
         model.architecture.image_size,
         normalization=checkpoint.normalization,
         short_side=trained if config.short_side is None else config.short_side,
@@ -58,7 +63,6 @@ def open_segmenter(
         flip=config.flip,
         windows_at_once=config.batch_size,
     )
-    return model, checkpoint, how
 
 
 def label_mapping_of(

@@ -11,6 +11,7 @@ import torch
 
 from beitcli.config.predict import PredictConfig
 from beitcli.data.loading.batches import Batch
+from beitcli.data.sources.base import Source
 from beitcli.data.transforms.segmentation import SegmentationEvalTransform
 from beitcli.engine.events import Drawn, OnEvent, ignore, warn
 from beitcli.engine.io.documents import documents
@@ -18,14 +19,15 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
-from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter
+from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter, windows_of
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.models.networks.timm_dense import AnySegmenter
 from beitcli.pictures.canvas import Panel
 from beitcli.pictures.segmentation import indexed, is_background, overlay
-from beitcli.runtime.compute.device import choose_workers
+from beitcli.runtime.compute.device import Compute, choose_workers
 
 OVERLAY = "-overlay"
 
@@ -46,35 +48,39 @@ def predict(
     """
     if config.output is None:
         raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
-    model, checkpoint, how = open_segmenter(config, checkpoint)
+    model, checkpoint, _ = open_segmenter(config, checkpoint)
     warn(checkpoint.warnings, on_event)
     compute = checkpoint.compute(config.device, config.precision)
-    rule, names = label_mapping_of(checkpoint), checkpoint.classes
-    by_value = dict(zip(rule.to_values(np.arange(len(names), dtype=np.uint8)).tolist(), names, strict=True))
     model.to(compute.device)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
-    folder = Path(config.output)
-    placed = OutputNames(folder, ".png", (OVERLAY,) if config.overlay else ())
-    outputs = [placed.path(source.path(index)) for index in range(len(source))]
-    beside = [_beside(output) for output in outputs] if config.overlay else []
-    guarded, inputs = [*outputs, *beside], ProtectedInputs(config, source)
-    log = UnfinishedOutputs(folder, config)
-    require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=log.holds)
-    make_folder(folder)
+    yield from predictions(config, checkpoint, model, compute, source, on_event)
+
+
+def predictions(
+    config: PredictConfig,
+    checkpoint: CheckpointHandle,
+    model: AnySegmenter,
+    compute: Compute,
+    source: Source,
+    on_event: OnEvent = ignore,
+) -> Iterator[dict[str, Any]]:
+    """Yields the documents of `predict` for opened images, from the checkpoint's model on its device.
+
+    Without `config.output` nothing is written, and a document has the `mask`, (H, W) uint8 as it would be in the file.
+    """
+    how, rule, names = windows_of(config, checkpoint, model), label_mapping_of(checkpoint), checkpoint.classes
+    by_value = dict(zip(rule.to_values(np.arange(len(names), dtype=np.uint8)).tolist(), names, strict=True))
+    files = None if config.output is None else _MaskFiles(config, source, Path(config.output), by_value)
     transform = SegmentationEvalTransform(short_side=how.short_side, scales=how.scales, least=how.least)
 
     def said(batch: Batch, classes: torch.Tensor) -> dict[str, Any]:
         (index,) = batch.indices
         labels = classes.cpu().numpy().astype(np.uint8)
         values = rule.to_values(labels)
-        OutputFile(outputs[index], log=log).save_png(indexed(values, is_background(by_value.get(0))))
-        document: dict[str, Any] = {"output": str(outputs[index])}
-        drawn = overlay(source.pixels(index), values, by_value) if config.overlay or config.preview else None
-        if drawn is not None and config.overlay:
-            OutputFile(beside[index], log=log).save_png(drawn)
-            document["overlay"] = str(beside[index])
-        if drawn is not None and config.preview:
+        document: dict[str, Any] = {"mask": values} if files is None else files.write(index, values)
+        if config.preview:
             shown = ", ".join(f"{name} {share:.0%}" for name, share in _shares(labels, names).items())
+            drawn = overlay(source.pixels(index), values, by_value)
             on_event(Drawn([Panel(drawn, source.path(index), (shown,))]))
         return document | {"classes": _shares(labels, names)}
 
@@ -85,8 +91,37 @@ def predict(
         source,
         ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches),
         on_event,
-        log.end,
+        files.log.end if files is not None else None,
     )
+
+
+class _MaskFiles:
+    """The files of a segmenter's masks, and of the overlays beside them.
+
+    Raises:
+        UsageError: One exists, or is an input.
+    """
+
+    def __init__(self, config: PredictConfig, source: Source, folder: Path, by_value: dict[int, str]) -> None:
+        self.source, self.by_value, self.log = source, by_value, UnfinishedOutputs(folder, config)
+        placed = OutputNames(folder, ".png", (OVERLAY,) if config.overlay else ())
+        self.masks = [placed.path(source.path(index)) for index in range(len(source))]
+        self.overlays = [_beside(mask) for mask in self.masks] if config.overlay else []
+        guarded, inputs = [*self.masks, *self.overlays], ProtectedInputs(config, source)
+        own = self.log.holds
+        require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=own)
+        make_folder(folder)
+
+    def write(self, index: int, values: np.ndarray) -> dict[str, Any]:
+        """Writes the files of an image, and returns their names."""
+        picture = indexed(values, is_background(self.by_value.get(0)))
+        OutputFile(self.masks[index], log=self.log).save_png(picture)
+        named = {"output": str(self.masks[index])}
+        if self.overlays:
+            drawn = overlay(self.source.pixels(index), values, self.by_value)
+            OutputFile(self.overlays[index], log=self.log).save_png(drawn)
+            named["overlay"] = str(self.overlays[index])
+        return named
 
 
 def _beside(output: Path) -> Path:

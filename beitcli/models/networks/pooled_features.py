@@ -3,6 +3,7 @@
     mean         mean over the patches of LayerNorm(output of block l)                (B, D)
     class        LayerNorm(output of block l) of the class token                      (B, D)
     class+mean   both, side by side                                                   (B, 2 D)
+    none         LayerNorm(output of block l) of each patch                           (B, N, D)
 
 The norm has no gain and no bias. Every layer that reads the residual stream of a pre-norm Transformer starts with such
 a norm; it makes layers of different scale comparable and loses nothing that a linear head could use. The release's
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from beitcli.config.architecture import Architecture
+from beitcli.errors import UsageError
 
 
 class SupportsBlockOutputs(Protocol):
@@ -43,24 +45,26 @@ def pooled_features(
     Args:
         images: (B, 3, H, W), normalized.
         layers: Block numbers from 1.
-        pool: `mean` over the patches, the `class` token, or `class+mean`.
+        pool: `mean` over the patches, the `class` token, `class+mean`, or `none`.
         norm: Whether each token is normed before.
 
     Returns:
-        (len(layers), B, D) float32, or (..., 2 D) for `class+mean`, in the order of `layers`.
+        (len(layers), B, *`feature_shape`) float32, in the order of `layers`.
     """
     found: dict[int, torch.Tensor] = {}
     prefix, eps = model.num_prefix_tokens, model.architecture.norm_eps
 
-    def pooled(tokens: torch.Tensor) -> torch.Tensor:
-        normed = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps) if norm else tokens.float()
-        return normed.mean(dim=1)
+    def normed(tokens: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(tokens.float(), tokens.shape[-1:], eps=eps) if norm else tokens.float()
 
     def keep(layer: int, hidden: torch.Tensor) -> None:
         if layer in layers:
             with torch.autocast(hidden.device.type, enabled=False):
+                if pool == "none":
+                    found[layer] = normed(hidden[:, prefix:])
+                    return
                 tokens = {"class": hidden[:, :1], "mean": hidden[:, prefix:]}
-                found[layer] = torch.cat([pooled(tokens[part]) for part in pool.split("+")], dim=-1)
+                found[layer] = torch.cat([normed(tokens[part]).mean(dim=1) for part in pool.split("+")], dim=-1)
 
     model.forward_block_outputs(images, keep)
     return torch.stack([found[layer] for layer in layers])
@@ -69,6 +73,23 @@ def pooled_features(
 def pooled_width(architecture: Architecture, pool: str) -> int:
     """Returns the length of a pooled feature."""
     return architecture.width * len(pool.split("+"))
+
+
+def feature_shape(architecture: Architecture, pool: str) -> tuple[int, ...]:
+    """Returns the shape of an image's feature: (D,), (2 D,) for `class+mean`, (N, D) for `none`."""
+    width = pooled_width(architecture, pool)
+    return (architecture.grid[0] * architecture.grid[1], width) if pool == "none" else (width,)
+
+
+def chosen_layer(layer: int, depth: int) -> int:
+    """Returns the number of a block from 1; negative ones count from the last.
+
+    Raises:
+        UsageError: The model has no such block.
+    """
+    if not 1 <= abs(layer) <= depth:
+        raise UsageError(f"--layer {layer}: the model has {depth} blocks.", f"Give 1 to {depth}, or -1 to -{depth}.")
+    return layer if layer > 0 else depth + 1 + layer
 
 
 def has_class_token(model: SupportsBlockOutputs) -> bool:

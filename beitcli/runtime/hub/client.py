@@ -35,6 +35,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.download import OnProgress, Remote, download, repo_id, repo_type
+from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import atomic_write_text
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
@@ -47,13 +48,6 @@ _REVISION = re.compile(r"\w[\w.+=-]*(/\w[\w.+=-]*)*")  # also a path in the cach
 _ADDRESS = re.compile(r"https?://([^\s@/]+@)?(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
 _cache_only = ContextVar("cache_only", default="")  # how the user can ask for a download; empty: they have
 _LOCAL = "pass the folder of a copy made on another machine"
-
-
-def cache_folder() -> Path:
-    """Returns the cache folder of this program: BEIT_CACHE_DIR, else XDG_CACHE_HOME/beit."""
-    if os.environ.get("BEIT_CACHE_DIR"):
-        return Path(os.environ["BEIT_CACHE_DIR"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "beit"
 
 
 def fetch(

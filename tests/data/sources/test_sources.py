@@ -408,8 +408,9 @@ def test_list_empty_or_of_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lists no images"):
         open_data([str(tmp_path / "l.txt")])
     (tmp_path / "l.txt").write_bytes(b"a\0b")
-    with pytest.raises(DataError, match="NUL"):
+    with pytest.raises(DataError, match="NUL") as error:
         open_data([str(tmp_path / "l.txt")])
+    assert error.value.hint.endswith(f"-0 - < {tmp_path / 'l.txt'}")
 
 
 def test_stdin_newlines_keep_spaces_and_tabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,8 +441,34 @@ def test_stdin_empty_or_of_the_other_kind_is_refused() -> None:
     with pytest.raises(DataError, match="NUL") as error:
         open_data(["-"], stdin=BytesIO(b"a.png\0b.png\0"))
     assert "-0" in error.value.hint
+    with pytest.raises(DataError, match="separated by newlines") as error:
+        open_data(["-"], stdin=BytesIO(b"a.png\nb.png\n"), nul_separated=True)
+    assert error.value.hint == "Leave -0 out."
     with pytest.raises(UsageError, match="twice"):
         open_data(["-", "-"], stdin=BytesIO(b"a.png"))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_stdin_may_hold_the_bytes_of_one_image(image_format: str) -> None:
+    for nul_separated in (False, True):
+        content = picture(200, image_format)
+        source = open_data(["-"], stdin=BytesIO(content), nul_separated=nul_separated)
+        assert (len(source), source.path(0), source.name) == (1, "stdin", "-")
+        assert source.read(0) == content
+        assert shade(source, 0) == pytest.approx(200, abs=3)
+
+
+def test_stdin_paths_that_begin_like_an_image_are_paths() -> None:
+    names = ["BMW/1.png", "GIF8/2.png", "II/3.png", "RIFF/4.png"]
+    for name in names:
+        source = open_data(["-"], stdin=BytesIO("\n".join([name, *names]).encode()))
+        assert [source.path(index) for index in range(len(source))] == [name, *names]
+
+
+def test_stdin_image_that_is_cut_off_is_a_bad_image() -> None:
+    source = open_data(["-"], stdin=BytesIO(picture(200, "JPEG")[:-40]))
+    with pytest.raises(BadImage):
+        source.image(0)
 
 
 # References

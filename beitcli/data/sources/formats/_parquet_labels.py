@@ -25,6 +25,7 @@ from beitcli.runtime.weight_files.file_sniffing import one_line
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LABEL = "label"  # name of the column
 _ODD = -2  # code of a value that is no class
 _BOOLEANS = ["False", "True"]
 _HINT = (

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from beitcli.data.sources.base import OnProgress
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats.parquet import ParquetSource, require_pyarrow
-from beitcli.data.sources.remote.parquet_stream import StreamedParquet, open_streams
 from beitcli.data.sources.splits import configuration_of, files_of_split
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.hub.client import Listing, cached_file, fetch, list_files, remote_file
-from beitcli.runtime.hub.http_ranges import RangesUnsupported
-from beitcli.runtime.hub.range_cache import limit_bytes
+
+if TYPE_CHECKING:  # the hub's library takes a quarter of a second, and every DATA asks this file
+    from beitcli.data.sources.remote.parquet_stream import StreamedParquet
+    from beitcli.runtime.hub.client import Listing
 
 _REFERENCE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
 _CONVERTED = "refs/convert/parquet"
@@ -61,6 +62,11 @@ def _files(
     repo: str, listing: Listing, names: list[str], on_progress: OnProgress | None
 ) -> Sequence[str | StreamedParquet]:
     """Returns paths of files that are cached or small, and streams of the others."""
+    from beitcli.data.sources.remote.parquet_stream import open_streams
+    from beitcli.runtime.hub.client import cached_file, remote_file
+    from beitcli.runtime.hub.http_ranges import RangesUnsupported
+    from beitcli.runtime.hub.range_cache import limit_bytes
+
     sizes = [listing.sizes[name] for name in names]
     if not all(sizes) or sum(size or 0 for size in sizes) <= _FETCHED_WHOLE:
         return _download(repo, listing, names, on_progress)
@@ -76,6 +82,8 @@ def _files(
 
 def _with_parquet(reference: str, repo: str, revision: str | None) -> Listing:
     """Lists the revision; without a given revision and without parquet files, the hub's conversion to parquet."""
+    from beitcli.runtime.hub.client import list_files
+
     listing = list_files(repo, revision=revision)
     if listing is None:
         raise StorageError(f"'{reference}': there is no revision '{revision or 'main'}'.", "Check its name.")
@@ -110,6 +118,8 @@ def _of_one_configuration(reference: str, files: list[str], folder: str) -> list
 
 def _download(repo: str, listing: Listing, names: list[str], on_progress: OnProgress | None) -> list[str]:
     """Downloads files unless they are cached, and returns their paths."""
+    from beitcli.runtime.hub.client import fetch
+
     total = sum(listing.sizes[name] or 0 for name in names)
     done, paths = 0, []
     for name in names:

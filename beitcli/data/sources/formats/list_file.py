@@ -6,6 +6,7 @@ A path may also be the name of an image in a shard, as this program writes it: `
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -97,7 +98,8 @@ def _open_one(reference: str, labelled: bool) -> Source:
     if len(content) >= _MOST_BYTES:
         raise DataError(f"List '{reference}' has more than {_MOST_BYTES / 1e9:g} GB.", hint="Give several lists.")
     if b"\0" in content:
-        raise DataError(f"'{reference}' is not a list of paths: it has NUL bytes.", hint="Give a path a line.")
+        hint = f"Give a path a line; where NUL separates them, pass them on stdin: -0 - < {shlex.quote(reference)}"
+        raise DataError(f"'{reference}' is not a list of paths: it has NUL bytes.", hint=hint)
     paths: list[bytes] = []
     labels: list[str | None] = []
     for line in content.split(b"\n"):

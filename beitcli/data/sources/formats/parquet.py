@@ -22,7 +22,7 @@ from beitcli.data.sources.base import Blocks, OnProgress, Source
 from beitcli.data.sources.files import number_classes, require_whole_labels
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._parquet_columns import HINT, encoded_file, image_column, linked_file
-from beitcli.data.sources.formats._parquet_labels import LabelColumn
+from beitcli.data.sources.formats._parquet_labels import LABEL, LabelColumn
 from beitcli.data.sources.formats._parquet_reading import (
     WINDOW_BYTES,
     TooLargeUnpacked,
@@ -30,12 +30,13 @@ from beitcli.data.sources.formats._parquet_reading import (
     require_plausible,
 )
 from beitcli.data.sources.formats._parquet_vectors import joined_vectors, number_columns, read_numbers
-from beitcli.data.sources.remote.parquet_stream import LABEL, StreamedParquet
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.storage.regular_files import require_regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from beitcli.data.sources.remote.parquet_stream import StreamedParquet
 
 _MOST_TOGETHER = 64
 
@@ -90,7 +91,7 @@ class ParquetSource(Source):
             raise DataError(f"'{self.name}' has no rows.", hint=HINT)
         largest = max(int(content.sizes.max(initial=1)) for content in contents)
         together = int(np.clip(WINDOW_BYTES // max(1, largest), 2, _MOST_TOGETHER))
-        are_remote = any(isinstance(file, StreamedParquet) for file in self._files)
+        are_remote = not all(isinstance(file, str) for file in self._files)
         self._blocks = Blocks(rows[rows > 0], together, are_remote)
         self.classes, self._labels = _labels(contents)
         self._vectors = np.zeros((0, 0), dtype=np.float32)
@@ -126,7 +127,7 @@ class ParquetSource(Source):
         for group in np.unique(np.searchsorted(self._starts, indices, side="right") - 1).tolist():
             number = int(self._file_of[group])
             file = self._files[number]
-            if isinstance(file, StreamedParquet) and group not in self._held:
+            if not isinstance(file, str) and group not in self._held:
                 file.prefetch(int(self._group_in_file[group]), self._columns[number].encoded)
 
     def read(self, index: int) -> bytes:
@@ -154,7 +155,7 @@ class ParquetSource(Source):
 
         parts = []
         for stored, path in zip(self._files, self._file_names, strict=True):
-            opened = stored.open() if isinstance(stored, StreamedParquet) else stored
+            opened = stored if isinstance(stored, str) else stored.open()
             with _damage_named(path), pq.ParquetFile(opened) as file:
                 names = number_columns(file.schema_arrow)
                 parts.append((path, names, read_numbers(path, file, names, _size_of(stored))))
@@ -201,7 +202,7 @@ class ParquetSource(Source):
 
         number, inner = int(self._file_of[group]), int(self._group_in_file[group])
         stored = self._files[number]
-        opened = stored.open_group(inner, name) if isinstance(stored, StreamedParquet) else stored
+        opened = stored if isinstance(stored, str) else stored.open_group(inner, name)
         try:
             size = _size_of(stored)
             # No threads and no pre-buffering: workers are forked, and arrow's threads do not survive a fork.
@@ -265,7 +266,7 @@ class _Content:
 
         with _damage_named(path):
             size = _size_of(stored)
-            with pq.ParquetFile(stored.open() if isinstance(stored, StreamedParquet) else stored) as file:
+            with pq.ParquetFile(stored if isinstance(stored, str) else stored.open()) as file:
                 schema, metadata = file.schema_arrow, file.metadata
                 self.image, self.labels = image_column(path, schema), LabelColumn(path, schema)
                 require_plausible(metadata, size)
@@ -312,7 +313,7 @@ def _bytes_of(strings: pa.Array) -> pa.Array:
 
 def _size_of(stored: str | StreamedParquet) -> int:
     """Returns the bytes of a file."""
-    if isinstance(stored, StreamedParquet):
+    if not isinstance(stored, str):
         return stored.remote.size or 0
     require_regular(stored)
     return os.path.getsize(stored)

@@ -1,0 +1,50 @@
+"""`beit embed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.options import Command
+from beitcli.config.embed import EmbedConfig
+
+_FEW = 6  # numbers of a line
+
+
+def _run(config: EmbedConfig, console: CommandConsole) -> None:
+    from beitcli.engine.embed import embed
+
+    for document in embed(config, console.on_event, console.stdin):
+        if console.wants_json:
+            console.print_json(document)
+        elif "neighbours" in document:
+            console.print_rows(document["neighbours"])
+            if document["output"]:
+                console.print_line(document["output"])
+        else:
+            console.print_line(f"{document['path']}  {_said(document)}")
+
+
+def _said(document: dict[str, Any]) -> str:
+    """What a document says of an image, in a line: the first numbers of its feature."""
+    if "error" in document:
+        return f"error: {document['error']}"
+    features, patches = document["features"], ""
+    if isinstance(features[0], list):
+        features, patches = features[0], f"{len(features)} x "
+    first = " ".join(f"{number:.3f}" for number in features[:_FEW])
+    return f"{patches}{len(features)}  {first}{' ...' if len(features) > _FEW else ''}"
+
+
+COMMAND = Command(
+    config=EmbedConfig,
+    summary="Write the features of images, or find the images nearest to one.",
+    examples=(
+        "beit embed runs/mine photos/ -o features.parquet",
+        "beit embed runs/mine photos/ --layer 9 --pool cls --json | head -1",
+        "beit embed runs/mine photos/ --query photo.jpg -o nearest.jpg",
+        "beit embed runs/mine features.parquet --query photo.jpg     without computing them again",
+    ),
+    face=_run,
+    panel="Use",
+)

@@ -1,0 +1,81 @@
+"""What the shell completes as the value of an option or argument (stdlib only); where it offers nothing, file names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from beitcli.config.architecture import SIZES
+from beitcli.config.data_formats import DATA_FORMATS
+from beitcli.config.fields import Setting
+from beitcli.config.resolve import recipe_names
+from beitcli.tokenizers.pretrained import words as tokenizer_words
+
+_RUNS = "runs"
+_DATA, _MODELS = {"DATA", "INPUT", "IMAGE"}, {"MODEL", "REF", "TOKENIZER", "RUN"}
+
+
+def completer(command: str, setting: Setting) -> Callable[[str], list[str]] | None:
+    """Returns the function from the word so far to its completions; None where only files fit.
+
+    typer tells what an argument of the function means by its name, so it is `incomplete`.
+    """
+    how = setting.option
+    if setting.choices:
+        return (
+            (lambda incomplete: _listed(incomplete, setting.choices))
+            if setting.many
+            else _among(lambda: setting.choices)
+        )
+    if setting.name == "recipe":
+        return _among(lambda: recipe_names(command))
+    if setting.name == "tokenizer_recipe":
+        return _among(lambda: recipe_names("train-tokenizer"))
+    if how.suffixes:
+        return lambda incomplete: _with_suffix(incomplete, how.suffixes)
+    if how.metavar in _DATA:
+        return _among(_data_words)
+    if how.metavar == "TOKENIZER":
+        return _among(lambda: (*tokenizer_words(), *runs()))
+    if how.metavar in _MODELS:
+        return _among(runs)
+    if setting.name == "model":
+        return _among(lambda: SIZES)
+    return None
+
+
+def runs() -> list[str]:
+    """Returns the runs in runs/, the newest first."""
+    found = []
+    try:
+        for entry in os.scandir(_RUNS):
+            if os.path.isfile(os.path.join(entry.path, "config.toml")):
+                found.append((-entry.stat().st_mtime, entry.path))
+    except OSError:
+        return []
+    return [path for _, path in sorted(found)]
+
+
+def _data_words() -> list[str]:
+    return [word for each in DATA_FORMATS.written for word in each.get("words") or () if word != "-"]
+
+
+def _among(offered: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [each for each in offered() if each.startswith(incomplete)]
+
+
+def _listed(word: str, choices: Iterable[str]) -> list[str]:
+    """Completes the last of names that commas separate; those before it are not offered again."""
+    before, comma, last = word.rpartition(",")
+    taken = before.split(",")
+    return [f"{before}{comma}{each}" for each in choices if each.startswith(last) and each not in taken]
+
+
+def _with_suffix(word: str, suffixes: Iterable[str]) -> list[str]:
+    """Offers the suffixes that fit a name; nothing before the name has begun, or while it is a folder."""
+    folder, name = os.path.split(word)
+    stem, dot, begun = name.rpartition(".")
+    if not name or os.path.isdir(word):
+        return []
+    stem = stem if dot else name
+    return [os.path.join(folder, stem + suffix) for suffix in suffixes if suffix.startswith(dot + begun if dot else "")]

@@ -1,0 +1,68 @@
+"""Settings of `cache`, and ages and sizes as a user writes them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+Kind = Literal["features", "streams", "downloads", "indexes"]
+KINDS: tuple[str, ...] = get_args(Kind)
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_BYTES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    command: ClassVar[str] = "cache"
+    action: Literal["list", "prune", "dir"] = option(
+        "list",
+        "list: what lies in the cache folder; prune: remove some of it; dir: where it is.",
+        argument=True,
+        panel="Data",
+    )
+    kind: tuple[str, ...] = option(
+        (),
+        "Of these kinds: features of `eval` (features), data streamed from the hub (streams), weights and other "
+        "downloads (downloads), lists of folders and tars (indexes).",
+        panel="Options",
+        choices=lambda: KINDS,
+    )
+    older_than: str | None = option(None, "Not used for so long: 12h, 30d, 2w.", panel="Options", metavar="AGE")
+    larger_than: str | None = option(None, "Entries of more than that: 500M, 10G.", panel="Options", metavar="SIZE")
+    all: bool = option(False, "prune: whatever there is.", panel="Options")
+    dry_run: bool = option(False, "prune: say what would go, and remove nothing.", panel="Options")
+
+    def __post_init__(self) -> None:
+        filters = (self.kind, self.older_than, self.larger_than)
+        if self.action == "prune" and not self.all and not any(filters):
+            raise UsageError(
+                "`beit cache prune` is not told what to remove.",
+                "Add --older-than 30d, --larger-than 10G or --kind features, or --all.",
+            )
+        _ = self.seconds, self.bytes
+
+    @property
+    def seconds(self) -> float:
+        """Age in seconds from which an entry counts; 0 for any."""
+        return _parsed("--older-than", self.older_than, _AGE, _SECONDS, "30d or 12h")
+
+    @property
+    def bytes(self) -> float:
+        """Size in bytes above which an entry counts; -1 for any."""
+        return -1.0 if self.larger_than is None else _parsed("--larger-than", self.larger_than, _SIZE, _BYTES, "10G")
+
+
+def _parsed(flag: str, text: str | None, form: re.Pattern[str], units: dict[str, float], example: str) -> float:
+    if text is None:
+        return 0.0
+    found = form.fullmatch(text.strip())
+    if not found:
+        named = ", ".join(unit for unit in units if unit)
+        raise UsageError(f"{flag} is '{text}'.", f"Give a number and a unit ({named}), as in {flag} {example}.")
+    return float(found[1]) * units[found[2]]

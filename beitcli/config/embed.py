@@ -1,0 +1,86 @@
+"""Settings of `embed`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Launched, overwrite_option
+from beitcli.config.data_formats import data_help
+from beitcli.config.fields import option
+from beitcli.errors import UsageError
+
+FEATURE_SUFFIXES = (".npy", ".parquet", ".safetensors", ".jsonl")
+SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def _inputs_help() -> str:
+    return f"{data_help()} With --query also a file of features that `beit embed` wrote."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(Launched):
+    command: ClassVar[str] = "embed"
+    model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
+    inputs: tuple[str, ...] = option((), _inputs_help, argument=True, required=True, panel="Data", metavar="INPUT")
+    split: str | None = option(None, "Split to read, where the data has splits; default val.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
+    layer: int = option(
+        -1, "Block whose output is taken, from 1 as in the paper and in `eval`; -1 is the last.", panel="Features"
+    )
+    pool: Literal["mean", "cls", "cls+mean", "none"] = option(
+        "mean",
+        "The mean of the patches, the class token, both side by side, or none: a feature of each patch.",
+        panel="Features",
+    )
+    feature_norm: bool = option(
+        True,
+        "LayerNorm without gain and bias of each token before pooling, as `eval --protocol knn` has it.",
+        panel="Features",
+        flags=("--feature-norm/--no-feature-norm",),
+    )
+    dtype: Literal["float32", "float16"] = option("float32", "Numbers in the file; .jsonl has text.", panel="Output")
+    size: tuple[int, int] | None = option(
+        None,
+        "The images in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
+        ge=1,
+    )
+    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
+    output: str = option(
+        "-",
+        "Where features go: .npy (paths beside it in .json), .parquet, .safetensors or .jsonl; - is stdout. With "
+        "--query: a contact sheet, .png or .jpg.",
+        panel="Output",
+        flags=("-o", "--output"),
+        metavar="FILE",
+        suffixes=FEATURE_SUFFIXES,
+    )
+    resume: bool = option(
+        False, "Go on with FILE: skip the images that it holds, also after a job that was stopped.", panel="Output"
+    )
+    overwrite: bool = overwrite_option()
+    query: str | None = option(
+        None, "Show the images that are nearest to this one, by cosine.", panel="Neighbours", metavar="IMAGE"
+    )
+    k: int = option(10, "How many neighbours.", panel="Neighbours", ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer == 0:
+            raise UsageError("--layer is 0; blocks count from 1.", "Give 1 for the first, -1 for the last.")
+        self._require_suffix(SHEET_SUFFIXES if self.query else FEATURE_SUFFIXES)
+        if self.query and self.pool == "none":
+            raise UsageError("--query compares images, and --pool none gives patches.", "Give --pool mean or cls.")
+        if self.query and self.resume:
+            raise UsageError("--resume goes on with a file of features, and --query writes none.", "Leave it out.")
+        if self.resume and self.output == "-":
+            raise UsageError("--resume has no file to go on with.", "Give -o FILE.")
+
+    def _require_suffix(self, known: tuple[str, ...]) -> None:
+        if self.output != "-" and not self.output.lower().endswith(known):
+            hint = f"Use one of {', '.join(known)}."
+            if self.output.lower().endswith(SHEET_SUFFIXES):
+                hint = f"A picture shows the neighbours of an image: give --query IMAGE. {hint}"
+            raise UsageError(f"-o '{self.output}' has no suffix that is known here.", hint)

@@ -1,0 +1,294 @@
+"""Writes features image by image: .jsonl line by line, archives into a part file that the end turns into the archive.
+
+While a job runs, the rows of FILE lie in FILE.partial and their paths in FILE.partial.jsonl. So memory holds no
+features, and a job that was killed goes on with `--resume` from the last row it wrote. A file holds features of one
+kind, and is resumed only with the same. Lines of .jsonl do not say their kind: `first` lets the caller compare.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+
+from beitcli.data.sources.formats.parquet import require_pyarrow
+from beitcli.engine.io.outputs import is_stream, make_folder, open_stream, output_error, write_output
+from beitcli.engine.io.stored_features import WRITERS, Blocks, FeatureKind, Rows, read_features
+from beitcli.errors import StorageError, UsageError
+from beitcli.runtime.storage.own_files import open_own, temporary_beside
+from beitcli.runtime.storage.safe_json import dump_json, parse_json
+
+Document = dict[str, Any]
+_DIGITS = ".9g"  # of a float32 as text
+
+
+class FeatureFile(ABC):
+    """Writer of documents `{"path", "features"}`, with a `label` where there are classes.
+
+    Attributes:
+        held: Paths that the file already contains (with `resume`).
+        first: Path and features of the first row of a file that does not say its kind.
+    """
+
+    def __init__(self, path: Path, kind: FeatureKind) -> None:
+        self.path, self.kind = path, kind
+        self.held: set[str] = set()
+        self.first: tuple[str, np.ndarray] | None = None
+        if not is_stream(path):
+            make_folder(Path(os.path.realpath(path)).parent)
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Number of rows in the file."""
+
+    @abstractmethod
+    def add(self, document: Document) -> None:
+        """Appends the features of an image, (D,) or (N, D) float32; of an unreadable one `{"path", "error"}`."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Gives what was added to the operating system, so that a killed job keeps it."""
+
+    @abstractmethod
+    def close(self, *, done: bool) -> None:
+        """Closes the file; `done`: the job has ended, and the archive is written."""
+
+
+def as_line(document: Document) -> str:
+    """Returns the JSON line of a document; features have the digits of a float32."""
+    if "features" not in document:
+        return dump_json(document)
+    return dump_json(document | {"features": as_numbers(document["features"])})
+
+
+def as_numbers(features: np.ndarray) -> list[Any]:
+    """Returns an array as nested lists of floats, as short as a float32 can be written."""
+    if features.ndim > 1:
+        return [as_numbers(row) for row in features]
+    return [float(format(number, _DIGITS)) for number in features.tolist()]
+
+
+class FeatureLines(FeatureFile):
+    """.jsonl, appended line by line. Unreadable images have a line too, and are read again by a resumed job."""
+
+    def __init__(self, path: Path, kind: FeatureKind, resume: bool) -> None:
+        super().__init__(path, kind)
+        self._added = 0
+        whole = Path(os.path.realpath(path))
+        self._beside: Path | None = None  # replaces an existing file when the job has ended
+        if resume and path.exists() and not is_stream(path):
+            write_output(path, self._copy_whole_lines)
+        elif whole.is_file() and not is_stream(path):
+            self._beside = temporary_beside(whole)
+        try:
+            self.file: TextIO = (
+                TextIOWrapper(open_stream(path), encoding="utf-8")
+                if is_stream(path)
+                else (self._beside or path).open("a" if resume else "w", encoding="utf-8")
+            )
+        except OSError as error:
+            raise output_error(path, error) from None
+
+    def _copy_whole_lines(self, target: BinaryIO) -> None:
+        """Copies the complete lines of features; a killed process may have left the last one incomplete."""
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                document = _parsed(line, self.path)
+                if "features" not in document:
+                    continue
+                features = np.array(document["features"], dtype=np.float32)
+                if features.shape != self.kind.shape:
+                    held, made = (" x ".join(map(str, each)) for each in (features.shape, self.kind.shape))
+                    raise UsageError(
+                        f"'{self.path}' holds {held} numbers an image, and these settings give {made}.",
+                        "Give the settings that it was made with, or another -o FILE.",
+                    )
+                self.first = self.first or (document["path"], features)
+                self.held.add(document["path"])
+                target.write(line)
+
+    @property
+    def rows(self) -> int:
+        return len(self.held) + self._added
+
+    def add(self, document: Document) -> None:
+        self._added += "features" in document
+        try:
+            self.file.write(as_line(document) + "\n")
+        except OSError as error:
+            raise output_error(self.path, error) from None
+
+    def flush(self) -> None:
+        try:
+            self.file.flush()
+        except OSError as error:
+            raise output_error(self.path, error) from None
+
+    def close(self, *, done: bool) -> None:
+        try:
+            self.file.close()
+            if self._beside is not None and done:
+                self._beside.replace(os.path.realpath(self.path))
+        except OSError as error:
+            raise output_error(self.path, error) from None
+        finally:
+            if self._beside is not None:
+                self._beside.unlink(missing_ok=True)
+
+
+def _parsed(line: bytes, path: Path) -> Document:
+    try:
+        document = parse_json(line)
+        if isinstance(document["path"], str) and ("features" in document or "error" in document):
+            return dict(document)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise StorageError(
+        f"'{path}' holds a line that is no feature document: {line[:60]!r}.", "Give another -o FILE."
+    ) from None
+
+
+class FeatureArchive(FeatureFile):
+    """.npy, .safetensors or .parquet, collected in part files."""
+
+    def __init__(self, path: Path, kind: FeatureKind, resume: bool) -> None:
+        if path.suffix.lower() == ".parquet":
+            require_pyarrow(f"-o {path}")
+        super().__init__(path, kind)
+        self._folder = TemporaryDirectory() if is_stream(path) else None
+        self.parts = part_files(Path(self._folder.name, path.name) if self._folder else path)
+        self.paths: list[str] = []
+        self.labels: list[str | None] = []
+        try:
+            self._open(resume and self._folder is None)
+        except OSError as error:
+            raise output_error(self.parts[0], error) from None
+
+    def _open(self, resume: bool) -> None:
+        kept = self._read_names() if resume and self.parts[1].exists() else 0
+        self._numbers = os.fdopen(open_own(self.parts[0], os.O_RDWR | os.O_CREAT), "r+b")
+        self._numbers.truncate(len(self.paths) * self.kind.row_bytes)
+        self._numbers.seek(0, os.SEEK_END)
+        self._names = os.fdopen(open_own(self.parts[1], os.O_RDWR | os.O_CREAT), "r+b")
+        self._names.truncate(kept)
+        self._names.seek(kept)
+        if not kept:
+            self._names.write(dump_json({"features": self.kind.as_dict()}).encode() + b"\n")
+            if resume and self.path.exists():
+                self._take_over()
+        self.flush()
+
+    def _read_names(self) -> int:
+        """Reads the names of the rows that both files hold; returns the length of that part of the file of names."""
+        with self.parts[1].open("rb") as file:
+            lines = [line for line in file if line.endswith(b"\n")]
+        held = self.parts[0].stat().st_size // self.kind.row_bytes if self.parts[0].exists() else 0
+        del lines[1 + held :]  # a killed process may have written more of one file than of the other
+        if not lines:
+            return 0
+        try:
+            stated, *names = [parse_json(line) for line in lines]
+            self.kind.require(self.parts[1], stated["features"])
+            self.paths = [str(each["path"]) for each in names]
+            self.labels = [each.get("label") for each in names]
+            self.held = set(self.paths)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"'{self.parts[1]}' is damaged: {error}.", f"Remove '{self.parts[0]}' and it, and begin again."
+            ) from None
+        return sum(map(len, lines))
+
+    def _take_over(self) -> None:
+        """Copies the rows of the finished archive."""
+        try:
+            stored = read_features(self.path)
+            self.kind.require(self.path, stored.kind or {})
+        except Exception:
+            self._numbers.close()
+            self._names.close()
+            self._remove_parts()
+            raise
+        labels = stored.labels or [None] * len(stored.paths)
+        for block in stored.blocks():
+            self._numbers.write(np.ascontiguousarray(block, dtype=self.kind.dtype).data)
+        for path, label in zip(stored.paths, labels, strict=True):
+            self._name(path, label)
+        self.paths, self.labels, self.held = list(stored.paths), list(labels), set(stored.paths)
+
+    def _name(self, path: str, label: str | None) -> None:
+        line = dump_json({"path": path} | ({} if label is None else {"label": label}))
+        self._names.write(line.encode() + b"\n")
+
+    @property
+    def rows(self) -> int:
+        return len(self.paths)
+
+    def add(self, document: Document) -> None:
+        if "features" not in document:
+            return
+        try:
+            self._numbers.write(np.ascontiguousarray(document["features"], dtype=self.kind.dtype).data)
+            self._name(document["path"], document.get("label"))
+        except OSError as error:
+            raise output_error(self.parts[0], error) from None
+        self.paths.append(document["path"])
+        self.labels.append(document.get("label"))
+
+    def flush(self) -> None:
+        try:
+            self._numbers.flush()
+            self._names.flush()
+        except OSError as error:
+            raise output_error(self.parts[0], error) from None
+
+    def close(self, *, done: bool) -> None:
+        try:
+            self.flush()
+            if done:
+                labels = self.labels if any(label is not None for label in self.labels) else None
+                WRITERS[self.path.suffix.lower()](self.path, Rows(self.kind, self.paths, labels, self._blocks))
+                self._remove_parts()
+        finally:
+            self._numbers.close()
+            self._names.close()
+            if self._folder is not None:
+                self._folder.cleanup()
+
+    def _blocks(self) -> Blocks:
+        self._numbers.seek(0)
+        step = self.kind.block_rows
+        for first in range(0, self.rows, step):
+            content = self._numbers.read(min(step, self.rows - first) * self.kind.row_bytes)
+            yield np.frombuffer(content, dtype=self.kind.dtype).reshape(-1, *self.kind.shape)
+
+    def _remove_parts(self) -> None:
+        for part in self.parts:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def part_files(path: Path) -> tuple[Path, Path]:
+    """Returns the files of rows and of paths of an archive that is not finished."""
+    whole = path if is_stream(path) else Path(os.path.realpath(path))
+    return whole.with_name(f"{whole.name}.partial"), whole.with_name(f"{whole.name}.partial.jsonl")
+
+
+def open_feature_file(path: Path, kind: FeatureKind, resume: bool) -> FeatureFile:
+    """Returns the writer for the file's suffix.
+
+    Raises:
+        UsageError: With `resume`, the file holds features of another kind.
+        StorageError: It is damaged, or cannot be written.
+    """
+    if path.suffix.lower() == ".jsonl":
+        return FeatureLines(path, kind, resume)
+    return FeatureArchive(path, kind, resume)

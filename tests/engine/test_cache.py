@@ -1,0 +1,145 @@
+"""`cache`: what lies there by kind, size and last use; prunes what is asked for, and nothing that is in use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DAY = 86400
+ENTRIES = {  # name: kind, bytes, days since its last use
+    "features/aa": ("features", 3000, 40),
+    "features/bb": ("features", 100, 1),
+    "streams/cc": ("streams", 2000, 10),
+    "indexes/tar-dd": ("indexes", 50, 50),
+    "dall-e/encoder.safetensors": ("downloads", 4000, 3),
+}
+FOLDERS = ("features", "streams")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("beitcli.engine.cache._JUST_CHANGED", 0.0)  # the files of a test are all new
+    for name, (_, size, days) in ENTRIES.items():
+        path = tmp_path / "cache" / name
+        file = path / "0-100" if name.startswith(FOLDERS) else path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(size))
+        then = time.time() - days * DAY
+        os.utime(file, (then, then))
+    (tmp_path / "cache" / "streams" / ".locks").mkdir()
+    (tmp_path / "cache" / "of-another-program").write_text("kept")
+    return tmp_path / "cache"
+
+
+def names(cache: Path) -> set[str]:
+    return {name for name in ENTRIES if (cache / name).exists()}
+
+
+def test_list_names_each_entry_with_kind_size_and_last_use(beit: Callable, cache: Path) -> None:
+    (told,) = beit("cache", "list").lines
+    assert (told["folder"], told["bytes"]) == (str(cache), 9150)
+    assert [(each["name"], each["kind"], each["bytes"]) for each in told["entries"]] == [
+        (name, kind, size) for name, (kind, size, _) in sorted(ENTRIES.items(), key=lambda pair: -pair[1][1])
+    ]
+    for each in told["entries"]:
+        assert time.time() - each["used"] == pytest.approx(ENTRIES[each["name"]][2] * DAY, abs=100)
+    assert beit("cache").lines == [told]
+    assert beit("cache", "dir").out == f"{cache}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "gone"),
+    [
+        (["--older-than", "30d"], {"features/aa", "indexes/tar-dd"}),
+        (["--older-than", "2w", "--kind", "features"], {"features/aa"}),
+        (["--larger-than", "1.5k"], {"features/aa", "streams/cc", "dall-e/encoder.safetensors"}),
+        (["--larger-than", "1kB", "--kind", "features,streams"], {"features/aa", "streams/cc"}),
+        (["--kind", "downloads"], {"dall-e/encoder.safetensors"}),
+        (["--all"], set(ENTRIES)),
+    ],
+    ids=str,
+)
+def test_prune_removes_what_is_asked_for_alone(beit: Callable, cache: Path, words: list[str], gone: set[str]) -> None:
+    (plan,) = beit("cache", "prune", *words, "--dry-run").lines
+    assert names(cache) == set(ENTRIES)
+    (told,) = beit("cache", "prune", *words).lines
+    assert names(cache) == set(ENTRIES) - gone
+    assert {each["name"] for each in told["removed"]} == {each["name"] for each in plan["removed"]} == gone
+    assert told["freed"] == sum(ENTRIES[name][1] for name in gone)
+    assert (plan["dry_run"], told["dry_run"], told["in_use"]) == (True, False, [])
+    assert (cache / "of-another-program").exists()
+    assert (cache / "streams" / ".locks").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which files are open")
+def test_prune_leaves_what_a_process_has_open_or_has_just_changed(
+    beit: Callable, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import sys; file = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    held = cache / "features" / "aa" / "0-100"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, held], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (told,) = beit("cache", "prune", "--kind", "features").lines
+        process.communicate(b"")
+    assert [each["name"] for each in told["in_use"]] == ["features/aa"]
+    assert [each["name"] for each in told["removed"]] == ["features/bb"]
+    monkeypatch.setattr("beitcli.engine.cache._JUST_CHANGED", 60.0)
+    (told,) = beit("cache", "prune", "--all").lines
+    assert told["removed"] == []
+    assert held.exists()
+
+
+def test_prune_removes_a_link_and_not_what_it_points_to(beit: Callable, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("kept")
+    (cache / "features" / "link").symlink_to(tmp_path / "elsewhere")
+    beit("cache", "prune", "--all")
+    assert not (cache / "features" / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "file").read_text() == "kept"
+
+
+def test_an_empty_cache_is_no_error(beit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "none"))
+    assert beit("cache").lines == [{"folder": str(tmp_path / "none"), "bytes": 0, "entries": []}]
+    assert beit("cache", "prune", "--all").lines[0]["removed"] == []
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prune"], "is not told what to remove"),
+        (["prnue"], "Did you mean 'prune'?"),
+        (["prune", "--older-than", "month"], "--older-than is 'month'"),
+        (["list", "--larger-than", "big"], "--larger-than is 'big'"),
+        (["list", "--kind", "feature"], "Did you mean 'features'?"),
+    ],
+    ids=str,
+)
+def test_cache_refuses_what_it_does_not_understand(beit: Callable, cache: Path, words: list[str], said: str) -> None:
+    ended = beit("cache", *words)
+    assert ended.code == 2
+    assert said in ended.err
+    assert names(cache) == set(ENTRIES)
+
+
+def test_cache_needs_no_torch(cache: Path) -> None:
+    program = (
+        "import sys; from beitcli.cli.app import main\n"
+        "assert not any([main(['cache', each]) for each in ('list', 'dir')])\n"
+        "assert not {'torch', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["bytes"] == 9150
