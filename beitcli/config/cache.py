@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -58,7 +59,7 @@ class CacheConfig:
         return -1.0 if self.larger_than is None else _parsed("--larger-than", self.larger_than, _SIZE, _BYTES, "10G")
 
 
-def _parsed(flag: str, text: str | None, form: re.Pattern[str], units: dict[str, float], example: str) -> float:
+def _parsed(flag: str, text: str | None, form: re.Pattern[str], units: Mapping[str, float], example: str) -> float:
     if text is None:
         return 0.0
     found = form.fullmatch(text.strip())

@@ -87,7 +87,8 @@ def neighbours(
         world.run_on_rank_zero(lambda: _require_output(config, inputs))
     bad = 0
     if stored is not None:
-        found, path_of = _among_stored(config, stored, query), stored.paths.__getitem__
+        found = _among_stored(config, stored, query)
+        path_of: Callable[[int], str] = stored.paths.__getitem__
         picture_of: Callable[[int], Image.Image | None] = lambda row: _opened(path_of(row))  # noqa: E731
     else:
         assert source is not None
