@@ -37,7 +37,7 @@ def commands(document: str) -> list[str]:
     found = []
     for line in typed(document):
         for part in re.split(r"\||&&|\$\(|\)|;", line):
-            if re.match(r"beit [a-z]", part.strip()):
+            if re.match(r"beit (?!help )[a-z]", part.strip()):
                 found.append(part.replace(" ...", "").strip())
     return found
 
@@ -97,7 +97,11 @@ def test_the_python_examples_run(
     monkeypatch.chdir(tmp_path)
     example = "\n".join(blocks("README.md", "python"))
     small = f'"tiny", image_size=32, num_masked=6, tokenizer={str(tokenizer_run)!r}, device="cpu", workers=0'
-    for shown, used in (('"photos/"', repr(str(labelled_folder))), ('"small"', small), ("steps=100", "steps=2")):
+    photo = repr(str(labelled_folder / "red" / "00.jpg"))
+    photos = repr(str(labelled_folder))
+    for shown, used in (
+        ('"photos/"', photos), ('"photo.jpg"', photo), ('"small"', small), ("steps=100", "steps=2"),
+    ):  # fmt: skip
         assert shown in example
         example = example.replace(shown, used)
     names: dict[str, Any] = {}
@@ -105,6 +109,8 @@ def test_the_python_examples_run(
     assert isinstance(names["report"], beitcli.PretrainReport)
     assert not names["model"].training
     assert [len(tokens) for tokens in names["tokens"]] == [16] * 24
+    assert names["features"].shape[0] == 1
+    assert names["attention"]["maps"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
