@@ -296,6 +296,7 @@ OTHER = {
     "temperature_end": 1e-7,
     "lr": 1e16,
     "predict": "all",
+    "intensity_range": "0,4095",
 }
 
 
