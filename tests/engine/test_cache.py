@@ -65,7 +65,7 @@ def test_list_names_each_entry_with_kind_size_and_last_use(beit: Callable, cache
         (["--kind", "downloads"], {"dall-e/encoder.safetensors"}),
         (["--all"], set(ENTRIES)),
     ],
-    ids=str,
+    ids=lambda each: " ".join(sorted(each)),
 )
 def test_prune_removes_what_is_asked_for_alone(beit: Callable, cache: Path, words: list[str], gone: set[str]) -> None:
     (plan,) = beit("cache", "prune", *words, "--dry-run").lines
