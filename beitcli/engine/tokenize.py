@@ -37,6 +37,7 @@ from beitcli.engine.tokenizer_verdict import judge
 from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
+from beitcli.runtime.metric_text import counted
 from beitcli.tokenizers.base import Precision, Tokenizer, to_unit
 
 
@@ -95,7 +96,7 @@ def tokenize(
     if files:
         images, (rows, columns) = len(files[0].held) + tally.total.images, kind.grid
         tokens = f"{rows} x {columns} tokens of {kind.vocab_size:,} codes"
-        on_event(Note(f"Made '{config.output}': {images:,} images, {tokens} each."))
+        on_event(Note(f"Made '{config.output}': {counted(images, 'image')}, {tokens} each."))
     if config.stats:
         summary = tally.document(world)
         verdict = judge(summary, config.inputs)

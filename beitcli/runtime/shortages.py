@@ -58,8 +58,6 @@ def _named(error: Exception) -> BeitError | None:
             f"No further process or thread can be started: the limit is {_limit('RLIMIT_NPROC')}.",
             "Raise it (ulimit -u, the job's), give --workers 0, or set OMP_NUM_THREADS=1.",
         )
-    if number == errno.ENAMETOOLONG:
-        return UsageError(f"A name is too long for the file system{_at(error)}.", "Give a shorter name.")
     if number == errno.ENOENT and _has_no_working_folder():
         return UsageError("The working folder has been removed.", "Change to another one: cd FOLDER.")
     if _HOME in said:

@@ -161,9 +161,9 @@ def test_training_prints_the_path_alone_or_one_document(
     assert Path(document["checkpoint"]).name == "step-0000002"
     assert (document.get("step") or document.get("steps")) == 2
     run = tmp_path / "asked"
-    assert {"config.toml", "metrics.jsonl", "checkpoints", "bad-images.jsonl", "README.md"} == {
-        path.name for path in run.iterdir() if not path.name.startswith(".")
-    }
+    made = {"config.toml", "metrics.jsonl", "checkpoints", "bad-images.jsonl", "README.md", "report.html"}
+    made.add("evaluation.json" if command == "finetune" else "previews")
+    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == made
     assert (run / "checkpoints" / "latest").read_text().strip() == "step-0000002"
     assert {path.name for path in Path(document["checkpoint"]).iterdir()} == {
         *("model.safetensors", "config.json", "trainer.safetensors", "trainer.json", "SHA256SUMS")

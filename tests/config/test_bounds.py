@@ -25,6 +25,7 @@ WITHOUT = {
     ("pretrain", "num_masked"): "the grid of patches",
     ("mask-preview", "num_masked"): "the grid of patches",
     ("attn-map", "layer"): "the model's depth, from either end",
+    ("embed", "layer"): "the model's depth, from either end",
     ("mask-preview", "gpus"): "1, as it computes in one process",
     ("predict", "gpus"): "1, as it computes in one process",
     ("attn-map", "gpus"): "1, as it computes in one process",

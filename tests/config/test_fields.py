@@ -122,7 +122,11 @@ def test_settings_each_have_help_and_flags_of_their_own(command: object) -> None
 
 @pytest.mark.parametrize(
     "command",
-    [each for each in COMMANDS if each.name not in ("inspect", "export", "recipes", "runs", "report", "env", "doctor")],
+    [
+        each
+        for each in COMMANDS
+        if each.name not in ("inspect", "export", "recipes", "runs", "report", "env", "doctor", "cache")
+    ],
     ids=lambda command: command.name,
 )
 def test_settings_of_every_command_that_computes_include_what_the_contract_promises(command: object) -> None:

@@ -28,7 +28,7 @@ from tests.helpers.forked import forked
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.png"), UsageError, "Too many files are open"),
         (RuntimeError(os.strerror(errno.EAGAIN)), UsageError, "No further process or thread"),
         (RuntimeError("can't start new thread"), UsageError, "No further process or thread"),
-        (OSError(errno.ENAMETOOLONG, "x", "d" * 300), UsageError, "A name is too long for the file system: 'ddd"),
+        (OSError(errno.ENAMETOOLONG, "x", "d" * 300), StorageError, "The file system takes no name that long: 'ddd"),
         (RuntimeError("Could not determine home directory."), UsageError, "no home folder"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "b"), StorageError, "No space is left: 'b'"),
         (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "d"), StorageError, "no name that long: 'd'"),
