@@ -81,7 +81,7 @@ def test_mask_statistics_agree_with_the_masks_themselves():
     generator = make_masking("blockwise", (6, 7), 17, min_block=4)
     report = mask_statistics(generator, 1200, seed=5, epoch=2)
     masks = np.array([keyed_mask(generator, 5, 2, index) for index in range(1200)])
-    assert list(report) == ["masks", "grid", "num_masked", "position_probability", "blocks"]
+    assert list(report) == ["masks", "grid", "num_masked", "position_probability", "blocks", "histograms"]
     assert json.loads(json.dumps(report)) == report
     assert report["masks"] == 1200
     assert report["grid"] == [6, 7]

@@ -85,7 +85,7 @@ def test_tokens_before_the_patches_count_together(tmp_path):
     """DeiT's distilled model has two: their shares are added, and the query of place 0 is the class token's."""
     timm_vit(tmp_path, "deit_tiny_distilled_patch16_224")
     ours, _ = open_backbone(str(tmp_path))
-    whole = ours.attention(noise(), 2)
+    (whole,) = ours.attention(noise(), [2])
     assert whole.shape[-2:] == (18, 18)
     rows = attention_rows(ours, noise(), 2)
     torch.testing.assert_close(rows[:, :, 0, 0], whole[:, :, 0, 0] + whole[:, :, 0, 1])

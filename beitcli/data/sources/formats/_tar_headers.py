@@ -164,7 +164,7 @@ class TarReader:
         records = {key: value for key, value in (self._globals | records).items() if value}
         code, data = block[156:157], at + BLOCK
         name = long.get(b"L") or _name(block[:100], block[257:265] if code != b"S" else b"", block[345:500])
-        name = _decoded(records[b"path"]) if b"path" in records else name
+        name = _decoded(records[b"path"].rstrip(b"/")) if b"path" in records else name
         link = long.get(b"K") or _text(block[157:257])
         link = _decoded(records[b"linkpath"]) if b"linkpath" in records else link
         size = 0 if code in _NO_DATA else number(block[124:136], at)
