@@ -10,7 +10,7 @@ from typing import Any
 
 from beitcli import __version__
 from beitcli.config.problem import TRANSFORMERS_NAMES
-from beitcli.engine.report.front_matter import FEATURES, PIPELINES, HubFacts, front_matter
+from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICENSE, HubFacts, front_matter
 from beitcli.escaping import markdown
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import read_beside, split_part
@@ -126,7 +126,8 @@ def _license_of_card(card: Path) -> str | None:
         if line.strip() == "---":
             return None
         if line.startswith("license:"):
-            return line.removeprefix("license:").strip().strip("\"'") or None
+            named = line.removeprefix("license:").strip().strip("\"'")
+            return named if named not in ("", UNKNOWN_LICENSE) else None
     return None
 
 

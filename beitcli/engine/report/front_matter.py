@@ -15,6 +15,7 @@ HUB_METRICS = {  # the hub's names of ours
 PIPELINES = {  # by kind of checkpoint
     "classifier": "image-classification", "segmenter": "image-segmentation", "detector": "object-detection",
 }  # fmt: skip
+UNKNOWN_LICENSE = "unknown"  # the hub's word for a run's: it is for the owner of the data to say
 FEATURES = "image-feature-extraction"  # pipeline of all others
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from beitcli import __version__
 from beitcli.config.architecture import Aggregation
 from beitcli.config.tasks import TASKS
-from beitcli.engine.report.front_matter import FEATURES, PIPELINES, HubFacts, front_matter
+from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICENSE, HubFacts, front_matter
 from beitcli.engine.report.next_steps import next_commands
 from beitcli.escaping import markdown, shell_line
 from beitcli.runtime.metric_text import metric_label, metric_value
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from beitcli.config.finetune import FinetuneConfig
     from beitcli.config.pretrain import PretrainConfig
     from beitcli.config.train_tokenizer import TrainTokenizerConfig
-
-
-_LICENSE = "unknown"  # the hub's word: it is for the owner of the data to say
 
 
 def _card(title: str, facts: dict[str, Any], metrics: dict[str, str], then: Iterable[Sequence[object]]) -> str:
@@ -73,7 +70,7 @@ def headed(card: str, head: CardHead) -> str:
         pipeline=pipeline,
         name=head.run.resolve().name,
         tags=["beit", "vision", pipeline, *masked],
-        license=_LICENSE,
+        license=UNKNOWN_LICENSE,
         metrics=head.metrics,
         data=", ".join(map(_data_name, (named,) if named else head.config.data)),
     )
