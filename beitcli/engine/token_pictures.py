@@ -15,7 +15,7 @@ from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import fit_center
 from beitcli.engine.events import Drawn, OnEvent
-from beitcli.engine.io.outputs import OutputFile, to_picture
+from beitcli.engine.io.outputs import OutputFile, finish, to_picture
 from beitcli.engine.io.picture_outputs import PictureOutputs, picture_file, picture_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.errors import BadImage
@@ -86,6 +86,7 @@ class TokenPictures:
             yield document
         if together and self.maps is not None:
             self.maps.files[0].save_picture(contact_sheet(together))
+        finish(self.maps.files if self.maps is not None else None)
 
     def _panels(self, document: dict[str, Any], places: dict[str, int]) -> list[Panel] | None:
         tokens = np.array(document["tokens"]).reshape(document["grid"])

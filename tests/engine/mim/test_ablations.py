@@ -308,7 +308,8 @@ def test_a_run_that_knows_no_more_than_the_baseline_is_told(labelled_folder, tok
             assert any("always guessing the mean colour" in message for message in warnings)
         else:
             assert report.masked_accuracy <= report.baseline_accuracy or report.loss >= report.unigram_entropy
-            assert any("always guessing the commonest token" in message for message in warnings)
+            told = ("learnt nothing yet", "learnt little yet", "The tokens say little")
+            assert any(verdict in message for message in warnings for verdict in told)
 
 
 def test_a_wrong_data_path_is_told_before_a_wrong_tokenizer(tmp_path):

@@ -37,7 +37,7 @@ def train(
     flags = {
         "data": [str(data)], "out": str(out), "recipe": "tiny", "image_size": 32, "num_masked": 6, "min_block": 4,
         "tokenizer": str(tokenizer), "device": "cpu", "workers": 0, "steps": STEPS, "batch_size": 7,
-        "micro_batch": 3, "save_every": 3, "log_every": 1, "keep": 9,
+        "micro_batch": 3, "save_every": 3, "previews": 0, "log_every": 1, "keep": 9,
     }  # fmt: skip
     if cache is not None:
         flags["token_cache"] = str(cache)
