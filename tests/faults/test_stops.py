@@ -69,7 +69,7 @@ STAGES: dict[str, Callable[[int, Path], object]] = {
     "evaluation": lambda number, run: on_call(PretrainTask, "evaluate", 1, send(number)),
     "save-files": lambda number, run: on_change(run / "checkpoints", 6, send(number)),
     "save-rename": lambda number, run: on_change(run / "checkpoints", 15, send(number)),
-    "before-the-first-step": lambda number, run: on_call(pretraining, "hold_out", 1, send(number)),
+    "before-the-first-step": lambda number, run: on_call(pretraining, "_job", 1, send(number)),
 }
 
 
