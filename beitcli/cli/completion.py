@@ -34,7 +34,7 @@ def completer(command: str, setting: Setting) -> Callable[[str], list[str]] | No
     if how.suffixes:
         return lambda incomplete: _with_suffix(incomplete, how.suffixes)
     if how.metavar in _DATA:
-        return _among(_data_words)
+        return _or_files(_data_words)
     if how.metavar == "TOKENIZER":
         return _among(lambda: (*tokenizer_words(), *runs()))
     if how.metavar in _MODELS:
@@ -64,6 +64,17 @@ def _among(offered: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     return lambda incomplete: [each for each in offered() if each.startswith(incomplete)]
 
 
+def _or_files(offered: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """As `_among`, with the files that fit beside the words that do."""
+    words = _among(offered)
+
+    def complete(incomplete: str) -> list[str]:
+        fitting = words(incomplete)
+        return list(dict.fromkeys([*fitting, *_files(incomplete)])) if fitting else []
+
+    return complete
+
+
 def _listed(word: str, choices: Iterable[str]) -> list[str]:
     """Completes the last of names that commas separate; those before it are not offered again."""
     before, comma, last = word.rpartition(",")
@@ -78,4 +89,19 @@ def _with_suffix(word: str, suffixes: Iterable[str]) -> list[str]:
     if not name or os.path.isdir(word):
         return []
     stem = stem if dot else name
-    return [os.path.join(folder, stem + suffix) for suffix in suffixes if suffix.startswith(dot + begun if dot else "")]
+    offered = [suffix for suffix in suffixes if suffix.startswith(dot + begun if dot else "")]
+    return [os.path.join(folder, stem + suffix) for suffix in offered] + _files(word)
+
+
+def _files(word: str) -> list[str]:
+    """Returns the files and folders whose names begin so: a shell that is offered words looks for none itself."""
+    folder, name = os.path.split(word)
+    try:
+        entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    return [
+        os.path.join(folder, each.name) + ("/" if each.is_dir() else "")
+        for each in entries
+        if each.name.startswith(name) and (name or not each.name.startswith("."))
+    ]

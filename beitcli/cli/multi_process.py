@@ -49,7 +49,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
     if plan is None:
         return False
     references = getattr(config, "data", None) or getattr(config, "inputs", None) or ("-",)
-    if "-" in references:
+    if "-" in (*references, getattr(config, "query", None)):
         raise UsageError(
             "Paths on stdin cannot be shared by several processes.", "Write them to a list: ... > images.txt"
         )
@@ -61,7 +61,8 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
         named = run_path(config)
         words = [*words, "--out", str(named)]
-    if getattr(config, "output", None) == "-":  # a restart would repeat what is already on stdout
+    # A restart would repeat what is already on stdout; neighbours cannot be resumed.
+    if getattr(config, "output", None) == "-" or getattr(config, "query", None):
         plan = replace(plan, max_restarts=0)
     try:
         launch(words, plan, lambda text: console.on_event(Note(text)))

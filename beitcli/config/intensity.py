@@ -21,6 +21,11 @@ HELP = (
 )
 
 
+def _plain(number: float) -> str:
+    """Returns a number with all its digits, a whole one without a point."""
+    return str(int(number)) if number == int(number) else repr(number)
+
+
 @dataclass(frozen=True)
 class IntensityRange:
     """How numbers of more than 8 bits become 8 bits.
@@ -34,7 +39,7 @@ class IntensityRange:
     high: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.low:g},{self.high:g}" if self.kind == "fixed" else self.kind
+        return f"{_plain(self.low)},{_plain(self.high)}" if self.kind == "fixed" else self.kind
 
     @property
     def words(self) -> str:

@@ -15,6 +15,7 @@ was changed in the last minute, is in use and never removed.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,6 +34,14 @@ _FOLDERS = {
     "hub": "downloads",
     "listings": "downloads",
     "indexes": "indexes",
+}
+_OWN = {  # names of what this program writes there: a folder of that name may be somebody's own
+    "features": r"[0-9a-f]{32}(\.partial-\d+)?",
+    "streams": r"[0-9a-f]{32}",
+    "indexes": r".+-[0-9a-f]{32}(\.\d+)?",
+    "dall-e": r"[0-9a-f]{16}|(en|de)coder\.safetensors|weights\.sha256",
+    "hub": r"(models|datasets|spaces)--.+",
+    "listings": r".+--.+\.json",
 }
 _JUST_CHANGED = 60.0  # seconds
 
@@ -118,6 +127,8 @@ def prune_cache(config: CacheConfig) -> Pruned:
         if not config.dry_run:
             try:
                 remove_entry(Path(entry.path))
+            except FileNotFoundError:  # another process was faster
+                pass
             except OSError as error:
                 raise StorageError(
                     f"'{entry.path}' cannot be removed: {error.strerror}.", "Ask its owner, or set BEIT_CACHE_DIR."
@@ -136,8 +147,10 @@ def _entries(folder: Path) -> Iterator[Entry]:
         parent = folder / name
         if parent.is_symlink() or not parent.is_dir():
             continue
+        if name == "hub" and os.path.realpath(parent) == _shared_hub():
+            continue
         for path in sorted(parent.iterdir()):
-            if path.name.startswith("."):  # locks
+            if not re.fullmatch(_OWN[name], path.name):
                 continue
             size, used = 0, 0.0
             for status in _statuses(path):
@@ -159,7 +172,14 @@ def _statuses(path: Path) -> Iterator[os.stat_result]:
             with suppress(FileNotFoundError):
                 yield os.lstat(os.path.join(folder, name))
     if is_empty:
-        yield path.lstat()
+        with suppress(FileNotFoundError):
+            yield path.lstat()
+
+
+def _shared_hub() -> str:
+    """Returns the hub's cache that other programs share."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return os.path.realpath(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")))
 
 
 def _changed(path: Path) -> float:

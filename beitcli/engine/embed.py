@@ -187,6 +187,9 @@ def _open(
         follows=True,
         way_out=", or --resume to go on with it",
     )
+    if config.resume and path.suffix.lower() == ".npy" and not path.exists():  # then that .json is another's
+        option, inputs = f"-o '{path}'", ProtectedInputs(config, source)
+        require_writable_outputs([sidecar(path)], option, inputs, overwrite=config.overwrite, follows=True)
     opened.append(open_feature_file(path, kind, config.resume))
     first = opened[0].first
     return opened[0].held, None if first is None else _First(*first)

@@ -83,16 +83,16 @@ def neighbours(
     if stored is None:
         source = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, stdin=stdin, on_event=on_event))
     if config.output != "-":
-        inputs = ProtectedInputs(config, source, images=[config.query or ""])
+        inputs = ProtectedInputs(config, source, images=[asked.path(0)])
         world.run_on_rank_zero(lambda: _require_output(config, inputs))
     bad = 0
     if stored is not None:
-        found = _among_stored(config, stored, query)
+        found = _among_stored(config, stored, query, asked.path(0))
         path_of: Callable[[int], str] = stored.paths.__getitem__
         picture_of: Callable[[int], Image.Image | None] = lambda row: _opened(path_of(row))  # noqa: E731
     else:
         assert source is not None
-        found, bad = _among_images(config, extractor, source, query, on_event)
+        found, bad = _among_images(config, extractor, source, query, asked.path(0), on_event)
         path_of, picture_of = source.path, source.image
     if world.is_rank_zero:
         if config.output != "-":
@@ -137,7 +137,7 @@ def _open_stored(path: Path, kind: FeatureKind) -> StoredFeatures:
     return stored
 
 
-def _among_stored(config: EmbedConfig, stored: StoredFeatures, query: np.ndarray) -> Found:
+def _among_stored(config: EmbedConfig, stored: StoredFeatures, query: np.ndarray, asked: str) -> Found:
     found, first, path = nothing_found(), 0, config.inputs[0]
     for block in stored.blocks():
         if block.shape[1:] != query.shape:
@@ -145,28 +145,32 @@ def _among_stored(config: EmbedConfig, stored: StoredFeatures, query: np.ndarray
             raise UsageError(f"'{path}' holds features of {held} numbers, not {made}.", "Give --pool as it was made.")
         rows = np.arange(first, first + len(block))
         first += len(block)
-        others = [not _is_query(config, stored.paths[row]) for row in rows]
+        others = [not _is_query(asked, stored.paths[row]) for row in rows]
         found = found.with_block(query, block[others], rows[others], config.k)
     return found
 
 
 def _among_images(
-    config: EmbedConfig, extractor: FeatureExtractor, source: Source, query: np.ndarray, on_event: OnEvent
+    config: EmbedConfig,
+    extractor: FeatureExtractor,
+    source: Source,
+    query: np.ndarray,
+    asked: str,
+    on_event: OnEvent,
 ) -> tuple[Found, int]:
     """Returns the nearest images, and how many could not be read."""
     found, bad, done = nothing_found(), 0, 0
     for part in extractor.parts(source, extractor.view):
         rows = np.array(part.indices, dtype=np.int64)
-        others = np.array([not _is_query(config, source.path(row)) for row in part.indices], dtype=bool)
+        others = np.array([not _is_query(asked, source.path(row)) for row in part.indices], dtype=bool)
         found = found.with_block(query, part.features[0][others], rows[others], config.k)
         bad, done = bad + len(part.bad), done + part.images
         on_event(Progress("embed", done, len(source), "image"))
     return found, bad
 
 
-def _is_query(config: EmbedConfig, path: str) -> bool:
+def _is_query(asked: str, path: str) -> bool:
     """Whether an image is the file of the query; names are compared first, as asking the disk costs more."""
-    asked = config.query or ""
     if os.path.basename(path) != os.path.basename(asked):
         return False
     try:

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 DAY = 86400
+OLD, NEW = f"features/{'a' * 32}", f"features/{'b' * 32}"
+STREAM, INDEX = f"streams/{'c' * 32}", f"indexes/tar-{'d' * 32}"
 ENTRIES = {  # name: kind, bytes, days since its last use
-    "features/aa": ("features", 3000, 40),
-    "features/bb": ("features", 100, 1),
-    "streams/cc": ("streams", 2000, 10),
-    "indexes/tar-dd": ("indexes", 50, 50),
+    OLD: ("features", 3000, 40),
+    NEW: ("features", 100, 1),
+    STREAM: ("streams", 2000, 10),
+    INDEX: ("indexes", 50, 50),
     "dall-e/encoder.safetensors": ("downloads", 4000, 3),
 }
 FOLDERS = ("features", "streams")
@@ -36,6 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         os.utime(file, (then, then))
     (tmp_path / "cache" / "streams" / ".locks").mkdir()
     (tmp_path / "cache" / "of-another-program").write_text("kept")
+    (tmp_path / "cache" / "features" / "my-own").mkdir()
+    (tmp_path / "cache" / "features" / "my-own" / "notes.txt").write_text("kept")
     return tmp_path / "cache"
 
 
@@ -58,10 +62,23 @@ def test_list_names_each_entry_with_kind_size_and_last_use(beit: Callable, cache
 @pytest.mark.parametrize(
     ("words", "gone"),
     [
-        (["--older-than", "30d"], {"features/aa", "indexes/tar-dd"}),
-        (["--older-than", "2w", "--kind", "features"], {"features/aa"}),
-        (["--larger-than", "1.5k"], {"features/aa", "streams/cc", "dall-e/encoder.safetensors"}),
-        (["--larger-than", "1kB", "--kind", "features,streams"], {"features/aa", "streams/cc"}),
+        (
+            ["--older-than", "30d"],
+            {OLD, INDEX},
+        ),
+        (["--older-than", "2w", "--kind", "features"], {OLD}),
+        (
+            ["--larger-than", "1.5k"],
+            {
+                OLD,
+                STREAM,
+                "dall-e/encoder.safetensors",
+            },
+        ),
+        (
+            ["--larger-than", "1kB", "--kind", "features,streams"],
+            {OLD, STREAM},
+        ),
         (["--kind", "downloads"], {"dall-e/encoder.safetensors"}),
         (["--all"], set(ENTRIES)),
     ],
@@ -84,7 +101,7 @@ def test_prune_leaves_what_a_process_has_open_or_has_just_changed(
     beit: Callable, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = "import sys; file = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    held = cache / "features" / "aa" / "0-100"
+    held = cache / OLD / "0-100"
     with subprocess.Popen(
         [sys.executable, "-c", program, held], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -92,8 +109,8 @@ def test_prune_leaves_what_a_process_has_open_or_has_just_changed(
         process.stdout.readline()
         (told,) = beit("cache", "prune", "--kind", "features").lines
         process.communicate(b"")
-    assert [each["name"] for each in told["in_use"]] == ["features/aa"]
-    assert [each["name"] for each in told["removed"]] == ["features/bb"]
+    assert [each["name"] for each in told["in_use"]] == [OLD]
+    assert [each["name"] for each in told["removed"]] == [NEW]
     monkeypatch.setattr("beitcli.engine.cache._JUST_CHANGED", 60.0)
     (told,) = beit("cache", "prune", "--all").lines
     assert told["removed"] == []
@@ -103,10 +120,12 @@ def test_prune_leaves_what_a_process_has_open_or_has_just_changed(
 def test_prune_removes_a_link_and_not_what_it_points_to(beit: Callable, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "file").write_text("kept")
-    (cache / "features" / "link").symlink_to(tmp_path / "elsewhere")
+    link = cache / "features" / ("e" * 32)
+    link.symlink_to(tmp_path / "elsewhere")
     beit("cache", "prune", "--all")
-    assert not (cache / "features" / "link").is_symlink()
+    assert not link.is_symlink()
     assert (tmp_path / "elsewhere" / "file").read_text() == "kept"
+    assert (cache / "features" / "my-own" / "notes.txt").read_text() == "kept"
 
 
 def test_an_empty_cache_is_no_error(beit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,12 +106,17 @@ class Diagnosis:
     def copies_to_drop(self) -> dict[str, set[int]]:
         """Indices by `--drop`: in each group those that a split's earlier member or another split makes needless."""
         dropped: dict[str, set[int]] = {"duplicates": set(), "near-duplicates": set(), "overlap": set()}
+        pixels = self.collected.signatures.pixels
         for group in self.copies:
-            kind = "near-duplicates" if group.kind == "near" else "duplicates"
             splits = [self.split_of(member) for member in group.members]
+            seen: set[tuple[int, bytes]] = set()  # a group of near ones may hold equal ones
             for place, (member, split) in enumerate(zip(group.members, splits, strict=True)):
-                if split in splits[:place]:
-                    dropped[kind].add(member)
+                key = (split, pixels[member].tobytes())
+                if key in seen:
+                    dropped["duplicates"].add(member)
+                elif split in splits[:place]:
+                    dropped["near-duplicates"].add(member)
+                seen.add(key)
                 if any(later > split for later in splits):
                     dropped["overlap"].add(member)
         return dropped

@@ -193,7 +193,7 @@ class FeatureArchive(FeatureFile):
             lines = [line for line in file if line.endswith(b"\n")]
         held = self.parts[0].stat().st_size // self.kind.row_bytes if self.parts[0].exists() else 0
         del lines[1 + held :]  # a killed process may have written more of one file than of the other
-        if not lines:
+        if len(lines) < 2:  # no row, so that an archive that is there is taken over
             return 0
         try:
             stated, *names = [parse_json(line) for line in lines]
@@ -212,16 +212,18 @@ class FeatureArchive(FeatureFile):
         try:
             stored = read_features(self.path)
             self.kind.require(self.path, stored.kind or {})
-        except Exception:
-            self._numbers.close()
-            self._names.close()
+            labels = stored.labels or [None] * len(stored.paths)
+            for block in stored.blocks():
+                self._numbers.write(np.ascontiguousarray(block, dtype=self.kind.dtype).data)
+            for path, label in zip(stored.paths, labels, strict=True):
+                self._name(path, label)
+            self.flush()
+        except BaseException:  # half a copy would later count as all of it
+            for file in (self._numbers, self._names):
+                with suppress(OSError):
+                    file.close()
             self._remove_parts()
             raise
-        labels = stored.labels or [None] * len(stored.paths)
-        for block in stored.blocks():
-            self._numbers.write(np.ascontiguousarray(block, dtype=self.kind.dtype).data)
-        for path, label in zip(stored.paths, labels, strict=True):
-            self._name(path, label)
         self.paths, self.labels, self.held = list(stored.paths), list(labels), set(stored.paths)
 
     def _name(self, path: str, label: str | None) -> None:

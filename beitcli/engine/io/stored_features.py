@@ -220,6 +220,7 @@ def is_feature_file(reference: str) -> bool:
         return False
     if suffix != ".parquet":
         return True
+    require_pyarrow(reference)
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -26,10 +26,11 @@ class UnfinishedOutputs:
         """
         Args:
             folder: Need not exist.
-            config: The command's settings; all but `--overwrite` make it the same one.
+            config: The command's settings; all but `--overwrite` and `--resume` make it the same one.
         """
         self._file = folder / _NAME
-        given = {name: getattr(config, name) for name in sorted(settings_of(type(config))) if name != "overwrite"}
+        names = sorted(set(settings_of(type(config))) - {"overwrite", "resume"})
+        given = {name: getattr(config, name) for name in names}
         self._command = hashlib.sha256(repr((config.command, given)).encode(errors="surrogateescape")).hexdigest()
         self._own = self._read()
 

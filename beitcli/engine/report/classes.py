@@ -41,6 +41,8 @@ def _classified(evaluation: dict[str, Any]) -> dict[str, Any]:
         images[t] += count
         guessed[p] += count
         right[t] += count if t == p else 0
+    if "labelled" in evaluation:  # of many classes the rarest confusions are left out
+        images, guessed = ([int(count) for count in evaluation[name]] for name in ("labelled", "predicted"))
     rows = [
         {
             "class": name,

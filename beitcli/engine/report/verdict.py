@@ -141,7 +141,10 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
 
 def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: str) -> Verdict:
     images, value = int(last.get("images", 0)), last[name]
-    figures = f"{words} {value:.3f} on {images:,} images of {measured.classes:,} classes"
+    of = f" of {measured.classes:,} classes" if measured.classes else ""
+    figures = f"{words} {value:.3f} on {images:,} images{of}"
+    if name == "mean_ap":  # of random scores it is the share of positives, which is not known here
+        return Verdict("unknown", f"It has {figures}.{_few(images)}")
     guess = 0.0
     if name == "miou" and measured.classes:
         guess = (measured.commonest or 1 / measured.classes) / measured.classes

@@ -57,6 +57,8 @@ def classification_details(classes: Sequence[str], records: np.ndarray, source: 
         "task": "classify",
         "classes": list(classes),
         "images": len(records),
+        "labelled": np.bincount(truth, minlength=len(classes)).tolist(),
+        "predicted": np.bincount(predicted, minlength=len(classes)).tolist(),
         "confusion": right + wrong[:_PAIRS],
         "worst": pictures_of(source, facts),
     }

@@ -20,7 +20,7 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, Planned, Warned
 from beitcli.engine.report.page import PAGE, report_page
 from beitcli.engine.report.record import EVALUATION, read_record
-from beitcli.engine.report.verdict import Measured, verdict_of
+from beitcli.engine.report.verdict import Measured, Verdict, verdict_of
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.checkpointing import TrainState
 from beitcli.engine.trainer.data import TrainingStream
@@ -169,7 +169,10 @@ def report_job(job: Job[Report], finished: Finished) -> Report:
         return report
     run = finished.run
     _attempt(job, EVALUATION, partial(_write_details, job, finished))
-    verdict = verdict_of(_measured(finished))
+    try:
+        verdict = verdict_of(_measured(finished))
+    except Exception as error:  # as of a settings file that was edited meanwhile
+        verdict = Verdict("unknown", f"No verdict: {error or type(error).__name__}.")
     job.on_event(Warned(verdict.text) if verdict.grade in _TOLD else Note(verdict.text))
     head = CardHead(job.task.kind, job.config, run.path, finished.metrics, verdict.text)
     run.write_text("README.md", headed(job.card(report, describe(job.compute)), head))

@@ -14,7 +14,6 @@ from beitcli.engine.events import Note, OnEvent, Warned
 from beitcli.engine.report.record import PREVIEWS, preview_files
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
-from beitcli.errors import BeitError
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.own_files import atomic_write, remove_entry
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -36,9 +35,9 @@ class PreviewWriter:
         self.task, self.plan, self.images = task, plan, images if world.is_rank_zero else 0
         self.folder = run.path / PREVIEWS
         self.every = -(-(plan.steps // plan.save_every + 1) // _MOST)
-        for name, drawn in preview_files(self.folder) if world.is_rank_zero else ():
-            if drawn > step:
-                with suppress(OSError):
+        with suppress(OSError):  # on rank 0 alone: an error here would leave the others waiting
+            for name, drawn in preview_files(self.folder) if world.is_rank_zero else ():
+                if drawn > step:
                     remove_entry(name)
 
     def draw(self, step: int, on_event: OnEvent) -> Path | None:
@@ -57,8 +56,8 @@ class PreviewWriter:
                 raise OSError(f"'{self.folder}' is a link, which is not followed")
             file = self.folder / f"step-{step:07d}.png"
             atomic_write(file, partial(picture.save, format="PNG"))
-        except (BeitError, OSError, RuntimeError, ValueError) as error:  # of less worth than the run
-            on_event(Warned(f"No more previews are drawn: {error}"))
+        except Exception as error:  # of less worth than the run, on whose other ranks nothing fails
+            on_event(Warned(f"No more previews are drawn: {error or type(error).__name__}"))
             self.images = 0
             return None
         return file

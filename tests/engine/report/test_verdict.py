@@ -101,7 +101,7 @@ def test_segmenters_and_detectors() -> None:
     )  # fmt: skip
     assert judged({"miou": 0.15, "images": 200}, "finetune", classes=4, commonest=0.6)[0] == "early"
     assert judged({"ap": 0.0, "images": 200}, "finetune", classes=4)[0] == "early"
-    assert judged({"mean_ap": 0.5, "micro_f1": 0.4, "images": 99}, "finetune", classes=4)[0] == "good"
+    assert judged({"mean_ap": 0.5, "micro_f1": 0.4, "images": 99}, "finetune", classes=4)[0] == "unknown"
 
 
 def test_what_is_not_measured_or_not_known_is_no_verdict() -> None:

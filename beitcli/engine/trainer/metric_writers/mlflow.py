@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 _EXPERIMENT = "beit"
 _LONGEST = 500  # characters of a parameter
+_BATCH = 1000  # metrics that MLflow takes at once
 
 
 class MlflowWriter:
@@ -29,6 +33,7 @@ class MlflowWriter:
     """
 
     def __init__(self) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would ask a server at import
         try:
             from mlflow.tracking import MlflowClient
         except ImportError:
@@ -76,9 +81,12 @@ class MlflowWriter:
         return run
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        client = self._begin()
-        for name, value in metrics.items():
-            client.log_metric(self.run, name, value, step=step)
+        from mlflow.entities import Metric
+
+        client, now = self._begin(), int(time.time() * 1000)
+        entries = [Metric(_name(name), value, now, step) for name, value in metrics.items()]
+        for first in range(0, len(entries), _BATCH):
+            client.log_batch(self.run, metrics=entries[first : first + _BATCH])
 
     def picture(self, step: int, name: str, file: Path) -> None:
         self._begin().log_artifact(self.run, str(file), name)
@@ -86,6 +94,11 @@ class MlflowWriter:
     def close(self) -> None:
         if self.client is not None:
             self.client.set_terminated(self.run)
+
+
+def _name(name: str) -> str:
+    """Returns a metric's name, such as one with a class in it, in the characters that MLflow takes."""
+    return posixpath.normpath(re.sub(r"[^/\w.\- ]", "_", name))
 
 
 WRITER = MlflowWriter

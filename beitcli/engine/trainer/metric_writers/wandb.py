@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from beitcli.config.common import Training
 from beitcli.config.resolve import plain_settings
 from beitcli.errors import UsageError
+from beitcli.runtime.storage.own_files import atomic_write_text
+from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.run_dir import RunFolder
 
 
@@ -25,6 +27,8 @@ class WandbWriter:
     """
 
     def __init__(self) -> None:
+        if os.environ.get("WANDB_MODE", "offline") != "online":
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
         except ImportError:
@@ -47,7 +51,7 @@ class WandbWriter:
             self.run = self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "beit"),
                 name=path.name,
-                id=hashlib.sha256(os.fsencode(path)).hexdigest()[:16],
+                id=_own_id(path / "wandb"),
                 resume="allow",
                 dir=str(self.folder),
                 config=plain_settings(self.config),
@@ -66,6 +70,18 @@ class WandbWriter:
     def close(self) -> None:
         if self.run is not None:
             self.run.finish()
+
+
+def _own_id(folder: Path) -> str:
+    """Returns the ID of the run whose folder this is: drawn once, so that a new run in its place is another."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "run-id"
+    try:
+        return read_regular(file).decode().strip()
+    except (OSError, ValueError):
+        drawn = secrets.token_hex(8)
+        atomic_write_text(file, drawn + "\n")
+        return drawn
 
 
 WRITER = WandbWriter

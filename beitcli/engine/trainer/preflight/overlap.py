@@ -62,6 +62,9 @@ def find_overlap(training: Source, measured: Source, seconds: float = SECONDS) -
         compared += 1
         size = training.stored_bytes(index)
         if size is None or size in by_size:
+            if time.monotonic() > deadline:  # images of one size are all read
+                compared -= 1
+                break
             try:
                 data = training.read(index)
             except BadImage:
