@@ -37,7 +37,7 @@ from measure import hardware  # noqa: E402
 from PIL import Image  # noqa: E402
 
 KILLS_A_RUN = 8
-# Of 20 runs. A rank of `--gpus 2` starts Python anew each time, which costs more than all the rest.
+# Of 20 runs. A rank of `--gpus 2` starts Python again each time, which costs more than all the rest.
 TURN = (
     "workers",
     "tasks",

@@ -38,7 +38,7 @@ class Pace:
     def add(self, done: int) -> None:
         now = time.monotonic()
         if self._points and done < self._points[-1][1]:
-            self._points.clear()  # the phase begins anew
+            self._points.clear()  # the phase begins again
         if not self._points or now - self._points[-1][0] >= _SAMPLE_SECONDS:
             self._points.append((now, done))
 

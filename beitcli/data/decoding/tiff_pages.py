@@ -1,6 +1,6 @@
 """Pages of a TIFF: where their directories are, and one page as a file of its own, without the other pages' pixels.
 
-A directory is copied with what its entries point to; strips or tiles follow, and their offsets are written anew.
+A directory is copied with what its entries point to; strips or tiles follow, and their offsets are rewritten.
 """
 
 from __future__ import annotations

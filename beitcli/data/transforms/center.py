@@ -33,8 +33,8 @@ def center_box(
         rounds_down: Rounds the offset as transformers does.
         as_timm: Rounds the sides as timm does for crops that are not square.
     """
-    wanted = height_and_width(size)
-    covered = [(max(to, int(to / crop_pct)), side) for side, to in zip((height, width), wanted, strict=True)]
+    target = height_and_width(size)
+    covered = [(max(to, int(to / crop_pct)), side) for side, to in zip((height, width), target, strict=True)]
     numerator, denominator = max(covered, key=lambda pair: pair[0] / pair[1])  # the scale, exactly
 
     def span(side: int, to: int) -> tuple[float, float]:
@@ -42,7 +42,7 @@ def center_box(
         before = margin(resized, to, rounds_down)
         return before * side / resized, (before + to) * side / resized
 
-    (upper, lower), (left, right) = span(height, wanted[0]), span(width, wanted[1])
+    (upper, lower), (left, right) = span(height, target[0]), span(width, target[1])
     return left, upper, right, lower
 
 
