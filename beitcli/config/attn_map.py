@@ -56,6 +56,7 @@ class AttnMapConfig(Job):
         suffixes=(".png", ".html", ".npy", ".svg", ".pdf"),
     )
     overwrite: bool = overwrite_option()
+    preview: bool = option(False, "Draw the maps in the terminal, on stderr.", panel="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()
