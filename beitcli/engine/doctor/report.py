@@ -110,14 +110,17 @@ class Diagnosis:
         for group in self.copies:
             splits = [self.split_of(member) for member in group.members]
             seen: set[tuple[int, bytes]] = set()  # a group of near ones may hold equal ones
-            for place, (member, split) in enumerate(zip(group.members, splits, strict=True)):
+            earlier: set[int] = set()
+            last = max(splits)
+            for member, split in zip(group.members, splits, strict=True):
                 key = (split, pixels[member].tobytes())
                 if key in seen:
                     dropped["duplicates"].add(member)
-                elif split in splits[:place]:
+                elif split in earlier:
                     dropped["near-duplicates"].add(member)
                 seen.add(key)
-                if any(later > split for later in splits):
+                earlier.add(split)
+                if last > split:
                     dropped["overlap"].add(member)
         return dropped
 
