@@ -81,10 +81,14 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
             with immediate_stop_on_signal():
                 if place is not None:
                     console.muted = place.rank > 0
-                    flags |= {"resume": True} if place.restarts and "resume" in settings else {}
-                resolved: Resolved[Any] = resolve(
-                    command.config, flags, environ=os.environ, known_elsewhere=known_settings
-                )
+
+                def resolved_of(further: dict[str, Any]) -> Resolved[Any]:
+                    known = known_settings
+                    return resolve(command.config, flags | further, environ=os.environ, known_elsewhere=known)
+
+                resolved = resolved_of({})
+                if place is not None and place.restarts and processes.goes_on(resolved.config):
+                    resolved = resolved_of({"resume": True})
                 if resolved.notes:
                     from beitcli.engine.events import Warned
 
