@@ -27,8 +27,8 @@ def test_rows_have_four_decimals_thousands_at_the_right_and_empty_cells() -> Non
         {"run_name": "c\x1b[2Jd", "step": 12000, "top1": None, "resumed": False},
     ]
     assert shown(rows_table(rows)) == [
-        "run name    step    top1  resumed",
-        "a[b]              0.2500  yes",
+        "run name     step    top1  resumed",
+        "a[b]               0.2500  yes",
         "c\\x1b[2Jd  12,000          no",
     ]
     assert shown(rows_table(rows, "Two runs"))[0] == "Two runs"
