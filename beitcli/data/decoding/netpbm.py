@@ -42,4 +42,4 @@ def sample_bits(data: bytes) -> int:
 
 def _tile(data: bytes) -> Any:
     """Returns where the pixels of a file begin, and how Pillow reads them, which a loaded image has forgotten."""
-    return Image.open(BytesIO(data), formats=("PPM",)).tile[0]  # type: ignore[attr-defined]
+    return Image.open(BytesIO(data), formats=("PPM",)).tile[0]
