@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from beitcli.config.fields import suggestion
 from beitcli.data.sources.format import Request
@@ -86,6 +86,15 @@ def are_split_folders(names: Sequence[str], holds_folders: Callable[[str], bool]
     are = [name.lower() in ("train", "val") or holds_folders(name) for name in names]
     splits = set(map(canonical, names))
     return "train" in splits or any(are) if len(splits) > 1 else bool(are) and all(are)
+
+
+def are_parts(names: Collection[str], split: str | None) -> bool:
+    """Whether subfolders in the layout of a dataset are its parts; a single one of any other name is its wrapper.
+
+    Args:
+        split: `--split`, which may have any name.
+    """
+    return len(names) > 1 or any(is_split(name) or name == split for name in names)
 
 
 def has_train_and_val(splits: Iterable[str | None]) -> bool:
