@@ -13,8 +13,8 @@ from beitcli.data.sources.detection import open_detection
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.errors import DataError
-from tests.helpers.coco_folder import save_rectangles
 from tests.data.sources.test_splits import ALL, make_folder, make_tar, names_of, picture
+from tests.helpers.coco_folder import save_rectangles
 
 FILES = [f"{split}/{name}/{split[0]}{name}.png" for split in ("train", "val", "test") for name in ("cat", "dog")]
 KINDS = [

@@ -1,4 +1,4 @@
-"""Wrappers: folders that hold nothing but one folder with the dataset, such as an unpacked `archive/dataset/train/...`."""
+"""Wrappers: folders that hold nothing but one folder with the dataset, as unpacked archives often have."""
 
 from __future__ import annotations
 
