@@ -12,13 +12,25 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitcli.config.bounds import UNBOUNDED, Bounds
 from beitcli.errors import UsageError
 
 Size = tuple[int, int]  # (H, W), in pixels or in patches
 _SIZE = re.compile(r"\s*([0-9]{1,9})\s*(?:[,x]\s*([0-9]{1,9})\s*)?")
+
+
+class Unused(NamedTuple):
+    """A value of another setting, `by`, with which a setting has no effect.
+
+    Attributes:
+        instead: What has that effect there, such as `--set width=N`; empty if nothing has.
+    """
+
+    by: str
+    value: str
+    instead: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +49,7 @@ class Option:
         example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
-        unused: Pairs of another setting and a value of it with which this one has no effect, so is refused.
+        unused: Values of other settings with which this one has no effect, so is refused.
         is_cache: Whether it names a folder that is written to beside the output; only the command line, the
             environment and Python may, as a settings file may be a stranger's.
         keyed: Whether the items of a list are NAME=VALUE, of which a layer replaces only those that it names.
@@ -63,7 +75,7 @@ class Option:
     keyed: bool = False
     is_cache: bool = False
     suffixes: tuple[str, ...] = ()
-    unused: tuple[tuple[str, str], ...] = ()
+    unused: tuple[Unused, ...] = ()
 
 
 def option(

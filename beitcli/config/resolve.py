@@ -266,11 +266,12 @@ def _refuse_unused(
             if as_it_was:
                 continue
             given = f"{name} in {config.config}" if layer == "file" else setting.flag
-            for other, chosen in setting.option.unused:
-                if value and getattr(config, other) == chosen:
+            for by, chosen, instead in setting.option.unused:
+                if value and getattr(config, by) == chosen:
+                    other = f"another {settings[by].flag}"
                     raise UsageError(
-                        f"{given} has no effect with {settings[other].flag} {chosen}.",
-                        f"Leave it out, or give another {settings[other].flag}.",
+                        f"{given} has no effect with {settings[by].flag} {chosen}.",
+                        f"Give {instead}, or {other}." if instead else f"Leave it out, or give {other}.",
                     )
             if setting.belongs_to(task):
                 continue
