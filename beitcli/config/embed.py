@@ -70,9 +70,9 @@ class EmbedConfig(ModelInputs, Launched):
         if self.resume and self.output == "-":
             raise UsageError("--resume has no file to go on with.", "Give -o FILE.")
 
-    def _require_suffix(self, known: tuple[str, ...]) -> None:
-        if self.output != "-" and not self.output.lower().endswith(known):
-            hint = f"Use one of {', '.join(known)}."
+    def _require_suffix(self, suffixes: tuple[str, ...]) -> None:
+        if self.output != "-" and not self.output.lower().endswith(suffixes):
+            hint = f"Use one of {', '.join(suffixes)}."
             if self.output.lower().endswith(SHEET_SUFFIXES):
                 hint = f"A picture shows the neighbours of an image: give --query IMAGE. {hint}"
             raise UsageError(f"-o '{self.output}' has no suffix that is known here.", hint)

@@ -175,13 +175,13 @@ def check_bounds(config: Any) -> None:
                 setting.option.bounds.require(setting.flag, each)
 
 
-def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+def suggestion(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     """Returns `Did you mean 'x'?`, or an empty string.
 
     Args:
-        prefix: Common prefix of the known words, for the output; it is not compared.
+        prefix: Common prefix of the candidates, for the output; it is not compared.
     """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f"Did you mean '{prefix}{close[0]}'?" if close else ""
 
 
@@ -236,10 +236,10 @@ def _size(setting: Setting, value: Any, origin: str) -> Size:
 
 
 def _scalar(kind: type, value: Any, origin: str) -> Any:
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    wrong = UsageError(f"{origin} is {value!r}; {wanted} is needed.", f"Give {wanted}.")
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    wrong = UsageError(f"{origin} is {value!r}; {expected} is needed.", f"Give {expected}.")
     if kind in (int, float) and isinstance(value, str) and value.startswith("--"):
-        wrong = UsageError(f"{origin} needs a value; '{value}' follows it.", f"Give {wanted}.")
+        wrong = UsageError(f"{origin} needs a value; '{value}' follows it.", f"Give {expected}.")
     if kind is bool:
         if isinstance(value, bool):
             return value
