@@ -28,6 +28,7 @@ from beitcli.runtime.weight_files.stand_ins import CalledError, stand_in
 
 _MOST_FOREIGN, _MOST_ITEMS = 500, 8  # foreign classes in a file, and those of them that are containers
 _TRUST = "Ask the publisher for safetensors, or convert the file on a machine where you may trust it."
+_OPTIMIZER_STATES = "_optim_states.pt"  # DeepSpeed's, with classes of its own
 _PLAIN = "Give the weights in floating point, each number stored (tensor.dequantize(), tensor.to_dense())."
 _AGAIN = "Download it again; where it still fails, ask the publisher for safetensors."
 _ARRAYS = (
@@ -217,6 +218,11 @@ def refuse_pickle_in_text(path: Path) -> None:
 
 
 def _not_loaded(path: Path, name: str) -> StorageError:
+    if path.name.endswith(_OPTIMIZER_STATES):
+        return StorageError(
+            f"'{path}' holds the state of DeepSpeed's optimizer and no model.",
+            "Give mp_rank_00_model_states.pt beside it, or the folder.",
+        )
     return StorageError(
         f"'{path}' is not loaded: its pickle asks for `{one_line(name)}`, which is no tensor and could run anything.",
         _TRUST,

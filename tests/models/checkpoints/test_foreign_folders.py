@@ -102,6 +102,14 @@ def test_shards_of_one_tag_of_deepspeed_are_joined_by_the_script_beside_its_fold
     assert command_in(refused(shard.parent).hint) == [*run, "--tag", "step 5"]
 
 
+def test_optimizer_states_of_deepspeed_name_the_model_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"optimizer_state_dict": {"slices": [ast.Load()]}}, path)  # a class that torch's guard refuses
+    failure = refused(path)
+    assert "optimizer and no model" in failure.message
+    assert "mp_rank_00_model_states.pt" in failure.hint
+
+
 def command_in(hint: str) -> list[str]:
     return shlex.split(hint.partition("`")[2].partition("`")[0])
 
