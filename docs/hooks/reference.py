@@ -8,7 +8,7 @@ reference/all-recipes.md every recipe, with its source and the settings it makes
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -96,7 +96,7 @@ def _index() -> Iterator[str]:
 
 def _command(command: Command) -> Iterator[str]:
     yield from (f"# beit {command.name}", "", _text(command.summary), "")
-    yield from ("```sh", *command.examples, "```", "")
+    yield from ("```sh", *map(_example, command.examples), "```", "")
     if command.about:
         yield from (_text(command.about), "")
     settings = list(settings_of(command.config).values())
@@ -115,20 +115,29 @@ def _command(command: Command) -> Iterator[str]:
         yield from _fields(report)
 
 
+def _example(line: str) -> str:
+    """Makes the remark of an example a comment of the shell."""
+    command, _, remark = line.partition("     ")
+    return f"{command}  # {remark.strip()}" if remark else command
+
+
 def _row(setting: Setting) -> tuple[str, str, str, str]:
-    flags = ", ".join(f"`{part}`" for flag in setting.option.flags or (setting.flag,) for part in flag.split("/"))
-    values = ", ".join(f"`{choice}`" for choice in setting.choices)
-    value = values or ("" if setting.kind is bool else f"`{setting.option.metavar or KINDS.get(setting.kind, 'TEXT')}`")
+    flags = [part for flag in setting.option.flags or (setting.flag,) for part in flag.split("/")]
+    named = (setting.option.metavar or KINDS.get(setting.kind, "TEXT")).split("|")
+    values = [] if setting.kind is bool else setting.choices or named
     plain = setting.plain(setting.default)
-    default = "" if plain is None or plain is False or plain == () else f"`{plain}`"
-    return flags, value, _text(setting.help), default
+    default = [] if plain is None or plain is False or plain == () else [plain]
+    return _codes(flags), _codes(values), _text(setting.help), _codes(default)
 
 
 def _fields(report: type) -> Iterator[str]:
     described = (inspect.getdoc(report) or "").partition("\n")[0]
     yield from (f"## JSON: {report.__name__}", "", _text(described), "")
     notes = _attributes(report)
-    rows = [(f"`{each.name}`", f"`{each.type}`", _text(notes.get(each.name, ""))) for each in fields(report)]
+    rows = [
+        (f"`{each.name}`", _codes(str(each.type).split(" | "), " or "), _text(notes.get(each.name, "")))
+        for each in fields(report)
+    ]
     yield from _table(("field", "type", "meaning"), rows)
 
 
@@ -161,6 +170,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
     yield ""
+
+
+def _codes(words: Iterable[object], between: str = ", ") -> str:
+    return between.join(f"`{word}`" for word in words)
 
 
 def _text(text: str) -> str:
