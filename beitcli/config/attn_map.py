@@ -24,7 +24,11 @@ class AttnMapConfig(Job):
         (), "Reference point in pixels of the upright image; repeatable.", panel="Options", metavar="X,Y"
     )
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
-    layer: int = option(-1, "Block to look into, from 0; -1 is the last.", panel="Options")
+    layer: int = option(
+        -1,
+        "Block to look into, from 0 (`embed` and `eval` count from 1, so its 8 is their 9); -1 is the last.",
+        panel="Options",
+    )
     head: str = option(
         "mean", "mean, all, the number of a head, or rollout: the layers up to --layer, multiplied.", panel="Options"
     )
