@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import UsageError
+from beitcli.runtime.compute.device import tf32_disabled
 
 _EPSILON = 1e-5
 _KMEANS_ROUNDS = 10
@@ -63,10 +64,12 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """(..., D) to (...) int64."""
+        """(..., D) to (...) int64, compared in fp32 whatever the precision around it: a nearest code is by a hair."""
         flat = self.prepared(vectors.flatten(0, -2).float())
         parts = flat.split(max(1, _MOST_SCORES // len(self.codebook)))
-        return torch.cat([self._scores(part).argmax(dim=1) for part in parts]).view(vectors.shape[:-1])
+        with torch.autocast(flat.device.type, enabled=False), tf32_disabled(flat.device):
+            codes = [self._scores(part).argmax(dim=1) for part in parts]
+        return torch.cat(codes).view(vectors.shape[:-1])
 
     def _scores(self, prepared: Tensor) -> Tensor:
         """(n, D) to (n, V), the largest for the nearest code."""
