@@ -204,14 +204,15 @@ class FiniteScalarQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, total: Tensor, squares: Tensor, number: Tensor, decay: float) -> None:
-        """One step of the moving averages.
+        """One step of the moving averages. Totals that are not finite change nothing, and nothing waits for the device.
 
         Args:
             total: (d,) the sum of the step's vectors; `squares` (d,) that of their squares.
             number: How many there were.
         """
-        self.mean.lerp_(total / number, 1 - decay)
-        self.square.lerp_(squares / number, 1 - decay)
+        finite = torch.isfinite(total).all() & torch.isfinite(squares).all()
+        for average, now in ((self.mean, total / number), (self.square, squares / number)):
+            average.copy_(torch.where(finite, average.lerp(now, 1 - decay), average))
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """(..., d) to (...) int64."""

@@ -248,6 +248,20 @@ def test_the_grid_follows_mean_and_deviation():
     assert model.nearest(torch.tensor([[2.0, 0.0]])).tolist() == [2 + 2 * 5]  # the middle of both
 
 
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_the_grid_stays_where_totals_are_not_finite(bad):
+    """Such a step is skipped; averages that took it would be NaN for good, and every code the same."""
+    model = FiniteScalarQuantizer((5, 5))
+    vectors = torch.tensor([[1.0, -2.0], [3.0, 2.0]])
+    model.update(vectors.sum(0), vectors.square().sum(0), torch.tensor(2.0), 0.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    vectors[0, 1] = bad
+    model.update(vectors.sum(0), vectors.square().sum(0), torch.tensor(2.0), 0.5)
+    model.update(torch.ones(2), torch.tensor([bad, 1.0]).square(), torch.tensor(2.0), 0.5)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_the_gradient_of_the_grid_is_that_of_the_bounded_number():
     model = FiniteScalarQuantizer((5,))
     vectors = torch.tensor([[0.3]], requires_grad=True)
