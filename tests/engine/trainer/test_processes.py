@@ -218,10 +218,14 @@ def finetuning_mixed(data: Path, init: Path, out: Path, batch: int) -> list[obje
     ]  # fmt: skip
 
 
-def test_an_odd_batch_is_mixed_by_no_number_of_processes(labelled_folder, pretrained_run, tmp_path):
-    for size in (1, 2):
-        run_in(size, finetuning_mixed(labelled_folder, pretrained_run, tmp_path / str(size), 7))
-    assert_alike(tmp_path / "1", tmp_path / "2", 1e-4)
+def test_an_odd_batch_that_is_mixed_is_one_process_s_alone(labelled_folder, pretrained_run, tmp_path):
+    ended = in_processes(2, finetuning_mixed(labelled_folder, pretrained_run, tmp_path / "2", 7))
+    assert [each.code for each in ended] == [2, 2]
+    assert "which 2 processes cannot share of a batch of 7" in ended[0].err
+    for size, more in ((2, ("--mixup", 0, "--cutmix", 0)), (1, ())):
+        run_in(size, [*finetuning_mixed(labelled_folder, pretrained_run, tmp_path / str(size), 7), *more])
+    mixed, plain = ([line["loss"] for line in lines_of(tmp_path / size)] for size in "12")
+    assert max(abs(one - other) for one, other in zip(mixed, plain, strict=True)) > 1e-4
 
 
 def test_fewer_pairs_than_processes_are_not_mixed_but_refused(labelled_folder, pretrained_run, tmp_path):
