@@ -32,6 +32,7 @@ class SegmentationTask(FinetunedTask):
     """Semantic segmentation in the training loop."""
 
     kind = "segmenter"
+    least_micro_batch = 2  # batch norm over 1 x 1 bins has no variance of one image
     model: AnySegmenter
     averaged: AnySegmenter | None
     curve = "linear"

@@ -26,14 +26,14 @@ from beitcli.engine.trainer.divergence import DivergenceCheck
 from beitcli.engine.trainer.interval import Interval
 from beitcli.engine.trainer.lockstep import Lockstep
 from beitcli.engine.trainer.metric_log import MetricLog, make_writers
-from beitcli.engine.trainer.micro_batch import find_micro_batch_size
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
 from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.picture_stamps import changed_pictures
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
 from beitcli.engine.trainer.previews import PreviewWriter
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
-from beitcli.errors import BeitError, StorageError, UsageError
+from beitcli.errors import BeitError, StorageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
@@ -210,10 +210,7 @@ class _Loop:
                 self._prepare(tensors)
             skipped = optimizer_step(self.task, self.plan, tensors, self.compute, self.saver.scaler, self.interval.sums)
         except torch.OutOfMemoryError:
-            raise UsageError(
-                f"The device has not enough memory for {self.plan.micro_batch} images at once.",
-                f"Give --micro-batch {max(1, self.plan.micro_batch // 2)}; --batch-size stays as it is.",
-            ) from None
+            raise no_room(self.task, self.plan, self.compute.world) from None
         self.divergence.count(skipped)
 
     def _prepare(self, tensors: Tensors) -> None:

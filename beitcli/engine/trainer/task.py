@@ -71,6 +71,7 @@ class Task(ABC):
         model: The trained network; its weights are the checkpoint's model.safetensors.
         kind: Kind of the checkpoint, in its config.json.
         num_uniforms: Uniform random numbers per image that the loop adds as `uniforms` (B, num_uniforms); 0 for none.
+        least_micro_batch: Images that each forward pass of a step needs, those of all ranks together.
         takes_padding: Whether `loss` ignores the images of a micro-batch with `valid` (B,) False.
         compiled: Module of the forward pass; knows whether it is compiled.
         forward: `compiled` as training calls it, with gradients averaged over ranks.
@@ -83,6 +84,7 @@ class Task(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     num_uniforms: int = 0
+    least_micro_batch: int = 1
     takes_padding: bool = False
     compiled: CompiledModule | None = None
     attention: AttentionChoice | None = None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from beitcli.data.loading.batches import Batch
+from beitcli.engine.segmentation.task import SegmentationTask
 from beitcli.engine.trainer.dry_run import tried
-from beitcli.engine.trainer.micro_batch import find_micro_batch_size
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
+from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.runtime.compute.device import Compute
@@ -84,6 +87,43 @@ def test_the_largest_half_that_has_room_is_found_and_nothing_else_changes(batch,
     assert all(torch.equal(tensor, weights[name]) for name, tensor in task.model.state_dict().items())
     assert all(parameter.grad is None for parameter in task.model.parameters())
     assert not task.optimizer.state
+
+
+class Paired(Narrow):
+    """One whose batch norm has no variance of a single image."""
+
+    least_micro_batch = 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "room", "found"),
+    [(16, 1, 2), (8, 0, 2), (10, 3, 3), (7, 3, 3), (7, 2, 3), (3, 2, 3), (5, 1, 3), (2, 1, 2), (9, 100, 9)],
+)
+def test_no_forward_pass_gets_fewer_images_than_the_task_needs(batch, room, found):
+    asked = plan(batch)
+    chosen = find_micro_batch_size(Paired(room), asked, {"images": torch.randn(batch, 3)}, CPU)
+    assert chosen.micro_batch == found
+    assert min_micro_batch(chosen, CPU.world) >= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "micro", "way_out"),
+    [
+        (Narrow, 16, 16, "Give --micro-batch 8;"),
+        (Narrow, 16, 1, "smaller images"),
+        (Paired, 16, 2, "smaller images"),
+        (Paired, 7, 4, "Give --micro-batch 3;"),
+        (Paired, 3, 3, "smaller images"),
+    ],
+)
+def test_a_step_without_room_names_a_micro_batch_that_works(kind, batch, micro, way_out):
+    error = no_room(kind(0), replace(plan(batch), micro_batch=micro), CPU.world)
+    assert f"memory for {micro} image{'s' if micro > 1 else ''} at once" in error.message
+    assert way_out in error.hint
+
+
+def test_segmentation_needs_two_images():
+    assert SegmentationTask.least_micro_batch == 2
 
 
 def test_several_processes_keep_the_plan_s_and_try_nothing():
