@@ -132,7 +132,7 @@ class TokenizerTask(Task):
         perplexity and share of the most frequent code; the metrics of the kind.
         """
         model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
-        workers = choose_workers(self.config.workers, compute.device, world.local_size)
+        workers = choose_workers(self.config.workers, compute.device, world)
         counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
         parts: list[dict[str, float]] = []  # sums per batch
         grid = (size // model.downsample, size // model.downsample)

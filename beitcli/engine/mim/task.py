@@ -182,7 +182,7 @@ class PretrainTask(Task):
             self.held_out,
             CachedTokenTransform(transform, self.token_cache.cache) if self.token_cache else transform,
             batch_size=at_once,
-            workers=choose_workers(self.config.workers, self.compute.device, world.local_size),
+            workers=choose_workers(self.config.workers, self.compute.device, world),
             masking=masking,
             share=(world.rank, world.size),
         )

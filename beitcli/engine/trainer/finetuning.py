@@ -158,7 +158,7 @@ class FinetunedTask(EMATask):
 
     def batching(self, batch_size: int, check_stop: Callable[[], None]) -> Batching:
         """Batches of the validation images."""
-        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world)
         return Batching(self.compute, batch_size, workers, check_stop=check_stop)
 
     def refuse_bad(self, bad: list[Bad]) -> None:
