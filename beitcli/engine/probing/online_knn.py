@@ -60,10 +60,14 @@ class OnlineProbe:
         intensity: IntensityRange = FULL,
     ) -> None:
         self.normalization, self.compute = normalization, compute
-        train, val = _parts(reference, size, seed, intensity, on_event)
+
+        def read() -> tuple[tuple[Source, Part], tuple[Source, Part]]:
+            train, val = _parts(reference, size, seed, intensity, on_event)
+            return (train, _read(train, size)), (val, _read(val, size))
+
+        (train, self.train), (val, self.val) = compute.world.rank_zero_first(read)  # which downloads, where need be
         self.classes = train.classes or ()
         column = {name: number for number, name in enumerate(self.classes)}
-        self.train, self.val = _read(train, size), _read(val, size)
         to_train = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
         self.targets = torch.from_numpy(to_train[self.val[1]])
         on_event(Note(f"Probe, to watch only: {len(self.targets)} images by {len(self.train[1])} of '{reference}'"))

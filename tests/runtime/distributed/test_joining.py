@@ -47,6 +47,7 @@ def test_bound_processes_have_the_workers_of_all_their_cores(bound, workers):
         os.sched_getaffinity = lambda pid: set(range(8 * rank, 8 * rank + 8) if bound else range(8))
         world = join(torch.device("cpu"), 1, 30)
         print(choose_workers(-1, torch.device("cuda"), world))
+        world.gather(None)  # none leaves before the others
         shutdown()
 
     assert [(each.code, each.out) for each in in_group(2, work)] == [(0, f"{workers}\n")] * 2
