@@ -94,6 +94,12 @@ class DistributedContext:
             dist.all_reduce(tensor)
         return tensor
 
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives all ranks the bits of rank 0's tensors, in place, on their device."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
     @torch.no_grad()
     def all_reduce_weighted_mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
         """Returns the weighted mean of a tensor over ranks, detached."""
