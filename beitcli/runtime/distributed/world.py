@@ -282,11 +282,10 @@ def parallel(
     if world.size == 1:
         return model
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # strides of sides of 1, which are arbitrary
-    device = next(model.parameters()).device
+    # No `device_ids`: DDP would move the seeds of CPU generators to the device, and reading them would wait for it.
     # No `static_graph`, which is incompatible with `no_sync`: only the last micro-batch of a step reduces gradients.
-    ids = [device.index] if device.type == "cuda" else None
     shared = DistributedDataParallel(  # gradients as views of their buckets take half the memory
-        model, device_ids=ids, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+        model, find_unused_parameters=not all_used, gradient_as_bucket_view=True
     )
     shared.broadcast_buffers = False  # constant, or equal on all ranks; torch 2.14 has renamed the argument
     if compression == "bf16":
