@@ -26,8 +26,8 @@ from beitcli.engine.trainer.divergence import DivergenceCheck
 from beitcli.engine.trainer.interval import Interval
 from beitcli.engine.trainer.lockstep import Lockstep
 from beitcli.engine.trainer.metric_log import MetricLog, make_writers
-from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
-from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size, in_memory, no_room
+from beitcli.engine.trainer.optimizer_step import max_micro_batch, optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.picture_stamps import changed_pictures
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
@@ -158,6 +158,8 @@ class _Loop:
         self.state = stored.state
         if self.plan.finds_micro_batch and stored.micro_batch:  # not given: as before the stop, bit for bit
             self.plan = replace(self.plan, micro_batch=stored.micro_batch)
+        if stored.micro_batch:
+            self._limit_evaluation()
         if self.state.step < self.plan.steps:
             self.on_event(planned)
             if task.attention is not None:
@@ -222,8 +224,14 @@ class _Loop:
             self.on_event(Note(f"{task.name}: {self.plan.micro_batch} images fit on the device at once."))
         compile_ahead(task, self.plan, tensors, compute, self.on_event)
         self.is_prepared = True
+        self._limit_evaluation()
         self.interval.begin()
         self.seed_step()
+
+    def _limit_evaluation(self) -> None:
+        """Has no more images computed at once than a step of training does, on a GPU: no more are known to fit."""
+        if self.compute.device.type == "cuda":
+            self.task.fits = max_micro_batch(self.plan, self.compute.world)
 
     def training_metrics(self) -> dict[str, float]:
         """Returns the metrics of the interval and of the task, and the stall of the previous save."""
@@ -260,7 +268,12 @@ class _Loop:
         model.eval()
         try:
             with unsharded(model):
-                measured, watched = self.task.evaluate(self._check_stop), self.task.probe_metrics()
+                measured, watched = in_memory(
+                    lambda: (self.task.evaluate(self._check_stop), self.task.probe_metrics()),
+                    self.task,
+                    self.plan,
+                    self.compute,
+                )
                 drawn = self.previews.draw(self.state.step, self.on_event)
                 if drawn is not None:
                     self.metric_log.picture(self.state.step, "previews", drawn)

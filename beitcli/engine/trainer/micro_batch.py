@@ -1,8 +1,11 @@
-"""Finds the largest micro-batch that fits in device memory, by trial."""
+"""Finds how many images fit in device memory at once, by trial: those of a training step and of an evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +16,9 @@ from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.metric_text import counted
+
+Measured = TypeVar("Measured")
+_MOST_AT_ONCE = 128  # images that any evaluation computes at once
 
 
 def find_micro_batch_size(task: Task, plan: Plan, tensors: Tensors, compute: Compute) -> Plan:
@@ -66,3 +72,20 @@ def no_room(task: Task, plan: Plan, world: DistributedContext) -> UsageError:
         if fewer is None
         else f"Give --micro-batch {fewer}; --batch-size stays as it is.",
     )
+
+
+def in_memory(measure: Callable[[], Measured], task: Task, plan: Plan, compute: Compute) -> Measured:
+    """Calls an evaluation of the task; again with half the images `at_once` as long as they do not fit on the device.
+
+    Raises:
+        UsageError: A single one does not fit; or there are other ranks, which wait for this one in the evaluation.
+    """
+    while True:
+        with suppress(torch.OutOfMemoryError):
+            return measure()
+        tried_at_once = task.fits or _MOST_AT_ONCE
+        if tried_at_once == 1 or compute.world.size > 1:
+            raise no_room(task, replace(plan, micro_batch=tried_at_once), compute.world)
+        task.fits = tried_at_once // 2
+        if compute.device.type == "cuda":
+            torch.cuda.empty_cache()  # of what the attempt had allocated

@@ -39,6 +39,12 @@ def num_micro_batches(plan: Plan, world: DistributedContext) -> int:
     return min(-(-max(parts) // plan.micro_batch), min(parts))
 
 
+def max_micro_batch(plan: Plan, world: DistributedContext) -> int:
+    """Returns the number of images in the largest forward pass that a rank does in a step."""
+    parts = [len(rank_indices(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    return -(-max(parts) // num_micro_batches(plan, world))
+
+
 def min_micro_batch(plan: Plan, world: DistributedContext) -> int:
     """Returns the number of images in the smallest forward pass of a step, summed over ranks."""
     number = num_micro_batches(plan, world)

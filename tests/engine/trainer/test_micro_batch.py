@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
 from beitcli.data.loading.batches import Batch
+from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.pretrain import pretrain
 from beitcli.engine.segmentation.task import SegmentationTask
 from beitcli.engine.trainer.dry_run import tried
-from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size, in_memory, no_room
 from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
+from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
@@ -120,6 +125,61 @@ def test_a_step_without_room_names_a_micro_batch_that_works(kind, batch, micro, 
     error = no_room(kind(0), replace(plan(batch), micro_batch=micro), CPU.world)
     assert f"memory for {micro} image{'s' if micro > 1 else ''} at once" in error.message
     assert way_out in error.hint
+
+
+@pytest.mark.parametrize(("known", "room", "tried"), [(None, 9, [128, 64, 32, 16, 8]), (6, 1, [6, 3, 1]), (4, 4, [4])])
+def test_an_evaluation_without_room_is_repeated_with_half_the_images(known, room, tried):
+    task, sizes = Narrow(room), []
+    task.fits = known
+
+    def measure() -> int:
+        sizes.append(task.at_once(128))
+        return int(task.loss({"images": torch.randn(sizes[-1], 3)})[0].isfinite())
+
+    assert in_memory(measure, task, plan(16), CPU) == 1
+    assert sizes == tried
+    assert task.at_once(2) == min(2, tried[-1])  # what evaluations to come compute at once
+
+
+def test_an_evaluation_for_which_one_image_is_too_much_or_that_others_wait_in_says_what_to_do():
+    def measure() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    task = Narrow(0)
+    with pytest.raises(UsageError, match="memory for 1 image at once") as caught:
+        in_memory(measure, task, plan(16), CPU)
+    assert "smaller images" in caught.value.hint
+    task.fits = 4
+    several = Compute(torch.device("cpu"), "fp32", world=DistributedContext(1, 2))
+    with pytest.raises(UsageError, match="memory for 4 images at once") as caught:
+        in_memory(measure, task, plan(16), several)
+    assert "Give --micro-batch 2;" in caught.value.hint
+
+
+def narrow(compute):
+    def computed(task, batch):
+        if len(batch["images"]) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return compute(task, batch)
+
+    return computed
+
+
+def test_a_run_whose_evaluation_has_too_little_memory_ends_with_the_same_metrics(
+    tmp_path, labelled_folder, tokenizer_run, monkeypatch
+):
+    """The device holds two images; the other run computes all of them at once."""
+    flags = {
+        "recipe": "tiny", "data": [str(labelled_folder)], "tokenizer": str(tokenizer_run), "image_size": 32,
+        "num_masked": 6, "device": "cpu", "workers": 0, "steps": 2, "save_every": 1, "batch_size": 8,
+    }  # fmt: skip
+    reports = []
+    for name in ("whole", "halved"):
+        if name == "halved":
+            monkeypatch.setattr(PretrainTask, "forward_with_targets", narrow(PretrainTask.forward_with_targets))
+        reports.append(pretrain(resolve(PretrainConfig, flags | {"out": str(tmp_path / name)}).config))
+    assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-6)
+    assert reports[1].masked_accuracy == reports[0].masked_accuracy
 
 
 def test_segmentation_needs_two_images():
