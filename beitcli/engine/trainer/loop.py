@@ -196,7 +196,8 @@ class _Loop:
             self.ledger.note([record for records in world.gather(self.interval.bad) for record in records])
 
     def seed_step(self) -> None:
-        torch.manual_seed(keyed_integer(self.plan.seed, "step", 0, self.state.step))
+        """Seeds what a network draws by itself (timm's drop path): other numbers on each rank, whose images differ."""
+        torch.manual_seed(keyed_integer(self.plan.seed, "step", self.compute.world.rank, self.state.step))
 
     def with_uniforms(self, tensors: Tensors) -> Tensors:
         """Adds the step's uniform random numbers (drop path, samplers) to the batch, if the task uses any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import drop
 
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files.reader import read_tensors
@@ -233,6 +235,36 @@ def test_fewer_pairs_than_processes_are_not_mixed_but_refused(labelled_folder, p
     assert [each.code for each in ended] == [2, 2, 2]
     assert "a batch of 4 has 2 for 3 processes" in ended[0].err
     run_in(1, finetuning_mixed(labelled_folder, pretrained_run, tmp_path / "run", 4))
+
+
+def test_timm_s_drop_path_strikes_out_other_images_in_each_process(labelled_folder, tmp_path):
+    """It draws from torch's global generator, which the loop seeds; the first process draws as a single one does."""
+
+    def tell(rank: int) -> None:
+        drawn = drop.drop_path
+
+        def told(x, rate=0.0, training=False, scale_by_keep=True):
+            state = torch.get_rng_state()
+            print("mask", torch.rand(8).tolist(), file=sys.stderr)
+            torch.set_rng_state(state)
+            return drawn(x, rate, training, scale_by_keep)
+
+        drop.drop_path = told
+
+    init = "timm/deit_tiny_distilled_patch16_224@random,patch_size=8,depth=2,embed_dim=24,num_heads=2"
+    masks = {}
+    for size in (1, 2):
+        words = [
+            "finetune", labelled_folder, "--recipe", "tiny", "--init", init, "--size", 32, "--steps", 1, "--batch-size",
+            8, "--drop-path", 0.5, "--device", "cpu", "--workers", 0, "--quiet", "--out", tmp_path / str(size),
+        ]  # fmt: skip
+        ended = in_processes(size, words, before=tell)
+        assert [each.code for each in ended] == [0] * size, ended
+        masks[size] = [[line for line in each.err.splitlines() if line.startswith("mask")] for each in ended]
+    first, second = masks[2]
+    assert masks[1][0][0] == first[0]
+    assert len(first) == len(second) > 0
+    assert not set(first) & set(second)
 
 
 def segmenting(data: Path, out: Path, *more: object) -> list[object]:
