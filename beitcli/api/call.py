@@ -82,10 +82,10 @@ def _require_possible(config: Job) -> None:
 
 def _flags(kind: type[Job], settings: dict[str, Any]) -> dict[str, Any]:
     """Converts settings to what `resolve` takes, with paths as str; raises UsageError for an unknown one."""
-    known = settings_of(kind)
+    all_settings = settings_of(kind)
     for name in settings:
-        if name not in known:
-            hint = suggestion(name, known) or f"Settings: {', '.join(known)}."
+        if name not in all_settings:
+            hint = suggestion(name, all_settings) or f"Settings: {', '.join(all_settings)}."
             raise UsageError(f"{kind.command} has no setting '{name}'.", hint)
     return {name: _plain(value) for name, value in settings.items()}
 

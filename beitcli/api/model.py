@@ -132,7 +132,7 @@ class Model:
 
         Args:
             images: n images.
-            layer: Block, from 1; -1 is the last.
+            layer: Block, from 1; -1 is the last. `attention` counts from 0.
             pool: `none` gives a feature of each patch.
             feature_norm: Whether each token is normed before pooling.
             batch_size: Images at once.
@@ -194,7 +194,7 @@ class Model:
         Args:
             image: One image.
             points: (x, y) in pixels of the upright image; default a 2 x 2 set.
-            layer: Block, from 0; -1 is the last.
+            layer: Block, from 0; -1 is the last. `embed` counts from 1.
             head: `mean`, `all` or a number.
 
         Returns:

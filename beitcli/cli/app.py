@@ -69,18 +69,18 @@ Examples:
   $ beit help --man | man -l -                    all commands and options as a manual page"""
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         sys.stdout.write(f"beit {__version__}\n")
         raise typer.Exit
 
 
-def _build(words: list[str], asked: set[str], own_options: bool) -> typer.Typer:
+def _build(words: list[str], requested: set[str], own_options: bool) -> typer.Typer:
     """Builds the typer app.
 
     Args:
         words: The command line, without the program's name.
-        asked: Names of the commands that get their parameters; building the parameters of all commands takes 40 ms.
+        requested: Names of the commands that get their parameters; building the parameters of all commands takes 40 ms.
         own_options: Whether to add typer's options of the program itself, for which typer imports pydantic (80 ms).
     """
     app = typer.Typer(
@@ -102,7 +102,7 @@ def _build(words: list[str], asked: set[str], own_options: bool) -> typer.Typer:
     ) -> None: ...
 
     for command in COMMANDS:
-        if command.name in asked:
+        if command.name in requested:
             register(app, command, {name for each in COMMANDS for name in settings_of(each.config)}, words)
         else:
             app.command(command.name, short_help=command.summary, rich_help_panel=command.panel)(_nothing)
@@ -150,9 +150,9 @@ def _run(arguments: list[str], console: CommandConsole) -> int:
     names = {command.name for command in COMMANDS}
     completing = COMPLETING in os.environ
     word = next((word for word in arguments if not word.startswith("-")), "")
-    asked = names if completing else names & {word}
-    own_options = completing or arguments[:1] != [word] or not asked
-    command = typer.main.get_command(_build(arguments, asked, own_options))
+    requested = names if completing else names & {word}
+    own_options = completing or arguments[:1] != [word] or not requested
+    command = typer.main.get_command(_build(arguments, requested, own_options))
     asked_for_all = ALL in arguments and "--" not in arguments[: arguments.index(ALL)]
     arguments = ["--help" if asked_for_all and each == ALL else each for each in arguments]
     try:
@@ -184,8 +184,8 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
         option: str = error.option_name
         message = f"There is no option {option}" + (f" of `beit {name}`." if name in commands else ".")
         settings = settings_of(commands[name].config).values() if name in commands else ()
-        known = [part for s in settings for flag in s.option.flags or (s.flag,) for part in flag.split("/")]
-        hint = suggestion(option, [*known, "--json", "--quiet", "--debug", "--help", ALL])
+        flags = [part for s in settings for flag in s.option.flags or (s.flag,) for part in flag.split("/")]
+        hint = suggestion(option, [*flags, "--json", "--quiet", "--debug", "--help", ALL])
         return UsageError(message, f"{hint} {help_line}".strip())
     if message.startswith("No such command") and name:
         hint = suggestion(name, commands)

@@ -29,6 +29,8 @@ def completer(command: str, setting: Setting) -> Callable[[str], list[str]] | No
         )
     if setting.name == "recipe":
         return _among(lambda: recipe_names(command))
+    if setting.name == "pretrain_recipe":
+        return _among(lambda: recipe_names("pretrain"))
     if setting.name == "tokenizer_recipe":
         return _among(lambda: recipe_names("train-tokenizer"))
     if how.suffixes:

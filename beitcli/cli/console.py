@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from beitcli.cli.progress import LiveProgress, PlainLines, held_out_line
 from beitcli.cli.streams import Stderr, write_stdout
-from beitcli.cli.tables import table_title
+from beitcli.cli.tables import comparison_table, facts_table, rows_table
 from beitcli.errors import BeitError, Stopped, StorageError
 from beitcli.escaping import terminal, terminal_line
 from beitcli.runtime.storage.safe_json import dump_json
@@ -139,12 +139,10 @@ class CommandConsole:
         if self.wants_json:
             self.print_json(report)
             return
-        self._print(_table(to_dict(report)))
+        self._print(facts_table(to_dict(report)))
 
     def print_comparison(self, reports: Sequence[Any]) -> None:
         """Prints the metrics of one model, or those of several models as one table or one JSON array."""
-        from beitcli.cli.tables import comparison_table, rows_table
-
         plain = [to_dict(report) for report in reports]
         tables = {name: value for name, value in plain[0].items() if _is_rows(value)}
         self._end_bar()
@@ -153,15 +151,15 @@ class CommandConsole:
         elif len(plain) > 1:
             self._print(comparison_table(plain, "model"))
         else:
-            self._print(_table({name: value for name, value in plain[0].items() if name not in tables}))
+            self._print(facts_table({name: value for name, value in plain[0].items() if name not in tables}))
             for name, rows in tables.items():
-                self._print(comparison_table(rows, "layer") if name == "layers" else rows_table(name, rows))
+                self._print(
+                    comparison_table(rows, "layer") if name == "layers" else rows_table(rows, name.replace("_", " "))
+                )
 
     def print_rows(self, rows: Sequence[dict[str, Any]]) -> None:
         """Prints a table of one kind of thing, a row each, for a terminal."""
-        from beitcli.cli.tables import listing
-
-        self._print(listing(rows))
+        self._print(rows_table(rows))
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""
@@ -176,7 +174,7 @@ class CommandConsole:
         """Prints rows as a table on stderr."""
         if not self.quiet and not self.muted:
             self._end_bar()
-            self.console.print(_table(rows, title))
+            self.console.print(facts_table(rows, title))
 
     # Events
 
@@ -200,7 +198,8 @@ class CommandConsole:
             self.table(event.rows, event.title)
         elif isinstance(event, events.Tabulated):
             self._end_bar()
-            self.console.print(_columns(event.title, event.columns, event.rows))
+            rows = [dict(zip(event.columns, row, strict=True)) for row in event.rows]
+            self.console.print(rows_table(rows, event.title))
         elif isinstance(event, events.Saved):
             waited = f"; training waited {event.stall:.2g} s for it" if event.stall >= _LONG_STALL else ""
             self._say(f"saved step {event.step:,}{waited}", "dim")
@@ -265,39 +264,6 @@ def to_dict(report: Any) -> dict[str, Any]:
     return plain | plain.pop("further", {})
 
 
-def _table(rows: dict[str, Any], title: str = "") -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=table_title(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column()
-    for name, value in rows.items():
-        if value is None:
-            continue
-        table.add_row(Text(terminal_line(name.replace("_", " "))), Text(terminal(_text(value))))
-    return table
-
-
 def _is_rows(value: Any) -> bool:
     """Whether a field of a report is a table of its own."""
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):  # one metric per class
-        return ", ".join(f"{name} {'-' if each is None else _text(each)}" for name, each in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _columns(title: str, columns: tuple[str, ...], rows: tuple[tuple[str | float, ...], ...]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=table_title(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for number, name in enumerate(columns):
-        table.add_column(Text(terminal_line(name)), justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        shown = [f"{v:.4f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row]
-        table.add_row(*(Text(terminal_line(each)) for each in shown))
-    return table

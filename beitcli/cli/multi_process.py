@@ -73,6 +73,11 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
     return True
 
 
+def goes_on(config: Launched) -> bool:
+    """Whether a restarted job resumes what is there; one that replaces an older file begins anew."""
+    return hasattr(config, "resume") and not getattr(config, "overwrite", False)
+
+
 def tell_restart(place: RankInfo, config: Launched, console: CommandConsole) -> None:
     """Warns that the job was restarted, and names the cause.
 

@@ -81,10 +81,14 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
             with immediate_stop_on_signal():
                 if place is not None:
                     console.muted = place.rank > 0
-                    flags |= {"resume": True} if place.restarts and "resume" in settings else {}
-                resolved: Resolved[Any] = resolve(
-                    command.config, flags, environ=os.environ, known_elsewhere=known_settings
-                )
+
+                def resolved_of(further: dict[str, Any]) -> Resolved[Any]:
+                    known = known_settings
+                    return resolve(command.config, flags | further, environ=os.environ, known_elsewhere=known)
+
+                resolved = resolved_of({})
+                if place is not None and place.restarts and processes.goes_on(resolved.config):
+                    resolved = resolved_of({"resume": True})
                 if resolved.notes:
                     from beitcli.engine.events import Warned
 
@@ -106,10 +110,10 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
         finally:
             console.close()
 
-    asked = _asked(settings, words)
-    recipe = _recipe(command, settings, asked)
-    of_recipe = recipe_settings(command.config, settings, recipe, asked) if recipe else {}
-    task = _task(settings, of_recipe | asked)
+    given_options = _given_options(settings, words)
+    recipe = _recipe(command, settings, given_options)
+    of_recipe = recipe_settings(command.config, settings, recipe, given_options) if recipe else {}
+    task = _task(settings, of_recipe | given_options)
     shows_help = not _HELP.isdisjoint(words)  # otherwise all are visible: for completion and errors
     hides = task is not None and shows_help
     fewer = [
@@ -140,7 +144,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
     )(callback)
 
 
-def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
+def _given_options(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
     """Finds the options that the help depends on: typer prints the help before it parses the rest."""
     found = {}
     for name in {"recipe", "task", "init"} & settings.keys():
@@ -151,12 +155,12 @@ def _asked(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
     return found
 
 
-def _recipe(command: Command, settings: dict[str, Setting], asked: dict[str, str]) -> str:
+def _recipe(command: Command, settings: dict[str, Setting], given_options: dict[str, str]) -> str:
     """Returns the recipe whose values the help shows; empty for a command without recipes."""
     if "recipe" not in settings:
         return ""
-    named = asked.get("recipe")
-    return named if named in recipe_names(command.name) else default_recipe(command.config, settings, asked)
+    named = given_options.get("recipe")
+    return named if named in recipe_names(command.name) else default_recipe(command.config, settings, given_options)
 
 
 def _task(settings: dict[str, Setting], values: dict[str, Any]) -> str | None:

@@ -55,8 +55,8 @@ def check_paths(config: Any) -> None:
 
 def _require_format(config: Any) -> None:
     setting, output = settings_of(type(config)).get("output"), getattr(config, "output", None)
-    known = setting.option.suffixes if setting is not None else ()
-    if not output or not known or output.lower().endswith(known) or isinstance(config, EmbedConfig):
+    suffixes = setting.option.suffixes if setting is not None else ()
+    if not output or not suffixes or output.lower().endswith(suffixes) or isinstance(config, EmbedConfig):
         return
     if isinstance(config, TokenizeConfig):
         if output != "-" and not config.decode and not config.stats:
@@ -66,15 +66,15 @@ def _require_format(config: Any) -> None:
     elif output != "-" or isinstance(config, AttnMapConfig):
         from beitcli.engine.io.outputs import require_known_format
 
-        require_known_format(output, known)
+        require_known_format(output, suffixes)
 
 
 def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
-    known = (*_WORDS, *words())
+    reserved = (*_WORDS, *words())
     for reference in (each.partition("@random")[0] or each for each in references):
         remote = reference.startswith(("hf://", "timm/", "~"))
         several = glob.has_magic(reference) or "{" in reference
-        if remote or several or reference in known or os.path.exists(reference) or is_data_word(reference):
+        if remote or several or reference in reserved or os.path.exists(reference) or is_data_word(reference):
             continue
         look(reference)
 

@@ -1,36 +1,62 @@
-"""Tables of metrics: one row per layer or per model, the best value of each column in bold."""
+"""Every table that a command prints: facts, a row each, or rows of one kind; one look, and one form of each number.
+
+Columns of numbers stand at the right and are never wrapped, nor are columns of short texts. In a column a float has
+four decimals, beside a name four digits, so that numbers below one another compare.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from beitcli.escaping import terminal_line
+from beitcli.escaping import terminal, terminal_line
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
 _SHORT = 24  # characters of a cell that is never wrapped
+_NAME_STYLE = "cyan"
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
 _UNRANKED = ("deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
 
 
-def table_title(title: str) -> Text | None:
-    """Returns a title whose text is shown as it is; None for an empty one."""
+def facts_table(facts: Mapping[str, Any], title: str = "") -> Table:
+    """Builds a table of names and values; what is None is left out."""
     from rich.text import Text
 
-    return Text(terminal_line(title), style="table.title") if title else None
+    table = _table(title, show_header=False)
+    table.add_column(style=_NAME_STYLE, no_wrap=True)
+    table.add_column()
+    for name, value in facts.items():
+        if value is not None:
+            table.add_row(_name(name), Text(terminal(_fact(value))))
+    return table
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """Builds a table of things of one kind: a column per key of the first, and of None an empty cell."""
+    from rich.text import Text
+
+    table = _table(title)
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        texts = [_cell(value) for value in values]
+        is_number = any(_is_number(value) for value in values)
+        fits = is_number or max(map(len, texts)) <= _SHORT
+        table.add_column(_name(name), justify="right" if is_number else "left", no_wrap=fits, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(terminal_line(_cell(value))) for value in row.values()))
+    return table
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
-    """Builds a table with one row per model or layer. Every float of a row is a metric.
+    """Builds a table with one row per model or layer. Every float of a row is a metric, the best of each in bold.
 
     Args:
         first: The column that names a row.
     """
-    from rich.table import Table
     from rich.text import Text
 
     metrics = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
@@ -40,51 +66,58 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
         for name in metrics
         if name not in _UNRANKED
     }
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    table.add_column(first)
+    table = _table()
+    table.add_column(_name(first))
     for name in (*metrics, *facts):
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+        table.add_column(_name(name), justify="right", no_wrap=True)
     for row in rows:
+        named = Text(terminal_line(str(row[first])))
         if "error" in row:
-            table.add_row(Text(terminal_line(str(row[first]))), Text("failed", style="red"))
+            table.add_row(named, Text("failed", style="red"))
             continue
-        there = [row.get(name) if isinstance(row.get(name), float) else None for name in metrics]
+        there = {name: row[name] for name in metrics if isinstance(row.get(name), float)}
         cells = [
-            "" if value is None else Text(f"{value:.4f}", style="bold" if value == best.get(name) else "")
-            for name, value in zip(metrics, there, strict=True)
+            Text(_cell(there.get(name)), style="bold" if name in there and there[name] == best.get(name) else "")
+            for name in metrics
         ]
-        table.add_row(
-            Text(terminal_line(str(row[first]))), *cells, *(f"{row[name]:,}" if name in row else "" for name in facts)
-        )
+        table.add_row(named, *cells, *(_cell(row.get(name)) for name in facts))
     return table
 
 
-def rows_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Builds a table of one part of a report: a column per key, texts at the left; what is None stays empty."""
+def _table(title: str = "", *, show_header: bool = True) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=table_title(title.replace("_", " ")), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name, value in rows[0].items():
-        justify: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
-        table.add_column(Text(terminal_line(name.replace("_", " "))), justify=justify, no_wrap=True)
-    for row in rows:
-        cells = ["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()]
-        table.add_row(*(Text(terminal_line(cell)) for cell in cells))
-    return table
+    above = Text(terminal_line(title), style="table.title") if title else None
+    return Table(
+        title=above,
+        title_justify="left",
+        show_header=show_header,
+        header_style=_NAME_STYLE,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
 
 
-def listing(rows: Sequence[dict[str, Any]]) -> Table:
-    """Builds a table of one kind of thing, a row each. Only columns with long cells wrap."""
-    from rich.table import Table
+def _name(name: str) -> Text:
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
-    shown = [{name: f"{v:,}" if isinstance(v, int) else str(v) for name, v in row.items()} for row in rows]
-    for name, value in rows[0].items():
-        longest = max(len(row[name]) for row in shown)
-        justify: Literal["left", "right"] = "right" if isinstance(value, int) else "left"
-        table.add_column(Text(name), justify=justify, no_wrap=longest <= _SHORT, overflow="fold")
-    for row in shown:
-        table.add_row(*(Text(terminal_line(each)) for each in row.values()))
-    return table
+    return Text(terminal_line(name.replace("_", " ")))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    """Writes a value of a column."""
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else _fact(value)
+
+
+def _fact(value: Any) -> str:
+    """Writes a value beside its name; of a dict, such as a metric per class, each entry."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {'-' if each is None else _fact(each)}" for name, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -24,7 +24,11 @@ class AttnMapConfig(Job):
         (), "Reference point in pixels of the upright image; repeatable.", panel="Options", metavar="X,Y"
     )
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
-    layer: int = option(-1, "Block to look into, from 0; -1 is the last.", panel="Options")
+    layer: int = option(
+        -1,
+        "Block to look into, from 0 (`embed` and `eval` count from 1, so its 8 is their 9); -1 is the last.",
+        panel="Options",
+    )
     head: str = option(
         "mean", "mean, all, the number of a head, or rollout: the layers up to --layer, multiplied.", panel="Options"
     )
@@ -56,6 +60,7 @@ class AttnMapConfig(Job):
         suffixes=(".png", ".html", ".npy", ".svg", ".pdf"),
     )
     overwrite: bool = overwrite_option()
+    preview: bool = option(False, "Draw the maps in the terminal, on stderr.", panel="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

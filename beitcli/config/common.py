@@ -118,6 +118,22 @@ class Launched(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelInputs:
+    """Options of commands that apply a model to each image of INPUT: `embed` and `predict`."""
+
+    split: str | None = option(None, "Split to read, where the data has splits; default val.", panel="Data")
+    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
+    size: tuple[int, int] | None = option(
+        None,
+        "The images in pixels: a square's side, or height and width; default the model's own.",
+        panel="Options",
+        ge=1,
+    )
+    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training(Launched):
     """Settings of every training command."""
 

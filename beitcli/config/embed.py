@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Launched, overwrite_option
+from beitcli.config.common import MODEL_HELP, Launched, ModelInputs, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
@@ -19,15 +19,14 @@ def _inputs_help() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(Launched):
+class EmbedConfig(ModelInputs, Launched):
     command: ClassVar[str] = "embed"
     model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     inputs: tuple[str, ...] = option((), _inputs_help, argument=True, required=True, panel="Data", metavar="INPUT")
-    split: str | None = option(None, "Split to read, where the data has splits; default val.", panel="Data")
-    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
-    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     layer: int = option(
-        -1, "Block whose output is taken, from 1 as in the paper and in `eval`; -1 is the last.", panel="Features"
+        -1,
+        "Block whose output is taken, from 1 as in the paper and in `eval` (`attn-map` counts from 0); -1 is the last.",
+        panel="Features",
     )
     pool: Literal["mean", "cls", "cls+mean", "none"] = option(
         "mean",
@@ -41,13 +40,6 @@ class EmbedConfig(Launched):
         flags=("--feature-norm/--no-feature-norm",),
     )
     dtype: Literal["float32", "float16"] = option("float32", "Numbers in the file; .jsonl has text.", panel="Output")
-    size: tuple[int, int] | None = option(
-        None,
-        "The images in pixels: a square's side, or height and width; default the model's own.",
-        panel="Options",
-        ge=1,
-    )
-    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
     output: str = option(
         "-",
         "Where features go: .npy (paths beside it in .json), .parquet, .safetensors or .jsonl; - is stdout. With "
@@ -78,9 +70,9 @@ class EmbedConfig(Launched):
         if self.resume and self.output == "-":
             raise UsageError("--resume has no file to go on with.", "Give -o FILE.")
 
-    def _require_suffix(self, known: tuple[str, ...]) -> None:
-        if self.output != "-" and not self.output.lower().endswith(known):
-            hint = f"Use one of {', '.join(known)}."
+    def _require_suffix(self, suffixes: tuple[str, ...]) -> None:
+        if self.output != "-" and not self.output.lower().endswith(suffixes):
+            hint = f"Use one of {', '.join(suffixes)}."
             if self.output.lower().endswith(SHEET_SUFFIXES):
                 hint = f"A picture shows the neighbours of an image: give --query IMAGE. {hint}"
             raise UsageError(f"-o '{self.output}' has no suffix that is known here.", hint)

@@ -42,7 +42,8 @@ class EvalConfig(Windows, Launched):
     )
     layer: str = option(
         "-1",
-        "knn, linear: the block whose output is probed, from 1 as in the paper, -1 the last; sweep: all, and the best.",
+        "knn, linear: the block whose output is probed, from 1 as in the paper and in `embed` (`attn-map` counts from "
+        "0), -1 the last; sweep: all, and the best.",
         panel="Probe",
         metavar="N|sweep",
     )

@@ -12,13 +12,25 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitcli.config.bounds import UNBOUNDED, Bounds
 from beitcli.errors import UsageError
 
 Size = tuple[int, int]  # (H, W), in pixels or in patches
 _SIZE = re.compile(r"\s*([0-9]{1,9})\s*(?:[,x]\s*([0-9]{1,9})\s*)?")
+
+
+class Unused(NamedTuple):
+    """A value of another setting, `by`, with which a setting has no effect.
+
+    Attributes:
+        instead: What has that effect there, such as `--set width=N`; empty if nothing has.
+    """
+
+    by: str
+    value: str
+    instead: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +49,7 @@ class Option:
         example: Example of a size, for the error message.
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
-        unused: Pairs of another setting and a value of it with which this one has no effect, so is refused.
+        unused: Values of other settings with which this one has no effect, so is refused.
         is_cache: Whether it names a folder that is written to beside the output; only the command line, the
             environment and Python may, as a settings file may be a stranger's.
         keyed: Whether the items of a list are NAME=VALUE, of which a layer replaces only those that it names.
@@ -63,7 +75,7 @@ class Option:
     keyed: bool = False
     is_cache: bool = False
     suffixes: tuple[str, ...] = ()
-    unused: tuple[tuple[str, str], ...] = ()
+    unused: tuple[Unused, ...] = ()
 
 
 def option(
@@ -163,13 +175,13 @@ def check_bounds(config: Any) -> None:
                 setting.option.bounds.require(setting.flag, each)
 
 
-def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+def suggestion(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     """Returns `Did you mean 'x'?`, or an empty string.
 
     Args:
-        prefix: Common prefix of the known words, for the output; it is not compared.
+        prefix: Common prefix of the candidates, for the output; it is not compared.
     """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f"Did you mean '{prefix}{close[0]}'?" if close else ""
 
 
@@ -224,10 +236,10 @@ def _size(setting: Setting, value: Any, origin: str) -> Size:
 
 
 def _scalar(kind: type, value: Any, origin: str) -> Any:
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    wrong = UsageError(f"{origin} is {value!r}; {wanted} is needed.", f"Give {wanted}.")
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    wrong = UsageError(f"{origin} is {value!r}; {expected} is needed.", f"Give {expected}.")
     if kind in (int, float) and isinstance(value, str) and value.startswith("--"):
-        wrong = UsageError(f"{origin} needs a value; '{value}' follows it.", f"Give {wanted}.")
+        wrong = UsageError(f"{origin} needs a value; '{value}' follows it.", f"Give {expected}.")
     if kind is bool:
         if isinstance(value, bool):
             return value

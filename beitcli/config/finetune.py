@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 from beitcli.config.architecture import require_size
 from beitcli.config.bounds import Bounds
 from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Sharded
-from beitcli.config.fields import option
+from beitcli.config.fields import Unused, option
 from beitcli.config.tasks import DEFAULT_TASK, TASKS, all_heads
 from beitcli.errors import UsageError
 
-_ONE_CLASS = (("problem", "multi-label"),)  # of settings for images of one class
+_ONE_CLASS = (Unused("problem", "multi-label"),)  # of settings for images of one class
 
 
 def _head_help() -> str:

@@ -20,10 +20,18 @@ class InspectConfig:
 class ExportConfig:
     command: ClassVar[str] = "export"
     model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
-    to: Literal["timm", "hf", "official"] = option(
-        "hf", "Whose layout: timm's, Hugging Face's, or the release's .pth.", panel="Output", required=True
+    to: Literal["timm", "hf", "official", "onnx"] = option(
+        "hf",
+        "Whose layout: timm's, Hugging Face's, the release's .pth, or an ONNX graph.",
+        panel="Output",
+        required=True,
     )
     output: str = option(
-        "", "Folder to make; new or empty.", panel="Output", required=True, flags=("-o", "--output"), metavar="DIR"
+        "",
+        "Folder to make; new or empty. For onnx also NAME.onnx, one file.",
+        panel="Output",
+        required=True,
+        flags=("-o", "--output"),
+        metavar="DIR",
     )
     overwrite: bool = overwrite_option()

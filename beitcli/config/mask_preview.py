@@ -20,6 +20,13 @@ class MaskPreviewConfig(Job):
     inputs: tuple[str, ...] = option((), data_help, argument=True, panel="Data", metavar="INPUT")
     split: str | None = option(None, "Split to read, where the data has splits; default train.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
+    pretrain_recipe: str | None = option(
+        None,
+        "The grid and masks of a recipe of `beit pretrain`, where --model does not say them.",
+        panel="Masking",
+        flags=("--recipe",),
+        metavar="NAME",
+    )
     masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
     ratio: float | None = option(
         None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking", gt=0, le=1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job, overwrite_option
+from beitcli.config.common import MODEL_HELP, Job, ModelInputs, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 
@@ -36,23 +36,13 @@ class Windows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(Windows, Job):
+class PredictConfig(ModelInputs, Windows, Job):
     command: ClassVar[str] = "predict"
     model: str = option(
         "", f"A finetuned model. {MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL"
     )
     inputs: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="INPUT")
-    split: str | None = option(None, "Split to read, where the data has splits; default val.", panel="Data")
-    nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
-    normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     top: int = option(5, "Best classes to list.", panel="Output", metavar="K", ge=1)
-    size: tuple[int, int] | None = option(
-        None,
-        "The images in pixels: a square's side, or height and width; default the model's own.",
-        panel="Options",
-        ge=1,
-    )
-    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
     score_threshold: float = option(
         0.5,
         "Least score of a detector's boxes, and of a multi-label classifier's labels (0-1).",

@@ -103,8 +103,8 @@ class Registry:
         Returns:
             The value; `default` if there is no such entry, source or assignment, or it is no literal.
         """
-        known = isinstance(name, str) and name in self._points  # `name` may come from a checkpoint
-        values = _assigned(self._points[name], attribute) if known else []
+        is_registered = isinstance(name, str) and name in self._points  # `name` may come from a checkpoint
+        values = _assigned(self._points[name], attribute) if is_registered else []
         return _literal(values[0], default) if values else default
 
     @cached_property

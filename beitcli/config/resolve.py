@@ -45,32 +45,32 @@ def recipe_names(command: str) -> list[str]:
 def read_recipe(command: str, name: str) -> dict[str, Any]:
     path = RECIPES / command / f"{name}.toml"
     if name not in recipe_names(command):
-        known = recipe_names(command)
+        names = recipe_names(command)
         raise UsageError(
-            f"There is no {command} recipe '{name}'.", f"{suggestion(name, known)} Recipes: {', '.join(known)}.".strip()
+            f"There is no {command} recipe '{name}'.", f"{suggestion(name, names)} Recipes: {', '.join(names)}.".strip()
         )
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-def default_recipe(config_class: type, settings: Mapping[str, Setting], asked: Mapping[str, Any]) -> str:
+def default_recipe(config_class: type, settings: Mapping[str, Setting], requested: Mapping[str, Any]) -> str:
     """Returns the recipe used if none is named: that of the task, or of another setting in the job's `recipes_of`."""
-    task = TASKS.entries().get(str(asked.get("task"))) if "task" in settings else None
+    task = TASKS.entries().get(str(requested.get("task"))) if "task" in settings else None
     if task and task.recipe:
         return task.recipe
     for name, recipes in getattr(config_class, "recipes_of", {}).items():
-        if asked.get(name) in recipes:
-            return recipes[asked[name]]
+        if requested.get(name) in recipes:
+            return recipes[requested[name]]
     return settings["recipe"].default
 
 
 def recipe_settings(
-    config_class: type, settings: Mapping[str, Setting], name: str, asked: Mapping[str, Any]
+    config_class: type, settings: Mapping[str, Setting], name: str, requested: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the settings of a recipe, by name, overridden by the job's `instead_of_recipe`."""
     command: str = config_class.command  # type: ignore[attr-defined]
-    values = _known(settings, read_recipe(command, name), f"recipe {name}")
+    values = _coerced(settings, read_recipe(command, name), f"recipe {name}")
     for setting, otherwise in getattr(config_class, "instead_of_recipe", {}).items():
-        values |= otherwise.get(_without_weights(asked.get(setting)), {})
+        values |= otherwise.get(_without_weights(requested.get(setting)), {})
     return values
 
 
@@ -115,7 +115,7 @@ def _has_long_number(value: Any) -> bool:
     return type(value) is int and not -(1 << 63) <= value < 1 << 63
 
 
-def _known(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _coerced(settings: Mapping[str, Setting], values: Mapping[str, Any], where: str) -> dict[str, Any]:
     coerced = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -127,7 +127,7 @@ def _known(settings: Mapping[str, Setting], values: Mapping[str, Any], where: st
     return coerced
 
 
-def _environment(settings: Mapping[str, Setting], environ: Mapping[str, str], known: set[str]) -> dict[str, Any]:
+def _environment(settings: Mapping[str, Setting], environ: Mapping[str, str], all_names: set[str]) -> dict[str, Any]:
     values = {}
     for variable, text in environ.items():
         if not variable.startswith("BEIT_") or variable in RESERVED_VARIABLES:
@@ -135,8 +135,10 @@ def _environment(settings: Mapping[str, Setting], environ: Mapping[str, str], kn
         name = variable[5:].lower()
         if name in settings:
             values[name] = coerce(settings[name], text, variable)
-        elif name not in known:
-            variables = {each.upper() for each in known} | {each.removeprefix("BEIT_") for each in RESERVED_VARIABLES}
+        elif name not in all_names:
+            variables = {each.upper() for each in all_names} | {
+                each.removeprefix("BEIT_") for each in RESERVED_VARIABLES
+            }
             hint = suggestion(variable.removeprefix("BEIT_"), variables, prefix="BEIT_")
             raise UsageError(
                 f"Environment variable {variable} names no setting.", hint or f"Unset it: unset {variable}"
@@ -165,17 +167,17 @@ def resolve(
     file: dict[str, Any] = {}
     config_path = given.get("config", variables.get("config"))
     if config_path:
-        file = _known(settings, read_config_file(Path(config_path), command), config_path)
+        file = _coerced(settings, read_config_file(Path(config_path), command), config_path)
     notes = _without_caches(settings, file, str(config_path), variables | given)
     layers: list[tuple[str, dict[str, Any]]] = [("file", file), ("environment", variables), ("flag", given)]
-    asked = file | variables | given
-    if "out" in settings and asked.get("resume"):
-        saved = Path(asked.get("out") or "") / "config.toml"
-        if not asked.get("out"):
+    requested = file | variables | given
+    if "out" in settings and requested.get("resume"):
+        saved = Path(requested.get("out") or "") / "config.toml"
+        if not requested.get("out"):
             raise UsageError("--resume needs the run to go on with.", "Add --out RUN.")
         if saved.is_file():
             return _resumed(config_class, settings, saved, layers, notes)
-        if "data" in settings and not asked.get("data"):  # with DATA the run starts here
+        if "data" in settings and not requested.get("data"):  # with DATA the run starts here
             beside = [each.name for each in saved.parent.parent.glob("*")] if saved.parent.parent.is_dir() else []
             raise UsageError(
                 f"There is no run at '{saved.parent}' to go on with.",
@@ -183,8 +185,8 @@ def resolve(
             )
     of_recipe: dict[str, Any] = {}
     if "recipe" in settings:
-        name = asked.get("recipe") or default_recipe(config_class, settings, asked)
-        of_recipe = recipe_settings(config_class, settings, name, asked)
+        name = requested.get("recipe") or default_recipe(config_class, settings, requested)
+        of_recipe = recipe_settings(config_class, settings, name, requested)
     values, origins = merge(settings, [("recipe", of_recipe), *layers])
     if "recipe" in settings:
         values["recipe"] = name
@@ -202,7 +204,7 @@ def _resumed(
     notes: tuple[str, ...],
 ) -> Resolved[Config]:
     """Resolves the config of a resumed run: its saved settings, of which only harmless ones may change."""
-    stored = _known(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
+    stored = _coerced(settings, read_config_file(saved, config_class.command), str(saved))  # type: ignore[attr-defined]
     notes += _without_caches(settings, stored, str(saved), layers[-1][1] | layers[-2][1])
     stored |= {
         name: setting.option.earlier
@@ -231,7 +233,7 @@ def _resumed(
 
 
 def _without_caches(
-    settings: Mapping[str, Setting], values: dict[str, Any], where: str, asked: Mapping[str, Any]
+    settings: Mapping[str, Setting], values: dict[str, Any], where: str, requested: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Removes from a file's values the folders to write to; returns a note for each that nobody gives beside."""
     named = [name for name in values if settings[name].option.is_cache and values[name] is not None]
@@ -239,7 +241,7 @@ def _without_caches(
         f"{name} = '{value}' of '{where}' is left out: a file may not say where to write. "
         f"Give {settings[name].flag} {value}."
         for name, value in [(name, values.pop(name)) for name in named]
-        if asked.get(name) is None
+        if requested.get(name) is None
     )
 
 
@@ -266,11 +268,12 @@ def _refuse_unused(
             if as_it_was:
                 continue
             given = f"{name} in {config.config}" if layer == "file" else setting.flag
-            for other, chosen in setting.option.unused:
-                if value and getattr(config, other) == chosen:
+            for by, chosen, instead in setting.option.unused:
+                if value and getattr(config, by) == chosen:
+                    other = f"another {settings[by].flag}"
                     raise UsageError(
-                        f"{given} has no effect with {settings[other].flag} {chosen}.",
-                        f"Leave it out, or give another {settings[other].flag}.",
+                        f"{given} has no effect with {settings[by].flag} {chosen}.",
+                        f"Give {instead}, or {other}." if instead else f"Leave it out, or give {other}.",
                     )
             if setting.belongs_to(task):
                 continue

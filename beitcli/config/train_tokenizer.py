@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beitcli.config.common import MODEL_HELP, Previewed
-from beitcli.config.fields import option
+from beitcli.config.fields import Unused, option
 from beitcli.config.registry import Registry
 
 KINDS = Registry("beitcli.tokenizers.kinds", "KIND", "tokenizer kind")
-_NO_STAGES = (("kind", "vqkd"),)  # has Transformers for stages, and predicts no pixels
-_NO_GUMBEL = (("kind", "vq"), ("kind", "fsq"), ("kind", "vqkd"))  # have no distribution over codes
+_NO_PIXELS = (Unused("kind", "vqkd"),)
+_NO_GUMBEL = (Unused("kind", "vq"), Unused("kind", "fsq"), Unused("kind", "vqkd"))  # have no distribution over codes
+
+
+def _unused_by_vqkd(instead: str) -> tuple[Unused, ...]:
+    """Of settings of stages; VQ-KD has Transformers."""
+    return (Unused("kind", "vqkd", instead),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ class TrainTokenizerConfig(Previewed):
         "Channels of the first stage; each further stage doubles them, of strided-dvae none.",
         panel="Tokenizer",
         ge=1,
-        unused=_NO_STAGES,
+        unused=_unused_by_vqkd("--set width=N, of its encoder and decoder"),
     )
     groups: int = option(
         3,
@@ -63,11 +68,17 @@ class TrainTokenizerConfig(Previewed):
         panel="Tokenizer",
         ge=1,
         le=16,
-        unused=_NO_STAGES,
+        unused=_unused_by_vqkd("--set patch_size=N, the pixels of a token"),
     )
-    blocks_per_group: int = option(1, "Residual blocks a stage.", panel="Tokenizer", ge=1, unused=_NO_STAGES)
+    blocks_per_group: int = option(
+        1,
+        "Residual blocks a stage.",
+        panel="Tokenizer",
+        ge=1,
+        unused=_unused_by_vqkd("--set depth=N, the blocks of its encoder"),
+    )
     reconstruction: Literal["mse", "logit-laplace"] = option(
-        "mse", "Reconstruction loss.", panel="Discrete VAE", unused=_NO_STAGES
+        "mse", "Reconstruction loss.", panel="Discrete VAE", unused=_NO_PIXELS
     )
     kl_weight: float = option(
         5e-5, "Weight of KL(q || uniform) of each patch, after its rise.", panel="Discrete VAE", ge=0, unused=_NO_GUMBEL

@@ -30,7 +30,7 @@ from beitcli.errors import BadImage
 
 # Of the pixels that are made of the same bytes, and part of what kept features are found by: raise it with any change
 # here or in `decoding/` that gives other pixels for some file. Kept tokens have the pixels' own checksums.
-DECODING = 1
+DECODING = 2
 
 # Twice Pillow's own warning level, its hard limit: 512 MiB as RGB. The largest photographs of ImageNet-22k and of
 # common camera sets have under 120 megapixels; a file of a few kilobytes can claim billions.

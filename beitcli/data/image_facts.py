@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from beitcli.data.decode import open_header, orientation_of, pillow_contained
-from beitcli.data.decoding import tiff
+from beitcli.data.decoding import jpeg2000, netpbm, tiff
 from beitcli.data.decoding.rgb import deep_gray
 
 DARK = 32  # of 255: an image with no brighter value looks black
@@ -70,6 +70,10 @@ def _bits(image: Image.Image, data: bytes) -> int:
         return tiff.sample_type(image)[0]
     if image.format == "PNG":
         return data[24] if data[25] != 3 else 8
+    if image.format == "JPEG2000":
+        return jpeg2000.sample_bits(data)
+    if image.format == "PPM" and image.mode in ("I", "L"):
+        return netpbm.sample_bits(data)
     return 16 if image.mode.startswith("I;16") else 32 if image.mode in _DEEP_MODES else 8
 
 
@@ -105,7 +109,7 @@ def stored_range(data: bytes) -> tuple[float, float] | None:
     with pillow_contained(data):
         image = open_header(data)
         image.load()
-        values = deep_gray(image)
+        values = deep_gray(image, data)
         if values is None:
             return None
         finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

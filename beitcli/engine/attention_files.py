@@ -13,9 +13,10 @@ from beitcli.engine.attention_mapper import AttentionMapper, MappedImage
 from beitcli.engine.io.outputs import OutputFile
 from beitcli.engine.io.picture_outputs import MOST_ON_A_SHEET
 from beitcli.errors import UsageError
-from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap
+from beitcli.pictures.attention import ACCENTS, add_colorbar, attention_panel, draw_heatmap, percent
 from beitcli.pictures.attention_figure import FigureRow, attention_figure
 from beitcli.pictures.attention_page import ExploredImage, Explorer, attention_page
+from beitcli.pictures.canvas import Panel
 from beitcli.pictures.drawing import DPI, as_pdf, as_pixels, as_svg
 from beitcli.pictures.panels import grid_of, mark_point, titled
 
@@ -81,6 +82,22 @@ class AttentionFiles:
             return
         if not self.is_of_all:
             self._write_gathered(self.outputs[index], path)
+
+    def panels(self, path: str, mapped: MappedImage) -> list[Panel]:
+        """Returns the crop with its points, and the map of each point and head, for the terminal."""
+        marked, about, panels = mapped.crop_picture(448, 672), self._about(), []
+        plain, several = marked.copy(), len(self.mapper.names) > 1
+        for number, (point, maps) in enumerate(zip(mapped.points, mapped.maps, strict=True), start=1):
+            x, y = mapped.crop.to_picture(point, plain.size)
+            mark = ((x + 0.5, y + 0.5), str(number), ACCENTS[(number - 1) % len(ACCENTS)])
+            mark_point(marked, *mark)
+            for name, each in zip(self.mapper.names, maps, strict=True):
+                heat = draw_heatmap(plain, each, self.config.threshold, self.config.smooth)
+                mark_point(heat, *mark)
+                title = f"point {number} at {point[0]}, {point[1]}" + (f", head {name}" if several else "")
+                scale = f"at most {percent(float(each.max()))} in a patch, uniform {percent(1 / each.size)}"
+                panels.append(Panel(heat, title, (scale,)))
+        return [Panel(marked, path, (", ".join(about),)), *panels]
 
     def finish(self) -> None:
         """Writes the file of all images, if there is one and any image could be read. Raises StorageError."""

@@ -130,8 +130,8 @@ class AttentionMapper:
         rows = self._rows(images, queries) if explorer is None else self._explored(images, queries, explorer, layers)
         for number, own_rows in enumerate(rows):
             places = [queries.index(position) for position in positions[number]]
-            asked = own_rows[:, places].swapaxes(0, 1)
-            maps, class_shares = asked[..., 1:].reshape(*asked.shape[:2], *grid), asked[..., 0]
+            at_points = own_rows[:, places].swapaxes(0, 1)
+            maps, class_shares = at_points[..., 1:].reshape(*at_points.shape[:2], *grid), at_points[..., 0]
             own = crops[number], points[number], patches[number]
             yield MappedImage(images[number], *own, maps, class_shares, layers[number])
 
@@ -151,17 +151,17 @@ class AttentionMapper:
         self, images: list[Image.Image], queries: list[int], explorer: Explorer, layers: list[list[dict[str, Any]]]
     ) -> np.ndarray:
         """Returns what `_rows` does, and appends every block of every image to `layers`."""
-        rollout, asked = None, None
+        rollout, rows = None, None
         with self.compute.autocast():
             for layer, attention in enumerate(attention_by_layer(self.model, self._batch(images))):
                 rollout = next_rollout(rollout, attention)
                 if layer == self.layer:
-                    asked = self._named(attention, rollout)[:, :, queries]
+                    rows = self._named(attention, rollout)[:, :, queries]
                 heads, rollouts = self._finite(attention), self._finite(rollout)
                 for number, own in enumerate(layers):
                     own.append(packed_layer(explorer, layer, heads[number], rollouts[number]))
-        assert asked is not None
-        return asked
+        assert rows is not None
+        return rows
 
     def _batch(self, images: list[Image.Image]) -> torch.Tensor:
         pixels = np.stack([to_array(fit_center(image, self.model.architecture.image_size)) for image in images])

@@ -15,7 +15,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.reference_points import parse_point
 from beitcli.engine.attention_files import FORMATS, AttentionFiles, formats_of_all
 from beitcli.engine.attention_mapper import AttentionMapper
-from beitcli.engine.events import OnEvent, Progress, downloads, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.outputs import finish, output_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
@@ -80,6 +80,8 @@ def _documents(
             else:
                 maps = next(mapped)
                 files.add(index, path, maps)
+                if config.preview:
+                    on_event(Drawn(files.panels(path, maps)))
                 yield {
                     "path": path,
                     "model": mapper.checkpoint.reference,

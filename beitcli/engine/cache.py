@@ -101,7 +101,7 @@ def list_cache(config: CacheConfig) -> Cache:
     """
     folder = cache_folder()
     try:
-        entries = [each for each in _entries(folder) if _is_asked(config, each)]
+        entries = [each for each in _entries(folder) if _is_selected(config, each)]
     except OSError as error:
         raise StorageError(f"The cache '{folder}' cannot be read: {error.strerror}.", "Set BEIT_CACHE_DIR.") from None
     entries.sort(key=lambda each: (-each.bytes, each.name))
@@ -137,7 +137,7 @@ def prune_cache(config: CacheConfig) -> Pruned:
     return Pruned(cache.folder, config.dry_run, sum(each.bytes for each in removed), removed, in_use)
 
 
-def _is_asked(config: CacheConfig, entry: Entry) -> bool:
+def _is_selected(config: CacheConfig, entry: Entry) -> bool:
     is_old = time.time() - entry.used >= config.seconds
     return (not config.kind or entry.kind in config.kind) and is_old and entry.bytes > config.bytes
 

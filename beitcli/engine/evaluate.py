@@ -68,7 +68,21 @@ class Comparison:
     failure: BeitError | None
 
 
-def models_and_data(config: EvalConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a command line, told apart.
+
+    Attributes:
+        could_differ: Whether a reader could tell them apart differently: there are several models, or DATA that looks
+            like a MODEL.
+    """
+
+    models: tuple[str, ...]
+    data: tuple[str, ...]
+    could_differ: bool
+
+
+def models_and_data(config: EvalConfig) -> Arguments:
     """Splits the arguments into MODELs and DATA.
 
     The first is a MODEL and the last is DATA, whatever they look like. Those between are MODELs as long as their form
@@ -77,15 +91,15 @@ def models_and_data(config: EvalConfig) -> tuple[tuple[str, ...], tuple[str, ...
     Raises:
         UsageError: There are only MODELs.
     """
-    leading = tuple(takewhile(names_a_model, config.data[:-1]))
-    data = config.data[len(leading) :]
-    last = data[-1]
-    if names_a_model(last) and not Path(last).is_dir():
+    look_like_models = [names_a_model(each) for each in config.data]  # lists a folder, which may have a million files
+    leading = len(list(takewhile(bool, look_like_models[:-1])))
+    data, last = config.data[leading:], config.data[-1]
+    if look_like_models[-1] and not Path(last).is_dir():
         raise UsageError(
             f"{', '.join(repr(each) for each in (config.model, *config.data))} are MODELs, and DATA is missing.",
             "Name labelled images behind them: beit eval MODEL... DATA...",
         )
-    return (config.model, *leading), data
+    return Arguments((config.model, *config.data[:leading]), data, any(look_like_models))
 
 
 def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
@@ -93,8 +107,9 @@ def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:
 
     With a single model, or in distributed evaluation, it raises what `evaluate` raises.
     """
-    models, data = models_and_data(config)
-    if len(models) > 1 or any(map(names_a_model, data)):
+    arguments = models_and_data(config)
+    models, data = arguments.models, arguments.data
+    if arguments.could_differ:
         on_event(Note(f"Read as: models {', '.join(models)}; data {', '.join(data)}."))
     if len(models) == 1:
         return Comparison([evaluate(config, on_event)], None)

@@ -18,15 +18,17 @@ from beitcli.config.architecture import Pooling
 from beitcli.config.inspect_export import ExportConfig
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.engine.export_card import export_card
-from beitcli.engine.export_check import compare
+from beitcli.engine.export_check import compare, network_of
 from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.onnx_export import MODEL_FILE, WEIGHTS_FILE, fits_one_file, require_onnx, write_onnx
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.export_formats import (
     HF_CLASSES,
     Tensors,
     hf_settings,
     official_settings,
+    timm_preprocessing,
     timm_settings,
     to_hf,
     to_official,
@@ -41,7 +43,8 @@ from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.storage.own_files import apply_umask
 from beitcli.runtime.storage.safe_json import dump_json
 
-_EXPORTED = {"README.md", "config.json", "model.pth", "model.safetensors", "preprocessor_config.json"}
+_WEIGHTS = ("model.pth", "model.safetensors", MODEL_FILE)
+_EXPORTED = {"README.md", "config.json", "preprocessor_config.json", WEIGHTS_FILE, *_WEIGHTS}
 TIMM_NORM_EPS = 1e-6  # hard-coded in timm and the release
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
 
@@ -78,35 +81,50 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     """Writes `config.output`, which is complete and verified, or absent.
 
     Raises:
-        UsageError: The output exists, or the format does not support this kind of model.
+        UsageError: The output exists, the format does not support this kind of model, or its package is missing.
         StorageError: The model cannot be opened, the result cannot be written, or its outputs differ.
     """
     target = Path(config.output).resolve()
+    as_file = config.to == "onnx" and target.suffix.lower() == ".onnx" and not target.is_dir()
     hint = "Give a new or empty folder, or add --overwrite to replace the files of an export in it."
     taken = UsageError(f"-o '{config.output}' is there already.", hint)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not config.overwrite)):
+    if config.to == "onnx":
+        require_onnx()
+    if as_file:
+        _require_free(target, config)
+    elif target.exists() and (not target.is_dir() or (any(target.iterdir()) and not config.overwrite)):
         raise taken
     checkpoint = open_pretrained(config.model, downloads(on_event))
     warn(checkpoint.warnings, on_event)
     _refuse_unsupported(config, checkpoint)
-    if config.to != "hf" and checkpoint.architecture.norm_eps != TIMM_NORM_EPS:
+    if config.to not in ("hf", "onnx") and checkpoint.architecture.norm_eps != TIMM_NORM_EPS:
         own = f"'{config.model}' normalises with an epsilon of {checkpoint.architecture.norm_eps:g}"
         on_event(Warned(f"{own}, for which {config.to} has no setting: it computes with {TIMM_NORM_EPS:g}."))
     stored = checkpoint.tensors()
     tensors = {name: t for name, t in stored.items() if not name.startswith(_NOT_OF.get(checkpoint.kind, "\0"))}
     unmapped = checkpoint.key_mapping.dropped if checkpoint.key_mapping else ()
-    kept = to_timm(tensors) if config.to == "timm" else without_aggregation(tensors) if config.to == "hf" else tensors
+    kept = {"timm": to_timm, "onnx": to_timm, "hf": without_aggregation}.get(config.to, dict)(tensors)
+    if as_file and not fits_one_file(kept):
+        raise UsageError(
+            f"The weights of '{config.model}' are too large for one .onnx file, which ends at 2 GiB.",
+            "Give a folder with -o: they are written beside the graph.",
+        )
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        _write(config.to, checkpoint, kept, partial)
+        if config.to == "onnx":
+            _write_onnx(checkpoint, tensors, partial)
+        else:
+            _write(config.to, checkpoint, kept, partial)
         checked = compare(config.to, checkpoint, tensors, partial)
         if checked.photos.shifted:
             on_event(Warned(f"{config.to} rounds its center crop otherwise: it may lie one resized pixel away."))
         difference = f"{checked.reader}, largest difference {checked.max_difference:.2g} of the {checked.compared}"
         card = export_card(config.to, checkpoint, HF_CLASSES[checkpoint.kind], difference)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        if config.overwrite and target.is_dir():
+        if as_file:
+            _move_file(partial, target, config)
+        elif config.overwrite and target.is_dir():
             _move_into(partial, target, ProtectedInputs(config, models=[str(checkpoint.weights)]))
         else:
             partial.rename(target)  # replaces an empty folder only
@@ -132,10 +150,20 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     )
 
 
+def _require_free(target: Path, config: ExportConfig) -> None:
+    require_writable_outputs([target], f"-o '{config.output}'", ProtectedInputs(config), overwrite=config.overwrite)
+
+
+def _move_file(partial: Path, target: Path, config: ExportConfig) -> None:
+    """Moves the one file of an ONNX model. Raises UsageError if its name was taken meanwhile."""
+    _require_free(target, config)
+    (partial / MODEL_FILE).replace(target)
+
+
 def _move_into(partial: Path, target: Path, inputs: ProtectedInputs) -> None:
     """Replaces files of the same names in an existing folder. Raises UsageError if one of them is the model's own."""
     names = sorted(path.name for path in partial.iterdir())
-    if not any((target / name).is_file() for name in ("model.pth", "model.safetensors")):
+    if not any((target / name).is_file() for name in _WEIGHTS):
         raise UsageError(f"-o '{target}' is not the folder of an export.", "Give a new folder, or that of an export.")
     require_writable_outputs([target / name for name in names], f"-o '{target}'", inputs, overwrite=True)
     for name in names:
@@ -160,12 +188,12 @@ def _refuse_unsupported(config: ExportConfig, checkpoint: CheckpointHandle) -> N
     if config.to == "hf" and height != width:
         raise UsageError(
             f"'{config.model}' takes {height} x {width} pixels, and transformers computes square images only.",
-            "Export it --to timm or official.",
+            "Export it --to timm, official or onnx.",
         )
     if config.to == "hf" and checkpoint.crop.crop_mode == "border":
         raise UsageError(
             f"'{config.model}' pads its images, for which transformers' processors have no setting.",
-            "Export it --to timm or official.",
+            "Export it --to timm, official or onnx.",
         )
 
 
@@ -213,3 +241,27 @@ def _write(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Path
     (folder / "config.json").write_text(dump_json(settings, indent=2) + "\n")
     save_file({n: t.contiguous().clone() for n, t in written.items()}, folder / "model.safetensors", {"format": "pt"})
     apply_umask(folder / "model.safetensors")
+
+
+def _write_onnx(checkpoint: CheckpointHandle, tensors: Tensors, folder: Path) -> None:
+    """Writes the graph, and transformers' config.json and preprocessor_config.json for what reads labels from these."""
+    architecture, is_classifier = checkpoint.architecture, checkpoint.kind == "classifier"
+    preprocessing = timm_preprocessing(architecture.image_size, checkpoint.normalization, checkpoint.crop)
+    labels = list(checkpoint.classes) if is_classifier else []
+    named = {"label_names": labels, "problem": checkpoint.problem} if is_classifier else {}
+    stated = {"kind": checkpoint.kind, "preprocessing": preprocessing, **named}
+    write_onnx(network_of(checkpoint, tensors), checkpoint, folder / MODEL_FILE, stated)
+    settings = hf_settings(
+        architecture,
+        checkpoint.kind if is_classifier else "backbone",
+        outputs=checkpoint.outputs,
+        classes=checkpoint.classes,
+        pooling=checkpoint.pooling,
+        has_mask_token=False,
+        problem=checkpoint.problem,
+    )
+    (folder / "config.json").write_text(dump_json(settings, indent=2) + "\n")
+    height, width = architecture.image_size
+    if height == width and checkpoint.crop.crop_mode != "border":  # else transformers' processors have no setting
+        processor = hf_preprocessing(architecture.image_size, checkpoint.normalization, checkpoint.crop)
+        (folder / "preprocessor_config.json").write_text(dump_json(processor, indent=2) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 from beitcli import __version__
 from beitcli.config.problem import TRANSFORMERS_NAMES
+from beitcli.engine.onnx_export import output_name
 from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICENSE, HubFacts, front_matter
 from beitcli.escaping import markdown
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -19,7 +20,7 @@ from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
-_LIBRARIES = {"hf": "transformers", "timm": "timm", "official": "pytorch"}
+_LIBRARIES = {"hf": "transformers", "timm": "timm", "official": "pytorch", "onnx": "onnx"}
 _METRICS = ("top1", "top5", "mean_ap", "micro_f1")
 _OPENS = {
     "hf": "from transformers import AutoImageProcessor, {kind}\n\n"
@@ -28,6 +29,23 @@ _OPENS = {
     'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
     "transform = timm.data.create_transform(**timm.data.resolve_data_config({{}}, model=model))",
     "official": 'import torch\n\nstate_dict = torch.load("FOLDER/model.pth", weights_only=False)["model"]',
+    "onnx": """import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+image = ImageOps.exif_transpose(Image.open("PHOTO")).convert("RGB")
+{resize}
+canvas = Image.new("RGB", ({width}, {height}), {fill})
+canvas.paste(image, (-round((image.width - {width}) / 2), -round((image.height - {height}) / 2)))
+pixels = (np.asarray(canvas) / 255 - {mean}) / {std}
+pixel_values = pixels.transpose(2, 0, 1)[None].astype(np.float32)  # (1, 3, {height}, {width})
+
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")
+{output} = session.run(None, {{"pixel_values": pixel_values}})[0]  # {shape}""",
+}
+_RESIZE = {  # by crop_mode
+    "center": "scale = max({across} / image.width, {down} / image.height)",
+    "border": "scale = min({across} / image.width, {down} / image.height)",
 }
 
 
@@ -57,7 +75,7 @@ def export_card(to: str, checkpoint: CheckpointHandle, hf_class: str, verified: 
         "images": f"{height} x {width} pixels, {crop.crop_mode}, {crop.pct((height, width)):g} of the resized side, "
         f"{crop.interpolation}",
         "normalization": f"mean {mean}; std {std}",
-        "outputs": _outputs(checkpoint),
+        "outputs": _outputs(to, checkpoint),
         "verified": verified,
     }
     lines = [f"# {markdown(title)}", "", *(f"- {name}: {markdown(value)}" for name, value in facts.items() if value)]
@@ -70,11 +88,39 @@ def export_card(to: str, checkpoint: CheckpointHandle, hf_class: str, verified: 
             "|---|---|",
         ]
         lines += [f"| {markdown(name)} | {value:.4f} |" for name, value in measured.metrics.items()]
-    lines += ["", "```python", _OPENS[to].format(kind=hf_class), "```", ""]
+    lines += ["", "```python", _OPENS[to].format(**_code(checkpoint, hf_class)), "```", ""]
     return "\n".join([*front_matter(_hub_facts(to, checkpoint, title, measured)), "", *lines])
 
 
-def _outputs(checkpoint: CheckpointHandle) -> str:
+def _code(checkpoint: CheckpointHandle, hf_class: str) -> dict[str, Any]:
+    """Returns what the lines of `_OPENS` name."""
+    (height, width), crop = checkpoint.architecture.image_size, checkpoint.crop
+    down, across = crop.resized((height, width))
+    as_torchvision = crop.crop_mode == "center" and height == width  # which rounds the longer side down
+    side = "int(image.{0} * scale + 1e-6)" if as_torchvision else "round(image.{0} * scale)"
+    sides = f"({side.format('width')}, {side.format('height')})"
+    scale = _RESIZE.get(crop.crop_mode, "").format(down=down, across=across)
+    size = sides if scale else f"({across}, {down})"
+    resize = f"image = image.resize({size}, Image.Resampling.{crop.interpolation.upper()})"
+    mean, std = checkpoint.normalization
+    is_classifier = checkpoint.kind == "classifier"
+    tokens = checkpoint.architecture.num_patches + 1
+    return {
+        "kind": hf_class,
+        "height": height,
+        "width": width,
+        "resize": f"{scale}\n{resize}" if scale else resize,
+        "fill": tuple(round(255 * channel) for channel in mean),
+        "mean": [round(channel, 6) for channel in mean],
+        "std": [round(channel, 6) for channel in std],
+        "output": output_name(checkpoint),
+        "shape": f"(1, {checkpoint.outputs if is_classifier else f'{tokens}, {checkpoint.architecture.width}'})",
+    }
+
+
+def _outputs(to: str, checkpoint: CheckpointHandle) -> str:
+    if to == "onnx" and checkpoint.kind != "classifier":
+        return "class token and patches before any head, as transformers' last_hidden_state"
     if checkpoint.kind == "classifier":
         what = {"single-label": "classes", "multi-label": "labels, each by a sigmoid", "regression": "numbers"}
         return f"{checkpoint.outputs} {what[checkpoint.problem]}"

@@ -1,7 +1,7 @@
 """Compares an export with the original before it is kept: outputs on noise, and pixels and outputs on photos.
 
 Both models run in fp32 on the CPU. The export is loaded by the library it is for: timm, or transformers if installed.
-The release's format, whose code is not a package, is loaded by this program's reader.
+The release's format, whose code is not a package, is loaded by this program's reader, an ONNX graph by onnxruntime.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from beitcli.engine.export_photos import PhotoCheck, compare_photos
+from beitcli.engine.onnx_export import MODEL_FILE, open_onnx
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import masked_image_model_of
 from beitcli.models.checkpoints.export_formats import HF_CLASSES, Tensors
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import open_pretrained
+from beitcli.models.networks.blocks import Backbone
 from beitcli.models.networks.classifier import Classifier
 
 TOLERANCE = 1e-4  # relative to the largest output, or to 1 if that is smaller; observed: below 1e-5
@@ -32,7 +34,7 @@ class Checked:
     """Result of the comparison.
 
     Attributes:
-        compared: `logits`; or `features`, (B, N, D), if the format has no head for them.
+        compared: `logits`; or `features`, (B, L, D), if the format has no head for them.
         argmax_agreement: Fraction of equal argmax (0-1); None for features.
         reader: Library that loaded the export.
         photos: What the stated preprocessing makes of photos.
@@ -61,7 +63,7 @@ def compare(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Pat
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, *architecture.image_size, generator=generator)
     mask = torch.rand(2, architecture.num_patches, generator=generator) < 0.4
-    features = checkpoint.kind == "backbone" or (checkpoint.kind == "masked-image-model" and to == "timm")
+    features = checkpoint.kind == "backbone" or (checkpoint.kind == "masked-image-model" and to in ("timm", "onnx"))
     own = _ours(checkpoint, tensors, features)
     before = own(images, mask)
     outputs, reader = _reader(to, checkpoint, folder, features)
@@ -79,21 +81,29 @@ def compare(to: str, checkpoint: CheckpointHandle, tensors: Tensors, folder: Pat
 
 
 def _ours(checkpoint: CheckpointHandle, tensors: Tensors, features: bool) -> Outputs:
-    """Returns the model of our state dict: logits, (M, V) or (B, classes), or patch features, (B, N, D)."""
+    """Returns the model of our state dict: logits, (M, V) or (B, classes), or features, (B, L, D)."""
+    model = network_of(checkpoint, tensors)
+    if features:
+        return lambda images, mask: model.forward_features(images)
+    return model if checkpoint.kind == "masked-image-model" else lambda images, mask: model(images)
+
+
+def network_of(checkpoint: CheckpointHandle, tensors: Tensors) -> Backbone:
+    """Builds the network of our state dict, in evaluation mode: a `MaskedImageModel`, or a `Classifier`."""
     if checkpoint.kind == "masked-image-model":
-        model = masked_image_model_of(checkpoint, tensors)
-        return (lambda images, mask: model.hidden_features(images, None)) if features else model
+        return masked_image_model_of(checkpoint, tensors)
     pooling = checkpoint.pooling if checkpoint.kind == "classifier" else "token" if "norm.weight" in tensors else "mean"
     classifier = Classifier(checkpoint.architecture, checkpoint.outputs, pooling=pooling).eval()
     classifier.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "mask_token"}, strict=False)
-    if features:
-        return lambda images, mask: classifier.forward_features(images)[:, 1:]
-    return lambda images, mask: classifier(images)
+    return classifier
 
 
 def _reader(to: str, checkpoint: CheckpointHandle, folder: Path, features: bool) -> tuple[Outputs, str]:
     if to == "timm":
         return _timm(folder, features)
+    if to == "onnx":
+        run, reader = open_onnx(folder / MODEL_FILE)
+        return lambda images, mask: run(images), reader
     if to == "hf" and importlib.util.find_spec("transformers"):
         return _transformers(checkpoint.kind, folder)
     again = open_pretrained(str(folder))
@@ -106,7 +116,7 @@ def _timm(folder: Path, features: bool) -> tuple[Outputs, str]:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     reader = f"timm {timm.__version__}"
     if features:
-        return lambda images, mask: model.forward_features(images)[:, 1:], reader
+        return lambda images, mask: model.forward_features(images), reader
     return lambda images, mask: model(images), reader
 
 
@@ -125,4 +135,4 @@ def _transformers(kind: str, folder: Path) -> tuple[Outputs, str]:
         return lambda images, mask: model(images, bool_masked_pos=mask).logits[mask], reader
     if kind == "classifier":
         return lambda images, mask: model(images).logits, reader
-    return lambda images, mask: model(images).last_hidden_state[:, 1:], reader
+    return lambda images, mask: model(images).last_hidden_state, reader

@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from PIL import Image
 from beitcli.config.eval_crop import EvalCrop
 from beitcli.config.normalization import Normalization
 from beitcli.data.transforms.base import evaluation_view, normalize
+from beitcli.engine.onnx_export import MODEL_FILE, stated_preprocessing
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import open_pretrained
@@ -101,6 +103,8 @@ def _stated(to: str, folder: Path) -> Preprocess:
     """Returns the preprocessing as the library that the export is for reads it."""
     if to == "timm":
         return _timm(folder)
+    if to == "onnx":
+        return _transform(pretrained_cfg=stated_preprocessing(folder / MODEL_FILE))
     if to == "hf" and importlib.util.find_spec("transformers"):
         return _transformers(folder)
     again = open_pretrained(str(folder))
@@ -109,11 +113,17 @@ def _stated(to: str, folder: Path) -> Preprocess:
 
 def _timm(folder: Path) -> Preprocess:
     import timm
-    from timm.data import create_transform, resolve_data_config
 
     with meta_device():
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    transform = create_transform(**resolve_data_config({}, model=model))
+    return _transform(model=model)
+
+
+def _transform(**stated: Any) -> Preprocess:
+    """Returns timm's transform of a model, or of a `pretrained_cfg`."""
+    from timm.data import create_transform, resolve_data_config
+
+    transform = create_transform(**resolve_data_config({}, **stated))
     return lambda pictures: torch.stack([transform(each) for each in pictures])
 
 

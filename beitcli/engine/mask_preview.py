@@ -14,6 +14,8 @@ from PIL import Image
 
 from beitcli.config.intensity import with_models_intensity
 from beitcli.config.mask_preview import MaskPreviewConfig
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.center import center_box, fit_center
@@ -163,9 +165,13 @@ def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
 
 
 def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -> tuple[MaskGenerator, int]:
-    """Returns the mask generator and its seed: those of the run, if any, overridden by the command line."""
+    """Returns the mask generator and its seed: those of the run or recipe, if any, overridden by the command line."""
     own = (checkpoint.settings.get("masking") if checkpoint else None) or {}
     grid = checkpoint.architecture.grid if checkpoint else config.grid or (14, 14)
+    if config.pretrain_recipe and checkpoint:
+        raise UsageError("--recipe and --model both say what is hidden.", "Leave one of them out.")
+    if config.pretrain_recipe:
+        grid, own = _of_recipe(config.pretrain_recipe, config.grid)
     if config.grid not in (None, grid):
         given = ",".join(map(str, config.grid or ()))
         raise UsageError(f"--grid is {given}, but the model's is {grid[0]},{grid[1]}.", "Leave --grid out.")
@@ -179,6 +185,17 @@ def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -
         config.min_block if config.min_block is not None else own.get("min_block", 16),
     )
     return masking, config.seed if config.seed is not None else own.get("seed", 0)
+
+
+def _of_recipe(name: str, grid: tuple[int, int] | None) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Returns the grid and the masking of a recipe of pretraining; its number of patches is of its own grid alone."""
+    recipe = resolve(PretrainConfig, {"data": ("sample",), "recipe": name}).config
+    if not recipe.mask:
+        raise UsageError(f"Recipe {name} hides nothing.", "Give another --recipe, or --num-masked.")
+    own = {"name": recipe.masking, "min_block": recipe.min_block}
+    if grid in (None, recipe.architecture.grid):
+        own["num_masked"] = num_masked_from(recipe.ratio, recipe.num_masked, recipe.architecture.grid)
+    return grid or recipe.architecture.grid, own
 
 
 def _panels(image: Image.Image, mask: np.ndarray, guesses: Guesses | None, path: str, width: int) -> list[Panel]:

@@ -74,8 +74,8 @@ def neighbours(
     """
     world = extractor.compute.world
     size = max(extractor.model.architecture.image_size)
-    asked = world.rank_zero_first(lambda: _open_query(config, size, stdin, on_event))
-    query = _feature_of(asked, extractor)
+    query_source = world.rank_zero_first(lambda: _open_query(config, size, stdin, on_event))
+    query = _feature_of(query_source, extractor)
     stored: StoredFeatures | None = None
     if len(config.inputs) == 1 and is_feature_file(config.inputs[0]):
         stored = world.rank_zero_first(lambda: _open_stored(Path(config.inputs[0]), kind))
@@ -83,22 +83,22 @@ def neighbours(
     if stored is None:
         source = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, stdin=stdin, on_event=on_event))
     if config.output != "-":
-        inputs = ProtectedInputs(config, source, images=[asked.path(0)])
+        inputs = ProtectedInputs(config, source, images=[query_source.path(0)])
         world.run_on_rank_zero(lambda: _require_output(config, inputs))
     bad = 0
     if stored is not None:
-        found = _among_stored(config, stored, query, asked.path(0))
+        found = _among_stored(config, stored, query, query_source.path(0))
         path_of: Callable[[int], str] = stored.paths.__getitem__
         picture_of: Callable[[int], Image.Image | None] = lambda row: _opened(path_of(row))  # noqa: E731
     else:
         assert source is not None
-        found, bad = _among_images(config, extractor, source, query, asked.path(0), on_event)
+        found, bad = _among_images(config, extractor, source, query, query_source.path(0), on_event)
         path_of, picture_of = source.path, source.image
     if world.is_rank_zero:
         if config.output != "-":
-            _write_sheet(config, asked, found, path_of, picture_of)
+            _write_sheet(config, query_source, found, path_of, picture_of)
         yield {
-            "query": asked.path(0),
+            "query": query_source.path(0),
             "neighbours": [
                 {"path": path_of(row), "similarity": round(similarity, _SIMILARITY_DIGITS)}
                 for similarity, row in zip(found.similarities.tolist(), found.rows.tolist(), strict=True)
@@ -137,7 +137,7 @@ def _open_stored(path: Path, kind: FeatureKind) -> StoredFeatures:
     return stored
 
 
-def _among_stored(config: EmbedConfig, stored: StoredFeatures, query: np.ndarray, asked: str) -> Found:
+def _among_stored(config: EmbedConfig, stored: StoredFeatures, query: np.ndarray, query_path: str) -> Found:
     found, first, path = nothing_found(), 0, config.inputs[0]
     for block in stored.blocks():
         if block.shape[1:] != query.shape:
@@ -145,7 +145,7 @@ def _among_stored(config: EmbedConfig, stored: StoredFeatures, query: np.ndarray
             raise UsageError(f"'{path}' holds features of {held} numbers, not {made}.", "Give --pool as it was made.")
         rows = np.arange(first, first + len(block))
         first += len(block)
-        others = [not _is_query(asked, stored.paths[row]) for row in rows]
+        others = [not _is_query(query_path, stored.paths[row]) for row in rows]
         found = found.with_block(query, block[others], rows[others], config.k)
     return found
 
@@ -155,26 +155,26 @@ def _among_images(
     extractor: FeatureExtractor,
     source: Source,
     query: np.ndarray,
-    asked: str,
+    query_path: str,
     on_event: OnEvent,
 ) -> tuple[Found, int]:
     """Returns the nearest images, and how many could not be read."""
     found, bad, done = nothing_found(), 0, 0
     for part in extractor.parts(source, extractor.view):
         rows = np.array(part.indices, dtype=np.int64)
-        others = np.array([not _is_query(asked, source.path(row)) for row in part.indices], dtype=bool)
+        others = np.array([not _is_query(query_path, source.path(row)) for row in part.indices], dtype=bool)
         found = found.with_block(query, part.features[0][others], rows[others], config.k)
         bad, done = bad + len(part.bad), done + part.images
         on_event(Progress("embed", done, len(source), "image"))
     return found, bad
 
 
-def _is_query(asked: str, path: str) -> bool:
+def _is_query(query_path: str, path: str) -> bool:
     """Whether an image is the file of the query; names are compared first, as asking the disk costs more."""
-    if os.path.basename(path) != os.path.basename(asked):
+    if os.path.basename(path) != os.path.basename(query_path):
         return False
     try:
-        return os.path.samefile(path, asked)
+        return os.path.samefile(path, query_path)
     except (OSError, ValueError):
         return False
 
@@ -187,7 +187,7 @@ def _require_output(config: EmbedConfig, inputs: ProtectedInputs) -> None:
 
 def _write_sheet(
     config: EmbedConfig,
-    asked: Source,
+    query_source: Source,
     found: Found,
     path_of: Callable[[int], str],
     picture_of: Callable[[int], Image.Image | None],
@@ -197,8 +197,8 @@ def _write_sheet(
         f"{similarity:.3f}  {os.path.basename(path_of(row))}"
         for similarity, row in zip(found.similarities.tolist(), found.rows.tolist(), strict=True)
     ]
-    name = os.path.basename(asked.path(0))
-    sheet = contact_sheet([asked.image(0), *pictures], [f"query  {name}", *captions])
+    name = os.path.basename(query_source.path(0))
+    sheet = contact_sheet([query_source.image(0), *pictures], [f"query  {name}", *captions])
     how = _FORMATS[Path(config.output).suffix.lower()]
     OutputFile(Path(config.output), is_named=True).write(lambda file: sheet.save(file, format=how))
 

@@ -44,10 +44,10 @@ def list_recipes(config: RecipesConfig) -> list[Recipe]:
     """
     commands = sorted((path.name for path in RECIPES.iterdir() if path.is_dir()), key=_turn)
     names = {command: recipe_names(command) for command in commands}
-    known = sorted({name for each in names.values() for name in each})
-    if config.name and config.name not in known:
+    all_names = sorted({name for each in names.values() for name in each})
+    if config.name and config.name not in all_names:
         raise UsageError(
-            f"There is no recipe '{config.name}'.", f"{suggestion(config.name, known)} See `beit recipes`.".strip()
+            f"There is no recipe '{config.name}'.", f"{suggestion(config.name, all_names)} See `beit recipes`.".strip()
         )
     return [_recipe(command, name) for command in commands for name in names[command] if config.name in ("", name)]
 

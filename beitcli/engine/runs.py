@@ -36,8 +36,10 @@ def _sorted(runs: list[Run], key: str) -> list[Run]:
         return sorted(runs, key=lambda each: getattr(each, key), reverse=key in ("step", "when"))
     has = [each for each in runs if key in each.figures]
     if not has:
-        known = sorted({name for each in runs for name in each.figures})
-        raise UsageError(f"No run has a figure '{key}'.", f"Sort by {', '.join(_FACTS)}, or by {', '.join(known)}.")
+        metric_names = sorted({name for each in runs for name in each.figures})
+        raise UsageError(
+            f"No run has a figure '{key}'.", f"Sort by {', '.join(_FACTS)}, or by {', '.join(metric_names)}."
+        )
     less = any(word in key for word in _LESS_IS_BETTER)
     return sorted(has, key=lambda each: each.figures[key], reverse=not less) + [
         each for each in runs if key not in each.figures

@@ -42,11 +42,11 @@ def prepared(
     return tokenizer
 
 
-def token_precision(asked: str, device: torch.device) -> Precision:
+def token_precision(requested: str, device: torch.device) -> Precision:
     """Returns pretraining's tokenizer precision. `auto`: fp16 on CUDA, closest to fp32 (0.26% others); else fp32."""
-    if asked == "auto":
+    if requested == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
-    return asked  # type: ignore[return-value]
+    return requested  # type: ignore[return-value]
 
 
 def _announced(tokenizer: Tokenizer, on_event: OnEvent) -> Tokenizer:

@@ -83,10 +83,10 @@ class Tally:
 
     def compare_tokens(self, indices: Sequence[int], images: torch.Tensor, tokens: torch.Tensor) -> None:
         """Counts the tokens that equal those in fp32, for the first images of the data."""
-        wanted = sum(index < _COMPARED for index in indices)
-        if self.reference is None or not wanted:
+        count = sum(index < _COMPARED for index in indices)
+        if self.reference is None or not count:
             return
-        equal = self.reference.encode(images[:wanted]) == tokens[:wanted]
+        equal = self.reference.encode(images[:count]) == tokens[:count]
         self.batch.agreed += float(equal.float().mean(dim=1).sum())
         self.batch.compared += len(equal)
 

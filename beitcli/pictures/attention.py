@@ -92,7 +92,7 @@ def add_colorbar(heat: Image.Image, attention: np.ndarray | None, threshold: flo
     draw, top = ImageDraw.Draw(picture), heat.height + line
     picture.paste(_scale(attention, threshold, (heat.width, thick)), (0, top))
     largest, uniform = float(attention.max()), 1 / attention.size
-    said, x = f"uniform 1/{attention.size} = {_percent(uniform)}", heat.width - 1
+    said, x = f"uniform 1/{attention.size} = {percent(uniform)}", heat.width - 1
     if uniform <= largest:
         x = round(x * uniform / largest)
         draw.line((x, top - size // 4, x, top + thick - 1), WHITE, 5)
@@ -102,7 +102,7 @@ def add_colorbar(heat: Image.Image, attention: np.ndarray | None, threshold: flo
     half = font.getlength(said) / 2
     draw.text((max(half, min(x, heat.width - half)), top - 0.9 * size), said, INK, font, anchor="mm")
     draw.text((0, top + thick + 0.7 * size), "0", INK, font, anchor="lm")
-    draw.text((heat.width, top + thick + 0.7 * size), f"max {_percent(largest)}", INK, font, anchor="rm")
+    draw.text((heat.width, top + thick + 0.7 * size), f"max {percent(largest)}", INK, font, anchor="rm")
     return picture
 
 
@@ -119,7 +119,8 @@ def _scale(attention: np.ndarray, threshold: float | None, size: tuple[int, int]
     return scale
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Writes a share (0-1) in per cent, with three digits."""
     return f"{100 * share:.3g} %"
 
 

@@ -83,9 +83,9 @@ def metric_label(name: str) -> str:
 def metric_value(name: str, value: float) -> str:
     """Formats a value with the digits of its kind; else with about four significant digits, and integers in full."""
     words = name.split("_")
-    known = next((form for word, form in _FORMATS.items() if word in words), None)
-    if known:
-        return f"{value:{known}}"
+    number_format = next((form for word, form in _FORMATS.items() if word in words), None)
+    if number_format:
+        return f"{value:{number_format}}"
     if isinstance(value, int):
         return str(value)
     size = abs(value)
@@ -105,8 +105,8 @@ def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[s
     Args:
         named: The report's fields.
     """
-    known = set(named)
-    return {name: value for name, value in measured.items() if name not in known and "/" not in name}
+    reported = set(named)
+    return {name: value for name, value in measured.items() if name not in reported and "/" not in name}
 
 
 def _is_shown(name: str, value: float) -> bool:

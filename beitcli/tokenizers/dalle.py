@@ -136,8 +136,8 @@ def read_half(path: Path) -> Half:
     tensors = read_pickled(path) or read_tensors(path)
     layout = next((each for each in LAYOUTS if each("stem.weight") in tensors), None)
     if layout is None:
-        wanted = " nor ".join(each("stem.weight") for each in LAYOUTS[:2])
-        raise _odd(path, f"it has neither {wanted}")
+        first_keys = " nor ".join(each("stem.weight") for each in LAYOUTS[:2])
+        raise _odd(path, f"it has neither {first_keys}")
     kernel = tuple(tensors[layout("stem.weight")].shape[2:])
     if kernel not in ((7, 7), (1, 1)):
         raise _odd(path, f"{layout('stem.weight')} is a convolution of {kernel}, not of (7, 7) or (1, 1)")

@@ -167,15 +167,15 @@ def untrained(config: TrainTokenizerConfig, teacher: Teacher | None = None) -> T
 def own_settings(config: TrainTokenizerConfig) -> Any:
     """Returns the settings of `--set` as the kind's dataclass. Raises UsageError for unknown names and values."""
     kind = kind_of(config)
-    known, values = settings_of(kind.settings), {}
+    settings_by_name, values = settings_of(kind.settings), {}
     for given in config.kind_settings:
         name, equals, text = given.partition("=")
-        if not equals or name not in known:
-            has = "; ".join(f"{each.name}={each.default}: {each.option.help}" for each in known.values())
+        if not equals or name not in settings_by_name:
+            has = "; ".join(f"{each.name}={each.default}: {each.option.help}" for each in settings_by_name.values())
             raise UsageError(
                 f"--set '{given}' is no setting of tokenizer kind '{config.kind}'.", f"It has {has or 'none.'}"
             )
-        values[name] = coerce(known[name], text, f"--set {name}")
+        values[name] = coerce(settings_by_name[name], text, f"--set {name}")
     settings = kind.settings(**values)
     check_bounds(settings)
     return settings

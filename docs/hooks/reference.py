@@ -160,7 +160,11 @@ def _attributes(report: type) -> dict[str, str]:
 
 def _recipes() -> Iterator[str]:
     yield from ("# Recipes", "", "`beit recipes` lists them, `beit recipes NAME` shows one.", "")
-    for recipe in list_recipes(RecipesConfig()):
+    recipes = list_recipes(RecipesConfig())
+    columns = ("model", "image_size", "size", "patch_size", "vocab_size", "epochs", "steps", "batch_size", "lr")
+    rows = [[each.command, each.name, *(str(each.settings.get(name, "")) for name in columns)] for each in recipes]
+    yield from _table(("command", "recipe", *columns), rows)
+    for recipe in recipes:
         yield from (f"## beit {recipe.command} --recipe {recipe.name}", "", "```toml", recipe.text, "```", "")
 
 

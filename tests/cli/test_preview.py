@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,3 +38,23 @@ def test_preview_is_drawn_as_the_terminal_can_and_stdout_stays_json(
     assert json.loads(out.read_text())["path"] == image
     if "nothing" not in seen:
         assert "78 of 196 patches (40%)" in said
+
+
+def test_attention_is_drawn_beside_the_image_with_its_points(
+    picture: Callable, tmp_path: Path, pretrained_run: Path
+) -> None:
+    image, out = str(picture("a.png")), tmp_path / "out.jsonl"
+    words = ["attn-map", image, "--model", str(pretrained_run), "--point", "10,9", "--point", "20,20", "--preview"]
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT)
+    code, said = at_terminal(lambda: main(words), stdout=descriptor, COLORTERM="truecolor")
+    os.close(descriptor)
+    document = json.loads(out.read_text())
+    assert (code, len(document["maps"])) == (0, 2)
+    assert "\x1b[38;2;" in said
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
+    assert "point 1 at 10, 9" in plain
+    assert "point 2 at 20, 20" in plain
+    largest = max(max(row) for row in document["maps"][0]["attention"])
+    assert f"at most {100 * largest:.3g} %" in " ".join(plain.split())
+    blocks = [line for line in plain.splitlines() if "▀" in line or "▄" in line]
+    assert max(line.count("▀") + line.count("▄") for line in blocks) > 3 * 24 - 6  # three panels side by side

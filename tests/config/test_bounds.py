@@ -108,7 +108,8 @@ def test_value_outside_is_told_what_it_must_be(bounds: Bounds, value: float, mes
     ids=str,
 )
 def test_value_within_passes(bounds: Bounds, value: float) -> None:
-    bounds.require("--x", value)
+    bounds.require("--x", value)  # raises nothing
+    assert bounds.admit(value)
 
 
 def test_no_bounds_are_false() -> None:

@@ -14,7 +14,7 @@ PRETRAIN = settings_of(PretrainConfig)
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "wanted"),
+    ("name", "given", "expected"),
     [
         ("steps", "12", 12),
         ("steps", 12.0, 12),
@@ -29,10 +29,10 @@ PRETRAIN = settings_of(PretrainConfig)
         ("positions", "shared", "shared"),
     ],
 )
-def test_coerce_gives_the_setting_its_type(name: str, given: object, wanted: object) -> None:
+def test_coerce_gives_the_setting_its_type(name: str, given: object, expected: object) -> None:
     value = coerce(PRETRAIN[name], given, "here")
-    assert value == wanted
-    assert type(value) is type(wanted)
+    assert value == expected
+    assert type(value) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_coerce_refuses_another_type_and_names_the_origin(name: str, given: obje
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("given", "expected"),
     [
         ("224", (224, 224)),
         ("192,256", (192, 256)),
@@ -71,8 +71,8 @@ def test_coerce_refuses_another_type_and_names_the_origin(name: str, given: obje
     ],
     ids=str,
 )
-def test_coerce_gives_a_size_height_and_width(given: object, wanted: tuple[int, int]) -> None:
-    assert coerce(PRETRAIN["image_size"], given, "here") == wanted
+def test_coerce_gives_a_size_height_and_width(given: object, expected: tuple[int, int]) -> None:
+    assert coerce(PRETRAIN["image_size"], given, "here") == expected
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.embed import EmbedConfig
+from beitcli.config.evaluate import EvalConfig
+from beitcli.config.fields import settings_of
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.errors import UsageError
+from beitcli.tokenizers.kinds.vqkd import VQKDSettings
 
 VQKD = {"data": ("photos",), "kind": "vqkd", "teacher": "timm/vit"}
 LABELS = {"data": ("labels.csv",), "init": "random", "problem": "multi-label"}
@@ -42,6 +47,14 @@ def test_a_setting_that_a_tokenizer_kind_does_not_use_is_refused(
         assert getattr(resolve(TrainTokenizerConfig, given | {"kind": other}).config, name) == value
 
 
+@pytest.mark.parametrize(("name", "own"), [("width", "width"), ("groups", "patch_size"), ("blocks_per_group", "depth")])
+def test_a_refused_setting_of_stages_names_that_of_the_kind(name: str, own: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(TrainTokenizerConfig, VQKD | {name: 2})
+    assert caught.value.hint.startswith(f"Give --set {own}=N, ")
+    assert own in settings_of(VQKDSettings)
+
+
 def test_recipes_variables_and_earlier_files_may_hold_unused_settings(tmp_path: Path) -> None:
     assert resolve(TrainTokenizerConfig, VQKD, environ={"BEIT_WIDTH": "7"}).config.width == 7
     path = tmp_path / "run.toml"
@@ -65,3 +78,12 @@ def test_mixing_of_classes_is_refused_where_an_image_has_several_labels(name: st
         resolve(FinetuneConfig, LABELS | {name: value})
     assert getattr(resolve(FinetuneConfig, LABELS | {name: 0}).config, name) == 0  # none is what there is
     assert getattr(resolve(FinetuneConfig, LABELS | {"problem": "single-label", name: value}).config, name) == value
+
+
+def test_help_of_each_layer_says_where_it_counts_from_and_where_the_others_do() -> None:
+    own, others = {AttnMapConfig: "from 0", EmbedConfig: "from 1", EvalConfig: "from 1"}, ("`attn-map`", "`e")
+    for config, start in own.items():
+        text = settings_of(config)["layer"].help
+        assert start in text.split("(")[0]
+        assert others[config is AttnMapConfig] in text
+        assert {"from 0", "from 1"} == {word for word in ("from 0", "from 1") if word in text}

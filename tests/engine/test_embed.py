@@ -22,6 +22,7 @@ from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.embed import embed
 from beitcli.engine.events import Progress
+from beitcli.engine.io import stored_features
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import pooled_features
@@ -368,3 +369,38 @@ def test_two_processes_write_the_file_of_one(pretrained_run: Path, labelled_fold
     (features, *names), (others, *own) = read(one), read(two)
     assert names == own
     assert np.array_equal(features, others)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".npy"])
+@pytest.mark.slow
+def test_a_restarted_job_that_replaces_a_file_keeps_nothing_of_the_old_one(
+    pretrained_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"features{suffix}"
+    list(embed(config_of(pretrained_run, labelled_folder / "red", output=str(out))))
+    line = ["embed", pretrained_run, labelled_folder / "blue", "-o", out, "--overwrite", "--device", "cpu"]
+    restarted = lambda rank: os.environ.update(TORCHELASTIC_RESTART_COUNT="1")  # noqa: E731
+    ended = in_processes(2, [*line, "--workers", 0], before=restarted)
+    assert [each.code for each in ended] == [0, 0], ended
+    assert [Path(each).parent.name for each in read(out)[1]] == ["blue"] * 8
+    ended = in_processes(2, [*line[:-3], "--device", "cpu", "--workers", 0], before=restarted)
+    assert [each.code for each in ended] == [0, 0], ended
+    assert "8 of 8 images are in the file already" in ended[0].err
+
+
+def test_names_that_no_safetensors_header_holds_are_tensors_of_the_file(
+    pretrained_run: Path, labelled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, apart = tmp_path / "plain.safetensors", tmp_path / "apart.safetensors"
+    list(embed(config_of(pretrained_run, labelled_folder, output=str(plain))))
+    monkeypatch.setattr(stored_features, "_MOST_METADATA", 500)
+    list(embed(config_of(pretrained_run, labelled_folder, output=str(apart))))
+    with safe_open(apart, "np") as file:
+        assert list(file.metadata()) == ["features"]
+        assert json.loads(file.get_tensor("paths").tobytes()) == read(plain)[1]
+        assert json.loads(file.get_tensor("labels").tobytes()) == read(plain)[2]
+        assert np.array_equal(file.get_tensor("features"), read(plain)[0])
+    again, before = stored_features.read_features(apart), stored_features.read_features(plain)
+    assert (again.kind, again.paths, again.labels) == (before.kind, before.paths, before.labels)
+    list(embed(config_of(pretrained_run, labelled_folder, output=str(apart), resume=True)))
+    assert stored_features.read_features(apart).paths == before.paths

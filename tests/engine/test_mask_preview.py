@@ -70,6 +70,40 @@ def test_mask_preview_hides_exactly_what_is_asked(
         image.load()
 
 
+def test_mask_preview_of_a_recipe_draws_its_grid_and_masks(beit: Callable, picture: Callable) -> None:
+    photo = str(picture("photo.png"))
+    for recipe, grid, hidden in (("small", [8, 8], 25), ("base", [14, 14], 75)):
+        (document,) = beit("mask-preview", photo, "--recipe", recipe).lines
+        assert (document["grid"], document["num_masked"]) == (grid, hidden)
+    (other,) = beit("mask-preview", photo, "--recipe", "base", "--grid", "8,8").lines
+    assert other["num_masked"] == 26  # the share, as 75 is of the recipe's own grid
+    by_hand = beit("mask-preview", photo, "--grid", "8,8", "--num-masked", 25, "--min-block", 4)
+    assert masks(by_hand.lines) == masks(beit("mask-preview", photo, "--recipe", "small").lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--recipe", "smal"], "Did you mean 'small'?"),
+        (["--recipe", "ablation-no-mask"], "hides nothing"),
+    ],
+)
+def test_mask_preview_refuses_a_recipe_without_masks(
+    beit: Callable, picture: Callable, flags: list[str], said: str
+) -> None:
+    ended = beit("mask-preview", str(picture("photo.png")), *flags)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_mask_preview_takes_masks_of_a_recipe_or_of_a_model(
+    beit: Callable, picture: Callable, pretrained_run: Path
+) -> None:
+    ended = beit("mask-preview", str(picture("photo.png")), "--recipe", "tiny", "--model", pretrained_run)
+    assert ended.code == 2
+    assert "--recipe and --model" in ended.err
+
+
 def test_mask_preview_masks_follow_seed_epoch_and_place(beit: Callable, labelled_folder: Path) -> None:
     first = beit("mask-preview", labelled_folder).lines
     assert beit("mask-preview", labelled_folder).lines == first

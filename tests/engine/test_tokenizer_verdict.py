@@ -117,7 +117,7 @@ def test_stats_figures_equal_those_by_hand(stats: Callable, tmp_path: Path) -> N
     entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
     squared = ((patches - (bins + 0.5) / 3) ** 2).mean()
     around_image = ((images - images.mean(axis=(1, 2), keepdims=True)) ** 2).mean()
-    wanted = {
+    expected = {
         "tokens_per_image": 16,
         "entropy_share": entropy / np.log(27),
         "commonest_share": shares.max(),
@@ -126,7 +126,7 @@ def test_stats_figures_equal_those_by_hand(stats: Callable, tmp_path: Path) -> N
         "psnr_patch_mean": -10 * np.log10(((patches - means) ** 2).mean()),
         "explained_variance": 1 - squared / around_image,
     }
-    assert {name: document[name] for name in wanted} == pytest.approx(wanted, rel=1e-4)
+    assert {name: document[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_tokenizer_whose_codes_are_even_and_whose_pictures_are_close_suits(stats: Callable, tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
 
 COMMAND = Command(
     config=ExportConfig,
-    summary="Write a model for timm, transformers or the release's code, and verify it.",
+    summary="Write a model for timm, transformers, the release's code or ONNX, and verify it.",
     examples=(
         "beit export runs/mine --to hf -o mine-hf",
         "beit export runs/classifier --to timm -o classifier-timm",
         "beit export hf://microsoft/beit-base-patch16-224 --to official -o base-pth",
+        "beit export runs/classifier --to onnx -o classifier.onnx",
     ),
     face=_run,
     about="The result is opened again and its outputs compared with the original's; too large a difference is refused.",

@@ -32,11 +32,13 @@ def _run(config: InspectConfig, console: CommandConsole) -> None:
             "file": report.file,
             "without a place": ", ".join(report.dropped[:5]) + (", ..." if len(report.dropped) > 5 else ""),
         }
-        shown = {key: value for key, value in facts.items() if value not in (None, "")}
-        return shown | {name: "x".join(map(str, shape)) for name, shape in (report.tensors or {}).items()}
+        return {key: value for key, value in facts.items() if value not in (None, "")}
 
     report = inspect(config, console.on_event)
     console.print_metrics(report if console.wants_json else rows(report))
+    if report.tensors and not console.wants_json:
+        shapes = {name: " x ".join(map(str, shape)) for name, shape in report.tensors.items()}
+        console.print_rows([{"tensor": name, "shape": shape} for name, shape in shapes.items()])
 
 
 COMMAND = Command(

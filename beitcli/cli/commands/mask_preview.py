@@ -43,7 +43,7 @@ COMMAND = Command(
     config=MaskPreviewConfig,
     summary="Show what pretraining hides of an image.",
     examples=(
-        "beit mask-preview photo.jpg -o masked.png",
+        "beit mask-preview photo.jpg --recipe small -o masked.png",
         "beit mask-preview photo.jpg --model runs/mine -o rebuilt.png",
         "beit mask-preview photos/ --limit 6 --model runs/mine -o sheet.jpg",
         "beit mask-preview photo.jpg --preview",

@@ -6,6 +6,7 @@ their lengths.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,7 +59,7 @@ class Polygons:
         return merge(frPyObjects([ring.astype(np.float64).ravel().tolist() for ring in rings], height, width))
 
 
-class WholeMask:
+class WholeMask(ABC):
     """Mask that is made for the whole image, by `whole`, and cut from it."""
 
     def mask(self, size: tuple[int, int], scaled: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
@@ -71,9 +72,9 @@ class WholeMask:
     def runs(self, size: tuple[int, int]) -> Rle:
         return encoded(self.whole(size))
 
+    @abstractmethod
     def whole(self, size: tuple[int, int]) -> np.ndarray:
         """Returns the mask, (H, W) bool."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -167,9 +167,9 @@ class CachedTokenTransform:
         pixels = zlib.crc32(image.tobytes())
         tokens = self.cache.row(epoch, index, pixels)
         transform = self.transform if tokens is None else replace(self.transform, token_size=None)
-        known = np.full(self.cache.tokens, -1, dtype=np.int64) if tokens is None else tokens
+        cached_tokens = np.full(self.cache.tokens, -1, dtype=np.int64) if tokens is None else tokens
         place = np.array([epoch, index, pixels], dtype=np.int64)
-        return transform(image, epoch, index) | {"visual_tokens": known, "token_place": place}
+        return transform(image, epoch, index) | {"visual_tokens": cached_tokens, "token_place": place}
 
 
 # What the keys of existing caches call the transforms.

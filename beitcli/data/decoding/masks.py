@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from beitcli.data.decoding import netpbm, png, tiff
+from beitcli.data.decoding import jpeg2000, netpbm, png, tiff
 from beitcli.errors import BadImage
 
 
@@ -38,5 +38,7 @@ def stored_indices(image: Image.Image, data: bytes) -> np.ndarray:
     image.load()
     if image.format == "TIFF":
         return tiff.stored_gray(image, *tiff.sample_type(image))
+    if image.format == "JPEG2000" and image.mode != "P":
+        return jpeg2000.stored_gray(image, data)
     values = np.asarray(image)
     return values // png.gray_step(data) if image.format == "PNG" else values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,10 +16,10 @@ def stored_gray(image: Image.Image, data: bytes) -> np.ndarray:
     """Returns (H, W) integers as stored, also those above the largest value that the header names.
 
     Args:
-        image: A PGM that Pillow has opened.
+        image: A PGM that Pillow has opened, or loaded.
         data: Its file.
     """
-    tile = image.tile[0]  # type: ignore[attr-defined]
+    tile = _tile(data)
     count, raster = image.width * image.height, data[tile.offset :]
     if data.startswith(b"P2"):
         words = re.sub(rb"#[^\r\n]*", b"", raster).split(maxsplit=count)[:count]
@@ -28,3 +30,16 @@ def stored_gray(image: Image.Image, data: bytes) -> np.ndarray:
     if len(values) < count:
         raise BadImage(f"truncated: its {len(data)} bytes end before its pixels do")
     return values.reshape(image.height, image.width)
+
+
+def sample_bits(data: bytes) -> int:
+    """Returns the bits of the largest value that the header of a PGM or PPM names."""
+    settings = _tile(data).args
+    if isinstance(settings, str):  # of 8 or of 16 bits, which Pillow reads as they are
+        return 16 if "16" in settings else 8
+    return int(settings[-1]).bit_length()
+
+
+def _tile(data: bytes) -> Any:
+    """Returns where the pixels of a file begin, and how Pillow reads them, which a loaded image has forgotten."""
+    return Image.open(BytesIO(data), formats=("PPM",)).tile[0]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from beitcli.config.intensity import FULL, IntensityRange
-from beitcli.data.decoding import png, tiff
+from beitcli.data.decoding import jpeg2000, netpbm, png, tiff
 from beitcli.data.decoding.gray import gray_to_uint8
 from beitcli.data.decoding.tiff import WHITE_IS_ZERO
 
@@ -27,7 +27,9 @@ def to_rgb(image: Image.Image, data: bytes, intensity: IntensityRange = FULL) ->
         rgb[transparent] = 255
         return Image.fromarray(rgb)
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(gray_to_uint8(np.asarray(image), intensity=intensity)).convert("RGB")
+        stored = None if intensity == FULL else deep_gray(image, data)
+        values = np.asarray(image) if stored is None else stored
+        return Image.fromarray(gray_to_uint8(values, intensity=intensity)).convert("RGB")
     if image.mode == "La":  # gray times alpha, and alpha
         gray, alpha = np.moveaxis(np.asarray(image).astype(int), 2, 0)
         return Image.fromarray(np.minimum(gray + 255 - alpha, 255).astype(np.uint8)).convert("RGB")
@@ -38,11 +40,15 @@ def to_rgb(image: Image.Image, data: bytes, intensity: IntensityRange = FULL) ->
     return image.convert("RGB")
 
 
-def deep_gray(image: Image.Image) -> np.ndarray | None:
+def deep_gray(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Returns the (H, W) numbers of a loaded gray image of more than 8 bits, as stored; None for other images."""
     if not image.mode.startswith("I") and image.mode != "F":
         return None
-    return tiff.stored_gray(image, *tiff.sample_type(image)) if image.format == "TIFF" else np.asarray(image)
+    if image.format == "TIFF":
+        return tiff.stored_gray(image, *tiff.sample_type(image))
+    if image.format == "PPM" and image.mode != "F":
+        return netpbm.stored_gray(image, data)
+    return jpeg2000.stored_gray(image, data) if image.format == "JPEG2000" else np.asarray(image)
 
 
 def _tiff_as_black_is_zero(image: Image.Image, intensity: IntensityRange) -> Image.Image:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,7 @@ class StreamPart:
     repeats: int = 1
 
 
-class _BatchDataset(Dataset["Batch | DataError"]):
+class _BatchDataset(ABC, Dataset["Batch | DataError"]):
     """Map-style dataset whose items are the pieces of batches; a DataError is returned, as torch would change it."""
 
     pieces = 1  # per batch
@@ -116,15 +117,17 @@ class _BatchDataset(Dataset["Batch | DataError"]):
             if self.watch is not None:
                 self.watch.rests()
 
+    @abstractmethod
     def batches(self) -> int:
-        raise NotImplementedError
+        """Returns the number of batches."""
 
+    @abstractmethod
     def places(self, number: int) -> np.ndarray:
         """Returns (n,) positions of the images of batch `number`, in the stream or the source."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, places: np.ndarray) -> Batch:
-        raise NotImplementedError
+        """Returns the images at these positions."""
 
     def views(self, epoch: int, index: int) -> dict[str, np.ndarray]:
         if self.watch is not None:

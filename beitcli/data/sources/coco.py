@@ -175,9 +175,9 @@ def _object(
     if np.float32(right) <= np.float32(left) or np.float32(lower) <= np.float32(upper):
         raise BadImage(f"its box {_shown(box)} has no area within the image of {columns} x {rows} pixels")
     area: Any = annotation.get("area")
-    known = _is_number(area) and area > 0
+    has_area = _is_number(area) and area > 0
     outline = outline_of(annotation.get("segmentation"), size, _ROUNDING) if outlines else None
-    size_of_it = float(area) if known else width * height
+    size_of_it = float(area) if has_area else width * height
     return left, upper, right, lower, label, bool(crowd), size_of_it, outline
 
 

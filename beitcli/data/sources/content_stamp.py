@@ -23,15 +23,15 @@ def contents_stamp(source: Source) -> str:
     digest = hashlib.sha256(f"{source.fingerprint()} {__version__}\n".encode())
     if source.intensity != FULL:
         digest.update(f"{source.intensity}\n".encode())
-    known: dict[str, bytes] = {}
+    stamp_of: dict[str, bytes] = {}
     for index in range(len(source)):
         path = source.path(index)
         folder = os.path.dirname(path)
-        stamp = known.get(folder)
+        stamp = stamp_of.get(folder)
         if stamp is None:
             stamp = _stamp(path)
             if not stamp:  # a member of a tar shard or a row of a parquet file
-                stamp = known[folder] = _holder(Path(folder))
+                stamp = stamp_of[folder] = _holder(Path(folder))
         digest.update(stamp)
     return digest.hexdigest()
 

@@ -7,6 +7,8 @@
 | Roboflow | ROOT/train, ROOT/valid, ROOT/test | _annotations.coco.json beside the images |
 | FiftyOne, Label Studio | ROOT/data, ROOT/images | ROOT/labels.json, ROOT/result.json |
 | the same in splits | ROOT/train, ROOT/val, each as above | |
+
+ROOT may lie below wrappers (`unwrapped`).
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import sibling_names
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.formats._sample_shapes import SHAPES
+from beitcli.data.sources.formats._wrappers import unwrapped
 from beitcli.data.sources.formats.list_file import ListSource
 from beitcli.data.sources.formats.sample import SampleSource, open_sample
-from beitcli.data.sources.splits import canonical, choose_split, split_of
+from beitcli.data.sources.splits import are_parts, canonical, choose_split, split_of
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError
 
@@ -230,7 +233,12 @@ def _joined(sources: Sequence[DetectionSource]) -> DetectionSource:
 
 def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
     """Returns the files to read, and the canonical names of all splits."""
-    splits, whole = _splits(root), _whole(root)
+
+    def holds_dataset(folder: str) -> bool:
+        return _whole(folder) is not None or are_parts(_splits(folder), request.split)
+
+    base = unwrapped(root, holds_dataset)
+    splits, whole = _splits(base), _whole(base)
     if request.split is None and whole is not None:
         if splits:
             file, unused = os.path.relpath(whole[0], root), " and ".join(sorted(splits))

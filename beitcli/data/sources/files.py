@@ -21,6 +21,7 @@ EXTENSIONS: tuple[str, ...] = (  # of the formats that are decoded; without HEIC
 if heif.is_installed():
     EXTENSIONS = (*EXTENSIONS, *heif.ENDINGS)
 _IMAGE = re.compile(rb"\.(?:" + "|".join(EXTENSIONS).encode() + rb")\Z", re.IGNORECASE)
+_MASK_FOLDERS = ("masks", "annotations")
 MAX_IMAGE_BYTES = 2_147_483_648  # the largest image that is decoded takes 1.4 GB as 16-bit RGBA
 _INTEGER = re.compile(r"-?[0-9]{1,1000}")  # Python itself converts 4,300 digits at most
 
@@ -196,3 +197,10 @@ def sibling_names(folder: str) -> list[str]:
 def folders_below(root: str) -> list[str]:
     """Lists the subfolders of a folder, without hidden ones."""
     return [name for name in sibling_names(root) if name[0] != "." and os.path.isdir(os.path.join(root, name))]
+
+
+def mask_folders(root: str) -> tuple[str, str] | None:
+    """Returns the folders ROOT/images and ROOT/masks, or ROOT/annotations; None if they are not there."""
+    images = os.path.join(root, "images")
+    masks = next((path for name in _MASK_FOLDERS if os.path.isdir(path := os.path.join(root, name))), None)
+    return (images, masks) if masks is not None and os.path.isdir(images) else None

@@ -5,7 +5,8 @@
 | ours | ROOT/images, ROOT/train/images | ROOT/masks, ROOT/train/masks (or `annotations`) |
 | ADE20K | ROOT/images/training | ROOT/annotations/training |
 
-A mask has the path of its image except for the extension; its pixels are class indices.
+ROOT may lie below wrappers (`unwrapped`). A mask has the path of its image except for the extension; its pixels are
+class indices.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from beitcli.data.annotations.label_maps import LabelMapping
 from beitcli.data.decode import decode_index_mask
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
-from beitcli.data.sources.files import folders_below, is_image_name, sibling_names
+from beitcli.data.sources.files import folders_below, is_image_name, mask_folders, sibling_names
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.formats._sample_shapes import SHAPES
-from beitcli.data.sources.formats.folder import MASK_FOLDERS, FolderSource
+from beitcli.data.sources.formats._wrappers import unwrapped
+from beitcli.data.sources.formats.folder import FolderSource
 from beitcli.data.sources.formats.sample import SampleSource, open_sample
-from beitcli.data.sources.splits import canonical, choose_split
+from beitcli.data.sources.splits import are_parts, canonical, choose_split
 from beitcli.data.sources.subset import Subset
 from beitcli.errors import BadImage, DataError
 
@@ -200,11 +202,16 @@ def open_segmentation(
 
 def _folders(root: str, request: Request) -> tuple[list[Folders], frozenset[str]]:
     """Returns the folders to read, and the canonical names of all splits."""
-    splits = _splits(root)
+
+    def holds_dataset(folder: str) -> bool:
+        return mask_folders(folder) is not None or are_parts(_splits(folder), request.split)
+
+    base = unwrapped(root, holds_dataset)
+    splits = _splits(base)
     if splits or request.split is not None:
         chosen = choose_split(root, splits, request)
         return [splits[name] for name in chosen], frozenset(map(canonical, splits))
-    pair = _pair(root)
+    pair = mask_folders(base)
     if pair is None:
         raise DataError(f"'{root}' has no images/ beside masks/ or annotations/.", _LAYOUT)
     return [pair], frozenset()
@@ -212,19 +219,13 @@ def _folders(root: str, request: Request) -> tuple[list[Folders], frozenset[str]
 
 def _splits(root: str) -> dict[str, Folders]:
     """Returns the image and mask folders of each split, by its name."""
-    found = {name: pair for name in folders_below(root) if (pair := _pair(os.path.join(root, name)))}
-    pair = _pair(root)
+    found = {name: pair for name in folders_below(root) if (pair := mask_folders(os.path.join(root, name)))}
+    pair = mask_folders(root)
     if pair is not None and not _holds_images(pair[0]):
         inner = [name for name in folders_below(pair[0]) if name in folders_below(pair[1])]
         if {"train", "validation"} & set(map(canonical, inner)):
             found |= {name: (os.path.join(pair[0], name), os.path.join(pair[1], name)) for name in inner}
     return found
-
-
-def _pair(root: str) -> Folders | None:
-    images = os.path.join(root, "images")
-    masks = next((path for name in MASK_FOLDERS if os.path.isdir(path := os.path.join(root, name))), None)
-    return (images, masks) if masks is not None and os.path.isdir(images) else None
 
 
 def _holds_images(folder: str) -> bool:

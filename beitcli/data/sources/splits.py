@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from beitcli.config.fields import suggestion
 from beitcli.data.sources.format import Request
@@ -88,6 +88,15 @@ def are_split_folders(names: Sequence[str], holds_folders: Callable[[str], bool]
     return "train" in splits or any(are) if len(splits) > 1 else bool(are) and all(are)
 
 
+def are_parts(names: Collection[str], split: str | None) -> bool:
+    """Whether subfolders in the layout of a dataset are its parts; a single one of any other name is its wrapper.
+
+    Args:
+        split: `--split`, which may have any name.
+    """
+    return len(names) > 1 or any(is_split(name) or name == split for name in names)
+
+
 def has_train_and_val(splits: Iterable[str | None]) -> bool:
     """Whether there are both a train and a validation split."""
     return {"train", "validation"} <= set(splits)
@@ -117,10 +126,10 @@ def choose_split(name: str, available: Iterable[str], request: Request, *, outsi
         DataError: The split is missing.
     """
     there = sorted(set(available), key=_order)
-    wanted = _OF_ROLE[request.role] if request.split is None else (canonical(request.split),)
-    found = [chosen for split in wanted if (chosen := [each for each in there if canonical(each) == split])]
+    requested = _OF_ROLE[request.role] if request.split is None else (canonical(request.split),)
+    found = [chosen for split in requested if (chosen := [each for each in there if canonical(each) == split])]
     if not found:
-        missing = _WORDS[wanted[0]][0] if request.split is None else request.split
+        missing = _WORDS[requested[0]][0] if request.split is None else request.split
         has = f"it has {', '.join(sorted(there))}" if there else "it has no splits"
         way_out = suggestion(missing, there, prefix="--split ") if request.split else ""
         way_out = way_out or (f"Pass --split {there[0]}." if there else "Leave --split out to read all of it.")
@@ -167,11 +176,11 @@ def files_of_split(
     splits = [split_of(path) for path in (paths if by_default else _apart(paths))]
     if request.split is None and not are_splits(splits):
         return list(paths), frozenset()
-    known = frozenset(each for each in splits if each is not None)
+    available = frozenset(each for each in splits if each is not None)
     unknown = splits.count(None)
     outside = f"{unknown:,} file{'s'[: unknown > 1]}" if unknown else ""
-    (chosen,) = choose_split(name, known, request, outside=outside)
-    return [path for path, split in zip(paths, splits, strict=True) if split == chosen], known
+    (chosen,) = choose_split(name, available, request, outside=outside)
+    return [path for path, split in zip(paths, splits, strict=True) if split == chosen], available
 
 
 def _apart(paths: Sequence[str]) -> list[str]:

@@ -76,7 +76,7 @@ class DetectionTransform:
         pixels, marked = seen
         rng = keyed_generator(self.seed, "detection", epoch, index)
         shape = fitted_shape(marked.size, self.size, rng.uniform(*self.factors))
-        height, width = (min(side, wanted) for side, wanted in zip(shape, self.size, strict=True))
+        height, width = (min(side, target) for side, target in zip(shape, self.size, strict=True))
         upper, left = int(rng.integers(shape[0] - height + 1)), int(rng.integers(shape[1] - width + 1))
         part = (left, upper, left + width, upper + height)
         image = _cut(pixels, shape, part)

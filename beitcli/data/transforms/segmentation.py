@@ -85,7 +85,7 @@ class SegmentationTransform:
 
     def _crop(self, labels: np.ndarray, shape: tuple[int, int], rng: np.random.Generator) -> tuple[Box, np.ndarray]:
         """Draws a box of the resized image, (left, upper, right, lower), and returns it with its labels."""
-        height, width = (min(side, wanted) for side, wanted in zip(shape, self.size, strict=True))
+        height, width = (min(side, target) for side, target in zip(shape, self.size, strict=True))
         for attempt in range(_TRIES):
             upper = int(rng.integers(shape[0] - height + 1))
             left = int(rng.integers(shape[1] - width + 1))

@@ -137,14 +137,14 @@ def score(
         bad += batch.bad
         if not len(batch):
             continue
-        wanted = column[batch.tensors["labels"].to(device)].unsqueeze(1)
+        targets = column[batch.tensors["labels"].to(device)].unsqueeze(1)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = best == wanted
+        hits = best == targets
         right1 += int(hits[:, 0].sum())
         right5 += int(hits.any(dim=1).sum())
         seen += len(batch)
         likely = logits.softmax(dim=1).gather(1, best[:, :1])
-        facts = torch.cat((wanted.float(), best[:, :1].float(), likely), dim=1).cpu().numpy()
+        facts = torch.cat((targets.float(), best[:, :1].float(), likely), dim=1).cpu().numpy()
         mine.append(np.column_stack((np.array(batch.indices, dtype=np.float64), facts)))
         done = min(len(source), seen * world.size)
         batching.on_event(Progress("eval", done, len(source), "image", {"top1": right1 / seen}))

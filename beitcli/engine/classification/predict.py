@@ -13,9 +13,9 @@ from beitcli.config.problem import Problem
 from beitcli.data.sources.base import Source
 from beitcli.engine.classification.evaluate import class_names
 from beitcli.engine.classification.inference import classify
-from beitcli.engine.events import Drawn, OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.io.prediction import open_prediction
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import classifier_of, preprocessing
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -39,11 +39,7 @@ def predict(
         DataError: After the last image, if some could not be read.
     """
     model, checkpoint = classifier_of(checkpoint, config.size)
-    checkpoint = checkpoint.normalized(config.normalization)
-    compute = checkpoint.compute(config.device, config.precision)
-    warn(checkpoint.warnings, on_event)
-    model.to(compute.device)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
+    checkpoint, compute, source = open_prediction(config, checkpoint, model, on_event, stdin)
     yield from predictions(config, checkpoint, model, compute, source, on_event)
 
 

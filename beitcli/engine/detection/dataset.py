@@ -34,13 +34,13 @@ class DetectionData(FinetuneData[DetectionSource]):
 
 
 def open_detection_data(
-    config: FinetuneConfig, known: tuple[str, ...], outlines: bool, size: int, on_event: OnEvent
+    config: FinetuneConfig, class_names: tuple[str, ...], outlines: bool, size: int, on_event: OnEvent
 ) -> DetectionData:
     """Opens and checks all data of a run before its first step.
 
     Args:
         outlines: Whether the objects' outlines are needed, too.
-        known: Class names of a resumed run; empty to take those of the data.
+        class_names: Class names of a resumed run; empty to take those of the data.
         size: Side of the images of `sample`, in pixels.
 
     Raises:
@@ -49,7 +49,7 @@ def open_detection_data(
     request = Request.of(config, role="train", sample_size=size, on_progress=openings(on_event))
     source = _opened(config.data, request, outlines, on_event)
     bad = _left_out(source, config.max_bad)
-    classes = known or source.names
+    classes = class_names or source.names
     training = source.renamed(classes)
     if config.limit is not None and config.limit < len(training):
         training = training.subset(np.sort(select_limit(training, config.limit, config.seed)))

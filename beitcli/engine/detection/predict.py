@@ -15,10 +15,10 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.detection import DetectionEvalTransform
 from beitcli.engine.detection.inference import detect
 from beitcli.engine.detection.metrics import Detections, require_pycocotools
-from beitcli.engine.events import Drawn, OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
+from beitcli.engine.io.prediction import open_prediction
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.trainer.distributed_eval import Batching
@@ -46,11 +46,7 @@ def predict(
         DataError: After the last image, if some could not be read.
     """
     model, checkpoint = load_detector(checkpoint, config.size)
-    checkpoint = checkpoint.normalized(config.normalization)
-    compute = checkpoint.compute(config.device, config.precision)
-    warn(checkpoint.warnings, on_event)
-    model.to(compute.device)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
+    checkpoint, compute, source = open_prediction(config, checkpoint, model, on_event, stdin)
     yield from predictions(config, checkpoint, model, compute, source, on_event)
 
 

@@ -1,7 +1,8 @@
 """Finds images that are the same: by bytes, by pixels, or nearly, in a time that grows little faster than their number.
 
 Two hashes of 64 bits that differ in at most 4 agree in at least 2 of 6 bands. So the images are sorted by each of the
-15 pairs of bands, 21 to 22 bits, and only neighbours with equal pairs are compared.
+15 pairs of bands, 21 to 22 bits, and only neighbours with equal pairs are compared, unless they are in one group by
+then: of the frames of one film nearly all are joined by the first comparison with a neighbour.
 """
 
 from __future__ import annotations
@@ -73,8 +74,7 @@ def find_copies(signatures: Signatures) -> list[Copies]:
             groups.join(members, kind)  # type: ignore[arg-type]
     contrast = signatures.small[readable].std(axis=1)
     firsts = [index for index in readable[contrast >= LEAST_CONTRAST].tolist() if groups.first(index) == index]
-    for one, other in _near(signatures, np.array(firsts, dtype=np.int64)):
-        groups.join((one, other), "near")
+    _join_near(signatures, np.array(firsts, dtype=np.int64), groups)
     return groups.copies()
 
 
@@ -90,18 +90,31 @@ def _equal(digests: np.ndarray, among: np.ndarray) -> Iterator[tuple[int, ...]]:
         yield tuple(among[order[ends[number] - counts[number] : ends[number]]].tolist())
 
 
-def _near(signatures: Signatures, among: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yields pairs of images that are nearly the same; a pair perhaps several times."""
+def _join_near(signatures: Signatures, among: np.ndarray, groups: _Groups) -> None:
+    """Joins images that are nearly the same."""
     hashes = signatures.rows[among]
     for one, other in itertools.combinations(_BANDS, 2):
         key = _band(hashes, one) << np.uint64(other[1]) | _band(hashes, other)
         order = np.argsort(key, kind="stable")
-        sorted_key = key[order]
+        key, images = key[order], among[order]
         for step in range(1, _MOST_IN_BUCKET):
-            left = np.flatnonzero(sorted_key[step:] == sorted_key[:-step])
-            if not len(left):
+            root = groups.firsts(images)
+            is_open = _of_several_groups(key, root)
+            key, images, root = key[is_open], images[is_open], root[is_open]
+            if len(key) <= step:
                 break
-            yield from _verified(signatures, among[order[left]], among[order[left + step]])
+            left = np.flatnonzero((key[step:] == key[:-step]) & (root[step:] != root[:-step]))
+            for pair in _verified(signatures, images[left], images[left + step]):
+                groups.join(pair, "near")
+
+
+def _of_several_groups(key: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Returns (n,) bool: whether an image's bucket, the neighbours of equal key, has images of two groups or more."""
+    if not len(key):
+        return np.zeros(0, bool)
+    starts = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
+    mixed = np.minimum.reduceat(root, starts) != np.maximum.reduceat(root, starts)
+    return np.repeat(mixed, np.diff(starts, append=len(key)))
 
 
 def _band(hashes: np.ndarray, band: tuple[int, int]) -> np.ndarray:
@@ -135,6 +148,17 @@ class _Groups:
         while self._above[index] != root:
             self._above[index], index = root, int(self._above[index])
         return root
+
+    def firsts(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the smallest member of each image's group."""
+        above = self._above
+        while True:
+            further = above[above]
+            if np.array_equal(further, above):
+                break
+            above = further
+        self._above = above
+        return above[indices]
 
     def join(self, members: tuple[int, ...], kind: CopyKind) -> None:
         roots = sorted({self.first(member) for member in members})

@@ -110,14 +110,17 @@ class Diagnosis:
         for group in self.copies:
             splits = [self.split_of(member) for member in group.members]
             seen: set[tuple[int, bytes]] = set()  # a group of near ones may hold equal ones
-            for place, (member, split) in enumerate(zip(group.members, splits, strict=True)):
+            earlier: set[int] = set()
+            last = max(splits)
+            for member, split in zip(group.members, splits, strict=True):
                 key = (split, pixels[member].tobytes())
                 if key in seen:
                     dropped["duplicates"].add(member)
-                elif split in splits[:place]:
+                elif split in earlier:
                     dropped["near-duplicates"].add(member)
                 seen.add(key)
-                if any(later > split for later in splits):
+                earlier.add(split)
+                if last > split:
                     dropped["overlap"].add(member)
         return dropped
 
@@ -244,11 +247,11 @@ def _of_classes(parts: dict[str, Source]) -> Iterator[DataFinding]:
         if part.classes is not None and len(part.classes) == 1:
             what = f"{prefix(name)}All images are of one class, '{part.classes[0]}'."
             yield DataFinding("one-class", "note", 0, what, "A classifier needs two: FOLDER/CLASS/image.jpg.")
-    known = [(name, set(part.classes)) for name, part in parts.items() if part.classes is not None]
-    for name, classes in known[1:]:
-        further = sorted(classes - known[0][1])
+    labelled = [(name, set(part.classes)) for name, part in parts.items() if part.classes is not None]
+    for name, classes in labelled[1:]:
+        further = sorted(classes - labelled[0][1])
         if further:
-            what = f"{prefix(name)}{len(further)} of its classes are not in {known[0][0]}, such as '{further[0]}'."
+            what = f"{prefix(name)}{len(further)} of its classes are not in {labelled[0][0]}, such as '{further[0]}'."
             yield DataFinding("unknown-classes", "warning", 0, what, "Add images of them.")
 
 

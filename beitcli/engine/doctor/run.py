@@ -41,7 +41,7 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
         DataError: DATA is missing or empty.
         UsageError: An output has an unknown ending, or exists.
     """
-    _require_known(config.output)
+    _require_format(config.output)
     asides: list[str] = []
 
     def listen(event: Event) -> None:
@@ -66,7 +66,7 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
     return diagnosis.report
 
 
-def _require_known(outputs: tuple[str, ...]) -> None:
+def _require_format(outputs: tuple[str, ...]) -> None:
     for output in outputs:
         if is_stdout(output) or not output.lower().endswith((PAGE, *LISTS)):
             raise UsageError(

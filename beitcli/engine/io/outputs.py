@@ -122,7 +122,7 @@ def output_files(
     """
     require_known_format(output, formats)
     target = Path(output)
-    known, is_special, is_folder = target.suffix.lower() in formats, is_stream(target), _is_folder(output)
+    has_format, is_special, is_folder = target.suffix.lower() in formats, is_stream(target), _is_folder(output)
     together = target.suffix.lower() in of_all and not is_folder
     several = len(source) > 1 and not together
     if several and is_special:
@@ -130,7 +130,7 @@ def output_files(
     if several or is_folder:
         if os.path.lexists(target) and not target.is_dir():
             raise UsageError(f"-o '{output}' is a file, and a folder is needed.", "Give -o DIR.")
-        names = OutputNames(target, target.suffix.lower() if known else formats[0])
+        names = OutputNames(target, target.suffix.lower() if has_format else formats[0])
         log = UnfinishedOutputs(target, inputs.config)
         files = [OutputFile(names.path(source.path(index)), log=log) for index in range(len(source))]
     else:
@@ -151,8 +151,8 @@ def finish(files: Sequence[OutputFile] | None) -> None:
 
 def require_known_format(output: str, formats: tuple[str, ...]) -> None:
     """Raises UsageError for `-` and for a name that ends in no known format, and is no folder, pipe or device."""
-    known = Path(output).suffix.lower() in formats
-    if output == "-" or not (known or _is_folder(output) or is_stream(Path(output))):
+    has_format = Path(output).suffix.lower() in formats
+    if output == "-" or not (has_format or _is_folder(output) or is_stream(Path(output))):
         raise UsageError(
             f"-o '{output}' ends in no format that is known here.",
             f"Give a name that ends in {', '.join(formats)}, or a folder.",

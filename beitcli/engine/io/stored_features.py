@@ -3,7 +3,7 @@
 | file | rows | paths, labels and what the features are |
 |---|---|---|
 | .npy | one array (n, D) or (n, N, D) | NAME.json beside it |
-| .safetensors | the tensor `features` | metadata |
+| .safetensors | the tensor `features` | metadata; paths and labels of more than a header holds: uint8 tensors of JSON |
 | .parquet | the column `features`, fixed-size lists | columns `path` and `label`; metadata of the schema |
 | .jsonl | a line each | in the line; what the features are is not said |
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BLOCK_BYTES = 1 << 24
+_MOST_METADATA = 90_000_000  # bytes; the safetensors library opens no header of more than 100 MB
+_NAMES = ("paths", "labels")
 Blocks = Iterator[np.ndarray]
 
 
@@ -143,19 +145,25 @@ def write_npy(path: Path, rows: Rows) -> None:
 
 
 def write_safetensors(path: Path, rows: Rows) -> None:
-    size = len(rows.paths) * rows.kind.row_bytes
-    tensor = {
-        "dtype": {"float32": "F32", "float16": "F16"}[rows.kind.dtype],
-        "shape": [len(rows.paths), *rows.kind.shape],
-        "data_offsets": [0, size],
-    }
+    end = len(rows.paths) * rows.kind.row_bytes
+    dtype = {"float32": "F32", "float16": "F16"}[rows.kind.dtype]
+    shape = [len(rows.paths), *rows.kind.shape]
+    tensors: dict[str, Any] = {"features": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}
     about = {name: dump_json(value) for name, value in rows.about().items()}
-    text = dump_json({"__metadata__": about, "features": tensor}).encode()
+    apart: list[bytes] = []
+    if sum(map(len, about.values())) > _MOST_METADATA:
+        for name in (name for name in _NAMES if name in about):
+            apart.append(about.pop(name).encode())
+            first, end = end, end + len(apart[-1])
+            tensors[name] = {"dtype": "U8", "shape": [end - first], "data_offsets": [first, end]}
+    text = dump_json({"__metadata__": about, **tensors}).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
 
     def write(file: BinaryIO) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         _write_blocks(file, rows)
+        for names in apart:
+            file.write(names)
 
     write_output(path, write)
 
@@ -278,7 +286,11 @@ def _read_safetensors(path: Path) -> StoredFeatures:
         if length > path.stat().st_size:
             raise ValueError("its header is longer than the file")
         header = parse_json(file.read(length))
-    about = {name: parse_json(text) for name, text in header["__metadata__"].items()}
+        about = {name: parse_json(text) for name, text in header["__metadata__"].items()}
+        for name in (name for name in _NAMES if name in header):
+            first, end = header[name]["data_offsets"]
+            file.seek(8 + length + first)
+            about[name] = parse_json(file.read(end - first))
     tensor = header["features"]
     dtype = {"F32": np.float32, "F16": np.float16}[tensor["dtype"]]
     shape = tuple(tensor["shape"])

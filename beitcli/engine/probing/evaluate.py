@@ -105,9 +105,10 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     )
     sources = _Sources(train, val, named)
     learned = _learn(config, form, extractor, sources, on_event)
-    asked = extractor.features(val)
+    val_features = extractor.features(val)
     return finish_on_rank_zero(
-        lambda: _report(_Protocol(config, form, layers, compute.device, on_event), sources, learned, asked), world
+        lambda: _report(_Protocol(config, form, layers, compute.device, on_event), sources, learned, val_features),
+        world,
     )
 
 
@@ -197,16 +198,16 @@ class _Protocol:
     on_event: OnEvent
 
 
-def _report(how: _Protocol, sources: _Sources, learned: _Learned, asked: Features | None) -> ProbeReport:
+def _report(how: _Protocol, sources: _Sources, learned: _Learned, val_features: Features | None) -> ProbeReport:
     """Evaluates the features of both sources on rank 0, which alone has them."""
-    assert asked is not None
+    assert val_features is not None
     config, layers, linear = how.config, how.layers, how.config.protocol == "linear"
     if learned.probes is None:
         warn_bad(config, learned.bad, len(sources.train), how.on_event)
-    warn_bad(config, asked.bad, len(sources.val), how.on_event)
+    warn_bad(config, val_features.bad, len(sources.val), how.on_event)
     labels = _readable_labels(sources.train, learned)
-    targets = _columns(sources, labels, asked, how.on_event)
-    counts = _measure(how, sources, learned, replace(asked, standard=learned.standard), targets)
+    targets = _columns(sources, labels, val_features, how.on_event)
+    counts = _measure(how, sources, learned, replace(val_features, standard=learned.standard), targets)
     best = max(layers, key=lambda layer: (counts[layer].right1, counts[layer].right5))
     per_layer = [{"layer": n, "top1": counts[n].top1, "top5": counts[n].top5} for n in layers]
     return ProbeReport(
@@ -215,7 +216,7 @@ def _report(how: _Protocol, sources: _Sources, learned: _Learned, asked: Feature
         task="classify",
         protocol=config.protocol,
         images=counts[best].images,
-        bad=len(asked.bad),
+        bad=len(val_features.bad),
         top1=counts[best].top1,
         top5=counts[best].top5,
         layer=best,
@@ -240,7 +241,7 @@ def _readable_labels(train: Source, learned: _Learned) -> np.ndarray:
     return np.array([train.label(i) for i in range(len(train)) if i not in unreadable], dtype=np.int64)
 
 
-def _columns(sources: _Sources, labels: np.ndarray, asked: Features, on_event: OnEvent) -> torch.Tensor:
+def _columns(sources: _Sources, labels: np.ndarray, val_features: Features, on_event: OnEvent) -> torch.Tensor:
     """Returns (n,) int64: the training label of each readable image of `val`, by class name; -1 if there is none.
 
     Args:
@@ -254,7 +255,7 @@ def _columns(sources: _Sources, labels: np.ndarray, asked: Features, on_event: O
     present = {names[label] for label in np.unique(labels)}
     column = {name: number for number, name in enumerate(names) if name in present}
     of_val = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
-    targets = of_val[asked.readable_labels]
+    targets = of_val[val_features.readable_labels]
     lost = (targets < 0).sum()
     if lost == len(targets):
         first = (val.classes or ("none",))[0]
@@ -263,7 +264,7 @@ def _columns(sources: _Sources, labels: np.ndarray, asked: Features, on_event: O
             "Name the class folders alike.",
         )
     if lost:
-        missing = sorted({(val.classes or ())[label] for label in asked.readable_labels[targets < 0]})
+        missing = sorted({(val.classes or ())[label] for label in val_features.readable_labels[targets < 0]})
         on_event(
             Warned(
                 f"{len(missing)} classes of DATA have no image in --train (first: '{missing[0]}'): their {lost} images "

@@ -134,12 +134,12 @@ def _lines(number: int, record: RunRecord, name: str) -> Iterable[dict[str, Any]
     if name in ("loss", "masked_loss") and not any("unigram_entropy" in row for row in record.rows):
         baseline, words = _PIXEL_BASELINE
     has_measured_baseline = any(f"{HELD_OUT}{baseline}" in row for row in record.rows) if baseline else False
-    wanted = [
+    curves = [
         (name, "training", "training"),
         (measured, "held-out", "held-out images"),
         (f"{HELD_OUT}{baseline}" if has_measured_baseline else baseline, "baseline", words),
     ]
-    for key, role, label in wanted:
+    for key, role, label in curves:
         points = [(int(row["step"]), row[key]) for row in record.rows if key and key in row]
         if points:
             yield {"run": number, "role": role, "label": label, "points": thinned(points)}

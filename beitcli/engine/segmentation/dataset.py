@@ -52,7 +52,7 @@ class MaskStats:
 
 def open_segmentation_data(
     config: FinetuneConfig,
-    known: tuple[str, ...],
+    class_names: tuple[str, ...],
     size: int,
     on_event: OnEvent,
     world: DistributedContext = SINGLE_PROCESS,
@@ -60,14 +60,14 @@ def open_segmentation_data(
     """Opens and checks all data of a run before its first step, in distributed training on rank 0.
 
     Args:
-        known: Class names of a resumed run; empty to determine them.
+        class_names: Class names of a resumed run; empty to determine them.
         size: Side of the images of `sample`, in pixels.
 
     Raises:
         DataError: Too many images without a valid mask, or fewer than two classes.
         UsageError: The file of class names is not valid.
     """
-    names = known or _given_names(config)
+    names = class_names or _given_names(config)
     rule = LabelMapping(
         ignore_index=config.ignore_index,
         reduce_zero_label=config.reduce_zero_label,

@@ -13,10 +13,10 @@ from beitcli.config.predict import PredictConfig
 from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.segmentation import SegmentationEvalTransform
-from beitcli.engine.events import Drawn, OnEvent, ignore, warn
+from beitcli.engine.events import Drawn, OnEvent, ignore
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
+from beitcli.engine.io.prediction import open_prediction
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter, windows_of
@@ -49,10 +49,7 @@ def predict(
     if config.output is None:
         raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
     model, checkpoint, _ = open_segmenter(config, checkpoint)
-    warn(checkpoint.warnings, on_event)
-    compute = checkpoint.compute(config.device, config.precision)
-    model.to(compute.device)
-    source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
+    checkpoint, compute, source = open_prediction(config, checkpoint, model, on_event, stdin)
     yield from predictions(config, checkpoint, model, compute, source, on_event)
 
 

@@ -36,14 +36,14 @@ class BadImageLedger:
     def __init__(self, run: RunFolder, images: int, max_bad: float, resume_command: str) -> None:
         self.run, self.images, self.max_bad, self.resume_command = run, images, max_bad, resume_command
         self.records: list[Bad] = []
-        self._known: set[str] = set()
+        self._recorded: set[str] = set()
 
     def note(self, bad: Sequence[Bad]) -> None:
         """Adds the unreadable images of a batch. Raises DataError beyond the limit."""
-        new = [record for record in bad if record[1] not in self._known]
+        new = [record for record in bad if record[1] not in self._recorded]
         for index, path, reason in new:
-            if path not in self._known:
-                self._known.add(path)
+            if path not in self._recorded:
+                self._recorded.add(path)
                 self.records.append((index, path, reason))
                 self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
         if new:

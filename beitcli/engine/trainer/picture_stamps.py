@@ -27,8 +27,8 @@ def changed_pictures(run: RunFolder, path_of: Callable[[int], str], images: int)
         path_of: Returns the path of an image, or of a member or row behind the path of its file.
         images: Number of images.
     """
-    known: dict[str, tuple[int, int] | None] = {}
-    now = [[number, *_stamp(path_of(number), known)] for number in range(0, images, -(-images // _MOST) or 1)]
+    shard_stamps: dict[str, tuple[int, int] | None] = {}
+    now = [[number, *_stamp(path_of(number), shard_stamps)] for number in range(0, images, -(-images // _MOST) or 1)]
     try:
         before = [parse_json(line) for line in read_regular(run.path / FILE).splitlines()]
     except (OSError, ValueError):
@@ -49,17 +49,17 @@ def _differ(old: Any, new: list[int]) -> bool:
     return isinstance(old, list) and len(old) == 3 and old[0] == new[0] and new[1] >= 0 and old != new
 
 
-def _stamp(path: str, known: dict[str, tuple[int, int] | None]) -> tuple[int, int]:
+def _stamp(path: str, shard_stamps: dict[str, tuple[int, int] | None]) -> tuple[int, int]:
     """Returns bytes and modification time in ns of a file, or of the shard that it is a part of; -1 if it is missing.
 
     Args:
-        known: Shards by path; grows.
+        shard_stamps: Shards by path; grows.
     """
     found = _of_file(path)
     while found is None and (path := os.path.dirname(path)):
-        if path not in known:
-            known[path] = _of_file(path)
-        found = known[path]
+        if path not in shard_stamps:
+            shard_stamps[path] = _of_file(path)
+        found = shard_stamps[path]
         if path == os.path.dirname(path):
             break
     return found or (-1, -1)

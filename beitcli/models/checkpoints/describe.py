@@ -230,7 +230,7 @@ def _remarks(
     reference, mapping = found.reference, found.key_mapping
     said = [f"'{reference}' does not say it; assumed: {what}." for what in assumed]
     if Path(reference).is_dir() and newest_weights(Path(reference), WEIGHTS) == found.header.path:
-        said.append(f"'{reference}' holds several checkpoints; the newest is taken: {found.header.path}.")
+        said.append(f"Of '{reference}' the newest weights are taken: {found.header.path}.")
     if mapping is None:
         return tuple(said)
     if mapping.dropped:

@@ -60,19 +60,26 @@ def timm_settings(
         "model_args": {"img_size": list(architecture.image_size), **arguments},
         "pretrained_cfg": {
             "num_classes": len(classes),
-            "input_size": [3, *architecture.image_size],
             "fixed_input_size": True,
             "pool_size": None,
-            "crop_pct": crop.pct(architecture.image_size),
-            **({} if crop.crop_mode == "center" else {"crop_mode": crop.crop_mode}),
-            "interpolation": crop.interpolation,
-            "mean": list(normalization[0]),
-            "std": list(normalization[1]),
+            **timm_preprocessing(architecture.image_size, normalization, crop),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
         "label_names": list(classes),
         **_problem_type(problem),
+    }
+
+
+def timm_preprocessing(size: tuple[int, int], normalization: Normalization, crop: EvalCrop) -> dict[str, Any]:
+    """Returns the part of timm's `pretrained_cfg` that says what becomes of an image; `size` (H, W) is the model's."""
+    return {
+        "input_size": [3, *size],
+        "crop_pct": crop.pct(size),
+        **({} if crop.crop_mode == "center" else {"crop_mode": crop.crop_mode}),
+        "interpolation": crop.interpolation,
+        "mean": list(normalization[0]),
+        "std": list(normalization[1]),
     }
 
 

@@ -11,12 +11,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from beitcli.errors import StorageError
+from beitcli.escaping import shell_line
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -28,10 +31,8 @@ _STEP_FOLDER = re.compile(r"checkpoint[-_]")
 _LONGEST_NAME = 4096
 _DEEPSPEED = "mp_rank_00_model_states.pt"
 _OTHERS = (".onnx", ".gguf", ".msgpack", ".h5", ".pt2", ".npz", ".pdparams", ".tflite")  # formats the reader names
-_DCP = (
-    "Join it: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth`, and give "
-    "weights.pth."
-)
+_JOIN_SHARDS = "zero_to_fp32.py"  # DeepSpeed writes it beside the folders of its tags
+_JOIN_DCP = ("python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch")
 
 
 def newest_weights(folder: Path, weights: Iterable[str]) -> Path | None:
@@ -81,11 +82,15 @@ def refuse_known(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():
         raise StorageError(f"'{folder}' is an adapter of peft, not a whole model.", _merge(folder))
     if any(folder.glob("*.distcp")):
-        raise StorageError(f"'{folder}' is a checkpoint of torch.distributed.checkpoint.", _DCP.format(folder=folder))
+        command = shell_line((*_JOIN_DCP, folder, "weights.pth"))
+        raise StorageError(
+            f"'{folder}' is a checkpoint of torch.distributed.checkpoint.",
+            f"Join it: `{command}`, and give weights.pth.",
+        )
     if any(folder.glob("**/*zero_pp_rank_*_states.pt")):
         raise StorageError(
             f"'{folder}' is a checkpoint of DeepSpeed, whose weights lie in shards.",
-            f"Join them: `python {folder}/zero_to_fp32.py {folder} weights`, and give weights/pytorch_model.bin.",
+            f"Join them: `{_join_shards(folder)}`, and give weights/pytorch_model.bin.",
         )
     if (folder / "saved_model.pb").is_file():
         raise StorageError(f"'{folder}' is a TensorFlow SavedModel.", "Give the weights that it was made from.")
@@ -101,11 +106,20 @@ def _merge(folder: Path) -> str:
         base = str(parse_json(read_regular(folder / "adapter_config.json"))["base_model_name_or_path"])
     except (OSError, ValueError, TypeError, KeyError):
         base = "BASE"
-    return (
-        'Merge it into its base model: python -c "from peft import PeftModel; from transformers import '
-        f"AutoModelForImageClassification as M; PeftModel.from_pretrained(M.from_pretrained('{base}'), '{folder}')"
-        ".merge_and_unload().save_pretrained('merged')\", and give merged/."
+    text = partial(json.dumps, ensure_ascii=False)  # Python's strings too
+    program = (
+        "from peft import PeftModel; from transformers import AutoModelForImageClassification as M; "
+        f"PeftModel.from_pretrained(M.from_pretrained({text(base)}), {text(str(folder))})"
+        '.merge_and_unload().save_pretrained("merged")'
     )
+    return f"Merge it into its base model: {shell_line(('python', '-c', program))}, and give merged/."
+
+
+def _join_shards(folder: Path) -> str:
+    """Returns the command that joins DeepSpeed's shards, of a run's folder or of one of its tags."""
+    of_tag = not (folder / _JOIN_SHARDS).is_file() and (folder.parent / _JOIN_SHARDS).is_file()
+    run, tag = (folder.parent, ("--tag", folder.name)) if of_tag else (folder, ())
+    return shell_line(("python", run / _JOIN_SHARDS, run, "weights", *tag))
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -105,9 +105,9 @@ def load_backbone(
     Raises:
         StorageError: A tensor of the backbone is missing or has another shape.
     """
-    wanted = model.state_dict()
+    model_state = model.state_dict()
     if isinstance(model, TimmViT):
-        taken = {name: tensor for name, tensor in tensors.items() if name in wanted}
+        taken = {name: tensor for name, tensor in tensors.items() if name in model_state}
         fitted, resized = _resample_timm(taken, source, target, reinit, how)
         optional = reinit
         refusal = f"The weights do not fit timm's '{model.architecture.name}'"
@@ -123,10 +123,10 @@ def load_backbone(
         optional = (*reinit, "token_head.", "mask_token")
         refusal = "The checkpoint does not fit this model"
         hint = "Check with `beit inspect` that it is a BEiT of the same size."
-    usable = {name: t for name, t in fitted.items() if name in wanted and not name.startswith(reinit or "\0")}
-    newly_initialized = tuple(name for name in wanted if name not in usable)
+    usable = {name: t for name, t in fitted.items() if name in model_state and not name.startswith(reinit or "\0")}
+    newly_initialized = tuple(name for name in model_state if name not in usable)
     absent = [name for name in newly_initialized if not name.startswith(optional or "\0")]
-    misfit = [name for name, tensor in usable.items() if tensor.shape != wanted[name].shape]
+    misfit = [name for name, tensor in usable.items() if tensor.shape != model_state[name].shape]
     if absent or misfit:
         counts = f"{len(absent)} tensors missing, {len(misfit)} of another shape (first: {(absent or misfit)[0]})"
         raise StorageError(f"{refusal}: {counts}.", hint)

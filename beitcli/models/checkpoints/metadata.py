@@ -87,9 +87,9 @@ def _check_shapes(ours: Shapes, architecture: Architecture, origin: str) -> None
         "head.bias": (None,),
     }
     for name, shape in ours.items():
-        wanted = next((each for ending, each in due.items() if name.endswith(ending)), (width,))
-        if len(wanted) != len(shape) or any(w not in (None, s) for w, s in zip(wanted, shape, strict=True)):
-            shown = " x ".join("*" if size is None else str(size) for size in wanted)
+        expected = next((each for ending, each in due.items() if name.endswith(ending)), (width,))
+        if len(expected) != len(shape) or any(w not in (None, s) for w, s in zip(expected, shape, strict=True)):
+            shown = " x ".join("*" if size is None else str(size) for size in expected)
             raise StorageError(f"'{origin}' has {name} of {_by(shape)}, where {shown} is due.", "Download it again.")
     for head in ("token_head", "head"):
         rows = {ours[name][0] for name in (f"{head}.weight", f"{head}.bias") if name in ours}

@@ -241,6 +241,6 @@ class Backbone(Beit):
 
     def embed(self, patches: torch.Tensor) -> torch.Tensor:
         """Adds class token and position embeddings: (B, N, D) -> (B, L, D)."""
-        hidden = torch.cat((self.cls_token.expand(len(patches), -1, -1), patches), dim=1)
+        hidden = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
         hidden = hidden if self.pos_embed is None else hidden + self.pos_embed
         return hidden if self.residual_dtype is None else hidden.to(self.residual_dtype)

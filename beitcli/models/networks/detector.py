@@ -18,7 +18,24 @@ from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
 
 
-class Detector(Backbone):
+class DetectionNetwork:
+    """What a backbone with a detection head has, whoever's the backbone is; a mixin of `nn.Module`s.
+
+    Attributes:
+        head_name: Name of the head in `HEADS`.
+    """
+
+    classes: int
+    head_name: str
+    detection: FasterRcnn
+
+    def add_head(self, architecture: Architecture, classes: int, head: str, head_width: int, regions: int) -> None:
+        """Builds the head; arguments as of `Detector`."""
+        self.classes, self.head_name = classes, head
+        self.detection = HEADS.load(head)(architecture.width, architecture.patch_size, classes, head_width, regions)
+
+
+class Detector(DetectionNetwork, Backbone):
     """Backbone and detection head. State-dict keys: the backbone's as in every BEiT, the head's in `detection.`.
 
     Args:
@@ -40,11 +57,7 @@ class Detector(Backbone):
         super().__init__(**timm_arguments(architecture, drop_path), num_classes=0)
         self.norm, self.fc_norm = nn.Identity(), nn.Identity()  # the map is taken before the norm
         self.architecture: Architecture = architecture
-        self.classes = classes
-        self.head_name = head
-        self.detection: FasterRcnn = HEADS.load(head)(
-            architecture.width, architecture.patch_size, classes, head_width, regions
-        )
+        self.add_head(architecture, classes, head, head_width, regions)
 
     def map(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
         """Maps normalized images (B, 3, H, W) to the feature map (B, D, h, w); `uniforms` as in `run_blocks`."""

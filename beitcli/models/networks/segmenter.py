@@ -16,11 +16,41 @@ from torch import nn
 
 from beitcli.config.architecture import Architecture, default_out_indices
 from beitcli.config.tasks.segment import HEADS
+from beitcli.heads.convolution import SegmentationHead
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.blocks import Backbone
 
 
-class Segmenter(Backbone):
+class SegmentationNetwork:
+    """What a backbone with a segmentation head has, whoever's the backbone is; a mixin of `nn.Module`s.
+
+    Attributes:
+        head_name: Name of the head in `HEADS`.
+        out_indices: Indices from 0 of the blocks whose outputs the head takes, -1 for the embeddings before them.
+        head_settings: Further keyword arguments of the head's constructor.
+    """
+
+    classes: int
+    head_name: str
+    out_indices: tuple[int, ...]
+    head_settings: dict[str, Any]
+    decode_head: SegmentationHead
+
+    def add_head(
+        self,
+        architecture: Architecture,
+        classes: int,
+        head: str,
+        out_indices: Sequence[int] | None,
+        head_settings: Mapping[str, Any] | None,
+    ) -> None:
+        """Builds the head; arguments as of `Segmenter`."""
+        self.classes, self.head_name, self.head_settings = classes, head, dict(head_settings or {})
+        self.out_indices = default_out_indices(architecture.depth) if out_indices is None else tuple(out_indices)
+        self.decode_head = HEADS.load(head)(architecture.width, architecture.patch_size, classes, **self.head_settings)
+
+
+class Segmenter(SegmentationNetwork, Backbone):
     """Backbone and segmentation head. State-dict keys: the backbone's as in every BEiT, the head's in `decode_head.`.
 
     Args:
@@ -44,11 +74,7 @@ class Segmenter(Backbone):
         super().__init__(**timm_arguments(architecture, drop_path), num_classes=0)
         self.norm, self.fc_norm = nn.Identity(), nn.Identity()  # the maps are taken before the norm
         self.architecture: Architecture = architecture
-        self.classes = classes
-        self.head_name = head
-        self.out_indices = default_out_indices(architecture.depth) if out_indices is None else tuple(out_indices)
-        self.head_settings = dict(head_settings or {})
-        self.decode_head = HEADS.load(head)(architecture.width, architecture.patch_size, classes, **self.head_settings)
+        self.add_head(architecture, classes, head, out_indices, head_settings)
 
     @property
     def num_uniforms(self) -> int:

@@ -15,12 +15,9 @@ import torch
 from torch import nn
 
 from beitcli.config.architecture import Architecture
-from beitcli.config.tasks.detect import HEADS as DETECTION_HEADS
-from beitcli.config.tasks.segment import HEADS as SEGMENTATION_HEADS
-from beitcli.heads.convolution import SegmentationHead
-from beitcli.heads.detection.faster_rcnn import Detections, FasterRcnn, Targets
-from beitcli.models.networks.detector import Detector
-from beitcli.models.networks.segmenter import Segmenter, default_out_indices
+from beitcli.heads.detection.faster_rcnn import Detections, Targets
+from beitcli.models.networks.detector import DetectionNetwork, Detector
+from beitcli.models.networks.segmenter import SegmentationNetwork, Segmenter
 from beitcli.models.networks.timm_vit import TimmArchitecture, TimmViT, adopted, create_of
 
 
@@ -49,7 +46,7 @@ class _TimmMaps(TimmViT):
         return [found[block] for block in which]
 
 
-class TimmSegmenter(_TimmMaps):
+class TimmSegmenter(SegmentationNetwork, _TimmMaps):
     """A timm model with a segmentation head. State-dict keys: timm's, and the head's in `decode_head.`."""
 
     def __init__(
@@ -63,13 +60,7 @@ class TimmSegmenter(_TimmMaps):
         head_settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model, architecture)
-        self.classes = classes
-        self.head_name = head
-        self.out_indices = default_out_indices(architecture.depth) if out_indices is None else tuple(out_indices)
-        self.head_settings = dict(head_settings or {})
-        self.decode_head: SegmentationHead = SEGMENTATION_HEADS.load(head)(
-            architecture.width, architecture.patch_size, classes, **self.head_settings
-        )
+        self.add_head(architecture, classes, head, out_indices, head_settings)
 
     @property
     def num_uniforms(self) -> int:
@@ -94,7 +85,7 @@ class TimmSegmenter(_TimmMaps):
         return self.decode_head(self.maps(images))
 
 
-class TimmDetector(_TimmMaps):
+class TimmDetector(DetectionNetwork, _TimmMaps):
     """A timm model with a detection head. State-dict keys: timm's, and the head's in `detection.`."""
 
     def __init__(
@@ -107,11 +98,7 @@ class TimmDetector(_TimmMaps):
         regions: int,
     ) -> None:
         super().__init__(model, architecture)
-        self.classes = classes
-        self.head_name = head
-        self.detection: FasterRcnn = DETECTION_HEADS.load(head)(
-            architecture.width, architecture.patch_size, classes, head_width, regions
-        )
+        self.add_head(architecture, classes, head, head_width, regions)
 
     def map(self, images: torch.Tensor) -> torch.Tensor:
         """Maps normalized images (B, 3, H, W) to the feature map (B, D, h, w) of the last block."""

@@ -64,7 +64,7 @@ class Failure:
 
 def write_failure(folder: str, rank: int, restarts: int, error: BaseException, *, is_peer_failure: bool) -> Failure:
     """Writes the report of this rank."""
-    known = isinstance(error, BeitError)
+    is_expected = isinstance(error, BeitError)
     failure = Failure(
         rank=rank,
         restarts=restarts,
@@ -74,7 +74,7 @@ def write_failure(folder: str, rank: int, restarts: int, error: BaseException, *
         message=error.message if isinstance(error, BeitError) else _first_line(error),
         hint=error.hint if isinstance(error, BeitError) else "",
         is_peer_failure=is_peer_failure,
-        trace="" if known else "".join(traceback.format_exception(error)),
+        trace="" if is_expected else "".join(traceback.format_exception(error)),
         process=os.getpid(),
         host=socket.gethostname(),
     )

@@ -139,8 +139,8 @@ def _require_gpus(here: int, gpus: int, nodes: int, device: str, words: Sequence
     ]
     if not there and nodes == 1:
         ways.insert(0, f"As processes on this CPU: {_command(words, gpus)} --device cpu")
-    asked = f"{here} of --gpus {gpus} are for each of {nodes} machines" if nodes > 1 else f"--gpus is {gpus}"
-    raise UsageError(f"{asked}, but this machine has {there}.", "\n  ".join(ways))
+    request = f"{here} of --gpus {gpus} are for each of {nodes} machines" if nodes > 1 else f"--gpus is {gpus}"
+    raise UsageError(f"{request}, but this machine has {there}.", "\n  ".join(ways))
 
 
 def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = "") -> str:
@@ -225,8 +225,8 @@ def _start(
         if cause.trace and "--debug" in words:
             tell(cause.trace)
         raise as_error(cause, plan.size) from None
-    except SignalException as asked:
-        raise _stopped(folder, asked) from None
+    except SignalException as stop:
+        raise _stopped(folder, stop) from None
     except RendezvousTimeoutError:
         raise DistributedError(
             f"The {plan.nodes} machines did not meet at {plan.endpoint} within {plan.rendezvous_seconds} s.",
@@ -239,19 +239,19 @@ def _start(
         raise as_error(ended[0], plan.size)
 
 
-def _stopped(folder: str, asked: SignalException) -> BeitError:
+def _stopped(folder: str, stop: SignalException) -> BeitError:
     """Returns the error that the ranks reported when they were stopped, else one that nothing had to be saved."""
     said = [failure for failure in read_failures(folder) if not failure.is_peer_failure]
     if said:
         return as_error(said[0], len(said))
-    kind = Interrupted if asked.sigval == signal.SIGINT else SignalStop
-    return kind(f"by {asked.sigval.name}, before anything was to be saved.", "Run the command again.")
+    kind = Interrupted if stop.sigval == signal.SIGINT else SignalStop
+    return kind(f"by {stop.sigval.name}, before anything was to be saved.", "Run the command again.")
 
 
 def _handled() -> list[str]:
     """Returns the signals to forward, except those that are ignored here, such as SIGHUP under nohup."""
-    known = [name for name in STOPPING if hasattr(signal, name)]
-    return [name for name in known if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
+    names = [name for name in STOPPING if hasattr(signal, name)]
+    return [name for name in names if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager

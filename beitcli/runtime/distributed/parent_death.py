@@ -20,7 +20,7 @@ def end_with_parent(parent: int | None = None) -> None:
         parent: PID of the parent, if the caller knows it; a parent that is dead already is then noticed too.
     """
     parent = os.getppid() if parent is None else parent
-    if not (sys.platform == "linux" and _asked_of_the_kernel()):
+    if not (sys.platform == "linux" and _set_death_signal()):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -56,7 +56,7 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _asked_of_the_kernel() -> bool:
+def _set_death_signal() -> bool:
     try:
         return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
     except (OSError, AttributeError):

@@ -13,6 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -124,15 +125,14 @@ class DistributedContext:
             except BeitError as error:
                 answer = (None, error)
             _store().set(key, pickle.dumps(answer))  # type: ignore[arg-type] # its stub only knows str
-            if answer[1] is not None:
-                _wait_for_readers(key, self.size - 1)
         else:
             while not _store().check([key]):
                 time.sleep(_POLL_SECONDS)
             answer = pickle.loads(_store().get(key))
-            if answer[1] is not None:
+            with suppress(dist.DistError):  # rank 0 has ended by its own error: the answer is here all the same
                 _store().add(f"{key}/read", 1)
         if answer[1] is not None:
+            _wait_for_readers()
             raise answer[1]
         return answer[0]
 
@@ -234,11 +234,13 @@ def unreachable(place: RankInfo, error: Exception) -> DistributedError:
 
 
 def shutdown() -> None:
-    """Destroys the process group; ranks that still wait for this one fail at once."""
-    global _joined, _keys
+    """Destroys the process group once every rank has the answers of rank 0; ranks that wait for else fail at once."""
+    global _joined, _keys, _questions
     if _joined is not None:
+        _wait_for_readers()
         dist.destroy_process_group()
     _joined = _keys = None
+    _questions = 0
 
 
 def is_peer_failure(error: BaseException) -> bool:
@@ -306,10 +308,12 @@ def _store() -> dist.Store:
     return _keys
 
 
-def _wait_for_readers(key: str, number: int) -> None:
-    """Waits until the other ranks have read an error of rank 0, with which the store ends."""
-    end = time.monotonic() + _READ_SECONDS
-    while _store().add(f"{key}/read", 0) < number and time.monotonic() < end:
+def _wait_for_readers() -> None:
+    """On rank 0, waits until the other ranks have read its last answer: the store ends with it."""
+    if _joined is None or not _joined.is_rank_zero or not _questions:
+        return
+    key, end = f"first/{_questions}/read", time.monotonic() + _READ_SECONDS
+    while _store().add(key, 0) < _joined.size - 1 and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
 
 

@@ -106,7 +106,7 @@ def fetch(
     for name in names:
         if kept := cached_file(repo, name, revision):
             return kept
-    if optional and _is_known(repo, revision) and _is_unreachable(error):
+    if optional and _has_revision(repo, revision) and _is_unreachable(error):
         return None
     raise _cannot_ask(repo, names, error) from None
 
@@ -278,7 +278,7 @@ def _repo_folder(repo: str) -> Path:
     return _hub_cache() / repo_folder_name(repo_id=repo_id(repo), repo_type=repo_type(repo))
 
 
-def _is_known(repo: str, revision: str) -> bool:
+def _has_revision(repo: str, revision: str) -> bool:
     """Whether the cache has this revision of the repository."""
     folder = _repo_folder(repo)
     return (folder / "refs" / revision).is_file() or (folder / "snapshots" / revision).is_dir()

@@ -28,6 +28,7 @@ from beitcli.runtime.weight_files.stand_ins import CalledError, stand_in
 
 _MOST_FOREIGN, _MOST_ITEMS = 500, 8  # foreign classes in a file, and those of them that are containers
 _TRUST = "Ask the publisher for safetensors, or convert the file on a machine where you may trust it."
+_OPTIMIZER_STATES = "_optim_states.pt"  # DeepSpeed's, with classes of its own
 _PLAIN = "Give the weights in floating point, each number stored (tensor.dequantize(), tensor.to_dense())."
 _AGAIN = "Download it again; where it still fails, ask the publisher for safetensors."
 _ARRAYS = (
@@ -67,8 +68,8 @@ def guarded_load(
     Raises:
         StorageError: The pickle names something else, or the file is damaged or not a torch file.
     """
-    known = {name for _, name in allowed}
-    foreign = [name for name in _names(path) if name not in known] if inert else []
+    allowed_names = {name for _, name in allowed}
+    foreign = [name for name in _names(path) if name not in allowed_names] if inert else []
     if len(foreign) > _MOST_FOREIGN:  # torch's guard takes a time that grows with their square
         raise StorageError(f"'{path}' is not loaded: it names {len(foreign):,} foreign classes.", _TRUST)
     containers: dict[str, type] = {}  # of the classes whose objects have items, as far as it showed
@@ -87,7 +88,7 @@ def guarded_load(
             has_items = _HAS_ITEMS.search(str(error))
             known_name = has_items is not None and has_items["name"] in foreign
             if has_items is None or not known_name or has_items["name"] in containers or len(containers) > _MOST_ITEMS:
-                raise _refusal(path, error, [*known, *(name for _, name in stood)]) from None
+                raise _refusal(path, error, [*allowed_names, *(name for _, name in stood)]) from None
             containers[has_items["name"]] = list if has_items["append"] else dict
 
 
@@ -188,9 +189,9 @@ def _tensors_within(content: Any) -> Iterator[torch.Tensor]:
 def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageError:
     if isinstance(error, pickle.UnpicklingError):
         named = _REFUSED.search(str(error))
-        asked = [named[1]] if named else [name for name in _foreign_names(path) if name not in allowed]
-        if asked:
-            return _not_loaded(path, asked[0])
+        refused = [named[1]] if named else [name for name in _foreign_names(path) if name not in allowed]
+        if refused:
+            return _not_loaded(path, refused[0])
     if "Only persistent_load of storage" in str(error):
         return StorageError(f"'{path}' is a whole pickled module in the old format, not a state dict.", _MODULE)
     plain = not zipfile.is_zipfile(path) and ("magic number" in str(error) or "Unsupported operand" in str(error))
@@ -211,12 +212,17 @@ def _refusal(path: Path, error: Exception, allowed: Sequence[str]) -> StorageErr
 
 def refuse_pickle_in_text(path: Path) -> None:
     """Raises StorageError if a file that looks like text is a pickle of protocol 0 that names code."""
-    asked = _foreign_names(path)
-    if asked:
-        raise _not_loaded(path, asked[0])
+    refused = _foreign_names(path)
+    if refused:
+        raise _not_loaded(path, refused[0])
 
 
 def _not_loaded(path: Path, name: str) -> StorageError:
+    if path.name.endswith(_OPTIMIZER_STATES):
+        return StorageError(
+            f"'{path}' holds the state of DeepSpeed's optimizer and no model.",
+            "Give mp_rank_00_model_states.pt beside it, or the folder.",
+        )
     return StorageError(
         f"'{path}' is not loaded: its pickle asks for `{one_line(name)}`, which is no tensor and could run anything.",
         _TRUST,

@@ -42,13 +42,13 @@ def choose_state_dict(origin: str, content: Any, part: str = "") -> tuple[str, d
         raise deepspeed_refusal(origin)
     found = dict(_state_dicts(content, "", 0, _Visits(origin)))
     likely = {key: each for key, each in found.items() if any(_PATCHES.search(name) for name in each)}
-    known = next((key for key in WRAPPERS if found.get(key)), None)
+    wrapper_key = next((key for key in WRAPPERS if found.get(key)), None)
     networks = likely or {key: each for key, each in found.items() if any(n.endswith(".weight") for n in each)} or found
     chosen = choices.named(list(networks), part) if part else None
-    if known == _AVERAGE and len(networks) > 1 and choices.default(list(networks)) not in (None, _AVERAGE):
-        known = None  # the raw one is taken beside its average
-    if chosen is None and known is not None and (known in networks or not likely):
-        chosen = known
+    if wrapper_key == _AVERAGE and len(networks) > 1 and choices.default(list(networks)) not in (None, _AVERAGE):
+        wrapper_key = None  # the raw one is taken beside its average
+    if chosen is None and wrapper_key is not None and (wrapper_key in networks or not likely):
+        chosen = wrapper_key
     if chosen is None and networks:
         chosen = "" if "" in networks else choices.default(list(networks))
         if chosen is None:

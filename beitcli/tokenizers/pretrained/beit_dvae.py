@@ -61,8 +61,8 @@ def _architecture(header: WeightFile) -> StridedDVAEArchitecture:
     places = [match for match in map(_PLACE.fullmatch, shapes) if match]
     groups = sum(not match[2] for match in places)
     head = f"encoder.{len(places)}.weight"
-    wanted = [head, "codebook.weight"] if _has_decoder(shapes) else [head]
-    for name in wanted:
+    required = [head, "codebook.weight"] if _has_decoder(shapes) else [head]
+    for name in required:
         if len(shapes.get(name, ())) < 2:
             raise _odd(header.path, f"{name} is missing or is no matrix")
     codebook = shapes.get("codebook.weight", ())

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from beitcli.config.intensity import FULL, IntensityRange, parse_intensity
-from beitcli.data.decode import decode_pixels, decode_rgb
+from beitcli.data.decode import decode_index_mask, decode_pixels, decode_rgb
+from beitcli.data.image_facts import read_facts, stored_range
 from beitcli.data.sources.content_stamp import contents_stamp
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
@@ -149,3 +150,42 @@ def test_the_doctor_sees_with_the_range_that_is_given(micrographs: Path, beit: B
     assert [each["images"] for each in dark["findings"] if each["kind"] == "dark"] == [24]
     seen = json.loads(beit("doctor", micrographs, "--json", "--intensity-range", "auto").out)
     assert [each for each in seen["findings"] if each["kind"] == "dark"] == []
+
+
+def pgm(values: list[int], largest: int, plain: bool) -> bytes:
+    header = f"P{2 if plain else 5}\n{len(values)} 1\n{largest}\n".encode()
+    return header + (" ".join(map(str, values)).encode() if plain else np.array(values, ">u2").tobytes())
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["P5", "P2"])
+@pytest.mark.parametrize("largest", [4095, 1000, 65535])
+def test_a_range_counts_in_the_numbers_of_a_pgm_whatever_its_largest_value(largest: int, plain: bool):
+    data = pgm([0, 100, 301, 500, 900], largest, plain)
+    assert gray(data, parse_intensity("100,500")) == [0, 0, 128, 255, 255]
+    assert np.array_equal(decode_pixels(data, AUTO), np.asarray(decode_rgb(data, AUTO)))
+    assert gray(data, parse_intensity("0,900")) == [0, 28, 85, 142, 255]
+    assert gray(data) == [round(value * 255 / largest) for value in (0, 100, 301, 500, 900)]
+    assert stored_range(data) == (0, 900)
+    assert read_facts(data).bits == largest.bit_length()
+
+
+def jpeg2000_of_12_bits(values: list[int]) -> bytes:
+    """A lossless file of 16 bits whose header is made to say 12; its numbers lie around half of what it says."""
+    data = bytearray(encoded(np.array([values] * 64, np.uint16) + 32768 - 2048, "JPEG2000"))
+    data[data.index(b"\xff\x4f\xff\x51") + 42] = 12 - 1
+    return bytes(data)
+
+
+def test_a_range_counts_in_the_numbers_of_a_jpeg_2000_of_12_bits():
+    values = [0, 1000, 2000, 3000, 4095] * 13
+    data = jpeg2000_of_12_bits(values)
+    assert gray(data, TWELVE_BITS) == gray(data) == [round(value * 255 / 4095) for value in values] * 64
+    assert gray(data, parse_intensity("1000,3000"))[:5] == [0, 0, 128, 255, 255]
+    assert stored_range(data) == (0, 4095)
+    assert read_facts(data).bits == 12
+
+
+def test_class_indices_of_a_jpeg_2000_of_few_bits_are_the_stored_numbers():
+    data = bytearray(encoded(np.array([[0, 1, 2, 3] * 16] * 64, np.uint8) + 128 - 2, "JPEG2000"))
+    data[data.index(b"\xff\x4f\xff\x51") + 42] = 2 - 1
+    assert decode_index_mask(bytes(data))[0, :4].tolist() == [0, 1, 2, 3]

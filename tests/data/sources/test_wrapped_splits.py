@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from beitcli.data.annotations.label_maps import LabelMapping
+from beitcli.data.sources.detection import open_detection
 from beitcli.data.sources.open_data import open_data
+from beitcli.data.sources.segmentation import open_segmentation
 from beitcli.errors import DataError
 from tests.data.sources.test_splits import ALL, make_folder, make_tar, names_of, picture
+from tests.helpers.coco_folder import save_rectangles
 
 FILES = [f"{split}/{name}/{split[0]}{name}.png" for split in ("train", "val", "test") for name in ("cat", "dog")]
 KINDS = [
@@ -72,3 +77,71 @@ def test_parquet_rows_that_name_the_images_of_their_folder_are_read_with_their_l
     source = open_data([str(tmp_path)], labelled=True)
     assert (len(source), source.classes) == (4, ("cat", "dog"))
     assert [source.label(index) for index in range(4)] == [0, 1, 0, 1]
+
+
+def paths_below(root: Path, source: object) -> list[str]:
+    return [str(Path(source.path(index)).relative_to(root)) for index in range(len(source))]
+
+
+MASKED = {
+    "in each split": ["train/images/a.png", "train/masks/a.png", "val/images/b.png", "val/masks/b.png"],
+    "as ADE20K": [
+        f"{kind}/{name}.png" for name in ("training/a", "validation/b") for kind in ("images", "annotations")
+    ],
+}
+
+
+@pytest.mark.parametrize("files", MASKED.values(), ids=MASKED)
+@pytest.mark.parametrize("wrapper", ["dataset", "archive/scenes-v1.2"])
+def test_splits_of_masks_below_a_wrapper_are_splits(tmp_path: Path, wrapper: str, files: list[str]) -> None:
+    root = make_folder(tmp_path / "root", [f"{wrapper}/{name}" for name in files])
+    for role, name in (("train", "a"), ("eval", "b")):
+        source = open_segmentation([root], LabelMapping(), role=role)
+        (path,) = paths_below(Path(root), source)
+        assert path.startswith(wrapper)
+        assert Path(path).name == f"{name}.png"
+        assert source.splits == {"train", "validation"}
+    with pytest.raises(DataError, match="no split 'nonsense': it has train"):
+        open_segmentation([root], LabelMapping(), split="nonsense")
+
+
+def test_masks_below_a_wrapper_are_found_without_splits_and_are_no_images(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "root", ["set/images/a.png", "set/masks/a.png", "set/notes.txt"])
+    assert paths_below(Path(root), open_segmentation([root], LabelMapping())) == ["set/images/a.png"]
+    assert paths_below(Path(root), open_segmentation([root], LabelMapping(), split="set")) == ["set/images/a.png"]
+    assert paths_below(Path(root), open_data([root])) == ["set/images/a.png"]
+
+
+@pytest.mark.parametrize("beside", ["other/a.png", "a.png"])
+def test_masks_beside_other_images_are_below_no_wrapper(tmp_path: Path, beside: str) -> None:
+    root = make_folder(tmp_path / "root", ["set/inner/images/a.png", "set/inner/masks/a.png", beside])
+    with pytest.raises(DataError, match="no images/ beside masks/"):
+        open_segmentation([root], LabelMapping())
+
+
+@pytest.mark.parametrize("layout", ["coco", "roboflow"])
+@pytest.mark.parametrize("wrapper", ["dataset", "archive/things-v1.2"])
+def test_splits_of_boxes_below_a_wrapper_are_splits(tmp_path: Path, layout: str, wrapper: str) -> None:
+    root = tmp_path / "root"
+    inner = root / wrapper
+    for split, images in (("train", 3), ("val", 2)):
+        annotations = save_rectangles(inner, split, images, seed=0)
+        if layout == "roboflow":
+            annotations.rename(inner / split / "_annotations.coco.json")
+    if layout == "roboflow":
+        (inner / "annotations").rmdir()
+    for role, split, images in (("train", "train", 3), ("eval", "val", 2)):
+        source = open_detection([str(root)], role=role)
+        assert {Path(each).parent for each in paths_below(root, source)} == {Path(wrapper, split)}
+        assert (len(source), source.bad, source.splits) == (images, (), {"train", "validation"})
+    with pytest.raises(DataError, match="no split 'test': it has train, validation"):
+        open_detection([str(root)], split="test")
+
+
+def test_boxes_below_a_wrapper_are_found_without_splits(tmp_path: Path) -> None:
+    inner = tmp_path / "root" / "set"
+    annotations = save_rectangles(inner, "images", 2, seed=0)
+    shutil.move(annotations, inner / "annotations.json")
+    annotations.parent.rmdir()
+    for split in (None, "set"):
+        assert len(open_detection([str(tmp_path / "root")], split=split)) == 2

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 from PIL import Image
 
+from beitcli.engine.doctor import copies
 from beitcli.engine.doctor.copies import MOST_BITS, Signatures, find_copies
 from beitcli.engine.doctor.examine import difference_hashes
 
@@ -64,3 +65,32 @@ def test_the_hash_of_rows_says_where_the_gray_rises():
     assert difference_hashes(ramp) == (2**64 - 1, 0)
     assert difference_hashes(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT))[0] == 0
     assert difference_hashes(ramp.transpose(Image.Transpose.TRANSPOSE)) == (0, 2**64 - 1)
+
+
+def test_the_frames_of_a_film_are_compared_a_few_times_each(monkeypatch):
+    """Each frame differs from the one before in at most one bit, so that a chain joins all."""
+    draw = np.random.default_rng(0)
+    hash_of_frame, rows = int.from_bytes(draw.bytes(8), "big"), []
+    for _ in range(3000):
+        if draw.random() < 0.05:
+            hash_of_frame ^= 1 << int(draw.integers(64))
+        rows.append(hash_of_frame)
+    compared = 0
+    verified = copies._verified
+
+    def counted(signatures, left, right):
+        nonlocal compared
+        compared += len(left)
+        return verified(signatures, left, right)
+
+    monkeypatch.setattr(copies, "_verified", counted)
+    (group,) = find_copies(signatures_of(rows))
+    assert group.members == tuple(range(3000))
+    assert compared < 10 * 3000  # of 4.5 million pairs, each in up to 15 orders
+
+
+def test_images_of_one_bucket_that_are_not_alike_are_compared_all_the_same():
+    """Equal hashes: 90 images in 30 colours, of which each has three, among them one that differs in its hash too."""
+    signatures = signatures_of([0] * 60 + [0b1111] * 30)
+    signatures.small[:] = np.random.default_rng(0).integers(0, 255, (30, 12))[np.arange(90) % 30]
+    assert [each.members for each in find_copies(signatures)] == [(k, k + 30, k + 60) for k in range(30)]

@@ -116,8 +116,8 @@ def test_pixel_loss_is_the_squared_error_of_the_hidden_patches_by_hand(labelled_
     errors = []
     for image in range(8):
         for patch in batch["mask"][image].nonzero().flatten().tolist():
-            wanted = patch_of(batch["images"][image], patch).flatten()
-            errors.append(float((said[image, patch] - wanted).square().mean()))
+            expected = patch_of(batch["images"][image], patch).flatten()
+            errors.append(float((said[image, patch] - expected).square().mean()))
     assert len(errors) == 8 * 6
     assert said.shape == (8, 16, 3 * 8 * 8)
     assert float(loss.detach()) == pytest.approx(sum(errors) / 48, rel=1e-4)
@@ -126,13 +126,13 @@ def test_pixel_loss_is_the_squared_error_of_the_hidden_patches_by_hand(labelled_
 def test_pixel_tally_by_hand():
     """Two patches of one pixel: red 1 and 3 (variance 1), green 0 and 4 (4), blue 2 and 2 (0)."""
     target = PixelTarget(1)
-    wanted = torch.tensor([[1.0, 0.0, 2.0], [3.0, 4.0, 2.0]])
+    targets = torch.tensor([[1.0, 0.0, 2.0], [3.0, 4.0, 2.0]])
     outputs = torch.tensor([[1.0, 1.0, 2.0], [3.0, 4.0, 0.0]])  # errors 0 1 0 and 0 0 4
-    assert float(target.loss(outputs, wanted)) == pytest.approx(5 / 6)
+    assert float(target.loss(outputs, targets)) == pytest.approx(5 / 6)
     whole, parts = target.accumulator(), target.accumulator()
-    whole.update(outputs, wanted, None)
+    whole.update(outputs, targets, None)
     for row in range(2):
-        parts.update(outputs[row : row + 1], wanted[row : row + 1], None)
+        parts.update(outputs[row : row + 1], targets[row : row + 1], None)
     for accumulator in (whole, parts):
         assert accumulator.compute() == pytest.approx({"loss": 5 / 6, "baseline_loss": 5 / 3})
 
@@ -163,17 +163,17 @@ def test_accuracy_is_of_the_hidden_patches_where_all_are_predicted(labelled_fold
     task.model.eval()
     _, metrics = task.loss(batch)
     with torch.no_grad():
-        (outputs,), wanted = task.forward_with_targets(batch)
-    right = (outputs.argmax(dim=1) == wanted).reshape(8, 16)[batch["mask"]]
+        (outputs,), targets = task.forward_with_targets(batch)
+    right = (outputs.argmax(dim=1) == targets).reshape(8, 16)[batch["mask"]]
     assert float(metrics["masked_accuracy"]) == pytest.approx(float(right.float().mean()))
-    tokens = wanted.reshape(8, 16)[batch["mask"]]
+    tokens = targets.reshape(8, 16)[batch["mask"]]
     assert torch.equal(task.target.state()["token_counts"], torch.bincount(tokens, minlength=16))
     accumulator = task.target.accumulator()
-    accumulator.update(outputs, wanted, task.objective.metric_mask(batch["mask"]))
+    accumulator.update(outputs, targets, task.objective.metric_mask(batch["mask"]))
     measured = accumulator.compute()
     assert measured["masked_accuracy"] == pytest.approx(float(right.float().mean()))
     assert measured["baseline_accuracy"] == pytest.approx(float(tokens.bincount().max() / 48))
-    assert measured["loss"] == pytest.approx(float(task.target.loss(outputs, wanted)), rel=1e-5)
+    assert measured["loss"] == pytest.approx(float(task.target.loss(outputs, targets)), rel=1e-5)
 
 
 @pytest.mark.parametrize("target", ["tokens", "pixels"])
@@ -185,9 +185,9 @@ def test_no_mask_draws_none_and_measures_every_patch(monkeypatch, labelled_folde
     # 25 hidden patches, the recipe's own number, would not fit the 16 there are
     task = make_task(settings(labelled_folder, mask=False, predict="all", num_masked=25, **more))
     batch = one_batch(task)
-    (outputs,), wanted = task.forward_with_targets(batch)
+    (outputs,), targets = task.forward_with_targets(batch)
     assert "mask" not in batch
-    assert len(outputs) == len(wanted) == 8 * 16
+    assert len(outputs) == len(targets) == 8 * 16
     task.model.eval()
     assert np.isfinite(task.evaluate()["loss"])
     assert drawn == []
@@ -280,11 +280,11 @@ def test_mask_preview_draws_the_pixels_that_the_model_says(beit, picture, labell
     by_hand = Image.fromarray((expected * 255).round().byte().permute(1, 2, 0).numpy())
     with Image.open(tmp_path / "out.png") as drawn:
         panel = np.asarray(drawn.convert("RGB"))[16 : 16 + 4 * 74, 48 + 888 : 48 + 1332]
-    wanted = np.asarray(by_hand.resize((444, 296), Image.Resampling.BICUBIC))
+    expected_panel = np.asarray(by_hand.resize((444, 296), Image.Resampling.BICUBIC))
     edges = np.zeros(panel.shape[:2], dtype=bool)  # where outlines may lie
     for place in range(0, 444 + 1, 74):
         edges[max(0, place - 8) : place + 8] = edges[:, max(0, place - 8) : place + 8] = True
-    assert np.abs(panel.astype(int) - wanted)[~edges].max() <= 1
+    assert np.abs(panel.astype(int) - expected_panel)[~edges].max() <= 1
 
 
 def test_denormalize_undoes_normalize():

@@ -291,7 +291,7 @@ def test_a_terminal_shows_both_tables(bound, pretrained_run):
     document = bound(pretrained_run, "--samples", 0)
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
-        console.print(rows_table("stage2", document["stage2"]))
+        console.print(rows_table(document["stage2"], "stage2"))
     lines = captured.get().splitlines()
     assert lines[0].strip() == "stage2"
     assert lines[1].split() == ["prior", "z", "nats", "se", "bound", "bound", "se", "bits", "per", "dim"]

@@ -13,7 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
+from beitcli.engine import evaluate
 from beitcli.models.checkpoints.build import open_backbone
+from beitcli.models.checkpoints.locate import names_a_model
 from tests.helpers.foreign_models import hf_classifier, hf_masked, timm_small
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -256,3 +258,10 @@ def test_which_arguments_are_models_is_told_by_what_they_are(beit, finetuned_run
     assert (ended.code, "DATA is missing" in ended.err) == (2, True)
     ended = beit("eval", finetuned_run, tmp_path / "absent.pth", labelled_folder)
     assert (ended.code, "There is no model at" in ended.err) == (4, True)
+
+
+def test_each_argument_is_looked_at_once(beit, finetuned_run, labelled_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluate, "names_a_model", lambda each: seen.append(each) or names_a_model(each))
+    assert beit("eval", finetuned_run, labelled_folder, labelled_folder, "--limit", 2, "--workers", 0).code == 0
+    assert seen == [str(labelled_folder)] * 2

@@ -90,7 +90,7 @@ def test_a_class_that_training_has_not_is_never_right():
 
 def test_counts_of_parts_add_up_to_those_of_the_whole():
     scores = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
-    wanted = torch.arange(40) % 9
-    parts = [count_right(scores[i : i + 7], wanted[i : i + 7]) for i in range(0, 40, 7)]
-    assert sum(parts, Counts()) == count_right(scores, wanted)
+    targets = torch.arange(40) % 9
+    parts = [count_right(scores[i : i + 7], targets[i : i + 7]) for i in range(0, 40, 7)]
+    assert sum(parts, Counts()) == count_right(scores, targets)
     assert Counts().top1 == 0.0

@@ -79,10 +79,10 @@ def test_probes_count_only_readable_images():
     train, val = three_layers(100), three_layers(50, seed=1)
     half = Features(val.layers, val.labels, np.arange(0, 50, 2), [])
     probes = train_probes(train, [2], 5, HOW, CPU)
-    wanted = torch.from_numpy(val.labels[::2])
+    targets = torch.from_numpy(val.labels[::2])
     by_hand = probes(torch.from_numpy(val.layers[2][::2])[None])[0].argmax(dim=1)
-    counts = probe_counts(probes, half, [2], wanted, CPU)[2]
-    assert (counts.images, counts.right1) == (25, int((by_hand == wanted).sum()))
+    counts = probe_counts(probes, half, [2], targets, CPU)[2]
+    assert (counts.images, counts.right1) == (25, int((by_hand == targets).sum()))
 
 
 def test_standardised_features_have_mean_zero_and_deviation_one():

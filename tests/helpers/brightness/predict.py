@@ -13,7 +13,7 @@ from beitcli.data.loading.batches import Batch
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.events import OnEvent
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.io.prediction import open_prediction
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.runtime.compute.device import choose_workers
@@ -23,9 +23,7 @@ def predict(
     config: PredictConfig, checkpoint: CheckpointHandle, on_event: OnEvent, stdin: BinaryIO | None
 ) -> Iterator[dict[str, Any]]:
     model, checkpoint = photometer_of(checkpoint, config.size)
-    compute = checkpoint.compute(config.device, config.precision)
-    size = model.architecture.image_size
-    source = open_inputs(config, sample_size=max(size), stdin=stdin, on_event=on_event)
+    checkpoint, compute, source = open_prediction(config, checkpoint, model, on_event, stdin)
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
 
     @torch.no_grad()
@@ -33,5 +31,6 @@ def predict(
         images = normalize(batch.tensors["images"], *checkpoint.normalization)
         return [{"brightness": value} for value in model(images).tolist()]
 
-    batches = ((batch, said(batch)) for batch in batching.batches(source, evaluation_view(size)))
+    transform = evaluation_view(model.architecture.image_size)
+    batches = ((batch, said(batch)) for batch in batching.batches(source, transform))
     yield from documents(source, batches, on_event)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import shlex
 import warnings
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def test_newest_checkpoint_of_a_trainer_is_taken_with_its_config(tmp_path: Path)
     checkpoint = open_model(str(tmp_path))
     assert checkpoint.weights.parent.name == "checkpoint-1000"
     assert checkpoint.classes == ("blue", "green", "red")
-    assert any("the newest is taken" in each and "checkpoint-1000" in each for each in checkpoint.warnings)
+    assert any("the newest weights are taken" in each and "checkpoint-1000" in each for each in checkpoint.warnings)
     hf_classifier(tmp_path)  # as save_model leaves it
     assert open_model(str(tmp_path)).weights.parent == tmp_path
 
@@ -90,12 +92,48 @@ def test_shards_of_deepspeed_name_the_script_that_joins_them(tmp_path: Path) -> 
         assert "zero_to_fp32.py" in failure.hint
 
 
+def test_shards_of_one_tag_of_deepspeed_are_joined_by_the_script_beside_its_folder(tmp_path: Path) -> None:
+    shard = tmp_path / "step 5" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    shard.parent.mkdir()
+    torch.save({"module": {}, "ds_version": "0.18", "param_shapes": [{}]}, shard)
+    (tmp_path / "zero_to_fp32.py").touch()
+    run = ["python", f"{tmp_path}/zero_to_fp32.py", str(tmp_path), "weights"]
+    assert command_in(refused(tmp_path).hint) == run
+    assert command_in(refused(shard.parent).hint) == [*run, "--tag", "step 5"]
+
+
+def test_optimizer_states_of_deepspeed_name_the_model_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"optimizer_state_dict": {"slices": [ast.Load()]}}, path)  # a class that torch's guard refuses
+    failure = refused(path)
+    assert "optimizer and no model" in failure.message
+    assert "mp_rank_00_model_states.pt" in failure.hint
+
+
+def command_in(hint: str) -> list[str]:
+    return shlex.split(hint.partition("`")[2].partition("`")[0])
+
+
+@pytest.mark.parametrize("name", ["my run", "$(touch pwned)", "it's `one`", 'a "b"'])
+def test_commands_in_hints_hold_each_name_as_one_word(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+    hint = refused(folder).hint
+    *_, program = shlex.split(hint.partition(": ")[2].partition(", and give")[0])
+    calls = [node for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Constant)]
+    assert {name, str(folder), "merged"} == {node.value for node in calls}
+    (folder / "adapter_config.json").unlink()
+    (folder / "0_0.distcp").touch()
+    assert shlex.split(refused(folder).hint.partition("`")[2].rpartition("`")[0])[-2:] == [str(folder), "weights.pth"]
+
+
 def test_adapter_names_its_base_model_in_the_command_that_merges_it(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "microsoft/beit-base"}))
     save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors")
     failure = refused(tmp_path)
     assert "adapter of peft" in failure.message
-    assert "from_pretrained('microsoft/beit-base')" in failure.hint
+    assert 'from_pretrained("microsoft/beit-base")' in failure.hint
     assert "merge_and_unload" in failure.hint
 
 

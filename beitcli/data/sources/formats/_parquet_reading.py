@@ -66,11 +66,11 @@ def column_batches(file: pq.ParquetFile, group: int, name: str, size: int) -> It
     """
     import pyarrow as pa
 
-    known = file.metadata.row_group(group)
-    worst = max(1, known.total_byte_size)  # bytes of a row: a repeated value
+    row_group = file.metadata.row_group(group)
+    worst = max(1, row_group.total_byte_size)  # bytes of a row: a repeated value
     rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // worst))
     if _is_dictionary(file.schema_arrow, name):
-        rows = max(1, known.num_rows)  # each part has the whole dictionary
+        rows = max(1, row_group.num_rows)  # each part has the whole dictionary
     unpacked = 0
     for batch in file.iter_batches(rows, row_groups=[group], columns=[name], use_threads=False):
         part = batch.column(0)

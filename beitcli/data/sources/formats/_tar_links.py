@@ -20,12 +20,12 @@ def resolve_links(members: Callable[[], Iterable[Member]]) -> dict[int, Place]:
     Args:
         members: Reads all members from the first; it is called twice, so that only targets are held in memory.
     """
-    wanted: set[str] = set()
+    needed: set[str] = set()
     for member in members():
         if member.kind in ("hard link", "symbolic link"):
-            wanted |= {_place_name(member.name), _target(member)}
+            needed |= {_place_name(member.name), _target(member)}
     places: dict[int, Place] = {}
-    for entries, links in _parts(members(), wanted, places):
+    for entries, links in _parts(members(), needed, places):
         for header, name in links.items():
             place = _followed(name, entries)
             if place is not None:
@@ -34,9 +34,9 @@ def resolve_links(members: Callable[[], Iterable[Member]]) -> dict[int, Place]:
 
 
 def _parts(
-    members: Iterable[Member], wanted: set[str], places: dict[int, Place]
+    members: Iterable[Member], needed: set[str], places: dict[int, Place]
 ) -> Iterator[tuple[dict[str, Place | str], dict[int, str]]]:
-    """Yields, of each of the joined tars, the wanted members and the names of its symbolic links, by their headers.
+    """Yields, of each of the joined tars, the needed members and the names of its symbolic links, by their headers.
 
     A member is a place, or as a symbolic link the name of its target. Adds the places of hard links to `places`.
     """
@@ -48,7 +48,7 @@ def _parts(
             yield entries, links
             entries, links, part = {}, {}, member.part
         name = _place_name(member.name)
-        if name not in wanted:
+        if name not in needed:
             continue
         if member.kind == "file":
             entries[name] = member.place

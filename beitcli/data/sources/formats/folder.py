@@ -15,6 +15,7 @@ from beitcli.data.sources.files import (
     file_size,
     folders_below,
     is_image_name,
+    mask_folders,
     number_classes,
     read_file,
     require_whole_labels,
@@ -23,6 +24,7 @@ from beitcli.data.sources.files import (
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._folder_listing import holds_image, list_images
 from beitcli.data.sources.formats._shards_below import open_shards, shards_below
+from beitcli.data.sources.formats._wrappers import unwrapped
 from beitcli.data.sources.left_aside import LeftAside
 from beitcli.data.sources.splits import (
     are_split_folders,
@@ -33,9 +35,6 @@ from beitcli.data.sources.splits import (
     report_unused_splits,
 )
 from beitcli.errors import DataError
-
-MASK_FOLDERS = ("masks", "annotations")
-_WRAPPERS = 8  # folders in one another that are looked through for splits
 
 
 class FolderSource(Source):
@@ -144,7 +143,7 @@ def open_folder(path: str, request: Request) -> Source:
     Raises:
         DataError: The split is missing, or as in `FolderSource`.
     """
-    base = _unwrapped(path)
+    base = unwrapped(path, lambda folder: bool(splits_below(folder)) or mask_folders(folder) is not None)
     splits, names = splits_below(base), [""]
     if request.split not in splits and request.split in folders_below(base):  # a folder of another name
         names = [request.split]
@@ -161,28 +160,14 @@ def open_folder(path: str, request: Request) -> Source:
     return source
 
 
-def _unwrapped(root: str) -> str:
-    """Returns the folder that holds splits below one or more that hold nothing else, `root` if there is none."""
-    inner = root
-    for _ in range(_WRAPPERS):
-        if splits_below(inner):
-            return inner
-        filled = [name for name in folders_below(inner) if holds_image(os.path.join(inner, name))]
-        if len(filled) != 1 or any(is_image_name(os.fsencode(name)) for name in sibling_names(inner)):
-            return root
-        inner = os.path.join(inner, filled[0])
-    return root
-
-
 def _open_images(root: str, name: str, request: Request) -> FolderSource:
     """Opens the folder of a split, or one without splits."""
-    pictures = os.path.join(root, "images")
-    has_masks = os.path.isdir(pictures) and any(os.path.isdir(os.path.join(root, mask)) for mask in MASK_FOLDERS)
+    beside_masks = mask_folders(root)
     return FolderSource(
-        pictures if has_masks else root,
+        root if beside_masks is None else beside_masks[0],
         name=name,
-        classed=not has_masks,
-        labelled=request.labelled and not has_masks,
+        classed=beside_masks is None,
+        labelled=request.labelled and beside_masks is None,
         on_progress=request.on_progress,
     )
 

@@ -118,8 +118,8 @@ class ParquetSource(Source):
         printed = copy.copy(self)
         if not self._prints_labels:  # runs on this data have a fingerprint without labels
             printed.classes = None
-        known = " ".join([Source.fingerprint(printed), groups, *self._versions, *(self.label_names or ())])
-        return hashlib.sha256(known.encode() + self._vectors.tobytes()).hexdigest()
+        contents = " ".join([Source.fingerprint(printed), groups, *self._versions, *(self.label_names or ())])
+        return hashlib.sha256(contents.encode() + self._vectors.tobytes()).hexdigest()
 
     def prefetch(self, indices: np.ndarray) -> None:
         if not self._blocks.are_remote:

@@ -53,8 +53,8 @@ class TableSource(ListSource):
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of paths, names and numbers."""
-        known = "\0".join([super().fingerprint(), *(self.label_names or ())]).encode(errors="surrogateescape")
-        return hashlib.sha256(known + self._numbers.tobytes()).hexdigest()
+        contents = "\0".join([super().fingerprint(), *(self.label_names or ())]).encode(errors="surrogateescape")
+        return hashlib.sha256(contents + self._numbers.tobytes()).hexdigest()
 
 
 def _open_one(reference: str, request: Request) -> TableSource:

@@ -123,14 +123,14 @@ def open_streams(remotes: Sequence[Remote], on_progress: OnProgress | None = Non
         return None if on_progress is None else lambda done, total: on_progress(what, done, total, "request")
 
     footers = _in_parallel(_footer, missing, tell("reading footers"))
-    wanted = [
+    stretches_of_labels = [
         (number, stretch)
         for number, (remote, footer) in enumerate(zip(missing, footers, strict=True))
         for stretch in _label_ranges(remote, footer)
     ]
-    labels = _in_parallel(lambda job: read_range(missing[job[0]], *job[1]), wanted, tell("reading labels"))
+    labels = _in_parallel(lambda job: read_range(missing[job[0]], *job[1]), stretches_of_labels, tell("reading labels"))
     read: list[list[tuple[int, bytes]]] = [[footer] for footer in footers]
-    for (number, (start, _)), content in zip(wanted, labels, strict=True):
+    for (number, (start, _)), content in zip(stretches_of_labels, labels, strict=True):
         read[number].append((start, content))
     made = [StreamedParquet(remote, stretches) for remote, stretches in zip(missing, read, strict=True)]
     for each in made:

@@ -58,9 +58,9 @@ class MlflowWriter:
             folder.mkdir(exist_ok=True)
             given = os.environ.get("MLFLOW_TRACKING_URI")
             self.client = self._make(tracking_uri=given or f"sqlite:///{folder / 'mlflow.db'}")
-            known = self.client.get_experiment_by_name(_EXPERIMENT)
+            existing = self.client.get_experiment_by_name(_EXPERIMENT)
             own = None if given else (folder / "artifacts").as_uri()
-            experiment = known.experiment_id if known else self.client.create_experiment(_EXPERIMENT, own)
+            experiment = existing.experiment_id if existing else self.client.create_experiment(_EXPERIMENT, own)
             self.run = self._resumed(folder / "run-id", experiment)
         return self.client
 

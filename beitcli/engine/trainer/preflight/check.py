@@ -81,8 +81,8 @@ def _empty_folders(training: Source) -> Iterator[Finding]:
     empty: list[str] = []
     for leaf in training.leaves():
         if isinstance(leaf, FolderSource) and leaf.classes is not None:
-            there, known = folders_below(leaf.root)[:_MOST_FOLDERS], set(leaf.classes)
-            empty += [os.path.join(leaf.root, name) for name in there if name not in known]
+            there, with_images = folders_below(leaf.root)[:_MOST_FOLDERS], set(leaf.classes)
+            empty += [os.path.join(leaf.root, name) for name in there if name not in with_images]
     if empty:
         yield Finding(
             "empty-folders",

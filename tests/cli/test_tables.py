@@ -1,0 +1,69 @@
+"""Tables of all commands: one look, one form of each number, names as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+import beitcli
+from beitcli.cli.app import main
+from beitcli.cli.tables import comparison_table, facts_table, rows_table
+from tests.cli.test_contract import at_terminal
+
+
+def shown(table: object, **how: object) -> list[str]:
+    console = Console(width=100, **{"color_system": None} | how)  # type: ignore[arg-type]
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def test_rows_have_four_decimals_thousands_at_the_right_and_empty_cells() -> None:
+    rows = [
+        {"run_name": "a[b]", "step": None, "top1": 0.25, "resumed": True},
+        {"run_name": "c\x1b[2Jd", "step": 12000, "top1": None, "resumed": False},
+    ]
+    assert shown(rows_table(rows)) == [
+        "run name     step    top1  resumed",
+        "a[b]               0.2500  yes",
+        "c\\x1b[2Jd  12,000          no",
+    ]
+    assert shown(rows_table(rows, "Two runs"))[0] == "Two runs"
+    assert shown(rows_table([])) == [""]
+
+
+def test_facts_have_four_digits_and_leave_out_what_is_not_known() -> None:
+    facts = {"masked_accuracy": 0.123456, "images": 12345, "kind": None, "of_class": {"red": 0.5, "blue": None}}
+    assert shown(facts_table(facts)) == [
+        "masked accuracy  0.1235",
+        "images           12,345",
+        "of class         red 0.5, blue -",
+    ]
+
+
+def test_names_of_columns_and_of_facts_have_one_colour() -> None:
+    colour = {"color_system": "standard", "force_terminal": True}
+    for table in (
+        rows_table([{"run": "a"}], "Runs"),
+        comparison_table([{"run": "a", "top1": 1.0}], "run"),
+        facts_table({"run": "a"}, "Runs"),
+    ):
+        assert any(re.search("\x1b\\[36m ?run", line) for line in shown(table, **colour)), shown(table, **colour)
+
+
+def test_tables_are_built_in_one_place() -> None:
+    root = Path(beitcli.__file__).parent
+    found = {path.relative_to(root) for path in root.rglob("*.py") if re.search(r"\bTable\(", path.read_text())}
+    assert found == {Path("cli/tables.py")}
+
+
+def test_inspect_shows_the_names_of_tensors_as_they_are(pretrained_run: Path, beit: Callable) -> None:
+    code, said = at_terminal(lambda: main(["inspect", str(pretrained_run), "--tensors"]))
+    assert code == 0
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
+    assert re.search(r"^tensor +shape", plain, re.MULTILINE)
+    assert re.search(r"^mask_token +1 x 1 x \d+", plain, re.MULTILINE)
+    assert "mask_token" in beit("inspect", pretrained_run, "--tensors").lines[0]["tensors"]
