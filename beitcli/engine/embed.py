@@ -83,7 +83,7 @@ def extractor_of(
         pool=config.pool.replace("cls", "class"),
         norm=config.feature_norm,
         batch_size=config.batch_size,
-        workers=choose_workers(config.workers, compute.device, compute.world.local_size),
+        workers=choose_workers(config.workers, compute.device, compute.world),
     )
 
 

@@ -195,7 +195,7 @@ def _documents(
     if not len(source):
         return
     transform, world = CenterTransform(size=size, filter=Image.Resampling.LANCZOS), compute.world
-    workers = choose_workers(config.workers, compute.device, world.local_size)
+    workers = choose_workers(config.workers, compute.device, world)
     batch_size = min(config.batch_size, len(source))
     batches = ordered_batches(source, transform, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
     grid = tokenizer.grid(size)

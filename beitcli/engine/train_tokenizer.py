@@ -42,6 +42,7 @@ from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
 from beitcli.tokenizers.kind import Objective, architecture_of, check_teacher, kind_of, untrained
 
 _HELD_OUT = 1024
+_AT_ONCE = 128  # images per forward pass of an evaluation
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,19 @@ class TokenizerTask(Task):
         perplexity and share of the most frequent code; the metrics of the kind.
         """
         model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
-        workers = choose_workers(self.config.workers, compute.device, world.local_size)
+        workers = choose_workers(self.config.workers, compute.device, world)
+        at_once = self.at_once(_AT_ONCE)
         counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
         parts: list[dict[str, float]] = []  # sums per batch
         grid = (size // model.downsample, size // model.downsample)
         batches = ordered_batches(
-            self.held_out, CenterTransform(size=size), batch_size=128, workers=workers, share=(world.rank, world.size)
+            self.held_out,
+            CenterTransform(size=size),
+            batch_size=at_once,
+            workers=workers,
+            share=(world.rank, world.size),
         )
-        for batch in synchronized_batches(batches, len(self.held_out), 128, world, check_stop):
+        for batch in synchronized_batches(batches, len(self.held_out), at_once, world, check_stop):
             if not len(batch):
                 parts.append({})
                 continue

@@ -76,6 +76,7 @@ class CodebookObjective(Objective):
             with torch.no_grad():
                 vectors = torch.cat([self.model.vectors(self.model.preprocess(part)) for part in images.split(64)])
             self.quantizer.start(self._of_all(places, vectors.flatten(1, 2)), self._generator(0))
+            self.world.broadcast(self.quantizer.state_dict().values())  # on CUDA sums of k-means differ in their bits
 
     def _generator(self, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(keyed_integer(self.config.seed, "codebook", 0, step))

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitcli.errors import UsageError
+from beitcli.runtime.compute.device import tf32_disabled
 
 _EPSILON = 1e-5
 _KMEANS_ROUNDS = 10
@@ -63,10 +64,12 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """(..., D) to (...) int64."""
+        """(..., D) to (...) int64, compared in fp32 whatever the precision around it: a nearest code is by a hair."""
         flat = self.prepared(vectors.flatten(0, -2).float())
         parts = flat.split(max(1, _MOST_SCORES // len(self.codebook)))
-        return torch.cat([self._scores(part).argmax(dim=1) for part in parts]).view(vectors.shape[:-1])
+        with torch.autocast(flat.device.type, enabled=False), tf32_disabled(flat.device):
+            codes = [self._scores(part).argmax(dim=1) for part in parts]
+        return torch.cat(codes).view(vectors.shape[:-1])
 
     def _scores(self, prepared: Tensor) -> Tensor:
         """(n, D) to (n, V), the largest for the nearest code."""
@@ -201,14 +204,15 @@ class FiniteScalarQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, total: Tensor, squares: Tensor, number: Tensor, decay: float) -> None:
-        """One step of the moving averages.
+        """One step of the moving averages. Totals that are not finite change nothing, and nothing waits for the device.
 
         Args:
             total: (d,) the sum of the step's vectors; `squares` (d,) that of their squares.
             number: How many there were.
         """
-        self.mean.lerp_(total / number, 1 - decay)
-        self.square.lerp_(squares / number, 1 - decay)
+        finite = torch.isfinite(total).all() & torch.isfinite(squares).all()
+        for average, now in ((self.mean, total / number), (self.square, squares / number)):
+            average.copy_(torch.where(finite, average.lerp(now, 1 - decay), average))
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """(..., d) to (...) int64."""

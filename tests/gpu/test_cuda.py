@@ -9,6 +9,8 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +26,7 @@ from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choi
 from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, benchmark_kernels
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.sdpa_backend import attention, padded_bias
+from beitcli.runtime.distributed.world import DistributedContext, parallel
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -35,6 +38,23 @@ TINY += ("--no-compile",)
 def test_tokenize_computes_in_fp32_on_a_gpu_too(beit, labelled_folder, tokenizer_run):
     words = ("tokenize", labelled_folder, "--tokenizer", tokenizer_run, "--device", "cuda")
     assert beit(*words).out == beit(*words, "--precision", "fp32").out
+
+
+def test_seeds_of_cpu_generators_stay_on_the_cpu_under_ddp():
+    """On their way to the device and back they would hold up every step of a discrete VAE in several processes."""
+
+    class Seeded(nn.Linear):
+        def forward(self, images, seeds):
+            assert seeds.device.type == "cpu"
+            return super().forward(images) * seeds.tolist()[0]
+
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = parallel(Seeded(3, 2).cuda(), DistributedContext(size=2))  # of a group of one
+        model(torch.ones(4, 3, device="cuda"), torch.tensor([3])).sum().backward()
+        assert model.module.weight.grad is not None
+    finally:
+        dist.destroy_process_group()
 
 
 def test_normalize_waits_for_no_device(nothing_waits):

@@ -19,6 +19,7 @@ from beitcli.runtime.compute.peak_flops import measure_matmul_flops
 from beitcli.runtime.storage.async_writer import SnapshotTaker
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
+from beitcli.tokenizers.vector_quantizer import VectorQuantizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
@@ -158,6 +159,17 @@ def test_fp32_is_fp32_and_tf32_is_not_in_products_and_convolutions():
                 errors[precision] = float((call(*factors[name]).double() - exact).abs().max() / exact.std())
         assert errors["fp32"] < 2e-4, (name, errors)  # of Winograd's algorithm; one factor in TF32 makes it 1e-3
         assert name == "convolution" or 5e-4 < errors["tf32"] < 1e-2, errors
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_codes_of_a_step_are_the_nearest_of_fp32(precision, cosine):
+    torch.manual_seed(0)
+    model, vectors = VectorQuantizer(512, 16, cosine=cosine).cuda(), torch.randn(4000, 16, device="cuda")
+    with choose_compute("cuda", precision).autocast():
+        _, codes, _ = model(vectors)
+    with choose_compute("cuda", "fp32").autocast():
+        assert torch.equal(codes, model.nearest(vectors))
 
 
 def loud_tokenizer() -> Tokenizer:

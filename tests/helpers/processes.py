@@ -23,16 +23,28 @@ def in_processes(
 
 
 def start(size: int, words: Sequence[object], *, before: Callable[[int], object] = lambda rank: None) -> list[Child]:
-    port = free_port()
-
     def work(rank: int) -> int:
-        places = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
-        os.environ |= {name: str(value) for name, value in places.items()}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         before(rank)
         return main([str(word) for word in words])
 
-    return [Child(lambda rank=rank: work(rank)) for rank in range(size)]  # type: ignore[misc]
+    return start_group(size, work)
+
+
+def in_group(size: int, work: Callable[[int], int | None], seconds: float = 60) -> list[Ended]:
+    """Runs `work(rank)` in `size` processes with the environment of ranks, and returns how each ended, by rank."""
+    return [child.ended(seconds) for child in start_group(size, work)]
+
+
+def start_group(size: int, work: Callable[[int], int | None]) -> list[Child]:
+    port = free_port()
+
+    def placed(rank: int) -> int | None:
+        places = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+        os.environ |= {name: str(value) for name, value in places.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return work(rank)
+
+    return [Child(lambda rank=rank: placed(rank)) for rank in range(size)]  # type: ignore[misc]
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +14,13 @@ from beitcli.cli.app import main
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.runtime.compute.optimizer import parameter_groups
-from beitcli.runtime.distributed.world import SINGLE_PROCESS
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, join, shutdown
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.runtime.weight_files.reader import read_tensors
 from beitcli.tokenizers.kind import kind_of, untrained
 from beitcli.tokenizers.open import open_tokenizer
-from tests.helpers.processes import in_processes
+from beitcli.tokenizers.vector_quantizer import VectorQuantizer
+from tests.helpers.processes import in_group, in_processes
 
 # A strided dVAE halves in its first stage too; the third term of its loss is of the micro-batch, not of the batch.
 OWN = {"vq": [], "fsq": [], "strided-dvae": ["--groups", 1, "--set", "code_width=16", "--usage-weight", 0]}
@@ -97,6 +99,37 @@ def test_codes_that_no_patch_finds_are_replaced_and_counted(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum(line["codes_replaced"] for line in lines) > 0
     assert max(line["held_out_codes_used"] for line in lines if "held_out_codes_used" in line) > 16
+
+
+@pytest.mark.parametrize("how", [(), ("codebook=loss",)])
+def test_all_processes_start_from_the_first_one_s_codebook(monkeypatch, how):
+    """Each computes k-means; a GPU adds up in any order, so that the bits of the second process's sums are others."""
+    flags = {"data": ["sample"], "kind": "vq", "recipe": "tiny", "vocab_size": 64, "width": 8, "size": 16, "groups": 2}
+    config = resolve(TrainTokenizerConfig, flags | {"kind_settings": list(how)}).config
+
+    exact = VectorQuantizer._tally
+
+    def rounded_otherwise(self, *given):
+        count, total = exact(self, *given)
+        return count, total * (1 + 1e-6)
+
+    def work(rank: int) -> None:
+        torch.manual_seed(0)
+        model, images = untrained(config), torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+        if rank:
+            monkeypatch.setattr(VectorQuantizer, "_tally", rounded_otherwise)
+        world = join(torch.device("cpu"), 1, 30)
+        objective = kind_of(config).objective(model, config, 10, world)
+        places = torch.tensor([0, 3] if rank == 0 else [1, 2])
+        objective.before_step(0, images[places], places)
+        kept = model.quantizer.state_dict()
+        print(*(hashlib.sha256(kept[name].numpy().tobytes()).hexdigest() for name in sorted(kept)))
+        world.gather(None)  # none leaves before the other
+        shutdown()
+
+    ended = in_group(2, work)
+    assert [each.code for each in ended] == [0, 0], ended
+    assert ended[0].out == ended[1].out
 
 
 def test_a_codebook_trained_by_loss_moves_its_codes_and_is_not_decayed():

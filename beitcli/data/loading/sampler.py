@@ -127,7 +127,7 @@ def rank_indices(batch_size: int, rank: int, size: int) -> np.ndarray:
     is the whole batch in order.
     """
     half = batch_size // 2
-    if batch_size % 2 or half < size:  # odd batches are never mixed; mixup refuses the latter
+    if batch_size % 2 or half < size:  # mixup refuses both where there are several ranks
         return np.arange(batch_size * rank // size, batch_size * (rank + 1) // size)
     first = np.arange(half * rank // size, half * (rank + 1) // size)
     return np.concatenate((first, batch_size - 1 - first[::-1]))

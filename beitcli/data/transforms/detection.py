@@ -42,29 +42,33 @@ class DetectionTransform:
 
     Attributes:
         size: (H, W) of the detector's input.
-        most: Maximum number of boxes of an image in the data; all images are padded to it, so that a batch is one
-            array.
+        most: Maximum number of boxes of an image in the data; boxes and classes are padded to it, so that those of a
+            batch are one array.
         factors: Minimum and maximum factor of the resize.
         outlines: Whether to return instance masks.
+        mean_boxes: Boxes of an image on average, for the size of its masks; None takes `most`.
     """
 
     wants_labels: ClassVar[bool] = True
+    ragged: ClassVar[tuple[str, ...]] = ("masks",)  # of as many rows as boxes: padded, a crowded image would set them
     seed: int
     size: tuple[int, int]
     most: int
     factors: tuple[float, float] = (0.1, 2.0)
     outlines: bool = False
     mean: tuple[float, ...] = IMAGENET[0]
+    mean_boxes: float | None = None
 
     @property
     def bytes_per_image(self) -> int:
         pixels = self.size[0] * self.size[1]
-        return 3 * pixels + (self.most * pixels // 8 if self.outlines else 0)
+        boxes = self.most if self.mean_boxes is None else self.mean_boxes
+        return 3 * pixels + (int(boxes * pixels) // 8 if self.outlines else 0)
 
     def __call__(self, seen: tuple[np.ndarray, BoxLabels], epoch: int, index: int) -> dict[str, np.ndarray]:
         """Returns `images` (3, H, W) uint8, `boxes` (most, 4) float32 and `classes` (most,) int64, -1 for padding.
 
-        With `outlines` also `masks` (most, H * W / 8) uint8, eight pixels per byte.
+        With `outlines` also `masks` (n, H * W / 8) uint8 of the n boxes, eight pixels per byte.
 
         Args:
             seen: (h, w, 3) uint8 pixels, and their annotations.
@@ -103,7 +107,7 @@ class DetectionTransform:
     ) -> np.ndarray:
         """Returns the packed masks of the objects `rows`, in that order."""
         assert marked.outlines is not None
-        packed = np.zeros((self.most, -(-self.size[0] * self.size[1] // 8)), np.uint8)
+        packed = np.zeros((len(rows), -(-self.size[0] * self.size[1] // 8)), np.uint8)
         for place, row in enumerate(rows):
             mask = marked.outlines[row].mask(marked.size, shape, part)
             whole = np.zeros(self.size, bool)

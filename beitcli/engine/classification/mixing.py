@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from timm.data import Mixup
+from timm.data.mixup import mixup_target
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.sampler import rank_indices
@@ -23,7 +24,8 @@ from beitcli.runtime.distributed.world import DistributedContext
 class GroupedMixup:
     """timm's `Mixup` over groups of `config.mixup_group` images of the global batch.
 
-    Place p of a batch of B is mixed with place B - 1 - p; both lie in one process.
+    Place p of a batch of B is mixed with place B - 1 - p; both lie in one process. The middle image of an odd batch
+    stays as it is; several processes take no such batch (`require_pairs`).
     """
 
     def __init__(self, config: FinetuneConfig, classes: int, world: DistributedContext) -> None:
@@ -39,7 +41,7 @@ class GroupedMixup:
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, step: int, batch_size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixes this process's part of a batch; an odd batch is not mixed.
+        """Mixes this process's part of a batch.
 
         Args:
             images: (b, 3, H, W), normalised; may be written to.
@@ -49,7 +51,8 @@ class GroupedMixup:
         Returns:
             The images, and labels (b, classes): mixed and smoothed.
         """
-        if batch_size % 2 or len(labels) % 2:  # the whole first: no process mixes its share alone
+        torn = self.world.size > 1 and (batch_size % 2 or len(labels) % 2)  # in a dry run alone
+        if batch_size < 2 or torn:
             return images, labels
         groups = _rows_by_group(batch_size, self.group_size, self.world.rank, self.world.size)
         if len(groups) == 1:
@@ -68,9 +71,18 @@ class GroupedMixup:
     def _mixed(
         self, images: torch.Tensor, labels: torch.Tensor, step: int, group: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """timm draws from numpy's global generator, so that is keyed by the step and the group."""
+        """timm takes pairs, and draws from numpy's global generator: that is keyed by the step and the group."""
         np.random.seed(keyed_integer(self.seed, "mixup", group, step) % (1 << 32))  # noqa: NPY002
-        return self.mixup(images, labels)
+        if len(labels) % 2 == 0:
+            return self.mixup(images, labels)
+        middle = slice(len(labels) // 2, len(labels) // 2 + 1)
+        smoothed = mixup_target(labels[middle], self.mixup.num_classes, smoothing=self.mixup.label_smoothing)
+        alone = images[middle].clone(), smoothed
+        if len(labels) == 1:
+            return alone
+        pairs = self.mixup(*(torch.cat((each[: middle.start], each[middle.stop :])) for each in (images, labels)))
+        first, second = zip(*(each.chunk(2) for each in pairs), strict=True)
+        return torch.cat((first[0], alone[0], second[0])), torch.cat((first[1], alone[1], second[1]))
 
 
 @lru_cache(maxsize=4)
@@ -83,16 +95,24 @@ def _rows_by_group(batch_size: int, group_size: int, rank: int, size: int) -> di
 
 
 def require_pairs(config: FinetuneConfig, processes: int) -> None:
-    """Checks that every rank gets a pair of images if they are mixed, as mixup needs both images of a pair on one rank.
+    """Checks that images can be mixed: a batch has pairs, and every rank both images of each of its own.
 
     Not for batches of fewer images than ranks, which another check refuses.
 
     Raises:
-        UsageError: A rank would have no pair.
+        UsageError: A rank would have no pair, or half of one.
     """
     batch, pairs = config.batch_size, config.batch_size // 2
-    if (config.mixup > 0 or config.cutmix > 0) and not batch % 2 and pairs < processes <= batch:
+    if not (config.mixup > 0 or config.cutmix > 0) or batch < processes:
+        return
+    noun = "1 process" if processes == 1 else f"{processes} processes"
+    if pairs < processes and not (batch == 1 and config.resume):  # earlier versions began such runs
         raise UsageError(
-            f"--mixup and --cutmix mix pairs, and a batch of {batch} has {pairs} for {processes} processes.",
+            f"--mixup and --cutmix mix pairs, and a batch of {batch} has {pairs} for {noun}.",
             f"Give --batch-size {2 * processes} or more, fewer --gpus, or --mixup 0 --cutmix 0.",
+        )
+    if batch % 2 and processes > 1:
+        raise UsageError(
+            f"--mixup and --cutmix mix pairs, which {noun} cannot share of a batch of {batch}.",
+            f"Give --batch-size {batch + 1}, --gpus 1, or --mixup 0 --cutmix 0.",
         )

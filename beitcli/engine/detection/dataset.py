@@ -26,9 +26,11 @@ class DetectionData(FinetuneData[DetectionSource]):
 
     Attributes:
         most: Maximum number of boxes of a training image.
+        mean_boxes: Their mean number.
     """
 
     most: int
+    mean_boxes: float
 
 
 def open_detection_data(
@@ -65,8 +67,9 @@ def open_detection_data(
         training, measured, on, is_apart = hold_out_annotated(training, training.subset, config.seed)
     boxes, images, most = _counted(training, len(classes), "boxes", on_event)
     _require_boxes(boxes, training, on_event)
+    mean_boxes = float(boxes.sum()) / len(training)
     on_event(_table(boxes, images, len(training), classes))
-    return DetectionData(training, measured, classes, tuple(bad), on, most, is_apart=is_apart)
+    return DetectionData(training, measured, classes, tuple(bad), on, most, mean_boxes, is_apart=is_apart)
 
 
 def _opened(references: Sequence[str], request: Request, outlines: bool, on_event: OnEvent) -> DetectionSource:

@@ -47,6 +47,7 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> DetectReport
         seed=config.seed,
         size=init.size,
         most=data.most,
+        mean_boxes=data.mean_boxes,
         factors=(config.min_resize, config.max_resize),
         outlines=outlines,
         mean=init.normalization[0],

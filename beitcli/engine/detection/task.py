@@ -35,17 +35,27 @@ class DetectionTask(FinetunedTask):
     model: AnyDetector
     averaged: AnyDetector | None
     val: DetectionSource
+    masks: torch.Tensor | None = None  # of the objects of the step's images, packed, one image's after the other's
 
     def wrap(self) -> None:
         super().wrap()
         self.num_uniforms = _SAMPLERS + (2 * self.model.architecture.depth if self.config.drop_path else 0)
+
+    def before_step(self, step: int, batch: Tensors) -> Tensors:
+        """Keeps the masks of the whole batch, and adds each image's `first_mask`: micro-batches are taken by images."""
+        if "masks" not in batch:
+            return batch
+        counts = (batch["classes"] >= 0).sum(dim=1)
+        self.masks = batch["masks"]
+        rest = {name: tensor for name, tensor in batch.items() if name != "masks"}
+        return rest | {"first_mask": counts.cumsum(0) - counts}
 
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         uniforms = batch.get("uniforms")
         sampled = None if uniforms is None else uniforms[:, :_SAMPLERS]
         uniforms = uniforms[:, _SAMPLERS:] if uniforms is not None and uniforms.shape[1] > _SAMPLERS else None
         images = normalize(batch["images"], *self.normalization)
-        losses = self.forward(images, targets_of(batch), sampled, uniforms)
+        losses = self.forward(images, targets_of(batch, self.masks), sampled, uniforms)
         for name in self.model.detection.foreground_mean_losses:
             losses[name] = losses[name] * self._share_of_masks(len(images))
         return sum(losses.values(), torch.zeros((), device=images.device)), {
@@ -85,15 +95,20 @@ class DetectionTask(FinetunedTask):
         return self.about_head(self.model.detection, f"at strides {strides}")
 
 
-def targets_of(batch: Tensors) -> Targets:
-    """Returns the objects of each image of a batch of `DetectionTransform`, without the padding."""
+def targets_of(batch: Tensors, masks: torch.Tensor | None = None) -> Targets:
+    """Returns the objects of each image of a batch of `DetectionTransform`, without the padding.
+
+    Args:
+        masks: (n, bytes) of all images, packed; those of an image of the batch begin at its `first_mask`.
+    """
     there = batch["classes"] >= 0
     rows = zip(batch["boxes"], batch["classes"], there, strict=True)
     targets = [{"boxes": boxes[kept], "labels": labels[kept]} for boxes, labels, kept in rows]
-    if "masks" in batch:
+    if masks is not None:
         height, width = batch["images"].shape[-2:]
-        for target, packed, kept in zip(targets, batch["masks"], there, strict=True):
-            target["masks"] = unpacked(packed[kept], height, width)
+        places = batch["first_mask"][:, None] + torch.arange(there.shape[1], device=there.device)
+        for target, mine, kept in zip(targets, places, there, strict=True):
+            target["masks"] = unpacked(masks[mine[kept]], height, width)
     return targets
 
 

@@ -40,7 +40,7 @@ from beitcli.engine.mim.previews import (
 )
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget, joined_metrics
 from beitcli.engine.mim.token_caching import CachingTokenizer
-from beitcli.engine.probing.online_knn import OnlineProbe
+from beitcli.engine.probing.online_knn import BATCH, OnlineProbe
 from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task, Tensors, never_stop
@@ -177,12 +177,12 @@ class PretrainTask(Task):
         predictions, world = 1 if self.config.aggregation is None else 2, self.compute.world
         accumulators = [self.target.accumulator() for _ in range(predictions)]
         transform, masking = transform_and_masking(self.config, self.tokenizer, self.masking)
-        at_once = min(128, self.plan.micro_batch)
+        at_once = self.at_once(min(128, self.plan.micro_batch))
         batches = ordered_batches(
             self.held_out,
             CachedTokenTransform(transform, self.token_cache.cache) if self.token_cache else transform,
             batch_size=at_once,
-            workers=choose_workers(self.config.workers, self.compute.device, world.local_size),
+            workers=choose_workers(self.config.workers, self.compute.device, world),
             masking=masking,
             share=(world.rank, world.size),
         )
@@ -228,7 +228,7 @@ class PretrainTask(Task):
         return agreement_panels(batch.tensors["images"], masks, right.view(-1, *grid).cpu().numpy())
 
     def probe_metrics(self) -> dict[str, float]:
-        return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model)}
+        return {} if self.probe is None else {"probe_top1": self.probe.top1(self.model, self.at_once(BATCH))}
 
     def checkpoint_config(self) -> dict[str, Any]:
         """`tokenizer` and `token_size` are None if the targets are pixels, `masking` is None without masking.

@@ -100,7 +100,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         norm=form.norm,
         cache=Path(config.feature_cache) if config.feature_cache else cache_folder() / "features",
         batch_size=config.batch_size,
-        workers=choose_workers(config.workers, compute.device, world.local_size),
+        workers=choose_workers(config.workers, compute.device, world),
         on_event=on_event,
     )
     sources = _Sources(train, val, named)

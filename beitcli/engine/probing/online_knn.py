@@ -33,7 +33,7 @@ from beitcli.runtime.compute.device import Compute
 _IMAGES = 600  # in total, balanced over the classes
 _SHARE = 5  # a fifth of these images is for validation
 _NEIGHBOURS, _TEMPERATURE = 20, 0.07
-_BATCH = 64
+BATCH = 64  # images per forward pass
 Part = tuple[torch.Tensor, np.ndarray]  # (n, 3, H, W) uint8 images and (n,) int64 labels
 
 
@@ -60,30 +60,38 @@ class OnlineProbe:
         intensity: IntensityRange = FULL,
     ) -> None:
         self.normalization, self.compute = normalization, compute
-        train, val = _parts(reference, size, seed, intensity, on_event)
+
+        def read() -> tuple[tuple[Source, Part], tuple[Source, Part]]:
+            train, val = _parts(reference, size, seed, intensity, on_event)
+            return (train, _read(train, size)), (val, _read(val, size))
+
+        (train, self.train), (val, self.val) = compute.world.rank_zero_first(read)  # which downloads, where need be
         self.classes = train.classes or ()
         column = {name: number for number, name in enumerate(self.classes)}
-        self.train, self.val = _read(train, size), _read(val, size)
         to_train = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
         self.targets = torch.from_numpy(to_train[self.val[1]])
         on_event(Note(f"Probe, to watch only: {len(self.targets)} images by {len(self.train[1])} of '{reference}'"))
 
     @torch.no_grad()
-    def top1(self, model: SupportsBlockOutputs) -> float:
-        """Returns the share of correctly classified images (0-1), of a model in evaluation mode."""
+    def top1(self, model: SupportsBlockOutputs, at_once: int = BATCH) -> float:
+        """Returns the share of correctly classified images (0-1), of a model in evaluation mode.
+
+        Args:
+            at_once: Images per forward pass.
+        """
         depth = model.architecture.depth
         layer = max(1, round(0.75 * depth))
-        train, val = (self._features(model, part, layer) for part in (self.train, self.val))
+        train, val = (self._features(model, part, layer, at_once) for part in (self.train, self.val))
         standard = {layer: train.moments(layer)}
         train, val = (replace(each, standard=standard) for each in (train, val))
         vote = Vote(_NEIGHBOURS, len(self.classes), _TEMPERATURE, self.compute.device)
         return knn_counts(train, val, self.targets, layer, vote).top1
 
-    def _features(self, model: SupportsBlockOutputs, part: Part, layer: int) -> Features:
+    def _features(self, model: SupportsBlockOutputs, part: Part, layer: int, at_once: int) -> Features:
         images, labels = part
         found = []
-        for begin in range(0, len(images), _BATCH):
-            batch = normalize(images[begin : begin + _BATCH].to(self.compute.device), *self.normalization)
+        for begin in range(0, len(images), at_once):
+            batch = normalize(images[begin : begin + at_once].to(self.compute.device), *self.normalization)
             with self.compute.autocast():
                 found.append(pooled_features(model, batch, [layer])[0].cpu().numpy())
         return Features({layer: np.concatenate(found)}, labels, np.arange(len(labels)), [])
@@ -108,7 +116,7 @@ def _parts(
 
 
 def _read(source: Source, size: tuple[int, int]) -> Part:
-    batches = [b for b in ordered_batches(source, evaluation_view(size), batch_size=_BATCH, workers=0) if len(b)]
+    batches = [b for b in ordered_batches(source, evaluation_view(size), batch_size=BATCH, workers=0) if len(b)]
     if not batches:
         raise DataError(f"None of {len(source)} images of --probe '{source.name}' can be read.", "Check the data.")
     return torch.cat([b.tensors["images"] for b in batches]), torch.cat([b.tensors["labels"] for b in batches]).numpy()

@@ -101,8 +101,8 @@ def build_segmenter(
 
 
 def _require_pairs(plan: Plan, world: DistributedContext) -> None:
-    """Raises UsageError for a forward pass of one image: batch norm over 1 x 1 bins needs two."""
-    if min_micro_batch(plan, world) < 2:
+    """Raises UsageError for a forward pass of one image."""
+    if min_micro_batch(plan, world) < SegmentationTask.least_micro_batch:
         raise UsageError(
             f"Batches of {plan.batch_size} images in pieces of {plan.micro_batch} leave one image by itself, "
             "which batch norm cannot take.",

@@ -27,11 +27,14 @@ from beitcli.runtime.compute.lr_schedules import warmup_polynomial
 from beitcli.runtime.distributed.sync_batch_norm import convert_sync_batchnorm
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 
+_WINDOWS = 16  # per forward pass of an evaluation
+
 
 class SegmentationTask(FinetunedTask):
     """Semantic segmentation in the training loop."""
 
     kind = "segmenter"
+    least_micro_batch = 2  # batch norm over 1 x 1 bins has no variance of one image
     model: AnySegmenter
     averaged: AnySegmenter | None
     curve = "linear"
@@ -60,7 +63,12 @@ class SegmentationTask(FinetunedTask):
 
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Returns mIoU and accuracies on the validation images; `iou/NAME` for classes labelled or predicted there."""
-        how = sliding(self.model.architecture.image_size, normalization=self.normalization, short_side=self.short_side)
+        how = sliding(
+            self.model.architecture.image_size,
+            normalization=self.normalization,
+            short_side=self.short_side,
+            windows_at_once=self.at_once(_WINDOWS),
+        )
         counts = count(self.measured, self.val, how, self.batching(1, check_stop))
         self.refuse_bad(counts.bad)
         self.counts = counts

@@ -161,7 +161,7 @@ class TrainingStream:
             self.source,
             self.transform,
             part,
-            workers=choose_workers(config.workers, self.compute.device, world.local_size),
+            workers=choose_workers(config.workers, self.compute.device, world),
             masking=self.masking,
             pin_memory=self.compute.device.type == "cuda",
             share=(world.rank, world.size),

@@ -13,13 +13,12 @@ import torch
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.events import Planned, Progress
 from beitcli.engine.trainer.compile_ahead import compile_ahead
-from beitcli.engine.trainer.micro_batch import find_micro_batch_size
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
 from beitcli.engine.trainer.optimizer_step import optimizer_step
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import on_device
 from beitcli.engine.trainer.setup import micro_batch_row
 from beitcli.engine.trainer.task import Task
-from beitcli.errors import UsageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.compute.peak_flops import measure_matmul_flops
@@ -88,10 +87,7 @@ def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
                 compile_ahead(task, micro, tensors, compute, job.on_event)
             optimizer_step(task, micro, tensors, compute, compute.scaler(), {})
         except torch.OutOfMemoryError:
-            raise UsageError(
-                f"The device has not enough memory for {micro.batch_size} images at once.",
-                f"Give --micro-batch {max(1, micro.batch_size // 2)}; a run finds one that fits by itself.",
-            ) from None
+            raise no_room(task, plan, compute.world) from None
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
         taken.append((time.perf_counter() - start) * plan.batch_size / micro.batch_size)

@@ -22,7 +22,7 @@ def join_evaluation(config: EvalConfig, checkpoint: CheckpointHandle, on_event: 
     compute = join_compute(config, checkpoint.compute(config.device, config.precision))
     on_event = compute.world.rank_zero_only(on_event)
     warn(checkpoint.warnings, on_event)
-    workers = choose_workers(config.workers, compute.device, compute.world.local_size)
+    workers = choose_workers(config.workers, compute.device, compute.world)
     return Batching(compute, config.batch_size, workers, on_event)
 
 

@@ -157,9 +157,9 @@ class FinetunedTask(EMATask):
         return self.model if self.averaged is None else self.averaged
 
     def batching(self, batch_size: int, check_stop: Callable[[], None]) -> Batching:
-        """Batches of the validation images."""
-        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world.local_size)
-        return Batching(self.compute, batch_size, workers, check_stop=check_stop)
+        """Batches of the validation images, of `batch_size` where so many fit on the device."""
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world)
+        return Batching(self.compute, self.at_once(batch_size), workers, check_stop=check_stop)
 
     def refuse_bad(self, bad: list[Bad]) -> None:
         """Raises DataError if too many validation images cannot be read."""

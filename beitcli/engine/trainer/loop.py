@@ -26,14 +26,14 @@ from beitcli.engine.trainer.divergence import DivergenceCheck
 from beitcli.engine.trainer.interval import Interval
 from beitcli.engine.trainer.lockstep import Lockstep
 from beitcli.engine.trainer.metric_log import MetricLog, make_writers
-from beitcli.engine.trainer.micro_batch import find_micro_batch_size
-from beitcli.engine.trainer.optimizer_step import optimizer_step, sample_step_uniforms
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size, in_memory, no_room
+from beitcli.engine.trainer.optimizer_step import max_micro_batch, optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.picture_stamps import changed_pictures
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
 from beitcli.engine.trainer.previews import PreviewWriter
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
-from beitcli.errors import BeitError, StorageError, UsageError
+from beitcli.errors import BeitError, StorageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
@@ -158,6 +158,8 @@ class _Loop:
         self.state = stored.state
         if self.plan.finds_micro_batch and stored.micro_batch:  # not given: as before the stop, bit for bit
             self.plan = replace(self.plan, micro_batch=stored.micro_batch)
+        if stored.micro_batch:
+            self._limit_evaluation()
         if self.state.step < self.plan.steps:
             self.on_event(planned)
             if task.attention is not None:
@@ -194,7 +196,8 @@ class _Loop:
             self.ledger.note([record for records in world.gather(self.interval.bad) for record in records])
 
     def seed_step(self) -> None:
-        torch.manual_seed(keyed_integer(self.plan.seed, "step", 0, self.state.step))
+        """Seeds what a network draws by itself (timm's drop path): other numbers on each rank, whose images differ."""
+        torch.manual_seed(keyed_integer(self.plan.seed, "step", self.compute.world.rank, self.state.step))
 
     def with_uniforms(self, tensors: Tensors) -> Tensors:
         """Adds the step's uniform random numbers (drop path, samplers) to the batch, if the task uses any."""
@@ -210,10 +213,7 @@ class _Loop:
                 self._prepare(tensors)
             skipped = optimizer_step(self.task, self.plan, tensors, self.compute, self.saver.scaler, self.interval.sums)
         except torch.OutOfMemoryError:
-            raise UsageError(
-                f"The device has not enough memory for {self.plan.micro_batch} images at once.",
-                f"Give --micro-batch {max(1, self.plan.micro_batch // 2)}; --batch-size stays as it is.",
-            ) from None
+            raise no_room(self.task, self.plan, self.compute.world) from None
         self.divergence.count(skipped)
 
     def _prepare(self, tensors: Tensors) -> None:
@@ -225,8 +225,14 @@ class _Loop:
             self.on_event(Note(f"{task.name}: {self.plan.micro_batch} images fit on the device at once."))
         compile_ahead(task, self.plan, tensors, compute, self.on_event)
         self.is_prepared = True
+        self._limit_evaluation()
         self.interval.begin()
         self.seed_step()
+
+    def _limit_evaluation(self) -> None:
+        """Has no more images computed at once than a step of training does, on a GPU: no more are known to fit."""
+        if self.compute.device.type == "cuda":
+            self.task.fits = max_micro_batch(self.plan, self.compute.world)
 
     def training_metrics(self) -> dict[str, float]:
         """Returns the metrics of the interval and of the task, and the stall of the previous save."""
@@ -263,7 +269,12 @@ class _Loop:
         model.eval()
         try:
             with unsharded(model):
-                measured, watched = self.task.evaluate(self._check_stop), self.task.probe_metrics()
+                measured, watched = in_memory(
+                    lambda: (self.task.evaluate(self._check_stop), self.task.probe_metrics()),
+                    self.task,
+                    self.plan,
+                    self.compute,
+                )
                 drawn = self.previews.draw(self.state.step, self.on_event)
                 if drawn is not None:
                     self.metric_log.picture(self.state.step, "previews", drawn)

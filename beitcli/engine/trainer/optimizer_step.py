@@ -3,7 +3,8 @@
     loss = sum over micro-batches of (their share of the whole batch) * (their mean loss)
     gradient = its gradient, summed over ranks                  (DDP averages, hence the factor world size)
 
-A step with a non-finite gradient changes nothing. This holds on all ranks alike, as all have the same gradient.
+A step with a non-finite gradient changes nothing, not even the running statistics of batch norm. This holds on
+all ranks alike, as all have the same gradient.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ def num_micro_batches(plan: Plan, world: DistributedContext) -> int:
     return min(-(-max(parts) // plan.micro_batch), min(parts))
 
 
+def max_micro_batch(plan: Plan, world: DistributedContext) -> int:
+    """Returns the number of images in the largest forward pass that a rank does in a step."""
+    parts = [len(rank_indices(plan.batch_size, rank, world.size)) for rank in range(world.size)]
+    return -(-max(parts) // num_micro_batches(plan, world))
+
+
 def min_micro_batch(plan: Plan, world: DistributedContext) -> int:
     """Returns the number of images in the smallest forward pass of a step, summed over ranks."""
     number = num_micro_batches(plan, world)
@@ -59,6 +66,7 @@ def optimizer_step(
         Whether the step was skipped: a scalar on the device, equal on all ranks.
     """
     world = compute.world
+    statistics = [(buffer, buffer.clone()) for buffer in _statistics(task.model)]
     task.optimizer.zero_grad(set_to_none=True)
     metrics = _backward(task, plan, tensors, compute, scaler)
     scaler.unscale_(task.optimizer)
@@ -69,8 +77,17 @@ def optimizer_step(
     for name, value in (*metrics.items(), ("gradient_norm", norm.detach() / world.size)):
         sums[name] = sums.get(name, 0) + torch.where(skipped, torch.zeros_like(value), value)
     sums["skipped_steps"] = sums.get("skipped_steps", 0) + skipped.float() / world.size
+    for buffer, before in statistics:  # one infinity would stay in a moving average for good
+        buffer.copy_(torch.where(skipped, before, buffer))
     _update(task.optimizer, scaler, skipped, on_device=compute.device.type == "cuda")
     return skipped
+
+
+def _statistics(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yields the buffers that a forward pass in training mode moves."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield from module.buffers()
 
 
 def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler: Any) -> Tensors:

@@ -71,6 +71,9 @@ class Task(ABC):
         model: The trained network; its weights are the checkpoint's model.safetensors.
         kind: Kind of the checkpoint, in its config.json.
         num_uniforms: Uniform random numbers per image that the loop adds as `uniforms` (B, num_uniforms); 0 for none.
+        least_micro_batch: Images that each forward pass of a step needs, those of all ranks together.
+        fits: Images of a forward pass that are known to fit on the device, on all ranks alike; None where it is not
+            known.
         takes_padding: Whether `loss` ignores the images of a micro-batch with `valid` (B,) False.
         compiled: Module of the forward pass; knows whether it is compiled.
         forward: `compiled` as training calls it, with gradients averaged over ranks.
@@ -83,6 +86,8 @@ class Task(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     num_uniforms: int = 0
+    least_micro_batch: int = 1
+    fits: int | None = None
     takes_padding: bool = False
     compiled: CompiledModule | None = None
     attention: AttentionChoice | None = None
@@ -158,6 +163,10 @@ class Task(ABC):
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
 
+    def at_once(self, images: int) -> int:
+        """Returns how many images an evaluation computes at once: so many, or as many as fit."""
+        return images if self.fits is None else min(images, self.fits)
+
     def running(self) -> AbstractContextManager[Any]:
         """Returns a context around the whole training or dry run, to set up and close resources."""
         return nullcontext()
@@ -183,6 +192,8 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Returns metrics of held-out images. Must not change any state that training reads.
+
+        Called again, with fewer images `at_once`, if the device had not enough memory.
 
         Args:
             check_stop: Called between batches, on all ranks alike; raises if the run is to stop.

@@ -65,7 +65,7 @@ class TimmViT(nn.Module):
         """Does nothing: timm's models use the kernel that torch chooses."""
 
     def forward(self, images: torch.Tensor, uniforms: torch.Tensor | None = None) -> torch.Tensor:
-        """Runs timm's forward pass; its drop path draws from torch's global generator and ignores `uniforms`."""
+        """Runs timm's forward pass, which ignores `uniforms`: its drop path draws from torch's global generator."""
         return super().forward(images)
 
     def forward_block_outputs(self, images: torch.Tensor, visit: Callable[[int, torch.Tensor], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 
 from beitcli.config.common import Launched
 from beitcli.errors import UsageError
+from beitcli.runtime.distributed.joining import available_cores
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext, join
 from beitcli.runtime.metric_text import counted
 
@@ -117,7 +117,7 @@ def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
     world = join(alone.device, config.gpus, config.process_timeout)
     if world.size == 1:
         return alone
-    device = torch.device("cuda", world.local_rank) if alone.device.type == "cuda" else alone.device
+    device = torch.device("cuda", world.gpu) if alone.device.type == "cuda" else alone.device
     return Compute(device, alone.precision, world)
 
 
@@ -137,16 +137,15 @@ def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def choose_workers(workers: int, device: torch.device, sharing: int = 1) -> int:
+def choose_workers(workers: int, device: torch.device, world: DistributedContext = SINGLE_PROCESS) -> int:
     """Returns the number of loader workers; on a CPU most cores are left to the training itself.
 
     Args:
-        sharing: Number of ranks on this machine, each of which has its own workers.
+        world: Its ranks have workers each, on their own share of the cores.
     """
     if workers >= 0:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // sharing)
+    cores = world.cores or len(available_cores())
     return min(16, cores - 1) if device.type != "cpu" else min(8, cores // 4)
 
 

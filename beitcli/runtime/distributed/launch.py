@@ -40,6 +40,7 @@ from beitcli.runtime.distributed.failure_reports import (
     read_failures,
     signals_recorded,
 )
+from beitcli.runtime.distributed.joining import available_cores
 from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import (
     CONNECT_SECONDS,
@@ -113,12 +114,11 @@ def plan_launch(
             f"--nodes {nodes} needs a place where the machines meet.",
             f"On the first: {again}   On the others the same, with the first one's name for $(hostname).",
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Launch(
         processes=here,
         nodes=nodes,
         endpoint=endpoint or "",
-        threads=max(1, cores // here),
+        threads=max(1, len(available_cores()) // here),
         max_restarts=max_restarts,
         rendezvous_seconds=seconds,
     )

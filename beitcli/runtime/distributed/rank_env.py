@@ -19,6 +19,7 @@ _SPANS = r"\[[0-9]{1,9}(?:-[0-9]{1,9})?(?:,[0-9]{1,9}(?:-[0-9]{1,9})?)*\]"
 _HOST = re.compile(rf"(?:[^,\[\]\s]|{_SPANS})+")
 _HOSTS = re.compile(rf"{_HOST.pattern}(?:,{_HOST.pattern})*")
 _PORTS = range(15000, 30000)  # below the ephemeral ports
+_STEP_APART = 4099  # a prime: steps of a job meet away from those of the jobs beside it
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Allocation:
         tasks: Number of tasks.
         task: Number of this task, from 0.
         hosts: Names of its machines.
+        step: Number of this step among those of its job.
     """
 
     tasks: int
@@ -54,11 +56,12 @@ class Allocation:
     local_task: int
     hosts: tuple[str, ...]
     job: int
+    step: int = 0
 
     @property
     def port(self) -> int:
-        """The same in every task of the job, and unlikely to be that of another job."""
-        return _PORTS[self.job % len(_PORTS)]
+        """The same in every task of the step, and unlikely to be that of another step or job on the machine."""
+        return _PORTS[(self.job + _STEP_APART * self.step) % len(_PORTS)]
 
 
 def rank_info_from_env(environ: Mapping[str, str] | None = None) -> RankInfo | None:
@@ -103,6 +106,7 @@ def slurm_step(environ: Mapping[str, str]) -> Allocation | None:
         local_task=_number(environ, "SLURM_LOCALID", 0),
         hosts=tuple(expand_hosts(names)),
         job=_number(environ, "SLURM_JOB_ID", 0),
+        step=_number(environ, "SLURM_STEP_ID"),
     )
 
 

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from beitcli.errors import BeitError, DistributedError, UsageError
+from beitcli.runtime.distributed.joining import agree_on_attempt, cores_here, gpu_index, share_of_cores
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
 
 Answer = TypeVar("Answer")
@@ -46,6 +47,8 @@ class DistributedContext:
         local_rank: Rank among the processes of this machine.
         local_size: Number of processes on this machine.
         restarts: How often the job was restarted after a failure.
+        gpu: Index of its GPU among those that it sees.
+        cores: Cores of its own, and its share of those that other processes may run on; 0 if it is the only process.
     """
 
     rank: int = 0
@@ -53,6 +56,8 @@ class DistributedContext:
     local_rank: int = 0
     local_size: int = 1
     restarts: int = 0
+    gpu: int = 0
+    cores: int = 0
 
     @property
     def is_rank_zero(self) -> bool:
@@ -89,6 +94,12 @@ class DistributedContext:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives all ranks the bits of rank 0's tensors, in place, on their device."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
 
     @torch.no_grad()
     def all_reduce_weighted_mean(self, tensor: torch.Tensor, weight: float) -> torch.Tensor:
@@ -185,29 +196,36 @@ def join(device: torch.device, processes: int, timeout: float) -> DistributedCon
             f"--gpus is {processes}, but the launcher started {place.size} processes.",
             f"Give --gpus {place.size}, or leave it out.",
         )
-    on_cuda = device.type == "cuda"
-    if on_cuda:
-        torch.cuda.set_device(place.local_rank)
+    on_cuda, limit = device.type == "cuda", timedelta(seconds=timeout)
+    gpu = gpu_index(place.local_rank, torch.cuda.device_count()) if on_cuda else 0
     try:
-        _keys = dist.TCPStore(
-            place.address, place.port, place.size, place.rank == 0, timedelta(seconds=timeout), wait_for_workers=True
-        )
+        if on_cuda:
+            torch.cuda.set_device(gpu)
+        shared = dist.TCPStore(place.address, place.port, place.size, place.rank == 0, limit, wait_for_workers=True)
+        _keys = dist.PrefixStore(agree_on_attempt(shared, place.rank, place.size, timeout), shared)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_cuda else "cpu:gloo",
             store=dist.PrefixStore("group", _keys),
             rank=place.rank,
             world_size=place.size,
-            timeout=timedelta(seconds=timeout),
-            device_id=torch.device("cuda", place.local_rank) if on_cuda else None,  # NCCL connects here, not in step 1
+            timeout=limit,
+            device_id=torch.device("cuda", gpu) if on_cuda else None,  # NCCL connects here, not in step 1
         )
+        world = DistributedContext(place.rank, place.size, place.local_rank, place.local_size, place.restarts, gpu)
+        mine = cores_here()
+        _joined = replace(world, cores=share_of_cores(mine, world.gather(mine)))
     except (RuntimeError, ValueError) as error:
         raise unreachable(place, error) from None
-    _joined = DistributedContext(place.rank, place.size, place.local_rank, place.local_size, place.restarts)
     return _joined
 
 
 def unreachable(place: RankInfo, error: Exception) -> DistributedError:
     """Returns the error for a failed rendezvous, with its address."""
+    if "uplicate GPU" in str(error):  # NCCL's words
+        return DistributedError(
+            f"Rank {place.rank} of {place.size} is on the same GPU as another process of its machine.",
+            "Start no more processes on a machine than it has GPUs, or add --device cpu.",
+        )
     return DistributedError(
         f"Rank {place.rank} of {place.size} found no process group at {place.address}:{place.port} "
         f"({str(error).splitlines()[0][:200]}).",
@@ -266,11 +284,10 @@ def parallel(
     if world.size == 1:
         return model
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # strides of sides of 1, which are arbitrary
-    device = next(model.parameters()).device
+    # No `device_ids`: DDP would move the seeds of CPU generators to the device, and reading them would wait for it.
     # No `static_graph`, which is incompatible with `no_sync`: only the last micro-batch of a step reduces gradients.
-    ids = [device.index] if device.type == "cuda" else None
     shared = DistributedDataParallel(  # gradients as views of their buckets take half the memory
-        model, device_ids=ids, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+        model, find_unused_parameters=not all_used, gradient_as_bucket_view=True
     )
     shared.broadcast_buffers = False  # constant, or equal on all ranks; torch 2.14 has renamed the argument
     if compression == "bf16":

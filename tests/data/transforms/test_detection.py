@@ -104,10 +104,8 @@ def test_masks_follow_the_pixels(kind):
         for name in plain:
             np.testing.assert_array_equal(seen[name], plain[name])
         masks = unpacked(torch.from_numpy(seen["masks"]), 48, 64).numpy() > 0
-        assert masks.shape == (3, 48, 64)
-        assert not masks[1:].any()
+        assert masks.shape == ((seen["classes"] >= 0).sum(), 48, 64)  # not as many as an image of the data may have
         if seen["classes"][0] < 0:
-            assert not masks[0].any()
             continue
         seen_masks += 1
         red = (seen["images"][0].astype(int) - seen["images"][1]) > 95

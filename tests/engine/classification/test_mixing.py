@@ -9,7 +9,8 @@ import torch
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.sampler import rank_indices
-from beitcli.engine.classification.mixing import GroupedMixup
+from beitcli.engine.classification.mixing import GroupedMixup, require_pairs
+from beitcli.errors import UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS
 
 CLASSES = 5
@@ -75,7 +76,49 @@ def test_a_group_as_large_as_the_batch_draws_once_as_before():
     assert torch.equal(images[0], images[2])
 
 
-def test_an_odd_batch_is_left_as_it_is():
-    images, labels = GroupedMixup(config(), CLASSES, SINGLE_PROCESS)(*batch(5), step=0, batch_size=5)
-    assert torch.equal(images, batch(5)[0])
-    assert torch.equal(labels, batch(5)[1])
+@pytest.mark.parametrize("settings", [{"cutmix": 0.0}, {"mixup": 0.0}, {"mixup_group": 2}, {"mixup_group": 4}])
+@pytest.mark.parametrize("size", [3, 7])
+def test_all_pairs_of_an_odd_batch_are_mixed_and_the_middle_image_stays(size, settings):
+    own = torch.nn.functional.one_hot(batch(size)[1], CLASSES).float()
+    moved = torch.zeros(size, dtype=torch.bool)
+    for step in range(4):
+        images, labels = GroupedMixup(config(**settings), CLASSES, SINGLE_PROCESS)(
+            *batch(size), step=step, batch_size=size
+        )
+        middle = size // 2
+        assert torch.equal(images[middle], batch(size)[0][middle])
+        assert torch.equal(labels[middle], own[middle])
+        pairs = torch.arange(size) != middle
+        share = weights(images)[:, None]
+        torch.testing.assert_close(labels[pairs], (own * share + own.flip(0) * (1 - share))[pairs])
+        moved |= (images != batch(size)[0]).flatten(1).any(1)
+    assert moved.tolist() == pairs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("size", "processes", "said"),
+    [
+        (1, 1, "a batch of 1 has 0 for 1 process."),
+        (7, 2, "which 2 processes cannot share of a batch of 7."),
+        (6, 4, "a batch of 6 has 3 for 4 processes."),
+        (7, 4, "a batch of 7 has 3 for 4 processes."),
+    ],
+)
+def test_a_batch_that_cannot_be_mixed_is_refused_with_a_way_out(size, processes, said):
+    with pytest.raises(UsageError) as caught:
+        require_pairs(config(batch_size=size), processes)
+    assert caught.value.message.endswith(said)
+    assert "--mixup 0 --cutmix 0" in caught.value.hint
+    require_pairs(config(batch_size=size, mixup=0.0, cutmix=0.0), processes)
+
+
+@pytest.mark.parametrize(("size", "processes"), [(7, 1), (6, 3), (6, 1), (3, 4)])
+def test_a_batch_that_can_be_mixed_is_not_refused(size, processes):
+    require_pairs(config(batch_size=size), processes)
+
+
+def test_a_run_of_single_images_that_an_earlier_version_began_goes_on():
+    require_pairs(config(batch_size=1, resume=True, out="run"), 1)
+    images, labels = GroupedMixup(config(), CLASSES, SINGLE_PROCESS)(*batch(1), step=0, batch_size=1)
+    assert torch.equal(images, batch(1)[0])
+    assert torch.equal(labels, batch(1)[1])

@@ -15,8 +15,9 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.inspect_export import InspectConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.annotations.instance_masks import decoded
+from beitcli.data.transforms.detection import DetectionTransform
 from beitcli.engine.detection.finetune import build_detector
-from beitcli.engine.detection.task import DetectionTask
+from beitcli.engine.detection.task import DetectionTask, targets_of, unpacked
 from beitcli.engine.finetune import finetune
 from beitcli.engine.inspect import inspect
 from beitcli.runtime.compute.device import Compute
@@ -62,6 +63,33 @@ def test_mask_rcnn_goes_on_bit_for_bit(mask_run, tmp_path):
     shutil.rmtree(run / "checkpoints" / "step-0000024")
     finetune(resolve(FinetuneConfig, {"out": str(run), "resume": True}).config)
     assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(mask_run[0]).items())
+
+
+def test_each_image_of_a_micro_batch_has_its_own_masks():
+    """The masks of a batch are one array, of as many rows as objects."""
+    task = DetectionTask.__new__(DetectionTask)
+    classes = torch.tensor([[1, 0, 2], [-1, -1, -1], [0, -1, -1], [2, 2, -1]])
+    bits = torch.arange(6, dtype=torch.uint8)[:, None].expand(6, 2)  # objects 0 to 5, of 4 x 4 pixels
+    batch = {"images": torch.zeros(4, 3, 4, 4), "boxes": torch.zeros(4, 3, 4), "classes": classes, "masks": bits}
+    batch = task.before_step(0, batch)
+    assert {len(tensor) for tensor in batch.values()} == {4}
+    targets = [
+        target
+        for start, end in ((0, 1), (1, 3), (3, 4))
+        for target in targets_of({name: tensor[start:end] for name, tensor in batch.items()}, task.masks)
+    ]
+    assert [target["labels"].tolist() for target in targets] == [[1, 0, 2], [], [0], [2, 2]]
+    for target, mine in zip(targets, ([0, 1, 2], [], [3], [4, 5]), strict=True):
+        assert torch.equal(target["masks"], unpacked(bits[mine], 4, 4))
+
+
+def test_the_memory_of_a_batch_is_reckoned_by_the_mean_number_of_objects():
+    def size(**how: Any) -> int:
+        return DetectionTransform(seed=0, size=(64, 64), most=93, **how).bytes_per_image
+
+    assert size() == 3 * 64 * 64
+    assert size(outlines=True) == 3 * 64 * 64 + 93 * 512
+    assert size(outlines=True, mean_boxes=7.5) == 3 * 64 * 64 + 3840
 
 
 def test_alone_a_process_keeps_its_mean_of_mask_losses_as_it_is():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import open_masked_image_model
 from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.distributed.world import join, shutdown
+from tests.helpers.processes import in_group
 
 CPU = Compute(torch.device("cpu"), "fp32")
 
@@ -62,6 +67,30 @@ def test_the_figure_is_that_of_eval_on_the_same_images(labelled_folder, pretrain
     assert probe.top1(model) >= 0.75
     assert torch.equal(torch.get_rng_state(), before)
     assert probe.top1(model) == probe.top1(model)
+
+
+def test_one_process_of_several_opens_and_reads_the_data_before_the_others(labelled_folder):
+    """So what is downloaded is downloaded once: the others find it in the cache."""
+
+    def work(rank: int) -> None:
+        world, moments = join(torch.device("cpu"), 1, 30), []
+
+        def watch(event: str, args: tuple[object, ...]) -> None:
+            if event in ("open", "os.scandir", "os.listdir") and str(labelled_folder) in str(args[0]):
+                moments.append(time.monotonic_ns())  # of the machine, so of all processes
+                time.sleep(0.01 * (rank == 0))  # the others have time to be too early
+
+        sys.addaudithook(watch)
+        probe = OnlineProbe(str(labelled_folder), (32, 32), IMAGENET, 0, replace(CPU, world=world), ignore)
+        print(json.dumps([len(probe.train[1]), min(moments), max(moments)]))
+        world.gather(None)  # none leaves before the others
+        shutdown()
+
+    ended = in_group(2, work)
+    assert [each.code for each in ended] == [0, 0], ended
+    (images, _, last), (others, first, _) = (json.loads(each.out) for each in ended)
+    assert (images, others) == (20, 20)
+    assert last < first
 
 
 def test_splits_of_the_data_are_used(pretrained_run):

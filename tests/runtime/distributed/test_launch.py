@@ -99,6 +99,17 @@ def test_a_task_of_slurm_a_process_joins(monkeypatch):
     assert plan(8) is None
 
 
+def test_steps_of_one_job_of_slurm_meet_at_ports_of_their_own():
+    ports = {}
+    for job in (123456, 123457):
+        for number in ("0", "1", "2"):
+            place = rank_info_from_env(SLURM | {"SLURM_STEP_ID": number, "SLURM_JOB_ID": str(job)})
+            assert place is not None
+            ports[job, number] = place.port
+    assert len(set(ports.values())) == 6
+    assert all(15000 <= port < 30000 for port in ports.values())
+
+
 def test_torchrun_s_processes_join_and_one_alone_does_not():
     variables = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h"}
     variables |= {"MASTER_PORT": "7", "TORCHELASTIC_RESTART_COUNT": "2"}

@@ -69,7 +69,7 @@ class Preflight:
             DataError: Nothing can come of the training.
         """
         config = self.config
-        if config.resume and newest_checkpoint(Path(config.out)) is not None:
+        if config.resume and world.run_on_rank_zero(lambda: newest_checkpoint(Path(config.out)) is not None):
             return []
         found = world.run_on_rank_zero(lambda: list(self.findings()))
         tell(found, on_event)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
 from beitcli.data.sources.open_data import open_data
-from beitcli.engine.events import Event, Note, Warned
+from beitcli.engine.events import Event, Note, Warned, ignore
 from beitcli.engine.segmentation.dataset import MaskStats, mask_stats_findings
+from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding, tell
 from beitcli.engine.trainer.preflight.looked_at import Looked, image_findings, look
 from beitcli.engine.trainer.preflight.overlap import find_overlap
@@ -25,7 +31,9 @@ from beitcli.engine.trainer.preflight.schedule import (
     schedule_findings,
 )
 from beitcli.errors import DataError
+from beitcli.runtime.distributed.world import join, shutdown
 from tests.conftest import Ended, save_picture
+from tests.helpers.processes import in_group
 
 TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0)
 Beit = Callable[..., Ended]
@@ -55,6 +63,25 @@ def test_a_resumed_run_is_not_told_again(tmp_path: Path, labelled_folder: Path, 
     again = beit("pretrain", "--out", tmp_path / "run", "--resume")
     assert again.code == 0, again.err
     assert "few to learn from" not in again.err
+
+
+def test_one_process_of_several_reads_the_checkpoint_of_a_run_that_goes_on(pretrained_run: Path):
+    """It is hashed as a whole: 12 GB for each process of a large model."""
+    source = open_data(["sample"])
+    config = resolve(PretrainConfig, {"data": ["sample"], "recipe": "tiny"}).config
+    config = replace(config, out=str(pretrained_run), resume=True)
+    preflight = Preflight(config=config, training=source, measured=source, is_apart=False, size=32, from_scratch=True)
+
+    def work(rank: int) -> None:
+        world = join(torch.device("cpu"), 1, 30)
+        opened: list[str] = []
+        sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+        assert preflight.run(world, ignore) == []
+        print(sum(name.endswith(".safetensors") for name in opened) > 0)
+        world.gather(None)  # none leaves before the others
+        shutdown()
+
+    assert [(each.code, each.out) for each in in_group(2, work)] == [(0, "True\n"), (0, "False\n")]
 
 
 def test_the_default_recipe_says_what_it_takes_before_it_downloads(tmp_path: Path, beit: Beit, monkeypatch):
