@@ -15,7 +15,8 @@ NOT_HERE = {  # what a line needs that tests cannot have; such lines are parsed 
     "hf://": "a network", "timm/": "a network", "pip install": "a network", "mkdocs": "a server",
     "--logdir": "a server", "#!/bin": "Slurm", "srun": "Slurm",
     "scontrol": "Slurm", "#SBATCH": "Slurm", "code=$?": "Slurm", "exit $code": "Slurm",
-    "--gpus": "GPUs", " /scratch": "a cluster's storage", "tail -f": "no end", "-newer": "newer photos", "pytest": "itself",
+    "--gpus": "GPUs", " /scratch": "a cluster's storage", "tail -f": "no end", "pytest": "itself",
+    "-newer": "newer photos",
     "beit_base_patch16_224.pth": "a published file", "--recipe base-coco": "a GPU: it makes images of 1,024 pixels",
     "--recipe base --tokenizer runs/tokenizer --epochs": "a GPU", "beit help --man": "a pager",
 }  # fmt: skip
