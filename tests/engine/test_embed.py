@@ -211,6 +211,20 @@ def test_resume_refuses_a_file_of_other_features_and_leaves_it(
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.parametrize("change", [{"layer": 2}, {"pool": "none"}, {"dtype": "float16"}], ids=str)
+def test_resume_refuses_parts_of_other_features_and_leaves_them(
+    pretrained_run: Path, labelled_folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    file = tmp_path / "out.npy"
+    with pytest.raises(Halt):
+        list(embed(config_of(pretrained_run, labelled_folder, output=str(file)), stop_after(7)))
+    parts = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert [len(content) for content in parts.values()] != [0, 0]
+    with pytest.raises(UsageError, match="another kind"):
+        list(embed(config_of(pretrained_run, labelled_folder, output=str(file), resume=True, **change)))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == parts
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_unreadable_images_have_no_row_and_end_with_3(
     beit: Callable, pretrained_run: Path, picture: Callable, tmp_path: Path, suffix: str

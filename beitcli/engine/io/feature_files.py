@@ -191,13 +191,15 @@ class FeatureArchive(FeatureFile):
         """Reads the names of the rows that both files hold; returns the length of that part of the file of names."""
         with self.parts[1].open("rb") as file:
             lines = [line for line in file if line.endswith(b"\n")]
-        held = self.parts[0].stat().st_size // self.kind.row_bytes if self.parts[0].exists() else 0
-        del lines[1 + held :]  # a killed process may have written more of one file than of the other
         if len(lines) < 2:  # no row, so that an archive that is there is taken over
             return 0
         try:
-            stated, *names = [parse_json(line) for line in lines]
-            self.kind.require(self.parts[1], stated["features"])
+            self.kind.require(self.parts[1], parse_json(lines[0])["features"])  # before rows are counted by its size
+            held = self.parts[0].stat().st_size // self.kind.row_bytes if self.parts[0].exists() else 0
+            del lines[1 + held :]  # a killed process may have written more of one file than of the other
+            if not held:
+                return 0
+            names = [parse_json(line) for line in lines[1:]]
             self.paths = [str(each["path"]) for each in names]
             self.labels = [each.get("label") for each in names]
             self.held = set(self.paths)
