@@ -157,11 +157,19 @@ class CommandConsole:
             for name, rows in tables.items():
                 self._print(comparison_table(rows, "layer") if name == "layers" else rows_table(name, rows))
 
-    def print_rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Prints a table of one kind of thing, a row each, for a terminal."""
+    def tell_reason(self, document: dict[str, Any]) -> None:
+        """Says on stderr why an image cannot be read, where stdout is a picture's and takes no documents."""
+        if "error" in document and not self.quiet and not self.muted:
+            self._say(f"warning: {document['path']}: {document['error']}", "yellow")
+
+    def print_rows(self, rows: Sequence[dict[str, Any]], nothing: str = "") -> None:
+        """Prints a table of one kind of thing, a row each, for a terminal; the line `nothing` if there is no row."""
         from beitcli.cli.tables import listing
 
-        self._print(listing(rows))
+        if rows:
+            self._print(listing(rows))
+        elif nothing:
+            self.print_line(nothing)
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""

@@ -81,7 +81,7 @@ def listing(rows: Sequence[dict[str, Any]]) -> Table:
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="cyan")
     shown = [{name: f"{v:,}" if isinstance(v, int) else str(v) for name, v in row.items()} for row in rows]
-    for name, value in rows[0].items():
+    for name, value in rows[0].items() if rows else ():
         longest = max(len(row[name]) for row in shown)
         justify: Literal["left", "right"] = "right" if isinstance(value, int) else "left"
         table.add_column(Text(name), justify=justify, no_wrap=longest <= _SHORT, overflow="fold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Launched, overwrite_option
@@ -79,7 +80,7 @@ class EmbedConfig(Launched):
             raise UsageError("--resume has no file to go on with.", "Give -o FILE.")
 
     def _require_suffix(self, known: tuple[str, ...]) -> None:
-        if self.output != "-" and not self.output.lower().endswith(known):
+        if self.output != "-" and Path(self.output).suffix.lower() not in known:
             hint = f"Use one of {', '.join(known)}."
             if self.output.lower().endswith(SHEET_SUFFIXES):
                 hint = f"A picture shows the neighbours of an image: give --query IMAGE. {hint}"

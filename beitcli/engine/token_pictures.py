@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,15 @@ class TokenPictures:
             self.codebook = picture_file(config.codebook, "--codebook", inputs, overwrite=config.overwrite)
         if config.stats and config.output != "-":
             self.chart = picture_file(config.output, "-o", inputs, overwrite=config.overwrite)
+
+    def outputs(self) -> Iterator[tuple[str, Path]]:
+        """Yields each planned file once, after the option that names it."""
+        maps = self.maps.files if self.maps is not None else []
+        yield from (("--map", file.path) for file in (maps[:1] if self.maps and self.maps.is_sheet else maps))
+        if self.codebook is not None:
+            yield "--codebook", self.codebook.path
+        if self.chart is not None:
+            yield "-o", self.chart.path
 
     def count(self, images: torch.Tensor, tokens: torch.Tensor) -> None:
         """Adds the patches of (B, 3, H, W) images in [0, 1] to their codes, with `--codebook`."""

@@ -25,6 +25,7 @@ from beitcli.engine.io.outputs import (
     OutputNames,
     is_stream,
     make_folder,
+    require_distinct_outputs,
     require_writable_outputs,
     to_picture,
 )
@@ -78,6 +79,7 @@ def tokenize(
         world.run_on_rank_zero(lambda: _require_pictures(pictures, config, inputs))
     drawing = TokenPictures(config, source, tokenizer, size)
     world.run_on_rank_zero(lambda: drawing.plan(inputs))
+    world.run_on_rank_zero(lambda: require_distinct_outputs(_outputs(config, pictures, drawing)))
     files: list[TokenFile] = []
     if config.output != "-" and not config.stats:
         held = world.run_on_rank_zero(lambda: _open_file(files, config, kind, inputs))
@@ -169,6 +171,18 @@ def _require_pictures(pictures: dict[str, Path], config: TokenizeConfig, inputs:
     overwrite = config.overwrite or config.resume
     require_writable_outputs(outputs, f"--reconstruct '{config.reconstruct}'", inputs, overwrite=overwrite)
     make_folder(Path(config.reconstruct or ""))
+
+
+def _outputs(
+    config: TokenizeConfig, pictures: dict[str, Path] | None, drawing: TokenPictures
+) -> Iterator[tuple[str, Path]]:
+    """Yields all files that the job writes, each after its option."""
+    for picture in (pictures or {}).values():
+        yield "--reconstruct", picture
+        yield "--reconstruct", _pair_path(picture)
+    yield from drawing.outputs()
+    if config.output != "-" and not config.stats:
+        yield "-o", Path(config.output)
 
 
 def _pair_path(picture: Path) -> Path:

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import beitcli
+from beitcli.cli.app import main
 from beitcli.config.resolve import resolve
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
@@ -25,6 +26,7 @@ from beitcli.engine.events import Progress
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import pooled_features
+from tests.cli.test_contract import at_terminal
 from tests.helpers.processes import in_processes
 
 FORMATS = [".npy", ".parquet", ".safetensors", ".jsonl"]
@@ -343,6 +345,20 @@ def test_embed_refuses_what_it_cannot_do(
     ended = beit("embed", pretrained_run, picture("x.png"), *words)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
+
+
+def test_query_without_another_image_has_no_neighbours(pretrained_run: Path, query: Path) -> None:
+    argv = ["embed", str(pretrained_run), str(query), "--query", str(query), "--workers", "0"]
+    code, said = at_terminal(lambda: main(argv))
+    assert code == 0
+    assert "No other image is there to compare with." in said
+
+
+@pytest.mark.parametrize("argv", [["-o", ".npy"], ["-o", "out/.parquet"], ["--query", "x.png", "-o", ".png"]], ids=str)
+def test_a_name_that_is_a_suffix_alone_is_refused(beit: Callable, pretrained_run: Path, argv: list[str]) -> None:
+    ended = beit("embed", pretrained_run, "x.png", *argv)
+    assert ended.code == 2
+    assert "has no suffix" in ended.err
 
 
 def test_query_must_be_one_readable_image(beit: Callable, pretrained_run: Path, labelled_folder: Path) -> None:

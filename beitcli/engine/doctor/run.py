@@ -68,7 +68,7 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
 
 def _require_known(outputs: tuple[str, ...]) -> None:
     for output in outputs:
-        if is_stdout(output) or not output.lower().endswith((PAGE, *LISTS)):
+        if is_stdout(output) or Path(output).suffix.lower() not in (PAGE, *LISTS):
             raise UsageError(
                 f"-o '{output}' ends in no format that is known here.",
                 f"Give a page that ends in {PAGE}, or a list that ends in {' or '.join(LISTS)}.",
