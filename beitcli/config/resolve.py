@@ -266,8 +266,9 @@ def _refuse_unused(
             if as_it_was:
                 continue
             given = f"{name} in {config.config}" if layer == "file" else setting.flag
+            is_given = value or (value in (0, False) and setting.default is None)  # else it is none of the thing
             for other, chosen in setting.option.unused:
-                if value and getattr(config, other) == chosen:
+                if is_given and getattr(config, other, None) == chosen:
                     raise UsageError(
                         f"{given} has no effect with {settings[other].flag} {chosen}.",
                         f"Leave it out, or give another {settings[other].flag}.",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from beitcli.config.evaluate import EvalConfig
 from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.predict import PredictConfig
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.errors import UsageError
@@ -65,3 +67,31 @@ def test_mixing_of_classes_is_refused_where_an_image_has_several_labels(name: st
         resolve(FinetuneConfig, LABELS | {name: value})
     assert getattr(resolve(FinetuneConfig, LABELS | {name: 0}).config, name) == 0  # none is what there is
     assert getattr(resolve(FinetuneConfig, LABELS | {"problem": "single-label", name: value}).config, name) == value
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name", "value"),
+    [
+        *[("head", name, value) for name, value in (("k", 5), ("pool", "class"), ("standardize", True))],
+        *[("head", "feature_norm", False), ("head", "probe_lr", 1e-3), ("head", "feature_cache", "cache")],
+        *[("knn", "probe_epochs", 5), ("knn", "flip", True), ("knn", "ignore_index", 0)],
+        *[("linear", "k", 5), ("linear", "temperature", 0.1), ("linear", "window", 32)],
+        *[("elbo", "k", 5), ("elbo", "feature_norm", True), ("elbo", "multi_scale", True)],
+    ],
+)
+def test_a_setting_that_a_protocol_does_not_use_is_refused(protocol: str, name: str, value: object) -> None:
+    given = {"model": "runs/a", "data": ("photos",), "protocol": protocol, name: value}
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} has no effect with --protocol {protocol}"):
+        resolve(EvalConfig, given)
+
+
+def test_settings_of_a_protocol_are_taken() -> None:
+    given = {"model": "runs/a", "data": ("photos",)}
+    assert resolve(EvalConfig, given | {"protocol": "knn", "k": 5, "feature_norm": False}).config.k == 5
+    assert resolve(EvalConfig, given | {"protocol": "linear", "probe_epochs": 3}).config.probe_epochs == 3
+    assert resolve(EvalConfig, given | {"window": 32, "flip": True, "ignore_index": 0}).config.window == 32
+    assert resolve(EvalConfig, given, environ={"BEIT_K": "7"}).config.k == 7  # of another call
+    assert resolve(PredictConfig, {"model": "runs/a", "inputs": ("a.png",), "flip": True}).config.flip
+    for kind, role in ((EvalConfig, "data"), (PredictConfig, "inputs")):
+        with pytest.raises(UsageError, match="--size is given beside it"):
+            resolve(kind, {"model": "runs/a", role: ("photos",), "window": 16, "size": 32})
