@@ -75,7 +75,14 @@ class CommandConsole:
     # Results
 
     def print_line(self, text: str) -> None:
-        """Prints one line, on a terminal without control characters; others than stdout can encode as `\\udcff`."""
+        """Prints one line, on a terminal without control characters or line breaks, which a name could forge lines by.
+
+        Characters that stdout cannot encode are written as `\\udcff`.
+        """
+        self._print_raw(terminal_line(text) if sys.stdout.isatty() else text)
+
+    def print_text(self, text: str) -> None:
+        """Prints text of several lines, none of which is a stranger's."""
         self._print_raw(terminal(text) if sys.stdout.isatty() else text)
 
     def _print_raw(self, text: str) -> None:
@@ -220,7 +227,7 @@ class CommandConsole:
             self._say(event.message, "dim")
 
     def _say(self, text: str, style: str = "") -> None:
-        self.console.print(terminal(text), style=style, markup=False)
+        self.console.print(terminal_line(text), style=style, markup=False)
 
     def _progress(self, event: Progress) -> None:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
@@ -257,7 +264,7 @@ class CommandConsole:
             message = f"unexpected failure ({type(error).__name__}): {error}"
             hint = "This is a bug. Run again with --debug and report what it prints."
         word, style = ("stopped", "bold yellow") if isinstance(error, Stopped) else ("error", "bold red")
-        message, hint = terminal_line(message), terminal(hint)
+        message, hint = terminal_line(message), terminal(hint)  # hints may list several ways out
         try:
             self.console.print(f"{word}: {message}", style=style, markup=False)
             if hint:
@@ -283,7 +290,7 @@ def _table(rows: dict[str, Any], title: str = "") -> Any:
     for name, value in rows.items():
         if value is None:
             continue
-        table.add_row(Text(terminal_line(name.replace("_", " "))), Text(terminal(_text(value))))
+        table.add_row(Text(terminal_line(name.replace("_", " "))), Text(terminal_line(_text(value))))
     return table
 
 

@@ -35,7 +35,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
     if not isinstance(config, Launched) or (config.gpus == 1 and config.nodes == 1 and not in_slurm):
         return False
     from beitcli.engine.events import Note
-    from beitcli.runtime.distributed.launch import launch, plan_launch
+    from beitcli.runtime.distributed.launch import launch, plan_launch, with_options
 
     plan = plan_launch(
         config.gpus,
@@ -60,7 +60,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
         from beitcli.engine.trainer.setup import run_path
 
         named = run_path(config)
-        words = [*words, "--out", str(named)]
+        words = with_options(words, "--out", str(named))
     # A restart would repeat what is already on stdout; neighbours cannot be resumed.
     if getattr(config, "output", None) == "-" or getattr(config, "query", None):
         plan = replace(plan, max_restarts=0)

@@ -40,7 +40,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         else:
             rows, columns = document["grid"]
             console.print_line(f"{document['path']}  {document['num_masked']} of {rows * columns} patches hidden")
-            console.print_line(
+            console.print_text(
                 "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
             )
             if document["output"]:
