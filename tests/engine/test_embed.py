@@ -23,6 +23,7 @@ from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.embed import embed
 from beitcli.engine.events import Progress
+from beitcli.engine.io.stored_features import read_features
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import pooled_features
@@ -177,6 +178,21 @@ def test_a_stopped_job_goes_on_and_equals_one_that_was_not(
     assert names == own
     assert np.allclose(features, whole, atol=1e-5)
     assert not rows.exists()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_classes_that_are_no_text_are_stored(
+    pretrained_run: Path, picture: Callable, tmp_path: Path, suffix: str
+) -> None:
+    names = ["caf\udce9", "t"]  # the first in Latin-1
+    for name in names:
+        picture(f"data/{name}/a.png")
+    file = tmp_path / f"out{suffix}"
+    list(embed(config_of(pretrained_run, tmp_path / "data", output=str(file))))
+    stored = read_features(file)
+    assert stored.labels == names
+    assert [Path(path).parent.name for path in stored.paths] == names
+    list(embed(config_of(pretrained_run, tmp_path / "data", output=str(file), resume=True)))  # is read back
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -9,7 +9,7 @@ import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -122,7 +122,7 @@ def settings_of_run(path: Path) -> dict[str, Any]:
         raise ValueError("config.toml is nested too deeply") from None
 
 
-def is_step(value: Any) -> bool:
+def is_step(value: Any) -> TypeGuard[int]:
     """Whether a value of a file is a number of steps."""
     return type(value) is int and 0 <= value < 1 << 63
 
