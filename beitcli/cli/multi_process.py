@@ -61,8 +61,9 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
         named = run_path(config)
         words = with_options(words, "--out", str(named))
-    # A restart would repeat what is already on stdout; neighbours cannot be resumed.
-    if getattr(config, "output", None) == "-" or getattr(config, "query", None):
+    # A restart would repeat what is already on stdout; what is about all images cannot be resumed.
+    of_all = any(getattr(config, name, None) for name in ("query", "stats", "codebook", "map"))
+    if getattr(config, "output", None) == "-" or of_all:
         plan = replace(plan, max_restarts=0)
     try:
         launch(words, plan, lambda text: console.on_event(Note(text)))

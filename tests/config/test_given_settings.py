@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from beitcli.config.cache import CacheConfig
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.predict import PredictConfig
 from beitcli.config.resolve import resolve
+from beitcli.config.tokenize import TokenizeConfig
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.errors import UsageError
 
@@ -95,3 +98,37 @@ def test_settings_of_a_protocol_are_taken() -> None:
     for kind, role in ((EvalConfig, "data"), (PredictConfig, "inputs")):
         with pytest.raises(UsageError, match="--size is given beside it"):
             resolve(kind, {"model": "runs/a", role: ("photos",), "window": 16, "size": 32})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (MaskPreviewConfig, {"stats": 3, "inputs": ("sample",)}, "INPUT has no effect with --stats"),
+        (MaskPreviewConfig, {"stats": 3, "limit": 4}, "--limit has no effect with --stats"),
+        (MaskPreviewConfig, {"stats": 3, "preview": True}, "--preview has no effect with --stats"),
+        (MaskPreviewConfig, {"animate": "runs/a", "epoch": 3}, "--epoch has no effect with --animate"),
+        (MaskPreviewConfig, {"animate": "runs/a", "stats": 3}, "--stats has no effect with --animate"),
+        (MaskPreviewConfig, {"inputs": ("a.png",), "tokenizer": "dall-e"}, "no effect without --model"),
+        (TokenizeConfig, {"resume": True}, "--resume has no file"),
+        (TokenizeConfig, {"resume": True, "stats": True, "output": "a.png"}, "--resume has no file"),
+        (TokenizeConfig, {"resume": True, "output": "a.npz", "codebook": "b.png"}, "all images"),
+        (TokenizeConfig, {"codes": 9}, "--codes has no effect without --codebook"),
+        (TokenizeConfig, {"decode": True, "limit": 3}, "--limit has no effect with --decode"),
+        (TokenizeConfig, {"decode": True, "stats": True}, "--stats has no effect with --decode"),
+        (TokenizeConfig, {"decode": True, "reconstruct": "a"}, "--reconstruct has no effect with --decode"),
+        (TokenizeConfig, {"decode": True, "resume": True}, "--resume has no effect with --decode"),
+        (CacheConfig, {"action": "list", "all": True}, "--all has no effect with ACTION list"),
+        (CacheConfig, {"dry_run": True}, "--dry-run has no effect with ACTION list"),
+        (CacheConfig, {"action": "dir", "kind": ("features",)}, "--kind has no effect with ACTION dir"),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_beside_another_is_refused(kind: type, given: dict[str, object], said: str) -> None:
+    needed = {"tokenizer": "dall-e"} if kind is TokenizeConfig else {}
+    with pytest.raises(UsageError, match=said):
+        resolve(kind, needed | given)
+    resolve(kind, needed, environ={"BEIT_LIMIT": "3", "BEIT_CODES": "9"}, known_elsewhere={"limit", "codes"})
+
+
+def test_a_variable_without_effect_is_that_of_another_command() -> None:
+    assert resolve(MaskPreviewConfig, {"stats": 3}, environ={"BEIT_LIMIT": "4"}).config.limit == 4

@@ -69,10 +69,6 @@ class FeatureKind:
     def row_bytes(self) -> int:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
-    @property
-    def block_rows(self) -> int:
-        return max(1, _BLOCK_BYTES // self.row_bytes)
-
     def require(self, path: Path, stated: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
         """Raises UsageError if the features in `path` are of another model, layer, pooling, size or view.
 
