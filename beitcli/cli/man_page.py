@@ -11,7 +11,7 @@ from beitcli import __version__
 from beitcli.cli.options import Command
 from beitcli.config.fields import Setting, settings_of
 
-_CODES = (
+EXIT_CODES = (
     ("0", "done"),
     ("1", "unexpected failure (a bug)"),
     ("2", "usage or configuration"),
@@ -22,7 +22,7 @@ _CODES = (
     ("75", "stopped by a signal after saving: run again to go on"),
     ("130", "Ctrl-C"),
 )
-_ENVIRONMENT = (
+ENVIRONMENT = (
     ("BEIT_NAME", "The setting NAME of any command, where no option gives it: BEIT_BATCH_SIZE=32."),
     ("BEIT_CACHE_DIR", "Folder for downloads, features and lists of files; default ~/.cache/beit."),
     ("BEIT_STREAM_CACHE_GB", "Gigabytes of data from the hub that are kept; default 50."),
@@ -43,10 +43,10 @@ def _lines(commands: Sequence[Command]) -> Iterator[str]:
     for command in commands:
         yield from _command(command)
     yield ".SH EXIT STATUS"
-    for code, meaning in _CODES:
+    for code, meaning in EXIT_CODES:
         yield from (".TP", _text(code), _text(meaning))
     yield ".SH ENVIRONMENT"
-    for name, meaning in _ENVIRONMENT:
+    for name, meaning in ENVIRONMENT:
         yield from (".TP", f".B {_text(name)}", _text(meaning))
 
 

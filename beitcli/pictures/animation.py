@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from PIL import Image, ImageDraw
 
-from beitcli.pictures.canvas import BLUE, GAP, RULE, elided, font_of, line_height
-from beitcli.pictures.panels import INK, WHITE, caption_size
+from beitcli.pictures.canvas import BLUE, GAP, RULE, elided, line_height
+from beitcli.pictures.panels import INK, WHITE, caption_size, font_of
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 _LAST = 3  # times as long as the others the last frame stays

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from beitcli.pictures import colormap
 from beitcli.pictures.masks import spread, width_for
-from beitcli.pictures.panels import INK, WHITE, Colour, caption_size, crisp, grid_of, mark_point
+from beitcli.pictures.panels import INK, WHITE, Colour, caption_size, crisp, font_of, grid_of, mark_point
 
 Point = tuple[float, float]
 PointMap = tuple[Point, np.ndarray]
@@ -84,7 +84,7 @@ def add_colorbar(heat: Image.Image, attention: np.ndarray | None, threshold: flo
         threshold: That of the heat map; the scale has no colour below the weakest kept patch.
     """
     size = caption_size(heat.width)
-    font, line, thick = ImageFont.load_default(size=size), round(1.6 * size), max(8, heat.width // 32)
+    font, line, thick = font_of(size), round(1.6 * size), max(8, heat.width // 32)
     picture = Image.new("RGB", (heat.width, heat.height + 2 * line + thick), WHITE)
     picture.paste(heat, (0, 0))
     if attention is None:

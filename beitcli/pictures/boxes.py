@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from beitcli.pictures.canvas import elided, font_of
+from beitcli.pictures.canvas import elided
 from beitcli.pictures.palette import class_colours, ink_on
-from beitcli.pictures.panels import WHITE, Colour
+from beitcli.pictures.panels import WHITE, Colour, font_of
 
 _OPACITY = 0.5
 _SHARE = 1 / 200  # line width, as a fraction of the shorter side

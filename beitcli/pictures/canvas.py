@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from beitcli.escaping import terminal_line
-from beitcli.pictures.panels import INK, WHITE, Colour, caption_size
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+from beitcli.pictures.panels import INK, WHITE, Colour, Font, caption_size, font_of
 
 MUTED: Colour = (104, 104, 112)
 RULE: Colour = (214, 214, 218)
@@ -53,10 +51,6 @@ class Key:
     colour: Colour | None
     name: str
     is_hatched: bool = False
-
-
-def font_of(size: float) -> Font:
-    return ImageFont.load_default(size=size)
 
 
 def text_size(panels: Sequence[Image.Image]) -> int:

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from beitcli.pictures import colormap
-from beitcli.pictures.canvas import BLUE, MUTED, RULE, VERMILION, elided, font_of
-from beitcli.pictures.panels import INK, WHITE
+from beitcli.pictures.canvas import BLUE, MUTED, RULE, VERMILION, elided
+from beitcli.pictures.panels import INK, WHITE, font_of
 
 _TEXT = 17  # font size in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 22, 44, 58  # margins around the plot in pixels

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from beitcli.pictures.panels import INK, Colour, grid_of
+from beitcli.pictures.panels import INK, Colour, font_of, grid_of
 
 _EMPTY: Colour = (228, 228, 232)
 _FRAME: Colour = (0, 114, 178)
@@ -34,7 +34,7 @@ def contact_sheet(
 def _cell(image: Image.Image | None, side: int) -> Image.Image:
     cell = Image.new("RGB", (side, side), _EMPTY)
     if image is None:
-        font = ImageFont.load_default(size=side / 14)
+        font = font_of(side / 14)
         ImageDraw.Draw(cell).text((side / 2, side / 2), "not found", INK, font, anchor="mm")
         return cell
     scale = side / max(image.size)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (40, 40, 44)
 GREY: Colour = (96, 96, 104)
 _MARKER_OVERSAMPLING = 4  # Pillow does not antialias shapes
+_LEAST_SPACE, _SIZES_TRIED = 0.22, 8  # of the font's size
 
 
 def crisp(image: Image.Image, min_width: int) -> Image.Image:
@@ -52,7 +55,7 @@ def grid_of(
     columns = min(columns or len(images), len(images))
     widths = [max(image.width for image in images[column::columns]) for column in range(columns)]
     heights = [max(image.height for image in images[row : row + columns]) for row in range(0, len(images), columns)]
-    font = ImageFont.load_default(size=caption_size(min(widths)))
+    font = font_of(caption_size(min(widths)))
     caption_height = 0 if captions is None else round(1.75 * caption_size(min(widths)))
     size = (sum(widths) + gap * (columns + 1), sum(heights) + (gap + caption_height) * len(heights) + gap)
     picture = Image.new("RGB", size, background)
@@ -70,6 +73,15 @@ def grid_of(
     return picture
 
 
+@cache
+def font_of(size: float) -> Font:
+    """Returns the built-in font at the next size at which its space, a whole number of pixels, separates words."""
+    sizes = range(round(size), round(size) + _SIZES_TRIED)
+    fonts = [ImageFont.load_default(size=each) for each in sizes]
+    wide = (font for each, font in zip(sizes, fonts, strict=True) if font.getlength(" ") >= _LEAST_SPACE * each)
+    return next(wide, fonts[0])
+
+
 def caption_size(width: int) -> int:
     """Returns the font size in pixels below an image of `width` pixels: about 45 letters per line."""
     return min(48, max(12, round(width / 24)))
@@ -83,7 +95,7 @@ def titled(image: Image.Image, lines: Sequence[str]) -> Image.Image:
         lines: A line that is wider than the picture is truncated.
     """
     size = min(28, max(14, round(image.width / 84)))
-    line, font = round(1.5 * size), ImageFont.load_default(size=size)
+    line, font = round(1.5 * size), font_of(size)
     picture = Image.new("RGB", (image.width, image.height + line * len(lines) + size // 2), WHITE)
     draw = ImageDraw.Draw(picture)
     for number, text in enumerate(lines):

@@ -1,0 +1,54 @@
+"""Every command of the README and the guides runs as it stands, on small data and with small settings."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.documents.reading import GUIDES, blocks, inline
+from tests.documents.workplace import copy, make, run
+
+NOT_HERE = {  # what a line needs that tests cannot have; such lines are parsed (test_documents.py)
+    "hf://": "a network", "timm/": "a network", "pip install": "a network", "mkdocs": "a server",
+    "--logdir": "a server", "#!/bin": "Slurm", "srun": "Slurm",
+    "scontrol": "Slurm", "#SBATCH": "Slurm", "code=$?": "Slurm", "exit $code": "Slurm",
+    "--gpus": "GPUs", " /scratch": "a cluster's storage", "tail -f": "no end", "pytest": "itself",
+    "beit_base_patch16_224.pth": "a published file", "--recipe base-coco": "a GPU: it makes images of 1,024 pixels",
+    "--recipe base --tokenizer runs/tokenizer --epochs": "a GPU", "beit help --man": "a pager",
+}  # fmt: skip
+
+
+def scripts() -> list[str]:
+    """The shell blocks, and each command by itself that stands in a table or paragraph, without what NOT_HERE names."""
+    found = [code for document in GUIDES for code in blocks(document, "sh")]
+    found += [line for document in GUIDES for line in inline(document) if re.match(r"beit [a-z-]+ .*[/.\w]", line)]
+    kept = []
+    for script in found:
+        lines = [line for line in script.strip().splitlines() if not any(word in line for word in NOT_HERE)]
+        if lines and not any("\n".join(lines) in other for other in kept):
+            kept.append("\n".join(lines))
+    return kept
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory, labelled_folder: Path) -> Path:
+    root = tmp_path_factory.mktemp("workplace")
+    make(root, labelled_folder)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", scripts())
+def test_the_lines_of_the_guides_run(script: str, workplace: Path, tmp_path: Path) -> None:
+    if "jq" in script and shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    copy(workplace, tmp_path, script)
+    ended = run(script, tmp_path)
+    assert ended.returncode == 0, f"{script}\n{ended.stderr[-3000:]}"
+
+
+def test_most_lines_are_run() -> None:
+    assert sum(script.count("beit ") for script in scripts()) > 80
