@@ -272,8 +272,9 @@ def _refuse_unused(
             is_given = value or (value in (0, False) and setting.default is None)  # else it is none of the thing
             for other, chosen in setting.option.unused:
                 if is_given and getattr(config, other, None) == chosen:
+                    word = f"beit {config.command}" if settings[other].option.argument else settings[other].flag
                     raise UsageError(
-                        f"{given} has no effect with {settings[other].flag} {chosen}.",
+                        f"{given} has no effect with {word} {chosen}.",
                         f"Leave it out, or give another {settings[other].flag}.",
                     )
             for other, has_none in _unused_beside(config, name) if is_given else ():

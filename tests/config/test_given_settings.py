@@ -117,9 +117,9 @@ def test_settings_of_a_protocol_are_taken() -> None:
         (TokenizeConfig, {"decode": True, "stats": True}, "--stats has no effect with --decode"),
         (TokenizeConfig, {"decode": True, "reconstruct": "a"}, "--reconstruct has no effect with --decode"),
         (TokenizeConfig, {"decode": True, "resume": True}, "--resume has no effect with --decode"),
-        (CacheConfig, {"action": "list", "all": True}, "--all has no effect with ACTION list"),
-        (CacheConfig, {"dry_run": True}, "--dry-run has no effect with ACTION list"),
-        (CacheConfig, {"action": "dir", "kind": ("features",)}, "--kind has no effect with ACTION dir"),
+        (CacheConfig, {"action": "list", "all": True}, "--all has no effect with beit cache list"),
+        (CacheConfig, {"dry_run": True}, "--dry-run has no effect with beit cache list"),
+        (CacheConfig, {"action": "dir", "kind": ("features",)}, "--kind has no effect with beit cache dir"),
     ],
     ids=str,
 )
