@@ -12,7 +12,7 @@ from beitcli.cli.console import CommandConsole
 from beitcli.cli.multi_process import shutdown
 from beitcli.config.common import Job, Launched, Training
 from beitcli.config.fields import settings_of, suggestion
-from beitcli.config.resolve import resolve
+from beitcli.config.resolve import Resolved, resolve
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.errors import BeitError, UsageError
 from beitcli.runtime.distributed.rank_env import rank_info_from_env
@@ -27,8 +27,8 @@ Config = TypeVar("Config", bound=Job)
 
 def resolve_call(
     kind: type[Config], role: str, data: Any, settings: dict[str, Any], model: Any = None, *, dry_run: bool = False
-) -> Config:
-    """Returns the config of a call.
+) -> Resolved[Config]:
+    """Returns the config of a call, and what the user should know of it.
 
     Args:
         role: Name of the setting that `data` sets: `data` or `inputs`.
@@ -42,17 +42,18 @@ def resolve_call(
         given = data if model is None else model
         if isinstance(given, Job):
             beside = [*settings, *(["dry_run"] if dry_run else []), *([role] if model is not None and data else [])]
-            config = _whole(kind, given, beside)
+            resolved = Resolved(_whole(kind, given, beside), {})
         else:
             named = settings | ({"dry_run": True} if dry_run else {}) | ({} if model is None else {"model": model})
             listed = [data] if isinstance(data, str | os.PathLike) else list(data)
-            config = resolve(kind, _flags(kind, named | ({role: listed} if listed else {}))).config
+            resolved = resolve(kind, _flags(kind, named | ({role: listed} if listed else {})))
+        config = resolved.config
         if isinstance(config, Training) and config.dry_run and not dry_run:  # the return type is a report
             raise UsageError(
                 "The config asks for a dry run.", "Give dry_run=True by keyword: the call returns the plan."
             )
         _require_possible(config)
-        return config
+        return resolved
 
 
 def _whole(kind: type[Config], config: Job, beside: list[str]) -> Config:
@@ -108,8 +109,14 @@ def hints_as_notes() -> Iterator[None]:
 
 
 @contextmanager
-def event_handler(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
-    """Yields the handler for a job's events: `on_event`, or the progress display on stderr (of rank 0 only)."""
+def event_handler(progress: bool, on_event: OnEvent | None, notes: Sequence[str] = ()) -> Iterator[OnEvent]:
+    """Yields the handler for a job's events: `on_event`, or the progress display on stderr (of rank 0 only).
+
+    Args:
+        notes: What the user should know of the settings; warnings of rank 0 before the first event.
+    """
+    from beitcli.engine.events import Warned
+
     place = rank_info_from_env()
     if place is not None:
         atexit.unregister(shutdown)
@@ -117,6 +124,9 @@ def event_handler(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]
     shell = CommandConsole(quiet=not progress or (place is not None and place.rank > 0))
     try:
         with hints_as_notes():
-            yield on_event or shell.on_event
+            handler = on_event or shell.on_event
+            for said in notes if place is None or place.rank == 0 else ():
+                handler(Warned(said))
+            yield handler
     finally:
         shell.close()

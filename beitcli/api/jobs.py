@@ -67,11 +67,11 @@ def pretrain(
     Raises:
         BeitError: Any subclass; Stopped if a signal or Ctrl-C ended the run, after saving it.
     """
-    config = resolve_call(PretrainConfig, "data", data, settings, dry_run=dry_run)
-    with event_handler(progress, on_event) as events:
+    resolved = resolve_call(PretrainConfig, "data", data, settings, dry_run=dry_run)
+    with event_handler(progress, on_event, resolved.notes) as events:
         from beitcli.engine.pretrain import pretrain
 
-        return pretrain(config, events)
+        return pretrain(resolved.config, events)
 
 
 @overload
@@ -105,11 +105,11 @@ def finetune(
     Returns:
         The report of the task. Arguments and errors are those of `pretrain`.
     """
-    config = resolve_call(FinetuneConfig, "data", data, settings, dry_run=dry_run)
-    with event_handler(progress, on_event) as events:
+    resolved = resolve_call(FinetuneConfig, "data", data, settings, dry_run=dry_run)
+    with event_handler(progress, on_event, resolved.notes) as events:
         from beitcli.engine.finetune import finetune
 
-        return cast("FinetuneReport | SegmentReport | DetectReport | dict[str, Any]", finetune(config, events))
+        return cast("FinetuneReport | SegmentReport | DetectReport | dict[str, Any]", finetune(resolved.config, events))
 
 
 @overload
@@ -139,11 +139,11 @@ def train_tokenizer(
     **settings: Any,
 ) -> TrainTokenizerReport | dict[str, Any]:
     """Trains a visual tokenizer: `beit train-tokenizer`. Arguments and errors are those of `pretrain`."""
-    config = resolve_call(TrainTokenizerConfig, "data", data, settings, dry_run=dry_run)
-    with event_handler(progress, on_event) as events:
+    resolved = resolve_call(TrainTokenizerConfig, "data", data, settings, dry_run=dry_run)
+    with event_handler(progress, on_event, resolved.notes) as events:
         from beitcli.engine.train_tokenizer import train_tokenizer
 
-        return train_tokenizer(config, events)
+        return train_tokenizer(resolved.config, events)
 
 
 def evaluate(
@@ -164,11 +164,11 @@ def evaluate(
         The report of the model's task, of a probe (`protocol="knn"` or `"linear"`), or of the variational bound
             (`"elbo"`).
     """
-    config = resolve_call(EvalConfig, "data", data, settings, model)
-    with event_handler(progress, on_event) as events:
+    resolved = resolve_call(EvalConfig, "data", data, settings, model)
+    with event_handler(progress, on_event, resolved.notes) as events:
         from beitcli.engine.evaluate import evaluate
 
-        report = evaluate(config, events)
+        report = evaluate(resolved.config, events)
     return cast("EvalReport | SegmentationEvalReport | DetectionEvalReport | ProbeReport | ElboReport", report)
 
 
@@ -192,13 +192,13 @@ def predict(
     Raises:
         DataError: After the last image, if some could not be read.
     """
-    config = resolve_call(PredictConfig, "inputs", inputs, settings, model)
+    resolved = resolve_call(PredictConfig, "inputs", inputs, settings, model)
 
     def documents() -> Iterator[dict[str, Any]]:
-        with event_handler(progress, on_event) as events:
+        with event_handler(progress, on_event, resolved.notes) as events:
             from beitcli.engine.predict import predict
 
-            yield from predict(config, events)
+            yield from predict(resolved.config, events)
 
     return documents()
 
@@ -221,13 +221,13 @@ def embed(
     Raises:
         DataError: After the last image, if some could not be read.
     """
-    config = resolve_call(EmbedConfig, "inputs", inputs, settings, model)
+    resolved = resolve_call(EmbedConfig, "inputs", inputs, settings, model)
 
     def documents() -> Iterator[dict[str, Any]]:
-        with event_handler(progress, on_event) as events:
+        with event_handler(progress, on_event, resolved.notes) as events:
             from beitcli.engine.embed import embed
 
-            yield from embed(config, events)
+            yield from embed(resolved.config, events)
 
     return documents()
 
@@ -249,12 +249,12 @@ def tokenize(
     Raises:
         DataError: After the last image, if some could not be read.
     """
-    config = resolve_call(TokenizeConfig, "inputs", inputs, settings)
+    resolved = resolve_call(TokenizeConfig, "inputs", inputs, settings)
 
     def documents() -> Iterator[dict[str, Any]]:
-        with event_handler(progress, on_event) as events:
+        with event_handler(progress, on_event, resolved.notes) as events:
             from beitcli.engine.tokenize import tokenize
 
-            yield from tokenize(config, events)
+            yield from tokenize(resolved.config, events)
 
     return documents()

@@ -151,7 +151,7 @@ class Model:
             from beitcli.models.checkpoints.build import preprocessing
 
             settings = {"layer": layer, "pool": pool, "feature_norm": feature_norm, "batch_size": batch_size}
-            config = resolve_call(EmbedConfig, "inputs", ["-"], settings | {"workers": 0}, self.reference)
+            config = resolve_call(EmbedConfig, "inputs", ["-"], settings | {"workers": 0}, self.reference).config
             source, backbone = self._source(images), self._backbone
             extractor = extractor_of(config, backbone, preprocessing(self._checkpoint, backbone), self._compute)
             found = [_readable(document) for document in documents(extractor, source)]
@@ -181,7 +181,7 @@ class Model:
             from beitcli.engine.predict import predict_images
 
             settings = {"top": top, "score_threshold": score_threshold, "batch_size": batch_size, "workers": 0}
-            config = resolve_call(PredictConfig, "inputs", ["-"], settings, self.reference)
+            config = resolve_call(PredictConfig, "inputs", ["-"], settings, self.reference).config
             source = self._source(images)
             found = predict_images(config, self._checkpoint, self.network, self._compute, source)
             return [_readable(document) for document in found]
@@ -208,7 +208,7 @@ class Model:
             from beitcli.engine.image_attention import attention_document
 
             settings = {"model": self.reference, "layer": layer, "head": str(head)}
-            config = resolve_call(AttnMapConfig, "inputs", ["-"], settings)
+            config = resolve_call(AttnMapConfig, "inputs", ["-"], settings).config
             source = self._source(image)
             if len(source) != 1:
                 raise UsageError(f"{len(source)} images are given.", "Give one image at a time.")

@@ -180,6 +180,8 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
     message = error.format_message().splitlines()[0] if error.format_message() else "No command is given."
     if hasattr(error, "option_name") and "requires an argument" in message:
         return UsageError(f"{error.option_name} needs a value.", help_line)
+    if hasattr(error, "option_name") and "not take a value" in message:
+        return UsageError(f"{error.option_name} takes no value.", f"Write {error.option_name}. {help_line}")
     if hasattr(error, "option_name"):
         option: str = error.option_name
         message = f"There is no option {option}" + (f" of `beit {name}`." if name in commands else ".")

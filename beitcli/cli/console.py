@@ -75,7 +75,14 @@ class CommandConsole:
     # Results
 
     def print_line(self, text: str) -> None:
-        """Prints one line, on a terminal without control characters; others than stdout can encode as `\\udcff`."""
+        """Prints one line, on a terminal without control characters or line breaks, which a name could forge lines by.
+
+        Characters that stdout cannot encode are written as `\\udcff`.
+        """
+        self._print_raw(terminal_line(text) if sys.stdout.isatty() else text)
+
+    def print_text(self, text: str) -> None:
+        """Prints text of several lines, none of which is a stranger's."""
         self._print_raw(terminal(text) if sys.stdout.isatty() else text)
 
     def _print_raw(self, text: str) -> None:
@@ -157,9 +164,17 @@ class CommandConsole:
                     comparison_table(rows, "layer") if name == "layers" else rows_table(rows, name.replace("_", " "))
                 )
 
-    def print_rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Prints a table of one kind of thing, a row each, for a terminal."""
-        self._print(rows_table(rows))
+    def tell_reason(self, document: dict[str, Any]) -> None:
+        """Says on stderr why an image cannot be read, where stdout is a picture's and takes no documents."""
+        if "error" in document and not self.quiet and not self.muted:
+            self._say(f"warning: {document['path']}: {document['error']}", "yellow")
+
+    def print_rows(self, rows: Sequence[dict[str, Any]], nothing: str = "") -> None:
+        """Prints a table of one kind of thing, a row each, for a terminal; the line `nothing` if there is no row."""
+        if nothing and not rows:
+            self.print_line(nothing)
+        else:
+            self._print(rows_table(rows))
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""
@@ -211,7 +226,7 @@ class CommandConsole:
             self._say(event.message, "dim")
 
     def _say(self, text: str, style: str = "") -> None:
-        self.console.print(terminal(text), style=style, markup=False)
+        self.console.print(terminal_line(text), style=style, markup=False)
 
     def _progress(self, event: Progress) -> None:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
@@ -248,7 +263,7 @@ class CommandConsole:
             message = f"unexpected failure ({type(error).__name__}): {error}"
             hint = "This is a bug. Run again with --debug and report what it prints."
         word, style = ("stopped", "bold yellow") if isinstance(error, Stopped) else ("error", "bold red")
-        message, hint = terminal_line(message), terminal(hint)
+        message, hint = terminal_line(message), terminal(hint)  # hints may list several ways out
         try:
             self.console.print(f"{word}: {message}", style=style, markup=False)
             if hint:

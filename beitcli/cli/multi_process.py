@@ -35,7 +35,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
     if not isinstance(config, Launched) or (config.gpus == 1 and config.nodes == 1 and not in_slurm):
         return False
     from beitcli.engine.events import Note
-    from beitcli.runtime.distributed.launch import launch, plan_launch
+    from beitcli.runtime.distributed.launch import launch, plan_launch, with_options
 
     plan = plan_launch(
         config.gpus,
@@ -60,9 +60,10 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
         from beitcli.engine.trainer.setup import run_path
 
         named = run_path(config)
-        words = [*words, "--out", str(named)]
-    # A restart would repeat what is already on stdout; neighbours cannot be resumed.
-    if getattr(config, "output", None) == "-" or getattr(config, "query", None):
+        words = with_options(words, "--out", str(named))
+    # A restart would repeat what is already on stdout; what is about all images cannot be resumed.
+    of_all = any(getattr(config, name, None) for name in ("query", "stats", "codebook", "map"))
+    if getattr(config, "output", None) == "-" or of_all:
         plan = replace(plan, max_restarts=0)
     try:
         launch(words, plan, lambda text: console.on_event(Note(text)))

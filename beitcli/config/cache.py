@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from beitcli.config.fields import option
+from beitcli.config.fields import Unused, option
 from beitcli.errors import UsageError
 
 Kind = Literal["features", "streams", "downloads", "indexes"]
 KINDS: tuple[str, ...] = get_args(Kind)
+_DIR = (Unused("action", "dir"),)
+_NOT_PRUNE = (*_DIR, Unused("action", "list"))
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BYTES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)")
@@ -33,11 +35,16 @@ class CacheConfig:
         "downloads (downloads), lists of folders and tars (indexes).",
         panel="Options",
         choices=lambda: KINDS,
+        unused=_DIR,
     )
-    older_than: str | None = option(None, "Not used for so long: 12h, 30d, 2w.", panel="Options", metavar="AGE")
-    larger_than: str | None = option(None, "Entries of more than that: 500M, 10G.", panel="Options", metavar="SIZE")
-    all: bool = option(False, "prune: whatever there is.", panel="Options")
-    dry_run: bool = option(False, "prune: say what would go, and remove nothing.", panel="Options")
+    older_than: str | None = option(
+        None, "Not used for so long: 12h, 30d, 2w.", panel="Options", metavar="AGE", unused=_DIR
+    )
+    larger_than: str | None = option(
+        None, "Entries of more than that: 500M, 10G.", panel="Options", metavar="SIZE", unused=_DIR
+    )
+    all: bool = option(False, "prune: whatever there is.", panel="Options", unused=_NOT_PRUNE)
+    dry_run: bool = option(False, "prune: say what would go, and remove nothing.", panel="Options", unused=_NOT_PRUNE)
 
     def __post_init__(self) -> None:
         filters = (self.kind, self.older_than, self.larger_than)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from beitcli.config.common import MODEL_HELP, Launched, ModelInputs, overwrite_option
@@ -71,7 +72,7 @@ class EmbedConfig(ModelInputs, Launched):
             raise UsageError("--resume has no file to go on with.", "Give -o FILE.")
 
     def _require_suffix(self, suffixes: tuple[str, ...]) -> None:
-        if self.output != "-" and not self.output.lower().endswith(suffixes):
+        if self.output != "-" and Path(self.output).suffix.lower() not in suffixes:
             hint = f"Use one of {', '.join(suffixes)}."
             if self.output.lower().endswith(SHEET_SUFFIXES):
                 hint = f"A picture shows the neighbours of an image: give --query IMAGE. {hint}"

@@ -7,9 +7,12 @@ from typing import ClassVar, Literal
 
 from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Launched
 from beitcli.config.data_formats import data_help
-from beitcli.config.fields import option
-from beitcli.config.predict import Windows
+from beitcli.config.fields import Unused, option
+from beitcli.config.predict import NO_SEGMENTER, Windows
 from beitcli.errors import UsageError
+
+_NO_PROBE = (Unused("protocol", "head"), Unused("protocol", "elbo"))
+_NO_KNN, _NO_LINEAR = (*_NO_PROBE, Unused("protocol", "linear")), (*_NO_PROBE, Unused("protocol", "knn"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,10 @@ class EvalConfig(Windows, Launched):
         panel="Probe",
         metavar="N|sweep",
     )
-    k: int = option(20, "knn: neighbours that vote.", panel="Probe", ge=1)
-    temperature: float = option(0.07, "knn: a vote weighs exp(cosine / temperature).", panel="Probe", gt=0)
+    k: int = option(20, "knn: neighbours that vote.", panel="Probe", ge=1, unused=_NO_KNN)
+    temperature: float = option(
+        0.07, "knn: a vote weighs exp(cosine / temperature).", panel="Probe", gt=0, unused=_NO_KNN
+    )
     probe_form: Literal["paper", "release"] = option(
         "paper",
         "linear: what --pool, --feature-norm, --augment and --probe-epochs default to. paper (appendix D): mean of the "
@@ -62,6 +67,7 @@ class EvalConfig(Windows, Launched):
         "knn, linear: the mean of the patches, the class token (DINO's), or both side by side; default mean, of "
         "--probe-form release class+mean.",
         panel="Probe",
+        unused=_NO_PROBE,
     )
     feature_norm: bool | None = option(
         None,
@@ -69,6 +75,7 @@ class EvalConfig(Windows, Launched):
         "--probe-form release no.",
         panel="Probe",
         flags=("--feature-norm/--no-feature-norm",),
+        unused=_NO_PROBE,
     )
     augment: bool | None = option(
         None,
@@ -82,18 +89,26 @@ class EvalConfig(Windows, Launched):
         False,
         "knn, linear: take off each number's mean over --train and divide by its deviation (MAE's probe does so).",
         panel="Probe",
+        unused=_NO_PROBE,
     )
     probe_epochs: int | None = option(
-        None, "linear: passes over the images; default 50, of --probe-form release 100.", panel="Probe", ge=1
+        None,
+        "linear: passes over the images; default 50, of --probe-form release 100.",
+        panel="Probe",
+        ge=1,
+        unused=_NO_LINEAR,
     )
-    probe_lr: float = option(4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe", gt=0)
-    probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe", ge=1)
+    probe_lr: float = option(
+        4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe", gt=0, unused=_NO_LINEAR
+    )
+    probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe", ge=1, unused=_NO_LINEAR)
     feature_cache: str | None = option(
         None,
         "knn, linear: where features are kept; default the program's cache.",
         panel="Probe",
         metavar="DIR",
         is_cache=True,
+        unused=_NO_PROBE,
     )
     positions: Literal["hidden", "all"] = option(
         "hidden", "elbo: the patches whose tokens count: those hidden by the run's masks, or all.", panel="Bound"
@@ -116,10 +131,14 @@ class EvalConfig(Windows, Launched):
         0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data", ge=0, le=1
     )
     ignore_index: int | None = option(
-        None, "Value in the masks that stands for no class; default as trained.", panel="Segmentation", ge=0, le=255
+        None,
+        "Value in the masks that stands for no class; default as trained.",
+        ge=0,
+        le=255,
+        **NO_SEGMENTER,
     )
     reduce_zero_label: bool = option(
-        False, "0 in the masks stands for no class, 1 for the first one; as trained, too.", panel="Segmentation"
+        False, "0 in the masks stands for no class, 1 for the first one; as trained, too.", **NO_SEGMENTER
     )
 
     def __post_init__(self) -> None:
@@ -129,6 +148,7 @@ class EvalConfig(Windows, Launched):
                 f"--layer is '{self.layer}'.", "Give a block from 1, one from the last back (-1), or sweep."
             )
         self._check_bound()
+        self._require_one_size(self.size)
         if self.layer != "-1" and self.protocol in ("head", "elbo"):
             raise UsageError(
                 f"--layer is for probes, and --protocol is {self.protocol}.", "Add --protocol knn or linear."

@@ -50,6 +50,7 @@ class Option:
         bounds: Of a number, or of each side of a size.
         tasks: Values of `task` that use the setting; empty: all.
         unused: Values of other settings with which this one has no effect, so is refused.
+        unused_by: Tasks of MODEL, and problems of a classifier, for which it has no effect, so is refused.
         is_cache: Whether it names a folder that is written to beside the output; only the command line, the
             environment and Python may, as a settings file may be a stranger's.
         keyed: Whether the items of a list are NAME=VALUE, of which a layer replaces only those that it names.
@@ -76,6 +77,7 @@ class Option:
     is_cache: bool = False
     suffixes: tuple[str, ...] = ()
     unused: tuple[Unused, ...] = ()
+    unused_by: tuple[str, ...] = ()
 
 
 def option(
@@ -109,7 +111,7 @@ class Setting:
         if self.option.argument:
             return self.option.metavar or self.name.upper()
         long = [flag for flag in self.option.flags if flag.startswith("--")]
-        return long[0] if long else "--" + self.name.replace("_", "-")
+        return long[0].partition("/")[0] if long else "--" + self.name.replace("_", "-")
 
     @property
     def help(self) -> str:
@@ -173,6 +175,18 @@ def check_bounds(config: Any) -> None:
         if setting.is_number and value is not None:
             for each in value if isinstance(value, tuple) else (value,):
                 setting.option.bounds.require(setting.flag, each)
+
+
+def refuse_unused_by(config: Any, kinds: Iterable[str], model: str) -> None:
+    """Raises UsageError for the first setting that is not at its default and has no effect on the model.
+
+    Args:
+        kinds: The task of the model, and the problem of a classifier.
+        model: What it is, for the message.
+    """
+    for name, setting in settings_of(type(config)).items():
+        if getattr(config, name) != setting.default and not set(kinds).isdisjoint(setting.option.unused_by):
+            raise UsageError(f"{setting.flag} has no effect on '{config.model}', {model}.", "Leave it out.")
 
 
 def suggestion(word: str, candidates: Iterable[str], prefix: str = "") -> str:

@@ -9,10 +9,26 @@ from beitcli.config.common import MODEL_HELP, Job, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 
+_OF_IMAGES = ("inputs", "limit", "preview", "split", "nul", "pages", "intensity_range", "tokenizer", "batch_size")
+_OF_MASKS = (
+    "stats",
+    "model",
+    "pretrain_recipe",
+    "masking",
+    "ratio",
+    "num_masked",
+    "min_block",
+    "grid",
+    "epoch",
+    "seed",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskPreviewConfig(Job):
     command: ClassVar[str] = "mask-preview"
+    unused_with: ClassVar[dict[str, tuple[str, ...]]] = {"animate": (*_OF_IMAGES, *_OF_MASKS), "stats": _OF_IMAGES}
+    unused_without: ClassVar[dict[str, tuple[str, ...]]] = {"model": ("tokenizer",)}
     batch_size: int = option(8, "Images at once through --model.", panel="Machine", ge=1)
     seed: int | None = option(  # type: ignore[assignment]
         None, "Everything random follows from it; default the run's, else 0.", panel="Machine", ge=0, le=2**63 - 1

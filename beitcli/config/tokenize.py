@@ -14,6 +14,13 @@ from beitcli.errors import UsageError
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig(Launched):
     command: ClassVar[str] = "tokenize"
+    unused_with: ClassVar[dict[str, tuple[str, ...]]] = {
+        "decode": (
+            *("map", "codebook", "preview", "stats", "reconstruct", "resume", "limit", "split", "nul", "pages"),
+            *("intensity_range", "size", "on_bad", "compile"),
+        )
+    }
+    unused_without: ClassVar[dict[str, tuple[str, ...]]] = {"codebook": ("codes",)}
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
         "Arithmetic of the tokenizer; auto: fp32. Others are faster where the processor has them, and change some "
@@ -82,6 +89,10 @@ class TokenizeConfig(Launched):
         super().__post_init__()
         if self.decode and self.gpus > 1:
             raise UsageError(f"--gpus is {self.gpus}, but --decode computes in one process.", "Leave it out.")
-        drawn = next((name for name in ("map", "codebook", "preview") if getattr(self, name)), None)
-        if self.decode and drawn:
-            raise UsageError(f"--{drawn} draws tokens of images, but --decode reads tokens.", "Leave one of them out.")
+        if self.resume and not self.decode and (self.output == "-" or self.stats):
+            raise UsageError("--resume has no file of tokens to go on with.", "Give -o FILE, without --stats.")
+        if self.resume and self.codebook:
+            raise UsageError(
+                "--codebook shows the codes of all images, and --resume computes only those that FILE lacks.",
+                "Leave one of them out.",
+            )

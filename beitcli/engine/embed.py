@@ -17,9 +17,10 @@ from beitcli.config.intensity import parse_intensity, with_models_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
-from beitcli.engine.io.feature_files import FeatureFile, as_numbers, open_feature_file, part_files
+from beitcli.engine.io.feature_files import FeatureFile, as_numbers, open_feature_file
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import require_writable_outputs
+from beitcli.engine.io.part_files import part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.stored_features import FeatureKind, sidecar
 from beitcli.engine.neighbours import neighbours

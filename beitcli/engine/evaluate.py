@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from beitcli.config.evaluate import EvalConfig
+from beitcli.config.fields import refuse_unused_by
 from beitcli.config.intensity import with_models_intensity
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
 from beitcli.engine.mim.evaluate_elbo import elbo
@@ -28,6 +29,7 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     """Evaluates `config.model` on `config.data`; returns the report of its task or protocol.
 
     Raises:
+        UsageError: A setting has no effect on this model.
         StorageError: The model is not finetuned, so it has no metrics of its own.
     """
     if config.protocol == "elbo":
@@ -39,6 +41,7 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
         checkpoint,
         or_else="--protocol knn or linear measures the features of any model, elbo the bound of a pretrained run.",
     )
+    refuse_unused_by(config, (task.name,), task.article_kind)
     return task.run("evaluate", with_models_intensity(config, checkpoint.settings), checkpoint, on_event)
 
 

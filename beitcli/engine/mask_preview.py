@@ -43,12 +43,10 @@ class Preview:
 
     Attributes:
         panels: The image, what is hidden of it, and what a model makes of that.
-        to_stdout: Whether the picture goes to stdout, in place of the document.
     """
 
     document: dict[str, Any]
     panels: list[Panel] | None
-    to_stdout: bool = False
 
     @property
     def picture(self) -> Image.Image | None:
@@ -113,7 +111,7 @@ def mask_preview(
                     output.save_picture(sheet(panels))
                 place = output.path if output else None
                 document = _document(source.path(index), masks[index], place, guesses.get(index))
-                yield Preview(document, panels, to_stdout)
+                yield Preview(document, panels)
             on_event(Progress("mask-preview", index + 1, len(source), "image"))
     if together and outputs:
         outputs[0].save_picture(contact_sheet(together))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from beitcli.config.report import ReportConfig
+from beitcli.engine.io.outputs import is_stream, make_folder, require_writable_outputs, write_output
+from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.report.page import PAGE, report_document, report_page
 from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.storage.own_files import atomic_write_text, require_own
+from beitcli.runtime.storage.own_files import atomic_write, require_own
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,24 @@ def report(config: ReportConfig) -> Reported:
             raise DataError(f"'{run}' is no run: it has no config.toml.", "`beit runs DIR` lists the runs below DIR.")
     own = config.output is None and len(runs) == 1
     target = runs[0] / PAGE if own else Path(config.output or PAGE)
-    if target.suffix.lower() not in (".html", ".htm"):
+    named = config.output is not None  # then a link is followed, and a pipe is written into
+    if target.suffix.lower() not in (".html", ".htm") and not (named and is_stream(target)):
         raise UsageError(f"-o '{config.output}' ends in no format that is known here.", "Give a name in .html.")
-    if target.exists() and not own and not config.overwrite:
-        raise UsageError(f"'{target}' exists already.", "Give another -o, or add --overwrite.")
+    if not own:
+        inputs = ProtectedInputs(config)
+        require_writable_outputs([target], f"-o '{target}'", inputs, overwrite=config.overwrite, follows=named)
     try:
-        document, page = report_document(runs), report_page(runs)
-    except (OSError, ValueError) as error:
-        raise DataError(f"The settings of a run cannot be read: {error}.", "Leave that run out.") from None
+        document, page = report_document(runs), report_page(runs).encode()
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        raise DataError(f"The files of a run cannot be read: {error}.", "Leave that run out.") from None
+    if named:
+        if not is_stream(target):
+            make_folder(Path(os.path.realpath(target)).parent)
+        write_output(target, lambda file: file.write(page))
+        return Reported(target, document)
     try:
         require_own(target)
-        atomic_write_text(target, page)
+        atomic_write(target, lambda file: file.write(page))
     except OSError as error:
         raise StorageError(f"'{target}' cannot be written: {error.strerror or error}.", "Give -o FILE.html.") from None
     return Reported(target, document)

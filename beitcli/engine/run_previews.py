@@ -48,8 +48,6 @@ def animate_previews(config: MaskPreviewConfig) -> dict[str, Any]:
         DataError: No previews, or one cannot be read.
     """
     run, output = Path(config.animate or ""), config.output
-    if config.inputs or config.stats or config.model:
-        raise UsageError("--animate goes with no images, --model or --stats.", "Leave them out: it reads RUN/previews.")
     if not output or output == "-":
         raise UsageError("--animate needs a file to write.", f"Give -o with a name that ends in {', '.join(FORMATS)}.")
     previews = preview_files(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from beitcli.engine.events import Drawn, OnEvent
 from beitcli.engine.io.outputs import OutputFile, finish, to_picture
 from beitcli.engine.io.picture_outputs import PictureOutputs, picture_file, picture_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.errors import BadImage
+from beitcli.errors import BadImage, UsageError
 from beitcli.pictures.canvas import Panel, contact_sheet, sheet
 from beitcli.pictures.tokens import CodeEntry, codebook_sheet, similarity_colours, token_panels, usage_chart
 from beitcli.runtime.distributed.world import DistributedContext
@@ -49,14 +50,28 @@ class TokenPictures:
     _colours: np.ndarray | None = field(default=None, repr=False)
 
     def plan(self, inputs: ProtectedInputs) -> None:
-        """Plans the files. Raises UsageError if one exists or its suffix is no picture's."""
+        """Plans the files. Raises UsageError if one exists, its suffix is no picture's, or it cannot be resumed."""
         config = self.config
         if config.map:
             self.maps = picture_outputs(config.map, "--map", self.source, inputs, overwrite=config.overwrite)
+            if self.maps.is_sheet and config.resume:
+                raise UsageError(
+                    f"--map '{config.map}' shows all images, and --resume computes only those that FILE lacks.",
+                    "Give --map DIR, for a picture an image.",
+                )
         if config.codebook:
             self.codebook = picture_file(config.codebook, "--codebook", inputs, overwrite=config.overwrite)
         if config.stats and config.output != "-":
             self.chart = picture_file(config.output, "-o", inputs, overwrite=config.overwrite)
+
+    def outputs(self) -> Iterator[tuple[str, Path]]:
+        """Yields each planned file once, after the option that names it."""
+        maps = self.maps.files if self.maps is not None else []
+        yield from (("--map", file.path) for file in (maps[:1] if self.maps and self.maps.is_sheet else maps))
+        if self.codebook is not None:
+            yield "--codebook", self.codebook.path
+        if self.chart is not None:
+            yield "-o", self.chart.path
 
     def count(self, images: torch.Tensor, tokens: torch.Tensor) -> None:
         """Adds the patches of (B, 3, H, W) images in [0, 1] to their codes, with `--codebook`."""

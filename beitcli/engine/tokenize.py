@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,19 +22,21 @@ from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import (
     OutputFile,
     OutputNames,
-    is_stream,
     make_folder,
+    require_distinct_outputs,
     require_writable_outputs,
     to_picture,
 )
+from beitcli.engine.io.part_files import part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.token_files import TokenFile, TokenKind, open_token_file, parse_line, require_known_suffix
+from beitcli.engine.io.token_files import open_token_file, require_known_suffix
+from beitcli.engine.io.token_lines import TokenFile, TokenKind, parse_line
+from beitcli.engine.reconstructed_pictures import ReconstructedPictures
 from beitcli.engine.token_pictures import TokenPictures
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.engine.tokenizer_stats import Sums, Tally
 from beitcli.engine.tokenizer_verdict import judge
 from beitcli.errors import BeitError, DataError, UsageError
-from beitcli.pictures.reconstruction import reconstruction_pair
 from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
 from beitcli.runtime.metric_text import counted
 from beitcli.tokenizers.base import Precision, Tokenizer, to_unit
@@ -73,26 +74,29 @@ def tokenize(
         lambda: open_inputs(config, sample_size=max(16, size), stdin=stdin, on_event=on_event)
     )
     inputs = ProtectedInputs(config, source)
-    pictures = _picture_paths(config.reconstruct, source)
-    if pictures is not None:
-        world.run_on_rank_zero(lambda: _require_pictures(pictures, config, inputs))
+    pictures = ReconstructedPictures.of(config, source)
+    if pictures is not None and not config.resume:
+        world.run_on_rank_zero(lambda: pictures.require_writable(config, inputs))
     drawing = TokenPictures(config, source, tokenizer, size)
     world.run_on_rank_zero(lambda: drawing.plan(inputs))
+    world.run_on_rank_zero(lambda: require_distinct_outputs(_outputs(config, pictures, drawing)))
     files: list[TokenFile] = []
     if config.output != "-" and not config.stats:
-        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind, inputs))
+        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind, inputs, pictures))
         source = _without(source, held, on_event) if held else source
     counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device)
     tally = Tally(counts, kind.grid)
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
     tally.watch = drawing.count if config.codebook else None
     documents = drawing.drawn(_documents(config, tokenizer, source, size, compute, tally, pictures, on_event), on_event)
-    with _ended(files[0], config) if files else nullcontext() as file:
+    with _ended(files[0]) if files else nullcontext() as file:
         for document in documents:
             if file is not None:
                 file.add(document)
             elif not config.stats:
                 yield document
+    if pictures is not None and world.is_rank_zero:
+        pictures.log.end()
     if files:
         images, (rows, columns) = len(files[0].held) + tally.total.images, kind.grid
         tokens = f"{rows} x {columns} tokens of {kind.vocab_size:,} codes"
@@ -117,62 +121,54 @@ def _precision(config: TokenizeConfig) -> Precision:
     return "fp32" if config.precision == "auto" else config.precision
 
 
-def _open_file(opened: list[TokenFile], config: TokenizeConfig, kind: TokenKind, inputs: ProtectedInputs) -> set[str]:
+def _open_file(
+    opened: list[TokenFile],
+    config: TokenizeConfig,
+    kind: TokenKind,
+    inputs: ProtectedInputs,
+    pictures: ReconstructedPictures | None,
+) -> set[str]:
     """Appends the output file to `opened`; returns the paths that it already contains."""
     path = Path(config.output)
     require_known_suffix(path)
     require_writable_outputs(
-        [path],
+        [path] if path.suffix.lower() == ".jsonl" else [path, *part_files(path)],
         f"-o '{path}'",
         inputs,
         overwrite=config.overwrite or config.resume,
         follows=True,
         way_out=", or --resume to go on with it",
     )
-    opened.append(open_token_file(_replacement(config) or path, kind, config.resume))
-    return set(opened[0].held)
-
-
-def _replacement(config: TokenizeConfig) -> Path | None:
-    """Returns the file beside an existing one that --overwrite replaces when the job has ended; None for a new file."""
-    path = Path(os.path.realpath(config.output))
-    if not config.overwrite or config.resume or is_stream(Path(config.output)) or not path.is_file():
-        return None
-    return path.with_name(f".{path.stem[:100]}.{os.getpid()}{path.suffix}")
+    file = open_token_file(path, kind, config.resume)
+    if pictures is not None and config.resume:
+        try:
+            pictures.require_writable(config, inputs, file.held)
+        except BaseException:
+            file.close(done=False)
+            raise
+    opened.append(file)
+    return set(file.held)
 
 
 @contextmanager
-def _ended(file: TokenFile, config: TokenizeConfig) -> Iterator[TokenFile]:
-    """Closes the output. What it replaces is replaced when the job has ended, and else stays as it was."""
-    beside = None if file.path == Path(config.output) else file.path
+def _ended(file: TokenFile) -> Iterator[TokenFile]:
+    """Closes the output: whole when the job has ended; else it can be resumed, and what it replaces stays as it was."""
+    done = False
     try:
-        with closing(file):
-            yield file
-        if beside is not None:
-            beside.replace(os.path.realpath(config.output))
+        yield file
+        done = True
     finally:
-        if beside is not None:
-            beside.unlink(missing_ok=True)
+        file.close(done=done)
 
 
-def _picture_paths(folder: str | None, source: Source) -> dict[str, Path] | None:
-    """Returns the PNG of the decoded tokens by image path; the pair with the original is written next to it."""
-    if not folder:
-        return None
-    names = OutputNames(Path(folder), ".png", beside=("-pair",))
-    return {path: names.path(path) for path in (source.path(index) for index in range(len(source)))}
-
-
-def _require_pictures(pictures: dict[str, Path], config: TokenizeConfig, inputs: ProtectedInputs) -> None:
-    """Raises UsageError if a picture exists; a resumed job writes those again that it had not noted."""
-    outputs = (each for picture in pictures.values() for each in (picture, _pair_path(picture)))
-    overwrite = config.overwrite or config.resume
-    require_writable_outputs(outputs, f"--reconstruct '{config.reconstruct}'", inputs, overwrite=overwrite)
-    make_folder(Path(config.reconstruct or ""))
-
-
-def _pair_path(picture: Path) -> Path:
-    return picture.with_name(f"{picture.stem}-pair.png")
+def _outputs(
+    config: TokenizeConfig, pictures: ReconstructedPictures | None, drawing: TokenPictures
+) -> Iterator[tuple[str, Path]]:
+    """Yields all files that the job writes, each after its option."""
+    yield from (("--reconstruct", picture) for picture in (pictures.outputs() if pictures is not None else ()))
+    yield from drawing.outputs()
+    if config.output != "-" and not config.stats:
+        yield "-o", Path(config.output)
 
 
 def _without(source: Source, held: set[str], on_event: OnEvent) -> Source:
@@ -188,7 +184,7 @@ def _documents(
     size: int,
     compute: Compute,
     tally: Tally,
-    pictures: dict[str, Path] | None,
+    pictures: ReconstructedPictures | None,
     on_event: OnEvent,
 ) -> Iterator[dict[str, Any]]:
     """Yields on rank 0 the documents of all ranks, in the order of the images; nothing on the other ranks."""
@@ -215,6 +211,8 @@ def _documents(
         tally.batch = Sums()
         for documents, sums, failure in parts:
             if world.is_rank_zero:
+                if pictures is not None and world.size > 1:
+                    pictures.note(document["path"] for document in documents if "tokens" in document)
                 yield from documents
             if failure is not None:
                 raise failure
@@ -242,7 +240,7 @@ def _tokenized(
     grid: tuple[int, int],
     compute: Compute,
     tally: Tally,
-    pictures: dict[str, Path] | None,
+    pictures: ReconstructedPictures | None,
     stats: bool,
 ) -> dict[int, dict[str, Any]]:
     images = to_unit(batch.to(compute.device)["images"])
@@ -258,10 +256,7 @@ def _tokenized(
         tally.compare(images, decoded)
         if pictures:
             for index, original, picture in zip(batch.indices, images, decoded, strict=True):
-                output = pictures[source.path(index)]
-                pair = reconstruction_pair(to_picture(original), to_picture(picture))
-                OutputFile(output).save_png(to_picture(picture))
-                OutputFile(_pair_path(output)).save_png(pair)
+                pictures.write(source.path(index), original, picture, log=compute.world.size == 1)
     rows = tokens.tolist()
     return {
         index: {"path": source.path(index), "grid": list(grid), "tokens": row}

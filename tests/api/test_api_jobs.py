@@ -11,7 +11,7 @@ import pytest
 
 import beitcli
 from beitcli.config.resolve import resolve
-from beitcli.engine.events import Event, Progress
+from beitcli.engine.events import Event, Progress, Warned
 
 QUICK = {"device": "cpu", "workers": 0, "steps": 2, "batch_size": 4, "log_every": 1}
 SMALL = QUICK | {"recipe": "tiny", "image_size": 32, "num_masked": 6}
@@ -45,6 +45,16 @@ def test_a_run_goes_on_without_data(labelled_folder: Path, tmp_path: Path) -> No
     first = beitcli.train_tokenizer([labelled_folder], out=run, progress=False, **settings)
     again = beitcli.train_tokenizer(out=run, resume=True, progress=False, device="cpu", workers=0)
     assert (first.steps, metrics_of(first)) == (2, metrics_of(again))
+
+
+def test_what_a_file_may_not_set_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('token_cache = "elsewhere"\n')
+    seen: list[Event] = []
+    with pytest.raises(beitcli.DataError):
+        beitcli.pretrain(tmp_path / "none", config=file, tokenizer="dall-e", on_event=seen.append)
+    assert isinstance(seen[0], Warned)
+    assert "token_cache = 'elsewhere'" in seen[0].message
 
 
 def test_finetune_and_evaluate_return_the_reports_of_their_kind(

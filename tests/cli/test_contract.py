@@ -21,7 +21,7 @@ import pytest
 from beitcli.cli import console as output
 from beitcli.cli import progress
 from beitcli.cli.app import main
-from beitcli.engine.events import Progress
+from beitcli.engine.events import Progress, Warned
 from tests.helpers.forked import Child
 
 BEIT = [sys.executable, "-m", "beitcli"]
@@ -501,6 +501,27 @@ def test_file_names_that_are_no_text_are_shown_on_a_terminal(picture: Callable, 
         code, said = at_terminal(lambda: main(["mask-preview", str(tmp_path)]), encoding=encoding)
         assert code == 0, said
         assert f"{tmp_path}/\\udcff.png  78 of 196 patches hidden" in said
+
+
+def test_names_with_line_breaks_forge_no_line_on_a_terminal(picture: Callable, tmp_path: Path) -> None:
+    name = picture("a.png\nerror: forged.png")
+    (tmp_path / "bad\nerror: forged.png").write_bytes(b"no image")
+    code, said = at_terminal(lambda: main(["mask-preview", str(tmp_path)]))
+    assert code == 3
+    assert str(name).replace("\n", "\\n") in said
+    assert said.count("error: forged") == 2
+    assert "\nerror: forged" not in said
+
+    def tell() -> int:
+        console = output.CommandConsole()
+        console.on_event(Warned("'x\nerror: forged' is left out"))
+        console.print_metrics({"model": "x\nerror: forged"})
+        console.print_rows([{"path": "x\nerror: forged"}])
+        console.print_line("x\nerror: forged")
+        return 0
+
+    _, said = at_terminal(tell)
+    assert said.count("x\\nerror: forged") == 4
 
 
 # Counting where there is no terminal

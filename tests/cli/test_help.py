@@ -373,6 +373,8 @@ def test_misspelling_gets_a_suggestion(beit: Callable, argv: list[str], said: st
         (["eval", "run"], "MODEL is taken as 'run', and DATA is missing"),
         (["predict", "photo.jpg"], "MODEL is taken as 'photo.jpg', and INPUT is missing"),
         (["mask-preview"], "No image is given"),
+        (["recipes", "--json=1"], "--json takes no value."),
+        (["pretrain", "sample", "--no-compile=1"], "--no-compile takes no value."),
         (["attn-map", "x.png", "--head", "first"], "--head is 'first'"),
     ],
     ids=str,

@@ -63,7 +63,6 @@ def test_paths_that_cannot_do_are_told_without_torch(tmp_path: Path) -> None:
         ["predict", "RUN", "IMAGES/*.png"],
         ["predict", "RUN", "IMAGES/0{1,3}.png"],
         ["predict", "RUN", "IMAGES", "sample", "--limit", "2"],
-        ["mask-preview", "absent.png", "--stats", "3"],
     ],
     ids=str,
 )

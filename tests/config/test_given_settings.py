@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 
 from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.cache import CacheConfig
 from beitcli.config.embed import EmbedConfig
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.fields import settings_of
 from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.mask_preview import MaskPreviewConfig
+from beitcli.config.predict import PredictConfig
 from beitcli.config.resolve import resolve
+from beitcli.config.tokenize import TokenizeConfig
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.errors import UsageError
 from beitcli.tokenizers.kinds.vqkd import VQKDSettings
@@ -87,3 +91,65 @@ def test_help_of_each_layer_says_where_it_counts_from_and_where_the_others_do() 
         assert start in text.split("(")[0]
         assert others[config is AttnMapConfig] in text
         assert {"from 0", "from 1"} == {word for word in ("from 0", "from 1") if word in text}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name", "value"),
+    [
+        *[("head", name, value) for name, value in (("k", 5), ("pool", "class"), ("standardize", True))],
+        *[("head", "feature_norm", False), ("head", "probe_lr", 1e-3), ("head", "feature_cache", "cache")],
+        *[("knn", "probe_epochs", 5), ("knn", "flip", True), ("knn", "ignore_index", 0)],
+        *[("linear", "k", 5), ("linear", "temperature", 0.1), ("linear", "window", 32)],
+        *[("elbo", "k", 5), ("elbo", "feature_norm", True), ("elbo", "multi_scale", True)],
+    ],
+)
+def test_a_setting_that_a_protocol_does_not_use_is_refused(protocol: str, name: str, value: object) -> None:
+    given = {"model": "runs/a", "data": ("photos",), "protocol": protocol, name: value}
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} has no effect with --protocol {protocol}"):
+        resolve(EvalConfig, given)
+
+
+def test_settings_of_a_protocol_are_taken() -> None:
+    given = {"model": "runs/a", "data": ("photos",)}
+    assert resolve(EvalConfig, given | {"protocol": "knn", "k": 5, "feature_norm": False}).config.k == 5
+    assert resolve(EvalConfig, given | {"protocol": "linear", "probe_epochs": 3}).config.probe_epochs == 3
+    assert resolve(EvalConfig, given | {"window": 32, "flip": True, "ignore_index": 0}).config.window == 32
+    assert resolve(EvalConfig, given, environ={"BEIT_K": "7"}).config.k == 7  # of another call
+    assert resolve(PredictConfig, {"model": "runs/a", "inputs": ("a.png",), "flip": True}).config.flip
+    for kind, role in ((EvalConfig, "data"), (PredictConfig, "inputs")):
+        with pytest.raises(UsageError, match="--size is given beside it"):
+            resolve(kind, {"model": "runs/a", role: ("photos",), "window": 16, "size": 32})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (MaskPreviewConfig, {"stats": 3, "inputs": ("sample",)}, "INPUT has no effect with --stats"),
+        (MaskPreviewConfig, {"stats": 3, "limit": 4}, "--limit has no effect with --stats"),
+        (MaskPreviewConfig, {"stats": 3, "preview": True}, "--preview has no effect with --stats"),
+        (MaskPreviewConfig, {"animate": "runs/a", "epoch": 3}, "--epoch has no effect with --animate"),
+        (MaskPreviewConfig, {"animate": "runs/a", "stats": 3}, "--stats has no effect with --animate"),
+        (MaskPreviewConfig, {"inputs": ("a.png",), "tokenizer": "dall-e"}, "no effect without --model"),
+        (TokenizeConfig, {"resume": True}, "--resume has no file"),
+        (TokenizeConfig, {"resume": True, "stats": True, "output": "a.png"}, "--resume has no file"),
+        (TokenizeConfig, {"resume": True, "output": "a.npz", "codebook": "b.png"}, "all images"),
+        (TokenizeConfig, {"codes": 9}, "--codes has no effect without --codebook"),
+        (TokenizeConfig, {"decode": True, "limit": 3}, "--limit has no effect with --decode"),
+        (TokenizeConfig, {"decode": True, "stats": True}, "--stats has no effect with --decode"),
+        (TokenizeConfig, {"decode": True, "reconstruct": "a"}, "--reconstruct has no effect with --decode"),
+        (TokenizeConfig, {"decode": True, "resume": True}, "--resume has no effect with --decode"),
+        (CacheConfig, {"action": "list", "all": True}, "--all has no effect with beit cache list"),
+        (CacheConfig, {"dry_run": True}, "--dry-run has no effect with beit cache list"),
+        (CacheConfig, {"action": "dir", "kind": ("features",)}, "--kind has no effect with beit cache dir"),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_beside_another_is_refused(kind: type, given: dict[str, object], said: str) -> None:
+    needed = {"tokenizer": "dall-e"} if kind is TokenizeConfig else {}
+    with pytest.raises(UsageError, match=said):
+        resolve(kind, needed | given)
+    resolve(kind, needed, environ={"BEIT_LIMIT": "3", "BEIT_CODES": "9"}, known_elsewhere={"limit", "codes"})
+
+
+def test_a_variable_without_effect_is_that_of_another_command() -> None:
+    assert resolve(MaskPreviewConfig, {"stats": 3}, environ={"BEIT_LIMIT": "4"}).config.limit == 4

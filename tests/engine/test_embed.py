@@ -17,15 +17,18 @@ from PIL import Image
 from safetensors import safe_open
 
 import beitcli
+from beitcli.cli.app import main
 from beitcli.config.resolve import resolve
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine.embed import embed
 from beitcli.engine.events import Progress
 from beitcli.engine.io import stored_features
+from beitcli.engine.io.stored_features import read_features
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import pooled_features
+from tests.cli.test_contract import at_terminal
 from tests.helpers.processes import in_processes
 
 FORMATS = [".npy", ".parquet", ".safetensors", ".jsonl"]
@@ -179,6 +182,21 @@ def test_a_stopped_job_goes_on_and_equals_one_that_was_not(
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
+def test_classes_that_are_no_text_are_stored(
+    pretrained_run: Path, picture: Callable, tmp_path: Path, suffix: str
+) -> None:
+    names = ["caf\udce9", "t"]  # the first in Latin-1
+    for name in names:
+        picture(f"data/{name}/a.png")
+    file = tmp_path / f"out{suffix}"
+    list(embed(config_of(pretrained_run, tmp_path / "data", output=str(file))))
+    stored = read_features(file)
+    assert stored.labels == names
+    assert [Path(path).parent.name for path in stored.paths] == names
+    list(embed(config_of(pretrained_run, tmp_path / "data", output=str(file), resume=True)))  # is read back
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_a_finished_file_takes_up_further_images(
     pretrained_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str
 ) -> None:
@@ -210,6 +228,20 @@ def test_resume_refuses_a_file_of_other_features_and_leaves_it(
         list(embed(config_of(model, labelled_folder / "blue", output=str(file), resume=True, **change)))
     assert file.read_bytes() == before
     assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("change", [{"layer": 2}, {"pool": "none"}, {"dtype": "float16"}], ids=str)
+def test_resume_refuses_parts_of_other_features_and_leaves_them(
+    pretrained_run: Path, labelled_folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    file = tmp_path / "out.npy"
+    with pytest.raises(Halt):
+        list(embed(config_of(pretrained_run, labelled_folder, output=str(file)), stop_after(7)))
+    parts = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert [len(content) for content in parts.values()] != [0, 0]
+    with pytest.raises(UsageError, match="another kind"):
+        list(embed(config_of(pretrained_run, labelled_folder, output=str(file), resume=True, **change)))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == parts
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -330,6 +362,20 @@ def test_embed_refuses_what_it_cannot_do(
     ended = beit("embed", pretrained_run, picture("x.png"), *words)
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
+
+
+def test_query_without_another_image_has_no_neighbours(pretrained_run: Path, query: Path) -> None:
+    argv = ["embed", str(pretrained_run), str(query), "--query", str(query), "--workers", "0"]
+    code, said = at_terminal(lambda: main(argv))
+    assert code == 0
+    assert "No other image is there to compare with." in said
+
+
+@pytest.mark.parametrize("argv", [["-o", ".npy"], ["-o", "out/.parquet"], ["--query", "x.png", "-o", ".png"]], ids=str)
+def test_a_name_that_is_a_suffix_alone_is_refused(beit: Callable, pretrained_run: Path, argv: list[str]) -> None:
+    ended = beit("embed", pretrained_run, "x.png", *argv)
+    assert ended.code == 2
+    assert "has no suffix" in ended.err
 
 
 def test_query_must_be_one_readable_image(beit: Callable, pretrained_run: Path, labelled_folder: Path) -> None:

@@ -214,6 +214,18 @@ def test_mask_preview_writes_only_one_picture_to_stdout(beit: Callable, labelled
     assert "24 images" in ended.err
 
 
+def test_mask_preview_keeps_documents_out_of_the_stream_of_a_picture(
+    capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    assert main(["mask-preview", str(tmp_path / "bad.jpg"), "-o", "-"]) == 3
+    out, err = capfdbinary.readouterr()
+    assert out == b""
+    assert b"bad.jpg: " in err
+    assert main(["mask-preview", "--stats", "3", "-o", "/dev/stdout"]) == 0
+    assert capfdbinary.readouterr().out.endswith(b"IEND\xaeB`\x82")
+
+
 def test_mask_preview_of_several_writes_a_folder(beit: Callable, labelled_folder: Path, tmp_path: Path) -> None:
     lines = beit("mask-preview", labelled_folder, "-o", tmp_path / "new" / "masks").lines
     assert sorted(line["output"] for line in lines) == sorted(map(str, (tmp_path / "new" / "masks").iterdir()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +53,40 @@ def test_token_maps_of_several_are_a_folder_or_a_sheet(
     assert len((tmp_path / "tokens.jsonl").read_text().splitlines()) == 3
     assert beit(*argv, "--map", tmp_path / "sheet.tiff").code == 2
     assert beit(*argv, "--decode", "--map", tmp_path / "x.png").code == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--reconstruct", "out", "--map", "out"],
+        ["--reconstruct", "out", "--map", "out/b-pair.png"],
+        ["--codebook", "out/a.png", "--map", "out/"],
+        ["--stats", "--codebook", "x.png", "-o", "x.png"],
+        ["--stats", "--codebook", "x.png", "-o", "link.png"],
+        ["--stats", "--codebook", "/dev/stdout", "-o", "/dev/fd/1"],
+    ],
+    ids=" ".join,
+)
+def test_outputs_that_would_replace_one_another_are_refused(
+    beit: Callable, tokenizer_run: Path, picture: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list
+) -> None:
+    picture("in/a.png"), picture("in/b.png")
+    (tmp_path / "link.png").symlink_to("x.png")
+    monkeypatch.chdir(tmp_path)
+    ended = beit("tokenize", "in", "--tokenizer", tokenizer_run, *argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert "would both write" in ended.err
+    assert not [path for path in tmp_path.rglob("*.png") if path.parent.name != "in" and path.exists()]
+
+
+@pytest.mark.parametrize("argv", [["--map"], ["--codebook"], ["--stats", "-o"]], ids=" ".join)
+def test_a_picture_on_stdout_is_alone_there(tokenizer_run: Path, picture: Callable, argv: list[str]) -> None:
+    line = ["tokenize", picture("a.png"), "--tokenizer", tokenizer_run, "--device", "cpu", *argv, "/dev/stdout"]
+    program = "import sys; from beitcli.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    ended = subprocess.run([sys.executable, "-c", program, *map(str, line)], capture_output=True, check=True)
+    with Image.open(io.BytesIO(ended.stdout)) as image:
+        image.load()
+    assert ended.stdout.endswith(b"IEND\xaeB`\x82")
 
 
 def test_previews_of_tokens_are_events_with_the_map(tokenizer_run: Path, picture: Callable) -> None:

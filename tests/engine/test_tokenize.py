@@ -25,7 +25,9 @@ from beitcli.data.transforms.base import fit_center, to_array
 from beitcli.engine.events import Event, Progress
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import OutputNames
-from beitcli.engine.io.token_files import TokenKind, open_token_file
+from beitcli.engine.io.token_files import open_token_file
+from beitcli.engine.io.token_lines import TokenKind
+from beitcli.engine.tokenize import tokenize as engine_tokenize
 from beitcli.errors import StorageError
 from beitcli.tokenizers.open import open_tokenizer
 
@@ -309,17 +311,117 @@ def test_tokenize_of_bad_images_alone_makes_a_file_without_tokens(
     assert [path for path, _ in read(target)] == [str(bad)]
 
 
-def test_token_archive_holds_four_bytes_a_token(tmp_path: Path) -> None:
-    kind = TokenKind((100, 100), CODES, "0" * 64)
-    file = open_token_file(tmp_path / "tokens.npz", kind, resume=False)
+@pytest.mark.parametrize("suffix", FORMATS[1:])
+def test_a_token_archive_is_not_held_in_memory(tmp_path: Path, suffix: str) -> None:
+    kind, path = TokenKind((100, 100), CODES, "0" * 64), tmp_path / f"tokens{suffix}"
+    file = open_token_file(path, kind, resume=False)
+    document = {"path": "", "grid": [100, 100], "tokens": [3] * 10_000}
     tracemalloc.start()
     for number in range(50):
-        file.add({"path": str(number), "grid": [100, 100], "tokens": [number % CODES] * 10_000})
+        file.add(document | {"path": str(number)})
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert held < 1.1 * 50 * 10_000 * 4
+    assert held < 50 * 10_000 * 4 / 10
     file.close()
-    assert len(open_token_file(tmp_path / "tokens.npz", kind, resume=True).held) == 50
+    assert [path.name for path in tmp_path.iterdir()] == [f"tokens{suffix}"]
+    with closing(open_token_file(path, kind, resume=True)) as again:
+        assert len(again.held) == 50
+
+
+def test_names_beyond_a_safetensors_header_are_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, path = TokenKind((1, 2), CODES, "0" * 64), tmp_path / "tokens.safetensors"
+    names = [f"{'long' * 10}-{number}.png" for number in range(100)]
+    monkeypatch.setattr("beitcli.engine.io.token_archives._MOST_HEADER", 1000)
+    with closing(open_token_file(path, kind, resume=False)) as file:
+        for number, name in enumerate(names):
+            file.add({"path": name, "grid": [1, 2], "tokens": [number % CODES, 3]})
+    with safe_open(path, framework="numpy") as stored:
+        assert set(stored.metadata()) == {"tokenizer"}
+        assert json.loads(stored.get_tensor("paths").tobytes()) == names
+        assert stored.get_tensor("tokens").tolist() == [[number % CODES, 3] for number in range(100)]
+        assert stored.get_tensor("grid").tolist() == [1, 2]
+    with closing(open_token_file(path, kind, resume=True)) as file:
+        assert file.held == set(names)
+
+
+def test_a_safetensors_header_is_measured_with_its_escapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, path = TokenKind((1, 1), CODES, "0" * 64), tmp_path / "tokens.safetensors"
+    monkeypatch.setattr("beitcli.engine.io.token_archives._MOST_HEADER", 2000)
+    with closing(open_token_file(path, kind, resume=False)) as file:
+        for number in range(100):
+            file.add({"path": '"' * 9 + str(number), "grid": [1, 1], "tokens": [1]})
+    assert int.from_bytes(path.read_bytes()[:8], "little") <= 2000
+
+
+class Halt(Exception):
+    """A stop in the middle of a job."""
+
+
+@pytest.mark.parametrize("ending", [Halt, KeyboardInterrupt])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_stopped_job_leaves_no_archive_and_goes_on(
+    tokenize: Callable,
+    tokenizer_run: Path,
+    labelled_folder: Path,
+    tmp_path: Path,
+    suffix: str,
+    ending: type[BaseException],
+) -> None:
+    target, whole, out = tmp_path / f"tokens{suffix}", tmp_path / f"whole{suffix}", tmp_path / "out"
+    flags = {"inputs": [str(labelled_folder)], "tokenizer": str(tokenizer_run), "output": str(target)}
+    flags |= {"batch_size": 4, "workers": 0, "device": "cpu", "reconstruct": str(out)}
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.phase == "tokenize" and event.done >= 12:
+            raise ending
+
+    with pytest.raises(ending):
+        list(engine_tokenize(resolve(TokenizeConfig, flags).config, stop))
+    assert target.exists() == (suffix == ".jsonl")
+    assert len(list(out.glob("*.png"))) == 2 * 12
+    argv = [labelled_folder, "-o", target, "--reconstruct", out, "--batch-size", 4, "--workers", 0, "--device", "cpu"]
+    assert tokenize(*argv).code == 2  # what is there is not replaced unasked
+    ended = tokenize(*argv, "--resume")
+    assert ended.code == 0, ended.err
+    assert "12 of 24 images are in the file already" in ended.err
+    assert tokenize(labelled_folder, "-o", whole).code == 0
+    assert read(target) == read(whole)
+    assert not list(tmp_path.glob("*.partial*"))
+    assert len(list(out.glob("*.png"))) == 2 * 24
+    assert not (out / ".beit-unfinished").exists()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_that_a_stopped_job_was_to_replace_stays(
+    tokenizer_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    target = tmp_path / f"tokens{suffix}"
+    target.write_bytes(b"of value")
+    flags = {"inputs": [str(labelled_folder)], "tokenizer": str(tokenizer_run), "output": str(target)}
+    flags |= {"batch_size": 4, "workers": 0, "device": "cpu", "overwrite": True}
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.phase == "tokenize":
+            raise Halt
+
+    with pytest.raises(Halt):
+        list(engine_tokenize(resolve(TokenizeConfig, flags).config, stop))
+    assert target.read_bytes() == b"of value"
+
+
+def test_resume_replaces_no_picture_of_another_job(tokenize: Callable, picture: Callable, tmp_path: Path) -> None:
+    first, second, target = picture("in/a.png"), picture("in/b.png", seed=2), tmp_path / "tokens.npz"
+    argv = ["-o", target, "--resume", "--reconstruct", tmp_path / "out"]
+    assert tokenize(first, *argv).code == 0
+    (tmp_path / "out" / "b-pair.png").write_bytes(b"of value")
+    before = target.read_bytes()
+    ended = tokenize(first, second, *argv)
+    assert ended.code == 2
+    assert "b-pair.png' exists already" in ended.err
+    assert (tmp_path / "out" / "b-pair.png").read_bytes() == b"of value"
+    assert target.read_bytes() == before
+    assert not list(tmp_path.glob("*.partial*"))
+    assert tokenize(first, second, *argv, "--map", tmp_path / "sheet.png").code == 2
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -333,7 +435,7 @@ def test_token_files_hold_names_that_are_no_text(tmp_path: Path, suffix: str) ->
 
 
 def test_parquet_tokens_come_in_row_groups_with_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("beitcli.engine.io.token_files._ROW_GROUP", 4)
+    monkeypatch.setattr("beitcli.engine.io.token_archives._ROW_GROUP", 4)
     with closing(open_token_file(tmp_path / "t.parquet", TokenKind((1, 2), CODES, "0" * 64), resume=False)) as file:
         for number in range(10):
             file.add({"path": f"{number}.png", "grid": [1, 2], "tokens": [number, 3]})

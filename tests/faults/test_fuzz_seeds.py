@@ -26,7 +26,8 @@ from beitcli.config.resolve import resolve
 from beitcli.data.caches.feature_cache import Features, FeatureWriter, load_features
 from beitcli.data.sources.open_data import open_data
 from beitcli.engine.export_card import _is_measured
-from beitcli.engine.io.token_files import TokenKind, open_token_file
+from beitcli.engine.io.token_files import open_token_file
+from beitcli.engine.io.token_lines import TokenKind
 from beitcli.engine.segmentation.dataset import read_names
 from beitcli.engine.trainer.trainer_state import stored_progress
 from beitcli.errors import DataError, StorageError, UsageError

@@ -30,7 +30,8 @@ from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.decode import decode_index_mask, decode_pixels, decode_rgb, read_upright_size
 from beitcli.data.sources.open_data import open_data
-from beitcli.engine.io.token_files import FORMATS, TokenKind, open_token_file, parse_line
+from beitcli.engine.io.token_files import FORMATS, open_token_file
+from beitcli.engine.io.token_lines import TokenKind, parse_line
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.metric_writers.jsonl import MetricsJsonl
 from beitcli.errors import BeitError

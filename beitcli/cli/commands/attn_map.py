@@ -15,6 +15,7 @@ def _run(config: AttnMapConfig, console: CommandConsole) -> None:
     last = None
     for document in attn_map(config, console.on_event, console.stdin):
         if is_picture:
+            console.tell_reason(document)
             continue
         if console.wants_json:
             console.print_json(document)

@@ -13,12 +13,16 @@ _FEW = 6  # numbers of a line
 
 def _run(config: EmbedConfig, console: CommandConsole) -> None:
     from beitcli.engine.embed import embed
+    from beitcli.engine.io.outputs import is_stdout
 
+    is_picture = config.output != "-" and is_stdout(config.output)
     for document in embed(config, console.on_event, console.stdin):
+        if is_picture:  # that stream is the picture's alone
+            continue
         if console.wants_json:
             console.print_json(document)
         elif "neighbours" in document:
-            console.print_rows(document["neighbours"])
+            console.print_rows(document["neighbours"], "No other image is there to compare with.")
             if document["output"]:
                 console.print_line(document["output"])
         else:

@@ -8,23 +8,31 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 
 
 def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
+    from beitcli.engine.io.outputs import is_stdout
     from beitcli.engine.mask_preview import mask_preview, mask_preview_statistics
     from beitcli.engine.run_previews import animate_previews
 
+    is_picture = is_stdout(config.output)  # that stream is the picture's alone
     if config.animate:
         animation = animate_previews(config)
+        if is_picture:
+            return
         if console.wants_json:
             console.print_json(animation)
         else:
             console.print_line(f"{animation['output']}  {len(animation['steps'])} previews")
         return
     if config.stats:
-        console.print_json(mask_preview_statistics(config))
+        statistics = mask_preview_statistics(config)
+        if not is_picture:
+            console.print_json(statistics)
         return
     for preview in mask_preview(config, console.on_event, console.stdin):
         document = preview.document
-        if preview.to_stdout and preview.picture is not None:
-            console.picture(preview.picture)
+        if is_picture:
+            console.tell_reason(document)
+            if preview.picture is not None:
+                console.picture(preview.picture)
         elif console.wants_json:
             console.print_json(document)
         elif "error" in document:
@@ -32,7 +40,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         else:
             rows, columns = document["grid"]
             console.print_line(f"{document['path']}  {document['num_masked']} of {rows * columns} patches hidden")
-            console.print_line(
+            console.print_text(
                 "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
             )
             if document["output"]:

@@ -18,7 +18,7 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
         console.print_line(dump_json([asdict(recipe) for recipe in recipes]))
     elif config.name:
         for recipe in recipes:
-            console.print_line(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")
+            console.print_text(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")
     else:
         rows = [{"command": each.command, "recipe": each.name, "about": each.about} for each in recipes]
         console.print_rows(rows)

@@ -9,11 +9,14 @@ from beitcli.config.report import ReportConfig
 
 def _run(config: ReportConfig, console: CommandConsole) -> None:
     from beitcli.engine.events import Note
+    from beitcli.engine.io.outputs import is_stdout
     from beitcli.engine.report_runs import report
 
     made = report(config)
     for run in made.document["runs"]:
         console.on_event(Note(f"{run['name']}: {run['verdict']['text']}"))
+    if is_stdout(config.output):  # that stream is the page's alone
+        return
     if console.as_json:
         console.print_json({"page": str(made.path)} | made.document)
     else:

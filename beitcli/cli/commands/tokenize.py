@@ -8,9 +8,15 @@ from beitcli.config.tokenize import TokenizeConfig
 
 
 def _run(config: TokenizeConfig, console: CommandConsole) -> None:
+    from beitcli.engine.io.outputs import is_stdout
     from beitcli.engine.tokenize import tokenize
 
+    pictures = [config.map, config.codebook, config.output if config.stats and config.output != "-" else None]
+    is_picture = any(map(is_stdout, pictures))
     for document in tokenize(config, console.on_event, console.stdin):
+        if is_picture:  # that stream is the picture's alone
+            console.tell_reason(document)
+            continue
         if config.stats:
             told = () if console.wants_json else ("reason",)  # stderr has it
             console.print_metrics({name: value for name, value in document.items() if name not in told})

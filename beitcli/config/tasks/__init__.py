@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from beitcli.config.registry import Registry
 
@@ -33,6 +33,7 @@ class TaskDefinition:
         background: Number of rows of that tensor that are not classes.
         shards: Whether `--shard` is supported.
         eval_options: Options to add to `beit eval RUN DATA` where it is proposed.
+        output: What `predict -o` names: a file of the documents, or a folder of pictures; None: its package says.
         predict_options: Options to add to `beit predict RUN photo.jpg` where it is proposed.
     """
 
@@ -47,8 +48,14 @@ class TaskDefinition:
     classifier: str = ""
     background: int = 0
     shards: bool = False
+    output: Literal["lines", "folder"] | None = None
     eval_options: tuple[str, ...] = ()
     predict_options: tuple[str, ...] = ()
+
+    @property
+    def article_kind(self) -> str:
+        """`a segmenter`, for messages."""
+        return f"{'an' if self.kind[:1] in 'aeiou' else 'a'} {self.kind}"
 
     @property
     def command(self) -> str:

@@ -9,6 +9,7 @@ TASK = TaskDefinition(
     kind="classifier",
     engine="beitcli.engine.classification",
     opener="beitcli.models.checkpoints.build:classifier_of",
+    output="lines",
     default_head="linear",
     shards=True,
 )

@@ -11,6 +11,7 @@ TASK = TaskDefinition(
     kind="detector",
     engine="beitcli.engine.detection",
     opener="beitcli.models.checkpoints.build:load_detector",
+    output="folder",
     recipe="base-coco",
     default_head="faster-rcnn",
     heads=HEADS,

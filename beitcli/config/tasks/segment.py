@@ -11,6 +11,7 @@ TASK = TaskDefinition(
     kind="segmenter",
     engine="beitcli.engine.segmentation",
     opener="beitcli.models.checkpoints.build:load_segmenter",
+    output="folder",
     recipe="base-ade20k",
     default_head="upernet",
     heads=HEADS,

@@ -220,7 +220,7 @@ class _TrainingBatches(_BatchDataset):
                 bad.append((index, self.source.path(index), error.message))
         raise DataError(
             f"{min(length, _SUBSTITUTES)} images in a row cannot be read, the last: {bad[-1][1]}: {bad[-1][2]}.",
-            "Check the data; `beit tokenize DATA --stats` lists unreadable images.",
+            "`beit doctor DATA` lists what cannot be read, and why.",
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from beitcli import __version__
 from beitcli.config.intensity import FULL
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.pages import PAGE
 
 
 def contents_stamp(source: Source) -> str:
@@ -29,8 +30,8 @@ def contents_stamp(source: Source) -> str:
         folder = os.path.dirname(path)
         stamp = stamp_of.get(folder)
         if stamp is None:
-            stamp = _stamp(path)
-            if not stamp:  # a member of a tar shard or a row of a parquet file
+            stamp = _stamp(path) or _stamp(path.rpartition(PAGE)[0])
+            if not stamp and not os.path.isdir(folder):  # a member of a tar shard or a row of a parquet file
                 stamp = stamp_of[folder] = _holder(Path(folder))
         digest.update(stamp)
     return digest.hexdigest()

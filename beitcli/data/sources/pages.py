@@ -15,6 +15,7 @@ from beitcli.data.sources.base import OnProgress, Source
 from beitcli.errors import BadImage, UsageError
 from beitcli.runtime.storage.regular_files import open_regular
 
+PAGE = "#page="  # between a file and the number of its page
 _ENDINGS = (".tif", ".tiff")
 _TELL_EVERY = 1000  # files
 
@@ -80,7 +81,7 @@ class PagesSource(Source):
 
     def path(self, index: int) -> str:
         path, page = self.source.path(int(self._file_of[index])), int(self._page_of[index])
-        return f"{path}#page={page}" if page else path
+        return f"{path}{PAGE}{page}" if page else path
 
     def read(self, index: int) -> bytes:
         if not self._page_of[index]:

@@ -157,7 +157,9 @@ def score_vectors(
     parts = world.gather((mine, bad))
     rows = sorted((row for part in parts for row in part[0]), key=lambda row: row[0])
     if not rows:
-        raise DataError(f"None of the {len(source)} images of '{source.name}' can be read.", "Check the data.")
+        raise DataError(
+            f"None of the {len(source)} images of '{source.name}' can be read.", "`beit doctor DATA` says why of each."
+        )
     outputs, truth = (np.stack([row[place] for row in rows]) for place in (1, 2))
     return VectorScores(outputs, truth, sorted(record for part in parts for record in part[1]))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +22,7 @@ from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.splits import canonical
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.doctor.collect import Collected
-from beitcli.engine.doctor.list_of_good import list_of_good
+from beitcli.engine.doctor.list_of_good import list_of_good, require_files
 from beitcli.engine.doctor.page import doctor_page
 from beitcli.engine.doctor.passes import examine_all
 from beitcli.engine.doctor.report import Diagnosis, DoctorReport, diagnose
@@ -55,6 +58,8 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
     inputs = ProtectedInputs(config, source)
     for output in map(Path, config.output):
         require_writable_outputs([output], f"-o '{output}'", inputs, overwrite=config.overwrite, follows=True)
+    if any(output.lower().endswith(LISTS) for output in config.output):
+        require_files(next(iter(parts.values())))
     collected = Collected.empty(len(source))
     for image in examine_all(source, config.workers):
         collected.add(image)
@@ -68,7 +73,7 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
 
 def _require_format(outputs: tuple[str, ...]) -> None:
     for output in outputs:
-        if is_stdout(output) or not output.lower().endswith((PAGE, *LISTS)):
+        if is_stdout(output) or Path(output).suffix.lower() not in (PAGE, *LISTS):
             raise UsageError(
                 f"-o '{output}' ends in no format that is known here.",
                 f"Give a page that ends in {PAGE}, or a list that ends in {' or '.join(LISTS)}.",
@@ -78,10 +83,13 @@ def _require_format(outputs: tuple[str, ...]) -> None:
 def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> dict[str, Source]:
     """Opens DATA and returns its splits by name; `--val` comes last."""
     request = Request.of(config, stdin=stdin, on_progress=openings(on_event), tells_splits=False)
-    splits = _splits_of(config)
     parts: dict[str, Source] = {}
-    for split in splits:
-        parts[split or _ALL] = _limited(open_data(config.data, replace(request, split=split)), config)
+    for name, references in _splits_of(config).items():
+        opened = [
+            open_data([reference for reference, _ in group], replace(request, split=split))
+            for split, group in groupby(references, key=itemgetter(1))
+        ]
+        parts[name or _ALL] = _limited(opened[0] if len(opened) == 1 else Concat(opened), config)
     if config.val is not None:
         if _VAL in parts or "validation" in parts:
             raise UsageError(
@@ -93,15 +101,47 @@ def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> 
     return parts
 
 
-def _splits_of(config: DoctorConfig) -> list[str | None]:
-    """Returns the splits to look at: the one that is asked for, else all that DATA has; None for what has none."""
+def _splits_of(config: DoctorConfig) -> dict[str | None, list[tuple[str, str | None]]]:
+    """Returns the splits to look at, each with its references and the split to open of them; None for no split.
+
+    These are the one that is asked for, else all that any of DATA has. What has no splits belongs to the first one, as
+    in training.
+    """
     if config.split is not None or "-" in config.data:
-        return [config.split]
+        return {config.split: [(reference, config.split) for reference in config.data]}
+    has = _splits_by_reference(config.data)
+    found: list[str | None] = [split for split in _SPLITS if any(split in splits for splits in has.values())]
+    found = found or [None]
+    return {
+        split: [
+            (reference, split if splits else None)
+            for reference, splits in has.items()
+            if split in splits or (not splits and split == found[0])
+        ]
+        for split in found
+    }
+
+
+def _splits_by_reference(references: tuple[str, ...]) -> dict[str, set[str]]:
+    """Returns the splits of each reference. Files of one format are taken together: their names may be the splits."""
     try:
-        has = open_data(config.data, Request()).splits
+        together = _opened_anyhow(references)
+    except DataError:  # no split that all have
+        if len(references) == 1:
+            raise
+    else:
+        each = together.sources if isinstance(together, Concat) else (together,)
+        if len({source.splits for source in each}) == 1:
+            return {reference: set(map(canonical, together.splits)) for reference in references}
+    return {reference: set(map(canonical, _opened_anyhow([reference]).splits)) for reference in references}
+
+
+def _opened_anyhow(references: Sequence[str]) -> Source:
+    """Opens any split of DATA, to see which there are."""
+    try:
+        return open_data(references, Request())
     except DataError:
-        has = open_data(config.data, Request(role="eval")).splits  # there is no training split
-    return [split for split in _SPLITS if split in map(canonical, has)] or [None]
+        return open_data(references, Request(role="eval"))  # there is no training split
 
 
 def _limited(source: Source, config: DoctorConfig) -> Source:
@@ -127,9 +167,8 @@ def _write(
     on_event(
         Note(f"List: {output}, {counted(good.images, 'image')}{of}" + (f"; left out: {dropped}" if dropped else ""))
     )
-    if good.unnamed:
-        unnamed = counted(good.unnamed, "image")
-        on_event(Warned(f"Left out of '{output}': {unnamed}, as a list holds no TAB or line break in a name."))
+    for why, number in good.unnamed.items():
+        on_event(Warned(f"Left out of '{output}': {counted(number, 'image')}, as {why}."))
 
 
 def _put(content: bytes, file: BinaryIO) -> None:

@@ -11,6 +11,10 @@ from beitcli.engine.events import OnEvent, Progress
 from beitcli.errors import DataError
 
 
+class UnreadableImages(DataError):
+    """Some images could not be read; the documents of all were yielded before."""
+
+
 def documents(
     source: Source,
     batches: Iterable[tuple[Batch, Iterable[dict[str, Any]]]],
@@ -24,7 +28,7 @@ def documents(
         at_end: Called after the last image.
 
     Raises:
-        DataError: After the last image, where some could not be read.
+        UnreadableImages: After the last image, where some could not be read.
     """
     bad = done = 0
     for batch, said in batches:
@@ -38,4 +42,4 @@ def documents(
     if at_end is not None:
         at_end()
     if bad:
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+        raise UnreadableImages(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")

@@ -1,27 +1,26 @@
 """Writes features image by image: .jsonl line by line, archives into a part file that the end turns into the archive.
 
-While a job runs, the rows of FILE lie in FILE.partial and their paths in FILE.partial.jsonl. So memory holds no
-features, and a job that was killed goes on with `--resume` from the last row it wrote. A file holds features of one
-kind, and is resumed only with the same. Lines of .jsonl do not say their kind: `first` lets the caller compare.
+While a job runs, the rows of an archive lie in part files (`part_files.py`), so that memory holds no features, and a
+job that was killed goes on with `--resume` from the last row it wrote. A file holds features of one kind, and is
+resumed only with the same. Lines of .jsonl do not say their kind: `first` lets the caller compare.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from beitcli.data.sources.formats.parquet import require_pyarrow
 from beitcli.engine.io.outputs import is_stream, make_folder, open_stream, output_error, write_output
-from beitcli.engine.io.stored_features import WRITERS, Blocks, FeatureKind, Rows, read_features
+from beitcli.engine.io.part_files import PartFiles
+from beitcli.engine.io.stored_features import WRITERS, FeatureKind, Rows, read_features
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.storage.own_files import open_own, temporary_beside
+from beitcli.runtime.storage.own_files import temporary_beside
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 Document = dict[str, Any]
@@ -164,124 +163,47 @@ class FeatureArchive(FeatureFile):
         if path.suffix.lower() == ".parquet":
             require_pyarrow(f"-o {path}")
         super().__init__(path, kind)
-        self._folder = TemporaryDirectory() if is_stream(path) else None
-        self.parts = part_files(Path(self._folder.name, path.name) if self._folder else path)
-        self.paths: list[str] = []
-        self.labels: list[str | None] = []
-        try:
-            self._open(resume and self._folder is None)
-        except OSError as error:
-            raise output_error(self.parts[0], error) from None
 
-    def _open(self, resume: bool) -> None:
-        kept = self._read_names() if resume and self.parts[1].exists() else 0
-        self._numbers = os.fdopen(open_own(self.parts[0], os.O_RDWR | os.O_CREAT), "r+b")
-        self._numbers.truncate(len(self.paths) * self.kind.row_bytes)
-        self._numbers.seek(0, os.SEEK_END)
-        self._names = os.fdopen(open_own(self.parts[1], os.O_RDWR | os.O_CREAT), "r+b")
-        self._names.truncate(kept)
-        self._names.seek(kept)
-        if not kept:
-            self._names.write(dump_json({"features": self.kind.as_dict()}).encode() + b"\n")
-            if resume and self.path.exists():
-                self._take_over()
-        self.flush()
+        def require(file: Path, stated: dict[str, Any]) -> None:
+            kind.require(file, stated["features"])
 
-    def _read_names(self) -> int:
-        """Reads the names of the rows that both files hold; returns the length of that part of the file of names."""
-        with self.parts[1].open("rb") as file:
-            lines = [line for line in file if line.endswith(b"\n")]
-        held = self.parts[0].stat().st_size // self.kind.row_bytes if self.parts[0].exists() else 0
-        del lines[1 + held :]  # a killed process may have written more of one file than of the other
-        if len(lines) < 2:  # no row, so that an archive that is there is taken over
-            return 0
-        try:
-            stated, *names = [parse_json(line) for line in lines]
-            self.kind.require(self.parts[1], stated["features"])
-            self.paths = [str(each["path"]) for each in names]
-            self.labels = [each.get("label") for each in names]
-            self.held = set(self.paths)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"'{self.parts[1]}' is damaged: {error}.", f"Remove '{self.parts[0]}' and it, and begin again."
-            ) from None
-        return sum(map(len, lines))
+        about = {"features": kind.as_dict()}
+        self.parts = PartFiles(path, about, kind.shape, kind.dtype, require, resume=resume)
+        if resume and not self.parts.paths and path.exists() and not is_stream(path):
+            self._take_over()
+        self.held = set(self.parts.paths)
 
     def _take_over(self) -> None:
         """Copies the rows of the finished archive."""
         try:
             stored = read_features(self.path)
             self.kind.require(self.path, stored.kind or {})
-            labels = stored.labels or [None] * len(stored.paths)
-            for block in stored.blocks():
-                self._numbers.write(np.ascontiguousarray(block, dtype=self.kind.dtype).data)
-            for path, label in zip(stored.paths, labels, strict=True):
-                self._name(path, label)
-            self.flush()
-        except BaseException:  # half a copy would later count as all of it
-            for file in (self._numbers, self._names):
-                with suppress(OSError):
-                    file.close()
-            self._remove_parts()
+        except BaseException:
+            self.parts.close()
             raise
-        self.paths, self.labels, self.held = list(stored.paths), list(labels), set(stored.paths)
-
-    def _name(self, path: str, label: str | None) -> None:
-        line = dump_json({"path": path} | ({} if label is None else {"label": label}))
-        self._names.write(line.encode() + b"\n")
+        self.parts.take_over(stored.blocks(), stored.paths, stored.labels)
 
     @property
     def rows(self) -> int:
-        return len(self.paths)
+        return len(self.parts.paths)
 
     def add(self, document: Document) -> None:
-        if "features" not in document:
-            return
-        try:
-            self._numbers.write(np.ascontiguousarray(document["features"], dtype=self.kind.dtype).data)
-            self._name(document["path"], document.get("label"))
-        except OSError as error:
-            raise output_error(self.parts[0], error) from None
-        self.paths.append(document["path"])
-        self.labels.append(document.get("label"))
+        if "features" in document:
+            self.parts.add(document["features"], document["path"], document.get("label"))
 
     def flush(self) -> None:
-        try:
-            self._numbers.flush()
-            self._names.flush()
-        except OSError as error:
-            raise output_error(self.parts[0], error) from None
+        self.parts.flush()
 
     def close(self, *, done: bool) -> None:
         try:
             self.flush()
             if done:
-                labels = self.labels if any(label is not None for label in self.labels) else None
-                WRITERS[self.path.suffix.lower()](self.path, Rows(self.kind, self.paths, labels, self._blocks))
-                self._remove_parts()
+                labels = self.parts.labels if any(label is not None for label in self.parts.labels) else None
+                rows = Rows(self.kind, self.parts.paths, labels, self.parts.blocks)
+                WRITERS[self.path.suffix.lower()](self.path, rows)
+                self.parts.remove()
         finally:
-            self._numbers.close()
-            self._names.close()
-            if self._folder is not None:
-                self._folder.cleanup()
-
-    def _blocks(self) -> Blocks:
-        self._numbers.seek(0)
-        step = self.kind.block_rows
-        for first in range(0, self.rows, step):
-            content = self._numbers.read(min(step, self.rows - first) * self.kind.row_bytes)
-            yield np.frombuffer(content, dtype=self.kind.dtype).reshape(-1, *self.kind.shape)
-
-    def _remove_parts(self) -> None:
-        for part in self.parts:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-
-
-def part_files(path: Path) -> tuple[Path, Path]:
-    """Returns the files of rows and of paths of an archive that is not finished."""
-    whole = path if is_stream(path) else Path(os.path.realpath(path))
-    return whole.with_name(f"{whole.name}.partial"), whole.with_name(f"{whole.name}.partial.jsonl")
+            self.parts.close()
 
 
 def open_feature_file(path: Path, kind: FeatureKind, resume: bool) -> FeatureFile:

@@ -204,6 +204,30 @@ def require_writable_outputs(
         )
 
 
+def require_distinct_outputs(outputs: Iterable[tuple[str, Path]]) -> None:
+    """Refuses that two outputs of a job are the same file, of which the later would replace the earlier.
+
+    Args:
+        outputs: The option that each follows from, for the message, and the file; each file once.
+
+    Raises:
+        UsageError: Two are the same: by name, through a link, or as stdout.
+    """
+    taken: dict[str, str] = {}
+    folders: dict[Path, str] = {}  # resolving each of many is slow
+    for option, path in outputs:
+        if path.parent not in folders:
+            folders[path.parent] = os.path.realpath(path.parent)
+        place = os.path.join(folders[path.parent], path.name)
+        if os.path.islink(place):
+            number = _descriptor(path)
+            place = os.path.realpath(path) if number is None else f"descriptor {number}"
+        if place in taken and place != os.devnull:
+            both = f"{option} would twice" if taken[place] == option else f"{taken[place]} and {option} would both"
+            raise UsageError(f"{both} write '{path}'.", "Give each a name or a folder of its own.")
+        taken[place] = option
+
+
 def is_stream(path: Path) -> bool:
     """Whether a path is a pipe, a terminal, another device, or a descriptor of this process, which is written into."""
     if _descriptor(path) is not None:

@@ -71,10 +71,6 @@ class FeatureKind:
     def row_bytes(self) -> int:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
-    @property
-    def block_rows(self) -> int:
-        return max(1, _BLOCK_BYTES // self.row_bytes)
-
     def require(self, path: Path, stated: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
         """Raises UsageError if the features in `path` are of another model, layer, pooling, size or view.
 
@@ -174,7 +170,7 @@ def _write_blocks(file: BinaryIO, rows: Rows) -> None:
 
 
 def write_parquet(path: Path, rows: Rows) -> None:
-    """Writes a row group for each block; paths are bytes if one is not UTF-8."""
+    """Writes a row group for each block; paths, and labels, are bytes if one is not UTF-8."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -183,7 +179,7 @@ def write_parquet(path: Path, rows: Rows) -> None:
         numbers = pa.list_(numbers, side)
     columns = [("path", _text_type(rows.paths)), ("features", numbers)]
     if rows.labels is not None:
-        columns.insert(1, ("label", pa.string()))
+        columns.insert(1, ("label", _text_type(each for each in rows.labels if each is not None)))
     schema = pa.schema(columns, metadata={"beit": dump_json({"features": rows.kind.as_dict()})})
 
     def write(file: BinaryIO) -> None:
@@ -198,7 +194,8 @@ def write_parquet(path: Path, rows: Rows) -> None:
                     flat = pa.FixedSizeListArray.from_arrays(flat, side)
                 arrays = [paths.cast(schema.field("path").type), flat]
                 if rows.labels is not None:
-                    arrays.insert(1, pa.array(rows.labels[those], pa.string()))
+                    labels = [None if each is None else os.fsencode(each) for each in rows.labels[those]]
+                    arrays.insert(1, pa.array(labels, pa.binary()).cast(schema.field("label").type))
                 writer.write_table(pa.table(arrays, schema=schema))
 
     write_output(path, write)
@@ -309,7 +306,10 @@ def _read_parquet(path: Path) -> StoredFeatures:
         names = [name for name in ("path", "label") if name in schema.names]
         table = file.read(names)
     paths = [os.fsdecode(each) for each in table.column("path").cast(pa.binary()).to_pylist()]
-    labels = table.column("label").to_pylist() if "label" in names else None
+    labels: list[str | None] | None = None
+    if "label" in names:
+        stored = table.column("label").cast(pa.binary()).to_pylist()
+        labels = [None if each is None else os.fsdecode(each) for each in stored]
 
     def blocks() -> Blocks:
         with pq.ParquetFile(path) as file:

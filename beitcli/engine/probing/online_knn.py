@@ -118,5 +118,8 @@ def _parts(
 def _read(source: Source, size: tuple[int, int]) -> Part:
     batches = [b for b in ordered_batches(source, evaluation_view(size), batch_size=BATCH, workers=0) if len(b)]
     if not batches:
-        raise DataError(f"None of {len(source)} images of --probe '{source.name}' can be read.", "Check the data.")
+        raise DataError(
+            f"None of {len(source)} images of --probe '{source.name}' can be read.",
+            "`beit doctor DATA` says why of each.",
+        )
     return torch.cat([b.tensors["images"] for b in batches]), torch.cat([b.tensors["labels"] for b in batches]).numpy()

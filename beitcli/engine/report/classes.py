@@ -19,7 +19,7 @@ def class_tables(record: RunRecord) -> dict[str, Any]:
     Numbers of evaluation.json that are not what a run writes leave the tables out.
     """
     evaluation = record.evaluation
-    with suppress(KeyError, TypeError, ValueError, IndexError, AttributeError):
+    with suppress(KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         if evaluation.get("task") == "classify":
             return _classified(evaluation)
         if evaluation.get("task") == "segment":

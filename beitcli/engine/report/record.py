@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beitcli.engine.report.run_state import State, as_mapping, newest_folder, read_run, small_text
+from beitcli.engine.report.run_state import (
+    State,
+    as_mapping,
+    finite_numbers,
+    is_step,
+    newest_folder,
+    read_run,
+    settings_of_run,
+    small_text,
+)
 from beitcli.engine.report.verdict import Measured
 from beitcli.runtime.metric_text import HELD_OUT
 from beitcli.runtime.storage.regular_files import open_regular
@@ -77,7 +85,7 @@ class RunRecord:
         """What the verdict rests on."""
         labelled: dict[int, int] = {}
         classes = self.evaluation.get("classes")
-        with suppress(KeyError, TypeError, ValueError):
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
             for label, _, count in self.evaluation["confusion"] if "labelled" not in self.evaluation else ():
                 labelled[int(label)] = labelled.get(int(label), 0) + int(count)
             labelled |= {n: int(count) for n, count in enumerate(self.evaluation.get("labelled", ()))}
@@ -97,27 +105,26 @@ class RunRecord:
 
 def read_record(path: Path) -> RunRecord:
     """Reads a run. Raises OSError or ValueError if it has no readable config.toml."""
-    settings = tomllib.loads(small_text(path / "config.toml"))
+    settings = settings_of_run(path)
     run = read_run(path)
     newest = newest_folder(path / "checkpoints")
     trainer = _document(newest, "trainer.json") if newest else {}
     architecture = as_mapping(_document(newest, "config.json").get("beit", {})).get("architecture") if newest else None
     codes = as_mapping(architecture).get("vocab_size")
     bad = list(_bad_images(path / "bad-images.jsonl"))
-    seconds = trainer.get("seconds")
     return RunRecord(
         path=path,
         command=str(settings.pop("command", "?")),
         state=run.state,
         step=run.step,
-        seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
+        seconds=float(finite_numbers(trainer).get("seconds", 0.0)),
         settings=settings,
         rows=_rows(path / "metrics.jsonl"),
         bad=bad[:_BAD_NAMED],
         bad_count=len(bad),
         fingerprint=str(trainer.get("data", "")),
         evaluation=_evaluation(path / EVALUATION),
-        vocab_size=codes if isinstance(codes, int) else 0,
+        vocab_size=codes if is_step(codes) else 0,
     )
 
 
@@ -141,9 +148,8 @@ def _rows(path: Path) -> list[dict[str, float]]:
     """Returns the lines with a step; of several with one step the last."""
     by_step: dict[int, dict[str, float]] = {}
     for line in _lines(path):
-        if isinstance(line.get("step"), int):
-            numbers = {n: v for n, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-            by_step[line["step"]] = numbers
+        if is_step(line.get("step")):
+            by_step[line["step"]] = finite_numbers(line)
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -43,7 +44,7 @@ def read_run(path: Path) -> Run:
     """Reads one run; files that are missing or damaged leave their facts out."""
     settings: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        settings = tomllib.loads(small_text(path / "config.toml"))
+        settings = settings_of_run(path)
     newest = newest_folder(path / "checkpoints")
     last = _last_line(path / "metrics.jsonl")
     trainer: dict[str, Any] = {}
@@ -51,15 +52,15 @@ def read_run(path: Path) -> Run:
         with suppress(OSError, ValueError):
             trainer = as_mapping(parse_json(small_text(newest / "trainer.json")))
     figures = as_mapping(trainer.get("figures")) or {n: v for n, v in last.items() if n not in ("step", "epoch", "lr")}
-    step = trainer.get("step", last.get("step", 0))
+    step = trainer.get("step", last.get("step"))
     return Run(
         run=str(path),
         command=str(settings.get("command", "?")),
         recipe=settings.get("recipe") if isinstance(settings.get("recipe"), str) else None,
         state=_state(path, newest),
-        step=step if isinstance(step, int) else 0,
+        step=step if is_step(step) else 0,
         when=max((each.stat().st_mtime for each in (path, path / "metrics.jsonl") if each.exists()), default=0.0),
-        figures={n: float(v) for n, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)},
+        figures={n: float(v) for n, v in finite_numbers(figures).items()},
     )
 
 
@@ -111,6 +112,31 @@ def _last_line(path: Path) -> dict[str, Any]:
         with suppress(ValueError):
             return as_mapping(parse_json(line))
     return {}
+
+
+def settings_of_run(path: Path) -> dict[str, Any]:
+    """Returns config.toml of a run. Raises OSError or ValueError if it cannot be read."""
+    try:
+        return tomllib.loads(small_text(path / "config.toml"))
+    except RecursionError:
+        raise ValueError("config.toml is nested too deeply") from None
+
+
+def is_step(value: Any) -> TypeGuard[int]:
+    """Whether a value of a file is a number of steps."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def finite_numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Returns the values that are finite numbers; JSON may hold NaN, and integers beyond every float."""
+    return {name: value for name, value in values.items() if _is_finite(value)}
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def as_mapping(value: Any) -> dict[str, Any]:

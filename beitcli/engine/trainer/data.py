@@ -100,7 +100,8 @@ def hold_out(source: Source, count: int, seed: int, world: DistributedContext = 
     readable = np.setdiff1d(some, [record[0] for record in bad])
     if not len(readable):
         raise DataError(
-            f"None of {len(some)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.", "Check the data."
+            f"None of {len(some)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.",
+            "`beit doctor DATA` says why of each.",
         )
     return HeldOut(source, Subset(source, readable), bad, False)
 

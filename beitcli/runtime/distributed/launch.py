@@ -31,7 +31,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError, Rendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, StorageError, UsageError
-from beitcli.escaping import shell_line
+from beitcli.escaping import shell_word
 from beitcli.runtime.distributed.failure_reports import (
     FOLDER_VARIABLE,
     STOPPING,
@@ -138,12 +138,13 @@ def _require_gpus(here: int, gpus: int, nodes: int, device: str, words: Sequence
         f"Under Slurm: srun --nodes={machines} --ntasks-per-node=1 --gpus-per-node={each} {_command(words, gpus)}",
     ]
     if not there and nodes == 1:
-        ways.insert(0, f"As processes on this CPU: {_command(words, gpus)} --device cpu")
+        ways.insert(0, f"As processes on this CPU: {_command(words, gpus, more=('--device', 'cpu'))}")
     request = f"{here} of --gpus {gpus} are for each of {nodes} machines" if nodes > 1 else f"--gpus is {gpus}"
     raise UsageError(f"{request}, but this machine has {there}.", "\n  ".join(ways))
 
 
-def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = "") -> str:
+def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = "", more: Sequence[str] = ()) -> str:
+    """Returns the command line with other machines; `endpoint` may be a shell's expression."""
     kept: list[str] = []
     skip = False
     for word in words:
@@ -154,8 +155,20 @@ def _command(words: Sequence[str], gpus: int, nodes: int = 1, endpoint: str = ""
             skip = "=" not in word
         else:
             kept.append(word)
-    machines = f" --nodes {nodes} --rdzv-endpoint {endpoint}" if nodes > 1 else ""  # $(hostname) is to be expanded
-    return f"{shell_line(['beit', *kept])} --gpus {gpus}{machines}"
+    machines = ["--nodes", str(nodes), "--rdzv-endpoint", endpoint] if nodes > 1 else []
+    added = with_options(kept, "--gpus", str(gpus), *machines, *more)
+    return " ".join(["beit", *(word if word == endpoint else shell_word(word) for word in added)])
+
+
+def with_options(words: Sequence[str], *options: str) -> list[str]:
+    """Returns a command line with further options, before the `--` behind which words are no options.
+
+    Args:
+        words: The command line after `beit`.
+    """
+    command = next((place for place, word in enumerate(words) if not word.startswith("-")), 0)
+    end = words.index("--", command) if "--" in words[command:] else len(words)
+    return [*words[:end], *options, *words[end:]]
 
 
 def launch(words: Sequence[str], plan: Launch, tell: Callable[[str], None]) -> None:
@@ -223,7 +236,8 @@ def _start(
         killed = {rank: -failure.exitcode for rank, failure in failed.failures.items() if failure.exitcode < 0}
         cause = first_cause(read_failures(folder), killed, plan.size)
         if cause.trace and "--debug" in words:
-            tell(cause.trace)
+            for line in cause.trace.splitlines():
+                tell(line)
         raise as_error(cause, plan.size) from None
     except SignalException as stop:
         raise _stopped(folder, stop) from None

@@ -192,7 +192,7 @@ def test_data_without_a_readable_image_stops_with_a_data_error(workers):
         stream(Numbered(5, (0, 1, 2, 3, 4)), steps=1, workers=workers)
     assert caught.value.exit_code == 3
     assert "Traceback" not in caught.value.message
-    assert caught.value.hint.startswith("Check the data")
+    assert caught.value.hint.startswith("`beit doctor DATA` lists")
     assert not active_children()  # though the error, and its traceback, live
 
 

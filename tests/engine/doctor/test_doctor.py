@@ -190,6 +190,76 @@ def test_an_image_that_no_shard_has_is_named(tmp_path: Path, beit: Beit):
     assert "data.tar/b.png', which is not in that shard" in ended.err
 
 
+def test_a_list_of_images_without_files_is_refused_before_they_are_read(
+    tmp_path: Path, beit: Beit, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    ended = beit("doctor", "sample", "-o", "good.tsv")
+    assert (ended.code, ended.out) == (2, "")
+    assert "have no files" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_list_names_members_with_absolute_names_of_a_shard_behind_a_link(
+    tmp_path: Path, beit: Beit, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    with tarfile.open(tmp_path / "far" / "data.tar", "w") as file:
+        for number, name in enumerate(("/abs/a.png", "../b.png", "c/../d.png")):
+            entry, content = tarfile.TarInfo(name), io.BytesIO()
+            photo(number).save(content, "PNG")
+            entry.size = len(content.getvalue())
+            file.addfile(entry, io.BytesIO(content.getvalue()))
+    monkeypatch.chdir(tmp_path)
+    ended = beit("doctor", "link/../data.tar", "-o", "good.txt", "--workers", 0)
+    assert ended.code == 0, ended.err
+    monkeypatch.chdir("/")
+    listed, whole = open_data([str(tmp_path / "good.txt")]), open_data([str(tmp_path / "far" / "data.tar")])
+    assert [listed.read(index) for index in range(3)] == [whole.read(index) for index in range(3)]
+
+
+def test_a_list_leaves_out_classes_that_no_line_can_hold(tmp_path: Path, beit: Beit):
+    for number, name in enumerate(("cat", "a\tb", "two\nlines", " spaces ")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        photo(number).save(tmp_path / "data" / name / "a.png")
+    shard = tmp_path / "data.tar"  # whose classes are in files of their own
+    with tarfile.open(shard, "w") as file:
+        for number, name in enumerate(("cat", "a\tb", "two\nlines", "dog")):
+            content = io.BytesIO()
+            photo(number).save(content, "PNG")
+            for ending, data in (("png", content.getvalue()), ("cls", name.encode())):
+                entry = tarfile.TarInfo(f"{number}.{ending}")
+                entry.size = len(data)
+                file.addfile(entry, io.BytesIO(data))
+    in_class = "as a list holds no TAB or line break in a class"
+    for data, images, said in ((tmp_path / "data", 1, f"1 image, {in_class}"), (shard, 2, f"2 images, {in_class}")):
+        ended = beit("doctor", data, "-o", tmp_path / "good.tsv", "--overwrite", "--workers", 0)
+        assert ended.code == 0, ended.err
+        lines = (tmp_path / "good.tsv").read_text().splitlines()
+        assert len(lines) == images
+        assert lines[0].endswith("\tcat")
+        assert said in ended.err
+
+
+def test_splits_of_each_reference_are_looked_at(tmp_path: Path, beit: Beit):
+    for number, name in enumerate(("a/train", "a/val", "b", "c/val")):
+        (tmp_path / name / "cat").mkdir(parents=True)
+        for index in range(number + 1):
+            photo(10 * number + index).save(tmp_path / name / "cat" / f"{number}-{index}.png")
+    for words, splits in (
+        ("a b", {"train": 1 + 3, "validation": 2}),
+        ("b a", {"train": 1 + 3, "validation": 2}),
+        ("a c", {"train": 1, "validation": 2 + 4}),
+        ("b c", {"validation": 3 + 4}),
+        ("a a/val", {"train": 1 + 2, "validation": 2}),
+    ):
+        ended = beit("doctor", *(tmp_path / name for name in words.split()), "--json", "--workers", 0)
+        (document,) = ended.lines
+        assert document["splits"] == splits, words
+        assert document["images"] == sum(splits.values())
+
+
 def test_the_page_is_one_file_in_which_names_are_text(mess: Path, tmp_path: Path, beit: Beit):
     page = tmp_path / "page.html"
     ended = beit("doctor", mess, "-o", page, "--workers", 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,54 @@ def test_report_writes_the_page_and_prints_its_name(beit: Callable, tmp_path: Pa
     assert beit("report", *runs, "-o", both, "--overwrite").code == 0
     assert beit("report", tmp_path).code == 3
     assert HOSTILE not in both.read_text()
+
+
+def test_a_page_that_is_named_is_an_output_as_any_other(beit: Callable, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    deep, empty, link = tmp_path / "new" / "folder" / "a.html", tmp_path / "empty.html", tmp_path / "link.html"
+    assert beit("report", run, "-o", deep).code == 0
+    empty.touch()
+    assert beit("report", run, "-o", empty).code == 0
+    assert empty.read_bytes() == deep.read_bytes()
+    link.symlink_to(tmp_path / "there.html")
+    assert beit("report", run, "-o", link).code == 0
+    assert link.is_symlink()
+    assert (tmp_path / "there.html").read_bytes() == deep.read_bytes()
+    assert beit("report", run, "-o", link).code == 2
+    assert beit("report", run, "-o", link, "--overwrite").code == 0
+    assert beit("report", run, "-o", tmp_path / "page.txt").code == 2
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_bytes)
+        assert beit("report", run, "-o", pipe).code == 0
+        assert read.result() == deep.read_bytes()
+    (run / "report.html").unlink(missing_ok=True)
+    (run / "report.html").symlink_to(tmp_path / "other.html")
+    assert beit("report", run).code == 4  # a link in a run may be a stranger's
+    assert not (tmp_path / "other.html").exists()
+
+
+HUGE = 10**400
+
+
+def test_numbers_beyond_every_float_are_left_out(beit: Callable, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+        for row in ({"step": 41, "loss": HUGE, "held_out_loss": HUGE, "epoch": 5}, {"step": HUGE, "loss": 1.0}):
+            file.write(json.dumps(row) + "\n")
+        file.write('{"step": 42, "loss": Infinity, "epoch": 6}\n')
+    newest = run / "checkpoints" / "step-0000040"
+    newest.mkdir(parents=True)
+    (newest / "trainer.json").write_text(json.dumps({"step": HUGE, "seconds": HUGE, "figures": {"loss": HUGE}}))
+    record = read_record(run)
+    assert [row["step"] for row in record.rows[-3:]] == [40, 41, 42]
+    assert record.rows[-2:] == [{"step": 41, "epoch": 5}, {"step": 42, "epoch": 6}]
+    assert (record.seconds, record.step) == (0, 0)
+    classified(run, ["a", "b"], [[0, 0, HUGE], [0, 1, 1]])
+    (run / "evaluation.json").write_text((run / "evaluation.json").read_text().replace("[0, 1, 1]", "[0, 1, Infinity]"))
+    assert beit("report", run).code == 0
+    (run / "config.toml").write_text("a = " + "[" * 5000 + "]" * 5000)
+    ended = beit("report", run)
+    assert (ended.code, "nested too deeply" in ended.err) == (3, True)

@@ -54,6 +54,24 @@ def segmenter_run(tmp_path_factory: pytest.TempPathFactory, scenes: Path, pretra
     return run
 
 
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--top", 3], "--top has no effect"),
+        (["--score-threshold", 0.1], "--score-threshold has no effect"),
+        (["--window", 16, "--size", 32], "--size is given beside it"),
+    ],
+    ids=str,
+)
+def test_predict_refuses_what_a_segmenter_does_not_use(
+    beit: Callable, segmenter_run: Path, scenes: Path, tmp_path: Path, argv: list[object], named: str
+) -> None:
+    ended = beit("predict", segmenter_run, scenes, "-o", tmp_path / "masks", *argv)
+    assert ended.code == 2
+    assert named in ended.err
+    assert not (tmp_path / "masks").exists()
+
+
 def pixels_of(path: str | Path) -> np.ndarray:
     with Image.open(path) as picture:
         return np.array(picture)

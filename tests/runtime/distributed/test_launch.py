@@ -10,7 +10,7 @@ import pytest
 
 from beitcli.errors import DataError, DistributedError, SignalStop, UsageError
 from beitcli.runtime.distributed.failure_reports import as_error, first_cause, read_failures, write_failure
-from beitcli.runtime.distributed.launch import plan_launch
+from beitcli.runtime.distributed.launch import plan_launch, with_options
 from beitcli.runtime.distributed.rank_env import RankInfo, expand_hosts, rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import split_endpoint
 
@@ -58,6 +58,26 @@ def test_a_machine_without_gpus_is_told_of_processes_on_its_cpu(monkeypatch):
     with pytest.raises(UsageError, match=r"--gpus is 2, but this machine has 0\.") as caught:
         plan(2, device="auto")
     assert "beit pretrain photos --out runs/a --gpus 2 --device cpu" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        (["pretrain", "photos"], ["pretrain", "photos", "--out", "a"]),
+        (["pretrain", "--gpus", "2", "--", "-photos"], ["pretrain", "--gpus", "2", "--out", "a", "--", "-photos"]),
+        (["--", "pretrain", "photos"], ["--", "pretrain", "photos", "--out", "a"]),
+        (["--", "pretrain", "--", "-a", "--"], ["--", "pretrain", "--out", "a", "--", "-a", "--"]),
+    ],
+)
+def test_options_are_added_where_they_are_read_as_options(words: list[str], whole: list[str]):
+    assert with_options(words, "--out", "a") == whole
+
+
+def test_the_commands_to_run_keep_names_that_begin_with_a_dash(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UsageError) as caught:
+        plan(2, device="auto", words=["pretrain", "--gpus", "2", "--", "-photos"])
+    assert "beit pretrain --gpus 2 --device cpu -- -photos" in caught.value.hint
 
 
 def test_gpus_that_machines_cannot_share_evenly_are_refused():

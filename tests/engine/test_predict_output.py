@@ -1,0 +1,113 @@
+"""`predict -o` of each task, and settings that have no effect on a model: refused, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def test_lines_of_a_classifier_go_into_a_file(
+    beit: Callable, finetuned_run: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "found.jsonl"
+    piped = beit("predict", finetuned_run, labelled_folder / "red", "--workers", 0)
+    ended = beit("predict", finetuned_run, labelled_folder / "red", "--workers", 0, "-o", file)
+    assert (ended.code, ended.out) == (0, "")
+    assert "8 images" in ended.err
+    assert file.read_text() == piped.out
+    again = beit("predict", finetuned_run, labelled_folder / "blue", "-o", file)
+    assert again.code == 2
+    assert file.read_text() == piped.out
+    assert beit("predict", finetuned_run, labelled_folder / "red", "-o", file, "--top", 1, "--overwrite").code == 0
+    assert [len(json.loads(line)["top"]) for line in file.read_text().splitlines()] == [1] * 8
+
+
+def test_a_file_of_lines_names_what_cannot_be_read(
+    beit: Callable, finetuned_run: Path, picture: Callable, tmp_path: Path
+) -> None:
+    bad, good, file = tmp_path / "bad.png", picture("good.png"), tmp_path / "found.jsonl"
+    bad.write_bytes(b"no image")
+    assert beit("predict", finetuned_run, bad, good, "-o", file).code == 3
+    first, second = (json.loads(line) for line in file.read_text().splitlines())
+    assert (first["path"], "error" in first) == (str(bad), True)
+    assert (second["path"], "label" in second) == (str(good), True)
+    file.unlink()
+    assert beit("predict", finetuned_run, tmp_path / "none.png", "-o", file).code == 3
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["-o", "out"], "-o"),
+        (["-o", "out.csv"], "-o"),
+        (["--overlay"], "--overlay"),
+        (["--window", 16], "--window"),
+        (["--stride", 8], "--stride"),
+        (["--short-side", 64], "--short-side"),
+        (["--multi-scale"], "--multi-scale"),
+        (["--flip"], "--flip"),
+        (["--score-threshold", 0.1], "--score-threshold"),
+    ],
+    ids=str,
+)
+def test_what_a_classifier_does_not_use_is_refused(
+    beit: Callable,
+    finetuned_run: Path,
+    labelled_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[object],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = beit("predict", finetuned_run, labelled_folder / "red", *argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert named in ended.err
+    assert "a classifier" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["-o", "found.jsonl"], "a folder of pictures"),
+        (["-o", "-"], "need a folder"),
+        (["--overlay"], "--overlay"),
+        (["--top", 3], "--top"),
+        (["--window", 16], "--window"),
+        (["--flip"], "--flip"),
+    ],
+    ids=str,
+)
+def test_what_a_detector_does_not_use_is_refused(
+    beit: Callable,
+    detector_run: Path,
+    labelled_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[object],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = beit("predict", detector_run, labelled_folder / "red", *argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert named in ended.err
+    assert "a detector" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--window", 16], ["--flip"], ["--multi-scale"], ["--ignore-index", 3], ["--reduce-zero-label"]],
+    ids=str,
+)
+def test_eval_of_a_classifier_refuses_the_settings_of_a_segmenter(
+    beit: Callable, finetuned_run: Path, labelled_folder: Path, argv: list[object]
+) -> None:
+    ended = beit("eval", finetuned_run, labelled_folder, *argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{argv[0]} has no effect" in ended.err
