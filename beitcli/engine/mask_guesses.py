@@ -31,7 +31,7 @@ class Guesser:
 
     Attributes:
         tokenizer: None for a model of pixels, and where no pictures are needed.
-        baseline: Accuracy of always guessing the commonest token in the run's own data, where it is known.
+        baseline: Accuracy of always guessing the most frequent token in the run's own data, where it is known.
     """
 
     model: MaskedImageModel
@@ -103,7 +103,7 @@ def open_guesser(config: MaskPreviewConfig, draws: bool, on_event: OnEvent) -> G
 
 
 def _baseline(reference: str) -> float | None:
-    """Returns the accuracy of the commonest token that a run folder has measured; None of any other MODEL."""
+    """Returns the accuracy of the most frequent token that a run folder has measured; None of any other MODEL."""
     try:
         figures = read_run(Path(reference)).figures if Path(reference, "config.toml").is_file() else {}
     except (OSError, ValueError, RecursionError, OverflowError):

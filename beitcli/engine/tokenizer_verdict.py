@@ -3,7 +3,7 @@
 | figure | suits | does not suit |
 |---|---|---|
 | `entropy_share`: entropy of the codes / ln min(V, tokens) | 0.75 or more | below 0.5 |
-| share of the commonest code | 0.1 or 4 / V or less | above 0.4 |
+| share of the most frequent code | 0.1 or 4 / V or less | above 0.4 |
 | explained variance, where it has a decoder | 0.5 or more | below 0.25 |
 
 Between the two it is usable; the worst figure decides. What the thresholds rest on: docs/results.md.
@@ -95,7 +95,7 @@ def _decibels(figures: dict[str, Any]) -> str:
 
 
 def _summary(figures: dict[str, Any]) -> str:
-    said = f"{_usage(figures)}, the commonest code {figures['commonest_share']:.1%} of the tokens"
+    said = f"{_usage(figures)}, the most frequent code {figures['commonest_share']:.1%} of the tokens"
     if figures["explained_variance"] is None:
         return f"{said}; it has no decoder, so pictures were not compared"
     return f"{said}; its pictures explain {figures['explained_variance']:.0%} of the variance ({_decibels(figures)})"

@@ -81,7 +81,7 @@ class Guesses:
         picture: The image with its guesses, of the aspect ratio of the grid.
         own: The image decoded from its own tokens; None where pixels are guessed.
         right: (h, w) bool, True where the guessed token is the image's own; None where pixels are guessed.
-        baseline: Accuracy of always guessing the commonest token, in [0, 1], where it is known.
+        baseline: Accuracy of always guessing the most frequent token, in [0, 1], where it is known.
     """
 
     picture: Image.Image
@@ -95,7 +95,7 @@ class Guesses:
             return ()
         hidden, right = int(mask.sum()), int(self.right[mask].sum())
         said = (f"{right} of {hidden} right ({right / hidden:.0%}): a disc; wrong: a cross",)
-        return said if self.baseline is None else (*said, f"always the commonest token: {self.baseline:.1%}")
+        return said if self.baseline is None else (*said, f"always the most frequent token: {self.baseline:.1%}")
 
 
 def mask_panels(

@@ -38,8 +38,8 @@ def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
         prefix: HELD_OUT for the metrics of held-out images.
 
     Returns:
-        The accuracy as a multiple of that of the commonest token, then the loss against the entropy of the tokens, or
-        against that of the mean colour; none of another task.
+        The accuracy as a multiple of that of the most frequent token, then the loss against the entropy of the tokens,
+        or against that of the mean colour; none of another task.
     """
     accuracy, baseline, entropy, mean_colour = (
         metrics.get(prefix + name)

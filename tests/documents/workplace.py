@@ -77,7 +77,9 @@ def copy(root: Path, to: Path, script: str) -> None:
     (to / "runs").mkdir()
     made = set(re.findall(r"--out runs/([\w-]+)", script)) if "--resume" not in script else set()
     for name in set(re.findall(r"\bruns/([\w-]+)", script)) - made:
-        shutil.copytree(root / "runs" / ALSO_CALLED.get(name, name), to / "runs" / name)
+        run = root / "runs" / ALSO_CALLED.get(name, name)
+        if run.exists():  # else the script makes it
+            shutil.copytree(run, to / "runs" / name)
     if "runs/segmenter" in script:  # what is held out is then of its kind
         shutil.rmtree(to / "held-out")
         shutil.copytree(to / "street" / "val", to / "held-out")

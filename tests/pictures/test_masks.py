@@ -73,7 +73,7 @@ def test_panels_are_two_or_with_guesses_four():
     assert len(panels) == 4
     assert {panel.picture.size for panel in panels} == {(448, 448)}
     assert panels[3].notes[0].startswith("5 of 14 right (36%)")
-    assert panels[3].notes[1] == "always the commonest token: 2.0%"
+    assert panels[3].notes[1] == "always the most frequent token: 2.0%"
     assert len(mask_panels(image, mask, Guesses(noise((112, 112))))) == 3
 
 

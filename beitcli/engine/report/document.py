@@ -16,7 +16,7 @@ _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
 _NOT_CURVES = ("step", "epoch")
 _BASELINES = {  # metric -> the figure of a guess that ignores the image
-    "masked_accuracy": ("baseline_accuracy", "always the commonest token"),
+    "masked_accuracy": ("baseline_accuracy", "always the most frequent token"),
     "loss": ("unigram_entropy", "entropy of the tokens"),
     "masked_loss": ("unigram_entropy", "entropy of the tokens"),
 }

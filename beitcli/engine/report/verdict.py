@@ -2,7 +2,7 @@
 
 | command | good | bad |
 |---|---|---|
-| pretrain, tokens | accuracy above that of the commonest token, and loss below the entropy | a code has half of all |
+| pretrain, tokens | accuracy above the most frequent token's, and loss below the entropy | a code has half of all |
 | pretrain, pixels | loss below that of the mean colour | |
 | train-tokenizer | ln perplexity at least half of ln codes | perplexity below 2, or a code has half of all |
 | finetune | the 95% interval, or the metric, above that of the best fixed guess | |
@@ -47,7 +47,7 @@ class Measured:
         measurings: (step, metrics of held-out images), in order.
         vocab_size: Codes of a tokenizer; 0 if unknown.
         classes: Classes of a finetuned model; 0 if unknown.
-        commonest: Share of the commonest class among the images that were measured; 0 if unknown.
+        commonest: Share of the most frequent class among the images that were measured; 0 if unknown.
     """
 
     command: str
@@ -81,7 +81,9 @@ def _tokens(last: Mapping[str, float], measurings: Measurings) -> Verdict:
             f"The tokens say little: {percent(guess)} of those hidden are one and the same code (entropy "
             f"{entropy:.2f} nats), so {percent(accuracy)} right is no feat. Train another tokenizer.",
         )
-    times = f", {accuracy / guess:.1f} times always guessing the commonest token ({percent(guess)})" if guess else ""
+    times = (
+        f", {accuracy / guess:.1f} times always guessing the most frequent token ({percent(guess)})" if guess else ""
+    )
     side = f"{abs(entropy - loss):.2f} nats {'below' if loss < entropy else 'above'} the entropy of the tokens"
     figures = f"{percent(accuracy)} of the hidden tokens right{times}; loss {loss:.2f} is {side}"
     if accuracy <= guess:
@@ -107,7 +109,7 @@ def _tokenizer(last: Mapping[str, float], measured: Measured) -> Verdict:
     common, codes = last.get("commonest_share", 0.0), measured.vocab_size
     of = f" of {codes:,}" if codes else ""
     figures = f"{used:,}{of} codes in use, as many as {perplexity:,.0f} used evenly (perplexity)"
-    figures += f", the commonest has {percent(common)} of the tokens"
+    figures += f", the most frequent has {percent(common)} of the tokens"
     if "psnr" in last:
         figures += f"; its pictures have {last['psnr']:.1f} dB"
     elif "cosine" in last:
@@ -125,7 +127,7 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
     if "top1" in last:
         low, high = wilson(round(last["top1"] * images), images)
         guess = measured.commonest or (1 / classes if classes else 0.0)
-        what = "commonest class" if measured.commonest else "same class, were all as common"
+        what = "most frequent class" if measured.commonest else "same class, were all as common"
         figures = f"{percent(last['top1'])} of {images:,} images right (95%: {percent(low)} to {percent(high)}); "
         figures += f"always guessing the {what}: {percent(guess)}"
         if images and low <= guess:
@@ -148,7 +150,7 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
     guess = 0.0
     if name == "miou" and measured.classes:
         guess = (measured.commonest or 1 / measured.classes) / measured.classes
-        figures += f"; always guessing the commonest class: {guess:.3f}"
+        figures += f"; always guessing the most frequent class: {guess:.3f}"
     if value <= max(guess, 0.005):
         return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.{_few(images)}")
     trend = _trend(measured.measurings, name, rising=True)

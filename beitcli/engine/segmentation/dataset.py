@@ -166,7 +166,7 @@ def _require_two(census: MaskStats, names: tuple[str, ...]) -> None:
 
 
 def mask_stats_findings(census: MaskStats, names: tuple[str, ...]) -> Iterator[Finding]:
-    """Yields whether next to nothing of the masks is labelled, or of another class than the commonest."""
+    """Yields whether next to nothing of the masks is labelled, or of another class than the most frequent."""
     labelled, total = int(census.pixels[:IGNORED].sum()), int(census.pixels.sum())
     if labelled < _TINY * total:
         yield Finding(

@@ -112,7 +112,7 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
             **pictures,
             "codes used": f"{report.codes_used} of {report.vocab_size}",
             "perplexity": f"{report.perplexity:.1f}",
-            "share of the commonest code": f"{report.commonest_share:.3f}",
+            "share of the most frequent code": f"{report.commonest_share:.3f}",
             **_further(report),
         },
         next_commands("train-tokenizer", {"data": config.data}, report.run, decodes=report.psnr is not None),
@@ -138,7 +138,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
     loss = "loss, the sum of both predictions" if config.aggregation else "loss"
     metrics = {
         f"accuracy on {which} patches": report.masked_accuracy,
-        "always guessing the commonest token": report.baseline_accuracy,
+        "always guessing the most frequent token": report.baseline_accuracy,
         "entropy of the tokens (loss of the best fixed guess), nats": report.unigram_entropy,
         "always guessing the mean colour (loss)": report.baseline_loss,
     }

@@ -19,8 +19,8 @@ def judged(last: dict[str, float], command: str = "pretrain", **more: object) ->
 def test_tokens_that_are_learnt_are_a_multiple_of_the_baseline() -> None:
     assert judged(TOKENS) == (
         "good",
-        "It is learning: 4.2% of the hidden tokens right, 11.0 times always guessing the commonest token (0.38%); loss "
-        "5.52 is 1.31 nats below the entropy of the tokens.",
+        "It is learning: 4.2% of the hidden tokens right, 11.0 times always guessing the most frequent token (0.38%); "
+        "loss 5.52 is 1.31 nats below the entropy of the tokens.",
     )
 
 
@@ -85,8 +85,8 @@ def test_a_classifier_is_judged_by_its_interval() -> None:
     last = {"top1": 0.713, "top5": 0.9, "images": 1000}
     assert judged(last, "finetune", classes=10, commonest=0.1) == (
         "good",
-        "It tells the classes apart: 71.3% of 1,000 images right (95%: 68.4% to 74.0%); always guessing the commonest "
-        "class: 10.0%.",
+        "It tells the classes apart: 71.3% of 1,000 images right (95%: 68.4% to 74.0%); always guessing the "
+        "most frequent class: 10.0%.",
     )
     grade, text = judged({"top1": 0.4, "images": 20}, "finetune", classes=3)
     assert grade == "early"
@@ -97,8 +97,9 @@ def test_a_classifier_is_judged_by_its_interval() -> None:
 def test_segmenters_and_detectors() -> None:
     grade, text = judged({"miou": 0.45, "images": 200}, "finetune", classes=4, commonest=0.6)
     assert (grade, text) == (
-        "good", "It has learnt: mean IoU 0.450 on 200 images of 4 classes; always guessing the commonest class: 0.150.",
-    )  # fmt: skip
+        "good",
+        "It has learnt: mean IoU 0.450 on 200 images of 4 classes; always guessing the most frequent class: 0.150.",
+    )
     assert judged({"miou": 0.15, "images": 200}, "finetune", classes=4, commonest=0.6)[0] == "early"
     assert judged({"ap": 0.0, "images": 200}, "finetune", classes=4)[0] == "early"
     assert judged({"mean_ap": 0.5, "micro_f1": 0.4, "images": 99}, "finetune", classes=4)[0] == "unknown"
