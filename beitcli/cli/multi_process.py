@@ -7,6 +7,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from beitcli.cli.console import CommandConsole
@@ -61,9 +62,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
         named = run_path(config)
         words = with_options(words, "--out", str(named))
-    # A restart would repeat what is already on stdout; what is about all images cannot be resumed.
-    of_all = any(getattr(config, name, None) for name in ("query", "stats", "codebook", "map"))
-    if getattr(config, "output", None) == "-" or of_all:
+    if not _can_resume(config):
         plan = replace(plan, max_restarts=0)
     try:
         launch(words, plan, lambda text: console.on_event(Note(text)))
@@ -76,7 +75,14 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
 def goes_on(config: Launched) -> bool:
     """Whether a restarted job resumes what is there; one that replaces an older file begins anew."""
-    return hasattr(config, "resume") and not getattr(config, "overwrite", False)
+    return hasattr(config, "resume") and not getattr(config, "overwrite", False) and _can_resume(config)
+
+
+def _can_resume(config: Launched) -> bool:
+    """Whether a job leaves something to go on with: not what is on stdout already, nor what is about all images."""
+    is_of_all = any(getattr(config, name, None) for name in ("query", "stats", "codebook"))
+    is_sheet = bool(Path(getattr(config, "map", None) or "").suffix)
+    return getattr(config, "output", None) != "-" and not is_of_all and not is_sheet
 
 
 def tell_restart(place: RankInfo, config: Launched, console: CommandConsole) -> None:

@@ -44,7 +44,8 @@ from beitcli.runtime.storage.own_files import apply_umask
 from beitcli.runtime.storage.safe_json import dump_json
 
 _WEIGHTS = ("model.pth", "model.safetensors", MODEL_FILE)
-_EXPORTED = {"README.md", "config.json", "preprocessor_config.json", WEIGHTS_FILE, *_WEIGHTS}
+_GRAPH = {MODEL_FILE, WEIGHTS_FILE}  # an ONNX model, which may lie beside weights for torch
+_EXPORTED = {"README.md", "config.json", "preprocessor_config.json", *_WEIGHTS} - _GRAPH
 TIMM_NORM_EPS = 1e-6  # hard-coded in timm and the release
 _NOT_OF = {"masked-image-model": ("fc_norm.", "head."), "classifier": ("mask_token", "token_head.")}
 
@@ -105,10 +106,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     unmapped = checkpoint.key_mapping.dropped if checkpoint.key_mapping else ()
     kept = {"timm": to_timm, "onnx": to_timm, "hf": without_aggregation}.get(config.to, dict)(tensors)
     if as_file and not fits_one_file(kept):
-        raise UsageError(
-            f"The weights of '{config.model}' are too large for one .onnx file, which ends at 2 GiB.",
-            "Give a folder with -o: they are written beside the graph.",
-        )
+        raise _too_large(config)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -155,9 +153,18 @@ def _require_free(target: Path, config: ExportConfig) -> None:
 
 
 def _move_file(partial: Path, target: Path, config: ExportConfig) -> None:
-    """Moves the one file of an ONNX model. Raises UsageError if its name was taken meanwhile."""
+    """Moves the one file of an ONNX model. Raises UsageError if it is two files, or its name was taken meanwhile."""
+    if (partial / WEIGHTS_FILE).exists():
+        raise _too_large(config)
     _require_free(target, config)
     (partial / MODEL_FILE).replace(target)
+
+
+def _too_large(config: ExportConfig) -> UsageError:
+    return UsageError(
+        f"The weights of '{config.model}' are too large for one .onnx file, which ends at 2 GiB.",
+        "Give a folder with -o: they are written beside the graph.",
+    )
 
 
 def _move_into(partial: Path, target: Path, inputs: ProtectedInputs) -> None:
@@ -168,7 +175,8 @@ def _move_into(partial: Path, target: Path, inputs: ProtectedInputs) -> None:
     require_writable_outputs([target / name for name in names], f"-o '{target}'", inputs, overwrite=True)
     for name in names:
         (partial / name).replace(target / name)
-    for name in _EXPORTED - set(names):  # of an export to another layout, which would be opened in place of this one
+    of_the_other = _GRAPH if MODEL_FILE in names else _EXPORTED
+    for name in of_the_other - set(names):  # of another export of its kind, which would be opened in place of this one
         if not inputs.kind_of(target / name):
             (target / name).unlink(missing_ok=True)
 

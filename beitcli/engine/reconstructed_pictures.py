@@ -24,7 +24,7 @@ class ReconstructedPictures:
 
     Attributes:
         paths: PNG of the decoded tokens by path of the image.
-        log: What is written already; of several ranks rank 0 keeps it.
+        log: What this job writes; of several ranks rank 0 keeps it.
     """
 
     folder: Path
@@ -61,19 +61,14 @@ class ReconstructedPictures:
         option, overwrite = f"--reconstruct '{config.reconstruct}'", config.overwrite
         require_writable_outputs(self.outputs(held), option, inputs, overwrite=overwrite, own=self.log.holds)
         make_folder(self.folder)
+        self.log.begin(self.outputs(held))
 
-    def write(self, path: str, original: torch.Tensor, decoded: torch.Tensor, *, log: bool) -> None:
-        """Writes the pictures of an image, both (3, H, W) in [0, 1]; `log`: notes them."""
+    def write(self, path: str, original: torch.Tensor, decoded: torch.Tensor) -> None:
+        """Writes the pictures of an image, both (3, H, W) in [0, 1]."""
         picture = self.paths[path]
         pair = reconstruction_pair(to_picture(original), to_picture(decoded))
-        OutputFile(picture, log=self.log if log else None).save_png(to_picture(decoded))
-        OutputFile(_pair_path(picture), log=self.log if log else None).save_png(pair)
-
-    def note(self, paths: Iterable[str]) -> None:
-        """Notes the pictures of images, which any rank has written."""
-        for picture in (self.paths[path] for path in paths):
-            self.log.wrote(picture)
-            self.log.wrote(_pair_path(picture))
+        OutputFile(picture).save_png(to_picture(decoded))
+        OutputFile(_pair_path(picture)).save_png(pair)
 
 
 def _pair_path(picture: Path) -> Path:

@@ -211,8 +211,6 @@ def _documents(
         tally.batch = Sums()
         for documents, sums, failure in parts:
             if world.is_rank_zero:
-                if pictures is not None and world.size > 1:
-                    pictures.note(document["path"] for document in documents if "tokens" in document)
                 yield from documents
             if failure is not None:
                 raise failure
@@ -256,7 +254,7 @@ def _tokenized(
         tally.compare(images, decoded)
         if pictures:
             for index, original, picture in zip(batch.indices, images, decoded, strict=True):
-                pictures.write(source.path(index), original, picture, log=compute.world.size == 1)
+                pictures.write(source.path(index), original, picture)
     rows = tokens.tolist()
     return {
         index: {"path": source.path(index), "grid": list(grid), "tokens": row}

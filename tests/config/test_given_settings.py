@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from beitcli.cli.multi_process import goes_on
 from beitcli.config.attn_map import AttnMapConfig
 from beitcli.config.cache import CacheConfig
 from beitcli.config.embed import EmbedConfig
 from beitcli.config.evaluate import EvalConfig
-from beitcli.config.fields import settings_of
+from beitcli.config.fields import refuse_unused_by, settings_of
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.predict import PredictConfig
@@ -153,3 +155,30 @@ def test_a_setting_without_effect_beside_another_is_refused(kind: type, given: d
 
 def test_a_variable_without_effect_is_that_of_another_command() -> None:
     assert resolve(MaskPreviewConfig, {"stats": 3}, environ={"BEIT_LIMIT": "4"}).config.limit == 4
+
+
+def test_a_variable_that_the_model_does_not_use_is_that_of_another_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"model": "runs/a", "inputs": ("a.png",)}
+    typed = resolve(PredictConfig, given | {"score_threshold": 0.3}).config
+    with pytest.raises(UsageError, match="--score-threshold has no effect on 'runs/a', a segmenter"):
+        refuse_unused_by(typed, ("segment",), "a segmenter")
+    monkeypatch.setenv("BEIT_SCORE_THRESHOLD", "0.3")
+    refuse_unused_by(resolve(PredictConfig, given, environ=os.environ).config, ("segment",), "a segmenter")
+
+
+@pytest.mark.parametrize(
+    ("given", "resumes"),
+    [
+        ({"output": "t.npz"}, True),
+        ({"output": "t.npz", "map": "maps"}, True),
+        ({"output": "t.npz", "overwrite": True}, False),
+        ({"output": "t.npz", "map": "sheet.png"}, False),
+        ({"output": "t.npz", "codebook": "codes.png"}, False),
+        ({"stats": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_restarted_job_resumes_only_what_can_be(given: dict[str, object], resumes: bool) -> None:
+    config = resolve(TokenizeConfig, {"inputs": ("photos",), "tokenizer": "dall-e"} | given).config
+    assert goes_on(config) == resumes
+    resolve(TokenizeConfig, {"inputs": ("photos",), "tokenizer": "dall-e", "resume": resumes} | given)

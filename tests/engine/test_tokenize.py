@@ -409,6 +409,29 @@ def test_a_file_that_a_stopped_job_was_to_replace_stays(
     assert target.read_bytes() == b"of value"
 
 
+def test_pictures_without_tokens_of_a_killed_job_are_its_own_whatever_the_batch(
+    tokenize: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    """As of several processes that are killed within a batch: pictures are there, and no token of them."""
+    target, out = tmp_path / "tokens.jsonl", tmp_path / "out"
+    argv = ["-o", target, "--reconstruct", out, "--workers", 0, "--device", "cpu"]
+    flags = {"inputs": [str(labelled_folder)], "tokenizer": str(tokenizer_run), "output": str(target)}
+    flags |= {"batch_size": 4, "workers": 0, "device": "cpu", "reconstruct": str(out)}
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.phase == "tokenize" and event.done >= 12:
+            raise Halt
+
+    with pytest.raises(Halt):
+        list(engine_tokenize(resolve(TokenizeConfig, flags).config, stop))
+    lines = target.read_bytes().splitlines(keepends=True)
+    target.write_bytes(b"".join(lines[:5]))
+    ended = tokenize(labelled_folder, *argv, "--resume", "--batch-size", 7)
+    assert ended.code == 0, ended.err
+    assert "5 of 24 images are in the file already" in ended.err
+    assert len(list(out.glob("*.png"))) == 2 * 24
+
+
 def test_resume_replaces_no_picture_of_another_job(tokenize: Callable, picture: Callable, tmp_path: Path) -> None:
     first, second, target = picture("in/a.png"), picture("in/b.png", seed=2), tmp_path / "tokens.npz"
     argv = ["-o", target, "--resume", "--reconstruct", tmp_path / "out"]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROW_GROUP = 65_536  # images
+_FLUSHED = 64  # images after which a killed job loses no more
 _MOST_HEADER = 90_000_000  # bytes; the safetensors library opens none of more than 100 MB
 
 
@@ -86,6 +87,8 @@ class TokenArchive(TokenFile):
     def add(self, document: Document) -> None:
         if "tokens" in document:
             self.parts.add(np.array(document["tokens"], dtype=np.int32), document["path"])
+            if len(self.parts.paths) % _FLUSHED == 0:
+                self.parts.flush()
 
     def close(self, *, done: bool = True) -> None:
         try:

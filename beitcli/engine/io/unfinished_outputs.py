@@ -1,13 +1,15 @@
 """What an unfinished command has written into a folder, so that the same command, given again, may replace it.
 
 `.beit-unfinished` in the folder holds the SHA-256 of the command's settings, then a line for each output: size, time,
-inode and name. A file that has changed since is no longer the command's own. A command that ends leaves no such file.
+inode and name, or `absent` and the name where the command began with no such file. A file that has changed since is no
+longer the command's own. A command that ends leaves no `.beit-unfinished`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from beitcli.runtime.storage.own_files import open_own
 from beitcli.runtime.storage.regular_files import read_regular
 
 _NAME = ".beit-unfinished"
+_ABSENT = "absent"
+_NOT_OF_THE_COMMAND = {  # settings that may differ when it is given again
+    "overwrite", "resume", "device", "workers", "batch_size", "gpus", "nodes", "rdzv_endpoint", "rdzv_timeout",
+    "process_timeout", "max_restarts",
+}  # fmt: skip
 
 
 class UnfinishedOutputs:
@@ -26,10 +33,11 @@ class UnfinishedOutputs:
         """
         Args:
             folder: Need not exist.
-            config: The command's settings; all but `--overwrite` and `--resume` make it the same one.
+            config: The command's settings; all but those of the machine, `--overwrite` and `--resume` make it the
+                same one.
         """
         self._file = folder / _NAME
-        names = sorted(set(settings_of(type(config))) - {"overwrite", "resume"})
+        names = sorted(set(settings_of(type(config))) - _NOT_OF_THE_COMMAND)
         given = {name: getattr(config, name) for name in names}
         self._command = hashlib.sha256(repr((config.command, given)).encode(errors="surrogateescape")).hexdigest()
         self._own = self._read()
@@ -43,20 +51,26 @@ class UnfinishedOutputs:
         return {}
 
     def holds(self, path: Path) -> bool:
-        """Whether the file is as this command left it when it ended before its time."""
-        return path.parent == self._file.parent and self._own.get(path.name) == _stamp(path)
+        """Whether the file is as this command left it when it ended early, or was not there when it began."""
+        return path.parent == self._file.parent and self._own.get(path.name) in (_ABSENT, _stamp(path))
+
+    def begin(self, outputs: Iterable[Path]) -> None:
+        """Notes the outputs that are not there yet: whatever process writes them, they are the command's own."""
+        self._append({path.name: _ABSENT for path in outputs if path.name not in self._own and not _stamp(path)})
 
     def wrote(self, path: Path) -> None:
         """Notes an output that is complete."""
+        self._append({path.name: _stamp(path)})
+
+    def _append(self, stamps: dict[str, str]) -> None:
+        if not stamps:
+            return
         with suppress(OSError):
             start = f"{self._command}\n" if not self._own else ""
             flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if start else os.O_APPEND)
-            self._own[path.name] = _stamp(path)
-            descriptor = open_own(self._file, flags)
-            try:
-                os.write(descriptor, os.fsencode(f"{start}{self._own[path.name]} {path.name}\n"))
-            finally:
-                os.close(descriptor)
+            self._own |= stamps
+            with open(open_own(self._file, flags), "wb") as file:
+                file.write(os.fsencode(start + "".join(f"{stamp} {name}\n" for name, stamp in stamps.items())))
 
     def end(self) -> None:
         """Forgets the outputs: the command has ended as it should, and they are the user's."""

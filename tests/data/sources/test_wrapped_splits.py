@@ -145,3 +145,16 @@ def test_boxes_below_a_wrapper_are_found_without_splits(tmp_path: Path) -> None:
     annotations.parent.rmdir()
     for split in (None, "set"):
         assert len(open_detection([str(tmp_path / "root")], split=split)) == 2
+
+
+@pytest.mark.parametrize("wrapper", ["", "coco/"])
+def test_splits_below_images_beside_annotations_of_boxes_are_splits(tmp_path: Path, wrapper: str) -> None:
+    for split, count in (("train", 4), ("val", 2)):
+        annotations = save_rectangles(tmp_path / "made", split, count, seed=count)
+        images = tmp_path / "data" / wrapper / "images" / split
+        shutil.copytree(tmp_path / "made" / split, images)
+        (tmp_path / "data" / wrapper / "annotations").mkdir(exist_ok=True)
+        shutil.copy(annotations, tmp_path / "data" / wrapper / "annotations")
+    data = [str(tmp_path / "data")]
+    assert [len(open_data(data, role=role)) for role in ("train", "eval")] == [4, 2]
+    assert open_data(data, role="train").splits == {"train", "validation"}
