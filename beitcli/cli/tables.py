@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from beitcli.escaping import terminal, terminal_line
+from beitcli.escaping import terminal_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +31,7 @@ def facts_table(facts: Mapping[str, Any], title: str = "") -> Table:
     table.add_column()
     for name, value in facts.items():
         if value is not None:
-            table.add_row(_name(name), Text(terminal(_fact(value))))
+            table.add_row(_name(name), Text(terminal_line(_fact(value))))
     return table
 
 

@@ -201,7 +201,7 @@ def test_resolve_refuses_to_do_without_what_is_required(missing: str) -> None:
             ExportConfig,
             {"model": "a"},
             "MODEL is taken as 'a', and --output is missing.",
-            "MODEL --to timm|hf|official --output DIR",
+            "MODEL --to timm|hf|official|onnx --output DIR",
         ),
         (PredictConfig, {}, "MODEL is missing.", "MODEL INPUT..."),
         (AttnMapConfig, {}, "IMAGE is missing.", "IMAGE..."),

@@ -178,7 +178,9 @@ def test_tokens_below_zero_and_odd_tokenizers_are_refused(tmp_path: Path, change
     pq.write_table(table, tmp_path / "tokens.parquet")
     kind = TokenKind((2, 2), 16, "a" * 64)
     if change.get("tokenizer", "") is None or not change:
-        assert open_token_file(tmp_path / "tokens.parquet", kind, resume=True).held == {"a", "b"}
+        file = open_token_file(tmp_path / "tokens.parquet", kind, resume=True)
+        file.close(done=False)
+        assert file.held == {"a", "b"}
         return
     with pytest.raises(StorageError, match="no file of tokens"):
         open_token_file(tmp_path / "tokens.parquet", kind, resume=True)

@@ -33,11 +33,8 @@ def probed(beit, tmp_path, labelled_folder):
             "cpu",
             "--feature-cache",
             tmp_path / "cache",
-            "--protocol",
-            "knn",
-            "--k",
-            3,
         )
+        words += () if "--protocol" in flags else ("--protocol", "knn", "--k", 3)
         trained = () if train is None else ("--train", train)
         ended = beit("eval", model, data, *trained, *words, *flags)
         assert ended.code == code, ended.err
