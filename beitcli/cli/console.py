@@ -126,8 +126,9 @@ class CommandConsole:
         """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
         self._end_bar()
         plain = to_dict(report)
-        if "run" not in plain:
-            self.print_json(plain)
+        if "run" not in plain:  # a plan, whose tables are on stderr
+            if self.wants_json:
+                self.print_json(plain)
         elif self.as_json:
             self._print_run_line(plain["run"], dump_json(plain))
         else:

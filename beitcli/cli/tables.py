@@ -1,7 +1,7 @@
 """Every table that a command prints: facts, a row each, or rows of one kind; one look, and one form of each number.
 
-Columns of numbers stand at the right and are never wrapped, nor are columns of short texts. In a column a float has
-four decimals, beside a name four digits, so that numbers below one another compare.
+Columns of numbers stand at the right and are never wrapped; texts wrap where the terminal is narrow, and nothing is
+cut. In a column a float has four decimals, beside a name four digits, so that numbers below one another compare.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-_SHORT = 24  # characters of a cell that is never wrapped
 _NAME_STYLE = "cyan"
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
@@ -42,10 +41,8 @@ def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     table = _table(title)
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]
-        texts = [_cell(value) for value in values]
         is_number = any(_is_number(value) for value in values)
-        fits = is_number or max(map(len, texts)) <= _SHORT
-        table.add_column(_name(name), justify="right" if is_number else "left", no_wrap=fits, overflow="fold")
+        table.add_column(_name(name), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for row in rows:
         table.add_row(*(Text(terminal_line(_cell(value))) for value in row.values()))
     return table

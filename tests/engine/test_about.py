@@ -58,6 +58,17 @@ def test_runs_tells_state_step_and_figures(beit, folder_of_runs, finetuned_run):
     assert "masked_accuracy" in a["figures"]
 
 
+def test_a_run_that_was_stopped_in_its_tokenizer_is_stopped(beit, folder_of_runs, tokenizer_run):
+    interrupted = folder_of_runs / "d"
+    interrupted.mkdir()
+    shutil.copy(folder_of_runs / "a" / "config.toml", interrupted)
+    (found,) = (each for each in beit("runs", folder_of_runs, "--json").lines[0] if each["run"] == str(interrupted))
+    assert (found["state"], found["tokenizer_step"]) == ("empty", None)
+    shutil.copytree(tokenizer_run, interrupted / "tokenizer")
+    (found,) = (each for each in beit("runs", folder_of_runs, "--json").lines[0] if each["run"] == str(interrupted))
+    assert (found["state"], found["step"], found["tokenizer_step"]) == ("stopped", 0, 4)
+
+
 def test_runs_sorts_by_a_figure_with_those_that_lack_it_behind(beit, folder_of_runs):
     for name, figures in (("a", {"loss": 3.0}), ("c", {"loss": 2.0})):
         path = max((folder_of_runs / name / "checkpoints").glob("step-*")) / "trainer.json"

@@ -18,6 +18,8 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
     from beitcli.engine.runs import Run, age, list_runs
 
     def figure(run: Run) -> str:
+        if run.tokenizer_step is not None:
+            return f"tokenizer at step {run.tokenizer_step:,}"
         name = next((name for name in (config.sort, *_KEY) if name in run.figures), "")
         return f"{name.replace('_', ' ')} {run.figures[name]:.4g}" if name else ""
 

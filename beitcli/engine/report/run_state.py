@@ -25,10 +25,11 @@ class Run:
     Attributes:
         run: Its folder.
         state: `running` (a process holds its lock), `done` (it has its model card), `stopped` (it can be resumed),
-            `empty` (no checkpoint yet) or `damaged` (its files cannot be read).
+            `empty` (no checkpoint yet, nor one of its own tokenizer) or `damaged` (its files cannot be read).
         step: That of the newest checkpoint, or of the last logged step if there is none.
         when: Of the last change, in seconds since 1970.
         figures: Of the newest checkpoint, else of the last logged step.
+        tokenizer_step: That of its own tokenizer's newest checkpoint, while the run itself has none.
     """
 
     run: str
@@ -38,6 +39,7 @@ class Run:
     step: int
     when: float
     figures: dict[str, float]
+    tokenizer_step: int | None = None
 
 
 def read_run(path: Path) -> Run:
@@ -53,22 +55,30 @@ def read_run(path: Path) -> Run:
             trainer = as_mapping(parse_json(small_text(newest / "trainer.json")))
     figures = as_mapping(trainer.get("figures")) or {n: v for n, v in last.items() if n not in ("step", "epoch", "lr")}
     step = trainer.get("step", last.get("step"))
+    tokenizer = newest_folder(path / "tokenizer" / "checkpoints") if newest is None else None
     return Run(
         run=str(path),
         command=str(settings.get("command", "?")),
         recipe=settings.get("recipe") if isinstance(settings.get("recipe"), str) else None,
-        state=_state(path, newest),
+        state=_state(path, newest, tokenizer),
         step=step if is_step(step) else 0,
         when=max((each.stat().st_mtime for each in (path, path / "metrics.jsonl") if each.exists()), default=0.0),
         figures={n: float(v) for n, v in finite_numbers(figures).items()},
+        tokenizer_step=None if tokenizer is None else _step_of(tokenizer),
     )
 
 
-def _state(path: Path, newest: Path | None) -> State:
+def _step_of(checkpoint: Path) -> int | None:
+    """Returns the step in the name of a checkpoint's folder."""
+    digits = checkpoint.name.removeprefix("step-")
+    return int(digits) if digits.isdecimal() and len(digits) < 19 else None
+
+
+def _state(path: Path, newest: Path | None, tokenizer: Path | None) -> State:
     if _is_locked(path / ".lock"):
         return "running"
     if newest is None:
-        return "empty"
+        return "empty" if tokenizer is None else "stopped"
     with suppress(OSError):
         if (path / "README.md").stat().st_mtime >= (newest / "trainer.json").stat().st_mtime:
             return "done"
