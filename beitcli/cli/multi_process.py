@@ -74,7 +74,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
 
 def goes_on(config: Launched) -> bool:
-    """Whether a restarted job resumes what is there; one that replaces an older file begins anew."""
+    """Whether a restarted job resumes what is there; one that replaces an older file starts over."""
     return hasattr(config, "resume") and not getattr(config, "overwrite", False) and _can_resume(config)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Ended
+
 
 def test_lines_of_a_classifier_go_into_a_file(
     beit: Callable, finetuned_run: Path, labelled_folder: Path, tmp_path: Path
@@ -39,6 +41,14 @@ def test_a_file_of_lines_names_what_cannot_be_read(
     assert not file.exists()
 
 
+def assert_refused(ended: Ended, named: str, kind: str, folder: Path) -> None:
+    """Exit code 2 with the setting and the kind of model, and nothing on stdout or in the folder."""
+    assert (ended.code, ended.out) == (2, "")
+    assert named in ended.err
+    assert kind in ended.err
+    assert not list(folder.iterdir())
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -65,10 +75,7 @@ def test_what_a_classifier_does_not_use_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ended = beit("predict", finetuned_run, labelled_folder / "red", *argv)
-    assert (ended.code, ended.out) == (2, "")
-    assert named in ended.err
-    assert "a classifier" in ended.err
-    assert not list(tmp_path.iterdir())
+    assert_refused(ended, named, "a classifier", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +101,7 @@ def test_what_a_detector_does_not_use_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ended = beit("predict", detector_run, labelled_folder / "red", *argv)
-    assert (ended.code, ended.out) == (2, "")
-    assert named in ended.err
-    assert "a detector" in ended.err
-    assert not list(tmp_path.iterdir())
+    assert_refused(ended, named, "a detector", tmp_path)
 
 
 @pytest.mark.parametrize(
