@@ -165,6 +165,16 @@ class Training(Launched):
         ge=1,
     )
     keep: int = option(2, "Newest checkpoints to keep.", panel="Run", may_change_on_resume=True, metavar="N", ge=1)
+    measure_share: float = option(
+        0.1,
+        "Share of the run (0-1) that measuring held-out images may take before the last save, which always measures; "
+        "1 measures at every save.",
+        panel="Run",
+        may_change_on_resume=True,
+        metavar="SHARE",
+        ge=0,
+        le=1,
+    )
     log_every: int | None = option(
         None,
         "Optimizer steps between lines of metrics.jsonl; default a hundredth of the run.",

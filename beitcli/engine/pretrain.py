@@ -80,6 +80,7 @@ class PretrainReport:
     measured_on: str
     images_per_second: float
     seconds: float
+    measuring_seconds: float
     further: dict[str, float] = field(default_factory=dict)
 
 

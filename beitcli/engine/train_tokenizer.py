@@ -21,7 +21,6 @@ from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.io.outputs import to_picture
 from beitcli.engine.tokenizer_teacher import PatchTeacher, check_same_teacher, teacher_for
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
-from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import tokenizer_card
@@ -32,7 +31,7 @@ from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError
 from beitcli.pictures.panels import grid_of
 from beitcli.pictures.reconstruction import reconstruction_pair
-from beitcli.runtime.compute.device import Compute, choose_workers, describe, join_compute, threads_for
+from beitcli.runtime.compute.device import Compute, describe, join_compute, threads_for
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
@@ -68,6 +67,7 @@ class TrainTokenizerReport:
     measured_on: str
     images_per_second: float
     seconds: float
+    measuring_seconds: float
     further: dict[str, float] = field(default_factory=dict)
 
 
@@ -75,6 +75,7 @@ class TokenizerTask(Task):
     """Trains the network of a tokenizer kind with its objective."""
 
     name, kind = "tokenizer", "tokenizer"
+    config: TrainTokenizerConfig
     model: TokenizerModel
 
     def __init__(
@@ -125,6 +126,9 @@ class TokenizerTask(Task):
     def log_metrics(self) -> dict[str, float]:
         return self.objective.log_metrics()
 
+    def measuring_cost(self) -> float:
+        return len(self.held_out) / 2
+
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Returns metrics of held-out images in fp32.
@@ -133,19 +137,10 @@ class TokenizerTask(Task):
         perplexity and share of the most frequent code; the metrics of the kind.
         """
         model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
-        workers = choose_workers(self.config.workers, compute.device, world)
-        at_once = self.at_once(_AT_ONCE)
         counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
         parts: list[dict[str, float]] = []  # sums per batch
         grid = (size // model.downsample, size // model.downsample)
-        batches = ordered_batches(
-            self.held_out,
-            CenterTransform(size=size),
-            batch_size=at_once,
-            workers=workers,
-            share=(world.rank, world.size),
-        )
-        for batch in synchronized_batches(batches, len(self.held_out), at_once, world, check_stop):
+        for batch in self.batching(_AT_ONCE, check_stop).batches(self.held_out, CenterTransform(size=size)):
             if not len(batch):
                 parts.append({})
                 continue
@@ -290,7 +285,7 @@ def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> 
         "model": f"{kind_of(config).title}, {parameters:,} parameters, {task.model.vocab_size} codes",
         "images of": f"{config.size} x {config.size} pixels to {grid} x {grid} tokens",
         **taught,
-        **describe_plan(plan, config),
+        **describe_plan(task, plan),
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
         "hardware": describe(task.compute),
     }

@@ -37,7 +37,7 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
         "target": f"{TARGETS[task.config.target]} of {task.config.predict} patches",
         "tokenizer": f"{tokenizer.reference}, {tokenizer.vocab_size} codes" if tokenizer else "none",
         "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
-        **describe_plan(plan, task.config),
+        **describe_plan(task, plan),
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
         **_step_row(task),
         "hardware": describe(task.compute),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from beitcli.config.intensity import intensity_entry
 from beitcli.config.normalization import NORMALIZATIONS
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.caches.token_cache import CachedTokenTransform, TokenCache
-from beitcli.data.loading.batches import Masking, ordered_batches
+from beitcli.data.loading.batches import Masking, Transform
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import FILTERS, PretrainingTransform, normalize
 from beitcli.data.transforms.pretraining import FastPretrainingTransform
@@ -41,7 +41,6 @@ from beitcli.engine.mim.previews import (
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget, joined_metrics
 from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.engine.probing.online_knn import BATCH, OnlineProbe
-from beitcli.engine.trainer.distributed_eval import synchronized_batches
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task, Tensors, never_stop
 from beitcli.errors import UsageError
@@ -50,7 +49,7 @@ from beitcli.masking.base import MaskGenerator
 from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.patch_aggregation import PatchAggregationModel
 from beitcli.runtime.compute.compile import compiles
-from beitcli.runtime.compute.device import Compute, choose_workers
+from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 from beitcli.tokenizers.base import Tokenizer
@@ -86,6 +85,7 @@ class PretrainTask(Task):
 
     takes_padding = True
     name, kind = "pretrain", "masked-image-model"
+    config: PretrainConfig
     model: MaskedImageModel
 
     def __init__(
@@ -171,22 +171,22 @@ class PretrainTask(Task):
         """Returns the baseline that knows only the token frequencies of the data seen so far."""
         return self.target.running_metrics(self.compute.world)
 
+    def measuring_cost(self) -> float:
+        return len(self.held_out) / 2
+
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:
         """Returns metrics of held-out images, with the transforms and masks of epoch 0."""
         predictions, world = 1 if self.config.aggregation is None else 2, self.compute.world
         accumulators = [self.target.accumulator() for _ in range(predictions)]
+        transform: Transform
         transform, masking = transform_and_masking(self.config, self.tokenizer, self.masking)
-        at_once = self.at_once(min(128, self.plan.micro_batch))
-        batches = ordered_batches(
-            self.held_out,
-            CachedTokenTransform(transform, self.token_cache.cache) if self.token_cache else transform,
-            batch_size=at_once,
-            workers=choose_workers(self.config.workers, self.compute.device, world),
-            masking=masking,
-            share=(world.rank, world.size),
-        )
-        for batch in synchronized_batches(batches, len(self.held_out), at_once, world, check_stop):
+        if self.token_cache:
+            transform = CachedTokenTransform(transform, self.token_cache.cache)
+        batching = self.batching(min(128, self.plan.micro_batch), check_stop)
+        if self.token_cache:  # whose later passes find the tokens there
+            batching = replace(batching, kept=None)
+        for batch in batching.batches(self.held_out, transform, masking):
             if not len(batch):
                 for accumulator in accumulators:
                     accumulator.update_empty()

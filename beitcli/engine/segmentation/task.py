@@ -8,6 +8,7 @@ Cross entropy is the mean over labelled pixels. The learning rate decays linearl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 
 from beitcli.data.annotations.label_maps import IGNORED
 from beitcli.data.transforms.base import normalize
-from beitcli.engine.segmentation.sliding_window import Counts, count, sliding
+from beitcli.engine.segmentation.sliding_window import Counts, count, sliding, window_starts
 from beitcli.engine.trainer.details import segmentation_details
 from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
+from beitcli.errors import BeitError
 from beitcli.heads.convolution import resize_map
 from beitcli.models.checkpoints.segmenter_settings import SegmenterSettings
 from beitcli.models.networks.timm_dense import AnySegmenter
@@ -80,6 +82,21 @@ class SegmentationTask(FinetunedTask):
             "images": counts.images,
             **{f"iou/{name}": iou for name, iou in zip(self.classes, metrics.iou, strict=True) if iou is not None},
         }
+
+    def measuring_cost(self) -> float:
+        """Windows of the validation images, of which each has as many as the first one."""
+        height, width = window = self.model.architecture.image_size
+        how = sliding(window, normalization=self.normalization, short_side=self.short_side)
+        try:
+            side = self.val.image(0).size
+        except BeitError:  # an evaluation leaves it out
+            side = (width, height)
+        scale = self.short_side / min(side) if self.short_side else 1.0
+        starts = (
+            window_starts(round(scale * length), wide, step)
+            for length, wide, step in zip(side[::-1], window, how.stride, strict=True)
+        )
+        return len(self.val) * math.prod(map(len, starts)) / 2
 
     def details(self) -> dict[str, Any] | None:
         counts = self.counts

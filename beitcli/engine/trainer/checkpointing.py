@@ -28,10 +28,17 @@ from beitcli.runtime.storage.run_dir import RunFolder
 
 @dataclass
 class TrainState:
-    """Progress of a run; saved with each checkpoint."""
+    """Progress of a run; saved with each checkpoint.
+
+    Attributes:
+        seconds: Spent on training.
+        measuring_seconds: Spent on held-out images, beside `seconds`.
+        metrics: Of the held-out images at this step; None if they were not measured.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    measuring_seconds: float = 0.0
     images_per_second: float = 0.0
     metrics: dict[str, float] | None = None
 
@@ -122,6 +129,7 @@ class Saver:
         return {
             "step": state.step,
             "seconds": state.seconds,
+            "measuring_seconds": state.measuring_seconds,
             "images_per_second": state.images_per_second,
             "figures": state.metrics,
             "images_seen": state.step * plan.batch_size,
@@ -227,6 +235,12 @@ def load_newest(
         on_event(Note(f"{task.name}: '{run.path}' is finished, all {plan.steps} steps; nothing is trained."))
         again = ["--config", run.path / "config.toml", "--steps", 2 * plan.steps, "--out", "NEW"]
         on_event(Note(f"To train longer, start a new run: {shell_line(again)}"))
-    state = TrainState(trainer["step"], trainer["seconds"], trainer["images_per_second"], trainer["figures"])
+    state = TrainState(
+        step=trainer["step"],
+        seconds=trainer["seconds"],
+        measuring_seconds=trainer.get("measuring_seconds", 0.0),
+        images_per_second=trainer["images_per_second"],
+        metrics=trainer["figures"],
+    )
     bad = [(index, path, reason) for index, path, reason in trainer["bad"]]
     return ResumeState(state, bad, trainer.get("micro_batch", 0))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from beitcli.data.loading.batches import Batch, Masking, Transform, ordered_batches
+from beitcli.data.loading.kept_batches import KeptBatches
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.errors import BeitError
@@ -41,6 +43,7 @@ class Batching:
         workers: Number of processes that load images.
         on_event: Receives progress.
         check_stop: See `synchronized_batches`.
+        kept: Keeps the batches for the next evaluation of the same source, transform and masks; None to load anew.
     """
 
     compute: Compute
@@ -48,11 +51,13 @@ class Batching:
     workers: int
     on_event: OnEvent = ignore
     check_stop: Callable[[], None] = lambda: None
+    kept: KeptBatches | None = None
 
     def batches(self, source: Source, transform: Transform, masking: Masking | None = None) -> Iterator[Batch]:
         """This rank's batches, in order, with masks if given; a batch is empty if all of its images are bad."""
         world = self.compute.world
-        batches = ordered_batches(
+        load = partial(
+            ordered_batches,
             source,
             transform,
             batch_size=self.batch_size,
@@ -60,6 +65,11 @@ class Batching:
             masking=masking,
             share=(world.rank, world.size),
         )
+        if self.kept is None:
+            batches: Iterator[Batch] = load()
+        else:
+            mine = len(range(world.rank, -(-len(source) // self.batch_size), world.size))
+            batches = self.kept.batches(self.batch_size, mine, load)
         return synchronized_batches(batches, len(source), self.batch_size, world, self.check_stop)
 
 

@@ -25,7 +25,6 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import require_an_image_each
-from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
@@ -38,7 +37,7 @@ from beitcli.engine.trainer.reports import Finetuned
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.timm_vit import TimmArchitecture
-from beitcli.runtime.compute.device import Compute, choose_workers, describe
+from beitcli.runtime.compute.device import Compute, describe
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 
@@ -110,6 +109,7 @@ class FinetunedTask(EMATask):
     """
 
     name = "finetune"
+    config: FinetuneConfig
     model: Any
     curve = "cosine"
 
@@ -156,10 +156,8 @@ class FinetunedTask(EMATask):
         """The model that is evaluated: the moving average if there is one."""
         return self.model if self.averaged is None else self.averaged
 
-    def batching(self, batch_size: int, check_stop: Callable[[], None]) -> Batching:
-        """Batches of the validation images, of `batch_size` where so many fit on the device."""
-        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world)
-        return Batching(self.compute, self.at_once(batch_size), workers, check_stop=check_stop)
+    def measuring_cost(self) -> float:
+        return len(self.val) / 2
 
     def refuse_bad(self, bad: list[Bad]) -> None:
         """Raises DataError if too many validation images cannot be read."""
@@ -187,7 +185,7 @@ class FinetunedTask(EMATask):
         """Returns the rows that display the plan."""
         return {
             **self.about(),
-            **describe_plan(self.plan, self.config, self.curve),
+            **describe_plan(self, self.plan, self.curve),
             "layer decay": f"{self.config.layer_decay:g}",
             "checkpoint size": f"{checkpoint_bytes(self) / 1e6:.1f} MB",
             "hardware": describe(self.compute),

@@ -82,6 +82,7 @@ class Finished:
             "images_seen": state.step * self.plan.batch_size,
             "images_per_second": state.images_per_second,
             "seconds": state.seconds,
+            "measuring_seconds": state.measuring_seconds,
             "further": extra_metrics(self.metrics, names),
         }
         values = self.metrics | shared | own

@@ -25,8 +25,9 @@ from beitcli.engine.trainer.compile_ahead import compile_ahead
 from beitcli.engine.trainer.divergence import DivergenceCheck
 from beitcli.engine.trainer.interval import Interval
 from beitcli.engine.trainer.lockstep import Lockstep
+from beitcli.engine.trainer.measuring import Measuring
 from beitcli.engine.trainer.metric_log import MetricLog, make_writers
-from beitcli.engine.trainer.micro_batch import find_micro_batch_size, in_memory, no_room
+from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
 from beitcli.engine.trainer.optimizer_step import max_micro_batch, optimizer_step, sample_step_uniforms
 from beitcli.engine.trainer.picture_stamps import changed_pictures
 from beitcli.engine.trainer.plan import Plan
@@ -37,11 +38,6 @@ from beitcli.errors import BeitError, StorageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
-from beitcli.runtime.distributed.fsdp import unsharded
-
-
-class _StopRequested(Exception):
-    """An evaluation was interrupted by a stop."""
 
 
 def train(
@@ -89,7 +85,7 @@ def train(
             # forward, loss, backward and optimizer step, by micro-batches
             loop.step(tensors)
             task.after_step(state.step)
-            state.step += 1
+            state.step, state.metrics = state.step + 1, None
 
             # log
             saving = state.step == plan.steps or state.step % plan.save_every == 0
@@ -106,7 +102,6 @@ def train(
             stopping = saving and loop.evaluate(metrics)
             loop.log(metrics)
             if stopping:
-                state.metrics = None
                 lockstep.leave()
                 loop.stop_here()
 
@@ -148,7 +143,7 @@ class _Loop:
     divergence: DivergenceCheck = field(init=False)
     interval: Interval = field(init=False)
     metric_log: MetricLog = field(init=False)
-    previews: PreviewWriter = field(init=False)
+    measuring: Measuring = field(init=False)
 
     def resume(self, planned: Planned) -> TrainState:
         """Loads the state of the run folder, and opens everything that is written to it."""
@@ -176,7 +171,8 @@ class _Loop:
         self.metric_log = MetricLog(make_writers(session.config) if compute.world.is_rank_zero else {}, self.on_event)
         compute.world.run_on_rank_zero(lambda: self.metric_log.start(run, session.config, self.state.step))
         images = getattr(session.config, "previews", 0)
-        self.previews = PreviewWriter(task, run, self.plan, images, self.state.step, compute.world)
+        previews = PreviewWriter(task, run, self.plan, images, self.state.step, compute.world)
+        self.measuring = Measuring(task, self.plan, compute, session.stop, previews, self.on_event)
         return self.state
 
     def fetch(self, batches: Iterator[DeviceBatch]) -> DeviceBatch:
@@ -247,46 +243,24 @@ class _Loop:
         return metrics
 
     def evaluate(self, metrics: dict[str, float]) -> bool:
-        """Adds metrics of held-out images to `metrics` and the state; returns whether a signal interrupted it."""
-        measured, watched, stopping = self._measured()
-        if measured is not None:
-            held_out = {f"held_out_{name}": value for name, value in measured.items()}
+        """Adds metrics of held-out images, if due, to `metrics` and the state; returns whether a signal interrupted it.
+
+        Draws previews.
+        """
+        found = self.measuring.run(self.state)
+        if found.metrics is not None:
+            held_out = {f"held_out_{name}": value for name, value in found.metrics.items()}
             self.divergence.require_finite(held_out, self.state.step)  # never save such weights
-            self.state.metrics = measured
-            metrics |= held_out | watched
-        return stopping
+            self.state.metrics = found.metrics
+            metrics |= held_out | found.watched
+        if found.picture is not None:
+            self.metric_log.picture(self.state.step, "previews", found.picture)
+        return found.is_interrupted
 
     def evaluate_if_missing(self) -> None:
         """Evaluates if a stop interrupted the evaluation of the last step."""
-        if self.state.metrics is None:
-            self.state.metrics, _, stopping = self._measured()
-            if stopping:
-                self.stop_here()
-
-    def _measured(self) -> tuple[dict[str, float] | None, dict[str, float], bool]:
-        """Returns held-out metrics (None if a signal interrupted them), metrics to monitor, and whether one did."""
-        model = self.task.model
-        model.eval()
-        try:
-            with unsharded(model):
-                measured, watched = in_memory(
-                    lambda: (self.task.evaluate(self._check_stop), self.task.probe_metrics()),
-                    self.task,
-                    self.plan,
-                    self.compute,
-                )
-                drawn = self.previews.draw(self.state.step, self.on_event)
-                if drawn is not None:
-                    self.metric_log.picture(self.state.step, "previews", drawn)
-                return measured, watched, False
-        except _StopRequested:
-            return None, {}, True
-        finally:
-            model.train()
-
-    def _check_stop(self) -> None:
-        if self.compute.world.all_reduce_max(self.session.stop.received or 0):
-            raise _StopRequested
+        if self.state.metrics is None and self.evaluate({}):
+            self.stop_here()
 
     def log(self, metrics: dict[str, float]) -> None:
         """Writes a line of metrics.jsonl and to every other metric writer, and emits an event."""

@@ -11,6 +11,7 @@ class Plan:
 
     Attributes:
         images: Images per epoch.
+        measure_share: Share of the training that measuring may cost before the last save.
         micro_batch: Images per forward pass.
         finds_micro_batch: Whether it may be changed to what fits on the device.
         has_splits: Whether the data is one split of several.
@@ -30,6 +31,7 @@ class Plan:
     data_fingerprint: str
     finds_micro_batch: bool = False
     has_splits: bool = False
+    measure_share: float = 1.0
 
     def epoch(self, step: int) -> float:
         return step * self.batch_size / self.images

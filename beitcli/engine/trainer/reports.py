@@ -31,11 +31,14 @@ class Timed:
     """Last fields of a training report.
 
     Attributes:
+        seconds: Spent on training.
+        measuring_seconds: Spent on held-out images, beside `seconds`.
         further: Metrics that have no field of their own.
     """
 
     images_per_second: float
     seconds: float
+    measuring_seconds: float
     further: dict[str, float] = field(default_factory=dict)
 
 

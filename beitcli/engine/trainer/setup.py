@@ -10,6 +10,7 @@ from beitcli.config.common import Training
 from beitcli.config.resolve import dump_toml
 from beitcli.config.resuming import resuming_words
 from beitcli.data.sources.base import Source
+from beitcli.engine.trainer.measuring import describe_measuring
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.errors import DataError, StorageError
@@ -88,6 +89,7 @@ def make_plan(config: Training, source: Source) -> Plan:
         save_every=config.save_every or max(1, min(2000, -(-steps // 10))),
         log_every=config.log_every or max(1, min(50, steps // 100)),
         keep=config.keep,
+        measure_share=config.measure_share,
         max_bad=config.max_bad,
         data_fingerprint=source.fingerprint(),
         finds_micro_batch=config.micro_batch is None,
@@ -102,12 +104,13 @@ def planned_steps(config: Training, images: int) -> int:
     return max(1, round((config.epochs or 0) * images / config.batch_size))
 
 
-def describe_plan(plan: Plan, config: Training, curve: str = "cosine") -> dict[str, str]:
-    """Returns the rows that display the plan.
+def describe_plan(task: Task, plan: Plan, curve: str = "cosine") -> dict[str, str]:
+    """Returns the rows that display the plan of a task.
 
     Args:
         curve: Shape of the learning rate schedule after the warm-up.
     """
+    config = task.config
     warm_up = f"{counted(plan.warmup_steps, 'step')} of warm-up"
     return {
         "images": f"{plan.images:,}",
@@ -117,6 +120,7 @@ def describe_plan(plan: Plan, config: Training, curve: str = "cosine") -> dict[s
         "weight decay": f"{config.weight_decay:g}",
         "clip": f"{plan.clip:g}" if plan.clip is not None else "none",
         "checkpoint": f"every {counted(plan.save_every, 'step')}, {plan.keep} kept",
+        "measured": describe_measuring(plan, task.measuring_cost()),
     }
 
 

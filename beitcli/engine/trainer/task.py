@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from torch import nn
 
 from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
+from beitcli.data.loading.kept_batches import KeptBatches
 from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.plan import Plan
 from beitcli.models.networks.efficient_attention import disable_flex
 from beitcli.runtime.compute.attention_choice import AttentionChoice
 from beitcli.runtime.compute.compile import CompiledModule
-from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.device import Compute, choose_workers
 from beitcli.runtime.distributed.fsdp import defer_reduction, is_sharded, shard
 from beitcli.runtime.distributed.world import parallel
 from beitcli.runtime.signals import StopRequest
@@ -82,6 +85,8 @@ class Task(ABC):
 
     name: str
     kind: str
+    config: Training
+    compute: Compute
     plan: Plan
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -166,6 +171,23 @@ class Task(ABC):
     def at_once(self, images: int) -> int:
         """Returns how many images an evaluation computes at once: so many, or as many as fit."""
         return images if self.fits is None else min(images, self.fits)
+
+    @cached_property
+    def kept(self) -> KeptBatches:
+        """The batches of the last evaluation, for the next."""
+        return KeptBatches()
+
+    def batching(self, batch_size: int, check_stop: Callable[[], None]) -> Batching:
+        """How the held-out images are divided into batches: `batch_size` each where so many fit on the device."""
+        workers = choose_workers(self.config.workers, self.compute.device, self.compute.world)
+        return Batching(self.compute, self.at_once(batch_size), workers, check_stop=check_stop, kept=self.kept)
+
+    def measuring_cost(self) -> float:
+        """Returns what `evaluate` costs, as the number of images that a training step takes in the same time.
+
+        0, the default, has it called at every save.
+        """
+        return 0.0
 
     def running(self) -> AbstractContextManager[Any]:
         """Returns a context around the whole training or dry run, to set up and close resources."""

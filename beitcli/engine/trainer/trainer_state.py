@@ -22,6 +22,7 @@ def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
     fits = {
         "step": _is_number(document.get("step"), int) and document["step"] == step_of(checkpoint.path),
         "seconds": _is_number(document.get("seconds"), int, float) and document["seconds"] >= 0,
+        "measuring_seconds": _is_number(document.get("measuring_seconds", 0), int, float),
         "images_per_second": _is_number(document.get("images_per_second"), int, float),
         "figures": "figures" in document and (metrics is None or _are_metrics(metrics)),
         "data": isinstance(document.get("data"), str),

@@ -1,0 +1,110 @@
+"""When held-out images are measured during a training, and that their batches are loaded once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from beitcli.data.loading.batches import Batch, ordered_batches
+from beitcli.data.loading.kept_batches import KeptBatches
+from beitcli.data.sources.format import Request
+from beitcli.data.sources.open_data import open_data
+from beitcli.data.transforms.base import CenterTransform
+from beitcli.engine.trainer.measuring import describe_measuring, measured_saves
+from beitcli.engine.trainer.plan import Plan
+from tests.helpers.forked import Ended
+
+PLAN = Plan(
+    seed=0, images=1000, steps=100, batch_size=10, micro_batch=10, warmup_steps=0, clip=None, save_every=10,
+    log_every=10, keep=1, max_bad=0, data_fingerprint="", measure_share=0.1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cost", [0.0, 1.0, 7.5, 10.0, 25.0, 60.0, 100.0, 1e6])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_measuring_keeps_within_its_share_until_the_last_save(cost: float, share: float) -> None:
+    plan = replace(PLAN, measure_share=share)
+    due = sorted(measured_saves(plan, cost))
+    assert due[-1] == 100
+    assert all(step % 10 == 0 for step in due)
+    for number, step in enumerate(due[:-1], 1):
+        assert number * cost <= share * step * plan.batch_size + 1e-9
+    skipped = [step for step in range(10, 100, 10) if step not in due]
+    for step in skipped:  # and none is left out for nothing
+        assert (sum(each < step for each in due) + 1) * cost > share * step * plan.batch_size
+
+
+def test_a_save_interval_that_does_not_divide_the_run() -> None:
+    assert sorted(measured_saves(replace(PLAN, save_every=30), 1.0)) == [30, 60, 90, 100]
+    assert measured_saves(replace(PLAN, save_every=500), 1.0) == {100}
+
+
+def test_the_plan_says_where_it_measures() -> None:
+    assert describe_measuring(PLAN, 1.0) == "at every save"
+    assert describe_measuring(PLAN, 25.0) == "at 4 of 10 saves (--measure-share 0.1)"
+    assert describe_measuring(PLAN, 1e6) == "at the last save only (--measure-share 0.1)"
+
+
+def _loads(folder: Path) -> tuple[KeptBatches, list[int], object]:
+    source, kept, loads = open_data([str(folder)], Request()), KeptBatches(), []
+
+    def batches(size: int) -> list[Batch]:
+        def load():
+            loads.append(size)
+            return ordered_batches(source, CenterTransform(size=16), batch_size=size, workers=0)
+
+        return list(kept.batches(size, -(-len(source) // size), load))
+
+    return kept, loads, batches
+
+
+def test_a_second_pass_yields_the_same_batches_without_loading(labelled_folder: Path) -> None:
+    _, loads, batches = _loads(labelled_folder)
+    first, second = batches(5), batches(5)
+    assert loads == [5]
+    assert [each.indices for each in first] == [each.indices for each in second]
+    assert all(torch.equal(a.tensors["images"], b.tensors["images"]) for a, b in zip(first, second, strict=True))
+    batches(3)  # as where fewer images fit on the device
+    batches(3)
+    assert loads == [5, 3]
+
+
+def test_a_pass_beyond_the_limit_or_broken_off_is_not_kept(labelled_folder: Path) -> None:
+    kept, loads, batches = _loads(labelled_folder)
+    kept.most = 3 * 16 * 16 * 6
+    batches(5)
+    batches(5)
+    assert loads == [5, 5]
+    source = open_data([str(labelled_folder)], Request())
+    whole = KeptBatches()
+
+    def load():
+        return ordered_batches(source, CenterTransform(size=16), batch_size=2, workers=0)
+
+    next(whole.batches("k", 3, load))
+    assert len(list(whole.batches("k", -(-len(source) // 2), load))) == -(-len(source) // 2)
+
+
+def test_a_run_measures_less_often_with_the_same_weights(
+    beit: Callable[..., Ended], tmp_path: Path, labelled_folder: Path
+) -> None:
+    words = ["pretrain", labelled_folder, "--recipe", "tiny", "--target", "pixels", "--steps", 6, "--save-every", 1]
+    words += ["--batch-size", 4, "--workers", 0, "--device", "cpu", "--previews", 0, "--holdout", 5]
+    found = {}
+    for share in (0, 1):
+        done = beit(*words, "--measure-share", share, "--out", tmp_path / str(share), "--json")
+        assert done.code == 0, done.err
+        report = json.loads(done.out)
+        assert report["measuring_seconds"] > 0
+        lines = [json.loads(line) for line in (tmp_path / str(share) / "metrics.jsonl").read_text().splitlines()]
+        measured = [line["step"] for line in lines if "held_out_loss" in line]
+        weights = (tmp_path / str(share) / "checkpoints" / "step-0000006" / "model.safetensors").read_bytes()
+        found[share] = (measured, report["loss"], weights)
+    assert found[0][0] == [6]
+    assert found[1][0] == [1, 2, 3, 4, 5, 6]
+    assert found[0][1:] == found[1][1:]
