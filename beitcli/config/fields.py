@@ -7,7 +7,6 @@ types, and `config.toml` the order.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import types
 import typing
@@ -181,14 +180,15 @@ def check_bounds(config: Any) -> None:
 def refuse_unused_by(config: Any, kinds: Iterable[str], model: str) -> None:
     """Raises UsageError for the first setting that is not at its default and has no effect on the model.
 
-    One that has a variable may come from there, meant for another command, and is left.
+    One that came from a variable may be meant for another command, and is left.
 
     Args:
+        config: A `Job`, whose `origins` say where each value came from.
         kinds: The task of the model, and the problem of a classifier.
         model: What it is, for the message.
     """
     for name, setting in settings_of(type(config)).items():
-        if f"BEIT_{name.upper()}" in os.environ:
+        if config.origins.get(name) == "environment":
             continue
         if getattr(config, name) != setting.default and not set(kinds).isdisjoint(setting.option.unused_by):
             raise UsageError(f"{setting.flag} has no effect on '{config.model}', {model}.", "Leave it out.")
