@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitcli.config.bounds import UNBOUNDED, Bounds
@@ -175,6 +175,11 @@ def check_bounds(config: Any) -> None:
         if setting.is_number and value is not None:
             for each in value if isinstance(value, tuple) else (value,):
                 setting.option.bounds.require(setting.flag, each)
+
+
+def with_origins(config: Any, origins: dict[str, str]) -> Any:
+    """Returns the config of a `Job` with where its values came from, for checks that the running job makes."""
+    return replace(config, origins=origins) if hasattr(config, "origins") else config
 
 
 def refuse_unused_by(config: Any, kinds: Iterable[str], model: str) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from beitcli.config.fields import Setting, coerce, settings_of, suggestion
+from beitcli.config.fields import Setting, coerce, settings_of, suggestion, with_origins
 from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
 from beitcli.escaping import shell_word
@@ -191,16 +191,9 @@ def resolve(
     if "recipe" in settings:
         values["recipe"] = name
     _require_all(command, settings, values)
-    config = _with_origins(config_class(**values), origins)
+    config = with_origins(config_class(**values), origins)
     _refuse_unused(settings, config, layers, of_recipe)
     return Resolved(config, origins, notes)
-
-
-def _with_origins(config: Config, origins: dict[str, str]) -> Config:
-    """Returns the config of a job with where its values came from, for what is known only once it runs."""
-    if not hasattr(config, "origins"):
-        return config
-    return replace(config, origins=origins)  # type: ignore[type-var]
 
 
 def _resumed(

@@ -158,7 +158,7 @@ def attention_page(images: Sequence[ExploredImage], explorer: Explorer) -> str:
     head = explorer.head
     if head not in ("mean", "rollout") and not explorer.holds_heads(explorer.layer):
         head = "mean"
-    data = {
+    data: dict[str, Any] = {
         "model": terminal_line(explorer.model),
         "grid": explorer.grid,
         "depth": explorer.depth,

@@ -29,8 +29,8 @@ Measurings = Sequence[tuple[int, Mapping[str, float]]]
 _TIMES, _NATS = 1.5, 0.3  # times guessing and nats below the entropy: both less is what the place of a patch tells
 _LONGER = "Train longer, or on more images."
 _OTHER_TOKENIZER = (
-    "one by itself: `beit train-tokenizer DATA --recipe small --out runs/tokenizer`, and look at it with "
-    "`beit tokenize DATA --tokenizer runs/tokenizer --stats` before pretraining on it."
+    "one by itself, with beit train-tokenizer DATA --recipe small --out runs/tokenizer, until beit tokenize DATA "
+    "--tokenizer runs/tokenizer --stats says that it suits; then pretrain with --tokenizer runs/tokenizer."
 )
 _STILL = 0.02  # share of all progress, made in the last fifth, that is still progress
 _WORSE = 0.02  # of the loss itself: a rise that is more than noise
@@ -127,7 +127,7 @@ def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | Non
     own = measured.tokenizer
     poor = _poor_codes(own.measurings[-1][1], own.vocab_size) if own is not None and own.measurings else None
     way_out = f"{'Give more --tokenizer-steps, or train' if own is not None else 'Train'} {_OTHER_TOKENIZER}"
-    whose = f"Its tokenizer: {poor.text}. " if poor is not None else ""
+    whose = f"In its tokenizer {poor.text}. " if poor is not None else ""
     if guess > COMMONEST_SHARE[1]:
         what = f"{percent(guess)} of those hidden are one and the same code (entropy {entropy:.2f} nats)."
         return Verdict("bad", f"{what} {whose}{way_out}")

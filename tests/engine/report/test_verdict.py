@@ -50,8 +50,10 @@ def test_tokens_of_a_collapsed_tokenizer_are_told_beside_what_is_learnt() -> Non
     grade, text = judged(COLLAPSED, vocab_size=256, tokenizer=own)
     assert grade == "early"
     assert text.startswith("The tokens say little, so what it learns is little: 44.0% of the hidden tokens right, 1.2 ")
-    assert "Its tokenizer: few of the codes carry the images: 24 of 256 codes in use, as many as 7 used evenly" in text
-    assert text.endswith("--tokenizer runs/tokenizer --stats` before pretraining on it.")
+    assert (
+        "In its tokenizer few of the codes carry the images: 24 of 256 codes in use, as many as 7 used evenly" in text
+    )
+    assert text.endswith("--stats says that it suits; then pretrain with --tokenizer runs/tokenizer.")
     assert "--tokenizer-steps" in text
     collapsed = Measured("train-tokenizer", [(6, codes | {"commonest_share": 0.6})], vocab_size=256)
     assert judged(COLLAPSED, vocab_size=256, tokenizer=collapsed)[0] == "bad"
@@ -63,7 +65,9 @@ def test_tokens_of_another_run_are_judged_by_their_frequencies_here() -> None:
     """exp(1.9) = 6.7 codes used evenly, of 256: 1.9 / ln 256 = 34% of the entropy."""
     grade, text = judged(COLLAPSED, vocab_size=256)
     assert grade == "early"
-    assert "They are as varied as 7 codes used evenly, of 256 (34% of the entropy). Train one by itself: `beit" in text
+    assert (
+        "They are as varied as 7 codes used evenly, of 256 (34% of the entropy). Train one by itself, with beit" in text
+    )
     assert judged(COLLAPSED, vocab_size=8)[1].startswith("It is barely better than guessing: ")
 
 
