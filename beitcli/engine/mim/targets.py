@@ -201,7 +201,8 @@ class _TokenAccumulator(MetricAccumulator):
         loss, patches, right, images, squares = map(sum, zip(*world.gather_interleaved(self.parts), strict=True))
         counts = world.all_reduce_sum(self.counts.clone())
         baseline, entropy = unigram_metrics(counts)
-        hidden, known = int(counts.sum()), {}
+        hidden = int(counts.sum())
+        known: dict[str, float] = {"measured_patches": hidden}
         if images > 1:
             variance = (squares - right * right / images) / (images - 1)  # of the correct ones of an image
             known["masked_accuracy_std_error"] = math.sqrt(max(0.0, variance) * images) / hidden

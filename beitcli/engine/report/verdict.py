@@ -119,11 +119,8 @@ def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | Non
 
     Their frequencies on this run's own images decide, and beside them the codes of the tokenizer that it trained.
     """
-    guess, entropy, codes = (
-        last.get("baseline_accuracy", 0.0),
-        last.get("unigram_entropy", math.inf),
-        measured.vocab_size,
-    )
+    guess, entropy = last.get("baseline_accuracy", 0.0), last.get("unigram_entropy", math.inf)
+    possible = math.log(max(1, min(measured.vocab_size, int(last.get("measured_patches", 0)))))
     own = measured.tokenizer
     poor = _poor_codes(own.measurings[-1][1], own.vocab_size) if own is not None and own.measurings else None
     way_out = f"{'Give more --tokenizer-steps, or train' if own is not None else 'Train'} {_OTHER_TOKENIZER}"
@@ -133,10 +130,9 @@ def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | Non
         return Verdict("bad", f"{what} {whose}{way_out}")
     if poor is not None:
         return Verdict(poor.grade, f"{whose}{way_out}")
-    if codes > 1 and entropy < ENTROPY_SHARE[1] * math.log(codes):
-        share = entropy / math.log(codes)
-        even = f"{math.exp(entropy):,.0f} codes used evenly, of {codes:,} ({share:.0%} of the entropy)"
-        return Verdict("early", f"They are as varied as {even}. {way_out}")
+    if entropy < ENTROPY_SHARE[1] * possible:
+        even = f"{math.exp(entropy):,.0f} codes used evenly, of {measured.vocab_size:,}"
+        return Verdict("early", f"They are as varied as {even} ({entropy / possible:.0%} of the entropy). {way_out}")
     return None
 
 

@@ -155,6 +155,7 @@ def test_error_of_the_accuracy_is_that_of_images(tokenizer_run):
         measured = accumulator.compute()
         assert measured["masked_accuracy"] == 0.5
         assert measured["masked_accuracy_std_error"] == pytest.approx(0.5 / 3**0.5)
+        assert measured["measured_patches"] == 6
     one = target.accumulator()
     one.update(guessed[:2], tokens[:2], None, 1)
     assert "masked_accuracy_std_error" not in one.compute()

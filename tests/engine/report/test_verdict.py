@@ -62,13 +62,15 @@ def test_tokens_of_a_collapsed_tokenizer_are_told_beside_what_is_learnt() -> Non
 
 
 def test_tokens_of_another_run_are_judged_by_their_frequencies_here() -> None:
-    """exp(1.9) = 6.7 codes used evenly, of 256: 1.9 / ln 256 = 34% of the entropy."""
-    grade, text = judged(COLLAPSED, vocab_size=256)
+    """exp(1.9) = 6.7 codes used evenly, of 256: 1.9 / ln 256 = 34% of the entropy; of 30 tokens, 1.9 / ln 30 = 56%."""
+    grade, text = judged(COLLAPSED | {"measured_patches": 250}, vocab_size=256)
     assert grade == "early"
     assert (
         "They are as varied as 7 codes used evenly, of 256 (34% of the entropy). Train one by itself, with beit" in text
     )
-    assert judged(COLLAPSED, vocab_size=8)[1].startswith("It is barely better than guessing: ")
+    for patches, codes in ((30, 256), (250, 8), (0, 256)):
+        grade, text = judged(COLLAPSED | {"measured_patches": patches}, vocab_size=codes)
+        assert text.startswith("It is barely better than guessing: "), (patches, codes)
 
 
 def test_an_accuracy_within_its_error_of_guessing_is_not_learning() -> None:
