@@ -78,7 +78,7 @@ def headed(card: str, head: CardHead) -> str:
     return "\n".join([*front_matter(facts), "", title, "", markdown(head.verdict), rest])
 
 
-def _named(config: Training) -> dict[str, Any]:
+def _named(config: TrainTokenizerConfig | PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     """Returns the settings that the commands to go on with repeat."""
     return {"data": config.data, "recipe": config.recipe}
 
