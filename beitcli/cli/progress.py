@@ -71,11 +71,14 @@ class PlainLines:
         if event.unit == "byte":
             return f"{event.phase}: {format_bytes(event.done, event.total, pace.rate(event.done))}"
         begin = f"{event.phase}: {event.unit} {event.done}/{event.total or '?'}"
-        speed = ", ".join(speed_texts(event.metrics, pace.left(event.done, event.total))) if event.metrics else ""
+        speed = speed_texts(event.metrics, pace.left(event.done, event.total)) if event.metrics else []
         trained = {name: value for name, value in event.metrics.items() if not name.startswith(HELD_OUT)}
         trained.pop("images_per_second", None)
-        figures = fitting(figure_texts(trained), LINE_COLUMNS - len(begin) - len(speed) - 4)
-        return "  ".join(filter(None, (begin, figures, speed)))
+        room, key = LINE_COLUMNS - len(begin) - 2, "  ".join(key_figures(trained))
+        while len(speed) > 1 and len(key) + 2 + len(", ".join(speed)) > room:
+            speed.pop(1 if len(speed) > 2 else 0)  # the share of waiting, then the speed: both are in metrics.jsonl
+        figures = fitting(figure_texts(trained), room - len(", ".join(speed)) - 2)
+        return "  ".join(filter(None, (begin, figures, ", ".join(speed))))
 
     def _is_due(self, event: Progress) -> bool:
         """Whether to print a plain line: every 5 s with metrics (held-out: at once); else every 10 s, steps never."""

@@ -114,6 +114,12 @@ def test_lines_of_a_log_are_no_wider_than_120_columns_and_hold_the_key_figures()
         "tokenizer: step 1,000, held out: psnr 11.07  mae 0.2174  codes used 10  perplexity 2.227  "
         "commonest share 0.7078"
     )
+    key = {"masked_accuracy": 0.42, "baseline_accuracy": 0.38, "loss": 5.0, "unigram_entropy": 1.88, "lr": 1e-3}
+    speed = {"images_per_second": 1934.2, "data_wait_share": 0.03}
+    assert output.PlainLines().line_of(Progress("pretrain", 1240, 3200, metrics=speed | key)) == (
+        "pretrain: step 1240/3200  masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
+        "1,934 images/s"
+    )
     many = {f"loss_of_part_{number}": 1.0 for number in range(20)}
     long = Progress("finetune", 1, 9, metrics={"loss": 1.5} | many | {f"held_out_{name}": 1.0 for name in many})
     for text in (output.PlainLines().line_of(long) or "", output.held_out_line(long)):

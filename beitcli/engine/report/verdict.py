@@ -26,7 +26,9 @@ from beitcli.runtime.metric_text import percent
 
 Grade = Literal["good", "early", "bad", "unknown"]
 Measurings = Sequence[tuple[int, Mapping[str, float]]]
-_TIMES, _NATS = 1.5, 0.3  # times guessing and nats below the entropy: both less is what the place of a patch tells
+# Times guessing, and nats below the entropy. Knowing the place of a patch and not the image gives 1.15 to 1.4 times
+# (256 codes of patch colours, 8 x 8 patches; 1,000 photographs, 367 street scenes, 1,000 drawn images; n = 1 each).
+_TIMES, _NATS = 1.5, 0.3
 _LONGER = "Train longer, or on more images."
 _OTHER_TOKENIZER = (
     "one by itself, with beit train-tokenizer DATA --recipe small --out runs/tokenizer, until beit tokenize DATA "
