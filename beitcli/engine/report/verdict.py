@@ -26,9 +26,9 @@ from beitcli.runtime.metric_text import percent
 
 Grade = Literal["good", "early", "bad", "unknown"]
 Measurings = Sequence[tuple[int, Mapping[str, float]]]
-# Times guessing, and nats below the entropy. Knowing the place of a patch and not the image gives 1.34 times and 0.14 nats
-# on 1,000 photographs, 1.42 and 0.22 on 1,000 drawn images (256 codes of a dVAE, 8 x 8 tokens, whole images; n = 1). On
-# 101 frames of one car's camera it gives 2.5 and 1.36: there no threshold tells more.
+# Times guessing, and nats below the entropy. To know the place of a patch and not the image gives 1.34, 0.14 on 1,000
+# photographs, 1.42, 0.22 on 1,000 drawn images (256 codes of a dVAE, 8 x 8 tokens, whole images; n = 1). On 101
+# frames of one car's camera it gives 2.5, 1.36: there no threshold tells more.
 _TIMES, _NATS = 1.5, 0.3
 _LONGER = "Train longer, or on more images."
 _OTHER_TOKENIZER = (
