@@ -79,6 +79,6 @@ class EmbedConfig(ModelInputs, Launched):
     def _require_suffix(self, suffixes: tuple[str, ...]) -> None:
         if self.output != "-" and Path(self.output).suffix.lower() not in suffixes:
             error = unknown_format(self.output, suffixes)
-            if self.output.lower().endswith(SHEET_SUFFIXES):
+            if not self.query and self.output.lower().endswith(SHEET_SUFFIXES):
                 error.hint = f"A picture shows the neighbours of an image: give --query IMAGE. {error.hint}"
             raise error

@@ -24,5 +24,8 @@ def unknown_format(output: object, suffixes: Iterable[str] = (), *, option: str 
         option: The option that names it.
         hint: In place of the list of suffixes.
     """
+    suffixes, name = tuple(suffixes), Path(str(output)).name.lower()
+    if name in suffixes:
+        return UsageError(f"{option} '{output}' has no name before its suffix.", f"Give one, such as out{name}.")
     message = f"{option} '{output}' ends in no format that is known here."
     return UsageError(message, hint or f"Give a name that ends in {', '.join(suffixes)}.")

@@ -375,7 +375,7 @@ def test_query_without_another_image_has_no_neighbours(pretrained_run: Path, que
 def test_a_name_that_is_a_suffix_alone_is_refused(beit: Callable, pretrained_run: Path, argv: list[str]) -> None:
     ended = beit("embed", pretrained_run, "x.png", *argv)
     assert ended.code == 2
-    assert "has no suffix" in ended.err
+    assert "has no name before its suffix" in ended.err
 
 
 def test_query_must_be_one_readable_image(beit: Callable, pretrained_run: Path, labelled_folder: Path) -> None:

@@ -93,7 +93,7 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
         low, high = max(0.0, accuracy - NORMAL_95 * error), min(1.0, accuracy + NORMAL_95 * error)
         interval = f" (95%: {percent(low)} to {percent(high)})"
     else:
-        low = accuracy
+        low = 0.0 if "measured_patches" in last else accuracy  # one image; or a run of before there was an error
     times = (
         f", {accuracy / guess:.1f} times always guessing the most frequent token ({percent(guess)})" if guess else ""
     )

@@ -69,7 +69,9 @@ def test_tokens_of_another_run_are_judged_by_their_frequencies_here() -> None:
         "They are as varied as 7 codes used evenly, of 256 (34% of the entropy). Train one by itself, with beit" in text
     )
     for patches, codes in ((30, 256), (250, 8), (0, 256)):
-        grade, text = judged(COLLAPSED | {"measured_patches": patches}, vocab_size=codes)
+        grade, text = judged(
+            COLLAPSED | {"measured_patches": patches, "masked_accuracy_std_error": 0.01}, vocab_size=codes
+        )
         assert text.startswith("It is barely better than guessing: "), (patches, codes)
 
 
@@ -84,6 +86,8 @@ def test_an_accuracy_within_its_error_of_guessing_is_not_learning() -> None:
     assert (grade, text[:35]) == ("early", "It is barely better than guessing: ")
     assert "Train longer, or on more images." in text
     assert judged(TOKENS | {"masked_accuracy_std_error": 0.002})[0] == "good"
+    of_one_image = TOKENS | {"measured_patches": 75}
+    assert judged(of_one_image)[1].startswith("It is not shown to be better than guessing: 4.2% of the hidden tokens ")
 
 
 def test_with_patch_aggregation_the_masked_loss_counts() -> None:
