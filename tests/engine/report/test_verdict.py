@@ -69,9 +69,8 @@ def test_tokens_of_another_run_are_judged_by_their_frequencies_here() -> None:
         "They are as varied as 7 codes used evenly, of 256 (34% of the entropy). Train one by itself, with beit" in text
     )
     for patches, codes in ((30, 256), (250, 8), (0, 256)):
-        grade, text = judged(
-            COLLAPSED | {"measured_patches": patches, "masked_accuracy_std_error": 0.01}, vocab_size=codes
-        )
+        measured = COLLAPSED | {"measured_patches": patches, "masked_accuracy_std_error": 0.01}
+        grade, text = judged(measured, vocab_size=codes)
         assert text.startswith("It is barely better than guessing: "), (patches, codes)
 
 
