@@ -100,6 +100,8 @@ def test_pixels_are_compared_with_the_mean_colour() -> None:
         "(1.0000).",
     )
     assert judged({"loss": 1.0, "baseline_loss": 1.0})[0] == "early"
+    grade, text = judged({"loss": 0.97, "baseline_loss": 1.0})
+    assert (grade, text[:35]) == ("early", "It is barely better than guessing: ")
 
 
 @pytest.mark.parametrize(
