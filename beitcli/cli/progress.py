@@ -74,9 +74,12 @@ class PlainLines:
         speed = speed_texts(event.metrics, pace.left(event.done, event.total)) if event.metrics else []
         trained = {name: value for name, value in event.metrics.items() if not name.startswith(HELD_OUT)}
         trained.pop("images_per_second", None)
-        room, key = LINE_COLUMNS - len(begin) - 2, "  ".join(key_figures(trained))
-        while len(speed) > 1 and len(key) + 2 + len(", ".join(speed)) > room:
-            speed.pop(1 if len(speed) > 2 else 0)  # the share of waiting, then the speed: both are in metrics.jsonl
+        room = LINE_COLUMNS - len(begin) - 2
+        left_over = room - len("  ".join(key_figures(trained))) - 2
+        if len(", ".join(speed)) > left_over:
+            speed = [text for text in speed if not text.startswith("data ")]
+        if len(", ".join(speed)) > left_over:
+            speed = speed[-1:]  # the time left; the others are in metrics.jsonl
         figures = fitting(figure_texts(trained), room - len(", ".join(speed)) - 2)
         return "  ".join(filter(None, (begin, figures, ", ".join(speed))))
 
