@@ -10,10 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:  # importing it takes as long as Python itself
+    from importlib.abc import Loader
 
 _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
 _PACKAGES = ("timm", "timm.optim", "torchvision")
@@ -39,17 +41,17 @@ def meta_device() -> Iterator[None]:
         yield
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         spec = PathFinder.find_spec(fullname, path) if fullname in _PACKAGES else None
         if spec is not None and spec.loader is not None:
-            spec.loader = _Deferring(spec.loader)
+            spec.loader = cast("Loader", _Deferring(cast("Loader", spec.loader)))
         return spec
 
 
-class _Deferring(Loader):
+class _Deferring:
     """Loads a package by its own loader, with the stand-ins."""
 
     def __init__(self, loader: Loader) -> None:

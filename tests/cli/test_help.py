@@ -15,9 +15,8 @@ import pytest
 
 import beitcli
 from beitcli import __version__
-from beitcli.cli.app import COMMANDS
+from beitcli.cli.command_table import COMMANDS, Command
 from beitcli.cli.common_options import _COMMON, is_common
-from beitcli.cli.options import Command
 from beitcli.config.fields import Setting, settings_of
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import read_recipe, recipe_names

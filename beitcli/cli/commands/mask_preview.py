@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.mask_preview import MaskPreviewConfig
 
 
@@ -47,9 +47,8 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
                 console.print_line(document["output"])
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=MaskPreviewConfig,
-    summary="Show what pretraining hides of an image.",
     examples=(
         "beit mask-preview photo.jpg --recipe small -o masked.png",
         "beit mask-preview photo.jpg --model runs/mine -o rebuilt.png",
@@ -59,5 +58,4 @@ COMMAND = Command(
         "beit mask-preview --animate runs/mine -o learning.gif",
     ),
     face=_run,
-    panel="Look",
 )
