@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from beitcli import __version__
 from beitcli.cli.command_table import ALL, BY_NAME, COMMANDS, COMPLETING, unknown_command
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.help_page import print_program_help
+from beitcli.cli.help_page import program_help
 from beitcli.cli.streams import close_stdout, open_closed_streams, stdout_error, write_stdout
 from beitcli.errors import BeitError, UsageError
 from beitcli.runtime.distributed.parent_death import end_with_launcher
@@ -60,7 +60,7 @@ def _answer(arguments: list[str]) -> int:
             write_stdout(man_page(COMMANDS))
             return 0
         if arguments in ([], ["-h"], ["--help"], [ALL]):
-            print_program_help()
+            write_stdout(program_help() + "\n")
             if not arguments:
                 raise UsageError("No command is given.", "See `beit --help`.")
             return 0

@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from beitcli.cli.command_table import COMMANDS
-from beitcli.cli.streams import write_stdout
 from beitcli.cli.terminal_style import Style, style_of
 
 _FEWEST_COLUMNS = 40
@@ -56,16 +55,16 @@ OWN_OPTIONS = (
 )
 
 
-def print_program_help() -> None:
-    """Prints the help of the program to stdout."""
+def program_help() -> str:
+    """Returns the help of the program, for stdout."""
     panels = {"Options": list(OWN_OPTIONS)}
     for panel, commands in groupby(COMMANDS, lambda command: command.panel):
         panels[panel] = [Row(command.name, "", command.summary) for command in commands]
-    _print_page("Usage: beit [OPTIONS] COMMAND [ARGS]...", _INTRO, panels)
+    return _page("Usage: beit [OPTIONS] COMMAND [ARGS]...", _INTRO, panels)
 
 
-def print_command_help(command: Any, ctx: Any) -> None:
-    """Prints the help of one command to stdout.
+def command_help(command: Any, ctx: Any) -> str:
+    """Returns the help of one command, for stdout.
 
     Args:
         command: Typer's.
@@ -77,12 +76,12 @@ def print_command_help(command: Any, ctx: Any) -> None:
             panel = getattr(param, "rich_help_panel", None) or default
             panels.setdefault(panel, []).append(Row(*_label(param), param.help or ""))
     in_order = sorted(panels, key=lambda name: _LAST.index(name) if name in _LAST else -1)
-    _print_page(
+    return _page(
         command.get_usage(ctx), command.help or "", {name: panels[name] for name in in_order}, command.epilog or ""
     )
 
 
-def _print_page(usage: str, intro: str, panels: Mapping[str, list[Row]], after: str = "") -> None:
+def _page(usage: str, intro: str, panels: Mapping[str, list[Row]], after: str = "") -> str:
     style = style_of(sys.stdout)
     style = style._replace(width=max(_FEWEST_COLUMNS, style.width))
     lines = ["", style.styled(f" {usage}", "bold"), "", *_paragraphs(intro, style.width - 2), ""]
@@ -92,7 +91,7 @@ def _print_page(usage: str, intro: str, panels: Mapping[str, list[Row]], after: 
             lines += style.boxed(name, [line for row in rows for line in _lines_of(row, style, share)])
     if after:
         lines += [style.styled(f" {after}", "dim"), ""]
-    write_stdout("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _paragraphs(text: str, width: int) -> Iterable[str]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from beitcli.cli.help_page import print_command_help, print_program_help
+from beitcli.cli.help_page import command_help, program_help
+from beitcli.cli.streams import write_stdout
 
 
 class _Words:
@@ -27,7 +28,7 @@ class Program(TyperGroup):
         return _as_written(super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        print_program_help()
+        write_stdout(program_help())  # and not by `formatter`, whose colours typer takes away from a pipe
 
 
 class CommandWithPage(TyperCommand):
@@ -37,7 +38,7 @@ class CommandWithPage(TyperCommand):
         return _as_written(super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        print_command_help(self, ctx)
+        write_stdout(command_help(self, ctx))
 
 
 def _as_written(params: list[Any]) -> list[Any]:

@@ -33,8 +33,6 @@ from beitcli.errors import UsageError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-_GROUPS = re.compile(rb"^\s*\[\s*beitcli\.", re.MULTILINE)
-
 
 class _Own(NamedTuple):
     """An entry of this program, with the attributes of an `EntryPoint`."""
@@ -76,7 +74,10 @@ class Registry:
         points: dict[str, _Own | EntryPoint] = {
             name.replace("_", "-"): _Own(name.replace("_", "-"), f"{self.package}.{name}") for name in sorted(own)
         }
-        installed = [each for each in _installed(tuple(sys.path)) if each.group == self.package]
+        path = tuple(sys.path)
+        declared = _declarations(path)
+        may_be_there = declared is None or self.package.encode() in declared
+        installed = [each for each in _installed(path) if each.group == self.package] if may_be_there else []
         for point in sorted(installed, key=lambda point: point.name):
             if point.name.replace("-", "_") not in own:
                 points[point.name] = point
@@ -148,30 +149,30 @@ class Registry:
 @cache
 def _installed(path: tuple[str, ...]) -> list[EntryPoint]:
     """The entry points of all packages, read once for all registries; `path` is `sys.path`, where they are found."""
-    if not any(map(_may_declare, path)):  # else nothing is gained by importlib.metadata, which takes 0.1 s
-        return []
     from importlib.metadata import entry_points
 
     return list(entry_points())
 
 
-def _may_declare(folder: str) -> bool:
-    """Whether a distribution of a folder of `sys.path` names a group that may be a registry's.
+@cache
+def _declarations(path: tuple[str, ...]) -> bytes | None:
+    """The files of entry points in the folders of `sys.path`, joined; None if it holds more than folders.
 
-    What is no folder, as an archive is not, may.
+    Where no group of ours is in them, importlib.metadata need not be imported, which takes longer than reading them.
     """
-    try:
-        with os.scandir(folder or ".") as entries:
-            names = [entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    for name in names:
-        with suppress(OSError), open(os.path.join(folder, name, "entry_points.txt"), "rb") as file:
-            if _GROUPS.search(file.read()):
-                return True
-    return False
+    texts = []
+    for folder in path:
+        try:
+            with os.scandir(folder or ".") as entries:
+                names = [entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+        for name in names:
+            with suppress(OSError), open(os.path.join(folder, name, "entry_points.txt"), "rb") as file:
+                texts.append(file.read())
+    return b"\n".join(texts)
 
 
 def _assigned(point: _Own | EntryPoint, attribute: str, *, named: bool = False) -> list[ast.expr]:

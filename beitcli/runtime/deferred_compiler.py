@@ -1,8 +1,9 @@
 """Keeps torch's compiler from being loaded by what does not compile: that would be a third of a command's start.
 
 timm and torchvision load it for a few decorators, and tensors on the meta device for their reference functions. While
-these are at work, stand-ins take its place; `torch.compile` loads it when it is used. Only the command line defers it:
-a script's imports are the script's.
+these are at work, stand-ins take its place; `torch.compile` loads it when it is used. timm also loads wandb where it is
+installed, for a function that is not used here, and initial values on the meta device load sympy: neither is let in.
+Only the command line defers anything: a script's imports are the script's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # importing it takes as long as Python itself
     from importlib.abc import Loader
 
 _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
+_UNUSED = "wandb"
+_VALUES_ONLY = ("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "div_", "add_")  # of an initialization
 _PACKAGES = ("timm", "timm.optim", "torchvision")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -34,10 +37,22 @@ def _is_deferred() -> bool:
 
 @contextmanager
 def meta_device() -> Iterator[None]:
-    """Context in which tensors are made on the meta device: without memory and values."""
+    """Context in which tensors are made on the meta device: without memory and values, and so never initialized."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    with _stand_ins(), torch.device("meta"):
+    initializers = {getattr(torch.Tensor, name) for name in _VALUES_ONLY}
+
+    class WithoutValues(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            named = kwargs or {}
+            if func in initializers or getattr(func, "__module__", "") == "torch.nn.init":
+                tensor = args[0] if args else named.get("tensor")
+                if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                    return tensor
+            return func(*args, **named)
+
+    with _stand_ins(), torch.device("meta"), WithoutValues():
         yield
 
 
@@ -65,7 +80,7 @@ class _Deferring:
         module.__spec__.loader = module.__loader__ = self._loader
         before, names = set(sys.modules), dict(vars(module))
         try:
-            with _stand_ins():
+            with _stand_ins(), _without_unused():
                 self._loader.exec_module(module)
         except (ImportError, AttributeError):  # a release that needs more of the compiler
             for name in set(sys.modules) - before:
@@ -98,6 +113,19 @@ def _stand_ins() -> Iterator[None]:
         for name, module in ((_COMPILER, package), (_UTILS, utils)):
             if sys.modules.get(name) is module:
                 del sys.modules[name]
+
+
+@contextmanager
+def _without_unused() -> Iterator[None]:
+    """Context in which wandb is not found, unless it is there already."""
+    if _UNUSED in sys.modules:
+        yield
+        return
+    sys.modules[_UNUSED] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_UNUSED]
 
 
 def _is_compile_supported(device_type: str) -> bool:
