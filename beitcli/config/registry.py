@@ -77,7 +77,7 @@ class Registry:
         path = tuple(sys.path)
         declared = _declarations(path)
         may_be_there = declared is None or self.package.encode() in declared
-        installed = [each for each in _installed(path) if each.group == self.package] if may_be_there else []
+        installed: list[EntryPoint] = list(_installed(path).select(group=self.package)) if may_be_there else []
         for point in sorted(installed, key=lambda point: point.name):
             if point.name.replace("-", "_") not in own:
                 points[point.name] = point
@@ -147,11 +147,11 @@ class Registry:
 
 
 @cache
-def _installed(path: tuple[str, ...]) -> list[EntryPoint]:
+def _installed(path: tuple[str, ...]) -> Any:
     """The entry points of all packages, read once for all registries; `path` is `sys.path`, where they are found."""
     from importlib.metadata import entry_points
 
-    return list(entry_points())
+    return entry_points()
 
 
 @cache
