@@ -1,9 +1,9 @@
 """Keeps torch's compiler from being loaded by what does not compile: that would be a third of a command's start.
 
 timm and torchvision load it for a few decorators, and tensors on the meta device for their reference functions. While
-these are at work, stand-ins take its place; `torch.compile` loads it when it is used. timm also loads wandb where it is
-installed, for a function that is not used here, and initial values on the meta device load sympy: neither is let in.
-Only the command line defers anything: a script's imports are the script's.
+these are at work, stand-ins take its place; `torch.compile` loads it when it is used. Initial values on that device
+would load sympy, and are left out. timm also imports wandb where it is installed, which takes a second and makes
+temporary folders: it finds none. Only the command line defers and hides them: a script's imports are the script's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # importing it takes as long as Python itself
     from importlib.abc import Loader
 
 _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
-_UNUSED = "wandb"
+_HIDDEN = "wandb"
 _VALUES_ONLY = ("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "div_", "add_")  # of an initialization
 _PACKAGES = ("timm", "timm.optim", "torchvision")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -80,7 +80,7 @@ class _Deferring:
         module.__spec__.loader = module.__loader__ = self._loader
         before, names = set(sys.modules), dict(vars(module))
         try:
-            with _stand_ins(), _without_unused():
+            with _stand_ins(), _hidden():
                 self._loader.exec_module(module)
         except (ImportError, AttributeError):  # a release that needs more of the compiler
             for name in set(sys.modules) - before:
@@ -89,6 +89,19 @@ class _Deferring:
             vars(module).clear()
             vars(module).update(names)
             self._loader.exec_module(module)
+
+
+@contextmanager
+def _hidden() -> Iterator[None]:
+    """Context in which an optional package cannot be imported, unless it has been."""
+    if _HIDDEN in sys.modules:
+        yield
+        return
+    sys.modules[_HIDDEN] = None  # type: ignore[assignment] # Python's way to say that there is none
+    try:
+        yield
+    finally:
+        del sys.modules[_HIDDEN]
 
 
 @contextmanager
@@ -113,19 +126,6 @@ def _stand_ins() -> Iterator[None]:
         for name, module in ((_COMPILER, package), (_UTILS, utils)):
             if sys.modules.get(name) is module:
                 del sys.modules[name]
-
-
-@contextmanager
-def _without_unused() -> Iterator[None]:
-    """Context in which wandb is not found, unless it is there already."""
-    if _UNUSED in sys.modules:
-        yield
-        return
-    sys.modules[_UNUSED] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[_UNUSED]
 
 
 def _is_compile_supported(device_type: str) -> bool:
