@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 _CODES = {"bold": "1", "dim": "2", "red": "31", "yellow": "33", "cyan": "36"}
 _COLOURS = ("red", "yellow", "cyan")
-_ROUNDED, _ASCII = "╭─╮│╰╯", "+-+|++"
+_ROUNDED, _ASCII = tuple("╭─╮│╰╯"), tuple("+-+|++")
 
 
 class Style(NamedTuple):

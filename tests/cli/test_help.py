@@ -312,6 +312,18 @@ def test_man_page_has_every_command_and_option_and_no_line_that_roff_would_misre
             assert f"$ {example}" in section
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["help", "--man"], ["--help"], ["--version"]], ids=str)
+def test_help_that_cannot_be_written_is_told_in_a_line(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "beitcli", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: Results cannot be written to stdout")
+    assert len(done.stderr.splitlines()) == 2
+
+
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")
 def test_man_page_is_set_without_a_warning(beit: Callable) -> None:
     page = beit("help", "--man").out

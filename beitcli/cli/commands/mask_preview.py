@@ -10,10 +10,11 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
     from beitcli.engine.io.outputs import is_stdout
     from beitcli.engine.mask_preview import mask_preview, mask_preview_statistics
-    from beitcli.engine.run_previews import animate_previews
 
     is_picture = is_stdout(config.output)  # that stream is the picture's alone
     if config.animate:
+        from beitcli.engine.run_previews import animate_previews
+
         animation = animate_previews(config)
         if is_picture:
             return
