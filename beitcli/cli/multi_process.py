@@ -144,8 +144,8 @@ def _is_peer_failure(error: BaseException) -> bool:
 
     Imports nothing: a signal may have struck amid the import of torch, which cannot be imported again.
     """
-    world = sys.modules.get("beitcli.runtime.distributed.world")
-    return hasattr(world, "is_peer_failure") and world.is_peer_failure(error)
+    world: Any = sys.modules.get("beitcli.runtime.distributed.world")
+    return hasattr(world, "is_peer_failure") and bool(world.is_peer_failure(error))
 
 
 def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:
