@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
@@ -24,6 +24,19 @@ MODEL_HELP = (
 def overwrite_option() -> bool:
     """Returns the setting of every command that writes output files."""
     return option(False, "Replace output files that exist already; inputs never.", panel="Output")
+
+
+def in_memory_option(**how: Any) -> Any:
+    """Returns the setting of the trainings on images without masks or boxes."""
+    return option(
+        False,
+        "Read the training images once and hold their files in memory, half of what is free at most; for disks and "
+        "networks that are slow. The run is the same.",
+        panel="Data",
+        saved=False,
+        may_change_on_resume=True,
+        **how,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,9 @@ from beitcli.runtime.distributed.parent_death import end_with_parent
 _AHEAD = 4  # tasks a process
 _MOST_PROCESSES = 16
 
-Shared, Task, Result = TypeVar("Shared"), TypeVar("Task"), TypeVar("Result")
+Shared = TypeVar("Shared")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _work: Callable[[Any], Any] | None = None  # of a worker process
 _stopped: Any = None  # of a worker process: one shared byte
