@@ -20,9 +20,10 @@ from beitcli.data.sources.formats._packed import MANIFEST
 from beitcli.engine.io.outputs import make_folder, output_error, write_output
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.pack.writing import Written
+from beitcli.engine.process_pool import run_in_order
 from beitcli.errors import UsageError
-from beitcli.runtime.storage.own_files import append_line, open_own, remove_entry, require_own
-from beitcli.runtime.storage.regular_files import read_regular
+from beitcli.runtime.storage.own_files import append_line, atomic_write_text, open_own, remove_entry, require_own
+from beitcli.runtime.storage.regular_files import open_regular, read_regular
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 _PARTIAL, _RECORD, _LOCK = ".partial", "record.jsonl", ".lock"
@@ -34,8 +35,7 @@ class PackFolder:
 
     Attributes:
         partial: Folder of unfinished work.
-        finished: Shards of an earlier, stopped command that are still what was written, by name.
-        damaged: Names of those that are not.
+        finished: Shards that are written, by name; those of an earlier command once `check` has looked at them.
 
     Args:
         kind: What makes two commands the same: plain values.
@@ -49,15 +49,10 @@ class PackFolder:
     def __init__(self, path: Path, kind: dict[str, Any], inputs: ProtectedInputs, *, overwrite: bool) -> None:
         self.path, self.partial, self._kind = path, path / _PARTIAL, kind
         self.finished: dict[str, Written] = {}
-        self.damaged: list[str] = []
-        former = self._require_free(inputs, overwrite)
-        self._former = former
+        self._former = self._require_free(inputs, overwrite)
         make_folder(self.partial)
         self._lock = self._locked()
-        try:
-            self._resume(overwrite)
-        except OSError as error:
-            raise output_error(self.partial, error) from None
+        self._recorded = self._of_the_same_command(overwrite)
 
     def _require_free(self, inputs: ProtectedInputs, overwrite: bool) -> set[str]:
         """Returns the names of an earlier pack's files, which are replaced."""
@@ -98,36 +93,35 @@ class PackFolder:
             pass
         return lock
 
-    def _resume(self, overwrite: bool) -> None:
-        """Takes over what is finished, removes what is not, and begins the record where there is none."""
-        record = self.partial / _RECORD
-        first, *lines = _lines(record) or [None]
-        if first != self._kind:
-            if first is not None and not overwrite:
-                raise UsageError(
-                    f"-o '{self.path}' holds an unfinished pack of other data or settings.",
-                    "Give its command again to go on with it, --overwrite to begin anew, or another folder.",
-                )
-            lines = []
-        for written in _recorded(lines):
-            if self._is_whole(written):
-                self.finished[written.file] = written
-            else:
-                self.damaged.append(written.file)
-        for name in _entries(self.partial):
-            if name not in self.finished and name != _LOCK:
-                remove_entry(self.partial / name)
-        append_line(record, dump_json(self._kind))
-        for written in self.finished.values():
-            append_line(record, dump_json(asdict(written)))
+    def _of_the_same_command(self, overwrite: bool) -> list[Written]:
+        """Returns the shards that an earlier command of this kind has written."""
+        first, *lines = _lines(self.partial / _RECORD) or [None]
+        if first in (None, self._kind):
+            return list(_recorded(lines))
+        if overwrite:
+            return []
+        raise UsageError(
+            f"-o '{self.path}' holds an unfinished pack of other data or settings.",
+            "Give its command again to go on with it, --overwrite to begin anew, or another folder.",
+        )
 
-    def _is_whole(self, written: Written) -> bool:
-        place = self._place(written.file)
+    def check(self, processes: int) -> Iterator[tuple[str, bool]]:
+        """Yields each shard of an earlier command, and whether it is what was written; then begins the record anew."""
+        places = [(str(self._place(each.file)), each.sha256) for each in self._recorded]
+        whole = run_in_order(_has_sum, None, places, min(processes, len(places)))
+        for written, is_whole in zip(self._recorded, whole, strict=True):
+            if is_whole:
+                self.finished[written.file] = written
+            yield written.file, is_whole
+        record = self.partial / _RECORD
         try:
-            with open(place, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == written.sha256
-        except OSError:
-            return False
+            for name in _entries(self.partial):
+                if name not in self.finished and name not in (_LOCK, _RECORD):
+                    remove_entry(self.partial / name)
+            lines = [self._kind, *map(asdict, self.finished.values())]
+            atomic_write_text(record, "".join(f"{dump_json(line)}\n" for line in lines))
+        except OSError as error:
+            raise output_error(record, error) from None
 
     def _place(self, name: str) -> Path:
         """Returns where a shard is: a killed process may have moved some of them to DIR."""
@@ -162,6 +156,15 @@ class PackFolder:
         self._lock.release()
         with suppress(OSError):
             remove_entry(self.partial)
+
+
+def _has_sum(_: None, place: tuple[str, str]) -> bool:
+    """Whether the file at `place[0]` has the SHA-256 `place[1]`."""
+    try:
+        with open_regular(place[0]) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == place[1]
+    except OSError:
+        return False
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:

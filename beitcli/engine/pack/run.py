@@ -83,8 +83,10 @@ def pack(config: PackConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None 
     shards = plan_shards(parts, config.shard_images)
     inputs = ProtectedInputs(config, sources[0])
     folder = PackFolder(Path(config.output), _kind(config, sources), inputs, overwrite=config.overwrite)
-    for name in folder.damaged:
-        on_event(Warned(f"'{name}' is not what was written, and is made again."))
+    for number, (name, is_whole) in enumerate(folder.check(process_count(config.workers)), start=1):
+        on_event(Progress("checking finished shards", number, len(shards), "shard"))
+        if not is_whole:
+            on_event(Warned(f"'{name}' is not what was written, and is made again."))
     encoding = Encoding(config.encode, config.quality, config.short_side)
     packing = Packing(sources, tuple(map(label_layout, sources)), encoding, folder.partial)
     try:
@@ -140,17 +142,19 @@ def _write(
 
 def _tell_size(packing: Packing, shards: Sequence[Shard], on_event: OnEvent) -> None:
     """Tells how large the missing shards become, from a few of their images."""
-    images = [(shard.split, index) for shard in shards for index in range(shard.first, shard.last)]
+    ends = np.cumsum([shard.last - shard.first for shard in shards])
+    images = int(ends[-1]) if len(ends) else 0
     sizes = []
-    for place in np.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images))).astype(int).tolist():
-        source, index = packing.sources[images[place][0]], images[place][1]
+    for place in np.linspace(0, images - 1, min(_LOOKED_AT, images)).astype(int).tolist():
+        number = int(np.searchsorted(ends, place, side="right"))
+        source, index = packing.sources[shards[number].split], shards[number].last - (int(ends[number]) - place)
         try:
             sizes.append(len(encode(source.read(index), packing.encoding, source.intensity).data))
         except BadImage:
             continue
     if not sizes:
         return
-    expected, free = len(images) * sum(sizes) / len(sizes), shutil.disk_usage(packing.folder).free
+    expected, free = images * sum(sizes) / len(sizes), shutil.disk_usage(packing.folder).free
     told = f"About {_size(expected)}; {_size(free)} are free in '{packing.folder.parent}'"
     on_event(Note(f"{told}.") if expected < free else Warned(f"{told}: the disk is likely to fill."))
 

@@ -160,8 +160,8 @@ def test_a_bad_image_is_left_out_counted_and_listed(split_folder: Path, tmp_path
         open_data([str(tmp_path / "strict")])  # it is no DATA before it is finished
 
 
-def killed_behind_the_first_shard(data: Path, output: Path) -> int | None:
-    """Packs in a process that is killed while it writes its second shard; returns how it ended."""
+def killed_behind_the_first_shard(data: Path, output: Path, number: int = signal.SIGKILL, workers: int = 0) -> int:
+    """Packs in a process that gets a signal when its first shard is finished; returns its exit code."""
 
     def work() -> int:
         add = PackFolder.add
@@ -169,10 +169,11 @@ def killed_behind_the_first_shard(data: Path, output: Path) -> int | None:
         def then_die(self: PackFolder, written: Any) -> None:
             add(self, written)
             (self.partial / ".train-00001-of-00003.tar.1").write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
 
         PackFolder.add = then_die  # type: ignore[method-assign]
-        return main(["pack", str(data), "-o", str(output), "--shard-images", "4", "--split", "train", "--workers", "0"])
+        words = ["pack", str(data), "-o", str(output), "--shard-images", "4", "--split", "train"]
+        return main([*words, "--workers", str(workers)])
 
     return Child(work).ended(60).code
 
@@ -196,6 +197,14 @@ def test_a_killed_pack_goes_on_behind_its_finished_shards(split_folder: Path, tm
     assert sorted(os.listdir(out)) == ["SHA256SUMS", "pack.json", *(f"train-0000{n}-of-00003.tar" for n in range(3))]
     packed(split_folder, tmp_path / "whole", shard_images=4, split="train")
     assert (out / "SHA256SUMS").read_text() == (tmp_path / "whole" / "SHA256SUMS").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pack_that_is_asked_to_stop_ends_with_75_and_goes_on(split_folder: Path, tmp_path: Path, workers: int):
+    out = tmp_path / "out"
+    assert killed_behind_the_first_shard(split_folder, out, signal.SIGTERM, workers) == 75
+    report = packed(split_folder, out, shard_images=4, split="train", workers=workers)
+    assert (report.images, sorted(os.listdir(out))[:2]) == (12, ["SHA256SUMS", "pack.json"])
 
 
 def test_a_finished_shard_that_has_changed_is_made_again(split_folder: Path, tmp_path: Path):
