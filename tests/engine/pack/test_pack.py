@@ -326,6 +326,23 @@ def test_other_tools_read_the_shards(split_folder: Path, tmp_path: Path):
     assert np.array_equal(np.array(Image.open(tmp_path / "00000003.ppm")), files.pixels(3))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--encode", "raw", "--quality", "90"], "--quality"),
+        (["-o", "-"], "-o '-'"),
+        (["--short-side", "4"], "at least 16"),
+    ],
+    ids=["quality of raw", "stdout", "short side"],
+)
+def test_settings_without_effect_or_sense_are_refused(
+    split_folder: Path, tmp_path: Path, beit: Beit, words: str, said: str
+):
+    ended = beit("pack", split_folder, "-o", tmp_path / "out", *words.split())
+    assert (ended.code, said in ended.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_notes_tell_the_size_before(split_folder: Path, tmp_path: Path):
     events: list[Event] = []
     pack(PackConfig(data=(str(split_folder),), output=str(tmp_path / "out"), workers=0), events.append)
