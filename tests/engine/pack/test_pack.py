@@ -329,9 +329,9 @@ def test_other_tools_read_the_shards(split_folder: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--encode", "raw", "--quality", "90"], "--quality"),
-        (["-o", "-"], "-o '-'"),
-        (["--short-side", "4"], "at least 16"),
+        ("--encode raw --quality 90", "--quality"),
+        ("-o -", "-o '-'"),
+        ("--short-side 4", "at least 16"),
     ],
     ids=["quality of raw", "stdout", "short side"],
 )
