@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,11 +23,12 @@ from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.pack.writing import Written
 from beitcli.engine.process_pool import run_in_order
 from beitcli.errors import UsageError
-from beitcli.runtime.storage.own_files import append_line, atomic_write_text, open_own, remove_entry, require_own
+from beitcli.runtime.storage.own_files import append_line, atomic_write_text, open_own, require_own
 from beitcli.runtime.storage.regular_files import open_regular, read_regular
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 _PARTIAL, _RECORD, _LOCK = ".partial", "record.jsonl", ".lock"
+_SHARD = re.compile(r"[^.].*\.tar|\..+\.tar\.[0-9]+")  # one, or one that was being written
 _SUMS, _BAD = "SHA256SUMS", "bad-images.jsonl"
 
 
@@ -58,6 +60,8 @@ class PackFolder:
         """Returns the names of an earlier pack's files, which are replaced."""
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UsageError(f"-o '{self.path}' is a file, and a folder is needed.", "Give -o DIR.")
+        if self.partial.is_symlink():  # what lies in it and is no finished shard is removed
+            raise UsageError(f"'{self.partial}' is a link, which is not followed.", "Give another folder.")
         there = {name for name in _entries(self.path) if name[0] != "."}
         former = _files_of(self.path)
         unfinished = {each.file for each in _recorded(_lines(self.partial / _RECORD)[1:])}
@@ -116,8 +120,8 @@ class PackFolder:
         record = self.partial / _RECORD
         try:
             for name in _entries(self.partial):
-                if name not in self.finished and name not in (_LOCK, _RECORD):
-                    remove_entry(self.partial / name)
+                if name not in self.finished and _SHARD.fullmatch(name):
+                    (self.partial / name).unlink()
             lines = [self._kind, *map(asdict, self.finished.values())]
             atomic_write_text(record, "".join(f"{dump_json(line)}\n" for line in lines))
         except OSError as error:
@@ -141,7 +145,7 @@ class PackFolder:
         try:
             (self.path / MANIFEST).unlink(missing_ok=True)  # until all is there, it is no pack
             for name in self._former - {MANIFEST, *shards}:
-                remove_entry(self.path / name)
+                (self.path / name).unlink(missing_ok=True)
             for name in shards:
                 place = self._place(name)
                 if place.parent != self.path:
@@ -154,8 +158,10 @@ class PackFolder:
         _write(self.path / _SUMS, (f"{each.sha256}  {each.file}" for each in written))
         _write(self.path / MANIFEST, [dump_json(manifest)])
         self._lock.release()
-        with suppress(OSError):
-            remove_entry(self.partial)
+        with suppress(OSError):  # a stranger's files are left there
+            for name in (_RECORD, _LOCK):
+                (self.partial / name).unlink(missing_ok=True)
+            self.partial.rmdir()
 
 
 def _has_sum(_: None, place: tuple[str, str]) -> bool:

@@ -246,6 +246,16 @@ def test_a_folder_with_anything_else_is_refused(split_folder: Path, tmp_path: Pa
         packed(tmp_path / "first", tmp_path / "first", overwrite=True)
 
 
+def test_a_link_in_place_of_the_unfinished_part_is_not_followed(split_folder: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x.tar").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="is a link"):
+        packed(split_folder, tmp_path / "out")
+    assert (tmp_path / "mine" / "x.tar").read_text() == "mine"
+
+
 def test_names_in_a_manifest_lead_to_no_other_folder(split_folder: Path, tmp_path: Path):
     out, mine = tmp_path / "out", tmp_path / "mine.tar"
     mine.write_text("mine")
