@@ -232,8 +232,9 @@ class CommandConsole:
     def _progress(self, event: Progress) -> None:
         if not self.console.is_terminal or self.console.is_dumb_terminal:
             line = self._lines.line_of(event)
-            if line is not None:
-                self._say(line)
+            for text in (line, held_out_line(event)):
+                if text:
+                    self._say(text)
             return
         if self._bar is None:
             self._bar = LiveProgress(self.console)

@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from beitcli.cli.console import CommandConsole
@@ -63,7 +62,8 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
         named = run_path(config)
         words = with_options(words, "--out", str(named))
-    if not _can_resume(config):
+    if plan.max_restarts and config.starts_over:
+        console.on_event(Note(f"It is not started again after a crash, as {config.starts_over}."))
         plan = replace(plan, max_restarts=0)
     try:
         launch(words, plan, lambda text: console.on_event(Note(text)))
@@ -76,14 +76,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
 def goes_on(config: Launched) -> bool:
     """Whether a restarted job resumes what is there; one that replaces an older file starts over."""
-    return hasattr(config, "resume") and not getattr(config, "overwrite", False) and _can_resume(config)
-
-
-def _can_resume(config: Launched) -> bool:
-    """Whether a job leaves something to go on with: not what is on stdout already, nor what is about all images."""
-    is_of_all = any(getattr(config, name, None) for name in ("query", "stats", "codebook"))
-    is_sheet = bool(Path(getattr(config, "map", None) or "").suffix)
-    return getattr(config, "output", None) != "-" and not is_of_all and not is_sheet
+    return hasattr(config, "resume") and not getattr(config, "overwrite", False) and not config.starts_over
 
 
 def tell_restart(place: RankInfo, config: Launched, console: CommandConsole) -> None:
@@ -134,7 +127,7 @@ def _is_peer_failure(error: BaseException) -> bool:
     Imports nothing: a signal may have struck amid the import of torch, which cannot be imported again.
     """
     world = sys.modules.get("beitcli.runtime.distributed.world")
-    return hasattr(world, "is_peer_failure") and world.is_peer_failure(error)
+    return world is not None and hasattr(world, "is_peer_failure") and world.is_peer_failure(error)
 
 
 def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:

@@ -27,7 +27,7 @@ from beitcli.errors import BeitError, Interrupted, ReaderGone, SignalStop
 from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.rank_env import RankInfo
 from beitcli.runtime.shortages import shortage
-from beitcli.runtime.signals import forget, noted
+from beitcli.runtime.signals import forget, noted, signal_words
 
 Face = Callable[[Any, CommandConsole], None]
 
@@ -189,9 +189,9 @@ def _stop_or(error: BaseException, hint: str) -> Exception:
     number = noted()
     forget()
     if isinstance(error, KeyboardInterrupt) or number == signal.SIGINT:
-        return Interrupted("by Ctrl-C, at once.", hint)
+        return Interrupted(f"by {signal_words(signal.SIGINT)}, at once.", hint)
     if isinstance(error, ImmediateStop) or number is not None:
-        return SignalStop("by a signal, at once.", hint)
+        return SignalStop(f"by {signal_words(number)}, at once.", hint)
     assert isinstance(error, Exception)
     return shortage(error) or error
 

@@ -20,6 +20,7 @@ from beitcli.config.fields import settings_of, suggestion
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.tokenize import TokenizeConfig
+from beitcli.errors import BeitError
 from beitcli.tokenizers.pretrained import words
 
 _WORDS = ("random", "own")  # references that are not paths, beside those of tokenizers and of DATA
@@ -39,7 +40,7 @@ def check_paths(config: Any) -> None:
         if kind and value:
             named[kind] += [value] if isinstance(value, str) else value
     if not (isinstance(config, FinetuneConfig) and config.resume):  # a resumed run needs no --init
-        _require(named["model"], _look_for_model)
+        _require_model(config, named)
     _require_format(config)
     if isinstance(config, AttnMapConfig) and config.model is None:
         from beitcli.engine.newest_run import newest_run
@@ -47,10 +48,28 @@ def check_paths(config: Any) -> None:
         newest_run()
     if isinstance(config, Training) and config.out and not config.dry_run:
         _require_out(Path(config.out), config.resume)
-    decodes = isinstance(config, TokenizeConfig) and config.decode  # INPUT holds tokens
-    counts = isinstance(config, MaskPreviewConfig) and config.stats  # needs no data
-    if not decodes and not counts:
+    if _reads_data(config):
         _require(named["data"], _look_for_data)
+
+
+def _reads_data(config: Any) -> bool:
+    """Whether the data of a command are images: to decode they are tokens, and statistics of masks need none."""
+    decodes = isinstance(config, TokenizeConfig) and config.decode
+    return not decodes and not (isinstance(config, MaskPreviewConfig) and config.stats)
+
+
+def _require_model(config: Any, named: dict[str, list[str]]) -> None:
+    """Raises the error for a missing model; where the data is missing too, one that says both."""
+    try:
+        _require(named["model"], _look_for_model)
+    except BeitError as error:
+        try:
+            if _reads_data(config):
+                _require(named["data"], _look_for_data)
+        except BeitError as other:
+            hint = "\n  ".join(filter(None, dict.fromkeys((error.hint, other.hint))))
+            raise type(error)(f"{error.message} And: {other.message}", hint) from None
+        raise
 
 
 def _require_format(config: Any) -> None:

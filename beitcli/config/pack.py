@@ -48,8 +48,8 @@ class PackConfig:
     )
     shard_images: int | None = option(
         None,
-        "Images of a shard; default 64 shards a split, of 250 to 5,000 images. A stopped pack goes on behind those that "
-        "are finished.",
+        "Images of a shard; default 64 shards a split, of 250 to 5,000 images. A stopped pack goes on behind the last "
+        "that is finished.",
         panel="Output",
         metavar="N",
         ge=1,

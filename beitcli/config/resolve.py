@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from beitcli.config.fields import Setting, coerce, settings_of, suggestion
+from beitcli.config.fields import Setting, coerce, settings_of, suggestion, with_origins
 from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
 from beitcli.escaping import shell_word
@@ -191,7 +191,7 @@ def resolve(
     if "recipe" in settings:
         values["recipe"] = name
     _require_all(command, settings, values)
-    config = config_class(**values)
+    config = with_origins(config_class(**values), origins)
     _refuse_unused(settings, config, layers, of_recipe)
     return Resolved(config, origins, notes)
 
