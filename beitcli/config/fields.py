@@ -6,7 +6,6 @@ types, and `config.toml` the order.
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -205,6 +204,8 @@ def suggestion(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     Args:
         prefix: Common prefix of the candidates, for the output; it is not compared.
     """
+    import difflib
+
     close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f"Did you mean '{prefix}{close[0]}'?" if close else ""
 

@@ -150,7 +150,7 @@ def test_a_setting_without_effect_beside_another_is_refused(kind: type, given: d
     needed = {"tokenizer": "dall-e"} if kind is TokenizeConfig else {}
     with pytest.raises(UsageError, match=said):
         resolve(kind, needed | given)
-    resolve(kind, needed, environ={"BEIT_LIMIT": "3", "BEIT_CODES": "9"}, known_elsewhere={"limit", "codes"})
+    resolve(kind, needed, environ={"BEIT_LIMIT": "3", "BEIT_CODES": "9"}, known_elsewhere=lambda: {"limit", "codes"})
 
 
 def test_a_variable_without_effect_is_that_of_another_command() -> None:

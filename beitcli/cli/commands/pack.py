@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.pack import PackConfig
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ def _facts(report: PackReport) -> dict[str, str]:
     return {name: text for name, text in facts.items() if text}
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=PackConfig,
-    summary="Write images into shards that are fast to train from.",
     examples=(
         "beit pack photos/ -o packed/                       the files as they are, in few large ones",
         "beit pack photos/ --encode raw -o packed/          their pixels: the same run without decoding",
@@ -52,5 +51,4 @@ COMMAND = Command(
     about="Shards are tar files in WebDataset's layout, and DATA of every command: splits, classes and order are "
     "those of DATA. A pack that was stopped goes on when its command is given again. --short-side, and JPEG of "
     "other formats, change the pixels: docs/performance.md says how much.",
-    panel="Look",
 )
