@@ -6,6 +6,7 @@ and stay that. What a run measures is computed in `--precision`, in which `auto`
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 from beitcli.config.architecture import Architecture
 from beitcli.config.common import Sharded
 from beitcli.engine.events import OnEvent, Warned
-from beitcli.errors import UsageError
+from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.compute.arithmetic_choice import choose_arithmetic, restored_arithmetic
 from beitcli.runtime.compute.arithmetic_trial import BlockShape
 from beitcli.runtime.compute.cpu_matmul import ONEDNN, TORCH, Arithmetic
 from beitcli.runtime.compute.device import Compute
-from beitcli.runtime.storage.checkpoint import newest_checkpoint
+from beitcli.runtime.storage.checkpoint import CheckpointFolder, step_folders
 
 _MICRO_BATCH = 128
 _PRECISIONS, _LIBRARIES = ("fp32", "bf16"), (TORCH, ONEDNN)
@@ -36,7 +37,6 @@ def with_step_arithmetic(
 
     Raises:
         UsageError: oneDNN is asked for, and a compiled step.
-        StorageError: All checkpoints of the run to go on with are damaged.
     """
     if compute.device.type != "cpu" or config.precision not in ("auto", "fp32"):
         return compute
@@ -53,13 +53,16 @@ def with_step_arithmetic(
     steps = compute.world.run_on_rank_zero(lambda: _arithmetic(config, shape, is_compiled=bool(compiled)))
     if steps.note:
         on_event(Warned(steps.note))
+    if config.shard and steps.precision != compute.precision:  # it began unsharded
+        return replace(compute, precision=steps.precision)
     return replace(compute, steps=steps)
 
 
 def _arithmetic(config: Sharded, shape: BlockShape, *, is_compiled: bool) -> Arithmetic:
     stored = _stored(config)
     if stored is None:
-        return choose_arithmetic(shape, config.precision, TORCH if is_compiled else config.cpu_matmul)
+        precision = "fp32" if config.shard else config.precision  # FSDP2's low precision is that of evaluation too
+        return choose_arithmetic(shape, precision, TORCH if is_compiled else config.cpu_matmul)
     if is_compiled and stored.matmul == ONEDNN:
         stored = replace(stored, matmul=TORCH)
     return restored_arithmetic(stored, shape)
@@ -69,10 +72,11 @@ def _stored(config: Sharded) -> Arithmetic | None:
     """Returns the arithmetic of the run to go on with; None if it has no checkpoint yet, or was on another device."""
     if not config.resume or not config.out:
         return None
-    checkpoint = newest_checkpoint(Path(config.out))
-    if checkpoint is None:
-        return None
-    record = checkpoint.trainer.get("arithmetic", {"device": "cpu"})
+    record: Any = None
+    for path in step_folders(Path(config.out) / "checkpoints"):  # all of a run have the same: no hash is verified here
+        with suppress(StorageError):
+            record = CheckpointFolder(path).trainer.get("arithmetic", {"device": "cpu"})
+            break
     if not isinstance(record, dict) or record.get("device") != "cpu":
         return None
     precision, matmul = record.get("precision", "fp32"), record.get("matmul", TORCH)
