@@ -19,6 +19,7 @@ import torch
 from beitcli.runtime.compute.arithmetic_trial import (
     BF16,
     MAX_ERROR,
+    TRIAL,
     BlockShape,
     Contexts,
     Tried,
@@ -113,7 +114,7 @@ def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
     if key not in _remembered:
         kept = _load(key)
         _remembered[key] = kept or benchmark_arithmetic(shape, candidates)
-        if kept is None:
+        if kept is None and TRIAL not in _remembered[key].left_out:
             with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
                 path = _path(key)
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from beitcli.runtime.compute.cpu_matmul import ONEDNN, TORCH, has_bf16_units, has_onednn_route, matmul_by
 
 BF16 = "bf16"
+TRIAL = "trial"
 
 # Largest relative error of a product against float64. A sum of K terms in fp32, in any order, loses about
 # sqrt(K) 2^-24: 3.8e-6 for K = 4096; the blocked sums of MKL and oneDNN measure 2.5e-7 to 4e-7 at K = 768 to 3072.
@@ -69,7 +70,7 @@ class Tried:
     Attributes:
         milliseconds: Of a block's forward and backward pass, the fastest of a few, of the arithmetics that passed.
         errors: Largest relative error of a product against float64.
-        left_out: The reason, by arithmetic that did not pass.
+        left_out: The reason, by arithmetic that did not pass; `TRIAL` if nothing could be timed.
     """
 
     milliseconds: dict[str, float] = field(default_factory=dict)
@@ -94,15 +95,22 @@ def benchmark_arithmetic(shape: BlockShape, candidates: Contexts) -> Tried:
         try:
             error = product_error(shape, context)
         except Exception as failure:  # torch raises many types if a kernel does not run
-            tried.left_out[name] = f"{type(failure).__name__}: {str(failure).strip()[:100]}"
+            tried.left_out[name] = _reason(failure)
             continue
         tried.errors[name] = error
         if not error <= MAX_ERROR[name]:  # NaN too
             tried.left_out[name] = f"error {error:.1g} above {MAX_ERROR[name]:.0e}"
     passed = {name: context for name, context in candidates.items() if name not in tried.left_out}
     if len(passed) > 1:
-        tried.milliseconds.update(_times(shape, passed))
+        try:
+            tried.milliseconds.update(_times(shape, passed))
+        except Exception as failure:  # a failed benchmark must not end the run
+            tried.left_out[TRIAL] = _reason(failure)
     return tried
+
+
+def _reason(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {str(failure).strip()[:100]}"
 
 
 def product_error(shape: BlockShape, context: Callable[[], AbstractContextManager[object]]) -> float:

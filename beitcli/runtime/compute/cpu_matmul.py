@@ -46,10 +46,10 @@ def route_matmul(library: str) -> None:
     """
     global _is_routed
     if library == ONEDNN:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
         _is_routed = True
     elif _is_routed:
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        torch.backends.mkldnn.matmul.fp32_precision = "none"  # type: ignore[attr-defined]
         _is_routed = False
 
 

@@ -8,16 +8,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.engine.finetune import finetune
 from beitcli.engine.pretrain import pretrain
+from beitcli.engine.trainer.arithmetic import with_step_arithmetic
 from beitcli.models.checkpoints.open import open_checkpoint
 from beitcli.runtime.compute import arithmetic_choice, cpu_matmul
 from beitcli.runtime.compute.arithmetic_trial import Tried
-from beitcli.runtime.compute.cpu_matmul import routed_matmul
+from beitcli.runtime.compute.cpu_matmul import Arithmetic, routed_matmul
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.hashing import sha256_of
 
 CHOICES = {
@@ -147,3 +151,28 @@ def test_a_finetuned_model_is_measured_in_fp32(tmp_path, labelled_folder, pretra
     finetune(resolve(FinetuneConfig, flags).config)
     assert record(tmp_path / "run", 2) == ("bf16", "torch")
     assert open_checkpoint(str(tmp_path / "run")).compute("cpu", "auto").precision == "fp32"
+
+
+def chosen(compute: Compute, **flags: object) -> Compute:
+    settings = {"recipe": "tiny", "data": ["none"], "tokenizer": "none", "steps": 1, "device": "cpu"}
+    config = resolve(PretrainConfig, settings | flags).config
+    return with_step_arithmetic(config, compute, config.architecture, compiled=False, on_event=lambda event: None)
+
+
+def test_the_choice_of_rank_0_is_that_of_all_ranks(processor):
+    class Other(DistributedContext):
+        def run_on_rank_zero(self, do):
+            return Arithmetic("bf16")
+
+    processor({})
+    found = chosen(Compute(torch.device("cpu"), "fp32", Other(rank=1, size=2)))
+    assert (found.training.precision, found.precision) == ("bf16", "fp32")
+
+
+def test_a_sharded_step_and_a_given_precision_are_left_as_they_are(processor):
+    processor(CHOICES["bf16"][0])
+    alone = Compute(torch.device("cpu"), "fp32")
+    assert chosen(alone).training.precision == "bf16"
+    assert chosen(alone, shard=True).training.precision == "fp32"
+    assert chosen(Compute(torch.device("cpu"), "bf16"), precision="bf16").steps is None
+    assert chosen(Compute(torch.device("cuda"), "bf16")).steps is None
