@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -109,11 +110,9 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
     Under our launcher the exit code of a job error (bad setting, bad data, stop) is 0, so that nothing is restarted;
     the launcher prints the error and returns its exit code.
     """
-    from beitcli.runtime.distributed.world import is_peer_failure
-
-    if error.__cause__ is not None and is_peer_failure(error.__cause__):
+    if error.__cause__ is not None and _is_peer_failure(error.__cause__):
         error = error.__cause__  # not the shortage that its words sound like
-    by_peer = is_peer_failure(error) or (isinstance(error, Stopped) and _stopped_for_a_dead_peer(place))
+    by_peer = _is_peer_failure(error) or (isinstance(error, Stopped) and _stopped_for_a_dead_peer(place))
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
         own = write_failure(folder, place.rank, place.restarts, error, is_peer_failure=by_peer)
@@ -127,6 +126,15 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
         return DistributedError.exit_code
     console.print_error(error)
     return error.exit_code if isinstance(error, BeitError) else 1
+
+
+def _is_peer_failure(error: BaseException) -> bool:
+    """Whether an error means that another rank has failed. Before this one has joined it, it cannot.
+
+    Imports nothing: a signal may have struck amid the import of torch, which cannot be imported again.
+    """
+    world = sys.modules.get("beitcli.runtime.distributed.world")
+    return hasattr(world, "is_peer_failure") and world.is_peer_failure(error)
 
 
 def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:
@@ -167,7 +175,5 @@ def reader_has_gone(place: RankInfo, error: ReaderGone) -> None:
 
 def shutdown() -> None:
     """Leaves the process group, if this process has joined one."""
-    import sys
-
     if "beitcli.runtime.distributed.world" in sys.modules:
         sys.modules["beitcli.runtime.distributed.world"].shutdown()

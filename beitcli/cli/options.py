@@ -22,6 +22,7 @@ from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
+from beitcli.config.resuming import resuming_words
 from beitcli.errors import BeitError, Interrupted, ReaderGone, SignalStop
 from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.rank_env import RankInfo
@@ -106,7 +107,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
             if place is not None:
                 processes.reader_has_gone(place, gone)
         except (KeyboardInterrupt, ImmediateStop, Exception) as error:
-            raise typer.Exit(_ended(place, _stop_or(error, _resume_hint(command.name, flags)), console)) from None
+            raise typer.Exit(_ended(place, _stop_or(error, _resume_hint(command.config, flags)), console)) from None
         finally:
             console.close()
 
@@ -204,15 +205,12 @@ def _ended(place: RankInfo | None, error: Exception, console: CommandConsole) ->
     return error.exit_code if isinstance(error, BeitError) else 1
 
 
-def _resume_hint(command: str, flags: dict[str, Any]) -> str:
+def _resume_hint(config_class: type, flags: dict[str, Any]) -> str:
     """Returns the hint on how to resume a run that was stopped at once and could not print it."""
     folder = flags.get("out")
     if not folder or not os.path.isfile(os.path.join(folder, "config.toml")):
         return "" if folder is None else "Nothing was begun yet: give the same command again."
-    words = ["beit", command, "--out", folder, "--resume"]
-    for name, flag in (("token_cache", "--token-cache"), ("gpus", "--gpus")):
-        words += [flag, str(flags[name])] if flags.get(name) else []
-    return f"Go on from the last checkpoint with: {shell_line(words)}"
+    return f"Go on from the last checkpoint with: {shell_line(resuming_words(config_class, folder, flags))}"
 
 
 def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:

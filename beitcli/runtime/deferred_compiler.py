@@ -1,8 +1,9 @@
 """Keeps torch's compiler from being loaded by what does not compile: that would be a third of a command's start.
 
 timm and torchvision load it for a few decorators, and tensors on the meta device for their reference functions. While
-these are at work, stand-ins take its place; `torch.compile` loads it when it is used. Only the command line defers it:
-a script's imports are the script's.
+these are at work, stand-ins take its place; `torch.compile` loads it when it is used. timm also imports wandb where it
+is installed, which makes temporary folders: it finds none. Only the command line defers and hides them: a script's
+imports are the script's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
+_HIDDEN = "wandb"
 _PACKAGES = ("timm", "timm.optim", "torchvision")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -63,7 +65,7 @@ class _Deferring(Loader):
         module.__spec__.loader = module.__loader__ = self._loader
         before, names = set(sys.modules), dict(vars(module))
         try:
-            with _stand_ins():
+            with _stand_ins(), _hidden():
                 self._loader.exec_module(module)
         except (ImportError, AttributeError):  # a release that needs more of the compiler
             for name in set(sys.modules) - before:
@@ -72,6 +74,19 @@ class _Deferring(Loader):
             vars(module).clear()
             vars(module).update(names)
             self._loader.exec_module(module)
+
+
+@contextmanager
+def _hidden() -> Iterator[None]:
+    """Context in which an optional package cannot be imported, unless it has been."""
+    if _HIDDEN in sys.modules:
+        yield
+        return
+    sys.modules[_HIDDEN] = None  # type: ignore[assignment] # Python's way to say that there is none
+    try:
+        yield
+    finally:
+        del sys.modules[_HIDDEN]
 
 
 @contextmanager

@@ -245,3 +245,36 @@ def test_a_launcher_s_signals_are_written_down(tmp_path: Path) -> None:
 
     ended = forked(work)
     assert ended.code == 0, ended.err
+
+
+# Signals its own process when torch is imported first, and records each import.
+_STRUCK = """
+import importlib.abc, os, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            with open(os.environ["TORCH_IMPORTS"], "a") as file:
+                file.write("x")
+            if os.path.getsize(os.environ["TORCH_IMPORTS"]) > 1:
+                raise ValueError("torch cannot be imported twice")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_rank_that_is_stopped_amid_the_import_of_torch_does_not_import_it_again(
+    tmp_path: Path, labelled_folder: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_STRUCK)
+    paths = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PYTHONPATH": paths, "TORCH_IMPORTS": str(tmp_path / "imports")}
+    environment |= {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    run = Launched(["pretrain", labelled_folder, "--recipe", "tiny", "--out", tmp_path / "run"], environment)
+    ended, out, err = run.ended()
+    assert (ended, out) == (75, ""), err
+    assert "Traceback" not in err
+    assert (tmp_path / "imports").read_text() == "x"

@@ -70,3 +70,17 @@ import torchvision
 print(torchvision.part.limit > 0)
 """
     assert printed(code).strip() == "True"
+
+
+def test_timm_imports_no_wandb_and_it_can_be_imported_later(tmp_path: Path) -> None:
+    (tmp_path / "wandb.py").write_text("print('imported')\n")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from beitcli.runtime.deferred_compiler import defer_compiler
+defer_compiler()
+import timm, timm.optim, timm.utils
+print(hasattr(sys.modules["timm.utils.summary"], "wandb"))
+import wandb
+"""
+    assert printed(code).split() == ["False", "imported"]

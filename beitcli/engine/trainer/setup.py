@@ -8,6 +8,7 @@ from pathlib import Path
 from beitcli import __version__
 from beitcli.config.common import Training
 from beitcli.config.resolve import dump_toml
+from beitcli.config.resuming import resuming_words
 from beitcli.data.sources.base import Source
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
@@ -46,16 +47,8 @@ def run_path(config: Training) -> Path:
 
 
 def resume_command(config: Training, run: Path) -> str:
-    """Returns a sentence with the command that resumes a run with the same number of processes."""
-    words = ["beit", config.command, "--out", str(run), "--resume"]
-    if cache := getattr(config, "token_cache", None):
-        words += ["--token-cache", cache]
-    if config.gpus > 1:
-        words += ["--gpus", str(config.gpus)]
-        words += ["--device", config.device] if config.device != "auto" else []
-    if config.nodes > 1:
-        words += ["--nodes", str(config.nodes), "--rdzv-endpoint", config.rdzv_endpoint or "HOST:PORT"]
-    return f"Go on with: {shell_line(words)}"
+    """Returns a sentence with the command that resumes a run as it was."""
+    return f"Go on with: {shell_line(resuming_words(type(config), str(run), vars(config)))}"
 
 
 def open_run(config: Training, world: DistributedContext = SINGLE_PROCESS) -> RunFolder:

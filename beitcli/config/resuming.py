@@ -1,0 +1,34 @@
+"""The command that goes on with a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from beitcli.config.fields import Setting, settings_of
+
+_OF_ONE_COMMAND = ("out", "resume", "config", "dry_run")
+
+
+def resuming_words(config_class: Any, run: str, values: Mapping[str, Any]) -> list[str]:
+    """Returns the words of the command that resumes a run as it was: on that device, with as many processes.
+
+    They repeat what config.toml does not hold, or what is not taken from there.
+
+    Args:
+        config_class: Subclass of `Training`.
+        values: Settings of the command that was stopped, by name; those that were not given may be left out.
+    """
+    words = ["beit", config_class.command, "--out", run, "--resume"]
+    for setting in settings_of(config_class).values():
+        value = values.get(setting.name)
+        if _is_lost(setting) and value not in (None, setting.default):
+            words += [setting.flag, str(value)]
+    if (values.get("nodes") or 1) > 1 and not values.get("rdzv_endpoint"):
+        words += ["--rdzv-endpoint", "HOST:PORT"]
+    return words
+
+
+def _is_lost(setting: Setting) -> bool:
+    """Whether `--resume` does not take it from config.toml."""
+    return (not setting.option.saved or setting.option.is_cache) and setting.name not in _OF_ONE_COMMAND
