@@ -99,7 +99,7 @@ def peer_config(args: argparse.Namespace) -> BeitConfig:
     shared = args.recipe == "base-22k"
     return BeitConfig(
         use_mask_token=True, use_absolute_position_embeddings=not shared, use_shared_relative_position_bias=shared,
-        layer_scale_init_value=0.1 if shared else 0, drop_path_rate=DROP_PATH, vocab_size=CODES, layer_norm_eps=1e-6,
+        layer_scale_init_value=0.1 if shared else 0.0, drop_path_rate=DROP_PATH, vocab_size=CODES, layer_norm_eps=1e-6,
     )  # fmt: skip
 
 
