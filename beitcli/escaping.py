@@ -10,9 +10,7 @@ Text that holds none of these is returned as it is.
 
 from __future__ import annotations
 
-import html as _html
 import re
-import shlex
 from collections.abc import Iterable
 
 # C0 and C1 but for tab and newline; DEL; separators of lines and paragraphs; bidirectional controls; surrogates
@@ -35,20 +33,26 @@ def terminal_line(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Returns text that Markdown shows as it is, also in a cell of a table, on one line."""
+    from html import escape
+
     line = terminal(" ".join(text.split("\n"))).replace("\t", " ")
-    return _html.escape(_MARKDOWN.sub(lambda found: "\\" + found[0], line), quote=False)
+    return escape(_MARKDOWN.sub(lambda found: "\\" + found[0], line), quote=False)
 
 
 def html(text: str) -> str:
     """Returns text for an HTML element or a quoted attribute, which UTF-8 can encode."""
-    return _html.escape(_CONTROLS.sub(_code, text))
+    from html import escape
+
+    return escape(_CONTROLS.sub(_code, text))
 
 
 def shell_word(word: object) -> str:
     """Quotes one word for a POSIX shell; control characters and bytes that are no text as `$'\\x1b'` (bash, zsh)."""
     text = str(word)
     if not _CONTROLS.search(text) and "\n" not in text and "\t" not in text:
-        return shlex.quote(text)
+        from shlex import quote
+
+        return quote(text)
     escaped = "".join(_SHELL_ESCAPES.get(c) or (_shell_code(c) if _CONTROLS.match(c) else c) for c in text)
     return f"$'{escaped}'"
 

@@ -8,24 +8,22 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
-from beitcli.cli.progress import LiveProgress, PlainLines, held_out_line
 from beitcli.cli.streams import Stderr, write_stdout
 from beitcli.cli.tables import comparison_table, facts_table, rows_table
+from beitcli.cli.terminal_style import style_of
 from beitcli.errors import BeitError, Stopped, StorageError
 from beitcli.escaping import terminal, terminal_line
-from beitcli.runtime.storage.safe_json import dump_json
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
+    from beitcli.cli.progress import LiveProgress, PlainLines
     from beitcli.engine.events import Event, Progress
     from beitcli.pictures.canvas import Panel
 
@@ -50,12 +48,12 @@ class CommandConsole:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
         self._console: Console | None = None
         self._bar: LiveProgress | None = None
-        self._lines = PlainLines()
+        self._lines: PlainLines | None = None
         self._has_told = False  # that there is no terminal to draw in
 
     @property
     def console(self) -> Console:
-        """rich console on stderr."""
+        """rich console on stderr, for tables and bars; lines do without rich, whose import takes 0.1 s."""
         if self._console is None:
             from rich.console import Console
 
@@ -102,13 +100,14 @@ class CommandConsole:
         from beitcli.pictures.terminal import draw_panels, protocol_of
 
         protocol = protocol_of(os.environ)
-        if not self.console.is_terminal or protocol is None or "utf" not in self.console.encoding:
+        style = style_of(Stderr())
+        if not style.has_styles or protocol is None or not style.has_boxes:
             if not self._has_told:
                 reason = "NO_COLOR is set" if os.environ.get("NO_COLOR") else "stderr is no terminal that can show it"
                 self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")
             self._has_told = True
             return
-        drawn = draw_panels(panels, protocol, self.console.width)
+        drawn = draw_panels(panels, protocol, style.width)
         if self._bar is not None:
             self._bar.stop()
         Stderr().write(drawn)
@@ -120,7 +119,7 @@ class CommandConsole:
 
     def print_json(self, document: Any) -> None:
         """Prints one JSON document on one line."""
-        self.print_line(dump_json(to_dict(document)))
+        self.print_line(_json(to_dict(document)))
 
     def print_run(self, report: Any) -> None:
         """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
@@ -130,7 +129,7 @@ class CommandConsole:
             if self.wants_json:
                 self.print_json(plain)
         elif self.as_json:
-            self._print_run_line(plain["run"], dump_json(plain))
+            self._print_run_line(plain["run"], _json(plain))
         else:
             self._print_run_line(plain["run"])
             self.table(plain)
@@ -155,7 +154,7 @@ class CommandConsole:
         tables = {name: value for name, value in plain[0].items() if _is_rows(value)}
         self._end_bar()
         if self.wants_json:
-            self.print_line(dump_json(plain if len(plain) > 1 else plain[0]))
+            self.print_line(_json(plain if len(plain) > 1 else plain[0]))
         elif len(plain) > 1:
             self._print(comparison_table(plain, "model"))
         else:
@@ -227,13 +226,26 @@ class CommandConsole:
             self._say(event.message, "dim")
 
     def _say(self, text: str, style: str = "") -> None:
-        self.console.print(terminal_line(text), style=style, markup=False)
+        self._print_told(terminal_line(text), style)
+
+    def _print_told(self, text: str, style: str = "") -> None:
+        """Prints text on stderr, above the bar if there is one."""
+        if self._bar is not None:
+            self.console.print(text, style=style, markup=False)
+            return
+        stderr = Stderr()
+        stderr.write(style_of(stderr).styled(text, style) + "\n")
+        stderr.flush()
 
     def _progress(self, event: Progress) -> None:
-        if not self.console.is_terminal or self.console.is_dumb_terminal:
+        from beitcli.cli.progress import LiveProgress, PlainLines, held_out_line
+
+        if not style_of(Stderr()).has_styles:
+            self._lines = self._lines or PlainLines()
             line = self._lines.line_of(event)
-            if line is not None:
-                self._say(line)
+            for text in (line, held_out_line(event)):
+                if text:
+                    self._say(text)
             return
         if self._bar is None:
             self._bar = LiveProgress(self.console)
@@ -257,7 +269,9 @@ class CommandConsole:
         """Prints an error and its hint on stderr."""
         self._end_bar()
         if self.debug:
-            self.console.print(terminal("".join(traceback.format_exception(error)).rstrip()), markup=False)
+            import traceback
+
+            self._print_told(terminal("".join(traceback.format_exception(error)).rstrip()))
         if isinstance(error, BeitError):
             message, hint = error.message, error.hint
         else:
@@ -265,19 +279,23 @@ class CommandConsole:
             hint = "This is a bug. Run again with --debug and report what it prints."
         word, style = ("stopped", "bold yellow") if isinstance(error, Stopped) else ("error", "bold red")
         message, hint = terminal_line(message), terminal(hint)  # hints may list several ways out
-        try:
-            self.console.print(f"{word}: {message}", style=style, markup=False)
-            if hint:
-                self.console.print(f"  {hint}", markup=False)
-        except (ImportError, OSError):  # no file can be opened any more; or the terminal is gone
-            with suppress(OSError):
-                sys.stderr.write(f"{word}: {message}\n  {hint}\n")
+        self._print_told(f"{word}: {message}", style)
+        if hint:
+            self._print_told(f"  {hint}")
 
 
 def to_dict(report: Any) -> dict[str, Any]:
     """Converts a report to a dict, with its `further` metrics at the top level."""
+    from dataclasses import asdict, is_dataclass
+
     plain = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
     return plain | plain.pop("further", {})
+
+
+def _json(document: Any) -> str:
+    from beitcli.runtime.storage.safe_json import dump_json
+
+    return dump_json(document)
 
 
 def _is_rows(value: Any) -> bool:

@@ -1,70 +1,109 @@
-"""The help of one command: examples, arguments, and its options by panel, at any width without breaking a word.
+"""Help, of the program and of one command, at any width without breaking a word.
 
-An option's help stands beside it where the terminal is wide enough, else below it.
+Usage and examples stand first, then arguments and options by panel. An option's help stands beside it where the
+terminal is wide enough, else below it.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any, NamedTuple
 
-from typer.core import TyperCommand
-
-if TYPE_CHECKING:
-    from rich.text import Text
+from beitcli.cli.command_table import COMMANDS
+from beitcli.cli.terminal_style import Style, style_of
 
 _FEWEST_COLUMNS = 40
 _LABEL_SHARE = 0.34  # of the width, for flags with their values
+_COMMAND_SHARE = 0.25  # for the names of commands
 _LAST = ("Machine", "Output")  # panels, after those of the command's own
 _KEPT = "\xa0"  # a space at which no line ends
 _DEFAULT = re.compile(r"\[default: [^\]]*\]")
 _REMARK = "     "  # before what an example says of itself
+_INTRO = """BEiT: BERT pre-training of image Transformers, from the command line.
+
+\b
+Examples:
+  $ beit pretrain sample --recipe tiny          in minutes, without any data
+  $ beit pretrain photos/ --recipe small        on images of your own
+  $ beit finetune labelled/ --init runs/RUN     a classifier from it
+  $ beit attn-map photo.jpg --model runs/RUN -o attention.png
+  $ beit help --man | man -l -                  all of it as a manual page"""
 
 
-class HelpCommand(TyperCommand):
-    """A command whose `--help` is `help_page`."""
+class Row(NamedTuple):
+    """One option, argument or command of a page.
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from rich.console import Console
+    Attributes:
+        name: Flags, or a command's name; empty for an argument.
+        value: What stands for the value; empty for a switch.
+    """
 
-        console = Console(highlight=False, emoji=False)
-        for part in help_page(self, ctx, max(_FEWEST_COLUMNS, console.width)):
-            console.print(part)
+    name: str
+    value: str
+    help: str
 
 
-def help_page(command: TyperCommand, ctx: Any, width: int) -> list[Any]:
-    """Returns the parts of a command's help, to be printed one below the other."""
-    from rich.panel import Panel
-    from rich.text import Text
+OWN_OPTIONS = (
+    Row("-V, --version", "", "Show the version."),
+    Row("--install-completion", "", "Install completion for the current shell."),
+    Row("--show-completion", "", "Show completion for the current shell, to copy it or customize the installation."),
+    Row("-h, --help", "", "Show this message and exit."),
+)
 
-    usage = Text("\n " + command.get_usage(ctx), style="bold")
-    parts: list[Any] = [usage, Text("\n" + _paragraphs(command.help or "", width - 2) + "\n")]
-    panels: dict[str, list[Any]] = {"Arguments": [], "Options": []}
+
+def program_help() -> str:
+    """Returns the help of the program, for stdout."""
+    panels = {"Options": list(OWN_OPTIONS)}
+    for panel, commands in groupby(COMMANDS, lambda command: command.panel):
+        panels[panel] = [Row(command.name, "", command.summary) for command in commands]
+    return _page("Usage: beit [OPTIONS] COMMAND [ARGS]...", _INTRO, panels)
+
+
+def command_help(command: Any, ctx: Any) -> str:
+    """Returns the help of one command, for stdout.
+
+    Args:
+        command: Typer's.
+    """
+    panels: dict[str, list[Row]] = {"Arguments": [], "Options": []}
     for param in command.get_params(ctx):
         if not getattr(param, "hidden", False):
             default = "Options" if param.param_type_name == "option" else "Arguments"
-            panels.setdefault(getattr(param, "rich_help_panel", None) or default, []).append(param)
-    for name in sorted(panels, key=lambda name: _LAST.index(name) if name in _LAST else -1):
-        if params := panels[name]:
-            rows = [_row(param, width - 4) for param in params]
-            body = Text("\n").join(rows)
-            parts.append(Panel(body, title=name, title_align="left", border_style="dim", width=width))
-    if command.epilog:
-        parts.append(Text(" " + command.epilog + "\n", style="dim"))
-    return parts
+            panel = getattr(param, "rich_help_panel", None) or default
+            panels.setdefault(panel, []).append(Row(*_label(param), param.help or ""))
+    in_order = sorted(panels, key=lambda name: _LAST.index(name) if name in _LAST else -1)
+    return _page(
+        command.get_usage(ctx), command.help or "", {name: panels[name] for name in in_order}, command.epilog or ""
+    )
 
 
-def _paragraphs(text: str, width: int) -> str:
+def _page(usage: str, intro: str, panels: Mapping[str, list[Row]], after: str = "") -> str:
+    style = style_of(sys.stdout)
+    style = style._replace(width=max(_FEWEST_COLUMNS, style.width))
+    lines = ["", style.styled(f" {usage}", "bold"), "", *_paragraphs(intro, style.width - 2), ""]
+    for name, rows in panels.items():
+        if rows:
+            share = _LABEL_SHARE if any(row.value or row.name.startswith("-") for row in rows) else _COMMAND_SHARE
+            lines += style.boxed(name, [line for row in rows for line in _lines_of(row, style, share)])
+    if after:
+        lines += [style.styled(f" {after}", "dim"), ""]
+    return "\n".join(lines) + "\n"
+
+
+def _paragraphs(text: str, width: int) -> Iterable[str]:
     """Wraps help: paragraphs at words, those that begin with a backspace sign line by line, as command lines."""
-    shown = []
-    for paragraph in text.replace("\\[", "[").split("\n\n"):
+    for number, paragraph in enumerate(text.split("\n\n")):
+        if number:
+            yield ""
         if paragraph.startswith("\b"):
             lines = [part for line in paragraph.splitlines()[1:] for part in _example(line, width)]
         else:
             lines = _wrapped(" ".join(paragraph.split()), width)
-        shown.append("\n".join(f" {line}".rstrip() for line in lines))
-    return "\n\n".join(shown)
+        yield from (f" {line}".rstrip() for line in lines)
 
 
 def _example(line: str, width: int) -> list[str]:
@@ -81,24 +120,31 @@ def _wrapped(text: str, width: int, after: str = "") -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent=after, break_long_words=False, break_on_hyphens=False)
 
 
-def _row(param: Any, width: int) -> Text:
-    """Returns an option or argument with its help, on lines of at most `width` characters."""
-    from rich.text import Text
+def _lines_of(row: Row, style: Style, share: float) -> Iterable[tuple[str, str]]:
+    """Yields the lines of a row, of at most `style.width - 4` characters, as they are and with styles."""
+    width = style.width - 4
+    column = int(width * share)
+    help = _help_lines(row.help, width - column)
+    name, value = style.styled(row.name, "bold cyan"), style.styled(row.value, "yellow")
+    label = f"{row.name} {row.value}".strip()
+    if len(label) <= column - 2 and help:
+        gap = " " * (column - len(label))
+        yield label + gap + help[0], f"{name} {value}".strip() + gap + help[0]
+        help = help[1:]
+    elif len(label) <= width:
+        yield label, f"{name} {value}".strip()
+    else:
+        yield row.name, name
+        for line in _values(row.value, width):
+            yield line, style.styled(line, "yellow")
+    for line in help:
+        yield " " * column + line, " " * column + line
 
-    flags, value = _label(param)
-    label = Text(flags, style="bold cyan")
-    if value:
-        label.append(f" {value}" if flags else value, style="yellow")
-    help = _DEFAULT.sub(lambda found: found[0].replace(" ", _KEPT), (param.help or "").replace("\\[", "["))
-    column = int(width * _LABEL_SHARE)
-    if len(label) > width:
-        label = Text("\n").join([Text(flags, style="bold cyan"), *_values(value, width)])
-    lines = [line.replace(_KEPT, " ") for line in _wrapped(help, width - column)]
-    if lines and len(label) <= column - 2 and "\n" not in label.plain:
-        label.append(" " * (column - len(label)) + lines.pop(0))
-    for line in lines:
-        label.append(f"\n{' ' * column}{line}")
-    return label
+
+def _help_lines(text: str, width: int) -> list[str]:
+    """Wraps the help of a row; a default that fits into a line stands on one."""
+    kept = _DEFAULT.sub(lambda found: found[0].replace(" ", _KEPT) if len(found[0]) <= width else found[0], text)
+    return [line.replace(_KEPT, " ") for line in _wrapped(kept, width)]
 
 
 def _label(param: Any) -> tuple[str, str]:
@@ -111,9 +157,7 @@ def _label(param: Any) -> tuple[str, str]:
     return flags, "" if param.is_flag else param.metavar or "<text>"
 
 
-def _values(value: str, width: int) -> list[Text]:
+def _values(value: str, width: int) -> list[str]:
     """Splits the choices of an option that do not fit into a line, between two of them."""
-    from rich.text import Text
-
     lines = _wrapped(value.replace("|", "| "), width - 4)
-    return [Text(f"    {line.replace('| ', '|')}", style="yellow") for line in lines]
+    return [f"    {line.replace('| ', '|')}" for line in lines]

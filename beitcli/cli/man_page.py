@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from beitcli import __version__
-from beitcli.cli.options import Command
+from beitcli.cli.command_table import Command
 from beitcli.config.fields import Setting, settings_of
 
 EXIT_CODES = (

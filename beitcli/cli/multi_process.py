@@ -8,15 +8,16 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from beitcli.cli.console import CommandConsole
-from beitcli.config.common import Launched, Training
+from beitcli.config.fields import settings_of
 from beitcli.errors import BeitError, DistributedError, ReaderGone, Stopped, UsageError
-from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, was_signalled, write_failure
 from beitcli.runtime.distributed.parent_death import living_ranks
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
+
+if TYPE_CHECKING:
+    from beitcli.cli.console import CommandConsole
+    from beitcli.config.common import Launched
 
 _LEAVE_SECONDS = 20.0
 _SOURCE = re.compile(r"\[/\S+:\d+\] ?")  # a place in torch's own source
@@ -24,7 +25,12 @@ _SOURCE = re.compile(r"\[/\S+:\d+\] ?")  # a place in torch's own source
 
 def place_of(config_class: type) -> RankInfo | None:
     """Returns the rank of this process in its job; None for a single process, or for a single-process command."""
-    return rank_info_from_env() if issubclass(config_class, Launched) else None
+    return rank_info_from_env() if _is_launched(config_class) else None
+
+
+def _is_launched(config_class: type) -> bool:
+    """Whether a command can run in several processes: a subclass of `Launched`, which others need not import."""
+    return "rdzv_endpoint" in settings_of(config_class)
 
 
 def run_multi_process(config: Any, words: list[str], console: CommandConsole) -> bool:
@@ -34,8 +40,9 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
         words: The command line after `beit`.
     """
     in_slurm = "SLURM_STEP_ID" in os.environ
-    if not isinstance(config, Launched) or (config.gpus == 1 and config.nodes == 1 and not in_slurm):
+    if not _is_launched(type(config)) or (config.gpus == 1 and config.nodes == 1 and not in_slurm):
         return False
+    from beitcli.config.common import Training
     from beitcli.engine.events import Note
     from beitcli.runtime.distributed.launch import launch, plan_launch, with_options
 
@@ -63,7 +70,8 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
         named = run_path(config)
         words = with_options(words, "--out", str(named))
-    if not _can_resume(config):
+    if plan.max_restarts and config.starts_over:
+        console.on_event(Note(f"It is not started again after a crash, as {config.starts_over}."))
         plan = replace(plan, max_restarts=0)
     try:
         launch(words, plan, lambda text: console.on_event(Note(text)))
@@ -76,14 +84,7 @@ def run_multi_process(config: Any, words: list[str], console: CommandConsole) ->
 
 def goes_on(config: Launched) -> bool:
     """Whether a restarted job resumes what is there; one that replaces an older file starts over."""
-    return hasattr(config, "resume") and not getattr(config, "overwrite", False) and _can_resume(config)
-
-
-def _can_resume(config: Launched) -> bool:
-    """Whether a job leaves something to go on with: not what is on stdout already, nor what is about all images."""
-    is_of_all = any(getattr(config, name, None) for name in ("query", "stats", "codebook"))
-    is_sheet = bool(Path(getattr(config, "map", None) or "").suffix)
-    return getattr(config, "output", None) != "-" and not is_of_all and not is_sheet
+    return hasattr(config, "resume") and not getattr(config, "overwrite", False) and not config.starts_over
 
 
 def tell_restart(place: RankInfo, config: Launched, console: CommandConsole) -> None:
@@ -93,6 +94,7 @@ def tell_restart(place: RankInfo, config: Launched, console: CommandConsole) -> 
         BeitError: The cause, if a restart only leads to it again.
     """
     from beitcli.engine.events import Warned
+    from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures
 
     folder = os.environ.get(FOLDER_VARIABLE)
     before = read_failures(folder) if folder and os.path.isdir(folder) else []
@@ -110,6 +112,8 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
     Under our launcher the exit code of a job error (bad setting, bad data, stop) is 0, so that nothing is restarted;
     the launcher prints the error and returns its exit code.
     """
+    from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, write_failure
+
     if error.__cause__ is not None and _is_peer_failure(error.__cause__):
         error = error.__cause__  # not the shortage that its words sound like
     by_peer = _is_peer_failure(error) or (isinstance(error, Stopped) and _stopped_for_a_dead_peer(place))
@@ -133,8 +137,8 @@ def _is_peer_failure(error: BaseException) -> bool:
 
     Imports nothing: a signal may have struck amid the import of torch, which cannot be imported again.
     """
-    world = sys.modules.get("beitcli.runtime.distributed.world")
-    return hasattr(world, "is_peer_failure") and world.is_peer_failure(error)
+    world: Any = sys.modules.get("beitcli.runtime.distributed.world")
+    return hasattr(world, "is_peer_failure") and bool(world.is_peer_failure(error))
 
 
 def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:
@@ -148,6 +152,8 @@ def _lost_peers(place: RankInfo, error: BaseException) -> DistributedError:
 
 def _stopped_for_a_dead_peer(place: RankInfo) -> bool:
     """Whether this rank was stopped by the launcher because another one has died, and not by a signal of the user."""
+    from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures, was_signalled
+
     folder, launcher = os.environ.get(FOLDER_VARIABLE), os.environ.get("BEIT_LAUNCHER", "")
     if not folder or not launcher.isdecimal() or was_signalled(folder):
         return False
@@ -158,6 +164,8 @@ def _stopped_for_a_dead_peer(place: RankInfo) -> bool:
 
 def _others_have_ended(folder: str, place: RankInfo) -> bool:
     """Waits for the reports of all ranks of this machine; False if some hang and the launcher has to kill them."""
+    from beitcli.runtime.distributed.failure_reports import read_failures
+
     end = time.monotonic() + _LEAVE_SECONDS
     while len([each for each in read_failures(folder) if each.restarts == place.restarts]) < place.local_size:
         if time.monotonic() > end:
@@ -168,6 +176,8 @@ def _others_have_ended(folder: str, place: RankInfo) -> bool:
 
 def reader_has_gone(place: RankInfo, error: ReaderGone) -> None:
     """Reports to the other ranks that stdout is closed, which ends the job but is not a failure."""
+    from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, write_failure
+
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder and os.path.isdir(folder):
         write_failure(folder, place.rank, place.restarts, error, is_peer_failure=False)

@@ -6,20 +6,19 @@ import inspect
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 
 from beitcli.cli import multi_process as processes
+from beitcli.cli.command_table import ALL, COMPLETING, Command
 from beitcli.cli.common_options import is_common
-from beitcli.cli.completion import completer
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.help_page import HelpCommand
 from beitcli.cli.path_checks import check_paths
 from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
+from beitcli.cli.typer_commands import CommandWithPage
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_names, recipe_settings, resolve
 from beitcli.config.resuming import resuming_words
@@ -27,50 +26,18 @@ from beitcli.errors import BeitError, Interrupted, ReaderGone, SignalStop
 from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.rank_env import RankInfo
 from beitcli.runtime.shortages import shortage
-from beitcli.runtime.signals import forget, noted
-
-Face = Callable[[Any, CommandConsole], None]
+from beitcli.runtime.signals import forget, noted, signal_words
 
 
-@dataclass(frozen=True)
-class Command:
-    """Declaration of one command.
-
-    Attributes:
-        config: Config class.
-        summary: One line for `beit --help`.
-        examples: Command lines, shown first in the command's own help.
-        face: Runs the engine and prints the result.
-        about: Additional help, a paragraph.
-    """
-
-    config: type
-    summary: str
-    examples: tuple[str, ...]
-    face: Face
-    about: str = ""
-    panel: str = "Commands"
-
-    @property
-    def name(self) -> str:
-        return self.config.command  # type: ignore[attr-defined]
-
-    @property
-    def help(self) -> str:
-        examples = "\n".join(f"  $ {line}" for line in self.examples)
-        text = f"{self.summary}\n\n\b\nExamples:\n{examples}"
-        recipes = recipe_names(self.name)
-        about = f"{self.about} Recipes: {', '.join(recipes)}.".strip() if recipes else self.about
-        return (f"{text}\n\n{about}" if about else text).replace("[", "\\[")
-
-
-def register(app: typer.Typer, command: Command, known_settings: set[str], words: list[str]) -> None:
+def register(app: typer.Typer, command: Command, known_settings: Callable[[], set[str]], words: list[str]) -> None:
     """Adds a command whose parameters are its config's settings.
 
     Args:
+        known_settings: Returns the names of the settings of all commands.
         words: The command line, for the processes that the command may launch.
     """
-    settings = settings_of(command.config)
+    declared = command.declaration
+    settings = settings_of(declared.config)
 
     def callback(**given: Any) -> None:
         del given["help_all"]  # `main` has made it --help
@@ -78,14 +45,14 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
         flags = {name: value for name, value in given.items() if value not in (None, [])}
         place = None
         try:
-            place = processes.place_of(command.config)
+            place = processes.place_of(declared.config)
             with immediate_stop_on_signal():
                 if place is not None:
                     console.muted = place.rank > 0
 
                 def resolved_of(further: dict[str, Any]) -> Resolved[Any]:
                     known = known_settings
-                    return resolve(command.config, flags | further, environ=os.environ, known_elsewhere=known)
+                    return resolve(declared.config, flags | further, environ=os.environ, known_elsewhere=known)
 
                 resolved = resolved_of({})
                 if place is not None and place.restarts and processes.goes_on(resolved.config):
@@ -100,7 +67,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
                 elif place.restarts:
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):
-                    command.face(resolved.config, console)
+                    declared.face(resolved.config, console)
                 processes.shutdown()
         except ReaderGone as gone:
             close_stdout()
@@ -113,7 +80,7 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
 
     given_options = _given_options(settings, words)
     recipe = _recipe(command, settings, given_options)
-    of_recipe = recipe_settings(command.config, settings, recipe, given_options) if recipe else {}
+    of_recipe = recipe_settings(declared.config, settings, recipe, given_options) if recipe else {}
     task = _task(settings, of_recipe | given_options)
     shows_help = not _HELP.isdisjoint(words)  # otherwise all are visible: for completion and errors
     hides = task is not None and shows_help
@@ -134,15 +101,22 @@ def register(app: typer.Typer, command: Command, known_settings: set[str], words
     ]
     callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
-    text = command.help + (_other_tasks(command, settings["task"], task) if task is not None else "")
+    text = _help(command) + (_other_tasks(command, settings["task"], task) if task is not None else "")
     app.command(
         command.name,
-        cls=HelpCommand,
+        cls=CommandWithPage,
         help=text,
         short_help=command.summary,
-        rich_help_panel=command.panel,
         epilog=f"{len(fewer)} more options: beit {command.name} {ALL}" if fewer else None,
     )(callback)
+
+
+def _help(command: Command) -> str:
+    examples = "\n".join(f"  $ {line}" for line in command.examples)
+    text = f"{command.summary}\n\n\b\nExamples:\n{examples}"
+    recipes = recipe_names(command.name)
+    about = f"{command.about} Recipes: {', '.join(recipes)}.".strip() if recipes else command.about
+    return f"{text}\n\n{about}" if about else text
 
 
 def _given_options(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:
@@ -189,9 +163,9 @@ def _stop_or(error: BaseException, hint: str) -> Exception:
     number = noted()
     forget()
     if isinstance(error, KeyboardInterrupt) or number == signal.SIGINT:
-        return Interrupted("by Ctrl-C, at once.", hint)
+        return Interrupted(f"by {signal_words(signal.SIGINT)}, at once.", hint)
     if isinstance(error, ImmediateStop) or number is not None:
-        return SignalStop("by a signal, at once.", hint)
+        return SignalStop(f"by {signal_words(number)}, at once.", hint)
     assert isinstance(error, Exception)
     return shortage(error) or error
 
@@ -224,7 +198,8 @@ def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
             return ""
     if isinstance(value, bool) or value == "":
         return ""
-    shown = f"{value:g}" if isinstance(value, float) else setting.plain(value)
+    plain = f"{value:g}" if isinstance(value, float) else setting.plain(value)
+    shown = ", ".join(map(str, plain)) if isinstance(plain, tuple) else plain
     return f"[default: {shown}{source}]"
 
 
@@ -232,10 +207,15 @@ def _parameter(command: str, setting: Setting, default: str, *, hidden: bool = F
     how, kind = setting.option, setting.kind
     inner = bool if kind is bool else str  # `resolve` parses the value, with the same errors as for a file
     annotation: Any = list[inner] | None if setting.many else inner | None  # type: ignore[valid-type]
-    text = f"{setting.help} {default}".rstrip().replace("[", "\\[")
+    text = f"{setting.help} {default}".rstrip()
     choices = "|".join(setting.choices) + (",..." if setting.choices and setting.many else "")
     metavar = how.metavar or choices or _METAVARS.get(kind)
-    complete = completer(command, setting) if COMPLETING in os.environ else None
+    complete = None
+    if COMPLETING in os.environ:
+        from beitcli.cli.completion import completer
+
+        complete = completer(command, setting)
+        text = text.replace("[", "\\[")  # typer takes it for markup there
     if how.argument:
         info: Any = typer.Argument(
             help=text, metavar=how.metavar or choices or None, show_default=False, autocompletion=complete
@@ -258,8 +238,6 @@ def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
-COMPLETING = "_BEIT_COMPLETE"  # set by the shell, which passes the words in other variables
-ALL = "--help-all"
 _HELP = {"-h", "--help", ALL}
 _METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", Size: "PX|H,W"}
 _SHELL_OPTIONS = [

@@ -12,14 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from beitcli.config.attn_map import AttnMapConfig
-from beitcli.config.common import Training
 from beitcli.config.data_formats import is_data_word
-from beitcli.config.embed import EmbedConfig
 from beitcli.config.fields import settings_of, suggestion
-from beitcli.config.finetune import FinetuneConfig
-from beitcli.config.mask_preview import MaskPreviewConfig
-from beitcli.config.tokenize import TokenizeConfig
+from beitcli.errors import BeitError
 from beitcli.tokenizers.pretrained import words
 
 _WORDS = ("random", "own")  # references that are not paths, beside those of tokenizers and of DATA
@@ -38,32 +33,50 @@ def check_paths(config: Any) -> None:
         value = getattr(config, setting.name)
         if kind and value:
             named[kind] += [value] if isinstance(value, str) else value
-    if not (isinstance(config, FinetuneConfig) and config.resume):  # a resumed run needs no --init
-        _require(named["model"], _look_for_model)
+    if not (config.command == "finetune" and config.resume):  # a resumed run needs no --init
+        _require_model(config, named)
     _require_format(config)
-    if isinstance(config, AttnMapConfig) and config.model is None:
+    if config.command == "attn-map" and config.model is None:
         from beitcli.engine.newest_run import newest_run
 
         newest_run()
-    if isinstance(config, Training) and config.out and not config.dry_run:
+    if getattr(config, "out", None) and not config.dry_run:  # of a training
         _require_out(Path(config.out), config.resume)
-    decodes = isinstance(config, TokenizeConfig) and config.decode  # INPUT holds tokens
-    counts = isinstance(config, MaskPreviewConfig) and config.stats  # needs no data
-    if not decodes and not counts:
+    if _reads_data(config):
         _require(named["data"], _look_for_data)
+
+
+def _reads_data(config: Any) -> bool:
+    """Whether the data of a command are images: to decode they are tokens, and statistics of masks need none."""
+    decodes = config.command == "tokenize" and config.decode
+    return not decodes and not (config.command == "mask-preview" and config.stats)
+
+
+def _require_model(config: Any, named: dict[str, list[str]]) -> None:
+    """Raises the error for a missing model; where the data is missing too, one that says both."""
+    try:
+        _require(named["model"], _look_for_model)
+    except BeitError as error:
+        try:
+            if _reads_data(config):
+                _require(named["data"], _look_for_data)
+        except BeitError as other:
+            hint = "\n  ".join(filter(None, dict.fromkeys((error.hint, other.hint))))
+            raise type(error)(f"{error.message} And: {other.message}", hint) from None
+        raise
 
 
 def _require_format(config: Any) -> None:
     setting, output = settings_of(type(config)).get("output"), getattr(config, "output", None)
     suffixes = setting.option.suffixes if setting is not None else ()
-    if not output or not suffixes or output.lower().endswith(suffixes) or isinstance(config, EmbedConfig):
+    if not output or not suffixes or output.lower().endswith(suffixes) or config.command == "embed":
         return
-    if isinstance(config, TokenizeConfig):
+    if config.command == "tokenize":
         if output != "-" and not config.decode and not config.stats:
             from beitcli.engine.io.token_files import require_known_suffix
 
             require_known_suffix(Path(output))
-    elif output != "-" or isinstance(config, AttnMapConfig):
+    elif output != "-" or config.command == "attn-map":
         from beitcli.engine.io.outputs import require_known_format
 
         require_known_format(output, suffixes)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from beitcli.engine.events import Progress
 
+LINE_COLUMNS = 120  # of a line that is printed; what does not fit is in metrics.jsonl
 _LINE_SECONDS = 5.0  # between two plain lines with metrics
 _COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
 _SAMPLE_SECONDS = 0.5  # between two points of the speed
@@ -69,9 +70,18 @@ class PlainLines:
             return None
         if event.unit == "byte":
             return f"{event.phase}: {format_bytes(event.done, event.total, pace.rate(event.done))}"
-        done = f"{event.unit} {event.done}/{event.total or '?'}"
-        speed = ", ".join(speed_texts(event.metrics, pace.left(event.done, event.total))) if event.metrics else ""
-        return "  ".join(filter(None, (f"{event.phase}: {done}", shown(event.metrics), speed)))
+        begin = f"{event.phase}: {event.unit} {event.done}/{event.total or '?'}"
+        speed = speed_texts(event.metrics, pace.left(event.done, event.total)) if event.metrics else []
+        trained = {name: value for name, value in event.metrics.items() if not name.startswith(HELD_OUT)}
+        trained.pop("images_per_second", None)
+        room = LINE_COLUMNS - len(begin) - 2
+        left_over = room - len("  ".join(key_figures(trained))) - 2
+        if len(", ".join(speed)) > left_over:
+            speed = [text for text in speed if not text.startswith("data ")]
+        if len(", ".join(speed)) > left_over:
+            speed = speed[-1:]  # the time left; the others are in metrics.jsonl
+        figures = fitting(figure_texts(trained), room - len(", ".join(speed)) - 2)
+        return "  ".join(filter(None, (begin, figures, ", ".join(speed))))
 
     def _is_due(self, event: Progress) -> bool:
         """Whether to print a plain line: every 5 s with metrics (held-out: at once); else every 10 s, steps never."""
@@ -172,7 +182,8 @@ def held_out_line(event: Progress) -> str:
     """Returns the line of a save with the metrics of held-out images; empty if the event has none."""
     held_out = {name: value for name, value in event.metrics.items() if name.startswith(HELD_OUT)}
     texts = figure_texts({name.removeprefix(HELD_OUT): value for name, value in held_out.items()})
-    return f"{event.phase}: {event.unit} {event.done:,}, held out: {'  '.join(texts)}" if texts else ""
+    begin = f"{event.phase}: {event.unit} {event.done:,}, held out:"
+    return f"{begin} {fitting(texts, LINE_COLUMNS - len(begin) - 1)}" if texts else ""
 
 
 def speed_texts(metrics: dict[str, float], left: str = "") -> list[str]:
@@ -184,11 +195,6 @@ def speed_texts(metrics: dict[str, float], left: str = "") -> list[str]:
     if "data_wait_share" in metrics:
         texts.append(f"data {metrics['data_wait_share']:.0%}")
     return [*texts, left] if left else texts
-
-
-def shown(metrics: dict[str, float]) -> str:
-    """Formats metrics as one line, the most important first; the speed is in `speed_texts`."""
-    return "  ".join(figure_texts({name: value for name, value in metrics.items() if name != "images_per_second"}))
 
 
 def fitting(texts: Iterable[str], room: int) -> str:

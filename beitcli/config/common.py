@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from beitcli.config.data_formats import data_help
@@ -60,6 +61,8 @@ class Job:
         "first", "Of a TIFF with several pages: the first, or all, each an image of its own.", panel="Data"
     )
 
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # as of `Resolved`
+
     def __post_init__(self) -> None:
         check_bounds(self)
         parse_intensity(self.intensity_range)
@@ -115,6 +118,11 @@ class Launched(Job):
         metavar="N",
         ge=0,
     )
+
+    @property
+    def starts_over(self) -> str:
+        """Why a job that is started again cannot go on with what it left, to follow `as`; empty if it can."""
+        return "" if getattr(self, "output", None) != "-" else "what is on stdout is out already; -o FILE goes on"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from beitcli.config.common import MODEL_HELP, Launched, ModelInputs, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
+from beitcli.config.output_formats import unknown_format
 from beitcli.errors import UsageError
 
 FEATURE_SUFFIXES = (".npy", ".parquet", ".safetensors", ".jsonl")
@@ -71,9 +72,13 @@ class EmbedConfig(ModelInputs, Launched):
         if self.resume and self.output == "-":
             raise UsageError("--resume has no file to go on with.", "Give -o FILE.")
 
+    @property
+    def starts_over(self) -> str:
+        return "--query is about all images together" if self.query else super().starts_over
+
     def _require_suffix(self, suffixes: tuple[str, ...]) -> None:
         if self.output != "-" and Path(self.output).suffix.lower() not in suffixes:
-            hint = f"Use one of {', '.join(suffixes)}."
-            if self.output.lower().endswith(SHEET_SUFFIXES):
-                hint = f"A picture shows the neighbours of an image: give --query IMAGE. {hint}"
-            raise UsageError(f"-o '{self.output}' has no suffix that is known here.", hint)
+            error = unknown_format(self.output, suffixes)
+            if not self.query and self.output.lower().endswith(SHEET_SUFFIXES):
+                error.hint = f"A picture shows the neighbours of an image: give --query IMAGE. {error.hint}"
+            raise error

@@ -36,6 +36,13 @@ class EvalConfig(Windows, Launched):
         "variational bound of a pretrained run and its tokenizer (paper, 2.4), without labels.",
         panel="Options",
     )
+    limit: int | None = option(
+        None,
+        "Take N images of DATA, and of --train as many, in keyed order, balanced over the classes.",
+        panel="Data",
+        metavar="N",
+        ge=1,
+    )
     train: str | None = option(
         None,
         "knn, linear: labelled images to learn from; elbo: images that the variance of pixels is fitted to, 1,024 "

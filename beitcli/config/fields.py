@@ -6,13 +6,11 @@ types, and `config.toml` the order.
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitcli.config.bounds import UNBOUNDED, Bounds
@@ -178,17 +176,23 @@ def check_bounds(config: Any) -> None:
                 setting.option.bounds.require(setting.flag, each)
 
 
+def with_origins(config: Any, origins: dict[str, str]) -> Any:
+    """Returns the config of a `Job` with where its values came from, for checks that the running job makes."""
+    return replace(config, origins=origins) if hasattr(config, "origins") else config
+
+
 def refuse_unused_by(config: Any, kinds: Iterable[str], model: str) -> None:
     """Raises UsageError for the first setting that is not at its default and has no effect on the model.
 
-    One that has a variable may come from there, meant for another command, and is left.
+    One that came from a variable may be meant for another command, and is left.
 
     Args:
+        config: A `Job`, whose `origins` say where each value came from.
         kinds: The task of the model, and the problem of a classifier.
         model: What it is, for the message.
     """
     for name, setting in settings_of(type(config)).items():
-        if f"BEIT_{name.upper()}" in os.environ:
+        if config.origins.get(name) == "environment":
             continue
         if getattr(config, name) != setting.default and not set(kinds).isdisjoint(setting.option.unused_by):
             raise UsageError(f"{setting.flag} has no effect on '{config.model}', {model}.", "Leave it out.")
@@ -200,6 +204,8 @@ def suggestion(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     Args:
         prefix: Common prefix of the candidates, for the output; it is not compared.
     """
+    import difflib
+
     close = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f"Did you mean '{prefix}{close[0]}'?" if close else ""
 

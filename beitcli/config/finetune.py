@@ -60,7 +60,16 @@ class FinetuneConfig(Sharded):
     layer_scale: float = option(0.0, "LayerScale where --init is random; 0 = none.", panel="Model", ge=0)
     drop_path: float = option(0.1, "Stochastic depth of the last block (0-1).", panel="Model", ge=0, le=1)
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Model")
-    val: str | None = option(None, "Labelled images to measure on.", panel="Data", metavar="DATA")
+    limit: int | None = option(
+        None,
+        "Take N training images, in keyed order, balanced over the classes; the images to measure on are all taken.",
+        panel="Data",
+        metavar="N",
+        ge=1,
+    )
+    val: str | None = option(
+        None, "Labelled images to measure on; all of them, whatever --limit.", panel="Data", metavar="DATA"
+    )
     layer_decay: float = option(
         0.65,
         "Learning rate of a block over that of the next; 1 with --init random, whatever the recipe says.",

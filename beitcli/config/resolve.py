@@ -7,12 +7,12 @@ layer that sets both is an error.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from beitcli.config.fields import Setting, coerce, settings_of, suggestion
+from beitcli.config.fields import Setting, coerce, settings_of, suggestion, with_origins
 from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
 from beitcli.escaping import shell_word
@@ -127,7 +127,9 @@ def _coerced(settings: Mapping[str, Setting], values: Mapping[str, Any], where: 
     return coerced
 
 
-def _environment(settings: Mapping[str, Setting], environ: Mapping[str, str], all_names: set[str]) -> dict[str, Any]:
+def _environment(
+    settings: Mapping[str, Setting], environ: Mapping[str, str], known_elsewhere: Callable[[], set[str]]
+) -> dict[str, Any]:
     values = {}
     for variable, text in environ.items():
         if not variable.startswith("BEIT_") or variable in RESERVED_VARIABLES:
@@ -135,7 +137,7 @@ def _environment(settings: Mapping[str, Setting], environ: Mapping[str, str], al
         name = variable[5:].lower()
         if name in settings:
             values[name] = coerce(settings[name], text, variable)
-        elif name not in all_names:
+        elif name not in (all_names := settings.keys() | known_elsewhere()):
             variables = {each.upper() for each in all_names} | {
                 each.removeprefix("BEIT_") for each in RESERVED_VARIABLES
             }
@@ -151,19 +153,19 @@ def resolve(
     flags: Mapping[str, Any],
     *,
     environ: Mapping[str, str] | None = None,
-    known_elsewhere: set[str] | None = None,
+    known_elsewhere: Callable[[], set[str]] = set,
 ) -> Resolved[Config]:
     """Resolves the config of a command.
 
     Args:
         flags: Values given on the command line, by setting name.
         environ: Environment variables; None ignores them (a call from Python).
-        known_elsewhere: Settings of other commands, which the environment may also set.
+        known_elsewhere: Returns the settings of other commands, which the environment may also set.
     """
     command: str = config_class.command  # type: ignore[attr-defined]
     settings = settings_of(config_class)
     given = {name: coerce(settings[name], value, settings[name].flag) for name, value in flags.items()}
-    variables = _environment(settings, environ or {}, set(settings) | (known_elsewhere or set()))
+    variables = _environment(settings, environ or {}, known_elsewhere)
     file: dict[str, Any] = {}
     config_path = given.get("config", variables.get("config"))
     if config_path:
@@ -191,7 +193,7 @@ def resolve(
     if "recipe" in settings:
         values["recipe"] = name
     _require_all(command, settings, values)
-    config = config_class(**values)
+    config = with_origins(config_class(**values), origins)
     _refuse_unused(settings, config, layers, of_recipe)
     return Resolved(config, origins, notes)
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from beitcli.config.common import Launched, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
+from beitcli.config.output_formats import is_one_picture
 from beitcli.errors import UsageError
 
 
@@ -96,3 +97,9 @@ class TokenizeConfig(Launched):
                 "--codebook shows the codes of all images, and --resume computes only those that FILE lacks.",
                 "Leave one of them out.",
             )
+
+    @property
+    def starts_over(self) -> str:
+        given = {"--stats": self.stats, "--codebook": self.codebook, "--map": self.map and is_one_picture(self.map)}
+        of_all = [flag for flag, is_given in given.items() if is_given]
+        return f"{of_all[0]} is about all images together" if of_all else super().starts_over

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -28,10 +28,12 @@ from beitcli.errors import DataError, UsageError
 from beitcli.masking import keyed_mask, make_masking, num_masked_from
 from beitcli.masking.base import MaskGenerator
 from beitcli.masking.statistics import mask_statistics
-from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.pictures.canvas import Panel, contact_sheet, sheet
 from beitcli.pictures.mask_statistics import draw_mask_statistics
 from beitcli.pictures.masks import Guesses, mask_panels
+
+if TYPE_CHECKING:
+    from beitcli.models.checkpoints.handle import CheckpointHandle
 
 _PICTURE = 448
 _ON_A_SHEET = 224  # width of a panel on a sheet of several images, in pixels

@@ -21,6 +21,7 @@ from torch import nn
 
 from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
+from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 MODEL_FILE = "model.onnx"
@@ -38,7 +39,7 @@ def require_onnx() -> None:
         are = "are" if len(missing) > 1 else "is"
         raise UsageError(
             f"--to onnx needs {' and '.join(missing)}, which {are} not installed.",
-            "Install it: pip install 'beit-cli[onnx]'",
+            f"Install it: {install_line('onnx')}",
         )
 
 

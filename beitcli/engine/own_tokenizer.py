@@ -21,6 +21,8 @@ from beitcli.runtime.storage.checkpoint import newest_checkpoint
 from beitcli.tokenizers.base import Tokenizer
 from beitcli.tokenizers.kind import check_teacher
 
+_PART = " of the tokenizer, before pretraining"
+
 
 def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     """Returns the settings of the recipe's tokenizer, on the same data, device and seed, for the grid's longer side.
@@ -67,5 +69,5 @@ def trained_own_tokenizer(
         shorter = "" if config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
         on_event(Note(f"{first}.{shorter}"))
         job = tokenizer_job(own, source, replace(compute, precision="fp32", steps=None), on_event)
-        report_job(job, train_job(job, replace(session, run=inner, config=own)))
+        report_job(job, train_job(job, replace(session, run=inner, config=own, part=_PART)))
     return world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))

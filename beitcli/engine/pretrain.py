@@ -35,8 +35,8 @@ from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import pretraining_card
 from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding
-from beitcli.engine.trainer.preflight.schedule import mask_findings
-from beitcli.engine.trainer.setup import make_plan
+from beitcli.engine.trainer.preflight.schedule import mask_findings, own_tokenizer_findings
+from beitcli.engine.trainer.setup import make_plan, planned_steps
 from beitcli.engine.trainer.task import RunSession
 from beitcli.errors import StorageError, UsageError
 from beitcli.masking import make_masking, num_masked_from
@@ -106,7 +106,7 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     source = open_images(config, labelled=False, size=max(config.image_size), on_event=on_event, world=world)
     held = hold_out(source, config.holdout, config.seed, world)
     begun = _PretrainSetup(config, masking, source, held, compute, on_event)
-    begun = replace(begun, findings=_preflight(begun))
+    begun = replace(begun, findings=_preflight(begun, own))
     # an unusable one is reported before anything is written
     given = _given_tokenizer(config, compute, on_event) if has_tokens and not trains_own else None
     probe = None if config.dry_run else _probe(config, compute, on_event)
@@ -160,11 +160,14 @@ def _what_base_takes(config: PretrainConfig) -> str:
     )
 
 
-def _preflight(begun: _PretrainSetup) -> list[dict[str, Any]]:
+def _preflight(begun: _PretrainSetup, own: TrainTokenizerConfig | None) -> list[dict[str, Any]]:
     config, held = begun.config, begun.held
-    of_masks: tuple[Finding, ...] = ()
+    others: list[Finding] = []
+    if own is not None and len(held.training):
+        images = len(held.training)
+        others += own_tokenizer_findings(images, own.batch_size, planned_steps(own, images))
     if begun.masking is not None and config.masking == "blockwise":
-        of_masks = tuple(mask_findings(config.architecture.grid, begun.masking.num_masked, config.min_block))
+        others += mask_findings(config.architecture.grid, begun.masking.num_masked, config.min_block)
     return Preflight(
         config=config,
         training=held.training,
@@ -172,7 +175,7 @@ def _preflight(begun: _PretrainSetup) -> list[dict[str, Any]]:
         is_apart=held.is_apart,
         size=min(config.image_size),
         from_scratch=True,
-        others=of_masks,
+        others=others,
     ).run(begun.compute.world, begun.on_event)
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beitcli.config.output_formats import unknown_format
 from beitcli.config.report import ReportConfig
 from beitcli.engine.io.outputs import is_stream, make_folder, require_writable_outputs, write_output
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.report.page import PAGE, report_document, report_page
-from beitcli.errors import DataError, StorageError, UsageError
+from beitcli.errors import DataError, StorageError
 from beitcli.runtime.storage.own_files import atomic_write, require_own
 
 
@@ -39,7 +40,7 @@ def report(config: ReportConfig) -> Reported:
     target = runs[0] / PAGE if own else Path(config.output or PAGE)
     named = config.output is not None  # then a link is followed, and a pipe is written into
     if target.suffix.lower() not in (".html", ".htm") and not (named and is_stream(target)):
-        raise UsageError(f"-o '{config.output}' ends in no format that is known here.", "Give a name in .html.")
+        raise unknown_format(config.output, (".html", ".htm"))
     if not own:
         inputs = ProtectedInputs(config)
         require_writable_outputs([target], f"-o '{target}'", inputs, overwrite=config.overwrite, follows=named)

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from beitcli.escaping import shell_line
+from beitcli.runtime.metric_text import counted
 
 Level = Literal["suits", "usable", "does not suit", "cannot tell"]
-_ENTROPY, _COMMONEST, _EXPLAINED = (0.75, 0.5), (0.1, 0.4), (0.5, 0.25)
+ENTROPY_SHARE, COMMONEST_SHARE, _EXPLAINED = (0.75, 0.5), (0.1, 0.4), (0.5, 0.25)
 _EVEN = 4  # times its even share 1 / V, a code is not too common
 _TOKENS_PER_CODE = 4  # fewer tokens do not show how the codes are used
 _NAMED = 3  # more inputs than these are not repeated in the command
@@ -49,11 +50,12 @@ def judge(figures: dict[str, Any], inputs: Sequence[str] = ()) -> Verdict:
             f"{codes} codes used), and no tokenizer finds more in it. Give other images.",
         )
     if tokens < _TOKENS_PER_CODE * codes:
-        enough = math.ceil(_TOKENS_PER_CODE * codes / per_image)
+        needed = _TOKENS_PER_CODE * codes
         return Verdict(
             "cannot tell",
-            f"Whether the tokenizer suits this data cannot be told from {tokens:,} tokens of {codes:,} codes: "
-            f"give {enough:,} images or more.",
+            f"Whether the tokenizer suits this data cannot be told: {counted(figures['images'], 'image')} "
+            f"{'has' if figures['images'] == 1 else 'have'} {tokens:,} tokens, and {codes:,} codes need {needed:,}. "
+            f"Give {math.ceil(needed / per_image):,} images or more.",
         )
     faults = _faults(figures)
     if not faults:
@@ -72,10 +74,10 @@ def _faults(figures: dict[str, Any]) -> list[tuple[str, bool]]:
     """Returns what speaks against it, each with whether it is fatal."""
     found = []
     entropy, common, explained = figures["entropy_share"], figures["commonest_share"], figures["explained_variance"]
-    if entropy < _ENTROPY[0]:
-        found.append((f"its codes are used unevenly ({_usage(figures)})", entropy < _ENTROPY[1]))
-    if common > max(_COMMONEST[0], _EVEN / figures["vocab_size"]):
-        found.append((f"{common:.0%} of the tokens are one code", common > _COMMONEST[1]))
+    if entropy < ENTROPY_SHARE[0]:
+        found.append((f"its codes are used unevenly ({_usage(figures)})", entropy < ENTROPY_SHARE[1]))
+    if common > max(COMMONEST_SHARE[0], _EVEN / figures["vocab_size"]):
+        found.append((f"{common:.0%} of the tokens are one code", common > COMMONEST_SHARE[1]))
     if explained is not None and explained < _EXPLAINED[0]:
         pictures = f"explain {explained:.0%} of the variance" if explained > 0 else "are worse than one colour an image"
         found.append((f"its pictures {pictures} ({_decibels(figures)})", explained < _EXPLAINED[1]))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from beitcli.escaping import terminal_line
+from beitcli.escaping import shell_line, terminal_line
 from beitcli.pictures import colormap
-from beitcli.pictures.page_file import Page, assemble, base64_of, fill, image_url, page_part
+from beitcli.pictures.page_file import Page, assemble, base64_of, fill, image_url, page_part, plain_section
 
 _THUMBNAIL = (168, 120)
 
@@ -158,7 +158,7 @@ def attention_page(images: Sequence[ExploredImage], explorer: Explorer) -> str:
     head = explorer.head
     if head not in ("mean", "rollout") and not explorer.holds_heads(explorer.layer):
         head = "mean"
-    data = {
+    data: dict[str, Any] = {
         "model": terminal_line(explorer.model),
         "grid": explorer.grid,
         "depth": explorer.depth,
@@ -183,8 +183,20 @@ def attention_page(images: Sequence[ExploredImage], explorer: Explorer) -> str:
             styles=page_part("attention/style.css"),
             script=page_part("attention/page.js") + page_part("attention/controls.js"),
             data=data,
+            plain=_plain(explorer, data["images"]),
         )
     )
+
+
+def _plain(explorer: Explorer, images: Sequence[dict[str, Any]]) -> str:
+    """Returns what a reader without JavaScript sees: what the page holds, and how to get a map as a picture."""
+    texts = [
+        "The maps are drawn by JavaScript, which is off here. As a picture:",
+        shell_line(["beit", "attn-map", "IMAGE", "--model", explorer.model, "-o", "map.png"]),
+    ]
+    grid = f"{explorer.grid[0]} x {explorer.grid[1]} patches"
+    rows = [("model", explorer.model), ("attention", f"{explorer.depth} layers of {explorer.heads} heads, {grid}")]
+    return plain_section("Attention maps", texts, rows, [(each["name"], each["thumbnail"]) for each in images])
 
 
 def _as_data(image: ExploredImage) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from io import BytesIO
@@ -34,14 +34,15 @@ _FRAME = """<!doctype html>
 <title>{{title}}</title>
 <style>
 {{styles}}</style>
-</head>
+{{plain_style}}</head>
 <body>
-{{body}}<script type="application/json" id="data">{{data}}</script>
+{{plain}}{{body}}<script type="application/json" id="data">{{data}}</script>
 <script>
 {{script}}</script>
 </body>
 </html>
 """
+_PLAIN_STYLE = "<noscript><style>body > :not(noscript) { display: none; }</style></noscript>\n"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Page:
         styles: CSS after that of `base.css`.
         script: JavaScript after that of `base.js`; it finds the data with `pageData()`.
         data: Plain values for JSON.
+        plain: HTML that stands in for all of the body where JavaScript is off, from `plain_section`.
     """
 
     title: str
@@ -61,6 +63,7 @@ class Page:
     styles: str = ""
     script: str = ""
     data: Any = field(default_factory=dict)
+    plain: str = ""
 
 
 def page_part(name: str) -> str:
@@ -83,11 +86,33 @@ def assemble(page: Page) -> str:
             "policy": _POLICY,
             "title": html(page.title),
             "styles": styles,
+            "plain_style": _PLAIN_STYLE if page.plain else "",
+            "plain": f"<noscript>\n{page.plain}</noscript>\n" if page.plain else "",
             "body": page.body,
             "data": embedded_json(page.data),
             "script": script,
         },
     )
+
+
+def plain_section(
+    title: str, texts: Iterable[str] = (), rows: Iterable[Sequence[str]] = (), pictures: Iterable[tuple[str, str]] = ()
+) -> str:
+    """Returns a heading with paragraphs, a table and pictures as HTML, for a reader without JavaScript.
+
+    Args:
+        title: As all texts, any text.
+        rows: Cells; the first of a row is its heading.
+        pictures: (name, `data:` URL).
+    """
+    parts = [f"<h2>{html(title)}</h2>", *(f"<p>{html(text)}</p>" for text in texts)]
+    lines = [
+        f'<tr><th scope="row">{html(first)}</th>' + "".join(f"<td>{html(cell)}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows
+    ]
+    parts += ["<table>", *lines, "</table>"] if lines else []
+    parts += [f'<p><img src="{html(url)}" alt="{html(name)}"><br>{html(name)}</p>' for name, url in pictures]
+    return "\n".join(["<section>", *parts, "</section>", ""])
 
 
 def fill(template: str, **texts: str) -> str:

@@ -1,9 +1,9 @@
 """Keeps torch's compiler from being loaded by what does not compile: that would be a third of a command's start.
 
 timm and torchvision load it for a few decorators, and tensors on the meta device for their reference functions. While
-these are at work, stand-ins take its place; `torch.compile` loads it when it is used. timm also imports wandb where it
-is installed, which makes temporary folders: it finds none. Only the command line defers and hides them: a script's
-imports are the script's.
+these are at work, stand-ins take its place; `torch.compile` loads it when it is used. Initial values on that device
+would load sympy, and are left out. timm also imports wandb where it is installed, which takes a second and makes
+temporary folders: it finds none. Only the command line defers and hides them: a script's imports are the script's.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+if TYPE_CHECKING:  # importing it takes as long as Python itself
+    from importlib.abc import Loader
 
 _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
 _HIDDEN = "wandb"
+_VALUES_ONLY = ("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "div_", "add_")  # of an initialization
 _PACKAGES = ("timm", "timm.optim", "torchvision")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -34,24 +37,36 @@ def _is_deferred() -> bool:
 
 @contextmanager
 def meta_device() -> Iterator[None]:
-    """Context in which tensors are made on the meta device: without memory and values."""
+    """Context in which tensors are made on the meta device: without memory and values, and so never initialized."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    with _stand_ins(), torch.device("meta"):
+    initializers = {getattr(torch.Tensor, name) for name in _VALUES_ONLY}
+
+    class WithoutValues(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            named = kwargs or {}
+            if func in initializers or getattr(func, "__module__", "") == "torch.nn.init":
+                tensor = args[0] if args else named.get("tensor")
+                if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                    return tensor
+            return func(*args, **named)
+
+    with _stand_ins(), torch.device("meta"), WithoutValues():
         yield
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         spec = PathFinder.find_spec(fullname, path) if fullname in _PACKAGES else None
         if spec is not None and spec.loader is not None:
-            spec.loader = _Deferring(spec.loader)
+            spec.loader = cast("Loader", _Deferring(cast("Loader", spec.loader)))
         return spec
 
 
-class _Deferring(Loader):
+class _Deferring:
     """Loads a package by its own loader, with the stand-ins."""
 
     def __init__(self, loader: Loader) -> None:

@@ -18,6 +18,9 @@ _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     "save_stall_seconds": lambda seconds: seconds >= 1,
     "data_wait_share": lambda share: False,  # beside the speed
     f"{HELD_OUT}images": lambda images: False,  # a count, not a metric
+    "mae_normalized": lambda error: False,  # twice `mae`
+    "masked_accuracy_std_error": lambda error: False,  # of the verdict
+    "measured_patches": lambda patches: False,  # a count too
 }
 
 
@@ -110,7 +113,9 @@ def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[s
 
 
 def _is_shown(name: str, value: float) -> bool:
-    return "/" not in name and _WHERE_IT_MATTERS.get(name, lambda _: True)(value)
+    of_training = name.removeprefix(HELD_OUT)
+    matters = _WHERE_IT_MATTERS.get(name) or _WHERE_IT_MATTERS.get(of_training)
+    return "/" not in name and (matters is None or matters(value))
 
 
 def _rank(name: str) -> int:

@@ -27,6 +27,16 @@ def stop_signals() -> tuple[int, ...]:
     return tuple(number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN)
 
 
+def signal_words(number: int | None) -> str:
+    """Returns what a person calls a signal: `Ctrl-C`, or its name; `a signal` if it is not known."""
+    if number == signal.SIGINT:
+        return "Ctrl-C"
+    try:
+        return signal.Signals(number or 0).name
+    except ValueError:
+        return "a signal"
+
+
 def note_signals() -> None:
     """Has the signals noted from now on; a second Ctrl-C raises. To be called before anything slow is imported."""
     for number in stop_signals():

@@ -15,9 +15,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import beitcli
-from beitcli.cli.app import COMMANDS
+from beitcli.cli.command_table import COMMANDS, Command
 from beitcli.cli.man_page import ENVIRONMENT, EXIT_CODES
-from beitcli.cli.options import Command
 from beitcli.config.about import RecipesConfig
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.engine.classification.finetune import MultiLabelReport

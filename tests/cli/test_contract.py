@@ -602,7 +602,7 @@ def test_megabytes_leave_out_what_is_not_known() -> None:
 def test_figures_of_pixels_are_shown_beside_their_baseline() -> None:
     metrics = {"held_out_loss": 0.5, "held_out_baseline_loss": 0.98765, "baseline_loss": 1.0, "loss": 0.25}
     told = "loss 0.2500 = 25% of the mean colour's  held-out loss 0.5000 = 51% of the mean colour's"
-    assert progress.shown(metrics) == told
+    assert "  ".join(progress.figure_texts(metrics)) == told
 
 
 def test_table_leaves_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,8 @@ import pytest
 
 import beitcli
 from beitcli import __version__
-from beitcli.cli.app import COMMANDS
+from beitcli.cli.command_table import COMMANDS, Command
 from beitcli.cli.common_options import _COMMON, is_common
-from beitcli.cli.options import Command
 from beitcli.config.fields import Setting, settings_of
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import read_recipe, recipe_names
@@ -311,6 +310,18 @@ def test_man_page_has_every_command_and_option_and_no_line_that_roff_would_misre
             assert all(flag in section for flag in setting.option.flags)
         for example in command.examples:
             assert f"$ {example}" in section
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["help", "--man"], ["--help"], ["--version"]], ids=str)
+def test_help_that_cannot_be_written_is_told_in_a_line(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "beitcli", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: Results cannot be written to stdout")
+    assert len(done.stderr.splitlines()) == 2
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")

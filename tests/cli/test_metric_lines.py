@@ -14,6 +14,7 @@ from beitcli.cli import progress as output
 from beitcli.engine import pretrain, train_tokenizer
 from beitcli.engine.classification import finetune as finetune_classify
 from beitcli.engine.detection import finetune as finetune_detect
+from beitcli.engine.events import Progress
 from beitcli.engine.segmentation import finetune as finetune_segment
 from beitcli.runtime.metric_text import counted, extra_metrics, metric_label, metric_texts, metric_value
 
@@ -62,9 +63,11 @@ def test_new_metric_reaches_the_log_line_the_file_the_table_and_the_card(
     assert (logged["toy_rate"], logged["held_out_toy_score"], logged["held_out_toy_score/red"]) == (0.125, 0.4321, 0.5)
     (step,) = [each for each in ended.err.splitlines() if "step 1/1" in each and "loss" in each]
     assert re.search(r": step 1/1  (loss|masked accuracy) \d", step)
-    assert "toy rate 0.1250" in step
-    assert "held-out toy score 0.4321" in step
-    assert "red" not in step
+    (measured,) = [each for each in ended.err.splitlines() if "step 1, held out: " in each]
+    for line_of, text in ((step, "toy rate 0.1250"), (measured, "toy score 0.4321")):
+        assert len(line_of) <= 120
+        assert text in line_of or len(line_of) + len(text) + 2 > 120, line_of
+        assert "red" not in line_of
     assert re.search(r"^toy score +0\.4321 *$", ended.err, re.MULTILINE)
     assert "| toy score | 0.4321 |" in (tmp_path / "run" / "README.md").read_text()
     document = beit(
@@ -88,15 +91,50 @@ DETECTING = {
 }  # fmt: skip
 
 
+def in_a_line(metrics: dict[str, float]) -> str:
+    return "  ".join(output.figure_texts({name: value for name, value in metrics.items() if "per_second" not in name}))
+
+
+TOKENIZER = {
+    "loss": 0.0345, "reconstruction": 0.0326, "kl": 0.7615, "usage_kl": 0.657, "gradient_norm": 0.06, "lr": 1e-2,
+    "temperature": 1.0, "kl_weight": 5e-5, "images_per_second": 32.1, "data_wait_share": 0.58, "held_out_psnr": 11.07,
+    "held_out_mae": 0.2174, "held_out_mae_normalized": 0.4348, "held_out_codes_used": 10, "held_out_perplexity": 2.227,
+    "held_out_commonest_share": 0.7078,
+}  # fmt: skip
+
+
+def test_lines_of_a_log_are_no_wider_than_120_columns_and_hold_the_key_figures() -> None:
+    event = Progress("tokenizer", 1000, 3200, metrics=TOKENIZER)
+    line, measured = output.PlainLines().line_of(event), output.held_out_line(event)
+    assert line == (
+        "tokenizer: step 1000/3200  loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
+        "32 images/s, data 58%"
+    )
+    assert measured == (
+        "tokenizer: step 1,000, held out: psnr 11.07  mae 0.2174  codes used 10  perplexity 2.227  "
+        "commonest share 0.7078"
+    )
+    key = {"masked_accuracy": 0.42, "baseline_accuracy": 0.38, "loss": 5.0, "unigram_entropy": 1.88, "lr": 1e-3}
+    speed = {"images_per_second": 1934.2, "data_wait_share": 0.03}
+    assert output.PlainLines().line_of(Progress("pretrain", 1240, 3200, metrics=speed | key)) == (
+        "pretrain: step 1240/3200  masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
+        "1,934 images/s"
+    )
+    many = {f"loss_of_part_{number}": 1.0 for number in range(20)}
+    long = Progress("finetune", 1, 9, metrics={"loss": 1.5} | many | {f"held_out_{name}": 1.0 for name in many})
+    for text in (output.PlainLines().line_of(long) or "", output.held_out_line(long)):
+        assert 95 < len(text) <= 120
+
+
 def test_line_begins_with_the_figures_beside_their_baselines() -> None:
-    assert output.shown(PRETRAINING) == (
+    assert in_a_line(PRETRAINING) == (
         "masked accuracy 10.0% = 2.0 x guessing  loss 5.00, 0.50 above entropy 4.50  probe top1 0.7500  "
         "held-out masked accuracy 0.250  held-out loss 5.2500  gradient norm 1.23  lr 1.00e-03"
     )
 
 
 def test_average_precision_is_shown_and_what_is_of_one_class_is_not() -> None:
-    assert output.shown(DETECTING) == (
+    assert in_a_line(DETECTING) == (
         "loss 1.5000  held-out ap 0.1234  held-out ap50 0.3000  loss classifier 0.5000  gradient norm 2.00  lr 1.00e-04"
     )
 
@@ -112,7 +150,7 @@ def test_average_precision_is_shown_and_what_is_of_one_class_is_not() -> None:
     ids=str,
 )
 def test_what_is_internal_is_shown_where_it_matters(metrics: dict[str, float], line: str) -> None:
-    assert output.shown(metrics) == line
+    assert in_a_line(metrics) == line
 
 
 def test_narrow_line_cuts_no_figure_in_two() -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from beitcli.cli.app import COMMANDS
-from beitcli.cli.options import Command
+from beitcli.cli.command_table import COMMANDS, Command
 from beitcli.config.bounds import UNBOUNDED, Bounds
 from beitcli.config.fields import Setting, Size, settings_of
 from beitcli.config.finetune import FinetuneConfig

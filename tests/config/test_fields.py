@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from beitcli.cli.app import COMMANDS
+from beitcli.cli.command_table import COMMANDS
 from beitcli.config.fields import coerce, settings_of, suggestion
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.pretrain import PretrainConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,7 +150,7 @@ def test_a_setting_without_effect_beside_another_is_refused(kind: type, given: d
     needed = {"tokenizer": "dall-e"} if kind is TokenizeConfig else {}
     with pytest.raises(UsageError, match=said):
         resolve(kind, needed | given)
-    resolve(kind, needed, environ={"BEIT_LIMIT": "3", "BEIT_CODES": "9"}, known_elsewhere={"limit", "codes"})
+    resolve(kind, needed, environ={"BEIT_LIMIT": "3", "BEIT_CODES": "9"}, known_elsewhere=lambda: {"limit", "codes"})
 
 
 def test_a_variable_without_effect_is_that_of_another_command() -> None:
@@ -162,8 +162,16 @@ def test_a_variable_that_the_model_does_not_use_is_that_of_another_command(monke
     typed = resolve(PredictConfig, given | {"score_threshold": 0.3}).config
     with pytest.raises(UsageError, match="--score-threshold has no effect on 'runs/a', a segmenter"):
         refuse_unused_by(typed, ("segment",), "a segmenter")
+    variable = {"BEIT_SCORE_THRESHOLD": "0.3"}
+    refuse_unused_by(resolve(PredictConfig, given, environ=variable).config, ("segment",), "a segmenter")
+    both = resolve(PredictConfig, given | {"score_threshold": 0.4}, environ=variable).config
+    with pytest.raises(UsageError, match="--score-threshold has no effect"):
+        refuse_unused_by(both, ("segment",), "a segmenter")  # what was typed wins over the variable
     monkeypatch.setenv("BEIT_SCORE_THRESHOLD", "0.3")
-    refuse_unused_by(resolve(PredictConfig, given, environ=os.environ).config, ("segment",), "a segmenter")
+    with pytest.raises(UsageError, match="--score-threshold has no effect"):
+        refuse_unused_by(typed, ("segment",), "a segmenter")  # as of Python, which reads no variables
+    later = replace(resolve(PredictConfig, given, environ=variable).config, top=3)
+    assert later.origins["score_threshold"] == "environment"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +179,8 @@ def test_a_variable_that_the_model_does_not_use_is_that_of_another_command(monke
     [
         ({"output": "t.npz"}, True),
         ({"output": "t.npz", "map": "maps"}, True),
+        ({"output": "t.npz", "map": "maps.v2"}, True),
+        ({"output": "t.npz", "map": "maps.png/"}, True),
         ({"output": "t.npz", "overwrite": True}, False),
         ({"output": "t.npz", "map": "sheet.png"}, False),
         ({"output": "t.npz", "codebook": "codes.png"}, False),
@@ -181,4 +191,19 @@ def test_a_variable_that_the_model_does_not_use_is_that_of_another_command(monke
 def test_a_restarted_job_resumes_only_what_can_be(given: dict[str, object], resumes: bool) -> None:
     config = resolve(TokenizeConfig, {"inputs": ("photos",), "tokenizer": "dall-e"} | given).config
     assert goes_on(config) == resumes
+    assert bool(config.starts_over) == (not resumes and "overwrite" not in given)
     resolve(TokenizeConfig, {"inputs": ("photos",), "tokenizer": "dall-e", "resume": resumes} | given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "why"),
+    [
+        (TokenizeConfig, {"stats": True, "tokenizer": "dall-e"}, "--stats is about all images together"),
+        (TokenizeConfig, {"tokenizer": "dall-e"}, "what is on stdout is out already"),
+        (EmbedConfig, {"model": "runs/a", "query": "a.png", "output": "b.png"}, "--query is about all images together"),
+    ],
+    ids=str,
+)
+def test_why_a_job_is_not_started_again_is_told(kind: type, given: dict[str, object], why: str) -> None:
+    config = resolve(kind, {"inputs": ("photos",)} | given).config
+    assert config.starts_over.startswith(why)

@@ -176,7 +176,7 @@ def test_resolve_refuses_an_unknown_variable_and_suggests_the_nearest() -> None:
 
 def test_resolve_passes_over_variables_of_other_commands_and_programs() -> None:
     environ = {"BEIT_KL_WEIGHT": "1", "BEIT_CACHE_DIR": "/x", "HOME": "/root", "LR": "5"}
-    passed = resolve(PretrainConfig, FLAGS["pretrain"], environ=environ, known_elsewhere={"kl_weight"})
+    passed = resolve(PretrainConfig, FLAGS["pretrain"], environ=environ, known_elsewhere=lambda: {"kl_weight"})
     assert passed == resolve(PretrainConfig, FLAGS["pretrain"])
 
 

@@ -7,9 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from beitcli.cli.app import COMMANDS, _build
+from beitcli.cli.command_table import COMMANDS
+from beitcli.cli.typer_app import build
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -50,7 +49,7 @@ def flags_of(command: str) -> tuple[type, dict[str, Any]]:
     """The config class, and what the line gives by setting, parsed by the program's own parser."""
     _, name, *words = shlex.split(command)
     (config,) = (each.config for each in COMMANDS if each.name == name)
-    group: Any = typer.main.get_command(_build([name, *words], {name}, own_options=False))
+    group = build([name, *words], {name}, own_options=False)
     given = group.commands[name].make_context(name, words).params
     shell = {"as_json", "quiet", "debug", "help_all"}
     return config, {key: value for key, value in given.items() if value not in (None, [], ()) and key not in shell}

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 
 import beitcli
-from beitcli.cli.app import COMMANDS
+from beitcli.cli.command_table import COMMANDS
 from beitcli.config.resolve import dump_toml, resolve
 from tests.documents.reading import DOCUMENTS, GUIDES, ROOT, blocks, commands, flags_of, typed
 

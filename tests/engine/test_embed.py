@@ -347,8 +347,8 @@ def test_contact_sheet_shows_the_query_and_its_neighbours(
     ("words", "said"),
     [
         (["-o", "out.png"], "A picture shows the neighbours of an image: give --query IMAGE."),
-        (["-o", "out.csv"], "Use one of .npy, .parquet, .safetensors, .jsonl."),
-        (["--query", "x.png", "-o", "out.npy"], "Use one of .png, .jpg, .jpeg."),
+        (["-o", "out.csv"], "Give a name that ends in .npy, .parquet, .safetensors, .jsonl."),
+        (["--query", "x.png", "-o", "out.npy"], "Give a name that ends in .png, .jpg, .jpeg."),
         (["--layer", "0"], "Give 1 for the first, -1 for the last."),
         (["--layer", "9"], "Give 1 to 4, or -1 to -4."),
         (["--query", "x.png", "--pool", "none"], "Give --pool mean or cls."),
@@ -375,7 +375,7 @@ def test_query_without_another_image_has_no_neighbours(pretrained_run: Path, que
 def test_a_name_that_is_a_suffix_alone_is_refused(beit: Callable, pretrained_run: Path, argv: list[str]) -> None:
     ended = beit("embed", pretrained_run, "x.png", *argv)
     assert ended.code == 2
-    assert "has no suffix" in ended.err
+    assert "has no name before its suffix" in ended.err
 
 
 def test_query_must_be_one_readable_image(beit: Callable, pretrained_run: Path, labelled_folder: Path) -> None:

@@ -163,4 +163,4 @@ def test_without_the_extra_it_is_said_how_to_install_it(beit, tmp_path, finetune
     ended = beit("export", finetuned_run, "--to", "onnx", "-o", tmp_path / "out")
     assert (ended.code, list(tmp_path.iterdir())) == (2, [])
     assert missing in ended.err
-    assert "pip install 'beit-cli[onnx]'" in ended.err
+    assert "pip install 'onnx>=1.18' 'onnxruntime>=1.22' 'onnxscript>=0.5'" in ended.err

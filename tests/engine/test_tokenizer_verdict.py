@@ -194,7 +194,8 @@ def test_images_of_one_colour_are_named_as_such(stats: Callable, tmp_path: Path)
 def test_too_few_tokens_give_no_verdict(stats: Callable, tmp_path: Path) -> None:
     document, _ = stats("palette/3", save(tmp_path / "one", colorful(1)))
     assert document["verdict"] == "cannot tell"
-    assert document["reason"].endswith("from 16 tokens of 27 codes: give 7 images or more.")
+    told = "1 image has 16 tokens, and 27 codes need 108. Give 7 images or more."
+    assert document["reason"] == f"Whether the tokenizer suits this data cannot be told: {told}"
     assert stats("palette/3", save(tmp_path / "seven", colorful(7)))[0]["verdict"] != "cannot tell"
 
 

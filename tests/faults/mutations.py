@@ -95,5 +95,6 @@ def _changed(value: Any, draw: random.Random) -> Any:
         place = draw.randrange(len(value))
         return [*value[:place], _changed(value[place], draw), *value[place + 1 :]]
     if type(value) in (int, float) and draw.random() < 0.5:
-        return draw.choice((value + 1, -value, value * 1000, value / 2, value * 10**9))
+        half = value // 2 if isinstance(value, int) else value / 2
+        return draw.choice((value + 1, -value, value * 1000, half, value * 10**9))
     return draw.choice(_VALUES)

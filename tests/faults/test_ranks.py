@@ -85,7 +85,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(words, tmp_path, un
     newest = whole_checkpoints(tmp_path / "run")[0]
     # it came in the sixth step, whose processes had agreed on the seventh already
     assert step_of(tmp_path / "run" / "checkpoints" / newest) == 7
-    assert "by a signal at step 7; progress is saved." in ended[0].err
+    assert f"by {signal.Signals(number).name} at step 7; progress is saved." in ended[0].err
     assert [each.code for each in in_processes(2, resumption(tmp_path / "run"))] == [0, 0]
     assert_equal(weights(tmp_path / "run"), undisturbed)
 

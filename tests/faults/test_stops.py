@@ -85,13 +85,27 @@ def test_a_signal_at_any_stage_saves_once_and_the_run_goes_on_to_the_same_end(
     step = step_of(run / "checkpoints" / checkpoints[0])
     assert 0 <= step < STEPS
     said = " ".join(ended.err.split())
-    assert f"stopped: by a signal at step {step}; progress is saved." in said
+    by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    assert f"stopped: by {by} at step {step}; progress is saved." in said
     assert f"beit pretrain --out {run} --resume" in said
     assert "Traceback" not in said
     assert interrupted(resumption(run), images).code == 0
     assert outcome(run, images) == whole
     assert len(whole["images"]) == STEPS
     assert {len(each) for each in whole["images"].values()} == {BATCH}
+
+
+def test_a_stop_in_the_tokenizer_of_a_pretraining_says_so(tmp_path: Path, labelled_folder: Path) -> None:
+    run = tmp_path / "run"
+    argv = [
+        "pretrain", labelled_folder, "--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 4,
+        "--tokenizer-steps", 9, "--steps", 2, "--workers", 0, "--device", "cpu", "--out", run,
+    ]  # fmt: skip
+    harm = lambda: on_call(training, "optimizer_step", 4, send(signal.SIGINT))  # noqa: E731
+    ended = interrupted([str(word) for word in argv], tmp_path / "images", harm)
+    assert ended.code == 130, ended.err
+    told = r"^stopped: by Ctrl-C at step \d of the tokenizer, before pretraining; progress is saved\.$"
+    assert re.search(told, ended.err, re.MULTILINE), ended.err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
@@ -119,7 +133,8 @@ def test_a_signal_to_train_tokenizer_saves_once_and_the_run_goes_on(
     harm = lambda: on_call(training, "optimizer_step", 7, send(number))  # noqa: E731
     ended = interrupted([str(word) for word in argv], tmp_path / "images", harm)
     assert (ended.code, ended.out) == (130 if number == signal.SIGINT else 75, ""), ended.err
-    assert re.search(r"^stopped: by a signal at step \d+; progress is saved\.$", ended.err, re.MULTILINE)
+    by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    assert re.search(rf"^stopped: by {by} at step \d+; progress is saved\.$", ended.err, re.MULTILINE)
     assert f"beit train-tokenizer --out {run} --resume" in ended.err
     assert "error" not in ended.err
     assert "Traceback" not in ended.err
@@ -204,7 +219,7 @@ def test_a_signal_while_libraries_are_imported_is_an_exit_code_too(tmp_path: Pat
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert err.startswith("stopped: by a signal")
+    assert err.startswith("stopped: by SIGTERM, at once.")
     assert "Traceback" not in err
 
 

@@ -124,7 +124,15 @@ def test_page_shows_any_name_as_text(name):
 
 def test_page_loads_nothing():
     written = re.sub(r"[A-Za-z0-9+/=]{40,}", "", attention_page([explored()], EXPLORER))  # base64 may spell anything
-    assert not re.search(r"https?:|@import|url\(|\bsrc=|<link|fetch\(|XMLHttp", written)
+    assert not re.search(r"https?:|@import|url\(|\bsrc=(?!.data:)|<link|fetch\(|XMLHttp", written)
+
+
+def test_a_reader_without_javascript_sees_what_is_there_and_how_to_draw_it():
+    page = attention_page([explored("a.jpg"), explored("b.jpg")], EXPLORER)
+    plain = re.search(r"<body>\n<noscript>(.*?)</noscript>", page, re.DOTALL)[1]
+    assert plain.count('<img src="data:image/jpeg;base64,') == 2
+    assert "beit attn-map IMAGE --model runs/a -o map.png" in plain
+    assert "<td>2 layers of 2 heads, 2 x 3 patches</td>" in plain
 
 
 def test_script_finds_every_part_that_it_names():

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitcli.pictures.page_file import Page, assemble, base64_of, embedded_json, fill, image_url, page_part
+from beitcli.pictures.page_file import (
+    Page,
+    assemble,
+    base64_of,
+    embedded_json,
+    fill,
+    image_url,
+    page_part,
+    plain_section,
+)
 
 NASTY = ["<img src=x onerror=alert(1)>.jpg", "</script><script>alert(1)</script>", "a&amp;b", "\u2028", "{{data}}"]
 
@@ -45,6 +54,18 @@ def test_page_keeps_any_text_as_text(name):
     assert found.tags == ["html", "head", "meta", "meta", "meta", "title", "style", "body", "h1", "script", "script"]
     assert found.texts["title"].strip() == name.replace("\u2028", "\\u2028")
     assert json.loads(re.search(r'id="data">(.*?)</script>', page)[1]) == {"name": name}
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_what_is_shown_without_javascript_is_text_too(name):
+    plain = plain_section(name, [name], [(name, name)], [(name, "data:image/png;base64,AAAA")])
+    page = assemble(Page(title="a", body="<main></main>\n", plain=plain))
+    found = elements_of(page)
+    shown = ["section", "h2", "p", "table", "tr", "th", "td", "p", "img", "br"]
+    head = ["html", "head", "meta", "meta", "meta", "title", "style", "noscript", "style", "body"]
+    assert found.tags == [*head, "noscript", *shown, "main", "script", "script"]
+    assert found.texts["td"].strip() == name.replace("\u2028", "\\u2028")
+    assert "<noscript><style>body > :not(noscript) { display: none; }</style></noscript>" in page
 
 
 def test_embedded_json_has_no_character_that_ends_a_script():

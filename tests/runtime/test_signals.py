@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from beitcli.errors import Interrupted, SignalStop
-from beitcli.runtime.signals import StopRequest
+from beitcli.runtime.signals import StopRequest, signal_words
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -28,6 +28,11 @@ def test_a_signal_is_noted_and_becomes_its_error(number, kind, code):
     assert type(error) is kind
     assert error.exit_code == code
     assert (error.message, error.hint) == ("message", "hint")
+
+
+def test_signals_are_called_what_people_call_them():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, None, 999)
+    assert [signal_words(each) for each in numbers] == ["Ctrl-C", "SIGTERM", "SIGUSR1", "a signal", "a signal"]
 
 
 def test_former_handlers_come_back_even_after_an_error():

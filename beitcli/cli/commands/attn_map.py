@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.attn_map import AttnMapConfig
 
 
@@ -28,9 +28,8 @@ def _run(config: AttnMapConfig, console: CommandConsole) -> None:
             console.print_line(last)
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=AttnMapConfig,
-    summary="Draw what a BEiT attends to from points of an image.",
     examples=(
         "beit attn-map photo.jpg --model runs/mine -o attention.png",
         "beit attn-map photo.jpg --model runs/mine --point 120,80 --head all -o heads.png",
@@ -39,5 +38,4 @@ COMMAND = Command(
         "beit attn-map photos/*.jpg --model runs/mine --layer 8 -o figure.pdf     as the paper's Figure 2",
     ),
     face=_run,
-    panel="Look",
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.cache import CacheConfig
 from beitcli.runtime.storage.safe_json import dump_json
 
@@ -56,9 +56,8 @@ def _size(number: float) -> str:
     return f"{number:.3g} GB"
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=CacheConfig,
-    summary="Show what lies in the cache folder, and remove of it.",
     examples=(
         "beit cache list --kind downloads",
         "beit cache prune --older-than 30d",
@@ -66,5 +65,4 @@ COMMAND = Command(
         "beit cache dir",
     ),
     face=_run,
-    panel="About",
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.doctor import DoctorConfig
 from beitcli.errors import DataError
 
@@ -65,9 +65,8 @@ def _print_findings(report: DoctorReport, console: CommandConsole) -> None:
             console.print_line(f"    and {each.images - _SHOWN:,} more")
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=DoctorConfig,
-    summary="Look at every image: what is damaged, odd, or there twice.",
     examples=(
         "beit doctor photos/",
         "beit doctor train/ --val val/ -o page.html",
@@ -76,5 +75,4 @@ COMMAND = Command(
     ),
     face=_run,
     about="Without --split, all splits of DATA are looked at and compared. Exits with 3 if images cannot be read.",
-    panel="Look",
 )

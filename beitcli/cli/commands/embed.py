@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.embed import EmbedConfig
 
 _FEW = 6  # numbers of a line
@@ -40,9 +40,8 @@ def _said(document: dict[str, Any]) -> str:
     return f"{patches}{len(features)}  {first}{' ...' if len(features) > _FEW else ''}"
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=EmbedConfig,
-    summary="Write the features of images, or find the images nearest to one.",
     examples=(
         "beit embed runs/mine photos/ -o features.parquet",
         "beit embed runs/mine photos/ --layer 9 --pool cls --json | head -1",
@@ -50,5 +49,4 @@ COMMAND = Command(
         "beit embed runs/mine features.parquet --query photo.jpg     without computing them again",
     ),
     face=_run,
-    panel="Use",
 )

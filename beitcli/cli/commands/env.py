@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.about import EnvConfig
 
 
@@ -24,10 +24,8 @@ def _words(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=EnvConfig,
-    summary="Tell versions, machine and GPUs, for a bug report.",
     examples=("beit env --json > environment.json",),
     face=_run,
-    panel="About",
 )

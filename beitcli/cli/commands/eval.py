@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.evaluate import EvalConfig
 
 
@@ -16,9 +16,8 @@ def _run(config: EvalConfig, console: CommandConsole) -> None:
         raise comparison.failure
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=EvalConfig,
-    summary="Measure finetuned models or frozen features on labels, masks or boxes; a pretrained run by its bound.",
     examples=(
         "beit eval runs/classifier labelled/",
         "beit eval runs/classifier sample --json",
@@ -32,5 +31,4 @@ COMMAND = Command(
     about="Several MODELs may stand before DATA: arguments between the first and the last are MODELs as long as they "
     "are runs, checkpoints, files or folders of weights, hf://OWNER/NAME, timm/NAME or random; what follows is DATA.",
     face=_run,
-    panel="Use",
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.inspect_export import ExportConfig
 
 
@@ -22,9 +22,8 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
         console.table(rows | {"photos": f"{photos}{report.photo_difference:.2g} by the stated preprocessing"})
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=ExportConfig,
-    summary="Write a model for timm, transformers, the release's code or ONNX, and verify it.",
     examples=(
         "beit export runs/mine --to hf -o mine-hf",
         "beit export runs/classifier --to timm -o classifier-timm",
@@ -33,5 +32,4 @@ COMMAND = Command(
     ),
     face=_run,
     about="The result is opened again and its outputs compared with the original's; too large a difference is refused.",
-    panel="Weights",
 )

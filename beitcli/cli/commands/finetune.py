@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.finetune import FinetuneConfig
 
 
@@ -13,9 +13,8 @@ def _run(config: FinetuneConfig, console: CommandConsole) -> None:
     console.print_run(finetune(config, console.on_event))
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=FinetuneConfig,
-    summary="Finetune a classifier, a segmenter or a detector from a pretrained BEiT, or from scratch.",
     examples=(
         "beit finetune labelled/ --init runs/mine --recipe small --val held-out/",
         "beit finetune labelled/ --init random --recipe small     the from-scratch baseline",
@@ -24,5 +23,4 @@ COMMAND = Command(
         "beit finetune sample --init random --recipe tiny-detect     boxes; of your own: a folder as COCO's",
     ),
     face=_run,
-    panel="Train",
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.inspect_export import InspectConfig
 
 
@@ -41,14 +41,12 @@ def _run(config: InspectConfig, console: CommandConsole) -> None:
         console.print_rows([{"tensor": name, "shape": shape} for name, shape in shapes.items()])
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=InspectConfig,
-    summary="Say what a checkpoint is: format, kind, size, grid, vocabulary, classes.",
     examples=(
         "beit inspect runs/mine",
         "beit inspect beit_base_patch16_224_pt22k.pth",
         "beit inspect hf://microsoft/beit-base-patch16-224 --json | jq .grid",
     ),
     face=_run,
-    panel="Weights",
 )

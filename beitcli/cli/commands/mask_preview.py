@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.mask_preview import MaskPreviewConfig
 
 
 def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
     from beitcli.engine.io.outputs import is_stdout
     from beitcli.engine.mask_preview import mask_preview, mask_preview_statistics
-    from beitcli.engine.run_previews import animate_previews
 
     is_picture = is_stdout(config.output)  # that stream is the picture's alone
     if config.animate:
+        from beitcli.engine.run_previews import animate_previews
+
         animation = animate_previews(config)
         if is_picture:
             return
@@ -47,9 +48,8 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
                 console.print_line(document["output"])
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=MaskPreviewConfig,
-    summary="Show what pretraining hides of an image.",
     examples=(
         "beit mask-preview photo.jpg --recipe small -o masked.png",
         "beit mask-preview photo.jpg --model runs/mine -o rebuilt.png",
@@ -59,5 +59,4 @@ COMMAND = Command(
         "beit mask-preview --animate runs/mine -o learning.gif",
     ),
     face=_run,
-    panel="Look",
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.predict import PredictConfig
 
 _FEW = 5  # classes or objects of a line
@@ -41,9 +41,8 @@ def _said(document: dict[str, Any]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in pairs)
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=PredictConfig,
-    summary="Classify images, write masks of them, or find objects in them, with a finetuned model.",
     examples=(
         "beit predict runs/classifier photo.jpg",
         "beit predict runs/segmenter photo.jpg -o masks/ --overlay",
@@ -51,5 +50,4 @@ COMMAND = Command(
         "find . -name '*.jpg' -print0 | beit predict runs/classifier -0 -",
     ),
     face=_run,
-    panel="Use",
 )

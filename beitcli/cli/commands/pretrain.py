@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.pretrain import PretrainConfig
 
 
@@ -13,13 +13,11 @@ def _run(config: PretrainConfig, console: CommandConsole) -> None:
     console.print_run(pretrain(config, console.on_event))
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=PretrainConfig,
-    summary="Pretrain a BEiT by masked image modeling.",
     examples=(
         "beit pretrain sample --recipe tiny",
         "beit pretrain photos/ --recipe small --epochs 20 --out runs/mine",
     ),
     face=_run,
-    panel="Train",
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.about import RecipesConfig
 from beitcli.runtime.storage.safe_json import dump_json
 
@@ -24,13 +24,11 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
         console.print_rows(rows)
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=RecipesConfig,
-    summary="List the recipes of every command, or show one.",
     examples=(
         "beit recipes small",
         "beit recipes --json | jq -r '.[] | select(.command == \"finetune\") | .name'",
     ),
     face=_run,
-    panel="About",
 )

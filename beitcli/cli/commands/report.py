@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.report import ReportConfig
 
 
@@ -23,14 +23,12 @@ def _run(config: ReportConfig, console: CommandConsole) -> None:
         console.print_line(str(made.path))
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=ReportConfig,
-    summary="Write the report of a run, or of several side by side, as one page.",
     examples=(
         "beit report runs/mine",
         "beit report runs/a runs/b -o compare.html",
     ),
     face=_run,
     about="Every training command writes the page of its run, RUN/report.html, at its end.",
-    panel="About",
 )

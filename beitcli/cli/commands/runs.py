@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.about import RunsConfig
 from beitcli.runtime.storage.safe_json import dump_json
 
@@ -35,13 +35,11 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
     console.print_rows(rows)
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=RunsConfig,
-    summary="List runs with state, step and figures.",
     examples=(
         "beit runs /scratch/experiments --sort top1",
         "beit runs --json | jq -r '.[] | select(.state == \"stopped\") | .run'",
     ),
     face=_run,
-    panel="About",
 )

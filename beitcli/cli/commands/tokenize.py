@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.tokenize import TokenizeConfig
 
 
@@ -29,9 +29,8 @@ def _run(config: TokenizeConfig, console: CommandConsole) -> None:
             console.print_line(f"{document['path']}  {document.get('output') or 'error: ' + document['error']}")
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=TokenizeConfig,
-    summary="Turn images into visual tokens, and back.",
     examples=(
         "beit tokenize photo.jpg --tokenizer runs/tokenizer",
         "beit tokenize photos/ --tokenizer runs/tokenizer -o tokens.jsonl --reconstruct pictures/",
@@ -41,5 +40,4 @@ COMMAND = Command(
         "beit tokenize --decode tokens.jsonl --tokenizer runs/tokenizer -o pictures/",
     ),
     face=_run,
-    panel="Look",
 )

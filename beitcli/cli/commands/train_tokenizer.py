@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.options import Command
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 
@@ -13,14 +13,12 @@ def _run(config: TrainTokenizerConfig, console: CommandConsole) -> None:
     console.print_run(train_tokenizer(config, console.on_event))
 
 
-COMMAND = Command(
+DECLARATION = Declaration(
     config=TrainTokenizerConfig,
-    summary="Train a visual tokenizer on images: a discrete VAE, or another --kind.",
     examples=(
         "beit train-tokenizer photos/ --recipe small",
         "beit train-tokenizer 'shards/train-*.tar' --recipe small --vocab-size 512 --out runs/tokenizer",
         "beit train-tokenizer photos/ --kind vqkd --teacher runs/classifier",
     ),
     face=_run,
-    panel="Train",
 )

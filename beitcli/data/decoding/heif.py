@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 
+from beitcli.runtime.extras import install_line
+
 ENDINGS = ("heic", "heif", "hif")
 FORMAT = "HEIF"  # Pillow's name
-INSTALL = "pip install 'beit-cli[heic]'"
+INSTALL = install_line("heic")
 WAY_OUT = f"HEIC is read with: {INSTALL}"
 _BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.data import ImageNetInfo
 
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.tasks.classify import TASK
@@ -94,6 +93,8 @@ def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
     """Returns the class names of a classifier; those of ImageNet if it only has their number."""
     classes = checkpoint.classes
     if not checkpoint.names_classes and len(classes) in IMAGENETS:
+        from timm.data import ImageNetInfo
+
         names = ImageNetInfo(IMAGENETS[len(classes)])
         return tuple(names.index_to_description(index) for index in range(len(classes)))
     return classes
@@ -107,6 +108,8 @@ def class_columns(source: Source, classes: Sequence[str]) -> list[int]:
     """
     column_of = {name: column for column, name in enumerate(classes)}
     if len(classes) in IMAGENETS:
+        from timm.data import ImageNetInfo
+
         ids = ImageNetInfo(IMAGENETS[len(classes)]).label_names()
         column_of = {name: column for column, name in enumerate(ids)} | column_of
     unknown = [name for name in source.classes or () if name not in column_of]

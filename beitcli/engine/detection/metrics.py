@@ -17,6 +17,7 @@ import numpy as np
 from beitcli.data.annotations.boxes import BoxLabels
 from beitcli.data.annotations.instance_masks import Rle, area_of
 from beitcli.errors import UsageError
+from beitcli.runtime.extras import install_line
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def require_pycocotools() -> None:
     except ImportError:
         raise UsageError(
             "Detection is measured by the library pycocotools, which is not installed.",
-            "Install it: pip install 'beit-cli[detect]'",
+            f"Install it: {install_line('detect')}",
         ) from None
 
 

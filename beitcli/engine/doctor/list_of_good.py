@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 
 from beitcli.data.sources.base import Source
@@ -123,5 +124,15 @@ def _absolute(path: str, shards: dict[str, str]) -> str | None:
 
 
 def _from_root(path: str) -> str:
-    is_plain = ".." not in path.split("/")  # behind a link to a folder, .. is not what it looks like
-    return os.path.abspath(path) if is_plain else os.path.join(os.getcwd(), path)
+    if ".." not in path.split("/"):
+        return os.path.abspath(path)
+    folder, name = os.path.split(os.path.join(os.getcwd(), path))
+    return os.path.join(_without_dots(folder), name)
+
+
+@lru_cache(maxsize=1024)
+def _without_dots(folder: str) -> str:
+    """Returns a folder without `..`; behind a link to another one, which .. leaves, that is not what it looks like."""
+    plain = os.path.abspath(folder)
+    real = os.path.realpath(folder)
+    return plain if os.path.realpath(plain) == real else real

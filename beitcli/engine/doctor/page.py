@@ -11,7 +11,8 @@ from PIL import Image
 from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.report import DataFinding, Diagnosis, Paths
 from beitcli.errors import BadImage
-from beitcli.pictures.page_file import Page, assemble, fill, image_url, page_part
+from beitcli.pictures.page_file import Page, assemble, fill, image_url, page_part, plain_section
+from beitcli.runtime.metric_text import counted
 
 _MOST_PICTURES = 200
 _MOST_OF_A_FINDING = 24
@@ -54,7 +55,13 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
     }
     body = fill(page_part("doctor/page.html"), title=report.data)
     styles, script = page_part("doctor/style.css"), page_part("doctor/page.js")
-    return assemble(Page(f"beit doctor: {report.data}", body, styles, script, data))
+    texts = [
+        f"{counted(report.images, 'image')}, of which {report.readable:,} can be read; {report.bytes / 1e6:,.1f} MB.",
+        "Pictures, copies, sizes and classes are drawn by JavaScript, which is off here.",
+    ]
+    rows = [(each["severity"], f"{each['what']} {each['way_out']}") for each in findings] or [("nothing found", "")]
+    plain = plain_section(report.data, texts, rows)
+    return assemble(Page(f"beit doctor: {report.data}", body, styles, script, data, plain))
 
 
 def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from beitcli.config.doctor import LISTS, PAGE, DoctorConfig
 from beitcli.config.intensity import parse_intensity
+from beitcli.config.output_formats import unknown_format
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
@@ -74,10 +75,8 @@ def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | N
 def _require_format(outputs: tuple[str, ...]) -> None:
     for output in outputs:
         if is_stdout(output) or Path(output).suffix.lower() not in (PAGE, *LISTS):
-            raise UsageError(
-                f"-o '{output}' ends in no format that is known here.",
-                f"Give a page that ends in {PAGE}, or a list that ends in {' or '.join(LISTS)}.",
-            )
+            hint = f"Give a page that ends in {PAGE}, or a list that ends in {' or '.join(LISTS)}."
+            raise unknown_format(output, hint=hint)
 
 
 def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> dict[str, Source]:

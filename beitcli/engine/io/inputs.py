@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from PIL import Image
 
-from beitcli.config.attn_map import AttnMapConfig
-from beitcli.config.embed import EmbedConfig
-from beitcli.config.evaluate import EvalConfig
-from beitcli.config.mask_preview import MaskPreviewConfig
-from beitcli.config.predict import PredictConfig
-from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request, Role
@@ -21,7 +15,15 @@ from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import OnEvent, ignore, openings
 from beitcli.errors import BadImage
 
-ImagesConfig = AttnMapConfig | EmbedConfig | EvalConfig | MaskPreviewConfig | PredictConfig | TokenizeConfig
+if TYPE_CHECKING:  # a command imports its own
+    from beitcli.config.attn_map import AttnMapConfig
+    from beitcli.config.embed import EmbedConfig
+    from beitcli.config.evaluate import EvalConfig
+    from beitcli.config.mask_preview import MaskPreviewConfig
+    from beitcli.config.predict import PredictConfig
+    from beitcli.config.tokenize import TokenizeConfig
+
+    ImagesConfig = AttnMapConfig | EmbedConfig | EvalConfig | MaskPreviewConfig | PredictConfig | TokenizeConfig
 
 
 def open_inputs(
@@ -47,7 +49,7 @@ def open_inputs(
         DataError: Missing, unreadable or empty data, or `-` while stdin is closed.
         UsageError: `-` twice, or an unsupported format.
     """
-    references = (config.data if isinstance(config, EvalConfig) else config.inputs) or ("-",)
+    references = getattr(config, "data", ()) or getattr(config, "inputs", ()) or ("-",)  # `eval` names them data
     told = openings(on_event)
     kind: dict[str, Any] = {"role": role, "labelled": labelled is True, "vectors": labelled == "vectors"}
     request = Request.of(config, **kind, sample_size=sample_size, stdin=stdin, on_progress=told)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
+from beitcli.config.output_formats import unknown_format
 from beitcli.data.sources.base import Source
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
@@ -153,10 +154,7 @@ def require_known_format(output: str, formats: tuple[str, ...]) -> None:
     """Raises UsageError for `-` and for a name that ends in no known format, and is no folder, pipe or device."""
     has_format = Path(output).suffix.lower() in formats
     if output == "-" or not (has_format or _is_folder(output) or is_stream(Path(output))):
-        raise UsageError(
-            f"-o '{output}' ends in no format that is known here.",
-            f"Give a name that ends in {', '.join(formats)}, or a folder.",
-        )
+        raise unknown_format(output, hint=f"Give a name that ends in {', '.join(formats)}, or a folder.")
 
 
 def _is_folder(output: str) -> bool:

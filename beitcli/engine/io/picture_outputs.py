@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from beitcli.config.output_formats import is_one_picture, unknown_format
 from beitcli.data.sources.base import Source
 from beitcli.engine.io.outputs import (
     PICTURES,
@@ -47,8 +48,7 @@ def picture_outputs(
         StorageError: The folder cannot be made.
     """
     target = Path(output)
-    is_picture = target.suffix.lower() in PICTURES and not target.is_dir() and not output.endswith("/")
-    if not (len(source) > 1 and is_picture) or is_stream(target):
+    if not (len(source) > 1 and is_one_picture(output)) or is_stream(target):
         return PictureOutputs(output_files(output, source, tuple(PICTURES), inputs, overwrite=overwrite), False)
     if len(source) > MOST_ON_A_SHEET:
         raise UsageError(
@@ -73,10 +73,7 @@ def picture_file(
     """
     file = OutputFile(Path(output), is_named=True)
     if not is_stream(file.path) and file.path.suffix.lower() not in formats:
-        raise UsageError(
-            f"{option} '{output}' ends in no format that is known here.",
-            f"Give a name that ends in {', '.join(formats)}.",
-        )
+        raise unknown_format(output, formats, option=option)
     require_writable_outputs([file.path], f"{option} '{output}'", inputs, overwrite=overwrite, follows=True)
     if not is_stream(file.path):
         make_folder(Path(os.path.realpath(file.path)).parent)

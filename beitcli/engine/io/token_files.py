@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from beitcli.config.output_formats import unknown_format
 from beitcli.engine.io.token_archives import Npz, Parquet, Safetensors
 from beitcli.engine.io.token_lines import JsonLines, TokenFile, TokenKind
-from beitcli.errors import UsageError
 
 FORMATS: dict[str, type[TokenFile]] = {
     ".jsonl": JsonLines,
@@ -30,4 +30,4 @@ def open_token_file(path: Path, kind: TokenKind, resume: bool) -> TokenFile:
 def require_known_suffix(path: Path) -> None:
     """Raises UsageError if the suffix is that of no format."""
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"-o '{path}' has no known suffix.", f"Use one of {', '.join(FORMATS)}.")
+        raise unknown_format(path, FORMATS)

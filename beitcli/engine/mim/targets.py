@@ -8,6 +8,7 @@ Pixels are normalized like the input of the network, by default with ImageNet's 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,14 @@ class MetricAccumulator(ABC):
     """Accumulates metrics over the batches of an evaluation."""
 
     @abstractmethod
-    def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
-        """Adds a batch; the arguments are those of `Target.training_metrics`."""
+    def update(
+        self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None, images: int = 0
+    ) -> None:
+        """Adds a batch; the arguments are those of `Target.training_metrics`.
+
+        Args:
+            images: Of the batch, each with as many of the M patches; 0 if unknown.
+        """
 
     @abstractmethod
     def update_empty(self) -> None:
@@ -172,27 +179,39 @@ def _weights(targets: torch.Tensor, metric_mask: torch.Tensor | None) -> torch.T
 class _TokenAccumulator(MetricAccumulator):
     def __init__(self, counts: torch.Tensor) -> None:
         self.counts = counts
-        self.parts: list[tuple[float, int, int]] = []  # per batch: summed loss, patches, correct ones
+        # per batch: summed loss, patches, correct ones, images, squares of the correct ones of each image
+        self.parts: list[tuple[float, int, int, int, int]] = []
 
-    def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
+    def update(
+        self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None, images: int = 0
+    ) -> None:
         loss, patches = float(F.cross_entropy(outputs.float(), targets, reduction="sum")), len(targets)
+        right = outputs.argmax(dim=1) == targets
         if metric_mask is not None:
-            outputs, targets = outputs[metric_mask], targets[metric_mask]
-        self.parts.append((loss, patches, int((outputs.argmax(dim=1) == targets).sum())))
+            right, targets = right & metric_mask, targets[metric_mask]
+        by_image = right.view(images, -1).sum(dim=1) if images else right.new_zeros(0, dtype=torch.int64)
+        self.parts.append((loss, patches, int(right.sum()), images, int(by_image.square().sum())))
         self.counts += torch.bincount(targets, minlength=len(self.counts))
 
     def update_empty(self) -> None:
-        self.parts.append((0.0, 0, 0))
+        self.parts.append((0.0, 0, 0, 0, 0))
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
-        loss, patches, right = map(sum, zip(*world.gather_interleaved(self.parts), strict=True))
+        """`masked_accuracy_std_error`: standard error with images as the units, as the patches of one are alike."""
+        loss, patches, right, images, squares = map(sum, zip(*world.gather_interleaved(self.parts), strict=True))
         counts = world.all_reduce_sum(self.counts.clone())
         baseline, entropy = unigram_metrics(counts)
+        hidden = int(counts.sum())
+        known: dict[str, float] = {"measured_patches": hidden}
+        if images > 1:
+            variance = (squares - right * right / images) / (images - 1)  # of the correct ones of an image
+            known["masked_accuracy_std_error"] = math.sqrt(max(0.0, variance) * images) / hidden
         return {
             "loss": loss / patches,
-            "masked_accuracy": right / int(counts.sum()),
+            "masked_accuracy": right / hidden,
             "baseline_accuracy": baseline,
             "unigram_entropy": entropy,
+            **known,
         }
 
 
@@ -246,7 +265,9 @@ class _PixelAccumulator(MetricAccumulator):
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []  # (8,) float64 each
 
-    def update(self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None) -> None:
+    def update(
+        self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None, images: int = 0
+    ) -> None:
         error, values = float(F.mse_loss(outputs.float(), targets)) * targets.numel(), targets.numel()
         channels = targets.unflatten(1, (3, -1)).cpu()
         colours = channels.sum(dim=(0, 2), dtype=torch.float64)

@@ -195,7 +195,7 @@ class PretrainTask(Task):
             with self.compute.autocast():
                 outputs, targets = self.forward_with_targets(tensors)
             for accumulator, each in zip(accumulators, outputs, strict=True):
-                accumulator.update(each, targets, self.objective.metric_mask(tensors.get("mask")))
+                accumulator.update(each, targets, self.objective.metric_mask(tensors.get("mask")), len(batch))
         last, *aggregated = (accumulator.compute(world) for accumulator in accumulators)
         return joined_metrics(last, *aggregated) if aggregated else last
 

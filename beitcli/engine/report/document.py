@@ -14,7 +14,7 @@ from beitcli.runtime.metric_text import HELD_OUT, metric_label, metric_value, pe
 
 _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
-_NOT_CURVES = ("step", "epoch")
+_NOT_CURVES = ("step", "epoch", f"{HELD_OUT}masked_accuracy_std_error", f"{HELD_OUT}measured_patches")
 _BASELINES = {  # metric -> the figure of a guess that ignores the image
     "masked_accuracy": ("baseline_accuracy", "always the most frequent token"),
     "loss": ("unigram_entropy", "entropy of the tokens"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-_Z = 1.959963984540054  # of a normal distribution, for 95%
+NORMAL_95 = 1.959963984540054  # of a normal distribution, for 95%
 
 
-def wilson(right: int, of: int, z: float = _Z) -> tuple[float, float]:
+def wilson(right: int, of: int, z: float = NORMAL_95) -> tuple[float, float]:
     """Returns the interval of a share, by default of 95%; (0, 1) of nothing.
 
     center = (p + z^2 / 2n) / (1 + z^2 / n),  half = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)

@@ -8,6 +8,8 @@ from typing import Any
 from beitcli.config.resolve import recipe_names
 from beitcli.config.tasks import DEFAULT_TASK, TASKS
 
+_SOME = 4  # images that a command shows first
+
 
 def next_commands(command: str, settings: dict[str, Any], run: str, *, decodes: bool = True) -> list[tuple[str, ...]]:
     """Returns the commands that fit a run.
@@ -17,27 +19,38 @@ def next_commands(command: str, settings: dict[str, Any], run: str, *, decodes: 
         settings: Of its config.toml.
         decodes: Of a tokenizer: whether it has a decoder.
     """
-    data = _texts(settings.get("data"))
+    data, recipe = _texts(settings.get("data")), str(settings.get("recipe", ""))
+    is_drawn, is_stdin = data == ("sample",), "-" in data
+
+    def some(most: int) -> tuple[str, ...]:
+        return (*data, "--limit", str(most)) if data and not is_stdin else ("photo.jpg",)
+
     if command == "train-tokenizer":
         pictures = ("--reconstruct", "out/") if decodes else ()
+        same, learned = _same_recipe(recipe, "pretrain"), ("DATA",) if is_stdin else data
         return [
-            ("beit", "tokenize", "photo.jpg", "--tokenizer", run, *pictures),
-            ("beit", "pretrain", *data, "--tokenizer", run),
+            ("beit", "tokenize", *some(_SOME), "--tokenizer", run, *pictures),
+            ("beit", "pretrain", *learned, *same, "--tokenizer", run),
         ]
     if command == "pretrain":
-        recipe = str(settings.get("recipe", ""))
-        same = ("--recipe", recipe) if recipe in recipe_names("finetune") else ()
+        labelled = "sample" if is_drawn else "LABELLED"
         return [
-            ("beit", "mask-preview", "photo.jpg", "--model", run, "-o", "masked.png"),
-            ("beit", "attn-map", "photo.jpg", "--model", run, "-o", "attention.png"),
-            ("beit", "finetune", "LABELLED", "--init", run, *same),
+            ("beit", "mask-preview", *some(_SOME), "--model", run, "-o", "masked.png"),
+            ("beit", "attn-map", *some(1), "--model", run, "-o", "attention.png"),
+            ("beit", "finetune", labelled, "--init", run, *_same_recipe(recipe, "finetune")),
         ]
     if command == "finetune":
-        val = _texts(settings.get("val")) or ("HELD-OUT",)
+        val = _texts(settings.get("val")) or (("sample",) if is_drawn else ("HELD-OUT",))
         task = TASKS.entries().get(str(settings.get("task", DEFAULT_TASK)))
         measure, show = (task.eval_options, task.predict_options) if task else ((), ())
-        return [("beit", "eval", run, *val, *measure), ("beit", "predict", run, "photo.jpg", *show)]
+        seen = some(_SOME) if is_drawn else ("photo.jpg",)  # DATA may hold masks and boxes beside the images
+        return [("beit", "eval", run, *val, *measure), ("beit", "predict", run, *seen, *show)]
     return []
+
+
+def _same_recipe(recipe: str, command: str) -> tuple[str, ...]:
+    """Returns the option for the recipe of the same name, if the command has one: its default may take days."""
+    return ("--recipe", recipe) if recipe in recipe_names(command) else ()
 
 
 def _texts(value: Any) -> tuple[str, ...]:

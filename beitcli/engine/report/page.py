@@ -12,13 +12,14 @@ from PIL import Image
 
 from beitcli.engine.report.document import document_of
 from beitcli.engine.report.record import PREVIEWS, preview_files, read_record
-from beitcli.pictures.page_file import Page, assemble, image_url, page_part
+from beitcli.pictures.page_file import Page, assemble, image_url, page_part, plain_section
 from beitcli.runtime.storage.regular_files import open_regular
 
 PAGE = "report.html"
 _PICTURES = 24  # of a page, at equal distances over the run
 _WIDTH = 1000  # pixels of a preview at most
 _QUALITY = 82
+_NEEDS_SCRIPT = "Curves, previews and classes are drawn by JavaScript, which is off here."
 
 
 def report_page(runs: Sequence[Path], *, finished: bool = False) -> str:
@@ -44,8 +45,18 @@ def report_page(runs: Sequence[Path], *, finished: bool = False) -> str:
             styles=page_part("report/style.css"),
             script=page_part("report/page.js"),
             data=document,
+            plain="".join(map(_plain, document["runs"])),
         )
     )
+
+
+def _plain(run: dict[str, Any]) -> str:
+    """Returns the essentials of a run for a reader without JavaScript: verdict, figures, facts, next commands."""
+    figures = [(each["name"], each["text"]) for each in run["figures"]]
+    rows = [("state", f"{run['state']}, step {run['step']:,}"), *figures, *run["facts"].items()]
+    rows += [("next", line) for line in run["next"]]
+    rows += [("unreadable images", f"{run['bad']['count']:,}")] if run["bad"]["count"] else []
+    return plain_section(run["name"], [run["verdict"]["text"], _NEEDS_SCRIPT], rows)
 
 
 def report_document(runs: Sequence[Path], *, finished: bool = False) -> dict[str, Any]:

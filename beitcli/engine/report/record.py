@@ -44,7 +44,8 @@ class RunRecord:
         fingerprint: Of the training data; empty if unknown.
         evaluation: The document of evaluation.json; empty without one.
         seconds: Training time.
-        vocab_size: Codes of a tokenizer; 0 if unknown.
+        vocab_size: Codes of a tokenizer, or of that whose tokens are predicted; 0 if unknown.
+        tokenizer: What is known of the tokenizer that the run trained for itself; None without one.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class RunRecord:
     fingerprint: str
     evaluation: dict[str, Any]
     vocab_size: int = 0
+    tokenizer: Measured | None = None
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ class RunRecord:
                 labelled[int(label)] = labelled.get(int(label), 0) + int(count)
             labelled |= {n: int(count) for n, count in enumerate(self.evaluation.get("labelled", ()))}
         return Measured(
+            tokenizer=self.tokenizer,
             command=self.command,
             measurings=self.measurings,
             vocab_size=self.vocab_size,
@@ -109,12 +112,15 @@ def read_record(path: Path) -> RunRecord:
     run = read_run(path)
     newest = newest_folder(path / "checkpoints")
     trainer = _document(newest, "trainer.json") if newest else {}
-    architecture = as_mapping(_document(newest, "config.json").get("beit", {})).get("architecture") if newest else None
-    codes = as_mapping(architecture).get("vocab_size")
+    saved = as_mapping(_document(newest, "config.json").get("beit")) if newest else {}
+    codes = as_mapping(saved.get("architecture")).get("vocab_size")
+    if saved.get("target") == "tokens":
+        codes = saved.get("outputs")
     bad = list(_bad_images(path / "bad-images.jsonl"))
+    command = str(settings.pop("command", "?"))
     return RunRecord(
         path=path,
-        command=str(settings.pop("command", "?")),
+        command=command,
         state=run.state,
         step=run.step,
         seconds=float(finite_numbers(trainer).get("seconds", 0.0)),
@@ -125,7 +131,15 @@ def read_record(path: Path) -> RunRecord:
         fingerprint=str(trainer.get("data", "")),
         evaluation=_evaluation(path / EVALUATION),
         vocab_size=codes if is_step(codes) else 0,
+        tokenizer=_own_tokenizer(path / "tokenizer") if command == "pretrain" else None,
     )
+
+
+def _own_tokenizer(folder: Path) -> Measured | None:
+    with suppress(OSError, ValueError):  # it has none, or a damaged one
+        if settings_of_run(folder).get("command") == "train-tokenizer":
+            return read_record(folder).measured
+    return None
 
 
 def _document(folder: Path, name: str) -> dict[str, Any]:

@@ -22,11 +22,13 @@ from beitcli.engine.trainer.task import Task
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.compute.peak_flops import measure_matmul_flops
+from beitcli.runtime.metric_text import counted
 
 if TYPE_CHECKING:
     from beitcli.engine.trainer.job import Job
 
-_TIMED_STEPS = 4
+_TIMED_STEPS = 4  # at most
+_TIMED_SECONDS = 10.0  # after which no further step is timed
 
 
 def dry_run(job: Job[Any]) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
     seconds = statistics.median(timed)
     training = seconds * plan.steps
     rows |= {
-        "step time": f"{seconds:.3f} s ({min(timed):.3f} to {max(timed):.3f} in {_TIMED_STEPS})",
+        "step time": f"{seconds:.3f} s ({min(timed):.3f} to {max(timed):.3f} in {counted(len(timed), 'step')})",
         "images per second": f"{plan.batch_size / seconds:.0f}",
     }
     if job.flops:
@@ -71,7 +73,10 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
 
 
 def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
-    """Returns seconds per step, extrapolated from steps of one micro-batch; a warm-up step comes before them."""
+    """Returns seconds per step, extrapolated from steps of one micro-batch; a warm-up step comes before them.
+
+    Slow steps are fewer: none begins after `_TIMED_SECONDS`, the first aside.
+    """
     task, compute = job.task, job.compute
     micro = replace(plan, batch_size=min(plan.micro_batch * compute.world.size, plan.batch_size))
     task.plan = micro  # what a task does to a whole batch, such as mixing, takes the size of the batches here
@@ -90,10 +95,14 @@ def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
             raise no_room(task, plan, compute.world) from None
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append((time.perf_counter() - start) * plan.batch_size / micro.batch_size)
-        job.on_event(Progress("rehearsal", step + 1, _TIMED_STEPS + 1))
+        taken.append(time.perf_counter() - start)
+        is_long = sum(taken[1:]) >= _TIMED_SECONDS and step > 0
+        is_last = bool(compute.world.all_reduce_max(is_long)) or step == _TIMED_STEPS
+        job.on_event(Progress("rehearsal", step + 1, step + 1 if is_last else _TIMED_STEPS + 1))
+        if is_last:
+            break
     batches.close()
-    return taken[1:]
+    return [seconds * plan.batch_size / micro.batch_size for seconds in taken[1:]]
 
 
 def _utilisation(compute: Compute, reached: float) -> str:

@@ -38,6 +38,7 @@ from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.distributed.fsdp import unsharded
+from beitcli.runtime.signals import signal_words
 
 
 class _StopRequested(Exception):
@@ -311,5 +312,5 @@ class _Loop:
             self.task.log_metrics()  # sums the counts of all ranks
             saver.save(self.plan, state)
             saver.wait_on_all_ranks()
-        message = f"by a signal at step {state.step}; progress is saved."
+        message = f"by {signal_words(stop.received)} at step {state.step}{self.session.part}; progress is saved."
         raise stop.stopped(message, self.session.resume_command)

@@ -78,6 +78,11 @@ def headed(card: str, head: CardHead) -> str:
     return "\n".join([*front_matter(facts), "", title, "", markdown(head.verdict), rest])
 
 
+def _named(config: TrainTokenizerConfig | PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """Returns the settings that the commands to go on with repeat."""
+    return {"data": config.data, "recipe": config.recipe}
+
+
 def _data_name(reference: str) -> str:
     return reference if "://" in reference else Path(reference).name or reference
 
@@ -115,7 +120,7 @@ def tokenizer_card(config: TrainTokenizerConfig, title: str, report: Any, hardwa
             "share of the most frequent code": f"{report.commonest_share:.3f}",
             **_further(report),
         },
-        next_commands("train-tokenizer", {"data": config.data}, report.run, decodes=report.psnr is not None),
+        next_commands("train-tokenizer", _named(config), report.run, decodes=report.psnr is not None),
     )
 
 
@@ -160,7 +165,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
             **{name: f"{value:.4f}" for name, value in metrics.items() if value is not None},
             **_further(report),
         },
-        next_commands("pretrain", {"recipe": config.recipe}, report.run),
+        next_commands("pretrain", _named(config), report.run),
     )
 
 
@@ -192,5 +197,5 @@ def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, har
             "hardware": hardware,
         },
         {"steps": _steps(report, config.batch_size), **own.metrics, **_further(report), **own.by_class},
-        next_commands("finetune", {"val": config.val, "task": config.task}, report.run),
+        next_commands("finetune", _named(config) | {"val": config.val, "task": config.task}, report.run),
     )

@@ -35,12 +35,14 @@ class RunSession:
     Attributes:
         config: Settings of the run.
         resume_command: Sentence with the command that resumes the run after a stop.
+        part: Which part of the run the training is, to follow `step 3`; empty if it is all of it.
     """
 
     run: RunFolder
     stop: StopRequest
     config: Training
     resume_command: str
+    part: str = ""
 
 
 @dataclass(frozen=True)

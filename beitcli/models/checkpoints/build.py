@@ -129,7 +129,8 @@ def build_uninitialized(build: Callable[[], Built]) -> Built:
     """Builds a model without random initialization, which would take seconds; load weights next. Norms are identity."""
     with meta_device():
         model = build()
-    model.to_empty(device="cpu")
+    # As `to_empty`, whose `empty_like` of a meta tensor loads sympy.
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
     for module in model.modules():
         fill_buffers = getattr(module, "init_non_persistent_buffers", None)
         if callable(fill_buffers):

@@ -49,6 +49,7 @@ from beitcli.runtime.distributed.rendezvous import (
     own_address,
     rendezvous_error,
 )
+from beitcli.runtime.signals import signal_words
 
 _SHUTDOWN_SECONDS = 600
 
@@ -259,7 +260,7 @@ def _stopped(folder: str, stop: SignalException) -> BeitError:
     if said:
         return as_error(said[0], len(said))
     kind = Interrupted if stop.sigval == signal.SIGINT else SignalStop
-    return kind(f"by {stop.sigval.name}, before anything was to be saved.", "Run the command again.")
+    return kind(f"by {signal_words(stop.sigval)}, before anything was to be saved.", "Run the command again.")
 
 
 def _handled() -> list[str]:
@@ -273,9 +274,8 @@ def _signals_as_stops() -> Iterator[None]:
     """Context in which signals raise SignalStop or Interrupted, also when the agent's own handlers are not set."""
 
     def stop(number: int, frame: Any) -> None:
-        name = signal.Signals(number)
-        raise (Interrupted if name == signal.SIGINT else SignalStop)(
-            f"by {name.name}, before anything was to be saved.", "Run the command again."
+        raise (Interrupted if number == signal.SIGINT else SignalStop)(
+            f"by {signal_words(number)}, before anything was to be saved.", "Run the command again."
         )
 
     numbers = [getattr(signal, name) for name in _handled()]
@@ -284,7 +284,9 @@ def _signals_as_stops() -> Iterator[None]:
         yield
     except SignalException as again:  # torch's handlers stay when its engine has ended, or a second signal came
         kind = Interrupted if again.sigval == signal.SIGINT else SignalStop
-        raise kind("at once, by a signal.", "The last checkpoint is whole: go on with --resume.") from again
+        raise kind(
+            f"by {signal_words(again.sigval)}, at once.", "The last checkpoint is whole: go on with --resume."
+        ) from again
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

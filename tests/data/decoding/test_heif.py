@@ -31,11 +31,11 @@ def test_without_the_library_they_are_counted_and_the_way_out_is_named(tmp_path:
     ended = without_the_library("doctor", tmp_path)
     assert ended.returncode == 3
     assert "it holds 2 .heic" in ended.stderr
-    assert "HEIC is read with: pip install 'beit-cli[heic]'" in ended.stderr
+    assert "HEIC is read with: pip install 'pillow-heif>=0.16'" in ended.stderr
     Image.new("RGB", (40, 40), "red").save(tmp_path / "c.png")
     ended = without_the_library("doctor", tmp_path, "--json")
     assert ended.returncode == 0, ended.stderr
-    assert "not read are 2 .heic. HEIC is read with: pip install 'beit-cli[heic]'" in ended.stderr
+    assert "not read are 2 .heic. HEIC is read with: pip install 'pillow-heif>=0.16'" in ended.stderr
     assert json.loads(ended.stdout)["images"] == 1
 
 
@@ -44,7 +44,9 @@ def test_one_that_a_list_names_is_told_with_the_way_out(tmp_path: Path):
     (tmp_path / "list.txt").write_text("a.heic\n")
     ended = without_the_library("doctor", tmp_path / "list.txt", "--json")
     (finding,) = json.loads(ended.stdout)["findings"]
-    assert finding["examples"][0]["why"] == "a HEIC image, for which a library is missing: pip install 'beit-cli[heic]'"
+    assert (
+        finding["examples"][0]["why"] == "a HEIC image, for which a library is missing: pip install 'pillow-heif>=0.16'"
+    )
 
 
 def test_avif_is_left_to_pillow():

@@ -228,7 +228,7 @@ def test_without_pycocotools_it_is_said_how_to_install_it(beit, rectangles, dete
     monkeypatch.setattr(builtins, "__import__", missing)
     for ended in (beit(*command_of(rectangles, tmp_path / "run")), beit("eval", detector_run, rectangles)):
         assert ended.code == 2
-        assert "pip install 'beit-cli[detect]'" in ended.err
+        assert "pip install 'pycocotools>=2.0.8'" in ended.err
     assert beit("predict", detector_run, rectangles / "val" / "00.png").code == 0  # measures nothing
 
 

@@ -215,8 +215,20 @@ def test_a_list_names_members_with_absolute_names_of_a_shard_behind_a_link(
     ended = beit("doctor", "link/../data.tar", "-o", "good.txt", "--workers", 0)
     assert ended.code == 0, ended.err
     monkeypatch.chdir("/")
+    names = (tmp_path / "good.txt").read_text().splitlines()
+    assert all(name.startswith(f"{tmp_path / 'far' / 'data.tar'}/") for name in names)  # clean, up to the member's name
     listed, whole = open_data([str(tmp_path / "good.txt")]), open_data([str(tmp_path / "far" / "data.tar")])
     assert [listed.read(index) for index in range(3)] == [whole.read(index) for index in range(3)]
+
+
+def test_a_list_of_a_folder_above_names_clean_paths(tmp_path: Path, beit: Beit, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    photo(1).save(tmp_path / "photos" / "cat" / "a.png")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ended = beit("doctor", "../photos", "-o", "good.tsv", "--workers", 0)
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "here" / "good.tsv").read_text() == f"{tmp_path / 'photos' / 'cat' / 'a.png'}\tcat\n"
 
 
 def test_a_list_leaves_out_classes_that_no_line_can_hold(tmp_path: Path, beit: Beit):
@@ -265,6 +277,9 @@ def test_the_page_is_one_file_in_which_names_are_text(mess: Path, tmp_path: Path
     ended = beit("doctor", mess, "-o", page, "--workers", 0)
     assert ended.code == 3, ended.err
     text = page.read_text()
+    plain = text.partition("<body>\n<noscript>")[2].partition("</noscript>")[0]
+    assert '<tr><th scope="row">warning</th><td>' in plain
+    assert " images, of which " in plain
     assert "<img src=x" not in text
     assert not re.search(r'(?:src|href)\s*=\s*["\']?(?:https?:)?//', text)
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])

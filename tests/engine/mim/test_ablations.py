@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from beitcli.config.common import Training
@@ -135,6 +136,29 @@ def test_pixel_tally_by_hand():
         parts.update(outputs[row : row + 1], targets[row : row + 1], None)
     for accumulator in (whole, parts):
         assert accumulator.compute() == pytest.approx({"loss": 5 / 6, "baseline_loss": 5 / 3})
+
+
+def test_error_of_the_accuracy_is_that_of_images(tokenizer_run):
+    """Three images of two hidden patches with 2, 1 and 0 right: 50% right, sd 1 patch of 2, so 0.5 / sqrt 3."""
+    target = TokenTarget(open_tokenizer(str(tokenizer_run)), torch.device("cpu"))
+    tokens = torch.tensor([3, 5, 3, 5, 3, 5])
+    guessed = F.one_hot(torch.tensor([3, 5, 3, 0, 0, 0]), 16).float()
+    whole, parts, masked = target.accumulator(), target.accumulator(), target.accumulator()
+    whole.update(guessed, tokens, None, 3)
+    parts.update(guessed[:4], tokens[:4], None, 2)
+    parts.update_empty()
+    parts.update(guessed[4:], tokens[4:], None, 1)
+    hidden = torch.tensor([True, True, False]).repeat(3)  # a third patch of each image, which is seen
+    of_three = torch.tensor([0, 1, 0, 2, 3, 0, 4, 5, 0])
+    masked.update(guessed[of_three], tokens[of_three], hidden, 3)
+    for accumulator in (whole, parts, masked):
+        measured = accumulator.compute()
+        assert measured["masked_accuracy"] == 0.5
+        assert measured["masked_accuracy_std_error"] == pytest.approx(0.5 / 3**0.5)
+        assert measured["measured_patches"] == 6
+    one = target.accumulator()
+    one.update(guessed[:2], tokens[:2], None, 1)
+    assert "masked_accuracy_std_error" not in one.compute()
 
 
 def test_guessing_the_mean_colour_has_the_baseline_loss(labelled_folder):

@@ -73,6 +73,15 @@ def test_the_document_has_verdict_curves_previews_and_next_commands(tmp_path: Pa
     assert document["differing"] == []
 
 
+def test_a_reader_without_javascript_gets_verdict_figures_and_next_commands(tmp_path: Path) -> None:
+    page = report_page([write_run(tmp_path / "a"), write_run(tmp_path / "b")])
+    plain = page.partition("<body>\n<noscript>")[2].partition("</noscript>")[0]
+    assert plain.count("<p>It is learning: 4.0% of the hidden tokens right, 6.7 times") == 2
+    assert '<tr><th scope="row">loss</th><td>6.0000</td></tr>' in plain
+    assert "beit finetune" in plain
+    assert HOSTILE not in plain
+
+
 def test_runs_are_compared_by_what_differs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", lr=0.002, steps=20)]
     rows = {row["name"]: row["values"] for row in differing_settings([read_record(run) for run in runs])}

@@ -41,6 +41,54 @@ def test_tokens_of_one_code_are_no_feat() -> None:
     assert "90.0% of those hidden are one and the same code (entropy 0.40 nats)" in text
 
 
+COLLAPSED = {"masked_accuracy": 0.44, "baseline_accuracy": 0.36, "loss": 1.7, "unigram_entropy": 1.9}
+
+
+def test_tokens_of_a_collapsed_tokenizer_are_told_beside_what_is_learnt() -> None:
+    codes = {"psnr": 14.1, "codes_used": 24.0, "perplexity": 7.3, "commonest_share": 0.32}
+    own = Measured("train-tokenizer", [(6, codes)], vocab_size=256)
+    grade, text = judged(COLLAPSED, vocab_size=256, tokenizer=own)
+    assert grade == "early"
+    assert text.startswith("The tokens say little, so what it learns is little: 44.0% of the hidden tokens right, 1.2 ")
+    assert (
+        "In its tokenizer few of the codes carry the images: 24 of 256 codes in use, as many as 7 used evenly" in text
+    )
+    assert text.endswith("--stats says that it suits; then pretrain with --tokenizer runs/tokenizer.")
+    assert "--tokenizer-steps" in text
+    collapsed = Measured("train-tokenizer", [(6, codes | {"commonest_share": 0.6})], vocab_size=256)
+    assert judged(COLLAPSED, vocab_size=256, tokenizer=collapsed)[0] == "bad"
+    used = Measured("train-tokenizer", [(6, CODES)], vocab_size=1024)
+    assert judged(TOKENS, vocab_size=1024, tokenizer=used)[0] == "good"
+
+
+def test_tokens_of_another_run_are_judged_by_their_frequencies_here() -> None:
+    """exp(1.9) = 6.7 codes used evenly, of 256: 1.9 / ln 256 = 34% of the entropy; of 30 tokens, 1.9 / ln 30 = 56%."""
+    grade, text = judged(COLLAPSED | {"measured_patches": 250}, vocab_size=256)
+    assert grade == "early"
+    assert (
+        "They are as varied as 7 codes used evenly, of 256 (34% of the entropy). Train one by itself, with beit" in text
+    )
+    for patches, codes in ((30, 256), (250, 8), (0, 256)):
+        measured = COLLAPSED | {"measured_patches": patches, "masked_accuracy_std_error": 0.01}
+        grade, text = judged(measured, vocab_size=codes)
+        assert text.startswith("It is barely better than guessing: "), (patches, codes)
+
+
+def test_an_accuracy_within_its_error_of_guessing_is_not_learning() -> None:
+    barely = TOKENS | {"masked_accuracy": 0.0044, "loss": 6.8}
+    grade, text = judged(barely | {"masked_accuracy_std_error": 0.0005})
+    assert grade == "early"
+    assert text.startswith(
+        "It is not shown to be better than guessing: 0.44% of the hidden tokens right (95%: 0.34% to 0.54%), 1.2 times"
+    )
+    grade, text = judged(barely | {"masked_accuracy_std_error": 0.0001})
+    assert (grade, text[:35]) == ("early", "It is barely better than guessing: ")
+    assert "Train longer, or on more images." in text
+    assert judged(TOKENS | {"masked_accuracy_std_error": 0.002})[0] == "good"
+    of_one_image = TOKENS | {"measured_patches": 75}
+    assert judged(of_one_image)[1].startswith("It is not shown to be better than guessing: 4.2% of the hidden tokens ")
+
+
 def test_with_patch_aggregation_the_masked_loss_counts() -> None:
     assert "loss 5.50 is" in judged(TOKENS | {"loss": 11.0, "masked_loss": 5.5})[1]
 
@@ -52,6 +100,8 @@ def test_pixels_are_compared_with_the_mean_colour() -> None:
         "(1.0000).",
     )
     assert judged({"loss": 1.0, "baseline_loss": 1.0})[0] == "early"
+    grade, text = judged({"loss": 0.97, "baseline_loss": 1.0})
+    assert (grade, text[:35]) == ("early", "It is barely better than guessing: ")
 
 
 @pytest.mark.parametrize(

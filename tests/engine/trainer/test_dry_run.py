@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import beitcli
+from beitcli.engine.trainer import dry_run
 
 TINY = {"limit": 16, "steps": 2, "workers": 0, "device": "cpu", "progress": False, "dry_run": True}
 
@@ -34,3 +35,11 @@ def test_tokenizers_place_the_images_that_are_there(kind: str) -> None:
     )
     assert isinstance(plan, dict)
     assert plan["estimated_seconds"] > 0
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e9, "4 steps"), (0.0, "1 step")])
+def test_slow_steps_are_rehearsed_less_often(monkeypatch: pytest.MonkeyPatch, seconds: float, steps: str) -> None:
+    monkeypatch.setattr(dry_run, "_TIMED_SECONDS", seconds)
+    plan = beitcli.train_tokenizer("sample", recipe="tiny", vocab_size=16, size=16, width=8, batch_size=4, **TINY)
+    assert isinstance(plan, dict)
+    assert plan["plan"]["step time"].endswith(f" in {steps})")

@@ -170,7 +170,7 @@ def test_tensorboard_that_is_not_installed_is_told_before_anything_is_made(tmp_p
     said = " ".join(ended.stderr.split())
     assert ended.returncode == 2, said
     assert "--log-to tensorboard needs the package tensorboard, which is not installed." in said
-    assert "pip install 'beit-cli[tensorboard]'" in said
+    assert "pip install 'tensorboard>=2.17'" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from beitcli.config.common import METRIC_WRITERS
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
+from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.run_dir import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of their own packages
@@ -121,4 +122,4 @@ def test_a_writer_without_its_package_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, f"{name}.tracking", None)
     ended = beit("pretrain", "sample", "--recipe", "tiny", "--log", name, "--out", tmp_path / "run")
     assert ended.code == 2
-    assert f"pip install 'beit-cli[{name}]'" in " ".join(ended.err.split())
+    assert f"Install it: {install_line(name)}, or leave {name} out." in " ".join(ended.err.split())

@@ -31,6 +31,7 @@ from beitcli.data.sources.formats._parquet_reading import (
 )
 from beitcli.data.sources.formats._parquet_vectors import joined_vectors, number_columns, read_numbers
 from beitcli.errors import BadImage, DataError, UsageError
+from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.regular_files import require_regular
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def require_pyarrow(reference: str) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise UsageError(
-            f"'{reference}': parquet needs the library pyarrow.", "Install it: pip install 'beit-cli[hub]'"
+            f"'{reference}': parquet needs the library pyarrow.", f"Install it: {install_line('hub')}"
         ) from None
 
 

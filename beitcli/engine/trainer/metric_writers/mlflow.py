@@ -14,6 +14,7 @@ from typing import Any
 from beitcli.config.common import Training
 from beitcli.config.resolve import plain_settings
 from beitcli.errors import UsageError
+from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.own_files import atomic_write_text
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -39,7 +40,7 @@ class MlflowWriter:
         except ImportError:
             raise UsageError(
                 "--log-to mlflow needs the package mlflow, which is not installed.",
-                "Install it: pip install 'beit-cli[mlflow]', or leave mlflow out.",
+                f"Install it: {install_line('mlflow')}, or leave mlflow out.",
             ) from None
         for talker in ("mlflow", "alembic"):  # which tell of each table that they make
             logging.getLogger(talker).setLevel(logging.WARNING)

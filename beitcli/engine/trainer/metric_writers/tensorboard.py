@@ -13,6 +13,7 @@ from beitcli.config.common import Training
 from beitcli.config.resolve import plain_settings
 from beitcli.errors import UsageError
 from beitcli.escaping import markdown
+from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.run_dir import RunFolder
 
 
@@ -29,7 +30,7 @@ class TensorBoardWriter:
         except ImportError:
             raise UsageError(
                 "--log-to tensorboard needs the package tensorboard, which is not installed.",
-                "Install it: pip install 'beit-cli[tensorboard]', or leave tensorboard out.",
+                f"Install it: {install_line('tensorboard')}, or leave tensorboard out.",
             ) from None
         self._make: Any = SummaryWriter
         self.writer: Any = None

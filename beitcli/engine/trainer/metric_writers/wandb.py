@@ -11,6 +11,7 @@ from typing import Any
 from beitcli.config.common import Training
 from beitcli.config.resolve import plain_settings
 from beitcli.errors import UsageError
+from beitcli.runtime.extras import install_line
 from beitcli.runtime.storage.own_files import atomic_write_text
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -34,7 +35,7 @@ class WandbWriter:
         except ImportError:
             raise UsageError(
                 "--log-to wandb needs the package wandb, which is not installed.",
-                "Install it: pip install 'beit-cli[wandb]', or leave wandb out.",
+                f"Install it: {install_line('wandb')}, or leave wandb out.",
             ) from None
         self._wandb: Any = wandb
         self.run: Any = None

@@ -13,6 +13,7 @@ from beitcli.runtime.metric_text import counted
 FEW_TO_PRETRAIN, FEW_TO_TOKENIZE = 1000, 100
 FEW_TO_MEASURE = 50
 MOST_EPOCHS = 1000  # the longest recipe has 800
+_PASSES = 300  # that are proposed in place of more
 _FEW_STEPS = 100
 _FEW_OF_A_CLASS = 5
 _DOMINANT = 0.9
@@ -29,27 +30,19 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
         steps: Optimizer steps.
         steps_given: Whether the number of steps was set rather than computed from epochs.
     """
-    passes = steps * batch / images
     least = {"pretrain": FEW_TO_PRETRAIN, "train-tokenizer": FEW_TO_TOKENIZE}.get(command, 0)
-    is_long = passes >= MOST_EPOCHS
     if images < least:
-        what = f"{counted(images, 'image')} are few to learn from without labels"
-        what += f", and {steps:,} steps of {batch:,} are {passes:,.0f} passes over them" if is_long else ""
         way_out = (
             f"Give some thousands; or take weights that are pretrained: {_PRETRAINED} goes where a MODEL does."
             if command == "pretrain"
             else "Give some hundreds."
         )
-        yield Finding("few-images", "warning", f"{what}.", way_out)
-    elif is_long:
-        enough = max(1, round(300 * images / batch))
         yield Finding(
-            "many-epochs",
-            "warning",
-            f"{steps:,} steps of {batch:,} images are {passes:,.0f} passes over {counted(images, 'image')}: "
-            "most of them teach nothing new.",
-            f"--steps {enough} makes 300 passes.",
+            "few-images", "warning", f"{counted(images, 'image')} are few to learn from without labels.", way_out
         )
+    if steps * batch / images >= MOST_EPOCHS:
+        passes, way_out = _passes(images, batch, steps, "--steps")
+        yield Finding("many-epochs", "warning", f"{passes}: most of them teach nothing new.", way_out)
     if batch > images:
         fitting = max(1, 1 << (images.bit_length() - 1))
         few = "" if steps_given or steps >= _FEW_STEPS else f", and the whole run is {counted(steps, 'step')}"
@@ -66,6 +59,36 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
             f"The whole run is {counted(steps, 'step')} of {batch:,} images: too few for weights that start at random.",
             f"A smaller --batch-size makes more of them, such as {max(1, batch * steps // 1000)}.",
         )
+
+
+def own_tokenizer_findings(images: int, batch: int, steps: int) -> Iterator[Finding]:
+    """Yields what is wrong with the training of the tokenizer that a pretraining trains for itself before.
+
+    Args:
+        images: Training images.
+        batch: Images of one optimizer step of the tokenizer.
+        steps: Its optimizer steps.
+    """
+    if images < FEW_TO_TOKENIZE:
+        yield Finding(
+            "tokenizer-few-images",
+            "warning",
+            f"The tokenizer, which trains first, has {counted(images, 'image')} too: its codes will fit these alone.",
+            "Give some hundreds, or one that is trained: --tokenizer RUN, or --tokenizer dall-e.",
+        )
+    if steps * batch / images >= MOST_EPOCHS:
+        passes, way_out = _passes(images, batch, steps, "--tokenizer-steps")
+        yield Finding("tokenizer-many-epochs", "warning", f"The tokenizer trains first, and its {passes}.", way_out)
+
+
+def _passes(images: int, batch: int, steps: int, flag: str) -> tuple[str, str]:
+    """Returns how often a training sees its images, and the number of steps that sees them 300 times."""
+    passes = steps * batch / images
+    enough = max(1, round(_PASSES * images / batch))
+    return (
+        f"{steps:,} steps of {batch:,} images are {passes:,.0f} passes over {counted(images, 'image')}",
+        f"{flag} {enough} makes {_PASSES} passes.",
+    )
 
 
 def measuring_findings(command: str, measured: int, is_apart: bool) -> Iterator[Finding]:

@@ -169,7 +169,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UsageError, match="needs the library pyarrow") as error:
         open_data([str(path)])
-    assert "pip install 'beit-cli[hub]'" in error.value.hint
+    assert "pip install 'pyarrow>=17'" in error.value.hint
 
 
 # Several files

@@ -28,6 +28,7 @@ from beitcli.engine.trainer.preflight.schedule import (
     class_findings,
     mask_findings,
     measuring_findings,
+    own_tokenizer_findings,
     schedule_findings,
 )
 from beitcli.errors import DataError
@@ -50,10 +51,27 @@ def test_a_dry_run_of_ten_photographs_says_that_they_are_few_and_seen_thousands_
     ended = beit("pretrain", tmp_path / "photos", *TINY, *args)
     assert ended.code == 0, ended.err
     told = {each["kind"]: each for each in json.loads(ended.out)["preflight"]}
-    assert list(told) == ["few-images", "measured-on-training"]
+    assert list(told) == ["few-images", "many-epochs", "measured-on-training"]
     assert "10 images are few" in told["few-images"]["what"]
-    assert "1,250 steps of 8 are 1,000 passes" in told["few-images"]["what"]
+    assert "1,250 steps of 8 images are 1,000 passes over 10 images" in told["many-epochs"]["what"]
+    assert told["many-epochs"]["way_out"] == "--steps 375 makes 300 passes."
     assert f"warning: {told['few-images']['what']}" in ended.err
+
+
+def test_the_tokenizer_that_is_trained_on_the_way_is_judged_too(tmp_path: Path, beit: Beit):
+    for number in range(12):
+        save_picture(tmp_path / "photos" / f"{number}.jpg", (90, 90, 90), number, (64, 48))
+    args = ("--tokenizer-steps", 800, "--dry-run", "--json", "--device", "cpu")
+    ended = beit("pretrain", tmp_path / "photos", *TINY, *args)
+    assert ended.code == 0, ended.err
+    told = {each["kind"]: each for each in json.loads(ended.out)["preflight"]}
+    few, many = told["tokenizer-few-images"], told["tokenizer-many-epochs"]
+    assert few["what"].startswith("The tokenizer, which trains first, has 12 images too")
+    assert "--tokenizer RUN" in few["way_out"]
+    assert "its 800 steps of 16 images are 1,067 passes over 12 images" in many["what"]
+    assert many["way_out"] == "--tokenizer-steps 225 makes 300 passes."
+    assert f"warning: {many['what']} {many['way_out']}" in ended.err.splitlines()
+    assert kinds(own_tokenizer_findings(500, 16, 1000)) == []
 
 
 def test_a_resumed_run_is_not_told_again(tmp_path: Path, labelled_folder: Path, beit: Beit):
@@ -108,6 +126,7 @@ def test_the_default_recipe_says_what_it_takes_before_it_downloads(tmp_path: Pat
         ("pretrain", 5000, 2048, 20, True, []),
         ("train-tokenizer", 500, 64, 100, False, []),
         ("train-tokenizer", 90, 64, 100, False, ["few-images"]),
+        ("train-tokenizer", 12, 16, 3200, True, ["few-images", "many-epochs", "batch-over-images"]),
         ("finetune", 90, 64, 100, False, []),
     ],
 )

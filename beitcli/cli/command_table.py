@@ -1,0 +1,107 @@
+"""The commands of `beit`, in the order of its help; the module `cli/commands/NAME.py` declares the rest of each.
+
+That module is imported when its command is called, completed or asked for its help: `beit --help` needs none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from beitcli.cli.console import CommandConsole
+    from beitcli.errors import UsageError
+
+ALL = "--help-all"  # of every command
+COMPLETING = "_BEIT_COMPLETE"  # set by a shell that asks for completions, and passes the words in other variables
+
+Face = Callable[[Any, "CommandConsole"], None]
+
+
+class Declaration(NamedTuple):
+    """What a command's module declares.
+
+    Attributes:
+        config: Config class, whose settings are the command's options.
+        examples: Command lines, shown first in the command's own help.
+        face: Runs the engine and prints the result.
+        about: Additional help, a paragraph.
+    """
+
+    config: type
+    examples: tuple[str, ...]
+    face: Face
+    about: str = ""
+
+
+class Command(NamedTuple):
+    """A command of the table.
+
+    Attributes:
+        name: Its word, and with `_` for `-` the name of its module, whose `DECLARATION` the other attributes come from.
+        panel: Heading in `beit --help`.
+        summary: One line for `beit --help`.
+    """
+
+    name: str
+    panel: str
+    summary: str
+
+    @property
+    def module(self) -> str:
+        return f"beitcli.cli.commands.{self.name.replace('-', '_')}"
+
+    @property
+    def declaration(self) -> Declaration:
+        """Imports the command's module."""
+        declared: Declaration = import_module(self.module).DECLARATION
+        return declared
+
+    @property
+    def config(self) -> type:
+        return self.declaration.config
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        return self.declaration.examples
+
+    @property
+    def about(self) -> str:
+        return self.declaration.about
+
+
+COMMANDS = (
+    Command("pretrain", "Train", "Pretrain a BEiT by masked image modeling."),
+    Command(
+        "finetune", "Train", "Finetune a classifier, a segmenter or a detector from a pretrained BEiT, or from scratch."
+    ),
+    Command("train-tokenizer", "Train", "Train a visual tokenizer on images: a discrete VAE, or another --kind."),
+    Command(
+        "eval",
+        "Use",
+        "Measure finetuned models or frozen features on labels, masks or boxes; a pretrained run by its bound.",
+    ),
+    Command("predict", "Use", "Classify images, write masks of them, or find objects in them, with a finetuned model."),
+    Command("embed", "Use", "Write the features of images, or find the images nearest to one."),
+    Command("tokenize", "Look", "Turn images into visual tokens, and back."),
+    Command("mask-preview", "Look", "Show what pretraining hides of an image."),
+    Command("attn-map", "Look", "Draw what a BEiT attends to from points of an image."),
+    Command("doctor", "Look", "Look at every image: what is damaged, odd, or there twice."),
+    Command("inspect", "Weights", "Say what a checkpoint is: format, kind, size, grid, vocabulary, classes."),
+    Command("export", "Weights", "Write a model for timm, transformers, the release's code or ONNX, and verify it."),
+    Command("recipes", "About", "List the recipes of every command, or show one."),
+    Command("runs", "About", "List runs with state, step and figures."),
+    Command("report", "About", "Write the report of a run, or of several side by side, as one page."),
+    Command("env", "About", "Tell versions, machine and GPUs, for a bug report."),
+    Command("cache", "About", "Show what lies in the cache folder, and remove of it."),
+)
+BY_NAME = {command.name: command for command in COMMANDS}
+
+
+def unknown_command(name: str) -> UsageError:
+    """Returns the error of a word that is no command, with the nearest one."""
+    from beitcli.config.fields import suggestion
+    from beitcli.errors import UsageError
+
+    return UsageError(f"There is no command '{name}'.", f"{suggestion(name, BY_NAME)} See `beit --help`.".strip())

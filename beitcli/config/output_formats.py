@@ -1,0 +1,31 @@
+"""Names of files to write: which are one picture, and what is said of one that ends in no known format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from beitcli.errors import UsageError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def is_one_picture(output: str) -> bool:
+    """Whether a name stands for one picture, of all images together where there are several, and for no folder."""
+    target = Path(output)
+    return target.suffix.lower() in PICTURE_SUFFIXES and not target.is_dir() and not output.endswith("/")
+
+
+def unknown_format(output: object, suffixes: Iterable[str] = (), *, option: str = "-o", hint: str = "") -> UsageError:
+    """Returns the error for a name that ends in none of the suffixes.
+
+    Args:
+        output: The name as it was given.
+        option: The option that names it.
+        hint: In place of the list of suffixes.
+    """
+    suffixes, name = tuple(suffixes), Path(str(output)).name.lower()
+    if name in suffixes:
+        return UsageError(f"{option} '{output}' has no name before its suffix.", f"Give one, such as out{name}.")
+    message = f"{option} '{output}' ends in no format that is known here."
+    return UsageError(message, hint or f"Give a name that ends in {', '.join(suffixes)}.")

@@ -1,0 +1,39 @@
+"""The commands that a card and a report propose: they can be pasted as they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from beitcli.engine.report.next_steps import next_commands
+from beitcli.escaping import shell_line
+
+
+def lines(command: str, **settings: object) -> list[str]:
+    return [shell_line(words) for words in next_commands(command, settings, "runs/a b")]
+
+
+def test_a_run_on_the_drawn_images_goes_on_with_them() -> None:
+    assert lines("pretrain", data=["sample"], recipe="tiny") == [
+        "beit mask-preview sample --limit 4 --model 'runs/a b' -o masked.png",
+        "beit attn-map sample --limit 1 --model 'runs/a b' -o attention.png",
+        "beit finetune sample --init 'runs/a b' --recipe tiny",
+    ]
+    assert lines("finetune", data=["sample"], recipe="tiny", val=None) == [
+        "beit eval 'runs/a b' sample",
+        "beit predict 'runs/a b' sample --limit 4",
+    ]
+
+
+def test_a_tokenizer_is_given_to_the_recipe_of_its_name() -> None:
+    """The default recipe takes days."""
+    tokenize, pretrain = lines("train-tokenizer", data=["photos/", "more.tar"], recipe="small")
+    assert tokenize == "beit tokenize photos/ more.tar --limit 4 --tokenizer 'runs/a b' --reconstruct out/"
+    assert pretrain == "beit pretrain photos/ more.tar --recipe small --tokenizer 'runs/a b'"
+    assert "--recipe" not in lines("train-tokenizer", data=["photos/"], recipe="imagenet-8k")[1]
+
+
+@pytest.mark.parametrize("command", ["train-tokenizer", "pretrain", "finetune"])
+def test_images_of_stdin_cannot_be_read_again(command: str) -> None:
+    for line in lines(command, data=["-"], recipe="tiny"):
+        assert " - " not in line
+        assert "sample" not in line
