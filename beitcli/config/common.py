@@ -261,6 +261,18 @@ class Previewed(Training):
 class Sharded(Training):
     """Settings of the commands that train a BEiT, whose model may be sharded (FSDP2)."""
 
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = option(
+        "auto",
+        "Arithmetic of the forward and backward pass; auto: bf16 on CUDA; on a CPU fp32, with training steps in bf16 "
+        "where that is clearly faster. tf32, on CUDA only, is fp32 with coarser matrix products.",
+        panel="Machine",
+    )
+    cpu_matmul: Literal["auto", "torch", "onednn"] = option(
+        "auto",
+        "Library of fp32 matrix products in training steps on a CPU: torch's own, or oneDNN; auto: what is faster here "
+        "and as exact.",
+        panel="Machine",
+    )
     decay_bias_tables: bool = option(
         True,
         "Weight decay of the relative position bias tables, as in the release.",
