@@ -5,6 +5,9 @@ python benchmarks/loader.py DATA --rounds 9 --output benchmarks/results/loader.j
 The peer is the release's order written with torchvision's transforms: jitter of the whole image, flip, one box, two
 resizes by Pillow, ToTensor. The fast views' colours are applied here on the CPU, as training does. timm's transform
 makes one view of the two, for scale. One torch thread everywhere, so that workers are what is compared.
+
+--packed DIR... adds the fast views, loader alone, from packs of the same images (`beit pack`), and --in-memory from
+memory. --only packed leaves the other contestants but the fast views out.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torchvision.transforms import functional as TF
 
 from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.files_in_memory import FilesInMemory
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import IMAGENET_MEAN, IMAGENET_STD, PretrainingTransform, TwoCropTransform, normalize
 from beitcli.data.transforms.color_jitter import apply_color
@@ -127,8 +131,15 @@ def counted(call: Callable[[], None], into: list[float]) -> Callable[[], None]:
     return run
 
 
-def measured(source: Source, count: int, workers: int, rounds: int) -> dict[str, object]:
-    """Wall and processor time of every contestant; where other work runs on the cores, the second says more."""
+def measured(
+    source: Source, packed: dict[str, Source], count: int, workers: int, rounds: int, *, whole: bool
+) -> dict[str, object]:
+    """Wall and processor time of every contestant; where other work runs on the cores, the second says more.
+
+    Args:
+        packed: Other forms of the same images.
+        whole: Whether to measure more than the fast views, loader alone.
+    """
     given = {"count": count, "workers": workers}
     calls = {
         RELEASE: partial(transform, source, ReleaseOrder, **given),
@@ -138,15 +149,21 @@ def measured(source: Source, count: int, workers: int, rounds: int) -> dict[str,
         REFERENCE + ALONE: partial(load, source, PretrainingTransform, **given),
         FAST + ALONE: partial(load, source, FastPretrainingTransform, **given),
     }
+    if not whole:
+        calls = {FAST + ALONE: calls[FAST + ALONE]}
+    calls |= {f"{FAST} of {name}{ALONE}": partial(load, each, FastPretrainingTransform, **given)
+              for name, each in packed.items()}  # fmt: skip
     processor: dict[str, list[float]] = {name: [] for name in calls}
     metrics = gather_interleaved(
-        {name: counted(call, processor[name]) for name, call in calls.items()}, rounds, peer=RELEASE
+        {name: counted(call, processor[name]) for name, call in calls.items()},
+        rounds,
+        peer=RELEASE if whole else FAST + ALONE,
     )
     for name, own in metrics.items():
         last = processor[name][-rounds:]
         own["images_per_second"] = {"median": count / own["seconds"]["median"]}
         own["processor_ms_an_image"] = spread([1000 * each / count for each in last])
-        for peer in (RELEASE, REFERENCE, REFERENCE + ALONE):
+        for peer in {RELEASE, REFERENCE, REFERENCE + ALONE, FAST + ALONE} & calls.keys():
             ratios = [theirs / ours for theirs, ours in zip(processor[peer][-rounds:], last, strict=True)]
             own[f"times_less_processor than {peer}"] = spread(ratios)
     return {"workers": workers, "contestants": metrics}
@@ -158,14 +175,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400, help="a round, each photograph as often as it takes")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--packed", nargs="*", default=[], metavar="DIR", help="packs of DATA, by `beit pack`")
+    parser.add_argument("--in-memory", action="store_true", help="DATA from memory, too")
+    parser.add_argument("--only", choices=["packed"])
     parser.add_argument("--output")
     given = parser.parse_args()
     torch.set_num_threads(1)
     source = open_data(given.data)
+    packed: dict[str, Source] = {os.path.basename(os.path.normpath(each)): open_data([each]) for each in given.packed}
+    if given.in_memory:
+        packed["memory"] = FilesInMemory(source)
     runs: list[dict[str, object]] = []
     results = {"photographs": len(source), "images_a_round": given.images, "runs": runs}
     for workers in given.workers:
-        runs.append(measured(source, given.images, workers, given.rounds))
+        whole = given.only is None
+        runs.append(measured(source, packed, given.images, workers, given.rounds, whole=whole))
         report("How many images a second does pretraining's loader give?", results, given.output)
 
 

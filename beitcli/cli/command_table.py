@@ -88,6 +88,7 @@ COMMANDS = (
     Command("mask-preview", "Look", "Show what pretraining hides of an image."),
     Command("attn-map", "Look", "Draw what a BEiT attends to from points of an image."),
     Command("doctor", "Look", "Look at every image: what is damaged, odd, or there twice."),
+    Command("pack", "Look", "Write images into shards that are fast to train from."),
     Command("inspect", "Weights", "Say what a checkpoint is: format, kind, size, grid, vocabulary, classes."),
     Command("export", "Weights", "Write a model for timm, transformers, the release's code or ONNX, and verify it."),
     Command("recipes", "About", "List the recipes of every command, or show one."),

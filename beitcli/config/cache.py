@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 from beitcli.config.fields import Unused, option
 from beitcli.errors import UsageError
 
-Kind = Literal["features", "streams", "downloads", "indexes"]
+Kind = Literal["features", "streams", "downloads", "indexes", "arithmetic"]
 KINDS: tuple[str, ...] = get_args(Kind)
 _DIR = (Unused("action", "dir"),)
 _NOT_PRUNE = (*_DIR, Unused("action", "list"))
@@ -32,7 +32,7 @@ class CacheConfig:
     kind: tuple[str, ...] = option(
         (),
         "Of these kinds: features of `eval` (features), data streamed from the hub (streams), weights and other "
-        "downloads (downloads), lists of folders and tars (indexes).",
+        "downloads (downloads), lists of folders and tars (indexes), measured speeds of this processor (arithmetic).",
         panel="Options",
         choices=lambda: KINDS,
         unused=_DIR,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
@@ -25,6 +25,19 @@ MODEL_HELP = (
 def overwrite_option() -> bool:
     """Returns the setting of every command that writes output files."""
     return option(False, "Replace output files that exist already; inputs never.", panel="Output")
+
+
+def in_memory_option(**how: Any) -> Any:
+    """Returns the setting of the trainings on images without masks or boxes."""
+    return option(
+        False,
+        "Read the training images once and hold their files in memory, half of what is free at most; for disks and "
+        "networks that are slow. The run is the same.",
+        panel="Data",
+        saved=False,
+        may_change_on_resume=True,
+        **how,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +271,18 @@ class Previewed(Training):
 class Sharded(Training):
     """Settings of the commands that train a BEiT, whose model may be sharded (FSDP2)."""
 
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = option(
+        "auto",
+        "Arithmetic of the forward and backward pass; auto: bf16 on CUDA; on a CPU fp32, with training steps in bf16 "
+        "where that is clearly faster. tf32, on CUDA only, is fp32 with coarser matrix products.",
+        panel="Machine",
+    )
+    cpu_matmul: Literal["auto", "torch", "onednn"] = option(
+        "auto",
+        "Library of fp32 matrix products in training steps on a CPU: torch's own, or oneDNN; auto: what is faster here "
+        "and as exact.",
+        panel="Machine",
+    )
     decay_bias_tables: bool = option(
         True,
         "Weight decay of the relative position bias tables, as in the release.",

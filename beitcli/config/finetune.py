@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from beitcli.config.architecture import require_size
 from beitcli.config.bounds import Bounds
-from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Sharded
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Sharded, in_memory_option
 from beitcli.config.fields import Unused, option
 from beitcli.config.tasks import DEFAULT_TASK, TASKS, all_heads
 from beitcli.errors import UsageError
@@ -42,6 +42,7 @@ class FinetuneConfig(Sharded):
         tasks=("classify",),
         earlier="single-label",
     )
+    in_memory: bool = in_memory_option(tasks=("classify",))
     head: str | None = option(None, _head_help, panel="Model", choices=all_heads)
     size: tuple[int, int] | None = option(
         None,

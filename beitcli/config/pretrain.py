@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beitcli.config.architecture import SIZES, Aggregation, Architecture, require_size
-from beitcli.config.common import Previewed, Sharded
+from beitcli.config.common import Previewed, Sharded, in_memory_option
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -82,6 +82,7 @@ class PretrainConfig(Sharded, Previewed):
     mask: bool = option(
         True, "Hide patches at all (Table 4's ablation: --no-mask).", panel="Masking", flags=("--mask/--no-mask",)
     )
+    in_memory: bool = in_memory_option()
     color_jitter: float = option(0.4, "Brightness, contrast and saturation (0-1).", panel="Data", ge=0, le=1)
     min_crop: float = option(
         0.08, "Least share of the area that the random crop keeps (0-1).", panel="Data", ge=0, le=1

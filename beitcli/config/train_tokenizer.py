@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, Previewed
+from beitcli.config.common import MODEL_HELP, Previewed, in_memory_option
 from beitcli.config.fields import Unused, option
 from beitcli.config.registry import Registry
 
@@ -52,6 +52,7 @@ class TrainTokenizerConfig(Previewed):
         metavar="MODEL",
         may_change_on_resume=True,  # its weights may not
     )
+    in_memory: bool = in_memory_option()
     min_crop: float = option(0.5, "Least share of the area that a crop keeps (0-1).", panel="Tokenizer", ge=0, le=1)
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer", ge=2)
     size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer", ge=1)

@@ -6,6 +6,7 @@
 | streams | streams/ | the ranges of one remote file |
 | downloads | dall-e/, hub/, listings/ | a folder or file in these |
 | indexes | indexes/ | the list of one folder or tar |
+| arithmetic | arithmetic/ | how fast this processor is, for one model's shapes |
 
 Weights of the hub lie in Hugging Face's own cache, which other programs share, unless BEIT_CACHE_DIR is set: it is left
 alone (`hf cache` shows it). Token caches lie where --token-cache put them. An entry that a process has open, or that
@@ -34,6 +35,7 @@ _FOLDERS = {
     "hub": "downloads",
     "listings": "downloads",
     "indexes": "indexes",
+    "arithmetic": "arithmetic",
 }
 _OWN = {  # names of what this program writes there: a folder of that name may be somebody's own
     "features": r"[0-9a-f]{32}(\.partial-\d+)?",
@@ -42,6 +44,7 @@ _OWN = {  # names of what this program writes there: a folder of that name may b
     "dall-e": r"[0-9a-f]{16}|(en|de)coder\.safetensors|weights\.sha256",
     "hub": r"(models|datasets|spaces)--.+",
     "listings": r".+--.+\.json",
+    "arithmetic": r"[0-9a-f]{32}\.json",
 }
 _JUST_CHANGED = 60.0  # seconds
 

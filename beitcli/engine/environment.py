@@ -52,9 +52,13 @@ def _torch() -> dict[str, Any]:
         import torch
     except Exception as error:  # a broken installation raises OSError and others, and is what this report is for
         return {"torch": f"cannot be imported: {type(error).__name__}: {error}"}
+    from beitcli.runtime.compute.cpu_matmul import has_bf16_units, has_onednn_route
+
     found: dict[str, Any] = {
         "torch": torch.__version__,
         "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu_bf16": has_bf16_units(),
+        "cpu_onednn_fp32": has_onednn_route(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "cuda_available": torch.cuda.is_available(),

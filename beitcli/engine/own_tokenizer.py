@@ -68,6 +68,6 @@ def trained_own_tokenizer(
         first = f"No --tokenizer is given: training one on this data first, {own.steps:,} steps, into {folder}"
         shorter = "" if config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
         on_event(Note(f"{first}.{shorter}"))
-        job = tokenizer_job(own, source, replace(compute, precision="fp32"), on_event)
+        job = tokenizer_job(own, source, replace(compute, precision="fp32", steps=None), on_event)
         report_job(job, train_job(job, replace(session, run=inner, config=own, part=_PART)))
     return world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))

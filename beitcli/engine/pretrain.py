@@ -27,6 +27,7 @@ from beitcli.engine.own_tokenizer import own_tokenizer_config, trained_own_token
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.train_tokenizer import tokenizer_job
+from beitcli.engine.trainer.arithmetic import with_step_arithmetic
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.job import Finished, Job, run_job
@@ -90,6 +91,9 @@ def pretrain(config: PretrainConfig, on_event: OnEvent = ignore) -> PretrainRepo
     compute = join_compute(config)
     residual_dtype(config, compute)
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
+    compute = with_step_arithmetic(
+        config, compute, config.architecture, compiled=compiles(config.compile, compute.device), on_event=on_event
+    )
     has_tokens, trains_own = config.target == "tokens", config.tokenizer == "own"
     own = own_tokenizer_config(config) if has_tokens and trains_own else None
     if own is not None and own.batch_size < world.size:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.compute.device import tf32_set
-
-INVARIANT_BATCH = 8  # images per batch of `encode_batch_invariant`
+from beitcli.tokenizers.portions import INVARIANT_BATCH, portions
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -173,17 +172,20 @@ class Tokenizer:
     def encode_batch_invariant(self, images: torch.Tensor) -> torch.Tensor:
         """Like `encode`, but on the CPU the tokens of an image do not depend on the batch, bit for bit.
 
-        Convolutions select a kernel by batch size, and logits differ by 4e-6 between kernels. So images are encoded in
-        batches of eight, the last one padded with black images. On other devices this is `encode`.
+        Images are encoded in portions of eight, the last one padded with black images, or in larger ones that give the
+        same bits (`portions.py`). On other devices this is `encode`.
         """
         if images.device.type != "cpu":
             return self.encode(images)
         tokens = []
-        for part in images.split(INVARIANT_BATCH):
-            missing = INVARIANT_BATCH - len(part)
+        for part in portions(self.model, self._logits, images):
+            missing = max(0, INVARIANT_BATCH - len(part))
             whole = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
             tokens.append(self.encode(whole)[: len(part)])
         return torch.cat(tokens)
+
+    def _logits(self, images: Tensor) -> Tensor | None:
+        return self.model.code_logits(self.model.preprocess(images))
 
     def in_precision(self, precision: Precision) -> Tokenizer:
         """Returns a copy of an fp32 tokenizer with its encoder in one of `model.precisions`; logits stay fp32."""

@@ -84,10 +84,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        residual = features
-        for conv in self.convs:
-            residual = conv(F.relu(residual))
-        return self.skip(features) + self.gain * residual
+        first, *others = self.convs
+        residual = first(F.relu(features))
+        for conv in others:
+            residual = conv(F.relu_(residual))  # in place: no pass over memory that is new
+        return self.skip(features) + residual.mul_(self.gain)
 
 
 class Encoder(nn.Module):

@@ -19,6 +19,7 @@ cost is one pass over each input for its maximum. bf16 has fp32's range and need
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,30 +64,40 @@ class LowPrecisionEncoder(nn.Module):
 
     def forward(self, mapped: Tensor) -> Tensor:
         """Maps pixels, scaled by `map_pixels`, (B, 3, H, W) to logits (B, V, h, w)."""
-        features = self.stem(mapped)
+        features = self.stem(mapped)  # changed in place from here on: a new tensor a block costs more than its sum
         for index, (path, skip) in enumerate(zip(self.paths, self.skips, strict=True)):
             if index in self.pooled:
                 features = F.max_pool2d(features, 2)
             residual, gain = self._residual(index, path, features)
-            features = skip(features) + gain * residual.float()
-        return self.head(F.relu(features))
+            features = _summed(skip(features), residual, gain)
+        return self.head(F.relu_(features))
 
     def _residual(self, index: int, path: nn.Module, features: Tensor) -> tuple[Tensor, Tensor | float]:
         """Computes a residual path in `dtype`; returns it and the factor to multiply it by."""
         if self.dtype != torch.float16:
             residual = features.to(self.dtype)
             for conv in path:  # type: ignore[attr-defined]
-                residual = conv(F.relu(residual))
+                residual = conv(F.relu_(residual))
             return residual, self.gains[index]
         residual, scale = features, features.new_ones(())  # fp32 until it is scaled
         for conv, (most, more) in zip(path, self.bounds[index], strict=True):  # type: ignore[call-overload]
             peak = residual.amax().float().clamp(min=0)
             down = torch.exp2(torch.log2(_LARGEST / (peak * most + more * scale)).floor().clamp(max=0))
             scale = scale * down
-            residual = F.relu((residual * down).to(self.dtype))
+            residual = F.relu_((residual * down).to(self.dtype))
             bias = (conv.bias * scale).to(self.dtype)
             residual = F.conv2d(residual, conv.weight, bias, padding=conv.padding)
         return residual, self.gains[index] / scale
+
+
+def _summed(features: Tensor, residual: Tensor, gain: Tensor | float) -> Tensor:
+    """Adds gain * residual to `features` in place, rounded as a product and a sum are.
+
+    A power of two, as DALL-E's 1/64, is exact: then product and sum are one pass over memory.
+    """
+    if isinstance(gain, float) and math.frexp(gain)[0] == 0.5:
+        return features.add_(residual.float(), alpha=gain)
+    return features.add_(residual.float().mul_(gain))
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from beitcli.engine.classification.label_vectors import MultiLabelEvalReport, Re
 from beitcli.engine.doctor.report import DoctorReport
 from beitcli.engine.export import ExportReport
 from beitcli.engine.inspect import InspectReport
+from beitcli.engine.pack.run import PackReport
 from beitcli.engine.recipes import list_recipes
 
 REPORTS: dict[str, tuple[type, ...]] = {  # of the commands that end with one document
@@ -45,6 +46,7 @@ REPORTS: dict[str, tuple[type, ...]] = {  # of the commands that end with one do
         beitcli.ElboReport,
     ),
     "doctor": (DoctorReport,),
+    "pack": (PackReport,),
     "inspect": (InspectReport,),
     "export": (ExportReport,),
 }

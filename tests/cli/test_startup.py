@@ -152,6 +152,7 @@ def test_what_does_not_train_loads_no_compiler(
         "embed": ["embed", pretrained_run, image, *here],
         "eval": ["eval", finetuned_run, labelled_folder, *here],
         "mask-preview": ["mask-preview", image, "--model", pretrained_run, "-o", "guessed.png", *here],
+        "pack": ["pack", labelled_folder, "-o", "packed", "--workers", 0],
     }
     names = {command.name for command in COMMANDS}
     assert lines.keys() | WITHOUT_TORCH | TRAINS | {"env"} == names, "a new command belongs in one of these"

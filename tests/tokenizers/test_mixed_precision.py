@@ -15,7 +15,7 @@ from beitcli.engine.events import Event, Warned
 from beitcli.engine.tokenizer_loading import prepared, token_precision
 from beitcli.tokenizers.base import INVARIANT_BATCH, Tokenizer
 from beitcli.tokenizers.dvae import DiscreteVAE, DVAEArchitecture
-from beitcli.tokenizers.mixed_precision import LowPrecisionEncoder
+from beitcli.tokenizers.mixed_precision import LowPrecisionEncoder, _summed
 from tests.helpers.forked import forked
 
 
@@ -213,3 +213,11 @@ def test_pretraining_in_low_precision_keeps_and_takes_its_tokens(
     ended = beit("pretrain", "--out", tmp_path / "first", "--resume", "--token-precision", "fp32")
     assert ended.code == 2
     assert "--token-precision: the run has" in ended.err
+
+
+@pytest.mark.parametrize("gain", [1 / 64, 1 / 9])
+def test_sums_in_place_round_as_a_product_and_a_sum(gain: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, residual = (torch.randn(4, 8, 9, 9, generator=generator) for _ in range(2))
+    expected = features + gain * residual.bfloat16().float()
+    assert torch.equal(_summed(features, residual.bfloat16(), gain), expected)

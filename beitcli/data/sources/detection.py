@@ -250,6 +250,13 @@ def _files(root: str, request: Request) -> tuple[Files, frozenset[str]]:
     return splits[chosen], frozenset(splits)
 
 
+def coco_files(root: str) -> list[str]:
+    """Returns the annotations of a folder in one of the layouts; empty for a folder of images."""
+    base = unwrapped(root, lambda folder: _whole(folder) is not None or bool(_splits(folder)))
+    whole = _whole(base)
+    return [file for file, _ in ([whole] if whole is not None else _splits(base).values())]
+
+
 def _place(folder: str, name: str) -> str:
     """Returns the path of an image: below its folder, also if the name repeats that folder, or has `\\` for `/`."""
     for written in dict.fromkeys((name, name.replace("\\", "/"))):

@@ -48,7 +48,7 @@ class FastPretrainingTransform(TwoCropTransform):
         )
         if is_flipped:  # the box was drawn on the mirrored image
             left, right = pixels.shape[1] - right, pixels.shape[1] - left
-        crop = pixels[upper:lower, left:right]
+        crop = np.require(pixels[upper:lower, left:right], requirements="W")  # copied once, where both resizes would
         with _memory_errors():
             views = {"images": resize(crop, (height, width), "bicubic")}
             if self.token_size is not None:

@@ -53,7 +53,8 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     if not multi_label:
         require_pairs(config, compute.world.size)
     begun = open_finetuning(config, compute, on_event, takes_timm=True)
-    config, init, world, on_event = begun.config, begun.init, begun.compute.world, begun.on_event
+    config, init, compute, on_event = begun.config, begun.init, begun.compute, begun.on_event
+    world = compute.world
     size = init.size
     source = open_images(config, labelled=not multi_label, size=max(size), on_event=on_event, world=world)
     if multi_label:

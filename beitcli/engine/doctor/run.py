@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,9 +15,9 @@ from beitcli.config.output_formats import unknown_format
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
+from beitcli.data.sources.every_split import open_every_split
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
-from beitcli.data.sources.splits import canonical
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.doctor.collect import Collected
 from beitcli.engine.doctor.list_of_good import list_of_good, require_files
@@ -30,12 +27,11 @@ from beitcli.engine.doctor.report import Diagnosis, DoctorReport, diagnose
 from beitcli.engine.events import Event, Note, OnEvent, Progress, Warned, ignore, openings
 from beitcli.engine.io.outputs import is_stdout, make_folder, require_writable_outputs, write_output
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.errors import DataError, UsageError
+from beitcli.errors import UsageError
 from beitcli.runtime.metric_text import counted
 
 _TELL_EVERY = 16  # images
 _ALL, _VAL = "all", "val"
-_SPLITS = ("train", "validation", "test")
 
 
 def doctor(config: DoctorConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None) -> DoctorReport:
@@ -82,13 +78,7 @@ def _require_format(outputs: tuple[str, ...]) -> None:
 def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> dict[str, Source]:
     """Opens DATA and returns its splits by name; `--val` comes last."""
     request = Request.of(config, stdin=stdin, on_progress=openings(on_event), tells_splits=False)
-    parts: dict[str, Source] = {}
-    for name, references in _splits_of(config).items():
-        opened = [
-            open_data([reference for reference, _ in group], replace(request, split=split))
-            for split, group in groupby(references, key=itemgetter(1))
-        ]
-        parts[name or _ALL] = _limited(opened[0] if len(opened) == 1 else Concat(opened), config)
+    parts = {name or _ALL: _limited(each, config) for name, each in open_every_split(config.data, request).items()}
     if config.val is not None:
         if _VAL in parts or "validation" in parts:
             raise UsageError(
@@ -98,49 +88,6 @@ def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> 
         val = open_data([config.val], replace(request, split=None, role="eval"))
         parts = {config.split or "train": next(iter(parts.values())), _VAL: _limited(val, config)}
     return parts
-
-
-def _splits_of(config: DoctorConfig) -> dict[str | None, list[tuple[str, str | None]]]:
-    """Returns the splits to look at, each with its references and the split to open of them; None for no split.
-
-    These are the one that is asked for, else all that any of DATA has. What has no splits belongs to the first one, as
-    in training.
-    """
-    if config.split is not None or "-" in config.data:
-        return {config.split: [(reference, config.split) for reference in config.data]}
-    has = _splits_by_reference(config.data)
-    found: list[str | None] = [split for split in _SPLITS if any(split in splits for splits in has.values())]
-    found = found or [None]
-    return {
-        split: [
-            (reference, split if splits else None)
-            for reference, splits in has.items()
-            if split in splits or (not splits and split == found[0])
-        ]
-        for split in found
-    }
-
-
-def _splits_by_reference(references: tuple[str, ...]) -> dict[str, set[str]]:
-    """Returns the splits of each reference. Files of one format are taken together: their names may be the splits."""
-    try:
-        together = _opened_anyhow(references)
-    except DataError:  # no split that all have
-        if len(references) == 1:
-            raise
-    else:
-        each = together.sources if isinstance(together, Concat) else (together,)
-        if len({source.splits for source in each}) == 1:
-            return {reference: set(map(canonical, together.splits)) for reference in references}
-    return {reference: set(map(canonical, _opened_anyhow([reference]).splits)) for reference in references}
-
-
-def _opened_anyhow(references: Sequence[str]) -> Source:
-    """Opens any split of DATA, to see which there are."""
-    try:
-        return open_data(references, Request())
-    except DataError:
-        return open_data(references, Request(role="eval"))  # there is no training split
 
 
 def _limited(source: Source, config: DoctorConfig) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.trainer.arithmetic import arithmetic_row
 from beitcli.engine.trainer.model_card import TARGETS, aggregation_text
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
@@ -40,6 +41,7 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
         **describe_plan(task, plan),
         "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
         **_step_row(task),
+        **arithmetic_row(task.compute),
         "hardware": describe(task.compute),
     }
 

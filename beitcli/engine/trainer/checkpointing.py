@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from beitcli.engine.events import Note, OnEvent, Saved, warn
+from beitcli.engine.trainer.arithmetic import arithmetic_record
 from beitcli.engine.trainer.bad_images import Bad, BadImageLedger
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
@@ -138,6 +139,7 @@ class Saver:
             "scaler": self.scaler.state_dict(),
             "micro_batch": plan.micro_batch,
             "threads": torch.get_num_threads(),
+            "arithmetic": arithmetic_record(self.compute),
         }
 
     def require_equal_weights(self, step: int) -> None:

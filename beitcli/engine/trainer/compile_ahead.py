@@ -40,7 +40,7 @@ def compile_ahead(task: Task, plan: Plan, tensors: Tensors, compute: Compute, on
     alone = nullcontext() if is_sharded(task.model) else task.no_sync()
     try:
         with task.trial(), alone:
-            with compute.autocast():
+            with compute.training.autocast():
                 loss, _ = task.loss(micro)
             loss.backward()
     except BeitError:

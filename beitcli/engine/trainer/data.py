@@ -13,6 +13,7 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.batches import Batch, Masking, StreamPart, Transform, training_batches
 from beitcli.data.loading.sampler import select_limit, split_holdout
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.files_in_memory import FilesInMemory
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.splits import trains_apart_from_val
@@ -39,6 +40,8 @@ def open_images(
     if config.limit is not None and config.limit < len(source):
         chosen = np.sort(select_limit(source, config.limit, config.seed))  # keeps Parquet row groups together
         source = Subset(source, chosen)
+    if getattr(config, "in_memory", False):
+        source = FilesInMemory(source, processes=world.local_size, on_progress=openings(on_event))
     on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
     return source
 

@@ -107,10 +107,10 @@ def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
 
 def _utilisation(compute: Compute, reached: float) -> str:
     """Returns `reached` FLOP/s, of all ranks together, as a share of the measured peak."""
-    rate = measure_matmul_flops(compute) * compute.world.size
+    rate = measure_matmul_flops(compute.training) * compute.world.size
     return (
         f"{reached / rate:.0%}: {reached / 1e12:.3g} of the {rate / 1e12:.3g} TFLOP/s "
-        f"that large {compute.precision} products reach here"
+        f"that large {compute.training.precision} products reach here"
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -23,6 +23,7 @@ from beitcli.config.resizing import DEFAULT
 from beitcli.data.loading.batches import Transform
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent
+from beitcli.engine.trainer.arithmetic import arithmetic_row, with_step_arithmetic
 from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.data import require_an_image_each
 from beitcli.engine.trainer.ema import EMATask
@@ -32,7 +33,7 @@ from beitcli.engine.trainer.model_card import FinetunedCard, finetuning_card
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding
-from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning
+from beitcli.engine.trainer.pretrained import Pretrained, open_for_finetuning, scratch_architecture
 from beitcli.engine.trainer.reports import Finetuned
 from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
 from beitcli.models.networks.beit import forward_flops
@@ -75,6 +76,10 @@ def open_finetuning(
     init = open_for_finetuning(config, compute.world, on_event, takes_timm=takes_timm)
     if init.checkpoint is not None:
         config = with_models_intensity(config, init.checkpoint.settings)
+    architecture = init.checkpoint.architecture if init.checkpoint else scratch_architecture(config)
+    compute = with_step_arithmetic(
+        config, compute, replace(architecture, image_size=init.size), compiled=config.compile, on_event=on_event
+    )
     return FinetuneSetup(config, compute, init, on_event)
 
 
@@ -188,6 +193,7 @@ class FinetunedTask(EMATask):
             **describe_plan(self, self.plan, self.curve),
             "layer decay": f"{self.config.layer_decay:g}",
             "checkpoint size": f"{checkpoint_bytes(self) / 1e6:.1f} MB",
+            **arithmetic_row(self.compute),
             "hardware": describe(self.compute),
         }
 

@@ -30,6 +30,7 @@ from beitcli.engine.trainer.model_card import CardHead, headed
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import open_run, resume_command
 from beitcli.engine.trainer.task import RunSession, Task, TrainingBatches
+from beitcli.runtime.compute.cpu_matmul import TORCH, matmul_by
 from beitcli.runtime.compute.device import Compute, describe
 from beitcli.runtime.metric_text import extra_metrics
 from beitcli.runtime.signals import StopRequest
@@ -142,14 +143,15 @@ def run_job(
     Args:
         prepare: Builds the job once the run folder is open; gets None in a dry run.
     """
-    if config.dry_run:
-        return dry_run(prepare(None))
-    run = open_run(config, compute.world)
-    with StopRequest() as stop:
-        session = RunSession(run, stop, config, resume_command(config, run.path))
-        job = prepare(session)
-        finished = train_job(job, session)
-    return report_job(job, finished)
+    with matmul_by(TORCH):  # a step routes products for the whole process, and what comes after the run is no step
+        if config.dry_run:
+            return dry_run(prepare(None))
+        run = open_run(config, compute.world)
+        with StopRequest() as stop:
+            session = RunSession(run, stop, config, resume_command(config, run.path))
+            job = prepare(session)
+            finished = train_job(job, session)
+        return report_job(job, finished)
 
 
 def train_job(job: Job[Any], session: RunSession) -> Finished:

@@ -42,7 +42,7 @@ def find_micro_batch_size(task: Task, plan: Plan, tensors: Tensors, compute: Com
         try:
             copies = 2 if micro == whole else 3  # a second micro-batch adds to the gradients of the first
             moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(copies)]
-            with task.trial(), task.eager(), task.no_sync(), compute.autocast():
+            with task.trial(), task.eager(), task.no_sync(), compute.training.autocast():
                 loss, _ = task.loss({name: tensor[:micro] for name, tensor in tensors.items()})
                 loss.backward()
             break

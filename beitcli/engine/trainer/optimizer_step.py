@@ -97,7 +97,7 @@ def _backward(task: Task, plan: Plan, tensors: Tensors, compute: Compute, scaler
     number = len(_cuts(plan, len(next(iter(tensors.values()))), world))
     for place, (micro, share) in enumerate(micro_batches(task, plan, tensors, world), start=1):
         with task.no_sync() if place < number else nullcontext():
-            with compute.autocast():
+            with compute.training.autocast():
                 loss, more = task.loss(micro)
             scaler.scale(loss * (share * world.size)).backward()
         for name, value in (("loss", loss.detach()), *more.items()):

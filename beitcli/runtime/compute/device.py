@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from beitcli.config.common import Launched
 from beitcli.errors import UsageError
+from beitcli.runtime.compute.cpu_matmul import ONEDNN, TORCH, Arithmetic, matmul_by, route_matmul
 from beitcli.runtime.distributed.joining import available_cores
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext, join
 from beitcli.runtime.metric_text import counted
@@ -25,11 +26,23 @@ class Compute:
     Attributes:
         precision: fp32, tf32, bf16 or fp16; weights and optimizer state stay fp32. tf32 is fp32 whose matrix products
             and convolutions round their factors to 10 bits of mantissa; CUDA only.
+        matmul: Library of fp32 products on a CPU.
+        steps: Arithmetic of training steps, where that is another: what is measured, kept or predicted does not depend
+            on what was fast on this machine.
     """
 
     device: torch.device
     precision: str
     world: DistributedContext = SINGLE_PROCESS
+    matmul: str = TORCH
+    steps: Arithmetic | None = None
+
+    @property
+    def training(self) -> Compute:
+        """The `Compute` of training steps, forward and backward."""
+        if self.steps is None:
+            return self
+        return replace(self, precision=self.steps.precision, matmul=self.steps.matmul, steps=None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,10 +52,13 @@ class Compute:
     def autocast(self) -> AbstractContextManager[object]:
         """Returns the context of a forward pass.
 
-        On CUDA it also sets whether fp32 products use TF32, beyond the context: the backward pass runs outside it.
+        It also sets whether fp32 products use TF32 (CUDA), or which library they use (CPU), beyond the context: the
+        backward pass runs outside it.
         """
         if self.device.type == "cuda":
             allow_tf32(self.precision == "tf32")
+        else:
+            route_matmul(self.matmul)
         if self.precision in ("fp32", "tf32"):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
@@ -64,9 +80,13 @@ def allow_tf32(allowed: bool) -> None:
 
 @contextmanager
 def tf32_set(device: torch.device, allowed: bool) -> Iterator[None]:
-    """Context with or without TF32, whatever the precision around it; does nothing without CUDA."""
+    """Context with or without TF32 on CUDA, whatever the precision around it.
+
+    On a CPU fp32 products are computed by torch's own library, whatever that of the steps around it.
+    """
     if device.type != "cuda":
-        yield
+        with matmul_by(TORCH):
+            yield
         return
     before = torch.backends.cuda.matmul.allow_tf32
     allow_tf32(allowed)
@@ -118,7 +138,7 @@ def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
     if world.size == 1:
         return alone
     device = torch.device("cuda", world.gpu) if alone.device.type == "cuda" else alone.device
-    return Compute(device, alone.precision, world)
+    return replace(alone, device=device, world=world)
 
 
 @contextmanager
@@ -156,4 +176,6 @@ def describe(compute: Compute) -> str:
     else:
         name = f"{compute.device.type} ({counted(torch.get_num_threads(), 'thread')})"
     many = f"{compute.world.size} x " if compute.world.size > 1 else ""
-    return f"{many}{name}, {compute.precision}, torch {torch.__version__.split('+')[0]}"
+    trains = compute.training
+    arithmetic = f"{trains.precision} (oneDNN)" if trains.matmul == ONEDNN else trains.precision
+    return f"{many}{name}, {arithmetic}, torch {torch.__version__.split('+')[0]}"

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 
+from beitcli.runtime.compute.cpu_matmul import matmul_by
 from beitcli.runtime.compute.device import Compute
 
 _WARM_UP, _ROUNDS = 2, 7
@@ -26,7 +27,7 @@ def measure_matmul_flops(compute: Compute) -> float:
     shape = (side, side)
     first, second = (torch.randn(shape, device=device, generator=generator).to(compute.dtype) for _ in range(2))
     product = torch.empty_like(first)
-    with torch.no_grad(), compute.autocast():  # also sets whether fp32 products may use TF32
+    with torch.no_grad(), matmul_by(compute.matmul), compute.autocast():  # also sets TF32 and the library
         timed = _timed_on_cuda if device.type == "cuda" else _timed_here
         taken = timed(lambda: torch.mm(first, second, out=product), device)
     return 2 * side**3 / statistics.median(taken[_WARM_UP:])

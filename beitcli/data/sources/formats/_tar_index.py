@@ -31,7 +31,7 @@ from beitcli.runtime.storage.regular_files import open_regular, require_regular
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _ARRAYS = ("offsets", "sizes", "tops", "codes", "in_top", "pieces", "headers")
 _VERSION = 4  # of what is read from the same bytes; increment it with any change, of WORDS too
-_MAX_CLS_BYTES = 4096
+MAX_CLS_BYTES = 4096
 _TELL_EVERY = 10_000  # members
 _HIDDEN = re.compile(r"(?:^|/)\.(?!\.?/)")
 
@@ -187,7 +187,7 @@ class _Indexing:
                 if key is None:
                     self._aside.add_file(encoded)
                 else:
-                    self._class_of[key] = _class_name(self._reader.read(member.place, _MAX_CLS_BYTES))
+                    self._class_of[key] = class_of_cls(self._reader.read(member.place, MAX_CLS_BYTES))
             elif member.kind != "other" and key is not None:
                 self._linked.append((key, member.header))
             elif member.kind == "symbolic link":
@@ -220,7 +220,7 @@ class _Indexing:
             place = places.get(header)
             if isinstance(row, str):
                 if place is not None:
-                    self._class_of[row] = _class_name(self._reader.read(place, _MAX_CLS_BYTES))
+                    self._class_of[row] = class_of_cls(self._reader.read(place, MAX_CLS_BYTES))
             elif place is None:
                 gone.append(row)
             else:
@@ -277,7 +277,7 @@ def _damaged(shard: str, reason: str) -> DataError:
     return DataError(f"Shard '{shard}' is cut short or damaged: {reason}.", hint="Download or write it again.")
 
 
-def _class_name(content: bytes) -> str | None:
+def class_of_cls(content: bytes) -> str | None:
     """Returns the class in a `.cls` member: a name, or an integer without leading zeros; None if it is empty."""
     text = content.decode("utf-8-sig", "replace").strip("\0 \t\r\n")
     return str(int(text)) if re.fullmatch(r"-?[0-9]{1,1000}", text) else text or None

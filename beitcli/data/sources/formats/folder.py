@@ -143,7 +143,7 @@ def open_folder(path: str, request: Request) -> Source:
     Raises:
         DataError: The split is missing, or as in `FolderSource`.
     """
-    base = unwrapped(path, lambda folder: bool(splits_below(folder)) or _beside_masks(folder) is not None)
+    base = unwrapped(path, lambda folder: bool(splits_below(folder)) or beside_masks(folder) is not None)
     splits, names = splits_below(base), [""]
     if request.split not in splits and request.split in folders_below(base):  # a folder of another name
         names = [request.split]
@@ -162,17 +162,17 @@ def open_folder(path: str, request: Request) -> Source:
 
 def _open_images(root: str, name: str, request: Request) -> FolderSource:
     """Opens the folder of a split, or one without splits."""
-    beside_masks = _beside_masks(root)
+    masks = beside_masks(root)
     return FolderSource(
-        root if beside_masks is None else beside_masks[0],
+        root if masks is None else masks[0],
         name=name,
-        classed=beside_masks is None,
-        labelled=request.labelled and beside_masks is None,
+        classed=masks is None,
+        labelled=request.labelled and masks is None,
         on_progress=request.on_progress,
     )
 
 
-def _beside_masks(root: str) -> tuple[str, str] | None:
+def beside_masks(root: str) -> tuple[str, str] | None:
     """Returns the folders of images and masks; None without them, as where `annotations/` holds JSON."""
     folders = mask_folders(root)
     return folders if folders is not None and holds_image(folders[1]) else None

@@ -22,6 +22,7 @@ from beitcli.data.sources.files import (
     require_whole_labels,
 )
 from beitcli.data.sources.format import Format, Request
+from beitcli.data.sources.formats._packed import declared_classes, in_declared_order
 from beitcli.data.sources.formats._tar_fields import Place, read_place
 from beitcli.data.sources.formats._tar_index import index_shard, wrapper_of
 from beitcli.data.sources.left_aside import LeftAside
@@ -99,6 +100,9 @@ class TarSource(Source):
             if names[index].strip(b"/").count(b"/") == 1 + wrapper.count(b"/"):
                 codes[index] = -1
         self.classes, self._labels = number_classes(class_names, codes[kept])
+        if self.classes is not None:
+            declared = declared_classes([self._shards[number] for number in np.unique(self._shard_of)])
+            self.classes, self._labels = in_declared_order(self.classes, self._labels, declared)
         if request.labelled and self.classes is None:
             require_whole_labels(self.name, self._labels, self.path(int(np.argmin(self._labels))))
 

@@ -1,0 +1,1 @@
+"""`beit pack`: DATA as shards that are ready to train from."""

@@ -1,0 +1,359 @@
+"""`beit pack`: the images, labels, splits and run of the files; shards that are whole, checked and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beitcli.cli.app import main
+from beitcli.config.pack import PackConfig
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
+from beitcli.data.sources.base import Source
+from beitcli.data.sources.open_data import open_data
+from beitcli.engine.events import Event, Note
+from beitcli.engine.pack import run as run_of_pack
+from beitcli.engine.pack.folder import PackFolder
+from beitcli.engine.pack.run import PackReport, pack
+from beitcli.engine.pretrain import pretrain
+from beitcli.errors import DataError, StorageError, UsageError
+from tests.conftest import Ended, save_picture
+from tests.helpers.coco_folder import save_rectangles
+from tests.helpers.forked import Child
+
+Beit = Callable[..., Ended]
+
+
+def packed(data: Path | str, output: Path, **settings: Any) -> PackReport:
+    return pack(PackConfig(data=(str(data),), output=str(output), **{"workers": 0} | settings))
+
+
+def contents(source: Source) -> list[tuple[str, int | None]]:
+    """Pixels, as a hash, and label of each image."""
+    return [
+        (hashlib.sha256(source.pixels(index).tobytes()).hexdigest(), source.label(index))
+        for index in range(len(source))
+    ]
+
+
+@pytest.fixture
+def split_folder(tmp_path: Path) -> Path:
+    """Two splits of three classes: JPEG and PNG in train, JPEG in val, whose `b` has no image."""
+    root = tmp_path / "data"
+    for number in range(12):
+        suffix = "png" if number % 4 == 0 else "jpg"
+        save_picture(root / "train" / "abc"[number % 3] / f"{number}.{suffix}", (90, 10 * number, 60), number)
+    for number in range(4):
+        save_picture(root / "val" / "ac"[number % 2] / f"{number}.jpg", (9 * number, 80, 60), 20 + number, (70, 31))
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_raw_shards_have_the_pixels_labels_and_splits_of_the_files(split_folder: Path, tmp_path: Path, workers: int):
+    report = packed(split_folder, tmp_path / "out", encode="raw", shard_images=5, workers=workers)
+    assert (report.images, report.splits, report.shards) == (16, {"train": 12, "validation": 4}, 4)
+    assert report.level_error is None
+    for split in ("train", "val"):
+        files, shards = (open_data([str(each)], split=split) for each in (split_folder, tmp_path / "out"))
+        assert shards.classes == files.classes
+        assert shards.splits == files.splits
+        assert contents(shards) == contents(files)
+        assert [np.array(shards.image(0)).tolist()] == [np.array(files.image(0)).tolist()]
+    lines = (tmp_path / "out" / "SHA256SUMS").read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    assert sums == {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.glob("out/*.tar")}
+
+
+def test_jpeg_shards_copy_jpeg_and_encode_what_is_not(split_folder: Path, tmp_path: Path):
+    report = packed(split_folder, tmp_path / "out")
+    assert (report.copied, report.bad) == (13, 0)
+    assert report.level_error is not None
+    assert 0 < report.level_error < 20  # in levels: the pictures are noise, whose colours are halved in resolution
+    with tarfile.open(tmp_path / "out" / "train-00000-of-00001.tar") as tar:
+        names = tar.getnames()
+        assert names[:4] == ["00000000.jpg", "00000000.cls", "00000001.jpg", "00000001.cls"]
+        files = open_data([str(split_folder)])
+        for index in range(len(files)):
+            member = tar.extractfile(f"{index:08d}.jpg").read()  # type: ignore[union-attr]
+            assert (member == files.read(index)) == files.path(index).endswith(".jpg")
+            assert Image.open(tar.extractfile(f"{index:08d}.jpg")).format == "JPEG"  # type: ignore[arg-type]
+
+
+def test_equal_data_make_equal_shards(split_folder: Path, tmp_path: Path):
+    for name, workers in (("one", 0), ("two", 2)):
+        packed(split_folder, tmp_path / name, short_side=24, shard_images=4, workers=workers)
+    for shard in tmp_path.glob("one/*.tar"):
+        assert shard.read_bytes() == (tmp_path / "two" / shard.name).read_bytes()
+
+
+def test_short_side_shrinks_what_is_larger_and_keeps_the_aspect(tmp_path: Path):
+    for name, size in {"a": (90, 60), "b": (40, 120), "c": (30, 20), "d": (33, 32)}.items():
+        save_picture(tmp_path / "data" / f"{name}.jpg", (90, 50, 60), 1, size)
+    report = packed(tmp_path / "data", tmp_path / "out", short_side=32)
+    assert report.copied == 2
+    source = open_data([str(tmp_path / "out")])
+    assert [source.pixels(index).shape[1::-1] for index in range(4)] == [(48, 32), (32, 96), (30, 20), (33, 32)]
+
+
+def test_a_run_on_raw_shards_is_the_run_on_the_files(split_folder: Path, tmp_path: Path):
+    """Order, crops, jitter, masks and held-out images follow from the index in DATA, not from names or formats."""
+    packed(split_folder, tmp_path / "raw", encode="raw", shard_images=5)
+    flags = {"recipe": "tiny", "tokenizer": "pixels", "target": "pixels", "device": "cpu", "workers": 0, "steps": 3,
+             "batch_size": 5, "log_every": 1}  # fmt: skip
+    losses = {}
+    for name, data in (("files", split_folder), ("raw", tmp_path / "raw")):
+        out = tmp_path / f"run-{name}"
+        pretrain(resolve(PretrainConfig, flags | {"data": [str(data)], "out": str(out)}).config)
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [metrics["loss"] for line in lines if "loss" in (metrics := json.loads(line))]
+    assert len(losses["files"]) >= 3
+    assert losses["raw"] == losses["files"]
+
+
+def test_classes_keep_names_and_numbers_that_a_cls_member_would_change(tmp_path: Path):
+    for place, name in enumerate(["007", "10", " odd", "Ä"]):
+        save_picture(tmp_path / "data" / name / "x.png", (90, 50, 60), place)
+    packed(tmp_path / "data", tmp_path / "out")
+    files, shards = (open_data([str(tmp_path / each)]) for each in ("data", "out"))
+    assert shards.classes == files.classes
+    assert "007" in (shards.classes or ())
+    assert [shards.label(index) for index in range(4)] == [files.label(index) for index in range(4)]
+
+
+def test_classes_keep_the_order_that_parquet_declares_and_those_without_an_image(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    files = [save_picture(tmp_path / f"{number}.png", (90, 50, 60), number).read_bytes() for number in range(3)]
+    names = ["zebra", "none of these", "ant"]
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    table = pa.table({"image": [{"bytes": each, "path": None} for each in files], "label": [2, 0, 2]})
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "x.parquet")
+    packed(tmp_path / "x.parquet", tmp_path / "out")
+    source = open_data([str(tmp_path / "out")])
+    assert source.classes == tuple(names)
+    assert [source.label(index) for index in range(3)] == [2, 0, 2]
+
+
+def test_a_bad_image_is_left_out_counted_and_listed(split_folder: Path, tmp_path: Path, beit: Beit):
+    bad = split_folder / "train" / "a" / "00.jpg"
+    bad.write_bytes((split_folder / "val" / "a" / "0.jpg").read_bytes()[:200])
+    ended = beit("pack", split_folder, "-o", tmp_path / "out", "--workers", 0)
+    assert (ended.code, ended.lines[0]["bad"], ended.lines[0]["images"]) == (0, 1, 16)
+    (line,) = (tmp_path / "out" / "bad-images.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(bad)
+    strict = beit("pack", split_folder, "-o", tmp_path / "strict", "--workers", 0, "--max-bad", 0)
+    assert (strict.code, str(bad) in strict.err) == (3, True)
+    with pytest.raises(DataError):
+        open_data([str(tmp_path / "strict")])  # it is no DATA before it is finished
+
+
+def killed_behind_the_first_shard(data: Path, output: Path, number: int = signal.SIGKILL, workers: int = 0) -> int:
+    """Packs in a process that gets a signal when its first shard is finished; returns its exit code."""
+
+    def work() -> int:
+        add = PackFolder.add
+
+        def then_die(self: PackFolder, written: Any) -> None:
+            add(self, written)
+            (self.partial / ".train-00001-of-00003.tar.1").write_bytes(b"half")
+            os.kill(os.getpid(), number)
+
+        PackFolder.add = then_die  # type: ignore[method-assign]
+        words = ["pack", str(data), "-o", str(output), "--shard-images", "4", "--split", "train"]
+        return main([*words, "--workers", str(workers)])
+
+    return Child(work).ended(60).code
+
+
+def test_a_killed_pack_goes_on_behind_its_finished_shards(split_folder: Path, tmp_path: Path, monkeypatch):
+    out = tmp_path / "out"
+    assert killed_behind_the_first_shard(split_folder, out) != 0
+    assert not list(out.glob("*.tar"))
+    first = out / ".partial" / "train-00000-of-00003.tar"
+    stamp = first.stat().st_mtime_ns
+    made = []
+    write = run_of_pack.write_shard
+    monkeypatch.setattr(
+        run_of_pack, "write_shard", lambda packing, shard: made.append(shard.name) or write(packing, shard)
+    )
+    with pytest.raises(UsageError, match="other data or settings"):
+        packed(split_folder, out, shard_images=4, split="train", encode="raw")
+    packed(split_folder, out, shard_images=4, split="train")
+    assert made == ["train-00001-of-00003.tar", "train-00002-of-00003.tar"]
+    assert (out / first.name).stat().st_mtime_ns == stamp
+    assert sorted(os.listdir(out)) == ["SHA256SUMS", "pack.json", *(f"train-0000{n}-of-00003.tar" for n in range(3))]
+    packed(split_folder, tmp_path / "whole", shard_images=4, split="train")
+    assert (out / "SHA256SUMS").read_text() == (tmp_path / "whole" / "SHA256SUMS").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pack_that_is_asked_to_stop_ends_with_75_and_goes_on(split_folder: Path, tmp_path: Path, workers: int):
+    out = tmp_path / "out"
+    assert killed_behind_the_first_shard(split_folder, out, signal.SIGTERM, workers) == 75
+    report = packed(split_folder, out, shard_images=4, split="train", workers=workers)
+    assert (report.images, sorted(os.listdir(out))[:2]) == (12, ["SHA256SUMS", "pack.json"])
+
+
+def test_a_finished_shard_that_has_changed_is_made_again(split_folder: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    killed_behind_the_first_shard(split_folder, out)
+    first = out / ".partial" / "train-00000-of-00003.tar"
+    content = bytearray(first.read_bytes())
+    content[700] ^= 1
+    first.write_bytes(content)
+    events: list[Event] = []
+    config = PackConfig(data=(str(split_folder),), output=str(out), shard_images=4, split="train", workers=0)
+    pack(config, events.append)
+    assert any(f"'{first.name}' is not what was written" in getattr(event, "message", "") for event in events)
+    assert hashlib.sha256((out / first.name).read_bytes()).hexdigest() in (out / "SHA256SUMS").read_text()
+
+
+def test_a_finished_pack_is_replaced_only_when_asked_and_leaves_nothing_of_the_old(split_folder: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    packed(split_folder, out, shard_images=3)
+    with pytest.raises(UsageError, match="holds a finished pack"):
+        packed(split_folder, out)
+    packed(split_folder, out, overwrite=True)
+    assert [each.name for each in sorted(out.glob("*.tar"))] == [
+        "train-00000-of-00001.tar",
+        "validation-00000-of-00001.tar",
+    ]
+
+
+def test_a_folder_with_anything_else_is_refused(split_folder: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"other files, such as 'mine\.txt'"):
+            packed(split_folder, tmp_path / "out", overwrite=overwrite)
+    with pytest.raises(UsageError, match="lies inside"):
+        packed(split_folder, split_folder / "packed")
+    packed(split_folder, tmp_path / "first")
+    with pytest.raises(UsageError, match="would replace the input"):
+        packed(tmp_path / "first", tmp_path / "first", overwrite=True)
+
+
+def test_a_link_in_place_of_the_unfinished_part_is_not_followed(split_folder: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x.tar").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="is a link"):
+        packed(split_folder, tmp_path / "out")
+    assert (tmp_path / "mine" / "x.tar").read_text() == "mine"
+
+
+def test_names_in_a_manifest_lead_to_no_other_folder(split_folder: Path, tmp_path: Path):
+    out, mine = tmp_path / "out", tmp_path / "mine.tar"
+    mine.write_text("mine")
+    packed(split_folder, out)
+    manifest = json.loads((out / "pack.json").read_text())
+    manifest["splits"]["train"]["shards"].append({"file": "../mine.tar"})
+    (out / "pack.json").write_text(json.dumps(manifest))
+    packed(split_folder, out, overwrite=True)
+    assert mine.read_text() == "mine"
+
+
+def test_two_packs_of_one_folder_do_not_run_at_once(split_folder: Path, tmp_path: Path, monkeypatch):
+    write = run_of_pack.write_shard
+
+    def within(packing, shard):
+        with pytest.raises(UsageError, match="Another process is packing"):
+            PackFolder(tmp_path / "out", {}, _NoInputs(), overwrite=True)  # type: ignore[arg-type]
+        return write(packing, shard)
+
+    monkeypatch.setattr(run_of_pack, "write_shard", within)
+    assert packed(split_folder, tmp_path / "out").images == 16
+
+
+class _NoInputs:
+    def kind_of(self, path: Path) -> str:
+        return ""
+
+
+def test_a_full_disk_ends_with_4_and_the_command_goes_on_later(split_folder: Path, tmp_path: Path):
+    """A limit of the size of files stands for the disk: the third shard of raw pixels is larger than it."""
+    save_picture(split_folder / "train" / "c" / "9999.jpg", (90, 50, 60), 3, (400, 300))
+    words = ["pack", str(split_folder), "-o", str(tmp_path / "out"), "--encode", "raw", "--shard-images", "6",
+             "--split", "train", "--workers", "0"]  # fmt: skip
+
+    ended = Child(lambda: main(words), file_size=200_000).ended(60)
+    assert (ended.code, "cannot be written: File too large" in ended.err) == (4, True)
+    assert "2 of 3 shards are finished; the same command goes on." in ended.err
+    assert sorted(os.listdir(tmp_path / "out" / ".partial"))[-2:] == [
+        "train-00000-of-00003.tar",
+        "train-00001-of-00003.tar",
+    ]
+    assert main(words) == 0
+
+
+def test_a_failing_shard_ends_the_processes_of_the_others(split_folder: Path, tmp_path: Path, monkeypatch):
+    def fails(packing, shard):
+        raise StorageError(f"{shard.name} fails")
+
+    monkeypatch.setattr(run_of_pack, "write_shard", fails)
+    with pytest.raises(StorageError, match="train-00000-of-00006"):
+        packed(split_folder, tmp_path / "out", shard_images=2, workers=2)
+
+
+def test_masks_and_boxes_are_refused_and_their_images_alone_are_packed(scenes: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="has masks in"):
+        packed(scenes, tmp_path / "out")
+    shutil.copytree(scenes / "train" / "images", tmp_path / "images")
+    assert packed(scenes / "train" / "images", tmp_path / "out").images == 10
+    save_rectangles(tmp_path / "boxes", "train", 2, seed=0)
+    with pytest.raises(UsageError, match="has boxes in"):
+        packed(tmp_path / "boxes", tmp_path / "boxes-out")
+    assert packed(tmp_path / "boxes" / "train", tmp_path / "boxes-out").images == 2
+
+
+def test_sample_is_packed_without_files(tmp_path: Path):
+    report = packed("sample", tmp_path / "out", limit=20, encode="raw")
+    assert report.splits == {"train": 20, "validation": 20}
+    source = open_data([str(tmp_path / "out")], split="val")
+    assert source.classes == open_data(["sample"]).classes
+
+
+def test_other_tools_read_the_shards(split_folder: Path, tmp_path: Path):
+    packed(split_folder, tmp_path / "out", encode="raw")
+    shard = tmp_path / "out" / "train-00000-of-00001.tar"
+    subprocess.run(["tar", "xf", shard, "-C", tmp_path], check=True)
+    assert (tmp_path / "00000003.cls").read_text() == "a"
+    files = open_data([str(split_folder)])
+    assert np.array_equal(np.array(Image.open(tmp_path / "00000003.ppm")), files.pixels(3))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--encode raw --quality 90", "--quality"),
+        ("-o -", "-o '-'"),
+        ("--short-side 4", "at least 16"),
+    ],
+    ids=["quality of raw", "stdout", "short side"],
+)
+def test_settings_without_effect_or_sense_are_refused(
+    split_folder: Path, tmp_path: Path, beit: Beit, words: str, said: str
+):
+    ended = beit("pack", split_folder, "-o", tmp_path / "out", *words.split())
+    assert (ended.code, said in ended.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_notes_tell_the_size_before(split_folder: Path, tmp_path: Path):
+    events: list[Event] = []
+    pack(PackConfig(data=(str(split_folder),), output=str(tmp_path / "out"), workers=0), events.append)
+    assert any(isinstance(event, Note) and event.message.startswith("About 0.0 MB;") for event in events)

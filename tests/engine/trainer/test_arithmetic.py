@@ -1,0 +1,180 @@
+"""A run computes its steps alike from its first to its last, whatever the machine would choose by now."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
+from beitcli.engine.events import Warned
+from beitcli.engine.finetune import finetune
+from beitcli.engine.pretrain import pretrain
+from beitcli.engine.trainer.arithmetic import with_step_arithmetic
+from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.runtime.compute import arithmetic_choice, cpu_matmul
+from beitcli.runtime.compute.arithmetic_trial import Tried
+from beitcli.runtime.compute.cpu_matmul import Arithmetic, routed_matmul
+from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.distributed.world import DistributedContext
+from beitcli.runtime.storage.hashing import sha256_of
+
+CHOICES = {
+    "fp32": ({}, ("fp32", "torch")),
+    "onednn": ({"torch": 10.0, "onednn": 5.0}, ("fp32", "onednn")),
+    "bf16": ({"torch": 10.0, "onednn": 5.0, "bf16": 1.0}, ("bf16", "torch")),
+}
+
+
+@pytest.fixture
+def processor(monkeypatch, tmp_path):
+    """A processor on which arithmetics take so many milliseconds, and that has what they need."""
+
+    def be(milliseconds: dict[str, float]) -> None:
+        features = {"onednn": "avx512_f", "bf16": "avx512_bf16"}
+        held = {feature: True for name, feature in features.items() if name in milliseconds}
+        monkeypatch.setattr(cpu_matmul, "_capabilities", lambda: held)
+        monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+        monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / f"cache-{len(milliseconds)}"))
+        monkeypatch.setattr(arithmetic_choice, "_remembered", {})
+
+        def benchmark(shape, candidates):
+            return Tried({name: milliseconds[name] for name in candidates if name in milliseconds})
+
+        monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", benchmark)
+
+    return be
+
+
+def begin(data: Path, tokenizer: Path, run: Path, **more: object) -> Path:
+    flags = {"recipe": "tiny", "image_size": 32, "num_masked": 6, "tokenizer": str(tokenizer), "data": [str(data)]}
+    flags |= {"steps": 4, "batch_size": 8, "save_every": 2, "log_every": 1, "device": "cpu", "workers": 0}
+    pretrain(resolve(PretrainConfig, flags | {"out": str(run), "previews": 0} | more).config)
+    return run
+
+
+def half_of(run: Path, copy: Path) -> Path:
+    """The run as it was after two of its four steps."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-0000004")
+    return copy
+
+
+def resume(run: Path, events: list | None = None) -> Path:
+    on_event = (lambda event: None) if events is None else events.append
+    pretrain(resolve(PretrainConfig, {"out": str(run), "resume": True, "workers": 0}).config, on_event)
+    return run
+
+
+def weights(run: Path, step: int = 4) -> bytes:
+    return (run / "checkpoints" / f"step-000000{step}" / "model.safetensors").read_bytes()
+
+
+def record(run: Path, step: int = 4) -> tuple[str, str]:
+    trainer = json.loads((run / "checkpoints" / f"step-000000{step}" / "trainer.json").read_text())
+    return trainer["arithmetic"]["precision"], trainer["arithmetic"]["matmul"]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_resumed_run_goes_on_as_it_began(tmp_path, labelled_folder, tokenizer_run, processor, choice):
+    milliseconds, expected = CHOICES[choice]
+    processor(milliseconds)
+    run = begin(labelled_folder, tokenizer_run, tmp_path / "run")
+    assert record(run) == record(run, 2) == expected
+    assert routed_matmul() == "torch"
+    copy = half_of(run, tmp_path / "copy")
+    others = {"fp32": "bf16", "onednn": "bf16", "bf16": "onednn"}
+    processor(CHOICES[others[choice]][0])  # which would be chosen by now
+    assert record(resume(copy)) == expected
+    assert weights(copy) == weights(run)
+
+
+def test_bf16_steps_compute_other_weights_than_fp32(tmp_path, labelled_folder, tokenizer_run, processor):
+    processor(CHOICES["bf16"][0])
+    low = begin(labelled_folder, tokenizer_run, tmp_path / "low")
+    exact = begin(labelled_folder, tokenizer_run, tmp_path / "exact", precision="fp32")
+    assert record(exact) == ("fp32", "onednn")
+    assert weights(low) != weights(exact)
+
+
+def test_a_run_of_an_earlier_version_stays_fp32(tmp_path, labelled_folder, tokenizer_run, processor):
+    run = begin(labelled_folder, tokenizer_run, tmp_path / "run")
+    copy = half_of(run, tmp_path / "copy")
+    checkpoint = copy / "checkpoints" / "step-0000002"
+    trainer = json.loads((checkpoint / "trainer.json").read_text())
+    del trainer["arithmetic"]
+    (checkpoint / "trainer.json").write_text(json.dumps(trainer))
+    sums = [line.split("  ") for line in (checkpoint / "SHA256SUMS").read_text().splitlines()]
+    (checkpoint / "SHA256SUMS").write_text("".join(f"{sha256_of(checkpoint / n)}  {n}\n" for _, n in sums))
+    settings = (copy / "config.toml").read_text()
+    assert 'cpu_matmul = "auto"' in settings
+    (copy / "config.toml").write_text(settings.replace('cpu_matmul = "auto"\n', ""))
+    processor(CHOICES["bf16"][0])
+    assert record(resume(copy)) == ("fp32", "torch")
+    assert weights(copy) == weights(run)
+
+
+def test_onednn_is_not_taken_where_it_cannot_compute_fp32(tmp_path, labelled_folder, tokenizer_run, processor):
+    processor(CHOICES["onednn"][0])
+    run = begin(labelled_folder, tokenizer_run, tmp_path / "run")
+    copy = half_of(run, tmp_path / "copy")
+    processor({})
+    events: list = []
+    assert record(resume(copy, events)) == ("fp32", "torch")
+    told = [each for each in events if isinstance(each, Warned)]
+    assert any("torch hands none to oneDNN" in str(each) for each in told)
+
+
+def test_the_plan_says_the_arithmetic(tmp_path, labelled_folder, tokenizer_run, processor, beit):
+    processor(CHOICES["bf16"][0])
+    words = ("pretrain", labelled_folder, "--recipe", "tiny", "--tokenizer", tokenizer_run, "--image-size", 32)
+    words += ("--num-masked", 6, "--steps", 1, "--batch-size", 4, "--device", "cpu", "--workers", 0, "--dry-run")
+    plan = json.loads(beit(*words, "--json").out)["plan"]
+    assert plan["arithmetic"] == "bf16 (5.0x fp32 here); measured in fp32"
+    assert "large bf16 products reach here" in plan["utilisation"]
+    plan = json.loads(beit(*words, "--json", "--precision", "fp32").out)["plan"]
+    assert plan["arithmetic"] == "fp32 (oneDNN, 2.0x torch's library here); measured in fp32"
+    plan = json.loads(beit(*words, "--json", "--precision", "fp32", "--cpu-matmul", "torch").out)["plan"]
+    assert "arithmetic" not in plan
+    ended = beit(*words, "--compile", "--cpu-matmul", "onednn")
+    assert (ended.code, "--cpu-matmul onednn does not go with --compile" in ended.err) == (2, True)
+
+
+def test_a_finetuned_model_is_measured_in_fp32(tmp_path, labelled_folder, pretrained_run, processor):
+    processor(CHOICES["bf16"][0])
+    flags = {"recipe": "tiny", "init": str(pretrained_run), "size": 32, "steps": 2, "batch_size": 8, "save_every": 2}
+    flags |= {"data": [str(labelled_folder)], "out": str(tmp_path / "run"), "device": "cpu", "workers": 0}
+    finetune(resolve(FinetuneConfig, flags).config)
+    assert record(tmp_path / "run", 2) == ("bf16", "torch")
+    assert open_checkpoint(str(tmp_path / "run")).compute("cpu", "auto").precision == "fp32"
+
+
+def chosen(compute: Compute, **flags: object) -> Compute:
+    settings = {"recipe": "tiny", "data": ["none"], "tokenizer": "none", "steps": 1, "device": "cpu"}
+    config = resolve(PretrainConfig, settings | flags).config
+    return with_step_arithmetic(config, compute, config.architecture, compiled=False, on_event=lambda event: None)
+
+
+def test_the_choice_of_rank_0_is_that_of_all_ranks(processor):
+    class Other(DistributedContext):
+        def run_on_rank_zero(self, do):
+            return Arithmetic("bf16")
+
+    processor({})
+    found = chosen(Compute(torch.device("cpu"), "fp32", Other(rank=1, size=2)))
+    assert (found.training.precision, found.precision) == ("bf16", "fp32")
+
+
+def test_a_sharded_step_and_a_given_precision_are_left_as_they_are(processor):
+    processor(CHOICES["bf16"][0])
+    alone = Compute(torch.device("cpu"), "fp32")
+    assert chosen(alone).training.precision == "bf16"
+    assert chosen(alone, shard=True).training.precision == "fp32"
+    assert chosen(Compute(torch.device("cpu"), "bf16"), precision="bf16").steps is None
+    assert chosen(Compute(torch.device("cuda"), "bf16")).steps is None
