@@ -51,7 +51,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
             with immediate_stop_on_signal():
                 if place is not None:
                     console.muted = place.rank > 0
-                resolved = resolved_of(flags)
+                resolved: Resolved[Any] = resolved_of(flags)
                 if place is not None and place.restarts and processes.goes_on(resolved.config):
                     resolved = resolved_of(flags | {"resume": True})
                 if resolved.notes:
