@@ -15,7 +15,7 @@ from beitcli.cli.command_table import ALL, BY_NAME, COMMANDS, COMPLETING, unknow
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.help_page import program_help
 from beitcli.cli.streams import close_stdout, open_closed_streams, stdout_error, write_stdout
-from beitcli.errors import BeitError, UsageError
+from beitcli.errors import BeitError
 from beitcli.runtime.distributed.parent_death import end_with_launcher
 from beitcli.runtime.shortages import shortage
 from beitcli.runtime.signals import note_signals
@@ -61,9 +61,7 @@ def _answer(arguments: list[str]) -> int:
             return 0
         if arguments in ([], ["-h"], ["--help"], [ALL]):
             write_stdout(program_help() + "\n")
-            if not arguments:
-                raise UsageError("No command is given.", "See `beit --help`.")
-            return 0
+            return 0 if arguments else 2
         if arguments in (["-V"], ["--version"]):
             write_stdout(f"beit {__version__}\n")
             return 0

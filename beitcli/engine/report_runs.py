@@ -35,7 +35,8 @@ def report(config: ReportConfig) -> Reported:
     runs = [Path(each) for each in dict.fromkeys(config.runs)]
     for run in runs:
         if not (run / "config.toml").is_file():
-            raise DataError(f"'{run}' is no run: it has no config.toml.", "`beit runs DIR` lists the runs below DIR.")
+            what = "is no run: it has no config.toml" if run.exists() else "does not exist"
+            raise DataError(f"'{run}' {what}.", "`beit runs DIR` lists the runs below DIR.")
     own = config.output is None and len(runs) == 1
     target = runs[0] / PAGE if own else Path(config.output or PAGE)
     named = config.output is not None  # then a link is followed, and a pipe is written into

@@ -56,7 +56,7 @@ def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
         texts.append(f"masked accuracy {percent(accuracy)} = {accuracy / baseline:.1f} x guessing")
     if loss is not None and entropy is not None:
         side = "below" if loss <= entropy else "above"
-        texts.append(f"loss {loss:.2f}, {abs(entropy - loss):.2f} {side} entropy {entropy:.2f}")
+        texts.append(f"loss {loss:.2f}, {abs(entropy - loss):.2f} {side} entropy {abs(entropy):.2f}")
     if loss is not None and mean_colour:
         texts.append(f"loss {loss:.4f} = {loss / mean_colour:.0%} of the mean colour's")
     return texts

@@ -266,7 +266,8 @@ def test_resume_of_a_finished_run_with_harmless_differences_is_done_at_once(
     kept = contents(pretrained_run / "checkpoints")
     assert contents(run / "checkpoints") == kept
     assert f"'{run}' is finished, all 4 steps; nothing is trained." in ended.err
-    assert f"To train longer, start a new run: --config {run}/config.toml --steps 8 --out NEW" in ended.err
+    again = f"beit pretrain --config {run}/config.toml --steps 8 --out NEW"
+    assert f"To train longer, start a new run: {again}" in ended.err
     assert "learning rate" not in ended.err
     assert "going on" not in ended.err
     longer = ["--config", run / "config.toml", "--steps", 8, "--out", tmp_path / "new", "--json"]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import RunsConfig
+from beitcli.runtime.metric_text import key_figures
 from beitcli.runtime.storage.safe_json import dump_json
 
 # The figure that says most of a run, the first that it has.
@@ -20,6 +21,9 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
     def figure(run: Run) -> str:
         if run.tokenizer_step is not None:
             return f"tokenizer at step {run.tokenizer_step:,}"
+        against_guessing = key_figures(run.figures)
+        if against_guessing and config.sort not in run.figures:
+            return against_guessing[0]
         name = next((name for name in (config.sort, *_KEY) if name in run.figures), "")
         return f"{name.replace('_', ' ')} {run.figures[name]:.4g}" if name else ""
 

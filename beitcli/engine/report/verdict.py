@@ -36,6 +36,7 @@ _OTHER_TOKENIZER = (
     "one by itself, with beit train-tokenizer DATA --recipe small --out runs/tokenizer, until beit tokenize DATA "
     "--tokenizer runs/tokenizer --stats says that it suits; then pretrain with --tokenizer runs/tokenizer."
 )
+_ANOTHER_KIND = "Train it longer, or another kind of it: beit train-tokenizer DATA --kind vq."
 _STILL = 0.02  # share of all progress, made in the last fifth, that is still progress
 _WORSE = 0.02  # of the loss itself: a rise that is more than noise
 _FEW = 64  # images
@@ -157,7 +158,7 @@ def _pixels(last: Mapping[str, float], measurings: Measurings) -> Verdict:
 def _tokenizer(last: Mapping[str, float], measured: Measured) -> Verdict:
     poor = _poor_codes(last, measured.vocab_size)
     if poor is not None:
-        more = "Train longer, or with another --kind." if poor.grade == "bad" else _LONGER
+        more = _ANOTHER_KIND if poor.grade == "bad" else _LONGER
         return Verdict(poor.grade, f"{poor.text[0].upper()}{poor.text[1:]}. {more}")
     rising = next((name for name in ("psnr", "cosine") if name in last), "perplexity")
     trend = _trend(measured.measurings, rising, rising=True)

@@ -107,8 +107,9 @@ def measuring_findings(command: str, measured: int, is_apart: bool) -> Iterator[
         )
     elif measured < FEW_TO_MEASURE:
         step = f": a share moves in steps of {1 / measured:.0%}" if command == "finetune" and measured else ""
-        more = "--val DATA names others." if command == "finetune" else "More data has more: a twentieth is held out."
-        yield Finding("few-to-measure", "note", f"{counted(measured, 'image')} to measure on are few{step}.", more)
+        more = "--val DATA names others." if command == "finetune" else "Give more: a twentieth is held out."
+        few = f"{counted(measured, 'image')} to measure on {'is' if measured == 1 else 'are'} few{step}."
+        yield Finding("few-to-measure", "note", few, more)
 
 
 def class_findings(training: Source) -> Iterator[Finding]:
