@@ -31,7 +31,6 @@ from beitcli.engine.pack.size import tell_size
 from beitcli.engine.pack.writing import Written, write_shard
 from beitcli.engine.process_pool import process_count, run_in_order
 from beitcli.engine.trainer.bad_images import refuse_many_bad
-from beitcli.errors import DataError
 
 _ALL = "all"  # of data without splits, in the report and in pack.json
 _NOT_OF_THE_KIND = ("output", "overwrite", "workers", "max_bad")  # settings that may differ when a pack goes on
@@ -88,8 +87,6 @@ def pack(config: PackConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None 
     try:
         _write(config, packing, shards, folder, on_event)
         written = {shard: folder.finished[shard.name] for shard in shards}
-        if not any(each.images for each in written.values()):
-            raise DataError("No image could be read.", "`beit doctor DATA` says why of each.")
         _finish(config, parts, packing, written, folder, on_event)
     except BaseException:
         on_event(Note(f"{len(folder.finished)} of {len(shards)} shards are finished; the same command goes on."))
