@@ -34,8 +34,8 @@ def declared_classes(shards: Sequence[str]) -> tuple[str, ...]:
         for split in splits.values():
             if names <= {shard["file"] for shard in split["shards"]}:
                 classes = split["classes"] or ()
-                is_whole = all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes)
-                return tuple(classes) if is_whole else ()
+                are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+                return tuple(classes) if are_names and len(set(classes)) == len(classes) else ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is another program's
         pass
     return ()
