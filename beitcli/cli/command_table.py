@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ALL = "--help-all"  # of every command
 COMPLETING = "_BEIT_COMPLETE"  # set by a shell that asks for completions, and passes the words in other variables
 
-Face = Callable[[Any, "CommandConsole"], None]
+Run = Callable[[Any, "CommandConsole"], None]
 
 
 class Declaration(NamedTuple):
@@ -25,13 +25,13 @@ class Declaration(NamedTuple):
     Attributes:
         config: Config class, whose settings are the command's options.
         examples: Command lines, shown first in the command's own help.
-        face: Runs the engine and prints the result.
+        run: Runs the engine and prints the result.
         about: Additional help, a paragraph.
     """
 
     config: type
     examples: tuple[str, ...]
-    face: Face
+    run: Run
     about: str = ""
 
 

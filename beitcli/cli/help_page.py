@@ -134,7 +134,9 @@ def _lines_of(row: Row, style: Style, share: float) -> Iterable[tuple[str, str]]
     elif len(label) <= width:
         yield label, f"{name} {value}".strip()
     else:
-        yield row.name, name
+        flag, slash, negation = row.name.partition("/") if len(row.name) > width else (row.name, "", "")
+        for line in (f"{flag}{slash}", *([f"    {negation}"] if negation else ())):
+            yield line, style.styled(line, "bold cyan")
         for line in _values(row.value, width):
             yield line, style.styled(line, "yellow")
     for line in help:

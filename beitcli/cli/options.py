@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
     """
     declared = command.declaration
     settings = settings_of(declared.config)
+    resolved_of = partial(resolve, declared.config, environ=os.environ, known_elsewhere=known_settings)
 
     def callback(**given: Any) -> None:
         del given["help_all"]  # `main` has made it --help
@@ -49,14 +51,9 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
             with immediate_stop_on_signal():
                 if place is not None:
                     console.muted = place.rank > 0
-
-                def resolved_of(further: dict[str, Any]) -> Resolved[Any]:
-                    known = known_settings
-                    return resolve(declared.config, flags | further, environ=os.environ, known_elsewhere=known)
-
-                resolved = resolved_of({})
+                resolved: Resolved[Any] = resolved_of(flags)
                 if place is not None and place.restarts and processes.goes_on(resolved.config):
-                    resolved = resolved_of({"resume": True})
+                    resolved = resolved_of(flags | {"resume": True})
                 if resolved.notes:
                     from beitcli.engine.events import Warned
 
@@ -67,14 +64,15 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                 elif place.restarts:
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):
-                    declared.face(resolved.config, console)
+                    declared.run(resolved.config, console)
                 processes.shutdown()
         except ReaderGone as gone:
             close_stdout()
             if place is not None:
                 processes.reader_has_gone(place, gone)
         except (KeyboardInterrupt, ImmediateStop, Exception) as error:
-            raise typer.Exit(_ended(place, _stop_or(error, _resume_hint(command.config, flags)), console)) from None
+            error = _stop_or(error, partial(_resume_hint, declared.config, flags))
+            raise typer.Exit(_ended(place, error, console)) from None
         finally:
             console.close()
 
@@ -152,20 +150,20 @@ def _other_tasks(command: Command, setting: Setting, task: str) -> str:
     return f"\n\nBelow are the settings of {setting.flag} {task}; of others: beit {command.name} {others}."
 
 
-def _stop_or(error: BaseException, hint: str) -> Exception:
+def _stop_or(error: BaseException, hint: Callable[[], str]) -> Exception:
     """Returns the stop that a signal asked for, also where the code that it struck raised another error.
 
     Else returns what the machine lacks, or `error` itself.
 
     Args:
-        hint: Of the stop.
+        hint: Returns that of the stop.
     """
     number = noted()
     forget()
     if isinstance(error, KeyboardInterrupt) or number == signal.SIGINT:
-        return Interrupted(f"by {signal_words(signal.SIGINT)}, at once.", hint)
+        return Interrupted(f"by {signal_words(signal.SIGINT)}, at once.", hint())
     if isinstance(error, ImmediateStop) or number is not None:
-        return SignalStop(f"by {signal_words(number)}, at once.", hint)
+        return SignalStop(f"by {signal_words(number)}, at once.", hint())
     assert isinstance(error, Exception)
     return shortage(error) or error
 

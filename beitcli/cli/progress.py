@@ -79,7 +79,7 @@ class PlainLines:
         if len(", ".join(speed)) > left_over:
             speed = [text for text in speed if not text.startswith("data ")]
         if len(", ".join(speed)) > left_over:
-            speed = speed[-1:]  # the time left; the others are in metrics.jsonl
+            speed = speed[-1:]  # the time left where it is known; the others are in metrics.jsonl
         figures = fitting(figure_texts(trained), room - len(", ".join(speed)) - 2)
         return "  ".join(filter(None, (begin, figures, ", ".join(speed))))
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from beitcli.config.common import overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import check_bounds, option
-from beitcli.config.intensity import HELP as INTENSITY_HELP
+from beitcli.config.intensity import HELP_WITHOUT_MODEL as INTENSITY_HELP
 from beitcli.config.intensity import parse_intensity
 
 LISTS, PAGE = (".tsv", ".txt"), ".html"

@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 from beitcli.errors import UsageError
 
-HELP = (
+_OF_IMAGE = (
     "Gray of more than 8 bits: full maps all its bits to black and white, auto each image's own range (0.1% to 99.9%), "
-    "LOW,HIGH these numbers; default the model's own, else full."
+    "LOW,HIGH these numbers; default "
 )
+HELP = f"{_OF_IMAGE}the model's own, else full."
+HELP_WITHOUT_MODEL = f"{_OF_IMAGE}full."
 
 
 def _plain(number: float) -> str:

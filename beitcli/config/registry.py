@@ -162,6 +162,8 @@ def _declarations(path: tuple[str, ...]) -> bytes | None:
     """
     texts = []
     for folder in path:
+        if folder.endswith(".egg"):
+            return None
         try:
             with os.scandir(folder or ".") as entries:
                 names = [entry.name for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]

@@ -231,7 +231,7 @@ def _resumed(
             "Leave them out to go on as it was, or start a new run with another --out.",
         )
     _refuse_unused(settings, now, layers, stored)
-    return Resolved(now, origins, notes)
+    return Resolved(with_origins(now, origins), origins, notes)
 
 
 def _without_caches(

@@ -17,14 +17,16 @@ def resuming_words(config_class: Any, run: str, values: Mapping[str, Any]) -> li
 
     Args:
         config_class: Subclass of `Training`.
-        values: Settings of the command that was stopped, by name; those that were not given may be left out.
+        values: Settings of the command that was stopped, by name, or the words given for them; those that were not
+            given may be left out.
     """
     words = ["beit", config_class.command, "--out", run, "--resume"]
     for setting in settings_of(config_class).values():
         value = values.get(setting.name)
-        if _is_lost(setting) and value not in (None, setting.default):
-            words += [setting.flag, str(value)]
-    if (values.get("nodes") or 1) > 1 and not values.get("rdzv_endpoint"):
+        if not _is_lost(setting) or value is None or str(value) == str(setting.default):
+            continue
+        words += [setting.flag] if setting.kind is bool else [setting.flag, str(value)]
+    if "--nodes" in words and "--rdzv-endpoint" not in words:
         words += ["--rdzv-endpoint", "HOST:PORT"]
     return words
 

@@ -165,6 +165,7 @@ class TokenizerTask(Task):
         used, perplexity = codebook_usage(counts)
         share = float(counts.max() / counts.sum())
         metrics |= {"codes_used": used, "perplexity": perplexity, "commonest_share": share}
+        metrics["measured_tokens"] = int(counts.sum())
         return metrics | {name: value / number for name, value in total.items()}
 
     @torch.no_grad()

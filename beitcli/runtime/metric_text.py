@@ -20,7 +20,9 @@ _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     f"{HELD_OUT}images": lambda images: False,  # a count, not a metric
     "mae_normalized": lambda error: False,  # twice `mae`
     "masked_accuracy_std_error": lambda error: False,  # of the verdict
-    "measured_patches": lambda patches: False,  # a count too
+    "measured_patches": lambda patches: False,  # counts too
+    "measured_images": lambda images: False,
+    "measured_tokens": lambda tokens: False,
 }
 
 

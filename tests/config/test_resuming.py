@@ -14,6 +14,10 @@ _CASES = [
     ({}, []),
     ({"gpus": 1, "device": "cpu", "workers": 0}, ["--device", "cpu", "--workers", "0"]),
     ({"gpus": 1, "device": "auto", "workers": -1, "max_restarts": 3}, []),  # the defaults
+    ({"gpus": "1", "workers": "-1", "nodes": "1"}, []),  # words of a command line
+    ({"gpus": "2", "nodes": "2"}, ["--gpus", "2", "--nodes", "2", "--rdzv-endpoint", "HOST:PORT"]),
+    ({"shard": True, "in_memory": True, "gpus": "2"}, ["--gpus", "2", "--shard", "--in-memory"]),
+    ({"shard": False, "in_memory": False}, []),
     ({"gpus": 2}, ["--gpus", "2"]),
     ({"gpus": 2, "device": "auto"}, ["--gpus", "2"]),
     ({"gpus": 2, "device": "cpu"}, ["--device", "cpu", "--gpus", "2"]),

@@ -37,5 +37,5 @@ DECLARATION = Declaration(
         "beit attn-map photos/*.jpg --model runs/mine -o attention.html     a page to explore",
         "beit attn-map photos/*.jpg --model runs/mine --layer 8 -o figure.pdf     as the paper's Figure 2",
     ),
-    face=_run,
+    run=_run,
 )

@@ -64,5 +64,5 @@ DECLARATION = Declaration(
         "beit cache prune --kind features --larger-than 1G --dry-run",
         "beit cache dir",
     ),
-    face=_run,
+    run=_run,
 )

@@ -73,6 +73,6 @@ DECLARATION = Declaration(
         "beit doctor photos/ -o good.tsv",
         "beit doctor photos/ --json | jq '.findings[] | {kind, images}'",
     ),
-    face=_run,
+    run=_run,
     about="Without --split, all splits of DATA are looked at and compared. Exits with 3 if images cannot be read.",
 )

@@ -48,5 +48,5 @@ DECLARATION = Declaration(
         "beit embed runs/mine photos/ --query photo.jpg -o nearest.jpg",
         "beit embed runs/mine features.parquet --query photo.jpg     without computing them again",
     ),
-    face=_run,
+    run=_run,
 )

@@ -27,5 +27,5 @@ def _words(value: Any) -> Any:
 DECLARATION = Declaration(
     config=EnvConfig,
     examples=("beit env --json > environment.json",),
-    face=_run,
+    run=_run,
 )

@@ -30,5 +30,5 @@ DECLARATION = Declaration(
     ),
     about="Several MODELs may stand before DATA: arguments between the first and the last are MODELs as long as they "
     "are runs, checkpoints, files or folders of weights, hf://OWNER/NAME, timm/NAME or random; what follows is DATA.",
-    face=_run,
+    run=_run,
 )

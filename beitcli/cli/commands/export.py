@@ -30,6 +30,6 @@ DECLARATION = Declaration(
         "beit export hf://microsoft/beit-base-patch16-224 --to official -o base-pth",
         "beit export runs/classifier --to onnx -o classifier.onnx",
     ),
-    face=_run,
+    run=_run,
     about="The result is opened again and its outputs compared with the original's; too large a difference is refused.",
 )

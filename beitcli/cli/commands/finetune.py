@@ -22,5 +22,5 @@ DECLARATION = Declaration(
         "beit finetune street/ --init runs/mine --recipe small-segment     street/images and street/masks",
         "beit finetune sample --init random --recipe tiny-detect     boxes; of your own: a folder as COCO's",
     ),
-    face=_run,
+    run=_run,
 )

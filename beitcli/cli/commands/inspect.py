@@ -48,5 +48,5 @@ DECLARATION = Declaration(
         "beit inspect beit_base_patch16_224_pt22k.pth",
         "beit inspect hf://microsoft/beit-base-patch16-224 --json | jq .grid",
     ),
-    face=_run,
+    run=_run,
 )

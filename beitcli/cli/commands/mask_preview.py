@@ -58,5 +58,5 @@ DECLARATION = Declaration(
         "beit mask-preview --stats 20000 --num-masked 75 -o masks.png",
         "beit mask-preview --animate runs/mine -o learning.gif",
     ),
-    face=_run,
+    run=_run,
 )

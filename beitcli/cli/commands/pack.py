@@ -47,7 +47,7 @@ DECLARATION = Declaration(
         "beit pack imagenet/ --encode raw --short-side 256 -o packed/",
         "beit pretrain packed/",
     ),
-    face=_run,
+    run=_run,
     about="Shards are tar files in WebDataset's layout, and DATA of every command: splits, classes and order are "
     "those of DATA. A pack that was stopped goes on when its command is given again. --short-side, and JPEG of "
     "other formats, change the pixels: docs/performance.md says how much.",

@@ -49,5 +49,5 @@ DECLARATION = Declaration(
         "beit predict runs/detector photo.jpg -o boxes/ --score-threshold 0.7",
         "find . -name '*.jpg' -print0 | beit predict runs/classifier -0 -",
     ),
-    face=_run,
+    run=_run,
 )

@@ -19,5 +19,5 @@ DECLARATION = Declaration(
         "beit pretrain sample --recipe tiny",
         "beit pretrain photos/ --recipe small --epochs 20 --out runs/mine",
     ),
-    face=_run,
+    run=_run,
 )

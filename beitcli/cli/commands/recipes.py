@@ -30,5 +30,5 @@ DECLARATION = Declaration(
         "beit recipes small",
         "beit recipes --json | jq -r '.[] | select(.command == \"finetune\") | .name'",
     ),
-    face=_run,
+    run=_run,
 )

@@ -29,6 +29,6 @@ DECLARATION = Declaration(
         "beit report runs/mine",
         "beit report runs/a runs/b -o compare.html",
     ),
-    face=_run,
+    run=_run,
     about="Every training command writes the page of its run, RUN/report.html, at its end.",
 )

@@ -41,5 +41,5 @@ DECLARATION = Declaration(
         "beit runs /scratch/experiments --sort top1",
         "beit runs --json | jq -r '.[] | select(.state == \"stopped\") | .run'",
     ),
-    face=_run,
+    run=_run,
 )

@@ -39,5 +39,5 @@ DECLARATION = Declaration(
         "find . -name '*.jpg' -print0 | beit tokenize -0 - --tokenizer runs/tokenizer | head -3",
         "beit tokenize --decode tokens.jsonl --tokenizer runs/tokenizer -o pictures/",
     ),
-    face=_run,
+    run=_run,
 )

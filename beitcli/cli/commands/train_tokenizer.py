@@ -20,5 +20,5 @@ DECLARATION = Declaration(
         "beit train-tokenizer 'shards/train-*.tar' --recipe small --vocab-size 512 --out runs/tokenizer",
         "beit train-tokenizer photos/ --kind vqkd --teacher runs/classifier",
     ),
-    face=_run,
+    run=_run,
 )

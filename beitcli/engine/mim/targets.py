@@ -203,6 +203,8 @@ class _TokenAccumulator(MetricAccumulator):
         baseline, entropy = unigram_metrics(counts)
         hidden = int(counts.sum())
         known: dict[str, float] = {"measured_patches": hidden}
+        if images:
+            known["measured_images"] = images
         if images > 1:
             variance = (squares - right * right / images) / (images - 1)  # of the correct ones of an image
             known["masked_accuracy_std_error"] = math.sqrt(max(0.0, variance) * images) / hidden

@@ -14,7 +14,8 @@ from beitcli.runtime.metric_text import HELD_OUT, metric_label, metric_value, pe
 
 _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
-_NOT_CURVES = ("step", "epoch", f"{HELD_OUT}masked_accuracy_std_error", f"{HELD_OUT}measured_patches")
+_OF_VERDICT = ("masked_accuracy_std_error", "measured_patches", "measured_images", "measured_tokens")
+_NOT_CURVES = ("step", "epoch", *(f"{HELD_OUT}{name}" for name in _OF_VERDICT))
 _BASELINES = {  # metric -> the figure of a guess that ignores the image
     "masked_accuracy": ("baseline_accuracy", "always the most frequent token"),
     "loss": ("unigram_entropy", "entropy of the tokens"),

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from beitcli.engine.report.intervals import NORMAL_95, wilson
+from beitcli.engine.report.intervals import NORMAL_95, student_95, wilson
 from beitcli.engine.tokenizer_verdict import COMMONEST_SHARE, ENTROPY_SHARE
 from beitcli.runtime.metric_text import percent
 
@@ -74,7 +74,7 @@ def verdict_of(measured: Measured) -> Verdict:
     """Returns the verdict on a run."""
     last = measured.measurings[-1][1] if measured.measurings else {}
     if not last:
-        return Verdict("unknown", "Nothing was measured on held-out images yet: the first save does that.")
+        return Verdict("unknown", "Nothing was measured on held-out images yet.")
     if "masked_accuracy" in last:
         return _tokens(last, measured)
     if measured.command == "pretrain":
@@ -88,18 +88,18 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
     accuracy, guess = last["masked_accuracy"], last.get("baseline_accuracy", 0.0)
     entropy = last.get("unigram_entropy", 0.0)
     loss = last.get("masked_loss", last.get("loss", 0.0))
-    error = last.get("masked_accuracy_std_error")
-    interval = ""
+    error, images = last.get("masked_accuracy_std_error"), int(last.get("measured_images", 0))
+    interval, low = "", accuracy
     if error is not None:
-        low, high = max(0.0, accuracy - NORMAL_95 * error), min(1.0, accuracy + NORMAL_95 * error)
+        half = error * (student_95(images - 1) if images else NORMAL_95)
+        low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
         interval = f" (95%: {percent(low)} to {percent(high)})"
-    else:
-        low = 0.0 if "measured_patches" in last else accuracy  # one image; or a run of before there was an error
     times = (
         f", {accuracy / guess:.1f} times always guessing the most frequent token ({percent(guess)})" if guess else ""
     )
     side = f"{abs(entropy - loss):.2f} nats {'below' if loss < entropy else 'above'} the entropy of the tokens"
     figures = f"{percent(accuracy)} of the hidden tokens right{interval}{times}; loss {loss:.2f} is {side}"
+    few = _few(images) if images else ""
     poor = _poor_tokens(last, measured)
     if poor is not None:
         return Verdict(poor.grade, f"The tokens say little, so what it learns is little: {figures}. {poor.text}")
@@ -108,14 +108,16 @@ def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
     if loss >= entropy:
         return Verdict("early", f"It has learnt little yet: {figures}. {_LONGER}")
     if low <= guess:
-        return Verdict("early", f"It is not shown to be better than guessing: {figures}. {_LONGER}")
+        return Verdict("early", f"It is not shown to be better than guessing: {figures}. {_LONGER}{few}")
+    if images == 1:
+        return Verdict("unknown", f"One held-out image does not tell whether it learns: {figures}. Give more images.")
     if accuracy < _TIMES * guess and entropy - loss < _NATS:
         return Verdict(
             "early",
             f"It is barely better than guessing: {figures}. To know the place of a patch may give as much. {_LONGER}",
         )
     name = "masked_loss" if "masked_loss" in last else "loss"
-    return Verdict("good", f"It is learning: {figures}{_trend(measured.measurings, name)}")
+    return Verdict("good", f"It is learning: {figures}{_trend(measured.measurings, name)}{few}")
 
 
 def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | None:
@@ -169,7 +171,8 @@ def _poor_codes(last: Mapping[str, float], codes: int) -> Verdict | None:
         return None
     if perplexity < 2 or common > COMMONEST_SHARE[1]:
         return Verdict("bad", f"the codebook has collapsed: {_code_use(last, codes)}")
-    if codes and math.log(perplexity) < ENTROPY_SHARE[1] * math.log(codes):
+    possible = min(codes, int(last.get("measured_tokens", codes)))
+    if possible and math.log(perplexity) < ENTROPY_SHARE[1] * math.log(possible):
         return Verdict("early", f"few of the codes carry the images: {_code_use(last, codes)}")
     return None
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from beitcli.config.resolve import resolve
 from beitcli.engine.report.next_steps import next_commands
 from beitcli.escaping import shell_line
+from tests.documents.reading import flags_of
 
 
 def lines(command: str, **settings: object) -> list[str]:
-    return [shell_line(words) for words in next_commands(command, settings, "runs/a b")]
+    found = [shell_line(words) for words in next_commands(command, settings, "runs/a b")]
+    for line in found:
+        config, flags = flags_of(line)  # an option that the command lacks is an error
+        assert resolve(config, flags).config
+    return found
 
 
 def test_a_run_on_the_drawn_images_goes_on_with_them() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from beitcli.engine.report.intervals import wilson
+from beitcli.engine.report.intervals import student_95, wilson
 from beitcli.engine.report.verdict import Measured, verdict_of
 
 TOKENS = {"masked_accuracy": 0.042, "baseline_accuracy": 0.00382, "loss": 5.52, "unigram_entropy": 6.83}
@@ -85,8 +85,27 @@ def test_an_accuracy_within_its_error_of_guessing_is_not_learning() -> None:
     assert (grade, text[:35]) == ("early", "It is barely better than guessing: ")
     assert "Train longer, or on more images." in text
     assert judged(TOKENS | {"masked_accuracy_std_error": 0.002})[0] == "good"
-    of_one_image = TOKENS | {"measured_patches": 75}
-    assert judged(of_one_image)[1].startswith("It is not shown to be better than guessing: 4.2% of the hidden tokens ")
+    grade, text = judged(TOKENS | {"measured_patches": 75, "measured_images": 1})
+    assert grade == "unknown"
+    assert text.startswith("One held-out image does not tell whether it learns: 4.2% of the hidden tokens ")
+
+
+@pytest.mark.parametrize(("images", "low", "high"), [(2, 0.0, 16.9), (5, 1.4, 7.0), (1000, 2.2, 6.2)])
+def test_the_interval_of_few_images_is_students(images: int, low: float, high: float) -> None:
+    text = judged(TOKENS | {"masked_accuracy_std_error": 0.01, "measured_images": images})[1]
+    assert f"(95%: {low:.1f}% to {high:.1f}%)" in text
+    assert ("are too few to compare runs by" in text) == (images < 64)
+
+
+def test_students_quantiles() -> None:
+    known = {1: 12.706, 2: 4.303, 5: 2.571, 6: 2.447, 10: 2.228, 30: 2.042, 1000: 1.962}
+    assert all(abs(student_95(freedom) - value) < 0.003 for freedom, value in known.items())
+
+
+def test_codes_are_judged_by_as_many_tokens_as_were_measured() -> None:
+    few = {"perplexity": 12.0, "codes_used": 16, "commonest_share": 0.1, "psnr": 20.0}
+    assert judged(few, "train-tokenizer", vocab_size=256)[0] == "early"
+    assert judged(few | {"measured_tokens": 64}, "train-tokenizer", vocab_size=256)[0] == "good"
 
 
 def test_with_patch_aggregation_the_masked_loss_counts() -> None:

@@ -82,12 +82,12 @@ def own_tokenizer_findings(images: int, batch: int, steps: int) -> Iterator[Find
 
 
 def _passes(images: int, batch: int, steps: int, flag: str) -> tuple[str, str]:
-    """Returns how often a training sees its images, and the number of steps that sees them 300 times."""
+    """Returns how often a training sees its images, and the number of steps that sees them some 300 times."""
     passes = steps * batch / images
     enough = max(1, round(_PASSES * images / batch))
     return (
         f"{steps:,} steps of {batch:,} images are {passes:,.0f} passes over {counted(images, 'image')}",
-        f"{flag} {enough} makes {_PASSES} passes.",
+        f"{flag} {enough} makes {max(1, round(enough * batch / images)):,} passes.",
     )
 
 
