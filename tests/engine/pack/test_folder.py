@@ -178,17 +178,26 @@ def test_files_of_a_pack_that_are_anothers_are_not_replaced(split_folder: Path, 
         assert (mine.read_text(), os.listdir(mine.parent)) == ("{}", [name])
 
 
-def test_a_link_in_place_of_a_file_of_the_pack_is_replaced_and_not_followed(split_folder: Path, tmp_path: Path):
-    out = tmp_path / "out"
+def test_a_link_in_place_of_a_file_of_the_pack_is_replaced_and_not_followed(
+    split_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The link is there before, which is refused, or comes while shards are written."""
+    out, victim, write = tmp_path / "out", tmp_path / "victim", run_of_pack.write_shard
+    victim.write_text("mine")
+    out.mkdir()
+    (out / "SHA256SUMS").symlink_to(victim)
+    with pytest.raises(UsageError, match="other files"):
+        packed(split_folder, out)
+    (out / "SHA256SUMS").unlink()
+
+    def planted(packing: Any, shard: Any) -> Any:
+        if shard.split == 0:
+            (out / "SHA256SUMS").symlink_to(victim)
+        return write(packing, shard)
+
+    monkeypatch.setattr(run_of_pack, "write_shard", planted)
     packed(split_folder, out)
-    for name in ("SHA256SUMS", "pack.json"):
-        victim = tmp_path / f"victim-{name}"
-        (out / name).replace(victim)
-        (out / name).symlink_to(victim)
-    before = [victim.read_text() for victim in sorted(tmp_path.glob("victim-*"))]
-    packed(split_folder, out, encode="raw", overwrite=True)
-    assert [victim.read_text() for victim in sorted(tmp_path.glob("victim-*"))] == before
-    assert not any(each.is_symlink() for each in out.iterdir())
+    assert (victim.read_text(), (out / "SHA256SUMS").is_symlink()) == ("mine", False)
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
@@ -224,37 +233,45 @@ def test_a_record_of_another_program_decides_nothing(split_folder: Path, tmp_pat
     assert (out / ".partial" / "mine-00000-of-00001.tar").read_text() == "mine"
 
 
-def killed_while_it_finishes(data: Path, output: Path, behind: int, **settings: Any) -> int:
-    """Packs in a process that is killed when it has moved `behind` shards to DIR; returns its exit code."""
+def killed_while_it_finishes(data: Path, output: Path, steps: int, **settings: Any) -> int:
+    """Packs in a process that is killed behind `steps` files removed from DIR or moved to it; returns its exit code."""
 
     def work() -> int:
-        moved, replace = 0, Path.replace
+        done, replace, unlink = 0, Path.replace, Path.unlink
 
-        def until(self: Path, target: Path) -> Path:
-            nonlocal moved
+        def step() -> None:
+            nonlocal done
+            if done == steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done += 1
+
+        def replaced(self: Path, target: Path) -> Path:
             if self.parent.name == ".partial" and Path(target).parent == output:
-                if moved == behind:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                moved += 1
+                step()
             return replace(self, target)
 
-        Path.replace = until  # type: ignore[method-assign]
+        def unlinked(self: Path, missing_ok: bool = False) -> None:
+            if self.parent == output and self.name[0] != ".":
+                step()
+            unlink(self, missing_ok)
+
+        Path.replace, Path.unlink = replaced, unlinked  # type: ignore[method-assign]
         packed(data, output, **settings)
         return 0
 
     return Child(work).ended(60).code
 
 
-@pytest.mark.parametrize("behind", [0, 1, 4])
+@pytest.mark.parametrize("steps", [0, 1, 5, 11, 14])
 @pytest.mark.parametrize("is_the_same", [True, False])
 def test_a_kill_while_a_pack_is_replaced_leaves_a_folder_to_pack_into(
-    split_folder: Path, tmp_path: Path, behind: int, is_the_same: bool
+    split_folder: Path, tmp_path: Path, steps: int, is_the_same: bool
 ):
-    """4 shards in place of 6: killed before the first, the second, and pack.json."""
+    """4 shards in place of 6: killed before and while the old are removed, while the new move, and before pack.json."""
     out = tmp_path / "out"
     packed(split_folder, out, shard_images=3)
-    assert killed_while_it_finishes(split_folder, out, behind, shard_images=5, overwrite=True) != 0
-    settings = {"shard_images": 5} if is_the_same else {"shard_images": 6, "overwrite": True}
+    assert killed_while_it_finishes(split_folder, out, steps, shard_images=5, overwrite=True) == -signal.SIGKILL
+    settings: dict[str, Any] = {"shard_images": 5} if is_the_same else {"shard_images": 6, "overwrite": True}
     packed(split_folder, out, **settings)
     packed(split_folder, tmp_path / "whole", shard_images=settings["shard_images"])
     assert {each.name: each.read_bytes() for each in out.iterdir()} == {
