@@ -4,6 +4,7 @@ BeitError
 ├── UsageError          2   an option or a setting is wrong
 ├── DataError           3   data missing, unreadable, or more bad images than allowed
 │   └── BadImage            one image; jobs catch it, count it and go on
+│       └── ReadFailed          the disk, network or memory failed: it may be good later
 ├── StorageError        4   checkpoint, weights or storage
 ├── DivergedError       5   loss or gradient is not finite
 ├── DistributedError    6   a process or the rendezvous failed
@@ -46,6 +47,10 @@ class DataError(BeitError):
 
 class BadImage(DataError):
     """One image that cannot be used; `message` says why, without the path."""
+
+
+class ReadFailed(BadImage):
+    """The disk, the network or the memory failed, not the image: the next attempt may succeed."""
 
 
 class StorageError(BeitError):

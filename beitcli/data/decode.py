@@ -26,7 +26,7 @@ from beitcli.data.decoding.masks import refuse_as_mask, stored_indices
 from beitcli.data.decoding.reasons import damage, unidentified
 from beitcli.data.decoding.rgb import to_rgb
 from beitcli.data.decoding.tiff import WHITE_IS_ZERO
-from beitcli.errors import BadImage
+from beitcli.errors import BadImage, ReadFailed
 
 # Of the pixels that are made of the same bytes, and part of what kept features are found by: raise it with any change
 # here or in `decoding/` that gives other pixels for some file. Kept tokens have the pixels' own checksums.
@@ -280,7 +280,7 @@ def pillow_contained(data: bytes) -> Iterator[None]:
     except BadImage:
         raise
     except MemoryError:
-        raise BadImage("too large for the memory of this machine") from None
+        raise ReadFailed("too large for the memory of this machine") from None
     except Image.DecompressionBombError as error:
         pixels, limit = re.findall(r"\d+", str(error))[:2]
         raise _too_large(int(pixels), int(limit)) from None

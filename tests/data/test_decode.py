@@ -19,7 +19,7 @@ from PIL import Image
 
 from beitcli.data import decode as decoding
 from beitcli.data.decode import MAX_PIXELS, decode_index_mask, decode_pixels, decode_rgb, read_upright_size
-from beitcli.errors import BadImage
+from beitcli.errors import BadImage, ReadFailed
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -395,3 +395,8 @@ def test_a_bomb_is_refused_by_decode_pixels_too() -> None:
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", 60000, 60000)
     assert outcome(decode_pixels, bytes(data)) == ("3600.0 megapixels, more than the 178.9 allowed",)
+
+
+def test_memory_that_ends_is_no_fault_of_the_image() -> None:
+    with pytest.raises(ReadFailed, match="too large for the memory"), decoding.pillow_contained(b""):
+        raise MemoryError

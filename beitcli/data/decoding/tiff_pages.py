@@ -5,12 +5,13 @@ A directory is copied with what its entries point to; strips or tiles follow, an
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from beitcli.errors import BadImage
+from beitcli.errors import BadImage, ReadFailed
 
 MOST_PAGES = 100_000
 _MOST_ENTRIES = 4096
@@ -99,7 +100,11 @@ def page_file(file: BinaryIO, offset: int) -> bytes:
         if _OLD_JPEG in entries.get(_COMPRESSION, (3, (0,)))[1]:  # its tables are wherever its tags say
             return _whole_file_from(file, layout, offset)
         return _built(file, layout, entries)
-    except (struct.error, OSError, ValueError, OverflowError, MemoryError):
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # as of an offset before the file's beginning
+            raise _DAMAGED from None
+        raise ReadFailed(f"cannot be read: {error.strerror}") from None
+    except (struct.error, ValueError, OverflowError, MemoryError):
         raise _DAMAGED from None
 
 

@@ -15,10 +15,11 @@ from beitcli.data.sources.splits import canonical
 from beitcli.errors import DataError
 
 _SPLITS = ("train", "validation", "test")
+_STDIN = "-"  # it can be read once only, and has no splits
 
 
 def open_every_split(references: Sequence[str], request: Request) -> dict[str | None, Source]:
-    """Returns the images of each split by its canonical name, None for data without splits.
+    """Returns the images of each split by its canonical name, such as validation; None for data without splits.
 
     These are the split of `request`, else all that any of DATA has. Each has the images, in the order, that it has when
     it is opened alone; what has no splits belongs to the first one, as in training.
@@ -38,15 +39,17 @@ def open_every_split(references: Sequence[str], request: Request) -> dict[str | 
 
 def _splits_of(references: Sequence[str], request: Request) -> dict[str | None, list[tuple[str, str | None]]]:
     """Returns the splits to open, each with its references and the split to open of them; None for no split."""
-    if request.split is not None or "-" in references:
-        return {request.split: [(reference, request.split) for reference in references]}
-    has = _splits_by_reference(references)
-    found: list[str | None] = [split for split in _SPLITS if any(split in splits for splits in has.values())]
+    if request.split is not None:
+        return {canonical(request.split): [(reference, request.split) for reference in references]}
+    files = [reference for reference in references if reference != _STDIN]
+    splits_of = _splits_by_reference(files) if files else {}
+    has = [(reference, splits_of.get(reference, set())) for reference in references]
+    found: list[str | None] = [split for split in _SPLITS if any(split in splits for _, splits in has)]
     found = found or [None]
     return {
         split: [
             (reference, split if splits else None)
-            for reference, splits in has.items()
+            for reference, splits in has
             if split in splits or (not splits and split == found[0])
         ]
         for split in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import unicodedata
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from beitcli.data.decoding import heif
-from beitcli.errors import BadImage, DataError
+from beitcli.errors import BadImage, DataError, ReadFailed
 from beitcli.runtime.storage.regular_files import open_regular
 
 EXTENSIONS: tuple[str, ...] = (  # of the formats that are decoded; without HEIC the same on every machine
@@ -23,6 +24,10 @@ if heif.is_installed():
 _IMAGE = re.compile(rb"\.(?:" + "|".join(EXTENSIONS).encode() + rb")\Z", re.IGNORECASE)
 _MASK_FOLDERS = ("masks", "annotations")
 MAX_IMAGE_BYTES = 2_147_483_648  # the largest image that is decoded takes 1.4 GB as 16-bit RGBA
+_OF_THE_FILE = {  # and not of the disk or the network
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EINVAL, errno.EOVERFLOW),
+}
 _INTEGER = re.compile(r"-?[0-9]{1,1000}")  # Python itself converts 4,300 digits at most
 
 
@@ -164,7 +169,13 @@ def read_file(path: str | bytes) -> bytes:
     except IsADirectoryError:
         raise BadImage("a folder, not a file") from None
     except (OSError, ValueError) as error:
-        raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise read_error(error)(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_error(error: Exception) -> type[BadImage]:
+    """Returns BadImage for what lies in the file, its name or its permissions, else ReadFailed."""
+    number = error.errno if isinstance(error, OSError) else None
+    return BadImage if number is None or number in _OF_THE_FILE else ReadFailed
 
 
 def file_size(path: str | bytes) -> int | None:

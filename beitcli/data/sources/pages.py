@@ -79,6 +79,9 @@ class PagesSource(Source):
     def __len__(self) -> int:
         return len(self._file_of)
 
+    def inner(self) -> tuple[Source, ...]:
+        return (self.source,)
+
     def path(self, index: int) -> str:
         path, page = self.source.path(int(self._file_of[index])), int(self._page_of[index])
         return f"{path}{PAGE}{page}" if page else path

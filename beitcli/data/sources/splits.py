@@ -26,7 +26,7 @@ _SPLIT_OF_WORD = {word: split for split, words in _WORDS.items() for word in wor
 WORDS = tuple(_SPLIT_OF_WORD)
 _ANY_WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(WORDS)})(?![a-z])")
 _OF_ROLE = {"train": ("train",), "eval": ("validation", "test")}
-_SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}")
+_SHARD = re.compile(r"(.+?)-[0-9]{5,}-of-[0-9]{5,}")
 
 
 def canonical(split: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from beitcli.config.fields import settings_of
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.open_data import expand
+from beitcli.data.sources.pages import PAGE
 from beitcli.errors import BeitError
 from beitcli.models.checkpoints.locate import split_part
 
@@ -26,7 +27,7 @@ Identity = tuple[int, int]  # device and inode: the same for a file, links to it
 
 
 class ProtectedInputs:
-    """Inputs of a job: DATA, the images in it, and the files of MODEL and TOKENIZER.
+    """Inputs of a job: DATA, the images in it or the shards that hold them, and the files of MODEL and TOKENIZER.
 
     Args:
         config: Of any command.
@@ -63,7 +64,7 @@ class ProtectedInputs:
 
     @cached_property
     def _files(self) -> set[Identity]:
-        return _identities(self._paths())
+        return _identities(self._paths()) | _holders(self._source)
 
     def _paths(self) -> Iterator[str]:
         for reference in self._named["data"]:
@@ -102,11 +103,29 @@ def _below(path: str, is_input: Callable[[str], bool], *, deep: bool) -> Iterato
 
 
 def _identities(paths: Iterable[str | Path]) -> set[Identity]:
-    found = set()
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):
-            continue
-        found.add((status.st_dev, status.st_ino))
-    return found
+    """Returns the files of paths; of `stack.tif#page=3` the TIFF."""
+    found = (_identity(path) or _identity(str(path).rpartition(PAGE)[0]) for path in paths)
+    return {identity for identity in found if identity is not None}
+
+
+def _holders(source: Source | None) -> set[Identity]:
+    """Returns the shards of images that are no files of their own: of `shard.tar/member` the shard."""
+    folders = set[str]() if source is None else {os.path.dirname(source.path(index)) for index in range(len(source))}
+    return {identity for folder in folders if (identity := _holder(folder)) is not None}
+
+
+def _holder(folder: str) -> Identity | None:
+    """Returns the file that a folder lies in; None for a folder of the disk."""
+    while folder and not os.path.isdir(folder):
+        if os.path.isfile(folder):
+            return _identity(folder)
+        folder = "" if os.path.dirname(folder) == folder else os.path.dirname(folder)
+    return None
+
+
+def _identity(path: str | Path) -> Identity | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

@@ -16,7 +16,8 @@ from beitcli.engine.pack.encoding import Encoding
 from beitcli.errors import DataError
 
 _SHARDS, _LEAST, _MOST = 64, 250, 5000  # of a split by default; images of a shard
-_WITHOUT_SPLITS = "images"
+_STEM_WITHOUT_SPLITS = "images"
+SHARD_NAME = re.compile(r"[\w+-]+-[0-9]{5,}-of-[0-9]{5,}\.tar")
 _COMPONENT_BYTES = 200
 
 # `cls`: a member KEY.cls with the class's name, as in WebDataset. `folder`: CLASS/KEY.jpg, for names that a .cls member
@@ -62,14 +63,16 @@ def plan_shards(parts: Mapping[str | None, Source], images: int | None) -> list[
     for number, (split, source) in enumerate(parts.items()):
         each = images or min(_MOST, max(_LEAST, -(-len(source) // _SHARDS)))
         starts = range(0, len(source), each)
-        for place, first in enumerate(starts):
-            name = f"{_stem(split)}-{place:05d}-of-{len(starts):05d}.tar"
+        digits = max(5, len(str(len(starts))))  # names in order are shards in order
+        for number_in_split, first in enumerate(starts):
+            name = f"{stem(split)}-{number_in_split:0{digits}d}-of-{len(starts):0{digits}d}.tar"
             shards.append(Shard(name, number, first, min(first + each, len(source))))
     return shards
 
 
-def _stem(split: str | None) -> str:
-    return re.sub(r"[^\w+-]", "_", split) if split else _WITHOUT_SPLITS
+def stem(split: str | None) -> str:
+    """Returns what the names of a split's shards begin with, which is its name when they are opened as DATA."""
+    return re.sub(r"[^\w+-]", "_", split) if split else _STEM_WITHOUT_SPLITS
 
 
 def label_layout(source: Source) -> LabelLayout:

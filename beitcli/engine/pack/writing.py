@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.formats.tar import TarSource
@@ -16,9 +18,21 @@ from beitcli.engine.io.outputs import OutputFile
 from beitcli.engine.pack.encoding import encode
 from beitcli.engine.pack.plan import Packing, Shard, members
 from beitcli.engine.process_pool import is_stopped
-from beitcli.errors import BadImage, DataError, StorageError
+from beitcli.engine.trainer.bad_images import Bad
+from beitcli.errors import BadImage, DataError, ReadFailed, StorageError
 
 _BLOCK, _RECORD = 512, 10_240  # of tar
+_READ_TOGETHER = 256  # images that a source on the network is asked for at once
+
+
+def member_bytes(content: int) -> int:
+    """Returns the bytes of a member in a shard: its header, and `content` in whole blocks."""
+    return _BLOCK + -(-content // _BLOCK) * _BLOCK
+
+
+def shard_bytes(members: int) -> int:
+    """Returns the bytes of a shard whose members take `members`: with the end mark, in whole records."""
+    return -(-(members + 2 * _BLOCK) // _RECORD) * _RECORD
 
 
 @dataclass
@@ -30,7 +44,7 @@ class Written:
         source_bytes: Of the files of DATA whose images it holds.
         copied: Images that are the files of DATA.
         encoded: Images that were encoded as JPEG, and `levels`, the sum of their mean differences in levels of 255.
-        bad: (path, reason) of the images that are left out.
+        bad: (index, path, reason) of the images that are left out.
     """
 
     file: str
@@ -41,13 +55,15 @@ class Written:
     copied: int = 0
     encoded: int = 0
     levels: float = 0.0
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
 
 
 def write_shard(packing: Packing, shard: Shard) -> Written:
     """Writes `packing.folder`/`shard.name`, whole or not at all.
 
     Raises:
+        DataError: Reading failed for another reason than an image, such as a disk or memory: what is good may not be
+            left out.
         StorageError: The disk is full, the folder cannot be written, or the shard reads back otherwise.
     """
     written, source = Written(shard.name), packing.sources[shard.split]
@@ -58,11 +74,18 @@ def write_shard(packing: Packing, shard: Shard) -> Written:
         for index in range(shard.first, shard.last):
             if is_stopped():
                 raise StorageError(f"Shard '{shard.name}' is not finished.")
+            if (index - shard.first) % _READ_TOGETHER == 0:
+                source.prefetch(np.arange(index, min(index + 2 * _READ_TOGETHER, shard.last)))
             try:
                 data = source.read(index)
                 image = encode(data, packing.encoding, source.intensity)
+            except ReadFailed as error:
+                raise DataError(
+                    f"'{source.path(index)}' could not be read: {error.message}.",
+                    "Give the command again to go on; where memory ends, with fewer --workers.",
+                ) from None
             except BadImage as error:
-                written.bad.append((source.path(index), error.message))
+                written.bad.append((index, source.path(index), error.message))
                 continue
             name = class_name(source, index)
             parts = members(packing.layouts[shard.split], f"{index:08d}", packing.encoding.suffix, name)

@@ -57,9 +57,24 @@ def test_images_that_do_not_fit_are_refused_with_their_size(folder: Path, monkey
         FilesInMemory(source, processes=2)
 
 
-def test_free_memory_is_within_that_of_the_machine():
+class Unread(Subset):
+    def read(self, index: int) -> bytes:
+        raise AssertionError("it is read")
+
+
+def test_shards_that_do_not_fit_are_refused_before_anything_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    source = open_data([str(folder)])
+    monkeypatch.setattr(files_in_memory, "free_memory", lambda: 2000)
+    with pytest.raises(DataError, match=r"24 images of .* half of what is free"):
+        FilesInMemory(Unread(source, np.arange(24)))
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")
+def test_free_memory_is_at_most_that_of_the_machine():
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = free_memory()
-    assert free is None or 0 < free < 1 << 50
+    assert free is not None
+    assert 1 << 20 < free <= 1024 * int(lines["MemTotal"].split()[0])
 
 
 def test_a_run_in_memory_is_the_run_on_the_files(tmp_path: Path):

@@ -13,7 +13,7 @@ import numpy as np
 from beitcli.runtime.storage.regular_files import open_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
-MANIFEST = "pack.json"
+MANIFEST, FORMAT = "pack.json", "beit-pack-1"
 _MOST_BYTES = 1 << 28
 
 
@@ -28,11 +28,14 @@ def declared_classes(shards: Sequence[str]) -> tuple[str, ...]:
         return ()
     try:
         with open_regular(os.path.join(*folders, MANIFEST)) as file:
-            splits = parse_json(file.read(_MOST_BYTES))["splits"]
+            manifest = parse_json(file.read(_MOST_BYTES))
+        splits = manifest["splits"] if manifest["format"] == FORMAT else {}
         names = {os.path.basename(shard) for shard in shards}
         for split in splits.values():
             if names <= {shard["file"] for shard in split["shards"]}:
-                return tuple(map(str, split["classes"] or ()))
+                classes = split["classes"] or ()
+                are_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+                return tuple(classes) if are_names and len(set(classes)) == len(classes) else ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is another program's
         pass
     return ()

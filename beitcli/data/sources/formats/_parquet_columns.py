@@ -194,4 +194,4 @@ def linked_file(path: str, folder: str | None) -> bytes:
     try:
         return read_file(os.path.join(folder, path))
     except BadImage as error:
-        raise BadImage(f"not embedded, and its file '{shown}': {error.message}") from None
+        raise type(error)(f"not embedded, and its file '{shown}': {error.message}") from None

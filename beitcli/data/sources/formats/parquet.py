@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from beitcli.data.sources.base import Blocks, OnProgress, Source
-from beitcli.data.sources.files import number_classes, require_whole_labels
+from beitcli.data.sources.files import number_classes, read_error, require_whole_labels
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._parquet_columns import HINT, encoded_file, image_column, linked_file
 from beitcli.data.sources.formats._parquet_labels import LABEL, LabelColumn
@@ -214,7 +214,7 @@ class ParquetSource(Source):
             self._refused[group] = f"its row group is too large: {error}; write smaller row groups"
             raise BadImage(self._refused[group]) from None
         except (OSError, ValueError, LookupError, pa.ArrowException) as error:
-            raise BadImage(f"its row group cannot be read: {_first_line(error)}") from None
+            raise read_error(error)(f"its row group cannot be read: {_first_line(error)}") from None
         if len(column) != self._starts[group + 1] - self._starts[group]:
             raise BadImage("its file has changed")
         return column

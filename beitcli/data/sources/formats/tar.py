@@ -36,7 +36,7 @@ from beitcli.data.sources.splits import (
     is_split,
     report_unused_splits,
 )
-from beitcli.errors import BadImage, DataError
+from beitcli.errors import BadImage, DataError, ReadFailed
 from beitcli.runtime.storage.regular_files import regular_descriptor
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -138,7 +138,7 @@ class TarSource(Source):
             with self._opened(int(self._shard_of[index])) as file:
                 data = read_place(file, self._place(offset, size))
         except OSError as error:
-            raise BadImage(f"its shard cannot be read: {error.strerror}") from None
+            raise ReadFailed(f"its shard cannot be read: {error.strerror}") from None
         if len(data) != size:
             raise BadImage("its shard has become shorter")
         return data

@@ -23,6 +23,10 @@ from beitcli.data.sources.remote.parquet_stream import StreamedParquet
 from beitcli.data.sources.remote.prefetch import READ_AHEAD
 from beitcli.data.sources.subset import Subset
 from beitcli.data.transforms.base import CenterTransform
+from beitcli.engine.events import Event
+from beitcli.engine.pack.encoding import Encoding
+from beitcli.engine.pack.plan import Packing, plan_shards
+from beitcli.engine.pack.size import tell_size
 from beitcli.errors import BadImage, DataError, StorageError, UsageError
 from beitcli.runtime.hub import http_ranges as ranges
 from tests.helpers.hub_server import HubServer
@@ -325,3 +329,14 @@ def test_a_stream_that_is_no_parquet_is_refused(server: HubServer) -> None:
     server.status = 503
     with pytest.raises(StorageError):
         open_data(["hf://datasets/owner/none"])
+
+
+def test_a_pack_asks_few_groups_for_its_size(server: HubServer, files: dict[str, bytes], tmp_path: Path) -> None:
+    """32 images spread over the data would be 32 of its 40 groups."""
+    source = opened()
+    server.sent.clear()
+    packing = Packing((source,), ("cls",), Encoding("raw"), tmp_path)
+    told: list[Event] = []
+    tell_size(packing, plan_shards({"train": source}, 100), told.append)
+    assert len(told) == 1
+    assert sum(server.sent) < 6 / 40 * sum(map(len, files.values()))
