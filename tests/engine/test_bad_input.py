@@ -221,7 +221,7 @@ def test_training_stops_past_max_bad_with_examples(
     ended = beit(*PRETRAIN, mixed_folder, "--tokenizer", tokenizer_run, "--steps", 8, "--out", run, *max_bad)
     assert_refused(ended, 3, "cannot be read", "--max-bad", str(run / "bad-images.jsonl"))
     assert any(f"{mixed_folder / name}: " in ended.err for name in BAD)
-    assert f"Go on with: beit pretrain --out {run} --resume --max-bad SHARE" in ended.err
+    assert f"Go on with: beit pretrain --out {run} --resume --workers 0 --max-bad SHARE" in ended.err
     assert beit("pretrain", "--out", run, "--resume", "--max-bad", 0.25, "--json").lines[0]["step"] == 8
 
 

@@ -28,7 +28,7 @@ CPU = Compute(torch.device("cpu"), "fp32")
 def settings(data, tokenizer, out, **more):
     flags = {"recipe": "tiny", "data": [str(data)], "tokenizer": str(tokenizer), "image_size": 32, "num_masked": 6,
              "steps": 4, "batch_size": 8, "save_every": 2, "log_every": 1, "drop_path": 0.2, "device": "cpu",
-             "workers": 0, "out": str(out)}  # fmt: skip
+             "workers": 0, "measure_share": 1, "out": str(out)}  # fmt: skip
     return resolve(PretrainConfig, flags | more).config
 
 
