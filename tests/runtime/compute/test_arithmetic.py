@@ -173,7 +173,7 @@ def test_steps_are_routed_and_measurements_and_tokens_are_not():
             assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
             with tf32_disabled(CPU):
                 assert routed_matmul() == TORCH
-                assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+                assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
         assert routed_matmul() == ONEDNN  # for the backward pass
         with compute.autocast():
             assert routed_matmul() == TORCH
@@ -188,6 +188,47 @@ def test_bf16_steps_leave_measurements_in_fp32():
     with compute.autocast():
         assert (product @ product).dtype == torch.float32
     assert (compute.training.dtype, compute.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.fixture
+def medium():
+    """A process whose user has asked for fast fp32 products before."""
+    torch.set_float32_matmul_precision("medium")
+    yield torch.backends.mkldnn.matmul
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_the_process_s_own_setting_holds_again(medium):
+    with matmul_by(ONEDNN):
+        pass
+    assert medium.fp32_precision == "bf16"
+    steps = Compute(CPU, "fp32", steps=Arithmetic("fp32", ONEDNN))
+    with steps.training.autocast(), steps.autocast():
+        assert (medium.fp32_precision, routed_matmul()) == ("bf16", TORCH)
+    with contextlib.suppress(RuntimeError), matmul_by(ONEDNN):
+        raise RuntimeError
+    assert (medium.fp32_precision, torch.get_float32_matmul_precision()) == ("bf16", "medium")
+
+
+def test_torchs_library_is_meant_whatever_the_process_has_set(medium):
+    with matmul_by(TORCH):
+        assert medium.fp32_precision == "ieee"
+        with Compute(CPU, "fp32").autocast(), matmul_by(ONEDNN):
+            assert medium.fp32_precision == "bf16"
+        assert medium.fp32_precision == "ieee"
+    with contexts()[TORCH](), tf32_disabled(CPU):
+        assert medium.fp32_precision == "ieee"
+    assert medium.fp32_precision == "bf16"
+
+
+def test_a_traced_function_switches_nothing():
+    def product(each: torch.Tensor) -> torch.Tensor:
+        with tf32_disabled(CPU):
+            return each @ each
+
+    traced = torch.compile(product, backend="eager", fullgraph=True)
+    assert torch.equal(traced(torch.ones(2, 2)), torch.full((2, 2), 2.0))
 
 
 def test_a_setting_made_elsewhere_is_left_alone():
