@@ -31,6 +31,7 @@ from beitcli.runtime.compute.cpu_matmul import (
     ONEDNN,
     TORCH,
     Arithmetic,
+    has_bf16_units,
     has_onednn_route,
     matmul_by,
     processor_identity,
@@ -93,7 +94,14 @@ def refused_onednn(shape: BlockShape) -> str:
 
 
 def restored_arithmetic(stored: Arithmetic, shape: BlockShape) -> Arithmetic:
-    """Returns the arithmetic that a run began with; with torch's library where oneDNN is not to be used here."""
+    """Returns the arithmetic that a run began with; with torch's library where oneDNN is not to be used here.
+
+    bf16 is kept on a processor that emulates it, with a note.
+    """
+    if stored.precision == BF16 and not has_bf16_units():
+        note = "The run's steps are bf16, which this processor emulates: they take ten times as long as fp32, or more, "
+        note += "and may round otherwise. For fp32 from here on, add --precision fp32."
+        return Arithmetic("bf16", TORCH, "bf16, as the run began", note)
     if stored.matmul == ONEDNN and (why := refused_onednn(shape)):
         note = f"The run's fp32 products were oneDNN's, and are torch's here: {why}. Its weights differ by rounding."
         return Arithmetic(stored.precision, TORCH, f"{stored.precision}, as the run began", note)

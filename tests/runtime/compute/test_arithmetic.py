@@ -131,6 +131,15 @@ def test_an_unknown_processor_computes_as_before(processor):
     assert (resumed.matmul, "differ by rounding" in resumed.note) == (TORCH, True)
 
 
+def test_bf16_that_goes_on_without_units_for_it_is_told(processor):
+    processor("avx512_f", "avx512_bf16")
+    assert restored_arithmetic(Arithmetic("bf16"), SHAPE).note == ""
+    processor("avx512_f")
+    resumed = restored_arithmetic(Arithmetic("bf16"), SHAPE)
+    assert (resumed.precision, "which this processor emulates" in resumed.note) == ("bf16", True)
+    assert "--precision fp32" in resumed.note
+
+
 def test_arm_is_not_asked_for_its_rounded_products(processor, monkeypatch):
     processor("bf16", "sve", torch=10.0, bf16=4.0)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
