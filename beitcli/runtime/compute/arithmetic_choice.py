@@ -19,7 +19,6 @@ import torch
 from beitcli.runtime.compute.arithmetic_trial import (
     BF16,
     MAX_ERROR,
-    TRIAL,
     BlockShape,
     Contexts,
     Tried,
@@ -61,13 +60,17 @@ def choose_arithmetic(shape: BlockShape, precision: str, matmul: str) -> Arithme
         candidates = {name: candidates[name] for name in (matmul, BF16) if name in candidates}
     if len(candidates) == 1:
         return _described(next(iter(candidates)), Tried())
-    return decide(_measured(shape, candidates))
+    return decide(_measured(shape, candidates), TORCH if matmul == "auto" else matmul)
 
 
-def decide(tried: Tried) -> Arithmetic:
-    """Returns the fastest arithmetic by its margin; torch's library if nothing was measured."""
+def decide(tried: Tried, untimed: str = TORCH) -> Arithmetic:
+    """Returns the fastest arithmetic by its margin.
+
+    Args:
+        untimed: Library of fp32 products if none was timed.
+    """
     times = tried.milliseconds
-    library = next((name for name in (TORCH, ONEDNN) if name in times), TORCH)
+    library = next((name for name in (TORCH, ONEDNN) if name in times), untimed)
     if TORCH in times and ONEDNN in times and times[TORCH] >= LIBRARY_GAIN * times[ONEDNN]:
         library = ONEDNN
     takes_bf16 = BF16 in times and library in times and times[library] >= BF16_GAIN * times[BF16]
@@ -110,7 +113,7 @@ def restored_arithmetic(stored: Arithmetic, shape: BlockShape) -> Arithmetic:
 
 
 def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
-    """Returns the measurement of this processor and shape: the kept one, or a new one, which is kept."""
+    """Returns the measurement of this processor and shape: the kept one, or a new one, which is kept if it is whole."""
     about = {
         "torch": torch.__version__,
         "processor": processor_identity(),
@@ -119,16 +122,17 @@ def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
         "candidates": sorted(candidates),
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    if key not in _remembered:
-        kept = _load(key)
-        _remembered[key] = kept or benchmark_arithmetic(shape, candidates)
-        if kept is None and TRIAL not in _remembered[key].left_out:
-            with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
-                path = _path(key)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                document = {"about": about, "tried": asdict(_remembered[key])}
-                atomic_write_text(path, json.dumps(document, indent=1) + "\n")
-    return _remembered[key]
+    tried = _remembered.get(key) or _load(key)
+    if tried is None:
+        tried = benchmark_arithmetic(shape, candidates)
+        if not tried.is_whole:  # memory may have been short: the next run tries again
+            return tried
+        with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
+            path = _path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(path, json.dumps({"about": about, "tried": asdict(tried)}, indent=1) + "\n")
+    _remembered[key] = tried
+    return tried
 
 
 def _path(key: str) -> Path:
@@ -136,12 +140,13 @@ def _path(key: str) -> Path:
 
 
 def _load(key: str) -> Tried | None:
-    """Reads a kept measurement; None if there is none, or it is damaged."""
+    """Reads a kept measurement; None if there is none, or it is damaged, or not whole."""
     try:
         tried: dict[str, Any] = json.loads(read_regular(_path(key)))["tried"]
         times = {str(name): float(value) for name, value in tried["milliseconds"].items()}
         if not all(0 < each < float("inf") for each in times.values()):
             return None
-        return Tried(times, dict(tried["errors"]), dict(tried["left_out"]))
+        kept = Tried(times, dict(tried["errors"]), dict(tried["left_out"]))
+        return kept if kept.is_whole else None
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError):
         return None

@@ -77,6 +77,11 @@ class Tried:
     errors: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all could be computed: what was left out is so for its error, and not for an exception."""
+        return self.left_out.keys() <= self.errors.keys()
+
 
 def contexts() -> Contexts:
     """Returns the arithmetics that this processor may be able to do, each with the context of its step."""

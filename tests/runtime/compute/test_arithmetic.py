@@ -16,6 +16,7 @@ from beitcli.runtime.compute.arithmetic_choice import choose_arithmetic, decide,
 from beitcli.runtime.compute.arithmetic_trial import (
     BF16,
     MAX_ERROR,
+    TRIAL,
     BlockShape,
     Tried,
     benchmark_arithmetic,
@@ -121,6 +122,20 @@ def test_bf16_is_taken_only_where_it_is_left_open(processor):
     assert choose_arithmetic(SHAPE, "fp32", "torch").matmul == TORCH
 
 
+@pytest.mark.parametrize(
+    "tried",
+    [
+        Tried(errors={ONEDNN: 3e-7, BF16: 0.1}, left_out={BF16: "error 0.1 above 1e-02"}),
+        Tried(errors={ONEDNN: 3e-7, BF16: 2e-3}, left_out={TRIAL: "MemoryError: "}),
+    ],
+)
+def test_a_library_that_is_asked_for_needs_no_times(processor, monkeypatch, tried):
+    processor("avx512_f", "avx512_bf16")
+    monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", lambda shape, candidates: tried)
+    assert choose_arithmetic(SHAPE, "auto", ONEDNN) == Arithmetic("fp32", ONEDNN, "fp32 (oneDNN)")
+    assert choose_arithmetic(SHAPE, "auto", TORCH) == Arithmetic(about="fp32")
+
+
 def test_an_unknown_processor_computes_as_before(processor):
     processor(torch=10.0, onednn=1.0, bf16=1.0)
     assert set(contexts()) == {TORCH}
@@ -156,6 +171,28 @@ def test_a_measurement_is_kept_and_used_again(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(arithmetic_choice, "_remembered", {})
     path.write_text('{"tried": {"milliseconds": {"torch": -1}}}')
     assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == TORCH  # measured again
+
+
+def test_what_failed_once_is_tried_again(processor, tmp_path, monkeypatch):
+    def short(shape, candidates):
+        def refused():
+            raise MemoryError
+
+        return benchmark_arithmetic(shape, {TORCH: contextlib.nullcontext, ONEDNN: refused})
+
+    processor("avx512_f", torch=10.0, onednn=5.0)
+    enough = arithmetic_choice.benchmark_arithmetic
+    monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", short)
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == TORCH
+    assert not (tmp_path / "arithmetic").exists()
+    monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", enough)
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == ONEDNN
+    (path,) = (tmp_path / "arithmetic").iterdir()
+    kept = json.loads(path.read_text())
+    kept["tried"] = {"milliseconds": {}, "errors": {TORCH: 3e-7}, "left_out": {ONEDNN: "MemoryError: "}}
+    path.write_text(json.dumps(kept))  # as an earlier version kept it
+    monkeypatch.setattr(arithmetic_choice, "_remembered", {})
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == ONEDNN
 
 
 def test_a_cache_that_cannot_be_written_ends_nothing(processor, tmp_path, monkeypatch):
