@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from beitcli.runtime.compute.arithmetic_trial import (
     benchmark_arithmetic,
     contexts,
     product_error,
+    reason,
 )
 from beitcli.runtime.compute.cpu_matmul import (
     ONEDNN,
@@ -60,7 +61,12 @@ def choose_arithmetic(shape: BlockShape, precision: str, matmul: str) -> Arithme
         candidates = {name: candidates[name] for name in (matmul, BF16) if name in candidates}
     if len(candidates) == 1:
         return _described(next(iter(candidates)), Tried())
-    return decide(_measured(shape, candidates), TORCH if matmul == "auto" else matmul)
+    tried = _measured(shape, candidates)
+    chosen = decide(tried, TORCH if matmul == "auto" else matmul)
+    if matmul == "auto" and chosen.matmul == ONEDNN and refused_onednn(shape):  # the kept errors may be outdated
+        others = {name: taken for name, taken in tried.milliseconds.items() if name != ONEDNN}
+        return decide(replace(tried, milliseconds=others))
+    return chosen
 
 
 def decide(tried: Tried, untimed: str = TORCH) -> Arithmetic:
@@ -92,7 +98,10 @@ def refused_onednn(shape: BlockShape) -> str:
     """Returns why oneDNN is not to compute the fp32 products of this CPU; empty if it may."""
     if not has_onednn_route():
         return "torch hands none to oneDNN on this processor"
-    error = product_error(shape, lambda: matmul_by(ONEDNN))
+    try:
+        error = product_error(shape, lambda: matmul_by(ONEDNN))
+    except Exception as failure:  # torch raises many types if a kernel does not run
+        return f"oneDNN computed none on this processor ({reason(failure)})"
     return "" if error <= MAX_ERROR[ONEDNN] else f"oneDNN rounds them on this processor (error {error:.1g})"
 
 

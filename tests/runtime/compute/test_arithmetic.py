@@ -62,6 +62,7 @@ def processor(monkeypatch, tmp_path):
             return Tried({name: milliseconds[name] for name in candidates})
 
         monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", benchmark)
+        monkeypatch.setattr(arithmetic_choice, "matmul_by", lambda library: Rounded(24))  # oneDNN's are exact here
 
     return be
 
@@ -171,6 +172,20 @@ def test_a_measurement_is_kept_and_used_again(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(arithmetic_choice, "_remembered", {})
     path.write_text('{"tried": {"milliseconds": {"torch": -1}}}')
     assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == TORCH  # measured again
+
+
+def broken_kernel(library: str):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize("products", [lambda library: Rounded(8), broken_kernel])
+def test_onednns_error_is_measured_again_whenever_it_is_chosen(processor, monkeypatch, products):
+    processor("avx512_f", "avx512_bf16", torch=10.0, onednn=4.0, bf16=3.5)
+    assert choose_arithmetic(SHAPE, "auto", "auto").matmul == ONEDNN
+    monkeypatch.setattr(arithmetic_choice, "matmul_by", products)
+    assert choose_arithmetic(SHAPE, "auto", "auto").about == "bf16 (2.9x fp32 here)"  # the better of the others
+    assert choose_arithmetic(SHAPE, "fp32", ONEDNN).note.startswith("fp32 products stay with torch's library: oneDNN")
+    assert choose_arithmetic(SHAPE, "fp32", TORCH).matmul == TORCH
 
 
 def test_what_failed_once_is_tried_again(processor, tmp_path, monkeypatch):
