@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.engine.events import Warned
+from beitcli.engine.events import OnEvent, Planned, Warned
 from beitcli.engine.finetune import finetune
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.arithmetic import with_step_arithmetic
@@ -58,6 +60,24 @@ def begin(data: Path, tokenizer: Path, run: Path, **more: object) -> Path:
     flags |= {"steps": 4, "batch_size": 8, "save_every": 2, "log_every": 1, "device": "cpu", "workers": 0}
     pretrain(resolve(PretrainConfig, flags | {"out": str(run), "previews": 0} | more).config)
     return run
+
+
+class Killed(Exception):
+    """As a signal ends a process, wherever it is."""
+
+
+def until(kind: type, job: Callable[[OnEvent], object]) -> Any:
+    """Runs a job until it emits an event of a kind, and returns that."""
+    events: list = []
+
+    def on_event(event: object) -> None:
+        events.append(event)
+        if isinstance(event, kind):
+            raise Killed
+
+    with pytest.raises(Killed):
+        job(on_event)
+    return events[-1]
 
 
 def half_of(run: Path, copy: Path) -> Path:
@@ -145,6 +165,15 @@ def test_the_plan_says_the_arithmetic(tmp_path, labelled_folder, tokenizer_run, 
     assert "arithmetic" not in plan
     ended = beit(*words, "--compile", "--cpu-matmul", "onednn")
     assert (ended.code, "--cpu-matmul onednn does not go with --compile" in ended.err) == (2, True)
+
+
+def test_the_own_tokenizers_rehearsal_computes_as_its_training_does(labelled_folder, processor):
+    processor(CHOICES["bf16"][0])
+    flags = {"recipe": "tiny", "data": [str(labelled_folder)], "image_size": 32, "num_masked": 6, "steps": 1}
+    flags |= {"tokenizer": "own", "batch_size": 4, "device": "cpu", "workers": 0, "dry_run": True}
+    plan = until(Planned, lambda on_event: pretrain(resolve(PretrainConfig, flags).config, on_event))
+    assert plan.title == "tokenizer (dry run)"
+    assert ", fp32, torch" in plan.rows["hardware"]
 
 
 def test_a_finetuned_model_is_measured_in_fp32(tmp_path, labelled_folder, pretrained_run, processor):
