@@ -15,7 +15,7 @@ import torch
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.engine.events import OnEvent, Planned, Warned
+from beitcli.engine.events import OnEvent, Planned, Warned, ignore
 from beitcli.engine.finetune import finetune
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.arithmetic import with_step_arithmetic
@@ -24,7 +24,7 @@ from beitcli.runtime.compute import arithmetic_choice, cpu_matmul
 from beitcli.runtime.compute.arithmetic_trial import Tried
 from beitcli.runtime.compute.cpu_matmul import Arithmetic, routed_matmul
 from beitcli.runtime.compute.device import Compute
-from beitcli.runtime.distributed.world import DistributedContext
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.storage.hashing import sha256_of
 
 CHOICES = {
@@ -55,10 +55,10 @@ def processor(monkeypatch, tmp_path):
     return be
 
 
-def begin(data: Path, tokenizer: Path, run: Path, **more: object) -> Path:
+def begin(data: Path, tokenizer: Path | str, run: Path, on_event: OnEvent = ignore, **more: object) -> Path:
     flags = {"recipe": "tiny", "image_size": 32, "num_masked": 6, "tokenizer": str(tokenizer), "data": [str(data)]}
     flags |= {"steps": 4, "batch_size": 8, "save_every": 2, "log_every": 1, "device": "cpu", "workers": 0}
-    pretrain(resolve(PretrainConfig, flags | {"out": str(run), "previews": 0} | more).config)
+    pretrain(resolve(PretrainConfig, flags | {"out": str(run), "previews": 0} | more).config, on_event)
     return run
 
 
@@ -114,6 +114,28 @@ def test_a_resumed_run_goes_on_as_it_began(tmp_path, labelled_folder, tokenizer_
     processor(CHOICES[others[choice]][0])  # which would be chosen by now
     assert record(resume(copy)) == expected
     assert weights(copy) == weights(run)
+
+
+def resumed(run: Path, world: DistributedContext = SINGLE_PROCESS, **flags: object) -> Compute:
+    config = resolve(PretrainConfig, {"out": str(run), "resume": True, "workers": 0} | flags).config
+    compute = Compute(torch.device("cpu"), "fp32", world)
+    return with_step_arithmetic(config, compute, config.architecture, compiled=False, on_event=ignore)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["in its first steps", "while its own tokenizer trains"])
+def test_a_run_killed_before_its_first_save_goes_on_as_it_began(
+    tmp_path, labelled_folder, tokenizer_run, processor, own
+):
+    processor(CHOICES["onednn"][0])
+    run, tokenizer = tmp_path / "run", "own" if own else tokenizer_run
+    planned = until(Planned, lambda on_event: begin(labelled_folder, tokenizer, run, on_event))
+    assert planned.title == ("Tokenizer" if own else "Pretraining")
+    assert not list(run.glob("checkpoints/step-*"))
+    processor(CHOICES["bf16"][0])  # which would be chosen by now
+    found = resumed(run).training
+    assert (found.precision, found.matmul) == ("fp32", "onednn")
+    (run / "arithmetic.json").write_text("damaged")
+    assert resumed(run).training.precision == "bf16"
 
 
 def test_bf16_steps_compute_other_weights_than_fp32(tmp_path, labelled_folder, tokenizer_run, processor):
