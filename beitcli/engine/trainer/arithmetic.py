@@ -56,18 +56,19 @@ def with_step_arithmetic(
         heads=architecture.heads,
         hidden=round(architecture.width * architecture.mlp_ratio),
     )
-    steps = compute.world.run_on_rank_zero(lambda: _arithmetic(config, shape, is_compiled=bool(compiled)))
+    is_sharded = config.shard and compute.world.size > 1
+    steps = compute.world.run_on_rank_zero(
+        lambda: _arithmetic(config, shape, is_compiled=bool(compiled), is_sharded=is_sharded)
+    )
     if steps.note:
         on_event(Warned(steps.note))
-    if config.shard and steps.precision != compute.precision:  # it began unsharded
-        return replace(compute, precision=steps.precision)
     return replace(compute, steps=steps)
 
 
-def _arithmetic(config: Sharded, shape: BlockShape, *, is_compiled: bool) -> Arithmetic:
+def _arithmetic(config: Sharded, shape: BlockShape, *, is_compiled: bool, is_sharded: bool) -> Arithmetic:
     stored = _stored(config)
     if stored is None:
-        precision = "fp32" if config.shard else config.precision  # FSDP2's low precision is that of evaluation too
+        precision = "fp32" if is_sharded else config.precision  # weights are gathered in fp32, for evaluation too
         return choose_arithmetic(shape, precision, TORCH if is_compiled else config.cpu_matmul)
     if is_compiled and stored.matmul == ONEDNN:
         stored = replace(stored, matmul=TORCH)

@@ -26,6 +26,7 @@ from beitcli.runtime.compute.cpu_matmul import Arithmetic, routed_matmul
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.storage.hashing import sha256_of
+from tests.helpers.processes import in_processes
 
 CHOICES = {
     "fp32": ({}, ("fp32", "torch")),
@@ -223,10 +224,43 @@ def test_the_choice_of_rank_0_is_that_of_all_ranks(processor):
     assert (found.training.precision, found.precision) == ("bf16", "fp32")
 
 
+class FirstOfTwo(DistributedContext):
+    """Rank 0 of two, whose questions to the other are answered here."""
+
+    def run_on_rank_zero(self, do):
+        return do()
+
+
 def test_a_sharded_step_and_a_given_precision_are_left_as_they_are(processor):
     processor(CHOICES["bf16"][0])
-    alone = Compute(torch.device("cpu"), "fp32")
-    assert chosen(alone).training.precision == "bf16"
-    assert chosen(alone, shard=True).training.precision == "fp32"
+    alone, two = (Compute(torch.device("cpu"), "fp32", world) for world in (SINGLE_PROCESS, FirstOfTwo(size=2)))
+    assert chosen(alone).training.precision == chosen(two).training.precision == "bf16"
+    assert chosen(two, shard=True).training.precision == "fp32"
+    assert chosen(alone, shard=True).training.precision == "bf16"  # nothing is sharded
     assert chosen(Compute(torch.device("cpu"), "bf16"), precision="bf16").steps is None
     assert chosen(Compute(torch.device("cuda"), "bf16")).steps is None
+
+
+@pytest.mark.parametrize("world", [SINGLE_PROCESS, FirstOfTwo(size=2)], ids=["one process", "two"])
+def test_a_run_that_is_sharded_later_measures_as_before(tmp_path, labelled_folder, tokenizer_run, processor, world):
+    processor(CHOICES["bf16"][0])
+    run = tmp_path / "run"
+    until(Planned, lambda on_event: begin(labelled_folder, tokenizer_run, run, on_event))
+    found = resumed(run, world, shard=True)
+    assert (found.training.precision, found.precision) == ("bf16", "fp32")
+
+
+@pytest.mark.slow
+def test_sharded_bf16_steps_learn_as_whole_ones_do(tmp_path, labelled_folder, tokenizer_run, processor):
+    """A run whose bf16 was chosen goes on sharded: its weights are gathered in fp32, and measured in it."""
+    processor(CHOICES["bf16"][0])
+    run = begin(labelled_folder, tokenizer_run, tmp_path / "run", drop_path=0)
+    copy = half_of(run, tmp_path / "copy")
+    words = ["pretrain", "--out", copy, "--resume", "--shard", "--workers", 0, "--device", "cpu", "--quiet"]
+    for ended in in_processes(2, words):
+        assert ended.code == 0, ended.err
+    assert record(copy) == ("bf16", "torch")
+    figures = [
+        json.loads((each / "checkpoints/step-0000004/trainer.json").read_text())["figures"] for each in (run, copy)
+    ]
+    assert figures[1]["loss"] == pytest.approx(figures[0]["loss"], rel=2e-3)
