@@ -193,6 +193,7 @@ class Training(Launched):
         panel="Run",
         may_change_on_resume=True,
         metavar="SHARE",
+        earlier=1.0,
         ge=0,
         le=1,
     )

@@ -97,8 +97,8 @@ class PretrainConfig(Sharded, Previewed):
     )
     probe: str | None = option(
         None,
-        "Labelled images to watch the features by at each save: probe_top1, nearest neighbours of a few hundred. "
-        "Training is the same with and without.",
+        "Labelled images to watch the features by, where held-out images are measured: probe_top1, nearest neighbours "
+        "of a few hundred. Training is the same with and without.",
         panel="Data",
         may_change_on_resume=True,
         metavar="DATA",

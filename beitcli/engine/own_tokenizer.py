@@ -49,6 +49,7 @@ def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
         pages=config.pages,
         log_to=config.log_to,
         previews=config.previews,
+        measure_share=config.measure_share,
         steps=config.tokenizer_steps or own.steps,
     )
 

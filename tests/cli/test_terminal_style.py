@@ -22,7 +22,7 @@ CODES = re.compile(r"\x1b\[([\d;]*)m")
         ({"TERM": "dumb"}, set()),
         ({"TERM": "xterm", "FORCE_COLOR": ""}, set()),
     ],
-    ids=str,
+    ids=["colours", "NO_COLOR", "dumb", "FORCE_COLOR is empty"],
 )
 def test_help_is_styled_as_the_terminal_can(environ: dict[str, str], codes: set[str]) -> None:
     environ = {"COLUMNS": "80", "TTY_COMPATIBLE": ""} | environ

@@ -172,7 +172,7 @@ class PretrainTask(Task):
         return self.target.running_metrics(self.compute.world)
 
     def measuring_cost(self) -> float:
-        return len(self.held_out) / 2
+        return (len(self.held_out) + (0 if self.probe is None else self.probe.images)) / 2
 
     @torch.no_grad()
     def evaluate(self, check_stop: Callable[[], None] = never_stop) -> dict[str, float]:

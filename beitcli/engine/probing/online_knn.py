@@ -1,4 +1,4 @@
-"""`pretrain --probe LABELLED`: k-NN accuracy of the features during training, at each save; for monitoring only.
+"""`pretrain --probe LABELLED`: k-NN accuracy of the features during training, where held-out images are measured.
 
     probe_top1 = top-1 of the 20 nearest neighbours, block round(0.75 depth), standardized features
 
@@ -71,6 +71,10 @@ class OnlineProbe:
         to_train = np.array([column.get(name, -1) for name in val.classes or ()], dtype=np.int64)
         self.targets = torch.from_numpy(to_train[self.val[1]])
         on_event(Note(f"Probe, to watch only: {len(self.targets)} images by {len(self.train[1])} of '{reference}'"))
+
+    @property
+    def images(self) -> int:
+        return len(self.train[1]) + len(self.val[1])
 
     @torch.no_grad()
     def top1(self, model: SupportsBlockOutputs, at_once: int = BATCH) -> float:

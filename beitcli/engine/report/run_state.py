@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from beitcli.runtime.metric_text import HELD_OUT
 from beitcli.runtime.storage.safe_json import parse_json
 
 State = Literal["running", "done", "stopped", "empty", "damaged"]
 _LARGEST_FILE = 4 << 20  # of config.toml and trainer.json, which have a few kB
-_TAIL = 1 << 16
+_TAIL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Run:
             `empty` (no checkpoint yet, nor one of its own tokenizer) or `damaged` (its files cannot be read).
         step: That of the newest checkpoint, or of the last logged step if there is none.
         when: Of the last change, in seconds since 1970.
-        figures: Of the newest checkpoint, else of the last logged step.
+        figures: Of held-out images, at the newest checkpoint or the last one before that was measured; without any,
+            of the last logged step.
         tokenizer_step: That of its own tokenizer's newest checkpoint, while the run itself has none.
     """
 
@@ -48,13 +50,14 @@ def read_run(path: Path) -> Run:
     with suppress(OSError, ValueError):
         settings = settings_of_run(path)
     newest = newest_folder(path / "checkpoints")
-    last = _last_line(path / "metrics.jsonl")
+    newest_line, measured = _newest_lines(path / "metrics.jsonl")
     trainer: dict[str, Any] = {}
     if newest is not None:
         with suppress(OSError, ValueError):
             trainer = as_mapping(parse_json(small_text(newest / "trainer.json")))
-    figures = as_mapping(trainer.get("figures")) or {n: v for n, v in last.items() if n not in ("step", "epoch", "lr")}
-    step = trainer.get("step", last.get("step"))
+    trained = {name: value for name, value in newest_line.items() if name not in ("step", "epoch", "lr")}
+    figures = as_mapping(trainer.get("figures")) or measured or trained
+    step = trainer.get("step", newest_line.get("step"))
     tokenizer = newest_folder(path / "tokenizer" / "checkpoints") if newest is None else None
     return Run(
         run=str(path),
@@ -108,20 +111,30 @@ def newest_folder(folder: Path) -> Path | None:
     return None
 
 
-def _last_line(path: Path) -> dict[str, Any]:
-    """Returns the last whole line of a JSON Lines file; {} if there is none."""
+def _newest_lines(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the last whole line of metrics.jsonl, and the metrics of the last one with held-out images.
+
+    The latter without their prefix; {} where there is none, in the last megabyte.
+    """
+    newest: dict[str, Any] = {}
     if not path.is_file():
-        return {}
+        return newest, {}
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL))
             lines = file.read(_TAIL).splitlines()
     except OSError:
-        return {}
-    for line in reversed(lines):
-        with suppress(ValueError):
-            return as_mapping(parse_json(line))
-    return {}
+        return newest, {}
+    for text in reversed(lines):
+        try:
+            line = as_mapping(parse_json(text))
+        except ValueError:
+            continue
+        newest = newest or line
+        measured = {name.removeprefix(HELD_OUT): value for name, value in line.items() if name.startswith(HELD_OUT)}
+        if measured:
+            return newest, measured
+    return newest, {}
 
 
 def settings_of_run(path: Path) -> dict[str, Any]:

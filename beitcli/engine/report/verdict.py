@@ -74,7 +74,7 @@ def verdict_of(measured: Measured) -> Verdict:
     """Returns the verdict on a run."""
     last = measured.measurings[-1][1] if measured.measurings else {}
     if not last:
-        return Verdict("unknown", "Nothing was measured on held-out images yet: the first save does that.")
+        return Verdict("unknown", "Nothing was measured on held-out images yet.")
     if "masked_accuracy" in last:
         return _tokens(last, measured)
     if measured.command == "pretrain":

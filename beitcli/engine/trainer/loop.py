@@ -34,7 +34,7 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_device
 from beitcli.engine.trainer.previews import PreviewWriter
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
-from beitcli.errors import BeitError, StorageError
+from beitcli.errors import BeitError, DataError, StorageError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
@@ -248,10 +248,14 @@ class _Loop:
 
         Draws previews.
         """
-        found = self.measuring.run(self.state)
+        try:
+            found = self.measuring.run(self.state)
+        except DataError:  # on all ranks: too many held-out images cannot be read, which costs no step
+            self.saver.save(self.plan, self.state)
+            raise
         if found.metrics is not None:
             held_out = {f"held_out_{name}": value for name, value in found.metrics.items()}
-            self.divergence.require_finite(held_out, self.state.step)  # never save such weights
+            self.divergence.require_finite(held_out, self.state.step)  # where measured, such weights are not saved
             self.state.metrics = found.metrics
             metrics |= held_out | found.watched
         if found.picture is not None:

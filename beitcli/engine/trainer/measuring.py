@@ -4,7 +4,8 @@
     spent   what the measurings so far cost
     due     spent + cost <= measure_share * training images so far
 
-It follows from the plan alone, not from the clock: all ranks agree, and a resumed run measures at the same steps.
+It follows from the plan, not from the clock: a resumed run measures where the uninterrupted one does, but for what a
+stop broke off before the last save.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ def measured_saves(plan: Plan, cost: float) -> frozenset[int]:
     Args:
         cost: What one measuring costs, in images of a training step.
     """
+    saves = range(plan.save_every, plan.steps, plan.save_every)
+    if plan.measure_share >= 1:
+        return frozenset((*saves, plan.steps))
     due, spent = {plan.steps}, 0.0
-    for step in range(plan.save_every, plan.steps, plan.save_every):
+    for step in saves:
         if spent + cost <= plan.measure_share * step * plan.batch_size:
             due.add(step)
             spent += cost
@@ -81,7 +85,8 @@ class Measuring:
     ) -> None:
         self.task, self.plan, self.compute, self.stop = task, plan, compute, stop
         self.previews, self.on_event = previews, on_event
-        self.due_at = measured_saves(plan, task.measuring_cost())
+        # From rank 0: an image that decides may be readable on one machine alone.
+        self.due_at = measured_saves(plan, compute.world.run_on_rank_zero(task.measuring_cost))
 
     def run(self, state: TrainState) -> Found:
         """Measures where it is due, and draws previews; adds the time to the state. All ranks must call this."""

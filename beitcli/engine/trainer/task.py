@@ -242,7 +242,7 @@ class Task(ABC):
         return None
 
     def probe_metrics(self) -> dict[str, float]:
-        """Returns metrics to monitor at each save, with the model in evaluation mode; only logged, not checkpointed."""
+        """Returns metrics to monitor after `evaluate`, with the model in evaluation mode; logged, not checkpointed."""
         return {}
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from beitcli.data.loading.kept_batches import KeptBatches
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import CenterTransform
+from beitcli.engine.report.run_state import read_run
 from beitcli.engine.trainer.measuring import describe_measuring, measured_saves
 from beitcli.engine.trainer.plan import Plan
 from tests.helpers.forked import Ended
@@ -31,6 +33,9 @@ def test_measuring_keeps_within_its_share_until_the_last_save(cost: float, share
     plan = replace(PLAN, measure_share=share)
     due = sorted(measured_saves(plan, cost))
     assert due[-1] == 100
+    if share == 1:
+        assert due == list(range(10, 101, 10))
+        return
     assert all(step % 10 == 0 for step in due)
     for number, step in enumerate(due[:-1], 1):
         assert number * cost <= share * step * plan.batch_size + 1e-9
@@ -108,3 +113,31 @@ def test_a_run_measures_less_often_with_the_same_weights(
     assert found[0][0] == [6]
     assert found[1][0] == [1, 2, 3, 4, 5, 6]
     assert found[0][1:] == found[1][1:]
+
+
+def test_validation_images_that_cannot_be_read_cost_no_step(
+    beit: Callable[..., Ended], tmp_path: Path, labelled_folder: Path, pretrained_run: Path
+) -> None:
+    shutil.copytree(labelled_folder / "red", tmp_path / "val" / "red")
+    for path in (tmp_path / "val" / "red").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    words = ["finetune", labelled_folder, "--val", tmp_path / "val", "--recipe", "tiny", "--init", pretrained_run]
+    words += ["--steps", 4, "--batch-size", 4, "--save-every", 4, "--workers", 0, "--device", "cpu", "--quiet"]
+    failed = beit(*words, "--measure-share", 0, "--out", tmp_path / "run")
+    assert failed.code == 3
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-0000004"
+    shutil.rmtree(tmp_path / "val" / "red")
+    shutil.copytree(labelled_folder / "red", tmp_path / "val" / "red")
+    done = beit("finetune", "--out", tmp_path / "run", "--resume", "--json", "--quiet")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["images"] == 8
+
+
+def test_the_table_of_runs_has_the_newest_held_out_metrics(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('command = "finetune"\n')
+    rows = [{"step": 1, "loss": 3.0, "held_out_top1": 0.7}, {"step": 2, "loss": 1.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(tmp_path)
+    assert (run.step, run.figures) == (2, {"top1": 0.7})
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[1]) + "\n" + '{"step": 3, "lo')
+    assert read_run(tmp_path).figures == {"loss": 1.5}

@@ -184,7 +184,7 @@ if (report.charts.length) {
   };
   if (several) report.runs.forEach((run, number) => legend(run.name, colour(number), "training"));
   for (const role of ["training", "held-out", "baseline"]) {
-    const words = { training: "training", "held-out": "held-out images, at each save", baseline: "a guess that ignores the image" };
+    const words = { training: "training", "held-out": "held-out images, at the saves that measure", baseline: "a guess that ignores the image" };
     if (report.charts.some((chart) => chart.series.some((line) => line.role === role)))
       legend(words[role], several ? "var(--soft)" : seriesColour({ role }), role);
   }
