@@ -12,8 +12,8 @@ from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent
 from beitcli.engine.tokenizer_loading import tokenizer_for
-from beitcli.engine.train_tokenizer import token_pixels, tokenizer_job
-from beitcli.engine.trainer.job import report_job, train_job
+from beitcli.engine.train_tokenizer import TrainTokenizerReport, token_pixels, tokenizer_job
+from beitcli.engine.trainer.job import Job, report_job, train_job
 from beitcli.engine.trainer.setup import open_run
 from beitcli.engine.trainer.task import RunSession
 from beitcli.runtime.compute.device import Compute
@@ -54,6 +54,13 @@ def own_tokenizer_config(config: PretrainConfig) -> TrainTokenizerConfig:
     )
 
 
+def own_tokenizer_job(
+    own: TrainTokenizerConfig, source: Source, compute: Compute, on_event: OnEvent
+) -> Job[TrainTokenizerReport]:
+    """Defines its training, in fp32 whatever the run's precision and the arithmetic of its steps."""
+    return tokenizer_job(own, source, replace(compute, precision="fp32", steps=None), on_event)
+
+
 def trained_own_tokenizer(
     config: PretrainConfig,
     own: TrainTokenizerConfig,
@@ -69,6 +76,6 @@ def trained_own_tokenizer(
         first = f"No --tokenizer is given: training one on this data first, {own.steps:,} steps, into {folder}"
         shorter = "" if config.tokenizer_steps else " For a quick try: --tokenizer-steps 50."
         on_event(Note(f"{first}.{shorter}"))
-        job = tokenizer_job(own, source, replace(compute, precision="fp32", steps=None), on_event)
+        job = own_tokenizer_job(own, source, compute, on_event)
         report_job(job, train_job(job, replace(session, run=inner, config=own, part=_PART)))
     return world.rank_zero_first(lambda: tokenizer_for(str(folder), compute.device, on_event))

@@ -23,10 +23,9 @@ from beitcli.engine.events import Note, OnEvent, Warned, ignore
 from beitcli.engine.mim.plan_rows import forward_flops_of, plan_rows
 from beitcli.engine.mim.task import PretrainExtras, PretrainTask, residual_dtype, token_size, transform_and_masking
 from beitcli.engine.mim.token_caching import open_token_cache
-from beitcli.engine.own_tokenizer import own_tokenizer_config, trained_own_tokenizer
+from beitcli.engine.own_tokenizer import own_tokenizer_config, own_tokenizer_job, trained_own_tokenizer
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
-from beitcli.engine.train_tokenizer import tokenizer_job
 from beitcli.engine.trainer.arithmetic import with_step_arithmetic
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
 from beitcli.engine.trainer.dry_run import dry_run
@@ -226,7 +225,7 @@ def _dry_run_job(
     """Defines the job of a dry run. An own tokenizer gets a dry run first, and an untrained one stands in for it."""
     if own is None:
         return replace(_job(begun, given), document={"tokenizer": None, "preflight": begun.findings})
-    before = dry_run(tokenizer_job(own, begun.source, begun.compute, begun.on_event))
+    before = dry_run(own_tokenizer_job(own, begun.source, begun.compute, begun.on_event))
     model = untrained(own).requires_grad_(False).eval().to(begun.compute.device)
     job = _job(begun, Tokenizer("own", model, own.size, ""))
     return replace(

@@ -33,7 +33,7 @@ def thesis(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "bad-images.jsonl", "README.md"])
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "bad-images.jsonl", "README.md", "arithmetic.json"])
 def test_links_in_a_run_folder_are_refused_by_name(beit: Callable, run: Path, thesis: Path, name: str) -> None:
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(thesis)

@@ -1,7 +1,8 @@
 """The arithmetic of a run's steps on a CPU: chosen by a benchmark when it begins, and the same whenever it goes on.
 
-It is stored with every checkpoint. A run of an earlier version has none stored: its steps were fp32 by torch's library,
-and stay that. What a run measures is computed in `--precision`, in which `auto` is fp32 on a CPU, by torch's library.
+It is stored in the run folder when that is opened, and with every checkpoint. A run of an earlier version has none
+stored: its steps were fp32 by torch's library, and stay that. What a run measures is computed in `--precision`, in
+which `auto` is fp32 on a CPU, by torch's library.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from beitcli.runtime.compute.arithmetic_trial import BlockShape
 from beitcli.runtime.compute.cpu_matmul import ONEDNN, TORCH, Arithmetic
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.storage.checkpoint import CheckpointFolder, step_folders
+from beitcli.runtime.storage.regular_files import read_regular
+from beitcli.runtime.storage.run_dir import RunFolder
+from beitcli.runtime.storage.safe_json import dump_json, parse_json
+
+ARITHMETIC = "arithmetic.json"
 
 _MICRO_BATCH = 128
 _PRECISIONS, _LIBRARIES = ("fp32", "bf16"), (TORCH, ONEDNN)
@@ -50,18 +56,19 @@ def with_step_arithmetic(
         heads=architecture.heads,
         hidden=round(architecture.width * architecture.mlp_ratio),
     )
-    steps = compute.world.run_on_rank_zero(lambda: _arithmetic(config, shape, is_compiled=bool(compiled)))
+    is_sharded = config.shard and compute.world.size > 1
+    steps = compute.world.run_on_rank_zero(
+        lambda: _arithmetic(config, shape, is_compiled=bool(compiled), is_sharded=is_sharded)
+    )
     if steps.note:
         on_event(Warned(steps.note))
-    if config.shard and steps.precision != compute.precision:  # it began unsharded
-        return replace(compute, precision=steps.precision)
     return replace(compute, steps=steps)
 
 
-def _arithmetic(config: Sharded, shape: BlockShape, *, is_compiled: bool) -> Arithmetic:
+def _arithmetic(config: Sharded, shape: BlockShape, *, is_compiled: bool, is_sharded: bool) -> Arithmetic:
     stored = _stored(config)
     if stored is None:
-        precision = "fp32" if config.shard else config.precision  # FSDP2's low precision is that of evaluation too
+        precision = "fp32" if is_sharded else config.precision  # weights are gathered in fp32, for evaluation too
         return choose_arithmetic(shape, precision, TORCH if is_compiled else config.cpu_matmul)
     if is_compiled and stored.matmul == ONEDNN:
         stored = replace(stored, matmul=TORCH)
@@ -69,7 +76,7 @@ def _arithmetic(config: Sharded, shape: BlockShape, *, is_compiled: bool) -> Ari
 
 
 def _stored(config: Sharded) -> Arithmetic | None:
-    """Returns the arithmetic of the run to go on with; None if it has no checkpoint yet, or was on another device."""
+    """Returns the arithmetic of the run to go on with; None if none is stored, or it was on another device."""
     if not config.resume or not config.out:
         return None
     record: Any = None
@@ -77,6 +84,9 @@ def _stored(config: Sharded) -> Arithmetic | None:
         with suppress(StorageError):
             record = CheckpointFolder(path).trainer.get("arithmetic", {"device": "cpu"})
             break
+    else:  # it was killed before its first save
+        with suppress(OSError, ValueError):
+            record = parse_json(read_regular(Path(config.out) / ARITHMETIC))
     if not isinstance(record, dict) or record.get("device") != "cpu":
         return None
     precision, matmul = record.get("precision", "fp32"), record.get("matmul", TORCH)
@@ -85,8 +95,18 @@ def _stored(config: Sharded) -> Arithmetic | None:
     return Arithmetic(precision if config.precision == "auto" else config.precision, matmul)
 
 
+def store_arithmetic(run: RunFolder, compute: Compute) -> None:
+    """Writes the chosen arithmetic into the run folder, for a run that is killed before its first checkpoint.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    if compute.steps is not None:
+        run.write_text(ARITHMETIC, dump_json(arithmetic_record(compute)) + "\n")
+
+
 def arithmetic_record(compute: Compute) -> dict[str, Any]:
-    """Returns what a checkpoint stores of the arithmetic of the steps."""
+    """Returns what a run and its checkpoints store of the arithmetic of the steps."""
     steps = compute.training
     return {"device": compute.device.type, "precision": steps.precision, "matmul": steps.matmul}
 

@@ -21,6 +21,7 @@ from beitcli.engine.events import Note, OnEvent, Planned, Warned
 from beitcli.engine.report.page import PAGE, report_page
 from beitcli.engine.report.record import EVALUATION, read_record
 from beitcli.engine.report.verdict import Measured, Verdict, verdict_of
+from beitcli.engine.trainer.arithmetic import store_arithmetic
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.checkpointing import TrainState
 from beitcli.engine.trainer.data import TrainingStream
@@ -147,6 +148,7 @@ def run_job(
         if config.dry_run:
             return dry_run(prepare(None))
         run = open_run(config, compute.world)
+        store_arithmetic(run, compute)
         with StopRequest() as stop:
             session = RunSession(run, stop, config, resume_command(config, run.path))
             job = prepare(session)

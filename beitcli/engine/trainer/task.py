@@ -122,7 +122,7 @@ class Task(ABC):
         """
         objective = self.model if objective is None else objective
         if sharded and compute.world.size > 1:
-            parts = shard(self.model, self.sharded_blocks(), compute.world, compute.training.dtype)
+            parts = shard(self.model, self.sharded_blocks(), compute.world, compute.dtype)
             self.parallel = self.model
             self.forward = self.compiled = CompiledModule(objective, enabled=compile_step, parts=parts)
         else:

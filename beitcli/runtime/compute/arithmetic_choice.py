@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ import torch
 from beitcli.runtime.compute.arithmetic_trial import (
     BF16,
     MAX_ERROR,
-    TRIAL,
     BlockShape,
     Contexts,
     Tried,
     benchmark_arithmetic,
     contexts,
     product_error,
+    reason,
 )
 from beitcli.runtime.compute.cpu_matmul import (
     ONEDNN,
     TORCH,
     Arithmetic,
+    has_bf16_units,
     has_onednn_route,
     matmul_by,
     processor_identity,
@@ -60,13 +61,22 @@ def choose_arithmetic(shape: BlockShape, precision: str, matmul: str) -> Arithme
         candidates = {name: candidates[name] for name in (matmul, BF16) if name in candidates}
     if len(candidates) == 1:
         return _described(next(iter(candidates)), Tried())
-    return decide(_measured(shape, candidates))
+    tried = _measured(shape, candidates)
+    chosen = decide(tried, TORCH if matmul == "auto" else matmul)
+    if matmul == "auto" and chosen.matmul == ONEDNN and refused_onednn(shape):  # the kept errors may be outdated
+        others = {name: taken for name, taken in tried.milliseconds.items() if name != ONEDNN}
+        return decide(replace(tried, milliseconds=others))
+    return chosen
 
 
-def decide(tried: Tried) -> Arithmetic:
-    """Returns the fastest arithmetic by its margin; torch's library if nothing was measured."""
+def decide(tried: Tried, untimed: str = TORCH) -> Arithmetic:
+    """Returns the fastest arithmetic by its margin.
+
+    Args:
+        untimed: Library of fp32 products if none was timed.
+    """
     times = tried.milliseconds
-    library = next((name for name in (TORCH, ONEDNN) if name in times), TORCH)
+    library = next((name for name in (TORCH, ONEDNN) if name in times), untimed)
     if TORCH in times and ONEDNN in times and times[TORCH] >= LIBRARY_GAIN * times[ONEDNN]:
         library = ONEDNN
     takes_bf16 = BF16 in times and library in times and times[library] >= BF16_GAIN * times[BF16]
@@ -88,12 +98,22 @@ def refused_onednn(shape: BlockShape) -> str:
     """Returns why oneDNN is not to compute the fp32 products of this CPU; empty if it may."""
     if not has_onednn_route():
         return "torch hands none to oneDNN on this processor"
-    error = product_error(shape, lambda: matmul_by(ONEDNN))
+    try:
+        error = product_error(shape, lambda: matmul_by(ONEDNN))
+    except Exception as failure:  # torch raises many types if a kernel does not run
+        return f"oneDNN computed none on this processor ({reason(failure)})"
     return "" if error <= MAX_ERROR[ONEDNN] else f"oneDNN rounds them on this processor (error {error:.1g})"
 
 
 def restored_arithmetic(stored: Arithmetic, shape: BlockShape) -> Arithmetic:
-    """Returns the arithmetic that a run began with; with torch's library where oneDNN is not to be used here."""
+    """Returns the arithmetic that a run began with; with torch's library where oneDNN is not to be used here.
+
+    bf16 is kept on a processor that emulates it, with a note.
+    """
+    if stored.precision == BF16 and not has_bf16_units():
+        note = "The run's steps are bf16, which this processor emulates: they take ten times as long as fp32, or more, "
+        note += "and may round otherwise. For fp32 from here on, add --precision fp32."
+        return Arithmetic("bf16", TORCH, "bf16, as the run began", note)
     if stored.matmul == ONEDNN and (why := refused_onednn(shape)):
         note = f"The run's fp32 products were oneDNN's, and are torch's here: {why}. Its weights differ by rounding."
         return Arithmetic(stored.precision, TORCH, f"{stored.precision}, as the run began", note)
@@ -102,7 +122,7 @@ def restored_arithmetic(stored: Arithmetic, shape: BlockShape) -> Arithmetic:
 
 
 def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
-    """Returns the measurement of this processor and shape: the kept one, or a new one, which is kept."""
+    """Returns the measurement of this processor and shape: the kept one, or a new one, which is kept if it is whole."""
     about = {
         "torch": torch.__version__,
         "processor": processor_identity(),
@@ -111,16 +131,17 @@ def _measured(shape: BlockShape, candidates: Contexts) -> Tried:
         "candidates": sorted(candidates),
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    if key not in _remembered:
-        kept = _load(key)
-        _remembered[key] = kept or benchmark_arithmetic(shape, candidates)
-        if kept is None and TRIAL not in _remembered[key].left_out:
-            with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
-                path = _path(key)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                document = {"about": about, "tried": asdict(_remembered[key])}
-                atomic_write_text(path, json.dumps(document, indent=1) + "\n")
-    return _remembered[key]
+    tried = _remembered.get(key) or _load(key)
+    if tried is None:
+        tried = benchmark_arithmetic(shape, candidates)
+        if not tried.is_whole:  # memory may have been short: the next run tries again
+            return tried
+        with suppress(OSError, RuntimeError):  # no cache, no home: it is remembered for this process alone
+            path = _path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(path, json.dumps({"about": about, "tried": asdict(tried)}, indent=1) + "\n")
+    _remembered[key] = tried
+    return tried
 
 
 def _path(key: str) -> Path:
@@ -128,12 +149,13 @@ def _path(key: str) -> Path:
 
 
 def _load(key: str) -> Tried | None:
-    """Reads a kept measurement; None if there is none, or it is damaged."""
+    """Reads a kept measurement; None if there is none, or it is damaged, or not whole."""
     try:
         tried: dict[str, Any] = json.loads(read_regular(_path(key)))["tried"]
         times = {str(name): float(value) for name, value in tried["milliseconds"].items()}
         if not all(0 < each < float("inf") for each in times.values()):
             return None
-        return Tried(times, dict(tried["errors"]), dict(tried["left_out"]))
+        kept = Tried(times, dict(tried["errors"]), dict(tried["left_out"]))
+        return kept if kept.is_whole else None
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError):
         return None

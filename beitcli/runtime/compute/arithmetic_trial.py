@@ -77,6 +77,11 @@ class Tried:
     errors: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all could be computed: what was left out is so for its error, and not for an exception."""
+        return self.left_out.keys() <= self.errors.keys()
+
 
 def contexts() -> Contexts:
     """Returns the arithmetics that this processor may be able to do, each with the context of its step."""
@@ -95,7 +100,7 @@ def benchmark_arithmetic(shape: BlockShape, candidates: Contexts) -> Tried:
         try:
             error = product_error(shape, context)
         except Exception as failure:  # torch raises many types if a kernel does not run
-            tried.left_out[name] = _reason(failure)
+            tried.left_out[name] = reason(failure)
             continue
         tried.errors[name] = error
         if not error <= MAX_ERROR[name]:  # NaN too
@@ -105,11 +110,12 @@ def benchmark_arithmetic(shape: BlockShape, candidates: Contexts) -> Tried:
         try:
             tried.milliseconds.update(_times(shape, passed))
         except Exception as failure:  # a failed benchmark must not end the run
-            tried.left_out[TRIAL] = _reason(failure)
+            tried.left_out[TRIAL] = reason(failure)
     return tried
 
 
-def _reason(failure: Exception) -> str:
+def reason(failure: Exception) -> str:
+    """Returns why an arithmetic could not be tried, for display."""
     return f"{type(failure).__name__}: {str(failure).strip()[:100]}"
 
 

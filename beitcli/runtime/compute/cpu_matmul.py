@@ -17,9 +17,26 @@ from dataclasses import dataclass
 import torch
 
 TORCH, ONEDNN = "torch", "onednn"
+_SWITCH = {TORCH: "ieee", ONEDNN: "bf16"}  # "none" would be whatever torch.backends.mkldnn.fp32_precision is
 _BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
-_is_routed = False
+
+@dataclass
+class _Routing:
+    """What is set now, for the whole process.
+
+    Attributes:
+        library: None while the process's own setting holds.
+        own: That setting, kept while a library is set.
+        contexts: Number of `matmul_by` that are entered.
+    """
+
+    library: str | None = None
+    own: str = "none"
+    contexts: int = 0
+
+
+_routing = _Routing()
 
 
 @dataclass(frozen=True)
@@ -40,33 +57,54 @@ class Arithmetic:
 
 
 def route_matmul(library: str) -> None:
-    """Sets the library of fp32 products on the CPU, for the whole process.
+    """Sets the library of fp32 products on the CPU, for the whole process, until the end of the `matmul_by` around it.
 
-    A setting that was made elsewhere is left alone while no product is routed to oneDNN here.
+    Outside of any, `TORCH` means the setting that the process had before anything was routed here.
     """
-    global _is_routed
-    if library == ONEDNN:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
-        _is_routed = True
-    elif _is_routed:
-        torch.backends.mkldnn.matmul.fp32_precision = "none"  # type: ignore[attr-defined]
-        _is_routed = False
+    if library == TORCH and not _routing.contexts:
+        _unroute()
+    else:
+        _set(library)
 
 
 def routed_matmul() -> str:
-    """Returns the library that `route_matmul` has set."""
-    return ONEDNN if _is_routed else TORCH
+    """Returns the library that `route_matmul` or `matmul_by` has set; `TORCH` if neither has."""
+    return _routing.library or TORCH
 
 
 @contextmanager
 def matmul_by(library: str) -> Iterator[None]:
-    """Context with a library of fp32 products on the CPU."""
-    before = routed_matmul()
-    route_matmul(library)
+    """Context with a library of fp32 products on the CPU, whatever the process's own setting, which holds again after.
+
+    Does nothing within a function that torch.compile traces: it refuses the switch.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = _routing.library
+    _routing.contexts += 1
     try:
+        _set(library)
         yield
     finally:
-        route_matmul(before)
+        _routing.contexts -= 1
+        _unroute() if before is None else _set(before)
+
+
+def _set(library: str) -> None:
+    if _routing.library == library:
+        return
+    if _routing.library is None:
+        _routing.own = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    torch.backends.mkldnn.matmul.fp32_precision = _SWITCH[library]  # type: ignore[attr-defined]
+    _routing.library = library
+
+
+def _unroute() -> None:
+    """Puts the process's own setting back."""
+    if _routing.library is not None:
+        torch.backends.mkldnn.matmul.fp32_precision = _routing.own  # type: ignore[attr-defined]
+        _routing.library = None
 
 
 def has_onednn_route() -> bool:

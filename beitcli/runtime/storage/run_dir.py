@@ -26,7 +26,7 @@ from beitcli.runtime.storage.own_files import (
 )
 from beitcli.runtime.storage.safe_json import dump_json
 
-_OWN_FILES = ("config.toml", "metrics.jsonl", "bad-images.jsonl", "README.md")
+_OWN_FILES = ("config.toml", "metrics.jsonl", "bad-images.jsonl", "README.md", "arithmetic.json")
 _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md|html|json)\.|writable-)[0-9]+")
 
 

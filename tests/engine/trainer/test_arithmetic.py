@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
-from beitcli.engine.events import Warned
+from beitcli.engine.events import OnEvent, Planned, Warned, ignore
 from beitcli.engine.finetune import finetune
 from beitcli.engine.pretrain import pretrain
 from beitcli.engine.trainer.arithmetic import with_step_arithmetic
@@ -22,8 +24,9 @@ from beitcli.runtime.compute import arithmetic_choice, cpu_matmul
 from beitcli.runtime.compute.arithmetic_trial import Tried
 from beitcli.runtime.compute.cpu_matmul import Arithmetic, routed_matmul
 from beitcli.runtime.compute.device import Compute
-from beitcli.runtime.distributed.world import DistributedContext
+from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.storage.hashing import sha256_of
+from tests.helpers.processes import in_processes
 
 CHOICES = {
     "fp32": ({}, ("fp32", "torch")),
@@ -48,15 +51,34 @@ def processor(monkeypatch, tmp_path):
             return Tried({name: milliseconds[name] for name in candidates if name in milliseconds})
 
         monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", benchmark)
+        monkeypatch.setattr(arithmetic_choice, "product_error", lambda shape, context: 3e-7)
 
     return be
 
 
-def begin(data: Path, tokenizer: Path, run: Path, **more: object) -> Path:
+def begin(data: Path, tokenizer: Path | str, run: Path, on_event: OnEvent = ignore, **more: object) -> Path:
     flags = {"recipe": "tiny", "image_size": 32, "num_masked": 6, "tokenizer": str(tokenizer), "data": [str(data)]}
     flags |= {"steps": 4, "batch_size": 8, "save_every": 2, "log_every": 1, "device": "cpu", "workers": 0}
-    pretrain(resolve(PretrainConfig, flags | {"out": str(run), "previews": 0} | more).config)
+    pretrain(resolve(PretrainConfig, flags | {"out": str(run), "previews": 0} | more).config, on_event)
     return run
+
+
+class Killed(Exception):
+    """As a signal ends a process, wherever it is."""
+
+
+def until(kind: type, job: Callable[[OnEvent], object]) -> Any:
+    """Runs a job until it emits an event of a kind, and returns that."""
+    events: list = []
+
+    def on_event(event: object) -> None:
+        events.append(event)
+        if isinstance(event, kind):
+            raise Killed
+
+    with pytest.raises(Killed):
+        job(on_event)
+    return events[-1]
 
 
 def half_of(run: Path, copy: Path) -> Path:
@@ -93,6 +115,28 @@ def test_a_resumed_run_goes_on_as_it_began(tmp_path, labelled_folder, tokenizer_
     processor(CHOICES[others[choice]][0])  # which would be chosen by now
     assert record(resume(copy)) == expected
     assert weights(copy) == weights(run)
+
+
+def resumed(run: Path, world: DistributedContext = SINGLE_PROCESS, **flags: object) -> Compute:
+    config = resolve(PretrainConfig, {"out": str(run), "resume": True, "workers": 0} | flags).config
+    compute = Compute(torch.device("cpu"), "fp32", world)
+    return with_step_arithmetic(config, compute, config.architecture, compiled=False, on_event=ignore)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["in its first steps", "while its own tokenizer trains"])
+def test_a_run_killed_before_its_first_save_goes_on_as_it_began(
+    tmp_path, labelled_folder, tokenizer_run, processor, own
+):
+    processor(CHOICES["onednn"][0])
+    run, tokenizer = tmp_path / "run", "own" if own else tokenizer_run
+    planned = until(Planned, lambda on_event: begin(labelled_folder, tokenizer, run, on_event))
+    assert planned.title == ("Tokenizer" if own else "Pretraining")
+    assert not list(run.glob("checkpoints/step-*"))
+    processor(CHOICES["bf16"][0])  # which would be chosen by now
+    found = resumed(run).training
+    assert (found.precision, found.matmul) == ("fp32", "onednn")
+    (run / "arithmetic.json").write_text("damaged")
+    assert resumed(run).training.precision == "bf16"
 
 
 def test_bf16_steps_compute_other_weights_than_fp32(tmp_path, labelled_folder, tokenizer_run, processor):
@@ -146,6 +190,15 @@ def test_the_plan_says_the_arithmetic(tmp_path, labelled_folder, tokenizer_run, 
     assert (ended.code, "--cpu-matmul onednn does not go with --compile" in ended.err) == (2, True)
 
 
+def test_the_own_tokenizers_rehearsal_computes_as_its_training_does(labelled_folder, processor):
+    processor(CHOICES["bf16"][0])
+    flags = {"recipe": "tiny", "data": [str(labelled_folder)], "image_size": 32, "num_masked": 6, "steps": 1}
+    flags |= {"tokenizer": "own", "batch_size": 4, "device": "cpu", "workers": 0, "dry_run": True}
+    plan = until(Planned, lambda on_event: pretrain(resolve(PretrainConfig, flags).config, on_event))
+    assert plan.title == "tokenizer (dry run)"
+    assert ", fp32, torch" in plan.rows["hardware"]
+
+
 def test_a_finetuned_model_is_measured_in_fp32(tmp_path, labelled_folder, pretrained_run, processor):
     processor(CHOICES["bf16"][0])
     flags = {"recipe": "tiny", "init": str(pretrained_run), "size": 32, "steps": 2, "batch_size": 8, "save_every": 2}
@@ -171,10 +224,43 @@ def test_the_choice_of_rank_0_is_that_of_all_ranks(processor):
     assert (found.training.precision, found.precision) == ("bf16", "fp32")
 
 
+class FirstOfTwo(DistributedContext):
+    """Rank 0 of two, whose questions to the other are answered here."""
+
+    def run_on_rank_zero(self, do):
+        return do()
+
+
 def test_a_sharded_step_and_a_given_precision_are_left_as_they_are(processor):
     processor(CHOICES["bf16"][0])
-    alone = Compute(torch.device("cpu"), "fp32")
-    assert chosen(alone).training.precision == "bf16"
-    assert chosen(alone, shard=True).training.precision == "fp32"
+    alone, two = (Compute(torch.device("cpu"), "fp32", world) for world in (SINGLE_PROCESS, FirstOfTwo(size=2)))
+    assert chosen(alone).training.precision == chosen(two).training.precision == "bf16"
+    assert chosen(two, shard=True).training.precision == "fp32"
+    assert chosen(alone, shard=True).training.precision == "bf16"  # nothing is sharded
     assert chosen(Compute(torch.device("cpu"), "bf16"), precision="bf16").steps is None
     assert chosen(Compute(torch.device("cuda"), "bf16")).steps is None
+
+
+@pytest.mark.parametrize("world", [SINGLE_PROCESS, FirstOfTwo(size=2)], ids=["one process", "two"])
+def test_a_run_that_is_sharded_later_measures_as_before(tmp_path, labelled_folder, tokenizer_run, processor, world):
+    processor(CHOICES["bf16"][0])
+    run = tmp_path / "run"
+    until(Planned, lambda on_event: begin(labelled_folder, tokenizer_run, run, on_event))
+    found = resumed(run, world, shard=True)
+    assert (found.training.precision, found.precision) == ("bf16", "fp32")
+
+
+@pytest.mark.slow
+def test_sharded_bf16_steps_learn_as_whole_ones_do(tmp_path, labelled_folder, tokenizer_run, processor):
+    """A run whose bf16 was chosen goes on sharded: its weights are gathered in fp32, and measured in it."""
+    processor(CHOICES["bf16"][0])
+    run = begin(labelled_folder, tokenizer_run, tmp_path / "run", drop_path=0)
+    copy = half_of(run, tmp_path / "copy")
+    words = ["pretrain", "--out", copy, "--resume", "--shard", "--workers", 0, "--device", "cpu", "--quiet"]
+    for ended in in_processes(2, words):
+        assert ended.code == 0, ended.err
+    assert record(copy) == ("bf16", "torch")
+    figures = [
+        json.loads((each / "checkpoints/step-0000004/trainer.json").read_text())["figures"] for each in (run, copy)
+    ]
+    assert figures[1]["loss"] == pytest.approx(figures[0]["loss"], rel=2e-3)

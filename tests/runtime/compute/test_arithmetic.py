@@ -16,6 +16,7 @@ from beitcli.runtime.compute.arithmetic_choice import choose_arithmetic, decide,
 from beitcli.runtime.compute.arithmetic_trial import (
     BF16,
     MAX_ERROR,
+    TRIAL,
     BlockShape,
     Tried,
     benchmark_arithmetic,
@@ -61,6 +62,7 @@ def processor(monkeypatch, tmp_path):
             return Tried({name: milliseconds[name] for name in candidates})
 
         monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", benchmark)
+        monkeypatch.setattr(arithmetic_choice, "matmul_by", lambda library: Rounded(24))  # oneDNN's are exact here
 
     return be
 
@@ -121,6 +123,20 @@ def test_bf16_is_taken_only_where_it_is_left_open(processor):
     assert choose_arithmetic(SHAPE, "fp32", "torch").matmul == TORCH
 
 
+@pytest.mark.parametrize(
+    "tried",
+    [
+        Tried(errors={ONEDNN: 3e-7, BF16: 0.1}, left_out={BF16: "error 0.1 above 1e-02"}),
+        Tried(errors={ONEDNN: 3e-7, BF16: 2e-3}, left_out={TRIAL: "MemoryError: "}),
+    ],
+)
+def test_a_library_that_is_asked_for_needs_no_times(processor, monkeypatch, tried):
+    processor("avx512_f", "avx512_bf16")
+    monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", lambda shape, candidates: tried)
+    assert choose_arithmetic(SHAPE, "auto", ONEDNN) == Arithmetic("fp32", ONEDNN, "fp32 (oneDNN)")
+    assert choose_arithmetic(SHAPE, "auto", TORCH) == Arithmetic(about="fp32")
+
+
 def test_an_unknown_processor_computes_as_before(processor):
     processor(torch=10.0, onednn=1.0, bf16=1.0)
     assert set(contexts()) == {TORCH}
@@ -129,6 +145,15 @@ def test_an_unknown_processor_computes_as_before(processor):
     assert (asked.matmul, "torch hands none to oneDNN" in asked.note) == (TORCH, True)
     resumed = restored_arithmetic(Arithmetic("fp32", ONEDNN), SHAPE)
     assert (resumed.matmul, "differ by rounding" in resumed.note) == (TORCH, True)
+
+
+def test_bf16_that_goes_on_without_units_for_it_is_told(processor):
+    processor("avx512_f", "avx512_bf16")
+    assert restored_arithmetic(Arithmetic("bf16"), SHAPE).note == ""
+    processor("avx512_f")
+    resumed = restored_arithmetic(Arithmetic("bf16"), SHAPE)
+    assert (resumed.precision, "which this processor emulates" in resumed.note) == ("bf16", True)
+    assert "--precision fp32" in resumed.note
 
 
 def test_arm_is_not_asked_for_its_rounded_products(processor, monkeypatch):
@@ -147,6 +172,42 @@ def test_a_measurement_is_kept_and_used_again(processor, tmp_path, monkeypatch):
     monkeypatch.setattr(arithmetic_choice, "_remembered", {})
     path.write_text('{"tried": {"milliseconds": {"torch": -1}}}')
     assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == TORCH  # measured again
+
+
+def broken_kernel(library: str):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize("products", [lambda library: Rounded(8), broken_kernel])
+def test_onednns_error_is_measured_again_whenever_it_is_chosen(processor, monkeypatch, products):
+    processor("avx512_f", "avx512_bf16", torch=10.0, onednn=4.0, bf16=3.5)
+    assert choose_arithmetic(SHAPE, "auto", "auto").matmul == ONEDNN
+    monkeypatch.setattr(arithmetic_choice, "matmul_by", products)
+    assert choose_arithmetic(SHAPE, "auto", "auto").about == "bf16 (2.9x fp32 here)"  # the better of the others
+    assert choose_arithmetic(SHAPE, "fp32", ONEDNN).note.startswith("fp32 products stay with torch's library: oneDNN")
+    assert choose_arithmetic(SHAPE, "fp32", TORCH).matmul == TORCH
+
+
+def test_what_failed_once_is_tried_again(processor, tmp_path, monkeypatch):
+    def short(shape, candidates):
+        def refused():
+            raise MemoryError
+
+        return benchmark_arithmetic(shape, {TORCH: contextlib.nullcontext, ONEDNN: refused})
+
+    processor("avx512_f", torch=10.0, onednn=5.0)
+    enough = arithmetic_choice.benchmark_arithmetic
+    monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", short)
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == TORCH
+    assert not (tmp_path / "arithmetic").exists()
+    monkeypatch.setattr(arithmetic_choice, "benchmark_arithmetic", enough)
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == ONEDNN
+    (path,) = (tmp_path / "arithmetic").iterdir()
+    kept = json.loads(path.read_text())
+    kept["tried"] = {"milliseconds": {}, "errors": {TORCH: 3e-7}, "left_out": {ONEDNN: "MemoryError: "}}
+    path.write_text(json.dumps(kept))  # as an earlier version kept it
+    monkeypatch.setattr(arithmetic_choice, "_remembered", {})
+    assert choose_arithmetic(SHAPE, "fp32", "auto").matmul == ONEDNN
 
 
 def test_a_cache_that_cannot_be_written_ends_nothing(processor, tmp_path, monkeypatch):
@@ -173,7 +234,7 @@ def test_steps_are_routed_and_measurements_and_tokens_are_not():
             assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
             with tf32_disabled(CPU):
                 assert routed_matmul() == TORCH
-                assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+                assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
         assert routed_matmul() == ONEDNN  # for the backward pass
         with compute.autocast():
             assert routed_matmul() == TORCH
@@ -188,6 +249,47 @@ def test_bf16_steps_leave_measurements_in_fp32():
     with compute.autocast():
         assert (product @ product).dtype == torch.float32
     assert (compute.training.dtype, compute.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.fixture
+def medium():
+    """A process whose user has asked for fast fp32 products before."""
+    torch.set_float32_matmul_precision("medium")
+    yield torch.backends.mkldnn.matmul
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_the_process_s_own_setting_holds_again(medium):
+    with matmul_by(ONEDNN):
+        pass
+    assert medium.fp32_precision == "bf16"
+    steps = Compute(CPU, "fp32", steps=Arithmetic("fp32", ONEDNN))
+    with steps.training.autocast(), steps.autocast():
+        assert (medium.fp32_precision, routed_matmul()) == ("bf16", TORCH)
+    with contextlib.suppress(RuntimeError), matmul_by(ONEDNN):
+        raise RuntimeError
+    assert (medium.fp32_precision, torch.get_float32_matmul_precision()) == ("bf16", "medium")
+
+
+def test_torchs_library_is_meant_whatever_the_process_has_set(medium):
+    with matmul_by(TORCH):
+        assert medium.fp32_precision == "ieee"
+        with Compute(CPU, "fp32").autocast(), matmul_by(ONEDNN):
+            assert medium.fp32_precision == "bf16"
+        assert medium.fp32_precision == "ieee"
+    with contexts()[TORCH](), tf32_disabled(CPU):
+        assert medium.fp32_precision == "ieee"
+    assert medium.fp32_precision == "bf16"
+
+
+def test_a_traced_function_switches_nothing():
+    def product(each: torch.Tensor) -> torch.Tensor:
+        with tf32_disabled(CPU):
+            return each @ each
+
+    traced = torch.compile(product, backend="eager", fullgraph=True)
+    assert torch.equal(traced(torch.ones(2, 2)), torch.full((2, 2), 2.0))
 
 
 def test_a_setting_made_elsewhere_is_left_alone():
