@@ -80,6 +80,15 @@ def percent(share: float) -> str:
     return f"{value:.2f}%" if 0 < value < 1 else f"{value:.1f}%"
 
 
+def size_text(number: float) -> str:
+    """Formats a number of bytes with three significant digits: `635 kB`."""
+    for unit in ("B", "kB", "MB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
+
+
 def metric_label(name: str) -> str:
     """Returns `held-out top1` for `held_out_top1`."""
     return name.replace(HELD_OUT, "held-out ").replace("_", " ")

@@ -22,7 +22,9 @@ def _run(config: AttnMapConfig, console: CommandConsole) -> None:
         elif "error" in document:
             console.print_line(f"{document['path']}  error: {document['error']}")
         elif document["output"] is None:
-            console.print_line(f"{document['path']}  {len(document['maps'])} maps; --json shows them")
+            console.print_line(
+                f"{document['path']}  {len(document['maps'])} maps; -o PICTURE draws them, --json prints them"
+            )
         elif document["output"] != last:  # a page of several images is told once
             last = document["output"]
             console.print_line(last)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.cache import CacheConfig
+from beitcli.runtime.metric_text import size_text
 from beitcli.runtime.storage.safe_json import dump_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
         elif cache.entries:
             console.print_rows([_row(each) for each in cache.entries])
         if not console.wants_json:
-            console.print_line(f"{_size(cache.bytes)} in '{cache.folder}'")
+            console.print_line(f"{size_text(cache.bytes)} in '{cache.folder}'")
         return
     pruned = prune_cache(config)
     if console.wants_json:
@@ -39,21 +40,13 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
         console.print_rows([_row(each) for each in pruned.removed])
     would = "Would free" if config.dry_run else "Freed"
     kept = f"; {len(pruned.in_use)} in use, left alone" if pruned.in_use else ""
-    console.print_line(f"{would} {_size(pruned.freed)} in '{pruned.folder}'{kept}")
+    console.print_line(f"{would} {size_text(pruned.freed)} in '{pruned.folder}'{kept}")
 
 
 def _row(entry: Entry) -> dict[str, Any]:
     from beitcli.engine.runs import age
 
-    return {"kind": entry.kind, "entry": entry.name, "size": _size(entry.bytes), "used": age(entry.used)}
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
+    return {"kind": entry.kind, "entry": entry.name, "size": size_text(entry.bytes), "used": age(entry.used)}
 
 
 DECLARATION = Declaration(

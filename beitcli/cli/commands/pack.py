@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.pack import PackConfig
+from beitcli.runtime.metric_text import size_text
 
 if TYPE_CHECKING:
     from beitcli.engine.pack.run import PackReport
@@ -28,8 +29,8 @@ def _facts(report: PackReport) -> dict[str, str]:
         if len(report.splits) > 1
         else "",
         "classes": "" if report.classes is None else f"{report.classes:,}",
-        "shards": f"{report.shards:,}, {report.bytes / 1e6:,.1f} MB",
-        "size": f"{report.ratio:.2f} times the files' {report.source_bytes / 1e6:,.1f} MB",
+        "shards": f"{report.shards:,}, {size_text(report.bytes)}",
+        "size": f"{report.ratio:.2f} times the files' {size_text(report.source_bytes)}",
         "copied": f"{report.copied:,} files, byte for byte" if report.copied else "",
         "encoded": f"{encoded:,} images as JPEG, {report.level_error:.2f} levels of 255 off in the mean"
         if report.level_error is not None
