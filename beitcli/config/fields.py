@@ -262,7 +262,7 @@ def _size(setting: Setting, value: Any, origin: str) -> Size:
 
 def _scalar(kind: type, value: Any, origin: str) -> Any:
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    wrong = UsageError(f"{origin} is {value!r}.", f"Give {expected}.")
+    wrong = UsageError(f"{origin} is {value!r}; {expected} is needed.", f"Give {expected}.")
     if kind in (int, float) and isinstance(value, str) and value.startswith("--"):
         wrong = UsageError(f"{origin} needs a value; '{value}' follows it.", f"Give {expected}.")
     if kind is bool:
