@@ -109,7 +109,8 @@ _KIND = ((4, 4), 16, hashlib.sha256(b"tokenizer").hexdigest())
 
 def _token_file(suffix: str):  # type: ignore[no-untyped-def]
     def prepare(place: Place) -> Prepared:
-        from beitcli.engine.io.token_files import TokenKind, open_token_file, parse_line
+        from beitcli.engine.io.token_files import TokenKind, open_token_file
+        from beitcli.engine.io.token_lines import parse_line
 
         kind, path = TokenKind(*_KIND), place.folder / f"tokens{suffix}"
         file = open_token_file(path, kind, resume=False)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -202,9 +202,10 @@ def cached_file(repo: str, name: str, revision: str) -> Path | None:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file name stays inside its folder; the hub's answer is not trusted."""
+    """Whether a file name stays inside its folder, on Windows too; the hub's answer is not trusted."""
     is_odd = name.startswith("/") or "\\" in name or "\0" in name
-    return not is_odd and all(part not in ("", ".", "..") for part in name.split("/"))
+    parts = name.split("/")
+    return not is_odd and all(part not in ("", ".", "..") and not PureWindowsPath(part).drive for part in parts)
 
 
 def _require_inside(repo: str, names: Sequence[str]) -> None:

@@ -430,7 +430,10 @@ def test_names_of_branches_and_tags_are_revisions(server, revision):
     assert server.requests
 
 
-@pytest.mark.parametrize("name", ["../x.json", "/x.json", "a/../../x", "a//b", "a\\b", "", "./x", "a\0b"])
+_CLIMBING = ["../x.json", "/x.json", "a/../../x", "a//b", "a\\b", "", "./x", "a\0b", "d:x", "a/C:/b"]
+
+
+@pytest.mark.parametrize("name", _CLIMBING)
 def test_a_file_name_that_climbs_out_is_refused(server, name):
     with pytest.raises(StorageError, match="leads out of its folder"):
         fetch(REPO, [name])
