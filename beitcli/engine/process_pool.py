@@ -70,7 +70,7 @@ def run_in_order(
 
 
 def is_stopped() -> bool:
-    """Whether the results are no longer wanted: the job failed, or was stopped."""
+    """Whether the results are not needed: the job failed, or was stopped."""
     return _stopped is not None and bool(_stopped.value)
 
 
