@@ -43,7 +43,7 @@ class Batching:
         workers: Number of processes that load images.
         on_event: Receives progress.
         check_stop: See `synchronized_batches`.
-        kept: Keeps the batches for the next evaluation of the same source, transform and masks; None to load them each time.
+        kept: Keeps the batches for later evaluations of the same source, transform and masks; None to load each time.
     """
 
     compute: Compute
