@@ -1,25 +1,77 @@
 """Do the paper's claims hold in miniature? Runs the cells of its tables that are missing, and writes the tables.
 
-    python benchmarks/paper.py --data DIR [--only TABLE] [--seeds N] [--jobs N] [--match WORD]
+    python benchmarks/paper.py --data DIR --segmentation DIR [--photos DIR] [--budget small|gpu] [--only TABLE]
+        [--seeds N] [--jobs N] [--match WORD]
 
-DIR holds a labelled data set as tar shards, train-*.tar and val-*.tar. Each cell is one `beit` command with a result
-file below `results/paper/`; cells that have one are not run again, so the work can be stopped (Ctrl-C) and gone on with
-at any moment. Whole seeds are completed first. Every command has one thread; --jobs runs several at once. The tables
-are written between the marks of docs/results.md, from what is there.
+--data holds a labelled data set as tar shards, train-*.tar and val-*.tar; --segmentation train/ and val/, each with
+images/ and masks/ of CamVid's 11 classes. Each cell is one command with a result file below `results/paper/`; cells
+that have one are not run again, so the work can be stopped (Ctrl-C) and gone on with at any moment. Whole seeds are
+completed first, and what tables share runs once. Every command has one thread; --jobs runs several at once. The tables
+are written between the marks of docs/results.md, from what is there; with --photos the pictures of figure 2 as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from paper_tables import tokenizers
-from paper_tables.cells import Failure, Runner
+from paper_tables import ablation, attention, classification, convergence, segmentation, tokenizers
+from paper_tables.budgets import BUDGETS
+from paper_tables.cells import Cell, Failure, Runner, environment
+from paper_tables.chains import Chains, once
+from paper_tables.prepare import lay_out
 
 HERE = Path(__file__).parent
-TABLES = {"8": tokenizers}
+TABLES = {
+    "1": classification.TABLE,
+    "3": segmentation.TABLE,
+    "4": ablation.TABLE,
+    "convergence": convergence,
+    "figure 2": attention.TABLE,
+}
+WITH_MASKS = ("3", "4", "figure 2")
+PICTURED = {"scratch": "few", "pixels": "pretrain", "beit": "pretrain"}
+"""Starts whose attention is drawn, each with the stage of the run."""
+
+
+def cells_of(tables: Sequence[str], seeds: Sequence[int], budget: str) -> list[Cell]:
+    """Returns the cells of several tables, each once and behind those that it needs; whole seeds first."""
+    every = [cell for name in tables if name != "8" for cell in TABLES[name].cells(seeds, budget)]
+    return once([*every, *(tokenizers.cells(seeds) if "8" in tables else ())])
+
+
+def needed(cells: Sequence[Cell], word: str) -> list[Cell]:
+    """Returns the cells whose names hold `word`, and those they need."""
+    chosen = {cell.name for cell in cells if word in cell.name}
+    for cell in reversed(cells):
+        chosen |= cell.waits_for if cell.name in chosen else set()
+    return [cell for cell in cells if cell.name in chosen]
+
+
+def lines_of(name: str, runner: Runner, seeds: Sequence[int], budgets: Sequence[str]) -> list[str]:
+    """Returns what stands between a table's marks: a section for each budget that has whole seeds."""
+    if name == "8":
+        return tokenizers.rows(runner, seeds)
+    sections = [TABLES[name].rows(runner, seeds, budget) for budget in budgets]
+    return [line for section in sections if section for line in [*section, ""]]
+
+
+def draw_attention(runner: Runner, photos: Path, budget: str, pictures: Path) -> None:
+    """Draws figure 2 of seed 0, the same photographs for each start. Raises Failure."""
+    for start, stage in PICTURED.items():
+        run = runner.run_of(Chains(budget).place(start, 0, stage))
+        if (run / "checkpoints" / "latest").exists():
+            picture = str(pictures / f"attention-{start}-{budget}.png")
+            words = ["attn-map", str(photos), "--limit", "3", "--model", str(run), "--figure", "-o", picture]
+            command = [sys.executable, "-m", "beitcli", *words, "--overwrite", "--device", runner.device, "--quiet"]
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+            if done.returncode:
+                raise Failure(f"attn-map of {start}: {done.stderr}")
 
 
 def write_between_marks(document: Path, name: str, lines: list[str]) -> None:
@@ -32,10 +84,13 @@ def write_between_marks(document: Path, name: str, lines: list[str]) -> None:
     document.write_text(before + start + "\n".join(lines).rstrip() + "\n\n" + end + after)
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of train-*.tar and val-*.tar")
-    parser.add_argument("--only", choices=TABLES, help="one table")
+    parser.add_argument("--segmentation", type=Path, help="folder of train/ and val/ with images/ and masks/")
+    parser.add_argument("--photos", type=Path, help="photographs whose attention is drawn")
+    parser.add_argument("--budget", choices=BUDGETS, default="small")
+    parser.add_argument("--only", choices=[*TABLES, "8"], help="one table; else all but those whose data is not given")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
     parser.add_argument("--jobs", type=int, default=1, help="commands at once, one thread each")
     parser.add_argument("--device", default="cpu")
@@ -44,29 +99,48 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs") / "paper", help="folder of the runs")
     parser.add_argument("--docs", type=Path, default=HERE.parent / "docs" / "results.md")
     parser.add_argument("--write-only", action="store_true", help="write the tables, run nothing")
+    parser.add_argument("--list", action="store_true", help="print the cells that would run, run nothing")
     given = parser.parse_args()
+    if given.only in WITH_MASKS and not given.segmentation:
+        parser.error(f"--only {given.only} needs --segmentation.")
+    return given
+
+
+def main() -> int:
+    given = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def say(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
-    runner = Runner(given.results, given.work.resolve(), given.data.resolve(), given.device, say)
-    tables = {given.only: TABLES[given.only]} if given.only else TABLES
-    seeds, code = range(given.seeds), 0
-    if not given.write_only:
-        every = sorted((cell for table in tables.values() for cell in table.cells(seeds)), key=lambda cell: cell.seed)
-        chosen = {cell.name for cell in every if given.match in cell.name}
-        for cell in reversed(every):
-            chosen |= set(cell.needs) if cell.name in chosen else set()
-        try:
-            runner.run_all([cell for cell in every if cell.name in chosen], given.jobs)
-        except Failure as failure:
-            say(str(failure))
-            code = 1
-        except KeyboardInterrupt:
-            code = 130
-    for name, table in tables.items():
-        write_between_marks(given.docs, f"table {name}", table.rows(runner, seeds))
+    work, data, code = given.work.resolve(), given.data.resolve(), 0
+    runner = Runner(given.results, work, data, given.device, say)
+    seeds, tables = range(given.seeds), [given.only] if given.only else [*TABLES, "8"]
+    if not given.segmentation and not given.only:
+        tables = [name for name in tables if name not in WITH_MASKS]
+    cells = needed(cells_of(tables, seeds, given.budget), given.match)
+    if given.list:
+        sys.stdout.writelines(f"{cell.name}: {cell.command}\n" for cell in runner.missing(cells))
+        return 0
+    pictures = given.docs.parent / "pictures"
+    try:
+        if not given.write_only:
+            segmentation = given.segmentation.resolve() if given.segmentation else None
+            runner = replace(runner, folders=lay_out(work, data, segmentation, given.budget))
+            runner.run_all(cells, given.jobs)
+        if given.photos:
+            draw_attention(runner, given.photos.resolve(), given.budget, pictures)
+    except Failure as failure:
+        say(str(failure))
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    budgets = ["smoke"] if given.budget == "smoke" else ["small", "gpu"]
+    for name in [given.only] if given.only else [*TABLES, "8"]:
+        title = name if name[0].isalpha() else f"table {name}"
+        write_between_marks(given.docs, title, lines_of(name, runner, seeds, budgets))
+    for budget in budgets:
+        convergence.draw(runner, seeds, budget, pictures)
     return code
 
 

@@ -88,6 +88,7 @@ class Aggregation:
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 128, "depth": 4, "heads": 4},
     "small": {"width": 192, "depth": 6, "heads": 3},
+    "medium": {"width": 384, "depth": 12, "heads": 6},  # ViT-S
     "base": {"width": 768, "depth": 12, "heads": 12},
     "large": {"width": 1024, "depth": 24, "heads": 16},
     "giant": {"width": 1408, "depth": 40, "heads": 16, "mlp_ratio": 48 / 11},

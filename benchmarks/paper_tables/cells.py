@@ -19,13 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from measure import hardware
 
-_TIMED = {"seconds", "images_per_second"}
+_TIMED = ("seconds", "per_second")  # ends of the names of figures that differ from run to run
+SCRIPTS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,25 @@ class Cell:
     Attributes:
         name: Its result file below the results, without ending: TABLE/DATA/VARIANT/seed-N/STAGE.
         command: The words after `beit`. `{data}` is the folder of the data, `{out}` the run that the command makes, and
-            `{STAGE}` the run of the cell of `needs` whose name ends in STAGE.
+            `{STAGE}` the run of the cell of `needs` whose name ends in STAGE; `{rate}` is the chosen learning rate.
         needs: Names of the cells whose runs it reads.
         seed: Whole seeds are completed first.
+        rates: Learning rates, each with the name of the cell that tried it.
+        has_curve: Whether accuracy on the way is kept, [step, top-1].
+        script: File beside this one that runs in place of `beit`.
     """
 
     name: str
     command: str
     seed: int
     needs: tuple[str, ...] = ()
+    rates: tuple[tuple[str, str], ...] = ()
+    has_curve: bool = False
+    script: str = ""
+
+    @property
+    def waits_for(self) -> set[str]:
+        return {*self.needs, *(name for _, name in self.rates)}
 
     @property
     def makes_run(self) -> bool:
@@ -64,6 +75,7 @@ class Runner:
         data: Folder that stands for `{data}`.
         device: Of every command.
         say: Receives a line about each cell.
+        folders: What stands for other names in braces.
     """
 
     results: Path
@@ -71,6 +83,7 @@ class Runner:
     data: Path
     device: str
     say: Callable[[str], None]
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def result_file(self, cell: Cell) -> Path:
         return self.results / f"{cell.name}.json"
@@ -101,22 +114,37 @@ class Runner:
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         places = {name.rpartition("/")[2]: self.run_of(name) for name in cell.needs}
-        words = [word.format(data=self.data, out=out, **places) for word in cell.command.split()]
-        arguments = [sys.executable, "-m", "beitcli", *words, "--device", self.device, "--json", "--quiet"]
-        threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("BEIT_")}
+        command = cell.command.replace("{rate}", self.chosen_rate(cell) if cell.rates else "{rate}")
+        words = [word.format(data=self.data, out=out, **self.folders, **places) for word in command.split()]
+        program = [str(SCRIPTS / cell.script)] if cell.script else ["-m", "beitcli"]
+        arguments = [sys.executable, *program, *words, "--device", self.device, "--json", "--quiet"]
         with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
-            child = subprocess.Popen(arguments, env=kept | threads, stdout=printed, stderr=errors)
+            child = subprocess.Popen(arguments, env=environment(), stdout=printed, stderr=errors)
             code, cpu_seconds = _ended(child.pid, stop)
             child.returncode = code  # it has been waited for
             printed.seek(0)
             errors.seek(0)
             if code != 0:
                 end = "\n".join(errors.read().decode(errors="replace").splitlines()[-10:])
-                raise Failure(f"{cell.name}: exit code {code}: beit {cell.command}\n{end}")
-            self._keep(cell, json.loads(printed.read().splitlines()[-1]), cpu_seconds)
+                raise Failure(f"{cell.name}: exit code {code}: beit {command}\n{end}")
+            figures = json.loads(printed.read().splitlines()[-1])
+        if cell.has_curve:
+            figures["curve"] = _curve(out / "metrics.jsonl")
+        self._keep(cell, command, figures, cpu_seconds)
 
-    def _keep(self, cell: Cell, figures: Mapping[str, Any], cpu_seconds: float) -> None:
+    def chosen_rate(self, cell: Cell) -> str:
+        """Returns the learning rate whose cell measured the most, the first of several. Raises Failure."""
+        tried = {rate: self._accuracy(name) for rate, name in cell.rates}
+        return max(tried, key=lambda rate: tried[rate])
+
+    def _accuracy(self, name: str) -> float:
+        try:
+            figures = json.loads((self.results / f"{name}.json").read_text())["figures"]
+        except FileNotFoundError:
+            raise Failure(f"{name} has not run, so there is no learning rate.") from None
+        return float(figures["miou"] if "miou" in figures else figures["top1"])
+
+    def _keep(self, cell: Cell, command: str, figures: Mapping[str, Any], cpu_seconds: float) -> None:
         """Writes the result file; if there is one already, the figures must be the same."""
         named = {name: value for name, value in figures.items() if not isinstance(value, str) or "/" not in value}
         former = self.result(cell)
@@ -124,7 +152,9 @@ class Runner:
             raise Failure(f"{cell.name}: ran again, and printed another {', '.join(changed)}.")
         if former is None:
             document = {
-                "command": f"beit {cell.command}",
+                "command": f"python benchmarks/paper_tables/{cell.script} {command}"
+                if cell.script
+                else f"beit {command}",
                 "cpu_seconds": round(cpu_seconds, 1),
                 "hardware": hardware() | {"threads": 1},
                 "figures": named,
@@ -149,7 +179,7 @@ class Runner:
             try:
                 while left or running:
                     waited_for = {cell.name for cell in [*left, *running.values()]}
-                    for cell in [cell for cell in left if not waited_for & set(cell.needs)][: jobs - len(running)]:
+                    for cell in [cell for cell in left if not waited_for & cell.waits_for][: jobs - len(running)]:
                         left.remove(cell)
                         running[pool.submit(self.run, cell, stop)] = cell
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -158,6 +188,19 @@ class Runner:
             except BaseException:
                 stop.set()
                 raise
+
+
+def environment() -> dict[str, str]:
+    """Returns the variables of every command: one thread, no settings from outside, the program of this checkout."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BEIT_")}
+    path = os.pathsep.join(filter(None, (str(SCRIPTS.parents[1]), kept.get("PYTHONPATH"))))
+    return kept | {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")} | {"PYTHONPATH": path}
+
+
+def _curve(file: Path) -> list[tuple[int, float]]:
+    """Returns the accuracy on held-out images at each step where it was measured."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [(line["step"], line["held_out_top1"]) for line in lines if "held_out_top1" in line]
 
 
 def _ended(pid: int, stop: threading.Event) -> tuple[int, float]:
@@ -172,5 +215,6 @@ def _ended(pid: int, stop: threading.Event) -> tuple[int, float]:
 
 
 def _differing(former: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    names = (former.keys() | now.keys()) - _TIMED
-    return sorted(name for name in names if former.get(name) != now.get(name))
+    """Returns the names of former figures that are others now; what a later program prints besides does not count."""
+    kept = json.loads(json.dumps(now))  # as it is read back
+    return sorted(name for name in former if not name.endswith(_TIMED) and former[name] != kept.get(name))

@@ -1,0 +1,28 @@
+"""Figure 2: does the attention of a point inside an object separate it? A number, beside the pictures."""
+
+from __future__ import annotations
+
+from paper_tables.comparison import Claim
+from paper_tables.tables import Column, Row, Table
+
+TABLE = Table(
+    title="Figure 2: does attention separate objects?",
+    about="CamVid's validation images, central squares. For a point in each object (patches of one class that touch): "
+    "intersection over union of the object and the patches whose attention is above the best threshold; last "
+    "block, mean of the heads. `distance` is the same of nearness to the point, which knows nothing of the image.",
+    starts=(
+        Row("scratch", "a classifier trained from scratch", "none"),
+        Row("pixels", "pixels predicted", "none"),
+        Row("beit", "BEiT", "none"),
+    ),
+    columns=(
+        Column("IoU", "iou", "iou"),
+        Column("`distance`", "iou", "iou_distance", is_claimed=False),
+    ),
+    reference="scratch",
+    claims=(
+        Claim("BEiT's attention separates objects better than a classifier's", "beit", "scratch"),
+        Claim("Tokens make attention that separates objects better than pixels do", "beit", "pixels"),
+    ),
+    paper="pictures, no number",
+)

@@ -1,0 +1,129 @@
+"""Sizes and steps of the tables 1, 3, 4, the convergence and figure 2, the same for all rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What one seed of the tables may cost.
+
+    Attributes:
+        model, image_size, patch_size: Of the backbone, pixels.
+        num_masked, min_block: Of its masks, in patches.
+        vocab_size: V of the tokenizers, whose images have half of `image_size`.
+        tokenizer_steps, vqkd_steps: Optimizer steps of 16 images.
+        images: Training images of the tokenizers; pretraining has all.
+        batch_size: Images of a step of pretraining and of finetuning.
+        pretrain_steps, longer_steps: Optimizer steps of a pretraining, and of the one that is called longer.
+        pretrain_lr: Of every pretraining.
+        aggregate_after: Block of BEiT v2's patch aggregation.
+        few, many: Labels of the two finetunings, and the steps of each.
+        measured: Validation images of a classifier.
+        curve_points: Measurings of the finetunings that the convergence is read from.
+        search_steps: Of a classifier that only chooses a learning rate.
+        lrs, segment_lrs: The rates that are tried.
+        segment_size, segment_batch, segment_steps, segment_search_steps: Of a segmenter.
+        probe_images: Images that the probes learn from.
+        map_images: Images whose attention is compared with masks.
+        load: Options of loading, of all commands.
+        arithmetic: Options of all training; "auto" may choose another library of products in another run.
+    """
+
+    model: str = "tiny"
+    image_size: int = 48
+    patch_size: int = 8
+    num_masked: int = 14
+    min_block: int = 4
+    vocab_size: int = 256
+    tokenizer_steps: int
+    vqkd_steps: int
+    images: int = 4000
+    batch_size: int = 32
+    pretrain_steps: int
+    longer_steps: int
+    pretrain_lr: str = "2e-3"
+    aggregate_after: int = 3
+    few: int = 4000
+    few_steps: int
+    many: int = 20000
+    many_steps: int
+    measured: int = 2000
+    curve_points: int = 6
+    search_steps: int
+    lrs: tuple[str, str] = ("7e-4", "2e-3")
+    segment_size: int = 48
+    segment_batch: int = 8
+    segment_steps: int
+    segment_search_steps: int
+    segment_lrs: tuple[str, str] = ("7e-4", "2e-3")
+    probe_images: int = 2000
+    map_images: int = 101
+    load: str = "--workers 0"
+    arithmetic: str = "--precision fp32 --cpu-matmul torch"
+
+
+BUDGETS = {
+    "small": Budget(
+        tokenizer_steps=300,
+        vqkd_steps=150,
+        pretrain_steps=160,
+        longer_steps=320,
+        few=1000,
+        few_steps=96,
+        many=5000,
+        many_steps=160,
+        search_steps=40,
+        segment_steps=60,
+        segment_search_steps=20,
+    ),
+    "gpu": Budget(
+        model="medium",
+        image_size=64,
+        num_masked=25,
+        vocab_size=1024,
+        tokenizer_steps=1500,
+        vqkd_steps=1000,
+        images=20000,
+        batch_size=256,
+        pretrain_steps=1600,
+        longer_steps=4000,
+        pretrain_lr="1e-3",
+        aggregate_after=9,
+        few_steps=300,
+        many_steps=800,
+        measured=5000,
+        search_steps=100,
+        lrs=("3e-4", "1e-3"),
+        segment_size=96,
+        segment_batch=16,
+        segment_steps=400,
+        segment_search_steps=150,
+        segment_lrs=("3e-4", "1e-3"),
+        probe_images=10000,
+        load="--in-memory",
+        arithmetic="",
+    ),
+    "smoke": Budget(  # of the tests: every command, nothing learned
+        vocab_size=16,
+        tokenizer_steps=2,
+        vqkd_steps=2,
+        images=100,
+        batch_size=4,
+        pretrain_steps=2,
+        longer_steps=3,
+        few=40,
+        few_steps=2,
+        many=60,
+        many_steps=2,
+        measured=20,
+        curve_points=2,
+        search_steps=1,
+        segment_batch=2,
+        segment_steps=2,
+        segment_search_steps=1,
+        probe_images=40,
+        map_images=4,
+    ),
+}
