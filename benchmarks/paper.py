@@ -53,12 +53,32 @@ def needed(cells: Sequence[Cell], word: str) -> list[Cell]:
     return [cell for cell in cells if cell.name in chosen]
 
 
-def lines_of(name: str, runner: Runner, seeds: Sequence[int], budgets: Sequence[str]) -> list[str]:
-    """Returns what stands between a table's marks: a section for each budget that has whole seeds."""
+def lines_of(
+    name: str, runner: Runner, seeds: Sequence[int], budgets: Sequence[str], pictures: Path | None = None
+) -> list[str]:
+    """Returns what stands between a table's marks: a section for each budget that has whole seeds.
+
+    Args:
+        pictures: Folder of the pictures that figure 2 shows, beside the document.
+    """
     if name == "8":
         return tokenizers.rows(runner, seeds)
-    sections = [TABLES[name].rows(runner, seeds, budget) for budget in budgets]
-    return [line for section in sections if section for line in [*section, ""]]
+    lines: list[str] = []
+    for budget in budgets:
+        section = TABLES[name].rows(runner, seeds, budget)
+        if section and name == "figure 2" and pictures is not None:
+            section += _shown(pictures, budget)
+        lines += [*section, ""] if section else []
+    return lines
+
+
+def _shown(pictures: Path, budget: str) -> list[str]:
+    lines = []
+    for start in PICTURED:
+        file = pictures / f"attention-{start}-{budget}.png"
+        if file.exists():
+            lines.append(f"\n`{start}`, seed 0:\n\n![Attention of points on photographs]({pictures.name}/{file.name})")
+    return lines
 
 
 def draw_attention(runner: Runner, photos: Path, budget: str, pictures: Path) -> None:
@@ -81,7 +101,8 @@ def write_between_marks(document: Path, name: str, lines: list[str]) -> None:
     if start not in text or end not in text:
         raise ValueError(f"{document} has no marks {start.strip()} and {end.strip()}.")
     before, after = text.partition(start)[0], text.partition(end)[2]
-    document.write_text(before + start + "\n".join(lines).rstrip() + "\n\n" + end + after)
+    body = "\n".join(lines).rstrip()
+    document.write_text(before + start + (f"{body}\n\n" if body else "\n") + end + after)
 
 
 def arguments() -> argparse.Namespace:
@@ -138,7 +159,7 @@ def main() -> int:
     budgets = ["smoke"] if given.budget == "smoke" else ["small", "gpu"]
     for name in [given.only] if given.only else [*TABLES, "8"]:
         title = name if name[0].isalpha() else f"table {name}"
-        write_between_marks(given.docs, title, lines_of(name, runner, seeds, budgets))
+        write_between_marks(given.docs, title, lines_of(name, runner, seeds, budgets, pictures))
     for budget in budgets:
         convergence.draw(runner, seeds, budget, pictures)
     return code

@@ -83,8 +83,8 @@ def measure(model_name: str, data: Path, limit: int, device: str) -> dict[str, f
     masks = {file.stem: file for file in sorted((data / "val" / "masks").iterdir())}
     attention, distance = [], []
     for file in sorted((data / "val" / "images").iterdir())[:limit]:
-        image = central_square(Image.open(file).convert("RGB"))
-        mask = np.asarray(central_square(Image.open(masks[file.stem])))
+        with Image.open(file) as picture, Image.open(masks[file.stem]) as classes:
+            image, mask = central_square(picture.convert("RGB")), np.asarray(central_square(classes))
         found = objects_of(patch_classes(mask, grid))
         if not found:
             continue

@@ -155,7 +155,8 @@ def test_convergence_is_told_and_drawn(runner: Runner, tmp_path: Path) -> None:
     assert "`beit` has the accuracy that `scratch` ends with after 10 (0) of its 20 steps, 5 (0) processor" in text
     assert "with pretraining 15 (0)" in text
     convergence.draw(runner, range(3), "small", tmp_path / "pictures")
-    assert Image.open(tmp_path / "pictures" / "convergence-small.png").width > 100
+    with Image.open(tmp_path / "pictures" / "convergence-small.png") as picture:
+        assert picture.width > 100
 
 
 def test_objects_touch_along_sides_and_small_large_and_void_ones_are_left_out() -> None:
@@ -217,7 +218,7 @@ def test_data_is_laid_out_once_and_searches_see_no_validation_image(tmp_path: Pa
     data, masks = shards(tmp_path / "data", 24), streets(tmp_path / "streets")
     folders = lay_out(tmp_path / "work", data, masks, "smoke")
     assert sorted(file.name for file in folders["train"].iterdir()) == ["train-0.tar", "train-1.tar"]
-    assert json.loads((folders["search"] / "pack.json").read_text())["images"] == 20
+    assert json.loads((folders["search"] / "pack.json").read_text())["splits"]["train"]["images"] == 20
     for split, count in (("train", 6), ("val", 2)):
         images = sorted((folders["segmentation_search"] / split / "images").iterdir())
         assert len(images) == count

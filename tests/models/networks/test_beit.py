@@ -76,6 +76,13 @@ def test_masked_image_model_has_the_releases_parameter_count(size, positions, la
     assert parameters(model) == count
 
 
+def test_the_medium_backbone_is_vit_small():
+    block = 12 * 384**2 + 12 * 384  # matrices of attention and MLP; biases and norms
+    with torch.device("meta"):
+        model = Classifier(Architecture(**SIZES["medium"]), 10)
+    assert parameters(model.blocks) == 12 * block
+
+
 def test_classifier_has_the_parameter_count_of_timms_beit_base():
     with torch.device("meta"):
         model = Classifier(Architecture(positions="per-block", layer_scale=0.1, **SIZES["base"]), 1000)
