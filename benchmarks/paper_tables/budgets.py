@@ -27,8 +27,8 @@ class Budget:
         segment_size, segment_batch, segment_steps, segment_search_steps: Of a segmenter.
         probe_images: Images that the probes learn from.
         map_images: Images whose attention is compared with masks.
-        load: Options of loading, of all commands.
-        arithmetic: Options of all training; "auto" may choose another library of products in another run.
+        load, segment_load: Options of loading; segmenters have no `--in-memory`.
+        arithmetic: Options of all training; `auto` may choose another library of products in another run.
     """
 
     model: str = "tiny"
@@ -61,7 +61,20 @@ class Budget:
     probe_images: int = 2000
     map_images: int = 101
     load: str = "--workers 0"
+    segment_load: str = "--workers 0"
     arithmetic: str = "--precision fp32 --cpu-matmul torch"
+
+    @property
+    def words(self) -> str:
+        """The sizes and steps that a table's reader needs."""
+        return (
+            f"Sizes: `--model {self.model}`, {self.image_size}-pixel images in patches of {self.patch_size}, "
+            f"{self.num_masked} of them hidden; {self.pretrain_steps:,} steps of {self.batch_size} images "
+            f"of pretraining (longer: {self.longer_steps:,}), V = {self.vocab_size:,}. Few labels: {self.few:,}, "
+            f"{self.few_steps:,} steps; many: {self.many:,}, {self.many_steps:,} steps; {self.measured:,} images to "
+            f"measure on. Segmenters: {self.segment_steps:,} steps of {self.segment_batch} images of "
+            f"{self.segment_size} pixels. Probes: {self.probe_images:,} images to learn from, as many to measure on."
+        )
 
 
 BUDGETS = {
@@ -102,8 +115,9 @@ BUDGETS = {
         segment_search_steps=150,
         segment_lrs=("3e-4", "1e-3"),
         probe_images=10000,
-        load="--in-memory",
-        arithmetic="",
+        load="--in-memory --workers 2",
+        segment_load="--workers 2",
+        arithmetic="--no-compile",  # compiling costs a minute a command
     ),
     "smoke": Budget(  # of the tests: every command, nothing learned
         vocab_size=16,

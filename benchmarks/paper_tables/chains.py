@@ -56,9 +56,10 @@ class Chains:
     def common(self, seed: int) -> str:
         return f"--seed {seed} {self.budget.load}"
 
-    def training(self, seed: int) -> str:
+    def training(self, seed: int, stage: str = "") -> str:
         """Returns the last words of a training of a BEiT."""
-        return _line([self.common(seed), self.budget.arithmetic, "--out {out}"])
+        load = self.budget.segment_load if stage == "segment" else self.budget.load
+        return _line([f"--seed {seed} {load} {self.budget.arithmetic} --out {{out}}"])
 
     def tokenizer(self, variant: str, seed: int) -> Iterator[Cell]:
         """Yields the tokenizer of a variant, and before it what it needs."""
@@ -119,7 +120,7 @@ class Chains:
         rates = yield from self._search(variant, "segment")
         words = [
             self._segment("{segmentation}", start, b.segment_steps),
-            f"--lr {{rate}} --save-every {b.segment_steps} {self.training(seed)}",
+            f"--lr {{rate}} --save-every {b.segment_steps} {self.training(seed, 'segment')}",
         ]
         yield Cell(self.place(variant, seed, "segment"), _line(words), seed, needs, rates=rates)
 
@@ -167,7 +168,7 @@ class Chains:
             else:
                 words = [self._segment("{segmentation_search}", start, b.segment_search_steps)]
                 steps = b.segment_search_steps
-            words.append(f"--lr {rate} --save-every {steps} {self.training(0)}")
+            words.append(f"--lr {rate} --save-every {steps} {self.training(0, stage)}")
             yield Cell(name, _line(words), 0, needs)
             chosen.append((rate, name))
         return tuple(chosen)

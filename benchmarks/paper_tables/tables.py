@@ -103,7 +103,12 @@ class Table:
             return []
         titles = ["start", "", *self._titles(), f"the paper's: {self.paper}"]
         body = [self._row(row, values) for row in self.starts]
-        lines = [f"### {self.title}: budget `{budget}`, n = {n}\n", f"{self.about}\n", *markdown(titles, body), ""]
+        lines = [
+            f"### {self.title}: budget `{budget}`, n = {n}\n",
+            f"{self.about}\n",
+            f"{Chains(budget).budget.words}\n",
+        ]
+        lines += [*markdown(titles, body), ""]
         lines.append(f"{spread_words(n, self.reference)}\n")
         lines += [*self.sentences(values), "", *pretrained_words(runner, seeds, budget), *self.notes]
         return [*lines, *commands(runner, budget, self.command_row, self.columns)]
