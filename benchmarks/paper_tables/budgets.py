@@ -50,11 +50,11 @@ class Budget:
     many: int = 20000
     many_steps: int
     measured: int = 2000
-    curve_points: int = 6
+    curve_points: int = 4
     search_steps: int
     lrs: tuple[str, str] = ("7e-4", "2e-3")
     segment_size: int = 48
-    segment_batch: int = 8
+    segment_batch: int = 4
     segment_steps: int
     segment_search_steps: int
     segment_lrs: tuple[str, str] = ("7e-4", "2e-3")
@@ -86,7 +86,7 @@ BUDGETS = {
         few=1000,
         few_steps=96,
         many=5000,
-        many_steps=160,
+        many_steps=128,
         search_steps=40,
         segment_steps=60,
         segment_search_steps=20,

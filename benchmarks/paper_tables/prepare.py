@@ -4,7 +4,7 @@
     search                 the last train-*.tar, `measured` images of it
     val                    val-*.tar, `measured` images of them
     segmentation           the given folder
-    segmentation_search    its training images alone: every fourth is `val`, the others are `train`
+    segmentation_search    its training images alone: every eighth is `val`, the others are `train`
 
 `search` and `val` are packs, because `finetune --val` measures on all images that it is given.
 """
@@ -55,7 +55,7 @@ def _split_masks(segmentation: Path, folder: Path) -> Path:
     images = sorted((segmentation / "train" / "images").iterdir())
     masks = {file.stem: file for file in (segmentation / "train" / "masks").iterdir()}
     for number, image in enumerate(images):
-        split = "val" if number % 4 == 3 else "train"
+        split = "val" if number % 8 == 7 else "train"
         for kind, file in (("images", image), ("masks", masks[image.stem])):
             _link(folder / split / kind / file.name, file)
     return folder

@@ -8,7 +8,7 @@ from paper_tables.tables import Column, Row, Table
 TABLE = Table(
     title="Table 3: does pretraining help segmentation, and finetuning in between?",
     about="CamVid, 367 images to learn from and 101 to measure on, 11 classes. All rows: the same images, steps, size "
-    "and UPerNet head; of two learning rates each row takes the one that is better on every fourth training image, "
+    "and UPerNet head; of two learning rates each row takes the one that is better on every eighth training image, "
     "kept apart, chosen with seed 0.",
     starts=(
         Row("scratch", "random weights", "none"),

@@ -219,7 +219,7 @@ def test_data_is_laid_out_once_and_searches_see_no_validation_image(tmp_path: Pa
     folders = lay_out(tmp_path / "work", data, masks, "smoke")
     assert sorted(file.name for file in folders["train"].iterdir()) == ["train-0.tar", "train-1.tar"]
     assert json.loads((folders["search"] / "pack.json").read_text())["splits"]["train"]["images"] == 20
-    for split, count in (("train", 6), ("val", 2)):
+    for split, count in (("train", 7), ("val", 1)):
         images = sorted((folders["segmentation_search"] / split / "images").iterdir())
         assert len(images) == count
         assert {image.resolve().parents[1] for image in images} == {masks / "train"}
