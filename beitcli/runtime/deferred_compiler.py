@@ -1,9 +1,10 @@
 """Keeps torch's compiler from being loaded by what does not compile: that would be a third of a command's start.
 
-timm and torchvision load it for a few decorators, and tensors on the meta device for their reference functions. While
-these are at work, stand-ins take its place; `torch.compile` loads it when it is used. Initial values on that device
-would load sympy, and are left out. timm also imports wandb where it is installed, which takes a second and makes
-temporary folders: it finds none. Only the command line defers and hides them: a script's imports are the script's.
+timm and torchvision load it for a few decorators, tensors on the meta device for their reference functions,
+optimizers to keep it out of their steps. While these are at work, stand-ins take its place; `torch.compile` loads it
+when it is used. Initial values on that device would load sympy, and are left out. While timm is imported it finds
+neither sharded tensors, which load sympy too, nor the hub's client, which it is never asked to use here, nor wandb,
+which makes temporary folders. Only the command line defers and hides them: a script's imports are the script's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # importing it takes as long as Python itself
     from importlib.abc import Loader
 
 _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
-_HIDDEN = "wandb"
+_HIDDEN = ("wandb", "huggingface_hub", "torch.distributed.tensor")
 _VALUES_ONLY = ("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "div_", "add_")  # of an initialization
 _PACKAGES = ("timm", "timm.optim", "torchvision")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -52,7 +53,7 @@ def meta_device() -> Iterator[None]:
                     return tensor
             return func(*args, **named)
 
-    with _stand_ins(), torch.device("meta"), WithoutValues():
+    with compiler_stand_ins(), torch.device("meta"), WithoutValues():
         yield
 
 
@@ -80,7 +81,7 @@ class _Deferring:
         module.__spec__.loader = module.__loader__ = self._loader
         before, names = set(sys.modules), dict(vars(module))
         try:
-            with _stand_ins(), _hidden():
+            with compiler_stand_ins(), _hidden():
                 self._loader.exec_module(module)
         except (ImportError, AttributeError):  # a release that needs more of the compiler
             for name in set(sys.modules) - before:
@@ -93,20 +94,22 @@ class _Deferring:
 
 @contextmanager
 def _hidden() -> Iterator[None]:
-    """Context in which an optional package cannot be imported, unless it has been."""
-    if _HIDDEN in sys.modules:
-        yield
-        return
-    sys.modules[_HIDDEN] = None  # type: ignore[assignment] # Python's way to say that there is none
+    """Context in which optional packages cannot be imported, unless they have been."""
+    names = [name for name in _HIDDEN if name not in sys.modules]
+    sys.modules |= dict.fromkeys(names)  # type: ignore[arg-type] # None is Python's way to say that there is none
     try:
         yield
     finally:
-        del sys.modules[_HIDDEN]
+        for name in names:
+            del sys.modules[name]
 
 
 @contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Context in which decorators only mark functions for the compiler, and it need not be there."""
+def compiler_stand_ins() -> Iterator[None]:
+    """Context in which decorators only mark functions for the compiler, and it need not be there.
+
+    It changes nothing once the compiler is loaded, or where it is not deferred.
+    """
     import torch
 
     if _COMPILER in sys.modules or not _is_deferred():  # it is loaded, or this is torchvision within timm
@@ -114,7 +117,7 @@ def _stand_ins() -> Iterator[None]:
         return
     package, utils = ModuleType(_COMPILER), ModuleType(_UTILS)
     package.__path__ = []
-    package.__dict__.update(utils=utils, disable=_unchanged)
+    package.__dict__.update(utils=utils, disable=_unchanged, graph_break=_nothing)
     utils.__dict__["is_compile_supported"] = _is_compile_supported
     disable = torch.compiler.disable
     sys.modules |= {_COMPILER: package, _UTILS: utils}
@@ -140,6 +143,10 @@ def _marked(function: _Function | None = None, recursive: bool = True, *, reason
         return _marked
     function.__dict__["_torchdynamo_disable"] = True
     return function
+
+
+def _nothing() -> None:
+    """`torch._dynamo.graph_break`, where nothing is compiled."""
 
 
 def _unchanged(function: _Function, recursive: bool = True, *, wrapping: bool = True) -> _Function:

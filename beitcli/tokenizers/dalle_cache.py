@@ -14,18 +14,20 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from beitcli.errors import StorageError
-from beitcli.runtime.hub.client import fetch
-from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.hashing import sha256_of
 from beitcli.runtime.storage.own_files import apply_umask, create_new
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.tokenizers.dalle import SUFFIXES, WHOLE, Half, fits, read_half, read_halves, weight_files
+
+if TYPE_CHECKING:
+    from beitcli.runtime.hub.download import OnProgress
 
 REPOSITORY = "facebook/flava-image-codebook"
 RECORD = "weights.sha256"
@@ -70,6 +72,8 @@ def is_cached() -> bool:
 
 def open_hub(repo: str, revision: str | None, on_progress: OnProgress | None = None) -> Opened:
     """Downloads the encoder of a hub repository, and its decoder if there is one."""
+    from beitcli.runtime.hub.client import fetch  # imports the hub's client
+
     encoder = fetch(repo, [*WHOLE, *_names("encoder")], on_progress=on_progress, revision=revision)
     decoder = fetch(repo, _names("decoder"), on_progress=on_progress, revision=revision, optional=True)
     return *read_halves([half for half in (encoder, decoder) if half]), ()

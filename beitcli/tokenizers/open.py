@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,13 +16,15 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
 from beitcli.models.checkpoints.open import open_checkpoint
 from beitcli.runtime.deferred_compiler import meta_device
-from beitcli.runtime.hub.client import cache_only
-from beitcli.runtime.hub.download import OnProgress
+from beitcli.runtime.hub.offline import cache_only
 from beitcli.runtime.storage.checkpoint import SUMS
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
 from beitcli.tokenizers.base import Tokenizer, TokenizerModel
 from beitcli.tokenizers.pretrained import in_order, words
+
+if TYPE_CHECKING:
+    from beitcli.runtime.hub.download import OnProgress
 
 DALLE_CODES = 8192
 _MOST_RUNS = 16  # that name one another as their tokenizer

@@ -35,6 +35,15 @@ def test_prediction_and_tokens_do_not_load_the_compiler(
     assert "tokens" in printed(absent, "tokenize", image, "--tokenizer", tokenizer_run, "--workers", 0)
 
 
+def test_a_training_loads_neither_the_compiler_nor_sympy(labelled_folder: Path, tmp_path: Path) -> None:
+    absent = COMMAND + "assert not {'torch._dynamo', 'sympy', 'torch.distributed.fsdp'} & {*sys.modules}\n"
+    words = ["--recipe", "tiny", "--steps", 2, "--batch-size", 4, "--workers", 0]
+    pretrained, classifier = tmp_path / "pretrained", tmp_path / "classifier"
+    made = printed(absent, "pretrain", labelled_folder, *words, "--tokenizer-steps", 2, "--out", pretrained)
+    assert made.strip() == str(pretrained)
+    printed(absent, "finetune", labelled_folder, *words, "--init", pretrained, "--out", classifier)
+
+
 def test_the_compiler_is_whole_when_it_is_used() -> None:
     code = """
 from beitcli.runtime.deferred_compiler import defer_compiler, meta_device

@@ -25,6 +25,7 @@ from beitcli.data.loading.sampler import KeyedPermutation
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.probing.knn import Counts, count_right
 from beitcli.runtime.compute.keyed_rng import keyed_integer
+from beitcli.runtime.compute.optimizer import AdamW
 
 _HELD_BYTES = 4e9  # features up to this size are read into memory once, larger ones per batch
 _BLOCK = 4096
@@ -80,7 +81,7 @@ class ProbeTrainer:
             {"params": [self.probes.weight], "weight_decay": how.weight_decay},
             {"params": [self.probes.bias], "weight_decay": how.weight_decay if how.decays_bias else 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=how.lr)
+        self.optimizer = AdamW(groups, lr=how.lr)
 
     def step(self, epoch: int, number: int, features: torch.Tensor, labels: torch.Tensor) -> None:
         """Takes step `number` of an epoch on (layers, b, D) features and (b,) int64 labels, on the device."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -26,8 +26,10 @@ from beitcli.models.networks.classifier import Classifier, ImageClassifier, init
 from beitcli.models.networks.timm_dense import AnyDetector, AnySegmenter, new_detector, new_segmenter
 from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, build_timm
 from beitcli.runtime.deferred_compiler import meta_device
-from beitcli.runtime.hub.download import OnProgress
 from beitcli.runtime.weight_files.file_sniffing import one_line
+
+if TYPE_CHECKING:
+    from beitcli.runtime.hub.download import OnProgress
 
 MOST = 100_000  # upper bound of channels and regions in a config
 

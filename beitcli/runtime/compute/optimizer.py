@@ -8,6 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from beitcli.runtime.deferred_compiler import compiler_stand_ins
 from beitcli.runtime.distributed.fsdp import distribute_like
 
 _BIAS_TABLE = "relative_position_bias_table"
@@ -31,11 +32,25 @@ def parameter_groups(
     return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)
 
 
-def make_adamw(
-    groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], device: torch.device
-) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch's, which would load the compiler in its first step to keep it out of this one."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        with compiler_stand_ins():
+            super().add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        with compiler_stand_ins():
+            super().zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        with compiler_stand_ins():
+            return super().step(closure)
+
+
+def make_adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], device: torch.device) -> AdamW:
     """Builds AdamW, fused on CUDA and on the CPU."""
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=device.type in ("cuda", "cpu"))
+    return AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=device.type in ("cuda", "cpu"))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

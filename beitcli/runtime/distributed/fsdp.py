@@ -3,19 +3,24 @@
 Each rank keeps 1/n of every tensor, in fp32. The weights of a block are all-gathered only for its forward and its
 backward pass; gradients are reduce-scattered, and averaged in fp32. Checkpoints hold full tensors, as those of any run:
 a run can be resumed with any world size, sharded or not.
+
+torch's FSDP is imported by `shard` alone, as it brings sympy: a quarter of a training's start.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 from beitcli.runtime.distributed.world import DistributedContext
 
@@ -38,6 +43,9 @@ def shard(
     Returns:
         The modules that are computed between two collectives, in order.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (world.size,))
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # about views: blocks modify none in place
@@ -54,19 +62,33 @@ def shard(
     return units
 
 
-def is_sharded(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
+def is_sharded(module: nn.Module) -> bool:
+    if "torch.distributed.fsdp" not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def _is_part(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the full tensor; all ranks must call this for a sharded one."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_part(tensor) else tensor
 
 
 def distribute_like(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Returns this rank's part of a full tensor, sharded like `kept`."""
-    if not isinstance(kept, DTensor):
+    if not _is_part(kept):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(kept.device), kept.device_mesh, kept.placements, src_data_rank=None)
 
 
@@ -83,7 +105,7 @@ def full_state_dict(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
     """Context with the full parameters on every rank, so that ranks may run different numbers of forward passes."""
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts = [cast("FSDPModule", module) for module in model.modules() if is_sharded(module)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -98,11 +120,12 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def defer_reduction(model: nn.Module) -> Iterator[None]:
     """Context in which backward passes accumulate gradients without reducing them."""
-    if not isinstance(model, FSDPModule):
+    if not is_sharded(model):
         yield
         return
-    model.set_requires_gradient_sync(False)
+    sharded = cast("FSDPModule", model)
+    sharded.set_requires_gradient_sync(False)
     try:
         yield
     finally:
-        model.set_requires_gradient_sync(True)
+        sharded.set_requires_gradient_sync(True)

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -35,6 +34,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.hub.download import OnProgress, Remote, download, repo_id, repo_type
+from beitcli.runtime.hub.offline import is_offline, way_to_download
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import atomic_write_text
 from beitcli.runtime.storage.regular_files import read_regular
@@ -42,11 +42,9 @@ from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 _ENDPOINT = "https://huggingface.co"
-_ON = {"1", "ON", "YES", "TRUE"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"\w[\w.+=-]*(/\w[\w.+=-]*)*")  # also a path in the cache; git allows more
 _ADDRESS = re.compile(r"https?://([^\s@/]+@)?(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
-_cache_only = ContextVar("cache_only", default="")  # how the user can ask for a download; empty: they have
 _LOCAL = "pass the folder of a copy made on another machine"
 
 
@@ -250,27 +248,6 @@ def _endpoint() -> str:
     return endpoint
 
 
-@contextmanager
-def cache_only(hint: str) -> Iterator[None]:
-    """Context in which nothing is asked of the hub: for references that a file names, and not the user.
-
-    Args:
-        hint: How the user can ask for the download; for the error where the cache has not got it.
-    """
-    before = _cache_only.set(hint)
-    try:
-        yield
-    finally:
-        _cache_only.reset(before)
-
-
-def is_offline() -> bool:
-    """Whether offline mode is set now; huggingface_hub only reads the variables at import."""
-    return bool(_cache_only.get()) or any(
-        os.environ.get(name, "").upper() in _ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
-
-
 def _hub_cache() -> Path:
     return cache_folder() / "hub" if os.environ.get("BEIT_CACHE_DIR") else Path(constants.HF_HUB_CACHE)
 
@@ -313,7 +290,7 @@ def _is_unreachable(error: Exception) -> bool:
 def _cannot_ask(repo: str, names: Sequence[str], error: Exception) -> StorageError:
     """Returns the error for a file that is neither in the cache nor can be downloaded."""
     where = _endpoint()
-    if isinstance(error, OfflineModeIsEnabled) and (way := _cache_only.get()):
+    if isinstance(error, OfflineModeIsEnabled) and (way := way_to_download()):
         return StorageError(f"{_either(names) or 'The list of files'} of '{repo}' is not in '{_hub_cache()}'.", way)
     if isinstance(error, OfflineModeIsEnabled):
         return StorageError(

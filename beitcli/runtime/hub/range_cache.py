@@ -17,9 +17,9 @@ from pathlib import Path
 from huggingface_hub.utils import WeakFileLock
 
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.hub.client import is_offline
 from beitcli.runtime.hub.download import Remote
 from beitcli.runtime.hub.http_ranges import read_range
+from beitcli.runtime.hub.offline import is_offline
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import create_new, open_own, require_own
 from beitcli.runtime.storage.regular_files import read_regular
