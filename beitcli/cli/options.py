@@ -16,7 +16,7 @@ from beitcli.cli import multi_process as processes
 from beitcli.cli.command_table import ALL, COMPLETING, Command
 from beitcli.cli.common_options import is_common
 from beitcli.cli.console import CommandConsole
-from beitcli.cli.path_checks import check_paths
+from beitcli.cli.path_checks import check_command
 from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
 from beitcli.cli.typer_commands import CommandWithPage
@@ -60,7 +60,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                     for said in resolved.notes:  # `muted` on other ranks than 0
                         console.on_event(Warned(said))
                 if place is None:
-                    check_paths(resolved.config)
+                    check_command(resolved.config, console.on_event)
                 elif place.restarts:
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):

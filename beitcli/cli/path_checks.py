@@ -1,6 +1,8 @@
-"""Checks of MODEL, DATA, -o and --out before torch is imported, which takes seconds.
+"""What of a command line cannot do, told before torch is loaded, which takes seconds.
 
-Only certain failures are looked for. The errors come from the functions that the engine calls later.
+First paths that are not there and formats of `-o`, by names alone; then the kind of MODEL by its header
+(`model_checks.py`), DATA by listing it (`data_checks.py`), and what outputs would replace (`output_checks.py`). Only
+certain failures are looked for. The errors come from the functions that the engine calls later.
 """
 
 from __future__ import annotations
@@ -10,23 +12,44 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beitcli.config.data_formats import is_data_word
 from beitcli.config.fields import settings_of, suggestion
 from beitcli.errors import BeitError
 from beitcli.tokenizers.pretrained import words
 
+if TYPE_CHECKING:
+    from beitcli.engine.events import OnEvent
+
 _WORDS = ("random", "own")  # references that are not paths, beside those of tokenizers and of DATA
+_LOAD_TORCH = {
+    *("pretrain", "finetune", "train-tokenizer", "eval", "export"),
+    *("attn-map", "embed", "mask-preview", "predict", "tokenize"),
+}
 _KINDS = {"DATA": "data", "INPUT": "data", "IMAGE": "data", "MODEL": "model", "REF": "model", "TOKENIZER": "model"}
 
 
-def check_paths(config: Any) -> None:
-    """Raises the engine's error for a missing model or data, an unknown format of -o, or a run folder that is in use.
+def check_command(config: Any, on_event: OnEvent) -> None:
+    """Raises the engine's error for what cannot do: a path, a model of another kind, data without labels, an output.
 
     Args:
         config: Of any command.
+        on_event: Receives the progress of listing DATA.
     """
+    _check_names(config)
+    if config.command not in _LOAD_TORCH:
+        return
+    from beitcli.cli.data_checks import check_data
+    from beitcli.cli.model_checks import check_models
+    from beitcli.cli.output_checks import check_outputs
+
+    model = check_models(config)
+    check_outputs(config, check_data(config, model, on_event))
+
+
+def _check_names(config: Any) -> None:
+    """Raises the error for a missing model or data, an unknown format of -o, or a run folder that is in use."""
     named: dict[str, list[str]] = {"model": [], "data": []}
     for setting in settings_of(type(config)).values():
         kind = _KINDS.get(setting.option.metavar or "")
@@ -117,3 +140,7 @@ def _require_out(path: Path, resume: bool) -> None:
         from beitcli.runtime.storage.run_dir import RunFolder
 
         RunFolder.create(path, resume=resume)
+    if not path.parent.is_dir():
+        from beitcli.engine.io.outputs import require_folder
+
+        require_folder(path)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Job, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
+
+ATTENTION_SUFFIXES = (".png", ".html", ".npy", ".svg", ".pdf")
+_OF_ALL = (".html", ".svg", ".pdf")  # one file for all images
+_POINT = re.compile(r"\s*(-?[0-9]{1,9})\s*,\s*(-?[0-9]{1,9})\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,7 @@ class AttnMapConfig(Job):
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
-        suffixes=(".png", ".html", ".npy", ".svg", ".pdf"),
+        suffixes=ATTENTION_SUFFIXES,
     )
     overwrite: bool = overwrite_option()
     preview: bool = option(False, "Draw the maps in the terminal, on stderr.", panel="Output")
@@ -66,3 +72,28 @@ class AttnMapConfig(Job):
         super().__post_init__()
         if self.head not in ("mean", "all", "rollout") and not self.head.isdecimal():
             raise UsageError(f"--head is '{self.head}'.", "Give mean, rollout, all, or a number from 0.")
+        if self.threshold == 0:
+            raise UsageError("--threshold 0 shows no patch.", "Give a share above 0, such as 0.6.")
+        if self.figure and Path(self.output or "").suffix.lower() in (".html", ".npy"):
+            raise UsageError(
+                f"--figure with -o '{self.output}': there is no such figure.", "Give a .png, .svg or .pdf."
+            )
+        self.points  # noqa: B018 - raises for what is no point
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """The (x, y) of `--point`."""
+        return [parse_point(text) for text in self.point]
+
+    @property
+    def formats_of_all(self) -> tuple[str, ...]:
+        """The suffixes of files that hold all images."""
+        return (".png", *_OF_ALL) if self.figure else _OF_ALL
+
+
+def parse_point(text: str) -> tuple[int, int]:
+    """Parses `X,Y` as whole pixels; raises UsageError for anything else."""
+    found = _POINT.fullmatch(text)
+    if not found:
+        raise UsageError(f"--point is '{text}'.", "Give two whole numbers of pixels, X,Y, as in --point 120,80.")
+    return int(found[1]), int(found[2])

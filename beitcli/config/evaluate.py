@@ -124,7 +124,10 @@ class EvalConfig(Windows, Launched):
         4, "elbo: samples of the tokenizer's q(z|x) an image; 0: its most likely tokens alone.", panel="Bound", ge=0
     )
     tokenizer: str | None = option(
-        None, "elbo: the tokenizer that MODEL learned from, if MODEL does not name it.", panel="Bound"
+        None,
+        "elbo: the tokenizer that MODEL learned from, if MODEL does not name it.",
+        panel="Bound",
+        metavar="TOKENIZER",
     )
     size: tuple[int, int] | None = option(
         None,

@@ -20,22 +20,8 @@ from beitcli.pictures.canvas import Panel
 from beitcli.pictures.drawing import DPI, as_pdf, as_pixels, as_svg
 from beitcli.pictures.panels import grid_of, mark_point, titled
 
-FORMATS = (".png", ".html", ".npy", ".svg", ".pdf")
-_OF_ALL = (".html", ".svg", ".pdf")  # one file for all images
 _AS_FIGURE = (".svg", ".pdf")
 _MARK = ACCENTS[0]
-
-
-def formats_of_all(config: AttnMapConfig) -> tuple[str, ...]:
-    """Returns the suffixes of files that hold all images.
-
-    Raises:
-        UsageError: `--figure` with a format that has no figure.
-    """
-    suffix = Path(config.output or "").suffix.lower()
-    if config.figure and suffix in (".html", ".npy"):
-        raise UsageError(f"--figure with -o '{config.output}': there is no such figure.", "Give a .png, .svg or .pdf.")
-    return (".png", *_OF_ALL) if config.figure else _OF_ALL
 
 
 class AttentionFiles:

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.attn_map import ATTENTION_SUFFIXES, AttnMapConfig
 from beitcli.config.intensity import with_models_intensity
 from beitcli.data.sources.base import Source
-from beitcli.data.transforms.reference_points import parse_point
-from beitcli.engine.attention_files import FORMATS, AttentionFiles, formats_of_all
+from beitcli.engine.attention_files import AttentionFiles
 from beitcli.engine.attention_mapper import AttentionMapper
 from beitcli.engine.events import Drawn, OnEvent, Progress, downloads, ignore, warn
 from beitcli.engine.io.inputs import image_groups, open_inputs
 from beitcli.engine.io.outputs import finish, output_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.newest_run import newest_run
-from beitcli.errors import DataError, UsageError
+from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.runtime.compute.device import choose_compute
 
@@ -39,21 +38,25 @@ def attn_map(
         StorageError: The model cannot be read, or the output cannot be written.
         DataError: After the last image, if some could not be read.
     """
-    if config.threshold == 0:
-        raise UsageError("--threshold 0 shows no patch.", "Give a share above 0, such as 0.6.")
-    points, of_all = [parse_point(text) for text in config.point], formats_of_all(config)
     reference = config.model or newest_run(on_event)
     compute = choose_compute(config.device, config.precision)
     model, checkpoint = open_backbone(reference, config.size, downloads(on_event))
     checkpoint = checkpoint.normalized(config.normalization)
     config = with_models_intensity(config, checkpoint.settings)
     warn(checkpoint.warnings, on_event)
-    mapper = AttentionMapper(config, model.to(compute.device), checkpoint, compute, points)
+    mapper = AttentionMapper(config, model.to(compute.device), checkpoint, compute, config.points)
     source = open_inputs(config, sample_size=max(model.architecture.image_size), stdin=stdin, on_event=on_event)
     outputs = None
     if config.output is not None:
         inputs = ProtectedInputs(config, source, models=[reference])
-        outputs = output_files(config.output, source, FORMATS, inputs, overwrite=config.overwrite, of_all=of_all)
+        outputs = output_files(
+            config.output,
+            source,
+            ATTENTION_SUFFIXES,
+            inputs,
+            overwrite=config.overwrite,
+            of_all=config.formats_of_all,
+        )
     files = AttentionFiles(config, mapper, outputs)
     documents = _documents(config, mapper, files, source, on_event)
     if files.is_of_all:

@@ -17,12 +17,10 @@ from beitcli.config.intensity import parse_intensity, with_models_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
-from beitcli.engine.io.feature_files import FeatureFile, as_numbers, open_feature_file
+from beitcli.engine.io.feature_files import FeatureFile, as_numbers, open_feature_file, require_writable_features
 from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import require_writable_outputs
-from beitcli.engine.io.part_files import part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.stored_features import FeatureKind, sidecar
+from beitcli.engine.io.stored_features import FeatureKind
 from beitcli.engine.neighbours import neighbours
 from beitcli.engine.probing.feature_extraction import FeatureExtractor, Part
 from beitcli.errors import DataError, UsageError
@@ -178,19 +176,7 @@ def _open(
 ) -> tuple[set[str], _First | None]:
     """Appends the output file to `opened`; returns the paths that it contains, and its first row."""
     path = Path(config.output)
-    outputs = [path] if path.suffix.lower() == ".jsonl" else [path, *part_files(path)]
-    outputs += [sidecar(path)] if path.suffix.lower() == ".npy" else []
-    require_writable_outputs(
-        outputs,
-        f"-o '{path}'",
-        ProtectedInputs(config, source),
-        overwrite=config.overwrite or config.resume,
-        follows=True,
-        way_out=", or --resume to go on with it",
-    )
-    if config.resume and path.suffix.lower() == ".npy" and not path.exists():  # then that .json is another's
-        option, inputs = f"-o '{path}'", ProtectedInputs(config, source)
-        require_writable_outputs([sidecar(path)], option, inputs, overwrite=config.overwrite, follows=True)
+    require_writable_features(config, ProtectedInputs(config, source))
     opened.append(open_feature_file(path, kind, config.resume))
     first = opened[0].first
     return opened[0].held, None if first is None else _First(*first)

@@ -9,19 +9,16 @@ the other ranks may not have failed, and would wait for this one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from beitcli.config.evaluate import EvalConfig
-from beitcli.config.fields import refuse_unused_by
 from beitcli.config.intensity import with_models_intensity
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
+from beitcli.engine.io.eval_arguments import evaluated_task, models_and_data
 from beitcli.engine.mim.evaluate_elbo import elbo
 from beitcli.engine.probing.evaluate import probe
-from beitcli.errors import BeitError, DistributedError, Stopped, UsageError
-from beitcli.models.checkpoints.locate import names_a_model
-from beitcli.models.checkpoints.open import expect_finetuned, open_model
+from beitcli.errors import BeitError, DistributedError, Stopped
+from beitcli.models.checkpoints.open import open_model
 from beitcli.runtime.distributed.rank_env import rank_info_from_env
 
 
@@ -37,11 +34,7 @@ def evaluate(config: EvalConfig, on_event: OnEvent = ignore) -> Any:
     if config.protocol != "head":
         return probe(config, on_event)
     checkpoint = open_model(config.model, downloads(on_event))
-    task = expect_finetuned(
-        checkpoint,
-        or_else="--protocol knn or linear measures the features of any model, elbo the bound of a pretrained run.",
-    )
-    refuse_unused_by(config, (task.name,), task.article_kind)
+    task = evaluated_task(config, checkpoint)
     return task.run("evaluate", with_models_intensity(config, checkpoint.settings), checkpoint, on_event)
 
 
@@ -69,40 +62,6 @@ class Comparison:
 
     reports: list[Any]
     failure: BeitError | None
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The arguments of a command line, told apart.
-
-    Attributes:
-        could_differ: Whether a reader could tell them apart differently: there are several models, or DATA that looks
-            like a MODEL.
-    """
-
-    models: tuple[str, ...]
-    data: tuple[str, ...]
-    could_differ: bool
-
-
-def models_and_data(config: EvalConfig) -> Arguments:
-    """Splits the arguments into MODELs and DATA.
-
-    The first is a MODEL and the last is DATA, whatever they look like. Those between are MODELs as long as their form
-    or the file they name says so (`names_a_model`); from the first that is not, all are DATA.
-
-    Raises:
-        UsageError: There are only MODELs.
-    """
-    look_like_models = [names_a_model(each) for each in config.data]  # lists a folder, which may have a million files
-    leading = len(list(takewhile(bool, look_like_models[:-1])))
-    data, last = config.data[leading:], config.data[-1]
-    if look_like_models[-1] and not Path(last).is_dir():
-        raise UsageError(
-            f"{', '.join(repr(each) for each in (config.model, *config.data))} are MODELs, and DATA is missing.",
-            "Name labelled images behind them: beit eval MODEL... DATA...",
-        )
-    return Arguments((config.model, *config.data[:leading]), data, any(look_like_models))
 
 
 def compare(config: EvalConfig, on_event: OnEvent = ignore) -> Comparison:

@@ -19,6 +19,7 @@ from beitcli.config.inspect_export import ExportConfig
 from beitcli.engine.events import OnEvent, Warned, downloads, ignore, warn
 from beitcli.engine.export_card import export_card
 from beitcli.engine.export_check import compare, network_of
+from beitcli.engine.io.export_target import is_one_file, refuse_kind, require_free_target, taken
 from beitcli.engine.io.outputs import require_writable_outputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.onnx_export import MODEL_FILE, WEIGHTS_FILE, fits_one_file, require_onnx, write_onnx
@@ -85,16 +86,10 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
         UsageError: The output exists, the format does not support this kind of model, or its package is missing.
         StorageError: The model cannot be opened, the result cannot be written, or its outputs differ.
     """
-    target = Path(config.output).resolve()
-    as_file = config.to == "onnx" and target.suffix.lower() == ".onnx" and not target.is_dir()
-    hint = "Give a new or empty folder, or add --overwrite to replace the files of an export in it."
-    taken = UsageError(f"-o '{config.output}' is there already.", hint)
+    target, as_file = Path(config.output).resolve(), is_one_file(config)
     if config.to == "onnx":
         require_onnx()
-    if as_file:
-        _require_free(target, config)
-    elif target.exists() and (not target.is_dir() or (any(target.iterdir()) and not config.overwrite)):
-        raise taken
+    require_free_target(config)
     checkpoint = open_pretrained(config.model, downloads(on_event))
     warn(checkpoint.warnings, on_event)
     _refuse_unsupported(config, checkpoint)
@@ -128,7 +123,7 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
             partial.rename(target)  # replaces an empty folder only
     except (OSError, SafetensorError) as error:
         if not config.overwrite and target.is_dir() and any(target.iterdir()):  # written by another process meanwhile
-            raise taken from None
+            raise taken(config) from None
         raise StorageError(f"'{target}' cannot be written: {error}.", "Free space, or give another -o.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -148,15 +143,11 @@ def export(config: ExportConfig, on_event: OnEvent = ignore) -> ExportReport:
     )
 
 
-def _require_free(target: Path, config: ExportConfig) -> None:
-    require_writable_outputs([target], f"-o '{config.output}'", ProtectedInputs(config), overwrite=config.overwrite)
-
-
 def _move_file(partial: Path, target: Path, config: ExportConfig) -> None:
     """Moves the one file of an ONNX model. Raises UsageError if it is two files, or its name was taken meanwhile."""
     if (partial / WEIGHTS_FILE).exists():
         raise _too_large(config)
-    _require_free(target, config)
+    require_free_target(config)
     (partial / MODEL_FILE).replace(target)
 
 
@@ -183,10 +174,7 @@ def _move_into(partial: Path, target: Path, inputs: ProtectedInputs) -> None:
 
 def _refuse_unsupported(config: ExportConfig, checkpoint: CheckpointHandle) -> None:
     """Raises UsageError for a model that the layout cannot hold."""
-    if checkpoint.kind not in HF_CLASSES:
-        raise UsageError(
-            f"'{config.model}' is a {checkpoint.kind}, which has no export.", "Export a pretraining or classifier."
-        )
+    refuse_kind(config, checkpoint.kind)
     if isinstance(checkpoint.architecture, TimmArchitecture):
         raise UsageError(
             f"'{config.model}' is timm's {checkpoint.architecture.name}, no BEiT.",

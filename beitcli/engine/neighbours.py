@@ -16,15 +16,13 @@ import numpy as np
 from PIL import Image
 
 from beitcli.config.embed import EmbedConfig
-from beitcli.config.intensity import parse_intensity
 from beitcli.data.decode import decode_rgb
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import read_file
-from beitcli.data.sources.format import Request
-from beitcli.data.sources.open_data import open_data
-from beitcli.engine.events import OnEvent, Progress, openings
-from beitcli.engine.io.inputs import open_inputs
-from beitcli.engine.io.outputs import OutputFile, make_folder, require_writable_outputs
+from beitcli.engine.events import OnEvent, Progress
+from beitcli.engine.io.feature_files import require_writable_features
+from beitcli.engine.io.inputs import open_inputs, open_query
+from beitcli.engine.io.outputs import OutputFile, make_folder
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.stored_features import FeatureKind, StoredFeatures, is_feature_file, read_features
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
@@ -74,7 +72,7 @@ def neighbours(
     """
     world = extractor.compute.world
     size = max(extractor.model.architecture.image_size)
-    query_source = world.rank_zero_first(lambda: _open_query(config, size, stdin, on_event))
+    query_source = world.rank_zero_first(lambda: open_query(config, size, stdin, on_event))
     query = _feature_of(query_source, extractor)
     stored: StoredFeatures | None = None
     if len(config.inputs) == 1 and is_feature_file(config.inputs[0]):
@@ -107,18 +105,6 @@ def neighbours(
         }
     if bad:
         raise DataError(f"{bad} of {len(source or ())} images cannot be read.", "They are compared with nothing.")
-
-
-def _open_query(config: EmbedConfig, size: int, stdin: BinaryIO | None, on_event: OnEvent) -> Source:
-    assert config.query is not None
-    if config.query == "-" and "-" in config.inputs:
-        raise UsageError("- is given as --query and as INPUT, but stdin can be read once only.", "Give - once.")
-    intensity = parse_intensity(config.intensity_range)
-    request = Request(role="eval", sample_size=size, stdin=stdin, intensity=intensity, on_progress=openings(on_event))
-    source = open_data([config.query], request)
-    if len(source) != 1:
-        raise UsageError(f"--query '{config.query}' is {len(source):,} images.", "Name one image.")
-    return source
 
 
 def _feature_of(source: Source, extractor: FeatureExtractor) -> np.ndarray:
@@ -180,9 +166,8 @@ def _is_query(query_path: str, path: str) -> bool:
 
 
 def _require_output(config: EmbedConfig, inputs: ProtectedInputs) -> None:
-    path = Path(config.output)
-    require_writable_outputs([path], f"-o '{path}'", inputs, overwrite=config.overwrite, follows=True)
-    make_folder(Path(os.path.realpath(path)).parent)
+    require_writable_features(config, inputs)
+    make_folder(Path(os.path.realpath(config.output)).parent)
 
 
 def _write_sheet(

@@ -8,24 +8,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from beitcli.config.fields import refuse_unused_by
 from beitcli.config.intensity import with_models_intensity
 from beitcli.config.predict import PredictConfig
-from beitcli.config.tasks import DEFAULT_TASK, TaskDefinition
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import Note, OnEvent, downloads, ignore
 from beitcli.engine.io.documents import UnreadableImages
-from beitcli.engine.io.outputs import is_stream, make_folder, require_writable_outputs, write_output
-from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.outputs import is_stream, make_folder, write_output
+from beitcli.engine.io.prediction_outputs import predicted_task
 from beitcli.errors import UsageError
-from beitcli.escaping import shell_word
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.open import expect_finetuned, open_model
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.safe_json import dump_json
-
-_LINES = ".jsonl"
 
 
 def predict(
@@ -42,39 +37,14 @@ def predict(
     """
     checkpoint = open_model(config.model, downloads(on_event))
     config = with_models_intensity(config, checkpoint.settings)
-    task = expect_finetuned(checkpoint)
-    kinds = (task.name, checkpoint.problem) if task.name == DEFAULT_TASK else (task.name,)
-    refuse_unused_by(config, kinds, f"{task.article_kind}, {kinds[1]}" if len(kinds) > 1 else task.article_kind)
-    _require_output(config, task)
+    task = predicted_task(config, checkpoint)
+    if config.output is not None and task.output == "lines" and not is_stream(Path(config.output)):
+        make_folder(Path(os.path.realpath(config.output)).parent)
     found = task.run("predict", config, checkpoint, on_event, stdin)
     if config.output in (None, "-") or task.output != "lines":
         yield from found
     else:
         _write_lines(config, found, on_event)
-
-
-def _require_output(config: PredictConfig, task: TaskDefinition) -> None:
-    """Raises UsageError if `-o` is not what the task writes, or exists."""
-    if config.output is None or task.output is None or (config.output == "-" and task.output == "lines"):
-        return
-    path = Path(config.output)
-    if task.output == "folder":
-        if config.output == "-":
-            raise UsageError(f"'{config.model}' is {task.article_kind}: its pictures need a folder.", "Give -o DIR.")
-        if path.suffix.lower() == _LINES and not path.is_dir():
-            raise UsageError(
-                f"'{config.model}' is {task.article_kind}: -o '{path}' would be a folder of pictures.",
-                f"Give -o DIR; the documents go to stdout: > {shell_word(path)}",
-            )
-        return
-    if path.suffix.lower() != _LINES and not is_stream(path):
-        raise UsageError(
-            f"'{config.model}' is {task.article_kind}: -o '{path}' is no name for a file of lines.",
-            f"Give a name that ends in {_LINES}.",
-        )
-    require_writable_outputs([path], f"-o '{path}'", ProtectedInputs(config), overwrite=config.overwrite, follows=True)
-    if not is_stream(path):
-        make_folder(Path(os.path.realpath(path)).parent)
 
 
 def _write_lines(config: PredictConfig, found: Iterator[dict[str, Any]], on_event: OnEvent) -> None:

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.sources.base import Source
-from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs, to_picture
+from beitcli.engine.io.outputs import (
+    OutputFile,
+    OutputNames,
+    make_folder,
+    require_folder,
+    require_writable_outputs,
+    to_picture,
+)
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.pictures.reconstruction import reconstruction_pair
+
+if TYPE_CHECKING:
+    import torch
 
 _PAIR = "-pair"
 
@@ -49,6 +58,12 @@ class ReconstructedPictures:
                 yield picture
                 yield _pair_path(picture)
 
+    def require_free(self, config: TokenizeConfig, inputs: ProtectedInputs, held: Iterable[str] = ()) -> None:
+        """As `require_writable`, but makes nothing."""
+        option, overwrite = f"--reconstruct '{config.reconstruct}'", config.overwrite
+        require_writable_outputs(self.outputs(held), option, inputs, overwrite=overwrite, own=self.log.holds)
+        require_folder(self.folder)
+
     def require_writable(self, config: TokenizeConfig, inputs: ProtectedInputs, held: Iterable[str] = ()) -> None:
         """Makes the folder.
 
@@ -58,8 +73,7 @@ class ReconstructedPictures:
         Raises:
             UsageError: A picture exists, and was not left by this very job when it ended before its time.
         """
-        option, overwrite = f"--reconstruct '{config.reconstruct}'", config.overwrite
-        require_writable_outputs(self.outputs(held), option, inputs, overwrite=overwrite, own=self.log.holds)
+        self.require_free(config, inputs, held)
         make_folder(self.folder)
         self.log.begin(self.outputs(held))
 

@@ -27,9 +27,8 @@ from beitcli.engine.io.outputs import (
     require_writable_outputs,
     to_picture,
 )
-from beitcli.engine.io.part_files import part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.token_files import open_token_file, require_known_suffix
+from beitcli.engine.io.token_files import open_token_file, require_writable_tokens
 from beitcli.engine.io.token_lines import TokenFile, TokenKind, parse_line
 from beitcli.engine.reconstructed_pictures import ReconstructedPictures
 from beitcli.engine.token_pictures import TokenPictures
@@ -129,17 +128,8 @@ def _open_file(
     pictures: ReconstructedPictures | None,
 ) -> set[str]:
     """Appends the output file to `opened`; returns the paths that it already contains."""
-    path = Path(config.output)
-    require_known_suffix(path)
-    require_writable_outputs(
-        [path] if path.suffix.lower() == ".jsonl" else [path, *part_files(path)],
-        f"-o '{path}'",
-        inputs,
-        overwrite=config.overwrite or config.resume,
-        follows=True,
-        way_out=", or --resume to go on with it",
-    )
-    file = open_token_file(path, kind, config.resume)
+    require_writable_tokens(config, inputs)
+    file = open_token_file(Path(config.output), kind, config.resume)
     if pictures is not None and config.resume:
         try:
             pictures.require_writable(config, inputs, file.held)

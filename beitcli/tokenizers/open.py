@@ -14,7 +14,7 @@ import torch
 from beitcli.config.train_tokenizer import KINDS
 from beitcli.errors import StorageError, UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
-from beitcli.models.checkpoints.open import open_checkpoint
+from beitcli.models.checkpoints.open import expect_tokenizer, open_checkpoint
 from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.hub.offline import cache_only
 from beitcli.runtime.storage.checkpoint import SUMS
@@ -112,10 +112,7 @@ def _ours(reference: str, on_progress: OnProgress | None, named_by: tuple[Path, 
     checkpoint = open_checkpoint(str(inside) if (inside / "config.toml").exists() else reference)
     if checkpoint.kind == "masked-image-model":
         return open_tokenizer_of(checkpoint, on_progress=on_progress, named_by=named_by)
-    if checkpoint.kind != "tokenizer":
-        raise StorageError(
-            f"'{reference}' is a {checkpoint.kind}, not a tokenizer.", "Give a run of `beit train-tokenizer`."
-        )
+    expect_tokenizer(checkpoint)
     tensors = checkpoint.tensors()
     with config_errors(checkpoint.reference):
         model, size = build_on_meta(checkpoint.settings, tensors, checkpoint.reference)

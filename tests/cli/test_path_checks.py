@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from beitcli.cli.app import main
-from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.attn_map import ATTENTION_SUFFIXES, AttnMapConfig
 from beitcli.config.fields import settings_of
 from beitcli.config.tokenize import TokenizeConfig
-from beitcli.engine.attn_map import FORMATS as ATTENTION
 from beitcli.engine.io.token_files import FORMATS as TOKENS
 
 TINY = ["--recipe", "tiny"]
@@ -89,4 +88,4 @@ def test_out_of_a_dry_run_may_be_in_use(beit: Callable, labelled_folder: Path, t
 
 def test_suffixes_that_are_checked_early_are_those_of_the_engine() -> None:
     known = {each: settings_of(each)["output"].option.suffixes for each in (AttnMapConfig, TokenizeConfig)}
-    assert known == {AttnMapConfig: tuple(ATTENTION), TokenizeConfig: tuple(TOKENS)}
+    assert known == {AttnMapConfig: ATTENTION_SUFFIXES, TokenizeConfig: tuple(TOKENS)}

@@ -17,9 +17,9 @@ from timm.layers import PatchEmbed
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from beitcli.config.architecture import Architecture
-from beitcli.config.attn_map import AttnMapConfig
+from beitcli.config.attn_map import AttnMapConfig, parse_point
 from beitcli.data.transforms.base import fit_center, normalize, to_array
-from beitcli.data.transforms.reference_points import CentralCrop, parse_point
+from beitcli.data.transforms.reference_points import CentralCrop
 from beitcli.engine.attn_map import attn_map
 from beitcli.engine.events import Note, Progress
 from beitcli.errors import DataError, StorageError, UsageError

@@ -6,7 +6,7 @@ A new task is one file here, and the engine package that it names. Other package
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -32,6 +32,9 @@ class TaskDefinition:
         classifier: Key of the tensor with one row per class; a head may override it with `CLASSIFIER`.
         background: Number of rows of that tensor that are not classes.
         shards: Whether `--shard` is supported.
+        predicts_into_folder: What `predict` writes into the folder of `-o`, without which it does nothing; else empty.
+        data: `module:function` that checks, before torch is imported, that DATA (references, Request) has what the task
+            learns from, and raises DataError; empty if that is not known before.
         eval_options: Options to add to `beit eval RUN DATA` where it is proposed.
         output: What `predict -o` names: a file of the documents, or a folder of pictures; None: its package says.
         predict_options: Options to add to `beit predict RUN photo.jpg` where it is proposed.
@@ -49,6 +52,8 @@ class TaskDefinition:
     background: int = 0
     shards: bool = False
     output: Literal["lines", "folder"] | None = None
+    predicts_into_folder: str = ""
+    data: str = ""
     eval_options: tuple[str, ...] = ()
     predict_options: tuple[str, ...] = ()
 
@@ -65,6 +70,12 @@ class TaskDefinition:
     def head_names(self) -> tuple[str, ...]:
         """Returns the names of its heads, the default first."""
         return tuple(dict.fromkeys((self.default_head, *(self.heads.names() if self.heads else ()))))
+
+    def check_data(self, references: Sequence[str], request: Any) -> None:
+        """Raises DataError if DATA has not what the task learns from, where `data` can tell; imports no torch."""
+        if self.data:
+            module, _, function = self.data.partition(":")
+            getattr(import_module(module), function)(references, request)
 
     def run(self, command: str, *arguments: Any) -> Any:
         """Imports and calls its `finetune`, `evaluate` or `predict`."""

@@ -10,6 +10,7 @@ TASK = TaskDefinition(
     engine="beitcli.engine.classification",
     opener="beitcli.models.checkpoints.build:classifier_of",
     output="lines",
+    data="beitcli.data.sources.label_columns:require_labels",
     default_head="linear",
     shards=True,
 )

@@ -12,6 +12,7 @@ TASK = TaskDefinition(
     engine="beitcli.engine.detection",
     opener="beitcli.models.checkpoints.build:load_detector",
     output="folder",
+    data="beitcli.data.sources.detection:require_annotations",
     recipe="base-coco",
     default_head="faster-rcnn",
     heads=HEADS,

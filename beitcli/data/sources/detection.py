@@ -195,6 +195,16 @@ def open_detection(
     return source
 
 
+def require_annotations(references: Sequence[str], request: Request) -> None:
+    """Raises the DataError of `open_detection` for data without annotations; reads none, which may take a while."""
+    request.refuse_pages(" ".join(references))
+    for reference in references:
+        if os.path.isdir(reference):
+            _files(reference, request)
+        elif reference != "sample":
+            open_detection([reference], request)
+
+
 def _of_folder(root: str, outlines: bool, request: Request) -> DetectionSource:
     (annotations, folder), splits = _files(root, request)
     if request.on_progress is not None:

@@ -200,6 +200,11 @@ def open_segmentation(
     return source
 
 
+def require_masks(references: Sequence[str], request: Request) -> None:
+    """Raises the DataError of `open_segmentation` for data without masks, of which it reads none."""
+    open_segmentation(references, LabelMapping(), request)
+
+
 def _folders(root: str, request: Request) -> tuple[list[Folders], frozenset[str]]:
     """Returns the folders to read, and the canonical names of all splits."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from beitcli.data.transforms.base import center_box
@@ -12,16 +11,6 @@ from beitcli.errors import UsageError
 Pixel = tuple[int, int]
 Patch = tuple[int, int]
 Box = tuple[float, float, float, float]
-
-_POINT = re.compile(r"\s*(-?[0-9]{1,9})\s*,\s*(-?[0-9]{1,9})\s*")
-
-
-def parse_point(text: str) -> Pixel:
-    """Parses `X,Y` as whole pixels; raises UsageError for anything else."""
-    found = _POINT.fullmatch(text)
-    if not found:
-        raise UsageError(f"--point is '{text}'.", "Give two whole numbers of pixels, X,Y, as in --point 120,80.")
-    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)

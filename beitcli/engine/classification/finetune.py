@@ -12,10 +12,11 @@ from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.intensity import parse_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request
+from beitcli.data.sources.label_columns import vector_columns
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.finetuning import FinetuningTransform
 from beitcli.engine.classification.evaluate import Accuracy
-from beitcli.engine.classification.label_vectors import LabelMetrics, vector_columns
+from beitcli.engine.classification.label_vectors import LabelMetrics
 from beitcli.engine.classification.mixing import require_pairs
 from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, ignore, openings

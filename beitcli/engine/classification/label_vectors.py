@@ -16,6 +16,7 @@ import torch
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.tasks.classify import TASK
 from beitcli.data.sources.base import Source
+from beitcli.data.sources.label_columns import vector_columns
 from beitcli.engine.classification.inference import classify
 from beitcli.engine.events import Progress
 from beitcli.engine.io.inputs import open_inputs
@@ -28,7 +29,6 @@ from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.classifier import ImageClassifier
 
 _THRESHOLD = 0.5
-TABLE_HINT = "Give a .csv table with a column path, or .parquet, with a column of 0 and 1 for each label."
 
 
 @dataclass(frozen=True)
@@ -102,41 +102,6 @@ def evaluate_vectors(
         mean_absolute_error=float(errors.mean()),
         root_mean_square_error=float(np.sqrt((errors**2).mean())),
     )
-
-
-def vector_columns(source: Source, classes: Sequence[str], *, binary: bool) -> list[int]:
-    """Returns the column of the table for each output of the model, by name.
-
-    Args:
-        binary: Whether all numbers must be 0 or 1.
-
-    Raises:
-        DataError: The data is no table, lacks a label, or has other numbers.
-    """
-    names = source.label_names
-    if not names:
-        what = "0/1 columns of labels" if binary else "columns of numbers"
-        raise DataError(f"'{source.name}' has no {what}, and they are needed here.", TABLE_HINT)
-    lacking = [name for name in classes if name not in names]
-    if lacking:
-        raise DataError(
-            f"'{source.name}' lacks {len(lacking)} of the model's {len(classes)} labels (first: '{lacking[0]}').",
-            f"Name the columns as in training; it has: {', '.join(names[:5])}.",
-        )
-    columns = [names.index(name) for name in classes]
-    if binary:
-        require_binary(source)
-    return columns
-
-
-def require_binary(source: Source) -> None:
-    """Raises DataError, with the value, where a number of the table is neither 0 nor 1."""
-    vectors = source.label_vectors()
-    wrong = (vectors != 0) & (vectors != 1)
-    if wrong.any():
-        index, place = divmod(int(wrong.argmax()), wrong.shape[1])
-        name, value = (source.label_names or ())[place], vectors[index, place]
-        raise DataError(f"'{source.path(index)}' has {value:g} for {name}; labels are 0 or 1.", TABLE_HINT)
 
 
 @torch.no_grad()

@@ -17,10 +17,11 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
 from beitcli.config.eval_crop import RELEASED_CROP
+from beitcli.data.sources.label_columns import vector_columns
 from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.finetuning import erase
 from beitcli.engine.classification.evaluate import class_columns, score
-from beitcli.engine.classification.label_vectors import label_metrics, score_vectors, vector_columns
+from beitcli.engine.classification.label_vectors import label_metrics, score_vectors
 from beitcli.engine.classification.mixing import GroupedMixup
 from beitcli.engine.trainer.details import classification_details
 from beitcli.engine.trainer.finetuning import FinetunedTask, size

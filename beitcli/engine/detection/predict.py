@@ -17,10 +17,9 @@ from beitcli.engine.detection.inference import detect
 from beitcli.engine.detection.metrics import Detections, require_pycocotools
 from beitcli.engine.events import Drawn, OnEvent, ignore
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
+from beitcli.engine.io.outputs import OutputFile, make_folder
 from beitcli.engine.io.prediction import open_prediction
-from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
+from beitcli.engine.io.prediction_outputs import PredictedPictures
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.models.checkpoints.build import load_detector
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -62,23 +61,19 @@ def predictions(
     if model.detection.predicts_masks:
         require_pycocotools()
     names, size = checkpoint.classes, model.architecture.image_size
-    outputs: list[Path] = []
-    log: UnfinishedOutputs | None = None
+    files = None
     if config.output is not None:
-        placed = OutputNames(Path(config.output), ".png")
-        outputs = [placed.path(source.path(index)) for index in range(len(source))]
-        inputs, log = ProtectedInputs(config, source), UnfinishedOutputs(Path(config.output), config)
-        require_writable_outputs(outputs, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=log.holds)
+        files = PredictedPictures.of(config, source)
         make_folder(Path(config.output))
     transform = DetectionEvalTransform(size=size, mean=checkpoint.normalization[0])
 
     def said(index: int, objects: Detections) -> dict[str, Any]:
         sure = _above(objects, config.score_threshold)
         document: dict[str, Any] = {"detections": _told(sure, names)}
-        drawn = _drawn(source.pixels(index), sure, names) if outputs or config.preview else None
-        if drawn is not None and outputs:
-            OutputFile(outputs[index], log=log).save_png(drawn)
-            document["output"] = str(outputs[index])
+        drawn = _drawn(source.pixels(index), sure, names) if files is not None or config.preview else None
+        if drawn is not None and files is not None:
+            OutputFile(files.pictures[index], log=files.log).save_png(drawn)
+            document["output"] = str(files.pictures[index])
         if drawn is not None and config.preview:
             shown = [f"{each['label']} {each['score']:.0%}" for each in document["detections"]]
             on_event(Drawn([Panel(drawn, source.path(index), (", ".join(shown) or "nothing",))]))
@@ -87,7 +82,7 @@ def predictions(
     batching = Batching(compute, config.batch_size, choose_workers(config.workers, compute.device))
     batches = detect(model, source, transform, checkpoint.normalization, batching)
     told = ((batch, map(said, batch.indices, objects)) for batch, objects in batches)
-    yield from documents(source, told, on_event, log.end if log is not None else None)
+    yield from documents(source, told, on_event, files.log.end if files is not None else None)
 
 
 def _above(found: Detections, threshold: float) -> Detections:

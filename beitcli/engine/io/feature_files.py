@@ -15,16 +15,51 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from beitcli.config.embed import EmbedConfig
 from beitcli.data.sources.formats.parquet import require_pyarrow
-from beitcli.engine.io.outputs import is_stream, make_folder, open_stream, output_error, write_output
-from beitcli.engine.io.part_files import PartFiles
-from beitcli.engine.io.stored_features import WRITERS, FeatureKind, Rows, read_features
+from beitcli.engine.io.outputs import (
+    is_stream,
+    make_folder,
+    open_stream,
+    output_error,
+    require_folder,
+    require_writable_outputs,
+    write_output,
+)
+from beitcli.engine.io.part_files import PartFiles, part_files
+from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.engine.io.stored_features import WRITERS, FeatureKind, Rows, read_features, sidecar
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.storage.own_files import temporary_beside
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 Document = dict[str, Any]
 _DIGITS = ".9g"  # of a float32 as text
+
+
+def require_writable_features(config: EmbedConfig, inputs: ProtectedInputs) -> None:
+    """Refuses to replace what exists at `-o`, its part files and the names beside it.
+
+    Raises:
+        UsageError: One of them is a folder, an input, or exists without `--overwrite` or `--resume`.
+        StorageError: The folder cannot be made.
+    """
+    path = Path(config.output)
+    option, is_npy = f"-o '{path}'", path.suffix.lower() == ".npy"
+    outputs = [path] if path.suffix.lower() == ".jsonl" or config.query else [path, *part_files(path)]
+    outputs += [sidecar(path)] if is_npy else []
+    require_writable_outputs(
+        outputs,
+        option,
+        inputs,
+        overwrite=config.overwrite or config.resume,
+        follows=True,
+        way_out="" if config.query else ", or --resume to go on with it",
+    )
+    if config.resume and is_npy and not path.exists():  # then that .json is another's
+        require_writable_outputs([sidecar(path)], option, inputs, overwrite=config.overwrite, follows=True)
+    if not is_stream(path):
+        require_folder(Path(os.path.realpath(path)).parent)
 
 
 class FeatureFile(ABC):

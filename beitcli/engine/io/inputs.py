@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from PIL import Image
 
+from beitcli.config.intensity import parse_intensity
 from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.format import Request, Role
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import OnEvent, ignore, openings
-from beitcli.errors import BadImage
+from beitcli.errors import BadImage, UsageError
 
 if TYPE_CHECKING:  # a command imports its own
     from beitcli.config.attn_map import AttnMapConfig
@@ -57,6 +58,19 @@ def open_inputs(
     if config.limit is None or config.limit >= len(source):
         return source
     return Subset(source, select_limit(source, config.limit, seed if seed is not None else config.seed or 0))
+
+
+def open_query(config: EmbedConfig, size: int, stdin: BinaryIO | None, on_event: OnEvent) -> Source:
+    """Returns the image of `--query` as a source of one. Raises UsageError if it is several, or stdin twice."""
+    assert config.query is not None
+    if config.query == "-" and "-" in config.inputs:
+        raise UsageError("- is given as --query and as INPUT, but stdin can be read once only.", "Give - once.")
+    intensity = parse_intensity(config.intensity_range)
+    request = Request(role="eval", sample_size=size, stdin=stdin, intensity=intensity, on_progress=openings(on_event))
+    source = open_data([config.query], request)
+    if len(source) != 1:
+        raise UsageError(f"--query '{config.query}' is {len(source):,} images.", "Name one image.")
+    return source
 
 
 def image_groups(source: Source, size: int) -> Iterator[list[tuple[int, Image.Image | str]]]:

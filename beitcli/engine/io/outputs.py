@@ -6,6 +6,7 @@ a device is written into.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -108,12 +109,14 @@ def output_files(
     *,
     overwrite: bool,
     of_all: tuple[str, ...] = (),
+    makes: bool = True,
 ) -> list[OutputFile]:
     """Plans one file per image: OUT, or files named after the images if there are several or OUT is a folder.
 
     In a folder they have the first of `formats`, unless its name ends in another one.
 
     Args:
+        makes: Whether the folder is made; else it is only checked that it can be.
         of_all: Those of `formats` of which one file holds all images; then each image has the same file, unless OUT is
             a folder.
 
@@ -140,7 +143,8 @@ def output_files(
     own = files[0].log.holds if files and files[0].log is not None else None
     require_writable_outputs(paths, f"-o '{output}'", inputs, overwrite=overwrite, follows=named, own=own)
     if not is_special:
-        make_folder(target if several or is_folder else Path(os.path.realpath(target)).parent)
+        place = target if several or is_folder else Path(os.path.realpath(target)).parent
+        (make_folder if makes else require_folder)(place)
     return files * len(source) if together else files
 
 
@@ -260,12 +264,29 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"Output folder '{folder}' cannot be made: {error.strerror or error}.", "Give a writable folder."
-        ) from None
+        raise _unmakeable(folder, error.strerror or error) from None
     if not os.access(folder, os.W_OK):
-        raise StorageError(f"Output folder '{folder}' cannot be written.", "Give a writable folder.")
+        raise _unwritable(folder)
     return folder
+
+
+def require_folder(folder: Path) -> None:
+    """Raises the StorageError of `make_folder` for a folder that cannot be made, and makes nothing."""
+    there = whole = folder.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise _unmakeable(folder, os.strerror(errno.EEXIST if there == whole else errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder) if there == whole else _unmakeable(folder, os.strerror(errno.EACCES))
+
+
+def _unmakeable(folder: Path, reason: object) -> StorageError:
+    return StorageError(f"Output folder '{folder}' cannot be made: {reason}.", "Give a writable folder.")
+
+
+def _unwritable(folder: Path) -> StorageError:
+    return StorageError(f"Output folder '{folder}' cannot be written.", "Give a writable folder.")
 
 
 def write_output(path: Path, write: Callable[[BinaryIO], object]) -> None:

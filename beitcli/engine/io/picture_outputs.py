@@ -15,6 +15,7 @@ from beitcli.engine.io.outputs import (
     is_stream,
     make_folder,
     output_files,
+    require_folder,
     require_writable_outputs,
 )
 from beitcli.engine.io.protected_inputs import ProtectedInputs
@@ -36,12 +37,13 @@ class PictureOutputs:
 
 
 def picture_outputs(
-    output: str, option: str, source: Source, inputs: ProtectedInputs, *, overwrite: bool
+    output: str, option: str, source: Source, inputs: ProtectedInputs, *, overwrite: bool, makes: bool = True
 ) -> PictureOutputs:
     """Plans a picture per image, or one for several images if `output` ends in a picture's suffix and is no folder.
 
     Args:
         option: The option that names it, for messages.
+        makes: Whether the folder is made; else it is only checked that it can be.
 
     Raises:
         UsageError: Unknown format, more images than a sheet can show, or a file exists already or is an input.
@@ -49,23 +51,31 @@ def picture_outputs(
     """
     target = Path(output)
     if not (len(source) > 1 and is_one_picture(output)) or is_stream(target):
-        return PictureOutputs(output_files(output, source, tuple(PICTURES), inputs, overwrite=overwrite), False)
+        files = output_files(output, source, tuple(PICTURES), inputs, overwrite=overwrite, makes=makes)
+        return PictureOutputs(files, False)
     if len(source) > MOST_ON_A_SHEET:
         raise UsageError(
             f"{option} '{output}' is one picture, and {len(source):,} images are too many for it.",
             f"Give a folder for a picture each, or --limit {MOST_ON_A_SHEET}.",
         )
-    file = picture_file(output, option, inputs, overwrite=overwrite)
+    file = picture_file(output, option, inputs, overwrite=overwrite, makes=makes)
     return PictureOutputs([file] * len(source), True)
 
 
 def picture_file(
-    output: str, option: str, inputs: ProtectedInputs, *, overwrite: bool, formats: Iterable[str] = tuple(PICTURES)
+    output: str,
+    option: str,
+    inputs: ProtectedInputs,
+    *,
+    overwrite: bool,
+    formats: Iterable[str] = tuple(PICTURES),
+    makes: bool = True,
 ) -> OutputFile:
     """Plans one picture that the user names; pipes and devices are written into.
 
     Args:
         option: The option that names it, for messages.
+        makes: Whether its folder is made; else it is only checked that it can be.
 
     Raises:
         UsageError: Unknown format, or it exists already or is an input.
@@ -76,5 +86,5 @@ def picture_file(
         raise unknown_format(output, formats, option=option)
     require_writable_outputs([file.path], f"{option} '{output}'", inputs, overwrite=overwrite, follows=True)
     if not is_stream(file.path):
-        make_folder(Path(os.path.realpath(file.path)).parent)
+        (make_folder if makes else require_folder)(Path(os.path.realpath(file.path)).parent)
     return file

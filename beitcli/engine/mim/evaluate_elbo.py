@@ -21,6 +21,7 @@ from beitcli.data.loading.batches import Masking
 from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import CenterTwoCropTransform
 from beitcli.engine.events import Note, OnEvent, Warned, downloads, ignore
+from beitcli.engine.io.eval_arguments import expect_tokens
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.mim.bound_measurement import (
     MODEL_PRIOR,
@@ -40,7 +41,7 @@ from beitcli.errors import StorageError, UsageError
 from beitcli.masking import keyed_mask, make_masking, num_masked_from
 from beitcli.models.checkpoints.build import masked_image_model_of
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.checkpoints.open import expect, open_model
+from beitcli.models.checkpoints.open import open_model
 from beitcli.runtime.storage.checkpoint import verified_checkpoint
 from beitcli.tokenizers.base import Tokenizer
 
@@ -124,12 +125,7 @@ def elbo(config: EvalConfig, on_event: OnEvent = ignore) -> ElboReport:
 
 def _checkpoint(config: EvalConfig, on_event: OnEvent) -> CheckpointHandle:
     checkpoint = open_model(config.model, downloads(on_event))
-    expect(checkpoint, "masked-image-model", or_else="--protocol elbo is for pretrained runs.")
-    if checkpoint.settings.get("target", "tokens") != "tokens":
-        raise StorageError(
-            f"'{config.model}' learned from pixels: without visual tokens there is no bound.",
-            "Give a run of `beit pretrain` with a tokenizer.",
-        )
+    expect_tokens(checkpoint)
     return checkpoint.normalized(config.normalization)
 
 

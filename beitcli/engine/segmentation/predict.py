@@ -15,21 +15,17 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.segmentation import SegmentationEvalTransform
 from beitcli.engine.events import Drawn, OnEvent, ignore
 from beitcli.engine.io.documents import documents
-from beitcli.engine.io.outputs import OutputFile, OutputNames, make_folder, require_writable_outputs
+from beitcli.engine.io.outputs import OutputFile, make_folder
 from beitcli.engine.io.prediction import open_prediction
-from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
+from beitcli.engine.io.prediction_outputs import PredictedPictures
 from beitcli.engine.segmentation.evaluate import label_mapping_of, open_segmenter, windows_of
 from beitcli.engine.segmentation.sliding_window import segment
 from beitcli.engine.trainer.distributed_eval import Batching
-from beitcli.errors import UsageError
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.networks.timm_dense import AnySegmenter
 from beitcli.pictures.canvas import Panel
 from beitcli.pictures.segmentation import indexed, is_background, overlay
 from beitcli.runtime.compute.device import Compute, choose_workers
-
-OVERLAY = "-overlay"
 
 
 def predict(
@@ -46,8 +42,6 @@ def predict(
         UsageError: No `-o`, or it would overwrite an input.
         DataError: After the last image, if some could not be read.
     """
-    if config.output is None:
-        raise UsageError(f"'{config.model}' is a segmenter: it writes masks.", "Give a folder for them: -o DIR.")
     model, checkpoint, _ = open_segmenter(config, checkpoint)
     checkpoint, compute, source = open_prediction(config, checkpoint, model, on_event, stdin)
     yield from predictions(config, checkpoint, model, compute, source, on_event)
@@ -88,7 +82,7 @@ def predictions(
         source,
         ((batch, [] if classes is None else [said(batch, classes)]) for batch, classes in batches),
         on_event,
-        files.log.end if files is not None else None,
+        files.files.log.end if files is not None else None,
     )
 
 
@@ -100,29 +94,20 @@ class _MaskFiles:
     """
 
     def __init__(self, config: PredictConfig, source: Source, folder: Path, by_value: dict[int, str]) -> None:
-        self.source, self.by_value, self.log = source, by_value, UnfinishedOutputs(folder, config)
-        placed = OutputNames(folder, ".png", (OVERLAY,) if config.overlay else ())
-        self.masks = [placed.path(source.path(index)) for index in range(len(source))]
-        self.overlays = [_beside(mask) for mask in self.masks] if config.overlay else []
-        guarded, inputs = [*self.masks, *self.overlays], ProtectedInputs(config, source)
-        own = self.log.holds
-        require_writable_outputs(guarded, f"-o '{config.output}'", inputs, overwrite=config.overwrite, own=own)
+        self.source, self.by_value = source, by_value
+        self.files = PredictedPictures.of(config, source)
         make_folder(folder)
 
     def write(self, index: int, values: np.ndarray) -> dict[str, Any]:
         """Writes the files of an image, and returns their names."""
-        picture = indexed(values, is_background(self.by_value.get(0)))
-        OutputFile(self.masks[index], log=self.log).save_png(picture)
-        named = {"output": str(self.masks[index])}
-        if self.overlays:
-            drawn = overlay(self.source.pixels(index), values, self.by_value)
-            OutputFile(self.overlays[index], log=self.log).save_png(drawn)
-            named["overlay"] = str(self.overlays[index])
+        picture, path = indexed(values, is_background(self.by_value.get(0))), self.files.pictures[index]
+        OutputFile(path, log=self.files.log).save_png(picture)
+        named = {"output": str(path)}
+        if self.files.overlays:
+            drawn, beside = overlay(self.source.pixels(index), values, self.by_value), self.files.overlays[index]
+            OutputFile(beside, log=self.files.log).save_png(drawn)
+            named["overlay"] = str(beside)
         return named
-
-
-def _beside(output: Path) -> Path:
-    return output.with_name(f"{output.stem}{OVERLAY}.png")
 
 
 def _shares(labels: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:

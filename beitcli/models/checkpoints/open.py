@@ -51,7 +51,7 @@ def open_model(reference: str, on_progress: OnProgress | None = None, seed: int 
     header = read_header(weights, split_part(reference)[1])
     checkpoint = describe(reference, header, config, preprocessing, settings={})
     if checkpoint.format == "dall-e":
-        raise StorageError(f"'{reference}' is DALL-E's tokenizer, not a BEiT.", "Pass it as --tokenizer.")
+        refuse_tokenizer(checkpoint)
     return checkpoint
 
 
@@ -87,9 +87,25 @@ def open_unverified(reference: str, on_progress: OnProgress | None = None) -> Ch
 def open_pretrained(reference: str, on_progress: OnProgress | None = None, seed: int = 0) -> CheckpointHandle:
     """Opens a checkpoint as initialization: anything but a tokenizer, for which it raises StorageError."""
     checkpoint = open_model(reference, on_progress, seed)
+    refuse_tokenizer(checkpoint)
+    return checkpoint
+
+
+def refuse_tokenizer(checkpoint: CheckpointHandle) -> None:
+    """Raises StorageError for a tokenizer."""
+    if checkpoint.format == "dall-e":
+        raise StorageError(f"'{checkpoint.reference}' is DALL-E's tokenizer, not a BEiT.", "Pass it as --tokenizer.")
     if checkpoint.kind == "tokenizer":
         expect(checkpoint, "masked-image-model", "classifier")
-    return checkpoint
+
+
+def expect_tokenizer(checkpoint: CheckpointHandle) -> None:
+    """Raises StorageError if a checkpoint of this program neither is a tokenizer nor names the one it learned from."""
+    if checkpoint.kind not in ("tokenizer", "masked-image-model"):
+        raise StorageError(
+            f"'{checkpoint.reference}' is a {checkpoint.kind}, not a tokenizer.",
+            "Give a run of `beit train-tokenizer`.",
+        )
 
 
 def expect(checkpoint: CheckpointHandle, *kinds: str, or_else: str = "") -> None:

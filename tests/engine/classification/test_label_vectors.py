@@ -14,9 +14,10 @@ import transformers
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
+from beitcli.data.sources.label_columns import require_binary
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.sources.subset import Subset
-from beitcli.engine.classification.label_vectors import average_precision, label_metrics, require_binary
+from beitcli.engine.classification.label_vectors import average_precision, label_metrics
 from beitcli.errors import DataError
 from tests.helpers.foreign_models import hf_classifier
 

@@ -5,6 +5,7 @@ A path may also be the name of an image in a shard, as this program writes it: `
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Sequence
@@ -16,10 +17,13 @@ from beitcli.data.sources.files import Labeller, PackedNames, file_size, read_fi
 from beitcli.data.sources.format import Format
 from beitcli.data.sources.formats._list_members import ListedMembers, shard_of
 from beitcli.errors import DataError
+from beitcli.runtime.metric_text import counted
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 65_536
 _MOST_BYTES = 2_000_000_000
+_MOST_TRIED = 100  # paths that are looked for when a list is opened
+_HINT = "Give a path a line, as seen from the list's folder or from here; or name images and folders themselves."
 
 
 class ListSource(Source):
@@ -72,6 +76,20 @@ class ListSource(Source):
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
 
+    def require_some(self, looks: str, hint: str) -> None:
+        """Raises DataError if none of the first paths is there: then the file is no list of images.
+
+        Args:
+            looks: What the file was taken for.
+        """
+        tried = min(len(self), _MOST_TRIED)
+        if not all(_is_missing(self._file(index)) for index in range(tried)):
+            return
+        first = os.fsdecode(self._paths[0])
+        none = f"none of the first {tried} is a file" if tried < len(self) else "none is a file"
+        which = f"of which {none}, the first: '{first}'" if len(self) > 1 else f"'{first}', which is not a file"
+        raise DataError(f"'{self.name}' is read as a {looks} of {counted(len(self), 'path')}, {which}.", hint=hint)
+
     def _file(self, index: int) -> bytes:
         """Returns the path below `base` if that exists, else the path as written."""
         path = self._paths[index]
@@ -79,6 +97,17 @@ class ListSource(Source):
             return path
         below = os.path.join(self._base, path)
         return below if os.path.exists(below) else path
+
+
+def _is_missing(path: bytes) -> bool:
+    """Whether there is no such path; one that may not be looked at is not missing."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    except ValueError:
+        return True
+    return False
 
 
 def _open_one(reference: str, labelled: bool) -> Source:
@@ -112,7 +141,9 @@ def _open_one(reference: str, labelled: bool) -> Source:
     base = os.path.dirname(reference)
     shards = [shard_of(path, os.fsencode(base)) for path in paths]
     if not any(shards):
-        return ListSource(paths, name=reference, base=base, labels=labels, labelled=labelled)
+        listed = ListSource(paths, name=reference, base=base, labels=labels, labelled=labelled)
+        listed.require_some("list", _HINT)
+        return listed
     own = [path for path, shard in zip(paths, shards, strict=True) if shard is None]
     files = ListSource(own, name=reference, base=base) if own else None
     return ListedMembers(paths, shards, files=files, name=reference, labels=labels, labelled=labelled)

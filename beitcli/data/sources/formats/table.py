@@ -91,7 +91,9 @@ def _open_one(reference: str, request: Request) -> TableSource:
     if text and paths:
         request.say(f"'{reference}': columns without numbers are no labels: {', '.join(text)}.")
     numbers = np.stack(list(columns.values()), axis=1) if columns else np.zeros((len(paths), 0), dtype=np.float32)
-    return TableSource(paths, tuple(columns), numbers, name=reference)
+    table = TableSource(paths, tuple(columns), numbers, name=reference)
+    table.require_some("table", f"Paths are as seen from the table's folder or from here. {_HINT}")
+    return table
 
 
 def _numbers(cells: object) -> np.ndarray:

@@ -1,0 +1,43 @@
+"""What `beit export` refuses before it opens the weights: a place that is taken, a kind of model without an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beitcli.config.inspect_export import ExportConfig
+from beitcli.engine.io.outputs import require_folder, require_writable_outputs
+from beitcli.engine.io.protected_inputs import ProtectedInputs
+from beitcli.errors import UsageError
+
+_KINDS = ("masked-image-model", "classifier", "backbone")
+
+
+def is_one_file(config: ExportConfig) -> bool:
+    """Whether the export is one file, NAME.onnx, and no folder."""
+    target = Path(config.output)
+    return config.to == "onnx" and target.suffix.lower() == ".onnx" and not target.is_dir()
+
+
+def require_free_target(config: ExportConfig) -> None:
+    """Raises UsageError if `-o` exists, or holds files that `--overwrite` does not allow to replace.
+
+    Raises StorageError if it cannot be made.
+    """
+    target = Path(config.output).resolve()
+    if is_one_file(config):
+        require_writable_outputs([target], f"-o '{config.output}'", ProtectedInputs(config), overwrite=config.overwrite)
+    elif target.exists() and (not target.is_dir() or (any(target.iterdir()) and not config.overwrite)):
+        raise taken(config)
+    require_folder(target.parent)
+
+
+def taken(config: ExportConfig) -> UsageError:
+    """Returns the error for a folder that is in use."""
+    hint = "Give a new or empty folder, or add --overwrite to replace the files of an export in it."
+    return UsageError(f"-o '{config.output}' is there already.", hint)
+
+
+def refuse_kind(config: ExportConfig, kind: str) -> None:
+    """Raises UsageError for a kind of model that no layout holds."""
+    if kind not in _KINDS:
+        raise UsageError(f"'{config.model}' is a {kind}, which has no export.", "Export a pretraining or classifier.")
