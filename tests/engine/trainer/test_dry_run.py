@@ -38,7 +38,7 @@ def test_tokenizers_place_the_images_that_are_there(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(1e9, "4 steps"), (0.0, "1 step")])
-def test_slow_steps_are_rehearsed_less_often(monkeypatch: pytest.MonkeyPatch, seconds: float, steps: str) -> None:
+def test_slow_steps_are_timed_less_often(monkeypatch: pytest.MonkeyPatch, seconds: float, steps: str) -> None:
     monkeypatch.setattr(dry_run, "_TIMED_SECONDS", seconds)
     plan = beitcli.train_tokenizer("sample", recipe="tiny", vocab_size=16, size=16, width=8, batch_size=4, **TINY)
     assert isinstance(plan, dict)
