@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from beitcli.pictures.canvas import Panel
 
 _LONG_STALL = 1.0  # seconds
-_LONG_NOTE = 80  # characters
 
 
 class CommandConsole:
@@ -51,7 +50,7 @@ class CommandConsole:
         self._bar: LiveProgress | None = None
         self._lines: PlainLines | None = None
         self._has_told = False  # that there is no terminal to draw in
-        self._told: set[str] = set()  # warnings and long notes, which are not repeated
+        self._told: set[str] = set()  # warnings and notes, which are not repeated
 
     @property
     def console(self) -> Console:
@@ -229,7 +228,7 @@ class CommandConsole:
             self._draw(event.panels)
         elif isinstance(event, events.Warned) and self._is_new(event.message):
             self._say(f"warning: {event.message}", "yellow")
-        elif isinstance(event, events.Note) and (len(event.message) < _LONG_NOTE or self._is_new(event.message)):
+        elif isinstance(event, events.Note) and self._is_new(event.message):
             self._say(event.message, "dim")
 
     def _is_new(self, message: str) -> bool:

@@ -81,6 +81,8 @@ class PlainLines:
             speed = [text for text in speed if not text.startswith("data ")]
         if len(", ".join(speed)) > left_over:
             speed = speed[-1:]  # the time left where it is known; the others are in metrics.jsonl
+        if len(", ".join(speed)) > left_over:
+            speed = []
         figures = fitting(figure_texts(trained), room - len(", ".join(speed)) - 2)
         return "  ".join(filter(None, (f"{begin}{label}{figures}".rstrip(), ", ".join(speed))))
 

@@ -35,7 +35,7 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
         if (baseline := shown.pop("baseline_accuracy", None)) is not None:
             shown["top1"] += f"; always guessing the most frequent class: {baseline:.4f}"
     if epochs is not None and "epoch" in shown:
-        shown["epoch"] = epochs_text(report["epoch"], epochs)
+        shown["epoch"] = epochs_text(report["epoch"], epochs, unit="")
     for name, value in shown.items():
         if is_rows(value):
             shown[name] = [{key: each for key, each in row.items() if not is_idle(key, classes)} for row in value]
@@ -95,7 +95,8 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
         name
         for row in rows
         for name, value in row.items()
-        if isinstance(value, float) and not all(is_idle(name, each.get("classes") or 0) for each in rows)
+        if isinstance(value, float)
+        and not all(is_idle(name, each.get("classes") or 0) for each in rows if name in each)
     )
     facts = [name for name in _FACTS if name != first and any(name in row for row in rows)]
     best = {

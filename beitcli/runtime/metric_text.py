@@ -120,16 +120,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def epochs_text(passes: float, epochs: float | None) -> str:
-    """Returns `4 epochs`, or `4 epochs, in whole steps 4.267`, where the steps of whole batches are no whole epochs.
+def epochs_text(passes: float, epochs: float | None, unit: str = " epochs") -> str:
+    """Returns `4 epochs`, or `4 epochs, in whole steps 4.267`, as every step is a whole batch.
 
     Args:
         passes: Over the images, by the number of steps.
         epochs: `--epochs`; None if the number of steps was given.
+        unit: Behind the first number.
     """
-    if epochs is None or f"{passes:.4g}" == f"{epochs:.4g}":
-        return f"{passes:.4g} epoch{'s'[: passes != 1]}"
-    return f"{epochs:.4g} epoch{'s'[: epochs != 1]}, in whole steps {passes:.4g}"
+    taken = f"{passes:.4g}"
+    asked = taken if epochs is None else f"{epochs:.4g}"
+    return f"{asked}{unit}" + ("" if asked == taken else f", in whole steps {taken}")
 
 
 def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
