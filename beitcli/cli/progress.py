@@ -1,7 +1,7 @@
 """Progress of a job on stderr: live lines on a terminal, a line now and then elsewhere, both with the same figures.
 
     pretrain ━━━━━━━━━━━━━━━╸━━━━━━━━   1,240/3,200  1,934 images/s  data 3%  12:33 left
-      train: masked accuracy 4.2% = 11.0 x guessing  loss 5.52, 1.31 below entropy 6.83
+      masked accuracy 4.2% = 11.0 x guessing  loss 5.52, 1.31 below entropy 6.83
 
 `data` is the share of time that training waits for data.
 """
@@ -176,10 +176,10 @@ def _bar(console: Console) -> Bar:
 def _live_figures(metrics: dict[str, float]) -> list[str]:
     """Returns the figures below the bar; those of held-out images are printed at each save, where they have a line."""
     metrics = {name: value for name, value in metrics.items() if name != "images_per_second"}
-    if key_figures(metrics):
-        metrics = {name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)}
+    if key_figures(metrics):  # which 80 columns have no room beside
+        return figure_texts({name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)})
     texts = figure_texts(metrics)
-    return [f"{TRAIN_LABEL} {texts[0]}", *texts[1:]] if texts else []
+    return [f"{TRAIN_LABEL} {texts[0]}", *texts[1:]] if any(name.startswith(HELD_OUT) for name in metrics) else texts
 
 
 def held_out_line(event: Progress) -> str:

@@ -598,7 +598,7 @@ def test_at_80_columns_a_bar_stands_above_the_figures() -> None:
     assert places
     for bar, figures in ((lines[place], lines[place + 1]) for place in places):
         assert re.fullmatch(r"finetune ━+[╸╺]?━* 160,000/320,000  1,934 images/s  data 3%(  [\d:]+ left)?", bar), bar
-        assert figures.startswith("  train: masked accuracy 4.2% = 10.5 x guessing  loss 5.50, 1.30 below entropy 6.80")
+        assert figures.startswith("  masked accuracy 4.2% = 10.5 x guessing  loss 5.50, 1.30 below entropy 6.80")
         assert max(len(bar), len(figures)) <= 80
     assert lines.count("finetune: step 160,001, held-out: loss 5.40, 1.30 below entropy 6.70") == 1
 

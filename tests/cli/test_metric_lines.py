@@ -143,6 +143,12 @@ def test_lines_of_a_log_are_no_wider_than_120_columns_and_hold_the_key_figures()
         assert 95 < len(text) <= 120
 
 
+def test_the_live_line_labels_figures_of_training_where_held_out_ones_follow() -> None:
+    metrics = {"loss": 0.5, "held_out_top1": 0.75}
+    assert output._live_figures(metrics) == ["train: loss 0.5000", "held-out top1 0.7500"]
+    assert output._live_figures({"loss": 0.5}) == ["loss 0.5000"]
+
+
 def test_line_begins_with_the_figures_beside_their_baselines() -> None:
     assert in_a_line(PRETRAINING) == (
         "masked accuracy 10.0% = 2.0 x guessing  loss 5.00, 0.50 above entropy 4.50  probe top1 0.7500  "
