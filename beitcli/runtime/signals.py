@@ -65,6 +65,13 @@ def noted() -> int | None:
     return _noted
 
 
+def raise_noted() -> None:
+    """Raises Stopped if a signal is noted: to be called before C++ code that waits without hearing signals."""
+    if _noted is not None:
+        kind = Interrupted if _noted == signal.SIGINT else SignalStop
+        raise kind(f"by {signal_words(_noted)}, at once.")
+
+
 def forget() -> None:
     """Removes the note, once the signal is obeyed."""
     global _noted

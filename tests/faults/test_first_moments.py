@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pty
 import select
@@ -196,6 +197,33 @@ def test_a_signal_noted_before_is_raised_where_it_may_be() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, ImmediateStop), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_amid_an_import_is_raised_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]
+) -> None:
+    """Where C++ runs Python, as torch does while it is imported, an error would end the process with SIGABRT."""
+    (tmp_path / "struck_amid_import.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.15)\nfinished = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error), immediate_stop_on_signal():  # noqa: PT012
+        importlib.import_module("struck_amid_import")
+        time.sleep(10)
+    assert sys.modules.pop("struck_amid_import").finished
+    assert noted() == number
+    forget()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "struck_twice.py").write_text("import os\nos.kill(os.getpid(), 2)\nos.kill(os.getpid(), 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt), immediate_stop_on_signal():
+        importlib.import_module("struck_twice")
+    assert "struck_twice" not in sys.modules
+    forget()
+
+
 def test_a_run_whose_terminal_closes_is_saved(tmp_path: Path, labelled_folder: Path, tokenizer_run: Path) -> None:
     """The kernel sends SIGHUP, and whatever is written to the terminal fails from then on."""
     words = [word for word in command(labelled_folder, tokenizer_run, tmp_path / "run") if word != "--quiet"]

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from beitcli.errors import BeitError, DistributedError, UsageError
 from beitcli.runtime.distributed.joining import agree_on_attempt, cores_here, gpu_index, share_of_cores
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
+from beitcli.runtime.signals import raise_noted
 
 Answer = TypeVar("Answer")
 _BY_A_PEER = re.compile(
@@ -201,6 +202,7 @@ def join(device: torch.device, processes: int, timeout: float) -> DistributedCon
     try:
         if on_cuda:
             torch.cuda.set_device(gpu)
+        raise_noted()
         shared = dist.TCPStore(place.address, place.port, place.size, place.rank == 0, limit, wait_for_workers=True)
         _keys = dist.PrefixStore(agree_on_attempt(shared, place.rank, place.size, timeout), shared)
         dist.init_process_group(
