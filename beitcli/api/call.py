@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.multi_process import shutdown
 from beitcli.config.common import Job, Launched, Training
-from beitcli.config.fields import settings_of, suggestion
+from beitcli.config.fields import settings_of
 from beitcli.config.resolve import Resolved, resolve
+from beitcli.config.synonyms import suggested_setting
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.errors import BeitError, UsageError
 from beitcli.runtime.distributed.rank_env import rank_info_from_env
@@ -86,7 +87,7 @@ def _flags(kind: type[Job], settings: dict[str, Any]) -> dict[str, Any]:
     all_settings = settings_of(kind)
     for name in settings:
         if name not in all_settings:
-            hint = suggestion(name, all_settings) or f"Settings: {', '.join(all_settings)}."
+            hint = suggested_setting(name, all_settings) or f"Settings: {', '.join(all_settings)}."
             raise UsageError(f"{kind.command} has no setting '{name}'.", hint)
     return {name: _plain(value) for name, value in settings.items()}
 

@@ -27,12 +27,19 @@ class Declaration(NamedTuple):
         examples: Command lines, shown first in the command's own help.
         run: Runs the engine and prints the result.
         about: Additional help, a paragraph.
+        pipes_json: Whether it prints JSON where stdout is no terminal; commands that print a path do not.
     """
 
     config: type
     examples: tuple[str, ...]
     run: Run
     about: str = ""
+    pipes_json: bool = True
+
+    @property
+    def json_help(self) -> str:
+        """Help of `--json`."""
+        return "Results as JSON; a pipe or a file gets them so in any case." if self.pipes_json else "Results as JSON."
 
 
 class Command(NamedTuple):
@@ -103,6 +110,9 @@ BY_NAME = {command.name: command for command in COMMANDS}
 def unknown_command(name: str) -> UsageError:
     """Returns the error of a word that is no command, with the nearest one."""
     from beitcli.config.fields import suggestion
+    from beitcli.config.synonyms import COMMANDS as SYNONYMS
     from beitcli.errors import UsageError
 
-    return UsageError(f"There is no command '{name}'.", f"{suggestion(name, BY_NAME)} See `beit --help`.".strip())
+    meant = SYNONYMS.get(name.lower())
+    hint = f"Did you mean `{meant}`?" if meant else suggestion(name, BY_NAME)
+    return UsageError(f"There is no command '{name}'.", f"{hint} See `beit --help`.".strip())

@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from beitcli.cli.streams import Stderr, write_stdout
-from beitcli.cli.tables import comparison_table, facts_table, rows_table
+from beitcli.cli.tables import comparison_table, facts_table, in_words, is_rows, rows_table
 from beitcli.cli.terminal_style import style_of
 from beitcli.errors import BeitError, Stopped, StorageError
 from beitcli.escaping import terminal, terminal_line
@@ -50,6 +50,7 @@ class CommandConsole:
         self._bar: LiveProgress | None = None
         self._lines: PlainLines | None = None
         self._has_told = False  # that there is no terminal to draw in
+        self._told: set[str] = set()  # warnings and notes, which are not repeated
 
     @property
     def console(self) -> Console:
@@ -121,8 +122,12 @@ class CommandConsole:
         """Prints one JSON document on one line."""
         self.print_line(_json(to_dict(document)))
 
-    def print_run(self, report: Any) -> None:
-        """Prints the report of a training command: the run's path and a table, or JSON with `--json`."""
+    def print_run(self, report: Any, epochs: float | None = None) -> None:
+        """Prints the report of a training command: the run's path and a table, or JSON with `--json`.
+
+        Args:
+            epochs: `--epochs`; None if the number of steps was given.
+        """
         self._end_bar()
         plain = to_dict(report)
         if "run" not in plain:  # a plan, whose tables are on stderr
@@ -132,7 +137,7 @@ class CommandConsole:
             self._print_run_line(plain["run"], _json(plain))
         else:
             self._print_run_line(plain["run"])
-            self.table(plain)
+            self.table(in_words(plain, epochs))
 
     def _print_run_line(self, run: str, line: str = "") -> None:
         try:
@@ -151,14 +156,15 @@ class CommandConsole:
     def print_comparison(self, reports: Sequence[Any]) -> None:
         """Prints the metrics of one model, or those of several models as one table or one JSON array."""
         plain = [to_dict(report) for report in reports]
-        tables = {name: value for name, value in plain[0].items() if _is_rows(value)}
         self._end_bar()
         if self.wants_json:
             self.print_line(_json(plain if len(plain) > 1 else plain[0]))
         elif len(plain) > 1:
             self._print(comparison_table(plain, "model"))
         else:
-            self._print(facts_table({name: value for name, value in plain[0].items() if name not in tables}))
+            shown = in_words(plain[0])
+            tables = {name: value for name, value in shown.items() if is_rows(value)}
+            self._print(facts_table({name: value for name, value in shown.items() if name not in tables}))
             for name, rows in tables.items():
                 self._print(
                     comparison_table(rows, "layer") if name == "layers" else rows_table(rows, name.replace("_", " "))
@@ -220,10 +226,16 @@ class CommandConsole:
             self._say(f"saved step {event.step:,}{waited}", "dim")
         elif isinstance(event, events.Drawn):
             self._draw(event.panels)
-        elif isinstance(event, events.Warned):
+        elif isinstance(event, events.Warned) and self._is_new(event.message):
             self._say(f"warning: {event.message}", "yellow")
-        elif isinstance(event, events.Note):
+        elif isinstance(event, events.Note) and self._is_new(event.message):
             self._say(event.message, "dim")
+
+    def _is_new(self, message: str) -> bool:
+        """Whether a message was not told yet; it counts as told from now on."""
+        is_new = message not in self._told
+        self._told.add(message)
+        return is_new
 
     def _say(self, text: str, style: str = "") -> None:
         self._print_told(terminal_line(text), style)
@@ -296,8 +308,3 @@ def _json(document: Any) -> str:
     from beitcli.runtime.storage.safe_json import dump_json
 
     return dump_json(document)
-
-
-def _is_rows(value: Any) -> bool:
-    """Whether a field of a report is a table of its own."""
-    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)

@@ -59,7 +59,7 @@ def _command(command: Command) -> Iterator[str]:
     yield from (".PP", ".nf", *(_text(f"  $ {line}") for line in command.examples), ".fi")
     for setting in (*arguments, *(each for each in settings if not each.option.argument)):
         yield from (".TP", _label(setting), _text(setting.help))
-    yield from (".TP", r"\fB\-\-json\fR", "Results as JSON.")
+    yield from (".TP", r"\fB\-\-json\fR", _text(command.declaration.json_help))
     yield from (".TP", r"\fB\-q\fR, \fB\-\-quiet\fR", "Errors only.")
     yield from (".TP", r"\fB\-\-debug\fR", "Full tracebacks.")
 

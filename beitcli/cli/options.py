@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from beitcli.cli import multi_process as processes
-from beitcli.cli.command_table import ALL, COMPLETING, Command
+from beitcli.cli.command_table import ALL, COMPLETING, Command, Declaration
 from beitcli.cli.common_options import is_common
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.path_checks import check_command
@@ -97,7 +97,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
         for setting in settings.values()
         if not setting.option.argument
     ]
-    callback.__signature__ = inspect.Signature([*arguments, *options, *_SHELL_OPTIONS])  # type: ignore[attr-defined]
+    callback.__signature__ = inspect.Signature([*arguments, *options, *_shell_options(declared)])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
     text = _help(command) + (_other_tasks(command, settings["task"], task) if task is not None else "")
     app.command(
@@ -238,9 +238,13 @@ def _keyword(name: str, kind: Any, info: Any, default: Any) -> inspect.Parameter
 
 _HELP = {"-h", "--help", ALL}
 _METAVARS: dict[Any, str] = {int: "<int>", float: "<float>", Size: "PX|H,W"}
-_SHELL_OPTIONS = [
-    _keyword("help_all", bool, typer.Option(ALL, help="Show every option and exit."), False),
-    _keyword("as_json", bool, typer.Option("--json", help="Results as JSON.", rich_help_panel="Output"), False),
-    _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),
-    _keyword("debug", bool, typer.Option("--debug", help="Full tracebacks.", rich_help_panel="Output"), False),
-]
+
+
+def _shell_options(declared: Declaration) -> list[inspect.Parameter]:
+    json = typer.Option("--json", help=declared.json_help, rich_help_panel="Output")
+    return [
+        _keyword("help_all", bool, typer.Option(ALL, help="Show every option and exit."), False),
+        _keyword("as_json", bool, json, False),
+        _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),
+        _keyword("debug", bool, typer.Option("--debug", help="Full tracebacks.", rich_help_panel="Output"), False),
+    ]

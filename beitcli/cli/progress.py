@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from beitcli.escaping import terminal_line
-from beitcli.runtime.metric_text import HELD_OUT, figure_texts, key_figures
+from beitcli.runtime.metric_text import HELD_OUT, HELD_OUT_LABEL, TRAIN_LABEL, figure_texts, key_figures
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,14 +74,17 @@ class PlainLines:
         speed = speed_texts(event.metrics, pace.left(event.done, event.total)) if event.metrics else []
         trained = {name: value for name, value in event.metrics.items() if not name.startswith(HELD_OUT)}
         trained.pop("images_per_second", None)
-        room = LINE_COLUMNS - len(begin) - 2
+        label = f", {TRAIN_LABEL} " if trained else ""
+        room = LINE_COLUMNS - len(begin + label)
         left_over = room - len("  ".join(key_figures(trained))) - 2
         if len(", ".join(speed)) > left_over:
             speed = [text for text in speed if not text.startswith("data ")]
         if len(", ".join(speed)) > left_over:
             speed = speed[-1:]  # the time left where it is known; the others are in metrics.jsonl
+        if len(", ".join(speed)) > left_over:
+            speed = []
         figures = fitting(figure_texts(trained), room - len(", ".join(speed)) - 2)
-        return "  ".join(filter(None, (begin, figures, ", ".join(speed))))
+        return "  ".join(filter(None, (f"{begin}{label}{figures}".rstrip(), ", ".join(speed))))
 
     def _is_due(self, event: Progress) -> bool:
         """Whether to print a plain line: every 5 s with metrics (held-out: at once); else every 10 s, steps never."""
@@ -173,16 +176,17 @@ def _bar(console: Console) -> Bar:
 def _live_figures(metrics: dict[str, float]) -> list[str]:
     """Returns the figures below the bar; those of held-out images are printed at each save, where they have a line."""
     metrics = {name: value for name, value in metrics.items() if name != "images_per_second"}
-    if key_figures(metrics):
+    if key_figures(metrics):  # which 80 columns have no room beside
         return figure_texts({name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)})
-    return figure_texts(metrics)
+    texts = figure_texts(metrics)
+    return [f"{TRAIN_LABEL} {texts[0]}", *texts[1:]] if any(name.startswith(HELD_OUT) for name in metrics) else texts
 
 
 def held_out_line(event: Progress) -> str:
     """Returns the line of a save with the metrics of held-out images; empty if the event has none."""
     held_out = {name: value for name, value in event.metrics.items() if name.startswith(HELD_OUT)}
     texts = figure_texts({name.removeprefix(HELD_OUT): value for name, value in held_out.items()})
-    begin = f"{event.phase}: {event.unit} {event.done:,}, held out:"
+    begin = f"{event.phase}: {event.unit} {event.done:,}, {HELD_OUT_LABEL}"
     return f"{begin} {fitting(texts, LINE_COLUMNS - len(begin) - 1)}" if texts else ""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from beitcli.escaping import terminal_line
+from beitcli.runtime.metric_text import epochs_text, is_idle
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +19,41 @@ if TYPE_CHECKING:
 _NAME_STYLE = "cyan"
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
-_UNRANKED = ("deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
+_UNRANKED = ("baseline_accuracy", "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
+
+
+def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str, Any]:
+    """Returns a report as it is shown: shares with their interval and baseline, without what says nothing.
+
+    Args:
+        epochs: `--epochs` of a training; None if the number of steps was given.
+    """
+    classes = report.get("classes") or 0
+    shown = {name: value for name, value in report.items() if not (is_idle(name, classes) or _is_interval(name))}
+    if "top1" in shown and (interval := report.get("top1_interval")):
+        shown["top1"] = share_text(report["top1"], interval)
+        if (baseline := shown.pop("baseline_accuracy", None)) is not None:
+            shown["top1"] += f"; always guessing the most frequent class: {baseline:.4f}"
+    if epochs is not None and "epoch" in shown:
+        shown["epoch"] = epochs_text(report["epoch"], epochs, unit="")
+    for name, value in shown.items():
+        if is_rows(value):
+            shown[name] = [{key: each for key, each in row.items() if not is_idle(key, classes)} for row in value]
+    return shown
+
+
+def share_text(share: float, interval: Sequence[float]) -> str:
+    """Returns `0.8333 (95%: 0.7012 to 0.9123)`."""
+    return f"{share:.4f} (95%: {interval[0]:.4f} to {interval[1]:.4f})"
+
+
+def is_rows(value: Any) -> bool:
+    """Whether a field of a report is a table of its own."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _is_interval(name: str) -> bool:
+    return name.endswith("_interval")
 
 
 def facts_table(facts: Mapping[str, Any], title: str = "") -> Table:
@@ -56,7 +91,13 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
     """
     from rich.text import Text
 
-    metrics = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float))
+    metrics = dict.fromkeys(
+        name
+        for row in rows
+        for name, value in row.items()
+        if isinstance(value, float)
+        and not all(is_idle(name, each.get("classes") or 0) for each in rows if name in each)
+    )
     facts = [name for name in _FACTS if name != first and any(name in row for row in rows)]
     best = {
         name: (min if name in _LESS_IS_BETTER else max)(row[name] for row in rows if isinstance(row.get(name), float))
@@ -73,8 +114,12 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
             table.add_row(named, Text("failed", style="red"))
             continue
         there = {name: row[name] for name in metrics if isinstance(row.get(name), float)}
+        texts = {
+            name: share_text(value, interval) if (interval := row.get(f"{name}_interval")) else _cell(value)
+            for name, value in there.items()
+        }
         cells = [
-            Text(_cell(there.get(name)), style="bold" if name in there and there[name] == best.get(name) else "")
+            Text(texts.get(name, ""), style="bold" if name in there and there[name] == best.get(name) else "")
             for name in metrics
         ]
         table.add_row(named, *cells, *(_cell(row.get(name)) for name in facts))

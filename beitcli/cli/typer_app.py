@@ -15,7 +15,8 @@ from beitcli import __version__
 from beitcli.cli.command_table import ALL, BY_NAME, COMMANDS, COMPLETING, unknown_command
 from beitcli.cli.options import register
 from beitcli.cli.typer_commands import Program
-from beitcli.config.fields import settings_of, suggestion
+from beitcli.config.fields import settings_of
+from beitcli.config.synonyms import suggested_option
 from beitcli.errors import UsageError
 
 _TYPED = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # variables in which a shell passes the line to be completed
@@ -109,7 +110,7 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
         message = f"There is no option {option}" + (f" of `beit {name}`." if name in BY_NAME else ".")
         settings = settings_of(BY_NAME[name].config).values() if name in BY_NAME else ()
         flags = [part for s in settings for flag in s.option.flags or (s.flag,) for part in flag.split("/")]
-        hint = suggestion(option, [*flags, "--json", "--quiet", "--debug", "--help", ALL])
+        hint = suggested_option(option, [*flags, "--json", "--quiet", "--debug", "--help", ALL])
         return UsageError(message, f"{hint} {help_line}".strip())
     if message.startswith("No such command"):
         return unknown_command(name)

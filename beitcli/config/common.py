@@ -240,6 +240,11 @@ class Training(Launched):
         panel="Machine",
     )
 
+    @property
+    def whole_epochs(self) -> float | None:
+        """`--epochs`; None if the number of steps is given instead."""
+        return self.epochs if self.steps is None else None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         texts = [value if isinstance(value, tuple) else (value,) for value in vars(self).values()]

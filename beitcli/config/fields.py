@@ -262,7 +262,13 @@ def _size(setting: Setting, value: Any, origin: str) -> Size:
 
 def _scalar(kind: type, value: Any, origin: str) -> Any:
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    wrong = UsageError(f"{origin} is {value!r}; {expected} is needed.", f"Give {expected}.")
+    example = {
+        int: "Give one such as 8.",
+        float: "Give one such as 0.1.",
+        bool: "Write it so.",
+        str: "Put it in quotes.",
+    }
+    wrong = UsageError(f"{origin} is {value!r}; {expected} is needed.", example[kind])
     if kind in (int, float) and isinstance(value, str) and value.startswith("--"):
         wrong = UsageError(f"{origin} needs a value; '{value}' follows it.", f"Give {expected}.")
     if kind is bool:

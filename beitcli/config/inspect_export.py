@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 from beitcli.config.common import MODEL_HELP, overwrite_option
 from beitcli.config.fields import option
 
+LAYOUTS = {"timm": "timm's", "hf": "Hugging Face's", "official": "the release's .pth", "onnx": "an ONNX graph"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
@@ -22,7 +24,7 @@ class ExportConfig:
     model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     to: Literal["timm", "hf", "official", "onnx"] = option(
         "hf",
-        "Whose layout: timm's, Hugging Face's, the release's .pth, or an ONNX graph.",
+        f"Whose layout: {LAYOUTS['timm']}, {LAYOUTS['hf']}, {LAYOUTS['official']}, or {LAYOUTS['onnx']}.",
         panel="Output",
         required=True,
     )

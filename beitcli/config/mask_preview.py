@@ -38,14 +38,18 @@ class MaskPreviewConfig(Job):
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     pretrain_recipe: str | None = option(
         None,
-        "The grid and masks of a recipe of `beit pretrain`, where --model does not say them.",
+        "The grid and masks of a recipe of `beit pretrain`, where --model does not say them; default base, as there.",
         panel="Masking",
         flags=("--recipe",),
         metavar="NAME",
     )
     masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
     ratio: float | None = option(
-        None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking", gt=0, le=1
+        None,
+        "Share of patches to hide (0-1); default the run's or the recipe's number, 0.4 of another --grid.",
+        panel="Masking",
+        gt=0,
+        le=1,
     )
     num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
     min_block: int | None = option(None, "Fewest patches of a block; default 16.", panel="Masking", ge=1)

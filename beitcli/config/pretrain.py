@@ -72,7 +72,7 @@ class PretrainConfig(Sharded, Previewed):
     )
     masking: str = option("blockwise", "blockwise or random (Table 4's ablation).", panel="Masking")
     ratio: float | None = option(
-        None, "Share of patches to hide (0-1); 0.4 where nothing is given.", panel="Masking", gt=0, le=1
+        None, "Share of patches to hide (0-1); 0.4 where no recipe says it.", panel="Masking", gt=0, le=1
     )
     num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
     min_block: int = option(16, "Fewest patches of a block.", panel="Masking", ge=1)

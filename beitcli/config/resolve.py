@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from beitcli.config.fields import Setting, coerce, settings_of, suggestion, with_origins
+from beitcli.config.synonyms import suggested_setting
 from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
 from beitcli.escaping import shell_word
@@ -121,7 +122,8 @@ def _coerced(settings: Mapping[str, Setting], values: Mapping[str, Any], where: 
         name = key.replace("-", "_")
         if name not in settings:
             raise UsageError(
-                f"Unknown key '{key}' in {where}.", suggestion(name, settings) or f"Known: {', '.join(settings)}."
+                f"Unknown key '{key}' in {where}.",
+                suggested_setting(name, settings) or f"Known: {', '.join(settings)}.",
             )
         coerced[name] = coerce(settings[name], value, f"{key} in {where}")
     return coerced

@@ -18,12 +18,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from beitcli.config.cache import CacheConfig
+from beitcli.data.caches.feature_note import features_of
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import remove_entry
@@ -57,6 +58,7 @@ class Entry:
         name: Path below the cache folder.
         bytes: Size of its files.
         used: Last time that a file of it was written or read, in seconds since 1970.
+        of: Of features: the model and the images that they are of; empty where that is not known.
     """
 
     kind: str
@@ -64,6 +66,15 @@ class Entry:
     path: str
     bytes: int
     used: float
+    of: str = ""
+
+
+@dataclass(frozen=True)
+class KindTotal:
+    """All entries of one kind together."""
+
+    entries: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -72,11 +83,13 @@ class Cache:
 
     Attributes:
         bytes: Of all entries together.
+        kinds: Kind -> its entries and bytes, the largest first.
         entries: The largest first.
     """
 
     folder: str
     bytes: int
+    kinds: dict[str, KindTotal]
     entries: list[Entry]
 
 
@@ -108,7 +121,14 @@ def list_cache(config: CacheConfig) -> Cache:
     except OSError as error:
         raise StorageError(f"The cache '{folder}' cannot be read: {error.strerror}.", "Set BEIT_CACHE_DIR.") from None
     entries.sort(key=lambda each: (-each.bytes, each.name))
-    return Cache(str(folder), sum(each.bytes for each in entries), entries)
+    return Cache(str(folder), sum(each.bytes for each in entries), _totals(entries), entries)
+
+
+def _totals(entries: Sequence[Entry]) -> dict[str, KindTotal]:
+    sizes: dict[str, list[int]] = {}
+    for each in entries:
+        sizes.setdefault(each.kind, []).append(each.bytes)
+    return {kind: KindTotal(len(own), sum(own)) for kind, own in sorted(sizes.items(), key=lambda pair: -sum(pair[1]))}
 
 
 def prune_cache(config: CacheConfig) -> Pruned:
@@ -159,7 +179,8 @@ def _entries(folder: Path) -> Iterator[Entry]:
             for status in _statuses(path):
                 size += status.st_size
                 used = max(used, status.st_mtime, status.st_atime)
-            yield Entry(kind, f"{name}/{path.name}", str(path), size, used)
+            of = features_of(path) if kind == "features" else ""
+            yield Entry(kind, f"{name}/{path.name}", str(path), size, used, of)
 
 
 def _statuses(path: Path) -> Iterator[os.stat_result]:

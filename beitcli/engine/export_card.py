@@ -15,7 +15,7 @@ from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICE
 from beitcli.escaping import markdown
 from beitcli.models.checkpoints.handle import CheckpointHandle
 from beitcli.models.checkpoints.locate import read_beside, split_part
-from beitcli.runtime.metric_text import HELD_OUT
+from beitcli.runtime.metric_text import HELD_OUT, is_idle
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 from beitcli.runtime.weight_files.file_sniffing import one_line
@@ -188,7 +188,8 @@ def _measured(checkpoint: CheckpointHandle) -> Measured | None:
         records = [record for record in map(parse_json, text.splitlines()) if record.get("step") == step]
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    found = {name: records[-1].get(f"{HELD_OUT}{name}") for name in _METRICS} if records else {}
+    names = [name for name in _METRICS if not is_idle(name, len(checkpoint.classes))]
+    found = {name: records[-1].get(f"{HELD_OUT}{name}") for name in names} if records else {}
     metrics = {name: float(value) for name, value in found.items() if _is_measured(value)}
     named = config.get("val") or config.get("data")
     sources = [str(each) for each in named] if isinstance(named, list) else []

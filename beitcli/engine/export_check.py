@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from beitcli import __version__
 from beitcli.engine.export_photos import PhotoCheck, compare_photos
 from beitcli.engine.onnx_export import MODEL_FILE, open_onnx
 from beitcli.errors import StorageError
@@ -107,7 +108,7 @@ def _reader(to: str, checkpoint: CheckpointHandle, folder: Path, features: bool)
     if to == "hf" and importlib.util.find_spec("transformers"):
         return _transformers(checkpoint.kind, folder)
     again = open_pretrained(str(folder))
-    return _ours(again, again.tensors(), features), "this program's own reader"
+    return _ours(again, again.tensors(), features), f"beit {__version__}"
 
 
 def _timm(folder: Path, features: bool) -> tuple[Outputs, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from beitcli.config.fields import settings_of
 from beitcli.config.intensity import with_models_intensity
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.pretrain import PretrainConfig
@@ -165,13 +166,17 @@ def mask_preview_statistics(config: MaskPreviewConfig) -> dict[str, Any]:
 
 
 def masking_of(config: MaskPreviewConfig, checkpoint: CheckpointHandle | None) -> tuple[MaskGenerator, int]:
-    """Returns the mask generator and its seed: those of the run or recipe, if any, overridden by the command line."""
+    """Returns the mask generator and its seed: those of the run or recipe, overridden by the command line.
+
+    Without either the recipe is that of `pretrain` without one, so that the preview shows what it hides.
+    """
     own = (checkpoint.settings.get("masking") if checkpoint else None) or {}
-    grid = checkpoint.architecture.grid if checkpoint else config.grid or (14, 14)
     if config.pretrain_recipe and checkpoint:
         raise UsageError("--recipe and --model both say what is hidden.", "Leave one of them out.")
-    if config.pretrain_recipe:
-        grid, own = _of_recipe(config.pretrain_recipe, config.grid)
+    if checkpoint:
+        grid = checkpoint.architecture.grid
+    else:
+        grid, own = _of_recipe(config.pretrain_recipe or settings_of(PretrainConfig)["recipe"].default, config.grid)
     if config.grid not in (None, grid):
         given = ",".join(map(str, config.grid or ()))
         raise UsageError(f"--grid is {given}, but the model's is {grid[0]},{grid[1]}.", "Leave --grid out.")

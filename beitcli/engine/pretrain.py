@@ -34,6 +34,7 @@ from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import pretraining_card
 from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding
+from beitcli.engine.trainer.preflight.given_tokenizer import given_tokenizer_findings
 from beitcli.engine.trainer.preflight.schedule import mask_findings, own_tokenizer_findings
 from beitcli.engine.trainer.setup import make_plan, planned_steps
 from beitcli.engine.trainer.task import RunSession
@@ -166,6 +167,8 @@ def _preflight(begun: _PretrainSetup, own: TrainTokenizerConfig | None) -> list[
     if own is not None and len(held.training):
         images = len(held.training)
         others += own_tokenizer_findings(images, own.batch_size, planned_steps(own, images))
+    if own is None and config.target == "tokens":
+        others += given_tokenizer_findings(config.tokenizer)
     if begun.masking is not None and config.masking == "blockwise":
         others += mask_findings(config.architecture.grid, begun.masking.num_masked, config.min_block)
     return Preflight(

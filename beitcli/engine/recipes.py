@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from beitcli.config.fields import suggestion
 from beitcli.config.resolve import RECIPES, read_recipe, recipe_names
 from beitcli.errors import UsageError
 
+_COLUMNS = 80
 _SENTENCE = re.compile(r"(?<=[\w)])\.\s+(?=[A-Z])")
 
 
@@ -32,8 +35,26 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """The file as it stands."""
-        return (RECIPES / self.command / f"{self.name}.toml").read_text(encoding="utf-8").rstrip()
+        """The file, its comments wrapped at 80 columns: the same TOML."""
+        file = RECIPES / self.command / f"{self.name}.toml"
+        return "\n".join(_wrapped(file.read_text(encoding="utf-8").splitlines())).rstrip()
+
+
+def _wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """Wraps comments of a line each; one that ends within a sentence goes on in the next."""
+    sentence = ""
+    for line in (*lines, ""):
+        if line.startswith("# ") and not sentence.endswith((".", ":")):
+            sentence = f"{sentence} {line[2:]}".strip()
+            continue
+        if sentence:
+            yield from textwrap.wrap(
+                sentence, _COLUMNS, initial_indent="# ", subsequent_indent="# ",
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+        sentence = line[2:] if line.startswith("# ") else ""
+        if not sentence:
+            yield line
 
 
 def list_recipes(config: RecipesConfig) -> list[Recipe]:

@@ -36,6 +36,7 @@ from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 from beitcli.runtime.deferred_compiler import meta_device
+from beitcli.runtime.metric_text import size_text
 from beitcli.tokenizers.base import TokenizerModel, to_unit
 from beitcli.tokenizers.dvae_loss import codebook_usage, psnr
 from beitcli.tokenizers.kind import Objective, architecture_of, check_teacher, kind_of, untrained
@@ -287,6 +288,6 @@ def plan_rows(task: TokenizerTask, plan: Plan, config: TrainTokenizerConfig) -> 
         "images of": f"{config.size} x {config.size} pixels to {grid} x {grid} tokens",
         **taught,
         **describe_plan(task, plan),
-        "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
+        "checkpoint size": size_text(checkpoint_bytes(task)),
         "hardware": describe(task.compute),
     }

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 HELD_OUT = "held_out_"
+TRAIN_LABEL, HELD_OUT_LABEL = "train:", "held-out:"  # of lines with metrics of both kinds of images
 _FORMATS = {"loss": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f", "second": ".0f",
             "compiled": ".0f"}  # fmt: skip
+_TOP = 5  # most likely classes, of `top5`
 _STATE = {"lr", "norm", "weight", "temperature"}  # state of training: neither a loss nor a metric
 _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     "skipped_steps": lambda steps: steps > 0,
@@ -24,6 +26,11 @@ _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     "measured_images": lambda images: False,
     "measured_tokens": lambda tokens: False,
 }
+
+
+def is_idle(name: str, classes: int) -> bool:
+    """Whether a metric is the same for any model of so many classes (0 if unknown): top-5 of five or fewer."""
+    return name == "top5" and 0 < classes <= _TOP
 
 
 def metric_texts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -82,11 +89,11 @@ def percent(share: float) -> str:
 
 def size_text(number: float) -> str:
     """Formats a number of bytes with three significant digits: `635 kB`."""
-    for unit in ("B", "kB", "MB"):
+    for unit in ("B", "kB", "MB", "GB"):
         if number < 999.5:
             return f"{number:.3g} {unit}"
         number /= 1000
-    return f"{number:.3g} GB"
+    return f"{number:.3g} TB" if number < 999.5 else f"{number:,.0f} TB"
 
 
 def metric_label(name: str) -> str:
@@ -113,6 +120,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def epochs_text(passes: float, epochs: float | None, unit: str = " epochs") -> str:
+    """Returns `4 epochs`, or `4 epochs, in whole steps 4.267`, as every step is a whole batch.
+
+    Args:
+        passes: Over the images, by the number of steps.
+        epochs: `--epochs`; None if the number of steps was given.
+        unit: Behind the first number.
+    """
+    taken = f"{passes:.4g}"
+    asked = taken if epochs is None else f"{epochs:.4g}"
+    return f"{asked}{unit}" + ("" if asked == taken else f", in whole steps {taken}")
+
+
 def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
     """Returns the metrics that a report has no field for, except per-class ones.
 
@@ -126,6 +146,8 @@ def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[s
 def _is_shown(name: str, value: float) -> bool:
     of_training = name.removeprefix(HELD_OUT)
     matters = _WHERE_IT_MATTERS.get(name) or _WHERE_IT_MATTERS.get(of_training)
+    if of_training == "top5" and value == 1:  # as it is of five classes or fewer
+        return False
     return "/" not in name and (matters is None or matters(value))
 
 

@@ -22,6 +22,7 @@ from beitcli.cli import console as output
 from beitcli.cli import progress
 from beitcli.cli.app import main
 from beitcli.engine.events import Progress, Warned
+from beitcli.engine.report.intervals import wilson
 from tests.helpers.forked import Child
 
 BEIT = [sys.executable, "-m", "beitcli"]
@@ -144,6 +145,11 @@ def test_eval_is_one_document_that_predict_agrees_with(
     predicted = beit("predict", finetuned_run, labelled_folder).lines
     right = sum(Path(line["path"]).parent.name == line["label"] for line in predicted)
     assert document["top1"] == pytest.approx(right / 24)
+    assert document["top1_interval"] == pytest.approx(wilson(right, 24))
+    folders = [Path(line["path"]).parent.name for line in predicted]
+    assert document["baseline_accuracy"] == max(map(folders.count, folders)) / 24
+    assert document["classes"] == 3
+    assert "top1" not in ended.err
 
 
 @pytest.mark.parametrize("command", list(TRAINED))
@@ -594,7 +600,7 @@ def test_at_80_columns_a_bar_stands_above_the_figures() -> None:
         assert re.fullmatch(r"finetune ━+[╸╺]?━* 160,000/320,000  1,934 images/s  data 3%(  [\d:]+ left)?", bar), bar
         assert figures.startswith("  masked accuracy 4.2% = 10.5 x guessing  loss 5.50, 1.30 below entropy 6.80")
         assert max(len(bar), len(figures)) <= 80
-    assert lines.count("finetune: step 160,001, held out: loss 5.40, 1.30 below entropy 6.70") == 1
+    assert lines.count("finetune: step 160,001, held-out: loss 5.40, 1.30 below entropy 6.70") == 1
 
 
 def test_megabytes_leave_out_what_is_not_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ import beitcli
 from beitcli import __version__
 from beitcli.cli.command_table import COMMANDS, Command
 from beitcli.cli.common_options import _COMMON, is_common
+from beitcli.cli.help_page import OWN_OPTIONS
+from beitcli.config import synonyms
 from beitcli.config.fields import Setting, settings_of
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import read_recipe, recipe_names
@@ -419,3 +423,70 @@ def test_debug_shows_the_traceback_and_nothing_else_does(beit: Callable, tmp_pat
     assert ended.code == 3
     assert "Traceback" in ended.err
     assert "does not exist" in ended.err
+
+
+# JSON in a pipe
+
+
+@each_command
+def test_help_says_which_commands_print_json_into_a_pipe(beit: Callable, command: Command) -> None:
+    source = inspect.getsource(import_module(command.module))
+    prints = any(word in source for word in ("wants_json", "print_metrics", "print_comparison"))
+    assert command.declaration.pipes_json == prints
+    row = re.sub(r"[│\s]+", " ", ESCAPE.sub("", beit(command.name, "--help").out))
+    assert ("a pipe or a file gets them so in any case" in row) == prints
+
+
+# What options are called elsewhere
+
+
+def options_of(command: Command) -> set[str]:
+    every = {flag for setting in settings_of(command.config).values() for flag in flags_of(setting)}
+    return every | {"--json", "--quiet", "--debug"}
+
+
+def test_every_synonym_leads_to_an_option_and_hides_none_of_its_command() -> None:
+    by_command = {command.name: options_of(command) for command in COMMANDS}
+    every = set().union(*by_command.values())
+    for word, meant in synonyms.OPTIONS.items():
+        assert set(meant) <= every, word
+        assert word not in meant or word in every, word
+        reached = {
+            flag
+            for options in by_command.values()
+            if word not in options
+            for flag in [next((each for each in meant if each in options), None)]
+        }
+        assert reached - {None}, f"{word} helps nowhere"
+    for word, line in synonyms.COMMANDS.items():
+        assert word not in by_command
+        name = line.removeprefix("beit ")
+        assert name in by_command or name in {flag.split(", ")[-1] for flag, *_ in OWN_OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["export", "run", "--format", "hf"], "'--to'"),
+        (["pack", "photos", "--format", "raw"], "'--encode'"),
+        (["pack", "photos", "--out", "x"], "'--output'"),
+        (["pretrain", "photos", "-o", "x"], "'--out'"),
+        (["pretrain", "photos", "--output=x"], "'--out'"),
+        (["finetune", "photos", "--lr-decay", "0.9"], "'--layer-decay'"),
+        (["pretrain", "photos", "--lr-decay", "0.9"], "'--min-lr'"),
+        (["pretrain", "photos", "--size", "64"], "'--image-size'"),
+        (["finetune", "photos", "--image-size", "64"], "'--size'"),
+        (["completion"], "`beit --install-completion`"),
+        (["train", "photos"], "`beit pretrain`"),
+    ],
+    ids=str,
+)
+def test_a_word_of_another_command_gets_what_it_is_called_here(beit: Callable, argv: list[str], meant: str) -> None:
+    ended = beit(*argv)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"Did you mean {meant}?" in ended.err
+
+
+def test_files_of_settings_get_what_a_key_is_called_here(beit: Callable, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("learning_rate = 0.1\n")
+    assert "Did you mean 'lr'?" in beit("pretrain", "sample", "--config", tmp_path / "a.toml").err

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+import beitcli
 from beitcli.cli import progress as output
 from beitcli.engine import pretrain, train_tokenizer
 from beitcli.engine.classification import finetune as finetune_classify
 from beitcli.engine.detection import finetune as finetune_detect
 from beitcli.engine.events import Progress
 from beitcli.engine.segmentation import finetune as finetune_segment
-from beitcli.runtime.metric_text import counted, extra_metrics, metric_label, metric_texts, metric_value
+from beitcli.runtime.metric_text import counted, extra_metrics, metric_label, metric_texts, metric_value, size_text
 
 SHORT = ["--steps", 1, "--batch-size", 4, "--workers", 0, "--device", "cpu"]
 TASKS: dict[str, tuple[Any, str, list[object]]] = {
@@ -29,6 +30,14 @@ TASKS: dict[str, tuple[Any, str, list[object]]] = {
         "DetectionTask",
         ["--recipe", "tiny-detect", "--size", 32, "--head-width", 8, "--regions", 8, "--limit", 12],
     ),
+}
+
+
+FULL_LINES = {  # (task, of training?): what stands there before a further metric
+    ("pretrain", True): ["masked accuracy", "loss"],
+    ("pretrain", False): ["masked accuracy", "loss"],
+    ("train-tokenizer", True): ["loss", "reconstruction", "kl", "usage kl"],
+    ("train-tokenizer", False): ["psnr", "mae", "codes used", "perplexity", "commonest share"],
 }
 
 
@@ -62,11 +71,16 @@ def test_new_metric_reaches_the_log_line_the_file_the_table_and_the_card(
     (logged,) = [json.loads(each) for each in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert (logged["toy_rate"], logged["held_out_toy_score"], logged["held_out_toy_score/red"]) == (0.125, 0.4321, 0.5)
     (step,) = [each for each in ended.err.splitlines() if "step 1/1" in each and "loss" in each]
-    assert re.search(r": step 1/1  (loss|masked accuracy) \d", step)
-    (measured,) = [each for each in ended.err.splitlines() if "step 1, held out: " in each]
+    assert re.search(r": step 1/1, train: (loss|masked accuracy) \d", step)
+    (measured,) = [each for each in ended.err.splitlines() if "step 1, held-out: " in each]
     for line_of, text in ((step, "toy rate 0.1250"), (measured, "toy score 0.4321")):
         assert len(line_of) <= 120
-        assert text in line_of or len(line_of) + len(text) + 2 > 120, line_of
+        told = re.split(r"  |: ", line_of)
+        own = FULL_LINES.get((name, line_of == step))
+        if own is None:
+            assert text in told
+        else:  # the task's own metrics fill the line
+            assert [re.sub(r"[ -]*[\d.,%]+.*", "", each) for each in told[2 : 2 + len(own)]] == own
         assert "red" not in line_of
     assert re.search(r"^toy score +0\.4321 *$", ended.err, re.MULTILINE)
     assert "| toy score | 0.4321 |" in (tmp_path / "run" / "README.md").read_text()
@@ -107,23 +121,32 @@ def test_lines_of_a_log_are_no_wider_than_120_columns_and_hold_the_key_figures()
     event = Progress("tokenizer", 1000, 3200, metrics=TOKENIZER)
     line, measured = output.PlainLines().line_of(event), output.held_out_line(event)
     assert line == (
-        "tokenizer: step 1000/3200  loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
+        "tokenizer: step 1000/3200, train: loss 0.0345  reconstruction 0.0326  kl 0.7615  usage kl 0.6570  "
         "32 images/s, data 58%"
     )
     assert measured == (
-        "tokenizer: step 1,000, held out: psnr 11.07  mae 0.2174  codes used 10  perplexity 2.227  "
+        "tokenizer: step 1,000, held-out: psnr 11.07  mae 0.2174  codes used 10  perplexity 2.227  "
         "commonest share 0.7078"
     )
     key = {"masked_accuracy": 0.42, "baseline_accuracy": 0.38, "loss": 5.0, "unigram_entropy": 1.88, "lr": 1e-3}
     speed = {"images_per_second": 1934.2, "data_wait_share": 0.03}
     assert output.PlainLines().line_of(Progress("pretrain", 1240, 3200, metrics=speed | key)) == (
-        "pretrain: step 1240/3200  masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
+        "pretrain: step 1240/3200, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88"
+    )
+    assert output.PlainLines().line_of(Progress("pretrain", 12, 32, metrics=speed | key)) == (
+        "pretrain: step 12/32, train: masked accuracy 42.0% = 1.1 x guessing  loss 5.00, 3.12 above entropy 1.88  "
         "1,934 images/s"
     )
     many = {f"loss_of_part_{number}": 1.0 for number in range(20)}
     long = Progress("finetune", 1, 9, metrics={"loss": 1.5} | many | {f"held_out_{name}": 1.0 for name in many})
     for text in (output.PlainLines().line_of(long) or "", output.held_out_line(long)):
         assert 95 < len(text) <= 120
+
+
+def test_the_live_line_labels_figures_of_training_where_held_out_ones_follow() -> None:
+    metrics = {"loss": 0.5, "held_out_top1": 0.75}
+    assert output._live_figures(metrics) == ["train: loss 0.5000", "held-out top1 0.7500"]
+    assert output._live_figures({"loss": 0.5}) == ["loss 0.5000"]
 
 
 def test_line_begins_with_the_figures_beside_their_baselines() -> None:
@@ -192,3 +215,29 @@ def test_further_metrics_are_those_without_a_field_or_a_class() -> None:
 
 def test_one_of_a_thing_is_singular():
     assert [counted(number, "step") for number in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]
+
+
+def test_top5_of_few_classes_is_left_out_of_lines() -> None:
+    measured = {"held_out_top1": 0.5, "held_out_top5": 1.0}
+    assert output.held_out_line(Progress("finetune", 5, 9, metrics=measured)).endswith("held-out: top1 0.5000")
+    told = output.held_out_line(Progress("finetune", 5, 9, metrics=measured | {"held_out_top5": 0.9}))
+    assert told.endswith("held-out: top1 0.5000  top5 0.9000")
+
+
+# Sizes
+
+
+def test_bytes_have_three_digits_in_any_unit() -> None:
+    sizes = [0, 999, 999.6, 12_345, 9_840_000, 999_600_000, 50_300_000_000, 1_500_000_000_000, 2_345_000_000_000_000]
+    texts = ["0 B", "999 B", "1 kB", "12.3 kB", "9.84 MB", "1 GB", "50.3 GB", "1.5 TB", "2,345 TB"]
+    assert [size_text(each) for each in sizes] == texts
+
+
+def test_bytes_are_formatted_in_one_place() -> None:
+    """But for the counter of a download, which keeps its unit."""
+    package = Path(beitcli.__file__).parent
+    others = re.compile(r"/ ?1e[369]:[^}]*\}[^\"]*\b[kMGT]B\b")
+    found = [
+        path.name for path in package.rglob("*.py") for line in path.read_text().splitlines() if others.search(line)
+    ]
+    assert found == ["progress.py"]

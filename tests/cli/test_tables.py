@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 import beitcli
 from beitcli.cli.app import main
-from beitcli.cli.tables import comparison_table, facts_table, rows_table
+from beitcli.cli.console import CommandConsole
+from beitcli.cli.tables import comparison_table, facts_table, in_words, rows_table
+from beitcli.engine.events import Note, Warned
+from beitcli.runtime.metric_text import epochs_text
 from tests.cli.test_contract import at_terminal
 
 
@@ -67,3 +71,40 @@ def test_inspect_shows_the_names_of_tensors_as_they_are(pretrained_run: Path, be
     assert re.search(r"^tensor +shape", plain, re.MULTILINE)
     assert re.search(r"^mask_token +1 x 1 x \d+", plain, re.MULTILINE)
     assert "mask_token" in beit("inspect", pretrained_run, "--tensors").lines[0]["tensors"]
+
+
+SCORES = {"images": 100, "top1": 0.475, "top5": 1.0, "top1_interval": (0.3294, 0.625), "baseline_accuracy": 0.5}
+
+
+def test_top1_is_told_once_with_its_interval_and_the_most_frequent_class() -> None:
+    lines = shown(facts_table(in_words({**SCORES, "classes": 3})))
+    assert lines == [
+        "images   100",
+        "top1     0.4750 (95%: 0.3294 to 0.6250); always guessing the most frequent class: 0.5000",
+        "classes  3",
+    ]
+
+
+def test_top5_is_shown_of_more_than_five_classes_alone() -> None:
+    layers = [{"layer": 1, "top1": 0.5, "top5": 0.9}]
+    for classes, is_shown in ((5, False), (6, True), (None, True)):
+        told = in_words({**SCORES, "classes": classes, "layers": layers})
+        assert ("top5" in told, "top5" in told["layers"][0]) == (is_shown, is_shown)
+        models = [{"model": "a", "classes": classes, **SCORES}, {"model": "b", "error": "failed"}]
+        assert ("top5" in shown(comparison_table(models, "model"))[0]) == is_shown
+    assert shown(comparison_table(models, "model"))[1].startswith("a      0.4750 (95%: 0.3294 to 0.6250)")
+
+
+def test_epochs_are_told_as_they_were_asked_for() -> None:
+    assert in_words({"epoch": 4.267}, 4.0) == {"epoch": "4, in whole steps 4.267"}
+    assert in_words({"epoch": 4.0}, 4.0) == {"epoch": "4"}
+    assert in_words({"epoch": 4.267}) == {"epoch": 4.267}
+    assert epochs_text(4.267, 4.0) == "4 epochs, in whole steps 4.267"
+    assert epochs_text(4.267, None) == "4.267 epochs"
+
+
+def test_a_warning_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    console = CommandConsole()
+    for event in (Warned("dark"), Note("photos/: 1 file not read"), Warned("few")) * 2:
+        console.on_event(event)
+    assert capsys.readouterr().err.splitlines() == ["warning: dark", "photos/: 1 file not read", "warning: few"]

@@ -9,7 +9,9 @@ import tomllib
 
 import pytest
 
+from beitcli.config.about import RecipesConfig
 from beitcli.config.resolve import RECIPES
+from beitcli.engine.recipes import list_recipes
 from beitcli.runtime.storage.run_dir import RunFolder
 
 
@@ -132,3 +134,12 @@ def test_help_is_a_word_too(beit, words, same):
     assert asked.code == 0
     assert asked.out == beit(*same).out
     assert "Usage" in asked.out
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.toml")), ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_a_shown_recipe_fits_80_columns_and_is_the_same_toml(path):
+    (recipe,) = [each for each in list_recipes(RecipesConfig(name=path.stem)) if each.command == path.parent.name]
+    assert max(map(len, recipe.text.splitlines())) <= 80
+    assert tomllib.loads(recipe.text) == tomllib.loads(path.read_text())
+    comments = " ".join(line.removeprefix("#").strip() for line in recipe.text.splitlines() if line.startswith("#"))
+    assert recipe.header in comments

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from beitcli.cli.app import main
+from beitcli.data.caches.feature_cache import FeatureWriter
+from beitcli.data.caches.feature_note import note_of
+from tests.cli.test_contract import at_terminal
 
 DAY = 86400
 OLD, NEW = f"features/{'a' * 32}", f"features/{'b' * 32}"
@@ -130,7 +137,7 @@ def test_prune_removes_a_link_and_not_what_it_points_to(beit: Callable, cache: P
 
 def test_an_empty_cache_is_no_error(beit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEIT_CACHE_DIR", str(tmp_path / "none"))
-    assert beit("cache").lines == [{"folder": str(tmp_path / "none"), "bytes": 0, "entries": []}]
+    assert beit("cache").lines == [{"folder": str(tmp_path / "none"), "bytes": 0, "kinds": {}, "entries": []}]
     assert beit("cache", "prune", "--all").lines[0]["removed"] == []
     assert not (tmp_path / "none").exists()
 
@@ -162,3 +169,31 @@ def test_cache_needs_no_torch(cache: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[0])["bytes"] == 9150
+
+
+def test_list_adds_up_each_kind(beit: Callable, cache: Path) -> None:
+    (told,) = beit("cache", "list").lines
+    assert told["kinds"] == {
+        "downloads": {"entries": 1, "bytes": 4000},
+        "features": {"entries": 2, "bytes": 3100},
+        "streams": {"entries": 1, "bytes": 2000},
+        "indexes": {"entries": 1, "bytes": 50},
+    }
+    (some,) = beit("cache", "list", "--kind", "features").lines
+    assert list(some["kinds"]) == ["features"]
+    code, said = at_terminal(lambda: main(["cache", "list"]))
+    assert code == 0
+    assert re.search(r"^features +2 +3\.1 kB", said, re.MULTILINE)
+
+
+def test_features_say_whose_they_are(beit: Callable, cache: Path) -> None:
+    about = {"images": 1200, "weights": "00"}
+    with FeatureWriter(cache / "features", about, [1], 2, 3, note_of("runs/mine", "photos/", 2)) as writer:
+        writer.add(np.ones((1, 2, 3), np.float32), np.zeros(2, np.int64), [0, 1], [])
+        writer.finish()
+    (cache / OLD / "about.json").write_text(json.dumps({"about": about}))  # of an earlier version
+    (cache / NEW / "about.json").write_text("[" * 100_000)
+    (told,) = beit("cache", "list", "--kind", "features").lines
+    found = {each["name"]: each["of"] for each in told["entries"]}
+    assert (found.pop(OLD), found.pop(NEW)) == ("1,200 images", "")
+    assert list(found.values()) == ["runs/mine, 2 images of photos/"]

@@ -12,6 +12,7 @@ import timm
 import torch
 import transformers
 
+from beitcli import __version__
 from beitcli.cli.app import main
 from beitcli.engine.export_check import compare
 from beitcli.errors import StorageError
@@ -237,3 +238,11 @@ def test_a_padded_image_has_no_processor_of_transformers(beit, tmp_path):
     ended = beit("export", tmp_path / "theirs", "--to", "hf", "-o", tmp_path / "hf")
     assert (ended.code, (tmp_path / "hf").exists()) == (2, False)
     assert exported(beit, tmp_path / "theirs", "timm", tmp_path / "timm")["pixel_difference"] <= 3
+
+
+def test_export_names_its_format_and_what_read_it(beit, tmp_path, finetuned_run):
+    ended = beit("export", finetuned_run, "--to", "official", "-o", tmp_path / "out")
+    assert ended.code == 0
+    text = " ".join(ended.err.split())
+    assert "format official: the release's .pth; --to gives timm, hf, onnx instead" in text
+    assert f"verified opened again by beit {__version__}: largest difference" in text

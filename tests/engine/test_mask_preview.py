@@ -21,7 +21,7 @@ from beitcli.engine.events import Drawn
 from beitcli.engine.mask_preview import mask_preview
 from beitcli.engine.mim.task import transform_and_masking
 from beitcli.engine.trainer.data import hold_out, open_images
-from beitcli.masking import make_masking
+from beitcli.masking import make_masking, num_masked_from
 from beitcli.tokenizers.open import open_tokenizer
 
 
@@ -39,11 +39,11 @@ def test_mask_preview_documents_are_as_the_contract_says(beit: Callable, picture
     assert [document["path"] for document in ended.lines] == paths
     for document in ended.lines:
         assert list(document) == ["path", "grid", "num_masked", "mask", "output"]
-        assert (document["grid"], document["num_masked"], document["output"]) == ([14, 14], 78, None)
+        assert (document["grid"], document["num_masked"], document["output"]) == ([14, 14], 75, None)
         mask = np.array(document["mask"])
         assert mask.shape == (14, 14)
         assert set(mask.ravel()) == {0, 1}
-        assert mask.sum() == 78
+        assert mask.sum() == 75
     assert document["mask"] != ended.lines[0]["mask"]
 
 
@@ -105,12 +105,12 @@ def test_mask_preview_takes_masks_of_a_recipe_or_of_a_model(
 
 
 def test_mask_preview_masks_follow_seed_epoch_and_place(beit: Callable, labelled_folder: Path) -> None:
-    first = beit("mask-preview", labelled_folder).lines
-    assert beit("mask-preview", labelled_folder).lines == first
+    first = beit("mask-preview", labelled_folder, "--ratio", 0.4).lines
+    assert beit("mask-preview", labelled_folder, "--ratio", 0.4).lines == first
     for other in (["--seed", 1], ["--epoch", 1], ["--masking", "random"], ["--min-block", 40]):
-        changed = masks(beit("mask-preview", labelled_folder, *other).lines)
+        changed = masks(beit("mask-preview", labelled_folder, "--ratio", 0.4, *other).lines)
         assert all(one != two for one, two in zip(changed, masks(first), strict=True))
-    part = beit("mask-preview", labelled_folder, "--limit", 1).lines[0]
+    part = beit("mask-preview", labelled_folder, "--ratio", 0.4, "--limit", 1).lines[0]
     assert part["mask"] == next(line["mask"] for line in first if line["path"] == part["path"])
 
 
@@ -398,3 +398,24 @@ def test_stats_of_a_run_use_its_grid_and_count(beit: Callable, pretrained_run: P
     (document,) = beit("mask-preview", "--stats", 10, "--model", pretrained_run).lines
     assert document["grid"] == [4, 4]
     assert document["num_masked"]["mean"] == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "grid", "count"),
+    [
+        ([], [14, 14], 75),
+        (["--masking", "random"], [14, 14], 75),
+        (["--grid", "14,14"], [14, 14], 75),
+        (["--ratio", 0.4], [14, 14], 78),
+        (["--grid", "8,8"], [8, 8], 26),
+    ],
+    ids=str,
+)
+def test_without_a_model_it_hides_what_pretrain_does(
+    beit: Callable, picture: Callable, flags: list[object], grid: list[int], count: int
+) -> None:
+    (document,) = beit("mask-preview", picture("a.png"), *flags).lines
+    assert (document["grid"], document["num_masked"]) == (grid, count)
+    if not flags:
+        plain = resolve(PretrainConfig, {"data": ("sample",)}).config
+        assert num_masked_from(plain.ratio, plain.num_masked, plain.architecture.grid) == count

@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on_when_ther
     kept = contents(run / "checkpoints")
     ended = forked(lambda: main(["pretrain", "--out", str(run), "--resume"]), file_size=1_000_000)
     assert (ended.code, ended.out) == (4, ""), ended.err
-    assert re.search(r"error: Checkpoint '.*step-0000004' cannot be written \(\d+\.\d MB needed\)", ended.err)
+    assert re.search(r"error: Checkpoint '.*step-0000004' cannot be written \([\d.]+ [kM]B needed\)", ended.err)
     assert "--resume" in ended.err
     assert contents(run / "checkpoints") == kept
     (document,) = beit("pretrain", "--out", run, "--resume", "--json").lines

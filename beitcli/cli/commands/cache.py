@@ -12,7 +12,7 @@ from beitcli.runtime.metric_text import size_text
 from beitcli.runtime.storage.safe_json import dump_json
 
 if TYPE_CHECKING:
-    from beitcli.engine.cache import Entry
+    from beitcli.engine.cache import Entry, KindTotal
 
 
 def _run(config: CacheConfig, console: CommandConsole) -> None:
@@ -29,6 +29,7 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
             console.print_json(cache)
         elif cache.entries:
             console.print_rows([_row(each) for each in cache.entries])
+            console.print_rows([_total(kind, each) for kind, each in cache.kinds.items()])
         if not console.wants_json:
             console.print_line(f"{size_text(cache.bytes)} in '{cache.folder}'")
         return
@@ -43,10 +44,20 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
     console.print_line(f"{would} {size_text(pruned.freed)} in '{pruned.folder}'{kept}")
 
 
+def _total(kind: str, total: KindTotal) -> dict[str, Any]:
+    return {"kind": kind, "entries": total.entries, "size": size_text(total.bytes)}
+
+
 def _row(entry: Entry) -> dict[str, Any]:
     from beitcli.engine.runs import age
 
-    return {"kind": entry.kind, "entry": entry.name, "size": size_text(entry.bytes), "used": age(entry.used)}
+    return {
+        "kind": entry.kind,
+        "entry": entry.name,
+        "size": size_text(entry.bytes),
+        "used": age(entry.used),
+        "of": entry.of,
+    }
 
 
 DECLARATION = Declaration(

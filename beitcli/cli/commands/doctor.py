@@ -8,6 +8,7 @@ from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.doctor import DoctorConfig
 from beitcli.errors import DataError
+from beitcli.runtime.metric_text import size_text
 
 if TYPE_CHECKING:
     from beitcli.engine.doctor.report import DoctorReport
@@ -33,7 +34,7 @@ def _facts(report: DoctorReport) -> dict[str, str]:
     sizes, splits = report.sizes, report.splits
     classes = {name: len(counts) for name, counts in report.classes.items()}
     facts = {
-        "images": f"{report.images:,}, {report.bytes / 1e6:,.1f} MB",
+        "images": f"{report.images:,}, {size_text(report.bytes)}",
         "splits": ", ".join(f"{name} {number:,}" for name, number in splits.items()) if len(splits) > 1 else "",
         "formats": ", ".join(f"{name} {number:,}" for name, number in report.formats.items()),
         "shorter side": "{least} to {greatest} pixels, half up to {median}".format(**sizes) if sizes else "",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.config.inspect_export import ExportConfig
+from beitcli.config.fields import settings_of
+from beitcli.config.inspect_export import LAYOUTS, ExportConfig
 
 
 def _run(config: ExportConfig, console: CommandConsole) -> None:
@@ -16,10 +17,21 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
     else:
         console.print_line(report.output)
         difference = f"largest difference {report.max_difference:.2g} of the {report.compared}"
-        left_out = ", ".join(report.dropped) or None
         photos = f"pixels within {report.pixel_difference:.2g} of 255, {report.compared} within "
-        rows = {"verified": f"{report.verified_with}: {difference}", "left out": left_out}
-        console.table(rows | {"photos": f"{photos}{report.photo_difference:.2g} by the stated preprocessing"})
+        rows = {
+            "format": _format(report.to),
+            "verified": f"opened again by {report.verified_with}: {difference}",
+            "left out": ", ".join(report.dropped) or None,
+            "photos": f"{photos}{report.photo_difference:.2g} by the stated preprocessing",
+        }
+        console.table(rows)
+
+
+def _format(to: str) -> str:
+    """Returns the format that was written in words, and how the others are had."""
+    setting = settings_of(ExportConfig)["to"]
+    others = ", ".join(each for each in setting.choices if each != to)
+    return f"{to}: {LAYOUTS[to]}; {setting.flag} gives {others} instead"
 
 
 DECLARATION = Declaration(
@@ -32,4 +44,5 @@ DECLARATION = Declaration(
     ),
     run=_run,
     about="The result is opened again and its outputs compared with the original's; too large a difference is refused.",
+    pipes_json=False,
 )

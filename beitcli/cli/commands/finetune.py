@@ -10,7 +10,7 @@ from beitcli.config.finetune import FinetuneConfig
 def _run(config: FinetuneConfig, console: CommandConsole) -> None:
     from beitcli.engine.finetune import finetune
 
-    console.print_run(finetune(config, console.on_event))
+    console.print_run(finetune(config, console.on_event), config.whole_epochs)
 
 
 DECLARATION = Declaration(
@@ -23,4 +23,5 @@ DECLARATION = Declaration(
         "beit finetune sample --init random --recipe tiny-detect     boxes; of your own: a folder as COCO's",
     ),
     run=_run,
+    pipes_json=False,
 )

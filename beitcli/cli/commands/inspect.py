@@ -7,6 +7,7 @@ from typing import Any
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.inspect_export import InspectConfig
+from beitcli.runtime.metric_text import size_text
 
 
 def _run(config: InspectConfig, console: CommandConsole) -> None:
@@ -17,7 +18,7 @@ def _run(config: InspectConfig, console: CommandConsole) -> None:
         shape = dict(report.architecture)
         name = shape.pop("name", "")
         facts = {
-            "format": f"{report.format}, {report.container}, {report.bytes / 1e6:,.1f} MB",
+            "format": f"{report.format}, {report.container}, {size_text(report.bytes)}",
             "kind": report.kind,
             "architecture": f"{name}: ".lstrip(": ") + ", ".join(f"{key} {value}" for key, value in shape.items()),
             "parameters": report.parameters,

@@ -10,7 +10,7 @@ from beitcli.config.pretrain import PretrainConfig
 def _run(config: PretrainConfig, console: CommandConsole) -> None:
     from beitcli.engine.pretrain import pretrain
 
-    console.print_run(pretrain(config, console.on_event))
+    console.print_run(pretrain(config, console.on_event), config.whole_epochs)
 
 
 DECLARATION = Declaration(
@@ -20,4 +20,5 @@ DECLARATION = Declaration(
         "beit pretrain photos/ --recipe small --epochs 20 --out runs/mine",
     ),
     run=_run,
+    pipes_json=False,
 )

@@ -31,4 +31,5 @@ DECLARATION = Declaration(
     ),
     run=_run,
     about="Every training command writes the page of its run, RUN/report.html, at its end.",
+    pipes_json=False,
 )

@@ -10,7 +10,7 @@ from beitcli.config.train_tokenizer import TrainTokenizerConfig
 def _run(config: TrainTokenizerConfig, console: CommandConsole) -> None:
     from beitcli.engine.train_tokenizer import train_tokenizer
 
-    console.print_run(train_tokenizer(config, console.on_event))
+    console.print_run(train_tokenizer(config, console.on_event), config.whole_epochs)
 
 
 DECLARATION = Declaration(
@@ -21,4 +21,5 @@ DECLARATION = Declaration(
         "beit train-tokenizer photos/ --kind vqkd --teacher runs/classifier",
     ),
     run=_run,
+    pipes_json=False,
 )

@@ -3,7 +3,7 @@
     FOLDER/KEY/layer-07.npy   (images, D) float32, memory-mapped
                labels.npy     (images,) int64
                rows.npy       indices of the readable images
-               about.json     what KEY is the hash of, the unreadable images, CRC-32 of each file
+               about.json     what KEY is the hash of, the unreadable images, CRC-32 of each file, a note for people
 
 float32, because a cosine of float16 vectors is off by 1e-4 and would change some neighbours.
 4 D bytes per image and layer: 3 kB for a width of 768. Written in order to a temporary folder, then renamed.
@@ -24,12 +24,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from beitcli.data.caches.feature_note import ABOUT, OF
 from beitcli.errors import StorageError
+from beitcli.runtime.metric_text import size_text
 from beitcli.runtime.storage.regular_files import open_regular, read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
 Bad = tuple[int, str, str]
-_ABOUT = "about.json"
 _CHUNK = 1 << 22
 _ROWS = 1 << 14
 
@@ -98,7 +99,7 @@ def load_features(parent: Path, about: Mapping[str, Any], layers: Sequence[int])
     folder = features_folder(parent, about)
     names = ["labels.npy", "rows.npy", *map(layer_file, layers)]
     try:
-        document = parse_json(read_regular(folder / _ABOUT))
+        document = parse_json(read_regular(folder / ABOUT))
         if document["about"] != dict(about) or any(document["crc32"][name] != _crc(folder / name) for name in names):
             return None
         arrays = {layer: np.load(folder / layer_file(layer), mmap_mode="r") for layer in layers}
@@ -140,12 +141,16 @@ class FeatureWriter:
         layers: From 1.
         images: Number of images of the source.
         width: D.
+        note: What the features are of, for `beit cache list`.
 
     Raises:
         StorageError: The disk is full or cannot be written.
     """
 
-    def __init__(self, parent: Path, about: Mapping[str, Any], layers: Sequence[int], images: int, width: int) -> None:
+    def __init__(
+        self, parent: Path, about: Mapping[str, Any], layers: Sequence[int], images: int, width: int, note: str = ""
+    ) -> None:
+        self.note = note
         self.final, self.about, self.layers = features_folder(parent, about), dict(about), tuple(layers)
         self.images, self.width = images, width
         self.partial = self.final.with_name(f"{self.final.name}.partial-{os.getpid()}")
@@ -184,8 +189,7 @@ class FeatureWriter:
     def _failed(self, error: OSError) -> StorageError:
         need = len(self.layers) * self.images * self.width * 4
         return StorageError(
-            f"Features cannot be kept in '{self.final.parent}' ({need / 1e6:.1f} MB needed): "
-            f"{error.strerror or error}.",
+            f"Features cannot be kept in '{self.final.parent}' ({size_text(need)} needed): {error.strerror or error}.",
             "Give another folder by --feature-cache, or fewer images by --limit.",
         )
 
@@ -220,8 +224,8 @@ class FeatureWriter:
             np.save(self.partial / "labels.npy", self.labels)
             np.save(self.partial / "rows.npy", np.flatnonzero(self.readable))
             sums = {path.name: _crc(path) for path in sorted(self.partial.iterdir())}
-            document = {"about": self.about, "bad": self.bad, "crc32": sums}
-            (self.partial / _ABOUT).write_text(json.dumps(document))
+            document = {"about": self.about, OF: self.note, "bad": self.bad, "crc32": sums}
+            (self.partial / ABOUT).write_text(json.dumps(document))
             shutil.rmtree(self.final, ignore_errors=True)
             self.partial.rename(self.final)
         except OSError as error:

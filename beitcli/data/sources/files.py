@@ -13,6 +13,7 @@ import numpy as np
 
 from beitcli.data.decoding import heif
 from beitcli.errors import BadImage, DataError, ReadFailed
+from beitcli.runtime.metric_text import size_text
 from beitcli.runtime.storage.regular_files import open_regular
 
 EXTENSIONS: tuple[str, ...] = (  # of the formats that are decoded; without HEIC the same on every machine
@@ -189,7 +190,7 @@ def file_size(path: str | bytes) -> int | None:
 def require_readable(size: int) -> None:
     """Raises BadImage if an image file is larger than MAX_IMAGE_BYTES."""
     if size > MAX_IMAGE_BYTES:
-        raise BadImage(f"{size / 1e9:.1f} GB, more than the {MAX_IMAGE_BYTES / 1e9:.1f} allowed")
+        raise BadImage(f"{size_text(size)}, more than the {size_text(MAX_IMAGE_BYTES)} allowed")
 
 
 def count_of_images(count: int) -> str:

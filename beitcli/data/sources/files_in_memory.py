@@ -13,6 +13,7 @@ import numpy as np
 from beitcli.data.sources.base import Blocks, OnProgress, Source
 from beitcli.errors import BadImage, DataError
 from beitcli.runtime.compute.free_memory import free_memory
+from beitcli.runtime.metric_text import size_text
 
 _CHUNK = 1 << 26  # bytes of an allocation; a larger file has its own
 _TELL_EVERY = 256  # images
@@ -60,7 +61,7 @@ class FilesInMemory(Source):
                 on_progress("reading into memory", index + 1, len(source), "image")
         self._chunk_of, self._ends = np.array(chunk_of, np.int32), np.array(ends, np.int64)
         if on_progress is not None:
-            on_progress(f"In memory: {len(source):,} images of {total / 1e6:,.1f} MB.", 0, 0, "")
+            on_progress(f"In memory: {len(source):,} images of {size_text(total)}.", 0, 0, "")
 
     def _read_once(self, index: int) -> bytes:
         if index % _READ_TOGETHER == 0:
@@ -125,7 +126,7 @@ def _refuse_known_sizes(source: Source, most: int) -> None:
 
 def _too_large(source: Source, whole: float, most: int) -> DataError:
     return DataError(
-        f"--in-memory: the {len(source):,} images of '{source.name}' take about {whole / 1e9:,.1f} GB; "
-        f"{most / 1e9:,.1f} GB, half of what is free, are allowed for a process.",
+        f"--in-memory: the {len(source):,} images of '{source.name}' take about {size_text(whole)}; "
+        f"{size_text(most)}, half of what is free, are allowed for a process.",
         "Leave it out, or shrink the images with `beit pack DATA --short-side 256 -o DIR`.",
     )

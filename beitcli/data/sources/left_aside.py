@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from beitcli.data.decoding import heif
 from beitcli.data.sources.files import PackedNames
+from beitcli.runtime.metric_text import counted
 
 _ENDING = re.compile(rb"[^./\\](\.[a-z0-9_+-]{1,12})\Z", re.IGNORECASE)
 _SHOWN = 5  # endings
@@ -24,6 +25,9 @@ _PHRASES = {  # of one, of several
     SPECIAL: ("member that is no file", "members that are no files"),
     TRAILING: ("byte after the end mark, which is no tar", "bytes after the end mark, which are no tar"),
 }
+
+_UNNAMED = {NO_ENDING: "without an ending", OTHER_ENDINGS: "of other endings"}
+_NO_FILES = (LINK, FOLDER_LINK, SPECIAL, TRAILING)
 
 
 class LeftAside:
@@ -41,10 +45,21 @@ class LeftAside:
         self.counts[ending] += 1
 
     def remark(self, name: str) -> str:
-        """Returns one line that says what of DATA `name` is not read; empty if that is nothing."""
-        if not (text := self.text()):
+        """Returns one line that says what of DATA `name` is not read; empty if that is nothing.
+
+        Such as `'photos': 7 files not read (4 .heic, 3 .txt).`, or with one ending `1 file not read (.txt)`.
+        """
+        endings, others = self._endings(), _phrases(self.counts, _NO_FILES)
+        unnamed = [f"{count:,} {_UNNAMED[key]}" for key in _UNNAMED if (count := endings.pop(key, 0))]
+        files = sum(count for key, count in self.counts.items() if key not in _NO_FILES)
+        kinds = [*(f"{count:,} {ending}" for ending, count in endings.items()), *unnamed]
+        if len(kinds) == 1:
+            kinds = [kinds[0].partition(" ")[2]]
+        told = [f"{counted(files, 'file')} not read ({', '.join(kinds)})"] if files else []
+        told += [f"not read: {_list(others)}"] if others else []
+        if not told:
             return ""
-        return f"'{name}': not read are {text}." + (f" {heif.WAY_OUT}" if self.has_heif else "")
+        return f"'{name}': {'; '.join(told)}." + (f" {heif.WAY_OUT}" if self.has_heif else "")
 
     @property
     def has_heif(self) -> bool:
@@ -53,13 +68,16 @@ class LeftAside:
 
     def text(self) -> str:
         """Returns a list such as `4 .heic, 2 .txt and 1 link to a folder`, the most frequent endings first."""
+        endings = self._endings()
+        named = [f"{count:,} {ending}" for ending, count in endings.items() if ending[0] == "."]
+        return _list([*named, *_phrases({**self.counts, **endings}, _PHRASES)])
+
+    def _endings(self) -> dict[str, int]:
+        """Returns the files by ending, the most frequent first, those of rarer endings and of none behind them."""
         endings = sorted((key for key in self.counts if key[0] == "."), key=lambda key: (-self.counts[key], key))
-        counts = self.counts.copy()
-        for ending in endings[_SHOWN:]:
-            counts[OTHER_ENDINGS] += counts.pop(ending)
-        parts = [f"{counts[ending]:,} {ending}" for ending in endings[:_SHOWN]]
-        parts += [f"{counts[key]:,} {words[counts[key] > 1]}" for key, words in _PHRASES.items() if counts[key]]
-        return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
+        shown = {ending: self.counts[ending] for ending in endings[:_SHOWN]}
+        others = self.counts[OTHER_ENDINGS] + sum(self.counts[ending] for ending in endings[_SHOWN:])
+        return shown | {NO_ENDING: self.counts[NO_ENDING], OTHER_ENDINGS: others}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the counts for an index."""
@@ -80,3 +98,13 @@ class LeftAside:
         for part in parts:
             total.counts.update(part.counts)
         return total
+
+
+def _phrases(counts: Mapping[str, int], keys: Iterable[str]) -> list[str]:
+    """Returns `1 link to a folder` of each of these keys that something was counted by."""
+    return [f"{count:,} {_PHRASES[key][count > 1]}" for key in keys if (count := counts.get(key, 0))]
+
+
+def _list(parts: Sequence[str]) -> str:
+    """Joins `a, b and c`."""
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)

@@ -22,6 +22,7 @@ from beitcli.engine.classification.label_vectors import (
 )
 from beitcli.engine.events import OnEvent, Progress, ignore
 from beitcli.engine.io.inputs import open_inputs
+from beitcli.engine.report.intervals import commonest_share, share_interval
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.evaluation import evaluated, join_evaluation, warn_bad
 from beitcli.engine.trainer.reports import Evaluated
@@ -42,7 +43,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class EvalReport(Accuracy, Evaluated):
-    """Report of a classifier's evaluation."""
+    """Report of a classifier's evaluation.
+
+    Attributes:
+        top1_interval: Wilson's, of 95%.
+        baseline_accuracy: Top-1 of always guessing the most frequent class of these images.
+        classes: Those of the model.
+    """
+
+    top1_interval: tuple[float, float]
+    baseline_accuracy: float
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,18 @@ def evaluate(
     columns = class_columns(source, checkpoint.classes)
     scores = score(model.to(batching.compute.device), source, columns, preprocessing(checkpoint, model), batching)
     warn_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
-    return evaluated(config, TASK, EvalReport, scores.images, scores.bad, top1=scores.top1, top5=scores.top5)
+    return evaluated(
+        config,
+        TASK,
+        EvalReport,
+        scores.images,
+        scores.bad,
+        top1=scores.top1,
+        top5=scores.top5,
+        top1_interval=share_interval(scores.top1, scores.images),
+        baseline_accuracy=commonest_share(scores.records[:, 1]),
+        classes=len(checkpoint.classes),
+    )
 
 
 def class_names(checkpoint: CheckpointHandle) -> tuple[str, ...]:
@@ -150,7 +172,7 @@ def score(
         facts = torch.cat((targets.float(), best[:, :1].float(), likely), dim=1).cpu().numpy()
         mine.append(np.column_stack((np.array(batch.indices, dtype=np.float64), facts)))
         done = min(len(source), seen * world.size)
-        batching.on_event(Progress("eval", done, len(source), "image", {"top1": right1 / seen}))
+        batching.on_event(Progress("eval", done, len(source), "image"))
     parts = world.gather((seen, right1, right5, bad, mine))
     seen, right1, right5 = (sum(part[number] for part in parts) for number in range(3))
     bad = sorted(record for part in parts for record in part[3])

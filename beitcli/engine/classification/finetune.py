@@ -20,6 +20,7 @@ from beitcli.engine.classification.label_vectors import LabelMetrics
 from beitcli.engine.classification.mixing import require_pairs
 from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, ignore, openings
+from beitcli.engine.report.intervals import share_interval
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData, open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
@@ -33,13 +34,20 @@ from beitcli.models.networks.classifier import Classifier, ImageClassifier, new_
 from beitcli.models.networks.timm_vit import HEADS, TimmArchitecture, TimmViT
 from beitcli.runtime.compute.device import join_compute
 from beitcli.runtime.distributed.world import DistributedContext
+from beitcli.runtime.metric_text import is_idle
 
 _HELD_OUT = 1024
 
 
 @dataclass(frozen=True)
 class FinetuneReport(Timed, Accuracy, Finetuned):
-    """Report of a finetuned classifier."""
+    """Report of a finetuned classifier.
+
+    Attributes:
+        top1_interval: Wilson's, of 95%.
+    """
+
+    top1_interval: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,11 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     task.crop = init.crop
     if multi_label:
         return run_finetuning(begun, data, transform, task, MultiLabelReport, lambda report: _label_card(report, task))
-    return run_finetuning(begun, data, transform, task, FinetuneReport, lambda report: _card(report, task))
+    return run_finetuning(begun, data, transform, task, FinetuneReport, lambda report: _card(report, task), _own)
+
+
+def _own(metrics: dict[str, float]) -> dict[str, Any]:
+    return {"top1_interval": share_interval(metrics["top1"], int(metrics["images"]))}
 
 
 def _card(report: FinetuneReport, task: FinetuneTask) -> FinetunedCard:
@@ -84,7 +96,7 @@ def _card(report: FinetuneReport, task: FinetuneTask) -> FinetunedCard:
         facts={"images": pixels(task.model.architecture.image_size)},
         metrics={
             f"top-1 ({report.images} images: {report.measured_on})": f"{report.top1:.4f}",
-            "top-5": f"{report.top5:.4f}",
+            **({} if is_idle("top5", report.classes) else {"top-5": f"{report.top5:.4f}"}),
         },
     )
 

@@ -12,7 +12,7 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.report import DataFinding, Diagnosis, Paths
 from beitcli.errors import BadImage
 from beitcli.pictures.page_file import Page, assemble, fill, image_url, page_part, plain_section
-from beitcli.runtime.metric_text import counted
+from beitcli.runtime.metric_text import counted, size_text
 
 _MOST_PICTURES = 200
 _MOST_OF_A_FINDING = 24
@@ -43,7 +43,7 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
     data: dict[str, Any] = {
         "images": report.images,
         "readable": report.readable,
-        "megabytes": report.bytes / 1e6,
+        "size": size_text(report.bytes),
         "splits": report.splits,
         "formats": report.formats,
         "sizes": report.sizes,
@@ -56,7 +56,7 @@ def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
     body = fill(page_part("doctor/page.html"), title=report.data)
     styles, script = page_part("doctor/style.css"), page_part("doctor/page.js")
     texts = [
-        f"{counted(report.images, 'image')}, of which {report.readable:,} can be read; {report.bytes / 1e6:,.1f} MB.",
+        f"{counted(report.images, 'image')}, of which {report.readable:,} can be read; {size_text(report.bytes)}.",
         "Pictures, copies, sizes and classes are drawn by JavaScript, which is off here.",
     ]
     rows = [(each["severity"], f"{each['what']} {each['way_out']}") for each in findings] or [("nothing found", "")]

@@ -11,6 +11,7 @@ from beitcli.engine.trainer.setup import checkpoint_bytes, describe_plan
 from beitcli.models.networks.beit import forward_flops
 from beitcli.models.networks.patch_aggregation import aggregation_flops
 from beitcli.runtime.compute.device import describe
+from beitcli.runtime.metric_text import size_text
 
 
 def forward_flops_of(task: PretrainTask) -> float:
@@ -39,7 +40,7 @@ def plan_rows(task: PretrainTask, plan: Plan) -> dict[str, str]:
         "tokenizer": f"{tokenizer.reference}, {tokenizer.vocab_size} codes" if tokenizer else "none",
         "compute": f"{flops / 1e9:.3g} GFLOP an image forward, {3 * flops / 1e9:.3g} forward and backward",
         **describe_plan(task, plan),
-        "checkpoint size": f"{checkpoint_bytes(task) / 1e6:.1f} MB",
+        "checkpoint size": size_text(checkpoint_bytes(task)),
         **_step_row(task),
         **arithmetic_row(task.compute),
         "hardware": describe(task.compute),

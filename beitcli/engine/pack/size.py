@@ -1,34 +1,38 @@
-"""Tells how large the shards become before they are written, from a few of their images."""
+"""Tells how large the shards become, and which images change, before they are written: from a few of the images."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from beitcli.engine.events import Note, OnEvent, Warned
-from beitcli.engine.pack.encoding import encode
+from beitcli.engine.pack.encoding import Encoding, encode
 from beitcli.engine.pack.plan import Packing, Shard, members
 from beitcli.engine.pack.writing import class_name, member_bytes, shard_bytes
 from beitcli.errors import BadImage
+from beitcli.runtime.metric_text import counted, size_text
 
 _LOOKED_AT = 32  # images
 
 
 def tell_size(packing: Packing, shards: Sequence[Shard], on_event: OnEvent) -> None:
-    """Tells how large shards that are missing become; also imports the decoder, once for all processes.
+    """Tells how large shards that are missing become, and whether images are encoded as JPEG.
 
-    What can be read at random is looked at over all shards. Of what is downloaded by the block only the first images
-    are, which the first shard needs anyway.
+    It also imports the decoder, once for all processes. What can be read at random is looked at over all shards. Of
+    what is downloaded by the block only the first images are, which the first shard needs anyway.
     """
-    sizes = [size for shard, index in _looked_at(packing, shards) if (size := _size_of(packing, shard, index))]
-    if not sizes:
+    stored = [each for shard, index in _looked_at(packing, shards) if (each := _stored(packing, shard, index))]
+    if not stored:
         return
-    mean = sum(sizes) / len(sizes)
+    if changed := _changed(packing.encoding, sum(not each.is_exact for each in stored), len(stored)):
+        on_event(Note(changed))
+    mean = sum(each.bytes for each in stored) / len(stored)
     expected = sum(shard_bytes(round(mean * (shard.last - shard.first))) for shard in shards)
     free = shutil.disk_usage(packing.folder).free
-    told = f"About {_words(expected)}; {_words(free)} are free in '{packing.folder.parent}'"
+    told = f"About {size_text(expected)}; {size_text(free)} are free in '{packing.folder.parent}'"
     on_event(Note(f"{told}.") if expected < free else Warned(f"{told}: the disk is likely to fill."))
 
 
@@ -48,16 +52,38 @@ def _looked_at(packing: Packing, shards: Sequence[Shard]) -> Iterator[tuple[Shar
         yield shards[number], shards[number].last - (int(ends[number]) - position)
 
 
-def _size_of(packing: Packing, shard: Shard, index: int) -> int:
-    """Returns the bytes of an image's members in a shard; 0 of one that cannot be read."""
+def _changed(encoding: Encoding, encoded: int, looked_at: int) -> str:
+    """Returns a line about images whose pixels become JPEG; empty without such.
+
+    Args:
+        encoded: How many of those that were looked at.
+    """
+    if not encoded:
+        return ""
+    some = "" if encoded == looked_at else f" for {encoded} of {counted(looked_at, 'image')} looked at"
+    way_out = "keeps them" if encoding.short_side is None else "changes no more than their size"
+    return f"JPEG of quality {encoding.quality}{some}, which changes pixels; --encode raw {way_out}."
+
+
+class _Stored(NamedTuple):
+    """What becomes of an image.
+
+    Attributes:
+        bytes: Of its members in a shard.
+        is_exact: Whether they hold the pixels as they are, or the file itself.
+    """
+
+    bytes: int
+    is_exact: bool
+
+
+def _stored(packing: Packing, shard: Shard, index: int) -> _Stored | None:
+    """Encodes an image as its shard will hold it; None of one that cannot be read."""
     source, layout = packing.sources[shard.split], packing.layouts[shard.split]
     try:
-        stored = len(encode(source.read(index), packing.encoding, source.intensity).data)
+        encoded = encode(source.read(index), packing.encoding, source.intensity)
     except BadImage:
-        return 0
+        return None
     parts = members(layout, "", packing.encoding.suffix, class_name(source, index))
-    return sum(member_bytes(stored if content is None else len(content)) for _, content in parts)
-
-
-def _words(number: float) -> str:
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
+    size = sum(member_bytes(len(encoded.data if content is None else content)) for _, content in parts)
+    return _Stored(size, encoded.is_copy or packing.encoding.kind == "raw")

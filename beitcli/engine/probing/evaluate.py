@@ -29,6 +29,7 @@ from beitcli.engine.probing.forms import ProbeForm, form_of
 from beitcli.engine.probing.knn import Counts, Vote, knn_counts
 from beitcli.engine.probing.linear_probe import LinearProbes, ProbeTraining, probe_counts, train_probes
 from beitcli.engine.probing.training_images import training_source
+from beitcli.engine.report.intervals import commonest_share, share_interval
 from beitcli.engine.trainer.distributed_eval import finish_on_rank_zero
 from beitcli.engine.trainer.evaluation import warn_bad
 from beitcli.engine.trainer.reports import Evaluated
@@ -52,11 +53,15 @@ class ProbeReport(Evaluated):
         pool: What a feature is: `mean`, `class` or `class+mean`.
         normed: Whether each token was normed before.
         augmented: Whether the heads learned from new crops and flips in each epoch.
+        top1_interval: Wilson's, of 95%.
+        baseline_accuracy: Top-1 of always guessing the most frequent class of `data`.
         layers: Metrics of a sweep, `{"layer", "top1", "top5"}` each; None otherwise.
     """
 
     top1: float
     top5: float
+    top1_interval: tuple[float, float]
+    baseline_accuracy: float
     layer: int
     k: int | None
     form: str | None
@@ -98,6 +103,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
         layers=layers,
         pool=form.pool,
         norm=form.norm,
+        named=config.model,
         cache=Path(config.feature_cache) if config.feature_cache else cache_folder() / "features",
         batch_size=config.batch_size,
         workers=choose_workers(config.workers, compute.device, world),
@@ -219,6 +225,8 @@ def _report(how: _Protocol, sources: _Sources, learned: _Learned, val_features: 
         bad=len(val_features.bad),
         top1=counts[best].top1,
         top5=counts[best].top5,
+        top1_interval=share_interval(counts[best].top1, counts[best].images),
+        baseline_accuracy=commonest_share(val_features.readable_labels.tolist()),
         layer=best,
         k=None if linear else min(config.k, len(labels)),
         form=config.probe_form if linear else None,

@@ -17,6 +17,7 @@ import torch
 
 from beitcli import __version__
 from beitcli.data.caches.feature_cache import Bad, Features, FeatureWriter, load_features
+from beitcli.data.caches.feature_note import note_of
 from beitcli.data.decode import DECODING
 from beitcli.data.loading.batches import Batch, Transform, ordered_batches
 from beitcli.data.sources.base import Source
@@ -62,6 +63,7 @@ class FeatureExtractor:
         pool: `mean` over the patches, the `class` token, `class+mean`, or `none`, which is never cached.
         norm: Whether each token is normed before.
         cache: Folder of the feature cache, which `features` needs.
+        named: The MODEL as it was given, for the note beside kept features.
     """
 
     model: SupportsBlockOutputs
@@ -74,6 +76,7 @@ class FeatureExtractor:
     batch_size: int
     workers: int
     cache: Path = Path()
+    named: str = ""
     on_event: OnEvent = ignore
 
     @property
@@ -117,6 +120,9 @@ class FeatureExtractor:
             if not world.run_on_rank_zero(lambda: look(own)):
                 raise StorageError(f"The features just written to '{self.cache}' read otherwise.", "Check the disk.")
         return found[0] if world.is_rank_zero else None
+
+    def _note(self, source: Source) -> str:
+        return note_of(self.named, source.name, len(source))
 
     def _identity(self, source: Source) -> dict[str, Any]:
         """Returns everything that the features depend on, except the layers."""
@@ -177,7 +183,7 @@ class FeatureExtractor:
         """Computes the features of all ranks; rank 0 writes them."""
         view = self.view
         writing = (
-            FeatureWriter(self.cache, about, self.layers, len(source), self.width)
+            FeatureWriter(self.cache, about, self.layers, len(source), self.width, self._note(source))
             if self.compute.world.is_rank_zero
             else nullcontext()
         )

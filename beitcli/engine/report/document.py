@@ -10,7 +10,7 @@ from beitcli.engine.report.next_steps import next_commands
 from beitcli.engine.report.record import RunRecord
 from beitcli.engine.report.verdict import verdict_of
 from beitcli.escaping import shell_line
-from beitcli.runtime.metric_text import HELD_OUT, metric_label, metric_value, percent
+from beitcli.runtime.metric_text import HELD_OUT, is_idle, metric_label, metric_value, percent
 
 _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
@@ -71,7 +71,8 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
 
 def _figures(record: RunRecord) -> list[dict[str, Any]]:
     """Returns the figures of held-out images, the known ones first; those of one class are in `class_tables`."""
-    own = {name: value for name, value in record.held_out.items() if "/" not in name}
+    classes = record.measured.classes
+    own = {name: value for name, value in record.held_out.items() if "/" not in name and not is_idle(name, classes)}
     names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
     return [{"name": metric_label(name), "text": _figure(name, own[name]), "value": own[name]} for name in names]
 
@@ -119,7 +120,8 @@ def charts_of(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
         if name not in _NOT_CURVES and "/" not in name
     )
     drawn_with = {baseline for baseline, _ in (*_BASELINES.values(), _PIXEL_BASELINE)}
-    names = [name for name in found if name not in drawn_with and name != "images"]
+    classes = max((record.measured.classes for record in records), default=0)
+    names = [name for name in found if name not in drawn_with and name != "images" and not is_idle(name, classes)]
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     charts = []
     for name in names:

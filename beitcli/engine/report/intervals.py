@@ -1,8 +1,10 @@
-"""Wilson's interval of a share (E. B. Wilson, JASA 22, 1927): how far n images can tell it."""
+"""Wilson's interval of a share (E. B. Wilson, JASA 22, 1927): how far n images can tell it; its best fixed guess."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 
 NORMAL_95 = 1.959963984540054  # of a normal distribution, for 95%
 # Student's quantiles for 1 to 10 degrees of freedom.
@@ -18,6 +20,17 @@ def student_95(freedom: int) -> float:
         return _STUDENT_95[max(1, freedom) - 1]
     z = NORMAL_95
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def share_interval(share: float, of: int) -> tuple[float, float]:
+    """Returns Wilson's interval of 95% of a share of `of` images."""
+    return wilson(round(share * of), of)
+
+
+def commonest_share(labels: Iterable[float]) -> float:
+    """Returns the share of the most frequent label: how often always guessing it is right; 0 of nothing."""
+    counts = Counter(labels)
+    return max(counts.values(), default=0) / max(1, counts.total())
 
 
 def wilson(right: int, of: int, z: float = NORMAL_95) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from beitcli.engine.report.intervals import NORMAL_95, student_95, wilson
+from beitcli.engine.report.intervals import NORMAL_95, share_interval, student_95
 from beitcli.engine.tokenizer_verdict import COMMONEST_SHARE, ENTROPY_SHARE
 from beitcli.runtime.metric_text import percent
 
@@ -32,7 +32,7 @@ Measurings = Sequence[tuple[int, Mapping[str, float]]]
 _TIMES, _NATS = 1.5, 0.3
 _OF_MEAN_COLOUR = 0.95  # of its error on pixels; the place of a patch gives 1.00, 0.98 and 0.68 on the same images
 _LONGER = "Train longer, or on more images."
-_OTHER_TOKENIZER = (
+OTHER_TOKENIZER = (
     "one by itself, with beit train-tokenizer DATA --recipe small --out runs/tokenizer, until beit tokenize DATA "
     "--tokenizer runs/tokenizer --stats says that it suits; then pretrain with --tokenizer runs/tokenizer."
 )
@@ -130,7 +130,7 @@ def _poor_tokens(last: Mapping[str, float], measured: Measured) -> Verdict | Non
     possible = math.log(max(1, min(measured.vocab_size, int(last.get("measured_patches", 0)))))
     own = measured.tokenizer
     poor = _poor_codes(own.measurings[-1][1], own.vocab_size) if own is not None and own.measurings else None
-    way_out = f"{'Give more --tokenizer-steps, or train' if own is not None else 'Train'} {_OTHER_TOKENIZER}"
+    way_out = f"{'Give more --tokenizer-steps, or train' if own is not None else 'Train'} {OTHER_TOKENIZER}"
     whose = f"In its tokenizer {poor.text}. " if poor is not None else ""
     if guess > COMMONEST_SHARE[1]:
         what = f"{percent(guess)} of those hidden are one and the same code (entropy {entropy:.2f} nats)."
@@ -165,6 +165,12 @@ def _tokenizer(last: Mapping[str, float], measured: Measured) -> Verdict:
     return Verdict("good", f"The codebook is in use: {_code_use(last, measured.vocab_size)}{trend}")
 
 
+def poor_tokenizer(measured: Measured) -> str:
+    """Returns what is wrong with how a tokenizer's run uses its codes; empty if nothing is, or nothing is known."""
+    poor = _poor_codes(measured.measurings[-1][1], measured.vocab_size) if measured.measurings else None
+    return poor.text if poor is not None else ""
+
+
 def _poor_codes(last: Mapping[str, float], codes: int) -> Verdict | None:
     """Returns what is wrong with how codes are used, without a way out; None if nothing is, or nothing is known."""
     perplexity, common = last.get("perplexity"), last.get("commonest_share", 0.0)
@@ -190,7 +196,7 @@ def _code_use(last: Mapping[str, float], codes: int) -> str:
 def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
     images, classes = int(last.get("images", 0)), measured.classes
     if "top1" in last:
-        low, high = wilson(round(last["top1"] * images), images)
+        low, high = share_interval(last["top1"], images)
         guess = measured.commonest or (1 / classes if classes else 0.0)
         what = "most frequent class" if measured.commonest else "same class, were all as common"
         figures = f"{percent(last['top1'])} of {images:,} images right (95%: {percent(low)} to {percent(high)}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
         The document of `--dry-run`.
     """
     task, plan, compute, before = job.task, job.plan, job.compute, job.seconds_before
+    busy = busy_text(_load_average(), len(os.sched_getaffinity(0)))
     job.on_event(Planned(f"{task.name} (dry run)", job.rows))
     rows: dict[str, str] = {}
     with task.running():
@@ -55,6 +57,8 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
     }
     if job.flops:
         rows["utilisation"] = _utilisation(compute, job.flops * plan.batch_size / seconds)
+    if busy:
+        rows["machine"] = busy
     if before:
         rows["tokenizer first"] = f"about {duration(before)}"
     rows["training"] = f"about {duration(training)}"
@@ -70,6 +74,27 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
         "estimated_seconds": before + training,
         **job.document,
     }
+
+
+def busy_text(load: float, cores: int) -> str:
+    """Returns how busy other work keeps the machine, where it takes more cores than there are; else nothing.
+
+    Args:
+        load: The load average before the dry run: processes that ran or waited for a core in the last minute.
+        cores: Those that this process may use.
+    """
+    if load <= cores:
+        return ""
+    of = counted(cores, "core")
+    return f"busy with other work: load average {load:.1f} on {of}; alone, steps take less time than measured here"
+
+
+def _load_average() -> float:
+    """Returns that of the last minute; 0 where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return 0.0
 
 
 def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
@@ -98,7 +123,7 @@ def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:
         taken.append(time.perf_counter() - start)
         is_long = sum(taken[1:]) >= _TIMED_SECONDS and step > 0
         is_last = bool(compute.world.all_reduce_max(is_long)) or step == _TIMED_STEPS
-        job.on_event(Progress("rehearsal", step + 1, step + 1 if is_last else _TIMED_STEPS + 1))
+        job.on_event(Progress("dry run", step + 1, step + 1 if is_last else _TIMED_STEPS + 1))
         if is_last:
             break
     batches.close()
@@ -130,4 +155,4 @@ def duration(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return counted(round(seconds), "second")

@@ -41,6 +41,7 @@ from beitcli.models.networks.timm_vit import TimmArchitecture
 from beitcli.runtime.compute.device import Compute, describe
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
+from beitcli.runtime.metric_text import size_text
 
 Images = TypeVar("Images", bound=Source)
 Report = TypeVar("Report", bound=Finetuned)
@@ -192,7 +193,7 @@ class FinetunedTask(EMATask):
             **self.about(),
             **describe_plan(self, self.plan, self.curve),
             "layer decay": f"{self.config.layer_decay:g}",
-            "checkpoint size": f"{checkpoint_bytes(self) / 1e6:.1f} MB",
+            "checkpoint size": size_text(checkpoint_bytes(self)),
             **arithmetic_row(self.compute),
             "hardware": describe(self.compute),
         }

@@ -13,7 +13,7 @@ from beitcli.config.tasks import TASKS
 from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICENSE, HubFacts, front_matter
 from beitcli.engine.report.next_steps import next_commands
 from beitcli.escaping import markdown, shell_line
-from beitcli.runtime.metric_text import metric_label, metric_value
+from beitcli.runtime.metric_text import epochs_text, metric_label, metric_value
 
 if TYPE_CHECKING:
     from beitcli.config.common import Training
@@ -87,8 +87,9 @@ def _data_name(reference: str) -> str:
     return reference if "://" in reference else Path(reference).name or reference
 
 
-def _steps(report: Any, batch_size: int) -> str:
-    return f"{report.step:,} of {batch_size} images ({report.epoch:.2f} epochs), {report.seconds:.0f} s"
+def _steps(report: Any, config: Training) -> str:
+    passes = epochs_text(report.epoch, config.whole_epochs)
+    return f"{report.step:,} of {config.batch_size} images ({passes}), {report.seconds:.0f} s"
 
 
 def _further(report: Any) -> dict[str, str]:
@@ -160,7 +161,7 @@ def pretraining_card(config: PretrainConfig, report: Any, tokenizer: str | None,
             "hardware": hardware,
         },
         {
-            "steps": _steps(report, config.batch_size),
+            "steps": _steps(report, config),
             f"{loss} ({report.measured_on})": f"{report.loss:.4f}",
             **{name: f"{value:.4f}" for name, value in metrics.items() if value is not None},
             **_further(report),
@@ -196,6 +197,6 @@ def finetuning_card(config: FinetuneConfig, report: Any, own: FinetunedCard, har
             "classes": report.classes,
             "hardware": hardware,
         },
-        {"steps": _steps(report, config.batch_size), **own.metrics, **_further(report), **own.by_class},
+        {"steps": _steps(report, config), **own.metrics, **_further(report), **own.by_class},
         next_commands("finetune", _named(config) | {"val": config.val, "task": config.task}, report.run),
     )

@@ -16,7 +16,7 @@ from beitcli.engine.trainer.task import Task
 from beitcli.errors import DataError, StorageError
 from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
-from beitcli.runtime.metric_text import counted
+from beitcli.runtime.metric_text import counted, epochs_text
 from beitcli.runtime.storage.run_dir import ReadOnlyRunFolder, RunFolder
 
 _MICRO_BATCH = 128
@@ -112,9 +112,10 @@ def describe_plan(task: Task, plan: Plan, curve: str = "cosine") -> dict[str, st
     """
     config = task.config
     warm_up = f"{counted(plan.warmup_steps, 'step')} of warm-up"
+    epochs = epochs_text(plan.epoch(plan.steps), config.whole_epochs)
     return {
         "images": f"{plan.images:,}",
-        "steps": f"{plan.steps:,} of {plan.batch_size} images ({plan.epoch(plan.steps):.4g} epochs)",
+        "steps": f"{plan.steps:,} of {plan.batch_size} images ({epochs})",
         "micro-batch": micro_batch_row(plan),
         "learning rate": f"{config.lr:g}, {warm_up}, {curve} to {config.min_lr:g}",
         "weight decay": f"{config.weight_decay:g}",

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from beitcli.errors import StorageError
+from beitcli.runtime.metric_text import size_text
 from beitcli.runtime.storage.hashing import sha256_of
 from beitcli.runtime.storage.own_files import (
     apply_umask,
@@ -142,7 +143,7 @@ def save_checkpoint(
         if isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EACCES):
             hint = "Put right what the message names, then go on with --resume; earlier checkpoints are intact."
         raise StorageError(
-            f"Checkpoint '{final}' cannot be written ({needed / 1e6:.1f} MB needed): {error}.", hint
+            f"Checkpoint '{final}' cannot be written ({size_text(needed)} needed): {error}.", hint
         ) from None
     return final
 

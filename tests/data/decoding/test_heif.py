@@ -35,7 +35,7 @@ def test_without_the_library_they_are_counted_and_the_way_out_is_named(tmp_path:
     Image.new("RGB", (40, 40), "red").save(tmp_path / "c.png")
     ended = without_the_library("doctor", tmp_path, "--json")
     assert ended.returncode == 0, ended.stderr
-    assert "not read are 2 .heic. HEIC is read with: pip install 'pillow-heif>=0.16'" in ended.stderr
+    assert "2 files not read (.heic). HEIC is read with: pip install 'pillow-heif>=0.16'" in ended.stderr
     assert json.loads(ended.stdout)["images"] == 1
 
 

@@ -101,8 +101,8 @@ def test_what_is_left_aside_by_its_ending_is_counted_and_told(tmp_path: Path) ->
     put(tmp_path, "cat/1.png", "cat/2.cr2", "dog/1.CR2", "dog/notes.txt", "dog/IMG_0001", ".DS_Store", "dog/2.png")
     put(tmp_path, "a.x1", "a.x2", "b.x2", "a.x3", "a.x4", "a.x5", "v1.2-final version")
     source, told = opened(tmp_path)
-    text = "2 .cr2, 2 .x2, 1 .txt, 1 .x1, 1 .x3, 2 files without an ending and 2 files of other endings"
-    assert (len(source), told) == (2, [f"'{tmp_path}': not read are {text}."])
+    text = "11 files not read (2 .cr2, 2 .x2, 1 .txt, 1 .x1, 1 .x3, 2 without an ending, 2 of other endings)"
+    assert (len(source), told) == (2, [f"'{tmp_path}': {text}."])
     for name in ("cat/1.png", "dog/2.png"):
         (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"No images below .* it holds 2 \.cr2") as error:
@@ -116,11 +116,11 @@ def test_a_kept_listing_tells_what_it_leaves_aside(tmp_path: Path, monkeypatch: 
     root = put(tmp_path / "data", *(f"{number:03d}.png" for number in range(256)), "x.cr2")
     first = opened(root)[1]
     assert len(list((tmp_path / "cache" / "indexes").iterdir())) == 1
-    assert opened(root)[1] == first == [f"'{root}': not read are 1 .cr2."]
+    assert opened(root)[1] == first == [f"'{root}': 1 file not read (.cr2)."]
     monkeypatch.setattr("beitcli.data.sources.formats._folder_listing._ABOUT", {"folder": 1})
     assert len(opened(root)[0]) == 256  # an index of another version is built again
     (root / "y.cr2").write_bytes(b"")
-    assert opened(root)[1] == [f"'{root}': not read are 2 .cr2."]
+    assert opened(root)[1] == [f"'{root}': 2 files not read (.cr2)."]
 
 
 def test_endless_kinds_of_endings_take_no_memory() -> None:
@@ -178,7 +178,7 @@ def test_images_win_over_a_smaller_shard_and_that_is_told(tmp_path: Path) -> Non
     assert (len(source), source.classes) == (6, ("cat", "dog"))
     assert told == [
         f"'{tmp_path}': reading its 6 images, not the 2 images in 1 .tar file, as '{tmp_path}/backup.tar'.",
-        f"'{tmp_path}': not read are 1 .tar.",
+        f"'{tmp_path}': 1 file not read (.tar).",
     ]
     (tmp_path / "backup.tar").write_bytes(b"no tar" * 200)
     assert "cannot be read: Shard" in opened(tmp_path)[1][0]

@@ -10,6 +10,7 @@ import torch
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.data.loading.sampler import rank_indices
 from beitcli.engine.classification.mixing import GroupedMixup, require_pairs
+from beitcli.engine.trainer.data import require_an_image_each
 from beitcli.errors import UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS
 
@@ -112,9 +113,24 @@ def test_a_batch_that_cannot_be_mixed_is_refused_with_a_way_out(size, processes,
     require_pairs(config(batch_size=size, mixup=0.0, cutmix=0.0), processes)
 
 
-@pytest.mark.parametrize(("size", "processes"), [(7, 1), (6, 3), (6, 1), (3, 4)])
+@pytest.mark.parametrize(("size", "processes"), [(7, 1), (6, 3), (6, 1), (4, 2)])
 def test_a_batch_that_can_be_mixed_is_not_refused(size, processes):
-    require_pairs(config(batch_size=size), processes)
+    settings = config(batch_size=size)
+    require_pairs(settings, processes)
+    for rank in range(processes):
+        places = torch.from_numpy(rank_indices(size, rank, processes))
+        mixed = GroupedMixup(settings, CLASSES, replace(SINGLE_PROCESS, rank=rank, size=processes))
+        moved = torch.zeros(len(places), dtype=torch.bool)
+        for step in range(4):
+            images, labels = (each[places] for each in batch(size))
+            moved |= (mixed(images, labels, step=step, batch_size=size)[0] != batch(size)[0][places]).flatten(1).any(1)
+        assert moved.tolist() == (places != size - 1 - places).tolist()
+
+
+def test_a_batch_of_fewer_images_than_processes_is_refused_for_that_alone():
+    require_pairs(config(batch_size=3), 4)
+    with pytest.raises(UsageError, match="leaves some of 4 processes without an image"):
+        require_an_image_each(3, replace(SINGLE_PROCESS, size=4))
 
 
 def test_a_run_of_single_images_that_an_earlier_version_began_goes_on():

@@ -117,7 +117,7 @@ def test_the_figures_are_those_of_the_folder(report: dict[str, object]):
     assert report["sizes"]["least"] == 18
     assert sum(report["sizes"]["histogram"].values()) == 44
     assert report["shared"] == 2
-    assert any("1 .txt" in line for line in report["left_aside"])
+    assert any("1 file not read (.txt)" in line for line in report["left_aside"])
 
 
 def test_processes_find_the_same_as_one(mess: Path, report: dict[str, object], beit: Beit):

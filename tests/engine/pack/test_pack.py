@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from beitcli.config.pack import PackConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import resolve
 from beitcli.data.sources.open_data import open_data
-from beitcli.engine.events import Event, Note
+from beitcli.engine.events import Event, Note, Progress
 from beitcli.engine.pack.run import pack
 from beitcli.engine.pretrain import pretrain
 from beitcli.errors import DataError, UsageError
@@ -181,4 +182,36 @@ def test_notes_tell_the_size_before(tmp_path: Path):
     config = PackConfig(data=(str(tmp_path / "data"),), output=str(tmp_path / "out"), encode="raw", workers=0)
     report = pack(config, events.append)
     assert 600_000 < report.bytes < 650_000
-    assert any(isinstance(event, Note) and event.message.startswith("About 0.6 MB;") for event in events)
+    assert any(isinstance(event, Note) and event.message.startswith("About 635 kB;") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "settings", "said"),
+    [
+        (("png",), {}, ["JPEG of quality 95, which changes pixels; --encode raw keeps them."]),
+        (("png",), {"encode": "raw"}, []),
+        (("jpg",), {}, []),
+        (
+            ("png", "jpg", "jpg"),
+            {"quality": 80},
+            ["JPEG of quality 80 for 1 of 3 images looked at, which changes pixels; --encode raw keeps them."],
+        ),
+        (
+            ("jpg",),
+            {"short_side": 16},
+            ["JPEG of quality 95, which changes pixels; --encode raw changes no more than their size."],
+        ),
+    ],
+    ids=str,
+)
+def test_that_pixels_change_is_told_before_the_first_shard(
+    tmp_path: Path, suffixes: tuple[str, ...], settings: dict[str, Any], said: list[str]
+):
+    for number, suffix in enumerate(suffixes):
+        save_picture(tmp_path / "data" / f"{number}.{suffix}", (90, 50, 60), number, (30, 20))
+    told: list[Event] = []
+    config = PackConfig(data=(str(tmp_path / "data"),), output=str(tmp_path / "out"), workers=0, **settings)
+    pack(config, told.append)
+    begun = next(number for number, event in enumerate(told) if isinstance(event, Progress))
+    before = [event.message for event in told[:begun] if isinstance(event, Note)]
+    assert [message for message in before if message.startswith("JPEG")] == said

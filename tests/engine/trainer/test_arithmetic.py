@@ -190,7 +190,7 @@ def test_the_plan_says_the_arithmetic(tmp_path, labelled_folder, tokenizer_run, 
     assert (ended.code, "--cpu-matmul onednn does not go with --compile" in ended.err) == (2, True)
 
 
-def test_the_own_tokenizers_rehearsal_computes_as_its_training_does(labelled_folder, processor):
+def test_the_own_tokenizers_dry_run_computes_as_its_training_does(labelled_folder, processor):
     processor(CHOICES["bf16"][0])
     flags = {"recipe": "tiny", "data": [str(labelled_folder)], "image_size": 32, "num_masked": 6, "steps": 1}
     flags |= {"tokenizer": "own", "batch_size": 4, "device": "cpu", "workers": 0, "dry_run": True}

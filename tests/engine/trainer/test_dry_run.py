@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 
 import beitcli
+from beitcli.config.resolve import resolve
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
+from beitcli.engine.events import Event, Progress
+from beitcli.engine.train_tokenizer import train_tokenizer
 from beitcli.engine.trainer import dry_run
 
 TINY = {"limit": 16, "steps": 2, "workers": 0, "device": "cpu", "progress": False, "dry_run": True}
@@ -38,8 +42,30 @@ def test_tokenizers_place_the_images_that_are_there(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(1e9, "4 steps"), (0.0, "1 step")])
-def test_slow_steps_are_rehearsed_less_often(monkeypatch: pytest.MonkeyPatch, seconds: float, steps: str) -> None:
+def test_slow_steps_are_timed_less_often(monkeypatch: pytest.MonkeyPatch, seconds: float, steps: str) -> None:
     monkeypatch.setattr(dry_run, "_TIMED_SECONDS", seconds)
     plan = beitcli.train_tokenizer("sample", recipe="tiny", vocab_size=16, size=16, width=8, batch_size=4, **TINY)
     assert isinstance(plan, dict)
     assert plan["plan"]["step time"].endswith(f" in {steps})")
+
+
+def test_a_busy_machine_is_told_with_its_load() -> None:
+    assert dry_run.busy_text(1.9, 2) == dry_run.busy_text(2.0, 2) == ""
+    assert dry_run.busy_text(5.34, 2).startswith("busy with other work: load average 5.3 on 2 cores")
+    assert "on 1 core;" in dry_run.busy_text(1.5, 1)
+
+
+@pytest.mark.parametrize("load", [0.0, 1e6])
+def test_the_estimate_stands_beside_the_load(monkeypatch: pytest.MonkeyPatch, load: float) -> None:
+    monkeypatch.setattr(dry_run, "_load_average", lambda: load)
+    plan = beitcli.train_tokenizer("sample", recipe="tiny", vocab_size=16, size=16, width=8, batch_size=4, **TINY)
+    assert isinstance(plan, dict)
+    assert ("machine" in plan["plan"]) == (load > 0)
+
+
+def test_the_timed_steps_are_called_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[Event] = []
+    flags = {name: value for name, value in TINY.items() if name != "progress"}
+    flags |= {"data": ("sample",), "recipe": "tiny", "vocab_size": 16, "size": 16, "width": 8, "batch_size": 4}
+    train_tokenizer(resolve(TrainTokenizerConfig, flags).config, events.append)
+    assert {event.phase for event in events if isinstance(event, Progress)} == {"dry run"}

@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_intact(tmp_path):
 
     ended = forked(work, file_size=100_000)
     assert ended.code == 0, ended.err
-    assert "4.0 MB needed" in ended.out
+    assert "(4 MB needed)" in ended.out
     assert "earlier checkpoints are intact" in ended.out
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["latest", "step-0000001"]
     checkpoint = newest_checkpoint(tmp_path)

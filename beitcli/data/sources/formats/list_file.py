@@ -17,7 +17,7 @@ from beitcli.data.sources.files import Labeller, PackedNames, file_size, read_fi
 from beitcli.data.sources.format import Format
 from beitcli.data.sources.formats._list_members import ListedMembers, shard_of
 from beitcli.errors import DataError
-from beitcli.runtime.metric_text import counted
+from beitcli.runtime.metric_text import counted, size_text
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 65_536
@@ -125,7 +125,7 @@ def _open_one(reference: str, labelled: bool) -> Source:
     except OSError as error:
         raise DataError(f"List '{reference}' cannot be read: {error.strerror}.", hint="Check the path.") from None
     if len(content) >= _MOST_BYTES:
-        raise DataError(f"List '{reference}' has more than {_MOST_BYTES / 1e9:g} GB.", hint="Give several lists.")
+        raise DataError(f"List '{reference}' has more than {size_text(_MOST_BYTES)}.", hint="Give several lists.")
     if b"\0" in content:
         hint = f"Give a path a line; where NUL separates them, pass them on stdin: -0 - < {shlex.quote(reference)}"
         raise DataError(f"'{reference}' is not a list of paths: it has NUL bytes.", hint=hint)

@@ -37,6 +37,7 @@ from beitcli.data.sources.splits import (
     report_unused_splits,
 )
 from beitcli.errors import BadImage, DataError, ReadFailed
+from beitcli.runtime.metric_text import size_text
 from beitcli.runtime.storage.regular_files import regular_descriptor
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -150,7 +151,7 @@ class TarSource(Source):
         if offset >= 0:
             return Place(offset, size)
         if size > _MAX_SPARSE_BYTES:
-            raise BadImage(f"{size / 1e9:.1f} GB as a sparse file, more than the {_MAX_SPARSE_BYTES / 1e9:.1f} allowed")
+            raise BadImage(f"{size_text(size)} as a sparse file, more than the {size_text(_MAX_SPARSE_BYTES)} allowed")
         row = last = -1 - offset
         while self._pieces[last, 2]:
             last += 1

@@ -51,7 +51,7 @@ class Preflight:
         config, command, images = self.config, self.config.command, len(self.training)
         steps, given = planned_steps(config, images), config.steps is not None
         yield from schedule_findings(command, images, config.batch_size, steps, steps_given=given)
-        yield from measuring_findings(command, len(self.measured), self.is_apart)
+        yield from measuring_findings(command, len(self.measured), self.is_apart, getattr(config, "val", None))
         yield from self.others
         if self.labelled:
             yield from class_findings(self.training)

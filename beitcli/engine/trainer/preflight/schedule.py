@@ -91,11 +91,12 @@ def _passes(images: int, batch: int, steps: int, flag: str) -> tuple[str, str]:
     )
 
 
-def measuring_findings(command: str, measured: int, is_apart: bool) -> Iterator[Finding]:
+def measuring_findings(command: str, measured: int, is_apart: bool, val: str | None = None) -> Iterator[Finding]:
     """Yields what is wrong with the images to measure on.
 
     Args:
         is_apart: Whether they are none of the training images.
+        val: `--val`, if that is where they are from.
     """
     more = "--val DATA names others." if command == "finetune" else "From 20 images on, a twentieth is held out."
     if not is_apart:
@@ -108,7 +109,9 @@ def measuring_findings(command: str, measured: int, is_apart: bool) -> Iterator[
     elif measured < FEW_TO_MEASURE:
         step = f": a share moves in steps of {1 / measured:.0%}" if command == "finetune" and measured else ""
         more = "--val DATA names others." if command == "finetune" else "Give more: a twentieth is held out."
-        few = f"{counted(measured, 'image')} to measure on {'is' if measured == 1 else 'are'} few{step}."
+        more = "Give more images there." if val is not None else more
+        where = f" in --val {val}" if val is not None else ""
+        few = f"{counted(measured, 'image')} to measure on{where} {'is' if measured == 1 else 'are'} few{step}."
         yield Finding("few-to-measure", "note", few, more)
 
 

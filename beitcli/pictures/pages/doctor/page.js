@@ -54,7 +54,7 @@ document.getElementById("verdict").textContent = data.findings.length
   : `${plural(data.images, "image")}: nothing is wrong with them.`;
 const list = (counts) => Object.entries(counts).map(([name, number]) => `${name} ${count(number)}`).join(", ");
 const facts = [
-  ["Images", `${count(data.images)}, ${data.megabytes.toFixed(1)} MB`],
+  ["Images", `${count(data.images)}, ${data.size}`],
   ["Splits", Object.keys(data.splits).length > 1 ? list(data.splits) : ""],
   ["Formats", list(data.formats)],
   ["Shorter side", data.sizes.median ? `${data.sizes.least} to ${data.sizes.greatest}, half up to ${data.sizes.median}` : ""],

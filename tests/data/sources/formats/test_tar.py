@@ -301,7 +301,7 @@ def test_what_follows_the_end_and_is_no_tar_is_told(tmp_path: Path) -> None:
     shard = tmp_path / "x.tar"
     whole = block(b"1.bmp", picture(1)) + END
     assert len(opened(shard, whole + b"\x1f\x8b" * 300)) == 1
-    assert remarks(shard) == [f"'{shard}': not read are 600 bytes after the end mark, which are no tar."]
+    assert remarks(shard) == [f"'{shard}': not read: 600 bytes after the end mark, which are no tar."]
     shard.write_bytes(whole + bytes(100_000))
     assert remarks(shard) == []
 
@@ -328,7 +328,7 @@ def test_webdataset_endings_count_in_any_case(tmp_path: Path) -> None:
     source = opened(tmp_path / "X.TAR", content + END, labelled=True)
     assert source.classes == ("3", "12")
     assert [source.label(index) for index in range(3)] == [0, 1, 0]
-    assert remarks(tmp_path / "X.TAR") == [f"'{tmp_path / 'X.TAR'}': not read are 3 .json."]
+    assert remarks(tmp_path / "X.TAR") == [f"'{tmp_path / 'X.TAR'}': 3 files not read (.json)."]
 
 
 def test_an_empty_cls_member_is_no_class(tmp_path: Path) -> None:
@@ -430,4 +430,4 @@ def test_an_index_of_an_earlier_version_is_not_believed(tmp_path: Path, monkeypa
     assert kept.read_bytes() != before
     again = open_data([str(shard)])
     assert again.read(300) == picture(1)
-    assert remarks(shard) == [f"'{shard}': not read are 1 .txt."]  # from the kept index
+    assert remarks(shard) == [f"'{shard}': 1 file not read (.txt)."]  # from the kept index

@@ -22,6 +22,7 @@ from beitcli.engine.events import Event, Note, Warned, ignore
 from beitcli.engine.segmentation.dataset import MaskStats, mask_stats_findings
 from beitcli.engine.trainer.preflight.check import Preflight
 from beitcli.engine.trainer.preflight.findings import Finding, tell
+from beitcli.engine.trainer.preflight.given_tokenizer import given_tokenizer_findings
 from beitcli.engine.trainer.preflight.looked_at import Looked, image_findings, look
 from beitcli.engine.trainer.preflight.overlap import find_overlap
 from beitcli.engine.trainer.preflight.schedule import (
@@ -144,6 +145,10 @@ def test_few_images_to_measure_on_move_in_steps():
     (finding,) = measuring_findings("finetune", 5, True)
     assert "5 images" in finding.what
     assert "steps of 20%" in finding.what
+    assert finding.way_out == "--val DATA names others."
+    (finding,) = measuring_findings("finetune", 5, True, "held-out/")
+    assert finding.what.startswith("5 images to measure on in --val held-out/ are few")
+    assert finding.way_out == "Give more images there."
     assert kinds(measuring_findings("pretrain", 512, True)) == []
     assert kinds(measuring_findings("pretrain", 12, False)) == ["measured-on-training"]
 
@@ -235,3 +240,42 @@ def test_masks_that_mark_next_to_nothing_are_told():
     assert kinds(mask_stats_findings(stats, ("background", "cell"))) == []
     pixels[255] = 100_000_000
     assert kinds(mask_stats_findings(stats, ("background", "cell"))) == ["tiny-masks"]
+
+
+def tokenizer_run_of(folder: Path, **metrics: float) -> Path:
+    """The files of a run of train-tokenizer that are read, with these metrics of held-out images."""
+    checkpoint = folder / "checkpoints" / "step-0000004"
+    checkpoint.mkdir(parents=True)
+    (folder / "config.toml").write_text('command = "train-tokenizer"\n')
+    (checkpoint / "config.json").write_text(json.dumps({"beit": {"architecture": {"vocab_size": 512}}}))
+    row = {"step": 4} | {f"held_out_{name}": value for name, value in metrics.items()}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_a_given_tokenizer_that_has_collapsed_is_told(tmp_path: Path):
+    collapsed = tokenizer_run_of(tmp_path / "a", perplexity=1.4, codes_used=3, commonest_share=0.9)
+    good = tokenizer_run_of(tmp_path / "b", perplexity=300.0, codes_used=500, commonest_share=0.01)
+    unmeasured = tokenizer_run_of(tmp_path / "c")
+    inside = tmp_path / "pretrained"
+    shutil.copytree(collapsed, inside / "tokenizer")
+    for reference in (collapsed, collapsed / "checkpoints" / "step-0000004", inside):
+        (finding,) = given_tokenizer_findings(str(reference))
+        assert (finding.kind, finding.severity) == ("tokenizer-few-codes", "warning")
+        assert finding.what.startswith(
+            f"In --tokenizer {reference} the codebook has collapsed: 3 of 512 codes in use, as many as 1 used evenly"
+        )
+        assert finding.way_out.startswith("Train one by itself, with beit train-tokenizer")
+    for reference in (good, unmeasured, tmp_path / "none", "dall-e", "hf://a/b"):
+        assert list(given_tokenizer_findings(str(reference))) == []
+
+
+def test_a_dry_run_with_a_collapsed_tokenizer_says_so(tmp_path: Path, beit: Beit, tokenizer_run: Path):
+    run = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer_run, run)
+    row = {"step": 4, "held_out_perplexity": 1.2, "held_out_codes_used": 2, "held_out_commonest_share": 0.9}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    line = ("pretrain", "sample", *TINY, "--limit", 40, "--steps", 2, "--tokenizer", run, "--device", "cpu")
+    ended = beit(*line, "--dry-run", "--json")
+    assert "tokenizer-few-codes" in [each["kind"] for each in ended.lines[0]["preflight"]]
+    assert f"warning: In --tokenizer {run} the codebook has collapsed" in ended.err
