@@ -16,7 +16,7 @@ from beitcli.config.tasks import TASKS, TaskDefinition, task_of_kind
 
 if TYPE_CHECKING:
     from beitcli.data.sources.base import Source
-    from beitcli.data.sources.format import Request
+    from beitcli.data.sources.format import Request, Role
     from beitcli.engine.events import Event, OnEvent
     from beitcli.models.checkpoints.handle import CheckpointHandle
 
@@ -116,7 +116,7 @@ def _inputs(config: Any, on_event: OnEvent) -> OpenedInputs:
         return opened
     if query and len(config.inputs) == 1 and is_feature_file(config.inputs[0]):
         return opened
-    role = "train" if config.command == "mask-preview" else "eval"
+    role: Role = "train" if config.command == "mask-preview" else "eval"
     return replace(opened, source=open_inputs(config, role=role, sample_size=64, on_event=on_event))
 
 

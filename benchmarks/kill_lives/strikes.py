@@ -129,9 +129,11 @@ def _promised(kind: str, kill: Kill, what: str, in_save: bool) -> Struck:
         code = stopped | {-signal.SIGTERM}
         return Struck(what, in_save, (code | {6},) * 2 if kind == "tasks" else (code,))
     if kind == "tasks":
-        alone = frozenset({0, 6})  # nobody starts it again here
+        alone = frozenset({0, 6})  # nobody starts it again here; 0 where it had just ended
         if kill.signal == signal.SIGKILL:
-            return Struck(what, in_save, {"run": (dead, alone), "child": (alone, dead), "all": (dead, dead)}[what])
+            return Struck(
+                what, in_save, {"run": (dead, alone), "child": (alone, dead), "all": (dead | {0}, dead | {0})}[what]
+            )
         if kill.in_save or what == "all":
             return Struck(what, in_save, (stopped, stopped))
         early = stopped | {6}  # of the one that waits for the other, which was stopped before they met

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from multiprocessing import connection, resource_sharer
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,34 @@ def test_signals_at_the_birth_of_a_worker_leave_it_alive() -> None:
 
     ended = forked(parent)
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_a_worker_is_silent_about_a_main_process_that_died_amid_a_batch(tmp_path: Path, is_prepared: bool) -> None:
+    """The main process connects for the memory of a batch, and dies before it says which."""
+
+    def parent() -> int:
+        me, address = os.getpid(), tmp_path / "address"
+        worker = os.fork()
+        if not worker:
+            if is_prepared:
+                prepare_worker(0, me)
+            multiprocessing.current_process().authkey = b"key"
+            shared = resource_sharer.DupFd(0)
+            address.with_suffix(".part").write_text(shared._id[0])
+            address.with_suffix(".part").rename(address)
+            time.sleep(30)
+        while not address.exists():
+            time.sleep(0.01)
+        connection.Client(address.read_text(), authkey=b"key").close()
+        time.sleep(0.3)
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        return 0
+
+    ended = forked(parent)
+    assert ended.code == 0
+    assert ("_serve" in ended.err) is not is_prepared
 
 
 def test_a_worker_whose_parent_died_before_it_was_prepared_ends(tmp_path: Path) -> None:
