@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from beitcli.engine.trainer.task import RunSession, Task, Tensors, never_stop
 from beitcli.errors import UsageError
 from beitcli.pictures.panels import grid_of
 from beitcli.pictures.reconstruction import reconstruction_pair
-from beitcli.runtime.compute.device import Compute, describe, join_compute, threads_for
+from beitcli.runtime.compute.device import Compute, describe, is_small_step, join_compute, one_thread
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.lr_schedules import warmup_cosine
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
@@ -96,9 +96,12 @@ class TokenizerTask(Task):
         self.optimizer = make_adamw(groups, config.lr, (0.9, config.beta2), compute.device)
         self.wrap_parallel(compute, compression=config.grad_compression)
 
+    @property
+    def is_single_threaded(self) -> bool:
+        return is_small_step(self.compute.device, self.plan.micro_batch * self.config.size**2)
+
     def running(self) -> AbstractContextManager[None]:
-        """Uses a single thread if a step is too small for several."""
-        return threads_for(self.compute.device, self.plan.micro_batch * self.config.size**2)
+        return one_thread() if self.is_single_threaded else nullcontext()
 
     def learning_rate(self, step: int) -> float:
         return warmup_cosine(self.config.lr, self.config.min_lr, step, self.plan.steps, self.plan.warmup_steps)

@@ -21,7 +21,7 @@ from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, openings
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.errors import BadImage, DataError, UsageError
-from beitcli.runtime.compute.device import Compute, choose_workers
+from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.metric_text import counted
 
@@ -142,6 +142,7 @@ class TrainingStream:
     """This rank's part of a job's batches.
 
     Attributes:
+        workers: Number of loader processes.
         masking: Mask generator of the patches; None without masking.
     """
 
@@ -149,6 +150,7 @@ class TrainingStream:
     source: Source
     transform: Transform
     compute: Compute
+    workers: int
     masking: Masking | None = None
 
     def start(self, images_seen: int, steps: int, batch_size: int | None = None) -> Iterator[Batch]:
@@ -165,7 +167,7 @@ class TrainingStream:
             self.source,
             self.transform,
             part,
-            workers=choose_workers(config.workers, self.compute.device, world),
+            workers=self.workers,
             masking=self.masking,
             pin_memory=self.compute.device.type == "cuda",
             share=(world.rank, world.size),

@@ -32,7 +32,7 @@ from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.setup import open_run, resume_command
 from beitcli.engine.trainer.task import RunSession, Task, TrainingBatches
 from beitcli.runtime.compute.cpu_matmul import TORCH, matmul_by
-from beitcli.runtime.compute.device import Compute, describe
+from beitcli.runtime.compute.device import Compute, choose_workers, describe
 from beitcli.runtime.metric_text import extra_metrics
 from beitcli.runtime.signals import StopRequest
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -133,7 +133,13 @@ class Job(Generic[Report]):
     @property
     def stream(self) -> TrainingStream:
         """The stream of its training batches."""
-        return TrainingStream(self.config, self.data.training, self.transform, self.compute, self.masking)
+        workers = choose_workers(
+            self.config.workers,
+            self.compute.device,
+            self.compute.world,
+            single_threaded=self.task.is_single_threaded,
+        )
+        return TrainingStream(self.config, self.data.training, self.transform, self.compute, workers, self.masking)
 
 
 def run_job(

@@ -141,32 +141,41 @@ def join_compute(config: Launched, alone: Compute | None = None) -> Compute:
     return replace(alone, device=device, world=world)
 
 
-@contextmanager
-def threads_for(device: torch.device, pixels: int) -> Iterator[None]:
-    """Context with a single torch thread if a step has too few pixels to be worth several.
+def is_small_step(device: torch.device, pixels: int) -> bool:
+    """Whether a step has too few pixels to be worth several threads on a CPU.
 
     16 images of 32 x 32 through the `tiny` tokenizer: 300 images/s with one thread, 289 with two. With both cores busy,
     150 and 24, because threads then wait for each other at every layer (docs/results.md).
     """
+    return device.type == "cpu" and pixels <= _SMALL_STEP
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context with a single torch thread."""
     before = torch.get_num_threads()
-    if device.type == "cpu" and pixels <= _SMALL_STEP:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def choose_workers(workers: int, device: torch.device, world: DistributedContext = SINGLE_PROCESS) -> int:
+def choose_workers(
+    workers: int, device: torch.device, world: DistributedContext = SINGLE_PROCESS, *, single_threaded: bool = False
+) -> int:
     """Returns the number of loader workers; on a CPU most cores are left to the training itself.
 
     Args:
         world: Its ranks have workers each, on their own share of the cores.
+        single_threaded: The training uses one core, so that another one, if there is any, is free for a worker.
     """
     if workers >= 0:
         return workers
     cores = world.cores or len(available_cores())
-    return min(16, cores - 1) if device.type != "cpu" else min(8, cores // 4)
+    if device.type != "cpu":
+        return min(16, cores - 1)
+    return max(min(8, cores // 4), int(single_threaded and cores > 1))
 
 
 def describe(compute: Compute) -> str:

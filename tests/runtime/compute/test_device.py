@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from beitcli.runtime.compute.device import (
     choose_compute,
     choose_workers,
     describe,
+    is_small_step,
+    one_thread,
     tf32_disabled,
-    threads_for,
 )
+from beitcli.runtime.distributed.world import SINGLE_PROCESS
 
 CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
 
@@ -104,13 +107,25 @@ def test_workers_are_as_asked_or_leave_the_training_its_cores(device):
     assert chosen <= (max(1, cores // 4) if device == "cpu" else 16)
 
 
-@pytest.mark.parametrize(("pixels", "threads"), [(1 << 16, 1), ((1 << 16) + 1, 2)])
-def test_small_steps_take_one_thread_and_give_the_others_back(pixels, threads):
+@pytest.mark.parametrize(("device", "pixels", "small"), [("cpu", 1 << 16, True), ("cpu", (1 << 16) + 1, False)])
+def test_a_step_of_few_pixels_is_small_on_a_cpu(device, pixels, small):
+    assert is_small_step(torch.device(device), pixels) is small
+    assert not is_small_step(torch.device("cuda"), pixels)
+
+
+def test_one_thread_gives_the_others_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with threads_for(torch.device("cpu"), pixels):
-            assert torch.get_num_threads() == threads
+        with one_thread():
+            assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 0), (2, 1), (3, 1), (12, 3)])
+def test_a_training_of_one_thread_leaves_a_core_to_a_loader_worker(cores, expected):
+    world = replace(SINGLE_PROCESS, cores=cores)
+    assert choose_workers(-1, torch.device("cpu"), world, single_threaded=True) == expected
+    assert choose_workers(0, torch.device("cpu"), world, single_threaded=True) == 0
