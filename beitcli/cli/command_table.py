@@ -28,6 +28,7 @@ class Declaration(NamedTuple):
         run: Runs the engine and prints the result.
         about: Additional help, a paragraph.
         pipes_json: Whether it prints JSON where stdout is no terminal; commands that print a path do not.
+        json_of: Its actions that do, where not all of them do.
     """
 
     config: type
@@ -35,11 +36,15 @@ class Declaration(NamedTuple):
     run: Run
     about: str = ""
     pipes_json: bool = True
+    json_of: str = ""
 
     @property
     def json_help(self) -> str:
         """Help of `--json`."""
-        return "Results as JSON; a pipe or a file gets them so in any case." if self.pipes_json else "Results as JSON."
+        if not self.pipes_json:
+            return "Results as JSON."
+        of = f"of {self.json_of} " if self.json_of else ""
+        return f"Results as JSON; {of}the default where stdout is not a terminal."
 
 
 class Command(NamedTuple):

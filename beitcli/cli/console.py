@@ -8,13 +8,21 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from beitcli.cli.streams import Stderr, write_stdout
-from beitcli.cli.tables import comparison_table, facts_table, in_words, is_rows, rows_table
+from beitcli.cli.tables import (
+    baseline_text,
+    common_baseline,
+    comparison_table,
+    facts_table,
+    in_words,
+    is_rows,
+    rows_table,
+)
 from beitcli.cli.terminal_style import style_of
 from beitcli.errors import BeitError, Stopped, StorageError
 from beitcli.escaping import terminal, terminal_line
@@ -40,9 +48,11 @@ class CommandConsole:
 
     Attributes:
         muted: True on ranks above 0, which print their errors only.
+        origins: Where the value of each setting of the command comes from, as in `Resolved`.
     """
 
     muted = False
+    origins: Mapping[str, str] = {}
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
@@ -50,7 +60,7 @@ class CommandConsole:
         self._bar: LiveProgress | None = None
         self._lines: PlainLines | None = None
         self._has_told = False  # that there is no terminal to draw in
-        self._told: set[str] = set()  # warnings and notes, which are not repeated
+        self._told: set[str] = set()  # notes that are not repeated
 
     @property
     def console(self) -> Console:
@@ -160,15 +170,23 @@ class CommandConsole:
         if self.wants_json:
             self.print_line(_json(plain if len(plain) > 1 else plain[0]))
         elif len(plain) > 1:
-            self._print(comparison_table(plain, "model"))
+            self._print_comparison(plain, "model")
         else:
             shown = in_words(plain[0])
             tables = {name: value for name, value in shown.items() if is_rows(value)}
             self._print(facts_table({name: value for name, value in shown.items() if name not in tables}))
             for name, rows in tables.items():
-                self._print(
-                    comparison_table(rows, "layer") if name == "layers" else rows_table(rows, name.replace("_", " "))
-                )
+                if name == "layers":
+                    self._print_comparison(rows, "layer")
+                else:
+                    self._print(rows_table(rows, name.replace("_", " ")))
+
+    def _print_comparison(self, rows: Sequence[dict[str, Any]], first: str) -> None:
+        from rich.console import Console
+
+        self._print(comparison_table(rows, first, Console().width))
+        if (baseline := common_baseline(rows)) is not None:
+            self.print_line(baseline_text(baseline))
 
     def tell_reason(self, document: dict[str, Any]) -> None:
         """Says on stderr why an image cannot be read, where stdout is a picture's and takes no documents."""
@@ -226,16 +244,16 @@ class CommandConsole:
             self._say(f"saved step {event.step:,}{waited}", "dim")
         elif isinstance(event, events.Drawn):
             self._draw(event.panels)
-        elif isinstance(event, events.Warned) and self._is_new(event.message):
+        elif isinstance(event, events.Warned):
             self._say(f"warning: {event.message}", "yellow")
-        elif isinstance(event, events.Note) and self._is_new(event.message):
+        elif isinstance(event, events.Note) and not (event.once and self._has_been_told(event.message)):
             self._say(event.message, "dim")
 
-    def _is_new(self, message: str) -> bool:
-        """Whether a message was not told yet; it counts as told from now on."""
-        is_new = message not in self._told
+    def _has_been_told(self, message: str) -> bool:
+        """Whether a message was told already; it counts as told from now on."""
+        has_been = message in self._told
         self._told.add(message)
-        return is_new
+        return has_been
 
     def _say(self, text: str, style: str = "") -> None:
         self._print_told(terminal_line(text), style)

@@ -52,6 +52,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                 if place is not None:
                     console.muted = place.rank > 0
                 resolved: Resolved[Any] = resolved_of(flags)
+                console.origins = resolved.origins
                 if place is not None and place.restarts and processes.goes_on(resolved.config):
                     resolved = resolved_of(flags | {"resume": True})
                 if resolved.notes:

@@ -83,7 +83,7 @@ class PlainLines:
             speed = speed[-1:]  # the time left where it is known; the others are in metrics.jsonl
         if len(", ".join(speed)) > left_over:
             speed = []
-        figures = fitting(figure_texts(trained), room - len(", ".join(speed)) - 2)
+        figures = fitting(figure_texts(trained, event.classes), room - len(", ".join(speed)) - 2)
         return "  ".join(filter(None, (f"{begin}{label}{figures}".rstrip(), ", ".join(speed))))
 
     def _is_due(self, event: Progress) -> bool:
@@ -122,7 +122,8 @@ class LiveProgress:
         task = self._tasks[event.phase]
         new: dict[str, Any] = {"left": pace.left(event.done, event.total)}
         if event.metrics:
-            new |= {"speed_text": "  ".join(speed_texts(event.metrics)), "figures": _live_figures(event.metrics)}
+            figures = _live_figures(event.metrics, event.classes)
+            new |= {"speed_text": "  ".join(speed_texts(event.metrics)), "figures": figures}
         self._bar.update(task, completed=event.done, total=event.total or None, **new)
 
     def stop(self) -> None:
@@ -173,19 +174,20 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def _live_figures(metrics: dict[str, float]) -> list[str]:
+def _live_figures(metrics: dict[str, float], classes: int = 0) -> list[str]:
     """Returns the figures below the bar; those of held-out images are printed at each save, where they have a line."""
     metrics = {name: value for name, value in metrics.items() if name != "images_per_second"}
     if key_figures(metrics):  # which 80 columns have no room beside
-        return figure_texts({name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)})
-    texts = figure_texts(metrics)
+        trained = {name: value for name, value in metrics.items() if not name.startswith(HELD_OUT)}
+        return figure_texts(trained, classes)
+    texts = figure_texts(metrics, classes)
     return [f"{TRAIN_LABEL} {texts[0]}", *texts[1:]] if any(name.startswith(HELD_OUT) for name in metrics) else texts
 
 
 def held_out_line(event: Progress) -> str:
     """Returns the line of a save with the metrics of held-out images; empty if the event has none."""
     held_out = {name: value for name, value in event.metrics.items() if name.startswith(HELD_OUT)}
-    texts = figure_texts({name.removeprefix(HELD_OUT): value for name, value in held_out.items()})
+    texts = figure_texts({name.removeprefix(HELD_OUT): value for name, value in held_out.items()}, event.classes)
     begin = f"{event.phase}: {event.unit} {event.done:,}, {HELD_OUT_LABEL}"
     return f"{begin} {fitting(texts, LINE_COLUMNS - len(begin) - 1)}" if texts else ""
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 _NAME_STYLE = "cyan"
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
-_UNRANKED = ("baseline_accuracy", "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
+_BASELINE = "baseline_accuracy"
+_UNRANKED = (_BASELINE, "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
 
 
 def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str, Any]:
@@ -30,21 +31,32 @@ def in_words(report: Mapping[str, Any], epochs: float | None = None) -> dict[str
     """
     classes = report.get("classes") or 0
     shown = {name: value for name, value in report.items() if not (is_idle(name, classes) or _is_interval(name))}
-    if "top1" in shown and (interval := report.get("top1_interval")):
-        shown["top1"] = share_text(report["top1"], interval)
-        if (baseline := shown.pop("baseline_accuracy", None)) is not None:
-            shown["top1"] += f"; always guessing the most frequent class: {baseline:.4f}"
+    if "top1" in shown:
+        if interval := report.get("top1_interval"):
+            shown["top1"] = f"{report['top1']:.4f} (95%: {_interval_text(interval)})"
+        if (baseline := report.get(_BASELINE)) is not None:
+            shown[_BASELINE] = f"{baseline:.4f} (always guessing the most frequent class)"
     if epochs is not None and "epoch" in shown:
-        shown["epoch"] = epochs_text(report["epoch"], epochs, unit="")
+        shown["epoch"] = epochs_text(report["epoch"], epochs, with_unit=False)
     for name, value in shown.items():
         if is_rows(value):
             shown[name] = [{key: each for key, each in row.items() if not is_idle(key, classes)} for row in value]
     return shown
 
 
-def share_text(share: float, interval: Sequence[float]) -> str:
-    """Returns `0.8333 (95%: 0.7012 to 0.9123)`."""
-    return f"{share:.4f} (95%: {interval[0]:.4f} to {interval[1]:.4f})"
+def _interval_text(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def common_baseline(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Returns the `baseline_accuracy` that all rows which were measured share; None if they differ or have none."""
+    there = {row.get(_BASELINE) for row in rows if "error" not in row}
+    return there.pop() if len(there) == 1 else None
+
+
+def baseline_text(baseline: float) -> str:
+    """Returns the line below a comparison that says what guessing would give."""
+    return f"baseline accuracy {baseline:.4f}: always guessing the most frequent class"
 
 
 def is_rows(value: Any) -> bool:
@@ -83,19 +95,32 @@ def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     return table
 
 
-def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
+def comparison_table(rows: Sequence[dict[str, Any]], first: str, width: int = 80) -> Table:
     """Builds a table with one row per model or layer. Every float of a row is a metric, the best of each in bold.
+
+    Intervals have columns of their own where these fit; a baseline that all share is for a line below.
 
     Args:
         first: The column that names a row.
+        width: Columns of the terminal.
     """
+    from rich.console import Console
+
+    table = _compared(rows, first, with_intervals=True)
+    wide = Console(width=1 << 16)
+    return table if wide.measure(table).maximum <= width else _compared(rows, first, with_intervals=False)
+
+
+def _compared(rows: Sequence[dict[str, Any]], first: str, *, with_intervals: bool) -> Table:
     from rich.text import Text
 
+    baseline = common_baseline(rows)
     metrics = dict.fromkeys(
         name
         for row in rows
         for name, value in row.items()
         if isinstance(value, float)
+        and (name != _BASELINE or baseline is None)
         and not all(is_idle(name, each.get("classes") or 0) for each in rows if name in each)
     )
     facts = [name for name in _FACTS if name != first and any(name in row for row in rows)]
@@ -105,23 +130,29 @@ def comparison_table(rows: Sequence[dict[str, Any]], first: str) -> Table:
         if name not in _UNRANKED
     }
     table = _table()
-    table.add_column(_name(first))
+    table.add_column(_name(first), overflow="fold")
+    intervals = {
+        name: {number: each for number, row in enumerate(rows) if (each := row.get(f"{name}_interval"))}
+        for name in metrics
+        if with_intervals
+    }
     for name in (*metrics, *facts):
         table.add_column(_name(name), justify="right", no_wrap=True)
-    for row in rows:
+        if intervals.get(name):
+            table.add_column(_name(f"95% of {name}"), justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
         named = Text(terminal_line(str(row[first])))
         if "error" in row:
             table.add_row(named, Text("failed", style="red"))
             continue
         there = {name: row[name] for name in metrics if isinstance(row.get(name), float)}
-        texts = {
-            name: share_text(value, interval) if (interval := row.get(f"{name}_interval")) else _cell(value)
-            for name, value in there.items()
-        }
-        cells = [
-            Text(texts.get(name, ""), style="bold" if name in there and there[name] == best.get(name) else "")
-            for name in metrics
-        ]
+        cells = []
+        for name in metrics:
+            is_best = name in there and there[name] == best.get(name)
+            cells.append(Text(_cell(there.get(name)), style="bold" if is_best else ""))
+            if intervals.get(name):
+                interval = intervals[name].get(number)
+                cells.append(Text(_interval_text(interval) if interval else ""))
         table.add_row(named, *cells, *(_cell(row.get(name)) for name in facts))
     return table
 

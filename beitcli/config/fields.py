@@ -264,8 +264,8 @@ def _scalar(kind: type, value: Any, origin: str) -> Any:
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     example = {
         int: "Give one such as 8.",
-        float: "Give one such as 0.1.",
-        bool: "Write it so.",
+        float: "Give one such as 3 or 0.5.",
+        bool: "Write true or false.",
         str: "Put it in quotes.",
     }
     wrong = UsageError(f"{origin} is {value!r}; {expected} is needed.", example[kind])

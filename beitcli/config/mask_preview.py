@@ -46,12 +46,14 @@ class MaskPreviewConfig(Job):
     masking: str | None = option(None, "blockwise (default) or random.", panel="Masking")
     ratio: float | None = option(
         None,
-        "Share of patches to hide (0-1); default the run's or the recipe's number, 0.4 of another --grid.",
+        "Share of hidden patches (0-1), instead of --num-masked.",
         panel="Masking",
         gt=0,
         le=1,
     )
-    num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
+    num_masked: int | None = option(
+        None, "Hidden patches; default the run's or the recipe's, of another --grid 0.4 of them.", panel="Masking"
+    )
     min_block: int | None = option(None, "Fewest patches of a block; default 16.", panel="Masking", ge=1)
     grid: tuple[int, int] | None = option(
         None, "Patches down and across; default 14,14.", panel="Masking", metavar="H,W", example="14,14", ge=1

@@ -1,18 +1,19 @@
 """What options and commands are called elsewhere: in other commands of this program, timm, the release's scripts, git.
 
-A word that is no option is answered with the option of the command that does the same, before the nearest spelling.
+A word that is no option is answered with the option of the command that does the same. One that means what the command
+does not have is answered with nothing: the nearest spelling would be of something else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from beitcli.config.fields import suggestion
 
 _OUTPUT = ("--output", "--out")
 _LENGTH = ("--epochs", "--steps")
-_START = ("--init", "--model", "--teacher")
-OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; the first that the command has
+_START = ("--init", "--model")
+OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; the first that the command has, or none
     "--out": _OUTPUT,
     "--output": _OUTPUT,
     "-o": _OUTPUT,
@@ -22,10 +23,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; th
     "--format": ("--to", "--encode", *_OUTPUT),
     "--to": ("--encode", *_OUTPUT),
     "--encode": ("--to", *_OUTPUT),
-    "--force": ("--overwrite", "--resume"),
-    "--overwrite": ("--resume",),
-    "--size": ("--image-size", "--short-side", "--grid"),
-    "--image-size": ("--size", "--short-side", "--grid"),
+    "--force": ("--overwrite",),
+    "--overwrite": (),
+    "--size": ("--image-size", "--short-side"),
+    "--image-size": ("--size", "--short-side"),
     "--img-size": ("--image-size", "--size", "--short-side"),
     "--input-size": ("--image-size", "--size", "--short-side"),
     "--batch": ("--batch-size",),
@@ -34,8 +35,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; th
     "--learning-rate": ("--lr", "--probe-lr"),
     "--lr": ("--probe-lr",),
     "--lr-decay": ("--layer-decay", "--min-lr"),
-    "--layer-decay": ("--min-lr",),
-    "--lr-schedule": ("--min-lr",),
+    "--layer-decay": (),
+    "--lr-schedule": (),
     "--warmup": ("--warmup-epochs",),
     "--wd": ("--weight-decay",),
     "--clip-grad": ("--clip",),
@@ -51,12 +52,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; th
     "--ckpt": _START,
     "--weights": _START,
     "--pretrained": _START,
-    "--init": ("--model", "--teacher"),
-    "--model": ("--init", "--teacher"),
+    "--init": ("--model",),
+    "--model": ("--init",),
     "--val-data": ("--val",),
     "--validation": ("--val",),
-    "--val": ("--holdout", "--split"),
-    "--holdout": ("--val", "--split"),
+    "--val": (),
+    "--holdout": ("--val",),
     "--train-data": ("--train",),
     "--label-smoothing": ("--smoothing",),
     "--reprob": ("--erasing",),
@@ -95,18 +96,28 @@ COMMANDS: dict[str, str] = {  # word -> the command line that does it
 
 
 def suggested_option(word: str, flags: Iterable[str]) -> str:
-    """Returns `Did you mean '--to'?`: what a command calls it, else its nearest spelling; empty if there is none.
+    """Returns `Did you mean '--to'?`: what a command calls it; of an unknown word the nearest spelling; else nothing.
 
     Args:
         flags: The options of the command.
     """
-    there = list(flags)
-    meant = next((each for each in OPTIONS.get(word, ()) if each in there), None)
-    return f"Did you mean '{meant}'?" if meant is not None else suggestion(word, there)
+    return _suggested(word, {flag: flag for flag in flags})
 
 
 def suggested_setting(name: str, names: Iterable[str]) -> str:
     """Returns as `suggested_option` the name of a setting, as files and keywords spell it: `learning_rate`."""
     there = {f"--{each.replace('_', '-')}": each for each in names}
-    meant = next((there[each] for each in OPTIONS.get(f"--{name.replace('_', '-')}", ()) if each in there), None)
-    return f"Did you mean '{meant}'?" if meant is not None else suggestion(name, there.values())
+    word = f"--{name.replace('_', '-')}"
+    return _suggested(word, there) if word in OPTIONS else suggestion(name, there.values())
+
+
+def _suggested(word: str, there: Mapping[str, str]) -> str:
+    """Returns the question.
+
+    Args:
+        there: Options of the command -> what they are called in the answer.
+    """
+    if word not in OPTIONS:
+        return suggestion(word, there.values())
+    meant = next((there[each] for each in OPTIONS[word] if each in there), None)
+    return f"Did you mean '{meant}'?" if meant is not None else ""

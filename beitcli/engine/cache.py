@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beitcli.config.cache import CacheConfig
-from beitcli.data.caches.feature_note import features_of
+from beitcli.data.caches.feature_note import ABOUT, features_of
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.cache_folder import cache_folder
 from beitcli.runtime.storage.own_files import remove_entry
@@ -57,7 +57,8 @@ class Entry:
     Attributes:
         name: Path below the cache folder.
         bytes: Size of its files.
-        used: Last time that a file of it was written or read, in seconds since 1970.
+        used: Last time that a file of it was written or read, in seconds since 1970; a note that `list` itself reads
+            counts as written alone.
         of: Of features: the model and the images that they are of; empty where that is not known.
     """
 
@@ -176,28 +177,30 @@ def _entries(folder: Path) -> Iterator[Entry]:
             if not re.fullmatch(_OWN[name], path.name):
                 continue
             size, used = 0, 0.0
-            for status in _statuses(path):
+            for file, status in _statuses(path):
                 size += status.st_size
-                used = max(used, status.st_mtime, status.st_atime)
+                read = status.st_atime if kind != "features" or file.name != ABOUT else 0.0
+                used = max(used, status.st_mtime, read)
             of = features_of(path) if kind == "features" else ""
             yield Entry(kind, f"{name}/{path.name}", str(path), size, used, of)
 
 
-def _statuses(path: Path) -> Iterator[os.stat_result]:
-    """Yields the status of a file, or of all files below a folder; links are not followed."""
+def _statuses(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yields a file, or all files below a folder, each with its status; links are not followed."""
     if path.is_symlink() or not path.is_dir():
         with suppress(FileNotFoundError):
-            yield path.lstat()
+            yield path, path.lstat()
         return
     is_empty = True
     for folder, _, names in os.walk(path):
         for name in names:
             is_empty = False
+            file = Path(folder, name)
             with suppress(FileNotFoundError):
-                yield os.lstat(os.path.join(folder, name))
+                yield file, file.lstat()
     if is_empty:
         with suppress(FileNotFoundError):
-            yield path.lstat()
+            yield path, path.lstat()
 
 
 def _shared_hub() -> str:
@@ -207,7 +210,7 @@ def _shared_hub() -> str:
 
 
 def _changed(path: Path) -> float:
-    return max((status.st_ctime for status in _statuses(path)), default=0.0)
+    return max((status.st_ctime for _, status in _statuses(path)), default=0.0)
 
 
 def _open_files(folder: str) -> set[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from beitcli import __version__
 from beitcli.config.about import EnvConfig
 from beitcli.errors import BeitError
+from beitcli.runtime.cores import available_cores
 
 _SECRET = re.compile(r"TOKEN(?!IZER|_CACHE|_PRECISION)|KEY|SECRET|PASSWORD", re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/@\s]+@")  # of an address
@@ -27,7 +28,7 @@ def describe_environment(config: EnvConfig) -> dict[str, Any]:
         "beit": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": len(available_cores()),
         "memory_gib": _memory(),
         **_torch(),
         "packages": _packages(),

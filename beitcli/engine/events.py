@@ -17,9 +17,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Note(Event):
-    """An informational message of one line."""
+    """An informational message of one line.
+
+    Attributes:
+        once: Whether it says nothing new the second time in a command, as of DATA that is opened again.
+    """
 
     message: str
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,18 @@ class Tabulated(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """Progress of a phase: `done` of `total`, which is 0 if unknown, with the latest `metrics`."""
+    """Progress of a phase: `done` of `total`, which is 0 if unknown, with the latest `metrics`.
+
+    Attributes:
+        classes: Number of classes that are told apart, by which some metrics say nothing; 0 if unknown or none.
+    """
 
     phase: str
     done: int
     total: int
     unit: str = "step"
     metrics: dict[str, float] = field(default_factory=dict)
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,5 +108,12 @@ def downloads(on_event: OnEvent) -> Callable[[str, int, int], None]:
 
 
 def openings(on_event: OnEvent) -> Callable[[str, int, int, str], None]:
-    """Returns a progress callback for opening DATA: (name, done, total, unit); without a unit, name is a note."""
-    return lambda what, done, total, unit: on_event(Progress(what, done, total, unit) if unit else Note(what))
+    """Returns a progress callback for opening DATA: (name, done, total, unit); without a unit, name is a note.
+
+    What is opened several times in a command is told of once.
+    """
+
+    def told(what: str, done: int, total: int, unit: str) -> None:
+        on_event(Progress(what, done, total, unit) if unit else Note(what, once=True))
+
+    return told

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from beitcli.errors import DataError
+from beitcli.runtime.cores import available_cores
 from beitcli.runtime.distributed.parent_death import end_with_parent
 
 _AHEAD = 4  # tasks a process
@@ -27,8 +28,7 @@ _stopped: Any = None  # of a worker process: one shared byte
 
 def process_count(workers: int) -> int:
     """Returns the number of processes: `workers`, or for -1 one a core, 16 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_PROCESSES, cores) if workers < 0 else workers
+    return min(_MOST_PROCESSES, len(available_cores())) if workers < 0 else workers
 
 
 def run_in_order(

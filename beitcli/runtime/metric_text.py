@@ -33,13 +33,16 @@ def is_idle(name: str, classes: int) -> bool:
     return name == "top5" and 0 < classes <= _TOP
 
 
-def metric_texts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+def metric_texts(metrics: Mapping[str, float], classes: int = 0) -> list[tuple[str, str]]:
     """Returns (name, value) of each metric to show on a line, the most important first.
 
     The order is the loss, the task's metrics, held-out metrics, further losses, the state of training, its speed;
     within these the task's order. Per-class metrics are only in the log and the report.
+
+    Args:
+        classes: Number of classes that are told apart; 0 if unknown.
     """
-    shown = [name for name, value in metrics.items() if _is_shown(name, value)]
+    shown = [name for name, value in metrics.items() if _is_shown(name, value, classes)]
     return [(metric_label(name), metric_value(name, metrics[name])) for name in sorted(shown, key=_rank)]
 
 
@@ -72,12 +75,17 @@ def key_figures(metrics: Mapping[str, float], prefix: str = "") -> list[str]:
 _OF_KEY_FIGURES = ("loss", "masked_accuracy", "baseline_accuracy", "unigram_entropy", "baseline_loss")
 
 
-def figure_texts(metrics: Mapping[str, float]) -> list[str]:
-    """Returns all figures of a line, the most important first: `key_figures`, then what they leave out."""
+def figure_texts(metrics: Mapping[str, float], classes: int = 0) -> list[str]:
+    """Returns all figures of a line, the most important first: `key_figures`, then what they leave out.
+
+    Args:
+        classes: Number of classes that are told apart; 0 if unknown.
+    """
     trained, held_out = key_figures(metrics), key_figures(metrics, HELD_OUT)
     told = {name for found, prefix in ((trained, ""), (held_out, HELD_OUT)) if found for name in
             (prefix + each for each in _OF_KEY_FIGURES)}  # fmt: skip
-    rest = [f"{label} {value}" for label, value in metric_texts({n: v for n, v in metrics.items() if n not in told})]
+    others = {name: value for name, value in metrics.items() if name not in told}
+    rest = [f"{label} {value}" for label, value in metric_texts(others, classes)]
     return [*trained, *(f"held-out {text}" for text in held_out), *rest]
 
 
@@ -120,17 +128,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def epochs_text(passes: float, epochs: float | None, unit: str = " epochs") -> str:
-    """Returns `4 epochs`, or `4 epochs, in whole steps 4.267`, as every step is a whole batch.
+def epochs_text(passes: float, epochs: float | None, *, with_unit: bool = True) -> str:
+    """Returns `1 epoch`, or `4 epochs, in whole steps 4.267`, as every step is a whole batch.
 
     Args:
         passes: Over the images, by the number of steps.
         epochs: `--epochs`; None if the number of steps was given.
-        unit: Behind the first number.
+        with_unit: Whether `epochs` stands behind the first number.
     """
     taken = f"{passes:.4g}"
     asked = taken if epochs is None else f"{epochs:.4g}"
-    return f"{asked}{unit}" + ("" if asked == taken else f", in whole steps {taken}")
+    unit = " epoch" if asked == "1" else " epochs"
+    return asked + unit * with_unit + ("" if asked == taken else f", in whole steps {taken}")
 
 
 def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[str, float]:
@@ -143,12 +152,10 @@ def extra_metrics(measured: Mapping[str, float], named: Iterable[str]) -> dict[s
     return {name: value for name, value in measured.items() if name not in reported and "/" not in name}
 
 
-def _is_shown(name: str, value: float) -> bool:
+def _is_shown(name: str, value: float, classes: int) -> bool:
     of_training = name.removeprefix(HELD_OUT)
     matters = _WHERE_IT_MATTERS.get(name) or _WHERE_IT_MATTERS.get(of_training)
-    if of_training == "top5" and value == 1:  # as it is of five classes or fewer
-        return False
-    return "/" not in name and (matters is None or matters(value))
+    return "/" not in name and not is_idle(of_training, classes) and (matters is None or matters(value))
 
 
 def _rank(name: str) -> int:

@@ -48,7 +48,7 @@ TRAINED = {
     },
     "finetune": {
         *("run", "checkpoint", "task", "step", "epoch", "images_seen", "images", "top1", "top5", "images_per_second"),
-        "seconds",
+        *("seconds", "top1_interval", "baseline_accuracy"),
     },
 }
 

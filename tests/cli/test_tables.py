@@ -13,13 +13,13 @@ import beitcli
 from beitcli.cli.app import main
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.tables import comparison_table, facts_table, in_words, rows_table
-from beitcli.engine.events import Note, Warned
+from beitcli.engine.events import Note, Warned, openings
 from beitcli.runtime.metric_text import epochs_text
 from tests.cli.test_contract import at_terminal
 
 
 def shown(table: object, **how: object) -> list[str]:
-    console = Console(width=100, **{"color_system": None} | how)  # type: ignore[arg-type]
+    console = Console(width=80, **{"color_system": None} | how)  # type: ignore[arg-type]
     with console.capture() as captured:
         console.print(table)
     return [line.rstrip() for line in captured.get().splitlines()]
@@ -79,10 +79,13 @@ SCORES = {"images": 100, "top1": 0.475, "top5": 1.0, "top1_interval": (0.3294, 0
 def test_top1_is_told_once_with_its_interval_and_the_most_frequent_class() -> None:
     lines = shown(facts_table(in_words({**SCORES, "classes": 3})))
     assert lines == [
-        "images   100",
-        "top1     0.4750 (95%: 0.3294 to 0.6250); always guessing the most frequent class: 0.5000",
-        "classes  3",
+        "images             100",
+        "top1               0.4750 (95%: 0.3294 to 0.6250)",
+        "baseline accuracy  0.5000 (always guessing the most frequent class)",
+        "classes            3",
     ]
+    chosen = in_words({**SCORES, "top1_interval": None})  # of the best of several layers
+    assert (chosen["top1"], "top1_interval" in chosen) == (0.475, False)
 
 
 def test_top5_is_shown_of_more_than_five_classes_alone() -> None:
@@ -92,7 +95,33 @@ def test_top5_is_shown_of_more_than_five_classes_alone() -> None:
         assert ("top5" in told, "top5" in told["layers"][0]) == (is_shown, is_shown)
         models = [{"model": "a", "classes": classes, **SCORES}, {"model": "b", "error": "failed"}]
         assert ("top5" in shown(comparison_table(models, "model"))[0]) == is_shown
-    assert shown(comparison_table(models, "model"))[1].startswith("a      0.4750 (95%: 0.3294 to 0.6250)")
+
+
+def test_models_are_told_apart_at_80_columns_and_the_interval_stands_where_it_fits() -> None:
+    names = [f"runs/pretrained-on-photos-with-a-long-name-{number}" for number in (1, 2)]
+    for rows, header in (
+        ([{"model": name, "classes": 9, **SCORES} for name in names], ["model", "top1", "top5", "images"]),
+        ([{"model": name[-6:], **SCORES} for name in names], ["model", "top1", "95% of top1", "top5", "images"]),
+    ):
+        lines = shown(comparison_table(rows, "model", 80))
+        assert max(map(len, lines)) <= 80
+        assert re.split(r"  +", lines[0]) == header
+        assert [line.split()[0] for line in lines[1:]] == [row["model"] for row in rows]
+        assert ("0.3294 to 0.6250" in lines[1]) == ("95% of top1" in header)
+
+
+def test_what_guessing_gives_is_told_once_below_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    console = CommandConsole()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr(console, "_print_raw", printed.append)
+    failed = {"model": "c", "error": "failed"}
+    console.print_comparison([{"model": "a", **SCORES}, {"model": "b", **SCORES}, failed])
+    assert "baseline" not in printed[0]
+    assert printed[1:] == ["baseline accuracy 0.5000: always guessing the most frequent class"]
+    console.print_comparison([{"model": "a", **SCORES}, {"model": "b", **SCORES, "baseline_accuracy": 0.25}])
+    assert len(printed) == 3  # of other images each: a column
+    assert "baseline" in printed[2]
 
 
 def test_epochs_are_told_as_they_were_asked_for() -> None:
@@ -101,10 +130,17 @@ def test_epochs_are_told_as_they_were_asked_for() -> None:
     assert in_words({"epoch": 4.267}) == {"epoch": 4.267}
     assert epochs_text(4.267, 4.0) == "4 epochs, in whole steps 4.267"
     assert epochs_text(4.267, None) == "4.267 epochs"
+    assert epochs_text(1.0, 1.0) == epochs_text(1.0, None) == "1 epoch"
+    assert epochs_text(1.067, 1.0) == "1 epoch, in whole steps 1.067"
 
 
-def test_a_warning_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_read_of_data_is_told_once_and_everything_else_each_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     console = CommandConsole()
-    for event in (Warned("dark"), Note("photos/: 1 file not read"), Warned("few")) * 2:
+    opened = openings(console.on_event)
+    for event in (Warned("report.html was not written"), Note('  File "a.py", line 1'), Note("a: it learns")) * 2:
+        opened("photos/: 1 file not read (.txt).", 0, 0, "")
         console.on_event(event)
-    assert capsys.readouterr().err.splitlines() == ["warning: dark", "photos/: 1 file not read", "warning: few"]
+    told = ["warning: report.html was not written", '  File "a.py", line 1', "a: it learns"]
+    assert capsys.readouterr().err.splitlines() == ["photos/: 1 file not read (.txt).", *told, *told]

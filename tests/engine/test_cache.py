@@ -197,3 +197,34 @@ def test_features_say_whose_they_are(beit: Callable, cache: Path) -> None:
     found = {each["name"]: each["of"] for each in told["entries"]}
     assert (found.pop(OLD), found.pop(NEW)) == ("1,200 images", "")
     assert list(found.values()) == ["runs/mine, 2 images of photos/"]
+
+
+def test_list_makes_no_features_look_used(beit: Callable, cache: Path) -> None:
+    about, then = cache / OLD / "about.json", time.time() - 40 * DAY
+    about.write_text(json.dumps({"of": "runs/mine, 2 images of photos/"}))
+    os.utime(about, (then, then))
+    for _ in range(2):
+        (told,) = beit("cache", "list", "--kind", "features").lines
+        assert {each["name"]: each["used"] < then + DAY for each in told["entries"]}[OLD]
+    os.utime(about, (time.time(), then))  # read, as a disk that notes each reading has it
+    (pruned,) = beit("cache", "prune", "--older-than", "30d", "--kind", "features").lines
+    assert [each["name"] for each in pruned["removed"]] == [OLD]
+
+
+def test_rows_of_a_narrow_terminal_hold_each_entry_whole(cache: Path) -> None:
+    def listed() -> list[str]:
+        code, said = at_terminal(lambda: main(["cache", "list"]), COLUMNS="80")
+        assert code == 0
+        return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in said.splitlines()]
+
+    assert not any(re.match(r"kind .* of$", line) for line in listed())
+    (cache / OLD / "about.json").write_text(json.dumps({"of": f"runs/{'m' * 40}, 1,200 images of photos/"}))
+    twin = cache / "features" / ("a" * 9 + "b" * 23)
+    twin.mkdir()
+    (twin / "0-100").write_bytes(b"0")
+    lines = listed()
+    assert max(map(len, lines)) <= 80
+    found = [
+        line.split()[1] for line in lines if line.startswith(("features", "streams")) and "ago" in line + "now ago"
+    ]
+    assert {f"features/{'a' * 10}", f"features/{'a' * 9}b", f"streams/{'c' * 10}"} <= set(found)

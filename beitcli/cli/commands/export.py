@@ -19,7 +19,7 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
         difference = f"largest difference {report.max_difference:.2g} of the {report.compared}"
         photos = f"pixels within {report.pixel_difference:.2g} of 255, {report.compared} within "
         rows = {
-            "format": _format(report.to),
+            "format": _format(report.to, is_given=console.origins.get("to") != "default"),
             "verified": f"opened again by {report.verified_with}: {difference}",
             "left out": ", ".join(report.dropped) or None,
             "photos": f"{photos}{report.photo_difference:.2g} by the stated preprocessing",
@@ -27,8 +27,10 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
         console.table(rows)
 
 
-def _format(to: str) -> str:
-    """Returns the format that was written in words, and how the others are had."""
+def _format(to: str, *, is_given: bool) -> str:
+    """Returns the format that was written in words, and how the others are had where none was asked for."""
+    if is_given:
+        return f"{to}: {LAYOUTS[to]}"
     setting = settings_of(ExportConfig)["to"]
     others = ", ".join(each for each in setting.choices if each != to)
     return f"{to}: {LAYOUTS[to]}; {setting.flag} gives {others} instead"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
@@ -19,7 +20,7 @@ _LONGEST = 200  # characters
 
 def note_of(model: str, data: str, images: int) -> str:
     """Returns the note: `runs/mine, 1,000 images of photos/`."""
-    return f"{model}, {images:,} image{'s'[: images != 1]} of {data}"[:_LONGEST]
+    return f"{model}, {counted(images, 'image')} of {data}"[:_LONGEST]
 
 
 def features_of(folder: Path) -> str:
@@ -32,6 +33,6 @@ def features_of(folder: Path) -> str:
         if isinstance(note, str) and note:
             return note[:_LONGEST]
         images = document["about"]["images"]
-        return f"{images:,} image{'s'[: images != 1]}" if type(images) is int else ""
+        return counted(images, "image") if type(images) is int else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""

@@ -96,7 +96,7 @@ def evaluate(
     )
     columns = class_columns(source, checkpoint.classes)
     scores = score(model.to(batching.compute.device), source, columns, preprocessing(checkpoint, model), batching)
-    warn_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
+    warn_bad(config, scores.bad, len(source), batching.on_event, "unreadable image")
     return evaluated(
         config,
         TASK,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -20,7 +21,7 @@ from beitcli.engine.classification.label_vectors import LabelMetrics
 from beitcli.engine.classification.mixing import require_pairs
 from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.events import Note, OnEvent, ignore, openings
-from beitcli.engine.report.intervals import share_interval
+from beitcli.engine.report.intervals import commonest_share, share_interval
 from beitcli.engine.trainer.data import HeldOut, hold_out, open_images, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData, open_finetuning, run_finetuning
 from beitcli.engine.trainer.model_card import FinetunedCard, pixels
@@ -45,9 +46,11 @@ class FinetuneReport(Timed, Accuracy, Finetuned):
 
     Attributes:
         top1_interval: Wilson's, of 95%.
+        baseline_accuracy: Top-1 of always guessing the most frequent class of the images measured on.
     """
 
     top1_interval: tuple[float, float] = (0.0, 1.0)
+    baseline_accuracy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,16 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
     task.crop = init.crop
     if multi_label:
         return run_finetuning(begun, data, transform, task, MultiLabelReport, lambda report: _label_card(report, task))
-    return run_finetuning(begun, data, transform, task, FinetuneReport, lambda report: _card(report, task), _own)
+    return run_finetuning(
+        begun, data, transform, task, FinetuneReport, lambda report: _card(report, task), partial(_own, task)
+    )
 
 
-def _own(metrics: dict[str, float]) -> dict[str, Any]:
-    return {"top1_interval": share_interval(metrics["top1"], int(metrics["images"]))}
+def _own(task: FinetuneTask, metrics: dict[str, float]) -> dict[str, Any]:
+    return {
+        "top1_interval": share_interval(metrics["top1"], int(metrics["images"])),
+        "baseline_accuracy": commonest_share(task.measured_classes()),
+    }
 
 
 def _card(report: FinetuneReport, task: FinetuneTask) -> FinetunedCard:

@@ -87,7 +87,7 @@ def evaluate_vectors(
     scores = score_vectors(
         model.to(batching.compute.device), source, columns, preprocessing(checkpoint, model), batching
     )
-    warn_bad(config, scores.bad, len(source), batching.on_event, "unreadable images")
+    warn_bad(config, scores.bad, len(source), batching.on_event, "unreadable image")
     images = len(scores.logits)
     if checkpoint.problem == "multi-label":
         metrics = label_metrics(scores.logits, scores.targets)

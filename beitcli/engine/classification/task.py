@@ -140,6 +140,13 @@ class FinetuneTask(FinetunedTask):
         self.records = scores.records
         return {"top1": scores.top1, "top5": scores.top5, "images": scores.images}
 
+    def measured_classes(self) -> list[float]:
+        """Returns the class of each image that was measured; of a run that was finished before, of all to measure."""
+        if self.records is not None:
+            return [float(number) for number in self.records[:, 1]]
+        labels = (self.val.label(index) for index in range(len(self.val)))
+        return [float(self.columns[label]) for label in labels if label is not None]
+
     def details(self) -> dict[str, Any] | None:
         return None if self.records is None else classification_details(self.classes, self.records, self.val)
 

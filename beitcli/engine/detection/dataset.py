@@ -12,7 +12,7 @@ from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.detection import DetectionSource, open_detection
 from beitcli.data.sources.format import Request
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
-from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.bad_images import Bad, left_out_text, refuse_many_bad
 from beitcli.engine.trainer.data import hold_out_annotated, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import DataError
@@ -60,8 +60,7 @@ def open_detection_data(
         measured = _opened(references, replace(request, split=split, role="eval"), outlines, on_event)
         left_out = _left_out(measured, config.max_bad)
         if left_out:
-            first = f"{left_out[0][1]}: {left_out[0][2]}"
-            on_event(Warned(f"{len(left_out)} images to measure on are left out, the first: {first}."))
+            on_event(Warned(left_out_text(left_out, "measured image")))
         measured = measured.renamed(classes)
     else:
         training, measured, on, is_apart = hold_out_annotated(training, training.subset, config.seed)

@@ -203,7 +203,7 @@ def _fitted(config: EvalConfig, opened: _Opened, batching: Batching, source: Sou
         on_event(Warned("The run keeps no token counts, so there is no unigram prior. --train DATA gives one."))
         return _Fitted(None, None, None, None)
     statistics = training_statistics(opened.tokenizer, batching, train, opened.transform)
-    warn_bad(config, statistics.bad, len(train), on_event, "training images")
+    warn_bad(config, statistics.bad, len(train), on_event, "training image")
     if counts is not None:
         return _Fitted(statistics, named, counts, "run")
     return _Fitted(statistics, named, statistics.counts, "train")

@@ -60,9 +60,10 @@ def _changed(encoding: Encoding, encoded: int, looked_at: int) -> str:
     """
     if not encoded:
         return ""
-    some = "" if encoded == looked_at else f" for {encoded} of {counted(looked_at, 'image')} looked at"
+    some = "Images" if encoded == looked_at else f"{encoded} of {counted(looked_at, 'image')} looked at"
+    verb = "is" if encoded == 1 != looked_at else "are"
     way_out = "keeps them" if encoding.short_side is None else "changes no more than their size"
-    return f"JPEG of quality {encoding.quality}{some}, which changes pixels; --encode raw {way_out}."
+    return f"{some} {verb} stored as JPEG of quality {encoding.quality}, which changes pixels; --encode raw {way_out}."
 
 
 class _Stored(NamedTuple):

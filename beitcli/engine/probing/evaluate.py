@@ -53,14 +53,14 @@ class ProbeReport(Evaluated):
         pool: What a feature is: `mean`, `class` or `class+mean`.
         normed: Whether each token was normed before.
         augmented: Whether the heads learned from new crops and flips in each epoch.
-        top1_interval: Wilson's, of 95%.
+        top1_interval: Wilson's, of 95%; None of a sweep, whose best layer was chosen on these images.
         baseline_accuracy: Top-1 of always guessing the most frequent class of `data`.
         layers: Metrics of a sweep, `{"layer", "top1", "top5"}` each; None otherwise.
     """
 
     top1: float
     top5: float
-    top1_interval: tuple[float, float]
+    top1_interval: tuple[float, float] | None
     baseline_accuracy: float
     layer: int
     k: int | None
@@ -111,7 +111,7 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     )
     sources = _Sources(train, val, named)
     learned = _learn(config, form, extractor, sources, on_event)
-    val_features = extractor.features(val)
+    val_features = extractor.features(val, "measured image")
     return finish_on_rank_zero(
         lambda: _report(_Protocol(config, form, layers, compute.device, on_event), sources, learned, val_features),
         world,
@@ -150,7 +150,7 @@ def _learn(
     """Computes the features of the training images or, with augmentation, trains the heads; on all ranks."""
     train, layers = sources.train, extractor.layers
     augmented = config.protocol == "linear" and form.augment
-    features = extractor.features(train) if config.standardize or not augmented else None
+    features = extractor.features(train, "training image") if config.standardize or not augmented else None
     standard: Moments = {}
     if features is not None and config.standardize:
         standard = {layer: features.moments(layer) for layer in layers}
@@ -159,7 +159,7 @@ def _learn(
     on_event(Note(f"linear: {len(train):,} training images, in new views in each of {form.epochs} epochs"))
 
     def check(bad: Sequence[Bad]) -> None:
-        warn_bad(config, bad, len(train), on_event)
+        warn_bad(config, bad, len(train), on_event, "training image")
 
     probes, bad = train_augmented(extractor, train, training_of(config, form), standard, check)
     return _Learned(None, bad, standard, probes)
@@ -208,9 +208,10 @@ def _report(how: _Protocol, sources: _Sources, learned: _Learned, val_features: 
     """Evaluates the features of both sources on rank 0, which alone has them."""
     assert val_features is not None
     config, layers, linear = how.config, how.layers, how.config.protocol == "linear"
+    is_sweep = config.layer == "sweep"
     if learned.probes is None:
-        warn_bad(config, learned.bad, len(sources.train), how.on_event)
-    warn_bad(config, val_features.bad, len(sources.val), how.on_event)
+        warn_bad(config, learned.bad, len(sources.train), how.on_event, "training image")
+    warn_bad(config, val_features.bad, len(sources.val), how.on_event, "measured image")
     labels = _readable_labels(sources.train, learned)
     targets = _columns(sources, labels, val_features, how.on_event)
     counts = _measure(how, sources, learned, replace(val_features, standard=learned.standard), targets)
@@ -225,7 +226,7 @@ def _report(how: _Protocol, sources: _Sources, learned: _Learned, val_features: 
         bad=len(val_features.bad),
         top1=counts[best].top1,
         top5=counts[best].top5,
-        top1_interval=share_interval(counts[best].top1, counts[best].images),
+        top1_interval=None if is_sweep else share_interval(counts[best].top1, counts[best].images),
         baseline_accuracy=commonest_share(val_features.readable_labels.tolist()),
         layer=best,
         k=None if linear else min(config.k, len(labels)),
@@ -237,7 +238,7 @@ def _report(how: _Protocol, sources: _Sources, learned: _Learned, val_features: 
         train=sources.named,
         train_images=len(labels),
         classes=len(np.unique(labels)),
-        layers=per_layer if config.layer == "sweep" else None,
+        layers=per_layer if is_sweep else None,
     )
 
 

@@ -28,6 +28,7 @@ from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.networks.pooled_features import SupportsBlockOutputs, feature_shape, pooled_features, pooled_width
 from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.metric_text import counted
 
 _EVERY = "all"
 
@@ -89,10 +90,13 @@ class FeatureExtractor:
         """Transform of the images without augmentation."""
         return evaluation_view(self.model.architecture.image_size, self.transform.crop, self.transform.normalization)
 
-    def features(self, source: Source) -> Features | None:
+    def features(self, source: Source, what: str) -> Features | None:
         """Returns the features of a source, from the cache if it has all of them.
 
         The cache of rank 0 decides, as each machine may have its own; all ranks compute what is missing.
+
+        Args:
+            what: What one of its images is, for display: `training image`.
 
         Returns:
             None on all ranks but rank 0, which alone reads the features.
@@ -114,7 +118,8 @@ class FeatureExtractor:
             return False
 
         if world.run_on_rank_zero(lambda: look(_EVERY, own)):
-            self.on_event(Note(f"Features of {len(source):,} images of '{source.name}' are taken from {self.cache}"))
+            of = counted(len(source), what)
+            self.on_event(Note(f"Features of {of} of '{source.name}' are taken from {self.cache}"))
         else:
             self._compute(source, about | {"layers": own})
             if not world.run_on_rank_zero(lambda: look(own)):

@@ -15,7 +15,7 @@ from beitcli.data.loading.sampler import select_limit
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.segmentation import SAMPLE_CLASSES, SegmentationSource, open_segmentation
 from beitcli.engine.events import Note, OnEvent, Progress, Tabulated, Warned, openings
-from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.bad_images import Bad, left_out_text, refuse_many_bad
 from beitcli.engine.trainer.data import hold_out_annotated, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.engine.trainer.preflight.findings import Finding
@@ -126,8 +126,7 @@ def _opened(references: Sequence[str], rule: LabelMapping, request: Request, on_
 
 def _tell(bad: Sequence[Bad], on_event: OnEvent) -> None:
     if bad:
-        first = f"{bad[0][1]}: {bad[0][2]}"
-        on_event(Warned(f"{len(bad)} images to measure on are left out, the first: {first}."))
+        on_event(Warned(left_out_text(bad, "measured image")))
 
 
 def _without(source: SegmentationSource) -> list[Bad]:

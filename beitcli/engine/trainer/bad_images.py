@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from beitcli.errors import DataError
+from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.run_dir import RunFolder
 
 Bad = tuple[int, str, str]
@@ -21,6 +22,17 @@ def refuse_many_bad(bad: Sequence[Bad], images: int, max_bad: float, hint: str) 
     if len(bad) > allowed or (bad and len(bad) == images):
         examples = "; ".join(f"{path}: {reason}" for _, path, reason in bad[:5])
         raise DataError(f"{len(bad)} of {images} images cannot be read, {allowed} are allowed: {examples}.", hint)
+
+
+def left_out_text(bad: Sequence[Bad], what: str) -> str:
+    """Returns `2 training images are left out, the first: PATH: REASON.`
+
+    Args:
+        bad: (index, path, reason) of each; one at least.
+        what: One of them.
+    """
+    verb = "is" if len(bad) == 1 else "are"
+    return f"{counted(len(bad), what)} {verb} left out, the first: {bad[0][1]}: {bad[0][2]}."
 
 
 class BadImageLedger:

@@ -41,7 +41,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
         The document of `--dry-run`.
     """
     task, plan, compute, before = job.task, job.plan, job.compute, job.seconds_before
-    busy = busy_text(_load_average(), len(os.sched_getaffinity(0)))
+    busy = busy_text(_load_average(), os.cpu_count() or 1)
     job.on_event(Planned(f"{task.name} (dry run)", job.rows))
     rows: dict[str, str] = {}
     with task.running():
@@ -81,7 +81,7 @@ def busy_text(load: float, cores: int) -> str:
 
     Args:
         load: The load average before the dry run: processes that ran or waited for a core in the last minute.
-        cores: Those that this process may use.
+        cores: Those of the whole machine, whose load it is, and not of this process alone.
     """
     if load <= cores:
         return ""
@@ -93,7 +93,7 @@ def _load_average() -> float:
     """Returns that of the last minute; 0 where the system does not tell."""
     try:
         return os.getloadavg()[0]
-    except OSError:
+    except (AttributeError, OSError):
         return 0.0
 
 

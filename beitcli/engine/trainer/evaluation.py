@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from beitcli.config.evaluate import EvalConfig
 from beitcli.config.tasks import TaskDefinition
 from beitcli.engine.events import OnEvent, Warned, warn
-from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
+from beitcli.engine.trainer.bad_images import Bad, left_out_text, refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.reports import Evaluated
 from beitcli.models.checkpoints.handle import CheckpointHandle
@@ -39,8 +39,12 @@ def evaluated(
     return kind(model=config.model, data=data, task=task.name, protocol="head", images=images, bad=len(bad), **metrics)
 
 
-def warn_bad(config: EvalConfig, bad: Sequence[Bad], images: int, on_event: OnEvent, what: str = "images") -> None:
-    """Warns about images that are left out. Raises DataError if they are too many of `images`."""
+def warn_bad(config: EvalConfig, bad: Sequence[Bad], images: int, on_event: OnEvent, what: str = "image") -> None:
+    """Warns about images that are left out. Raises DataError if they are too many of `images`.
+
+    Args:
+        what: One of them, as `training image`.
+    """
     refuse_many_bad(bad, images, config.max_bad, "Mend or remove them, or raise --max-bad.")
     if bad:
-        on_event(Warned(f"{len(bad)} {what} are left out, the first: {bad[0][1]}: {bad[0][2]}."))
+        on_event(Warned(left_out_text(bad, what)))

@@ -271,7 +271,7 @@ class _Loop:
         """Writes a line of metrics.jsonl and to every other metric writer, and emits an event."""
         step, plan = self.state.step, self.plan
         self.metric_log.write(step, {"epoch": round(plan.epoch(step), 4)} | metrics)
-        self.on_event(Progress(self.task.name, step, plan.steps, "step", metrics))
+        self.on_event(Progress(self.task.name, step, plan.steps, "step", metrics, len(self.task.classes)))
 
     def save(self) -> StorageError | None:
         """Starts a save; returns the error of the previous checkpoint, which all ranks learn at the next step."""

@@ -75,6 +75,7 @@ class Task(ABC):
         plan: Its `batch_size` is that of the batches that `before_step` receives a part of.
         model: The trained network; its weights are the checkpoint's model.safetensors.
         kind: Kind of the checkpoint, in its config.json.
+        classes: Names of the classes that it tells apart; none of a task without labels.
         num_uniforms: Uniform random numbers per image that the loop adds as `uniforms` (B, num_uniforms); 0 for none.
         least_micro_batch: Images that each forward pass of a step needs, those of all ranks together.
         fits: Images of a forward pass that are known to fit on the device, on all ranks alike; None where it is not
@@ -92,6 +93,7 @@ class Task(ABC):
     plan: Plan
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    classes: tuple[str, ...] = ()
     num_uniforms: int = 0
     least_micro_batch: int = 1
     fits: int | None = None

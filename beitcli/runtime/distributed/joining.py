@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import time
@@ -13,6 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch.distributed as dist
+
+from beitcli.runtime.cores import available_cores
 
 _POLL_SECONDS = 0.05
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -53,13 +54,6 @@ def agree_on_attempt(store: dist.Store, rank: int, size: int, seconds: float) ->
                 told.add(other)
         time.sleep(_POLL_SECONDS)
     return own
-
-
-def available_cores() -> tuple[int, ...]:
-    """Returns the numbers of the cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
 
 
 def cores_here() -> Cores:

@@ -32,6 +32,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, StorageError, UsageError
 from beitcli.escaping import shell_word
+from beitcli.runtime.cores import available_cores
 from beitcli.runtime.distributed.failure_reports import (
     FOLDER_VARIABLE,
     STOPPING,
@@ -40,7 +41,6 @@ from beitcli.runtime.distributed.failure_reports import (
     read_failures,
     signals_recorded,
 )
-from beitcli.runtime.distributed.joining import available_cores
 from beitcli.runtime.distributed.rank_env import rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import (
     CONNECT_SECONDS,

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,18 @@ def test_eval_repeats_finetunes_number(tmp_path, labelled_folder, ema):
     assert (again.top1, again.top5, again.images, again.bad) == (report.top1, report.top5, 24, 0)
     assert again.top5 == 1.0  # of three classes
     assert evaluated(run, labelled_folder, batch_size=7).top1 == report.top1
+
+
+def test_a_classifier_is_reported_beside_the_most_frequent_class(tmp_path, labelled_folder):
+    val = tmp_path / "val"
+    shutil.copytree(labelled_folder, val)
+    classes = sorted(path.name for path in val.iterdir())
+    for path in sorted((val / classes[0]).iterdir())[2:]:
+        path.unlink()
+    each = [len(list((val / name).iterdir())) for name in classes]
+    told = settings(labelled_folder, tmp_path / "run", val=str(val), steps=1)
+    for config in (told, replace(told, resume=True)):  # the second finds it finished, and measures nothing
+        assert finetune(config).baseline_accuracy == max(each) / sum(each)
 
 
 def test_finetuning_with_an_average_and_mixup_resumes_bit_for_bit(tmp_path, labelled_folder):

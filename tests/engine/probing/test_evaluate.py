@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.engine import evaluate
+from beitcli.engine.report.intervals import share_interval
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.models.checkpoints.locate import names_a_model
 from tests.helpers.foreign_models import hf_classifier, hf_masked, timm_small
@@ -80,17 +82,28 @@ def test_a_sweep_equals_scikit_learn_on_features_by_hand(probed, tmp_path, label
     best = max(document["layers"], key=lambda each: (each["top1"], each["top5"]))
     assert (document["layer"], document["top1"]) == (best["layer"], best["top1"])
     assert (document["images"], document["train_images"], document["classes"], document["k"]) == (24, 12, 3, 3)
+    assert document["top1_interval"] is None  # the best of several on the same images has none
+
+
+def test_one_layer_has_the_interval_of_its_images(probed, pretrained_run):
+    document = probed(pretrained_run, "--layer", 3)
+    assert document["top1_interval"] == pytest.approx(share_interval(document["top1"], 24))
+
+
+def taken_from(said: str) -> list[str]:
+    """The sets whose features were kept."""
+    return re.findall(r"^Features of [\d,]+ (\w+) images of .* are taken from ", said, re.MULTILINE)
 
 
 def test_features_are_kept_and_serve_every_layer(probed, tmp_path, pretrained_run):
     whole = probed(pretrained_run, "--layer", "sweep")
-    assert probed.err.count("taken from") == 1  # training and measured images are the same ones here
+    assert taken_from(probed.err) == ["measured"]  # which are the training images here, and were just written
     (about,) = (tmp_path / "cache").glob("*/about.json")
     written = about.stat().st_mtime_ns
     again = probed(pretrained_run, "--layer", "sweep")
-    assert (probed.err.count("taken from"), again) == (1, whole)
+    assert (taken_from(probed.err), again) == (["training", "measured"], whole)
     third = probed(pretrained_run, "--layer", 3)
-    assert probed.err.count("taken from") == 1
+    assert taken_from(probed.err) == ["training", "measured"]
     assert about.stat().st_mtime_ns == written
     assert third["top1"] == whole["layers"][2]["top1"]
     assert probed(pretrained_run, "--layer", -2)["layer"] == 3
@@ -118,7 +131,7 @@ def test_features_of_anything_else_are_made_anew(probed, tmp_path, labelled_fold
         layer.write_bytes(whole[:-3] + bytes([whole[-3] ^ 64]) + whole[-2:])
     probed(run, *flags.get(change, ()), data=data, train=data)
     assert change != "damage" or layer.read_bytes() == whole
-    assert probed.err.count("taken from") == (change != "limit")  # what is measured finds what training just wrote
+    assert taken_from(probed.err) == ["measured"] * (change != "limit")  # it finds what training just wrote
     assert len(list((tmp_path / "cache").iterdir())) == {"damage": 1, "limit": 3}.get(change, 2)  # its order is another
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 import beitcli
@@ -55,6 +57,17 @@ def test_a_busy_machine_is_told_with_its_load() -> None:
     assert "on 1 core;" in dry_run.busy_text(1.5, 1)
 
 
+def test_the_load_is_compared_with_all_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for load, said in ((3.5, ""), (8.0, "load average 8.0 on 4 cores")):
+        monkeypatch.setattr(dry_run, "_load_average", lambda load=load: load)
+        plan = beitcli.train_tokenizer("sample", recipe="tiny", vocab_size=16, size=16, width=8, batch_size=4, **TINY)
+        assert isinstance(plan, dict)
+        assert said in plan["plan"].get("machine", "")
+        assert bool(said) == ("machine" in plan["plan"])
+
+
 @pytest.mark.parametrize("load", [0.0, 1e6])
 def test_the_estimate_stands_beside_the_load(monkeypatch: pytest.MonkeyPatch, load: float) -> None:
     monkeypatch.setattr(dry_run, "_load_average", lambda: load)
@@ -63,7 +76,7 @@ def test_the_estimate_stands_beside_the_load(monkeypatch: pytest.MonkeyPatch, lo
     assert ("machine" in plan["plan"]) == (load > 0)
 
 
-def test_the_timed_steps_are_called_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_timed_steps_are_called_dry_run() -> None:
     events: list[Event] = []
     flags = {name: value for name, value in TINY.items() if name != "progress"}
     flags |= {"data": ("sample",), "recipe": "tiny", "vocab_size": 16, "size": 16, "width": 8, "batch_size": 4}

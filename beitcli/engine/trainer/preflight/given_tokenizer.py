@@ -24,7 +24,7 @@ def given_tokenizer_findings(reference: str) -> Iterator[Finding]:
             continue
         if record.command == "train-tokenizer":
             if poor := poor_tokenizer(record.measured):
-                what = f"In --tokenizer {reference} {poor}: what is learnt from its tokens is little."
+                what = f"In --tokenizer {reference} {poor}. Little can be learned from its tokens."
                 yield Finding("tokenizer-few-codes", "warning", what, f"Train {OTHER_TOKENIZER}")
             return
 
