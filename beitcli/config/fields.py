@@ -261,7 +261,7 @@ def _size(setting: Setting, value: Any, origin: str) -> Size:
 
 
 def _scalar(kind: type, value: Any, origin: str) -> Any:
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    expected = {int: "a whole number", float: "a number", bool: "yes or no", str: "text"}[kind]
     example = {
         int: "Give one such as 8.",
         float: "Give one such as 3 or 0.5.",

@@ -224,7 +224,5 @@ def test_rows_of_a_narrow_terminal_hold_each_entry_whole(cache: Path) -> None:
     (twin / "0-100").write_bytes(b"0")
     lines = listed()
     assert max(map(len, lines)) <= 80
-    found = [
-        line.split()[1] for line in lines if line.startswith(("features", "streams")) and "ago" in line + "now ago"
-    ]
+    found = [line.split()[1] for line in lines if line.startswith(("features", "streams"))]
     assert {f"features/{'a' * 10}", f"features/{'a' * 9}b", f"streams/{'c' * 10}"} <= set(found)

@@ -200,7 +200,8 @@ def test_notes_tell_the_size_before(tmp_path: Path):
             ("jpg",),
             {"short_side": 16},
             [
-                "Images are stored as JPEG of quality 95, which changes pixels; --encode raw changes no more than their size."
+                "Images are stored as JPEG of quality 95, which changes pixels; "
+                "--encode raw changes no more than their size."
             ],
         ),
     ],
