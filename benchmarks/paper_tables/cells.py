@@ -3,8 +3,8 @@
 A result file holds the command, its processor seconds, the hardware, the commit of the code and the document that the
 command printed (`--json`). A cell whose result file is there is not run again, unless its command is another now, or
 that of a cell it needs: then the former result moves to `former/` in the work folder. What a command leaves (a run)
-lies in the work folder; if a cell that still has to run needs a run that is gone, the cell that makes it runs again, and
-must print the same figures. A cell that fails takes along those that need it; all others run.
+lies in the work folder; if a cell that still has to run needs a run that is gone, the cell that makes it runs again,
+and must print the same figures. A cell that fails takes along those that need it; all others run.
 """
 
 from __future__ import annotations
