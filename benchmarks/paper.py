@@ -5,14 +5,21 @@
 
 --data holds a labelled data set as tar shards, train-*.tar and val-*.tar; --segmentation train/ and val/, each with
 images/ and masks/ of CamVid's 11 classes. Each cell is one command with a result file below `results/paper/`; cells
-that have one are not run again, so the work can be stopped (Ctrl-C) and gone on with at any moment. Whole seeds are
-completed first, and what tables share runs once. Every command has one thread; --jobs runs several at once. The tables
-are written between the marks of docs/results.md, from what is there; with --photos the pictures of figure 2 as well.
+that have one of the same command are not run again, so the work can be stopped (Ctrl-C) and gone on with at any moment.
+Whole seeds are completed first, and what tables share runs once. Every command has one thread; --jobs, one a core
+unless given, runs several at once. A cell that fails takes along only those that need it; the exit code is then 1, and
+the failures are listed at the end. The tables and a summary of all claims are written between the marks of
+docs/results.md, from what is there; with --photos the pictures of figure 2 as well.
+
+Every cell imports the code of the checkout that this file lies in, as it is at that moment. A run takes hours, so start
+it in a worktree that nobody edits (`git worktree add ../paper-run`); each result holds the commit, and whether files of
+the code differed from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -20,10 +27,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from paper_tables import ablation, attention, classification, convergence, segmentation, tokenizers
+from paper_tables import ablation, attention, classification, convergence, segmentation, summary, tokenizers
 from paper_tables.budgets import BUDGETS
-from paper_tables.cells import Cell, Failure, Runner, environment
+from paper_tables.cells import Cell, Failure, Runner
 from paper_tables.chains import Chains, once
+from paper_tables.child import environment
 from paper_tables.prepare import lay_out
 
 HERE = Path(__file__).parent
@@ -56,7 +64,7 @@ def needed(cells: Sequence[Cell], word: str) -> list[Cell]:
 def lines_of(
     name: str, runner: Runner, seeds: Sequence[int], budgets: Sequence[str], pictures: Path | None = None
 ) -> list[str]:
-    """Returns what stands between a table's marks: a section for each budget that has whole seeds.
+    """Returns what stands between a table's marks: a section for each budget that has figures.
 
     Args:
         pictures: Folder of the pictures that figure 2 shows, beside the document.
@@ -72,6 +80,23 @@ def lines_of(
     return lines
 
 
+def summary_of(runner: Runner, seeds: Sequence[int], budgets: Sequence[str]) -> list[str]:
+    """Returns what stands on top of all tables: a section for each budget that has figures."""
+    lines: list[str] = []
+    for budget in budgets:
+        verdicts = {titled(name): table.verdicts(runner, seeds, budget) for name, table in TABLES.items()}
+        cells = cells_of(list(TABLES), seeds, budget)
+        documents = [document for cell in cells if (document := runner.result(cell))]
+        section = summary.rows(verdicts, documents, budget)
+        lines += [*section, ""] if section else []
+    return lines
+
+
+def titled(name: str) -> str:
+    """Returns a table's name as its marks have it."""
+    return name if name[0].isalpha() else f"table {name}"
+
+
 def _shown(pictures: Path, budget: str) -> list[str]:
     lines = []
     for start in PICTURED:
@@ -81,8 +106,9 @@ def _shown(pictures: Path, budget: str) -> list[str]:
     return lines
 
 
-def draw_attention(runner: Runner, photos: Path, budget: str, pictures: Path) -> None:
-    """Draws figure 2 of seed 0, the same photographs for each start. Raises Failure."""
+def draw_attention(runner: Runner, photos: Path, budget: str, pictures: Path) -> list[str]:
+    """Draws figure 2 of seed 0, the same photographs for each start. Returns a text for each that failed."""
+    failures = []
     for start, stage in PICTURED.items():
         run = runner.run_of(Chains(budget).place(start, 0, stage))
         if (run / "checkpoints" / "latest").exists():
@@ -91,7 +117,8 @@ def draw_attention(runner: Runner, photos: Path, budget: str, pictures: Path) ->
             command = [sys.executable, "-m", "beitcli", *words, "--overwrite", "--device", runner.device, "--quiet"]
             done = subprocess.run(command, env=environment(), capture_output=True, text=True)
             if done.returncode:
-                raise Failure(f"attn-map of {start}: {done.stderr}")
+                failures.append(f"attn-map of {start}: {done.stderr}")
+    return failures
 
 
 def write_between_marks(document: Path, name: str, lines: list[str]) -> None:
@@ -105,6 +132,10 @@ def write_between_marks(document: Path, name: str, lines: list[str]) -> None:
     document.write_text(before + start + (f"{body}\n\n" if body else "\n") + end + after)
 
 
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of train-*.tar and val-*.tar")
@@ -113,7 +144,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", choices=BUDGETS, default="small")
     parser.add_argument("--only", choices=[*TABLES, "8"], help="one table; else all but those whose data is not given")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
-    parser.add_argument("--jobs", type=int, default=1, help="commands at once, one thread each")
+    parser.add_argument("--jobs", type=int, default=cores(), help="commands at once, one thread each; else one a core")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--match", default="", help="only cells whose names hold this, and those they need")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "paper")
@@ -127,6 +158,34 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def run(given: argparse.Namespace, runner: Runner, cells: Sequence[Cell]) -> list[str]:
+    """Lays the data out, runs what is missing and draws. Returns a text for each failure."""
+    failures: list[str] = []
+    if given.write_only:
+        runner.say(f"{len(runner.stale(cells))} results are of other commands than those of today")
+    else:
+        segmentation = given.segmentation.resolve() if given.segmentation else None
+        try:
+            folders = lay_out(runner.work, runner.data, segmentation, given.budget)
+        except Failure as failure:
+            return [str(failure)]
+        failures += replace(runner, folders=folders).run_all(cells, given.jobs)
+    if given.photos:
+        failures += draw_attention(runner, given.photos.resolve(), given.budget, given.docs.parent / "pictures")
+    return failures
+
+
+def write(given: argparse.Namespace, runner: Runner, seeds: Sequence[int]) -> None:
+    """Writes the tables, the summary and the picture of the convergence from what is there."""
+    pictures = given.docs.parent / "pictures"
+    budgets = ["smoke"] if given.budget == "smoke" else ["small", "gpu"]
+    for name in [given.only] if given.only else [*TABLES, "8"]:
+        write_between_marks(given.docs, titled(name), lines_of(name, runner, seeds, budgets, pictures))
+    write_between_marks(given.docs, "summary", summary_of(runner, seeds, budgets))
+    for budget in budgets:
+        convergence.draw(runner, seeds, budget, pictures)
+
+
 def main() -> int:
     given = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -134,35 +193,26 @@ def main() -> int:
     def say(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
-    work, data, code = given.work.resolve(), given.data.resolve(), 0
-    runner = Runner(given.results, work, data, given.device, say)
+    runner = Runner(given.results, given.work.resolve(), given.data.resolve(), given.device, say)
     seeds, tables = range(given.seeds), [given.only] if given.only else [*TABLES, "8"]
     if not given.segmentation and not given.only:
         tables = [name for name in tables if name not in WITH_MASKS]
     cells = needed(cells_of(tables, seeds, given.budget), given.match)
     if given.list:
-        sys.stdout.writelines(f"{cell.name}: {cell.command}\n" for cell in runner.missing(cells))
+        stale = runner.stale(cells)
+        lines = [(cell, f"  ({stale[cell.name]})" if cell.name in stale else "") for cell in runner.missing(cells)]
+        sys.stdout.writelines(f"{cell.name}: {cell.command}{reason}\n" for cell, reason in lines)
         return 0
-    pictures = given.docs.parent / "pictures"
+    failures: list[str] = []
+    is_stopped = False
     try:
-        if not given.write_only:
-            segmentation = given.segmentation.resolve() if given.segmentation else None
-            runner = replace(runner, folders=lay_out(work, data, segmentation, given.budget))
-            runner.run_all(cells, given.jobs)
-        if given.photos:
-            draw_attention(runner, given.photos.resolve(), given.budget, pictures)
-    except Failure as failure:
-        say(str(failure))
-        code = 1
+        failures = run(given, runner, cells)
     except KeyboardInterrupt:
-        code = 130
-    budgets = ["smoke"] if given.budget == "smoke" else ["small", "gpu"]
-    for name in [given.only] if given.only else [*TABLES, "8"]:
-        title = name if name[0].isalpha() else f"table {name}"
-        write_between_marks(given.docs, title, lines_of(name, runner, seeds, budgets, pictures))
-    for budget in budgets:
-        convergence.draw(runner, seeds, budget, pictures)
-    return code
+        is_stopped = True
+    write(given, runner, seeds)
+    for failure in failures:
+        say(failure)
+    return 130 if is_stopped else 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from paper_tables.tables import Column, Row, Table
 
 TABLE = Table(
     title="Table 4: which parts of pretraining matter?",
-    about="Each row changes one part of `beit` and keeps images, order, steps and learning rate of pretraining; the "
-    "classifiers are those of Table 1 with few labels, the segmenters those of Table 3.",
+    about="Each row changes one part of `beit` and keeps images, order, learning rate and, but for `longer`, steps of "
+    "pretraining; the classifiers are those of Table 1 with few labels, the segmenters those of Table 3, searches of "
+    "the learning rate included.",
     starts=(
         Row("beit", "blocks hidden, their tokens predicted", "82.86 / 44.65"),
         Row("random", "patches hidden at random", "82.77 / 42.93"),

@@ -1,12 +1,13 @@
 """How well does the attention of a point inside an object separate the object? IoU at the best threshold.
 
-    python benchmarks/paper_tables/attention_iou.py MODEL DATA --limit N --device cpu
+    python benchmarks/paper_tables/attention_iou.py MODEL DATA --limit N --seed 0 --device cpu
 
 DATA/val/images and DATA/val/masks hold pictures and index masks of the same names but for their endings. Each image is
 cut to its central square, the mask to one class a patch, the most frequent one. Objects are patches of one class that
 touch along their sides: three or more, half of the grid at most. The point is the middle of the object's patch nearest
 to its centroid. Prints JSON: `iou`, of the attention of the last block, mean of the heads, and `iou_distance`, of
-nearness to the point, both the mean over the objects of each one's IoU at the threshold that suits it best.
+nearness to the point, both the mean over the objects of each one's IoU at the threshold that suits it best: it is
+chosen with the object known, so both are upper bounds. --seed is that of random weights (MODEL@random).
 """
 
 from __future__ import annotations
@@ -74,11 +75,16 @@ def central_square(image: Image.Image) -> Image.Image:
     return image.crop((left, upper, left + side, upper + side))
 
 
-def measure(model_name: str, data: Path, limit: int, device: str) -> dict[str, float | int]:
+def measure(model_name: str, data: Path, limit: int, device: str, seed: int = 0) -> dict[str, float | int]:
     """Returns the means over all objects of the first `limit` images."""
     import beitcli
+    from beitcli.models.checkpoints.build import backbone_of
+    from beitcli.models.checkpoints.open import open_model
 
     model = beitcli.load_model(model_name, device=device, progress=False)
+    if model_name.endswith("@random"):  # `load_model` has no seed
+        network, _ = backbone_of(open_model(model_name, seed=seed))
+        model.network.load_state_dict(network.state_dict())
     grid = tuple(model.architecture.grid)
     masks = {file.stem: file for file in sorted((data / "val" / "masks").iterdir())}
     attention, distance = [], []
@@ -106,11 +112,12 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int, default=1000, help="images")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true", help="always")
     parser.add_argument("--quiet", action="store_true", help="always")
     given = parser.parse_args()
-    sys.stdout.write(json.dumps(measure(given.model, given.data, given.limit, given.device)) + "\n")
+    sys.stdout.write(json.dumps(measure(given.model, given.data, given.limit, given.device, given.seed)) + "\n")
     return 0
 
 

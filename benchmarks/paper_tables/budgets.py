@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SEGMENT_IMAGES = 367
+"""Training images of CamVid."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -19,10 +22,10 @@ class Budget:
         pretrain_steps, longer_steps: Optimizer steps of a pretraining, and of the one that is called longer.
         pretrain_lr: Of every pretraining.
         aggregate_after: Block of BEiT v2's patch aggregation.
-        few, many: Labels of the two finetunings, and the steps of each.
+        few, many: Labels of the two finetunings, and the steps of each, enough to see each label once.
         measured: Validation images of a classifier.
         curve_points: Measurings of the finetunings that the convergence is read from.
-        search_steps: Of a classifier that only chooses a learning rate.
+        search_steps: Of a classifier that only chooses a learning rate; `scratch-longer` has all its steps for it.
         lrs, segment_lrs: The rates that are tried.
         segment_size, segment_batch, segment_steps, segment_search_steps: Of a segmenter.
         probe_images: Images that the probes learn from.
@@ -65,15 +68,44 @@ class Budget:
     arithmetic: str = "--precision fp32 --cpu-matmul torch"
 
     @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def scratch_longer_steps(self) -> int:
+        """Steps of scratch with few labels that has those of pretraining too."""
+        return self.few_steps + self.pretrain_steps
+
+    @property
+    def probed(self) -> int:
+        """Images that a probe is measured on."""
+        return min(self.probe_images, self.measured)
+
+    @property
+    def segment_seen(self) -> int:
+        """Training images that a segmenter sees."""
+        return min(SEGMENT_IMAGES, self.segment_steps * self.segment_batch)
+
+    def views(self, steps: int, batch_size: int | None = None, images: int | None = None) -> str:
+        """Returns steps as views of images, and as epochs where the number of images is given."""
+        views = steps * (batch_size or self.batch_size)
+        epochs = f", {views / images:.1f} epochs" if images else ""
+        return f"{steps:,} steps ({views:,} views{epochs})"
+
+    @property
     def words(self) -> str:
         """The sizes and steps that a table's reader needs."""
+        segment = self.views(self.segment_steps, self.segment_batch, SEGMENT_IMAGES)
         return (
             f"Sizes: `--model {self.model}`, {self.image_size}-pixel images in patches of {self.patch_size}, "
-            f"{self.num_masked} of them hidden; {self.pretrain_steps:,} steps of {self.batch_size} images "
-            f"of pretraining (longer: {self.longer_steps:,}), V = {self.vocab_size:,}. Few labels: {self.few:,}, "
-            f"{self.few_steps:,} steps; many: {self.many:,}, {self.many_steps:,} steps; {self.measured:,} images to "
-            f"measure on. Segmenters: {self.segment_steps:,} steps of {self.segment_batch} images of "
-            f"{self.segment_size} pixels. Probes: {self.probe_images:,} images to learn from, as many to measure on."
+            f"{self.num_masked} of {self.grid**2} hidden, batches of {self.batch_size}. Tokenizer: "
+            f"{self.views(self.tokenizer_steps, 16, self.images)} of {self.images:,} images, V = {self.vocab_size:,}. "
+            f"Pretraining: {self.views(self.pretrain_steps)}; longer: {self.views(self.longer_steps)}. Few labels: "
+            f"{self.few:,}, {self.views(self.few_steps, images=self.few)}; many: {self.many:,}, "
+            f"{self.views(self.many_steps, images=self.many)}; {self.measured:,} images to measure on. Segmenters: "
+            f"{segment} of {self.segment_size} pixels, which see {self.segment_seen} of {SEGMENT_IMAGES} training "
+            f"images. Probes: {self.probe_images:,} images to learn from, {self.probed:,} to measure on."
         )
 
 
@@ -86,7 +118,7 @@ BUDGETS = {
         few=1000,
         few_steps=96,
         many=5000,
-        many_steps=128,
+        many_steps=160,  # 5,120 views
         search_steps=40,
         segment_steps=60,
         segment_search_steps=20,

@@ -1,22 +1,20 @@
 """Cells: one `beit` command each, with a result file of its own, run once whatever they are needed for.
 
-A result file holds the command, its processor seconds, the hardware and the document that the command printed
-(`--json`). A cell whose result file is there is not run again. What a command leaves (a run) lies in the work folder;
-if a cell that still has to run needs a run that is gone, the cell that makes it runs again, and must print the same
-figures.
+A result file holds the command, its processor seconds, the hardware, the commit of the code and the document that the
+command printed (`--json`). A cell whose result file is there is not run again, unless its command is another now, or
+that of a cell it needs: then the former result moves to `former/` in the work folder. What a command leaves (a run)
+lies in the work folder; if a cell that still has to run needs a run that is gone, the cell that makes it runs again,
+and must print the same figures. A cell that fails takes along those that need it; all others run.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -24,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from measure import hardware
+
+from paper_tables.child import curve_of, document_of, ended, environment
+from paper_tables.code_version import code_version
 
 _TIMED = ("seconds", "per_second")  # ends of the names of figures that differ from run to run
 SCRIPTS = Path(__file__).parent
@@ -89,28 +90,71 @@ class Runner:
         return self.results / f"{cell.name}.json"
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """What a cell's command printed; None if it has not run."""
-        file = self.result_file(cell)
-        return json.loads(file.read_text()) if file.exists() else None
+        """Returns what is kept of a cell; None if it has not run, or its file is damaged."""
+        try:
+            document = json.loads(self.result_file(cell).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return document if isinstance(document, dict) and {"command", "figures"} <= document.keys() else None
 
     def run_of(self, name: str) -> Path:
         return self.work / name
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
-        """The cells to run, in order: those without a result, and those whose run another one of them needs."""
+        """The cells to run, in order: those without a result that counts, and those whose run one of them needs."""
         by_name = {cell.name: cell for cell in cells}
-        to_run = {cell.name for cell in cells if self.result(cell) is None}
+        to_run = {cell.name for cell in cells if self.result(cell) is None} | self.stale(cells).keys()
         for cell in reversed(cells):  # what a cell needs stands before it
             if cell.name in to_run:
                 to_run |= {name for name in cell.needs if by_name[name].makes_run and not self._made(by_name[name])}
         return [cell for cell in cells if cell.name in to_run]
 
+    def stale(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """Returns the names of cells whose kept result does not count, in order, each with the reason."""
+        found: dict[str, str] = {}
+        for cell in cells:  # what a cell needs stands before it
+            if not self.result_file(cell).exists():
+                continue
+            document = self.result(cell)
+            if document is None:
+                found[cell.name] = "its result file is damaged"
+            elif document["command"] not in self._commands(cell):
+                found[cell.name] = f"its command was `{document['command']}`"
+            elif changed := sorted(cell.waits_for & found.keys()):
+                found[cell.name] = f"{changed[0]} runs again"
+        return found
+
+    def _commands(self, cell: Cell) -> set[str]:
+        """Returns the commands of which a kept result counts: with the chosen rate, with any while none is chosen."""
+        rates = {rate for rate, _ in cell.rates}
+        if all(self.result(Cell(name, "", 0)) for _, name in cell.rates):
+            rates = {self.chosen_rate(cell)} if cell.rates else {""}
+        return {_shown(cell, cell.command.replace("{rate}", rate)) for rate in rates}
+
+    def retire(self, cells: Sequence[Cell]) -> None:
+        """Moves results that do not count to `former/` in the work folder, those of dependants first, and says so."""
+        for name, reason in reversed(self.stale(cells).items()):
+            file, former = self.results / f"{name}.json", self.work / "former" / f"{name}.json"
+            former.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, former)
+            self.say(f"{name} runs again: {reason}. The former result: {former}")
+
     def _made(self, cell: Cell) -> bool:
         return self.result(cell) is not None and (self.run_of(cell.name) / "checkpoints" / "latest").exists()
 
     def run(self, cell: Cell, stop: threading.Event) -> None:
-        """Runs one cell with one thread. Raises Failure."""
-        out = self.run_of(cell.name)
+        """Runs one cell with one thread.
+
+        Raises:
+            Failure: The command failed, printed no document or other figures than before, or could not be started.
+        """
+        try:
+            self._run(cell, stop)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise Failure(f"{cell.name}: {type(error).__name__}: {error}") from error
+
+    def _run(self, cell: Cell, stop: threading.Event) -> None:
+        code_then, out = code_version(), self.run_of(cell.name)
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         places = {name.rpartition("/")[2]: self.run_of(name) for name in cell.needs}
@@ -120,17 +164,19 @@ class Runner:
         arguments = [sys.executable, *program, *words, "--device", self.device, "--json", "--quiet"]
         with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
             child = subprocess.Popen(arguments, env=environment(), stdout=printed, stderr=errors)
-            code, cpu_seconds = _ended(child.pid, stop)
+            code, cpu_seconds = ended(child.pid, stop)
             child.returncode = code  # it has been waited for
             printed.seek(0)
             errors.seek(0)
             if code != 0:
                 end = "\n".join(errors.read().decode(errors="replace").splitlines()[-10:])
                 raise Failure(f"{cell.name}: exit code {code}: beit {command}\n{end}")
-            figures = json.loads(printed.read().splitlines()[-1])
+            figures = document_of(printed.read())
+            if figures is None:
+                raise Failure(f"{cell.name}: its last line is no JSON document: beit {command}")
         if cell.has_curve:
-            figures["curve"] = _curve(out / "metrics.jsonl")
-        self._keep(cell, command, figures, cpu_seconds)
+            figures["curve"] = curve_of(out / "metrics.jsonl")
+        self._keep(cell, command, figures, {"cpu_seconds": round(cpu_seconds, 1), "code": code_then})
 
     def chosen_rate(self, cell: Cell) -> str:
         """Returns the learning rate whose cell measured the most, the first of several. Raises Failure."""
@@ -138,13 +184,13 @@ class Runner:
         return max(tried, key=lambda rate: tried[rate])
 
     def _accuracy(self, name: str) -> float:
-        try:
-            figures = json.loads((self.results / f"{name}.json").read_text())["figures"]
-        except FileNotFoundError:
-            raise Failure(f"{name} has not run, so there is no learning rate.") from None
+        document = self.result(Cell(name, "", 0))
+        if document is None:
+            raise Failure(f"{name} has not run, so there is no learning rate.")
+        figures = document["figures"]
         return float(figures["miou"] if "miou" in figures else figures["top1"])
 
-    def _keep(self, cell: Cell, command: str, figures: Mapping[str, Any], cpu_seconds: float) -> None:
+    def _keep(self, cell: Cell, command: str, figures: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
         """Writes the result file; if there is one already, the figures must be the same."""
         named = {name: value for name, value in figures.items() if not isinstance(value, str) or "/" not in value}
         former = self.result(cell)
@@ -152,10 +198,8 @@ class Runner:
             raise Failure(f"{cell.name}: ran again, and printed another {', '.join(changed)}.")
         if former is None:
             document = {
-                "command": f"python benchmarks/paper_tables/{cell.script} {command}"
-                if cell.script
-                else f"beit {command}",
-                "cpu_seconds": round(cpu_seconds, 1),
+                "command": _shown(cell, command),
+                **beside,
                 "hardware": hardware() | {"threads": 1},
                 "figures": named,
             }
@@ -164,17 +208,20 @@ class Runner:
             part = file.with_suffix(".part")
             part.write_text(json.dumps(document, indent=1) + "\n")
             part.replace(file)
-        self.say(f"{cell.name}: {cpu_seconds:.0f} s of one core")
+        self.say(f"{cell.name}: {beside['cpu_seconds']:.0f} s of one core")
 
-    def run_all(self, cells: Sequence[Cell], jobs: int) -> None:
+    def run_all(self, cells: Sequence[Cell], jobs: int) -> list[str]:
         """Runs what is missing, `jobs` at a time, in the order of `cells` as far as their needs allow.
 
-        Raises:
-            Failure: Of the first cell that failed, when those beside it have ended.
+        Returns:
+            A text for each cell that failed, and one that names those that were left out because they need one of them.
         """
+        self.retire(cells)
         left, stop = self.missing(cells), threading.Event()
         self.say(f"{len(left)} of {len(cells)} cells to run")
         running: dict[Future[None], Cell] = {}
+        failures: dict[str, str] = {}
+        left_out: list[str] = []
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 while left or running:
@@ -183,35 +230,37 @@ class Runner:
                         left.remove(cell)
                         running[pool.submit(self.run, cell, stop)] = cell
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        del running[future]
-                        future.result()
+                        name = running.pop(future).name
+                        try:
+                            future.result()
+                        except Failure as failure:
+                            failures[name] = str(failure)
+                            self.say(f"{name} failed; what does not need it goes on")
+                    left, dropped = without_dependants(left, {*failures, *left_out})
+                    left_out += dropped
             except BaseException:
                 stop.set()
                 raise
+        return [
+            *failures.values(),
+            *([f"Not run, as they need what failed: {', '.join(left_out)}"] if left_out else []),
+        ]
 
 
-def environment() -> dict[str, str]:
-    """Returns the variables of every command: one thread, no settings from outside, the program of this checkout."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BEIT_")}
-    path = os.pathsep.join(filter(None, (str(SCRIPTS.parents[1]), kept.get("PYTHONPATH"))))
-    return kept | {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")} | {"PYTHONPATH": path}
+def without_dependants(cells: Sequence[Cell], failed: set[str]) -> tuple[list[Cell], list[str]]:
+    """Returns the cells that need none of `failed`, not by way of others either, and the names of those that do."""
+    kept, lost = [], dict.fromkeys(failed)
+    for cell in cells:  # what a cell needs stands before it
+        if cell.waits_for & lost.keys():
+            lost[cell.name] = None
+        else:
+            kept.append(cell)
+    return kept, [name for name in lost if name not in failed]
 
 
-def _curve(file: Path) -> list[tuple[int, float]]:
-    """Returns the accuracy on held-out images at each step where it was measured."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return [(line["step"], line["held_out_top1"]) for line in lines if "held_out_top1" in line]
-
-
-def _ended(pid: int, stop: threading.Event) -> tuple[int, float]:
-    """Waits for a child process. Returns its exit code and its processor seconds, which depend little on other load."""
-    while True:
-        waited, status, usage = os.wait4(pid, os.WNOHANG)
-        if waited:
-            return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
-        if stop.is_set():
-            os.kill(pid, signal.SIGTERM)
-        time.sleep(0.2)
+def _shown(cell: Cell, command: str) -> str:
+    """Returns a command as it is kept, from its words."""
+    return f"python benchmarks/paper_tables/{cell.script} {command}" if cell.script else f"beit {command}"
 
 
 def _differing(former: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ segment      a segmenter
 knn, linear  probes of frozen features
 iou          the last block's attention beside masks
 search-few-RATE, search-segment-RATE: of seed 0 only, two rates on a split of the training labels; every seed takes
-             the better one
+             the better one. A search has fewer steps than what it is for, but that of `scratch-longer`, whose length
+             is what sets it apart
 """
 
 from __future__ import annotations
@@ -135,11 +136,13 @@ class Chains:
             yield Cell(self.place(variant, seed, protocol), line, seed, (self.place(run, seed, "pretrain"),))
 
     def attention(self, variant: str, seed: int) -> Iterator[Cell]:
-        """Yields the comparison of a model's attention with masks."""
+        """Yields the comparison of a model's attention with masks; `untrained`: of BEiT's shape with random weights."""
         stage = "few" if variant == "scratch" else "pretrain"
-        yield from self.classifier(variant, seed, "few") if stage == "few" else self.pretraining(variant, seed)
-        line = f"{{{stage}}} {{segmentation}} --limit {self.budget.map_images}"
-        needs = (self.place(variant, seed, stage),)
+        run = "beit" if variant == "untrained" else variant
+        yield from self.classifier(run, seed, "few") if stage == "few" else self.pretraining(run, seed)
+        model = f"{{{stage}}}@random" if variant == "untrained" else f"{{{stage}}}"
+        line = f"{model} {{segmentation}} --limit {self.budget.map_images} --seed {seed}"
+        needs = (self.place(run, seed, stage),)
         yield Cell(self.place(variant, seed, "iou"), line, seed, needs, script="attention_iou.py")
 
     def _start(self, variant: str, seed: int) -> Generator[Cell, None, tuple[str, tuple[str, ...]]]:
@@ -157,14 +160,12 @@ class Chains:
         """Yields the cells that choose a start's rate, of seed 0; returns the rates, each with the cell's name."""
         b = self.budget
         chosen: list[tuple[str, str]] = []
-        if variant == "scratch-longer":
-            variant = "scratch"
         start, needs = yield from self._start(variant, 0)
         for rate in b.lrs if stage == "few" else b.segment_lrs:
             name = self.place(variant, 0, f"search-{stage}-{rate}")
             if stage == "few":
-                words = [self._classify(start, b.few, b.search_steps), "--val {search}"]
-                steps = b.search_steps
+                steps = b.scratch_longer_steps if variant == "scratch-longer" else b.search_steps
+                words = [self._classify(start, b.few, steps), "--val {search}"]
             else:
                 words = [self._segment("{segmentation_search}", start, b.segment_search_steps)]
                 steps = b.segment_search_steps

@@ -4,7 +4,8 @@
     search                 the last train-*.tar, `measured` images of it
     val                    val-*.tar, `measured` images of them
     segmentation           the given folder
-    segmentation_search    its training images alone: every eighth is `val`, the others are `train`
+    segmentation_search    its training images alone: every eighth is `val`, the others are `train`; frames of one
+                           drive, so it serves the choice of a rate only
 
 `search` and `val` are packs, because `finetune --val` measures on all images that it is given.
 """
@@ -16,7 +17,8 @@ import sys
 from pathlib import Path
 
 from paper_tables.budgets import BUDGETS
-from paper_tables.cells import Failure, environment
+from paper_tables.cells import Failure
+from paper_tables.child import environment
 
 
 def lay_out(work: Path, data: Path, segmentation: Path | None, budget: str) -> dict[str, Path]:

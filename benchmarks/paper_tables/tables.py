@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from paper_tables.beside import (
+    commands,
+    hardware_words,
+    image_words,
+    pretrained_words,
+    read,
+    search_words,
+    spread_words,
+)
 from paper_tables.cells import Cell, Runner
 from paper_tables.chains import Chains, once
-from paper_tables.comparison import Claim, Values, cell, markdown, paired, sentence
+from paper_tables.comparison import Claim, Values, Verdict, cell, delta, judged, markdown
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class Column:
         rows: Names of the rows that have it; empty for all.
         reference: The row that others are compared with; empty for the table's.
         is_claimed: Whether the claims are about it.
+        is_compared: Whether differences to the reference are shown.
     """
 
     title: str
@@ -29,6 +38,7 @@ class Column:
     rows: tuple[str, ...] = ()
     reference: str = ""
     is_claimed: bool = True
+    is_compared: bool = True
 
     def has(self, variant: str) -> bool:
         return not self.rows or variant in self.rows
@@ -53,7 +63,7 @@ class Table:
     """One table of the paper.
 
     Attributes:
-        about: Below the heading.
+        about: Below the heading; `{b.NAME}` in it and in the notes is a setting of the budget.
         reference: The row that others are compared with.
         paper: What the paper's figures are, title of their column.
         command_row: Whose commands are shown.
@@ -82,59 +92,77 @@ class Table:
                     yield from stage_cells(chains, row.variant, seed, column.stage)
 
     def values(self, runner: Runner, seeds: Sequence[int], budget: str) -> dict[tuple[str, str], Values]:
-        """Returns the figures in percent by row and column title, of the seeds whose every cell has run."""
+        """Returns the figures in percent by row and column title, each of the seeds that have it."""
         chains = Chains(budget)
-        shown = [(row.variant, column) for row in self.starts for column in self.columns if column.has(row.variant)]
-        found: dict[tuple[str, str], dict[int, float]] = {(variant, column.title): {} for variant, column in shown}
-        for seed in seeds:
-            metrics = {
-                (variant, column.title): metric(runner, chains, variant, seed, column) for variant, column in shown
+        found: dict[tuple[str, str], dict[int, float]] = {}
+        for row, column in ((row, column) for row in self.starts for column in self.columns if column.has(row.variant)):
+            measured = {seed: metric(runner, chains, row.variant, seed, column) for seed in seeds}
+            found[row.variant, column.title] = {
+                seed: 100 * value for seed, value in measured.items() if value is not None
             }
-            if None not in metrics.values():
-                for name, value in metrics.items():
-                    found[name][seed] = 100 * float(value or 0)
         return found
 
     def rows(self, runner: Runner, seeds: Sequence[int], budget: str) -> list[str]:
-        """Returns the section in Markdown; nothing where no seed is whole."""
+        """Returns the section in Markdown; nothing where nothing has run."""
         values = self.values(runner, seeds, budget)
         n = max((len(each) for each in values.values()), default=0)
         if not n:
             return []
+        b = Chains(budget).budget
         titles = ["start", "", *self._titles(), f"the paper's: {self.paper}"]
-        body = [self._row(row, values) for row in self.starts]
-        lines = [
-            f"### {self.title}: budget `{budget}`, n = {n}\n",
-            f"{self.about}\n",
-            f"{Chains(budget).budget.words}\n",
+        documents = [found for each in self.cells(seeds, budget) if (found := runner.result(each))]
+        return [
+            f"### {self.title} Budget `{budget}`, n = {n}\n",
+            f"{self.about.format(b=b)}\n",
+            f"{b.words}\n",
+            *markdown(titles, [self._row(row, values, n) for row in self.starts]),
+            "",
+            f"{spread_words(n, self.reference)}\n",
+            *image_words(values, self.columns, budget),
+            *(each.sentence() for each in self._judged(values) if each.difference is not None),
+            "",
+            *pretrained_words(runner, seeds, budget),
+            *search_words(runner, budget, self._searched()),
+            *(f"{note.format(b=b)}\n" for note in self.notes),
+            *hardware_words(documents),
+            *commands(runner, budget, self.command_row, self.columns),
         ]
-        lines += [*markdown(titles, body), ""]
-        lines.append(f"{spread_words(n, self.reference)}\n")
-        lines += [*self.sentences(values), "", *pretrained_words(runner, seeds, budget), *self.notes]
-        return [*lines, *commands(runner, budget, self.command_row, self.columns)]
+
+    def verdicts(self, runner: Runner, seeds: Sequence[int], budget: str) -> list[Verdict]:
+        """Returns what became of each claim in each figure that it is about, those that have not run too."""
+        return list(self._judged(self.values(runner, seeds, budget)))
 
     def _titles(self) -> Iterator[str]:
         for column in self.columns:
             yield column.title
-            yield "Δ"
+            if column.is_compared:
+                yield "Δ"
 
-    def _row(self, row: Row, values: Mapping[tuple[str, str], Values]) -> list[str]:
+    def _searched(self) -> list[str]:
+        """Returns the rows whose classifiers have a learning rate that was chosen."""
+        stages = ("few", "many")
+        columns = [column for column in self.columns if column.stage in stages]
+        return [row.variant for row in self.starts if any(column.has(row.variant) for column in columns)]
+
+    def _row(self, row: Row, values: Mapping[tuple[str, str], Values], n: int) -> list[str]:
         shown = [f"`{row.variant}`", row.about]
         for column in self.columns:
             mine = values.get((row.variant, column.title), {})
             reference = column.reference or self.reference
-            is_compared = mine and row.variant != reference
-            difference = paired(mine, values[reference, column.title]).shown() if is_compared else ""
-            shown += [cell(mine) if column.has(row.variant) else "", difference]
+            shown.append(cell(mine, usual=n) if column.has(row.variant) else "")
+            if column.is_compared:
+                is_other = row.variant != reference
+                shown.append(delta(mine, values[reference, column.title], n) if is_other else "")
         return [*shown, row.paper]
 
-    def sentences(self, values: Mapping[tuple[str, str], Values]) -> Iterator[str]:
-        """Yields a sentence for each claim and figure that both rows have."""
+    def _judged(self, values: Mapping[tuple[str, str], Values]) -> Iterator[Verdict]:
         for claim in self.claims:
             for column in self.columns:
-                better, worse = (values.get((name, column.title)) for name in (claim.better, claim.worse))
-                if column.is_claimed and better and worse:
-                    yield sentence(claim, column.title, column.stage, better, worse)
+                better = values.get((claim.better, column.title))
+                worse = values.get((claim.worse, claim.worse_column or column.title))
+                is_meant = column.is_claimed and (not claim.stages or column.stage in claim.stages)
+                if is_meant and better is not None and worse is not None:
+                    yield judged(claim, column.title, column.stage, better, worse)
 
 
 def stage_cells(chains: Chains, variant: str, seed: int, stage: str) -> Iterator[Cell]:
@@ -152,42 +180,6 @@ def stage_cells(chains: Chains, variant: str, seed: int, stage: str) -> Iterator
 
 
 def metric(runner: Runner, chains: Chains, variant: str, seed: int, column: Column) -> float | None:
+    """Returns a figure as a share; None if its cell has not run."""
     document = read(runner, chains.place(variant, seed, column.stage))
-    return None if document is None else document["figures"][column.key]
-
-
-def read(runner: Runner, name: str) -> dict[str, Any] | None:
-    """Returns a cell's result by its name; None if it has not run."""
-    return runner.result(Cell(name, "", 0))
-
-
-def spread_words(n: int, reference: str) -> str:
-    """Returns what the brackets and Δ of a table say."""
-    if n < 2:
-        return f"One seed; Δ: the difference to `{reference}` in points. Without an interval all claims are undecided."
-    return (
-        f"Means over {n} seeds, standard deviation in brackets; Δ: the difference to `{reference}` in points, paired "
-        "by seed, with Student's 95% interval, which alone decides a claim. Of twenty intervals one errs by chance."
-    )
-
-
-def pretrained_words(runner: Runner, seeds: Sequence[int], budget: str) -> list[str]:
-    """Returns whether the reference pretraining learned its own task; nothing where it has not run."""
-    chains = Chains(budget)
-    documents = [read(runner, chains.place("beit", seed, "pretrain")) for seed in seeds]
-    figures = [document["figures"] for document in documents if document]
-    if not figures:
-        return []
-    accuracy = {seed: 100 * each["masked_accuracy"] for seed, each in enumerate(figures)}
-    baseline = {seed: 100 * each["baseline_accuracy"] for seed, each in enumerate(figures)}
-    line = f"Pretraining `beit` names {cell(accuracy)}% of the hidden tokens, always guessing the most frequent one"
-    return [f"{line} {cell(baseline)}%: {paired(accuracy, baseline).shown()} points.\n"]
-
-
-def commands(runner: Runner, budget: str, variant: str, columns: Sequence[Column]) -> list[str]:
-    """Returns the commands of one row, seed 0, as they ran."""
-    chains = Chains(budget)
-    names = [chains.place("tokenizer", 0, "tokenizer"), chains.place(variant, 0, "pretrain")]
-    names += [chains.place(variant, 0, column.stage) for column in columns if column.has(variant)]
-    found = [document["command"] for name in dict.fromkeys(names) if (document := read(runner, name))]
-    return [f"\nThe commands of `{variant}`, seed 0 (every cell's own is in its file):\n", "```sh", *found, "```"]
+    return None if document is None else document["figures"].get(column.key)
