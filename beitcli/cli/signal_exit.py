@@ -64,7 +64,7 @@ class _Stop:
     imports_before: int
 
     def now(self, number: int, frame: FrameType | None) -> None:
-        insists = number == signal.SIGINT and noted() is not None
+        insists = number == signal.SIGINT == noted()
         note(number)  # the error may be swallowed where it strikes
         if insists or not self._waits(frame):
             raise _error(number)

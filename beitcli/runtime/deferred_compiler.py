@@ -83,6 +83,7 @@ class _Deferring:
         try:
             with compiler_stand_ins(), _hidden():
                 self._loader.exec_module(module)
+            _hand_over_hub()
         except (ImportError, AttributeError):  # a release that needs more of the compiler
             for name in set(sys.modules) - before:
                 if name.startswith(_PACKAGES):
@@ -102,6 +103,24 @@ def _hidden() -> Iterator[None]:
     finally:
         for name in names:
             del sys.modules[name]
+
+
+def _hand_over_hub() -> None:
+    """Has timm import the hub's client when it asks for it, as a plugin's `create_model(pretrained=True)` does."""
+    client = sys.modules.get("timm.models._hub")
+    if client is not None and getattr(client, "_has_hf_hub", None) is False:
+        client._has_hf_hub = _HubWhenAsked(client)  # type: ignore[attr-defined]
+
+
+class _HubWhenAsked:
+    """Truth value: whether the hub's client can be imported, by timm's module itself."""
+
+    def __init__(self, client: ModuleType) -> None:
+        self._client = client
+
+    def __bool__(self) -> bool:
+        self._client.__spec__.loader.exec_module(self._client)  # type: ignore[union-attr]
+        return self._client._has_hf_hub is True
 
 
 @contextmanager

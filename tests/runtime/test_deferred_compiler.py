@@ -64,6 +64,24 @@ print(timm.__spec__.loader is timm.__loader__, timm.models.naflexvit.__name__)
     assert printed(code).split() == ["True", "timm.models.naflexvit"]
 
 
+def test_timm_finds_the_hub_s_client_when_it_asks_for_it() -> None:
+    code = """
+from beitcli.runtime.deferred_compiler import defer_compiler
+defer_compiler()
+import sys
+import timm
+from timm.models import load_model_config_from_hf
+assert "huggingface_hub" not in sys.modules
+from timm.models._hub import has_hf_hub
+print(has_hf_hub(necessary=True), "huggingface_hub" in sys.modules, timm.models._hub._has_hf_hub)
+try:
+    load_model_config_from_hf("no/such", cache_dir="/nonexistent")
+except Exception as error:
+    print(type(error).__module__.split(".")[0])
+"""
+    assert printed(code).split() == ["True", "True", "True", "huggingface_hub"]
+
+
 def test_a_package_that_needs_more_of_the_compiler_gets_it(tmp_path: Path) -> None:
     """A torchvision of another release, which uses the compiler as it is imported."""
     package = tmp_path / "torchvision"

@@ -33,7 +33,10 @@ def parameter_groups(
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, which would load the compiler in its first step to keep it out of this one."""
+    """torch's, which would load the compiler in its first step to keep it out of this one.
+
+    Sharded tensors need the compiler, which FSDP's hooks load in the first forward pass.
+    """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         with compiler_stand_ins():
