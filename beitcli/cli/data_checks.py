@@ -1,7 +1,8 @@
 """DATA opened and its labels looked for before torch is loaded: by listing, no image is decoded.
 
 Only what lies on this disk is looked at: stdin can be read once, and what is on the hub may have to be downloaded. The
-engine opens it again, a large folder or tar from its index.
+engine opens it again, a large folder or tar from its index. What has no index and takes long is left to it: the pages
+of `--pages all`, long lists, tables and patterns, the label columns of much parquet.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from beitcli.config.data_formats import is_data_word
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from beitcli.models.checkpoints.handle import CheckpointHandle
 
 _DRAWN = "sample"  # the word of DATA that opens at once
+_MOST_PATHS = 1_000  # of patterns
+_MOST_BYTES = {".txt": 4e6, ".tsv": 4e6, ".csv": 4e6, ".parquet": 4e9}  # of all files that end so: up to about 0.2 s
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ def check_data(config: Any, model: CheckpointHandle | None, on_event: OnEvent) -
     """
     from beitcli.engine.events import Progress
 
+    if getattr(config, "pages", "first") == "all":  # which are counted in each file
+        return OpenedInputs(model=model)
+
     def progress(event: Event) -> None:  # the engine's opening tells what there is to say
         if isinstance(event, Progress):
             on_event(event)
@@ -67,13 +74,13 @@ def _training(config: Any, on_event: OnEvent) -> None:
 
     request = _request(config, on_event, vectors=getattr(config, "problem", None) == "multi-label")
     if config.command != "finetune":
-        if _is_here(config.data):
+        if _opens_soon(config.data):
             open_data(config.data, request)
         return
     task = TASKS.entries()[config.task]
-    if _is_here(config.data):
+    if _opens_soon(config.data):
         task.check_data(config.data, request)
-    if config.val is not None and _is_here([config.val]):
+    if config.val is not None and _opens_soon([config.val]):
         task.check_data([config.val], replace(request, split=None, role="eval", nul_separated=False))
 
 
@@ -83,7 +90,7 @@ def _evaluation(config: Any, model: CheckpointHandle | None, on_event: OnEvent) 
     from beitcli.engine.probing.training_images import training_source
 
     data = models_and_data(config).data
-    if not _is_here(data):
+    if not _opens_soon(data):
         return
     request = _request(config, on_event, role="eval")
     if config.protocol == "head":
@@ -93,7 +100,7 @@ def _evaluation(config: Any, model: CheckpointHandle | None, on_event: OnEvent) 
         return
     labelled = config.protocol != "elbo"
     source = open_data(data, replace(request, labelled=labelled))
-    if labelled and (config.train is None or _is_here([config.train])):
+    if labelled and (config.train is None or _opens_soon([config.train])):
         training_source(replace(config, data=data), source.splits, request.sample_size, on_event)
 
 
@@ -111,8 +118,8 @@ def _inputs(config: Any, on_event: OnEvent) -> OpenedInputs:
     if config.command == "mask-preview" and config.model is None:  # which loads no torch
         return OpenedInputs()
     query = getattr(config, "query", None)
-    opened = OpenedInputs(query=open_query(config, 64, None, on_event) if query and _is_here([query]) else None)
-    if not config.inputs or not _is_here(config.inputs):
+    opened = OpenedInputs(query=open_query(config, 64, None, on_event) if query and _opens_soon([query]) else None)
+    if not config.inputs or not _opens_soon(config.inputs):
         return opened
     if query and len(config.inputs) == 1 and is_feature_file(config.inputs[0]):
         return opened
@@ -127,18 +134,36 @@ def _request(config: Any, on_event: OnEvent, **others: Any) -> Request:
     return Request.of(config, on_progress=openings(on_event), **others)
 
 
-def _is_here(references: Iterable[str]) -> bool:
-    """Whether all are files and folders of this disk, or drawn: no pipe, which can be read once.
+def _opens_soon(references: Iterable[str]) -> bool:
+    """Whether all are files and folders of this disk that take a moment to open, or drawn: no pipe, read once.
 
     Raises:
         DataError: One is missing.
     """
-    from beitcli.data.sources.open_data import expand
+    from beitcli.data.sources.open_data import matches
 
+    paths: list[str] = []
     for reference in references:
         if is_data_word(reference):
             if reference != _DRAWN:
                 return False
-        elif not all(os.path.isfile(path) or os.path.isdir(path) for path in expand(reference)):
+            continue
+        found = list(islice(matches(reference), _MOST_PATHS + 1))
+        if len(found) > _MOST_PATHS or not all(os.path.isfile(path) or os.path.isdir(path) for path in found):
             return False
-    return True
+        paths += found
+    return _are_small(paths)
+
+
+def _are_small(paths: Iterable[str]) -> bool:
+    """Whether the files of paths, and the parquet in folders, are few bytes of each kind that is read in full."""
+    from beitcli.data.sources.formats._shards_below import shard_files
+
+    left = dict(_MOST_BYTES)
+    for path in paths:
+        inside = (os.path.join(path, file) for file in shard_files(path)) if os.path.isdir(path) else (path,)
+        for file in inside:
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in left:
+                left[suffix] -= os.path.getsize(file)
+    return min(left.values()) >= 0

@@ -1,7 +1,7 @@
 """The kind of MODEL and TOKENIZER, told from the header of their weights before torch is loaded.
 
-Only what lies on this disk is looked at. What cannot be opened here is left to the engine, which verifies hashes and
-may take an earlier checkpoint.
+Only runs and safetensors of this disk are looked at, as a pickle's header is read with torch. What cannot be opened
+here is left to the engine, which verifies hashes and may take an earlier checkpoint.
 """
 
 from __future__ import annotations
@@ -49,13 +49,17 @@ def _reference(config: Any) -> str | None:
 
 
 def _header(reference: str | None) -> CheckpointHandle | None:
+    from beitcli.cli.path_checks import model_words
     from beitcli.models.checkpoints.locate import split_part
-    from beitcli.models.checkpoints.open import open_unverified
+    from beitcli.models.checkpoints.open import open_without_torch
+    from beitcli.models.checkpoints.timm_references import random_init_base
 
-    if not reference or not os.path.exists(split_part(reference)[0]):
+    if not reference or reference in model_words() or random_init_base(reference) is not None:
+        return None
+    if not os.path.exists(split_part(reference)[0]):
         return None
     try:
-        return open_unverified(reference)
+        return open_without_torch(reference)
     except (BeitError, OSError):
         return None
 

@@ -1,10 +1,13 @@
 """What `-o` and its like name, refused before torch is loaded: it exists, is an input, or cannot be made.
 
-Nothing is made here. The engine plans the same files again, with what may have changed meanwhile.
+Nothing is made here. The engine plans the same files again, with what may have changed meanwhile. Left to it alone are
+a folder that a command left unfinished, as settings of MODEL tell whether it was this one, and what may be replaced,
+for which every input is looked at.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,8 @@ from beitcli.config.tasks import TASKS, task_of_kind
 if TYPE_CHECKING:
     from beitcli.engine.io.protected_inputs import ProtectedInputs
 
+_OUTPUTS = ("output", "map", "codebook", "reconstruct")
+
 
 def check_outputs(config: Any, opened: OpenedInputs) -> None:
     """Raises the engine's error for an output that cannot be written.
@@ -24,7 +29,7 @@ def check_outputs(config: Any, opened: OpenedInputs) -> None:
         opened: The images that outputs are named after, and that none may replace.
     """
     check = _CHECKS.get(config.command)
-    if check is None:
+    if check is None or _replaces(config):
         return
     from beitcli.engine.io.protected_inputs import ProtectedInputs
 
@@ -32,8 +37,22 @@ def check_outputs(config: Any, opened: OpenedInputs) -> None:
     check(config, opened, ProtectedInputs(config, opened.source, images=query))
 
 
+def _replaces(config: Any) -> bool:
+    """Whether outputs of a command that compares them with each image are there, and may be replaced."""
+    if config.command == "export" or not (config.overwrite or getattr(config, "resume", False)):
+        return False
+    named = [getattr(config, name, None) for name in _OUTPUTS]
+    return any(os.path.lexists(output) for output in named if output)
+
+
+def _is_unfinished(folder: str) -> bool:
+    from beitcli.engine.io.unfinished_outputs import is_unfinished
+
+    return is_unfinished(folder)
+
+
 def _attention(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
-    if config.output is None or opened.source is None:
+    if config.output is None or opened.source is None or _is_unfinished(config.output):
         return
     from beitcli.engine.io.outputs import output_files
 
@@ -62,13 +81,15 @@ def _masks(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
 
     if config.stats:
         picture_file(config.output, "-o", inputs, overwrite=config.overwrite, makes=False)
-    elif opened.source is not None and not is_stdout(config.output):
+    elif config.limit is not None and config.seed is None:  # then the seed of the run selects the images
+        return
+    elif opened.source is not None and not is_stdout(config.output) and not _is_unfinished(config.output):
         picture_outputs(config.output, "-o", opened.source, inputs, overwrite=config.overwrite, makes=False)
 
 
 def _predictions(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
     task = None if opened.model is None else task_of_kind(opened.model.kind)
-    if config.output is None or opened.source is None or task is None:
+    if config.output is None or opened.source is None or task is None or _is_unfinished(config.output):
         return
     if task.output != "folder" or not TASKS.is_ours(task.name):  # another package names its pictures itself
         return
@@ -95,10 +116,12 @@ def _tokens(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
         picture_file(config.codebook, "--codebook", inputs, **how)
     if opened.source is None:
         return
-    if config.map:
+    if config.map and not _is_unfinished(config.map):
         picture_outputs(config.map, "--map", opened.source, inputs, **how)
-    pictures = ReconstructedPictures.of(config, opened.source)
-    if pictures is not None and not config.resume:  # then images that FILE holds keep theirs
+    # With `resume` images that FILE holds keep their pictures.
+    if config.reconstruct and not config.resume and not _is_unfinished(config.reconstruct):
+        pictures = ReconstructedPictures.of(config, opened.source)
+        assert pictures is not None
         pictures.require_free(config, inputs)
 
 

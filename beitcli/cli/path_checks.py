@@ -22,7 +22,7 @@ from beitcli.tokenizers.pretrained import words
 if TYPE_CHECKING:
     from beitcli.engine.events import OnEvent
 
-_WORDS = ("random", "own")  # references that are not paths, beside those of tokenizers and of DATA
+_WORDS = ("random", "own")  # MODELs that are not paths, beside the words of tokenizers
 _LOAD_TORCH = {
     *("pretrain", "finetune", "train-tokenizer", "eval", "export"),
     *("attn-map", "embed", "mask-preview", "predict", "tokenize"),
@@ -46,6 +46,11 @@ def check_command(config: Any, on_event: OnEvent) -> None:
 
     model = check_models(config)
     check_outputs(config, check_data(config, model, on_event))
+
+
+def model_words() -> tuple[str, ...]:
+    """Returns the MODELs and TOKENIZERs that are no paths, also where a folder has such a name."""
+    return (*_WORDS, *words())
 
 
 def _check_names(config: Any) -> None:
@@ -106,7 +111,7 @@ def _require_format(config: Any) -> None:
 
 
 def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
-    reserved = (*_WORDS, *words())
+    reserved = model_words()
     for reference in (each.partition("@random")[0] or each for each in references):
         remote = reference.startswith(("hf://", "timm/", "~"))
         several = glob.has_magic(reference) or "{" in reference
@@ -118,7 +123,7 @@ def _require(references: Iterable[str], look: Callable[[str], object]) -> None:
 def _look_for_model(reference: str) -> None:
     from beitcli.models.checkpoints.locate import locate
 
-    if not suggestion(reference.lower(), (*_WORDS, *words())):
+    if not suggestion(reference.lower(), model_words()):
         locate(reference)
 
 

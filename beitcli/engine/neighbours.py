@@ -22,7 +22,7 @@ from beitcli.data.sources.files import read_file
 from beitcli.engine.events import OnEvent, Progress
 from beitcli.engine.io.feature_files import require_writable_features
 from beitcli.engine.io.inputs import open_inputs, open_query
-from beitcli.engine.io.outputs import OutputFile, make_folder
+from beitcli.engine.io.outputs import OutputFile, is_stream, make_folder
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.stored_features import FeatureKind, StoredFeatures, is_feature_file, read_features
 from beitcli.engine.probing.feature_extraction import FeatureExtractor
@@ -82,7 +82,7 @@ def neighbours(
         source = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, stdin=stdin, on_event=on_event))
     if config.output != "-":
         inputs = ProtectedInputs(config, source, images=[query_source.path(0)])
-        world.run_on_rank_zero(lambda: _require_output(config, inputs))
+        world.run_on_rank_zero(lambda: require_writable_features(config, inputs))
     bad = 0
     if stored is not None:
         found = _among_stored(config, stored, query, query_source.path(0))
@@ -165,11 +165,6 @@ def _is_query(query_path: str, path: str) -> bool:
         return False
 
 
-def _require_output(config: EmbedConfig, inputs: ProtectedInputs) -> None:
-    require_writable_features(config, inputs)
-    make_folder(Path(os.path.realpath(config.output)).parent)
-
-
 def _write_sheet(
     config: EmbedConfig,
     query_source: Source,
@@ -185,6 +180,8 @@ def _write_sheet(
     name = os.path.basename(query_source.path(0))
     sheet = contact_sheet([query_source.image(0), *pictures], [f"query  {name}", *captions])
     how = _FORMATS[Path(config.output).suffix.lower()]
+    if not is_stream(Path(config.output)):
+        make_folder(Path(os.path.realpath(config.output)).parent)
     OutputFile(Path(config.output), is_named=True).write(lambda file: sheet.save(file, format=how))
 
 

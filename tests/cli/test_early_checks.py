@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.conftest import save_picture
 
@@ -77,6 +80,19 @@ def test_data_without_labels_is_told_early(flat: Path, finetuned_run: Path, pret
         (["eval", pretrained_run, "there/x", "--protocol", "elbo"], 3, "'there/x' does not exist."),
     ]
     told(lines, flat)
+
+
+def test_data_of_models_that_take_torch_to_read_is_told_early(flat: Path, pretrained_run: Path) -> None:
+    (flat / "pickled.pth").write_bytes(b"PK\3\4" + bytes(100))
+    vit = {"cls_token": (1, 1, 8), "patch_embed.proj.weight": (8, 3, 4, 4), "blocks.0.attn.qkv.bias": (24,)}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in vit.items()}, flat / "vit.safetensors")
+    step = pretrained_run / "checkpoints" / "step-0000004"
+    (flat / "timm").mkdir()
+    (flat / "timm" / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    shutil.copy(step / "model.safetensors", flat / "timm" / "model.safetensors")
+    models = ["pickled.pth", "vit.safetensors", "timm"]
+    none = "'flat' has no labels, and they are needed here."
+    told([(["eval", model, "flat", "--protocol", "knn"], 3, none) for model in models], flat)
 
 
 def test_inputs_without_images_are_told_early(
@@ -173,7 +189,11 @@ def test_lists_without_a_file_are_told_early(flat: Path, finetuned_run: Path, pr
         (["embed", pretrained_run, "notes.txt"], 3, three),
         (["pretrain", "notes.txt", "--recipe", "tiny"], 3, three),
         (["embed", pretrained_run, "one.txt"], 3, "'one.txt' is read as a list of 1 path, 'hello', which is not a"),
-        (["embed", pretrained_run, "many.tsv"], 3, "'many.tsv' is read as a list of 2,000 paths, of which none of the"),
+        (
+            ["embed", pretrained_run, "many.tsv"],
+            3,
+            "'many.tsv' is read as a list of 2,000 paths, of which none of 1,0",
+        ),
         (["embed", pretrained_run, "table.csv"], 3, "'table.csv' is read as a table of 1 path, 'no.png', which is not"),
         (["embed", pretrained_run, "good.txt", "-o", "x.npy"], 2, "-o 'x.npy': 'x.npy' exists already."),
     ]

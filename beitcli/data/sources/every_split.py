@@ -42,7 +42,7 @@ def _splits_of(references: Sequence[str], request: Request) -> dict[str | None, 
     if request.split is not None:
         return {canonical(request.split): [(reference, request.split) for reference in references]}
     files = [reference for reference in references if reference != _STDIN]
-    splits_of = _splits_by_reference(files) if files else {}
+    splits_of = _splits_by_reference(files, Request(reports_missing=request.reports_missing)) if files else {}
     has = [(reference, splits_of.get(reference, set())) for reference in references]
     found: list[str | None] = [split for split in _SPLITS if any(split in splits for _, splits in has)]
     found = found or [None]
@@ -56,10 +56,10 @@ def _splits_of(references: Sequence[str], request: Request) -> dict[str | None, 
     }
 
 
-def _splits_by_reference(references: Sequence[str]) -> dict[str, set[str]]:
+def _splits_by_reference(references: Sequence[str], request: Request) -> dict[str, set[str]]:
     """Returns the splits of each reference. Files of one format are taken together: their names may be the splits."""
     try:
-        together = _opened_anyhow(references)
+        together = _opened_anyhow(references, request)
     except DataError:  # no split that all have
         if len(references) == 1:
             raise
@@ -67,12 +67,12 @@ def _splits_by_reference(references: Sequence[str]) -> dict[str, set[str]]:
         each = together.sources if isinstance(together, Concat) else (together,)
         if len({source.splits for source in each}) == 1:
             return {reference: set(map(canonical, together.splits)) for reference in references}
-    return {reference: set(map(canonical, _opened_anyhow([reference]).splits)) for reference in references}
+    return {reference: set(map(canonical, _opened_anyhow([reference], request).splits)) for reference in references}
 
 
-def _opened_anyhow(references: Sequence[str]) -> Source:
+def _opened_anyhow(references: Sequence[str], request: Request) -> Source:
     """Opens any split of DATA, to see which there are."""
     try:
-        return open_data(references, Request())
+        return open_data(references, request)
     except DataError:
-        return open_data(references, Request(role="eval"))  # there is no training split
+        return open_data(references, replace(request, role="eval"))  # there is no training split

@@ -30,6 +30,8 @@ class Request:
         pages: Which pages of a TIFF are images.
         intensity: Range of gray of more than 8 bits.
         tells_splits: Whether splits that are not read are among the remarks.
+        reports_missing: Whether files that a list names and that are not there are reported one by one; else a list
+            without any is refused.
     """
 
     name: str = ""
@@ -44,10 +46,16 @@ class Request:
     tells_splits: bool = True
     pages: Literal["first", "all"] = "first"
     intensity: IntensityRange = FULL
+    reports_missing: bool = False
 
     @classmethod
     def of(cls, config: Any, **others: Any) -> Request:
-        """Builds a request with `--split`, `-0`, `--pages` and `--intensity-range` of a config, if it has them."""
+        """Builds a request with `--split`, `-0`, `--pages` and `--intensity-range` of a config, if it has them.
+
+        A job that goes on, or that reports or skips what it cannot read, takes a list without a file too.
+        """
+        goes_on = getattr(config, "resume", False) or getattr(config, "on_bad", "fail") != "fail"
+        others.setdefault("reports_missing", goes_on)
         return cls(
             split=getattr(config, "split", None),
             nul_separated=getattr(config, "nul", False),

@@ -99,15 +99,23 @@ def expand(reference: str) -> list[str]:
     Raises:
         DataError: A path is missing, or nothing matches.
     """
+    return sorted(set(matches(reference)))
+
+
+def matches(reference: str) -> Iterator[str]:
+    """Yields the paths of `expand` as they are found, some of them twice. Raises DataError as `expand` does."""
     if any(is_word(reference, each.words) for each in formats()) or os.path.exists(reference):
-        return [reference]
-    paths: list[str] = []
+        yield reference
+        return
     for path in _expand_braces(os.path.expanduser(reference)):
-        matches = glob.glob(path, recursive=True) if glob.has_magic(path) else []
-        if not matches and not os.path.exists(path):
-            raise _missing(path, is_pattern=glob.has_magic(path))
-        paths.extend(matches or [path])
-    return sorted(set(paths))
+        is_pattern, found = glob.has_magic(path), False
+        for match in glob.iglob(path, recursive=True) if is_pattern else ():
+            found = True
+            yield match
+        if not found and not os.path.exists(path):
+            raise _missing(path, is_pattern=is_pattern)
+        if not found:
+            yield path
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:

@@ -169,6 +169,7 @@ def _validation(
         pages=config.pages,
         intensity=parse_intensity(config.intensity_range),
         on_progress=openings(on_event),
+        reports_missing=config.resume,
     )
     val = world.rank_zero_first(lambda: open_data(references, request))
     return HeldOut(source, val, (), True), measured_on

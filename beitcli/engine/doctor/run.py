@@ -77,7 +77,8 @@ def _require_format(outputs: tuple[str, ...]) -> None:
 
 def _opened(config: DoctorConfig, on_event: OnEvent, stdin: BinaryIO | None) -> dict[str, Source]:
     """Opens DATA and returns its splits by name; `--val` comes last."""
-    request = Request.of(config, stdin=stdin, on_progress=openings(on_event), tells_splits=False)
+    told = openings(on_event)
+    request = Request.of(config, stdin=stdin, on_progress=told, tells_splits=False, reports_missing=True)
     parts = {name or _ALL: _limited(each, config) for name, each in open_every_split(config.data, request).items()}
     if config.val is not None:
         if _VAL in parts or "validation" in parts:

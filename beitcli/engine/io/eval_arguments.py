@@ -16,6 +16,8 @@ from beitcli.models.checkpoints.open import expect, expect_finetuned
 
 _OTHERS = "--protocol knn or linear measures the features of any model, elbo the bound of a pretrained run."
 
+_KEPT = "_told_apart"  # no field: another config, such as one of `dataclasses.replace`, has none
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -35,12 +37,20 @@ def models_and_data(config: EvalConfig) -> Arguments:
     """Splits the arguments into MODELs and DATA.
 
     The first is a MODEL and the last is DATA, whatever they look like. Those between are MODELs as long as their form
-    or the file they name says so (`names_a_model`); from the first that is not, all are DATA.
+    or the file they name says so (`names_a_model`); from the first that is not, all are DATA. The config keeps the
+    answer: a folder of DATA, which is listed for it, may have a million files.
 
     Raises:
         UsageError: There are only MODELs.
     """
-    look_like_models = [names_a_model(each) for each in config.data]  # lists a folder, which may have a million files
+    kept: Arguments | None = vars(config).get(_KEPT)
+    if kept is None:
+        kept = vars(config)[_KEPT] = _told_apart(config)
+    return kept
+
+
+def _told_apart(config: EvalConfig) -> Arguments:
+    look_like_models = [names_a_model(each) for each in config.data]
     leading = len(list(takewhile(bool, look_like_models[:-1])))
     data, last = config.data[leading:], config.data[-1]
     if look_like_models[-1] and not Path(last).is_dir():

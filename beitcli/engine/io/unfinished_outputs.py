@@ -26,6 +26,11 @@ _NOT_OF_THE_COMMAND = {  # settings that may differ when it is given again
 }  # fmt: skip
 
 
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether some command has left the folder unfinished, perhaps this one."""
+    return os.path.lexists(os.path.join(folder, _NAME))
+
+
 class UnfinishedOutputs:
     """The outputs of a command in a folder. Never fails: without it a command is only refused more often."""
 

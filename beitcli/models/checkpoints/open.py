@@ -17,12 +17,14 @@ from beitcli.errors import StorageError
 from beitcli.models.checkpoints.config_readers import check_section
 from beitcli.models.checkpoints.describe import describe
 from beitcli.models.checkpoints.handle import CheckpointHandle
-from beitcli.models.checkpoints.locate import WEIGHTS, is_timm_name, locate, read_beside, split_part
-from beitcli.models.checkpoints.timm_references import random_init_base, timm_random_config
+from beitcli.models.checkpoints.locate import WEIGHTS, Json, is_timm_name, locate, read_beside, split_part
+from beitcli.models.checkpoints.network_root import find_network
+from beitcli.models.checkpoints.plain_vit import is_plain_vit
+from beitcli.models.checkpoints.timm_references import names_timm_model, random_init_base, timm_random_config
 from beitcli.runtime.storage.own_files import not_permitted
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.storage.safe_json import parse_json
-from beitcli.runtime.weight_files.reader import WeightFile, read_header
+from beitcli.runtime.weight_files.reader import WeightFile, is_safetensors, read_header
 
 if TYPE_CHECKING:
     from beitcli.runtime.hub.download import OnProgress
@@ -78,9 +80,27 @@ def open_unverified(reference: str, on_progress: OnProgress | None = None) -> Ch
         StorageError: There is nothing of that name, it is not a known model.
     """
     weights, config, preprocessing = locate(reference, on_progress)
+    return _unverified(reference, read_header(weights, split_part(reference)[1]), config, preprocessing)
+
+
+def open_without_torch(reference: str) -> CheckpointHandle | None:
+    """As `open_unverified`; None for a pickle and for a plain ViT, of which nothing is told without torch.
+
+    Raises:
+        OSError: The weights cannot be read.
+    """
+    weights, config, preprocessing = locate(reference)
+    if not is_safetensors(weights) or names_timm_model(config):
+        return None
+    header = read_header(weights, split_part(reference)[1])
+    if "beit" not in config and is_plain_vit(find_network(header.shapes, reference, header.part).keys):
+        return None
+    return _unverified(reference, header, config, preprocessing)
+
+
+def _unverified(reference: str, header: WeightFile, config: Json, preprocessing: Json) -> CheckpointHandle:
     if "beit" in config:
         check_section(config["beit"], reference)
-    header = read_header(weights, split_part(reference)[1])
     return describe(reference, header, config, preprocessing, settings=config.get("beit", {}))
 
 

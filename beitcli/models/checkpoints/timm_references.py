@@ -81,20 +81,30 @@ def timm_model_of(config: Mapping[str, Any], reference: str) -> tuple[str, dict[
         StorageError: The arguments cannot be read.
         UsageError: It is not a plain vision Transformer of timm.
     """
-    name, arguments = config.get("architecture"), config.get("model_args")
-    ours = config.get("beit")
-    shape = ours.get("architecture") if isinstance(ours, Mapping) and ours.get("kind") != "tokenizer" else None
-    if name is None and isinstance(shape, Mapping):
-        name, arguments = shape.get("name"), shape.get("arguments")
-    if not isinstance(name, str) or is_beit_name(name):
+    stated = _stated_model(config)
+    if stated is None:
         return None
-    name = timm_name(name)
+    name, arguments = timm_name(stated[0]), stated[1]
     try:
         return name, dict(arguments or {})
     except (TypeError, ValueError) as error:
         raise StorageError(
             f"The config.json of '{reference}' cannot be read ({error}).", "Download it again."
         ) from None
+
+
+def names_timm_model(config: Mapping[str, Any]) -> bool:
+    """Whether config.json names a model of timm that is no BEiT, so that `timm_model_of` imports timm."""
+    return _stated_model(config) is not None
+
+
+def _stated_model(config: Mapping[str, Any]) -> tuple[str, Any] | None:
+    name, arguments = config.get("architecture"), config.get("model_args")
+    ours = config.get("beit")
+    shape = ours.get("architecture") if isinstance(ours, Mapping) and ours.get("kind") != "tokenizer" else None
+    if name is None and isinstance(shape, Mapping):
+        name, arguments = shape.get("name"), shape.get("arguments")
+    return None if not isinstance(name, str) or is_beit_name(name) else (name, arguments)
 
 
 def timm_normalization(name: str) -> Normalization | None:

@@ -77,6 +77,12 @@ def read_header(path: Path, part: str = "") -> WeightFile:
     return WeightFile(path, container, found, _about(content), size, part, key, tuple(others))
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, by its beginning: the header of others is read with torch. Raises OSError."""
+    with path.open("rb") as file:
+        return _begins_as_safetensors(file.read(HEAD_BYTES))
+
+
 def read_tensors(path: Path, part: str = "") -> dict[str, torch.Tensor]:
     """Reads the state dict into CPU memory; no tensor stays memory-mapped.
 
@@ -111,6 +117,10 @@ def read_tensors(path: Path, part: str = "") -> dict[str, torch.Tensor]:
         raise StorageError(f"'{path}' cannot be read: {one_line(str(error))}", _AGAIN) from None
 
 
+def _begins_as_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= _HEADER_LIMIT
+
+
 def _container(path: Path) -> tuple[Container, int]:
     """Returns the container and the file size in bytes."""
     try:
@@ -127,7 +137,7 @@ def _container(path: Path) -> tuple[Container, int]:
         raise StorageError(
             f"'{path}' cannot be read: {error.strerror or error}.", "Check the path and the permissions of the file."
         ) from None
-    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
+    if _begins_as_safetensors(head):
         return "safetensors", size
     other = sniff(head)
     if other is not None:

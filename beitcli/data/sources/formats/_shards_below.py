@@ -48,7 +48,7 @@ def shards_below(root: str, on_progress: OnProgress | None = None, *, most: int 
         most: How many entries of folders to look at; None for all.
     """
     found: dict[str, list[str]] = {ending: [] for ending in _ENDINGS}
-    for path in _files(root, most):
+    for path in shard_files(root, most):
         found[os.path.splitext(path)[1].lower()].append(path)
     shards = [_counted(root, ending, sorted(files), on_progress) for ending, files in found.items() if files]
     return sorted(shards, key=lambda each: -each.images)
@@ -81,7 +81,7 @@ def _counted(root: str, ending: str, files: list[str], on_progress: OnProgress |
     return Shards(ending, files, images)
 
 
-def _files(root: str, most: int | None) -> Iterator[str]:
+def shard_files(root: str, most: int | None = MOST_ENTRIES) -> Iterator[str]:
     """Yields the shards below a folder as relative paths, breadth first, without hidden ones."""
     pending, seen, looked_at = [""], set[tuple[int, int]](), 0
     for folder in pending:  # grows

@@ -14,7 +14,7 @@ import numpy as np
 
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import Labeller, PackedNames, file_size, read_file, require_whole_labels
-from beitcli.data.sources.format import Format
+from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats._list_members import ListedMembers, shard_of
 from beitcli.errors import DataError
 from beitcli.runtime.metric_text import counted, size_text
@@ -22,7 +22,7 @@ from beitcli.runtime.metric_text import counted, size_text
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 65_536
 _MOST_BYTES = 2_000_000_000
-_MOST_TRIED = 100  # paths that are looked for when a list is opened
+_MOST_TRIED = 1_000  # paths, from its beginning to its end, that are looked for when a list is opened
 _HINT = "Give a path a line, as seen from the list's folder or from here; or name images and folders themselves."
 
 
@@ -77,16 +77,19 @@ class ListSource(Source):
         return None if self.classes is None else int(self._labels[index])
 
     def require_some(self, looks: str, hint: str) -> None:
-        """Raises DataError if none of the first paths is there: then the file is no list of images.
+        """Raises DataError if no path is there: then the file is no list of images.
+
+        Of a long list paths all over it are looked for: one that is sorted may begin with a folder that is gone.
 
         Args:
             looks: What the file was taken for.
         """
         tried = min(len(self), _MOST_TRIED)
-        if not all(_is_missing(self._file(index)) for index in range(tried)):
+        places = np.linspace(0, len(self) - 1, tried).round().astype(np.int64).tolist()
+        if not all(_is_missing(self._file(index)) for index in places):
             return
         first = os.fsdecode(self._paths[0])
-        none = f"none of the first {tried} is a file" if tried < len(self) else "none is a file"
+        none = "none is a file" if tried == len(self) else f"none of {tried:,} all over it is a file"
         which = f"of which {none}, the first: '{first}'" if len(self) > 1 else f"'{first}', which is not a file"
         raise DataError(f"'{self.name}' is read as a {looks} of {counted(len(self), 'path')}, {which}.", hint=hint)
 
@@ -110,7 +113,7 @@ def _is_missing(path: bytes) -> bool:
     return False
 
 
-def _open_one(reference: str, labelled: bool) -> Source:
+def _open_one(reference: str, request: Request) -> Source:
     """Opens a list file; ignores blank lines, lines that start with `#`, and columns after the label.
 
     Raises:
@@ -138,11 +141,12 @@ def _open_one(reference: str, labelled: bool) -> Source:
         path, _, columns = line.partition(b"\t")
         paths.append(path)
         labels.append(os.fsdecode(columns.partition(b"\t")[0].strip()) or None)
-    base = os.path.dirname(reference)
+    base, labelled = os.path.dirname(reference), request.labelled
     shards = [shard_of(path, os.fsencode(base)) for path in paths]
     if not any(shards):
         listed = ListSource(paths, name=reference, base=base, labels=labels, labelled=labelled)
-        listed.require_some("list", _HINT)
+        if not request.reports_missing:
+            listed.require_some("list", _HINT)
         return listed
     own = [path for path, shard in zip(paths, shards, strict=True) if shard is None]
     files = ListSource(own, name=reference, base=base) if own else None
@@ -153,6 +157,6 @@ FORMAT = Format(
     looks="a .txt or .tsv list",
     labels="list lines 'path<TAB>label'",
     recognizes=lambda path: path.lower().endswith((".txt", ".tsv")) or not os.path.isfile(path),  # a pipe: <(find ...)
-    open=lambda paths, request: [_open_one(path, request.labelled) for path in paths],
+    open=lambda paths, request: [_open_one(path, request) for path in paths],
     rank=80,
 )
