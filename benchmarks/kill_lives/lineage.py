@@ -149,7 +149,9 @@ def _life(
             break
         struck, number = now, signal.Signals(kill.signal)
         outcome.kills += 1
-        restarts += struck.goes_on and kind == "ranks"
+        if struck.goes_on and kind == "ranks":
+            restarts += 1
+            before |= unfinished(place.run)  # the one that starts again may be stopped before it opens the run
     if number == signal.SIGTERM and not struck.goes_on and draw.random() < 0.25:
         struck = _after_grace(kind, struck, pids, draw, place.run, before, reaper, outcome)
     _await_end(pids, struck.codes, place, reaper, outcome)

@@ -11,9 +11,10 @@ from typing import Any
 from PIL import Image
 
 from beitcli.engine.report.document import document_of
-from beitcli.engine.report.record import PREVIEWS, preview_files, read_record
+from beitcli.engine.report.record import preview_files, read_record
 from beitcli.pictures.page_file import Page, assemble, image_url, page_part, plain_section
 from beitcli.runtime.storage.regular_files import open_regular
+from beitcli.runtime.storage.run_dir import PREVIEWS
 
 PAGE = "report.html"
 _PICTURES = 24  # of a page, at equal distances over the run

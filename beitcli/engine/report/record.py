@@ -25,7 +25,6 @@ from beitcli.runtime.storage.regular_files import open_regular
 from beitcli.runtime.storage.safe_json import parse_json
 
 EVALUATION = "evaluation.json"
-PREVIEWS = "previews"
 _PREVIEW = re.compile(r"step-([0-9]{7,})\.png")
 _LARGEST_LOG = 256 << 20
 _LARGEST_EVALUATION = 64 << 20

@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 
 from beitcli.engine.events import Note, OnEvent, Warned
-from beitcli.engine.report.record import PREVIEWS, preview_files
+from beitcli.engine.report.record import preview_files
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.own_files import atomic_write, remove_entry
-from beitcli.runtime.storage.run_dir import RunFolder
+from beitcli.runtime.storage.run_dir import PREVIEWS, RunFolder
 
 _MOST = 100  # previews of a run; one that saves more often draws at every second, third, ... save
 

@@ -27,7 +27,8 @@ from beitcli.runtime.storage.own_files import (
 from beitcli.runtime.storage.safe_json import dump_json
 
 _OWN_FILES = ("config.toml", "metrics.jsonl", "bad-images.jsonl", "README.md", "arithmetic.json")
-_UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md|html|json)\.|writable-)[0-9]+")
+PREVIEWS = "previews"  # folder of a picture a save
+_UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md|html|json|png)\.|writable-)[0-9]+")
 
 
 # Locks of this process by (device, inode) of the file; each lives as long as a RunFolder of its folder.
@@ -146,7 +147,10 @@ class ReadOnlyRunFolder(RunFolder):
 
 def _remove_leftovers(path: Path) -> list[str]:
     """Removes unfinished files of a killed process, which held the lock before, and returns their names."""
-    leftovers = sorted(entry for entry in path.iterdir() if _UNFINISHED.fullmatch(entry.name) and entry.is_file())
+    previews = path / PREVIEWS
+    folders = [path] if previews.is_symlink() or not previews.is_dir() else [path, previews]
+    entries = [entry for folder in folders for entry in folder.iterdir()]
+    leftovers = sorted(entry for entry in entries if _UNFINISHED.fullmatch(entry.name) and entry.is_file())
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return [leftover.name for leftover in leftovers]

@@ -224,3 +224,27 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_path):
     with pytest.raises(StorageError, match="is a link"):
         RunFolder.create(tmp_path / "run", resume=True)
     assert target.read_text() == "mine"
+
+
+def test_what_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "previews").mkdir()
+    unfinished = [".metrics.jsonl.41", ".README.md.41", "previews/.step-0000008.png.41"]
+    kept = [".notes", "previews/step-0000004.png", "previews/.mine.png"]
+    for name in (*unfinished, *kept):
+        (tmp_path / name).write_text("")
+    run = RunFolder.create(tmp_path, resume=True)
+    assert sorted(run.leftovers) == sorted(Path(name).name for name in unfinished)
+    assert not any((tmp_path / name).exists() for name in unfinished)
+    assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_a_link_in_place_of_the_previews_is_not_followed(tmp_path: Path) -> None:
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    run.mkdir()
+    (elsewhere / ".step-0000008.png.41").write_text("")
+    (run / "config.toml").write_text("")
+    (run / "previews").symlink_to(elsewhere)
+    assert RunFolder.create(run, resume=True).leftovers == ()
+    assert (elsewhere / ".step-0000008.png.41").exists()
