@@ -7,7 +7,7 @@ cut. In a column a float has four decimals, beside a name four digits, so that n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from beitcli.escaping import terminal_line
 from beitcli.runtime.metric_text import epochs_text, is_idle
@@ -20,6 +20,7 @@ _NAME_STYLE = "cyan"
 _FACTS = ("layer", "images")  # shown next to the metrics, never in bold
 _LESS_IS_BETTER = ("bits_per_dim",)
 _BASELINE = "baseline_accuracy"
+_WHOLE = 36  # characters
 _UNRANKED = (_BASELINE, "deviation", "posterior_entropy", "bound_se")  # metrics that are neither good nor bad
 
 
@@ -81,15 +82,21 @@ def facts_table(facts: Mapping[str, Any], title: str = "") -> Table:
     return table
 
 
-def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """Builds a table of things of one kind: a column per key of the first, and of None an empty cell."""
+def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "", whole: str = "") -> Table:
+    """Builds a table of things of one kind: a column per key of the first, and of None an empty cell.
+
+    Args:
+        whole: A column of texts that are not wrapped, if none is very long; others are narrowed for it.
+    """
     from rich.text import Text
 
     table = _table(title)
     for name in rows[0] if rows else ():
         values = [row[name] for row in rows]
         is_number = any(_is_number(value) for value in values)
-        table.add_column(_name(name), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+        is_whole = name == whole and all(len(str(value)) <= _WHOLE for value in values)
+        justify: Literal["left", "right"] = "right" if is_number else "left"
+        table.add_column(_name(name), justify=justify, no_wrap=is_number or is_whole, overflow="fold")
     for row in rows:
         table.add_row(*(Text(terminal_line(_cell(value))) for value in row.values()))
     return table

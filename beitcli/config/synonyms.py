@@ -53,7 +53,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # word -> options that may be meant; th
     "--weights": _START,
     "--pretrained": _START,
     "--init": ("--model",),
-    "--model": ("--init",),
+    "--model": (),
     "--val-data": ("--val",),
     "--validation": ("--val",),
     "--val": (),

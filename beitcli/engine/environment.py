@@ -13,7 +13,7 @@ from typing import Any
 from beitcli import __version__
 from beitcli.config.about import EnvConfig
 from beitcli.errors import BeitError
-from beitcli.runtime.cores import available_cores
+from beitcli.runtime.distributed.cores import available_cores
 
 _SECRET = re.compile(r"TOKEN(?!IZER|_CACHE|_PRECISION)|KEY|SECRET|PASSWORD", re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/@\s]+@")  # of an address

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from beitcli.errors import DataError
-from beitcli.runtime.cores import available_cores
+from beitcli.runtime.distributed.cores import available_cores
 from beitcli.runtime.distributed.parent_death import end_with_parent
 
 _AHEAD = 4  # tasks a process

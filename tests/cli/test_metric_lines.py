@@ -219,7 +219,7 @@ def test_one_of_a_thing_is_singular():
 
 def test_top5_of_few_classes_is_left_out_of_lines() -> None:
     measured = {"held_out_top1": 0.5, "held_out_top5": 1.0}
-    for classes, top5 in ((5, ""), (6, "  top5 1.0000"), (0, "  top5 1.0000")):  # by their number, not by the value
+    for classes, top5 in ((5, ""), (6, "  top5 1.000"), (0, "  top5 1.000")):  # by their number, not by the value
         told = output.held_out_line(Progress("finetune", 5, 9, metrics=measured, classes=classes))
         assert told.endswith(f"held-out: top1 0.5000{top5}")
 

@@ -32,7 +32,7 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
         if console.wants_json:
             console.print_json(cache)
         elif cache.entries:
-            console.print_rows(_rows(cache.entries))
+            console.print_rows(_rows(cache.entries), whole="entry")
             console.print_rows([_total(kind, each) for kind, each in cache.kinds.items()])
         if not console.wants_json:
             console.print_line(f"{size_text(cache.bytes)} in '{cache.folder}'")
@@ -42,7 +42,7 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
         console.print_json(asdict(pruned))
         return
     if pruned.removed:
-        console.print_rows(_rows(pruned.removed))
+        console.print_rows(_rows(pruned.removed), whole="entry")
     would = "Would free" if config.dry_run else "Freed"
     kept = f"; {len(pruned.in_use)} in use, left alone" if pruned.in_use else ""
     console.print_line(f"{would} {size_text(pruned.freed)} in '{pruned.folder}'{kept}")

@@ -11,7 +11,7 @@ import torch
 from beitcli.config.common import Launched
 from beitcli.errors import UsageError
 from beitcli.runtime.compute.cpu_matmul import ONEDNN, TORCH, Arithmetic, matmul_by, route_matmul
-from beitcli.runtime.cores import available_cores
+from beitcli.runtime.distributed.cores import available_cores
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext, join
 from beitcli.runtime.metric_text import counted
 

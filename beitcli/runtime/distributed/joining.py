@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from beitcli.runtime.cores import available_cores
+from beitcli.runtime.distributed.cores import available_cores
 
 _POLL_SECONDS = 0.05
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -32,7 +32,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from beitcli.errors import BeitError, DistributedError, Interrupted, SignalStop, StorageError, UsageError
 from beitcli.escaping import shell_word
-from beitcli.runtime.cores import available_cores
+from beitcli.runtime.distributed.cores import available_cores
 from beitcli.runtime.distributed.failure_reports import (
     FOLDER_VARIABLE,
     STOPPING,

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
-from beitcli.engine import evaluate
+from beitcli.engine.io import eval_arguments
 from beitcli.engine.report.intervals import share_interval
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.models.checkpoints.locate import names_a_model
@@ -275,6 +275,6 @@ def test_which_arguments_are_models_is_told_by_what_they_are(beit, finetuned_run
 
 def test_each_argument_is_looked_at_once(beit, finetuned_run, labelled_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluate, "names_a_model", lambda each: seen.append(each) or names_a_model(each))
+    monkeypatch.setattr(eval_arguments, "names_a_model", lambda each: seen.append(each) or names_a_model(each))
     assert beit("eval", finetuned_run, labelled_folder, labelled_folder, "--limit", 2, "--workers", 0).code == 0
     assert seen == [str(labelled_folder)] * 2
