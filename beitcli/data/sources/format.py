@@ -46,7 +46,7 @@ class Request:
     tells_splits: bool = True
     pages: Literal["first", "all"] = "first"
     intensity: IntensityRange = FULL
-    reports_missing: bool = False
+    reports_missing: bool = True
 
     @classmethod
     def of(cls, config: Any, **others: Any) -> Request:

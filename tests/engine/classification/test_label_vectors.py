@@ -146,6 +146,7 @@ def test_multi_label_finetuning_refuses_other_data_with_a_way_out(beit, tmp_path
     ended = beit("finetune", labelled_folder, *flags, "--out", tmp_path / "a")
     assert (ended.code, ".csv" in ended.err) == (3, True)
     numbers = written(tmp_path, "path,a\nx.png,0\ny.png,0.5\n")
+    (tmp_path / "x.png").touch()
     ended = beit("finetune", numbers, *flags, "--out", tmp_path / "b")
     assert ended.code == 3
     assert "0.5 for a" in ended.err
@@ -158,6 +159,7 @@ def test_a_regression_is_measured_by_its_errors(beit, tmp_path, table):
     hf_classifier(tmp_path / "model", problem_type="regression", id2label={0: "green"}, num_labels=1)
     report = json.loads(beit("eval", tmp_path / "model", table, "--json", "--device", "cpu").out)
     assert report["root_mean_square_error"] >= report["mean_absolute_error"] > 0
+    (tmp_path / "x.png").touch()
     ended = beit("eval", tmp_path / "model", written(tmp_path, "path,age\nx.png,3\n"), "--device", "cpu")
     assert (ended.code, "lacks 1 of the model's 1 labels" in ended.err) == (3, True)
 
