@@ -37,7 +37,7 @@ def test_preview_is_drawn_as_the_terminal_can_and_stdout_stays_json(
     assert seen in said
     assert json.loads(out.read_text())["path"] == image
     if "nothing" not in seen:
-        assert "78 of 196 patches (40%)" in said
+        assert "75 of 196 patches (38%)" in said
 
 
 def test_attention_is_drawn_beside_the_image_with_its_points(
