@@ -38,7 +38,7 @@ for line in LINES:
 """
 
 
-def told(lines: list[Line], folder: Path) -> None:
+def assert_told(lines: list[Line], folder: Path) -> None:
     """Runs command lines in one process that cannot import torch; compares codes and the errors' first lines."""
     argvs = [[str(word) for word in line] for line, _, _ in lines]
     program = PROGRAM.replace("LINES", repr(argvs))
@@ -79,7 +79,7 @@ def test_data_without_labels_is_told_early(flat: Path, finetuned_run: Path, pret
         (["eval", pretrained_run, "sample", "--protocol", "linear", "--train", "flat"], 3, none),
         (["eval", pretrained_run, "there/x", "--protocol", "elbo"], 3, "'there/x' does not exist."),
     ]
-    told(lines, flat)
+    assert_told(lines, flat)
 
 
 def test_data_of_models_that_take_torch_to_read_is_told_early(flat: Path, pretrained_run: Path) -> None:
@@ -92,7 +92,7 @@ def test_data_of_models_that_take_torch_to_read_is_told_early(flat: Path, pretra
     shutil.copy(step / "model.safetensors", flat / "timm" / "model.safetensors")
     models = ["pickled.pth", "vit.safetensors", "timm"]
     none = "'flat' has no labels, and they are needed here."
-    told([(["eval", model, "flat", "--protocol", "knn"], 3, none) for model in models], flat)
+    assert_told([(["eval", model, "flat", "--protocol", "knn"], 3, none) for model in models], flat)
 
 
 def test_inputs_without_images_are_told_early(
@@ -111,7 +111,7 @@ def test_inputs_without_images_are_told_early(
         (["mask-preview", "empty", "--model", pretrained_run], 3, none),
         (["predict", finetuned_run, "flat/*.jpg"], 3, "No file matches 'flat/*.jpg'."),
     ]
-    told(lines, flat)
+    assert_told(lines, flat)
 
 
 def test_models_of_another_kind_are_told_early(
@@ -137,7 +137,7 @@ def test_models_of_another_kind_are_told_early(
         (["eval", pretrained_run, "flat", "--protocol", "elbo", "--tokenizer", "no/where"], 4, "There is no model at"),
         (["predict", finetuned_run, "flat", "--window", 16], 2, f"--window has no effect on '{finetuned_run}'"),
     ]
-    told(lines, flat)
+    assert_told(lines, flat)
 
 
 def test_outputs_that_cannot_be_written_are_told_early(
@@ -172,7 +172,7 @@ def test_outputs_that_cannot_be_written_are_told_early(
         (["pretrain", "sample", "--recipe", "tiny", "--out", "x.png/run"], 4, "Output folder 'x.png/run' cannot be"),
     ]
     before = sorted(path.name for path in flat.rglob("*"))
-    told(lines, flat)
+    assert_told(lines, flat)
     assert sorted(path.name for path in flat.rglob("*")) == before  # nothing was made
     assert (flat / "x.png").read_text() == "kept"
 
@@ -197,7 +197,7 @@ def test_lists_without_a_file_are_told_early(flat: Path, finetuned_run: Path, pr
         (["embed", pretrained_run, "table.csv"], 3, "'table.csv' is read as a table of 1 path, 'no.png', which is not"),
         (["embed", pretrained_run, "good.txt", "-o", "x.npy"], 2, "-o 'x.npy': 'x.npy' exists already."),
     ]
-    told(lines, flat)
+    assert_told(lines, flat)
 
 
 def test_outputs_of_a_pipe_are_refused_alike_by_the_engine(
