@@ -90,6 +90,8 @@ class TokenizerTask(Task):
         self.config, self.plan, self.held_out, self.compute, self.teacher = config, plan, held_out, compute, teacher
         torch.manual_seed(config.seed)
         self.model = untrained(config, teacher).to(compute.device)
+        if compute.device.type == "cpu":
+            self.model.to(memory_format=torch.channels_last)  # as its images have
         named = {} if teacher is None else {"teacher": teacher}
         self.objective: Objective = kind_of(config).objective(self.model, config, plan.steps, compute.world, **named)
         groups = parameter_groups(self.model, config.weight_decay)

@@ -82,13 +82,23 @@ class Bottleneck(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else convolution(in_channels, out_channels, 1)
         self.convs = nn.ModuleList(map(convolution, channels[:-1], channels[1:], kernel_sizes))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps (B, in_channels, H, W) to (B, out_channels, H, W)."""
+    def forward(self, features: Tensor, scale: int = 1) -> Tensor:
+        """Maps (B, in_channels, H, W) to (B, out_channels, scale * H, scale * W).
+
+        Args:
+            scale: Factor by which the features are enlarged first, to the nearest neighbor. The skip and the first
+                convolution, which must be 1x1 then, give the same values before it as after it, with fewer products.
+        """
         first, *others = self.convs
-        residual = first(F.relu(features))
+        residual = enlarged(first(F.relu(features)), scale)
         for conv in others:
             residual = conv(F.relu_(residual))  # in place: no pass over memory that is new
-        return self.skip(features) + residual.mul_(self.gain)
+        return enlarged(self.skip(features), scale) + residual.mul_(self.gain)
+
+
+def enlarged(features: Tensor, scale: int) -> Tensor:
+    """Repeats each of (B, C, H, W) `scale` times along H and W."""
+    return features if scale == 1 else F.interpolate(features, scale_factor=float(scale), mode="nearest")
 
 
 class Encoder(nn.Module):
@@ -143,9 +153,8 @@ class Decoder(nn.Module):
     def unfold(self, features: Tensor) -> Tensor:
         """Maps the stem's output (B, decoder_init_width, h, w) to (B, output_channels, H, W)."""
         for index, group in enumerate(self.groups):
-            if index > 0:
-                features = F.interpolate(features, scale_factor=2.0, mode="nearest")
-            features = group(features)
+            for number, block in enumerate(group):  # type: ignore[arg-type] # a Sequential is iterable
+                features = block(features, scale=2 if index and not number else 1)
         return self.head(F.relu(features))
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 Reconstruction = Literal["logit-laplace", "mse", "l1"]
 
 PIXEL_SCALE, PIXEL_SHIFT = 0.8, 0.1
+_LEAST_UNIFORM = 2.0**-25  # in place of a drawn 0, half the least that is drawn beside it
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -51,15 +52,16 @@ def gumbel_softmax(logits: Tensor, temperature: float, seeds: Tensor | None = No
         (B, V, h, w), non-negative, sums to 1 over V.
     """
     logits = logits.float()  # 16-bit noise has few values, including zero
-    exponential = torch.empty_like(logits)
+    batch, codes, height, width = logits.shape
+    uniform = torch.empty(batch, height, width, codes, device=logits.device)  # V last, as in channels-last logits
     if seeds is None:
-        exponential.exponential_()
+        uniform.uniform_()
     else:
         generator = torch.Generator(logits.device)
-        for image, seed in zip(exponential, seeds.tolist(), strict=True):
-            image.exponential_(generator=generator.manual_seed(seed))
-    gumbel = -exponential.log()
-    return ((logits + gumbel) / temperature).softmax(dim=1)
+        for image, seed in zip(uniform, seeds.tolist(), strict=True):
+            image.uniform_(generator=generator.manual_seed(seed))
+    negative_gumbel = uniform.clamp_(min=_LEAST_UNIFORM).log_().neg_().log_().permute(0, 3, 1, 2)
+    return (logits - negative_gumbel).div_(temperature).softmax(dim=1)
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:

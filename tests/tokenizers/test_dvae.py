@@ -27,6 +27,7 @@ from beitcli.tokenizers.dvae_loss import (
 SMALL = DVAEArchitecture(
     vocab_size=16, width=8, groups=3, blocks_per_group=2, decoder_init_width=8, init_gain=2**0.5, output_channels=3
 )
+ZERO_SEED = 1423  # one of the first 8,192 uniform numbers of this seed is 0
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,24 @@ def test_decode_equals_the_decoder_on_one_hot_codes(model: DiscreteVAE) -> None:
     tokens = torch.randint(16, (2, 12))
     codes = one_hot(tokens.unflatten(1, (3, 4)), 16).permute(0, 3, 1, 2).float()
     torch.testing.assert_close(model.decode(tokens, (3, 4)), unmap_pixels(model.decoder(codes).sigmoid()))
+
+
+def test_decoder_enlarges_features_before_each_later_group(model: DiscreteVAE) -> None:
+    def block(bottleneck: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+        residual = features
+        for conv in bottleneck.convs:
+            residual = conv(residual.relu())
+        return bottleneck.skip(features) + bottleneck.gain * residual
+
+    decoder = model.require_decoder()
+    codes = torch.randn(2, 16, 3, 4).softmax(dim=1)
+    features = decoder.stem(codes)
+    for number, group in enumerate(decoder.groups):
+        if number:
+            features = features.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        for bottleneck in group:
+            features = block(bottleneck, features)
+    torch.testing.assert_close(decoder(codes), decoder.head(features.relu()))
 
 
 def test_encoder_alone_gives_the_same_tokens_and_no_pictures(model: DiscreteVAE) -> None:
@@ -168,6 +187,25 @@ def test_gumbel_softmax_follows_the_global_seed() -> None:
     first = gumbel_softmax(logits, 0.5)
     torch.manual_seed(5)
     assert torch.equal(first, gumbel_softmax(logits, 0.5))
+
+
+def test_gumbel_noise_is_finite_where_the_generator_draws_zero() -> None:
+    uniform = torch.empty(4, 4, 512).uniform_(generator=torch.Generator().manual_seed(ZERO_SEED))
+    assert (uniform == 0).any()
+    logits = torch.zeros(1, 512, 4, 4, requires_grad=True)
+    codes = gumbel_softmax(logits, 1.0, torch.tensor([ZERO_SEED]))
+    codes.square().sum().backward()
+    assert codes.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+def test_gumbel_noise_of_an_image_depends_on_its_seed_alone() -> None:
+    logits = torch.randn(1, 4, 2, 3).expand(3, 4, 2, 3)
+    codes = gumbel_softmax(logits, 0.5, torch.tensor([7, 8, 7]))
+    assert torch.equal(codes[0], codes[2])
+    assert not torch.equal(codes[0], codes[1])
+    last = logits.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gumbel_softmax(last[1:2], 0.5, torch.tensor([8])), codes[1:2])
 
 
 def test_codebook_usage_by_hand() -> None:

@@ -86,6 +86,13 @@ def load_optimizer_tensors(
         if key == "step" and optimizer.defaults.get("fused"):
             target = parameter.device
         tensor = tensor.to(target)
-        optimizer.state[parameter][key] = (
-            distribute_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
-        )
+        if tensor.shape == parameter.shape:
+            tensor = _laid_out_like(parameter, distribute_like(tensor, parameter))
+        optimizer.state[parameter][key] = tensor
+
+
+def _laid_out_like(parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor with the parameter's strides: the fused AdamW walks through both in the order of memory."""
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

@@ -124,3 +124,31 @@ def test_optimizer_state_goes_through_a_file_bit_for_bit(tmp_path):
     after, its_after = optimizer_tensors(model, optimizer), optimizer_tensors(again, its_optimizer)
     assert set(after) == set(its_after)
     assert all(torch.equal(after[name], its_after[name]) for name in after)
+
+
+def test_loaded_state_has_the_layout_of_channels_last_weights(tmp_path):
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return model, make_adamw(parameter_groups(model, 0.05), 1e-2, (0.9, 0.99), CPU)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer = fresh()
+    step(model, optimizer)
+    saved = {"model": model.state_dict(), "trainer": optimizer_tensors(model, optimizer)}
+    path = save_checkpoint(
+        tmp_path, 1, model=saved["model"], config={}, trainer_tensors=saved["trainer"], trainer={}, keep=1
+    )
+    again, its_optimizer = fresh()
+    again.load_state_dict(load_tensors(path / "model.safetensors"))
+    load_optimizer_tensors(again, its_optimizer, load_tensors(path / "trainer.safetensors"))
+    assert its_optimizer.state[again.weight]["exp_avg"].stride() == again.weight.stride()
+    step(model, optimizer)
+    step(again, its_optimizer)
+    assert torch.equal(model.weight, again.weight)
