@@ -153,7 +153,7 @@ class Decoder(nn.Module):
     def unfold(self, features: Tensor) -> Tensor:
         """Maps the stem's output (B, decoder_init_width, h, w) to (B, output_channels, H, W)."""
         for index, group in enumerate(self.groups):
-            for number, block in enumerate(group):  # type: ignore[arg-type] # a Sequential is iterable
+            for number, block in enumerate(group.children()):
                 features = block(features, scale=2 if index and not number else 1)
         return self.head(F.relu(features))
 
