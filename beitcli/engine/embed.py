@@ -23,6 +23,7 @@ from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.stored_features import FeatureKind
 from beitcli.engine.neighbours import neighbours
 from beitcli.engine.probing.feature_extraction import FeatureExtractor, Part
+from beitcli.engine.resumed_output import remaining_images
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import Preprocessing, open_backbone, preprocessing
 from beitcli.models.networks.pooled_features import (
@@ -115,7 +116,7 @@ def _embed(
             file = opened[0] if opened else None
             if held:
                 _require_same(Path(config.output), first, source, extractor)
-                missing = _without(source, held, on_event)
+                missing = remaining_images(source, held, on_event)
         bad = 0
         for document in documents(extractor, missing, on_event, file):
             bad += "error" in document
@@ -196,12 +197,6 @@ def _require_same(path: Path, first: _First | None, source: Source, extractor: F
                     f"'{path}' holds other features of '{first.path}' than this model gives with these settings.",
                     "Give the model, layer and pooling that it was made with, or another -o FILE.",
                 )
-
-
-def _without(source: Source, held: set[str], on_event: OnEvent) -> Source:
-    missing = np.array([index for index in range(len(source)) if source.path(index) not in held], dtype=np.int64)
-    on_event(Note(f"{len(source) - len(missing):,} of {len(source):,} images are in the file already"))
-    return Subset(source, missing)
 
 
 def _said(config: EmbedConfig, kind: FeatureKind, rows: int) -> str:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image
 
 from beitcli.config.intensity import with_models_intensity
 from beitcli.config.tokenize import TokenizeConfig
 from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.sources.base import Source
-from beitcli.data.sources.subset import Subset
-from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.events import Note, OnEvent, Progress, Warned, ignore
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.outputs import (
@@ -31,6 +27,7 @@ from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.token_files import open_token_file, require_writable_tokens
 from beitcli.engine.io.token_lines import TokenFile, TokenKind, parse_line
 from beitcli.engine.reconstructed_pictures import ReconstructedPictures
+from beitcli.engine.resumed_output import remaining_images, require_same_tokens, tokens_transform
 from beitcli.engine.token_pictures import TokenPictures
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.engine.tokenizer_stats import Sums, Tally
@@ -81,8 +78,13 @@ def tokenize(
     world.run_on_rank_zero(lambda: require_distinct_outputs(_outputs(config, pictures, drawing)))
     files: list[TokenFile] = []
     if config.output != "-" and not config.stats:
-        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind, inputs, pictures))
-        source = _without(source, held, on_event) if held else source
+
+        def require_own(file: TokenFile) -> None:
+            plain = reference.in_precision(tokenizer.precision)  # to compile for eight images takes longer
+            require_same_tokens(file.path, file.stored, source, plain, size, compute.device)
+
+        held = world.run_on_rank_zero(lambda: _open_file(files, config, kind, inputs, pictures, require_own))
+        source = remaining_images(source, held, on_event) if held else source
     counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=compute.device)
     tally = Tally(counts, kind.grid)
     tally.reference = reference if config.stats and tokenizer.precision != "fp32" else None
@@ -126,16 +128,18 @@ def _open_file(
     kind: TokenKind,
     inputs: ProtectedInputs,
     pictures: ReconstructedPictures | None,
+    require_own: Callable[[TokenFile], None],
 ) -> set[str]:
     """Appends the output file to `opened`; returns the paths that it already contains."""
     require_writable_tokens(config, inputs)
     file = open_token_file(Path(config.output), kind, config.resume)
-    if pictures is not None and config.resume:
-        try:
+    try:
+        require_own(file)
+        if pictures is not None and config.resume:
             pictures.require_writable(config, inputs, file.held)
-        except BaseException:
-            file.close(done=False)
-            raise
+    except BaseException:
+        file.close(done=False)
+        raise
     opened.append(file)
     return set(file.held)
 
@@ -161,12 +165,6 @@ def _outputs(
         yield "-o", Path(config.output)
 
 
-def _without(source: Source, held: set[str], on_event: OnEvent) -> Source:
-    missing = np.array([index for index in range(len(source)) if source.path(index) not in held], dtype=np.int64)
-    on_event(Note(f"{len(source) - len(missing)} of {len(source)} images are in the file already"))
-    return Subset(source, missing)
-
-
 def _documents(
     config: TokenizeConfig,
     tokenizer: Tokenizer,
@@ -180,7 +178,7 @@ def _documents(
     """Yields on rank 0 the documents of all ranks, in the order of the images; nothing on the other ranks."""
     if not len(source):
         return
-    transform, world = CenterTransform(size=size, filter=Image.Resampling.LANCZOS), compute.world
+    transform, world = tokens_transform(size), compute.world
     workers = choose_workers(config.workers, compute.device, world)
     batch_size = min(config.batch_size, len(source))
     batches = ordered_batches(source, transform, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
@@ -288,10 +286,10 @@ def _token_lines(config: TokenizeConfig, stdin: BinaryIO | None) -> Iterator[dic
             if stdin is None:
                 raise UsageError("There are no token lines on stdin.", "Pipe the output of `beit tokenize` in.")
             for line in stdin:
-                yield parse_line(line.decode(errors="replace"), "stdin")
+                yield parse_line(line.decode("utf-8-sig", errors="replace"), "stdin")
             continue
         try:
-            with open(name, encoding="utf-8") as file:
+            with open(name, encoding="utf-8-sig") as file:
                 for text in file:
                     yield parse_line(text, name)
         except (OSError, UnicodeDecodeError) as error:

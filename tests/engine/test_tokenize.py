@@ -21,6 +21,7 @@ from safetensors import safe_open
 
 from beitcli.config.resolve import resolve
 from beitcli.config.tokenize import TokenizeConfig
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.transforms.base import fit_center, to_array
 from beitcli.engine.events import Event, Progress
 from beitcli.engine.io.inputs import open_inputs
@@ -28,6 +29,7 @@ from beitcli.engine.io.outputs import OutputNames
 from beitcli.engine.io.token_files import open_token_file
 from beitcli.engine.io.token_lines import TokenKind
 from beitcli.engine.tokenize import tokenize as engine_tokenize
+from beitcli.engine.train_tokenizer import train_tokenizer
 from beitcli.errors import StorageError
 from beitcli.tokenizers.open import open_tokenizer
 
@@ -272,6 +274,60 @@ def test_tokenize_resume_refuses_another_tokenizer_untouched(
     assert "made by another tokenizer" in ended.err
     assert open_tokenizer(str(earlier)).sha256[:12] in ended.err
     assert target.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(tmp_path_factory: pytest.TempPathFactory, labelled_folder: Path) -> Path:
+    """As many codes and the grid of `tokenizer_run`, from another seed."""
+    run = tmp_path_factory.mktemp("other") / "tokenizer"
+    flags = {"recipe": "tiny", "vocab_size": CODES, "size": 16, "width": 8, "steps": 1, "batch_size": 8, "seed": 9}
+    flags |= {"data": [str(labelled_folder)], "out": str(run), "device": "cpu", "workers": 0}
+    train_tokenizer(resolve(TrainTokenizerConfig, flags).config)
+    return run
+
+
+def test_lines_of_another_tokenizer_are_not_gone_on_with(
+    tokenize: Callable, other_tokenizer: Path, labelled_folder: Path, tmp_path: Path
+) -> None:
+    """A line does not say its tokenizer, and these two have equal grids and codes."""
+    target = tmp_path / "tokens.jsonl"
+    assert tokenize(labelled_folder / "red", "-o", target).code == 0
+    before = target.read_bytes()
+    ended = tokenize(labelled_folder, "-o", target, "--resume", "--tokenizer", other_tokenizer)
+    assert (ended.code, ended.out) == (2, "")
+    assert "made by another tokenizer" in ended.err
+    assert "--overwrite" in ended.err
+    assert target.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    ended = tokenize(labelled_folder, "-o", target, "--overwrite", "--tokenizer", other_tokenizer)
+    assert ended.code == 0, ended.err
+
+
+def test_lines_of_one_tokenizer_go_on_where_an_image_has_changed_since(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path
+) -> None:
+    data, target = shutil.copytree(labelled_folder, tmp_path / "data"), tmp_path / "tokens.jsonl"
+    assert tokenize(data / "red", "-o", target).code == 0
+    shutil.copy(data / "blue" / "00.jpg", data / "red" / "00.jpg")
+    (data / "red" / "01.png").write_bytes(b"")
+    ended = tokenize(data / "red", data / "blue", "-o", target, "--resume")
+    assert ended.code == 0, ended.err
+    assert "8 of 16 images are in the file already" in ended.err
+
+
+@pytest.mark.parametrize("suffix", FORMATS[1:3])
+def test_archives_that_do_not_name_their_tokenizer_are_compared_by_their_tokens(
+    tokenize: Callable, other_tokenizer: Path, labelled_folder: Path, tmp_path: Path, suffix: str
+) -> None:
+    target = tmp_path / f"tokens{suffix}"
+    with closing(open_token_file(target, TokenKind((4, 4), CODES, ""), resume=False)) as file:
+        for document in tokenize(labelled_folder / "red").lines:
+            file.add(document)
+    ended = tokenize(labelled_folder, "-o", target, "--resume", "--tokenizer", other_tokenizer)
+    assert (ended.code, ended.out) == (2, "")
+    assert "made by another tokenizer" in ended.err
+    assert tokenize(labelled_folder, "-o", target, "--resume").code == 0
+    assert len(read(target)) == 24
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -654,6 +710,15 @@ def test_decode_passes_over_lines_of_bad_images(tokenize: Callable, tmp_path: Pa
     )
     assert ended.code == 0
     assert [line["path"] for line in ended.lines] == ["a.png"]
+
+
+def test_token_lines_may_begin_with_a_byte_order_mark(tokenize: Callable, tmp_path: Path) -> None:
+    lines = b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n"
+    (tmp_path / "lines.jsonl").write_bytes(lines)
+    for number, (argv, stdin) in enumerate([((tmp_path / "lines.jsonl",), b""), ((), lines)]):
+        ended = tokenize("--decode", *argv, "-o", tmp_path / f"out{number}", stdin=stdin)
+        assert ended.code == 0, ended.err
+        assert [line["path"] for line in ended.lines] == ["a.png"]
 
 
 def test_decode_of_a_missing_file_is_refused(tokenize: Callable, tmp_path: Path) -> None:

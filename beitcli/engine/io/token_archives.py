@@ -19,7 +19,7 @@ from safetensors import safe_open
 from beitcli.data.sources.formats.parquet import require_pyarrow
 from beitcli.engine.io.outputs import is_stream, write_output
 from beitcli.engine.io.part_files import PartFiles
-from beitcli.engine.io.token_lines import Document, TokenFile, TokenKind
+from beitcli.engine.io.token_lines import STORED, Document, TokenFile, TokenKind
 from beitcli.errors import StorageError
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
@@ -82,6 +82,8 @@ class TokenArchive(TokenFile):
         except Exception as error:  # readers of damaged archives raise nearly any type, from zlib's to RuntimeError
             raise StorageError(f"'{self.path}' is no file of tokens: {error}.", "Give another -o FILE.") from None
         self.kind.require(self.path, grid, int(tokens.max(initial=0)), sha256)
+        if not sha256:
+            self.stored = dict(zip(paths[:STORED], tokens[:STORED].tolist(), strict=True))
         return paths, tokens
 
     def add(self, document: Document) -> None:

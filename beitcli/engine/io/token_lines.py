@@ -1,7 +1,7 @@
 """Lines of visual tokens, .jsonl, and what every file of tokens has in common.
 
-A file holds tokens of one grid and one tokenizer, and is resumed only with the same. Lines do not say their tokenizer,
-so the range of their tokens is checked.
+A file holds tokens of one grid and one tokenizer, and is resumed only with the same. Lines do not say their tokenizer:
+the range of their tokens is checked, and `stored` lets the caller encode some of their images again and compare.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from beitcli.runtime.storage.own_files import temporary_beside
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 Document = dict[str, Any]
+STORED = 8  # images whose tokens are compared
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class TokenFile(ABC):
 
     Attributes:
         held: Paths that the file already contains (with `resume`).
+        stored: Tokens of the first images, by path, of a file that does not say its tokenizer; empty if it does.
     """
 
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
         self.path, self.kind = path, kind
         self.held: set[str] = set()
+        self.stored: dict[str, list[int]] = {}
         if not is_stream(path):
             make_folder(Path(os.path.realpath(path)).parent)
 
@@ -104,10 +107,12 @@ class JsonLines(TokenFile):
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                document = parse_line(line.decode(errors="replace"), str(self.path))
+                document = parse_line(line.decode("utf-8-sig", errors="replace"), str(self.path))
                 if "tokens" in document:
                     self.kind.require(self.path, tuple(document["grid"]), max(document["tokens"]))
                     self.held.add(document["path"])
+                    if len(self.stored) < STORED:
+                        self.stored[document["path"]] = document["tokens"]
                     target.write(line)
 
     def add(self, document: Document) -> None:
