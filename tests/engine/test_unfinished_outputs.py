@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from beitcli.config.mask_preview import MaskPreviewConfig
+from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.engine.mask_preview import mask_preview
 from beitcli.errors import UsageError
 
@@ -45,6 +46,19 @@ def test_a_stopped_command_is_given_again_without_overwrite(config: MaskPreviewC
         list(mask_preview(config))
     assert len(list(mask_preview(replace(config, overwrite=True)))) == 3
     assert names(config.output) == ["0.png", "1.png", "2.png"]
+
+
+def test_any_number_of_outputs_is_remembered(config: MaskPreviewConfig) -> None:
+    """`tokenize --reconstruct` writes two pictures an image, of a million images as well."""
+    assert config.output is not None
+    folder = Path(config.output)
+    folder.mkdir()
+    UnfinishedOutputs(folder, config).begin(folder / f"{number}.png" for number in range(1))
+    with (folder / MARK).open("a") as file:
+        file.writelines(f"absent {number}.png\n" for number in range(1, 1_200_000))
+    log = UnfinishedOutputs(folder, config)
+    assert log.holds(folder / "1199999.png")
+    assert not log.holds(folder / "1200000.png")
 
 
 def test_another_command_and_changed_pictures_are_refused(config: MaskPreviewConfig) -> None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from beitcli.config.fields import settings_of
 from beitcli.runtime.storage.own_files import open_own
-from beitcli.runtime.storage.regular_files import read_regular
+from beitcli.runtime.storage.regular_files import open_regular
 
 _NAME = ".beit-unfinished"
 _ABSENT = "absent"
+_MOST_BYTES = 1 << 30
+_LONGEST_LINE = 1 << 12
 _NOT_OF_THE_COMMAND = {  # settings that may differ when it is given again
     "overwrite", "resume", "device", "workers", "batch_size", "gpus", "nodes", "rdzv_endpoint", "rdzv_timeout",
     "process_timeout", "max_restarts",
@@ -49,10 +51,9 @@ class UnfinishedOutputs:
 
     def _read(self) -> dict[str, str]:
         """Returns the stamp of each output of the same command, by name."""
-        with suppress(OSError):
-            command, *lines = os.fsdecode(read_regular(self._file)).splitlines()[:1_000_000] or [""]
-            if command == self._command:
-                return {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
+        with suppress(OSError), open_regular(self._file) as file:
+            if file.readline(len(self._command) + 1) == f"{self._command}\n".encode():
+                return dict(_named_stamps(file))
         return {}
 
     def holds(self, path: Path) -> bool:
@@ -82,6 +83,15 @@ class UnfinishedOutputs:
         if self._own:
             with suppress(OSError):
                 self._file.unlink()
+
+
+def _named_stamps(file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """Yields name and stamp of each line, up to a size that some million images need."""
+    left = _MOST_BYTES
+    while left > 0 and (line := file.readline(_LONGEST_LINE)):
+        left -= len(line)
+        stamp, _, name = os.fsdecode(line.removesuffix(b"\n")).partition(" ")
+        yield name, stamp
 
 
 def _stamp(path: Path) -> str:
