@@ -213,7 +213,7 @@ def read_names(path: str) -> tuple[str, ...]:
         UsageError: The file cannot be read, is empty, names a class twice, or names more than 255.
     """
     try:
-        names = tuple(line.strip() for line in read_regular(path).decode().splitlines() if line.strip())
+        names = tuple(line.strip() for line in read_regular(path).decode("utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--classes '{path}' cannot be read: {reason}.", "Give a text file, a name a line.") from None

@@ -423,6 +423,20 @@ def test_stdin_newlines_keep_spaces_and_tabs(tmp_path: Path, monkeypatch: pytest
     assert source.name == "-"
 
 
+@pytest.mark.parametrize("name", ["l.txt", "l.tsv", "l.csv", "-"])
+def test_byte_order_mark_of_an_editor_is_no_part_of_the_first_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make_folder(tmp_path, ["a.png", "b.png"])
+    monkeypatch.chdir(tmp_path)
+    lines = b"\xef\xbb\xbf" + b"\r\n".join([*([b"path"] if name == "l.csv" else []), b"a.png", b"b.png", b""])
+    if name != "-":
+        Path(name).write_bytes(lines)
+    source = open_data([name], stdin=BytesIO(lines))
+    assert [Path(source.path(index)).name for index in range(len(source))] == ["a.png", "b.png"]
+    assert [shade(source, index) for index in range(2)] == [0, 1]
+
+
 @pytest.mark.skipif(MACOS, reason="macOS refuses such names")
 def test_stdin_nul_keeps_newlines_and_foreign_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [b"a\nb.png", b"caf\xe9.png", b"c.png\n"]

@@ -20,6 +20,7 @@ from beitcli.config.resolve import resolve
 from beitcli.engine.events import Event, Note, Tabulated
 from beitcli.engine.finetune import finetune
 from beitcli.engine.inspect import inspect
+from beitcli.engine.segmentation.dataset import read_names
 from beitcli.engine.segmentation.finetune import build_segmenter
 from beitcli.errors import DataError, StorageError, UsageError
 from beitcli.models.checkpoints.build import load_segmenter, open_backbone
@@ -207,6 +208,11 @@ def test_history_of_classes_and_their_names_are_told(scenes, tmp_path):
         assert images == sum((mask == label).any() for mask in masks)
     notes = [event.message for event in events if isinstance(event, Note)]
     assert any("Classes: 3, as the largest label in the masks is 2" in note for note in notes)
+
+
+def test_byte_order_mark_is_no_part_of_the_first_class(tmp_path):
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfsky\r\nroad\r\n")
+    assert read_names(str(tmp_path / "names.txt")) == ("sky", "road")
 
 
 def build(init: Path, scenes: Path, classes: tuple[str, ...], **flags: Any) -> tuple[Any, str]:

@@ -19,7 +19,7 @@ from beitcli.data.sources.formats._list_members import ListedMembers, shard_of
 from beitcli.errors import DataError
 from beitcli.runtime.metric_text import counted, size_text
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HEAD_BYTES = 65_536
 _MOST_BYTES = 2_000_000_000
 _MOST_TRIED = 1_000  # paths, from its beginning to its end, that are looked for when a list is opened
@@ -124,7 +124,7 @@ def _open_one(reference: str, request: Request) -> Source:
             content = file.read(_HEAD_BYTES)
             if b"\0" not in content:  # checked first, because /dev/zero never ends
                 content += file.read(_MOST_BYTES)
-            content = content.removeprefix(_BYTE_ORDER_MARK)
+            content = content.removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
         raise DataError(f"List '{reference}' cannot be read: {error.strerror}.", hint="Check the path.") from None
     if len(content) >= _MOST_BYTES:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import require_readable
 from beitcli.data.sources.format import Format, Request
-from beitcli.data.sources.formats.list_file import ListSource
+from beitcli.data.sources.formats.list_file import BYTE_ORDER_MARK, ListSource
 from beitcli.errors import DataError
 
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
@@ -58,6 +58,7 @@ def _read(stdin: BinaryIO, nul_separated: bool) -> Source:
     if nul_separated and b"\0" not in content and b"\n" in content and not os.path.exists(content):
         raise DataError("The paths on stdin are separated by newlines, and -0 expects NUL.", hint="Leave -0 out.")
     separator = b"\0" if nul_separated else b"\n"
+    content = content if nul_separated else content.removeprefix(BYTE_ORDER_MARK)  # as of a list from an editor
     paths = [path for path in content.split(separator) if path.strip(b"\r")]
     if not paths:
         raise DataError("No paths on stdin.", hint="Pipe one path a line, or NUL-separated ones with -0.")
