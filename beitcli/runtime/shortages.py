@@ -43,6 +43,11 @@ def _named(error: Exception) -> BeitError | None:
     said = str(error) if isinstance(error, OSError | RuntimeError | ImportError) else ""
     if number == errno.EAGAIN and not _is_of_a_start(error):  # of a pipe, a terminal or a lock
         return None
+    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in said:  # torch's, which is not loaded here
+        return UsageError(
+            "The GPU has not enough free memory.",
+            "Free it (nvidia-smi shows what else uses it), or give a smaller --micro-batch or --batch-size.",
+        )
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(said):
         return UsageError(
             "Memory ran out, or a limit on it was reached.",

@@ -17,6 +17,7 @@ from beitcli.models.checkpoints.handle import CheckpointHandle, require_finite
 from beitcli.models.checkpoints.open import expect_tokenizer, open_checkpoint
 from beitcli.runtime.deferred_compiler import meta_device
 from beitcli.runtime.hub.offline import cache_only
+from beitcli.runtime.shortages import shortage
 from beitcli.runtime.storage.checkpoint import SUMS
 from beitcli.runtime.storage.regular_files import read_regular
 from beitcli.runtime.weight_files.file_sniffing import one_line
@@ -163,6 +164,8 @@ def config_errors(reference: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, UsageError) as error:
+        if not isinstance(error, UsageError) and (lacking := shortage(error)) is not None:
+            raise lacking from None
         raise StorageError(
             f"Tokenizer '{reference}' does not fit its own config: {one_line(str(error), 200)}.", "Train it again."
         ) from None

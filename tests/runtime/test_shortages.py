@@ -23,6 +23,8 @@ from tests.helpers.forked import forked
     ("error", "kind", "named"),
     [
         (MemoryError(), UsageError, "Memory ran out"),
+        (torch.OutOfMemoryError("none left"), UsageError, "The GPU has not enough free memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB."), UsageError, "The GPU has not enough free"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), UsageError, "Memory ran out"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), UsageError, "Memory ran out"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.png"), UsageError, "Too many files are open"),

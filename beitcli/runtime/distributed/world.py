@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from beitcli.errors import BeitError, DistributedError, UsageError
 from beitcli.runtime.distributed.joining import agree_on_attempt, cores_here, gpu_index, share_of_cores
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
+from beitcli.runtime.shortages import shortage
 from beitcli.runtime.signals import raise_noted
 
 Answer = TypeVar("Answer")
@@ -185,6 +186,7 @@ def join(device: torch.device, processes: int, timeout: float) -> DistributedCon
     Raises:
         UsageError: The environment has another world size.
         DistributedError: The other ranks cannot be reached.
+        BeitError: The machine lacks something else, such as memory of the GPU.
     """
     global _joined, _keys
     if _joined is not None:
@@ -217,7 +219,7 @@ def join(device: torch.device, processes: int, timeout: float) -> DistributedCon
         mine = cores_here()
         _joined = replace(world, cores=share_of_cores(mine, world.gather(mine)))
     except (RuntimeError, ValueError) as error:
-        raise unreachable(place, error) from None
+        raise shortage(error) or unreachable(place, error) from None
     return _joined
 
 

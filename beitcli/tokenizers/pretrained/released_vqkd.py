@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from beitcli.errors import BeitError, StorageError, UsageError
 from beitcli.runtime.deferred_compiler import meta_device
+from beitcli.runtime.shortages import shortage
 from beitcli.runtime.weight_files.reader import WeightFile, read_header
 from beitcli.tokenizers.pretrained import PretrainedTokenizer, TokenizerFacts
 
@@ -119,6 +120,9 @@ def _open(reference: str, on_progress: OnProgress | None) -> Tokenizer:
         tensors["quantizer.unused"] = torch.zeros(shape["vocab_size"], dtype=torch.int64)
         model.load_state_dict(tensors, assign=True)
     except (RuntimeError, BeitError) as error:
+        lacking = shortage(error)
+        if lacking is not None:
+            raise lacking from None
         said = " ".join(str(error).split())[:200]
         raise StorageError(f"'{reference}' does not fit a VQ-KD encoder: {said}.", _AGAIN) from None
     size = shape["grid"] * shape["patch_size"]

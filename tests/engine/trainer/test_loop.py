@@ -298,6 +298,25 @@ def test_a_finished_run_is_only_measured_again(tmp_path, labelled_folder, tokeni
     assert same(weights(tmp_path / "run"), before)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "GPU has not enough free memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "Memory ran out"),
+    ],
+)
+def test_a_resume_without_enough_memory_says_so(tmp_path, labelled_folder, tokenizer_run, monkeypatch, error, said):
+    """As on a GPU that another process shares: the architecture is not at fault."""
+    pretrain(settings(labelled_folder, tokenizer_run, tmp_path / "run", steps=2))
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("beitcli.engine.trainer.checkpointing.load_optimizer_tensors", fail)
+    with pytest.raises(UsageError, match=said):
+        resume(tmp_path / "run")
+
+
 def test_resume_without_a_whole_checkpoint_is_a_storage_error(tmp_path, labelled_folder, tokenizer_run):
     pretrain(settings(labelled_folder, tokenizer_run, tmp_path / "run", steps=2))
     for folder in step_folders(tmp_path / "run" / "checkpoints"):
