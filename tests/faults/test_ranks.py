@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from beitcli.data.loading.batches import ordered_batches
 from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.probing import feature_extraction
 from beitcli.engine.trainer import data as data_module
+from beitcli.engine.trainer import distributed_eval
 from beitcli.engine.trainer import loop as training
 from beitcli.engine.trainer.checkpointing import Saver
 from beitcli.errors import DataError
@@ -154,6 +157,48 @@ def test_a_batch_that_one_rank_cannot_read_ends_both_before_its_step(words, tmp_
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if step > 1 else []
     assert [json.loads(line)["step"] for line in lines] == list(range(1, step))
     assert whole_checkpoints(tmp_path / "run") == [f"step-{number:07d}" for number in saved]
+
+
+def deadly(source: Any, transform: Any, **more: Any) -> Any:
+    """The batches of a loader whose worker is killed at its first image."""
+
+    def kill_worker(*image: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return ordered_batches(source, kill_worker, **more | {"workers": 1})
+
+
+def unreadable(source: Any, transform: Any, **more: Any) -> Any:
+    yield next(ordered_batches(source, transform, **more))
+    raise DataError("The shelf is empty.", "Fill it.")
+
+
+@pytest.mark.parametrize(("loads", "said"), [(deadly, "worker"), (unreadable, "The shelf is empty.")])
+def test_an_error_of_one_rank_that_measures_ends_both_with_its_cause(words, tmp_path, loads, said):
+    def before(rank: int) -> None:
+        if rank == 1:
+            distributed_eval.ordered_batches = loads
+
+    ended = in_processes(2, [*words, "--holdout", "0"], before=before, seconds=60)
+    assert [each.code for each in ended] == [3, 3], [each.err for each in ended]
+    first = " ".join(ended[0].err.split())
+    assert "Rank 1 of 2: " in first
+    assert said in first
+    assert whole_checkpoints(tmp_path / "run") == ["step-0000004"]
+
+
+@pytest.mark.parametrize("loads", [deadly, unreadable])
+def test_an_error_of_one_rank_that_computes_features_ends_both_with_its_cause(
+    pretrained_run, labelled_folder, tmp_path, loads
+):
+    def before(rank: int) -> None:
+        if rank == 1:
+            feature_extraction.ordered_batches = loads
+
+    words = ["embed", pretrained_run, labelled_folder, "-o", tmp_path / "x.npy", "--batch-size", 4, "--workers", 0]
+    ended = in_processes(2, [*words, "--device", "cpu"], before=before, seconds=60)
+    assert [each.code for each in ended] == [3, 3], [each.err for each in ended]
+    assert "Rank 1 of 2: " in " ".join(ended[0].err.split())
 
 
 def spoil(value: float, ranks: tuple[int, ...], calls: range) -> Any:

@@ -24,6 +24,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.content_stamp import contents_stamp
 from beitcli.data.transforms.base import CenterTransform, evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
+from beitcli.engine.trainer.distributed_eval import next_or_error
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.networks.pooled_features import SupportsBlockOutputs, feature_shape, pooled_features, pooled_width
@@ -153,11 +154,16 @@ class FeatureExtractor:
 
         Raises:
             StorageError: They are not finite.
+            BeitError: That of any rank, on all.
         """
         world = self.compute.world
         mine = self._own_parts(source, view)
         for _ in range(-(-len(source) // (self.batch_size * world.size))):
-            for part in world.gather(next(mine, None)):
+            own, failure = next_or_error(mine)
+            parts = world.gather((own, failure is not None))
+            if any(failed for _, failed in parts):
+                world.raise_if_any_failed(failure)
+            for part, _ in parts:
                 if part is None:
                     continue
                 if not np.isfinite(part.features).all():

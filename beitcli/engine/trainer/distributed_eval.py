@@ -26,12 +26,25 @@ def synchronized_batches(
     Args:
         batches: From `ordered_batches` with this rank's share.
         images: Number of images of all ranks together.
+
+    Raises:
+        BeitError: That of a rank without its batch, on all ranks, so that none waits for it in a later collective.
     """
     for _ in range(-(-images // (batch_size * world.size))):
         check_stop()
-        batch = next(batches, None)
+        batch, failure = next_or_error(batches)
+        if world.all_reduce_max(failure is not None):
+            world.raise_if_any_failed(failure)
         if batch is not None:
             yield batch
+
+
+def next_or_error(items: Iterator[Answer]) -> tuple[Answer | None, BeitError | None]:
+    """Returns the next item, None at the end, or the error for which there is none, to be raised on all ranks."""
+    try:
+        return next(items, None), None
+    except BeitError as error:
+        return None, error
 
 
 @dataclass(frozen=True)
