@@ -27,7 +27,7 @@ from beitcli.engine.own_tokenizer import own_tokenizer_config, own_tokenizer_job
 from beitcli.engine.probing.online_knn import OnlineProbe
 from beitcli.engine.tokenizer_loading import prepared, token_precision, tokenizer_for
 from beitcli.engine.trainer.arithmetic import with_step_arithmetic
-from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
+from beitcli.engine.trainer.data import HeldOut, hold_out, measured_text, open_images
 from beitcli.engine.trainer.dry_run import dry_run
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
@@ -200,7 +200,7 @@ def _job(
         return finished.report(
             PretrainReport,
             target=config.target,
-            measured_on=held.name,
+            measured_on=measured_text(held.name, len(task.left_out)),
             **{name: metrics.get(name) for name in optional},
         )
 

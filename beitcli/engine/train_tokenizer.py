@@ -20,7 +20,8 @@ from beitcli.data.transforms.base import CenterTransform, TokenizerTransform
 from beitcli.engine.events import OnEvent, ignore
 from beitcli.engine.io.outputs import to_picture
 from beitcli.engine.tokenizer_teacher import PatchTeacher, check_same_teacher, teacher_for
-from beitcli.engine.trainer.data import HeldOut, hold_out, open_images
+from beitcli.engine.trainer.bad_images import Bad, joined
+from beitcli.engine.trainer.data import HeldOut, hold_out, measured_text, open_images
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
 from beitcli.engine.trainer.model_card import tokenizer_card
@@ -145,8 +146,10 @@ class TokenizerTask(Task):
         model, compute, world, size = self.model, self.compute, self.compute.world, self.config.size
         counts = torch.zeros(model.vocab_size, dtype=torch.int64, device=compute.device)
         parts: list[dict[str, float]] = []  # sums per batch
+        bad: list[list[Bad]] = []
         grid = (size // model.downsample, size // model.downsample)
         for batch in self.batching(_AT_ONCE, check_stop).batches(self.held_out, CenterTransform(size=size)):
+            bad.append(batch.bad)
             if not len(batch):
                 parts.append({})
                 continue
@@ -159,6 +162,7 @@ class TokenizerTask(Task):
                 difference = (model.decode(tokens, grid) - images).cpu().double()
                 sums |= {"|error|": float(difference.abs().sum()), "error^2": float(difference.square().sum())}
             parts.append(sums | {"images": len(images), "values": images.numel()})
+        self.leave_out(joined(world.gather_interleaved(bad)), len(self.held_out))
         total: dict[str, float] = {}
         for part in world.gather_interleaved(parts):
             total |= {name: total.get(name, 0.0) + value for name, value in part.items()}
@@ -262,7 +266,7 @@ def tokenizer_job(
             psnr=finished.metrics.get("psnr"),
             mae_normalized=finished.metrics.get("mae_normalized"),
             codes_used=int(finished.metrics["codes_used"]),
-            measured_on=held.name,
+            measured_on=measured_text(held.name, len(task.left_out)),
         )
 
     return Job(

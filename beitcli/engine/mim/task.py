@@ -41,6 +41,7 @@ from beitcli.engine.mim.previews import (
 from beitcli.engine.mim.targets import PixelTarget, TokenTarget, joined_metrics
 from beitcli.engine.mim.token_caching import CachingTokenizer
 from beitcli.engine.probing.online_knn import BATCH, OnlineProbe
+from beitcli.engine.trainer.bad_images import Bad, joined
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task, Tensors, never_stop
 from beitcli.errors import UsageError
@@ -186,7 +187,9 @@ class PretrainTask(Task):
         batching = self.batching(min(128, self.plan.micro_batch), check_stop)
         if self.token_cache:  # whose later passes find the tokens there
             batching = replace(batching, kept=None)
+        bad: list[list[Bad]] = []
         for batch in batching.batches(self.held_out, transform, masking):
+            bad.append(batch.bad)
             if not len(batch):
                 for accumulator in accumulators:
                     accumulator.update_empty()
@@ -196,6 +199,7 @@ class PretrainTask(Task):
                 outputs, targets = self.forward_with_targets(tensors)
             for accumulator, each in zip(accumulators, outputs, strict=True):
                 accumulator.update(each, targets, self.objective.metric_mask(tensors.get("mask")), len(batch))
+        self.leave_out(joined(world.gather_interleaved(bad)), len(self.held_out))
         last, *aggregated = (accumulator.compute(world) for accumulator in accumulators)
         return joined_metrics(last, *aggregated) if aggregated else last
 

@@ -158,11 +158,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    """Returns the lines with a step; of several with one step the last."""
+    """Returns the lines with a step; several of one step as one, with the last value of each name."""
     by_step: dict[int, dict[str, float]] = {}
     for line in _lines(path):
         if is_step(line.get("step")):
-            by_step[line["step"]] = finite_numbers(line)
+            by_step.setdefault(line["step"], {}).update(finite_numbers(line))
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from beitcli.errors import DataError
 from beitcli.runtime.metric_text import counted
@@ -21,7 +21,13 @@ def refuse_many_bad(bad: Sequence[Bad], images: int, max_bad: float, hint: str) 
     allowed = max(1, int(max_bad * images)) if max_bad > 0 else 0
     if len(bad) > allowed or (bad and len(bad) == images):
         examples = "; ".join(f"{path}: {reason}" for _, path, reason in bad[:5])
-        raise DataError(f"{len(bad)} of {images} images cannot be read, {allowed} are allowed: {examples}.", hint)
+        limit = "" if len(bad) == images else f", {allowed} are allowed"
+        raise DataError(f"{len(bad)} of {images} images cannot be read{limit}: {examples}.", hint)
+
+
+def joined(records: Iterable[Sequence[Bad]]) -> list[Bad]:
+    """Returns the unreadable images of several batches, in order."""
+    return [record for each in records for record in each]
 
 
 def left_out_text(bad: Sequence[Bad], what: str) -> str:
@@ -39,7 +45,7 @@ class BadImageLedger:
     """Lists every unreadable image of a run once, in bad-images.jsonl.
 
     Attributes:
-        records: (index, path, reason) in the order of occurrence.
+        records: (index, path, reason) of those that count, in the order of occurrence.
 
     Args:
         resume_command: Sentence with the command that resumes the run.
@@ -50,14 +56,18 @@ class BadImageLedger:
         self.records: list[Bad] = []
         self._recorded: set[str] = set()
 
+    def list_measured(self, bad: Sequence[Bad]) -> list[Bad]:
+        """Lists unreadable images of an evaluation, which has a limit of its own; returns those that are new."""
+        new = {path: (index, path, reason) for index, path, reason in bad if path not in self._recorded}
+        for _, path, reason in new.values():
+            self._recorded.add(path)
+            self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
+        return list(new.values())
+
     def note(self, bad: Sequence[Bad]) -> None:
         """Adds the unreadable images of a batch. Raises DataError beyond the limit."""
-        new = [record for record in bad if record[1] not in self._recorded]
-        for index, path, reason in new:
-            if path not in self._recorded:
-                self._recorded.add(path)
-                self.records.append((index, path, reason))
-                self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
+        new = self.list_measured(bad)
+        self.records += new
         if new:
             listed = self.run.path / "bad-images.jsonl"
             hint = f"They are listed in {listed}. Mend them or raise --max-bad. {self.resume_command} --max-bad SHARE"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import load_optimizer_tensors, optimizer_tensors
 from beitcli.runtime.distributed.fsdp import distribute_like, full_state_dict, is_sharded
 from beitcli.runtime.distributed.world import differing_ranks
+from beitcli.runtime.shortages import shortage
 from beitcli.runtime.storage.async_writer import CheckpointWriter, Snapshot, SnapshotTaker, Written
 from beitcli.runtime.storage.checkpoint import CheckpointFolder, newest_checkpoint, repair_latest, save_checkpoint
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -50,11 +51,13 @@ class ResumeState:
 
     Attributes:
         micro_batch: Stored micro-batch size; 0 if none is stored.
+        left_out: Unreadable images of the last evaluation.
     """
 
     state: TrainState
     bad: list[Bad]
     micro_batch: int
+    left_out: list[Bad] = field(default_factory=list)
 
 
 class Saver:
@@ -136,6 +139,7 @@ class Saver:
             "images_seen": state.step * plan.batch_size,
             "data": plan.data_fingerprint,
             "bad": list(self.ledger.records),
+            "left_out": list(self.task.left_out),
             "scaler": self.scaler.state_dict(),
             "micro_batch": plan.micro_batch,
             "threads": torch.get_num_threads(),
@@ -193,7 +197,7 @@ def load_newest(
     Rank 0 finds it and verifies its hashes; the other ranks read the one it found.
 
     Raises:
-        UsageError: The data has changed.
+        UsageError: The data has changed, or the device has not enough memory.
         StorageError: All checkpoints are damaged, or the newest is of another architecture.
     """
     if run.leftovers:
@@ -223,6 +227,9 @@ def load_newest(
             scaler.load_state_dict(trainer["scaler"])
         task.load_extra_tensors({name: tensor.to(compute.device) for name, tensor in extra.items()})
     except (RuntimeError, KeyError) as error:
+        lacking = shortage(error)
+        if lacking is not None:
+            raise lacking from None
         raise StorageError(
             f"Checkpoint '{checkpoint.path}' is of another architecture: {str(error).splitlines()[0]}",
             "Start a new run with another --out.",
@@ -245,5 +252,5 @@ def load_newest(
         images_per_second=trainer["images_per_second"],
         metrics=trainer["figures"],
     )
-    bad = [(index, path, reason) for index, path, reason in trainer["bad"]]
-    return ResumeState(state, bad, trainer.get("micro_batch", 0))
+    bad, left_out = ([(n, path, reason) for n, path, reason in trainer.get(name, ())] for name in ("bad", "left_out"))
+    return ResumeState(state, bad, trainer.get("micro_batch", 0), left_out)

@@ -72,8 +72,9 @@ class HeldOut:
     """Training and validation images of a run.
 
     Attributes:
-        measured: Images held out of training; some of the training images if there are too few to hold any out.
-        bad: Unreadable images among the ones chosen for `measured`.
+        measured: Images held out of training; some of the training images if there are too few to hold any out. An
+            evaluation leaves out those that cannot be read.
+        bad: Unreadable images that were to be held out, where none of them can be read.
     """
 
     training: Source
@@ -89,24 +90,29 @@ class HeldOut:
 def hold_out(source: Source, count: int, seed: int, world: DistributedContext = SINGLE_PROCESS) -> HeldOut:
     """Holds `count` images, at most a twentieth of the data, out of training for evaluation.
 
-    Rank 0 decodes them once here, so that no metric includes images that cannot be read.
+    If none of them can be read, none is held out. Rank 0 decodes them up to the first that can be.
     """
-    kept = min(count, len(source) // 20)
+    kept, unreadable = min(count, len(source) // 20), tuple[Bad, ...]()
     if kept:
         training, held_out = split_holdout(source, kept, seed)
-        bad = world.run_on_rank_zero(lambda: tuple(_unreadable(source, held_out)))
-        readable = np.setdiff1d(held_out, [record[0] for record in bad])
-        if len(readable):
-            return HeldOut(Subset(source, training), Subset(source, readable), bad, True)
+        unreadable = world.run_on_rank_zero(lambda: _unreadable(source, held_out))
+        if len(unreadable) < kept:
+            return HeldOut(Subset(source, training), Subset(source, held_out), (), True)
     some = select_limit(source, min(len(source), _MEASURED_WITHOUT_HOLDOUT), seed)
-    bad = world.run_on_rank_zero(lambda: tuple(_unreadable(source, some)))
-    readable = np.setdiff1d(some, [record[0] for record in bad])
-    if not len(readable):
+    some = np.setdiff1d(some, [record[0] for record in unreadable])
+    more = world.run_on_rank_zero(lambda: _unreadable(source, some))
+    bad = (*unreadable, *more)
+    if len(more) == len(some):
         raise DataError(
-            f"None of {len(some)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.",
+            f"None of {len(bad)} images can be read, the first: {bad[0][1]}: {bad[0][2]}.",
             "`beit doctor DATA` says why of each.",
         )
-    return HeldOut(source, Subset(source, readable), bad, False)
+    return HeldOut(source, Subset(source, some), unreadable, False)
+
+
+def measured_text(name: str, left_out: int) -> str:
+    """Returns what a run is measured on, such as `512 held-out images, 2 of them unreadable`."""
+    return f"{name}, {left_out:,} of them unreadable" if left_out else name
 
 
 def hold_out_annotated(
@@ -128,13 +134,16 @@ def hold_out_annotated(
     return source, subset(chosen), counted(len(chosen), "training image"), False
 
 
-def _unreadable(source: Source, indices: np.ndarray) -> Iterator[Bad]:
-    source.prefetch(indices)
+def _unreadable(source: Source, indices: np.ndarray) -> tuple[Bad, ...]:
+    """Returns the unreadable images before the first that can be read."""
+    found: list[Bad] = []
     for index in indices.tolist():
         try:
             source.image(index)
+            break
         except BadImage as error:
-            yield index, source.path(index), error.message
+            found.append((index, source.path(index), error.message))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Finetuning for any task: opening `--init`, the common part of the `Task`, the job.
 
-    begun = begin(config, join_compute(config), on_event)     --init, opened once
-    task = SegmentationTask(config, plan, model, ...)         a `FinetunedTask`
-    run_finetuning(begun, data, transform, task, ...)         plan or dry run, loop, report, card
+    begun = open_finetuning(config, join_compute(config), on_event)     --init, opened once
+    task = SegmentationTask(config, plan, model, ...)                   a `FinetunedTask`
+    run_finetuning(begun, data, transform, task, ...)                   plan or dry run, loop, report, card
 
 In between, each task opens its data and builds its network.
 """
@@ -24,8 +24,8 @@ from beitcli.data.loading.batches import Transform
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.arithmetic import arithmetic_row, with_step_arithmetic
-from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
-from beitcli.engine.trainer.data import require_an_image_each
+from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.data import measured_text, require_an_image_each
 from beitcli.engine.trainer.ema import EMATask
 from beitcli.engine.trainer.job import Finished, Job, run_job
 from beitcli.engine.trainer.metric_log import check_writers
@@ -166,8 +166,8 @@ class FinetunedTask(EMATask):
         return len(self.val) / 2
 
     def refuse_bad(self, bad: list[Bad]) -> None:
-        """Raises DataError if too many validation images cannot be read."""
-        refuse_many_bad(bad, len(self.val), self.config.max_bad, "Mend them or raise --max-bad, and add --resume.")
+        """`leave_out` of the validation images."""
+        self.leave_out(bad, len(self.val))
 
     def checkpoint_config(self) -> dict[str, Any]:
         how = self.config.resize_positions
@@ -260,7 +260,7 @@ def run_finetuning(
             task=config.task,
             classes=len(task.classes),
             images=int(metrics["images"]),
-            measured_on=data.measured_on,
+            measured_on=measured_text(data.measured_on, len(task.left_out)),
             **own(metrics),
         )
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, Warned
-from beitcli.engine.trainer.bad_images import BadImageLedger
+from beitcli.engine.trainer.bad_images import BadImageLedger, left_out_text
 from beitcli.engine.trainer.checkpointing import Saver, TrainState, load_newest
 from beitcli.engine.trainer.compile_ahead import compile_ahead
 from beitcli.engine.trainer.divergence import DivergenceCheck
@@ -166,6 +166,8 @@ class _Loop:
         images = self.plan.images + len(self.data.bad)
         self.ledger = BadImageLedger(run, images, self.plan.max_bad, session.resume_command)
         self.ledger.note([*self.data.bad, *stored.bad])
+        task.left_out = tuple(stored.left_out)
+        self.ledger.list_measured(task.left_out)
         self.saver = Saver(task, run, compute, scaler, self.ledger, self.on_event, last_saved=self.state.step)
         self.divergence = DivergenceCheck(self.saver)
         self.interval = Interval(self.state.step)
@@ -250,22 +252,32 @@ class _Loop:
         """
         try:
             found = self.measuring.run(self.state)
-        except DataError:  # on all ranks: too many held-out images cannot be read, which costs no step
-            self.saver.save(self.plan, self.state)
+        except DataError:  # on all ranks: held-out images cannot be read, which costs no step
+            if self.saver.last_saved != self.state.step:
+                self.saver.save(self.plan, self.state)
             raise
         if found.metrics is not None:
             held_out = {f"held_out_{name}": value for name, value in found.metrics.items()}
             self.divergence.require_finite(held_out, self.state.step)  # where measured, such weights are not saved
             self.state.metrics = found.metrics
+            new = self.ledger.list_measured(self.task.left_out)
+            if new:
+                self.on_event(Warned(left_out_text(new, "measured image")))
             metrics |= held_out | found.watched
         if found.picture is not None:
             self.metric_log.picture(self.state.step, "previews", found.picture)
         return found.is_interrupted
 
     def evaluate_if_missing(self) -> None:
-        """Evaluates if a stop interrupted the evaluation of the last step."""
-        if self.state.metrics is None and self.evaluate({}):
+        """Evaluates, logs and saves again if a stop interrupted the evaluation of the last step."""
+        if self.state.metrics is not None:
+            return
+        metrics: dict[str, float] = {}
+        if self.evaluate(metrics):
             self.stop_here()
+        self.log(metrics)
+        self.saver.save(self.plan, self.state)
+        self.saver.wait_on_all_ranks()
 
     def log(self, metrics: dict[str, float]) -> None:
         """Writes a line of metrics.jsonl and to every other metric writer, and emits an event."""

@@ -16,7 +16,7 @@ from torch import nn
 from beitcli.config.common import Training
 from beitcli.data.loading.batches import Batch
 from beitcli.data.loading.kept_batches import KeptBatches
-from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.bad_images import Bad, refuse_many_bad
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.plan import Plan
 from beitcli.models.networks.efficient_attention import disable_flex
@@ -84,6 +84,7 @@ class Task(ABC):
         compiled: Module of the forward pass; knows whether it is compiled.
         forward: `compiled` as training calls it, with gradients averaged over ranks.
         attention: The attention kernel selected by a benchmark; None if torch selects it.
+        left_out: Unreadable images of the last evaluation, alike on all ranks.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Task(ABC):
     takes_padding: bool = False
     compiled: CompiledModule | None = None
     attention: AttentionChoice | None = None
+    left_out: tuple[Bad, ...] = ()
     forward: Callable[..., Any]
     parallel: nn.Module | None = None
 
@@ -229,6 +231,15 @@ class Task(ABC):
         Args:
             check_stop: Called between batches, on all ranks alike; raises if the run is to stop.
         """
+
+    def leave_out(self, bad: Sequence[Bad], images: int) -> None:
+        """Notes the unreadable ones of the `images` of an evaluation. All ranks must call this, with those of all.
+
+        Raises:
+            DataError: They are too many, or all.
+        """
+        refuse_many_bad(bad, images, self.config.max_bad, "Mend them or raise --max-bad, and add --resume.")
+        self.left_out = tuple(bad)
 
     def details(self) -> dict[str, Any] | None:
         """Returns what the report says of the last evaluation beyond its metrics, as plain values; None without.

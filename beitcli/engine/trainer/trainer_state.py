@@ -18,7 +18,7 @@ def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
         StorageError: They are not what a run writes, although the hash is correct.
     """
     document = checkpoint.trainer
-    metrics, bad = document.get("figures"), document.get("bad")
+    metrics = document.get("figures")
     fits = {
         "step": _is_number(document.get("step"), int) and document["step"] == step_of(checkpoint.path),
         "seconds": _is_number(document.get("seconds"), int, float) and document["seconds"] >= 0,
@@ -26,7 +26,8 @@ def stored_progress(checkpoint: CheckpointFolder) -> dict[str, Any]:
         "images_per_second": _is_number(document.get("images_per_second"), int, float),
         "figures": "figures" in document and (metrics is None or _are_metrics(metrics)),
         "data": isinstance(document.get("data"), str),
-        "bad": isinstance(bad, list) and all(map(_is_record, bad)),
+        "bad": _are_records(document.get("bad")),
+        "left_out": _are_records(document.get("left_out", [])),
         "micro_batch": _is_number(document.get("micro_batch", 0), int) and document.get("micro_batch", 0) >= 0,
     }
     wrong = [name for name, fit in fits.items() if not fit]
@@ -48,6 +49,8 @@ def _are_metrics(metrics: Any) -> bool:
     return isinstance(metrics, dict) and all(v is None or _is_number(v, int, float) for v in metrics.values())
 
 
-def _is_record(record: Any) -> bool:
-    """Whether it is the (index, path, reason) of an unreadable image."""
-    return isinstance(record, list) and [type(each) for each in record] == [int, str, str]
+def _are_records(records: Any) -> bool:
+    """Whether they are (index, path, reason) of unreadable images."""
+    return isinstance(records, list) and all(
+        isinstance(record, list) and [type(each) for each in record] == [int, str, str] for record in records
+    )

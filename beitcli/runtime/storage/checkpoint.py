@@ -3,7 +3,7 @@
 A checkpoint is written to a temporary folder, every file is fsynced and hashed, and the folder is renamed; only then is
 `latest` updated and are old checkpoints removed. It consists of safetensors and JSON; nothing is pickled. A checkpoint
 of a later step than the one just saved must have been skipped as damaged: it is renamed to `damaged-step-NNNNNNN`, so
-that it is neither used nor lost.
+that it is neither used nor lost. One of the same step is set aside until the new one has its name.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from beitcli.runtime.storage.safe_json import dump_json, parse_json
 SUMS = "SHA256SUMS"
 _MODEL = {"model.safetensors", "config.json"}
 _UNFINISHED = (".step-*.partial-*", ".latest.[0-9]*", ".latest-*")  # the last of earlier versions
+_REPLACED = re.compile(r"\.(step-[0-9]+)\.replaced-[0-9]+")
 _STEP = re.compile(r"step-([0-9]+)")
 
 
@@ -119,7 +120,7 @@ def save_checkpoint(
         StorageError: The disk is full or not writable; earlier checkpoints are unchanged.
     """
     final = folder / f"step-{step:07d}"
-    partial = folder / f".{final.name}.partial-{os.getpid()}"
+    partial, replaced = (folder / f".{final.name}.{what}-{os.getpid()}" for what in ("partial", "replaced"))
     needed = sum(t.numel() * t.element_size() for t in (*model.values(), *trainer_tensors.values()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,9 +133,11 @@ def save_checkpoint(
         names = sorted(entry.name for entry in partial.iterdir())
         _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
         _sync_folder(partial)
-        remove_entry(final)
+        if os.path.lexists(final):
+            final.rename(replaced)
         partial.rename(final)
         _sync_folder(folder)
+        remove_entry(replaced)
         point_latest(folder, final.name)
         _prune(folder, step, keep)
     except (OSError, SafetensorError) as error:
@@ -278,8 +281,18 @@ def _sync_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Removes temporary files that a killed process left behind, and returns their names."""
+    """Removes temporary files that a killed process left behind, and returns their names.
+
+    A checkpoint that was set aside, and whose successor has not got its name, gets its name back.
+    """
     leftovers = sorted(found for form in _UNFINISHED for found in folder.glob(form))
+    for aside in folder.glob(".step-*.replaced-*"):
+        name = _REPLACED.fullmatch(aside.name)
+        if name and not os.path.lexists(folder / name[1]):
+            with suppress(OSError):
+                aside.rename(folder / name[1])
+        elif name:
+            leftovers.append(aside)
     for leftover in leftovers:
         with suppress(OSError):
             remove_entry(leftover)

@@ -7,13 +7,23 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from beitcli.config.pretrain import PretrainConfig
+from beitcli.config.resolve import resolve
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.data.sources.open_data import open_data
+from beitcli.data.sources.subset import Subset
+from beitcli.engine.events import Progress
+from beitcli.engine.pretrain import pretrain
+from beitcli.engine.train_tokenizer import train_tokenizer
 from beitcli.engine.trainer.data import hold_out
 from beitcli.engine.trainer.dry_run import duration
+from beitcli.errors import DataError
 from beitcli.models.checkpoints.open import open_checkpoint
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
@@ -60,6 +70,71 @@ def test_unreadable_held_out_image_is_named_and_the_run_goes_on(tmp_path, labell
     assert ended.lines[0]["measured_on"] == "23 training images"
     named = [json.loads(line)["path"] for line in (tmp_path / "run" / "bad-images.jsonl").read_text().splitlines()]
     assert named == [victim]
+
+
+class Counted(Subset):
+    """All images of a source; counts those that are decoded."""
+
+    decoded = 0
+
+    def image(self, index: int) -> Image.Image:
+        self.decoded += 1
+        return super().image(index)
+
+
+def test_hold_out_decodes_up_to_the_first_readable_image_and_no_further(tmp_path, labelled_folder):
+    data = copies(labelled_folder, tmp_path / "data", 60)
+    source = Counted(open_data([str(data)]), np.arange(60))
+    held = hold_out(source, 512, seed=0)
+    assert (len(held.measured), held.bad, source.decoded) == (3, (), 1)
+    Path(held.measured.path(0)).write_bytes(b"no image at all")
+    again = hold_out(source, 512, seed=0)
+    assert [again.measured.path(index) for index in range(3)] == [held.measured.path(index) for index in range(3)]
+    assert source.decoded == 3
+
+
+def test_one_of_the_held_out_images_that_is_unreadable_is_told_listed_and_counted(tmp_path, labelled_folder, beit):
+    data, run = copies(labelled_folder, tmp_path / "data", 40), tmp_path / "run"
+    held = hold_out(open_data([str(data)]), 512, seed=0)
+    victim = held.measured.path(1)
+    Path(victim).write_bytes(b"no image at all")
+    arguments = ("pretrain", data, *TINY, "--target", "pixels", "--steps", 2, "--out", run, "--json")
+    for argv in (arguments, ("pretrain", "--out", run, "--resume", "--json")):
+        ended = beit(*argv)
+        assert ended.code == 0, ended.err
+        assert ended.lines[0]["measured_on"] == "2 held-out images, 1 of them unreadable"
+        listed = [json.loads(line) for line in (run / "bad-images.jsonl").read_text().splitlines()]
+        assert [each["path"] for each in listed] == [victim]
+        assert ("1 measured image is left out, the first: " in " ".join(ended.err.split())) == (argv is arguments)
+
+
+@pytest.mark.parametrize("target", ["tokens", "pixels", "tokenizer"])
+def test_held_out_images_of_which_none_is_readable_any_longer_end_the_run_with_their_reason(
+    tmp_path, labelled_folder, tokenizer_run, target
+):
+    """It vanishes between the start and the first measuring."""
+    data, run = copies(labelled_folder, tmp_path / "data", 24), tmp_path / "run"
+    victim = Path(hold_out(open_data([str(data)]), 512, seed=0).measured.path(0))
+    content = victim.read_bytes()
+    flags = {"recipe": "tiny", "data": [str(data)], "steps": 2, "batch_size": 4, "workers": 0, "device": "cpu"}
+    flags |= {"out": str(run), "log_every": 1}
+    if target == "tokenizer":
+        train, kind, flags = train_tokenizer, TrainTokenizerConfig, flags | {"size": 16, "width": 8}
+    else:
+        train, kind, flags = pretrain, PretrainConfig, flags | {"image_size": 32, "num_masked": 6, "target": target}
+        flags |= {"tokenizer": str(tokenizer_run)} if target == "tokens" else {}
+
+    def removes(event: object) -> None:
+        if isinstance(event, Progress) and event.unit == "step":
+            victim.write_bytes(b"")
+
+    with pytest.raises(DataError, match=r"1 of 1 images cannot be read: .*empty file") as ended:
+        train(resolve(kind, flags).config, removes)
+    assert ended.value.exit_code == 3
+    assert str(victim) in ended.value.message
+    victim.write_bytes(content)
+    resumed = {"out": str(run), "resume": True, "workers": 0, "device": "cpu"}
+    assert train(resolve(kind, resumed).config).measured_on == "1 held-out image"
 
 
 def test_more_bad_images_may_be_allowed_when_a_run_goes_on(tmp_path, labelled_folder, tokenizer_run, beit):

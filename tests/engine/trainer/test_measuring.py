@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from beitcli.cli.app import main
 from beitcli.data.loading.batches import Batch, ordered_batches
 from beitcli.data.loading.kept_batches import KeptBatches
 from beitcli.data.sources.format import Request
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import CenterTransform
+from beitcli.engine.mim.task import PretrainTask
+from beitcli.engine.report.record import read_record
 from beitcli.engine.report.run_state import read_run
 from beitcli.engine.trainer.measuring import describe_measuring, measured_saves
 from beitcli.engine.trainer.plan import Plan
-from tests.helpers.forked import Ended
+from beitcli.runtime.storage.checkpoint import newest_checkpoint
+from tests.helpers.forked import Ended, forked
 
 PLAN = Plan(
     seed=0, images=1000, steps=100, batch_size=10, micro_batch=10, warmup_steps=0, clip=None, save_every=10,
@@ -131,6 +137,49 @@ def test_validation_images_that_cannot_be_read_cost_no_step(
     done = beit("finetune", "--out", tmp_path / "run", "--resume", "--json", "--quiet")
     assert done.code == 0, done.err
     assert json.loads(done.out)["images"] == 8
+
+
+def test_a_last_measuring_that_was_stopped_is_logged_and_saved_when_the_run_goes_on(
+    beit: Callable[..., Ended], tmp_path: Path, labelled_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    words = ["pretrain", labelled_folder, "--recipe", "tiny", "--target", "pixels", "--steps", 4, "--save-every", 2]
+    words += ["--batch-size", 4, "--workers", 0, "--device", "cpu", "--previews", 0, "--measure-share", 0, "--out", run]
+
+    def work() -> int:
+        measure = PretrainTask.evaluate
+
+        def signalled(task: PretrainTask, check_stop: Callable[[], None]) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return measure(task, check_stop)
+
+        PretrainTask.evaluate = signalled  # type: ignore[method-assign]
+        return main([str(word) for word in words])
+
+    assert forked(work).code == 75
+    stopped = newest_checkpoint(run)
+    assert stopped is not None
+    assert (stopped.trainer["step"], stopped.trainer["figures"]) == (4, None)
+    files = {name: (stopped.path / name).read_bytes() for name in ("model.safetensors", "trainer.safetensors")}
+
+    done = beit("pretrain", "--out", run, "--resume", "--json")
+    assert done.code == 0, done.err
+    loss = json.loads(done.out)["loss"]
+    record, saved = read_record(run), newest_checkpoint(run)
+    assert record.held_out["loss"] == read_run(run).figures["loss"] == loss
+    assert record.rows[-1].keys() >= {"step", "loss", "lr", "held_out_loss"}
+    assert [row["step"] for row in record.rows] == [1, 2, 3, 4]
+    assert "Nothing was measured" not in (run / "report.html").read_text()
+    assert saved is not None
+    assert saved.trainer["figures"]["loss"] == loss
+    assert {name: (saved.path / name).read_bytes() for name in files} == files
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(PretrainTask, "evaluate", fail)
+    again = beit("pretrain", "--out", run, "--resume", "--json")
+    assert (again.code, json.loads(again.out)["loss"]) == (0, loss)
 
 
 def test_the_table_of_runs_has_the_newest_held_out_metrics(tmp_path: Path) -> None:

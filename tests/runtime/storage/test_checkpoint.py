@@ -18,6 +18,7 @@ from beitcli.runtime.storage.checkpoint import (
     damage,
     load_tensors,
     newest_checkpoint,
+    remove_leftovers,
     save_checkpoint,
     step_folders,
     verified_checkpoint,
@@ -88,6 +89,31 @@ def test_a_damaged_later_checkpoint_is_set_aside_and_never_outlives_the_one_just
     assert sorted(os.listdir(folder)) == [
         *("damaged-step-0000200", "damaged-step-0000200-2", "latest", "step-0000150", "step-0000175"),
     ]
+
+
+def test_the_same_step_saved_again_replaces_the_first_and_a_kill_in_between_loses_none(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save(tmp_path, 3, keep=1), save(tmp_path, 3, keep=1, numbers=7)
+    assert sorted(os.listdir(folder)) == ["latest", "step-0000003"]
+    assert len(load_tensors(folder / "step-0000003" / "model.safetensors")["weight"]) == 7
+
+    def killed_before_rename(number: int) -> int:
+        calls, rename = count(1), Path.rename
+
+        def deadly(path: Path, target: Path) -> Path:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        Path.rename = deadly  # type: ignore[method-assign]
+        save(tmp_path, 3, keep=1, numbers=9)
+        return 0
+
+    for number in (1, 2):
+        assert forked(lambda number=number: killed_before_rename(number)).code == -signal.SIGKILL
+        remove_leftovers(folder)
+        assert sorted(os.listdir(folder)) == ["latest", "step-0000003"]
+        assert damage(folder / "step-0000003") == ""
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
