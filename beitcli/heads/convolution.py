@@ -57,7 +57,7 @@ class ChannelDropout(nn.Module):
     """`nn.Dropout2d` with optional external random numbers, so that an image's mask does not depend on its batch.
 
     Attributes:
-        draws: (B, channels) uniform in [0, 1); None draws from torch's global generator.
+        uniforms: (B, channels) uniform in [0, 1); None draws from torch's global generator.
     """
 
     def __init__(self, channels: int, rate: float) -> None:

@@ -124,8 +124,9 @@ class VectorQuantizer(nn.Module):
 
     def _tally(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """(V,) how often each code occurs, and (V, D) the sum of its vectors."""
-        count = torch.bincount(codes, minlength=len(self.codebook)).to(vectors.dtype)
-        return count, torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
+        count = codes.new_zeros(len(self.codebook))
+        count.scatter_add_(0, codes, torch.ones_like(codes))  # bincount would wait for the device
+        return count.to(vectors.dtype), torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
 
     def tally(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """`count` and `total` of `update`, of some vectors (n, D) with their codes (n,)."""

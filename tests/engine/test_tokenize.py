@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from beitcli.engine.tokenize import tokenize as engine_tokenize
 from beitcli.engine.train_tokenizer import train_tokenizer
 from beitcli.errors import StorageError
 from beitcli.tokenizers.open import open_tokenizer
+from tests.helpers.forked import forked
 
 CODES, GRID = 16, [4, 4]
 FORMATS = [".jsonl", ".npz", ".safetensors", ".parquet"]
@@ -313,6 +315,27 @@ def test_lines_of_one_tokenizer_go_on_where_an_image_has_changed_since(
     ended = tokenize(data / "red", data / "blue", "-o", target, "--resume")
     assert ended.code == 0, ended.err
     assert "8 of 16 images are in the file already" in ended.err
+
+
+def test_what_a_killed_job_left_beside_the_file_that_it_was_to_replace_goes(
+    tokenize: Callable, picture: Callable, tmp_path: Path
+) -> None:
+    image, target = picture("data/a.png"), tmp_path / "tokens.jsonl"
+    target.write_bytes(b"of value")
+
+    def work() -> int:
+        with closing(open_token_file(target, TokenKind((4, 4), CODES, ""), resume=False)) as file:
+            file.add({"path": "a.png", "grid": GRID, "tokens": [0] * 16})
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    assert forked(work).code == -signal.SIGKILL
+    alive, mine = tmp_path / f".tokens.jsonl.{os.getppid()}", tmp_path / ".tokens.jsonl.backup"
+    alive.touch(), mine.touch()
+    assert len(list(tmp_path.glob(".tokens.jsonl.*"))) == 3
+    assert tokenize(image, "-o", target, "--overwrite").code == 0
+    assert sorted(tmp_path.glob(".tokens.jsonl.*")) == sorted([alive, mine])
+    assert [path for path, _ in read(target)] == [str(image)]
 
 
 @pytest.mark.parametrize("suffix", FORMATS[1:3])

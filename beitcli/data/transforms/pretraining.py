@@ -54,8 +54,8 @@ class FastPretrainingTransform(TwoCropTransform):
             if self.token_size is not None:
                 views["token_images"] = resize(crop, height_and_width(self.token_size), self.token_filter)
             if is_flipped:
-                views = {name: transform.flip(-1) for name, transform in views.items()}
-            arrays = {name: transform.numpy() for name, transform in views.items()}
+                views = {name: view.flip(-1) for name, view in views.items()}
+            arrays = {name: view.numpy() for name, view in views.items()}
         if changes:
             arrays["color"] = compose_jitter(pixels, changes)
         return arrays

@@ -9,28 +9,19 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 import numpy as np
 
 from beitcli.config.embed import EmbedConfig
 from beitcli.data.sources.formats.parquet import require_pyarrow
-from beitcli.engine.io.outputs import (
-    is_stream,
-    make_folder,
-    open_stream,
-    output_error,
-    require_folder,
-    require_writable_outputs,
-    write_output,
-)
+from beitcli.engine.io.appended_lines import AppendedLines
+from beitcli.engine.io.outputs import is_stream, make_folder, require_folder, require_writable_outputs
 from beitcli.engine.io.part_files import PartFiles, part_files
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.stored_features import WRITERS, FeatureKind, Rows, read_features, sidecar
 from beitcli.errors import StorageError, UsageError
-from beitcli.runtime.storage.own_files import temporary_beside
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 Document = dict[str, Any]
@@ -115,40 +106,22 @@ class FeatureLines(FeatureFile):
     def __init__(self, path: Path, kind: FeatureKind, resume: bool) -> None:
         super().__init__(path, kind)
         self._added = 0
-        whole = Path(os.path.realpath(path))
-        self._beside: Path | None = None  # replaces an existing file when the job has ended
-        if resume and path.exists() and not is_stream(path):
-            write_output(path, self._copy_whole_lines)
-        elif whole.is_file() and not is_stream(path):
-            self._beside = temporary_beside(whole)
-        try:
-            self.file: TextIO = (
-                TextIOWrapper(open_stream(path), encoding="utf-8")
-                if is_stream(path)
-                else (self._beside or path).open("a" if resume else "w", encoding="utf-8")
-            )
-        except OSError as error:
-            raise output_error(path, error) from None
+        self._lines = AppendedLines(path, self._keeps if resume else None)
 
-    def _copy_whole_lines(self, target: BinaryIO) -> None:
-        """Copies the complete lines of features; a killed process may have left the last one incomplete."""
-        with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                document = _parsed(line, self.path)
-                if "features" not in document:
-                    continue
-                features = np.array(document["features"], dtype=np.float32)
-                if features.shape != self.kind.shape:
-                    held, made = (" x ".join(map(str, each)) for each in (features.shape, self.kind.shape))
-                    raise UsageError(
-                        f"'{self.path}' holds {held} numbers an image, and these settings give {made}.",
-                        "Give the settings that it was made with, or another -o FILE.",
-                    )
-                self.first = self.first or (document["path"], features)
-                self.held.add(document["path"])
-                target.write(line)
+    def _keeps(self, line: bytes) -> bool:
+        document = _parsed(line, self.path)
+        if "features" not in document:
+            return False
+        features = np.array(document["features"], dtype=np.float32)
+        if features.shape != self.kind.shape:
+            held, made = (" x ".join(map(str, each)) for each in (features.shape, self.kind.shape))
+            raise UsageError(
+                f"'{self.path}' holds {held} numbers an image, and these settings give {made}.",
+                "Give the settings that it was made with, or another -o FILE.",
+            )
+        self.first = self.first or (document["path"], features)
+        self.held.add(document["path"])
+        return True
 
     @property
     def rows(self) -> int:
@@ -156,27 +129,13 @@ class FeatureLines(FeatureFile):
 
     def add(self, document: Document) -> None:
         self._added += "features" in document
-        try:
-            self.file.write(as_line(document) + "\n")
-        except OSError as error:
-            raise output_error(self.path, error) from None
+        self._lines.write(as_line(document))
 
     def flush(self) -> None:
-        try:
-            self.file.flush()
-        except OSError as error:
-            raise output_error(self.path, error) from None
+        self._lines.flush()
 
     def close(self, *, done: bool) -> None:
-        try:
-            self.file.close()
-            if self._beside is not None and done:
-                self._beside.replace(os.path.realpath(self.path))
-        except OSError as error:
-            raise output_error(self.path, error) from None
-        finally:
-            if self._beside is not None:
-                self._beside.unlink(missing_ok=True)
+        self._lines.close(done=done)
 
 
 def _parsed(line: bytes, path: Path) -> Document:

@@ -23,7 +23,7 @@ from beitcli.data.sources.base import Source
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.unfinished_outputs import UnfinishedOutputs
 from beitcli.errors import ReaderGone, StorageError, UsageError
-from beitcli.runtime.storage.own_files import atomic_write
+from beitcli.runtime.storage.own_files import atomic_write, remove_orphans
 
 if TYPE_CHECKING:
     import torch
@@ -298,7 +298,9 @@ def write_output(path: Path, write: Callable[[BinaryIO], object]) -> None:
         StorageError: The disk is full or the folder cannot be written; an existing file is unchanged.
     """
     if not is_stream(path):
-        _replace(Path(os.path.realpath(path)), path, write)
+        whole = Path(os.path.realpath(path))
+        remove_orphans(whole)
+        _replace(whole, path, write)
         return
     content = BytesIO()  # archives seek, which a pipe cannot
     write(content)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any
 
-from beitcli.engine.io.outputs import is_stream, make_folder, open_stream, write_output
-from beitcli.errors import DataError, StorageError, UsageError
-from beitcli.runtime.storage.own_files import temporary_beside
+from beitcli.engine.io.appended_lines import AppendedLines
+from beitcli.engine.io.outputs import is_stream, make_folder
+from beitcli.errors import DataError, UsageError
 from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 Document = dict[str, Any]
@@ -81,61 +80,27 @@ class TokenFile(ABC):
 
 
 class JsonLines(TokenFile):
-    """One that replaces an existing file is written beside it, and else appended line by line, to be resumed."""
+    """.jsonl, appended line by line. Unreadable images have a line too, and are read again by a resumed job."""
 
     def __init__(self, path: Path, kind: TokenKind, resume: bool) -> None:
         super().__init__(path, kind, resume)
-        whole = Path(os.path.realpath(path))
-        self._beside: Path | None = None
-        if resume and path.exists() and not is_stream(path):
-            write_output(path, self._copy_whole_lines)
-        elif not is_stream(path) and whole.is_file() and whole.stat().st_size:
-            self._beside = temporary_beside(whole)
-        try:
-            self.file: TextIO = self._open("a" if resume else "w")
-        except OSError as error:
-            raise StorageError(f"'{path}' cannot be written: {error.strerror}.", "Give another -o FILE.") from None
+        self._lines = AppendedLines(path, self._keeps if resume else None)
 
-    def _open(self, mode: str) -> TextIO:
-        if is_stream(self.path):
-            return TextIOWrapper(open_stream(self.path), encoding="utf-8")
-        return cast("TextIO", (self._beside or self.path).open(mode, encoding="utf-8"))
-
-    def _copy_whole_lines(self, target: BinaryIO) -> None:
-        """Copies complete lines of tokens; drops bad images, and the line that a killed process left incomplete."""
-        with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                document = parse_line(line.decode("utf-8-sig", errors="replace"), str(self.path))
-                if "tokens" in document:
-                    self.kind.require(self.path, tuple(document["grid"]), max(document["tokens"]))
-                    self.held.add(document["path"])
-                    if len(self.stored) < STORED:
-                        self.stored[document["path"]] = document["tokens"]
-                    target.write(line)
+    def _keeps(self, line: bytes) -> bool:
+        document = parse_line(line.decode("utf-8-sig", errors="replace"), str(self.path))
+        if "tokens" not in document:
+            return False
+        self.kind.require(self.path, tuple(document["grid"]), max(document["tokens"]))
+        self.held.add(document["path"])
+        if len(self.stored) < STORED:
+            self.stored[document["path"]] = document["tokens"]
+        return True
 
     def add(self, document: Document) -> None:
-        try:
-            self.file.write(dump_json(document) + "\n")
-        except OSError as error:
-            raise self._unwritable(error) from None
+        self._lines.write(dump_json(document))
 
     def close(self, *, done: bool = True) -> None:
-        try:
-            self.file.close()
-            if self._beside is not None and done:
-                self._beside.replace(os.path.realpath(self.path))
-            elif self._beside is None:
-                os.stat(self.path)  # fails if the file was removed meanwhile
-        except OSError as error:
-            raise self._unwritable(error) from None
-        finally:
-            if self._beside is not None:
-                self._beside.unlink(missing_ok=True)
-
-    def _unwritable(self, error: OSError) -> StorageError:
-        return StorageError(f"'{self.path}' cannot be written: {error.strerror}.", "Free space, then --resume.")
+        self._lines.close(done=done)
 
 
 def parse_line(line: str, where: str) -> Document:

@@ -111,7 +111,7 @@ class Target(ABC):
 
 
 class TokenTarget(Target):
-    """Visual tokens. `counts` (V,) are of all training steps so far; `fresh` of this rank since the last all-reduce."""
+    """Visual tokens. `counts` (V,) are of all steps so far; `local_counts` of this rank since the last all-reduce."""
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self.tokenizer, self.outputs = tokenizer, tokenizer.vocab_size

@@ -12,7 +12,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class SegmentationMetrics:
+class ConfusionMetrics:
     """Fractions in 0-1; None if a class is neither labelled nor predicted.
 
     Attributes:
@@ -37,13 +37,13 @@ def confusion(predicted: torch.Tensor, targets: torch.Tensor, classes: int) -> t
     return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
 
 
-def metrics_of(counts: torch.Tensor) -> SegmentationMetrics:
+def metrics_of(counts: torch.Tensor) -> ConfusionMetrics:
     """Returns the metrics of a (classes, classes) int64 confusion matrix, with a single division in fp64."""
     hits, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
     iou = hits.double() / (labelled + predicted - hits)
     found = hits.double() / labelled
     pixels = int(labelled.sum())
-    return SegmentationMetrics(
+    return ConfusionMetrics(
         miou=_mean(iou),
         pixel_accuracy=int(hits.sum()) / pixels if pixels else 0.0,
         mean_accuracy=_mean(found),

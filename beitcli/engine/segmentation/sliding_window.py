@@ -18,7 +18,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.transforms.base import normalize
 from beitcli.data.transforms.segmentation import LabelledSegmentationTransform, SegmentationEvalTransform
 from beitcli.engine.events import Progress
-from beitcli.engine.segmentation.metrics import SegmentationMetrics, confusion, metrics_of
+from beitcli.engine.segmentation.metrics import ConfusionMetrics, confusion, metrics_of
 from beitcli.engine.trainer.bad_images import Bad
 from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.errors import UsageError
@@ -93,7 +93,7 @@ class Counts:
     each: list[tuple[int, float]] = field(default_factory=list)
 
     @property
-    def metrics(self) -> SegmentationMetrics:
+    def metrics(self) -> ConfusionMetrics:
         return metrics_of(self.confusion)
 
 

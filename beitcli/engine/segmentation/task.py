@@ -9,7 +9,7 @@ Cross entropy is the mean over labelled pixels. The learning rate decays linearl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class SegmentationTask(FinetunedTask):
     def loss(self, batch: Tensors) -> tuple[torch.Tensor, Tensors]:
         targets = batch["targets"].long()
         logits = self.forward(normalize(batch["images"], *self.normalization), batch.get("uniforms"))
-        main, *auxiliary = (pixel_loss(each, targets, self.compute.world) for each in logits)
+        main, *auxiliary = pixel_losses(logits, targets, self.compute.world)
         loss = main + self.model.decode_head.auxiliary_weight * sum(auxiliary)
         return loss, {"main_loss": main.detach()}
 
@@ -122,17 +122,23 @@ class SegmentationTask(FinetunedTask):
         return self.about_head(self.model.decode_head, f"over blocks {list(self.model.out_indices)}")
 
 
-def pixel_loss(logits: torch.Tensor, targets: torch.Tensor, world: DistributedContext = SINGLE_PROCESS) -> torch.Tensor:
-    """Returns the cross entropy, the mean over labelled pixels; 0 if there are none.
+def pixel_losses(
+    logits: Iterable[torch.Tensor], targets: torch.Tensor, world: DistributedContext = SINGLE_PROCESS
+) -> list[torch.Tensor]:
+    """Returns the cross entropy of each head, the mean over labelled pixels; 0 if there are none.
 
     Each rank returns its part: the mean of the parts, weighted by images, is the mean over all labelled pixels.
 
     Args:
-        logits: (B, classes, h, w), resized to the targets.
+        logits: (B, classes, h, w) each, resized to the targets.
         targets: (B, H, W) int64, IGNORED if there is no label.
     """
-    resized = resize_map(logits.float(), (targets.shape[1], targets.shape[2]))
-    total = F.cross_entropy(resized, targets, ignore_index=IGNORED, reduction="sum")
-    here = torch.stack(((targets != IGNORED).sum().float(), total.new_tensor(len(targets)).detach()))
+    number = (targets != IGNORED).sum().float()
+    here = torch.stack((number, number.new_full((), len(targets))))
     labelled, images = world.all_reduce_weighted_mean(here, 1.0).unbind()
-    return total / labelled.clamp(min=1 / world.size) * (images / len(targets))
+    pixels, share = labelled.clamp(min=1 / world.size), images / len(targets)
+    losses = []
+    for each in logits:
+        resized = resize_map(each.float(), (targets.shape[1], targets.shape[2]))
+        losses.append(F.cross_entropy(resized, targets, ignore_index=IGNORED, reduction="sum") / pixels * share)
+    return losses

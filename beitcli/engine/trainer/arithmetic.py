@@ -15,6 +15,7 @@ from typing import Any
 from beitcli.config.architecture import Architecture
 from beitcli.config.common import Sharded
 from beitcli.engine.events import OnEvent, Warned
+from beitcli.engine.trainer.plan import MOST_MICRO_BATCH
 from beitcli.errors import StorageError, UsageError
 from beitcli.runtime.compute.arithmetic_choice import choose_arithmetic, restored_arithmetic
 from beitcli.runtime.compute.arithmetic_trial import BlockShape
@@ -27,7 +28,6 @@ from beitcli.runtime.storage.safe_json import dump_json, parse_json
 
 ARITHMETIC = "arithmetic.json"
 
-_MICRO_BATCH = 128
 _PRECISIONS, _LIBRARIES = ("fp32", "bf16"), (TORCH, ONEDNN)
 
 
@@ -48,7 +48,7 @@ def with_step_arithmetic(
         return compute
     if compiled and config.cpu_matmul == ONEDNN:
         raise UsageError("--cpu-matmul onednn does not go with --compile.", "Leave one of them out.")
-    images = min(config.micro_batch or _MICRO_BATCH, -(-config.batch_size // compute.world.size))
+    images = min(config.micro_batch or MOST_MICRO_BATCH, -(-config.batch_size // compute.world.size))
     shape = BlockShape(
         images=images,
         length=architecture.num_patches + 1,

@@ -54,20 +54,22 @@ class BadImageLedger:
     def __init__(self, run: RunFolder, images: int, max_bad: float, resume_command: str) -> None:
         self.run, self.images, self.max_bad, self.resume_command = run, images, max_bad, resume_command
         self.records: list[Bad] = []
-        self._recorded: set[str] = set()
+        self._listed, self._counted = set[str](), set[str]()
 
     def list_measured(self, bad: Sequence[Bad]) -> list[Bad]:
         """Lists unreadable images of an evaluation, which has a limit of its own; returns those that are new."""
-        new = {path: (index, path, reason) for index, path, reason in bad if path not in self._recorded}
+        new = {path: (index, path, reason) for index, path, reason in bad if path not in self._listed}
         for _, path, reason in new.values():
-            self._recorded.add(path)
+            self._listed.add(path)
             self.run.append_json("bad-images.jsonl", {"path": path, "error": reason})
         return list(new.values())
 
     def note(self, bad: Sequence[Bad]) -> None:
         """Adds the unreadable images of a batch. Raises DataError beyond the limit."""
-        new = self.list_measured(bad)
-        self.records += new
+        self.list_measured(bad)
+        new = {path: (index, path, reason) for index, path, reason in bad if path not in self._counted}
+        self._counted.update(new)
+        self.records += new.values()
         if new:
             listed = self.run.path / "bad-images.jsonl"
             hint = f"They are listed in {listed}. Mend them or raise --max-bad. {self.resume_command} --max-bad SHARE"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MOST_MICRO_BATCH = 128  # images, where --micro-batch is not given
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -11,15 +11,13 @@ from beitcli.config.resolve import dump_toml
 from beitcli.config.resuming import resuming_words
 from beitcli.data.sources.base import Source
 from beitcli.engine.trainer.measuring import describe_measuring
-from beitcli.engine.trainer.plan import Plan
+from beitcli.engine.trainer.plan import MOST_MICRO_BATCH, Plan
 from beitcli.engine.trainer.task import Task
 from beitcli.errors import DataError, StorageError
 from beitcli.escaping import shell_line
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.metric_text import counted, epochs_text
 from beitcli.runtime.storage.run_dir import ReadOnlyRunFolder, RunFolder
-
-_MICRO_BATCH = 128
 
 
 def run_path(config: Training) -> Path:
@@ -83,7 +81,7 @@ def make_plan(config: Training, source: Source) -> Plan:
         images=images,
         steps=steps,
         batch_size=config.batch_size,
-        micro_batch=min(config.micro_batch or _MICRO_BATCH, config.batch_size),
+        micro_batch=min(config.micro_batch or MOST_MICRO_BATCH, config.batch_size),
         warmup_steps=warmup if warmup < steps else steps // 5,
         clip=config.clip,
         save_every=config.save_every or max(1, min(2000, -(-steps // 10))),

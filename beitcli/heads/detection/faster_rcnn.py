@@ -153,7 +153,7 @@ class KeyedSampler:
         """Starts a batch: resets the counts and sets the random numbers.
 
         Args:
-            draws: (B,) uniform numbers; None for torch's global generator.
+            uniforms: (B,) uniform numbers; None for torch's global generator.
         """
         self.sampled = self.positives = 0
         self._draws = None if uniforms is None else uniforms.tolist()

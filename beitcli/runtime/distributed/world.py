@@ -74,6 +74,14 @@ class DistributedContext:
         dist.all_gather_object(found, value, group=_control())
         return found
 
+    def gather_on_rank_zero(self, value: Any) -> list[Any]:
+        """Returns the objects of all ranks, in rank order, on rank 0; [] on the others. All ranks must call this."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size if self.is_rank_zero else []
+        dist.gather_object(value, found or None, group=_control())
+        return found
+
     def all_reduce_max(self, number: int) -> int:
         """Returns the maximum over ranks."""
         return self.all_reduce_max_async(number)()
@@ -108,7 +116,7 @@ class DistributedContext:
         """Returns the weighted mean of a tensor over ranks, detached."""
         if self.size == 1:
             return tensor.detach()
-        flat = torch.cat(((tensor.detach() * weight).flatten(), tensor.new_tensor([weight])))
+        flat = torch.cat(((tensor.detach() * weight).flatten(), tensor.new_full((1,), weight)))
         dist.all_reduce(flat)
         return (flat[:-1] / flat[-1]).view_as(tensor)
 

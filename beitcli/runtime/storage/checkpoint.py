@@ -258,11 +258,23 @@ def _prune(folder: Path, saved: int, keep: int) -> None:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    # safetensors stores only contiguous tensors with storage of their own.
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+    save_file(_with_storage_of_their_own(tensors), path)
     apply_umask(path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _with_storage_of_their_own(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the tensors on the CPU, as safetensors stores them: copies of those that share storage or have gaps."""
+    found, taken = {}, set[int]()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu()
+        storage = tensor.untyped_storage()
+        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        taken.add(storage.data_ptr())
+        found[name] = tensor
+    return found
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,9 @@ Errors are OSError, whose `strerror` says what is in the way.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -71,6 +73,35 @@ def temporary_beside(path: Path) -> Path:
     """Returns the name of this process's temporary file for `path`, in the same folder."""
     name = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")
     return path.with_name(f".{name}.{os.getpid()}")
+
+
+def remove_orphans(path: Path) -> None:
+    """Removes temporary files for `path` of processes that were killed. Never fails.
+
+    That of a process that lives stays: here by its number, on another machine by the lock that it may hold.
+    """
+    own = re.compile(re.escape(temporary_beside(path).name.removesuffix(str(os.getpid()))) + "([0-9]{1,9})")
+    with suppress(OSError):
+        names = [name for name in os.listdir(path.parent) if name.startswith(".")]
+        for number in map(own.fullmatch, names):
+            if number and not _is_alive(int(number[1])):
+                _remove_unlocked(path.with_name(number[0]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def _remove_unlocked(path: Path) -> None:
+    with suppress(OSError), open(open_own(path, os.O_RDWR), "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 def create_new(path: Path) -> BinaryIO:

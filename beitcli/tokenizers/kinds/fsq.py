@@ -47,7 +47,7 @@ class FSQObjective(Objective):
     def _note(self, vectors: Tensor) -> None:
         """Adds (b, h, w, d) vectors to (2 d + 1,) sums: of them, of their squares, and their number."""
         flat = vectors.detach().float().flatten(0, 2)
-        sums = torch.cat((flat.sum(dim=0), flat.square().sum(dim=0), flat.new_tensor([len(flat)])))
+        sums = torch.cat((flat.sum(dim=0), flat.square().sum(dim=0), flat.new_full((1,), len(flat))))
         self.sums = sums if self.sums is None else self.sums + sums
 
     def _update(self, decay: float) -> None:

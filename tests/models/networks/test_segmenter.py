@@ -9,7 +9,7 @@ from timm.models.beit import Beit
 from beitcli.config.architecture import Architecture, default_out_indices
 from beitcli.config.tasks import task_of_head
 from beitcli.config.tasks.segment import HEADS, TASK
-from beitcli.engine.segmentation.task import pixel_loss
+from beitcli.engine.segmentation.task import pixel_losses
 from beitcli.models.checkpoints.key_mapping import detect_key_mapping
 from beitcli.models.networks.beit import timm_arguments
 from beitcli.models.networks.segmenter import Segmenter
@@ -48,7 +48,7 @@ def test_gradient_reaches_every_parameter(head, positions):
     torch.manual_seed(0)
     model = Segmenter(Architecture(**SHAPE, positions=positions, layer_scale=0.1), 3, head)
     targets = torch.randint(0, 3, (2, 32, 48))
-    sum(pixel_loss(logits, targets) for logits in model(torch.randn(2, 3, 32, 48))).backward()
+    sum(pixel_losses(model(torch.randn(2, 3, 32, 48)), targets)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -73,12 +73,14 @@ def test_upernet_without_auxiliary_head_gives_the_main_logits_only():
     assert model.decode_head.bottleneck.conv.in_channels == 3 * 32
 
 
-def test_pixel_loss_is_the_mean_over_labelled_pixels():
+def test_pixel_losses_are_the_mean_over_labelled_pixels():
     logits = torch.tensor([[[[2.0, 0.0]], [[0.0, 0.0]]]])  # (1, 2 classes, 1, 2)
     targets = torch.tensor([[[0, 255]]])
     expected = torch.log1p(torch.exp(torch.tensor(-2.0)))
-    torch.testing.assert_close(pixel_loss(logits, targets), expected)
-    assert pixel_loss(logits, torch.full_like(targets, 255)) == 0
+    first, second = pixel_losses([logits, 2 * logits], targets)
+    torch.testing.assert_close(first, expected)
+    assert second != first
+    assert pixel_losses([logits], torch.full_like(targets, 255)) == [0]
 
 
 def test_segmenter_is_told_by_its_names_and_its_head_has_no_place_in_a_backbone():

@@ -10,7 +10,7 @@ import torch
 
 from beitcli.config.tasks.detect import HEADS as DETECTION_HEADS
 from beitcli.config.tasks.segment import HEADS
-from beitcli.engine.segmentation.task import pixel_loss
+from beitcli.engine.segmentation.task import pixel_losses
 from beitcli.models.networks.timm_dense import TimmDetector, TimmSegmenter, new_detector, new_segmenter
 from beitcli.models.networks.timm_vit import architecture_of
 from beitcli.runtime.compute.optimizer import parameter_groups
@@ -114,7 +114,7 @@ def test_gradient_reaches_every_parameter_of_a_segmenter(which, head):
     side = model.architecture.image_size
     targets = torch.randint(0, 3, (2, *side), generator=torch.Generator().manual_seed(0))
     uniforms = torch.full((2, model.num_uniforms), 0.9)
-    sum(pixel_loss(logits, targets) for logits in model(noise(side), uniforms)).backward()
+    sum(pixel_losses(model(noise(side), uniforms), targets)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from beitcli.errors import StorageError
@@ -114,6 +115,26 @@ def test_the_same_step_saved_again_replaces_the_first_and_a_kill_in_between_lose
         remove_leftovers(folder)
         assert sorted(os.listdir(folder)) == ["latest", "step-0000003"]
         assert damage(folder / "step-0000003") == ""
+
+
+def test_only_tensors_that_share_memory_or_have_gaps_are_copied_to_be_saved(tmp_path, monkeypatch):
+    written: dict[str, torch.Tensor] = {}
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        written.update(tensors)
+        safetensors.torch.save_file(tensors, path)
+
+    monkeypatch.setattr("beitcli.runtime.storage.checkpoint.save_file", save_file)
+    whole, tall = torch.arange(6.0), torch.arange(6.0).reshape(2, 3)
+    model = {"whole": whole, "tied": whole, "turned": tall.T, "part": tall[:1], "none": torch.empty(0)}
+    path = save_checkpoint(
+        tmp_path, 1, model=model, config={"kind": "test"}, trainer_tensors={}, trainer={"step": 1}, keep=1
+    )
+    stored = load_tensors(path / "model.safetensors")
+    assert all(torch.equal(stored[name], tensor) for name, tensor in model.items())
+    assert written["whole"].data_ptr() == whole.data_ptr()
+    assert whole.data_ptr() != written["tied"].data_ptr()
+    assert written["part"].data_ptr() != tall.data_ptr()
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
