@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from beitcli.config.fields import settings_of
 from beitcli.runtime.storage.own_files import open_own
@@ -20,8 +20,7 @@ from beitcli.runtime.storage.regular_files import open_regular
 
 _NAME = ".beit-unfinished"
 _ABSENT = "absent"
-_MOST_BYTES = 1 << 30
-_LONGEST_LINE = 1 << 12
+_MOST_BYTES = 1 << 30  # of some ten million outputs
 _NOT_OF_THE_COMMAND = {  # settings that may differ when it is given again
     "overwrite", "resume", "device", "workers", "batch_size", "gpus", "nodes", "rdzv_endpoint", "rdzv_timeout",
     "process_timeout", "max_restarts",
@@ -53,7 +52,8 @@ class UnfinishedOutputs:
         """Returns the stamp of each output of the same command, by name."""
         with suppress(OSError), open_regular(self._file) as file:
             if file.readline(len(self._command) + 1) == f"{self._command}\n".encode():
-                return dict(_named_stamps(file))
+                lines = os.fsdecode(file.read(_MOST_BYTES)).split("\n")
+                return {name: stamp for stamp, _, name in (line.partition(" ") for line in lines)}
         return {}
 
     def holds(self, path: Path) -> bool:
@@ -83,15 +83,6 @@ class UnfinishedOutputs:
         if self._own:
             with suppress(OSError):
                 self._file.unlink()
-
-
-def _named_stamps(file: BinaryIO) -> Iterator[tuple[str, str]]:
-    """Yields name and stamp of each line, up to a size that some million images need."""
-    left = _MOST_BYTES
-    while left > 0 and (line := file.readline(_LONGEST_LINE)):
-        left -= len(line)
-        stamp, _, name = os.fsdecode(line.removesuffix(b"\n")).partition(" ")
-        yield name, stamp
 
 
 def _stamp(path: Path) -> str:
