@@ -2,6 +2,7 @@
 
 BeitError
 ├── UsageError          2   an option or a setting is wrong
+│   └── MemoryShortage      the machine or the device has too little memory for them
 ├── DataError           3   data missing, unreadable, or more bad images than allowed
 │   └── BadImage            one image; jobs catch it, count it and go on
 │       └── ReadFailed          the disk, network or memory failed: it may be good later
@@ -39,6 +40,10 @@ class BeitError(Exception):
 
 class UsageError(BeitError):
     exit_code = 2
+
+
+class MemoryShortage(UsageError):
+    """The machine or the device has too little memory. One rank may meet it alone, while the others wait for it."""
 
 
 class DataError(BeitError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Reference = str | os.PathLike[str]
 References = Reference | Sequence[Reference]
 Config = TypeVar("Config", bound=Job)
+_has_failed = False  # whether the last job of this process ended with an error
 
 
 def resolve_call(
@@ -120,14 +122,25 @@ def event_handler(progress: bool, on_event: OnEvent | None, notes: Sequence[str]
 
     place = rank_info_from_env()
     if place is not None:
-        atexit.unregister(shutdown)
-        atexit.register(shutdown)  # not after each job: the script's next job uses the same process group
+        atexit.unregister(_leave)
+        atexit.register(_leave)  # not after each job: the script's next job uses the same process group
     shell = CommandConsole(quiet=not progress or (place is not None and place.rank > 0))
+    global _has_failed
+    _has_failed = False
     try:
         with hints_as_notes():
             handler = on_event or shell.on_event
             for said in notes if place is None or place.rank == 0 else ():
                 handler(Warned(said))
             yield handler
+    except Exception:
+        _has_failed = True
+        raise
     finally:
         shell.close()
+
+
+def _leave() -> None:
+    """Leaves the process group at the end of a script, but not if its last job or the script itself has failed."""
+    if not _has_failed and not hasattr(sys, "last_value"):  # which Python sets to an error that nobody caught
+        shutdown()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from beitcli.config.fields import settings_of
-from beitcli.errors import BeitError, DistributedError, ReaderGone, Stopped, UsageError
+from beitcli.errors import BeitError, DistributedError, MemoryShortage, ReaderGone, Stopped, UsageError
 from beitcli.runtime.distributed.parent_death import living_ranks
 from beitcli.runtime.distributed.rank_env import RankInfo, rank_info_from_env
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from beitcli.config.common import Launched
 
 _LEAVE_SECONDS = 20.0
+_LEAVE_BLOCKED_SECONDS = 2.0  # after an error that all ranks meet at once, or one alone while the others wait for it
 _SOURCE = re.compile(r"\[/\S+:\d+\] ?")  # a place in torch's own source
 
 
@@ -123,7 +124,8 @@ def ended(place: RankInfo, error: BaseException, console: CommandConsole) -> int
         causes = [each for each in read_failures(folder) if not each.is_peer_failure] if by_peer else [own]
         if not any(each.ends_the_job for each in causes):
             return own.exit_code
-        return 0 if _others_have_ended(folder, place) else own.exit_code or 1
+        seconds = _LEAVE_BLOCKED_SECONDS if isinstance(error, MemoryShortage) else _LEAVE_SECONDS
+        return 0 if _others_have_ended(folder, place, seconds) else own.exit_code or 1
     if by_peer:  # nobody starts it again: it was started by torchrun, or by srun
         if place.rank == 0:
             console.print_error(_lost_peers(place, error))
@@ -162,11 +164,11 @@ def _stopped_for_a_dead_peer(place: RankInfo) -> bool:
     return living is not None and living + len(reported - {place.rank}) < place.local_size
 
 
-def _others_have_ended(folder: str, place: RankInfo) -> bool:
+def _others_have_ended(folder: str, place: RankInfo, seconds: float) -> bool:
     """Waits for the reports of all ranks of this machine; False if some hang and the launcher has to kill them."""
     from beitcli.runtime.distributed.failure_reports import read_failures
 
-    end = time.monotonic() + _LEAVE_SECONDS
+    end = time.monotonic() + seconds
     while len([each for each in read_failures(folder) if each.restarts == place.restarts]) < place.local_size:
         if time.monotonic() > end:
             return False
@@ -184,6 +186,6 @@ def reader_has_gone(place: RankInfo, error: ReaderGone) -> None:
 
 
 def shutdown() -> None:
-    """Leaves the process group, if this process has joined one."""
+    """Leaves the process group, if this process has joined one; only for a rank that has succeeded."""
     if "beitcli.runtime.distributed.world" in sys.modules:
         sys.modules["beitcli.runtime.distributed.world"].shutdown()

@@ -6,13 +6,14 @@ import errno
 import os
 import re
 
-from beitcli.errors import BeitError, StorageError, UsageError
+from beitcli.errors import BeitError, MemoryShortage, StorageError, UsageError
 
 _MEMORY = re.compile(
     r"not enough memory|can(no|')t allocate memory(?! in static TLS)|bad_alloc|unable to mmap|failed to map segment|"
     r"out of memory",
     re.I,
 )
+_DEVICE_MEMORY = re.compile(r"\b(CUDA|HIP|XPU|MPS)\b.*out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.I)
 _PROCESSES = re.compile(r"can't start new thread|^Resource temporarily unavailable$|pthread_create")
 _STARTERS = {
     "subprocess.py",
@@ -43,13 +44,13 @@ def _named(error: Exception) -> BeitError | None:
     said = str(error) if isinstance(error, OSError | RuntimeError | ImportError) else ""
     if number == errno.EAGAIN and not _is_of_a_start(error):  # of a pipe, a terminal or a lock
         return None
-    if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in said:  # torch's, which is not loaded here
-        return UsageError(
-            "The GPU has not enough free memory.",
-            "Free it (nvidia-smi shows what else uses it), or give a smaller --micro-batch or --batch-size.",
+    if type(error).__name__ == "OutOfMemoryError" or _DEVICE_MEMORY.search(said):  # torch's, which is not loaded here
+        return MemoryShortage(
+            "The GPU has not enough memory.",
+            "Give a smaller --batch-size (a training: --micro-batch); nvidia-smi shows what else runs on it.",
         )
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(said):
-        return UsageError(
+        return MemoryShortage(
             "Memory ran out, or a limit on it was reached.",
             "Give fewer --workers, a smaller --micro-batch or --batch-size, or raise the limit (ulimit -v, the job's).",
         )

@@ -149,6 +149,10 @@ def group_works(document: Document) -> Measured:
         error = number(document, f"nccl/{name}/weights_error")
         words.append(f"{name} {'did not run' if error is None else f'{error:.1g}'}")
         held = held and error is not None and error < 1e-2
+        difference = number(document, f"nccl/{name}, compiled/largest_loss_difference")
+        compiled = value(document, f"nccl/{name}, compiled/is_compiled")
+        words.append(f"compiled {'did not run' if not compiled or difference is None else f'{difference:.1g} nats'}")
+        held = held and bool(compiled) and difference is not None and difference < 0.05
     return ", ".join(words), held
 
 

@@ -1,20 +1,23 @@
-"""A process group of one, NCCL where there is CUDA: does it come up, do DDP and FSDP2 compute the same step?"""
+"""A process group of one, NCCL where there is CUDA: does it come up, do DDP and FSDP2 compute the same step?
+
+Eager they do so to the last digits. Compiled, the same losses by other kernels: they are compared with the eager step.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
+from beitcli.engine.mim.task import PretrainTask
+from beitcli.runtime.compute.compile import CompiledModule
 from beitcli.runtime.compute.optimizer import make_adamw, parameter_groups
 from beitcli.runtime.distributed.fsdp import full_tensor, shard
-from beitcli.runtime.distributed.world import DistributedContext
+from beitcli.runtime.distributed.world import DistributedContext, parallel
 from gpu_steps.context import Context, relative_error
 from gpu_steps.setups import Setup, make_setup
 
@@ -36,10 +39,13 @@ def run(context: Context) -> None:
             context.record("all-reduce", all_reduce(context))
         plain: dict[str, Any] = trained(make(context))
         context.record("plain", {"losses": plain["losses"]})
-        with context.attempt("ddp"):
-            context.record("ddp", compared(plain, trained(with_ddp(make(context)))))
-        with context.attempt("fsdp2"):
-            context.record("fsdp2", compared(plain, trained(with_fsdp(make(context)))))
+        for name, wrap in (("ddp", with_ddp), ("fsdp2", with_fsdp)):
+            for compiles in (False, True):
+                part = f"{name}, compiled" if compiles else name
+                with context.attempt(part):
+                    setup = wrap(make(context, compile_model=compiles))
+                    found = compared(plain, trained(setup))
+                    context.record(part, found | (compile_evidence(setup.task) if compiles else {}))
     finally:
         dist.destroy_process_group()
 
@@ -55,27 +61,34 @@ def all_reduce(context: Context) -> dict[str, Any]:
     return found
 
 
-def make(context: Context) -> Setup:
-    return make_setup(context, "small", 2 if context.small else 16, compile_model=False)
+def make(context: Context, *, compile_model: bool = False) -> Setup:
+    return make_setup(context, "small", 2 if context.small else 16, compile_model=compile_model)
 
 
 def with_ddp(setup: Setup) -> Setup:
-    """As `runtime.distributed.parallel` wraps a model where there are several processes."""
-    warnings.filterwarnings("ignore", message="Grad strides do not match")
-    ids = [0] if setup.compute.device.type == "cuda" else None
-    setup.task.parallel = DistributedDataParallel(setup.task.compiled, device_ids=ids, gradient_as_bucket_view=True)
-    setup.task.forward = setup.task.parallel
+    """As a task wraps its model where there are several processes."""
+    task = setup.task
+    assert task.compiled is not None
+    task.forward = task.parallel = parallel(task.compiled, DistributedContext(size=2))  # of a group of one
     return setup
 
 
 def with_fsdp(setup: Setup) -> Setup:
     """As `--shard` spreads it; the optimizer is made of what is left here."""
     task = setup.task
-    shard(task.model, task.model.blocks, DistributedContext(), setup.compute.dtype)
+    assert task.compiled is not None
+    parts = shard(task.model, task.sharded_blocks(), DistributedContext(), setup.compute.dtype)
+    task.parallel = task.model
+    task.forward = task.compiled = CompiledModule(task.objective, enabled=task.compiled.is_compiled, parts=parts)
     groups = parameter_groups(task.model, task.config.weight_decay)
     task.optimizer = make_adamw(groups, task.config.lr, (0.9, task.config.beta2), setup.compute.device)
-    task.parallel = task.model
     return setup
+
+
+def compile_evidence(task: PretrainTask) -> dict[str, Any]:
+    """Whether the step ran compiled to its end; under DDP it is the wrapped module that knows."""
+    assert task.compiled is not None
+    return {"is_compiled": task.compiled.is_compiled, "failure": task.compiled.failure}
 
 
 def trained(setup: Setup) -> dict[str, Any]:

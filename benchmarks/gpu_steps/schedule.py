@@ -41,7 +41,7 @@ SCHEDULE: tuple[tuple[Step, ...], ...] = (
         Step("warm-others", "warm", "Compiler's cache: DALL-E, peers", 140, 130, 30, "others"),
         Step("tests", "gpu_tests", "tests/gpu", 200, 110, 20),
         Step("parity", "parity", "Loss and gradients against the CPU", 120, 60),
-        Step("nccl", "nccl", "NCCL, DDP, FSDP2 with one process", 60, 20),
+        Step("nccl", "nccl", "NCCL, DDP, FSDP2 with one process", 140, 70),
     ),
     (Step("base", "training", "BEiT-B step", 160, 35, 15, "base"),),
     (Step("large", "training", "BEiT-L step", 200, 45, 15, "large"),),

@@ -196,10 +196,10 @@ def sdpa_flags() -> dict[str, bool]:
 
 @contextmanager
 def attention_choice_undone() -> Iterator[None]:
-    """Behind it, the process is as it was before a task inside chose its attention: the flags of SDPA, and the tag
-    that tells apart what was compiled under different ones."""
+    """Behind it, the process is as it was before a task inside chose its attention: the flags of SDPA and the order of
+    its kernels, and the tag that tells apart what was compiled under different ones."""
     cuda, config = torch.backends.cuda, torch.compiler.config
-    flags, tag = sdpa_flags(), config.cache_key_tag
+    flags, order, tag = sdpa_flags(), torch._C._get_sdp_priority_order(), config.cache_key_tag
     try:
         yield
     finally:
@@ -207,6 +207,7 @@ def attention_choice_undone() -> Iterator[None]:
         cuda.enable_mem_efficient_sdp(flags["efficient"])
         cuda.enable_cudnn_sdp(flags["cudnn"])
         cuda.enable_math_sdp(flags["math"])
+        torch._C._set_sdp_priority_order(order)
         config.cache_key_tag = tag
 
 

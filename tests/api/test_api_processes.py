@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from tests.helpers.processes import free_port
+import pytest
+import torch
+import torch.distributed as dist
+
+from beitcli.api.call import event_handler
+from beitcli.errors import DataError
+from beitcli.runtime.distributed.world import join
+from tests.helpers.processes import free_port, in_group
 
 SCRIPT = """
 import json, sys
@@ -48,3 +57,32 @@ def test_jobs_of_a_script_share_the_work_of_two_processes(labelled_folder: Path,
     assert (first["images"], second["images"]) == ([24], [])  # the first process tells for all
     assert "2 x cpu" in ended[0][1]
     assert "Data:" not in ended[1][1]
+
+
+@pytest.mark.parametrize(
+    ("failures", "script_fails", "stays"),
+    [((False,), False, False), ((True,), False, True), ((True, False), False, False), ((False,), True, True)],
+)
+def test_a_script_leaves_the_process_group_at_its_end_unless_it_has_failed(
+    failures: tuple[bool, ...], script_fails: bool, stays: bool
+) -> None:
+    """NCCL would wait there for peers that are blocked."""
+
+    def job(fails: bool) -> None:
+        with event_handler(False, print):
+            if fails:
+                raise DataError("No images.", "Give some.")
+
+    def work(rank: int) -> None:
+        atexit._clear()  # what pytest has registered
+        world = join(torch.device("cpu"), 2, 60)
+        for fails in failures:
+            with suppress(DataError):
+                job(fails)
+        if script_fails:
+            sys.last_value = ValueError()  # as Python does
+        world.gather(None)
+        atexit._run_exitfuncs()
+        assert dist.is_initialized() == stays
+
+    assert [(each.code, each.err) for each in in_group(2, work)] == [(0, "")] * 2

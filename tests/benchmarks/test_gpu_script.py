@@ -242,11 +242,13 @@ def test_a_choice_of_attention_is_undone(context):
     from beitcli.runtime.compute.attention_choice import AttentionChoice, apply_choice
 
     before, tag = sdpa_flags(), torch.compiler.config.cache_key_tag
+    order = torch._C._get_sdp_priority_order()
     with attention_choice_undone():
         apply_choice(AttentionChoice("efficient", "efficient"))
         torch.compiler.config.cache_key_tag = "another"
         assert sdpa_flags() == {"flash": False, "efficient": True, "cudnn": False, "math": True} != before
     assert (sdpa_flags(), torch.compiler.config.cache_key_tag) == (before, tag)
+    assert torch._C._get_sdp_priority_order() == order
 
 
 def test_tokens_in_tf32_are_those_of_encode_on_a_cpu(context):

@@ -32,24 +32,28 @@ class Finder(importlib.abc.MetaPathFinder):
         spec.loader.exec_module = loaded
         return spec
 
-if os.environ.get("RANK") == os.environ["FAULTY_RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") <= @LAST@:
+is_faulty = os.environ.get("RANK") in os.environ["FAULTY_RANKS"].split(",")
+if is_faulty and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") <= @LAST@:
     sys.meta_path.insert(0, Finder())
 """
 
 
-def harmed(folder: Path, rank: int, step: int, harm: str, *, attempts: int = 100) -> dict[str, str]:
+def harmed(
+    folder: Path, rank: int, step: int, harm: str, *, attempts: int = 100, more_ranks: Sequence[int] = ()
+) -> dict[str, str]:
     """An environment in which one rank does harm right before its `step`-th step of an attempt.
 
     Args:
         harm: A Python statement.
         attempts: How many of the job's attempts are harmed, from the first.
+        more_ranks: Ranks that are harmed too.
     """
     folder.mkdir()
     last = f'"{attempts - 1}"' if attempts < 10 else '"99"'
     (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE.replace("@HARM@", harm).replace("@LAST@", last))
     return {
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "FAULTY_RANK": str(rank),
+        "FAULTY_RANKS": ",".join(map(str, (rank, *more_ranks))),
         "FAULTY_STEP": str(step),
     }
 

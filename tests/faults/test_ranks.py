@@ -288,6 +288,19 @@ def test_a_rank_that_always_fails_is_named_alone(words, tmp_path, harm, more, sa
     assert ("RuntimeError: the fan is broken" in err) == ("fan" in harm)
 
 
+def test_the_killed_rank_is_named_although_its_peer_had_to_be_killed_too(words, tmp_path):
+    """The peer hears no SIGTERM, as one that waits in C++ for what never comes; torch kills it 30 s later."""
+    flag = str(tmp_path / "deaf-")
+    waits = f"[time.sleep(0.02) for _ in iter(lambda: rank == '0' or not os.path.exists({flag + '0'!r}), False)]"
+    harm = "rank = os.environ['RANK']; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    harm += f"open({flag!r} + rank, 'w').close(); {waits}; os.kill(os.getpid(), signal.SIGKILL)"
+    environment = harmed(tmp_path / "site", 0, 3, harm, more_ranks=(1,))
+    code, out, err = Launched([*words, "--gpus", 2, "--max-restarts", 0], environment).ended()
+    assert (code, out) == (6, "")
+    assert "Rank 1 of 2 was killed by SIGKILL" in err
+    assert "Rank 0" not in err
+
+
 def test_no_process_outlives_a_launcher_that_is_killed(words, tmp_path):
     launched = Launched([*words, "--gpus", 2, "--steps", 100_000])
     launched.wait_until(logged(tmp_path / "run", 2))

@@ -220,7 +220,7 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names.append(function.__name__)
         if function is torch.ops.aten._scaled_dot_product_efficient_attention.default:
-            self.strides.append(args[3].stride())
+            self.strides.append(args[3].stride() if args[3] is not None else None)
         return function(*args, **(kwargs or {}))
 
 
@@ -241,10 +241,25 @@ def test_memory_efficient_attention_copies_no_padded_bias(narrow):
 def attention_flags():
     cuda = torch.backends.cuda
     before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+    order = torch._C._get_sdp_priority_order()
     yield
     cuda.enable_flash_sdp(before[0])
     cuda.enable_mem_efficient_sdp(before[1])
     cuda.enable_cudnn_sdp(before[2])
+    torch._C._set_sdp_priority_order(order)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+def test_a_chosen_kernel_is_called_and_fp32_beside_it_takes_the_efficient_one(attention_flags, kernel):
+    kernels, left_out = candidates(False, torch.backends.cudnn.version())
+    if kernel not in kernels:
+        pytest.skip(left_out[kernel])
+    apply_choice(AttentionChoice(kernel, kernel))
+    for dtype, name in ((torch.bfloat16, kernel), (torch.float32, "efficient")):
+        query, key, value = torch.randn(3, 2, 4, 197, 64, device="cuda", dtype=dtype)
+        with Operators() as called:
+            attention(query, key, value, None)
+        assert any(f"scaled_dot_product_{name}_attention" in each for each in called.names), called.names
 
 
 def small_model(positions: str) -> MaskedImageModel:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from beitcli.cli.app import main
-from beitcli.errors import StorageError, UsageError
+from beitcli.errors import MemoryShortage, StorageError, UsageError
 from beitcli.runtime.shortages import shortage
 from tests.helpers.forked import forked
 
@@ -22,11 +22,9 @@ from tests.helpers.forked import forked
 @pytest.mark.parametrize(
     ("error", "kind", "named"),
     [
-        (MemoryError(), UsageError, "Memory ran out"),
-        (torch.OutOfMemoryError("none left"), UsageError, "The GPU has not enough free memory"),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB."), UsageError, "The GPU has not enough free"),
-        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), UsageError, "Memory ran out"),
-        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), UsageError, "Memory ran out"),
+        (MemoryError(), MemoryShortage, "Memory ran out"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), MemoryShortage, "Memory ran out"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), MemoryShortage, "Memory ran out"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.png"), UsageError, "Too many files are open"),
         (RuntimeError(os.strerror(errno.EAGAIN)), UsageError, "No further process or thread"),
         (RuntimeError("can't start new thread"), UsageError, "No further process or thread"),
@@ -43,6 +41,26 @@ def test_a_shortage_is_named_with_a_way_out(error: Exception, kind: type, named:
     assert named in found.message
     assert found.hint
     assert found.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 12.62 GiB "
+        "is free. Including non-PyTorch memory, this process has 66.47 GiB memory in use.",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "MPS backend out of memory (MPS allocated: 18.00 GB)",
+    ],
+)
+def test_too_little_memory_of_a_gpu_is_told_apart_from_the_machine_s(said: str) -> None:
+    found = shortage(torch.OutOfMemoryError(said))
+    assert isinstance(found, MemoryShortage)
+    assert found.exit_code == 2
+    assert found.message == "The GPU has not enough memory."
+    assert "--batch-size" in found.hint
+    assert "--workers" not in found.hint
 
 
 @pytest.mark.parametrize(

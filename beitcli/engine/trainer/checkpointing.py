@@ -20,7 +20,7 @@ from beitcli.errors import BeitError, DistributedError, StorageError, UsageError
 from beitcli.escaping import shell_line
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.optimizer import load_optimizer_tensors, optimizer_tensors
-from beitcli.runtime.distributed.fsdp import distribute_like, full_state_dict, is_sharded
+from beitcli.runtime.distributed.fsdp import distribute_like, full_tensor, is_sharded
 from beitcli.runtime.distributed.world import differing_ranks
 from beitcli.runtime.shortages import shortage
 from beitcli.runtime.storage.async_writer import CheckpointWriter, Snapshot, SnapshotTaker, Written
@@ -122,9 +122,8 @@ class Saver:
         weights, first = self.task.weights(), self.compute.world.is_rank_zero
         moments = optimizer_tensors(self.task.model, self.task.optimizer)
         if is_sharded(self.task.model):  # all ranks gather one tensor after the other
-            weights, moments = (full_state_dict(tensors, keep=first) for tensors in (weights, moments))
-            extra = self.snapshots.take(extra=self.task.extra_tensors()) if first else None
-            return extra and Snapshot(extra.groups | {"weights": weights, "moments": moments}, extra.copied)
+            extra = self.task.extra_tensors()
+            return self.snapshots.take_in_turn(full_tensor, keep=first, weights=weights, moments=moments, extra=extra)
         if not first:
             return None
         return self.snapshots.take(weights=weights, moments=moments, extra=self.task.extra_tensors())

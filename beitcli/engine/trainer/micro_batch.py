@@ -12,7 +12,7 @@ import torch
 from beitcli.engine.trainer.optimizer_step import min_micro_batch
 from beitcli.engine.trainer.plan import Plan
 from beitcli.engine.trainer.task import Task, Tensors
-from beitcli.errors import UsageError
+from beitcli.errors import MemoryShortage
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
 from beitcli.runtime.metric_text import counted
@@ -63,10 +63,10 @@ def smaller(task: Task, plan: Plan, micro: int, world: DistributedContext = SING
     return None
 
 
-def no_room(task: Task, plan: Plan, world: DistributedContext) -> UsageError:
+def no_room(task: Task, plan: Plan, world: DistributedContext) -> MemoryShortage:
     """Returns the error of a step that does not fit on the device."""
     fewer = smaller(task, plan, plan.micro_batch, world)
-    return UsageError(
+    return MemoryShortage(
         f"The device has not enough memory for {counted(plan.micro_batch, 'image')} at once.",
         "That is the least: give smaller images or a smaller model."
         if fewer is None
@@ -78,7 +78,7 @@ def in_memory(measure: Callable[[], Measured], task: Task, plan: Plan, compute: 
     """Calls an evaluation of the task; again with half the images `at_once` as long as they do not fit on the device.
 
     Raises:
-        UsageError: A single one does not fit; or there are other ranks, which wait for this one in the evaluation.
+        MemoryShortage: A single one does not fit; or there are other ranks, which wait for this one in the evaluation.
     """
     while True:
         with suppress(torch.OutOfMemoryError):

@@ -83,20 +83,34 @@ def choose_attention_kernel(shape: AttentionShape, compute: Compute) -> Attentio
 
 
 def apply_choice(choice: AttentionChoice) -> None:
-    """Sets torch's global flags; inputs that the selected backend does not support use `math`.
+    """Sets torch's global flags; inputs that the selected backend does not support use `efficient`, else `math`.
+
+    Such are those in fp32, as of a teacher, beside a model in bf16. torch's own order of backends may have `math`
+    before cuDNN, so it is set too, where torch can.
 
     A compiled graph contains the kernel that the flags allowed when it was traced, but the flags are not part of the
     key of torch's on-disk cache of compiled graphs. The tag is: without it a run could load a graph with another run's
     kernel.
     """
-    torch.compiler.config.cache_key_tag = f"sdpa:{choice.fallback}"
     cuda = torch.backends.cuda
-    cuda.enable_cudnn_sdp(choice.fallback == "cudnn")
     if choice.fallback is None:
+        torch.compiler.config.cache_key_tag = "sdpa:None"
+        cuda.enable_cudnn_sdp(False)
         return
-    cuda.enable_flash_sdp(choice.fallback == "flash")
-    cuda.enable_mem_efficient_sdp(choice.fallback == "efficient")
-    cuda.enable_math_sdp(True)
+    order = {"math": ["math"], "efficient": ["efficient", "math"]}.get(
+        choice.fallback, [choice.fallback, "efficient", "math"]
+    )
+    set_order = getattr(torch._C, "_set_sdp_priority_order", None)
+    if set_order is not None:
+        rest = [name for name in SDPA if name not in order]
+        set_order([int(SDPA[name]) for name in (*order, *rest)])
+    elif choice.fallback == "cudnn":  # `efficient` may come before it
+        order.remove("efficient")
+    torch.compiler.config.cache_key_tag = f"sdpa:{','.join(order)}"
+    cuda.enable_flash_sdp("flash" in order)
+    cuda.enable_mem_efficient_sdp("efficient" in order)
+    cuda.enable_cudnn_sdp("cudnn" in order)
+    cuda.enable_math_sdp("math" in order)
 
 
 def benchmark_all(shape: AttentionShape, compute: Compute) -> AttentionChoice:

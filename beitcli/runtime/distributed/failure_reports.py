@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,35 +112,73 @@ def was_signalled(folder: str) -> bool:
         return False
 
 
-def first_cause(failures: Sequence[Failure], killed: Mapping[int, int], size: int) -> Failure:
+@dataclass(frozen=True)
+class Death:
+    """How the launcher saw a rank end that failed.
+
+    Attributes:
+        exit_code: Minus the number of the signal that killed it.
+        when: Whole seconds since 1970. Ranks that had to be killed because of another are seen 30 s after it.
+    """
+
+    rank: int
+    exit_code: int
+    when: float
+
+
+def first_cause(failures: Sequence[Failure], deaths: Sequence[Death], size: int) -> Failure:
     """Returns the failure that ended the job.
 
     Args:
         failures: From `read_failures`.
-        killed: Rank -> number of the signal that ended it.
+        deaths: In the order in which they were seen.
         size: World size.
     """
     own = [failure for failure in failures if not failure.is_peer_failure]
     if own:
         return own[0]
-    hung = any("timed out" in failure.message.lower() or "timeout" in failure.message.lower() for failure in failures)
-    deadly = {rank: number for rank, number in killed.items() if number != signal.SIGTERM} or dict(killed)
-    if deadly:
-        rank = min(deadly)
-        name = signal.Signals(deadly[rank]).name
-        if hung and deadly[rank] == signal.SIGKILL:
-            message = f"Rank {rank} of {size} did not answer any more (it hung), and was ended."
-            hint = "Look at that process's machine; --process-timeout says how long the others wait."
-        else:
-            message = f"Rank {rank} of {size} was killed by {name}."
-            hint = "Out of memory, perhaps: see the system's log. Go on with --resume; --max-restarts N does by itself."
-        return Failure(rank, 0, 0.0, DistributedError.__name__, DistributedError.exit_code, message, hint)
+    told = {failure.rank for failure in failures}
+    silent = [death for death in deaths if death.rank not in told]
+    if silent:
+        hung = any("timed out" in each.message.lower() or "timeout" in each.message.lower() for each in failures)
+        return _of_silent(silent, size, hung=hung)
     if failures:
         message = f"Rank {failures[0].rank} of {size} lost its peers: {failures[0].message}"
         hint = "A process of another machine failed first: its launcher says why. Go on with --resume."
     else:
         message, hint = "A process ended without a word.", "See its machine's system log."
     return Failure(0, 0, 0.0, DistributedError.__name__, DistributedError.exit_code, message, hint)
+
+
+def _of_silent(deaths: Sequence[Death], size: int, *, hung: bool) -> Failure:
+    """Returns the failure of the first rank that ended without a report: later ones were ended because of it.
+
+    Args:
+        hung: Whether other ranks waited for one in vain.
+    """
+    first = min(deaths, key=lambda death: death.when)
+    code = first.exit_code
+    where = f"Rank {first.rank} of {size}"
+    if hung and code == -signal.SIGKILL:
+        together = sorted(each.rank for each in deaths if (each.exit_code, each.when) == (code, first.when))
+        if len(together) > 1:
+            where = f"One of the ranks {', '.join(map(str, together))} of {size}"
+        message = f"{where} did not answer any more (it hung), and was ended."
+        hint = "Look at that process's machine; --process-timeout says how long the others wait."
+    elif code < 0:
+        message = f"{where} was killed by {_signal_name(-code)}."
+        hint = "Out of memory, perhaps: see the system's log. Go on with --resume; --max-restarts N does by itself."
+    else:
+        message = f"{where} ended with exit code {code}, without a word."
+        hint = "See what it printed, and its machine's system log. Go on with --resume."
+    return Failure(first.rank, 0, 0.0, DistributedError.__name__, DistributedError.exit_code, message, hint)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def as_error(cause: Failure, size: int) -> BeitError:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard, cast
 
@@ -90,16 +90,6 @@ def distribute_like(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(kept.device), kept.device_mesh, kept.placements, src_data_rank=None)
-
-
-def full_state_dict(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
-    """Gathers full copies in CPU memory, one tensor after the other; a rank without `keep` takes part and gets none."""
-    found = {}
-    for name, tensor in tensors.items():
-        unsharded = full_tensor(tensor.detach())
-        if keep:
-            found[name] = unsharded.clone() if unsharded.device.type == "cpu" else unsharded.cpu()
-    return found
 
 
 @contextmanager

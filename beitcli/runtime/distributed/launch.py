@@ -36,6 +36,7 @@ from beitcli.runtime.distributed.cores import available_cores
 from beitcli.runtime.distributed.failure_reports import (
     FOLDER_VARIABLE,
     STOPPING,
+    Death,
     as_error,
     first_cause,
     read_failures,
@@ -234,8 +235,8 @@ def _start(
     try:
         elastic_launch(config, sys.executable)("-m", "beitcli", *words)
     except ChildFailedError as failed:
-        killed = {rank: -failure.exitcode for rank, failure in failed.failures.items() if failure.exitcode < 0}
-        cause = first_cause(read_failures(folder), killed, plan.size)
+        deaths = [Death(rank, each.exitcode, each.timestamp) for rank, each in failed.failures.items()]
+        cause = first_cause(read_failures(folder), deaths, plan.size)
         if cause.trace and "--debug" in words:
             for line in cause.trace.splitlines():
                 tell(line)

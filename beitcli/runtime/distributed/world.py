@@ -37,6 +37,7 @@ _BY_A_PEER = re.compile(
 )
 _POLL_SECONDS = 0.05
 _READ_SECONDS = 10.0
+_GPU_SECONDS = 60.0  # that collectives of GPUs have beyond those of CPUs
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,8 @@ def join(device: torch.device, processes: int, timeout: float) -> DistributedCon
             timeout=limit,
             device_id=torch.device("cuda", gpu) if on_cuda else None,  # NCCL connects here, not in step 1
         )
+        if on_cuda:
+            set_timeout(torch.device("cuda", gpu), timeout + _GPU_SECONDS)
         world = DistributedContext(place.rank, place.size, place.local_rank, place.local_size, place.restarts, gpu)
         mine = cores_here()
         _joined = replace(world, cores=share_of_cores(mine, world.gather(mine)))
@@ -245,8 +248,25 @@ def unreachable(place: RankInfo, error: Exception) -> DistributedError:
     )
 
 
+def set_timeout(device: torch.device, seconds: float) -> None:
+    """Sets how long collectives on a kind of device may take; does nothing where torch has no way to.
+
+    Those of GPUs get longer than those of CPUs: gloo's timeout is an error in Python, which is reported, but NCCL's
+    watchdog aborts the process. Where a rank waits for both, gloo's comes first.
+    """
+    find = getattr(dist.group.WORLD, "_get_backend", None)
+    change = getattr(find(device), "_set_default_timeout", None) if find is not None else None
+    if change is not None:
+        change(timedelta(seconds=seconds))
+
+
 def shutdown() -> None:
-    """Destroys the process group once every rank has the answers of rank 0; ranks that wait for else fail at once."""
+    """Destroys the process group once every rank has the answers of rank 0.
+
+    Only for a rank that has succeeded: NCCL waits here for all that is under way, and so for peers that may be blocked.
+    After an error the process just ends, which closes its connections: peers that wait over gloo then fail at once,
+    those that wait in NCCL after its timeout.
+    """
     global _joined, _keys, _questions
     if _joined is not None:
         _wait_for_readers()

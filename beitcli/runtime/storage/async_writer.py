@@ -29,6 +29,7 @@ class Snapshot:
     def wait(self) -> None:
         """Blocks until the copies are complete."""
         if self.copied is not None:
+            torch.cuda.set_device(self.copied.device)  # of this thread, at first GPU 0, where a context would be opened
             self.copied.synchronize()
 
 
@@ -58,6 +59,38 @@ class SnapshotTaker:
                 else:
                     taken[group][name] = detached.clone() if detached.device.type == "cpu" else detached.cpu()
         return Snapshot(taken, self._copy(on_cuda) if on_cuda else None)
+
+    def take_in_turn(
+        self, whole: Callable[[torch.Tensor], torch.Tensor], *, keep: bool, **groups: Tensors
+    ) -> Snapshot | None:
+        """Like `take`, of tensors that `whole` makes, which do not fit on the device together.
+
+        On CUDA the copies run on the training stream, in which the next tensor may take the memory of the one before;
+        the host waits for none.
+
+        Args:
+            whole: A collective, such as the gathering of a sharded tensor: all ranks must call this alike.
+            keep: Whether this rank takes the snapshot; otherwise None is returned.
+        """
+        taken: dict[str, dict[str, torch.Tensor]] = {group: {} for group in groups}
+        device: torch.device | None = None
+        for group, tensors in groups.items():
+            for name, tensor in tensors.items():
+                made = whole(tensor.detach())
+                if not keep:
+                    continue
+                if made.is_cuda:
+                    device = made.device
+                    taken[group][name] = self._buffer(group, name, made).copy_(made, non_blocking=True)
+                else:
+                    taken[group][name] = made.clone() if made.device.type == "cpu" else made.cpu()
+        if not keep:
+            return None
+        if device is None:
+            return Snapshot(taken)
+        copied = torch.cuda.Event(blocking=True)
+        copied.record(torch.cuda.current_stream(device))
+        return Snapshot(taken, copied)
 
     def _buffer(self, group: str, name: str, tensor: torch.Tensor) -> torch.Tensor:
         found = self._buffers.get((group, name))

@@ -19,6 +19,7 @@ from beitcli.runtime.compute.attention_choice import (
 )
 from beitcli.runtime.compute.attention_trial import MAX_ERROR, AttentionShape, benchmark_kernels
 from beitcli.runtime.compute.device import Compute, join_compute
+from beitcli.runtime.compute.sdpa_backend import SDPA
 from beitcli.runtime.distributed.world import shutdown
 from tests.helpers.forked import Child
 from tests.helpers.processes import free_port
@@ -38,7 +39,9 @@ def flags():
         cuda.cudnn_sdp_enabled(),
         cuda.math_sdp_enabled(),
     )
+    order = torch._C._get_sdp_priority_order()
     yield
+    torch._C._set_sdp_priority_order(order)
     cuda.enable_flash_sdp(before[0])
     cuda.enable_mem_efficient_sdp(before[1])
     cuda.enable_cudnn_sdp(before[2])
@@ -136,10 +139,29 @@ def test_a_trial_that_fails_leaves_the_choice_to_torch_without_cudnn():
     assert allowed() == {"flash", "efficient", "math"}
 
 
-@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn", "math"])
-def test_only_the_chosen_backend_and_math_are_allowed(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "order"),
+    [
+        ("flash", ["flash", "efficient", "math"]),
+        ("efficient", ["efficient", "math"]),
+        ("cudnn", ["cudnn", "efficient", "math"]),  # torch's own order has cuDNN behind math on some GPUs
+        ("math", ["math"]),
+    ],
+)
+def test_the_chosen_backend_comes_first_and_efficient_before_math(kernel, order):
+    """What it does not support, as fp32 beside bf16, does not fall to math as long as `efficient` supports it."""
     apply_choice(AttentionChoice(kernel, kernel))
-    assert allowed() == {kernel, "math"}
+    named = {int(backend): name for name, backend in SDPA.items()}
+    by_priority = [named[number] for number in torch._C._get_sdp_priority_order() if number in named]
+    assert [name for name in by_priority if name in allowed()] == order
+    assert torch.compiler.config.cache_key_tag == f"sdpa:{','.join(order)}"
+
+
+def test_without_a_way_to_set_the_order_cudnn_stands_alone_before_math(monkeypatch):
+    monkeypatch.delattr(torch._C, "_set_sdp_priority_order")
+    apply_choice(AttentionChoice("cudnn", "cudnn"))
+    assert allowed() == {"cudnn", "math"}
+    monkeypatch.undo()
 
 
 def test_flex_attention_leaves_the_rest_to_the_fastest_backend():

@@ -13,7 +13,7 @@ from beitcli.config.architecture import Architecture, Positions
 from beitcli.engine.trainer.optimizer_step import _update
 from beitcli.models.networks.classifier import Classifier
 from beitcli.runtime.compute.optimizer import make_adamw, optimizer_tensors, parameter_groups
-from beitcli.runtime.distributed.fsdp import defer_reduction, full_state_dict, full_tensor, is_sharded, shard, unsharded
+from beitcli.runtime.distributed.fsdp import defer_reduction, full_tensor, is_sharded, shard, unsharded
 from beitcli.runtime.distributed.world import DistributedContext, differing_ranks, join, parallel, shutdown
 from tests.helpers.forked import Child
 from tests.helpers.processes import free_port
@@ -70,7 +70,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     tensors = dict(model.state_dict()) | optimizer_tensors(model, optimizer)
-    return full_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, keep=True)
+    return {name: full_tensor(tensor).clone() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("positions", ["absolute", "shared", "per-block"])

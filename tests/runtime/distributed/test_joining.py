@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from beitcli.runtime.compute.device import choose_workers
 from beitcli.runtime.distributed.joining import agree_on_attempt, gpu_index, share_of_cores
-from beitcli.runtime.distributed.world import join, shutdown
+from beitcli.runtime.distributed.world import is_peer_failure, join, set_timeout, shutdown
 from tests.helpers.processes import in_group
 
 LIMIT = timedelta(seconds=30)
@@ -51,6 +51,26 @@ def test_bound_processes_have_the_workers_of_all_their_cores(bound, workers):
         shutdown()
 
     assert [(each.code, each.out) for each in in_group(2, work)] == [(0, f"{workers}\n")] * 2
+
+
+def test_the_timeout_of_one_kind_of_device_is_set():
+    """As that of the GPUs' collectives is, beyond gloo's."""
+
+    def work(rank: int) -> None:
+        world = join(torch.device("cpu"), 2, 60)
+        keys = dist.distributed_c10d._get_default_store()
+        if rank == 1:
+            keys.wait(["timed out"])  # and takes no part
+            keys.set("seen", "")
+            return
+        set_timeout(torch.device("cpu"), 0.5)
+        with pytest.raises(RuntimeError, match="500ms") as late:
+            world.all_reduce_max(1)
+        assert is_peer_failure(late.value)
+        keys.set("timed out", "")
+        keys.wait(["seen"])  # the store ends with this process
+
+    assert [(each.code, each.err) for each in in_group(2, work)] == [(0, "")] * 2
 
 
 def test_an_attempt_shares_a_name_that_no_earlier_one_had():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from beitcli.errors import DataError, DistributedError, SignalStop, UsageError
-from beitcli.runtime.distributed.failure_reports import as_error, first_cause, read_failures, write_failure
+from beitcli.runtime.distributed.failure_reports import Death, as_error, first_cause, read_failures, write_failure
 from beitcli.runtime.distributed.launch import plan_launch, with_options
 from beitcli.runtime.distributed.rank_env import RankInfo, expand_hosts, rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import split_endpoint
@@ -160,7 +160,7 @@ def test_the_first_own_failure_is_the_cause_and_keeps_its_class(tmp_path: Path):
     write_failure(str(tmp_path), 0, 0, RuntimeError("Connection closed by peer"), is_peer_failure=True)
     write_failure(str(tmp_path), 1, 0, DataError("No images.", "Give some."), is_peer_failure=False)
     write_failure(str(tmp_path), 2, 0, ValueError("later"), is_peer_failure=False)
-    cause = first_cause(read_failures(str(tmp_path)), {}, 3)
+    cause = first_cause(read_failures(str(tmp_path)), [], 3)
     error = as_error(cause, 3)
     assert (type(error), error.message, error.hint) == (DataError, "No images.", "Give some.")
     assert cause.ends_the_job
@@ -175,7 +175,7 @@ def test_only_the_latest_attempt_counts(tmp_path: Path):
 
 def test_an_unknown_error_is_a_failed_process_by_name(tmp_path: Path):
     write_failure(str(tmp_path), 3, 0, ValueError("odd\nmore"), is_peer_failure=False)
-    error = as_error(first_cause(read_failures(str(tmp_path)), {}, 4), 4)
+    error = as_error(first_cause(read_failures(str(tmp_path)), [], 4), 4)
     assert isinstance(error, DistributedError)
     assert error.message.startswith(f"Rank 3 of 4 (process {os.getpid()} on ")
     assert error.message.endswith("failed: ValueError: odd")
@@ -183,14 +183,43 @@ def test_an_unknown_error_is_a_failed_process_by_name(tmp_path: Path):
 
 def test_a_killed_process_is_named_with_its_signal(tmp_path: Path):
     write_failure(str(tmp_path), 0, 0, RuntimeError("Connection reset"), is_peer_failure=True)
-    cause = first_cause(read_failures(str(tmp_path)), {1: signal.SIGSEGV, 0: signal.SIGTERM}, 2)
+    deaths = [Death(1, -signal.SIGSEGV, 100), Death(0, -signal.SIGTERM, 100)]
+    cause = first_cause(read_failures(str(tmp_path)), deaths, 2)
     assert as_error(cause, 2).message == "Rank 1 of 2 was killed by SIGSEGV."
 
 
 def test_peers_that_timed_out_name_the_one_that_hung(tmp_path: Path):
     write_failure(str(tmp_path), 0, 0, RuntimeError("Timed out waiting 5000ms for recv"), is_peer_failure=True)
-    cause = first_cause(read_failures(str(tmp_path)), {1: signal.SIGKILL}, 2)
+    deaths = [Death(0, 6, 100), Death(1, -signal.SIGKILL, 130)]
+    cause = first_cause(read_failures(str(tmp_path)), deaths, 2)
     assert "Rank 1 of 2 did not answer any more" in as_error(cause, 2).message
+
+
+def test_ranks_that_hung_together_are_all_named(tmp_path: Path):
+    write_failure(str(tmp_path), 0, 0, RuntimeError("Timed out waiting 5000ms for recv"), is_peer_failure=True)
+    deaths = [Death(0, 6, 100), Death(1, -signal.SIGKILL, 130), Death(2, -signal.SIGKILL, 130)]
+    message = first_cause(read_failures(str(tmp_path)), deaths, 3).message
+    assert message.startswith("One of the ranks 1, 2 of 3 did not answer any more")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (-signal.SIGKILL, "was killed by SIGKILL."),
+        (-signal.SIGTERM, "was killed by SIGTERM."),
+        (-40, "was killed by signal 40."),
+        (7, "ended with exit code 7, without a word."),
+    ],
+)
+def test_the_rank_that_ended_first_is_named_and_not_those_that_were_ended_for_it(code: int, said: str):
+    deaths = [Death(0, -signal.SIGKILL, 130), Death(1, code, 100), Death(2, -signal.SIGABRT, 130)]
+    assert first_cause([], deaths, 3).message == f"Rank 1 of 3 {said}"
+
+
+def test_a_rank_that_lost_its_peers_is_no_cause_although_it_had_to_be_killed(tmp_path: Path):
+    write_failure(str(tmp_path), 0, 0, RuntimeError("Connection reset"), is_peer_failure=True)
+    message = first_cause(read_failures(str(tmp_path)), [Death(0, -signal.SIGKILL, 130)], 4).message
+    assert message == "Rank 0 of 4 lost its peers: Connection reset"
 
 
 def test_tasks_of_slurm_without_gpus_would_be_jobs_of_their_own(monkeypatch):

@@ -31,6 +31,31 @@ def test_a_snapshot_holds_the_values_of_before_by_group_and_name():
     assert taken.groups["extra"] == {}
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_snapshot_in_turn_is_of_what_each_tensor_becomes_and_all_ranks_take_part(keep: bool):
+    parts = {"a": torch.arange(3.0), "b": torch.nn.Parameter(torch.ones(2))}
+    asked = []
+
+    def whole(part: torch.Tensor) -> torch.Tensor:
+        assert not part.requires_grad
+        asked.append(len(part))
+        return torch.cat((part, part)) if len(part) == 3 else part
+
+    taken = SnapshotTaker().take_in_turn(whole, keep=keep, weights=parts, moments={"a/step": torch.ones(1)}, extra={})
+    assert asked == [3, 2, 1]
+    if taken is None:
+        assert not keep
+        return
+    taken.wait()
+    with torch.no_grad():
+        parts["b"] += 1
+    assert {name: tensor.tolist() for name, tensor in taken.groups["weights"].items()} == {
+        "a": [0, 1, 2, 0, 1, 2],
+        "b": [1, 1],
+    }
+    assert (taken.groups["moments"]["a/step"].tolist(), taken.groups["extra"]) == ([1], {})
+
+
 def test_a_later_snapshot_on_a_cpu_leaves_the_former_one_alone():
     taker, tensor = SnapshotTaker(), torch.zeros(3)
     first = taker.take(weights={"a": tensor})
