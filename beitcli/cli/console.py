@@ -108,7 +108,7 @@ class CommandConsole:
 
     def _draw(self, panels: Sequence[Panel]) -> None:
         """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once."""
-        from beitcli.pictures.terminal import draw_panels, protocol_of
+        from beitcli.pictures.terminal import cell_width, draw_panels, protocol_of
 
         protocol = protocol_of(os.environ)
         style = style_of(Stderr())
@@ -118,7 +118,7 @@ class CommandConsole:
                 self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")
             self._has_told = True
             return
-        drawn = draw_panels(panels, protocol, style.width)
+        drawn = draw_panels(panels, protocol, style.width, cell_width(2))
         if self._bar is not None:
             self._bar.stop()
         Stderr().write(drawn)

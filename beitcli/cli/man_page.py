@@ -26,6 +26,10 @@ ENVIRONMENT = (
     ("BEIT_NAME", "The setting NAME of any command, where no option gives it: BEIT_BATCH_SIZE=32."),
     ("BEIT_CACHE_DIR", "Folder for downloads, features and lists of files; default ~/.cache/beit."),
     ("BEIT_STREAM_CACHE_GB", "Gigabytes of data from the hub that are kept; default 50."),
+    (
+        "BEIT_TERMINAL_IMAGES",
+        "How --preview draws: kitty, iterm, sixel or blocks; default what the terminal is known to show.",
+    ),
     ("NO_COLOR", "No colours."),
 )
 
