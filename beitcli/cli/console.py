@@ -268,9 +268,10 @@ class CommandConsole:
         stderr.flush()
 
     def _progress(self, event: Progress) -> None:
-        from beitcli.cli.progress import LiveProgress, PlainLines, held_out_line
+        from beitcli.cli.progress import LINE_COLUMNS, LiveProgress, PlainLines, held_out_line
 
-        if not style_of(Stderr()).has_styles:
+        style = style_of(Stderr())
+        if not style.has_styles:
             self._lines = self._lines or PlainLines()
             line = self._lines.line_of(event)
             for text in (line, held_out_line(event)):
@@ -280,7 +281,7 @@ class CommandConsole:
         if self._bar is None:
             self._bar = LiveProgress(self.console)
         self._bar.show(event)
-        measured = held_out_line(event)
+        measured = held_out_line(event, min(LINE_COLUMNS, style.width))
         if measured:
             self._say(measured)
 

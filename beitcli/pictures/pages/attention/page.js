@@ -154,7 +154,10 @@ function write(row) {
     : `${percent(row.weights[other] * step, step)} at ${placeOf(other)}`;
   part("as-command").hidden = isClass;
   part("command").textContent = command;
-  part("layer-said").textContent = layerSaid().replace("layer ", "");
+  const [, counted, option] = layerSaid().match(/^layer (.*) (\(.*\))$/), whole = made("span");
+  whole.className = "whole";
+  whole.textContent = option;
+  part("layer-said").replaceChildren(`${counted} `, whole);
   part("share-said").textContent = Math.round(100 * state.share) + " % of the attention";
   part("opacity-said").textContent = Math.round(100 * state.opacity) + " %";
   part("heads-title").textContent = `All heads of ${layerSaid()}`;
