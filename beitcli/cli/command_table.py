@@ -92,22 +92,23 @@ COMMANDS = (
     Command(
         "eval",
         "Use",
-        "Measure finetuned models or frozen features on labels, masks or boxes; a pretrained run by its bound.",
+        "Measure finetuned models or frozen features on labels, masks or boxes, or a pretrained run by its likelihood "
+        "bound.",
     ),
-    Command("predict", "Use", "Classify images, write masks of them, or find objects in them, with a finetuned model."),
+    Command("predict", "Use", "Classify images, segment them, or detect objects in them, with a finetuned model."),
     Command("embed", "Use", "Write the features of images, or find the images nearest to one."),
     Command("tokenize", "Look", "Turn images into visual tokens, and back."),
     Command("mask-preview", "Look", "Show what pretraining hides of an image."),
     Command("attn-map", "Look", "Draw what a BEiT attends to from points of an image."),
-    Command("doctor", "Look", "Look at every image: what is damaged, odd, or there twice."),
+    Command("doctor", "Look", "Check every image: damaged, odd or duplicate."),
     Command("pack", "Look", "Write images into shards that are fast to train from."),
-    Command("inspect", "Weights", "Say what a checkpoint is: format, kind, size, grid, vocabulary, classes."),
+    Command("inspect", "Weights", "Describe a checkpoint: format, kind, size, grid, vocabulary, classes."),
     Command("export", "Weights", "Write a model for timm, transformers, the release's code or ONNX, and verify it."),
     Command("recipes", "About", "List the recipes of every command, or show one."),
-    Command("runs", "About", "List runs with state, step and figures."),
+    Command("runs", "About", "List runs with state, step and metrics."),
     Command("report", "About", "Write the report of a run, or of several side by side, as one page."),
-    Command("env", "About", "Tell versions, machine and GPUs, for a bug report."),
-    Command("cache", "About", "Show what lies in the cache folder, and remove of it."),
+    Command("env", "About", "Show versions, machine and GPUs, for a bug report."),
+    Command("cache", "About", "Show what is in the cache folder, or delete from it."),
 )
 BY_NAME = {command.name: command for command in COMMANDS}
 

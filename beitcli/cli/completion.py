@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from beitcli.config.architecture import SIZES
 from beitcli.config.data_formats import DATA_FORMATS
 from beitcli.config.fields import Setting
-from beitcli.config.resolve import recipe_names
+from beitcli.config.resolve import RECIPES, recipe_names
 from beitcli.tokenizers.pretrained import words as tokenizer_words
 
 _RUNS = "runs"
@@ -33,8 +33,13 @@ def completer(command: str, setting: Setting) -> Callable[[str], list[str]] | No
         return _among(lambda: recipe_names("pretrain"))
     if setting.name == "tokenizer_recipe":
         return _among(lambda: recipe_names("train-tokenizer"))
-    if how.suffixes:
-        return lambda incomplete: _with_suffix(incomplete, how.suffixes)
+    if (command, setting.name) == ("recipes", "name"):
+        return _among(_every_recipe)
+    suffixes = how.suffixes or [each for each in how.offered if each.startswith(".")]
+    if suffixes:
+        return lambda incomplete: _with_suffix(incomplete, suffixes)
+    if how.offered:
+        return _among(lambda: how.offered)
     if how.metavar in _DATA:
         return _or_files(_data_words)
     if how.metavar == "TOKENIZER":
@@ -56,6 +61,11 @@ def runs() -> list[str]:
     except OSError:
         return []
     return [path for _, path in sorted(found)]
+
+
+def _every_recipe() -> list[str]:
+    """Returns the recipes of all commands, each name once."""
+    return sorted({name for folder in RECIPES.iterdir() for name in recipe_names(folder.name)})
 
 
 def _data_words() -> list[str]:

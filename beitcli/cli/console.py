@@ -108,7 +108,7 @@ class CommandConsole:
 
     def _draw(self, panels: Sequence[Panel]) -> None:
         """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once."""
-        from beitcli.pictures.terminal import draw_panels, protocol_of
+        from beitcli.pictures.terminal import cell_width, draw_panels, protocol_of
 
         protocol = protocol_of(os.environ)
         style = style_of(Stderr())
@@ -118,7 +118,7 @@ class CommandConsole:
                 self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")
             self._has_told = True
             return
-        drawn = draw_panels(panels, protocol, style.width)
+        drawn = draw_panels(panels, protocol, style.width, cell_width(2))
         if self._bar is not None:
             self._bar.stop()
         Stderr().write(drawn)
@@ -268,9 +268,10 @@ class CommandConsole:
         stderr.flush()
 
     def _progress(self, event: Progress) -> None:
-        from beitcli.cli.progress import LiveProgress, PlainLines, held_out_line
+        from beitcli.cli.progress import LINE_COLUMNS, LiveProgress, PlainLines, held_out_line
 
-        if not style_of(Stderr()).has_styles:
+        style = style_of(Stderr())
+        if not style.has_styles:
             self._lines = self._lines or PlainLines()
             line = self._lines.line_of(event)
             for text in (line, held_out_line(event)):
@@ -280,7 +281,7 @@ class CommandConsole:
         if self._bar is None:
             self._bar = LiveProgress(self.console)
         self._bar.show(event)
-        measured = held_out_line(event)
+        measured = held_out_line(event, min(LINE_COLUMNS, style.width))
         if measured:
             self._say(measured)
 

@@ -110,19 +110,19 @@ def _check_task(task: TaskDefinition, model: Any, data: tuple[str, ...], request
 
 
 def _inputs(config: Any, on_event: OnEvent) -> OpenedInputs:
-    from beitcli.engine.io.inputs import open_inputs, open_query
-    from beitcli.engine.io.stored_features import is_feature_file
-
     if config.command == "tokenize" and config.decode:
         return OpenedInputs()
-    if config.command == "mask-preview" and config.model is None:  # which loads no torch
-        return OpenedInputs()
+    from beitcli.engine.io.inputs import open_inputs, open_query
+
     query = getattr(config, "query", None)
     opened = OpenedInputs(query=open_query(config, 64, None, on_event) if query and _opens_soon([query]) else None)
     if not config.inputs or not _opens_soon(config.inputs):
         return opened
-    if query and len(config.inputs) == 1 and is_feature_file(config.inputs[0]):
-        return opened
+    if query and len(config.inputs) == 1:
+        from beitcli.engine.io.stored_features import is_feature_file
+
+        if is_feature_file(config.inputs[0]):
+            return opened
     role: Role = "train" if config.command == "mask-preview" else "eval"
     return replace(opened, source=open_inputs(config, role=role, sample_size=64, on_event=on_event))
 

@@ -26,6 +26,10 @@ ENVIRONMENT = (
     ("BEIT_NAME", "The setting NAME of any command, where no option gives it: BEIT_BATCH_SIZE=32."),
     ("BEIT_CACHE_DIR", "Folder for downloads, features and lists of files; default ~/.cache/beit."),
     ("BEIT_STREAM_CACHE_GB", "Gigabytes of data from the hub that are kept; default 50."),
+    (
+        "BEIT_TERMINAL_IMAGES",
+        "How --preview draws: kitty, iterm, sixel or blocks; default what the terminal is known to show.",
+    ),
     ("NO_COLOR", "No colours."),
 )
 
@@ -51,7 +55,7 @@ def _lines(commands: Sequence[Command]) -> Iterator[str]:
 
 
 def _command(command: Command) -> Iterator[str]:
-    settings = settings_of(command.config).values()
+    settings = [each for each in settings_of(command.config).values() if not each.option.hidden]
     arguments = [each for each in settings if each.option.argument]
     named = " ".join(f"\\fI{_text(each.option.metavar or each.name.upper())}\\fR" for each in arguments)
     yield from (f".SS {_text('beit ' + command.name)}", f"\\fBbeit {_text(command.name)}\\fR {named}".rstrip(), ".PP")
@@ -60,8 +64,8 @@ def _command(command: Command) -> Iterator[str]:
     for setting in (*arguments, *(each for each in settings if not each.option.argument)):
         yield from (".TP", _label(setting), _text(setting.help))
     yield from (".TP", r"\fB\-\-json\fR", _text(command.declaration.json_help))
-    yield from (".TP", r"\fB\-q\fR, \fB\-\-quiet\fR", "Errors only.")
-    yield from (".TP", r"\fB\-\-debug\fR", "Full tracebacks.")
+    yield from (".TP", r"\fB\-q\fR, \fB\-\-quiet\fR", "Print errors only.")
+    yield from (".TP", r"\fB\-\-debug\fR", "Print full tracebacks.")
 
 
 def _label(setting: Setting) -> str:

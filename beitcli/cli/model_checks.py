@@ -22,10 +22,10 @@ def check_models(config: Any) -> CheckpointHandle | None:
     Raises:
         BeitError: The engine's, for a MODEL or TOKENIZER of another kind than the command needs.
     """
-    from beitcli.models.checkpoints.open import expect_tokenizer
-
     tokenizer = _header(getattr(config, "tokenizer", None))
     if tokenizer is not None and tokenizer.settings:  # weights of others are told by the modules that open them
+        from beitcli.models.checkpoints.open import expect_tokenizer
+
         expect_tokenizer(tokenizer)
     model = _header(_reference(config))
     if model is not None:
@@ -50,11 +50,14 @@ def _reference(config: Any) -> str | None:
 
 def _header(reference: str | None) -> CheckpointHandle | None:
     from beitcli.cli.path_checks import model_words
+
+    if not reference or reference in model_words():
+        return None
     from beitcli.models.checkpoints.locate import split_part
     from beitcli.models.checkpoints.open import open_without_torch
     from beitcli.models.checkpoints.timm_references import random_init_base
 
-    if not reference or reference in model_words() or random_init_base(reference) is not None:
+    if random_init_base(reference) is not None:
         return None
     if not os.path.exists(split_part(reference)[0]):
         return None

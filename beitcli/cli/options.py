@@ -86,14 +86,14 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
     fewer = [
         each for each in settings.values() if shows_help and ALL not in words and not is_common(command.name, each)
     ]
-    fewer = [each for each in fewer if not hides or each.belongs_to(task)]
+    fewer = [each for each in fewer if not each.option.hidden and (not hides or each.belongs_to(task))]
     arguments = [_parameter(command.name, setting, "") for setting in settings.values() if setting.option.argument]
     options = [
         _parameter(
             command.name,
             setting,
             _default(setting, of_recipe, recipe),
-            hidden=setting in fewer or (hides and not setting.belongs_to(task)),
+            hidden=setting.option.hidden or setting in fewer or (hides and not setting.belongs_to(task)),
         )
         for setting in settings.values()
         if not setting.option.argument
@@ -246,6 +246,10 @@ def _shell_options(declared: Declaration) -> list[inspect.Parameter]:
     return [
         _keyword("help_all", bool, typer.Option(ALL, help="Show every option and exit."), False),
         _keyword("as_json", bool, json, False),
-        _keyword("quiet", bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Output"), False),
-        _keyword("debug", bool, typer.Option("--debug", help="Full tracebacks.", rich_help_panel="Output"), False),
+        _keyword(
+            "quiet", bool, typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel="Output"), False
+        ),
+        _keyword(
+            "debug", bool, typer.Option("--debug", help="Print full tracebacks.", rich_help_panel="Output"), False
+        ),
     ]

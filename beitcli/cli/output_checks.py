@@ -74,7 +74,7 @@ def _exported(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> Non
 
 
 def _masks(config: Any, opened: OpenedInputs, inputs: ProtectedInputs) -> None:
-    if not config.output or config.model is None or config.animate:  # without a model no torch is loaded
+    if not config.output or config.animate:
         return
     from beitcli.engine.io.outputs import is_stdout
     from beitcli.engine.io.picture_outputs import picture_file, picture_outputs

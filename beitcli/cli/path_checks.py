@@ -38,7 +38,7 @@ def check_command(config: Any, on_event: OnEvent) -> None:
         on_event: Receives the progress of listing DATA.
     """
     _check_names(config)
-    if config.command not in _LOAD_TORCH:
+    if config.command not in _LOAD_TORCH or _is_light(config):
         return
     from beitcli.cli.data_checks import check_data
     from beitcli.cli.model_checks import check_models
@@ -46,6 +46,11 @@ def check_command(config: Any, on_event: OnEvent) -> None:
 
     model = check_models(config)
     check_outputs(config, check_data(config, model, on_event))
+
+
+def _is_light(config: Any) -> bool:
+    """Whether it is `mask-preview` without a model: it starts as fast as what is looked at here."""
+    return config.command == "mask-preview" and config.model is None and config.tokenizer is None
 
 
 def model_words() -> tuple[str, ...]:

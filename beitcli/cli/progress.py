@@ -184,12 +184,12 @@ def _live_figures(metrics: dict[str, float], classes: int = 0) -> list[str]:
     return [f"{TRAIN_LABEL} {texts[0]}", *texts[1:]] if any(name.startswith(HELD_OUT) for name in metrics) else texts
 
 
-def held_out_line(event: Progress) -> str:
-    """Returns the line of a save with the metrics of held-out images; empty if the event has none."""
+def held_out_line(event: Progress, columns: int = LINE_COLUMNS) -> str:
+    """Returns the line of a save with the metrics of held-out images that fit; empty if the event has none."""
     held_out = {name: value for name, value in event.metrics.items() if name.startswith(HELD_OUT)}
     texts = figure_texts({name.removeprefix(HELD_OUT): value for name, value in held_out.items()}, event.classes)
     begin = f"{event.phase}: {event.unit} {event.done:,}, {HELD_OUT_LABEL}"
-    return f"{begin} {fitting(texts, LINE_COLUMNS - len(begin) - 1)}" if texts else ""
+    return f"{begin} {fitting(texts, columns - len(begin) - 1)}" if texts else ""
 
 
 def speed_texts(metrics: dict[str, float], left: str = "") -> list[str]:

@@ -109,7 +109,8 @@ def _usage_error(error: typer.TyperException, arguments: list[str]) -> UsageErro
         option: str = error.option_name
         message = f"There is no option {option}" + (f" of `beit {name}`." if name in BY_NAME else ".")
         settings = settings_of(BY_NAME[name].config).values() if name in BY_NAME else ()
-        flags = [part for s in settings for flag in s.option.flags or (s.flag,) for part in flag.split("/")]
+        shown = [setting for setting in settings if not setting.option.hidden]
+        flags = [part for s in shown for flag in s.option.flags or (s.flag,) for part in flag.split("/")]
         hint = suggested_option(option, [*flags, "--json", "--quiet", "--debug", "--help", ALL])
         return UsageError(message, f"{hint} {help_line}".strip())
     if message.startswith("No such command"):

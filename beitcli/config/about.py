@@ -7,13 +7,14 @@ from typing import ClassVar
 
 from beitcli.config.fields import option
 
+RUN_FACTS = ("when", "run", "state", "step")
+KEY_FIGURES = ("top1", "miou", "ap", "masked_accuracy", "psnr", "cosine", "perplexity", "loss")  # most telling first
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecipesConfig:
     command: ClassVar[str] = "recipes"
-    name: str = option(
-        "", "The recipe to show; without it all are listed.", argument=True, panel="Data", metavar="NAME"
-    )
+    name: str = option("", "Recipe to show; without it, list all.", argument=True, panel="Data", metavar="NAME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,10 @@ class RunsConfig:
     command: ClassVar[str] = "runs"
     folder: str = option("runs", "Folder with runs, at any depth.", argument=True, panel="Data", metavar="DIR")
     sort: str = option(
-        "when", "when (newest first), run, state, step, or a figure such as top1 (best first).", panel="Output"
+        "when",
+        "Sort by when (newest first), run, state, step, or a metric such as top1 (best first).",
+        panel="Output",
+        offered=(*RUN_FACTS, *KEY_FIGURES),
     )
 
 

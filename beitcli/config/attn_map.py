@@ -20,7 +20,7 @@ _POINT = re.compile(r"\s*(-?[0-9]{1,9})\s*,\s*(-?[0-9]{1,9})\s*")
 @dataclass(frozen=True, kw_only=True)
 class AttnMapConfig(Job):
     command: ClassVar[str] = "attn-map"
-    batch_size: int = option(8, "Images at once.", panel="Machine", ge=1)
+    batch_size: int = option(8, "Images per forward pass.", panel="Machine", ge=1)
     inputs: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="IMAGE")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     model: str | None = option(
@@ -32,7 +32,7 @@ class AttnMapConfig(Job):
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     layer: int = option(
         -1,
-        "Block to look into, from 0 (`embed` and `eval` count from 1, so its 8 is their 9); -1 is the last.",
+        "Block to look into, counted from 0 (`embed` and `eval` count from 1: 8 here is 9 there); -1: the last.",
         panel="Options",
     )
     head: str = option(
@@ -40,7 +40,7 @@ class AttnMapConfig(Job):
     )
     size: tuple[int, int] | None = option(
         None,
-        "What the image is cut to, in pixels: a square's side, or height and width; default the model's own.",
+        "Image size in pixels, after a central crop: side of a square, or height and width; default the model's own.",
         panel="Options",
         ge=1,
     )
@@ -50,7 +50,7 @@ class AttnMapConfig(Job):
     smooth: bool = option(False, "Interpolate between patches instead of drawing blocks.", panel="Output")
     figure: bool = option(
         False,
-        "In the layout of the paper's Figure 2, a row for each image: .png, .svg or .pdf (always for the last two).",
+        "Use the layout of the paper's Figure 2, a row for each image: .png, .svg or .pdf (always for the last two).",
         panel="Output",
     )
     page_mb: float = option(

@@ -25,26 +25,28 @@ class CacheConfig:
     command: ClassVar[str] = "cache"
     action: Literal["list", "prune", "dir"] = option(
         "list",
-        "list: what lies in the cache folder; prune: remove some of it; dir: where it is.",
+        "list: show what is in the cache folder; prune: delete some of it; dir: print its path.",
         argument=True,
         panel="Data",
     )
     kind: tuple[str, ...] = option(
         (),
-        "Of these kinds: features of `eval` (features), data streamed from the hub (streams), weights and other "
+        "Only these kinds: features of `eval` (features), data streamed from the hub (streams), weights and other "
         "downloads (downloads), lists of folders and tars (indexes), measured speeds of this processor (arithmetic).",
         panel="Options",
         choices=lambda: KINDS,
         unused=_DIR,
     )
     older_than: str | None = option(
-        None, "Not used for so long: 12h, 30d, 2w.", panel="Options", metavar="AGE", unused=_DIR
+        None, "Only entries that were not used for so long: 12h, 30d, 2w.", panel="Options", metavar="AGE", unused=_DIR
     )
     larger_than: str | None = option(
-        None, "Entries of more than that: 500M, 10G.", panel="Options", metavar="SIZE", unused=_DIR
+        None, "Only entries larger than this: 500M, 10G.", panel="Options", metavar="SIZE", unused=_DIR
     )
-    all: bool = option(False, "prune: whatever there is.", panel="Options", unused=_NOT_PRUNE)
-    dry_run: bool = option(False, "prune: say what would go, and remove nothing.", panel="Options", unused=_NOT_PRUNE)
+    all: bool = option(False, "prune: delete everything.", panel="Options", unused=_NOT_PRUNE)
+    dry_run: bool = option(
+        False, "prune: show what would be deleted, and delete nothing.", panel="Options", unused=_NOT_PRUNE
+    )
 
     def __post_init__(self) -> None:
         filters = (self.kind, self.older_than, self.larger_than)

@@ -13,7 +13,10 @@ from beitcli.config.intensity import parse_intensity
 from beitcli.config.registry import Registry
 from beitcli.errors import UsageError
 
-NORMALIZATION_HELP = "Of the images, in place of what the checkpoint says or leaves open."
+NORMALIZATION_HELP = "How images are normalized; default as the checkpoint says."
+MASKING_NAMES = ("blockwise", "random")  # of `masking.MASKINGS`, whose import needs numpy
+# Of --pool: the word of the class token that timm's and the paper's users know.
+POOL_SYNONYMS = {"class": "cls", "class+mean": "cls+mean"}
 METRIC_WRITERS = Registry("beitcli.engine.trainer.metric_writers", "WRITER", "metric writer")
 ALWAYS_ON = "jsonl"  # the writer of metrics.jsonl
 MODEL_HELP = (
@@ -24,15 +27,15 @@ MODEL_HELP = (
 
 def overwrite_option() -> bool:
     """Returns the setting of every command that writes output files."""
-    return option(False, "Replace output files that exist already; inputs never.", panel="Output")
+    return option(False, "Overwrite existing output files; never inputs.", panel="Output")
 
 
 def in_memory_option(**how: Any) -> Any:
     """Returns the setting of the trainings on images without masks or boxes."""
     return option(
         False,
-        "Read the training images once and hold their files in memory, half of what is free at most; for disks and "
-        "networks that are slow. The run is the same.",
+        "Read training images once and keep their files in memory, at most half of what is free; for "
+        "slow disks and networks. The run is the same.",
         panel="Data",
         saved=False,
         may_change_on_resume=True,
@@ -46,7 +49,7 @@ class Job:
 
     command: ClassVar[str] = ""
     device: Literal["auto", "cpu", "cuda", "mps"] = option(
-        "auto", "Where to compute.", panel="Machine", may_change_on_resume=True, saved=False
+        "auto", "Device to compute on.", panel="Machine", may_change_on_resume=True, saved=False
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = option(
         "auto",
@@ -56,22 +59,27 @@ class Job:
     )
     workers: int = option(
         -1,
-        "Processes that load images; -1 chooses, 0 loads in this one.",
+        "Processes that load images; -1: as many as suit, 0: load in the main process.",
         panel="Machine",
         may_change_on_resume=True,
         saved=False,
         ge=-1,
     )
     gpus: int = option(
-        1, "Processes; this command computes in one.", panel="Machine", may_change_on_resume=True, saved=False
+        1,
+        "Processes; this command computes in one.",
+        panel="Machine",
+        may_change_on_resume=True,
+        saved=False,
+        hidden=True,
     )
-    seed: int = option(0, "Everything random follows from it.", panel="Machine", ge=0, le=2**63 - 1)
+    seed: int = option(0, "Seed of everything random.", panel="Machine", ge=0, le=2**63 - 1)
     limit: int | None = option(
-        None, "Take N images of the data, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
+        None, "Use N images of the data, chosen by --seed, balanced over the classes.", panel="Data", metavar="N", ge=1
     )
     intensity_range: str | None = option(None, INTENSITY_HELP, panel="Data", metavar="full|auto|LOW,HIGH")
     pages: Literal["first", "all"] = option(
-        "first", "Of a TIFF with several pages: the first, or all, each an image of its own.", panel="Data"
+        "first", "Pages to read of a multi-page TIFF: the first, or all, each as an image of its own.", panel="Data"
     )
 
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)  # as of `Resolved`
@@ -100,7 +108,7 @@ class Launched(Job):
     nodes: int = option(1, "Machines that share --gpus.", panel="Machine", may_change_on_resume=True, saved=False, ge=1)
     rdzv_endpoint: str | None = option(
         None,
-        "Where several machines meet: the first one's name and a free port.",
+        "Where machines meet: the name of the first and a free port there.",
         panel="Machine",
         may_change_on_resume=True,
         saved=False,
@@ -116,7 +124,7 @@ class Launched(Job):
     )
     process_timeout: int = option(
         600,
-        "Seconds after which a silent process is taken for hung.",
+        "Seconds without a sign of life after which a process counts as hung.",
         panel="Machine",
         may_change_on_resume=True,
         saved=False,
@@ -124,7 +132,7 @@ class Launched(Job):
     )
     max_restarts: int = option(
         3,
-        "How often the processes are started again after one crashed; they go on from the last checkpoint.",
+        "Restarts of the processes after one crashed, each from the last checkpoint.",
         panel="Machine",
         may_change_on_resume=True,
         saved=False,
@@ -147,11 +155,11 @@ class ModelInputs:
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
     size: tuple[int, int] | None = option(
         None,
-        "The images in pixels: a square's side, or height and width; default the model's own.",
+        "Image size in pixels: side of a square, or height and width; default the model's own.",
         panel="Options",
         ge=1,
     )
-    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
+    batch_size: int = option(64, "Images per forward pass.", panel="Machine", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +178,9 @@ class Training(Launched):
     )
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     out: str = option(
-        "", "Run folder to make; default runs/COMMAND-DATE-TIME.", panel="Run", saved=False, metavar="RUN"
+        "", "Run folder to create; default runs/COMMAND-DATE-TIME.", panel="Run", saved=False, metavar="RUN"
     )
-    resume: bool = option(
-        False, "Go on with the run in --out; begins it where there is none.", panel="Run", saved=False
-    )
+    resume: bool = option(False, "Resume the run in --out; start it if there is none.", panel="Run", saved=False)
     config: str | None = option(None, "Settings from a TOML file.", panel="Run", saved=False, metavar="FILE.toml")
     dry_run: bool = option(False, "Print the plan, time a few steps, train nothing.", panel="Run", saved=False)
     save_every: int | None = option(
@@ -185,7 +191,9 @@ class Training(Launched):
         metavar="STEPS",
         ge=1,
     )
-    keep: int = option(2, "Newest checkpoints to keep.", panel="Run", may_change_on_resume=True, metavar="N", ge=1)
+    keep: int = option(
+        2, "Number of newest checkpoints to keep.", panel="Run", may_change_on_resume=True, metavar="N", ge=1
+    )
     measure_share: float = option(
         0.1,
         "Share of the run (0-1) that measuring held-out images may take before the last save, which always measures; "
@@ -207,7 +215,7 @@ class Training(Launched):
     )
     log_to: tuple[str, ...] = option(
         (),
-        "Where metrics go beside metrics.jsonl, separated by commas.",
+        "Also send metrics there, beside metrics.jsonl; separated by commas.",
         panel="Run",
         flags=("--log-to", "--log"),
         may_change_on_resume=True,
@@ -215,11 +223,10 @@ class Training(Launched):
     )
     epochs: float | None = option(None, "Passes over the data.", panel="Schedule", gt=0)
     steps: int | None = option(None, "Optimizer steps, instead of --epochs.", panel="Schedule", ge=1)
-    batch_size: int = option(64, "Images of one optimizer step, all devices together.", panel="Schedule", ge=1)
+    batch_size: int = option(64, "Images per optimizer step, over all devices.", panel="Schedule", ge=1)
     micro_batch: int | None = option(
         None,
-        "Images of one forward pass, which accumulate to --batch-size; default the batch, 128 at most; "
-        "on one GPU what fits.",
+        "Images per forward pass, accumulated to --batch-size; default the batch, at most 128; on one GPU what fits.",
         panel="Schedule",
         may_change_on_resume=True,
         ge=1,
@@ -230,13 +237,13 @@ class Training(Launched):
     warmup_steps: int | None = option(
         None, "Steps of linear warm-up, instead of --warmup-epochs.", panel="Schedule", ge=0
     )
-    weight_decay: float = option(0.05, "AdamW's decay of matrices.", panel="Schedule", ge=0)
-    beta2: float = option(0.999, "AdamW's second moment.", panel="Schedule", ge=0, le=0.999999)
-    clip: float | None = option(None, "Largest gradient norm.", panel="Schedule", gt=0)
+    weight_decay: float = option(0.05, "AdamW's weight decay, of matrices.", panel="Schedule", ge=0)
+    beta2: float = option(0.999, "AdamW's decay of the second moment.", panel="Schedule", ge=0, le=0.999999)
+    clip: float | None = option(None, "Clip the gradient norm to this.", panel="Schedule", gt=0)
     grad_compression: Literal["none", "bf16"] = option(
         "none",
-        "Arithmetic in which processes sum their gradients: none: fp32; bf16: half the bytes, and rounded sums. Of no "
-        "effect in one process.",
+        "Precision in which processes sum gradients: none: fp32; bf16: half the bytes, and rounded sums. "
+        "No effect in one process.",
         panel="Machine",
     )
 
@@ -264,7 +271,7 @@ class Previewed(Training):
 
     previews: int = option(
         4,
-        "Held-out images to draw at each save, as the model makes them, into RUN/previews; 0 = none.",
+        "Number of held-out images to draw at each save, with the model's output, into RUN/previews; 0 = none.",
         panel="Run",
         may_change_on_resume=True,
         metavar="N",
@@ -298,7 +305,7 @@ class Sharded(Training):
     )
     shard: bool = option(
         False,
-        "Spread weights, gradients and moments over the processes (FSDP2), for models that outgrow a GPU.",
+        "Shard weights, gradients and optimizer state over the processes (FSDP2), for models that outgrow a GPU.",
         panel="Machine",
         may_change_on_resume=True,
         saved=False,

@@ -19,18 +19,20 @@ DROPS = ("unreadable", "duplicates", "near-duplicates", "overlap", "one-colour",
 class DoctorConfig:
     command: ClassVar[str] = "doctor"
     data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
-    split: str | None = option(
-        None, "Split of DATA to look at; default all that it has, and what they share.", panel="Data"
-    )
+    split: str | None = option(None, "Split of DATA to check; default all, and what they share.", panel="Data")
     val: str | None = option(
-        None, "Images to measure on: looked at too, and compared with DATA.", panel="Data", metavar="DATA"
+        None, "Evaluation images: checked too, and compared with DATA.", panel="Data", metavar="DATA"
     )
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     limit: int | None = option(
-        None, "Take N images of each split, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
+        None,
+        "Use N images of each split, chosen by --seed, balanced over the classes.",
+        panel="Data",
+        metavar="N",
+        ge=1,
     )
     pages: Literal["first", "all"] = option(
-        "first", "Of a TIFF with several pages: the first, or all, each an image of its own.", panel="Data"
+        "first", "Pages to read of a multi-page TIFF: the first, or all, each as an image of its own.", panel="Data"
     )
     intensity_range: str | None = option(None, INTENSITY_HELP, panel="Data", metavar="full|auto|LOW,HIGH")
     output: tuple[str, ...] = option(
@@ -40,18 +42,19 @@ class DoctorConfig:
         panel="Output",
         flags=("-o", "--output"),
         metavar="FILE",
+        offered=(PAGE, *LISTS),
     )
     drop: tuple[str, ...] = option(
         ("unreadable", "duplicates", "overlap"),
-        "What the list leaves out, separated by commas; of duplicates all but the first.",
+        "What to leave out of the list, separated by commas; of duplicates all but the first.",
         panel="Output",
         choices=lambda: DROPS,
     )
     overwrite: bool = overwrite_option()
     workers: int = option(
-        -1, "Processes that read images; -1: one a core, 0: none beside this one.", panel="Machine", ge=-1
+        -1, "Processes that read images; -1: one per core, 0: read in the main process.", panel="Machine", ge=-1
     )
-    seed: int = option(0, "What --limit takes follows from it.", panel="Machine", ge=0, le=2**63 - 1)
+    seed: int = option(0, "Seed of what --limit chooses.", panel="Machine", ge=0, le=2**63 - 1)
 
     def __post_init__(self) -> None:
         check_bounds(self)

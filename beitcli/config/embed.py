@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, Launched, ModelInputs, overwrite_option
+from beitcli.config.common import MODEL_HELP, POOL_SYNONYMS, Launched, ModelInputs, overwrite_option
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import option
 from beitcli.config.output_formats import unknown_format
@@ -27,13 +27,15 @@ class EmbedConfig(ModelInputs, Launched):
     inputs: tuple[str, ...] = option((), _inputs_help, argument=True, required=True, panel="Data", metavar="INPUT")
     layer: int = option(
         -1,
-        "Block whose output is taken, from 1 as in the paper and in `eval` (`attn-map` counts from 0); -1 is the last.",
+        "Block whose output to take, counted from 1 as in the paper and in `eval` (`attn-map` counts "
+        "from 0); -1: the last.",
         panel="Features",
     )
     pool: Literal["mean", "cls", "cls+mean", "none"] = option(
         "mean",
         "The mean of the patches, the class token, both side by side, or none: a feature of each patch.",
         panel="Features",
+        synonyms=POOL_SYNONYMS,
     )
     feature_norm: bool = option(
         True,
@@ -41,19 +43,19 @@ class EmbedConfig(ModelInputs, Launched):
         panel="Features",
         flags=("--feature-norm/--no-feature-norm",),
     )
-    dtype: Literal["float32", "float16"] = option("float32", "Numbers in the file; .jsonl has text.", panel="Output")
+    dtype: Literal["float32", "float16"] = option(
+        "float32", "Type of the numbers in the file; .jsonl has text.", panel="Output"
+    )
     output: str = option(
         "-",
-        "Where features go: .npy (paths beside it in .json), .parquet, .safetensors or .jsonl; - is stdout. With "
+        "Write features there: .npy (paths beside it in .json), .parquet, .safetensors or .jsonl; - is stdout. With "
         "--query: a contact sheet, .png or .jpg.",
         panel="Output",
         flags=("-o", "--output"),
         metavar="FILE",
         suffixes=FEATURE_SUFFIXES,
     )
-    resume: bool = option(
-        False, "Go on with FILE: skip the images that it holds, also after a job that was stopped.", panel="Output"
-    )
+    resume: bool = option(False, "Resume FILE: skip the images that it already holds.", panel="Output")
     overwrite: bool = overwrite_option()
     query: str | None = option(
         None, "Show the images that are nearest to this one, by cosine.", panel="Neighbours", metavar="IMAGE"

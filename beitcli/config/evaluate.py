@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, Launched
+from beitcli.config.common import MODEL_HELP, NORMALIZATION_HELP, POOL_SYNONYMS, Launched
 from beitcli.config.data_formats import data_help
 from beitcli.config.fields import Unused, option
 from beitcli.config.predict import NO_SEGMENTER, Windows
@@ -38,7 +38,7 @@ class EvalConfig(Windows, Launched):
     )
     limit: int | None = option(
         None,
-        "Take N images of DATA, and of --train as many, in keyed order, balanced over the classes.",
+        "Use N images of DATA, and as many of --train, chosen by --seed, balanced over the classes.",
         panel="Data",
         metavar="N",
         ge=1,
@@ -52,8 +52,8 @@ class EvalConfig(Windows, Launched):
     )
     layer: str = option(
         "-1",
-        "knn, linear: the block whose output is probed, from 1 as in the paper and in `embed` (`attn-map` counts from "
-        "0), -1 the last; sweep: all, and the best.",
+        "knn, linear: block whose output to probe, counted from 1 as in the paper and in `embed` "
+        "(`attn-map` counts from 0); -1: the last; sweep: all, and the best.",
         panel="Probe",
         metavar="N|sweep",
     )
@@ -65,15 +65,16 @@ class EvalConfig(Windows, Launched):
         "paper",
         "linear: what --pool, --feature-norm, --augment and --probe-epochs default to. paper (appendix D): mean of the "
         "patches, 50 epochs; here normed, and without its augmentation unless --augment. release (run_linear_eval.py): "
-        "class+mean, no norm, augmented, 100 epochs; its weights begin at N(0, 0.01), not at 0, its bias decays, and "
+        "cls+mean, no norm, augmented, 100 epochs; its weights begin at N(0, 0.01), not at 0, its bias decays, and "
         "its rate falls by the epoch. Both: AdamW, weight decay 1e-4, 4e-3 for 1024 images a step.",
         panel="Probe",
     )
-    pool: Literal["mean", "class", "class+mean"] | None = option(
+    pool: Literal["mean", "cls", "cls+mean"] | None = option(
         None,
         "knn, linear: the mean of the patches, the class token (DINO's), or both side by side; default mean, of "
-        "--probe-form release class+mean.",
+        "--probe-form release cls+mean.",
         panel="Probe",
+        synonyms=POOL_SYNONYMS,
         unused=_NO_PROBE,
     )
     feature_norm: bool | None = option(
@@ -94,7 +95,7 @@ class EvalConfig(Windows, Launched):
     )
     standardize: bool = option(
         False,
-        "knn, linear: take off each number's mean over --train and divide by its deviation (MAE's probe does so).",
+        "knn, linear: standardize each feature by its mean and deviation over --train (as MAE's probe).",
         panel="Probe",
         unused=_NO_PROBE,
     )
@@ -108,10 +109,10 @@ class EvalConfig(Windows, Launched):
     probe_lr: float = option(
         4e-3, "linear: AdamW's learning rate, cosine to 0.", panel="Probe", gt=0, unused=_NO_LINEAR
     )
-    probe_batch_size: int = option(1024, "linear: images of one step.", panel="Probe", ge=1, unused=_NO_LINEAR)
+    probe_batch_size: int = option(1024, "linear: images per step.", panel="Probe", ge=1, unused=_NO_LINEAR)
     feature_cache: str | None = option(
         None,
-        "knn, linear: where features are kept; default the program's cache.",
+        "knn, linear: folder to cache features in; default the program's cache.",
         panel="Probe",
         metavar="DIR",
         is_cache=True,
@@ -131,24 +132,24 @@ class EvalConfig(Windows, Launched):
     )
     size: tuple[int, int] | None = option(
         None,
-        "The images in pixels: a square's side, or height and width; default the model's own.",
+        "Image size in pixels: side of a square, or height and width; default the model's own.",
         panel="Options",
         ge=1,
     )
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Options")
-    batch_size: int = option(128, "Images at once.", panel="Machine", ge=1)
+    batch_size: int = option(128, "Images per forward pass.", panel="Machine", ge=1)
     max_bad: float = option(
         0.05, "Share of unreadable images (0-1) past which it stops with exit code 3.", panel="Data", ge=0, le=1
     )
     ignore_index: int | None = option(
         None,
-        "Value in the masks that stands for no class; default as trained.",
+        "Mask value to ignore in metrics; default: as trained.",
         ge=0,
         le=255,
         **NO_SEGMENTER,
     )
     reduce_zero_label: bool = option(
-        False, "0 in the masks stands for no class, 1 for the first one; as trained, too.", **NO_SEGMENTER
+        False, "Mask value 0 is no class, and 1 the first class; default: as trained.", **NO_SEGMENTER
     )
 
     def __post_init__(self) -> None:

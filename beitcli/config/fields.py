@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -57,6 +57,9 @@ class Option:
         suffixes: Of the file that it names, where others are refused before any work.
         choices: Returns the allowed values, of each item if it is a list, where they are not a `Literal`, as those of
             a registry; called when needed.
+        synonyms: Other words -> the choices that they stand for.
+        offered: What a shell completes where other values are taken too; of a file name its suffixes.
+        hidden: Whether no help has it: it is there to be refused with the reason.
     """
 
     help: str | Callable[[], str]
@@ -77,6 +80,9 @@ class Option:
     suffixes: tuple[str, ...] = ()
     unused: tuple[Unused, ...] = ()
     unused_by: tuple[str, ...] = ()
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    offered: tuple[str, ...] = ()
+    hidden: bool = False
 
 
 def option(
@@ -239,6 +245,7 @@ def coerce(setting: Setting, value: Any, origin: str) -> Any:
 
 
 def _chosen(setting: Setting, value: Any, origin: str) -> Any:
+    value = setting.option.synonyms.get(value, value) if isinstance(value, str) else value
     if value in setting.choices:
         return value
     hint = suggestion(str(value), setting.choices) or f"One of: {', '.join(setting.choices)}."

@@ -17,7 +17,7 @@ _ONE_CLASS = (Unused("problem", "multi-label"),)  # of settings for images of on
 
 def _head_help() -> str:
     heads = "; ".join(f"{name}: {', '.join(task.head_names())}" for name, task in TASKS.entries().items())
-    return f"Over the backbone; of each task the default first: {heads}."
+    return f"Head on the backbone; each task's default first: {heads}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class FinetuneConfig(Sharded):
     head: str | None = option(None, _head_help, panel="Model", choices=all_heads)
     size: tuple[int, int] | None = option(
         None,
-        "The images in pixels: a square's side, or height and width; default the model's own.",
+        "Image size in pixels: side of a square, or height and width; default the model's own.",
         panel="Model",
         ge=1,
     )
@@ -63,24 +63,27 @@ class FinetuneConfig(Sharded):
     normalization: Literal["imagenet", "inception"] | None = option(None, NORMALIZATION_HELP, panel="Model")
     limit: int | None = option(
         None,
-        "Take N training images, in keyed order, balanced over the classes; the images to measure on are all taken.",
+        "Use N training images, chosen by --seed, balanced over the classes; evaluation images are all used.",
         panel="Data",
         metavar="N",
         ge=1,
     )
     val: str | None = option(
-        None, "Labelled images to measure on; all of them, whatever --limit.", panel="Data", metavar="DATA"
+        None, "Labelled images to evaluate on; --limit does not apply to them.", panel="Data", metavar="DATA"
     )
     layer_decay: float = option(
         0.65,
-        "Learning rate of a block over that of the next; 1 with --init random, whatever the recipe says.",
+        "Layer-wise decay: learning rate of a block over that of the next; 1 with --init random, "
+        "whatever the recipe says.",
         panel="Schedule",
         gt=0,
     )
-    ema: float = option(0.0, "Decay of the moving average of the weights; 0 = none.", panel="Schedule", ge=0, le=1)
+    ema: float = option(
+        0.0, "Decay of the exponential moving average of the weights; 0 = none.", panel="Schedule", ge=0, le=1
+    )
     repeats: int = option(
         1,
-        "Views of each image in a row, an epoch still as many views as there are images (DeiT: 3).",
+        "Repeated augmentation: views of each image in a row; an epoch stays as long (DeiT: 3).",
         panel="Augmentation",
         ge=1,
     )
@@ -109,7 +112,12 @@ class FinetuneConfig(Sharded):
         0.25, "Probability of random erasing (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",)
     )
     min_crop: float = option(
-        0.08, "Least share of the area that a crop keeps (0-1).", panel="Augmentation", ge=0, le=1, tasks=("classify",)
+        0.08,
+        "Minimum area of the random crop, as a share of the image (0-1).",
+        panel="Augmentation",
+        ge=0,
+        le=1,
+        tasks=("classify",),
     )
     min_resize: float = option(
         0.5, "Least random factor of the resize.", panel="Augmentation", gt=0, tasks=("segment", "detect")
@@ -140,11 +148,11 @@ class FinetuneConfig(Sharded):
         tasks=("segment",),
     )
     ignore_index: int = option(
-        255, "Value in the masks that stands for no class.", panel="Segmentation", ge=0, le=255, tasks=("segment",)
+        255, "Mask value to ignore in loss and metrics.", panel="Segmentation", ge=0, le=255, tasks=("segment",)
     )
     reduce_zero_label: bool = option(
         False,
-        "0 in the masks stands for no class, 1 for the first one (ADE20K).",
+        "Mask value 0 is no class, and 1 the first class (ADE20K).",
         panel="Segmentation",
         tasks=("segment",),
     )
@@ -156,12 +164,10 @@ class FinetuneConfig(Sharded):
         ge=0,
         tasks=("segment",),
     )
-    head_width: int = option(
-        256, "Channels of the pyramid that objects are looked for in.", panel="Detection", ge=4, tasks=("detect",)
-    )
+    head_width: int = option(256, "Channels of the feature pyramid.", panel="Detection", ge=4, tasks=("detect",))
     regions: int = option(
         512,
-        "Regions of an image that the box head learns from; twice as many are proposed.",
+        "Regions per image that the box head learns from; twice as many are proposed.",
         panel="Detection",
         ge=4,
         tasks=("detect",),

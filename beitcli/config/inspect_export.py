@@ -15,7 +15,7 @@ LAYOUTS = {"timm": "timm's", "hf": "Hugging Face's", "official": "the release's 
 class InspectConfig:
     command: ClassVar[str] = "inspect"
     ref: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="REF")
-    tensors: bool = option(False, "List every tensor and its shape too.", panel="Output")
+    tensors: bool = option(False, "Also list every tensor and its shape.", panel="Output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,13 @@ class ExportConfig:
     model: str = option("", f"{MODEL_HELP}.", argument=True, required=True, panel="Data", metavar="MODEL")
     to: Literal["timm", "hf", "official", "onnx"] = option(
         "hf",
-        f"Whose layout: {LAYOUTS['timm']}, {LAYOUTS['hf']}, {LAYOUTS['official']}, or {LAYOUTS['onnx']}.",
+        f"Format to write: {LAYOUTS['timm']}, {LAYOUTS['hf']}, {LAYOUTS['official']}, or {LAYOUTS['onnx']}.",
         panel="Output",
         required=True,
     )
     output: str = option(
         "",
-        "Folder to make; new or empty. For onnx also NAME.onnx, one file.",
+        "Folder to create; new or empty. For onnx also NAME.onnx, one file.",
         panel="Output",
         required=True,
         flags=("-o", "--output"),

@@ -17,18 +17,22 @@ from beitcli.errors import UsageError
 class PackConfig:
     command: ClassVar[str] = "pack"
     data: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="DATA")
-    split: str | None = option(None, "Split of DATA to pack; default all that it has.", panel="Data")
+    split: str | None = option(None, "Split of DATA to pack; default all.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     limit: int | None = option(
-        None, "Take N images of each split, in keyed order, balanced over the classes.", panel="Data", metavar="N", ge=1
+        None,
+        "Use N images of each split, chosen by --seed, balanced over the classes.",
+        panel="Data",
+        metavar="N",
+        ge=1,
     )
     pages: Literal["first", "all"] = option(
-        "first", "Of a TIFF with several pages: the first, or all, each an image of its own.", panel="Data"
+        "first", "Pages to read of a multi-page TIFF: the first, or all, each as an image of its own.", panel="Data"
     )
     intensity_range: str | None = option(None, INTENSITY_HELP, panel="Data", metavar="full|auto|LOW,HIGH")
     max_bad: float = option(
         0.05,
-        "Share of unreadable images (0-1), which are left out, past which pack ends with 3.",
+        "Share of unreadable images (0-1) past which it stops with exit code 3; up to it they are left out.",
         panel="Data",
         ge=0,
         le=1,
@@ -44,24 +48,24 @@ class PackConfig:
         metavar="PX", ge=16,
     )  # fmt: skip
     quality: int = option(
-        95, "Of what is encoded as JPEG.", panel="Images", ge=1, le=100, unused=(Unused("encode", "raw"),)
+        95, "JPEG quality of what is encoded.", panel="Images", ge=1, le=100, unused=(Unused("encode", "raw"),)
     )
     shard_images: int | None = option(
         None,
-        "Images of a shard; default 64 shards a split, of 250 to 5,000 images. A stopped pack goes on behind the last "
+        "Images per shard; default 64 shards a split, of 250 to 5,000 images. A stopped pack goes on behind the last "
         "that is finished.",
         panel="Output",
         metavar="N",
         ge=1,
     )
     output: str = option(
-        "", "Folder to make; new or empty.", panel="Output", flags=("-o", "--output"), metavar="DIR", required=True
+        "", "Folder to create; new or empty.", panel="Output", flags=("-o", "--output"), metavar="DIR", required=True
     )
     overwrite: bool = overwrite_option()
     workers: int = option(
-        -1, "Processes, each with a shard; -1: one a core, 0: none beside this one.", panel="Machine", ge=-1
+        -1, "Processes, each with a shard; -1: one per core, 0: the main process alone.", panel="Machine", ge=-1
     )
-    seed: int = option(0, "What --limit takes follows from it.", panel="Machine", ge=0, le=2**63 - 1)
+    seed: int = option(0, "Seed of what --limit chooses.", panel="Machine", ge=0, le=2**63 - 1)
 
     def __post_init__(self) -> None:
         check_bounds(self)

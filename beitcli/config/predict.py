@@ -59,7 +59,7 @@ class PredictConfig(ModelInputs, Windows, Job):
     inputs: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="INPUT")
     top: int = option(
         5,
-        "Best classes to list.",
+        "Number of best classes to list.",
         panel="Output",
         metavar="K",
         ge=1,
@@ -67,7 +67,7 @@ class PredictConfig(ModelInputs, Windows, Job):
     )
     score_threshold: float = option(
         0.5,
-        "Least score of a detector's boxes, and of a multi-label classifier's labels (0-1).",
+        "Minimum score of a detector's boxes, and of a multi-label classifier's labels (0-1).",
         panel="Output",
         metavar="SCORE",
         ge=0,
@@ -76,20 +76,21 @@ class PredictConfig(ModelInputs, Windows, Job):
     )
     output: str | None = option(
         None,
-        "Folder for a segmenter's masks, PNG with a palette, or for pictures with a detector's boxes; of a classifier "
-        "a file for its lines, .jsonl.",
+        "Folder for a segmenter's masks (PNG with a palette) or for pictures with a detector's boxes; "
+        "for a classifier a .jsonl file of its lines.",
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
+        offered=(".jsonl",),
     )
     overwrite: bool = overwrite_option()
     overlay: bool = option(
         False,
-        "A segmenter's masks over the images too, beside them, with a legend; a background is left as it is.",
+        "Also draw a segmenter's masks over the images, with a legend; a background is left as it is.",
         panel="Output",
         unused_by=("classify", "detect"),
     )
-    preview: bool = option(False, "Draw images with what was found in them in the terminal, on stderr.", panel="Output")
+    preview: bool = option(False, "Draw images with their predictions in the terminal, on stderr.", panel="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

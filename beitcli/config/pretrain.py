@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from beitcli.config.architecture import SIZES, Aggregation, Architecture, require_size
-from beitcli.config.common import Previewed, Sharded, in_memory_option
+from beitcli.config.common import MASKING_NAMES, Previewed, Sharded, in_memory_option
 from beitcli.config.fields import option
 from beitcli.errors import UsageError
 
@@ -17,7 +17,7 @@ class PretrainConfig(Sharded, Previewed):
     recipe: str = option("base", "Named settings, listed at the top of this help.", panel="Run", metavar="NAME")
     model: str = option("base", "Size of the backbone: " + ", ".join(SIZES) + ".", panel="Model")
     image_size: tuple[int, int] = option(
-        (224, 224), "The images in pixels: the side of a square, or height and width.", panel="Model", ge=1
+        (224, 224), "Image size in pixels: side of a square, or height and width.", panel="Model", ge=1
     )
     patch_size: int = option(16, "Side of a patch, in pixels.", panel="Model", metavar="PX", ge=1)
     positions: Literal["absolute", "shared"] = option(
@@ -33,7 +33,7 @@ class PretrainConfig(Sharded, Previewed):
         metavar="BLOCK",
         ge=0,
     )
-    aggregate_blocks: int = option(2, "Extra blocks of --aggregate-after.", panel="Model", metavar="N", ge=1)
+    aggregate_blocks: int = option(2, "Number of extra blocks of --aggregate-after.", panel="Model", metavar="N", ge=1)
     aggregate_head: Literal["shared", "own"] = option(
         "shared", "shared: the extra blocks use the model's norm and head; own: their own.", panel="Model"
     )
@@ -66,26 +66,28 @@ class PretrainConfig(Sharded, Previewed):
     )
     target: Literal["tokens", "pixels"] = option(
         "tokens",
-        "What to predict of a patch: its visual token, or its pixels, normalised as the images are, by mean squared "
+        "What to predict of a patch: its visual token, or its pixels, normalized as the images are, by mean squared "
         "error and without a tokenizer (Table 4's ablation).",
         panel="Tokenizer",
     )
-    masking: str = option("blockwise", "blockwise or random (Table 4's ablation).", panel="Masking")
+    masking: str = option(
+        "blockwise", "blockwise or random (Table 4's ablation).", panel="Masking", offered=MASKING_NAMES
+    )
     ratio: float | None = option(
         None, "Share of patches to hide (0-1); 0.4 where no recipe says it.", panel="Masking", gt=0, le=1
     )
     num_masked: int | None = option(None, "Patches to hide, instead of --ratio.", panel="Masking")
-    min_block: int = option(16, "Fewest patches of a block.", panel="Masking", ge=1)
+    min_block: int = option(16, "Minimum patches of a block.", panel="Masking", ge=1)
     predict: Literal["masked", "all"] = option(
         "masked", "Patches the loss is taken over (Table 4's ablation: all).", panel="Masking"
     )
     mask: bool = option(
-        True, "Hide patches at all (Table 4's ablation: --no-mask).", panel="Masking", flags=("--mask/--no-mask",)
+        True, "Mask patches (Table 4's ablation: --no-mask).", panel="Masking", flags=("--mask/--no-mask",)
     )
     in_memory: bool = in_memory_option()
     color_jitter: float = option(0.4, "Brightness, contrast and saturation (0-1).", panel="Data", ge=0, le=1)
     min_crop: float = option(
-        0.08, "Least share of the area that the random crop keeps (0-1).", panel="Data", ge=0, le=1
+        0.08, "Minimum area of the random crop, as a share of the image (0-1).", panel="Data", ge=0, le=1
     )
     views: Literal["fast", "reference"] = option(
         "fast",
@@ -93,18 +95,20 @@ class PretrainConfig(Sharded, Previewed):
         panel="Data",
     )
     normalization: Literal["imagenet", "inception"] = option(
-        "imagenet", "Of the images: ImageNet's mean and std, or 0.5 and 0.5 (the release's, on 22k).", panel="Data"
+        "imagenet",
+        "How images are normalized: by ImageNet's mean and std, or by 0.5 and 0.5 (the release's, on 22k).",
+        panel="Data",
     )
     probe: str | None = option(
         None,
-        "Labelled images to watch the features by, where held-out images are measured: probe_top1, nearest neighbours "
-        "of a few hundred. Training is the same with and without.",
+        "Labelled images to test the features on during training, whenever held-out images are measured: "
+        "probe_top1, by nearest neighbours. Training is the same with and without.",
         panel="Data",
         may_change_on_resume=True,
         metavar="DATA",
     )
     holdout: int = option(
-        512, "Images kept out of training to measure on, a twentieth of the data at most.", panel="Data", ge=0
+        512, "Images held out from training to measure on; at most a twentieth of the data.", panel="Data", ge=0
     )
     residual: Literal["fp32", "bf16"] = option(
         "fp32",

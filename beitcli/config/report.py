@@ -19,5 +19,6 @@ class ReportConfig:
         panel="Output",
         flags=("-o", "--output"),
         metavar="FILE.html",
+        offered=(".html",),
     )
     overwrite: bool = overwrite_option()

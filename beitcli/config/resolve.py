@@ -20,7 +20,9 @@ from beitcli.escaping import shell_word
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))
-RESERVED_VARIABLES = {"BEIT_CACHE_DIR", "BEIT_DEBUG", "BEIT_LAUNCH", "BEIT_LAUNCHER", "BEIT_STREAM_CACHE_GB"}
+RESERVED_VARIABLES = {
+    *("BEIT_CACHE_DIR", "BEIT_DEBUG", "BEIT_LAUNCH", "BEIT_LAUNCHER", "BEIT_STREAM_CACHE_GB", "BEIT_TERMINAL_IMAGES"),
+}
 
 Config = TypeVar("Config")
 

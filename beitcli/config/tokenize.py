@@ -57,18 +57,20 @@ class TokenizeConfig(Launched):
         metavar="PX",
         ge=1,
     )
-    batch_size: int = option(64, "Images at once.", panel="Machine", ge=1)
-    on_bad: Literal["report", "skip", "fail"] = option("report", "What an unreadable image does.", panel="Data")
+    batch_size: int = option(64, "Images per forward pass.", panel="Machine", ge=1)
+    on_bad: Literal["report", "skip", "fail"] = option("report", "What to do with an unreadable image.", panel="Data")
     resume: bool = option(False, "Skip what FILE already holds.", panel="Output")
     reconstruct: str | None = option(
-        None, "Write a PNG of the decoded tokens beside each image there.", panel="Output", metavar="DIR"
+        None, "Write each image beside its decoded tokens, as PNG, into DIR.", panel="Output", metavar="DIR"
     )
     overwrite: bool = overwrite_option()
     decode: bool = option(
-        False, "The other way: token lines in (INPUT or stdin), PNG files out, into -o DIR.", panel="Output"
+        False, "Decode instead: read token lines (INPUT or stdin), write PNG files into -o DIR.", panel="Output"
     )
     stats: bool = option(
-        False, "One summary document instead of tokens; with -o (.png, .jpg, .webp) also as charts.", panel="Output"
+        False,
+        "Print one summary instead of tokens; with -o (.png, .jpg, .webp) also draw it as charts.",
+        panel="Output",
     )
     map: str | None = option(
         None,
@@ -83,7 +85,7 @@ class TokenizeConfig(Launched):
         panel="Output",
         metavar="OUT.png",
     )
-    codes: int = option(64, "Codes that --codebook draws.", panel="Output", metavar="N", ge=1, le=1024)
+    codes: int = option(64, "Number of codes that --codebook draws.", panel="Output", metavar="N", ge=1, le=1024)
     preview: bool = option(False, "Draw the token maps in the terminal, on stderr.", panel="Output")
 
     def __post_init__(self) -> None:

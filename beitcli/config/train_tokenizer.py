@@ -39,7 +39,7 @@ class TrainTokenizerConfig(Previewed):
     )
     kind_settings: tuple[str, ...] = option(
         (),
-        "A setting that --kind alone has; repeatable.",
+        "Setting of this --kind alone; repeatable.",
         panel="Tokenizer",
         flags=("--set",),
         metavar="NAME=VALUE",
@@ -53,9 +53,11 @@ class TrainTokenizerConfig(Previewed):
         may_change_on_resume=True,  # its weights may not
     )
     in_memory: bool = in_memory_option()
-    min_crop: float = option(0.5, "Least share of the area that a crop keeps (0-1).", panel="Tokenizer", ge=0, le=1)
+    min_crop: float = option(
+        0.5, "Minimum area of the random crop, as a share of the image (0-1).", panel="Tokenizer", ge=0, le=1
+    )
     vocab_size: int = option(1024, "Visual tokens in the codebook.", panel="Tokenizer", ge=2)
-    size: int = option(32, "Side of the square images it learns from, in pixels.", panel="Tokenizer", ge=1)
+    size: int = option(32, "Side of the square training images, in pixels.", panel="Tokenizer", ge=1)
     width: int = option(
         32,
         "Channels of the first stage; each further stage doubles them, of strided-dvae none.",
@@ -73,7 +75,7 @@ class TrainTokenizerConfig(Previewed):
     )
     blocks_per_group: int = option(
         1,
-        "Residual blocks a stage.",
+        "Residual blocks per stage.",
         panel="Tokenizer",
         ge=1,
         unused=_unused_by_vqkd("--set depth=N, the blocks of its encoder"),

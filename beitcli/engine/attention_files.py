@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,8 @@ class AttentionFiles:
             return
         if self.explorer is not None:
             picture = mapped.crop_picture(448, 896)
-            self._explored.append(ExploredImage(path, picture, mapped.crop.box, mapped.patches, mapped.layers))
+            stored = mapped.crop.box, mapped.patches, mapped.layers
+            self._explored.append(ExploredImage(path, picture, *stored, self._command(path)))
         elif self.config.figure or self.suffix in _AS_FIGURE:
             self._rows += _figure_rows(mapped)
         elif self.suffix == ".npy":
@@ -111,11 +113,28 @@ class AttentionFiles:
             picture = as_pixels(figure)
             output.write(lambda file: picture.save(file, format="PNG", dpi=(DPI, DPI)))
 
+    def _command(self, path: str) -> list[str]:
+        """Returns the words of the command that draws this image's maps; IMAGE for one that is no file of its own."""
+        config = self.config
+        image = os.path.join(".", path) if path.startswith("-") else path
+        words = ["beit", "attn-map", image if os.path.isfile(path) else "IMAGE"]
+        words += ["--model", self.mapper.checkpoint.reference]
+        if config.size is not None:
+            words += ["--size", ",".join(map(str, config.size))]
+        if config.normalization is not None:
+            words += ["--normalization", config.normalization]
+        if config.intensity_range is not None:
+            words += ["--intensity-range", config.intensity_range]
+        return words
+
     def _about(self) -> list[str]:
         """Returns the model, the layer, the head and the threshold in words."""
-        names, last = self.mapper.names, len(self.mapper.model.blocks) - 1
+        names, depth = self.mapper.names, len(self.mapper.model.blocks)
         head = {"mean": "mean of the heads", "rollout": "rollout"}.get(str(names[0]), f"head {names[0]}")
-        about = [self.mapper.checkpoint.reference, f"layer {self.mapper.layer} of {last}"]
+        about = [
+            self.mapper.checkpoint.reference,
+            f"layer {self.mapper.layer + 1} of {depth} (--layer {self.mapper.layer})",
+        ]
         about.append("all heads" if len(names) > 1 else head)
         if self.config.threshold is not None:
             about.append(f"{self.config.threshold:.0%} of the attention")

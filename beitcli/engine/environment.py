@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -14,11 +15,14 @@ from beitcli import __version__
 from beitcli.config.about import EnvConfig
 from beitcli.errors import BeitError
 from beitcli.runtime.distributed.cores import available_cores
+from beitcli.runtime.extras import EXTRAS
 
 _SECRET = re.compile(r"TOKEN(?!IZER|_CACHE|_PRECISION)|KEY|SECRET|PASSWORD", re.IGNORECASE)
 _USER = re.compile(r"(?<=://)[^/@\s]+@")  # of an address
 _VARIABLES = re.compile(r"BEIT_|HF_|CUDA_VISIBLE_DEVICES$|OMP_NUM_THREADS$|NCCL_|TORCH|PYTORCH|XDG_CACHE_HOME$")
-_OPTIONAL = ("pyarrow", "pycocotools", "tensorboard", "transformers", "torchvision", "triton")
+_REQUIREMENT_NAME = re.compile(r"[\w.-]+")
+# Used where they are there, beside the libraries of the extras.
+_OPTIONAL = ("transformers", "datasets", "torchvision", "triton", "playwright")
 
 
 def describe_environment(config: EnvConfig) -> dict[str, Any]:
@@ -75,20 +79,25 @@ def _torch() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    """Returns the versions of the packages that this one requires, and of optional ones that are there."""
+    """Returns the versions of the packages that this one requires, and of the optional ones that are installed."""
     try:
         requirements = [each for each in metadata.requires("beit-cli") or [] if "extra" not in each]
     except metadata.PackageNotFoundError:  # a checkout that is not installed
         requirements = ["torch", "timm", "numpy", "pillow", "safetensors", "huggingface_hub", "typer", "rich"]
-    required = [re.split(r"[<>=!~ ;\[]", each)[0] for each in requirements]
+    required, of_extras = _names(requirements), _names([each for extra in EXTRAS.values() for each in extra])
     found = {}
-    for name in (*required, *_OPTIONAL):
+    for name in dict.fromkeys((*required, *of_extras, *_OPTIONAL)):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             if name in required:
                 found[name] = "missing"
     return found
+
+
+def _names(requirements: Iterable[str]) -> list[str]:
+    """Returns the package of each requirement, such as `onnx` of `onnx>=1.18`."""
+    return [found[0] for each in requirements if (found := _REQUIREMENT_NAME.match(each))]
 
 
 def _storage() -> dict[str, Any]:

@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from beitcli.config.about import RunsConfig
+from beitcli.config.about import RUN_FACTS, RunsConfig
 from beitcli.engine.report.run_state import Run, read_run
 from beitcli.errors import DataError, UsageError
 
 _LESS_IS_BETTER = ("loss", "mae", "entropy")
-_FACTS = ("run", "state", "step", "when")
 
 
 def list_runs(config: RunsConfig) -> list[Run]:
@@ -32,13 +31,13 @@ def list_runs(config: RunsConfig) -> list[Run]:
 
 
 def _sorted(runs: list[Run], key: str) -> list[Run]:
-    if key in _FACTS:
+    if key in RUN_FACTS:
         return sorted(runs, key=lambda each: getattr(each, key), reverse=key in ("step", "when"))
     has = [each for each in runs if key in each.figures]
     if not has:
         metric_names = sorted({name for each in runs for name in each.figures})
         raise UsageError(
-            f"No run has a figure '{key}'.", f"Sort by {', '.join(_FACTS)}, or by {', '.join(metric_names)}."
+            f"No run has a figure '{key}'.", f"Sort by {', '.join(RUN_FACTS)}, or by {', '.join(metric_names)}."
         )
     less = any(word in key for word in _LESS_IS_BETTER)
     return sorted(has, key=lambda each: each.figures[key], reverse=not less) + [

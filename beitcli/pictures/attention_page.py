@@ -88,6 +88,7 @@ class ExploredImage:
         box: The crop in the upright image, (left, upper, right, lower) in pixels.
         patches: (row, column) of the reference points.
         layers: One `packed_layer` for each block of the model, in order.
+        command: The words of the command that draws its maps, without those that the page's controls stand for.
     """
 
     name: str
@@ -95,6 +96,7 @@ class ExploredImage:
     box: tuple[float, float, float, float]
     patches: Sequence[tuple[int, int]]
     layers: Sequence[dict[str, Any]]
+    command: Sequence[str]
 
 
 def choose_storage(grid: tuple[int, int], depth: int, heads: int, images: int, max_bytes: int) -> Storage:
@@ -209,6 +211,7 @@ def _as_data(image: ExploredImage) -> dict[str, Any]:
         "box": image.box,
         "points": [list(patch) for patch in image.patches],
         "layers": list(image.layers),
+        "command": shell_line(image.command),
     }
 
 

@@ -1,5 +1,7 @@
 """Pictures in a terminal: kitty's, iTerm2's and sixel graphics where the terminal is known to have them, else blocks.
 
+BEIT_TERMINAL_IMAGES (kitty, iterm, sixel or blocks) is believed before what the terminal says of itself.
+
 A half block shows two pixels in a cell, the upper one as its ink and the lower one as its ground: in 24-bit colour
 where COLORTERM says so, in the 256 colours of xterm elsewhere.
 """
@@ -7,6 +9,7 @@ where COLORTERM says so, in the 256 colours of xterm elsewhere.
 from __future__ import annotations
 
 import base64
+import struct
 import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -15,12 +18,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from beitcli.errors import UsageError
 from beitcli.escaping import terminal_line
 from beitcli.pictures.canvas import Panel
 
 Protocol = Literal["kitty", "iterm2", "sixel", "truecolor", "256"]
 
-_CELL = 10  # pixels of a column, where a picture is drawn in pixels
+VARIABLE = "BEIT_TERMINAL_IMAGES"
+_CHOICES: dict[str, Protocol | None] = {"kitty": "kitty", "iterm": "iterm2", "sixel": "sixel", "blocks": None}
+_KONSOLE = 220_400  # the first version that has kitty's graphics
+_CELL = 10.0  # pixels of a column, where the terminal does not tell
 _CHUNK = 4096  # most characters of one of kitty's commands
 _GAP = 2  # columns between panels
 _LEAST_COLUMNS = 24  # of a panel that stands beside others
@@ -32,78 +39,112 @@ _RESET = "\x1b[0m"
 def protocol_of(environment: Mapping[str, str]) -> Protocol | None:
     """Returns how the terminal of an environment shows pictures; None with NO_COLOR, or on a dumb terminal.
 
-    Within tmux or screen, which pass no graphics on, these are blocks.
+    Within tmux or screen, which pass no graphics on, these are blocks unless BEIT_TERMINAL_IMAGES says otherwise.
+
+    Raises:
+        UsageError: BEIT_TERMINAL_IMAGES is none of its values.
     """
-    term, program = environment.get("TERM", "").lower(), environment.get("TERM_PROGRAM", "").lower()
+    choice = environment.get(VARIABLE, "").lower()
+    if choice and choice not in _CHOICES:
+        raise UsageError(f"{VARIABLE} is '{choice}'.", f"Give one of: {', '.join(_CHOICES)}.")
+    term = environment.get("TERM", "").lower()
     if environment.get("NO_COLOR") or term in ("", "dumb", "unknown"):
         return None
-    if not ("TMUX" in environment or "STY" in environment or term.startswith(("tmux", "screen"))):
-        if "KITTY_WINDOW_ID" in environment or "kitty" in term or "ghostty" in (*term.split("-"), program):
-            return "kitty"
-        if program in ("iterm.app", "wezterm"):
-            return "iterm2"
-        if "sixel" in term or term.startswith(("mlterm", "foot", "yaft")):
-            return "sixel"
+    graphics = _CHOICES[choice] if choice else _graphics_of(environment, term)
+    if graphics is not None:
+        return graphics
     is_true = environment.get("COLORTERM", "").lower() in ("truecolor", "24bit") or term.endswith("-direct")
     return "truecolor" if is_true or "WT_SESSION" in environment else "256"
 
 
-def draw_picture(picture: Image.Image, protocol: Protocol, columns: int) -> str:
+def _graphics_of(environment: Mapping[str, str], term: str) -> Protocol | None:
+    """Returns the protocol of a terminal that is known to show pictures in pixels."""
+    program, konsole = environment.get("TERM_PROGRAM", "").lower(), environment.get("KONSOLE_VERSION", "")
+    if "TMUX" in environment or "STY" in environment or term.startswith(("tmux", "screen")):
+        return None
+    if "KITTY_WINDOW_ID" in environment or "kitty" in term or "ghostty" in (*term.split("-"), program):
+        return "kitty"
+    if program in ("iterm.app", "wezterm"):
+        return "iterm2"
+    if "sixel" in term or term.startswith(("mlterm", "foot", "yaft")):
+        return "sixel"
+    return "kitty" if konsole.isdecimal() and int(konsole) >= _KONSOLE else None
+
+
+def cell_width(descriptor: int) -> float:
+    """Returns the pixels of a column of the terminal behind a file descriptor; 10 if it does not tell its pixels."""
+    try:
+        import fcntl
+        import termios
+
+        answer = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
+    except (ImportError, OSError):
+        return _CELL
+    _, columns, width, _ = struct.unpack("HHHH", answer)
+    return width / columns if width >= columns > 0 else _CELL
+
+
+def draw_picture(picture: Image.Image, protocol: Protocol, columns: int, cell: float = _CELL) -> str:
     """Returns what draws a picture at the cursor, ending in a line feed.
 
     Args:
         columns: The most columns that it may take; a picture of fewer pixels takes fewer.
+        cell: Pixels of a column.
     """
     picture = picture.convert("RGB")
     if protocol in ("truecolor", "256"):
         return _blocks(fit(picture, columns), true=protocol == "truecolor")
-    picture = fit(picture, columns * _CELL)
+    picture = fit(picture, round(columns * cell))
     if protocol == "sixel":
         return _sixel(picture)
+    cells = max(1, round(picture.width / cell))
     file = BytesIO()
     picture.save(file, format="PNG")
     text = base64.b64encode(file.getvalue()).decode("ascii")
     if protocol == "iterm2":
-        shape = f"inline=1;size={file.tell()};width={picture.width}px;preserveAspectRatio=1"
+        shape = f"inline=1;size={file.tell()};width={cells};preserveAspectRatio=1"
         return f"\x1b]1337;File={shape}:{text}\x07\n"
     parts = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
     commands = []
     for number, part in enumerate(parts):
         more = int(number + 1 < len(parts))
-        keys = f"a=T,f=100,q=2,m={more}" if number == 0 else f"m={more}"
+        keys = f"a=T,f=100,q=2,c={cells},m={more}" if number == 0 else f"m={more}"
         commands.append(f"\x1b_G{keys};{part}\x1b\\")
     return "".join(commands) + "\n"
 
 
-def draw_panels(panels: Sequence[Panel], protocol: Protocol, columns: int) -> str:
+def draw_panels(panels: Sequence[Panel], protocol: Protocol, columns: int, cell: float = _CELL) -> str:
     """Returns what draws pictures of one shape in rows, each with its title and notes as text beneath.
 
     As many stand side by side as have 24 columns or more. Lines are wrapped to the width of their picture, and hold no
     control characters.
+
+    Args:
+        cell: Pixels of a column.
     """
     most = max(1, min(len(panels), (columns + _GAP) // (_LEAST_COLUMNS + _GAP)))
     rows = -(-len(panels) // most)
     beside = -(-len(panels) // rows)
     wide = max(8, (columns - _GAP * (beside - 1)) // beside)
     parts = [panels[start : start + beside] for start in range(0, len(panels), beside)]
-    return "".join(_row(part, protocol, wide) for part in parts)
+    return "".join(_row(part, protocol, wide, cell) for part in parts)
 
 
-def _row(panels: Sequence[Panel], protocol: Protocol, wide: int) -> str:
+def _row(panels: Sequence[Panel], protocol: Protocol, wide: int, cell: float) -> str:
     """Draws panels side by side, each `wide` columns."""
     is_blocks = protocol in ("truecolor", "256")
-    scale = 1 if is_blocks else _CELL
-    fitted = [_filled(panel.picture.convert("RGB"), wide * scale) for panel in panels]
-    size = ((len(panels) * (wide + _GAP) - _GAP) * scale, max(each.height for each in fitted))
+    scale, columns = 1 if is_blocks else cell, len(panels) * (wide + _GAP) - _GAP
+    fitted = [_filled(panel.picture.convert("RGB"), round(wide * scale)) for panel in panels]
+    size = (round(columns * scale), max(each.height for each in fitted))
     strip, shown = Image.new("RGB", size), np.zeros(size[::-1], dtype=bool)
     for number, each in enumerate(fitted):
-        left = number * (wide + _GAP) * scale
+        left = round(number * (wide + _GAP) * scale)
         strip.paste(each, (left, 0))
         shown[: each.height, left : left + each.width] = True
     if is_blocks:
         drawn = _blocks(strip, true=protocol == "truecolor", keep=shown)
     else:
-        drawn = draw_picture(strip, protocol, size[0] // scale)
+        drawn = draw_picture(strip, protocol, columns, cell)
     written = [
         [line for text in (panel.title, *panel.notes) for line in textwrap.wrap(terminal_line(text), wide)]
         for panel in panels

@@ -65,8 +65,8 @@ KINDS = {int: "N", float: "NUMBER", Size: "PX[,PX]"}
 LAST = ("Machine", "Output")  # panels, as in the help
 EVERYWHERE = (
     ("--json", "Results as JSON, also on a terminal."),
-    ("-q, --quiet", "Errors only."),
-    ("--debug", "Full tracebacks."),
+    ("-q, --quiet", "Print errors only."),
+    ("--debug", "Print full tracebacks."),
     ("-h, --help", "The common settings; --help-all shows every one."),
 )
 
@@ -111,7 +111,7 @@ def _command(command: Command) -> Iterator[str]:
     yield from ("```sh", *map(_example, command.examples), "```", "")
     if command.about:
         yield from (_text(command.about), "")
-    settings = list(settings_of(command.config).values())
+    settings = [each for each in settings_of(command.config).values() if not each.option.hidden]
     arguments = [each for each in settings if each.option.argument]
     if arguments:
         yield from ("## Arguments", "")

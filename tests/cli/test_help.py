@@ -21,12 +21,14 @@ from beitcli.cli.command_table import COMMANDS, Command
 from beitcli.cli.common_options import _COMMON, is_common
 from beitcli.cli.help_page import OWN_OPTIONS
 from beitcli.config import synonyms
+from beitcli.config.common import MASKING_NAMES, Launched
 from beitcli.config.fields import Setting, settings_of
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.resolve import read_recipe, recipe_names
 
 each_command = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 TASKS = settings_of(FinetuneConfig)["task"].choices
+RECIPE_COMMANDS = ("pretrain", "finetune", "train-tokenizer")
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -74,14 +76,16 @@ def test_help_names_every_option_of_the_task_and_none_of_another(
     words = offered(beit(command.name, *(["--task", task] if task else []), "--help-all").out)
     for setting in settings_of(command.config).values():
         if not setting.option.argument:
-            assert (flags_of(setting) <= words) == setting.belongs_to(task)
-            assert (flags_of(setting) & words != set()) == setting.belongs_to(task)
+            is_offered = setting.belongs_to(task) and not setting.option.hidden
+            assert (flags_of(setting) <= words) == is_offered
+            assert (flags_of(setting) & words != set()) == is_offered
     assert {"--json", "-q", "--quiet", "--debug", "--help"} <= words
 
 
 @each_command
 def test_help_shows_the_common_options_and_how_many_more_there_are(beit: Callable, command: Command) -> None:
-    settings = [each for each in settings_of(command.config).values() if each.belongs_to(TASKS[0])]
+    of_task = [each for each in settings_of(command.config).values() if each.belongs_to(TASKS[0])]
+    settings = [each for each in of_task if not each.option.hidden]
     text = ESCAPE.sub("", beit(command.name, "--help").out)
     labels = [re.split(r"\s{2,}", line[2:])[0] for line in text.splitlines() if line.startswith("│ -")]
     shown = {flag for label in labels for flag in OPTION.findall(label)}
@@ -110,7 +114,7 @@ def test_help_breaks_no_word_and_fits_the_terminal(
     text = ESCAPE.sub("", beit(command.name, "--help-all").out)
     assert max(map(len, text.splitlines())) <= columns
     for setting in settings_of(command.config).values():
-        if not setting.belongs_to(TASKS[0]):
+        if not setting.belongs_to(TASKS[0]) or setting.option.hidden:
             continue
         words = set(re.sub(r"[│\s]+", " ", text).split())
         assert set(setting.help.split()) <= words, setting.name
@@ -285,6 +289,17 @@ def completed(words: str, folder: Path) -> list[str]:
         ("beit embed runs/a x/ -o out", ["out.npy", "out.parquet", "out.safetensors", "out.jsonl"]),
         ("beit tokenize x/ -o to.s", ["to.safetensors"]),
         ("beit cache pr", ["prune"]),
+        ("beit recipes base-", sorted({n for c in RECIPE_COMMANDS for n in recipe_names(c) if n.startswith("base-")})),
+        ("beit pretrain x/ --masking bl", ["blockwise"]),
+        ("beit mask-preview x.png --masking r", ["random"]),
+        ("beit runs --sort st", ["state", "step"]),
+        ("beit runs --sort to", ["top1"]),
+        ("beit doctor x/ -o good.t", ["good.tsv", "good.txt"]),
+        ("beit doctor x/ -o page", ["page.html", "page.tsv", "page.txt"]),
+        ("beit report runs/a -o compare", ["compare.html"]),
+        ("beit predict runs/a x.png -o lines", ["lines.jsonl"]),
+        ("beit eval runs/a x/ --pool c", ["cls", "cls+mean"]),
+        ("beit predict runs/a x.png --gp", []),
         ("beit cache --kind streams,f", ["streams,features"]),
     ],
 )
@@ -296,6 +311,12 @@ def test_shell_completes_values(tmp_path: Path, words: str, found: list[str]) ->
         os.utime(config.parent, (number, number))
     (tmp_path / "runs" / "no-run").mkdir()
     assert sorted(completed(words, tmp_path)) == sorted(found)
+
+
+def test_maskings_that_a_shell_offers_are_those_that_there_are() -> None:
+    from beitcli.masking import MASKINGS
+
+    assert set(MASKING_NAMES) == set(MASKINGS)
 
 
 def test_man_page_has_every_command_and_option_and_no_line_that_roff_would_misread(beit: Callable) -> None:
@@ -310,7 +331,7 @@ def test_man_page_has_every_command_and_option_and_no_line_that_roff_would_misre
         section = plain[begin : plain.find("\n.S", begin + 3)]
         assert command.summary in section
         for setting in settings_of(command.config).values():
-            assert setting.help in section
+            assert (setting.help in section) != setting.option.hidden
             assert all(flag in section for flag in setting.option.flags)
         for example in command.examples:
             assert f"$ {example}" in section
@@ -423,6 +444,20 @@ def test_debug_shows_the_traceback_and_nothing_else_does(beit: Callable, tmp_pat
     assert ended.code == 3
     assert "Traceback" in ended.err
     assert "does not exist" in ended.err
+
+
+# One process
+
+
+@pytest.mark.parametrize("name", ["predict", "attn-map", "mask-preview", "tokenize"])
+def test_a_command_of_one_process_has_no_gpus_in_its_help_and_refuses_more_than_one(beit: Callable, name: str) -> None:
+    (config,) = (each.config for each in COMMANDS if each.name == name)
+    is_launched = issubclass(config, Launched)
+    assert ("--gpus" in offered(beit(name, "--help-all").out)) == is_launched
+    if not is_launched:
+        ended = beit(name, "x.png", *(["y.png"] if name == "predict" else []), "--gpus", 2)
+        assert ended.code == 2
+        assert f"--gpus is 2, but `beit {name}` computes in one process." in ended.err
 
 
 # JSON in a pipe

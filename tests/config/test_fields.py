@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from beitcli.cli.command_table import COMMANDS
+from beitcli.config.embed import EmbedConfig
+from beitcli.config.evaluate import EvalConfig
 from beitcli.config.fields import coerce, settings_of, suggestion
 from beitcli.config.mask_preview import MaskPreviewConfig
 from beitcli.config.pretrain import PretrainConfig
+from beitcli.engine.probing.forms import form_of
 from beitcli.errors import UsageError
 
 PRETRAIN = settings_of(PretrainConfig)
@@ -33,6 +36,24 @@ def test_coerce_gives_the_setting_its_type(name: str, given: object, expected: o
     value = coerce(PRETRAIN[name], given, "here")
     assert value == expected
     assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize("config", [EmbedConfig, EvalConfig])
+def test_both_words_of_the_class_token_are_taken_and_one_is_offered(config: type) -> None:
+    pool = settings_of(config)["pool"]
+    assert {"mean", "cls", "cls+mean"} <= set(pool.choices)
+    assert not any("class" in choice for choice in pool.choices)
+    assert [coerce(pool, word, "--pool") for word in ("class", "cls", "class+mean", "cls+mean", "mean")] == [
+        *("cls", "cls", "cls+mean", "cls+mean", "mean")
+    ]
+    with pytest.raises(UsageError, match="'clss', which is no choice"):
+        coerce(pool, "clss", "--pool")
+
+
+@pytest.mark.parametrize("word", ["cls+mean", "class+mean"])
+def test_a_probe_reads_the_class_token_by_either_word(word: str) -> None:
+    pool = coerce(settings_of(EvalConfig)["pool"], word, "--pool")
+    assert form_of(EvalConfig(model="m", data=("d",), protocol="linear", pool=pool)).pool == "class+mean"
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import tomllib
+from importlib import metadata
 
 import pytest
 
 from beitcli.config.about import RecipesConfig
 from beitcli.config.resolve import RECIPES
 from beitcli.engine.recipes import list_recipes
+from beitcli.runtime.extras import EXTRAS
 from beitcli.runtime.storage.run_dir import RunFolder
 
 
@@ -126,6 +128,17 @@ def test_env_tells_versions_and_keeps_secrets(beit, monkeypatch):
         "HF_ENDPOINT": "https://hub.example/x",
     }
     assert "hf_abc" not in ended.out
+
+
+def test_env_names_what_of_the_extras_is_installed_and_nothing_else(beit):
+    packages = beit("env", "--json").lines[0]["packages"]
+    for requirement in (each for extra in EXTRAS.values() for each in extra):
+        name = requirement.partition(">")[0]
+        try:
+            expected = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            expected = None
+        assert packages.get(name) == expected, name
 
 
 @pytest.mark.parametrize(("words", "same"), [(("help",), ("--help",)), (("help", "eval"), ("eval", "--help"))])

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shlex
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +314,23 @@ def test_page_holds_the_numbers_of_every_layer_and_head(run, image, tmp_path):
                 attention = weights[query] / 65535 * most[number, query]
                 np.testing.assert_allclose(attention, np.ravel(entry["attention"]), atol=most.max() / 131070 + 1e-7)
                 assert abs(cls[number, query] - entry["cls"]) < 1e-7
+
+
+def test_page_has_the_command_of_each_image_as_words_of_a_shell(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["it's $HOME.jpg", "-o.jpg"]
+    for name in names:
+        save_image(Path(name))
+    with tarfile.open("t.tar", "w") as archive:
+        archive.add(names[0])
+    settings = {"size": (48, 64), "normalization": "inception", "intensity_range": "auto"}
+    look(run, ".", "t.tar", output="page.html", page_mb=0.1, threshold=0.6, smooth=True, **settings)
+    commands = [shlex.split(image["command"]) for image in page_data(Path("page.html"))["images"]]
+    given = ["--model", run, "--size", "48,64", "--normalization", "inception", "--intensity-range", "auto"]
+    assert commands == [["beit", "attn-map", image, *given] for image in ("./-o.jpg", "./it's $HOME.jpg", "IMAGE")]
+    look(run, "-o.jpg", output="plain.html", page_mb=0.1)
+    (image,) = page_data(Path("plain.html"))["images"]
+    assert shlex.split(image["command"]) == ["beit", "attn-map", "./-o.jpg", "--model", run]
 
 
 def test_rollout_multiplies_the_layers_up_to_its_own(run, image):

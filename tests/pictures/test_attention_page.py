@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beitcli.escaping import shell_line
 from beitcli.pictures import colormap
 from beitcli.pictures.attention_page import (
     ExploredImage,
@@ -35,7 +36,7 @@ HEADS, ROLLOUTS = random_attention(2, 2), random_attention(2)
 
 def explored(name: str = "a", explorer: Explorer = EXPLORER) -> ExploredImage:
     layers = [packed_layer(explorer, layer, HEADS[layer], ROLLOUTS[layer]) for layer in range(2)]
-    return ExploredImage(name, GREY, (1, 2, 7, 6), [(1, 2)], layers)
+    return ExploredImage(name, GREY, (1, 2, 7, 6), [(1, 2)], layers, ["beit", "attn-map", name])
 
 
 def data_of(page: str) -> dict:
@@ -120,6 +121,7 @@ def test_page_shows_any_name_as_text(name):
     assert "<img src=x" not in page
     shown = name.replace("\udcff", "\\udcff").replace("\u2028", "\\u2028")
     assert (data_of(page)["images"][0]["name"], data_of(page)["model"]) == (shown, shown)
+    assert data_of(page)["images"][0]["command"] == shell_line(["beit", "attn-map", name])
 
 
 def test_page_loads_nothing():

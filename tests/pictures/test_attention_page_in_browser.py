@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,14 +60,17 @@ def page(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
 
 def expected(folder: Path, pretrained_run: Path, command: str, image: str = NASTY) -> dict[str, Any]:
     """The entry of the document that the page's own command asks for."""
-    _, point, _, layer, _, head = command.split()
+    program, name, path, *words, _, output = shlex.split(command)
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert (program, name, path, output) == ("beit", "attn-map", str(folder / "in" / image), "map.png")
+    assert given["--model"] == str(pretrained_run)
     config = AttnMapConfig(
-        inputs=(str(folder / "in" / image),),
-        model=str(pretrained_run),
+        inputs=(path,),
+        model=given["--model"],
         device="cpu",
-        point=(point,),
-        layer=int(layer),
-        head=head,
+        point=(given["--point"],),
+        layer=int(given["--layer"]),
+        head=given["--head"],
     )
     return next(attn_map(config))["maps"][0]
 
@@ -131,6 +135,70 @@ def test_keys_move_the_pin_and_reach_the_class_token(page):
     page.keyboard.press("c")
     assert text(page, "from") == "class token, pinned"
     assert page.locator("#query").is_hidden()
+
+
+def press(page: Any, key: str, **modifiers: bool) -> None:
+    """Presses a key as a keyboard tells it that has the character behind other keys, on what has the focus."""
+    page.evaluate(
+        "([key, how]) => (document.activeElement ?? document.body).dispatchEvent("
+        "new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true, ...how}))",
+        [key, modifiers],
+    )
+
+
+def test_brackets_behind_altgr_or_option_change_the_layer(page):
+    first = text(page, "layer-said")
+    for way in (
+        {"ctrlKey": True, "altKey": True, "modifierAltGraph": True},
+        {"modifierAltGraph": True},
+        {"altKey": True},
+    ):
+        press(page, "[", **way)
+        assert text(page, "layer-said") != first
+        press(page, "]", **way)
+        assert text(page, "layer-said") == first
+    for way in ({"ctrlKey": True}, {"metaKey": True}, {"ctrlKey": True, "altKey": True}):
+        press(page, "[", **way)
+        assert text(page, "layer-said") == first
+    press(page, "c", altKey=True)
+    assert text(page, "from") != "class token, pinned"
+    press(page, "C")
+    assert text(page, "from") == "class token, pinned"
+
+
+def test_arrows_move_the_pin_on_the_image_only_and_letters_rest_in_controls(page):
+    before = text(page, "from")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("scrollY > 0")
+    assert text(page, "from") == before
+    page.mouse.wheel(0, -5000)
+    page.wait_for_function("scrollY === 0")
+    page.mouse.click(*patch_centre(page, 1, 1))
+    assert page.evaluate("document.activeElement.id") == "stage"
+    page.keyboard.press("ArrowDown")
+    assert text(page, "from").startswith("row 2, column 1 ")
+    assert page.evaluate("scrollY") == 0
+    layer = text(page, "layer-said")
+    for control in ("map", "share"):
+        page.locator(f"#{control}").focus()
+        for key in "c[":
+            page.keyboard.press(key)
+        assert (text(page, "layer-said"), "class token" in text(page, "from")) == (layer, False)
+    page.locator("#release").focus()
+    page.keyboard.press("[")
+    assert text(page, "layer-said") != layer
+
+
+def test_command_draws_what_the_page_shows(page):
+    page.mouse.click(*patch_centre(page, 1, 1))
+    words = shlex.split(text(page, "command"))
+    assert not {"--smooth", "--threshold"} & set(words)
+    page.locator("#share").fill("60")
+    page.check("#smooth")
+    assert shlex.split(text(page, "command")) == [*words[:-2], "--threshold", "0.6", "--smooth", "-o", "map.png"]
+    layer = int(words[words.index("--layer") + 1])
+    assert text(page, "layer-said") == f"{layer + 1} of {layer + 1} (--layer {layer})"
+    assert text(page, "share-said") == "60 % of the attention"
 
 
 def test_gallery_keeps_names_as_text_and_switches_images(page, folder, pretrained_run):

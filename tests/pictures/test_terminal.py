@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
+import termios
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from beitcli.errors import UsageError
 from beitcli.pictures.canvas import Panel
-from beitcli.pictures.terminal import draw_panels, draw_picture, protocol_of, xterm_colours
+from beitcli.pictures.terminal import cell_width, draw_panels, draw_picture, protocol_of, xterm_colours
 
 
 def noise(size, seed=0):
@@ -32,6 +38,16 @@ def noise(size, seed=0):
         ({"TERM": "xterm-256color"}, "256"),
         ({"TERM": "tmux-256color", "KITTY_WINDOW_ID": "1", "COLORTERM": "24bit"}, "truecolor"),
         ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux"}, "256"),
+        ({"TERM": "xterm-256color", "KONSOLE_VERSION": "220400", "COLORTERM": "truecolor"}, "kitty"),
+        ({"TERM": "xterm-256color", "KONSOLE_VERSION": "211204", "COLORTERM": "truecolor"}, "truecolor"),
+        ({"TERM": "screen", "KONSOLE_VERSION": "230800"}, "256"),
+        ({"TERM": "xterm-256color", "BEIT_TERMINAL_IMAGES": "kitty"}, "kitty"),
+        ({"TERM": "tmux-256color", "TMUX": "/tmp/tmux", "BEIT_TERMINAL_IMAGES": "sixel"}, "sixel"),
+        ({"TERM": "xterm-kitty", "BEIT_TERMINAL_IMAGES": "iTerm"}, "iterm2"),
+        ({"TERM": "xterm-kitty", "COLORTERM": "truecolor", "BEIT_TERMINAL_IMAGES": "blocks"}, "truecolor"),
+        ({"TERM": "xterm-kitty", "BEIT_TERMINAL_IMAGES": ""}, "kitty"),
+        ({"TERM": "dumb", "BEIT_TERMINAL_IMAGES": "kitty"}, None),
+        ({"TERM": "xterm", "NO_COLOR": "1", "BEIT_TERMINAL_IMAGES": "kitty"}, None),
         ({"TERM": "dumb", "COLORTERM": "truecolor"}, None),
         ({"TERM": "xterm-kitty", "NO_COLOR": "1"}, None),
         ({}, None),
@@ -39,6 +55,41 @@ def noise(size, seed=0):
 )
 def test_protocol_is_told_by_the_environment(environment, protocol):
     assert protocol_of(environment) == protocol
+
+
+def test_a_protocol_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="BEIT_TERMINAL_IMAGES is 'kity'") as caught:
+        protocol_of({"TERM": "xterm", "BEIT_TERMINAL_IMAGES": "kity"})
+    assert "kitty, iterm, sixel, blocks" in caught.value.hint
+
+
+@pytest.mark.parametrize("cell", [7.0, 9.6, 10.0, 21.0])
+def test_pictures_take_the_columns_of_their_texts_whatever_a_cell_is(cell):
+    """Two panels of 39 columns and a gap of 2: 80 columns, which the terminal scales the picture to."""
+    panels = [Panel(Image.new("RGB", (64, 64), colour), colour) for colour in ("red", "blue")]
+    for protocol, keys in (("kitty", r"\x1b_Ga=T,[^;]*\bc=80,"), ("iterm2", r";width=80;")):
+        drawn = draw_panels(panels, protocol, 80, cell)
+        assert re.search(keys, drawn)
+        assert drawn.splitlines()[-1].index("blue") == 41
+    pixels = round(80 * cell)
+    assert f'"1;1;{pixels};{round(39 * cell)}#' in draw_panels(panels, "sixel", 80, cell)
+    small = draw_picture(noise((30, 20)), "kitty", 80, cell)
+    assert f"c={round(30 / cell)}," in small
+
+
+@pytest.mark.parametrize(("size", "width"), [((80, 720), 9.0), ((80, 0), 10.0), ((0, 0), 10.0), ((100, 962), 9.62)])
+def test_the_width_of_a_cell_is_the_terminal_s_own_where_it_tells(size, width):
+    terminal, own = pty.openpty()
+    try:
+        fcntl.ioctl(own, termios.TIOCSWINSZ, struct.pack("HHHH", 24, size[0], size[1], 400))
+        assert cell_width(own) == width
+    finally:
+        os.close(terminal)
+        os.close(own)
+    read, write = os.pipe()
+    assert cell_width(read) == 10.0
+    os.close(read)
+    os.close(write)
 
 
 def test_kitty_and_iterm_send_the_picture_as_png():

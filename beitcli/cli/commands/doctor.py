@@ -75,5 +75,5 @@ DECLARATION = Declaration(
         "beit doctor photos/ --json | jq '.findings[] | {kind, images}'",
     ),
     run=_run,
-    about="Without --split, all splits of DATA are looked at and compared. Exits with 3 if images cannot be read.",
+    about="Without --split, all splits of DATA are checked and compared. Exits with 3 if images cannot be read.",
 )

@@ -8,10 +8,7 @@ from beitcli.config.mask_preview import MaskPreviewConfig
 
 
 def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
-    from beitcli.engine.io.outputs import is_stdout
-    from beitcli.engine.mask_preview import mask_preview, mask_preview_statistics
-
-    is_picture = is_stdout(config.output)  # that stream is the picture's alone
+    is_picture = _goes_to_stdout(config.output)  # that stream is the picture's alone
     if config.animate:
         from beitcli.engine.run_previews import animate_previews
 
@@ -24,10 +21,14 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
             console.print_line(f"{animation['output']}  {len(animation['steps'])} previews")
         return
     if config.stats:
+        from beitcli.engine.previewed_masks import mask_preview_statistics
+
         statistics = mask_preview_statistics(config)
         if not is_picture:
             console.print_json(statistics)
         return
+    from beitcli.engine.mask_preview import mask_preview
+
     for preview in mask_preview(config, console.on_event, console.stdin):
         document = preview.document
         if is_picture:
@@ -46,6 +47,14 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
             )
             if document["output"]:
                 console.print_line(document["output"])
+
+
+def _goes_to_stdout(output: str | None) -> bool:
+    if output is None:  # whose import a summary of masks does without
+        return False
+    from beitcli.engine.io.outputs import is_stdout
+
+    return is_stdout(output)
 
 
 DECLARATION = Declaration(

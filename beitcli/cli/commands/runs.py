@@ -7,12 +7,9 @@ from dataclasses import asdict
 
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.config.about import RunsConfig
+from beitcli.config.about import KEY_FIGURES, RunsConfig
 from beitcli.runtime.metric_text import key_figures
 from beitcli.runtime.storage.safe_json import dump_json
-
-# The figure that says most of a run, the first that it has.
-_KEY = ("top1", "miou", "ap", "masked_accuracy", "psnr", "cosine", "perplexity", "loss")
 
 
 def _run(config: RunsConfig, console: CommandConsole) -> None:
@@ -24,7 +21,7 @@ def _run(config: RunsConfig, console: CommandConsole) -> None:
         against_guessing = key_figures(run.figures)
         if against_guessing and config.sort not in run.figures:
             return against_guessing[0]
-        name = next((name for name in (config.sort, *_KEY) if name in run.figures), "")
+        name = next((name for name in (config.sort, *KEY_FIGURES) if name in run.figures), "")
         return f"{name.replace('_', ' ')} {run.figures[name]:.4g}" if name else ""
 
     runs = list_runs(config)

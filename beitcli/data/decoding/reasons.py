@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from beitcli.data.decoding import heif
+from beitcli.data.decoding.signatures import TIFF, image_kind
 from beitcli.data.decoding.tiff import unread_layout
 
 _BEGINNINGS = (
@@ -21,31 +21,21 @@ _BEGINNINGS = (
     (b"{", "JSON"),
 )
 _NOT_CONVERTED = ("unknown raw mode", "conversion from", "image has wrong mode")  # said of layouts, not of damage
-_IMAGE_BEGINNINGS = (
-    (b"\xff\xd8", "JPEG"),
-    (b"\x89PNG", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"RIFF", "WebP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"BM", "BMP"),
-)
+_UNREAD = ("PAM", "PFM")  # of PFM, Pillow reads gray
 
 
 def unidentified(data: bytes, formats: Sequence[str]) -> str:
     """Tells what a file is that Pillow does not know as one of `formats`."""
-    layout = unread_layout(data) if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")) else None
+    layout = unread_layout(data) if data.startswith(TIFF) else None
     if layout:
         return layout
-    for beginning, kind in _IMAGE_BEGINNINGS:
-        if data.startswith(beginning):
-            return f"damaged: it begins like {kind}, but its header cannot be read"
-    if heif.is_heif(data):
-        return "damaged: it begins like HEIC, but its header cannot be read"
+    kind = image_kind(data)
+    if kind in _UNREAD or (kind == "AVIF" and kind not in formats):
+        return f"not an image that Pillow reads here (it begins like {kind})"
+    if kind is not None:
+        return f"damaged: it begins like {kind}, but its header cannot be read"
     if data[4:8] == b"ftyp":
-        return "not an image that Pillow reads here (it begins like AVIF or MP4)"
+        return "not an image that Pillow reads here (it begins like MP4)"
     head = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):

@@ -52,7 +52,7 @@ FORMS = {
 def form_of(config: EvalConfig) -> ProbeForm:
     """Returns the form of `--probe-form`, with what other options change of it."""
     given: dict[str, Any] = {
-        "pool": config.pool,
+        "pool": config.pool and config.pool.replace("cls", "class"),
         "norm": config.feature_norm,
         "augment": config.augment,
         "epochs": config.probe_epochs,

@@ -449,12 +449,18 @@ def test_stdin_nul_keeps_newlines_and_foreign_bytes(tmp_path: Path, monkeypatch:
     assert [os.fsencode(open_data(["."]).path(index)) for index in range(2)] == [b"./" + name for name in names[:2]]
 
 
-def test_stdin_empty_or_of_the_other_kind_is_refused() -> None:
+def test_stdin_empty_or_of_the_other_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="No paths on stdin"):
         open_data(["-"], stdin=BytesIO(b"\n\n"))
-    with pytest.raises(DataError, match="NUL") as error:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    with pytest.raises(DataError, match="separated by NUL") as error:
         open_data(["-"], stdin=BytesIO(b"a.png\0b.png\0"))
-    assert "-0" in error.value.hint
+    assert error.value.hint == "Add -0."
+    for content in (b"b.png\0a.png\0", b"\x7fELF\2\1\1\0", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"):
+        with pytest.raises(DataError, match="neither a list of paths nor an image") as error:
+            open_data(["-"], stdin=BytesIO(content))
+        assert "-0" in error.value.hint
     with pytest.raises(DataError, match="separated by newlines") as error:
         open_data(["-"], stdin=BytesIO(b"a.png\nb.png\n"), nul_separated=True)
     assert error.value.hint == "Leave -0 out."
@@ -462,7 +468,7 @@ def test_stdin_empty_or_of_the_other_kind_is_refused() -> None:
         open_data(["-", "-"], stdin=BytesIO(b"a.png"))
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "PPM"])
 def test_stdin_may_hold_the_bytes_of_one_image(image_format: str) -> None:
     for nul_separated in (False, True):
         content = picture(200, image_format)
@@ -473,7 +479,7 @@ def test_stdin_may_hold_the_bytes_of_one_image(image_format: str) -> None:
 
 
 def test_stdin_paths_that_begin_like_an_image_are_paths() -> None:
-    names = ["BMW/1.png", "GIF8/2.png", "II/3.png", "RIFF/4.png"]
+    names = ["BMW/1.png", "GIF8/2.png", "II/3.png", "RIFF/4.png", "P6/5.png", "P6", "P5 1 2.png", "P7", "PF"]
     for name in names:
         source = open_data(["-"], stdin=BytesIO("\n".join([name, *names]).encode()))
         assert [source.path(index) for index in range(len(source))] == [name, *names]

@@ -6,13 +6,13 @@ import os
 import sys
 from typing import BinaryIO
 
+from beitcli.data.decoding.signatures import image_kind
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import require_readable
 from beitcli.data.sources.format import Format, Request
 from beitcli.data.sources.formats.list_file import BYTE_ORDER_MARK, ListSource
 from beitcli.errors import DataError
 
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _NAME = "stdin"
 
 
@@ -48,13 +48,18 @@ def _read(stdin: BinaryIO, nul_separated: bool) -> Source:
         nul_separated: Whether paths end in NUL (`find -print0`), so that they may contain newlines.
 
     Raises:
-        DataError: There are no paths, or they are separated otherwise than `nul_separated` says.
+        DataError: There are no paths, they are separated otherwise than `nul_separated` says, or it is another file.
     """
     content = stdin.read()
-    if _is_image(content):
+    if image_kind(content) is not None:
         return StdinImage(content)
     if b"\0" in content and not nul_separated:
-        raise DataError("The paths on stdin are separated by NUL.", hint="Add -0.")
+        if os.path.exists(content.partition(b"\0")[0]):
+            raise DataError("The paths on stdin are separated by NUL.", hint="Add -0.")
+        raise DataError(
+            "What is on stdin is neither a list of paths nor an image.",
+            hint="Pipe one path a line, NUL-separated ones with -0, or the bytes of an image.",
+        )
     if nul_separated and b"\0" not in content and b"\n" in content and not os.path.exists(content):
         raise DataError("The paths on stdin are separated by newlines, and -0 expects NUL.", hint="Leave -0 out.")
     separator = b"\0" if nul_separated else b"\n"
@@ -65,13 +70,6 @@ def _read(stdin: BinaryIO, nul_separated: bool) -> Source:
     if not nul_separated:
         paths = [path.removesuffix(b"\r") for path in paths]
     return ListSource(paths, name="-")
-
-
-def _is_image(content: bytes) -> bool:
-    """Whether bytes begin as an image file does, and as no path: of BMP and WebP also by what follows their letters."""
-    is_webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
-    is_bmp = content.startswith(b"BM") and content[6:10] == bytes(4)
-    return content.startswith(_BEGINNINGS) or is_webp or is_bmp
 
 
 FORMAT = Format(looks="- (on stdin: paths, or one image)", words=("-",), open=_open, rank=90)

@@ -14,7 +14,10 @@ stage.addEventListener("pointermove", (event) => {
     change(state.pinned ? { target: patch } : { query: patch + 1, target: null });
 });
 stage.addEventListener("pointerleave", () => { if (state.target !== null) change({ target: null }); });
-stage.addEventListener("click", (event) => toggle(patchAt(event) + 1));
+stage.addEventListener("click", (event) => {
+  stage.focus({ preventScroll: true });
+  toggle(patchAt(event) + 1);
+});
 
 function move(down, right) {
   if (state.query === 0) return pin(queryOf([Math.floor(rows / 2), Math.floor(columns / 2)]));
@@ -29,11 +32,17 @@ function nextMap(by) {
 const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const keys = { "[": () => nextLayer(-1), "]": () => nextLayer(1), ",": () => nextMap(-1), ".": () => nextMap(1),
   c: () => data.classToken && pin(0), Escape: () => change({ pinned: false, target: null }) };
+// A character is as typed: many keyboards have [ and ] behind AltGr, which Windows tells as Ctrl+Alt, or behind Option.
+const isTyped = (event) => !event.metaKey && (event.getModifierState("AltGraph") ||
+  (!event.ctrlKey && (!event.altKey || event.key === "[" || event.key === "]")));
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const isControl = event.target.closest("input, select, #gallery") !== null;
-  let act = arrows[event.key] && !isControl ? () => move(...arrows[event.key]) : keys[event.key];
-  if (event.target === stage && ["Enter", " "].includes(event.key)) act = () => toggle(state.query);
+  if (!isTyped(event)) return;
+  let act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (event.key !== "Escape" && event.target.closest("input, select")) act = undefined;
+  if (event.target === stage) {  // elsewhere arrows scroll, and Enter and the space bar press buttons
+    if (arrows[event.key]) act = () => move(...arrows[event.key]);
+    if (["Enter", " "].includes(event.key)) act = () => toggle(state.query);
+  }
   if (!act) return;
   event.preventDefault();
   act();
@@ -76,7 +85,7 @@ function drawView() {
     }
   }
   const lines = [data.images[state.image].name.split("/").pop(), data.model,
-    `layer ${state.layer} of ${data.depth - 1}, ${nameOf(state.map)}, from ` +
+    `${layerSaid()}, ${nameOf(state.map)}, from ` +
     (state.query ? placeOf(state.query - 1) : "class token") + `, ${part("most").textContent}`];
   context.fillStyle = "#1d1d22";
   context.textBaseline = "middle";

@@ -132,6 +132,8 @@ function pixelsOf(patch) {
     (edge, last) => Math.ceil(begin + (edge / places) * (end - begin) - 0.5) - last);
   return [along(left, right, patch % columns, columns), along(upper, lower, Math.floor(patch / columns), rows)];
 }
+// The layer as it is counted in words, from 1, and as the command counts it, from 0.
+const layerSaid = () => `layer ${state.layer + 1} of ${data.depth} (--layer ${state.layer})`;
 const nameOf = (map) => (map === "mean" ? "mean of the heads" : map === "rollout" ? "rollout" : `head ${map}`);
 
 function write(row) {
@@ -140,7 +142,9 @@ function write(row) {
   if (!isClass) {
     const [x, y] = pixelsOf(patch), middle = (edges) => Math.floor((edges[0] + edges[1]) / 2);
     from = `${placeOf(patch)} (pixels x ${x.join("–")}, y ${y.join("–")})`;
-    command = `--point ${middle(x)},${middle(y)} --layer ${state.layer} --head ${state.map}`;
+    const kept = state.share < 1 ? ` --threshold ${Number(state.share.toFixed(4))}` : "";
+    command = `${data.images[state.image].command} --point ${middle(x)},${middle(y)} --layer ${state.layer} ` +
+      `--head ${state.map}${kept}${state.smooth ? " --smooth" : ""} -o map.png`;
   }
   part("from").textContent = from + (state.pinned ? ", pinned" : "");
   part("best").textContent = best < 0 ? "none" : `${percent(row.most)} at ${placeOf(best)}`;
@@ -150,10 +154,13 @@ function write(row) {
     : `${percent(row.weights[other] * step, step)} at ${placeOf(other)}`;
   part("as-command").hidden = isClass;
   part("command").textContent = command;
-  part("layer-said").textContent = `${state.layer} of ${data.depth - 1}`;
-  part("share-said").textContent = Math.round(100 * state.share) + " %";
+  const [, counted, option] = layerSaid().match(/^layer (.*) (\(.*\))$/), whole = made("span");
+  whole.className = "whole";
+  whole.textContent = option;
+  part("layer-said").replaceChildren(`${counted} `, whole);
+  part("share-said").textContent = Math.round(100 * state.share) + " % of the attention";
   part("opacity-said").textContent = Math.round(100 * state.opacity) + " %";
-  part("heads-title").textContent = `All heads of layer ${state.layer}`;
+  part("heads-title").textContent = `All heads of ${layerSaid()}`;
   part("precision").textContent = "The numbers of the strongest patch and of the class token are exact; those of the " +
     `other patches are held in ${row.steps.toLocaleString("en")} steps of the strongest.`;
 }
