@@ -293,6 +293,6 @@ class _Loop:
             saver.wait_on_all_ranks()
         if state.step:  # the page itself is not written here: it may take longer than a scheduler waits
             page = shell_line(["beit", "report", self.session.run.path])
-            self.on_event(Note(f"{self.task.name}: a page of it as far as it is: {page}"))
+            self.on_event(Note(f"{self.task.name}: the report so far: {page}"))
         message = f"by {signal_words(stop.received)} at step {state.step}{self.session.part}; progress is saved."
         raise stop.stopped(message, self.session.resume_command)
