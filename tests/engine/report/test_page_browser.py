@@ -130,7 +130,7 @@ def test_the_page_of_a_dense_task_has_the_numbers_of_json(
         assert Path(HOSTILE_FILE).stem in page.text_content("#classes .worst")
         if task == "detector":
             assert worst.first.locator("img").count() == 2
-            assert f"0 of {classes['worst'][0]['objects']} objects found" in worst.first.text_content()
+            assert f"0 of {classes['worst'][0]['objects']} object" in worst.first.text_content()
         for picture in worst.locator("img").all():
             assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 

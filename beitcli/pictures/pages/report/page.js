@@ -15,6 +15,7 @@ function drawn(tag, attributes) {
   return made;
 }
 const colour = (run) => `var(--c${run % 8})`;
+const counted = (number, word, plural) => `${whole(number)} ${number === 1 ? word : plural}`;
 const several = report.runs.length > 1;
 const whole = (number) => Math.round(number).toLocaleString("en-US");
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 2 : 1)}%`;
@@ -111,7 +112,7 @@ class Chart {
     const pad = 0.06 * (high - low);
     if (!log && low >= 0 && low < 0.35 * high) low = 0; else low -= pad;
     high += pad;
-    const last = Math.max(...this.steps), first = Math.min(...this.steps, last - 1);
+    const last = Math.max(...this.steps, 1), first = this.steps.length > 1 ? this.steps[0] : 0;
     const left = 56, right = width - 12, top = 10, bottom = height - 26;
     this.x = (step) => left + (right - left) * (step - first) / (last - first);
     this.y = (value) => bottom - (bottom - top) * (scale(value) - low) / (high - low);
@@ -306,13 +307,13 @@ function matrixTable(matrix) {
 function mistake(each) {
   const drawn = (caption, url) => element("figure", {}, element("img", { src: url, alt: "" }), element("figcaption", { class: "soft" }, caption));
   const share = each.probability === undefined ? "" : ` (${Math.round(100 * each.probability)}%)`;
-  const boxes = each.wrong === undefined ? "" : `, ${whole(each.wrong)} wrong ${each.wrong === 1 ? "box" : "boxes"}`;
+  const boxes = each.wrong === undefined ? "" : `, ${counted(each.wrong, "wrong box", "wrong boxes")}`;
   return element("li", {},
     each.labelled ? element("div", { class: "pair" }, drawn("labelled", each.labelled), drawn("predicted", each.picture)) : element("img", { src: each.picture, alt: "" }),
     each.predicted === undefined ? null : element("div", {}, "predicted ", element("b", { class: "wrong" }, each.predicted), share),
     each.class === undefined ? null : element("div", {}, "actually ", element("b", {}, each.class)),
     each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
-    each.objects === undefined ? null : element("div", {}, `${whole(each.hits ?? 0)} of ${whole(each.objects)} objects found${boxes}`),
+    each.objects === undefined ? null : element("div", {}, `${whole(each.hits ?? 0)} of ${counted(each.objects, "object", "objects")} found${boxes}`),
     element("div", { class: "soft" }, each.path.split("/").slice(-2).join("/")));
 }
 report.runs.forEach((run) => {
