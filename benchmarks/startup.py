@@ -58,7 +58,7 @@ def draw_photos(folder: Path, number: int = 8) -> None:
         Image.fromarray(pixels).resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg")
 
 
-def run(words: list[str], program: Path | None, expected: int) -> tuple[float, float, int]:
+def run(words: list[str], program: Path | None = None, expected: int = 0) -> tuple[float, float, int]:
     """(seconds, processor seconds, peak bytes) of a process."""
     environ = os.environ | ({"PYTHONPATH": str(program)} if program else {})
     start = time.perf_counter()

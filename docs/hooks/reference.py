@@ -8,8 +8,10 @@ reference/all-recipes.md every recipe, with its source and the settings it makes
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -19,13 +21,18 @@ from beitcli.cli.command_table import COMMANDS, Command
 from beitcli.cli.man_page import ENVIRONMENT, EXIT_CODES
 from beitcli.config.about import RecipesConfig
 from beitcli.config.fields import Setting, Size, settings_of
+from beitcli.engine.cache import Cache, Entry, Pruned
 from beitcli.engine.classification.finetune import MultiLabelReport
 from beitcli.engine.classification.label_vectors import MultiLabelEvalReport, RegressionEvalReport
 from beitcli.engine.doctor.report import DoctorReport
 from beitcli.engine.export import ExportReport
 from beitcli.engine.inspect import InspectReport
 from beitcli.engine.pack.run import PackReport
-from beitcli.engine.recipes import list_recipes
+from beitcli.engine.recipes import Recipe, list_recipes
+from beitcli.engine.report.run_state import Run
+
+sys.path.insert(0, str(Path(__file__).parent))  # MkDocs runs a hook as a file
+from json_documents import ERROR, LINES, Fields
 
 REPORTS: dict[str, tuple[type, ...]] = {  # of the commands that end with one document
     "pretrain": (beitcli.PretrainReport,),
@@ -49,7 +56,11 @@ REPORTS: dict[str, tuple[type, ...]] = {  # of the commands that end with one do
     "pack": (PackReport,),
     "inspect": (InspectReport,),
     "export": (ExportReport,),
+    "runs": (Run,),
+    "recipes": (Recipe,),
+    "cache": (Cache, Entry, Pruned),
 }
+LISTS = ("runs", "recipes")  # commands whose document is a list
 KINDS = {int: "N", float: "NUMBER", Size: "PX[,PX]"}
 LAST = ("Machine", "Output")  # panels, as in the help
 EVERYWHERE = (
@@ -113,7 +124,11 @@ def _command(command: Command) -> Iterator[str]:
         yield from (f"## {panel}", "")
         yield from _table(("option", "value", "meaning", "default"), [_row(each) for each in members])
     for report in REPORTS.get(command.name, ()):
-        yield from _fields(report)
+        yield from _fields(report, "a list of these" if command.name in LISTS else report.__name__)
+    for document in LINES.get(command.name, ()):
+        yield from _documented(document.title, document.fields)
+    if any(document.fields[0] in ERROR for document in LINES.get(command.name, ())):
+        yield from _documented("one line an image that cannot be read", ERROR)
 
 
 def _example(line: str) -> str:
@@ -131,15 +146,16 @@ def _row(setting: Setting) -> tuple[str, str, str, str]:
     return _codes(flags), _codes(values), _text(setting.help), _codes(default)
 
 
-def _fields(report: type) -> Iterator[str]:
-    described = (inspect.getdoc(report) or "").partition("\n")[0]
-    yield from (f"## JSON: {report.__name__}", "", _text(described), "")
+def _fields(report: type, title: str) -> Iterator[str]:
     notes = _attributes(report)
-    rows = [
-        (f"`{each.name}`", _codes(str(each.type).split(" | "), " or "), _text(notes.get(each.name, "")))
-        for each in fields(report)
-    ]
-    yield from _table(("field", "type", "meaning"), rows)
+    rows = tuple((each.name, str(each.type), notes.get(each.name, "")) for each in fields(report))
+    yield from _documented(title, rows, (inspect.getdoc(report) or "").partition("\n")[0])
+
+
+def _documented(title: str, rows: Fields, about: str = "") -> Iterator[str]:
+    yield from (f"## JSON: {title}", "", *((_text(about), "") if about else ()))
+    cells = [(f"`{name}`", _codes(kind.split(" | "), " or "), _text(meaning)) for name, kind, meaning in rows]
+    yield from _table(("field", "type", "meaning"), cells)
 
 
 def _attributes(report: type) -> dict[str, str]:

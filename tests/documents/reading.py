@@ -15,7 +15,15 @@ DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
 )
-GUIDES = [name for name in DOCUMENTS if name in ("README.md", "docs/index.md", "docs/gallery.md") or "guides/" in name]
+_TOLD_AS_GUIDES = (
+    "README.md",
+    "docs/index.md",
+    "docs/gallery.md",
+    "docs/segmentation.md",
+    "docs/detection.md",
+    "docs/python.md",
+)
+GUIDES = [name for name in DOCUMENTS if name in _TOLD_AS_GUIDES or "guides/" in name]
 FENCE = re.compile(r"```(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.documents.reading import GUIDES, blocks, inline
+from tests.documents.reading import GUIDES, ROOT, blocks, inline
 from tests.documents.workplace import copy, make, run
 
 NOT_HERE = {  # what a line needs that tests cannot have; such lines are parsed (test_documents.py)
@@ -53,3 +55,40 @@ def test_the_lines_of_the_guides_run(script: str, workplace: Path, tmp_path: Pat
 
 def test_most_lines_are_run() -> None:
     assert sum(script.count("beit ") for script in scripts()) > 80
+
+
+DOCUMENTED = runpy.run_path(str(ROOT / "docs/hooks/json_documents.py"))["LINES"]
+WRITTEN = {  # the command of each kind of document, in the order of the reference
+    "tokenize": ("photo.jpg --tokenizer runs/tokenizer", "", "photos --tokenizer runs/tokenizer --stats"),
+    "predict": ("runs/classifier photo.jpg", "runs/segmenter photo.jpg -o masks --overlay", "runs/detector photo.jpg"),
+    "embed": ("runs/mine photo.jpg", "runs/mine photos --query photo.jpg"),
+    "mask-preview": (
+        "photo.jpg --model runs/mine -o rebuilt.png",
+        "--stats 20 --num-masked 6",
+        "--animate runs/mine -o learning.gif",
+    ),
+    "attn-map": ("photo.jpg --model runs/mine",),
+    "report": ("runs/mine -o page.html",),
+    "env": ("",),
+}
+
+
+def test_every_documented_json_is_compared() -> None:
+    assert {name: len(kinds) for name, kinds in DOCUMENTED.items()} == {n: len(c) for n, c in WRITTEN.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "number"), [(name, k) for name, each in WRITTEN.items() for k in range(len(each))])
+def test_json_has_the_documented_fields(name: str, number: int, workplace: Path, tmp_path: Path) -> None:
+    line = f"beit {name} {WRITTEN[name][number]} --json"
+    if (name, number) == ("tokenize", 1):  # reads what the first kind wrote
+        line = "beit tokenize photo.jpg --tokenizer runs/tokenizer --json | "
+        line += "beit tokenize --decode - --tokenizer runs/tokenizer -o pictures --json"
+    copy(workplace, tmp_path, line)
+    ended = run(line, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    written = json.loads(ended.stdout.splitlines()[0]) if "\n{" in ended.stdout else json.loads(ended.stdout)
+    expected = DOCUMENTED[name][number]
+    names = {field for field, _, _ in expected.fields}
+    assert set(written) <= names
+    assert names - expected.optional <= set(written)
