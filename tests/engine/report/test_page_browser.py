@@ -135,10 +135,9 @@ def test_the_page_of_a_dense_task_has_the_numbers_of_json(
             assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
-@pytest.mark.parametrize("lr", [0.001, 0.003, 0.0007])
-def test_a_constant_curve_is_drawn_when_it_is_smoothed(browser: Any, tmp_path: Path, lr: float) -> None:
-    """Its smoothed values differ by rounding alone, too little for a step of an axis to go on by."""
-    (tmp_path / "page.html").write_text(report_page([write_run(tmp_path / "a", lr=lr)]))
+def test_a_constant_curve_is_drawn_when_it_is_smoothed(browser: Any, tmp_path: Path) -> None:
+    """Its smoothed values differ by rounding alone, too little for an axis to go on by."""
+    (tmp_path / "page.html").write_text(report_page([write_run(tmp_path / "a", lr=0.001)]))
     with watched(browser, tmp_path / "page.html", 1440) as page:
         page.set_default_timeout(10_000)
         page.click("#more summary")
