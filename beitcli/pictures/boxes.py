@@ -37,7 +37,7 @@ def line_width(height: int, width: int) -> int:
 
 
 def draw_bounding_boxes(
-    pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: Sequence[str]
+    pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray | None, names: Sequence[str]
 ) -> Image.Image:
     """Draws boxes with class and score on an image, the highest score on top.
 
@@ -48,7 +48,7 @@ def draw_bounding_boxes(
         pixels: (H, W, 3) uint8.
         boxes: (n, 4), x0 y0 x1 y1 in pixels; the outermost pixels of a frame lie inside its box.
         labels: (n,) integers.
-        scores: (n,), in descending order.
+        scores: (n,), in descending order; None for objects that are given, by their names alone.
     """
     height, width = pixels.shape[:2]
     factor = enlargement(height, width)
@@ -67,8 +67,9 @@ def draw_bounding_boxes(
             draw.rectangle(inner, outline=WHITE)  # the frame is seen on a ground of its own colour
         draw.rectangle(frame, outline=colour_of(label), width=thick)
     taken: list[Rectangle] = []
-    for frame, label, score in zip(frames, labels.tolist(), scores.tolist(), strict=True):
-        taken.append(_draw_name(draw, frame, f"{names[label]} {score:.0%}", colour_of(label), taken))
+    shares = [""] * len(labels) if scores is None else [f" {score:.0%}" for score in scores.tolist()]
+    for frame, label, share in zip(frames, labels.tolist(), shares, strict=True):
+        taken.append(_draw_name(draw, frame, f"{names[label]}{share}", colour_of(label), taken))
     return picture
 
 

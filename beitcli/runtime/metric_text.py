@@ -13,6 +13,7 @@ TRAIN_LABEL, HELD_OUT_LABEL = "train:", "held-out:"  # of lines with metrics of 
 _FORMATS = {"loss": ".4f", "accuracy": ".3f", "lr": ".2e", "weight": ".2e", "norm": ".2f", "second": ".0f",
             "compiled": ".0f"}  # fmt: skip
 _TOP = 5  # most likely classes, of `top5`
+_SHARES = {"top1", "top5", "accuracy", "share", "miou", "iou", "ap", "ap50", "ap75", "f1"}  # words of their names
 _STATE = {"lr", "norm", "weight", "temperature"}  # state of training: neither a loss nor a metric
 _WHERE_IT_MATTERS: dict[str, Callable[[float], bool]] = {
     "skipped_steps": lambda steps: steps > 0,
@@ -93,6 +94,12 @@ def percent(share: float) -> str:
     """Formats a share in 0-1 with two significant digits, and one decimal from 10% on: `0.42%`, `4.2%`, `42.0%`."""
     value = 100 * share
     return f"{value:.2f}%" if 0 < value < 1 else f"{value:.1f}%"
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is a share in 0-1, which a page writes as a percentage: `top1`, `mask_ap50`, `iou/cat`."""
+    words = name.partition("/")[0].split("_")
+    return not _SHARES.isdisjoint(words) and "error" not in words
 
 
 def size_text(number: float) -> str:

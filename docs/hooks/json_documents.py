@@ -179,8 +179,8 @@ LINES: dict[str, tuple[Document, ...]] = {
                 (
                     "runs",
                     "list",
-                    "Of each run its name, command, state, step, verdict, figures, facts, unreadable images, next "
-                    "commands and, of a finetuned model, classes.",
+                    "Of each run its name, command, state, step, the step of its figures (measured_step), verdict, "
+                    "figures, facts, unreadable images, next commands and, of a finetuned model, classes.",
                 ),
                 ("differing", "dict | list", "Settings in which the runs differ."),
                 ("charts", "list", "Curves, with their baselines."),

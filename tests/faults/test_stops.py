@@ -88,6 +88,7 @@ def test_a_signal_at_any_stage_saves_once_and_the_run_goes_on_to_the_same_end(
     by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     assert f"stopped: by {by} at step {step}; progress is saved." in said
     assert f"beit pretrain --out {run} --resume" in said
+    assert (f"the report so far: beit report {run}" in said) == (step > 0)
     assert "Traceback" not in said
     assert interrupted(resumption(run), images).code == 0
     assert outcome(run, images) == whole

@@ -35,6 +35,14 @@ def test_frame_is_the_outermost_pixels_of_the_box():
     assert (pixels == 7).all()  # the image itself is left as it was
 
 
+def test_objects_that_are_given_have_a_name_without_a_score():
+    pixels, boxes, labels = np.zeros((400, 400, 3), np.uint8), np.array([[40.0, 140, 200, 200]]), np.array([0])
+    given = np.asarray(draw_bounding_boxes(pixels, boxes, labels, None, NAMES))
+    scored = np.asarray(draw_bounding_boxes(pixels, boxes, labels, np.array([0.5]), NAMES))
+    grounds = [(picture[130] == colour_of(0)).all(axis=1).sum() for picture in (given, scored)]
+    assert 0 < grounds[0] < grounds[1]
+
+
 def test_best_box_lies_on_top():
     pixels = np.zeros((400, 400, 3), np.uint8)
     picture = drawn(pixels, ((40, 140, 200, 200), 0, 0.9), ((40, 140, 200, 200), 1, 0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,11 +31,13 @@ class Scored:
     Attributes:
         images: Number of images that were read.
         bad: (index, path, reason) of images that could not be read.
+        found: (index, detections) of those that were, without masks.
     """
 
     metrics: DetectionMetrics
     images: int
     bad: list[Bad]
+    found: list[tuple[int, Detections]]
 
 
 def score(model: AnyDetector, source: DetectionSource, normalization: Normalization, batching: Batching) -> Scored:
@@ -57,7 +59,8 @@ def score(model: AnyDetector, source: DetectionSource, normalization: Normalizat
         return average_precision(marked, [found for _, found in every], model.classes)
 
     bad = sorted(record for part in everyone for record in part[1])
-    return Scored(finish_on_rank_zero(metrics, world), len(every), bad)
+    boxes = [(index, replace(found, masks=None)) for index, found in every]
+    return Scored(finish_on_rank_zero(metrics, world), len(every), bad, boxes)
 
 
 def detect(

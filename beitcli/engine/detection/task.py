@@ -17,7 +17,8 @@ import torch
 
 from beitcli.data.sources.detection import DetectionSource
 from beitcli.data.transforms.base import normalize
-from beitcli.engine.detection.inference import score
+from beitcli.engine.detection.details import detection_details
+from beitcli.engine.detection.inference import Scored, score
 from beitcli.engine.detection.metrics import METRICS
 from beitcli.engine.trainer.finetuning import FinetunedTask
 from beitcli.engine.trainer.task import Tensors, never_stop
@@ -35,6 +36,7 @@ class DetectionTask(FinetunedTask):
     model: AnyDetector
     averaged: AnyDetector | None
     val: DetectionSource
+    scored: Scored | None = None  # of the last evaluation
     masks: torch.Tensor | None = None  # of the objects of the step's images, packed, one image's after the other's
 
     def wrap(self) -> None:
@@ -77,10 +79,15 @@ class DetectionTask(FinetunedTask):
         batching = self.batching(_AT_ONCE, check_stop)
         scored = score(self.measured, self.val, self.normalization, batching)
         self.refuse_bad(scored.bad)
+        self.scored = scored
         metrics = scored.metrics
         named = {name: getattr(metrics, name) for name in METRICS}
         named |= {f"ap/{name}": value for name, value in zip(self.classes, metrics.of_class, strict=True)}
         return {name: value for name, value in named.items() if value is not None} | {"images": scored.images}
+
+    def details(self) -> dict[str, Any] | None:
+        scored = self.scored
+        return None if scored is None else detection_details(self.classes, scored.metrics, scored.found, self.val)
 
     def own_config(self) -> dict[str, Any]:
         return {

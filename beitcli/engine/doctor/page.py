@@ -73,15 +73,17 @@ def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) ->
         "what": finding.what,
         "way_out": finding.way_out,
         "total": finding.images if indices else 0,
+        "named": len(finding.examples),
         "images": [pictures.of(index, words.get((finding.kind, index), "")) for index in indices],
     }
 
 
 class _Pictures:
-    """Small pictures of images, up to a number; further ones, and unreadable images, are names alone."""
+    """Small pictures of images, up to a number; further ones, and unreadable images, are names and a reason."""
 
     def __init__(self, paths: Paths, most: int) -> None:
         self.paths, self.left = paths, most
+        self._most = f"the page shows {most:,} pictures at most"
         self._made: dict[int, str] = {}
 
     def of(self, index: int, why: str = "") -> dict[str, str]:
@@ -95,4 +97,6 @@ class _Pictures:
                 image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
                 self._made[index] = image_url(image, quality=80)
                 self.left -= 1
-        return {"path": self.paths(index), "why": why, "picture": self._made.get(index, "")}
+        picture = self._made.get(index)
+        missing = self._most if picture is None else "" if picture else "cannot be read"
+        return {"path": self.paths(index), "why": why, "picture": picture or "", "missing": missing}

@@ -7,10 +7,15 @@ from typing import Any
 
 from beitcli.engine.report.intervals import wilson
 from beitcli.engine.report.record import RunRecord
+from beitcli.engine.report.run_state import finite_numbers, is_step
 
 MATRIX = 30  # classes at most in a whole confusion matrix
 _PAIRS = 20
 _PREFIXES = {"iou/": "IoU", "ap/": "AP"}
+_PICTURE = "data:image/jpeg;base64,"  # that a run writes; any other is left out
+_TEXTS = ("class", "predicted")  # what may be told of one of the worst images
+_SHARES = ("probability", "pixel_accuracy")
+_COUNTS = ("objects", "hits", "wrong")
 
 
 def class_tables(record: RunRecord) -> dict[str, Any]:
@@ -23,7 +28,9 @@ def class_tables(record: RunRecord) -> dict[str, Any]:
         if evaluation.get("task") == "classify":
             return _classified(evaluation)
         if evaluation.get("task") == "segment":
-            return _segmented(evaluation, record.held_out)
+            return _segmented(evaluation)
+        if evaluation.get("task") == "detect":
+            return _detected(evaluation)
     for prefix, words in _PREFIXES.items():
         own = {name.removeprefix(prefix): v for name, v in record.held_out.items() if name.startswith(prefix)}
         if own:
@@ -73,7 +80,7 @@ def _matrix(classes: list[str], confusion: list[tuple[int, int, int]]) -> dict[s
     return {"classes": classes, "counts": counts}
 
 
-def _segmented(evaluation: dict[str, Any], held_out: dict[str, float]) -> dict[str, Any]:
+def _segmented(evaluation: dict[str, Any]) -> dict[str, Any]:
     classes = [str(name) for name in evaluation["classes"]]
     labelled, predicted, hits = ([int(n) for n in evaluation[key]] for key in ("labelled", "predicted", "hits"))
     pixels = max(1, sum(labelled))
@@ -97,13 +104,46 @@ def _segmented(evaluation: dict[str, Any], held_out: dict[str, float]) -> dict[s
     }
 
 
+def _detected(evaluation: dict[str, Any]) -> dict[str, Any]:
+    classes = [str(name) for name in evaluation["classes"]]
+    objects, predicted, hits = ([int(n) for n in evaluation[key]] for key in ("objects", "predicted", "hits"))
+    precisions = [None if value is None else float(value) for value in evaluation["ap"]]
+    rows = [
+        {
+            "class": name,
+            "objects": objects[number],
+            "value": precisions[number],
+            "precision": hits[number] / predicted[number] if predicted[number] else None,
+            "recall": hits[number] / objects[number] if objects[number] else None,
+        }
+        for number, name in enumerate(classes)
+        if precisions[number] is not None or predicted[number]
+    ]
+    score, overlap = float(evaluation["score_threshold"]), float(evaluation["iou_threshold"])
+    return {
+        "metric": "AP",
+        "rows": sorted(rows, key=lambda row: (-1.0 if row["value"] is None else row["value"], row["class"])),
+        "worst": _worst(evaluation),
+        "note": f"Precision, recall and the images below are of boxes with a score of {score:.0%} and more; one is "
+        f"right from an IoU of {overlap:g} with an object of its class on.",
+    }
+
+
 def _worst(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the worst images; a picture that is no JPEG of ours is left out."""
-    start = "data:image/jpeg;base64,"
+    """Returns the worst images that have a path and a picture of ours, with those of their facts that are of ours."""
+    found = evaluation.get("worst")
     shown = []
-    for each in evaluation.get("worst", []):
-        picture = str(each["picture"])
-        if picture.startswith(start):
-            facts = {str(name): value for name, value in each.items() if name != "picture"}
-            shown.append({**facts, "picture": picture})
+    for each in found if isinstance(found, list) else ():
+        if not isinstance(each, dict) or not _is_picture(each.get("picture")) or not isinstance(each.get("path"), str):
+            continue
+        facts = {name: each[name] for name in ("path", "picture")}
+        facts |= {name: each[name] for name in ("labelled",) if _is_picture(each.get(name))}
+        facts |= {name: each[name] for name in _TEXTS if isinstance(each.get(name), str)}
+        facts |= {name: value for name, value in finite_numbers(each).items() if name in _SHARES and 0 <= value <= 1}
+        facts |= {name: each[name] for name in _COUNTS if is_step(each.get(name))}
+        shown.append(facts)
     return shown
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(_PICTURE)

@@ -8,29 +8,30 @@ from typing import Any
 from beitcli.engine.report.classes import class_tables
 from beitcli.engine.report.next_steps import next_commands
 from beitcli.engine.report.record import RunRecord
-from beitcli.engine.report.verdict import verdict_of
+from beitcli.engine.report.run_state import is_step, newest_folder
+from beitcli.engine.report.verdict import fixed_guess, verdict_of
 from beitcli.escaping import shell_line
-from beitcli.runtime.metric_text import HELD_OUT, is_idle, metric_label, metric_value, percent
+from beitcli.runtime.metric_text import HELD_OUT, is_idle, is_share, metric_label, metric_value, percent
 
 _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
 _OF_VERDICT = ("masked_accuracy_std_error", "measured_patches", "measured_images", "measured_tokens")
 _NOT_CURVES = ("step", "epoch", *(f"{HELD_OUT}{name}" for name in _OF_VERDICT))
+_ENTROPY = "entropy of the tokens (best guess without the image)"
 _BASELINES = {  # metric -> the figure of a guess that ignores the image
     "masked_accuracy": ("baseline_accuracy", "always the most frequent token"),
-    "loss": ("unigram_entropy", "entropy of the tokens"),
-    "masked_loss": ("unigram_entropy", "entropy of the tokens"),
+    "loss": ("unigram_entropy", _ENTROPY),
+    "masked_loss": ("unigram_entropy", _ENTROPY),
 }
 _PIXEL_BASELINE = ("baseline_loss", "always the mean colour")
+_COMMONEST_CLASS = "always the most frequent class"
 _FIRST = ("masked_accuracy", "top1", "miou", "ap", "mean_ap", "psnr", "loss", "probe_top1", "perplexity")
 _KEY = (
     "masked_accuracy", "baseline_accuracy", "loss", "masked_loss", "unigram_entropy", "baseline_loss", "top1", "top5",
     "mean_ap", "micro_f1", "miou", "pixel_accuracy", "mean_accuracy", "ap", "ap50", "ap75", "ap_small", "ap_medium",
     "ap_large", "mask_ap", "psnr", "mae", "cosine", "codes_used", "perplexity", "commonest_share", "images",
 )  # fmt: skip
-
-
-_SHARES = ("top1", "top5", "commonest_share")
+_COUNTS = ("images", "codes_used", "measured_patches", "measured_images", "measured_tokens")
 
 
 def document_of(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
@@ -49,8 +50,16 @@ def document_of(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str,
 def _run(record: RunRecord, name: str) -> dict[str, Any]:
     verdict = verdict_of(record.measured)
     last = record.rows[-1] if record.rows else {}
-    decodes = "psnr" in record.held_out
-    commands = next_commands(record.command, record.settings, str(record.path), decodes=decodes)
+    commands = next_commands(
+        record.command,
+        record.settings,
+        str(record.path),
+        decodes="psnr" in record.held_out,
+        can_resume=record.state in ("stopped", "empty"),
+        has_model=newest_folder(record.path / "checkpoints") is not None,
+    )
+    measurings = record.measurings
+    evaluated = record.evaluation.get("step")
     return {
         "name": name,
         "path": str(record.path),
@@ -58,6 +67,7 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "recipe": str(record.settings.get("recipe", "")),
         "state": record.state,
         "step": record.step,
+        "measured_step": measurings[-1][0] if measurings else None,
         "epoch": last.get("epoch"),
         "seconds": record.seconds,
         "verdict": {"grade": verdict.grade, "text": verdict.text},
@@ -66,6 +76,7 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "bad": {"count": record.bad_count, "named": [list(each) for each in record.bad]},
         "next": [shell_line(words) for words in commands],
         "classes": class_tables(record),
+        "classes_step": evaluated if is_step(evaluated) else None,
     }
 
 
@@ -74,11 +85,17 @@ def _figures(record: RunRecord) -> list[dict[str, Any]]:
     classes = record.measured.classes
     own = {name: value for name, value in record.held_out.items() if "/" not in name and not is_idle(name, classes)}
     names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
-    return [{"name": metric_label(name), "text": _figure(name, own[name]), "value": own[name]} for name in names]
+    return [{"name": _label(name), "text": _figure(name, own[name]), "value": own[name]} for name in names]
+
+
+def _label(name: str) -> str:
+    return _ENTROPY if name == "unigram_entropy" else metric_label(name)
 
 
 def _figure(name: str, value: float) -> str:
-    return percent(value) if name in _SHARES or name.endswith("accuracy") else metric_value(name, value)
+    if is_share(name):
+        return percent(value)
+    return f"{round(value):,}" if name in _COUNTS else metric_value(name, value)
 
 
 def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
@@ -127,7 +144,8 @@ def charts_of(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     for name in names:
         series = [line for number, record in enumerate(records) for line in _lines(number, record, name)]
         if any(len(line["points"]) > 1 for line in series) or name in _FIRST:
-            charts.append({"name": name, "title": metric_label(name), "key": name in _FIRST, "series": series})
+            chart = {"name": name, "title": metric_label(name), "key": name in _FIRST, "share": is_share(name)}
+            charts.append(chart | {"series": series})
     return charts
 
 
@@ -146,6 +164,11 @@ def _lines(number: int, record: RunRecord, name: str) -> Iterable[dict[str, Any]
         points = [(int(row["step"]), row[key]) for row in record.rows if key and key in row]
         if points:
             yield {"run": number, "role": role, "label": label, "points": thinned(points)}
+    steps = [step for step, metrics in record.measurings if name in metrics]
+    guess = fixed_guess(record.measured, name) if steps else 0.0
+    if guess:
+        ends = thinned([(step, guess) for step in dict.fromkeys((steps[0], steps[-1]))])
+        yield {"run": number, "role": "baseline", "label": _COMMONEST_CLASS, "points": ends}
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:

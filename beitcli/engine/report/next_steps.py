@@ -5,20 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import recipe_names
+from beitcli.config.resuming import resuming_words
 from beitcli.config.tasks import DEFAULT_TASK, TASKS
+from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
 _SOME = 4  # images that a command shows first
+_TRAININGS = {each.command: each for each in (TrainTokenizerConfig, PretrainConfig, FinetuneConfig)}
 
 
-def next_commands(command: str, settings: dict[str, Any], run: str, *, decodes: bool = True) -> list[tuple[str, ...]]:
+def next_commands(
+    command: str,
+    settings: dict[str, Any],
+    run: str,
+    *,
+    decodes: bool = True,
+    can_resume: bool = False,
+    has_model: bool = True,
+) -> list[tuple[str, ...]]:
     """Returns the commands that fit a run.
 
     Args:
         command: The one that made it.
         settings: Of its config.toml.
         decodes: Of a tokenizer: whether it has a decoder.
+        can_resume: Whether it was stopped, so that the first command is the one that goes on with it.
+        has_model: Whether it has a checkpoint, which the other commands read.
     """
+    if command not in _TRAININGS:
+        return []
+    resume = [tuple(resuming_words(_TRAININGS[command], run, settings))] if can_resume else []
+    return [*resume, *(_of_model(command, settings, run, decodes=decodes) if has_model else [])]
+
+
+def _of_model(command: str, settings: dict[str, Any], run: str, *, decodes: bool) -> list[tuple[str, ...]]:
+    """Returns the commands that take the model of a run."""
     data, recipe = _texts(settings.get("data")), str(settings.get("recipe", ""))
     is_drawn, is_stdin = data == ("sample",), "-" in data
 
@@ -39,13 +62,11 @@ def next_commands(command: str, settings: dict[str, Any], run: str, *, decodes: 
             ("beit", "attn-map", *some(1), "--model", run, "-o", "attention.png"),
             ("beit", "finetune", labelled, "--init", run, *_same_recipe(recipe, "finetune")),
         ]
-    if command == "finetune":
-        val = _texts(settings.get("val")) or (("sample",) if is_drawn else ("HELD-OUT",))
-        task = TASKS.entries().get(str(settings.get("task", DEFAULT_TASK)))
-        measure, show = (task.eval_options, task.predict_options) if task else ((), ())
-        seen = some(_SOME) if is_drawn else ("photo.jpg",)  # DATA may hold masks and boxes beside the images
-        return [("beit", "eval", run, *val, *measure), ("beit", "predict", run, *seen, *show)]
-    return []
+    val = _texts(settings.get("val")) or (("sample",) if is_drawn else ("HELD-OUT",))
+    task = TASKS.entries().get(str(settings.get("task", DEFAULT_TASK)))
+    measure, show = (task.eval_options, task.predict_options) if task else ((), ())
+    seen = some(_SOME) if is_drawn else ("photo.jpg",)  # DATA may hold masks and boxes beside the images
+    return [("beit", "eval", run, *val, *measure), ("beit", "predict", run, *seen, *show)]
 
 
 def _same_recipe(recipe: str, command: str) -> tuple[str, ...]:

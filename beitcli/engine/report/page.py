@@ -33,11 +33,11 @@ def report_page(runs: Sequence[Path], *, finished: bool = False) -> str:
         OSError, ValueError: A run has no readable config.toml.
     """
     document = report_document(runs, finished=finished)
-    document["previews"] = [
+    strips = [
         {"name": strip["name"], "pictures": _pictures(strip["pictures"], max(4, _PICTURES // len(runs)))}
         for strip in document["previews"]
-        if strip["pictures"]
     ]
+    document["previews"] = [strip for strip in strips if strip["pictures"]]  # all of a run's may be damaged
     names = ", ".join(run["name"] for run in document["runs"])
     return assemble(
         Page(
@@ -54,7 +54,9 @@ def report_page(runs: Sequence[Path], *, finished: bool = False) -> str:
 def _plain(run: dict[str, Any]) -> str:
     """Returns the essentials of a run for a reader without JavaScript: verdict, figures, facts, next commands."""
     figures = [(each["name"], each["text"]) for each in run["figures"]]
-    rows = [("state", f"{run['state']}, step {run['step']:,}"), *figures, *run["facts"].items()]
+    measured = run["measured_step"]
+    elsewhere = f", measured at step {measured:,}" if measured not in (None, run["step"]) else ""
+    rows = [("state", f"{run['state']}, step {run['step']:,}{elsewhere}"), *figures, *run["facts"].items()]
     rows += [("next", line) for line in run["next"]]
     rows += [("unreadable images", f"{run['bad']['count']:,}")] if run["bad"]["count"] else []
     return plain_section(run["name"], [run["verdict"]["text"], _NEEDS_SCRIPT], rows)

@@ -25,8 +25,9 @@ class Run:
 
     Attributes:
         run: Its folder.
-        state: `running` (a process holds its lock), `done` (it has its model card), `stopped` (it can be resumed),
-            `empty` (no checkpoint yet, nor one of its own tokenizer) or `damaged` (its files cannot be read).
+        state: `running` (a process holds its lock), `done` (it has all its steps and its model card), `stopped` (it
+            can be resumed), `empty` (no checkpoint yet, nor one of its own tokenizer) or `damaged` (its files cannot be
+            read).
         step: That of the newest checkpoint, or of the last logged step if there is none.
         when: Of the last change, in seconds since 1970.
         figures: Of held-out images, at the newest checkpoint or the last one before that was measured; without any,
@@ -63,7 +64,7 @@ def read_run(path: Path) -> Run:
         run=str(path),
         command=str(settings.get("command", "?")),
         recipe=settings.get("recipe") if isinstance(settings.get("recipe"), str) else None,
-        state=_state(path, newest, tokenizer),
+        state=_state(path, newest, tokenizer, trainer),
         step=step if is_step(step) else 0,
         when=max((each.stat().st_mtime for each in (path, path / "metrics.jsonl") if each.exists()), default=0.0),
         figures={n: float(v) for n, v in finite_numbers(figures).items()},
@@ -77,11 +78,19 @@ def _step_of(checkpoint: Path) -> int | None:
     return int(digits) if digits.isdecimal() and len(digits) < 19 else None
 
 
-def _state(path: Path, newest: Path | None, tokenizer: Path | None) -> State:
+def _state(path: Path, newest: Path | None, tokenizer: Path | None, trainer: dict[str, Any]) -> State:
+    """Returns the state; `trainer` is the newest checkpoint's trainer.json.
+
+    Runs of earlier versions do not say how many steps they are to have: the times of their files tell, as long as the
+    run was not copied.
+    """
     if _is_locked(path / ".lock"):
         return "running"
     if newest is None:
         return "empty" if tokenizer is None else "stopped"
+    step, planned = trainer.get("step"), trainer.get("planned_steps")
+    if is_step(step) and is_step(planned):
+        return "done" if step >= planned and (path / "README.md").is_file() else "stopped"
     with suppress(OSError):
         if (path / "README.md").stat().st_mtime >= (newest / "trainer.json").stat().st_mtime:
             return "done"

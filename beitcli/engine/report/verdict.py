@@ -22,7 +22,7 @@ from typing import Literal
 
 from beitcli.engine.report.intervals import NORMAL_95, share_interval, student_95
 from beitcli.engine.tokenizer_verdict import COMMONEST_SHARE, ENTROPY_SHARE
-from beitcli.runtime.metric_text import percent
+from beitcli.runtime.metric_text import is_share, percent
 
 Grade = Literal["good", "early", "bad", "unknown"]
 Measurings = Sequence[tuple[int, Mapping[str, float]]]
@@ -83,6 +83,13 @@ def verdict_of(measured: Measured) -> Verdict:
     if "perplexity" in last:
         return _tokenizer(last, measured)
     return _finetuned(last, measured)
+
+
+def fixed_guess(measured: Measured, name: str) -> float:
+    """Returns what always guessing the most frequent class gives of a metric of a finetuned model; 0 if unknown."""
+    if name in ("top1", "pixel_accuracy"):
+        return measured.commonest
+    return measured.commonest / measured.classes if name == "miou" and measured.classes else 0.0
 
 
 def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
@@ -197,7 +204,7 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
     images, classes = int(last.get("images", 0)), measured.classes
     if "top1" in last:
         low, high = share_interval(last["top1"], images)
-        guess = measured.commonest or (1 / classes if classes else 0.0)
+        guess = fixed_guess(measured, "top1") or (1 / classes if classes else 0.0)
         what = "most frequent class" if measured.commonest else "same class, were all as common"
         figures = f"{percent(last['top1'])} of {images:,} images right (95%: {percent(low)} to {percent(high)}); "
         figures += f"always guessing the {what}: {percent(guess)}"
@@ -215,13 +222,13 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
 def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: str) -> Verdict:
     images, value = int(last.get("images", 0)), last[name]
     of = f" of {measured.classes:,} classes" if measured.classes else ""
-    figures = f"{words} {value:.3f} on {images:,} images{of}"
+    figures = f"{words} {percent(value)} on {images:,} images{of}"
     if name == "mean_ap":  # of random scores it is the share of positives, which is not known here
         return Verdict("unknown", f"It has {figures}.{_few(images)}")
     guess = 0.0
     if name == "miou" and measured.classes:
-        guess = (measured.commonest or 1 / measured.classes) / measured.classes
-        figures += f"; always guessing the most frequent class: {guess:.3f}"
+        guess = fixed_guess(measured, name) or 1 / measured.classes**2
+        figures += f"; always guessing the most frequent class: {percent(guess)}"
     if value <= max(guess, 0.005):
         return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.{_few(images)}")
     trend = _trend(measured.measurings, name, rising=True)
@@ -245,10 +252,8 @@ def _trend(measurings: Measurings, name: str, rising: bool = False) -> str:
     words, first, (end, last) = name.replace("_", " "), values[0][1], values[-1]
     best_step, best = min(values, key=lambda pair: pair[1])
     if last - best > _WORSE * abs(best) and best_step < end:
-        return (
-            f". But the {words} was better at step {best_step:,} ({abs(best):.4g}; now {abs(last):.4g}): more images, "
-            "or fewer epochs."
-        )
+        then, now = (percent(abs(v)) if is_share(name) else f"{abs(v):.4g}" for v in (best, last))
+        return f". But the {words} was better at step {best_step:,} ({then}; now {now}): more images, or fewer epochs."
     before = next(value for step, value in reversed(values) if step <= 0.8 * end or step == values[0][0])
     if first > last and before - last > _STILL * (first - last):
         return f"; still {'rising' if rising else 'falling'} at the end: train longer."

@@ -131,6 +131,7 @@ class Saver:
     def _trainer(self, plan: Plan, state: TrainState) -> dict[str, Any]:
         return {
             "step": state.step,
+            "planned_steps": plan.steps,
             "seconds": state.seconds,
             "measuring_seconds": state.measuring_seconds,
             "images_per_second": state.images_per_second,

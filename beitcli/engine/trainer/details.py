@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from beitcli.data.sources.base import Source
 from beitcli.errors import BadImage, DataError
@@ -17,11 +18,28 @@ _QUALITY = 80
 _PAIRS = 10_000  # confused pairs of classes at most, of the most frequent
 
 
-def pictures_of(source: Source, chosen: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+def small_picture(image: Image.Image, side: int = _SIDE) -> str:
+    """Returns an image within so many pixels a side as a `data:` URL."""
+    image.thumbnail((side, side))
+    return image_url(image, quality=_QUALITY)
+
+
+def _plain(index: int, image: Image.Image) -> dict[str, str]:
+    return {"picture": small_picture(image)}
+
+
+def pictures_of(
+    source: Source,
+    chosen: Iterable[tuple[int, dict[str, Any]]],
+    draw: Callable[[int, Image.Image], dict[str, str]] = _plain,
+    most: int = SHOWN,
+) -> list[dict[str, Any]]:
     """Returns the facts of images with their path and a small picture, without those that cannot be read any more.
 
     Args:
         chosen: (index in the source, facts), the worst first.
+        draw: Maps index and image to the pictures, `data:` URLs by name.
+        most: Images at most.
     """
     shown = []
     for index, facts in chosen:
@@ -29,9 +47,8 @@ def pictures_of(source: Source, chosen: Iterable[tuple[int, dict[str, Any]]]) ->
             image = source.image(index)
         except (BadImage, DataError, OSError):
             continue
-        image.thumbnail((_SIDE, _SIDE))
-        shown.append({"path": source.path(index), **facts, "picture": image_url(image, quality=_QUALITY)})
-        if len(shown) == SHOWN:
+        shown.append({"path": source.path(index), **facts, **draw(index, image)})
+        if len(shown) == most:
             break
     return shown
 

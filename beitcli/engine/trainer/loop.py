@@ -35,6 +35,7 @@ from beitcli.engine.trainer.prefetch import DeviceBatch, prefetch_to_device, to_
 from beitcli.engine.trainer.previews import PreviewWriter
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
 from beitcli.errors import BeitError, DataError, StorageError
+from beitcli.escaping import shell_line
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
@@ -302,5 +303,8 @@ class _Loop:
             self.task.log_metrics()  # sums the counts of all ranks
             saver.save(self.plan, state)
             saver.wait_on_all_ranks()
+        if state.step:  # the page itself is not written here: it may take longer than a scheduler waits
+            page = shell_line(["beit", "report", self.session.run.path])
+            self.on_event(Note(f"{self.task.name}: the report so far: {page}"))
         message = f"by {signal_words(stop.received)} at step {state.step}{self.session.part}; progress is saved."
         raise stop.stopped(message, self.session.resume_command)

@@ -287,7 +287,25 @@ def test_the_page_is_one_file_in_which_names_are_text(mess: Path, tmp_path: Path
     assert shown[HOSTILE]["picture"].startswith("data:image/jpeg;base64,")
     assert shown["cut.jpg"]["picture"] == ""
     assert shown["cut.jpg"]["why"].startswith("truncated")
+    assert (shown["cut.jpg"]["missing"], shown[HOSTILE]["missing"]) == ("cannot be read", "")
     assert {group["same"] for group in data["groups"]} == {"bytes", "pixels", "near"}
+
+
+def test_the_page_says_what_it_leaves_to_json_and_why_a_picture_is_missing(
+    tmp_path: Path, beit: Beit, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(103):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        photo(number, (16, 12)).save(tmp_path / "data" / f"{number:03d}.png")
+    monkeypatch.setattr("beitcli.engine.doctor.page._MOST_PICTURES", 10)
+    ended = beit("doctor", tmp_path / "data", "-o", tmp_path / "page.html", "--workers", 0, "--json")
+    (document,) = ended.lines
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(), re.DOTALL)[1])
+    (tiny,) = (each for each in data["findings"] if each["kind"] == "tiny")
+    (listed,) = (each for each in document["findings"] if each["kind"] == "tiny")
+    assert (tiny["total"], tiny["named"], len(tiny["images"])) == (103, len(listed["examples"]), 24)
+    missing = [image["missing"] for image in tiny["images"]]
+    assert missing == [""] * 10 + ["the page shows 10 pictures at most"] * 14
 
 
 def test_an_output_of_another_kind_is_refused_before_the_images_are_read(labelled_folder: Path, beit: Beit):

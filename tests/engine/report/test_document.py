@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ from beitcli.engine.report.page import distinct_names, report_document, report_p
 from beitcli.engine.report.record import preview_files, read_record
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+JPEG = "data:image/jpeg;base64,AAAA"
+
+
+def page_data(page: str) -> dict[str, Any]:
+    """The data of a page."""
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
 def write_run(folder: Path, *, lr: float = 0.001, steps: int = 40) -> Path:
@@ -42,27 +50,36 @@ def write_run(folder: Path, *, lr: float = 0.001, steps: int = 40) -> Path:
     return folder
 
 
+def saved(folder: Path, *, step: int = 40, planned: int | None = 40) -> Path:
+    """Adds the card, and before it the small files of a checkpoint."""
+    newest = folder / "checkpoints" / f"step-{step:07d}"
+    newest.mkdir(parents=True)
+    progress = {"step": step} if planned is None else {"step": step, "planned_steps": planned}
+    (newest / "trainer.json").write_text(json.dumps(progress))
+    (folder / "README.md").write_text("# A run\n")
+    return folder
+
+
 def classified(folder: Path, classes: list[str], confusion: list[list[int]]) -> Path:
     """Adds evaluation.json of a classifier, with one mistake."""
-    picture = "data:image/jpeg;base64,AAAA"
     mistake = {"path": f"{HOSTILE}.jpg", "class": classes[0], "predicted": HOSTILE, "probability": 0.9}
     document = {
         "task": "classify",
         "classes": classes,
         "confusion": confusion,
-        "worst": [mistake | {"picture": picture}],
+        "worst": [mistake | {"picture": JPEG}],
     }
     (folder / "evaluation.json").write_text(json.dumps(document))
     return folder
 
 
 def test_the_document_has_verdict_curves_previews_and_next_commands(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a")
+    run = saved(write_run(tmp_path / "a"))
     document = report_document([run])
     (told,) = document["runs"]
     assert told["verdict"]["grade"] == "good"
     assert told["verdict"]["text"].startswith("It is learning: 4.0% of the hidden tokens right, 6.7 times")
-    assert (told["step"], told["state"], told["bad"]["count"]) == (40, "empty", 2)
+    assert (told["step"], told["state"], told["bad"]["count"]) == (40, "done", 2)
     chart = next(each for each in document["charts"] if each["name"] == "loss")
     assert [(line["role"], len(line["points"])) for line in chart["series"]] == [
         ("training", 40), ("held-out", 4), ("baseline", 4),
@@ -74,7 +91,7 @@ def test_the_document_has_verdict_curves_previews_and_next_commands(tmp_path: Pa
 
 
 def test_a_reader_without_javascript_gets_verdict_figures_and_next_commands(tmp_path: Path) -> None:
-    page = report_page([write_run(tmp_path / "a"), write_run(tmp_path / "b")])
+    page = report_page([saved(write_run(tmp_path / "a")), write_run(tmp_path / "b")])
     plain = page.partition("<body>\n<noscript>")[2].partition("</noscript>")[0]
     assert plain.count("<p>It is learning: 4.0% of the hidden tokens right, 6.7 times") == 2
     assert '<tr><th scope="row">loss</th><td>6.0000</td></tr>' in plain
@@ -132,6 +149,81 @@ def test_previews_of_a_linked_folder_and_damaged_ones_are_left_out(tmp_path: Pat
     assert report_page([run]).count("data:image/jpeg") == 2
     (tmp_path / "b").symlink_to(run / "previews")
     assert preview_files(tmp_path / "b") == []
+
+
+def test_a_run_whose_previews_are_all_damaged_has_none(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
+    for preview in (runs[0] / "previews").iterdir():
+        preview.write_bytes(b"no picture")
+    (strip,) = page_data(report_page(runs))["previews"]
+    assert (strip["name"], len(strip["pictures"])) == ("b", 2)
+
+
+MISTAKE = {"path": "a.jpg", "class": "cat", "predicted": "dog", "probability": 0.9, "picture": JPEG}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kept"),
+    [
+        ({"path": None}, None),
+        ({"picture": None}, None),
+        ({"picture": "https://example.org/x.jpg"}, None),
+        ({"probability": None}, {"path", "picture", "class", "predicted"}),
+        ({"probability": "much"}, {"path", "picture", "class", "predicted"}),
+        ({"probability": 70}, {"path", "picture", "class", "predicted"}),
+        ({"predicted": [1], "wrong": -1, "note": "x"}, {"path", "picture", "class", "probability"}),
+    ],
+)
+def test_a_mistake_keeps_the_facts_that_are_of_ours(tmp_path: Path, mistake: dict, kept: set[str] | None) -> None:
+    run = classified(write_run(tmp_path / "a"), ["cat"], [[0, 0, 1]])
+    document = json.loads((run / "evaluation.json").read_text())
+    document["worst"] = ["none", MISTAKE, MISTAKE | mistake]
+    (run / "evaluation.json").write_text(json.dumps(document))
+    found = class_tables(read_record(run))["worst"]
+    assert found[0] == MISTAKE
+    assert [set(each) for each in found[1:]] == ([] if kept is None else [kept])
+
+
+def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    held_out = {"top1": 1.0, "top5": 1, "miou": 0.302, "ap": 0.0, "images": 1234.0, "loss": 2}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(
+            "\n" + json.dumps({"step": 50} | {f"held_out_{name}": each for name, each in held_out.items()}) + "\n"
+        )
+    (told,) = report_document([run])["runs"]
+    assert {each["name"]: each["text"] for each in told["figures"]} == {
+        "top1": "100.0%", "top5": "100.0%", "miou": "30.2%", "ap": "0.0%", "images": "1,234", "loss": "2.0000",
+    }  # fmt: skip
+
+
+def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
+    run = classified(write_run(tmp_path / "a"), ["cat", "dog"], [[0, 0, 4], [0, 1, 1], [1, 1, 3]])
+    rows = [{"step": step, "held_out_top1": step / 40} for step in (10, 20, 40)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (chart,) = charts_of([read_record(run)])
+    assert (chart["name"], chart["share"]) == ("top1", True)
+    assert chart["series"][1] == {
+        "run": 0, "role": "baseline", "label": "always the most frequent class", "points": [[10, 0.625], [40, 0.625]],
+    }  # fmt: skip
+    (run / "evaluation.json").unlink()
+    assert [line["role"] for line in charts_of([read_record(run)])[0]["series"]] == ["held-out"]
+
+
+def test_a_segmenter_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
+    """6 of 8 pixels are of one class: 6/8 right, and the mean IoU of the two classes is (6/8 + 0) / 2."""
+    run = write_run(tmp_path / "a")
+    evaluation = {"task": "segment", "classes": ["sky", "sea"], "labelled": [6, 2], "predicted": [6, 2], "hits": [6, 2]}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    row = {"step": 10, "held_out_miou": 0.5, "held_out_pixel_accuracy": 0.9, "held_out_mean_accuracy": 0.8}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"step": 20}) + "\n")
+    guesses = {
+        chart["name"]: line["points"]
+        for chart in charts_of([read_record(run)])
+        for line in chart["series"]
+        if line["role"] == "baseline"
+    }
+    assert guesses == {"miou": [[10, 0.375], [20, 0.375]], "pixel_accuracy": [[10, 0.75], [20, 0.75]]}
 
 
 def test_long_curves_are_thinned_to_their_last_point() -> None:

@@ -30,6 +30,15 @@ def test_a_run_on_the_drawn_images_goes_on_with_them() -> None:
     ]
 
 
+def test_a_stopped_run_goes_on_with_what_its_settings_do_not_hold() -> None:
+    settings = {"data": ["sample"], "recipe": "tiny", "token_cache": "tokens/"}
+    first, *rest = next_commands("pretrain", settings, "runs/a b", can_resume=True)
+    assert shell_line(first) == "beit pretrain --out 'runs/a b' --resume --token-cache tokens/"
+    assert rest == next_commands("pretrain", settings, "runs/a b")
+    assert next_commands("pretrain", settings, "runs/a b", can_resume=True, has_model=False) == [first]
+    assert next_commands("unknown", settings, "runs/a b", can_resume=True) == []
+
+
 def test_a_tokenizer_is_given_to_the_recipe_of_its_name() -> None:
     """The default recipe takes days."""
     tokenize, pretrain = lines("train-tokenizer", data=["photos/", "more.tar"], recipe="small")

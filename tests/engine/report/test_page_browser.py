@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beitcli.config.finetune import FinetuneConfig
+from beitcli.config.resolve import resolve
+from beitcli.engine.finetune import finetune
 from beitcli.engine.report.page import report_page
-from tests.engine.report.test_document import HOSTILE, classified, write_run
+from tests.engine.report.test_document import HOSTILE, classified, saved, write_run
+from tests.helpers.browser import HOSTILE_FILE, WIDTHS, chromium, watched
+from tests.helpers.coco_folder import changed
+from tests.helpers.detection_runs import config_of
+from tests.helpers.scenes import IGNORE
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright (extra `browser`) is not installed")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    os.environ.pop("DISPLAY", None)
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
-@pytest.mark.parametrize("width", [1440, 390])
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory, rectangles: Path) -> Path:
+    """4 steps of a detector that is measured on an image with a hostile name."""
+    root = tmp_path_factory.mktemp("detector")
+    data = Path(shutil.copytree(rectangles, root / "data"))
+    (data / "val" / "00.png").rename(data / "val" / HOSTILE_FILE)
+    annotations = data / "annotations" / "instances_val.json"
+    changed(annotations, lambda document: document["images"][0].update(file_name=HOSTILE_FILE))
+    finetune(config_of(data, out=str(root / "run")))
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
+    """4 steps of a segmenter that is measured on an image with a hostile name."""
+    root = tmp_path_factory.mktemp("segmenter")
+    data = Path(shutil.copytree(scenes, root / "data"))
+    for kind in ("images", "masks"):
+        image = sorted((data / "val" / kind).glob("*.png"))[0]
+        image.rename(image.with_name(Path(HOSTILE_FILE).stem + ".png"))
+    flags = {"recipe": "tiny-segment", "init": "random", "size": 32, "ignore_index": IGNORE, "steps": 4}
+    flags |= {"save_every": 2, "batch_size": 4, "log_every": 1, "warmup_steps": 1, "device": "cpu", "workers": 0}
+    flags |= {"data": [str(data)], "classes": str(data / "names.txt"), "out": str(root / "run")}
+    finetune(resolve(FinetuneConfig, flags).config)
+    return root / "run"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.{2 if 0 < share < 0.01 else 1}f}%"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("several", [False, True], ids=["one", "two"])
 def test_the_report_is_read_scrubbed_and_asks_nothing_of_the_network(
     browser: Any, tmp_path: Path, width: int, several: bool
@@ -41,46 +68,111 @@ def test_the_report_is_read_scrubbed_and_asks_nothing_of_the_network(
     run = classified(write_run(tmp_path / "a"), [HOSTILE, "dog"], [[0, 0, 4], [1, 1, 3], [0, 1, 1]])
     runs = [run, write_run(tmp_path / "b", lr=0.01)] if several else [run]
     (tmp_path / "page.html").write_text(report_page(runs))
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    complaints: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda asked: requests.append(asked.url) if not asked.url.startswith("data:") else None)
-    page.goto((tmp_path / "page.html").as_uri())
+    with watched(browser, tmp_path / "page.html", width) as page:
+        assert "It is learning: 4.0% of the hidden tokens right" in page.text_content("#runs")
+        assert HOSTILE in page.text_content("#classes")
+        assert page.locator("#differing").is_visible() is several
+        assert "true class \u2193 predicted \u2192" in page.text_content("#classes .matrix")
+        mistake = page.text_content("#classes .worst li")
+        assert mistake.startswith(f"predicted {HOSTILE} (90%)actually {HOSTILE}")
 
-    assert "It is learning: 4.0% of the hidden tokens right" in page.text_content("#runs")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("img[onerror], img[src='x']").count() == 0
-    assert HOSTILE in page.text_content("#classes")
-    assert page.locator("#differing").is_visible() is several
+        # a curve, by its keys: the last held-out loss is 6
+        chart = page.locator("#charts figure", has=page.locator("figcaption", has_text="loss")).first
+        chart.locator("svg").focus()
+        page.keyboard.press("End")
+        assert "step 40" in chart.locator(".readout").text_content()
+        assert "held-out images 6" in chart.locator(".readout").text_content()
+        page.keyboard.press("Home")
+        assert "step 1" in chart.locator(".readout").text_content()
 
-    # a curve, by its keys: the last held-out loss is 6
-    chart = page.locator("#charts figure", has=page.locator("figcaption", has_text="loss")).first
-    chart.locator("svg").focus()
-    page.keyboard.press("End")
-    assert "step 40" in chart.locator(".readout").text_content()
-    assert "held-out images 6" in chart.locator(".readout").text_content()
-    page.keyboard.press("Home")
-    assert "step 1" in chart.locator(".readout").text_content()
+        # previews, by the slider's keys and by the buttons
+        assert page.text_content("#preview-step") == "step 40"
+        last = page.get_attribute("#preview-pictures img", "src")
+        page.focus("#scrub")
+        page.keyboard.press("ArrowLeft")
+        assert page.text_content("#preview-step") == "step 10"
+        assert page.get_attribute("#preview-pictures img", "src") != last
+        page.click("#later")
+        assert page.get_attribute("#preview-pictures img", "src") == last
 
-    # previews, by the slider's keys and by the buttons
-    assert page.text_content("#preview-step") == "step 40"
-    last = page.get_attribute("#preview-pictures img", "src")
-    page.focus("#scrub")
-    page.keyboard.press("ArrowLeft")
-    assert page.text_content("#preview-step") == "step 10"
-    assert page.get_attribute("#preview-pictures img", "src") != last
-    page.click("#later")
-    assert page.get_attribute("#preview-pictures img", "src") == last
+        # the logarithm and the smoothing draw again; a head of the table sorts
+        for change in ("#log", "#smooth"):
+            before = chart.locator("svg").inner_html()
+            page.check(change) if change == "#log" else page.fill(change, "0.9")
+            assert chart.locator("svg").inner_html() != before
+        page.locator("#classes th button").first.click()
+        assert page.locator("#classes tbody tr").first.text_content().startswith(HOSTILE)
 
-    # the logarithm and the smoothing draw again; a head of the table sorts
-    for change in ("#log", "#smooth"):
-        before = chart.locator("svg").inner_html()
-        page.check(change) if change == "#log" else page.fill(change, "0.9")
-        assert chart.locator("svg").inner_html() != before
-    page.locator("#classes th button").first.click()
-    assert page.locator("#classes tbody tr").first.text_content().startswith(HOSTILE)
-    assert [url for url in requests if not url.startswith("file:")] == []
-    assert complaints == []
-    page.close()
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("task", ["segmenter", "detector"])
+def test_the_page_of_a_dense_task_has_the_numbers_of_json(
+    browser: Any, beit: Callable, request: pytest.FixtureRequest, tmp_path: Path, task: str, width: int
+) -> None:
+    run = request.getfixturevalue(task)
+    (told,) = beit("report", run, "-o", tmp_path / "page.html", "--json").lines[0]["runs"]
+    classes = told["classes"]
+    with watched(browser, tmp_path / "page.html", width) as page:
+        assert told["verdict"]["text"] in page.text_content("#runs")
+        assert page.locator(".figures b").all_text_contents() == [each["text"] for each in told["figures"]][:8]
+        assert "done, step 4" in page.text_content("#runs h2")
+
+        table = page.locator("#classes table").first
+        titles = table.locator("th").all_text_contents()
+        shown = [row.locator("td").all_text_contents() for row in table.locator("tbody tr").all()]
+        assert [cells[0] for cells in shown] == [row["class"] for row in classes["rows"]]
+        for title, name in ((classes["metric"], "value"), ("recall", "recall")):
+            values = [cells[titles.index(title)] for cells in shown]
+            assert values == [percent(row[name]) for row in classes["rows"]], title
+
+        worst = page.locator("#classes .worst li")
+        assert worst.count() == len(classes["worst"]) > 1
+        assert Path(HOSTILE_FILE).stem in page.text_content("#classes .worst")
+        if task == "detector":
+            assert worst.first.locator("img").count() == 2
+            assert f"0 of {classes['worst'][0]['objects']} object" in worst.first.text_content()
+        for picture in worst.locator("img").all():
+            assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+
+
+def test_a_constant_curve_is_drawn_when_it_is_smoothed(browser: Any, tmp_path: Path) -> None:
+    """Its smoothed values differ by rounding alone, too little for an axis to go on by."""
+    (tmp_path / "page.html").write_text(report_page([write_run(tmp_path / "a", lr=0.001)]))
+    with watched(browser, tmp_path / "page.html", 1440) as page:
+        page.set_default_timeout(10_000)
+        page.click("#more summary")
+        page.fill("#smooth", "0.9")
+        chart = page.locator("#more-charts figure", has=page.locator("figcaption", has_text="lr"))
+        assert 2 <= chart.locator("line.grid").count() <= 12
+
+
+def test_steps_at_the_end_of_the_numbers_are_drawn(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    rows = [{"step": step, "loss": 1.0} for step in (2**62, 2**62 + 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "page.html").write_text(report_page([run]))
+    with watched(browser, tmp_path / "page.html", 390) as page:
+        page.set_default_timeout(10_000)
+        assert page.locator("#charts figure").count() == 1
+
+
+def test_a_page_goes_on_where_the_previews_of_a_run_are_damaged(browser: Any, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), saved(write_run(tmp_path / "b"))]
+    for preview in (runs[0] / "previews").iterdir():
+        preview.write_bytes(b"no picture")
+    (tmp_path / "page.html").write_text(report_page(runs))
+    with watched(browser, tmp_path / "page.html", 1440) as page:
+        assert page.locator("#preview-pictures img").count() == 1
+        assert "beit finetune" in page.text_content("#next")
+
+
+def test_whole_figures_and_missing_verdicts_are_told_as_what_they_are(browser: Any, tmp_path: Path) -> None:
+    run = saved(write_run(tmp_path / "a"), step=45, planned=80)
+    row = {"step": 40, "held_out_mean_ap": 1.0, "held_out_micro_f1": 0.0, "held_out_images": 1200}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (run / "config.toml").write_text('command = "finetune"\nrecipe = "tiny"\n')
+    (tmp_path / "page.html").write_text(report_page([run]))
+    with watched(browser, tmp_path / "page.html", 390) as page:
+        assert page.locator(".figures b").all_text_contents() == ["100.0%", "0.0%", "1,200"]
+        assert page.text_content("#runs h2 .soft") == "no verdict \u00b7 stopped, step 45, measured at step 40"
+        assert "--resume" in page.locator("#next code").first.text_content()

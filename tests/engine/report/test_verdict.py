@@ -167,11 +167,19 @@ def test_segmenters_and_detectors() -> None:
     grade, text = judged({"miou": 0.45, "images": 200}, "finetune", classes=4, commonest=0.6)
     assert (grade, text) == (
         "good",
-        "It has learnt: mean IoU 0.450 on 200 images of 4 classes; always guessing the most frequent class: 0.150.",
+        "It has learnt: mean IoU 45.0% on 200 images of 4 classes; always guessing the most frequent class: 15.0%.",
     )
     assert judged({"miou": 0.15, "images": 200}, "finetune", classes=4, commonest=0.6)[0] == "early"
     assert judged({"ap": 0.0, "images": 200}, "finetune", classes=4)[0] == "early"
     assert judged({"mean_ap": 0.5, "micro_f1": 0.4, "images": 99}, "finetune", classes=4)[0] == "unknown"
+
+
+def test_a_share_that_was_better_before_is_told_as_a_percentage() -> None:
+    measurings = [(step, {"ap": ap, "images": 100}) for step, ap in ((10, 0.2), (20, 0.4), (30, 0.3))]
+    text = verdict_of(Measured("finetune", measurings, classes=2)).text
+    assert text.startswith(
+        "It has learnt: AP 30.0% on 100 images of 2 classes. But the ap was better at step 20 (40.0%; "
+    )
 
 
 def test_what_is_not_measured_or_not_known_is_no_verdict() -> None:

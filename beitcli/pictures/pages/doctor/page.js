@@ -12,7 +12,7 @@ const element = (tag, className = "", text = "") => {
 
 const figure = (image) => {
   const made = element("figure");
-  const frame = element("div", image.picture ? "frame" : "frame none", image.picture ? "" : "no picture");
+  const frame = element("div", image.picture ? "frame" : "frame none", image.missing);
   if (image.picture) {
     const picture = document.createElement("img");
     picture.src = image.picture;
@@ -69,7 +69,8 @@ for (const [name, text] of facts) {
 
 for (const finding of data.findings) {
   const made = element("article", `finding ${finding.severity} ${finding.kind}`);
-  made.append(element("h2", "", finding.what), element("p", "soft", finding.way_out));
+  const kind = finding.severity === "warning" ? "Warning" : "Note";
+  made.append(element("h2", "", `${kind}: ${finding.what}`), element("p", "soft", finding.way_out));
   if (finding.images.length) made.append(strip(finding.images));
   if (/^(overlap|duplicates)-/.test(finding.kind)) {
     const link = element("a", "", "See them side by side");
@@ -77,7 +78,8 @@ for (const finding of data.findings) {
     made.append(link);
   }
   if (finding.total > finding.images.length) {
-    made.append(element("p", "soft more", `${count(finding.total - finding.images.length)} more are in --json.`));
+    const named = finding.named < finding.total ? `the first ${count(finding.named)}` : "all";
+    made.append(element("p", "soft more", `${count(finding.total - finding.images.length)} more; --json names ${named}.`));
   }
   document.getElementById("findings").append(made);
 }

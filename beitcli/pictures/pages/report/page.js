@@ -15,9 +15,10 @@ function drawn(tag, attributes) {
   return made;
 }
 const colour = (run) => `var(--c${run % 8})`;
+const counted = (number, word, plural) => `${whole(number)} ${number === 1 ? word : plural}`;
 const several = report.runs.length > 1;
 const whole = (number) => Math.round(number).toLocaleString("en-US");
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%`;
+const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.01 ? 2 : 1)}%`;
 function short(value) {
   const size = Math.abs(value);
   if (size >= 1e4) return value.toLocaleString("en-US", { maximumFractionDigits: 0 });
@@ -26,17 +27,19 @@ function short(value) {
 }
 
 // Verdicts
-const GRADES = { good: "good", early: "too early", bad: "broken", unknown: "not measured" };
+const GRADES = { good: "good", early: "not convincing yet", bad: "not working", unknown: "no verdict" };
+const measuredAt = (run, step) => typeof step === "number" && step !== run.step ? `measured at step ${whole(step)}` : "";
 byId("title").textContent = several ? `Report of ${report.runs.length} runs` : `Report: ${report.runs[0].name}`;
 byId("runs").classList.toggle("several", several);
 report.runs.forEach((run, number) => {
   const hours = run.seconds >= 3600 ? `${(run.seconds / 3600).toFixed(1)} h` : run.seconds >= 60 ? `${Math.round(run.seconds / 60)} min` : `${Math.round(run.seconds)} s`;
   const epochs = typeof run.epoch === "number" ? `, ${run.epoch.toFixed(2)} epochs` : "";
-  const said = `${run.state}, step ${whole(run.step)}${epochs}${run.seconds ? `, ${hours}` : ""}`;
+  const elsewhere = measuredAt(run, run.measured_step);
+  const said = `${run.state}, step ${whole(run.step)}${epochs}${run.seconds ? `, ${hours}` : ""}${elsewhere && `, ${elsewhere}`}`;
   const swatch = several ? element("i", { class: "swatch", style: `background:${colour(number)}` }) : null;
   const heading = element("h2", {}, element("span", {}, swatch, run.name), element("span", { class: "soft" }, `${GRADES[run.verdict.grade]} · ${said}`));
   const figures = element("ul", { class: "figures" }, ...run.figures.slice(0, 8).map((figure) =>
-    element("li", {}, element("b", {}, Number.isInteger(figure.value) ? whole(figure.value) : figure.text), element("span", {}, figure.name))));
+    element("li", {}, element("b", {}, figure.text), element("span", {}, figure.name))));
   const facts = element("dl", { class: "facts" });
   for (const [name, text] of Object.entries({ ...run.facts, folder: run.path })) facts.append(element("dt", {}, name), element("dd", {}, text));
   byId("runs").append(element("article", { class: `run ${run.verdict.grade}` }, heading,
@@ -67,18 +70,20 @@ function smoothed(points, weight) {
     return [step, mean / norm];
   });
 }
+// Round numbers between two others, and the step between them; however the two lie, they come to an end.
 function ticks(low, high, count) {
   const raw = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= raw);
   const found = [];
-  for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-9; at += step) found.push(Math.abs(at) < step * 1e-9 ? 0 : at);
-  return found;
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9 && found.length < 50; n++) found.push(n ? n * step : 0);
+  return [found, step];
 }
 
 class Chart {
   constructor(data, place) {
     this.data = data;
+    this.text = data.share ? percent : short;
     this.cursor = null;
     this.svg = drawn("svg", { role: "img", tabindex: "0", "aria-label": `Curve of ${data.title}; arrow keys read it step by step` });
     this.readout = element("div", { class: "readout", "aria-live": "polite" });
@@ -99,25 +104,31 @@ class Chart {
     const values = this.lines.flatMap((line) => line.points.map((point) => point[1])).filter((value) => !log || value > 0);
     const scale = log ? Math.log10 : (value) => value;
     let low = scale(Math.min(...values)), high = scale(Math.max(...values));
-    if (low === high) { low -= Math.abs(low) * 0.1 || 1; high += Math.abs(high) * 0.1 || 1; }
+    const size = Math.max(Math.abs(low), Math.abs(high));
+    if (high - low <= 1e-9 * Math.max(size, log ? 1 : 0)) { // a constant, but for rounding
+      const half = log ? 0.5 : 0.1 * size || 1;
+      low -= half; high += half;
+    }
     const pad = 0.06 * (high - low);
     if (!log && low >= 0 && low < 0.35 * high) low = 0; else low -= pad;
     high += pad;
-    const last = Math.max(...this.steps), first = Math.min(...this.steps, last - 1);
+    const last = Math.max(...this.steps, 1), first = this.steps.length > 1 ? this.steps[0] : 0;
     const left = 56, right = width - 12, top = 10, bottom = height - 26;
     this.x = (step) => left + (right - left) * (step - first) / (last - first);
     this.y = (value) => bottom - (bottom - top) * (scale(value) - low) / (high - low);
     this.area = { left, right, top, bottom, first, last };
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren();
-    for (const at of ticks(low, high, 5)) {
+    const [levels, step] = ticks(low, high, 5);
+    const places = Math.max(0, -Math.floor(Math.log10(100 * step) + 1e-9));
+    for (const at of levels) {
       const y = bottom - (bottom - top) * (at - low) / (high - low);
       this.svg.append(drawn("line", { class: "grid", x1: left, x2: right, y1: y, y2: y }));
       const text = drawn("text", { x: left - 8, y: y + 4, "text-anchor": "end" });
-      text.textContent = short(log ? 10 ** at : at);
+      text.textContent = this.data.share ? `${(100 * at).toFixed(places)}%` : short(log ? 10 ** at : at);
       this.svg.append(text);
     }
-    for (const at of ticks(first, last, Math.max(3, Math.floor(width / 110)))) {
+    for (const at of ticks(first, last, Math.max(3, Math.floor(width / 110)))[0]) {
       if (!Number.isInteger(at)) continue;
       const x = this.x(at);
       const text = drawn("text", { x, y: height - 8, "text-anchor": x > right - 20 ? "end" : "middle" });
@@ -163,7 +174,7 @@ class Chart {
       if (!known.length) return null;
       const [where, value] = known[known.length - 1];
       const from = where !== at ? ` (step ${whole(where)})` : "";
-      return element("span", {}, several ? null : swatch(line), `${line.label} `, element("b", {}, short(value)), from);
+      return element("span", {}, several ? null : swatch(line), `${line.label} `, element("b", {}, this.text(value)), from);
     };
     const rows = several ? report.runs.map((run, number) => {
       const own = this.lines.filter((line) => line.run === number).map(said).filter(Boolean);
@@ -184,7 +195,7 @@ if (report.charts.length) {
   };
   if (several) report.runs.forEach((run, number) => legend(run.name, colour(number), "training"));
   for (const role of ["training", "held-out", "baseline"]) {
-    const words = { training: "training", "held-out": "held-out images, at the saves that measure", baseline: "a guess that ignores the image" };
+    const words = { training: "training", "held-out": "held-out images, measured at checkpoints", baseline: "a guess that ignores the image" };
     if (report.charts.some((chart) => chart.series.some((line) => line.role === role)))
       legend(words[role], several ? "var(--soft)" : seriesColour({ role }), role);
   }
@@ -206,13 +217,14 @@ if (report.charts.length) {
 }
 
 // Previews over training: one slider, each run shows its newest preview up to that step
-const stepsDrawn = [...new Set(report.previews.flatMap((strip) => strip.pictures.map((picture) => picture.step)))].sort((a, b) => a - b);
+const strips = report.previews.filter((strip) => strip.pictures.length);
+const stepsDrawn = [...new Set(strips.flatMap((strip) => strip.pictures.map((picture) => picture.step)))].sort((a, b) => a - b);
 if (stepsDrawn.length) {
   byId("previews").hidden = false;
   const scrub = byId("scrub");
   scrub.max = stepsDrawn.length - 1;
   scrub.value = stepsDrawn.length - 1;
-  const shown = report.previews.map((strip) => {
+  const shown = strips.map((strip) => {
     const image = element("img", { alt: "" }), caption = element("figcaption");
     byId("preview-pictures").append(element("figure", {}, caption, image));
     return { strip, image, caption };
@@ -260,6 +272,7 @@ function sortable(columns, rows) {
   return element("table", {}, element("thead", {}, element("tr", {}, ...heads)), body);
 }
 const spanOf = (row) => {
+  if (row.value === null) return "";
   const [low, high] = row.interval ?? [row.value, row.value];
   return element("div", { class: "span", role: "img", "aria-label": `${percent(low)} to ${percent(high)}` },
     element("i", { style: `left:${100 * low}%;width:${100 * (high - low)}%` }), element("b", { style: `left:${100 * row.value}%` }));
@@ -269,49 +282,59 @@ function classTable(found) {
   const has = (name) => found.rows.some((row) => row[name] !== undefined && row[name] !== null);
   const columns = [{ title: "class", value: (row) => row.class.toLowerCase(), cell: (row) => row.class }];
   if (has("images")) columns.push({ title: "images", number: true, value: (row) => row.images, cell: (row) => whole(row.images) });
-  if (has("share")) columns.push({ title: "share of pixels", number: true, value: (row) => row.share, cell: (row) => percent(row.share, 2) });
-  columns.push({ title: found.metric, number: true, value: (row) => row.value, cell: (row) => percent(row.value) });
-  columns.push({ title: has("interval") ? "95% interval" : "0 to 100%", value: (row) => row.value, cell: spanOf });
+  if (has("share")) columns.push({ title: "share of pixels", number: true, value: (row) => row.share, cell: (row) => percent(row.share) });
+  if (has("objects")) columns.push({ title: "objects", number: true, value: (row) => row.objects, cell: (row) => whole(row.objects) });
+  columns.push({ title: found.metric, number: true, value: (row) => row.value ?? -1, cell: (row) => row.value === null ? "-" : percent(row.value) });
+  columns.push({ title: has("interval") ? "95% interval" : "0 to 100%", value: (row) => row.value ?? -1, cell: spanOf });
   if (has("interval")) columns.push({ title: "from, to", number: true, value: (row) => row.interval[0], cell: (row) => `${percent(row.interval[0])}, ${percent(row.interval[1])}` });
   if (has("precision")) columns.push({ title: "precision", number: true, value: (row) => row.precision ?? -1, cell: (row) => row.precision === null ? "-" : percent(row.precision) });
   if (has("recall")) columns.push({ title: "recall", number: true, value: (row) => row.recall ?? -1, cell: (row) => row.recall === null ? "-" : percent(row.recall) });
   return sortable(columns, found.rows);
 }
+const TINT = 40; // percent of colour at most behind a number, which is to be read in light and dark
 function matrixTable(matrix) {
-  const head = element("tr", {}, element("th", {}, "is \\ said"), ...matrix.classes.map((name) => element("th", { scope: "col" }, name)));
+  const head = element("tr", {}, element("th", {}, "true class \u2193 predicted \u2192"), ...matrix.classes.map((name) => element("th", { scope: "col" }, name)));
   return element("table", { class: "matrix" }, element("thead", {}, head), element("tbody", {}, ...matrix.counts.map((row, truth) => {
     const sum = row.reduce((a, b) => a + b, 0) || 1;
     return element("tr", {}, element("th", { scope: "row" }, matrix.classes[truth]), ...row.map((count, said) => {
-      const strength = Math.round(70 * count / sum);
+      const strength = 4 + Math.round((TINT - 4) * count / sum);
       const tint = truth === said ? "var(--good)" : "var(--bad)";
-      return element("td", { style: count ? `background:color-mix(in srgb, ${tint} ${strength + 4}%, transparent)` : undefined,
-        title: `${matrix.classes[truth]} called ${matrix.classes[said]}: ${count}` }, count ? whole(count) : "·");
+      return element("td", { style: count ? `background:color-mix(in srgb, ${tint} ${strength}%, transparent)` : undefined,
+        title: `${matrix.classes[truth]} predicted as ${matrix.classes[said]}: ${count}` }, count ? whole(count) : "·");
     }));
   })));
+}
+function mistake(each) {
+  const drawn = (caption, url) => element("figure", {}, element("img", { src: url, alt: "" }), element("figcaption", { class: "soft" }, caption));
+  const share = each.probability === undefined ? "" : ` (${Math.round(100 * each.probability)}%)`;
+  const boxes = each.wrong === undefined ? "" : `, ${counted(each.wrong, "wrong box", "wrong boxes")}`;
+  return element("li", {},
+    each.labelled ? element("div", { class: "pair" }, drawn("labelled", each.labelled), drawn("predicted", each.picture)) : element("img", { src: each.picture, alt: "" }),
+    each.predicted === undefined ? null : element("div", {}, "predicted ", element("b", { class: "wrong" }, each.predicted), share),
+    each.class === undefined ? null : element("div", {}, "actually ", element("b", {}, each.class)),
+    each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
+    each.objects === undefined ? null : element("div", {}, `${whole(each.hits ?? 0)} of ${counted(each.objects, "object", "objects")} found${boxes}`),
+    element("div", { class: "soft" }, each.path.split("/").slice(-2).join("/")));
 }
 report.runs.forEach((run) => {
   const found = run.classes;
   if (!found.rows) return;
   const place = byId("classes");
   place.hidden = false;
-  place.append(element("h2", {}, several ? `Classes: ${run.name}` : "Classes"));
+  const elsewhere = measuredAt(run, run.classes_step);
+  place.append(element("h2", {}, `Classes${several ? `: ${run.name}` : ""}${elsewhere && `, ${elsewhere}`}`));
+  if (found.note) place.append(element("p", { class: "soft" }, found.note));
   const columns = element("div", { class: "columns" }, element("div", {}, element("div", { class: "scroll tall" }, classTable(found))));
   const beside = element("div");
   if (found.matrix) beside.append(element("h3", {}, "Confusions"), element("div", { class: "scroll" }, matrixTable(found.matrix)));
   if (found.pairs && found.pairs.length && !found.matrix) beside.append(element("h3", {}, "Most confused"), element("div", { class: "scroll tall" }, sortable([
-    { title: "class", value: (row) => row[0], cell: (row) => row[0] }, { title: "called", value: (row) => row[1], cell: (row) => row[1] },
+    { title: "class", value: (row) => row[0], cell: (row) => row[0] }, { title: "predicted", value: (row) => row[1], cell: (row) => row[1] },
     { title: found.metric === "IoU" ? "pixels" : "images", number: true, value: (row) => row[2], cell: (row) => whole(row[2]) },
     { title: "of the class", number: true, value: (row) => row[2] / (row[3] || 1), cell: (row) => percent(row[2] / (row[3] || 1)) }], found.pairs)));
   if (beside.childElementCount) columns.append(beside);
   place.append(columns);
-  if (found.worst && found.worst.length) {
-    place.append(element("h3", {}, "Worst mistakes"), element("ul", { class: "worst" }, ...found.worst.map((each) => element("li", {},
-      element("img", { src: each.picture, alt: "" }),
-      each.predicted === undefined ? null : element("div", {}, "called ", element("b", { class: "wrong" }, each.predicted), ` (${percent(each.probability, 0)})`),
-      each.class === undefined ? null : element("div", {}, "is ", element("b", {}, each.class)),
-      each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
-      element("div", { class: "soft" }, each.path.split("/").slice(-2).join("/"))))));
-  }
+  if (found.worst && found.worst.length) place.append(element("h3", {}, "Worst mistakes"),
+    element("ul", { class: found.worst[0].labelled ? "worst pairs" : "worst" }, ...found.worst.map(mistake)));
 });
 
 // Unreadable images, next commands
