@@ -170,7 +170,8 @@ LINES: dict[str, tuple[Document, ...]] = {
                     "maps",
                     "list",
                     "One entry a point and head: point (x, y in pixels of the image), patch (row, column), head "
-                    "(a number, mean or rollout), attention (rows of numbers), cls (share of the class token). attention and cls sum to 1.",
+                    "(a number, mean or rollout), attention (rows of numbers), cls (share of the class token). "
+                    "attention and cls sum to 1.",
                 ),
             ),
         ),
@@ -188,7 +189,7 @@ LINES: dict[str, tuple[Document, ...]] = {
                 ),
                 ("differing", "list", "Settings in which the runs differ."),
                 ("charts", "list", "Curves, with their baselines."),
-                ("previews", "list", "Pictures of each run and their steps, without the pictures themselves."),
+                ("previews", "list", "Of each run its name and its pictures: step and path."),
             ),
         ),
     ),
