@@ -73,7 +73,15 @@ def finetune(config: FinetuneConfig, on_event: OnEvent = ignore) -> FinetuneRepo
         vector_columns(source, source.label_names or (), binary=True)
     held, measured_on = _validation(config, source, max(size), on_event, world)
     classes = (source.label_names if multi_label else source.classes) or ()
-    data = FinetuneData(held.training, held.measured, classes, held.bad, measured_on, is_apart=held.is_apart)
+    data = FinetuneData(
+        held.training,
+        held.measured,
+        classes,
+        held.bad,
+        measured_on,
+        is_apart=held.is_apart,
+        has_own_validation=held.has_own_validation,
+    )
     if init.checkpoint is not None and size != init.checkpoint.architecture.image_size:
         own = " x ".join(map(str, init.checkpoint.architecture.image_size))
         on_event(Note(f"Images are {size[0]} x {size[1]} pixels; {config.init} has seen {own}."))
@@ -172,7 +180,7 @@ def _validation(
         reports_missing=config.resume,
     )
     val = world.rank_zero_first(lambda: open_data(references, request))
-    return HeldOut(source, val, (), True), measured_on
+    return HeldOut(source, val, (), is_apart=True, has_own_validation=True), measured_on
 
 
 def _training_transform(config: FinetuneConfig, init: Pretrained) -> FinetuningTransform:

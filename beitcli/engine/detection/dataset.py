@@ -68,7 +68,17 @@ def open_detection_data(
     _require_boxes(boxes, training, on_event)
     mean_boxes = float(boxes.sum()) / len(training)
     on_event(_table(boxes, images, len(training), classes))
-    return DetectionData(training, measured, classes, tuple(bad), on, most, mean_boxes, is_apart=is_apart)
+    return DetectionData(
+        training,
+        measured,
+        classes,
+        tuple(bad),
+        on,
+        most,
+        mean_boxes,
+        is_apart=is_apart,
+        has_own_validation=own is not None,
+    )
 
 
 def _opened(references: Sequence[str], request: Request, outlines: bool, on_event: OnEvent) -> DetectionSource:

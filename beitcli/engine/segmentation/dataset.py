@@ -107,6 +107,7 @@ def open_segmentation_data(
         tuple(bad),
         on,
         is_apart=is_apart,
+        has_own_validation=own is not None,
         findings=tuple(mask_stats_findings(census, names)),
     )
 

@@ -57,7 +57,7 @@ class BadImageLedger:
         self._listed, self._counted = set[str](), set[str]()
 
     def list_measured(self, bad: Sequence[Bad]) -> list[Bad]:
-        """Lists unreadable images of an evaluation, which has a limit of its own; returns those that are new."""
+        """Lists unreadable images of an evaluation without counting them; returns those that are new."""
         new = {path: (index, path, reason) for index, path, reason in bad if path not in self._listed}
         for _, path, reason in new.values():
             self._listed.add(path)

@@ -75,12 +75,19 @@ class HeldOut:
         measured: Images held out of training; some of the training images if there are too few to hold any out. An
             evaluation leaves out those that cannot be read.
         bad: Unreadable images that were to be held out, where none of them can be read.
+        has_own_validation: Whether `measured` is a set of its own, none of DATA's images.
     """
 
     training: Source
     measured: Source
     bad: tuple[Bad, ...]
     is_apart: bool
+    has_own_validation: bool = False
+
+    @property
+    def held_out(self) -> int:
+        """Number of images of DATA that are measured and not trained on."""
+        return len(self.measured) if self.is_apart and not self.has_own_validation else 0
 
     @property
     def name(self) -> str:
@@ -111,8 +118,8 @@ def hold_out(source: Source, count: int, seed: int, world: DistributedContext = 
 
 
 def measured_text(name: str, left_out: int) -> str:
-    """Returns what a run is measured on, such as `512 held-out images, 2 of them unreadable`."""
-    return f"{name}, {left_out:,} of them unreadable" if left_out else name
+    """Returns what a run is measured on, such as `512 held-out images, 2 images unreadable`."""
+    return f"{name}, {counted(left_out, 'image')} unreadable" if left_out else name
 
 
 def hold_out_annotated(

@@ -93,6 +93,7 @@ class FinetuneData(Generic[Images]):
         bad: Training images that are left out.
         measured_on: Name of the validation images, for the report.
         is_apart: Whether they are none of the training images.
+        has_own_validation: Whether they are a set of their own (`--val`, a split), none of those opened for training.
         findings: What the preflight is to tell of the annotations.
     """
 
@@ -102,7 +103,13 @@ class FinetuneData(Generic[Images]):
     bad: tuple[Bad, ...]
     measured_on: str
     is_apart: bool = field(default=True, kw_only=True)
+    has_own_validation: bool = field(default=False, kw_only=True)
     findings: tuple[Finding, ...] = field(default=(), kw_only=True)
+
+    @property
+    def held_out(self) -> int:
+        """Number of images of DATA that are measured and not trained on."""
+        return len(self.measured) if self.is_apart and not self.has_own_validation else 0
 
 
 class FinetunedTask(EMATask):
@@ -252,6 +259,7 @@ def run_finetuning(
         own: Maps the last metrics to the fields of the report that are not simply one of them.
     """
     config = begun.config
+    task.has_own_validation = data.has_own_validation
 
     def report(finished: Finished) -> Report:
         metrics = finished.metrics

@@ -43,10 +43,13 @@ _TOLD = ("bad", "early")  # grades of a warning
 
 
 class JobData(Protocol):
-    """Training images of a run, and the ones among them that are known to be unreadable."""
+    """Training images of a run, those of DATA held out of them, and the ones that are known to be unreadable."""
 
     @property
     def training(self) -> Source: ...
+
+    @property
+    def held_out(self) -> int: ...
 
     @property
     def bad(self) -> Sequence[Bad]: ...
@@ -164,7 +167,7 @@ def run_job(
 
 def train_job(job: Job[Any], session: RunSession) -> Finished:
     """Trains in an opened run folder."""
-    data = TrainingBatches(job.stream.start, job.data.bad, job.data.training.path)
+    data = TrainingBatches(job.stream.start, job.data.bad, job.data.training.path, job.data.held_out)
     planned = Planned(job.title, job.rows)
     with job.task.running():
         state = train(job.task, job.plan, data, session, job.compute, job.on_event, planned)

@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 
 from beitcli.engine.events import Note, OnEvent, Planned, Progress, Warned
-from beitcli.engine.trainer.bad_images import BadImageLedger, left_out_text
+from beitcli.engine.trainer.bad_images import Bad, BadImageLedger, left_out_text
 from beitcli.engine.trainer.checkpointing import Saver, TrainState, load_newest
 from beitcli.engine.trainer.compile_ahead import compile_ahead
 from beitcli.engine.trainer.divergence import DivergenceCheck
@@ -164,7 +164,7 @@ class _Loop:
         if compute.world.is_rank_zero and (told := changed_pictures(run, self.data.path_of, self.plan.images)):
             self.on_event(Warned(told))
         run.write_text("bad-images.jsonl", "")
-        images = self.plan.images + len(self.data.bad)
+        images = self.plan.images + len(self.data.bad) + self.data.held_out
         self.ledger = BadImageLedger(run, images, self.plan.max_bad, session.resume_command)
         self.ledger.note([*self.data.bad, *stored.bad])
         task.left_out = tuple(stored.left_out)
@@ -253,7 +253,9 @@ class _Loop:
         """
         try:
             found = self.measuring.run(self.state)
+            new = self._note_left_out()
         except DataError:  # on all ranks: held-out images cannot be read, which costs no step
+            self.ledger.list_measured(self.task.left_out)
             if self.saver.last_saved != self.state.step:
                 self.saver.save(self.plan, self.state)
             raise
@@ -261,13 +263,19 @@ class _Loop:
             held_out = {f"held_out_{name}": value for name, value in found.metrics.items()}
             self.divergence.require_finite(held_out, self.state.step)  # where measured, such weights are not saved
             self.state.metrics = found.metrics
-            new = self.ledger.list_measured(self.task.left_out)
             if new:
                 self.on_event(Warned(left_out_text(new, "measured image")))
             metrics |= held_out | found.watched
         if found.picture is not None:
             self.metric_log.picture(self.state.step, "previews", found.picture)
         return found.is_interrupted
+
+    def _note_left_out(self) -> list[Bad]:
+        """Lists unreadable held-out images; returns those that are new. Raises DataError if they are too many."""
+        new = self.ledger.list_measured(self.task.left_out)
+        if not self.task.has_own_validation:
+            self.ledger.note(self.task.left_out)
+        return new
 
     def evaluate_if_missing(self) -> None:
         """Evaluates, logs and saves again if a stop interrupted the evaluation of the last step."""

@@ -56,11 +56,13 @@ class TrainingBatches:
         start: Maps (images_seen, steps) to this rank's batches from there on.
         bad: Images found unreadable before the first step, counted in addition to those of the plan.
         path_of: Maps the index of a training image to its path.
+        held_out: Images of DATA that are measured and not trained on.
     """
 
     start: Callable[[int, int], Iterator[Batch]]
     bad: Sequence[Bad] = ()
     path_of: Callable[[int], str] = "image {}".format
+    held_out: int = 0
 
 
 def never_stop() -> None:
@@ -84,6 +86,8 @@ class Task(ABC):
         compiled: Module of the forward pass; knows whether it is compiled.
         forward: `compiled` as training calls it, with gradients averaged over ranks.
         attention: The attention kernel selected by a benchmark; None if torch selects it.
+        has_own_validation: Whether an evaluation is of a set of its own (`--val`, a split), of which `--max-bad` holds
+            by itself; else unreadable ones of its images, held out of DATA, count with those of training.
         left_out: Unreadable images of the last evaluation, alike on all ranks.
     """
 
@@ -101,6 +105,7 @@ class Task(ABC):
     takes_padding: bool = False
     compiled: CompiledModule | None = None
     attention: AttentionChoice | None = None
+    has_own_validation: bool = False
     left_out: tuple[Bad, ...] = ()
     forward: Callable[..., Any]
     parallel: nn.Module | None = None
@@ -236,10 +241,12 @@ class Task(ABC):
         """Notes the unreadable ones of the `images` of an evaluation. All ranks must call this, with those of all.
 
         Raises:
-            DataError: They are too many, or all.
+            DataError: They are all, or too many of a validation set of its own.
         """
-        refuse_many_bad(bad, images, self.config.max_bad, "Mend them or raise --max-bad, and add --resume.")
         self.left_out = tuple(bad)
+        limit = self.config.max_bad if self.has_own_validation else 1.0
+        mend = "Mend them" if len(bad) == images else "Mend them or raise --max-bad"
+        refuse_many_bad(bad, images, limit, f"{mend}, and add --resume.")
 
     def details(self) -> dict[str, Any] | None:
         """Returns what the report says of the last evaluation beyond its metrics, as plain values; None without.

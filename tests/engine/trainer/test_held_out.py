@@ -28,6 +28,7 @@ from beitcli.models.checkpoints.open import open_checkpoint
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
 
 TINY = ("--recipe", "tiny", "--image-size", 32, "--num-masked", 6, "--batch-size", 8, "--workers", 0, "--device", "cpu")
+TINY_CLASSIFIER = ("--recipe", "tiny", "--size", 32, "--batch-size", 8, "--workers", 0, "--device", "cpu")
 
 
 def copies(source: Path, target: Path, count: int) -> Path:
@@ -102,10 +103,56 @@ def test_one_of_the_held_out_images_that_is_unreadable_is_told_listed_and_counte
     for argv in (arguments, ("pretrain", "--out", run, "--resume", "--json")):
         ended = beit(*argv)
         assert ended.code == 0, ended.err
-        assert ended.lines[0]["measured_on"] == "2 held-out images, 1 of them unreadable"
+        assert ended.lines[0]["measured_on"] == "2 held-out images, 1 image unreadable"
         listed = [json.loads(line) for line in (run / "bad-images.jsonl").read_text().splitlines()]
         assert [each["path"] for each in listed] == [victim]
         assert ("1 measured image is left out, the first: " in " ".join(ended.err.split())) == (argv is arguments)
+
+
+def listed(run: Path) -> list[str]:
+    return [json.loads(line)["path"] for line in (run / "bad-images.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_unreadable_held_out_images_count_with_all_of_data(tmp_path, labelled_folder, beit, command):
+    """Half of the held-out images, which are 2.5% of DATA."""
+    data, base = tmp_path / "data", ("--steps", 1, "--json")
+    data.mkdir()
+    for name in ("blue", "red"):
+        copies(labelled_folder / name, data / name, 60)
+    base += ("--target", "pixels", *TINY) if command == "pretrain" else ("--init", "random", *TINY_CLASSIFIER)
+    held = hold_out(open_data([str(data)]), 512, seed=0)
+    victims = [held.measured.path(index) for index in (1, 3, 5)]
+    for victim in victims:
+        Path(victim).write_bytes(b"no image at all")
+    ended = beit(command, data, *base, "--out", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["measured_on"] == "6 held-out images, 3 images unreadable"
+    assert sorted(listed(tmp_path / "run")) == sorted(victims)
+    ended = beit(command, data, *base, "--out", tmp_path / "strict", "--max-bad", 0.02)
+    assert ended.code == 3
+    assert "3 of 120 images cannot be read, 2 are allowed" in " ".join(ended.err.split())
+    assert sorted(listed(tmp_path / "strict")) == sorted(victims)
+    assert (tmp_path / "strict" / "checkpoints" / "step-0000001").is_dir()
+    ended = beit(command, "--out", tmp_path / "strict", "--resume", "--max-bad", 0.03, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["measured_on"] == "6 held-out images, 3 images unreadable"
+
+
+def test_unreadable_images_of_val_have_a_limit_of_their_own_and_are_listed_past_it(tmp_path, labelled_folder, beit):
+    val, run = tmp_path / "val", tmp_path / "run"
+    shutil.copytree(labelled_folder, val)
+    victims = sorted(val.rglob("*.png"))[1:3]
+    for victim in victims:
+        victim.write_bytes(b"no image at all")
+    data = (labelled_folder, labelled_folder, labelled_folder, "--val", val)  # 5% of 24 is one, of 96 it is four
+    ended = beit("finetune", *data, "--init", "random", *TINY_CLASSIFIER, "--steps", 1, "--out", run)
+    assert ended.code == 3
+    assert "2 of 24 images cannot be read, 1 are allowed" in " ".join(ended.err.split())
+    assert listed(run) == [str(victim) for victim in victims]
+    ended = beit("finetune", "--out", run, "--resume", "--max-bad", 0.1, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.lines[0]["measured_on"] == f"{val}, 2 images unreadable"
 
 
 @pytest.mark.parametrize("target", ["tokens", "pixels", "tokenizer"])
@@ -132,6 +179,7 @@ def test_held_out_images_of_which_none_is_readable_any_longer_end_the_run_with_t
         train(resolve(kind, flags).config, removes)
     assert ended.value.exit_code == 3
     assert str(victim) in ended.value.message
+    assert listed(run) == [str(victim)]
     victim.write_bytes(content)
     resumed = {"out": str(run), "resume": True, "workers": 0, "device": "cpu"}
     assert train(resolve(kind, resumed).config).measured_on == "1 held-out image"
