@@ -98,7 +98,7 @@ def tell_restart(place: RankInfo, config: Launched, console: CommandConsole) -> 
     from beitcli.runtime.distributed.failure_reports import FOLDER_VARIABLE, read_failures
 
     folder = os.environ.get(FOLDER_VARIABLE)
-    before = read_failures(folder) if folder and os.path.isdir(folder) else []
+    before = read_failures(folder, place.restarts - 1) if folder and os.path.isdir(folder) else []
     for each in before:
         if each.ends_the_job and not each.is_peer_failure:  # one rank ended with it while the others hung
             raise each.as_error()
@@ -160,7 +160,7 @@ def _stopped_for_a_dead_peer(place: RankInfo) -> bool:
     if not folder or not launcher.isdecimal() or was_signalled(folder):
         return False
     living = living_ranks(int(launcher))
-    reported = {each.rank for each in read_failures(folder) if each.restarts == place.restarts}
+    reported = {each.rank for each in read_failures(folder, place.restarts)}
     return living is not None and living + len(reported - {place.rank}) < place.local_size
 
 
@@ -169,7 +169,7 @@ def _others_have_ended(folder: str, place: RankInfo, seconds: float) -> bool:
     from beitcli.runtime.distributed.failure_reports import read_failures
 
     end = time.monotonic() + seconds
-    while len([each for each in read_failures(folder) if each.restarts == place.restarts]) < place.local_size:
+    while len(read_failures(folder, place.restarts)) < place.local_size:
         if time.monotonic() > end:
             return False
         time.sleep(0.05)

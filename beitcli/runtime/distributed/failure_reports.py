@@ -85,11 +85,16 @@ def write_failure(folder: str, rank: int, restarts: int, error: BaseException, *
     return failure
 
 
-def read_failures(folder: str) -> list[Failure]:
-    """Reads the reports of the latest attempt, earliest first."""
+def read_failures(folder: str, restarts: int | None = None) -> list[Failure]:
+    """Reads the reports of an attempt, earliest first.
+
+    Args:
+        restarts: How often the job had been restarted before it; None for the latest attempt that has reports.
+    """
     found = [Failure(**json.loads(path.read_text())) for path in Path(folder).glob("rank-*.json")]
-    latest = max((failure.restarts for failure in found), default=0)
-    return sorted((each for each in found if each.restarts == latest), key=lambda each: each.when)
+    if restarts is None:
+        restarts = max((failure.restarts for failure in found), default=0)
+    return sorted((each for each in found if each.restarts == restarts), key=lambda each: each.when)
 
 
 @contextmanager
@@ -117,11 +122,13 @@ class Death:
     """How the launcher saw a rank end that failed.
 
     Attributes:
+        process: Its number; that of the rank's report, unless the report is of an earlier attempt.
         exit_code: Minus the number of the signal that killed it.
         when: Whole seconds since 1970. Ranks that had to be killed because of another are seen 30 s after it.
     """
 
     rank: int
+    process: int
     exit_code: int
     when: float
 
@@ -134,11 +141,14 @@ def first_cause(failures: Sequence[Failure], deaths: Sequence[Death], size: int)
         deaths: In the order in which they were seen.
         size: World size.
     """
+    process_of = {failure.rank: failure.process for failure in failures}
+    if any(process_of.get(death.rank, death.process) != death.process for death in deaths):
+        failures = []  # they are of an earlier attempt
     own = [failure for failure in failures if not failure.is_peer_failure]
     if own:
         return own[0]
-    told = {failure.rank for failure in failures}
-    silent = [death for death in deaths if death.rank not in told]
+    told = {failure.process for failure in failures}
+    silent = [death for death in deaths if death.process not in told]
     if silent:
         hung = any("timed out" in each.message.lower() or "timeout" in each.message.lower() for each in failures)
         return _of_silent(silent, size, hung=hung)

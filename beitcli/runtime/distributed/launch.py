@@ -235,7 +235,7 @@ def _start(
     try:
         elastic_launch(config, sys.executable)("-m", "beitcli", *words)
     except ChildFailedError as failed:
-        deaths = [Death(rank, each.exitcode, each.timestamp) for rank, each in failed.failures.items()]
+        deaths = [Death(rank, each.pid, each.exitcode, each.timestamp) for rank, each in failed.failures.items()]
         cause = first_cause(read_failures(folder), deaths, plan.size)
         if cause.trace and "--debug" in words:
             for line in cause.trace.splitlines():

@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from beitcli.cli.multi_process import tell_restart
 from beitcli.errors import DataError, DistributedError, SignalStop, UsageError
-from beitcli.runtime.distributed.failure_reports import Death, as_error, first_cause, read_failures, write_failure
+from beitcli.runtime.distributed.failure_reports import (
+    FOLDER_VARIABLE,
+    Death,
+    as_error,
+    first_cause,
+    read_failures,
+    write_failure,
+)
 from beitcli.runtime.distributed.launch import plan_launch, with_options
 from beitcli.runtime.distributed.rank_env import RankInfo, expand_hosts, rank_info_from_env, slurm_step
 from beitcli.runtime.distributed.rendezvous import split_endpoint
 
 WORDS = ["pretrain", "photos", "--gpus", "16", "--out", "runs/a"]
+OTHER = 1 << 22  # above the number of any process
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
     "SLURM_STEP_NODELIST": "gpu[08-09]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_JOB_ID": "123456",
@@ -183,21 +193,22 @@ def test_an_unknown_error_is_a_failed_process_by_name(tmp_path: Path):
 
 def test_a_killed_process_is_named_with_its_signal(tmp_path: Path):
     write_failure(str(tmp_path), 0, 0, RuntimeError("Connection reset"), is_peer_failure=True)
-    deaths = [Death(1, -signal.SIGSEGV, 100), Death(0, -signal.SIGTERM, 100)]
+    deaths = [Death(1, OTHER, -signal.SIGSEGV, 100), Death(0, os.getpid(), -signal.SIGTERM, 100)]
     cause = first_cause(read_failures(str(tmp_path)), deaths, 2)
     assert as_error(cause, 2).message == "Rank 1 of 2 was killed by SIGSEGV."
 
 
 def test_peers_that_timed_out_name_the_one_that_hung(tmp_path: Path):
     write_failure(str(tmp_path), 0, 0, RuntimeError("Timed out waiting 5000ms for recv"), is_peer_failure=True)
-    deaths = [Death(0, 6, 100), Death(1, -signal.SIGKILL, 130)]
+    deaths = [Death(0, os.getpid(), 6, 100), Death(1, OTHER, -signal.SIGKILL, 130)]
     cause = first_cause(read_failures(str(tmp_path)), deaths, 2)
     assert "Rank 1 of 2 did not answer any more" in as_error(cause, 2).message
 
 
 def test_ranks_that_hung_together_are_all_named(tmp_path: Path):
     write_failure(str(tmp_path), 0, 0, RuntimeError("Timed out waiting 5000ms for recv"), is_peer_failure=True)
-    deaths = [Death(0, 6, 100), Death(1, -signal.SIGKILL, 130), Death(2, -signal.SIGKILL, 130)]
+    deaths = [Death(0, os.getpid(), 6, 100)]
+    deaths += [Death(rank, OTHER + rank, -signal.SIGKILL, 130) for rank in (1, 2)]
     message = first_cause(read_failures(str(tmp_path)), deaths, 3).message
     assert message.startswith("One of the ranks 1, 2 of 3 did not answer any more")
 
@@ -212,14 +223,40 @@ def test_ranks_that_hung_together_are_all_named(tmp_path: Path):
     ],
 )
 def test_the_rank_that_ended_first_is_named_and_not_those_that_were_ended_for_it(code: int, said: str):
-    deaths = [Death(0, -signal.SIGKILL, 130), Death(1, code, 100), Death(2, -signal.SIGABRT, 130)]
+    seen = [(-signal.SIGKILL, 130), (code, 100), (-signal.SIGABRT, 130)]
+    deaths = [Death(rank, OTHER + rank, *each) for rank, each in enumerate(seen)]
     assert first_cause([], deaths, 3).message == f"Rank 1 of 3 {said}"
 
 
 def test_a_rank_that_lost_its_peers_is_no_cause_although_it_had_to_be_killed(tmp_path: Path):
     write_failure(str(tmp_path), 0, 0, RuntimeError("Connection reset"), is_peer_failure=True)
-    message = first_cause(read_failures(str(tmp_path)), [Death(0, -signal.SIGKILL, 130)], 4).message
+    deaths = [Death(0, os.getpid(), -signal.SIGKILL, 130)]
+    message = first_cause(read_failures(str(tmp_path)), deaths, 4).message
     assert message == "Rank 0 of 4 lost its peers: Connection reset"
+
+
+@pytest.mark.parametrize("is_peer_failure", [True, False])
+def test_reports_of_an_earlier_attempt_are_no_word_of_a_rank_that_was_killed(tmp_path: Path, is_peer_failure: bool):
+    """As of a machine with one rank of two: what it said before the restart, then nothing."""
+    write_failure(str(tmp_path), 0, 0, RuntimeError("Connection reset"), is_peer_failure=is_peer_failure)
+    deaths = [Death(0, OTHER, -signal.SIGKILL, 130)]
+    message = first_cause(read_failures(str(tmp_path)), deaths, 2).message
+    assert message == "Rank 0 of 2 was killed by SIGKILL."
+
+
+def test_a_restart_tells_what_ended_the_attempt_before_it(tmp_path: Path, monkeypatch):
+    """Not what ended the one before that, where the last one was killed silently."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    write_failure(str(tmp_path), 0, 0, ValueError("odd"), is_peer_failure=False)
+    told: list[str] = []
+    console = SimpleNamespace(on_event=lambda event: told.append(event.message))
+    for restarts in (1, 2):
+        place = RankInfo(0, 2, 0, 1, "h", 7, restarts)
+        tell_restart(place, SimpleNamespace(max_restarts=3), console)
+    assert told == [
+        "Rank 0 failed (ValueError: odd): all start again, restart 1 of 3.",
+        "A process was killed: all start again, restart 2 of 3.",
+    ]
 
 
 def test_tasks_of_slurm_without_gpus_would_be_jobs_of_their_own(monkeypatch):
