@@ -133,9 +133,7 @@ def save_checkpoint(
         names = sorted(entry.name for entry in partial.iterdir())
         _write(partial / SUMS, "".join(f"{sha256_of(partial / name)}  {name}\n" for name in names))
         _sync_folder(partial)
-        if os.path.lexists(final):
-            final.rename(replaced)
-        partial.rename(final)
+        _rename_over(partial, final, replaced)
         _sync_folder(folder)
         remove_entry(replaced)
         point_latest(folder, final.name)
@@ -149,6 +147,18 @@ def save_checkpoint(
             f"Checkpoint '{final}' cannot be written ({size_text(needed)} needed): {error}.", hint
         ) from None
     return final
+
+
+def _rename_over(partial: Path, final: Path, replaced: Path) -> None:
+    """Gives `partial` the name `final`; a checkpoint of that name is set aside, and gets it back if that fails."""
+    if os.path.lexists(final):
+        final.rename(replaced)
+    try:
+        partial.rename(final)
+    except BaseException:
+        with suppress(OSError):  # FileNotFoundError if there was none
+            replaced.rename(final)
+        raise
 
 
 def point_latest(folder: Path, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -115,6 +116,26 @@ def test_the_same_step_saved_again_replaces_the_first_and_a_kill_in_between_lose
         remove_leftovers(folder)
         assert sorted(os.listdir(folder)) == ["latest", "step-0000003"]
         assert damage(folder / "step-0000003") == ""
+
+
+def test_the_same_step_saved_again_in_vain_leaves_the_first_in_its_place(tmp_path, monkeypatch):
+    """What was written vanishes before it gets its name: the system refuses to rename it."""
+    folder, rename = tmp_path / "checkpoints", Path.rename
+    save(tmp_path, 3, keep=1)
+
+    def vanishes(path: Path, target: Path) -> Path:
+        if ".partial-" in path.name:
+            shutil.rmtree(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", vanishes)
+    with pytest.raises(StorageError, match="No such file") as ended:
+        save(tmp_path, 3, keep=1, numbers=7)
+    assert ended.value.hint.endswith("earlier checkpoints are intact.")
+    assert sorted(os.listdir(folder)) == ["latest", "step-0000003"]
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert len(found.model_tensors()["weight"]) == 100
 
 
 def test_only_tensors_that_share_memory_or_have_gaps_are_copied_to_be_saved(tmp_path, monkeypatch):
