@@ -15,6 +15,7 @@ after the first, (N - 1) / (seconds of N - seconds of one), each from the same r
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -109,15 +110,20 @@ def lines_of(job: str, made: dict[str, Path], tokenizer: str, size: int, count: 
     return found
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
+    """Paths are absolute: the jobs run in another folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photos")
-    parser.add_argument("--tokenizer", required=True, help="a run of train-tokenizer")
+    parser.add_argument("photos", type=os.path.abspath)
+    parser.add_argument("--tokenizer", required=True, type=os.path.abspath, help="a run of train-tokenizer")
     parser.add_argument("--tokenizer-size", type=int, default=112)
     parser.add_argument("--jobs", nargs="+", default=["predict", "embed", "eval", "tokenize"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = prepare(Path(folder), Path(args.photos))
         count = sum(path.is_file() for path in made["many"].rglob("*"))
