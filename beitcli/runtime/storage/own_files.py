@@ -78,7 +78,8 @@ def temporary_beside(path: Path) -> Path:
 def remove_orphans(path: Path) -> None:
     """Removes temporary files for `path` of processes that were killed. Never fails.
 
-    That of a process that lives stays: here by its number, on another machine by the lock that it may hold.
+    That of a process that lives here stays, by its number. On another machine only one that holds a lock of the file
+    does (`AppendedLines`): those of `atomic_write` hold none.
     """
     own = re.compile(re.escape(temporary_beside(path).name.removesuffix(str(os.getpid()))) + "([0-9]{1,9})")
     with suppress(OSError):
