@@ -262,6 +262,24 @@ def test_tokenize_resume_refuses_another_grid_untouched(
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
+def test_tokenize_resume_refuses_lines_of_another_tokenizer_untouched(
+    tokenize: Callable, labelled_folder: Path, tmp_path: Path
+) -> None:
+    """Error lines and an incomplete one included, which a job that goes on does away with."""
+    target = tmp_path / "tokens.jsonl"
+    assert tokenize(labelled_folder / "red", "-o", target).code == 0
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    others = [line | {"tokens": [(token + 1) % 16 for token in line["tokens"]]} for line in lines]
+    others.insert(2, {"path": "gone.png", "error": "empty file"})
+    target.write_text("".join(json.dumps(line) + "\n" for line in others) + '{"path": "cut')
+    before = target.read_bytes()
+    ended = tokenize(labelled_folder, "-o", target, "--resume")
+    assert (ended.code, ended.out) == (2, ""), ended.err
+    assert "was made by another tokenizer" in ended.err
+    assert target.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
 @pytest.mark.parametrize("suffix", FORMATS[1:])
 def test_tokenize_resume_refuses_another_tokenizer_untouched(
     tokenize: Callable, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path, suffix: str

@@ -1,6 +1,7 @@
 """A file of JSON lines that a job appends to, and may go on with when it was killed.
 
-One that replaces an existing file is written beside it, and gets its name when the job has ended.
+One that replaces an existing file is written beside it, and gets its name when the job has ended. One that goes on with
+a file begins beside it too, with a copy of the lines that stay, and gets its name before the first line that is added.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
 
-from beitcli.engine.io.outputs import is_stream, open_stream, output_error, write_output
+from beitcli.engine.io.outputs import is_stream, open_stream, output_error
 from beitcli.runtime.storage.own_files import create_new, remove_orphans, temporary_beside
 
 
@@ -21,8 +22,8 @@ class AppendedLines:
     """Writer of lines to a file, a pipe or a device.
 
     Args:
-        keeps: Goes on with the file if it exists: whether a complete line of it stays; may raise to refuse the file,
-            which is left as it is. None to begin anew.
+        keeps: Goes on with the file if it exists: whether a complete line of it stays; may raise to refuse the file.
+            None to begin anew. The file is left as it is until a line is added, or the job has ended.
 
     Raises:
         StorageError: The file cannot be written.
@@ -30,18 +31,25 @@ class AppendedLines:
 
     def __init__(self, path: Path, keeps: Callable[[bytes], bool] | None) -> None:
         self.path = path
+        self._whole = Path(os.path.realpath(path))
         self._beside: Path | None = None
-        whole = Path(os.path.realpath(path))
+        self._goes_on = False
         if not is_stream(path):
-            remove_orphans(whole)
-            if keeps is not None and path.exists():
-                write_output(path, lambda target: self._copy_whole_lines(target, keeps))
-            elif whole.is_file() and whole.stat().st_size:
-                self._beside = temporary_beside(whole)
+            remove_orphans(self._whole)
+            self._goes_on = keeps is not None and path.exists()
+            if self._goes_on or (self._whole.is_file() and self._whole.stat().st_size):
+                self._beside = temporary_beside(self._whole)
         try:
-            self.file = TextIOWrapper(self._open(), encoding="utf-8")
+            file = self._open()
+            self.file = TextIOWrapper(file, encoding="utf-8")
+            if self._goes_on and keeps is not None:
+                self._copy_whole_lines(file, keeps)
         except OSError as error:
-            raise output_error(path, error) from None
+            self._discard()
+            raise output_error(self.path, error) from None
+        except BaseException:
+            self._discard()
+            raise
 
     def _open(self) -> BinaryIO:
         if is_stream(self.path):
@@ -62,9 +70,25 @@ class AppendedLines:
                 if keeps(line):
                     target.write(line)
 
+    def _go_on(self) -> None:
+        """Gives the copied lines the name of the file: until then it may be refused, and is as it was."""
+        if self._goes_on and self._beside is not None:
+            self.file.flush()
+            self._beside.replace(self._whole)
+            self._beside = None
+
+    def _discard(self) -> None:
+        if hasattr(self, "file"):
+            with suppress(OSError):
+                self.file.close()
+        if self._beside is not None:
+            with suppress(OSError):
+                self._beside.unlink(missing_ok=True)
+
     def write(self, line: str) -> None:
         """Adds a line, given without its end. Raises StorageError."""
         try:
+            self._go_on()
             self.file.write(f"{line}\n")
         except OSError as error:
             raise output_error(self.path, error) from None
@@ -79,9 +103,11 @@ class AppendedLines:
     def close(self, *, done: bool) -> None:
         """Closes the file; `done`: the job has ended, and what it replaces is replaced. Raises StorageError."""
         try:
+            if done:
+                self._go_on()
             self.file.close()
             if self._beside is not None and done:
-                self._beside.replace(os.path.realpath(self.path))
+                self._beside.replace(self._whole)
             elif self._beside is None:
                 os.stat(self.path)  # fails if the file was removed meanwhile
         except OSError as error:
