@@ -43,7 +43,7 @@ def test_a_stopped_run_goes_on_and_a_file_does_not_say_where_it_writes() -> None
 @pytest.mark.parametrize("command", ["train-tokenizer", "pretrain", "finetune"])
 def test_beside_the_command_that_resumes_stands_what_a_run_does_not_store(command: str) -> None:
     first, *_ = next_commands(command, {"data": ["photos/"]}, "r", can_resume=True)
-    assert note_of(first).startswith("Add --device, --gpus, --nodes, ")
+    assert note_of(first).startswith("Add --device, --gpus, --nodes")
     assert ("--token-cache" in note_of(first)) == (command == "pretrain")
 
 
