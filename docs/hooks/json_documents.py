@@ -126,7 +126,11 @@ LINES: dict[str, tuple[Document, ...]] = {
                 ("num_masked", "int", "Hidden patches."),
                 ("mask", "list[list[int]]", "1 for a hidden patch."),
                 OUTPUT,
-                ("masked_accuracy", "float", "Share of hidden patches whose token the model names, with --model."),
+                (
+                    "masked_accuracy",
+                    "float",
+                    "Share of hidden patches whose token the model names, with --model and a picture.",
+                ),
             ),
             frozenset({"masked_accuracy"}),
         ),
@@ -159,14 +163,15 @@ LINES: dict[str, tuple[Document, ...]] = {
             (
                 PATH,
                 ("model", "str", "As it was given."),
-                ("layer", "int | str", "Index of the block from 0, or rollout."),
+                ("layer", "int", "Index of the block, from 0."),
                 ("grid", "list[int]", "Rows and columns of patches."),
                 OUTPUT,
                 (
                     "maps",
                     "list",
-                    "One entry a point and head: point (x, y in pixels of the image), patch (row, column), head, "
-                    "attention (rows of numbers), cls (share of the class token). attention and cls sum to 1.",
+                    "One entry a point and head: point (x, y in pixels of the image), patch (row, column), head "
+                    "(a number, mean or rollout), attention (rows of numbers), cls (share of the class token). "
+                    "attention and cls sum to 1.",
                 ),
             ),
         ),
@@ -182,8 +187,9 @@ LINES: dict[str, tuple[Document, ...]] = {
                     "Of each run its name, command, state, step, the step of its figures (measured_step), verdict, "
                     "figures, facts, unreadable images, next commands and, of a finetuned model, classes.",
                 ),
-                ("differing", "dict | list", "Settings in which the runs differ."),
+                ("differing", "list", "Settings in which the runs differ."),
                 ("charts", "list", "Curves, with their baselines."),
+                ("previews", "list", "Of each run its name and its pictures: step and path."),
             ),
         ),
     ),
@@ -196,7 +202,7 @@ LINES: dict[str, tuple[Document, ...]] = {
                 ("system", "str", ""),
                 ("cpu_cores", "int", "That this process may use."),
                 ("memory_gib", "float | None", ""),
-                ("torch", "str", "Version, or why it cannot be imported; what follows is then missing."),
+                ("torch", "str", "Version, or why it cannot be imported; what it tells is then missing."),
                 ("cpu_instructions", "str", "Of torch's kernels."),
                 ("cpu_bf16", "bool", "Whether the processor multiplies bf16."),
                 ("cpu_onednn_fp32", "bool", "Whether oneDNN can take fp32 products."),
@@ -206,13 +212,13 @@ LINES: dict[str, tuple[Document, ...]] = {
                 ("mps_available", "bool", ""),
                 ("gpus", "list[str]", ""),
                 ("cudnn", "int", ""),
-                ("nccl", "str", ""),
+                ("nccl", "str | None", ""),
                 ("packages", "dict[str, str]", "Versions."),
                 ("cache", "str", "Folder."),
                 ("cache_free_gib", "float", ""),
                 ("variables", "dict[str, str]", "That concern beit; secret ones say only that they are set."),
             ),
-            frozenset({"gpus", "cudnn", "nccl"}),
+            frozenset({"gpus", "cudnn", "nccl", "cache_free_gib"}),
         ),
     ),
 }
