@@ -24,7 +24,7 @@ from beitcli.cli.tables import (
     rows_table,
 )
 from beitcli.cli.terminal_style import style_of
-from beitcli.errors import BeitError, Stopped, StorageError
+from beitcli.errors import BeitError, Stopped, StorageError, UsageError
 from beitcli.escaping import terminal, terminal_line
 
 if TYPE_CHECKING:
@@ -108,11 +108,17 @@ class CommandConsole:
 
     def _draw(self, panels: Sequence[Panel]) -> None:
         """Draws pictures with lines beneath in the terminal of stderr; without a fit one, says so once."""
-        from beitcli.pictures.terminal import cell_width, draw_panels, protocol_of
+        from beitcli.pictures.terminal import VARIABLE, cell_width, draw_panels, protocol_of
 
-        protocol = protocol_of(os.environ)
         style = style_of(Stderr())
-        if not style.has_styles or protocol is None or not style.has_boxes:
+        try:
+            protocol = protocol_of(os.environ) if style.has_styles and style.has_boxes else None
+        except UsageError as error:  # a job does not end midway for it
+            message = f"warning: {error.message} {error.hint} Pictures are drawn as blocks."
+            if not self._has_been_told(message):
+                self._say(message, "yellow")
+            protocol = protocol_of({**os.environ, VARIABLE: "blocks"})
+        if protocol is None:
             if not self._has_told:
                 reason = "NO_COLOR is set" if os.environ.get("NO_COLOR") else "stderr is no terminal that can show it"
                 self._say(f"--preview draws nothing: {reason}. -o OUT writes the picture.", "dim")

@@ -17,6 +17,7 @@ NORMALIZATION_HELP = "How images are normalized; default as the checkpoint says.
 MASKING_NAMES = ("blockwise", "random")  # of `masking.MASKINGS`, whose import needs numpy
 # Of --pool: the word of the class token that timm's and the paper's users know.
 POOL_SYNONYMS = {"class": "cls", "class+mean": "cls+mean"}
+FEATURE_POOLS = {"mean": "mean", "none": "none"} | {cls: name for name, cls in POOL_SYNONYMS.items()}  # in engine/
 METRIC_WRITERS = Registry("beitcli.engine.trainer.metric_writers", "WRITER", "metric writer")
 ALWAYS_ON = "jsonl"  # the writer of metrics.jsonl
 MODEL_HELP = (
@@ -215,7 +216,7 @@ class Training(Launched):
     )
     log_to: tuple[str, ...] = option(
         (),
-        "Also send metrics there, beside metrics.jsonl; separated by commas.",
+        "Also send metrics to these services, beside metrics.jsonl; separated by commas.",
         panel="Run",
         flags=("--log-to", "--log"),
         may_change_on_resume=True,

@@ -81,7 +81,6 @@ class PredictConfig(ModelInputs, Windows, Job):
         panel="Output",
         flags=("-o", "--output"),
         metavar="OUT",
-        offered=(".jsonl",),
     )
     overwrite: bool = overwrite_option()
     overlay: bool = option(

@@ -8,6 +8,7 @@ from typing import Any
 from beitcli.config.fields import Setting, settings_of
 
 _OF_ONE_COMMAND = ("out", "resume", "config", "dry_run")
+_OF_LAUNCH = ("device", "gpus", "nodes", "shard", "in_memory", "token_cache")  # what a run may not fit in without
 
 
 def resuming_words(config_class: Any, run: str, values: Mapping[str, Any]) -> list[str]:
@@ -18,7 +19,7 @@ def resuming_words(config_class: Any, run: str, values: Mapping[str, Any]) -> li
     Args:
         config_class: Subclass of `Training`.
         values: Settings of the command that was stopped, by name, or the words given for them; those that were not
-            given may be left out.
+            given may be left out. Not those of a config.toml: it holds none of these, unless a stranger wrote it.
     """
     words = ["beit", config_class.command, "--out", run, "--resume"]
     for setting in settings_of(config_class).values():
@@ -29,6 +30,13 @@ def resuming_words(config_class: Any, run: str, values: Mapping[str, Any]) -> li
     if "--nodes" in words and "--rdzv-endpoint" not in words:
         words += ["--rdzv-endpoint", "HOST:PORT"]
     return words
+
+
+def resuming_note(config_class: Any) -> str:
+    """Returns the sentence for the command of a run whose own command is not known any more."""
+    settings = settings_of(config_class)
+    *flags, last = (settings[name].flag for name in _OF_LAUNCH if name in settings and _is_lost(settings[name]))
+    return f"Add {', '.join(flags)} and {last} as before, where they were given: a run does not store them."
 
 
 def _is_lost(setting: Setting) -> bool:

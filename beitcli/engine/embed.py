@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from beitcli.config.common import FEATURE_POOLS
 from beitcli.config.embed import EmbedConfig
 from beitcli.config.intensity import parse_intensity, with_models_intensity
 from beitcli.data.sources.base import Source
@@ -80,7 +81,7 @@ def extractor_of(
         compute=compute,
         weights="",
         layers=[layer],
-        pool=config.pool.replace("cls", "class"),
+        pool=FEATURE_POOLS[config.pool],
         norm=config.feature_norm,
         batch_size=config.batch_size,
         workers=choose_workers(config.workers, compute.device, compute.world),

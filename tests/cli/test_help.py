@@ -280,6 +280,7 @@ def completed(words: str, folder: Path) -> list[str]:
         ("beit pretrain photos/ --recipe ti", ["tiny"]),
         ("beit finetune photos/ --recipe tiny-", sorted(n for n in recipe_names("finetune") if n.startswith("tiny-"))),
         ("beit eval runs/a sample --device c", ["cpu", "cuda"]),
+        ("beit predict runs/a photos/ -o mas", []),  # of a segmenter it is a folder
         ("beit pretrain photos/ --model l", ["large"]),
         ("beit pretrain photos/ --tokenizer runs/", ["runs/b", "runs/a"]),
         ("beit train-tokenizer photos/ --kind vqk", ["vqkd"]),

@@ -12,6 +12,7 @@ import pytest
 
 from beitcli.cli.app import main
 from tests.cli.test_contract import at_terminal
+from tests.conftest import Beit
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,29 @@ def test_preview_is_drawn_as_the_terminal_can_and_stdout_stays_json(
     assert json.loads(out.read_text())["path"] == image
     if "nothing" not in seen:
         assert "75 of 196 patches (38%)" in said
+
+
+def test_a_misspelt_protocol_is_told_once_and_blocks_are_drawn(picture: Callable, tmp_path: Path) -> None:
+    images, out = [str(picture(name)) for name in ("a.png", "b.png")], tmp_path / "out.jsonl"
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT)
+    words = ["mask-preview", *images, "--preview"]
+    code, said = at_terminal(lambda: main(words), stdout=descriptor, BEIT_TERMINAL_IMAGES="kity")
+    os.close(descriptor)
+    assert code == 0
+    assert len(out.read_text().splitlines()) == 2
+    assert (
+        " ".join(said.split()).count("BEIT_TERMINAL_IMAGES is 'kity'. Give one of: kitty, iterm, sixel, blocks.") == 1
+    )
+    assert "\x1b[38;5;" in said
+
+
+def test_a_misspelt_protocol_does_not_matter_where_nothing_is_drawn(
+    picture: Callable, beit: Beit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEIT_TERMINAL_IMAGES", "kity")
+    ended = beit("mask-preview", picture("a.png"), "--preview")
+    assert (ended.code, len(ended.lines)) == (0, 1)
+    assert "kity" not in ended.err
 
 
 def test_attention_is_drawn_beside_the_image_with_its_points(

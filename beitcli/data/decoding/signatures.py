@@ -16,7 +16,8 @@ _BEGINNINGS: tuple[tuple[tuple[bytes, ...], str], ...] = (
 )
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _TEXTUAL = (  # with what follows their letters: a list of files may begin with the name P6
-    (re.compile(rb"P[1-6]" + _SPACE + rb"[0-9]+" + _SPACE + rb"[0-9]+\s"), "PNM"),
+    (re.compile(rb"P[14]" + _SPACE + rb"[0-9]+" + _SPACE + rb"[0-9]+\s"), "PNM"),
+    (re.compile(rb"P[2356]" + 2 * (_SPACE + rb"[0-9]+") + _SPACE + rb"[0-9]+\s"), "PNM"),  # and the largest value
     (re.compile(rb"P[Ff]\s+[0-9]+\s+[0-9]+\s+[-+.0-9]+\s"), "PFM"),
     (re.compile(rb"P7\n(?:#|WIDTH |HEIGHT )"), "PAM"),
 )

@@ -25,7 +25,7 @@ _SIDE = 128
 def doctor_page(diagnosis: Diagnosis, parts: Sequence[Source]) -> str:
     """Builds the page as HTML."""
     report = diagnosis.report
-    pictures = _Pictures(Paths(parts, diagnosis.starts), _MOST_PICTURES)
+    pictures = _Pictures(Paths(parts, diagnosis.starts), diagnosis.collected.signatures.readable, _MOST_PICTURES)
     findings = [_finding(each, diagnosis, pictures) for each in report.findings]
     groups = [
         {
@@ -81,13 +81,16 @@ def _finding(finding: DataFinding, diagnosis: Diagnosis, pictures: _Pictures) ->
 class _Pictures:
     """Small pictures of images, up to a number; further ones, and unreadable images, are names and a reason."""
 
-    def __init__(self, paths: Paths, most: int) -> None:
+    def __init__(self, paths: Paths, readable: np.ndarray, most: int) -> None:
         self.paths, self.left = paths, most
+        self._readable = readable  # (images,) bool
         self._most = f"the page shows {most:,} pictures at most"
         self._made: dict[int, str] = {}
 
     def of(self, index: int, why: str = "") -> dict[str, str]:
-        if index not in self._made and self.left > 0:
+        if not self._readable[index]:
+            self._made[index] = ""
+        elif index not in self._made and self.left > 0:
             part, inner = self.paths.place(index)
             try:
                 image = part.image(inner)

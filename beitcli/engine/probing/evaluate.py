@@ -90,7 +90,8 @@ def probe(config: EvalConfig, on_event: OnEvent = ignore) -> ProbeReport:
     warn(checkpoint.warnings, on_event)
     layers, form = chosen_layers(config.layer, model.architecture.depth), form_of(config)
     if "class" in form.pool and not has_class_token(model):
-        raise UsageError(f"'{config.model}' has no class token, which --pool {form.pool} reads.", "Give --pool mean.")
+        reader = f"--pool {config.pool}" if config.pool else f"--probe-form {config.probe_form}"
+        raise UsageError(f"'{config.model}' has no class token, which {reader} reads.", "Give --pool mean.")
     size = max(model.architecture.image_size)
     val = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, labelled=True, on_event=on_event))
     train, named = world.rank_zero_first(lambda: training_source(config, val.splits, size, on_event))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from beitcli.config.common import FEATURE_POOLS
 from beitcli.config.evaluate import EvalConfig
 
 
@@ -52,7 +53,7 @@ FORMS = {
 def form_of(config: EvalConfig) -> ProbeForm:
     """Returns the form of `--probe-form`, with what other options change of it."""
     given: dict[str, Any] = {
-        "pool": config.pool and config.pool.replace("cls", "class"),
+        "pool": FEATURE_POOLS[config.pool] if config.pool else None,
         "norm": config.feature_norm,
         "augment": config.augment,
         "epochs": config.probe_epochs,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from beitcli.engine.report.classes import class_tables
-from beitcli.engine.report.next_steps import next_commands
+from beitcli.engine.report.next_steps import next_commands, note_of
 from beitcli.engine.report.record import RunRecord
 from beitcli.engine.report.run_state import is_step, newest_folder
 from beitcli.engine.report.verdict import fixed_guess, verdict_of
@@ -75,6 +75,7 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
         "facts": _facts(record, last),
         "bad": {"count": record.bad_count, "named": [list(each) for each in record.bad]},
         "next": [shell_line(words) for words in commands],
+        "next_notes": {shell_line(words): note for words in commands if (note := note_of(words))},
         "classes": class_tables(record),
         "classes_step": evaluated if is_step(evaluated) else None,
     }

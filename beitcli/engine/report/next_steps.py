@@ -8,7 +8,7 @@ from typing import Any
 from beitcli.config.finetune import FinetuneConfig
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.config.resolve import recipe_names
-from beitcli.config.resuming import resuming_words
+from beitcli.config.resuming import resuming_note, resuming_words
 from beitcli.config.tasks import DEFAULT_TASK, TASKS
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
 
@@ -29,15 +29,22 @@ def next_commands(
 
     Args:
         command: The one that made it.
-        settings: Of its config.toml.
+        settings: Of its config.toml, which may be a stranger's: of them no folder to write to is taken.
         decodes: Of a tokenizer: whether it has a decoder.
-        can_resume: Whether it was stopped, so that the first command is the one that goes on with it.
+        can_resume: Whether it was stopped, so that the first command is the one that goes on with it; `note_of` is
+            to stand beside it. Of a run on the images of stdin there is none.
         has_model: Whether it has a checkpoint, which the other commands read.
     """
     if command not in _TRAININGS:
         return []
-    resume = [tuple(resuming_words(_TRAININGS[command], run, settings))] if can_resume else []
+    is_stdin = "-" in _texts(settings.get("data"))
+    resume = [tuple(resuming_words(_TRAININGS[command], run, {}))] if can_resume and not is_stdin else []
     return [*resume, *(_of_model(command, settings, run, decodes=decodes) if has_model else [])]
+
+
+def note_of(words: Sequence[str]) -> str:
+    """Returns what to say beside one of the commands: of `--resume` the options that it lacks, else nothing."""
+    return resuming_note(_TRAININGS[words[1]]) if "--resume" in words else ""
 
 
 def _of_model(command: str, settings: dict[str, Any], run: str, *, decodes: bool) -> list[tuple[str, ...]]:

@@ -57,7 +57,8 @@ def _plain(run: dict[str, Any]) -> str:
     measured = run["measured_step"]
     elsewhere = f", measured at step {measured:,}" if measured not in (None, run["step"]) else ""
     rows = [("state", f"{run['state']}, step {run['step']:,}{elsewhere}"), *figures, *run["facts"].items()]
-    rows += [("next", line) for line in run["next"]]
+    for line in run["next"]:
+        rows += [("next", line), *(("", note) for note in [run["next_notes"].get(line)] if note)]
     rows += [("unreadable images", f"{run['bad']['count']:,}")] if run["bad"]["count"] else []
     return plain_section(run["name"], [run["verdict"]["text"], _NEEDS_SCRIPT], rows)
 

@@ -97,6 +97,7 @@ class RunRecord:
             vocab_size=self.vocab_size,
             classes=len(classes) if isinstance(classes, list) else len(self.class_names),
             commonest=max(labelled.values(), default=0) / max(1, sum(labelled.values())),
+            labelled=sum(count > 0 for count in labelled.values()),
         )
 
     @property

@@ -5,7 +5,9 @@
 | pretrain, tokens | the 95% interval above the most frequent token's share, loss below the entropy | a code has 40% |
 | pretrain, pixels | loss below 95% of that of the mean colour | |
 | train-tokenizer | ln perplexity at least half of ln codes | perplexity below 2, or a code has 40% |
-| finetune | the 95% interval, or the metric, above that of the best fixed guess | |
+| finetune, top-1 | the 95% interval above the share of the most frequent class | |
+| finetune, mean IoU | above 0.5% and above always guessing the most frequent class, without an interval | |
+| finetune, AP | above 0.5%, without an interval | |
 
 What is neither is `early`: nothing yet. So is a pretraining on the tokens of a tokenizer that uses few of its codes,
 and one whose lead on both guesses is no more than the place of a patch may give.
@@ -59,7 +61,8 @@ class Measured:
         measurings: (step, metrics of held-out images), in order.
         vocab_size: Codes of a tokenizer, or of that whose tokens are predicted; 0 if unknown.
         classes: Classes of a finetuned model; 0 if unknown.
-        commonest: Share of the most frequent class among the images that were measured; 0 if unknown.
+        commonest: Share of the most frequent class among the images, or pixels, that were measured; 0 if unknown.
+        labelled: Classes that occur among their labels; 0 if unknown.
         tokenizer: That of the tokenizer which a pretraining trained for itself; None without one.
     """
 
@@ -68,6 +71,7 @@ class Measured:
     vocab_size: int = 0
     classes: int = 0
     commonest: float = 0.0
+    labelled: int = 0
     tokenizer: Measured | None = None
 
 
@@ -86,10 +90,14 @@ def verdict_of(measured: Measured) -> Verdict:
 
 
 def fixed_guess(measured: Measured, name: str) -> float:
-    """Returns what always guessing the most frequent class gives of a metric of a finetuned model; 0 if unknown."""
+    """Returns what always guessing the most frequent class gives of a metric of a finetuned model; 0 if unknown.
+
+    The mean IoU is over the classes that are labelled or predicted: the IoU of that class is its share, that of every
+    other labelled class 0.
+    """
     if name in ("top1", "pixel_accuracy"):
         return measured.commonest
-    return measured.commonest / measured.classes if name == "miou" and measured.classes else 0.0
+    return measured.commonest / measured.labelled if name == "miou" and measured.labelled else 0.0
 
 
 def _tokens(last: Mapping[str, float], measured: Measured) -> Verdict:
@@ -226,9 +234,11 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
     if name == "mean_ap":  # of random scores it is the share of positives, which is not known here
         return Verdict("unknown", f"It has {figures}.{_few(images)}")
     guess = 0.0
-    if name == "miou" and measured.classes:
-        guess = fixed_guess(measured, name) or 1 / measured.classes**2
-        figures += f"; always guessing the most frequent class: {percent(guess)}"
+    if name == "miou" and (measured.labelled or measured.classes):
+        known = fixed_guess(measured, name)
+        guess = known or 1 / (measured.labelled or measured.classes) ** 2
+        what = "most frequent class" if known else "same class, were all as common"
+        figures += f"; always guessing the {what}: {percent(guess)}"
     if value <= max(guess, 0.005):
         return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.{_few(images)}")
     trend = _trend(measured.measurings, name, rising=True)

@@ -103,7 +103,7 @@ def apply_choice(choice: AttentionChoice) -> None:
     set_order = getattr(torch._C, "_set_sdp_priority_order", None)
     if set_order is not None:
         rest = [name for name in SDPA if name not in order]
-        set_order([int(SDPA[name]) for name in (*order, *rest)])
+        set_order([int(SDPA[name]) for name in (*order, *rest)])  # type: ignore[call-overload] # its stub has no __int__
     elif choice.fallback == "cudnn":  # `efficient` may come before it
         order.remove("efficient")
     torch.compiler.config.cache_key_tag = f"sdpa:{','.join(order)}"

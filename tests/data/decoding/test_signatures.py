@@ -59,6 +59,7 @@ def test_what_pillow_writes_is_told_by_its_first_bytes(form: str, mode: str, opt
         (b"RIFF\x24\0\0\0WAVEfmt ", None),
         (b"BMW.png\nBMX.png\n", None),
         (b"P6\nphoto.png\n", None),
+        (b"P2\n3\n4\n", None),
         (b"P7\nP8\n", None),
         (b"GIF8/photo.png\n", None),
         (b"", None),

@@ -485,6 +485,33 @@ def test_stdin_paths_that_begin_like_an_image_are_paths() -> None:
         assert [source.path(index) for index in range(len(source))] == [name, *names]
 
 
+@pytest.mark.parametrize(
+    ("names", "nul_separated"),
+    [
+        (["P1 2024 11 05.jpg", "b.jpg"], False),
+        (["P1 2024 11 05.jpg", "b.jpg"], True),
+        (["P6 2024 11 05 06.jpg", "b.jpg"], False),
+        (["P1", "2", "3"], False),
+        (["P2", "2", "3"], False),
+    ],
+)
+def test_stdin_paths_that_read_like_a_whole_header_are_paths_if_the_first_one_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], nul_separated: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = "".join(name + ("\0" if nul_separated else "\n") for name in names).encode()
+    for name in names:
+        (tmp_path / name).write_bytes(picture(200, "PNG"))
+    source = open_data(["-"], stdin=BytesIO(content), nul_separated=nul_separated)
+    assert [source.path(index) for index in range(len(source))] == names
+
+
+@pytest.mark.parametrize("content", [b"P1\n2 2\n0 1 1 0\n", b"P2 2 2 255\n0 9 9 0\n", b"P5\n2 1\n255\n\0\xff"])
+def test_stdin_image_with_a_textual_header_is_an_image(content: bytes) -> None:
+    source = open_data(["-"], stdin=BytesIO(content))
+    assert (source.path(0), source.read(0)) == ("stdin", content)
+
+
 def test_stdin_image_that_is_cut_off_is_a_bad_image() -> None:
     source = open_data(["-"], stdin=BytesIO(picture(200, "JPEG")[:-40]))
     with pytest.raises(BadImage):

@@ -308,6 +308,20 @@ def test_the_page_says_what_it_leaves_to_json_and_why_a_picture_is_missing(
     assert missing == [""] * 10 + ["the page shows 10 pictures at most"] * 14
 
 
+def test_an_unreadable_image_is_told_as_such_past_the_most_pictures(
+    tmp_path: Path, beit: Beit, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        photo(number, (64, 64)).save(tmp_path / "data" / f"{number}.png")
+    (tmp_path / "data" / "bad.png").write_bytes(b"no picture")
+    monkeypatch.setattr("beitcli.engine.doctor.page._MOST_PICTURES", 0)
+    beit("doctor", tmp_path / "data", "-o", tmp_path / "page.html", "--workers", 0)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text(), re.DOTALL)[1])
+    shown = {Path(image["path"]).name: image["missing"] for each in data["findings"] for image in each["images"]}
+    assert shown["bad.png"] == "cannot be read"
+
+
 def test_an_output_of_another_kind_is_refused_before_the_images_are_read(labelled_folder: Path, beit: Beit):
     ended = beit("doctor", labelled_folder, "-o", "report.pdf")
     assert ended.code == 2

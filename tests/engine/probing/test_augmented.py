@@ -247,7 +247,10 @@ def test_the_paper_form_is_the_default_and_takes_augmentation(linear):
 def test_a_model_without_a_class_token_is_refused_where_it_is_read(linear):
     linear("--probe-form", "release", "--size", 32, model=WITHOUT, code=2)
     assert "has no class token" in linear.err
+    assert "which --probe-form release reads" in linear.err
     assert "--pool mean" in linear.err
+    linear("--pool", "cls+mean", "--size", 32, model=WITHOUT, code=2)
+    assert "which --pool cls+mean reads" in linear.err
     assert linear(*RELEASE, "--pool", "mean", "--size", 32, model=WITHOUT)["images"] == 24
 
 

@@ -29,4 +29,4 @@ def test_details_of_a_segmenter_are_pixels_of_classes_and_its_worst_images(tmp_p
     assert rows["sky"]["value"] == pytest.approx(50 / 80)
     assert rows["tree"]["value"] == pytest.approx(15 / 50)
     assert (rows["sky"]["share"], rows["tree"]["recall"], rows["cat"]["recall"]) == (0.6, 0.375, None)
-    assert run.measured.commonest == 0.6
+    assert (run.measured.commonest, run.measured.labelled, run.measured.classes) == (0.6, 2, 3)

@@ -211,9 +211,10 @@ def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) ->
 
 
 def test_a_segmenter_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
-    """6 of 8 pixels are of one class: 6/8 right, and the mean IoU of the two classes is (6/8 + 0) / 2."""
+    """6 of 8 pixels are of one class: 6/8 right; the mean IoU of the two that occur, of three, is (6/8 + 0) / 2."""
     run = write_run(tmp_path / "a")
-    evaluation = {"task": "segment", "classes": ["sky", "sea"], "labelled": [6, 2], "predicted": [6, 2], "hits": [6, 2]}
+    evaluation = {"task": "segment", "labelled": [6, 2, 0], "predicted": [6, 2, 0], "hits": [6, 2, 0]}
+    evaluation["classes"] = ["sky", "sea", "absent"]
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     row = {"step": 10, "held_out_miou": 0.5, "held_out_pixel_accuracy": 0.9, "held_out_mean_accuracy": 0.8}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"step": 20}) + "\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from beitcli.config.resolve import resolve
-from beitcli.engine.report.next_steps import next_commands
+from beitcli.engine.report.next_steps import next_commands, note_of
 from beitcli.escaping import shell_line
 from tests.documents.reading import flags_of
 
@@ -30,13 +30,26 @@ def test_a_run_on_the_drawn_images_goes_on_with_them() -> None:
     ]
 
 
-def test_a_stopped_run_goes_on_with_what_its_settings_do_not_hold() -> None:
-    settings = {"data": ["sample"], "recipe": "tiny", "token_cache": "tokens/"}
+def test_a_stopped_run_goes_on_and_a_file_does_not_say_where_it_writes() -> None:
+    settings = {"data": ["sample"], "recipe": "tiny", "token_cache": "/home/u/.ssh"}
     first, *rest = next_commands("pretrain", settings, "runs/a b", can_resume=True)
-    assert shell_line(first) == "beit pretrain --out 'runs/a b' --resume --token-cache tokens/"
+    assert shell_line(first) == "beit pretrain --out 'runs/a b' --resume"
     assert rest == next_commands("pretrain", settings, "runs/a b")
     assert next_commands("pretrain", settings, "runs/a b", can_resume=True, has_model=False) == [first]
     assert next_commands("unknown", settings, "runs/a b", can_resume=True) == []
+    assert [note_of(words) for words in rest] == [""] * len(rest)
+
+
+@pytest.mark.parametrize("command", ["train-tokenizer", "pretrain", "finetune"])
+def test_beside_the_command_that_resumes_stands_what_a_run_does_not_store(command: str) -> None:
+    first, *_ = next_commands(command, {"data": ["photos/"]}, "r", can_resume=True)
+    assert note_of(first).startswith("Add --device, --gpus, --nodes")
+    assert ("--token-cache" in note_of(first)) == (command == "pretrain")
+
+
+def test_a_run_on_the_images_of_stdin_has_no_command_that_resumes_it() -> None:
+    settings = {"data": ["-"], "recipe": "tiny"}
+    assert next_commands("pretrain", settings, "r", can_resume=True) == next_commands("pretrain", settings, "r")
 
 
 def test_a_tokenizer_is_given_to_the_recipe_of_its_name() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from beitcli.engine.report.intervals import student_95, wilson
 from beitcli.engine.report.verdict import Measured, verdict_of
+from beitcli.engine.segmentation.metrics import metrics_of
 
 TOKENS = {"masked_accuracy": 0.042, "baseline_accuracy": 0.00382, "loss": 5.52, "unigram_entropy": 6.83}
 CODES = {"psnr": 20.69, "codes_used": 1007, "perplexity": 804.4, "commonest_share": 0.0049}
@@ -164,14 +166,32 @@ def test_a_classifier_is_judged_by_its_interval() -> None:
 
 
 def test_segmenters_and_detectors() -> None:
-    grade, text = judged({"miou": 0.45, "images": 200}, "finetune", classes=4, commonest=0.6)
+    seen = {"classes": 4, "commonest": 0.6, "labelled": 4}
+    grade, text = judged({"miou": 0.45, "images": 200}, "finetune", **seen)
     assert (grade, text) == (
         "good",
         "It has learnt: mean IoU 45.0% on 200 images of 4 classes; always guessing the most frequent class: 15.0%.",
     )
-    assert judged({"miou": 0.15, "images": 200}, "finetune", classes=4, commonest=0.6)[0] == "early"
+    assert judged({"miou": 0.15, "images": 200}, "finetune", **seen)[0] == "early"
     assert judged({"ap": 0.0, "images": 200}, "finetune", classes=4)[0] == "early"
     assert judged({"mean_ap": 0.5, "micro_f1": 0.4, "images": 99}, "finetune", classes=4)[0] == "unknown"
+
+
+def test_a_segmenter_that_always_says_one_class_has_learnt_nothing_where_most_classes_are_absent() -> None:
+    """2 of 150 classes are labelled, 90 to 10: the IoU of the first is 0.9, that of the second 0."""
+    counts = torch.zeros(150, 150, dtype=torch.int64)
+    counts[0, 0], counts[1, 0] = 900, 100
+    last = {"miou": metrics_of(counts).miou, "images": 200}
+    assert last["miou"] == pytest.approx(0.45)
+    labels = {"classes": 150, "labelled": 2}
+    grade, text = judged(last, "finetune", commonest=0.9, **labels)
+    assert grade == "early"
+    assert text.endswith(
+        "mean IoU 45.0% on 200 images of 150 classes; always guessing the most frequent class: 45.0%. "
+        "Train longer, or on more images."
+    )
+    unknown = judged(last, "finetune", **labels)[1]
+    assert "always guessing the same class, were all as common: 25.0%" in unknown
 
 
 def test_a_share_that_was_better_before_is_told_as_a_percentage() -> None:

@@ -51,7 +51,7 @@ def _read(stdin: BinaryIO, nul_separated: bool) -> Source:
         DataError: There are no paths, they are separated otherwise than `nul_separated` says, or it is another file.
     """
     content = stdin.read()
-    if image_kind(content) is not None:
+    if _is_image(content, nul_separated):
         return StdinImage(content)
     if b"\0" in content and not nul_separated:
         if os.path.exists(content.partition(b"\0")[0]):
@@ -70,6 +70,20 @@ def _read(stdin: BinaryIO, nul_separated: bool) -> Source:
     if not nul_separated:
         paths = [path.removesuffix(b"\r") for path in paths]
     return ListSource(paths, name="-")
+
+
+def _is_image(content: bytes, nul_separated: bool) -> bool:
+    """Whether stdin holds an image, and not a list whose first path reads like the header of a netpbm image.
+
+    The pixels of P1 to P3 are text as well, so that a file named `P1` decides; those of the others are not, and a file
+    decides that is named by more than those two letters.
+    """
+    kind = image_kind(content)
+    if kind not in ("PNM", "PFM"):
+        return kind is not None
+    first = content.partition(b"\0" if nul_separated else b"\n")[0].removesuffix(b"\r")
+    may_be_path = len(first) > 2 or first in (b"P1", b"P2", b"P3")
+    return not (may_be_path and os.path.exists(first))
 
 
 FORMAT = Format(looks="- (on stdin: paths, or one image)", words=("-",), open=_open, rank=90)

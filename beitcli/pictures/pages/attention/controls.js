@@ -96,11 +96,9 @@ function drawView() {
   return canvas;
 }
 part("save").addEventListener("click", () => drawView().toBlob((blob) => {
-  const link = made("a"), stem = data.images[state.image].name.split("/").pop().replace(/\.[^.]*$/, "");
-  const patch = state.query - 1;
-  const from = patch < 0 ? "class-token" : `row${Math.floor(patch / columns)}-column${patch % columns}`;
+  const link = made("a");
   link.href = URL.createObjectURL(blob);
-  link.download = `${stem}-layer${state.layer}-${state.map}-${from}.png`.replace(/[^\w.-]+/g, "_");
+  link.download = fileName();
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }));

@@ -134,6 +134,14 @@ function pixelsOf(patch) {
 }
 // The layer as it is counted in words, from 1, and as the command counts it, from 0.
 const layerSaid = () => `layer ${state.layer + 1} of ${data.depth} (--layer ${state.layer})`;
+// A name for the picture of what is shown: no two views of an image share it, nor does it need quotes in a shell.
+function fileName() {
+  const stem = data.images[state.image].name.split("/").pop().replace(/\.[^.]*$/, ""), patch = state.query - 1;
+  const from = patch < 0 ? "class-token" : `row${Math.floor(patch / columns)}-column${patch % columns}`;
+  const look = (state.share < 1 ? `-${Number((100 * state.share).toFixed(2))}percent` : "") + (state.smooth ? "-smooth" : "");
+  const name = `${stem}-layer${state.layer + 1}${look}-${state.map}-${from}.png`;
+  return name.replace(/[^\p{L}\p{N}_.-]+/gu, "_").replace(/^-/, "_");
+}
 const nameOf = (map) => (map === "mean" ? "mean of the heads" : map === "rollout" ? "rollout" : `head ${map}`);
 
 function write(row) {
@@ -144,7 +152,7 @@ function write(row) {
     from = `${placeOf(patch)} (pixels x ${x.join("–")}, y ${y.join("–")})`;
     const kept = state.share < 1 ? ` --threshold ${Number(state.share.toFixed(4))}` : "";
     command = `${data.images[state.image].command} --point ${middle(x)},${middle(y)} --layer ${state.layer} ` +
-      `--head ${state.map}${kept}${state.smooth ? " --smooth" : ""} -o map.png`;
+      `--head ${state.map}${kept}${state.smooth ? " --smooth" : ""} -o ${fileName()}`;
   }
   part("from").textContent = from + (state.pinned ? ", pinned" : "");
   part("best").textContent = best < 0 ? "none" : `${percent(row.most)} at ${placeOf(best)}`;

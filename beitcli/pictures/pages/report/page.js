@@ -285,7 +285,7 @@ function classTable(found) {
   if (has("share")) columns.push({ title: "share of pixels", number: true, value: (row) => row.share, cell: (row) => percent(row.share) });
   if (has("objects")) columns.push({ title: "objects", number: true, value: (row) => row.objects, cell: (row) => whole(row.objects) });
   columns.push({ title: found.metric, number: true, value: (row) => row.value ?? -1, cell: (row) => row.value === null ? "-" : percent(row.value) });
-  columns.push({ title: has("interval") ? "95% interval" : "0 to 100%", value: (row) => row.value ?? -1, cell: spanOf });
+  columns.push({ title: has("interval") ? "95% interval" : "bar", value: (row) => row.value ?? -1, cell: spanOf });
   if (has("interval")) columns.push({ title: "from, to", number: true, value: (row) => row.interval[0], cell: (row) => `${percent(row.interval[0])}, ${percent(row.interval[1])}` });
   if (has("precision")) columns.push({ title: "precision", number: true, value: (row) => row.precision ?? -1, cell: (row) => row.precision === null ? "-" : percent(row.precision) });
   if (has("recall")) columns.push({ title: "recall", number: true, value: (row) => row.recall ?? -1, cell: (row) => row.recall === null ? "-" : percent(row.recall) });
@@ -305,11 +305,11 @@ function matrixTable(matrix) {
   })));
 }
 function mistake(each) {
-  const drawn = (caption, url) => element("figure", {}, element("img", { src: url, alt: "" }), element("figcaption", { class: "soft" }, caption));
+  const captioned = (caption, url) => element("figure", {}, element("img", { src: url, alt: "" }), element("figcaption", { class: "soft" }, caption));
   const share = each.probability === undefined ? "" : ` (${Math.round(100 * each.probability)}%)`;
   const boxes = each.wrong === undefined ? "" : `, ${counted(each.wrong, "wrong box", "wrong boxes")}`;
   return element("li", {},
-    each.labelled ? element("div", { class: "pair" }, drawn("labelled", each.labelled), drawn("predicted", each.picture)) : element("img", { src: each.picture, alt: "" }),
+    each.labelled ? element("div", { class: "pair" }, captioned("labelled", each.labelled), captioned("predicted", each.picture)) : element("img", { src: each.picture, alt: "" }),
     each.predicted === undefined ? null : element("div", {}, "predicted ", element("b", { class: "wrong" }, each.predicted), share),
     each.class === undefined ? null : element("div", {}, "actually ", element("b", {}, each.class)),
     each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
@@ -347,6 +347,7 @@ if (withBad.length) {
     element("ul", { class: "badlist" }, ...run.bad.named.map(([path, reason]) => element("li", {}, element("code", {}, path), ` ${reason}`))));
 }
 const commands = [...new Set(report.runs.flatMap((run) => run.next))];
+const notes = new Map(report.runs.flatMap((run) => Object.entries(run.next_notes)));
 if (commands.length) {
   byId("next").hidden = false;
   byId("next").append(element("h2", {}, "Next"));
@@ -357,5 +358,6 @@ if (commands.length) {
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
     byId("next").append(element("div", { class: "command" }, element("code", {}, command), button));
+    if (notes.has(command)) byId("next").append(element("p", { class: "soft" }, notes.get(command)));
   }
 }
