@@ -43,6 +43,7 @@ TABLES = {
     "figure 2": attention.TABLE,
 }
 WITH_MASKS = ("3", "4", "figure 2")
+PICTURE_WIDTH = 1400
 PICTURED = {"scratch": "few", "pixels": "pretrain", "beit": "pretrain"}
 """Starts whose attention is drawn, each with the stage of the run."""
 
@@ -100,7 +101,7 @@ def titled(name: str) -> str:
 def _shown(pictures: Path, budget: str) -> list[str]:
     lines = []
     for start in PICTURED:
-        file = pictures / f"attention-{start}-{budget}.png"
+        file = pictures / f"attention-{start}-{budget}.jpg"
         if file.exists():
             lines.append(f"\n`{start}`, seed 0:\n\n![Attention of points on photographs]({pictures.name}/{file.name})")
     return lines
@@ -112,13 +113,25 @@ def draw_attention(runner: Runner, photos: Path, budget: str, pictures: Path) ->
     for start, stage in PICTURED.items():
         run = runner.run_of(Chains(budget).place(start, 0, stage))
         if (run / "checkpoints" / "latest").exists():
-            picture = str(pictures / f"attention-{start}-{budget}.png")
-            words = ["attn-map", str(photos), "--limit", "3", "--model", str(run), "--figure", "-o", picture]
+            drawn = runner.work / f"attention-{start}-{budget}.png"
+            words = ["attn-map", str(photos), "--limit", "3", "--model", str(run), "--figure", "-o", str(drawn)]
             command = [sys.executable, "-m", "beitcli", *words, "--overwrite", "--device", runner.device, "--quiet"]
             done = subprocess.run(command, env=environment(), capture_output=True, text=True)
             if done.returncode:
                 failures.append(f"attn-map of {start}: {done.stderr}")
+            else:
+                save_smaller(drawn, pictures / f"attention-{start}-{budget}.jpg")
     return failures
+
+
+def save_smaller(drawn: Path, picture: Path) -> None:
+    """Saves a picture as a JPEG of `PICTURE_WIDTH` pixels at most."""
+    from PIL import Image
+
+    with Image.open(drawn) as whole:
+        smaller = whole.convert("RGB")
+        smaller.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH), Image.Resampling.LANCZOS)
+        smaller.save(picture, quality=88)
 
 
 def write_between_marks(document: Path, name: str, lines: list[str]) -> None:

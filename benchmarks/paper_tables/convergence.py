@@ -148,10 +148,10 @@ def draw(runner: Runner, seeds: Sequence[int], budget: str, pictures: Path) -> N
     farthest, highest = (max(point[axis] for curve in means.values() for point in curve) for axis in (0, 1))
     x, y = linear(0, farthest), linear(0, highest, as_percent=True)
     plot = Plot("Finetuning with few labels", x, y, ("step", "top-1"))
-    for (name, curve), colour in zip(means.items(), (VERMILION, MUTED, BLUE), strict=True):
+    right, lower, font = plot.box[2] - 8, plot.box[3] - 12, font_of(15)
+    for number, ((name, curve), colour) in enumerate(zip(means.items(), (VERMILION, MUTED, BLUE), strict=True)):
         points = [plot.place(x.to_share(step), top1) for step, top1 in curve]
         plot.draw.line(points, colour, 3, joint="curve")
-        across, upper = points[-1]
-        plot.draw.text((across - 6, upper + 8), name, colour, font_of(15), anchor="rt")
+        plot.draw.text((right, lower - 20 * number), name, colour, font, anchor="rb")
     pictures.mkdir(parents=True, exist_ok=True)
     plot.picture.save(pictures / f"convergence-{budget}.png", optimize=True)
