@@ -280,7 +280,6 @@ def completed(words: str, folder: Path) -> list[str]:
         ("beit pretrain photos/ --recipe ti", ["tiny"]),
         ("beit finetune photos/ --recipe tiny-", sorted(n for n in recipe_names("finetune") if n.startswith("tiny-"))),
         ("beit eval runs/a sample --device c", ["cpu", "cuda"]),
-        ("beit predict runs/a photos/ -o mas", []),  # of a segmenter it is a folder
         ("beit pretrain photos/ --model l", ["large"]),
         ("beit pretrain photos/ --tokenizer runs/", ["runs/b", "runs/a"]),
         ("beit train-tokenizer photos/ --kind vqk", ["vqkd"]),
@@ -298,7 +297,7 @@ def completed(words: str, folder: Path) -> list[str]:
         ("beit doctor x/ -o good.t", ["good.tsv", "good.txt"]),
         ("beit doctor x/ -o page", ["page.html", "page.tsv", "page.txt"]),
         ("beit report runs/a -o compare", ["compare.html"]),
-        ("beit predict runs/a x.png -o lines", ["lines.jsonl"]),
+        ("beit predict runs/a photos/ -o mas", []),  # of a segmenter it is a folder
         ("beit eval runs/a x/ --pool c", ["cls", "cls+mean"]),
         ("beit predict runs/a x.png --gp", []),
         ("beit cache --kind streams,f", ["streams,features"]),

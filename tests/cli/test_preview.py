@@ -12,7 +12,7 @@ import pytest
 
 from beitcli.cli.app import main
 from tests.cli.test_contract import at_terminal
-from tests.conftest import Beit
+from tests.conftest import Ended
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_misspelt_protocol_is_told_once_and_blocks_are_drawn(picture: Callable
 
 
 def test_a_misspelt_protocol_does_not_matter_where_nothing_is_drawn(
-    picture: Callable, beit: Beit, monkeypatch: pytest.MonkeyPatch
+    picture: Callable, beit: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BEIT_TERMINAL_IMAGES", "kity")
     ended = beit("mask-preview", picture("a.png"), "--preview")

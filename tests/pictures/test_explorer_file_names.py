@@ -41,6 +41,7 @@ def test_each_view_has_a_file_of_its_own_with_the_layer_that_the_page_says(
         names.append(shlex.split(page.locator("#command").inner_text())[-1])
         with page.expect_download() as waiting:
             page.click("#save")
+        saved = waiting.value.suggested_filename
         layer = page.locator("#layer-said").inner_text().split()[0]
         browser.close()
     assert names == [
@@ -48,4 +49,4 @@ def test_each_view_has_a_file_of_its_own_with_the_layer_that_the_page_says(
         f"a_b-layer{layer}-mean-row1-column1.png",
         f"a_b-layer{layer}-smooth-mean-row1-column1.png",
     ]
-    assert waiting.value.suggested_filename == names[-1]
+    assert saved == names[-1]
