@@ -185,7 +185,8 @@ LINES: dict[str, tuple[Document, ...]] = {
                     "runs",
                     "list",
                     "Of each run its name, command, state, step, the step of its figures (measured_step), verdict, "
-                    "figures, facts, unreadable images, next commands (next_notes: what to add to one) and, of a finetuned model, classes.",
+                    "figures, facts, unreadable images, next commands (next_notes: what to add to one) and, of a "
+                    "finetuned model, classes.",
                 ),
                 ("differing", "list", "Settings in which the runs differ."),
                 ("charts", "list", "Curves, with their baselines."),
