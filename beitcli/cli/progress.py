@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from beitcli.escaping import terminal_line
 from beitcli.runtime.metric_text import HELD_OUT, HELD_OUT_LABEL, TRAIN_LABEL, figure_texts, key_figures
+from beitcli.runtime.signals import signal_words, stop_requested
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,7 @@ _LINE_SECONDS = 5.0  # between two plain lines with metrics
 _COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
 _SAMPLE_SECONDS = 0.5  # between two points of the speed
 _SAMPLES = 60
+_STOPS_AT_ONCE = "Ctrl-C again stops at once."
 
 
 class Pace:
@@ -161,6 +163,9 @@ def _bar(console: Console) -> Bar:
                 yield self.make_tasks_table([task])
                 if task.fields["figures"]:
                     yield Text("  " + fitting(task.fields["figures"], console.width - 2), no_wrap=True)
+            number = stop_requested()
+            if number is not None:  # drawn by the bar's own thread, while the step goes on
+                yield Text(f"  {signal_words(number)}: stops after this step. {_STOPS_AT_ONCE}", no_wrap=True)
 
     return Lines(
         Name(table_column=Column(no_wrap=True)),

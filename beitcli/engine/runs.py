@@ -23,7 +23,8 @@ def list_runs(config: RunsConfig) -> list[Run]:
     """
     folder = Path(config.folder)
     if not folder.is_dir():
-        raise DataError(f"There is no folder '{folder}'.", "Give the folder that holds your runs.")
+        way_out = "Give the folder that holds your runs; `beit pretrain sample --recipe tiny` makes one in runs/."
+        raise DataError(f"There is no folder '{folder}'.", way_out)
     runs = [_read_or_name(path) for path in _folders(folder)]
     if not runs:
         raise DataError(f"'{folder}' holds no runs.", "`beit pretrain sample --recipe tiny` makes one.")

@@ -19,6 +19,7 @@ from beitcli.errors import Interrupted, SignalStop, Stopped
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP")
 _noted: int | None = None  # by this process, outside trainings
+_obeyed_soon: int | None = None  # by a training, between steps
 
 
 def stop_signals() -> tuple[int, ...]:
@@ -84,6 +85,11 @@ def _note_only(number: int, frame: FrameType | None) -> None:
     note(number)
 
 
+def stop_requested() -> int | None:
+    """Returns the signal after which a training of this process is about to stop; None if there is none."""
+    return _obeyed_soon
+
+
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Context in which this thread gets no stop signal and no Ctrl-C; a process forked in it starts without them."""
@@ -96,6 +102,11 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _tell(number: int | None) -> None:
+    global _obeyed_soon
+    _obeyed_soon = number
 
 
 class StopRequest:
@@ -113,7 +124,9 @@ class StopRequest:
             ignores_interrupts = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a shell's background job
             for number in (*stop_signals(), *(() if ignores_interrupts else (signal.SIGINT,))):
                 self._former[number] = signal.signal(number, self._note)
-            self.received = self.received or noted()
+            earlier = noted()
+            if earlier is not None:
+                self._receive(earlier)
             forget()
         return self
 
@@ -123,12 +136,17 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
+        _tell(None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:
             raise KeyboardInterrupt
         if self.received is None:
-            self.received = number
+            self._receive(number)
+
+    def _receive(self, number: int | None) -> None:
+        self.received = number
+        _tell(number)
 
     def __bool__(self) -> bool:
         return self.received is not None

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from beitcli.config.data_formats import DATA_FORMATS, data_formats, is_word
+from beitcli.data.decoding import heif
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.concat import Concat
 from beitcli.data.sources.files import look_alikes, sibling_names
@@ -82,7 +83,8 @@ def _format_of(path: str) -> Format:
     for each in named or formats():
         if named or each.recognizes(path):
             return each
-    raise DataError(f"'{path}' is of no format that is known here.", hint=_hint())
+    is_heic = path.rpartition(".")[2].lower() in heif.ENDINGS and not heif.is_installed()
+    raise DataError(f"'{path}' is of no format that is known here.", hint=heif.WAY_OUT if is_heic else _hint())
 
 
 def _hint() -> str:

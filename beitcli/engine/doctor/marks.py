@@ -30,7 +30,7 @@ class Mark:
 
 
 MARKS = {
-    "unreadable": Mark("warning", "cannot be read", "Get them again, or leave them out: -o good.tsv."),
+    "unreadable": Mark("warning", "cannot be read", "Replace what is damaged, or leave it out: -o good.tsv."),
     "misnamed": Mark("note", "are of another format than the name says", "Read as what the content is."),
     "one-colour": Mark("warning", "are of one colour", "A list without them: --drop one-colour."),
     "dark": Mark(

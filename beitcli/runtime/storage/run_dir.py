@@ -168,10 +168,8 @@ def _require_free(path: Path, resume: bool) -> None:
         raise UsageError(f"--out '{path}' is a file.", "Give a folder that is new or empty.")
     occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
     if occupied and not resume:
-        raise UsageError(
-            f"--out '{path}' is not empty.",
-            "Give another folder, or add --resume to go on with the run in it.",
-        )
+        goes_on = ", or add --resume to go on with the run in it" if (path / "config.toml").exists() else ""
+        raise UsageError(f"--out '{path}' is not empty.", f"Give a folder that is new or empty{goes_on}.")
     if occupied and not (path / "config.toml").exists():
         raise UsageError(
             f"'{path}' is not empty and holds no run (no config.toml).",

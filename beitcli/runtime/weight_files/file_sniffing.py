@@ -13,6 +13,7 @@ from beitcli.runtime.storage.safe_json import parse_json
 
 HEAD_BYTES = 8192
 _AGAIN = "Check its address in a browser, then download it again."
+_NO_MODEL = "Give a run, a checkpoint or the name of a model here; of a download, check its address in a browser."
 _UNPACK = "Unpack it and give the weights file in it."
 _MAGIC = (
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
@@ -20,10 +21,10 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (b"\x89PNG\r\n", "a PNG image", _AGAIN),
-    (b"\xff\xd8\xff", "a JPEG image", _AGAIN),
-    (b"GIF8", "a GIF image", _AGAIN),
-    (b"%PDF", "a PDF document", _AGAIN),
+    (b"\x89PNG\r\n", "a PNG image", _NO_MODEL),
+    (b"\xff\xd8\xff", "a JPEG image", _NO_MODEL),
+    (b"GIF8", "a GIF image", _NO_MODEL),
+    (b"%PDF", "a PDF document", _NO_MODEL),
     (b"\x89HDF", "an HDF5 file", "Give the weights as safetensors or as a torch file."),
     (b"\x93NUMPY", "a NumPy array", "Give the weights as safetensors or as a torch file."),
     (b"GGUF", "a GGUF file, of llama.cpp", "Give the weights that it was made from (.safetensors, .pth or .bin)."),
@@ -71,7 +72,7 @@ def sniff(head: bytes) -> tuple[str, str] | None:
         if head.startswith(magic):
             return f"is {what}", hint
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "is a WebP image", _AGAIN
+        return "is a WebP image", _NO_MODEL
     if head[257:262] == b"ustar":
         return "is a tar archive", _UNPACK
     if head[4:8] == b"TFL3":

@@ -35,10 +35,14 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):
     (tmp_path / "photo.jpg").write_text("mine")
     with pytest.raises(UsageError, match="not empty") as caught:
         RunFolder.create(tmp_path, resume=False)
-    assert "--resume" in caught.value.hint
+    assert "--resume" not in caught.value.hint
     with pytest.raises(UsageError, match="holds no run"):
         RunFolder.create(tmp_path, resume=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["photo.jpg"]
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(UsageError, match="not empty") as caught:
+        RunFolder.create(tmp_path, resume=False)
+    assert "--resume" in caught.value.hint
 
 
 def test_a_run_is_opened_again_only_to_resume(tmp_path):
