@@ -30,7 +30,11 @@ LINES = [
     (["train-tokenizer", "sample", "absent/", *TINY], 3, "'absent/' does not exist."),
     (["finetune", "sample", *TINY, "--init", "random", "--val", "absent"], 3, "'absent' does not exist."),
     (["mask-preview", "absent.png"], 3, "'absent.png' does not exist."),
-    (["pretrain", "sample", *TINY, "--out", "full"], 2, "--out 'full' is not empty.\n  Give a folder that is new or empty.\n"),
+    (
+        ["pretrain", "sample", *TINY, "--out", "full"],
+        2,
+        "--out 'full' is not empty.\n  Give a folder that is new or empty.\n",
+    ),
     (["pretrain", "sample", *TINY, "--out", "full", "--resume"], 2, "'full' is not empty and holds no run"),
     (["train-tokenizer", "sample", *TINY, "--out", "a.txt"], 2, "--out 'a.txt' is a file."),
 ]
