@@ -19,7 +19,7 @@ from beitcli.errors import Interrupted, SignalStop, Stopped
 
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP")
 _noted: int | None = None  # by this process, outside trainings
-_obeyed_soon: int | None = None  # by a training, between steps
+_stop_requested: int | None = None  # by a training, between steps
 
 
 def stop_signals() -> tuple[int, ...]:
@@ -87,7 +87,7 @@ def _note_only(number: int, frame: FrameType | None) -> None:
 
 def stop_requested() -> int | None:
     """Returns the signal after which a training of this process is about to stop; None if there is none."""
-    return _obeyed_soon
+    return _stop_requested
 
 
 @contextmanager
@@ -104,9 +104,9 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _tell(number: int | None) -> None:
-    global _obeyed_soon
-    _obeyed_soon = number
+def _set_stop_requested(number: int | None) -> None:
+    global _stop_requested
+    _stop_requested = number
 
 
 class StopRequest:
@@ -136,7 +136,7 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
-        _tell(None)
+        _set_stop_requested(None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received is not None:
@@ -146,7 +146,7 @@ class StopRequest:
 
     def _receive(self, number: int | None) -> None:
         self.received = number
-        _tell(number)
+        _set_stop_requested(number)
 
     def __bool__(self) -> bool:
         return self.received is not None

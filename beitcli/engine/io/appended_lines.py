@@ -23,7 +23,7 @@ class AppendedLines:
 
     Args:
         keeps: Goes on with the file if it exists: whether a complete line of it stays; may raise to refuse the file.
-            None to begin anew. The file is left as it is until a line is added, or the job has ended.
+            None to start an empty file. The file is left as it is until a line is added, or the job has ended.
 
     Raises:
         StorageError: The file cannot be written.
