@@ -43,6 +43,8 @@ TABLES = {
     "figure 2": attention.TABLE,
 }
 WITH_MASKS = ("3", "4", "figure 2")
+WRITTEN = ("small", "quick", "gpu")
+"""Budgets whose sections are written, in order."""
 PICTURE_WIDTH = 1400
 PICTURED = {"scratch": "few", "pixels": "pretrain", "beit": "pretrain"}
 """Starts whose attention is drawn, each with the stage of the run."""
@@ -191,7 +193,7 @@ def run(given: argparse.Namespace, runner: Runner, cells: Sequence[Cell]) -> lis
 def write(given: argparse.Namespace, runner: Runner, seeds: Sequence[int]) -> None:
     """Writes the tables, the summary and the picture of the convergence from what is there."""
     pictures = given.docs.parent / "pictures"
-    budgets = ["smoke"] if given.budget == "smoke" else ["small", "gpu"]
+    budgets = ["smoke"] if given.budget == "smoke" else WRITTEN
     for name in [given.only] if given.only else [*TABLES, "8"]:
         write_between_marks(given.docs, titled(name), lines_of(name, runner, seeds, budgets, pictures))
     write_between_marks(given.docs, "summary", summary_of(runner, seeds, budgets))

@@ -110,7 +110,19 @@ class Budget:
 
 
 BUDGETS = {
-    "small": Budget(
+    "small": Budget(  # a seed is an hour and a half on two cores
+        tokenizer_steps=800,
+        vqkd_steps=400,
+        pretrain_steps=1600,
+        longer_steps=3200,
+        few_steps=600,
+        many_steps=1000,
+        curve_points=6,
+        search_steps=150,
+        segment_steps=200,
+        segment_search_steps=60,
+    ),
+    "quick": Budget(  # a seed is twenty minutes on two cores; too little to decide most claims
         tokenizer_steps=300,
         vqkd_steps=150,
         pretrain_steps=160,

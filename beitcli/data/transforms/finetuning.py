@@ -106,7 +106,7 @@ class FinetuningTransform:
         word = keyed_integer(self.seed, "augmentation", epoch, index)
         random.seed(word)
         np.random.seed(word % (1 << 32))  # noqa: NPY002 - timm draws from numpy's global generator
-        torch.manual_seed(word)
+        torch.default_generator.manual_seed(word)  # torch.manual_seed takes a millisecond for devices not started
         arrays = {"images": self._transform(image).numpy()}
         if self.erasing:
             erased = _Erased(*height_and_width(self.size))

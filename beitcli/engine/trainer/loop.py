@@ -36,7 +36,7 @@ from beitcli.engine.trainer.previews import PreviewWriter
 from beitcli.engine.trainer.task import RunSession, Task, Tensors, TrainingBatches
 from beitcli.errors import BeitError, DataError, StorageError
 from beitcli.escaping import shell_line
-from beitcli.runtime.compute.device import Compute
+from beitcli.runtime.compute.device import Compute, seed_generators
 from beitcli.runtime.compute.keyed_rng import keyed_integer
 from beitcli.runtime.compute.optimizer import set_learning_rate
 from beitcli.runtime.signals import signal_words
@@ -197,7 +197,8 @@ class _Loop:
 
     def seed_step(self) -> None:
         """Seeds what a network draws by itself (timm's drop path): other numbers on each rank, whose images differ."""
-        torch.manual_seed(keyed_integer(self.plan.seed, "step", self.compute.world.rank, self.state.step))
+        word = keyed_integer(self.plan.seed, "step", self.compute.world.rank, self.state.step)
+        seed_generators(word, self.compute.device)
 
     def with_uniforms(self, tensors: Tensors) -> Tensors:
         """Adds the step's uniform random numbers (drop path, samplers) to the batch, if the task uses any."""

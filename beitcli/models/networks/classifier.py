@@ -45,5 +45,5 @@ def new_classifier(architecture: Architecture, classes: int, drop_path: float = 
 def init_from_seed(architecture: Architecture, seed: int) -> ImageClassifier:
     """Builds a network without a head, initialized from `seed`; does not change torch's global generator."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return new_classifier(architecture, 0)

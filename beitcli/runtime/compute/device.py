@@ -68,6 +68,18 @@ class Compute:
         return torch.amp.GradScaler("cuda" if self.device.type == "cuda" else "cpu", enabled=self.precision == "fp16")
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds torch's generators of the CPU and of `device`.
+
+    `torch.manual_seed` does so for all kinds of devices; those not started yet keep three formatted stack traces of
+    the call, which takes longer than augmenting an image.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def allow_tf32(allowed: bool) -> None:
     """Sets whether CUDA computes fp32 matrix products and convolutions in TF32, cuDNN's default.
 

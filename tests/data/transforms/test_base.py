@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import resource
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -398,6 +399,16 @@ def test_finetuning_view_without_augmentation_is_a_crop():
     images = transform(Image.new("RGB", (40, 40), (128, 64, 255)), 0, 0)["images"]
     assert images.dtype == np.uint8
     assert [np.unique(channel).tolist() for channel in images] == [[128], [64], [255]]
+
+
+def test_augmentation_of_an_image_asks_nothing_of_other_devices(monkeypatch):
+    formatted = []
+    monkeypatch.setattr(traceback, "format_stack", lambda *_: formatted.append(1) or [])
+    torch.manual_seed(0)  # what it costs while no GPU has been used
+    assert formatted or torch.cuda.is_initialized() or not torch.backends.cuda.is_built()
+    formatted.clear()
+    FinetuningTransform(seed=0, size=16, rand_augment="rand-m5-inc1", erasing=0.5)(noise(), 0, 0)
+    assert not formatted
 
 
 @pytest.mark.parametrize("size", [32, (24, 40)], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from beitcli.runtime.compute.device import (
     describe,
     is_small_step,
     one_thread,
+    seed_generators,
     tf32_disabled,
 )
 from beitcli.runtime.distributed.world import SINGLE_PROCESS
@@ -129,3 +131,13 @@ def test_a_training_of_one_thread_leaves_a_core_to_a_loader_worker(cores, expect
     world = replace(SINGLE_PROCESS, cores=cores)
     assert choose_workers(-1, torch.device("cpu"), world, single_threaded=True) == expected
     assert choose_workers(0, torch.device("cpu"), world, single_threaded=True) == 0
+
+
+def test_a_step_is_seeded_as_torch_seeds_the_device_and_asks_nothing_of_others(monkeypatch):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    formatted = []
+    monkeypatch.setattr(traceback, "format_stack", lambda *_: formatted.append(1) or [])
+    seed_generators(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+    assert not formatted
