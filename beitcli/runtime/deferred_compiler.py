@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -40,21 +40,42 @@ def _is_deferred() -> bool:
 def meta_device() -> Iterator[None]:
     """Context in which tensors are made on the meta device: without memory and values, and so never initialized."""
     import torch
+
+    with compiler_stand_ins(), torch.device("meta"), _initialization_skipped(lambda tensor: tensor.is_meta):
+        yield
+
+
+@contextmanager
+def uninitialized_parameters() -> Iterator[None]:
+    """Context in which parameters get memory but no random values, which take seconds; buffers get theirs."""
+    from torch.nn import Parameter
+
+    with compiler_stand_ins(), _initialization_skipped(lambda tensor: isinstance(tensor, Parameter)):
+        yield
+
+
+def _initialization_skipped(is_skipped: Callable[[Any], bool]) -> AbstractContextManager[Any]:
+    """Returns a context in which initializing such a tensor does nothing, nor does drawing one on the meta device."""
+    import torch
     from torch.overrides import TorchFunctionMode
 
     initializers = {getattr(torch.Tensor, name) for name in _VALUES_ONLY}
+    draws = {torch.rand, torch.randn}
 
     class WithoutValues(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             named = kwargs or {}
             if func in initializers or getattr(func, "__module__", "") == "torch.nn.init":
                 tensor = args[0] if args else named.get("tensor")
-                if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                if isinstance(tensor, torch.Tensor) and is_skipped(tensor):
                     return tensor
+            if func is torch.nn.functional.normalize and args and args[0].is_meta:
+                return args[0]
+            if func in draws and torch.get_default_device().type == "meta":
+                return torch.empty(*args, **named)
             return func(*args, **named)
 
-    with compiler_stand_ins(), torch.device("meta"), WithoutValues():
-        yield
+    return WithoutValues()
 
 
 class _Finder:

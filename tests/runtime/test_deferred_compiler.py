@@ -26,13 +26,15 @@ def printed(code: str, *words: object) -> str:
     return done.stdout
 
 
-def test_prediction_and_tokens_do_not_load_the_compiler(
-    finetuned_run: Path, tokenizer_run: Path, labelled_folder: Path
+def test_commands_of_a_model_load_neither_the_compiler_nor_sympy(
+    finetuned_run: Path, tokenizer_run: Path, labelled_folder: Path, tmp_path: Path
 ) -> None:
     image = labelled_folder / "red" / "00.jpg"
-    absent = COMMAND + "assert 'torch._dynamo' not in sys.modules\n"
+    absent = COMMAND + "assert not {'torch._dynamo', 'sympy'} & {*sys.modules}\n"
     assert "label" in printed(absent, "predict", finetuned_run, image, "--workers", 0)
     assert "tokens" in printed(absent, "tokenize", image, "--tokenizer", tokenizer_run, "--workers", 0)
+    printed(absent, "embed", finetuned_run, image, "-o", tmp_path / "features.npy", "--workers", 0)
+    printed(absent, "attn-map", image, "--model", finetuned_run, "-o", tmp_path / "map.html")
 
 
 def test_a_training_loads_neither_the_compiler_nor_sympy(labelled_folder: Path, tmp_path: Path) -> None:
@@ -111,3 +113,23 @@ print(hasattr(sys.modules["timm.utils.summary"], "wandb"))
 import wandb
 """
     assert printed(code).split() == ["False", "imported"]
+
+
+def test_a_network_without_initial_values_has_its_buffers_and_its_norms() -> None:
+    code = """
+from beitcli.runtime.deferred_compiler import defer_compiler, uninitialized_parameters
+defer_compiler()
+import sys
+import timm, torch
+before = torch.get_rng_state()
+make = lambda: timm.create_model("beit_base_patch16_224", embed_dim=16, depth=1, num_heads=2)
+with uninitialized_parameters():
+    model = make()
+assert torch.equal(torch.get_rng_state(), before) and "sympy" not in sys.modules
+whole = make()
+for name, buffer in whole.named_buffers():
+    assert torch.equal(buffer, model.get_buffer(name)), name
+assert model.blocks[0].norm1.weight.eq(1).all() and model.blocks[0].norm1.bias.eq(0).all()
+print(len(list(whole.buffers())))
+"""
+    assert int(printed(code)) >= 1

@@ -25,7 +25,7 @@ from beitcli.models.networks.beit import MaskedImageModel
 from beitcli.models.networks.classifier import Classifier, ImageClassifier, init_from_seed
 from beitcli.models.networks.timm_dense import AnyDetector, AnySegmenter, new_detector, new_segmenter
 from beitcli.models.networks.timm_vit import AFTER_BLOCKS, TimmArchitecture, build_timm
-from beitcli.runtime.deferred_compiler import meta_device
+from beitcli.runtime.deferred_compiler import uninitialized_parameters
 from beitcli.runtime.weight_files.file_sniffing import one_line
 
 if TYPE_CHECKING:
@@ -129,17 +129,8 @@ def masked_image_model_of(checkpoint: CheckpointHandle, tensors: Mapping[str, to
 
 def build_uninitialized(build: Callable[[], Built]) -> Built:
     """Builds a model without random initialization, which would take seconds; load weights next. Norms are identity."""
-    with meta_device():
-        model = build()
-    # As `to_empty`, whose `empty_like` of a meta tensor loads sympy.
-    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-    for module in model.modules():
-        fill_buffers = getattr(module, "init_non_persistent_buffers", None)
-        if callable(fill_buffers):
-            fill_buffers()
-        if isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-    return model
+    with uninitialized_parameters():
+        return build()
 
 
 def open_classifier(
