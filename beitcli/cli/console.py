@@ -13,6 +13,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
+from beitcli.cli.start_notice import StartNotice
 from beitcli.cli.streams import Stderr, write_stdout
 from beitcli.cli.tables import (
     baseline_text,
@@ -59,6 +60,7 @@ class CommandConsole:
         self._console: Console | None = None
         self._bar: LiveProgress | None = None
         self._lines: PlainLines | None = None
+        self._notice = StartNotice()
         self._has_told = False  # that there is no terminal to draw in
         self._told: set[str] = set()  # notes that are not repeated
 
@@ -80,6 +82,11 @@ class CommandConsole:
     def stdin(self) -> BinaryIO | None:
         """Standard input as bytes; None if it is closed, as for some services."""
         return None if sys.stdin is None else sys.stdin.buffer
+
+    def say_starting(self) -> None:
+        """Says on a terminal that the command is starting, if that takes long, until the first output."""
+        if not self.quiet and not self.muted:
+            self._notice.begin()
 
     # Results
 
@@ -300,6 +307,7 @@ class CommandConsole:
     # Endings
 
     def close(self) -> None:
+        self._notice.withdraw()
         self._end_bar()
 
     def print_error(self, error: BaseException) -> None:

@@ -65,6 +65,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                 elif place.restarts:
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):
+                    console.say_starting()
                     declared.run(resolved.config, console)
                 processes.shutdown()
         except ReaderGone as gone:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from beitcli.errors import ReaderGone, StorageError
+
+before_output: Callable[[], None] | None = None
+"""Called before anything is written, as long as it is set: what it shows gives way."""
 
 _NAMED = {
     errno.ENOSPC: "Free space, then run the command again; runs go on with --resume.",
@@ -45,6 +49,8 @@ class Stderr:
     """`sys.stderr` as a file that never fails: after the first failed write all goes to /dev/null."""
 
     def write(self, text: str) -> int:
+        if before_output is not None:
+            before_output()
         try:
             return sys.stderr.write(text)
         except (OSError, ValueError):
@@ -68,6 +74,8 @@ def write_stdout(content: str | bytes) -> None:
         ReaderGone: The reader has gone.
         StorageError: They cannot be written.
     """
+    if before_output is not None:
+        before_output()
     try:
         if isinstance(content, bytes):
             sys.stdout.buffer.write(content)

@@ -13,6 +13,7 @@ import torch
 
 from beitcli.data.loading.batches import Batch
 from beitcli.engine.events import Planned, Progress
+from beitcli.engine.trainer.busy_machine import busy_text, load_average
 from beitcli.engine.trainer.compile_ahead import compile_ahead
 from beitcli.engine.trainer.micro_batch import find_micro_batch_size, no_room
 from beitcli.engine.trainer.optimizer_step import optimizer_step
@@ -41,7 +42,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
         The document of `--dry-run`.
     """
     task, plan, compute, before = job.task, job.plan, job.compute, job.seconds_before
-    busy = busy_text(_load_average(), os.cpu_count() or 1)
+    busy = busy_text(load_average(), os.cpu_count() or 1)
     job.on_event(Planned(f"{task.name} (dry run)", job.rows))
     rows: dict[str, str] = {}
     with task.running():
@@ -58,7 +59,7 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
     if job.flops:
         rows["utilisation"] = _utilisation(compute, job.flops * plan.batch_size / seconds)
     if busy:
-        rows["machine"] = busy
+        rows["machine"] = f"{busy}; alone, steps take less time than measured here"
     if before:
         rows["tokenizer first"] = f"about {duration(before)}"
     rows["training"] = f"about {duration(training)}"
@@ -74,27 +75,6 @@ def dry_run(job: Job[Any]) -> dict[str, Any]:
         "estimated_seconds": before + training,
         **job.document,
     }
-
-
-def busy_text(load: float, cores: int) -> str:
-    """Returns how busy other work keeps the machine, where it takes more cores than there are; else nothing.
-
-    Args:
-        load: The load average before the dry run: processes that ran or waited for a core in the last minute.
-        cores: Those of the whole machine, whose load it is, and not of this process alone.
-    """
-    if load <= cores:
-        return ""
-    of = counted(cores, "core")
-    return f"busy with other work: load average {load:.1f} on {of}; alone, steps take less time than measured here"
-
-
-def _load_average() -> float:
-    """Returns that of the last minute; 0 where the system does not tell."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return 0.0
 
 
 def _step_seconds(job: Job[Any], plan: Plan) -> list[float]:

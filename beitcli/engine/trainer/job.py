@@ -9,6 +9,7 @@ A training defines a `Job`: its data, its image transform, its `Task`, and the c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -23,6 +24,7 @@ from beitcli.engine.report.record import EVALUATION, read_record
 from beitcli.engine.report.verdict import Measured, Verdict, verdict_of
 from beitcli.engine.trainer.arithmetic import store_arithmetic
 from beitcli.engine.trainer.bad_images import Bad
+from beitcli.engine.trainer.busy_machine import busy_text, fewer_threads_text, load_average
 from beitcli.engine.trainer.checkpointing import TrainState
 from beitcli.engine.trainer.data import TrainingStream
 from beitcli.engine.trainer.dry_run import dry_run
@@ -168,7 +170,9 @@ def run_job(
 def train_job(job: Job[Any], session: RunSession) -> Finished:
     """Trains in an opened run folder."""
     data = TrainingBatches(job.stream.start, job.data.bad, job.data.training.path, job.data.held_out)
-    planned = Planned(job.title, job.rows)
+    busy = busy_text(load_average(), os.cpu_count() or 1)
+    machine = {"machine": busy + fewer_threads_text(job.compute.device)} if busy else {}
+    planned = Planned(job.title, job.rows | machine)
     with job.task.running():
         state = train(job.task, job.plan, data, session, job.compute, job.on_event, planned)
     return Finished(session.run, job.plan, state)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+import torch
 
 import beitcli
 from beitcli.config.resolve import resolve
 from beitcli.config.train_tokenizer import TrainTokenizerConfig
-from beitcli.engine.events import Event, Progress
+from beitcli.engine.events import Event, Planned, Progress
 from beitcli.engine.train_tokenizer import train_tokenizer
 from beitcli.engine.trainer import dry_run
+from beitcli.engine.trainer.busy_machine import busy_text
 
 TINY = {"limit": 16, "steps": 2, "workers": 0, "device": "cpu", "progress": False, "dry_run": True}
 
@@ -52,16 +55,32 @@ def test_slow_steps_are_timed_less_often(monkeypatch: pytest.MonkeyPatch, second
 
 
 def test_a_busy_machine_is_told_with_its_load() -> None:
-    assert dry_run.busy_text(1.9, 2) == dry_run.busy_text(2.0, 2) == ""
-    assert dry_run.busy_text(5.34, 2).startswith("busy with other work: load average 5.3 on 2 cores")
-    assert "on 1 core;" in dry_run.busy_text(1.5, 1)
+    assert busy_text(1.9, 2) == busy_text(2.0, 2) == ""
+    assert busy_text(5.34, 2).startswith("busy with other work: load average 5.3 on 2 cores")
+    assert busy_text(1.5, 1).endswith("on 1 core")
+
+
+def test_a_training_says_on_a_busy_machine_what_may_be_faster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    flags = {name: value for name, value in TINY.items() if name not in ("progress", "dry_run")}
+    flags |= {"data": ("sample",), "recipe": "tiny", "vocab_size": 16, "size": 16, "width": 8, "batch_size": 4}
+    for load in (0.0, 1e6):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        events: list[Event] = []
+        words = flags | {"steps": 1, "device": "cpu", "out": str(tmp_path / f"{load}")}
+        train_tokenizer(resolve(TrainTokenizerConfig, words).config, events.append)
+        (rows,) = [event.rows for event in events if isinstance(event, Planned)]
+        said = rows.get("machine", "")
+        assert bool(said) == (load > 0)
+        assert not said or said.endswith("; OMP_NUM_THREADS=1 in front of the command may be faster")
 
 
 def test_the_load_is_compared_with_all_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     for load, said in ((3.5, ""), (8.0, "load average 8.0 on 4 cores")):
-        monkeypatch.setattr(dry_run, "_load_average", lambda load=load: load)
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
         plan = beitcli.train_tokenizer("sample", recipe="tiny", vocab_size=16, size=16, width=8, batch_size=4, **TINY)
         assert isinstance(plan, dict)
         assert said in plan["plan"].get("machine", "")
@@ -70,7 +89,7 @@ def test_the_load_is_compared_with_all_cores_of_the_machine(monkeypatch: pytest.
 
 @pytest.mark.parametrize("load", [0.0, 1e6])
 def test_the_estimate_stands_beside_the_load(monkeypatch: pytest.MonkeyPatch, load: float) -> None:
-    monkeypatch.setattr(dry_run, "_load_average", lambda: load)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     plan = beitcli.train_tokenizer("sample", recipe="tiny", vocab_size=16, size=16, width=8, batch_size=4, **TINY)
     assert isinstance(plan, dict)
     assert ("machine" in plan["plan"]) == (load > 0)
