@@ -145,6 +145,11 @@ class CommandConsole:
         """Prints one JSON document on one line."""
         self.print_line(_json(to_dict(document)))
 
+    def print_whole_result(self, document: Any) -> None:
+        """Prints the JSON document that a command ends with, once its progress is gone."""
+        self._end_bar()
+        self.print_json(document)
+
     def print_run(self, report: Any, epochs: float | None = None) -> None:
         """Prints the report of a training command: the run's path and a table, or JSON with `--json`.
 
@@ -206,12 +211,12 @@ class CommandConsole:
         if "error" in document and not self.quiet and not self.muted:
             self._say(f"warning: {document['path']}: {document['error']}", "yellow")
 
-    def print_rows(self, rows: Sequence[dict[str, Any]], nothing: str = "", whole: str = "") -> None:
+    def print_rows(self, rows: Sequence[dict[str, Any]], nothing: str = "", whole: str = "", title: str = "") -> None:
         """Prints a table of one kind of thing, a row each, for a terminal; the line `nothing` if there is no row."""
         if nothing and not rows:
             self.print_line(nothing)
         else:
-            self._print(rows_table(rows, whole=whole))
+            self._print(rows_table(rows, title, whole))
 
     def _print(self, table: Any) -> None:
         """Prints a rich table to stdout."""

@@ -21,7 +21,7 @@ from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, wa
 from beitcli.engine.io.feature_files import FeatureFile, as_numbers, open_feature_file, require_writable_features
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
-from beitcli.engine.io.stored_features import FeatureKind
+from beitcli.engine.io.stored_features import FeatureKind, sidecar
 from beitcli.engine.neighbours import neighbours
 from beitcli.engine.probing.feature_extraction import FeatureExtractor, Part
 from beitcli.engine.resumed_output import remaining_images
@@ -204,4 +204,5 @@ def _said(config: EmbedConfig, kind: FeatureKind, rows: int) -> str:
     shape = " x ".join(f"{side:,}" for side in (rows, *kind.shape))
     numbers = "text" if config.output.lower().endswith(".jsonl") else kind.dtype
     of = {"mean": "mean of the patches", "cls": "class token", "none": "every patch"}.get(kind.pool, kind.pool)
-    return f"Made '{config.output}': {shape}, {numbers}; block {kind.layer}, {of}."
+    beside = f" Names of the rows: '{sidecar(Path(config.output))}'." if config.output.lower().endswith(".npy") else ""
+    return f"Made '{config.output}': {shape}, {numbers}; block {kind.layer}, {of}.{beside}"

@@ -52,7 +52,10 @@ def open_named(on_progress: OnProgress | None = None) -> Opened:
         try:
             encoder, _, _ = open_hub(REPOSITORY, None, on_progress)
         except StorageError as error:
-            hint = "Restore the network, or pass --tokenizer FOLDER, one with encoder.pkl (and decoder.pkl) in it."
+            hint = (
+                "Restore the network; or pass --tokenizer: a folder with encoder.pkl (and decoder.pkl), or a run of "
+                "`beit train-tokenizer`. `beit pretrain DATA --recipe small` trains its own."
+            )
             raise StorageError(f"{wrong}, and: {error.message}" if wrong else error.message, hint) from None
         notes += keep(folder, [encoder])
     decoder = None

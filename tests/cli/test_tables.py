@@ -88,6 +88,13 @@ def test_top1_is_told_once_with_its_interval_and_the_most_frequent_class() -> No
     assert (chosen["top1"], "top1_interval" in chosen) == (0.475, False)
 
 
+def test_accuracy_of_a_pretraining_has_its_error_beside_it_and_images_are_told_once() -> None:
+    measured = {"masked_accuracy": 0.04506, "masked_accuracy_std_error": 0.00407, "measured_images": 512}
+    told = in_words({**measured, "measured_on": "512 held-out images"})
+    assert told == {"masked_accuracy": "0.04506 (standard error 0.004)", "measured_on": "512 held-out images"}
+    assert "measured_images" in in_words(measured)
+
+
 def test_top5_is_shown_of_more_than_five_classes_alone() -> None:
     layers = [{"layer": 1, "top1": 0.5, "top5": 0.9}]
     for classes, is_shown in ((5, False), (6, True), (None, True)):

@@ -28,6 +28,18 @@ def test_recipes_lists_every_recipe_with_what_it_is_for(beit):
     assert base["settings"] == tomllib.loads((RECIPES / "pretrain" / "base.toml").read_text())
 
 
+def test_recipes_on_a_terminal_are_by_command_smallest_first_without_sources(beit, monkeypatch):
+    monkeypatch.setattr("beitcli.cli.console.CommandConsole.wants_json", False)
+    monkeypatch.setenv("COLUMNS", "80")
+    told = beit("recipes").out
+    parts = [told.index(f"beit {command} --recipe") for command in ("train-tokenizer", "pretrain", "finetune")]
+    assert parts == sorted(parts)
+    of_pretrain = told[parts[1] : parts[2]]
+    assert of_pretrain.index("\nsmall ") < of_pretrain.index("\nablation-no-mask ")
+    assert "BEiT-B on ImageNet-1k, as in the paper\n" in "\n".join(line.rstrip() for line in told.splitlines()) + "\n"
+    assert max(map(len, told.splitlines()[:-1])) <= 80
+
+
 def test_recipes_shows_one_of_each_command_that_has_it(beit):
     assert [each["command"] for each in beit("recipes", "base", "--json").lines[0]] == ["pretrain", "finetune"]
 

@@ -101,6 +101,7 @@ def test_neighbours_in_an_exported_file_vote_as_eval_knn_does(
         ended = beit("embed", pretrained_run, split, "--split", part, "--layer", 2, "-o", file, "--workers", 0)
         assert (ended.code, ended.out) == (0, "")
         assert f"Made '{file}': {len(np.load(file))} x 128, float32; block 2, mean of the patches." in ended.err
+        assert f"Names of the rows: '{file.with_suffix('.json')}'." in ended.err
         features[part], _, labels[part] = read(file)
         features[part] /= np.linalg.norm(features[part], axis=1, keepdims=True)
     nearest = (features["val"] @ features["train"].T).argmax(axis=1)

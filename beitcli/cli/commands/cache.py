@@ -30,7 +30,7 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
     if config.action == "list":
         cache = list_cache(config)
         if console.wants_json:
-            console.print_json(cache)
+            console.print_whole_result(cache)
         elif cache.entries:
             console.print_rows(_rows(cache.entries), whole="entry")
             console.print_rows([_total(kind, each) for kind, each in cache.kinds.items()])
@@ -39,7 +39,7 @@ def _run(config: CacheConfig, console: CommandConsole) -> None:
         return
     pruned = prune_cache(config)
     if console.wants_json:
-        console.print_json(asdict(pruned))
+        console.print_whole_result(asdict(pruned))
         return
     if pruned.removed:
         console.print_rows(_rows(pruned.removed), whole="entry")

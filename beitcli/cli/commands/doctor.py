@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
-from beitcli.config.doctor import DoctorConfig
+from beitcli.config.doctor import LISTS, DoctorConfig
 from beitcli.errors import DataError
 from beitcli.runtime.metric_text import size_text
 
@@ -21,12 +21,14 @@ def _run(config: DoctorConfig, console: CommandConsole) -> None:
 
     report = doctor(config, console.on_event, console.stdin)
     if console.wants_json:
-        console.print_json(report)
+        console.print_whole_result(report)
     else:
         console.print_metrics(_facts(report))
         _print_findings(report, console)
     if report.unreadable:
-        way_out = "The table says which and why; -o good.tsv lists the others, as DATA for every command."
+        lists = [output for output in config.output if output.lower().endswith(LISTS)]
+        listed = f"'{lists[0]}' lists" if lists else "-o good.tsv lists"
+        way_out = f"The findings say which and why; {listed} the others, as DATA for every command."
         raise DataError(f"{report.unreadable:,} of {report.images:,} images cannot be read.", way_out)
 
 
@@ -35,6 +37,7 @@ def _facts(report: DoctorReport) -> dict[str, str]:
     classes = {name: len(counts) for name, counts in report.classes.items()}
     facts = {
         "images": f"{report.images:,}, {size_text(report.bytes)}",
+        "unreadable": f"{report.unreadable:,}" if report.unreadable else "",
         "splits": ", ".join(f"{name} {number:,}" for name, number in splits.items()) if len(splits) > 1 else "",
         "formats": ", ".join(f"{name} {number:,}" for name, number in report.formats.items()),
         "shorter side": "{least} to {greatest} pixels, half up to {median}".format(**sizes) if sizes else "",

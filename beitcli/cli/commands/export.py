@@ -13,7 +13,7 @@ def _run(config: ExportConfig, console: CommandConsole) -> None:
 
     report = export(config, console.on_event)
     if console.as_json:
-        console.print_json(report)
+        console.print_whole_result(report)
     else:
         console.print_line(report.output)
         difference = f"largest difference {report.max_difference:.2g} of the {report.compared}"

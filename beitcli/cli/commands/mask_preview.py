@@ -16,7 +16,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
         if is_picture:
             return
         if console.wants_json:
-            console.print_json(animation)
+            console.print_whole_result(animation)
         else:
             console.print_line(f"{animation['output']}  {len(animation['steps'])} previews")
         return
@@ -25,7 +25,7 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
 
         statistics = mask_preview_statistics(config)
         if not is_picture:
-            console.print_json(statistics)
+            console.print_whole_result(statistics)
         return
     from beitcli.engine.mask_preview import mask_preview
 
@@ -41,7 +41,10 @@ def _run(config: MaskPreviewConfig, console: CommandConsole) -> None:
             console.print_line(f"{document['path']}  error: {document['error']}")
         else:
             rows, columns = document["grid"]
-            console.print_line(f"{document['path']}  {document['num_masked']} of {rows * columns} patches hidden")
+            accuracy = document.get("masked_accuracy")
+            right = f", {accuracy:.1%} of their tokens guessed right" if accuracy is not None else ""
+            said = f"{document['num_masked']} of {rows * columns} patches hidden{right}"
+            console.print_line(f"{document['path']}  {said}")
             console.print_text(
                 "\n".join("".join("██" if hidden else "··" for hidden in row) for row in document["mask"])
             )

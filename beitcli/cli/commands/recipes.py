@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from itertools import groupby
 
 from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.about import RecipesConfig
 from beitcli.runtime.storage.safe_json import dump_json
+
+_SOURCE = re.compile(r" \(arXiv [^)]*\)|(:|; source:) arXiv .*")
 
 
 def _run(config: RecipesConfig, console: CommandConsole) -> None:
@@ -20,8 +24,12 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
         for recipe in recipes:
             console.print_text(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")
     else:
-        rows = [{"command": each.command, "recipe": each.name, "about": each.about} for each in recipes]
-        console.print_rows(rows)
+        for command, of_command in groupby(recipes, lambda each: each.command):
+            smallest_first = sorted(of_command, key=lambda each: not each.name.startswith(("tiny", "small")))
+            rows = [{"recipe": each.name, "about": _SOURCE.sub("", each.about)} for each in smallest_first]
+            console.print_rows(rows, whole="recipe", title=f"beit {command} --recipe ...")
+            console.print_line("")
+        console.print_line("beit recipes NAME shows the settings of one, with their source and the result expected.")
 
 
 DECLARATION = Declaration(

@@ -18,7 +18,7 @@ def _run(config: ReportConfig, console: CommandConsole) -> None:
     if is_stdout(config.output):  # that stream is the page's alone
         return
     if console.as_json:
-        console.print_json({"page": str(made.path)} | made.document)
+        console.print_whole_result({"page": str(made.path)} | made.document)
     else:
         console.print_line(str(made.path))
 

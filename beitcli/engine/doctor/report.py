@@ -228,7 +228,7 @@ def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[Da
             yield DataFinding(f"overlap-{kind}", "warning", across, what, way_out, apart)
         if repeated:
             what = f"{counted(repeated, 'image')} repeat{'s'[: repeated == 1]} another of the same split, {same}."
-            way_out = "Some may only be alike: look at them." if kind == "near" else "A list of -o holds one of each."
+            way_out = "Some may only be alike: look at them." if kind == "near" else "-o good.tsv lists one of each."
             severity: Severity = "note" if kind == "near" else "warning"
             yield DataFinding(f"duplicates-{kind}", severity, repeated, what, way_out, within)
 

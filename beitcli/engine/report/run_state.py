@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from beitcli.runtime.metric_text import HELD_OUT
+from beitcli.runtime.storage.run_lock import is_locked
 from beitcli.runtime.storage.safe_json import parse_json
 
 State = Literal["running", "done", "stopped", "empty", "damaged"]
@@ -84,7 +83,7 @@ def _state(path: Path, newest: Path | None, tokenizer: Path | None, trainer: dic
     Runs of earlier versions do not say how many steps they are to have: the times of their files tell, as long as the
     run was not copied.
     """
-    if _is_locked(path / ".lock"):
+    if is_locked(path / ".lock"):
         return "running"
     if newest is None:
         return "empty" if tokenizer is None else "stopped"
@@ -95,23 +94,6 @@ def _state(path: Path, newest: Path | None, tokenizer: Path | None, trainer: dic
         if (path / "README.md").stat().st_mtime >= (newest / "trainer.json").stat().st_mtime:
             return "done"
     return "stopped"
-
-
-def _is_locked(file: Path) -> bool:
-    """Whether a process holds a run's lock. A shared lock is tried, for an instant."""
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(handle)
-    return False
 
 
 def newest_folder(folder: Path) -> Path | None:

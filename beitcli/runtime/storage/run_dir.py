@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from filelock import BaseFileLock, FileLock, Timeout
 
 from beitcli.errors import StorageError, UsageError
+from beitcli.escaping import shell_line
 from beitcli.runtime.storage.own_files import (
     append_line,
     atomic_write_text,
@@ -24,6 +25,7 @@ from beitcli.runtime.storage.own_files import (
     open_own,
     require_own,
 )
+from beitcli.runtime.storage.run_lock import holder, is_locked
 from beitcli.runtime.storage.safe_json import dump_json
 
 _OWN_FILES = ("config.toml", "metrics.jsonl", "bad-images.jsonl", "README.md", "arithmetic.json")
@@ -33,6 +35,14 @@ _UNFINISHED = re.compile(r"\.(?:.+\.(?:toml|jsonl|md|html|json|png)\.|writable-)
 
 # Locks of this process by (device, inode) of the file; each lives as long as a RunFolder of its folder.
 _locks: WeakValueDictionary[tuple[int, int], BaseFileLock] = WeakValueDictionary()
+
+
+def in_use(path: Path) -> UsageError:
+    """Returns the error of a run folder whose lock another process holds."""
+    return UsageError(
+        f"Run folder '{path}' is in use by {holder(path / '.lock')}.",
+        "Wait for it, stop it, or give another folder to --out.",
+    )
 
 
 def _locked(path: Path) -> BaseFileLock:
@@ -48,21 +58,13 @@ def _locked(path: Path) -> BaseFileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(
-            f"Run folder '{path}' is in use by {_holder(file)}.",
-            "Wait for it, stop it, or give another folder to --out.",
-        ) from None
+        raise in_use(path) from None
     except OSError:  # some network file systems do not support locks: the run continues without
         pass
     with open(open_own(file, os.O_WRONLY | os.O_TRUNC), "w") as held:
         held.write(f"{os.getpid()} {socket.gethostname()}\n")
     _locks[status.st_dev, status.st_ino] = lock
     return lock
-
-
-def _holder(file: Path) -> str:
-    pid, _, host = file.read_text(errors="replace").strip().partition(" ")
-    return f"process {pid} on {host}" if host else "another process"
 
 
 class RunFolder:
@@ -168,8 +170,15 @@ def _require_free(path: Path, resume: bool) -> None:
         raise UsageError(f"--out '{path}' is a file.", "Give a folder that is new or empty.")
     occupied = path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir())
     if occupied and not resume:
-        goes_on = ", or add --resume to go on with the run in it" if (path / "config.toml").exists() else ""
-        raise UsageError(f"--out '{path}' is not empty.", f"Give a folder that is new or empty{goes_on}.")
+        if not (path / "config.toml").exists():
+            raise UsageError(f"--out '{path}' is not empty.", "Give a folder that is new or empty.")
+        if is_locked(path / ".lock"):
+            raise in_use(path)
+        raise UsageError(
+            f"--out '{path}' is not empty: it holds a run.",
+            "Give another folder, or add --resume to go on with that run; "
+            f"`{shell_line(['beit', 'report', str(path)])}` shows it.",
+        )
     if occupied and not (path / "config.toml").exists():
         raise UsageError(
             f"'{path}' is not empty and holds no run (no config.toml).",

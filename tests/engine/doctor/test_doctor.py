@@ -137,6 +137,7 @@ def test_a_folder_that_is_fine_exits_with_0(labelled_folder: Path, beit: Beit):
 def test_a_list_of_the_good_images_is_data_with_labels(mess: Path, tmp_path: Path, beit: Beit):
     ended = beit("doctor", mess, "-o", tmp_path / "good.tsv", "--workers", 0)
     assert ended.code == 3, ended.err
+    assert f"'{tmp_path / 'good.tsv'}' lists the others" in ended.err
     listed = open_data([str(tmp_path / "good.tsv")], labelled=True)
     left = {Path(listed.path(index)).name for index in range(len(listed))}
     everything = {path.name for path in (mess / "train").rglob("*") if path.is_file() and path.suffix != ".txt"}

@@ -42,6 +42,7 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(UsageError, match="not empty") as caught:
         RunFolder.create(tmp_path, resume=False)
+    assert caught.value.message.endswith("it holds a run.")
     assert "--resume" in caught.value.hint
 
 
@@ -136,6 +137,10 @@ def test_a_folder_in_use_is_refused_and_names_who_has_it(tmp_path, hold):
         assert f"process {process.pid} on {socket.gethostname()}" in caught.value.message
         assert caught.value.exit_code == 2
     assert visible(tmp_path / "run") == []
+    (tmp_path / "run" / "config.toml").write_text("")  # the run has begun
+    with pytest.raises(UsageError, match=f"in use by process {process.pid} on "):
+        RunFolder.create(tmp_path / "run", resume=False)
+    (tmp_path / "run" / "config.toml").unlink()
     assert RunFolder.create(tmp_path / "run" / "tokenizer", resume=True).path.is_dir()  # a folder of its own
     process.stdin.write("\n"), process.stdin.flush()
     assert process.stdout.readline() == "freed\n"

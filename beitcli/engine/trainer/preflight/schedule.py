@@ -33,12 +33,15 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
     least = {"pretrain": FEW_TO_PRETRAIN, "train-tokenizer": FEW_TO_TOKENIZE}.get(command, 0)
     if images < least:
         way_out = (
-            f"Give some thousands; or take weights that are pretrained: {_PRETRAINED} goes where a MODEL does."
+            f"Give some thousands; or leave pretraining out: `beit finetune DATA --init {_PRETRAINED}`."
             if command == "pretrain"
             else "Give some hundreds."
         )
         yield Finding(
-            "few-images", "warning", f"{counted(images, 'image')} are few to learn from without labels.", way_out
+            "few-images",
+            "warning",
+            f"{counted(images, 'training image')} are few to learn from without labels.",
+            way_out,
         )
     if steps * batch / images >= MOST_EPOCHS:
         passes, way_out = _passes(images, batch, steps, "--steps")

@@ -53,7 +53,7 @@ def test_a_dry_run_of_ten_photographs_says_that_they_are_few_and_seen_thousands_
     assert ended.code == 0, ended.err
     told = {each["kind"]: each for each in json.loads(ended.out)["preflight"]}
     assert list(told) == ["few-images", "many-epochs", "measured-on-training"]
-    assert "10 images are few" in told["few-images"]["what"]
+    assert "10 training images are few" in told["few-images"]["what"]
     assert "1,250 steps of 8 images are 1,000 passes over 10 images" in told["many-epochs"]["what"]
     assert told["many-epochs"]["way_out"] == "--steps 375 makes 300 passes."
     assert f"warning: {told['few-images']['what']}" in ended.err
