@@ -55,9 +55,10 @@ def save_animation(file: BinaryIO, frames: Sequence[Image.Image], format: str, m
     pictures = list(frames)
     settings: dict[str, object] = {}
     if format == "GIF":
-        table = _strip(frames).quantize(256, dither=Image.Dither.NONE)  # one for all: what stays does not flicker
+        # One table for all: what stays does not flicker. One colour is left for pixels that stay, which cost nothing.
+        table = _strip(frames).quantize(255, dither=Image.Dither.NONE)
         pictures = [each.quantize(palette=table, dither=Image.Dither.FLOYDSTEINBERG) for each in frames]
-        settings = {"disposal": 1, "optimize": False}
+        settings = {"disposal": 1, "optimize": True}
     elif format == "WEBP":
         settings = {"quality": 88, "method": 4}
     first, *others = pictures

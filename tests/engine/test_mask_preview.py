@@ -317,6 +317,15 @@ def test_previews_of_a_run_are_animated_in_the_order_of_their_steps(beit: Callab
                 image.seek(frame)
                 reds.append(image.convert("RGB").getpixel((160, image.height - 20))[0])
         assert reds == pytest.approx([80, 160, 0], abs=6)
+    noise = Image.effect_noise((320, 160), 60).convert("RGB")
+    for number, step in enumerate((2000, 3000, 4000)):  # a frame that is mostly as the one before costs little
+        noise.paste((0, 0, 50 * number), (300, 0, 320, 160))
+        noise.save(folder / f"step-{step}.png")
+    one = (tmp_path / "learning.gif").stat().st_size
+    assert beit("mask-preview", "--animate", tmp_path / "run", "-o", tmp_path / "more.gif").code == 0
+    alone = io.BytesIO()
+    noise.quantize(255).save(alone, format="GIF")
+    assert (tmp_path / "more.gif").stat().st_size < one + 1.5 * len(alone.getvalue())
     assert beit("mask-preview", "--animate", tmp_path / "run", "-o", tmp_path / "a.mp4").code == 2
     assert beit("mask-preview", "--animate", tmp_path / "run").code == 2
     assert beit("mask-preview", "--animate", tmp_path, "-o", tmp_path / "a.gif").code == 3

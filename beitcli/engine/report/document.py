@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from beitcli.engine.report.classes import class_tables
@@ -11,7 +11,7 @@ from beitcli.engine.report.record import RunRecord
 from beitcli.engine.report.run_state import is_step, newest_folder
 from beitcli.engine.report.verdict import fixed_guess, verdict_of
 from beitcli.escaping import shell_line
-from beitcli.runtime.metric_text import HELD_OUT, is_idle, is_share, metric_label, metric_value, percent
+from beitcli.runtime.metric_text import HELD_OUT, counted, is_idle, is_share, metric_label, metric_value, percent
 
 _FINGERPRINT = 16  # characters that are shown
 _POINTS = 400  # of a curve at most
@@ -31,7 +31,8 @@ _KEY = (
     "mean_ap", "micro_f1", "miou", "pixel_accuracy", "mean_accuracy", "ap", "ap50", "ap75", "ap_small", "ap_medium",
     "ap_large", "mask_ap", "psnr", "mae", "cosine", "codes_used", "perplexity", "commonest_share", "images",
 )  # fmt: skip
-_COUNTS = ("images", "codes_used", "measured_patches", "measured_images", "measured_tokens")
+_COUNTS = ("images", "codes_used")
+_MEASURED = ("images", "patches", "tokens")
 
 
 def document_of(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
@@ -84,7 +85,8 @@ def _run(record: RunRecord, name: str) -> dict[str, Any]:
 def _figures(record: RunRecord) -> list[dict[str, Any]]:
     """Returns the figures of held-out images, the known ones first; those of one class are in `class_tables`."""
     classes = record.measured.classes
-    own = {name: value for name, value in record.held_out.items() if "/" not in name and not is_idle(name, classes)}
+    hidden = {name for name in record.held_out if "/" in name or name in _OF_VERDICT or is_idle(name, classes)}
+    own = {name: value for name, value in record.held_out.items() if name not in hidden}
     names = [*(name for name in _KEY if name in own), *(name for name in own if name not in _KEY)]
     return [{"name": _label(name), "text": _figure(name, own[name]), "value": own[name]} for name in names]
 
@@ -106,11 +108,17 @@ def _facts(record: RunRecord, last: dict[str, float]) -> dict[str, str]:
         "made by": f"beit {record.command}, recipe {settings.get('recipe', '?')}",
         "data": " ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
         "fingerprint of the data": record.fingerprint[:_FINGERPRINT],
-        "measured on": str(settings.get("val") or ""),
+        "measured on": ", ".join(filter(None, (str(settings.get("val") or ""), *_measured_counts(record)))),
         "speed": f"{last['images_per_second']:,.1f} images/s" if "images_per_second" in last else "",
         "waiting for data": f"{last['data_wait_share']:.0%} of the time" if "data_wait_share" in last else "",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _measured_counts(record: RunRecord) -> Iterator[str]:
+    for name in _MEASURED:
+        if (number := record.held_out.get(f"measured_{name}")) is not None:
+            yield counted(round(number), name.removesuffix("s"))
 
 
 def differing_settings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:

@@ -187,6 +187,7 @@ def test_a_mistake_keeps_the_facts_that_are_of_ours(tmp_path: Path, mistake: dic
 def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     held_out = {"top1": 1.0, "top5": 1, "miou": 0.302, "ap": 0.0, "images": 1234.0, "loss": 2}
+    held_out |= {"measured_images": 500, "measured_patches": 12500, "masked_accuracy_std_error": 0.003}
     with (run / "metrics.jsonl").open("a") as file:
         file.write(
             "\n" + json.dumps({"step": 50} | {f"held_out_{name}": each for name, each in held_out.items()}) + "\n"
@@ -195,6 +196,7 @@ def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
     assert {each["name"]: each["text"] for each in told["figures"]} == {
         "top1": "100.0%", "top5": "100.0%", "miou": "30.2%", "ap": "0.0%", "images": "1,234", "loss": "2.0000",
     }  # fmt: skip
+    assert told["facts"]["measured on"] == "500 images, 12,500 patches"
 
 
 def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
