@@ -22,6 +22,7 @@ class AttnMapConfig(Job):
     command: ClassVar[str] = "attn-map"
     batch_size: int = option(8, "Images per forward pass.", panel="Machine", ge=1)
     inputs: tuple[str, ...] = option((), data_help, argument=True, required=True, panel="Data", metavar="IMAGE")
+    split: str | None = option(None, "Split to read, where the data has splits; default val.", panel="Data")
     nul: bool = option(False, "Paths on stdin end with NUL (find -print0).", panel="Data", flags=("-0", "--nul"))
     model: str | None = option(
         None, f"{MODEL_HELP}; default the newest run under runs/.", panel="Options", metavar="MODEL"

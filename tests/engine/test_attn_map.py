@@ -495,3 +495,9 @@ def test_no_run_at_all_says_how_to_make_one(image, tmp_path, monkeypatch):
     with pytest.raises(UsageError) as caught:
         list(attn_map(AttnMapConfig(inputs=(image,), device="cpu")))
     assert "beit pretrain sample --recipe tiny" in caught.value.hint
+
+
+def test_split_chooses_the_images_of_data_that_has_splits(beit, run):
+    for split, words in (("val", ()), ("train", ("--split", "train"))):
+        (line,) = beit("attn-map", "sample", "--limit", 1, "--model", run, *words).lines
+        assert line["path"].startswith(f"sample/{split}/")

@@ -37,7 +37,7 @@ DECLARATION = Declaration(
         "beit attn-map photo.jpg --model runs/mine --point 120,80 --head all -o heads.png",
         "beit attn-map photo.jpg --model runs/mine --preview     in the terminal",
         "beit attn-map photos/*.jpg --model runs/mine -o attention.html     a page to explore",
-        "beit attn-map photos/*.jpg --model runs/mine --layer 8 -o figure.pdf     as the paper's Figure 2",
+        "beit attn-map photos/*.jpg --model runs/mine -o figure.pdf     as the paper's Figure 2",
     ),
     run=_run,
 )
