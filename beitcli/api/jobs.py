@@ -226,8 +226,9 @@ def embed(
     def documents() -> Iterator[dict[str, Any]]:
         with event_handler(progress, on_event, resolved.notes) as events:
             from beitcli.engine.embed import embed
+            from beitcli.engine.io.feature_files import with_numbers
 
-            yield from embed(resolved.config, events)
+            yield from map(with_numbers, embed(resolved.config, events))
 
     return documents()
 

@@ -18,7 +18,7 @@ from beitcli.config.intensity import parse_intensity, with_models_intensity
 from beitcli.data.sources.base import Source
 from beitcli.data.sources.subset import Subset
 from beitcli.engine.events import Note, OnEvent, Progress, downloads, ignore, warn
-from beitcli.engine.io.feature_files import FeatureFile, as_numbers, open_feature_file, require_writable_features
+from beitcli.engine.io.feature_files import FeatureFile, open_feature_file, require_writable_features
 from beitcli.engine.io.inputs import open_inputs
 from beitcli.engine.io.protected_inputs import ProtectedInputs
 from beitcli.engine.io.stored_features import FeatureKind, sidecar
@@ -43,7 +43,8 @@ Document = dict[str, Any]
 def embed(config: EmbedConfig, on_event: OnEvent = ignore, stdin: BinaryIO | None = None) -> Iterator[Document]:
     """Yields `{"path", "features"}` or `{"path", "error"}` per image, in input order, with `label` where there is one.
 
-    Features are nested lists of floats, (D,) or (N, D). With an output file they are written there and not yielded.
+    Features are (D,) or (N, D) float32 arrays; `with_numbers` converts those that are told in full. With an output file
+    they are written there and not yielded.
     With `query` one document is yielded: `{"query", "neighbours": [{"path", "similarity"}, ...], "output"}`. Of several
     ranks only rank 0 yields and writes.
 
@@ -59,13 +60,12 @@ def embed(config: EmbedConfig, on_event: OnEvent = ignore, stdin: BinaryIO | Non
     world, on_event = compute.world, compute.world.rank_zero_only(on_event)
     warn(checkpoint.warnings, on_event)
     extractor = extractor_of(config, model.to(compute.device), preprocessing(checkpoint, model), compute)
-    kind = kind_of(config, extractor)
     if config.query:
-        yield from neighbours(config, extractor, kind, on_event, stdin)
+        yield from neighbours(config, extractor, lambda: kind_of(config, extractor), on_event, stdin)
         return
     size = max(model.architecture.image_size)
     source = world.rank_zero_first(lambda: open_inputs(config, sample_size=size, stdin=stdin, on_event=on_event))
-    yield from _embed(config, extractor, kind, source, on_event)
+    yield from _embed(config, extractor, source, on_event)
 
 
 def extractor_of(
@@ -89,11 +89,14 @@ def extractor_of(
 
 
 def kind_of(config: EmbedConfig, extractor: FeatureExtractor) -> FeatureKind:
-    """Returns what the features are, to be told and compared."""
+    """Returns what the features are, to be told and compared; without the weights where the output is .jsonl.
+
+    Lines do not say what the features are, and to hash the weights of a BEiT-B takes 0.5 s.
+    """
     architecture, transform = extractor.model.architecture, extractor.transform
     return FeatureKind(
         model=config.model,
-        weights=weights_digest(extractor.model),  # type: ignore[arg-type]
+        weights="" if _is_lines(config) else weights_digest(extractor.model),  # type: ignore[arg-type]
         layer=extractor.layers[0],
         pool=config.pool,
         norm=config.feature_norm,
@@ -105,15 +108,13 @@ def kind_of(config: EmbedConfig, extractor: FeatureExtractor) -> FeatureKind:
     )
 
 
-def _embed(
-    config: EmbedConfig, extractor: FeatureExtractor, kind: FeatureKind, source: Source, on_event: OnEvent
-) -> Iterator[Document]:
+def _embed(config: EmbedConfig, extractor: FeatureExtractor, source: Source, on_event: OnEvent) -> Iterator[Document]:
     world, opened = extractor.compute.world, list[FeatureFile]()
     file: FeatureFile | None = None
     done, missing = False, source
     try:
         if config.output != "-":
-            held, first = world.run_on_rank_zero(lambda: _open(opened, config, kind, source))
+            held, first = world.run_on_rank_zero(lambda: _open(opened, config, kind_of(config, extractor), source))
             file = opened[0] if opened else None
             if held:
                 _require_same(Path(config.output), first, source, extractor)
@@ -124,19 +125,23 @@ def _embed(
             if file is not None:
                 file.add(document)
             elif config.output == "-" and world.is_rank_zero:
-                yield document | ({"features": as_numbers(document["features"])} if "features" in document else {})
+                yield document
         done = True
     finally:
         if file is not None:
             file.close(done=done)
     if file is not None:
-        on_event(Note(_said(config, kind, file.rows)))
+        on_event(Note(_said(config, file.kind, file.rows)))
     if bad:
-        where = "Their lines say why." if config.output == "-" or config.output.endswith(".jsonl") else _NAMED
+        where = "Their lines say why." if config.output == "-" or _is_lines(config) else _NAMED
         raise DataError(f"{bad} of {len(source)} images cannot be read.", where)
 
 
 _NAMED = "They have no row in the file; a .jsonl, or no -o, says why of each."
+
+
+def _is_lines(config: EmbedConfig) -> bool:
+    return config.output.lower().endswith(".jsonl")
 
 
 def documents(
@@ -202,7 +207,7 @@ def _require_same(path: Path, first: _First | None, source: Source, extractor: F
 
 def _said(config: EmbedConfig, kind: FeatureKind, rows: int) -> str:
     shape = " x ".join(f"{side:,}" for side in (rows, *kind.shape))
-    numbers = "text" if config.output.lower().endswith(".jsonl") else kind.dtype
+    numbers = "text" if _is_lines(config) else kind.dtype
     of = {"mean": "mean of the patches", "cls": "class token", "none": "every patch"}.get(kind.pool, kind.pool)
     beside = f" Names of the rows: '{sidecar(Path(config.output))}'." if config.output.lower().endswith(".npy") else ""
     return f"Made '{config.output}': {shape}, {numbers}; block {kind.layer}, {of}.{beside}"

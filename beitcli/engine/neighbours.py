@@ -60,11 +60,18 @@ def nothing_found() -> Found:
 
 
 def neighbours(
-    config: EmbedConfig, extractor: FeatureExtractor, kind: FeatureKind, on_event: OnEvent, stdin: BinaryIO | None
+    config: EmbedConfig,
+    extractor: FeatureExtractor,
+    kind: Callable[[], FeatureKind],
+    on_event: OnEvent,
+    stdin: BinaryIO | None,
 ) -> Iterator[dict[str, Any]]:
     """Yields `{"query", "neighbours": [{"path", "similarity"}, ...], "output"}` on rank 0.
 
     The query itself is none of its neighbours, where it is one of the images by its file.
+
+    Args:
+        kind: Computes what the features are; called only to compare it with that of a file.
 
     Raises:
         UsageError: The query is no single image, or a file holds features of another kind.
@@ -116,10 +123,10 @@ def _feature_of(source: Source, extractor: FeatureExtractor) -> np.ndarray:
     return feature / max(float(np.linalg.norm(feature)), float(np.finfo(np.float32).tiny))
 
 
-def _open_stored(path: Path, kind: FeatureKind) -> StoredFeatures:
+def _open_stored(path: Path, kind: Callable[[], FeatureKind]) -> StoredFeatures:
     stored = read_features(path)
     if stored.kind is not None:
-        kind.require(path, stored.kind, beside=("dtype",))
+        kind().require(path, stored.kind, beside=("dtype",))
     return stored
 
 

@@ -18,12 +18,15 @@ from safetensors import safe_open
 
 import beitcli
 from beitcli.cli.app import main
+from beitcli.cli.commands import embed as command
 from beitcli.config.resolve import resolve
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
+from beitcli.engine import embed as embed_module
 from beitcli.engine.embed import embed
 from beitcli.engine.events import Progress
-from beitcli.engine.io import stored_features
+from beitcli.engine.io import feature_files, stored_features
+from beitcli.engine.io.feature_files import with_numbers
 from beitcli.engine.io.stored_features import read_features
 from beitcli.errors import DataError, UsageError
 from beitcli.models.checkpoints.build import open_backbone, preprocessing
@@ -108,6 +111,64 @@ def test_neighbours_in_an_exported_file_vote_as_eval_knn_does(
     top1 = np.mean([labels["train"][row] == label for row, label in zip(nearest, labels["val"], strict=True)])
     told = beit("eval", pretrained_run, split, "--protocol", "knn", "--layer", 2, "--k", 1, "--workers", 0).lines[0]
     assert told["top1"] == pytest.approx(top1)
+
+
+@pytest.mark.parametrize("pool", ["mean", "none"])
+def test_features_are_told_with_the_digits_of_float32(
+    beit: Callable, pretrained_run: Path, labelled_folder: Path, pool: str
+) -> None:
+    folder = labelled_folder / "red"
+    arrays = [each["features"] for each in embed(config_of(pretrained_run, folder, pool=pool, batch_size=64))]
+    shape = (128,) if pool == "mean" else (16, 128)
+    assert {(each.dtype.name, each.shape) for each in arrays} == {("float32", shape)}
+    expected = [np.vectorize(lambda number: float(f"{number:.9g}"), otypes=[float])(each).tolist() for each in arrays]
+    lines = beit("embed", pretrained_run, folder, "--pool", pool, "--device", "cpu", "--workers", 0, "--json").lines
+    assert [each["features"] for each in lines] == expected
+    told = list(beitcli.embed(pretrained_run, folder, pool=pool, device="cpu", workers=0, progress=False))
+    assert told == lines
+
+
+@pytest.mark.parametrize("suffix", ["", ".npy", ".parquet", ".safetensors"])
+def test_features_that_are_not_told_in_full_stay_an_array(
+    pretrained_run: Path, labelled_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    sizes, as_numbers = [], feature_files.as_numbers
+    monkeypatch.setattr(feature_files, "as_numbers", lambda array: sizes.append(array.size) or as_numbers(array))
+    output = {"output": str(tmp_path / f"out{suffix}")} if suffix else {}
+    documents = list(embed(config_of(pretrained_run, labelled_folder, **output)))
+    assert len(documents) == (0 if suffix else 24)
+    lines = [command._said(document) for document in documents]
+    assert sizes == [6] * len(documents)  # the numbers of a line
+    for line, document in zip(lines, documents, strict=True):
+        assert line == "128  " + " ".join(f"{number:.3f}" for number in document["features"][:6].tolist()) + " ..."
+
+
+def test_a_line_of_every_patch_tells_their_number_and_the_first(pretrained_run: Path, labelled_folder: Path) -> None:
+    document = next(embed(config_of(pretrained_run, labelled_folder, pool="none")))
+    first = " ".join(f"{number:.3f}" for number in document["features"][0, :6].tolist())
+    assert command._said(document) == f"16 x 128  {first} ..."
+    assert command._said({"path": "a.png", "error": "it is cut off"}) == "error: it is cut off"
+
+
+def test_weights_are_hashed_only_for_what_states_or_compares_them(
+    pretrained_run: Path, labelled_folder: Path, query: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, digest = [], embed_module.weights_digest
+    monkeypatch.setattr(embed_module, "weights_digest", lambda model: hashed.append(model) or digest(model))
+
+    def times(inputs: Path = labelled_folder, **settings: Any) -> int:
+        hashed.clear()
+        list(embed(config_of(pretrained_run, inputs, **settings)))
+        return len(hashed)
+
+    stored = tmp_path / "stored.npy"
+    assert times() == 0
+    assert times(output=str(tmp_path / "lines.jsonl")) == 0
+    assert times(query=str(query)) == 0
+    assert times(query=str(query), output=str(tmp_path / "nearest.png")) == 0
+    assert times(output=str(stored)) == 1
+    assert json.loads(stored.with_suffix(".json").read_text())["features"]["weights"] == digest(hashed[0])
+    assert times(stored, query=str(query)) == 1
 
 
 @pytest.mark.parametrize("pool", ["mean", "none"])
@@ -401,7 +462,7 @@ def test_an_image_on_stdin_is_embedded_and_asked_for_like_its_file(
 
 def test_python_embeds_as_the_command_line_does(pretrained_run: Path, labelled_folder: Path) -> None:
     told = list(beitcli.embed(pretrained_run, labelled_folder / "red", device="cpu", workers=0, progress=False))
-    assert told == list(embed(config_of(pretrained_run, labelled_folder / "red", batch_size=64)))
+    assert told == list(map(with_numbers, embed(config_of(pretrained_run, labelled_folder / "red", batch_size=64))))
     with pytest.raises(DataError):
         list(beitcli.embed(pretrained_run, labelled_folder / "no", progress=False))
 

@@ -13,6 +13,7 @@ _FEW = 6  # numbers of a line
 
 def _run(config: EmbedConfig, console: CommandConsole) -> None:
     from beitcli.engine.embed import embed
+    from beitcli.engine.io.feature_files import with_numbers
     from beitcli.engine.io.outputs import is_stdout
 
     is_picture = config.output != "-" and is_stdout(config.output)
@@ -20,7 +21,7 @@ def _run(config: EmbedConfig, console: CommandConsole) -> None:
         if is_picture:  # that stream is the picture's alone
             continue
         if console.wants_json:
-            console.print_json(document)
+            console.print_json(with_numbers(document))
         elif "neighbours" in document:
             console.print_rows(document["neighbours"], "No other image is there to compare with.")
             if document["output"]:
@@ -33,10 +34,12 @@ def _said(document: dict[str, Any]) -> str:
     """What a document says of an image, in a line: the first numbers of its feature."""
     if "error" in document:
         return f"error: {document['error']}"
+    from beitcli.engine.io.feature_files import as_numbers
+
     features, patches = document["features"], ""
-    if isinstance(features[0], list):
+    if features.ndim > 1:
         features, patches = features[0], f"{len(features)} x "
-    first = " ".join(f"{number:.3f}" for number in features[:_FEW])
+    first = " ".join(f"{number:.3f}" for number in as_numbers(features[:_FEW]))
     return f"{patches}{len(features)}  {first}{' ...' if len(features) > _FEW else ''}"
 
 

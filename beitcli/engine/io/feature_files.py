@@ -88,9 +88,14 @@ class FeatureFile(ABC):
 
 def as_line(document: Document) -> str:
     """Returns the JSON line of a document; features have the digits of a float32."""
+    return dump_json(with_numbers(document))
+
+
+def with_numbers(document: Document) -> Document:
+    """Returns a document with its features, if it has any, `as_numbers`."""
     if "features" not in document:
-        return dump_json(document)
-    return dump_json(document | {"features": as_numbers(document["features"])})
+        return document
+    return document | {"features": as_numbers(document["features"])}
 
 
 def as_numbers(features: np.ndarray) -> list[Any]:
