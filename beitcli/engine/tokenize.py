@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,7 @@ from beitcli.engine.token_pictures import TokenPictures
 from beitcli.engine.tokenizer_loading import prepared, tokenizer_for
 from beitcli.engine.tokenizer_stats import Sums, Tally
 from beitcli.engine.tokenizer_verdict import judge
+from beitcli.engine.trainer.prefetch import on_device
 from beitcli.errors import BeitError, DataError, UsageError
 from beitcli.runtime.compute.device import Compute, choose_compute, choose_workers, join_compute
 from beitcli.runtime.metric_text import counted
@@ -181,30 +182,40 @@ def _documents(
     transform, world = tokens_transform(size), compute.world
     workers = choose_workers(config.workers, compute.device, world)
     batch_size = min(config.batch_size, len(source))
-    batches = ordered_batches(source, transform, batch_size=batch_size, workers=workers, share=(world.rank, world.size))
     grid = tokenizer.grid(size)
-    for _ in range(-(-len(source) // (batch_size * world.size))):
-        documents: list[dict[str, Any]] = []
-        failure: BeitError | None = None
-        try:
-            batch = next(batches, None)
-            if batch is not None:
-                found = _bad(batch, config, tally)
-                if len(batch):
-                    found |= _tokenized(batch, source, tokenizer, grid, compute, tally, pictures, config.stats)
-                documents = [found[index] for index in sorted(found)]
-        except BeitError as error:
-            failure = error
-        told = world.gather_on_rank_zero(documents)
-        parts = world.gather((tally.batch, failure))
-        tally.batch = Sums()
-        for rank, (sums, failure) in enumerate(parts):
-            if world.is_rank_zero:
-                yield from map(_with_list, told[rank])
-            if failure is not None:
-                raise failure
-            tally.total += sums
-        on_event(Progress("tokenize", tally.total.images + tally.total.bad, len(source), "image"))
+    loaded = ordered_batches(
+        source,
+        transform,
+        batch_size=batch_size,
+        workers=workers,
+        pin_memory=compute.device.type == "cuda",
+        share=(world.rank, world.size),
+    )
+    with closing(on_device(loaded, compute.device)) as batches:
+        for _ in range(-(-len(source) // (batch_size * world.size))):
+            documents: list[dict[str, Any]] = []
+            failure: BeitError | None = None
+            try:
+                batch, tensors = next(batches, (None, {}))
+                if batch is not None:
+                    found = _bad(batch, config, tally)
+                    if len(batch):
+                        found |= _tokenized(
+                            batch, tensors["images"], source, tokenizer, grid, tally, pictures, config.stats
+                        )
+                    documents = [found[index] for index in sorted(found)]
+            except BeitError as error:
+                failure = error
+            told = world.gather_on_rank_zero(documents)
+            parts = world.gather((tally.batch, failure))
+            tally.batch = Sums()
+            for rank, (sums, failure) in enumerate(parts):
+                if world.is_rank_zero:
+                    yield from map(_with_list, told[rank])
+                if failure is not None:
+                    raise failure
+                tally.total += sums
+            on_event(Progress("tokenize", tally.total.images + tally.total.bad, len(source), "image"))
 
 
 def _bad(batch: Batch, config: TokenizeConfig, tally: Tally) -> dict[int, dict[str, Any]]:
@@ -222,15 +233,16 @@ def _bad(batch: Batch, config: TokenizeConfig, tally: Tally) -> dict[int, dict[s
 @torch.no_grad()
 def _tokenized(
     batch: Batch,
+    pixels: torch.Tensor,
     source: Source,
     tokenizer: Tokenizer,
     grid: tuple[int, int],
-    compute: Compute,
     tally: Tally,
     pictures: ReconstructedPictures | None,
     stats: bool,
 ) -> dict[int, dict[str, Any]]:
-    images = to_unit(batch.to(compute.device)["images"])
+    """Returns the documents of a batch's images, whose (B, 3, H, W) uint8 pixels are on the tokenizer's device."""
+    images = to_unit(pixels)
     tokens = tokenizer.encode(images)
     tally.compare_tokens(batch.indices, images, tokens)
     tally.batch.images += len(batch)

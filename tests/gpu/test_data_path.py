@@ -13,6 +13,7 @@ from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import CenterTransform
 from beitcli.engine.tokenizer_loading import prepared
+from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.prefetch import on_device, to_device
 from beitcli.runtime.compute.device import choose_compute
 from beitcli.runtime.compute.peak_flops import measure_matmul_flops
@@ -58,6 +59,23 @@ def test_batches_come_whole_and_in_order_and_nothing_waits(labelled_folder, work
             tensor.is_cuda and torch.equal(tensor.cpu(), other.tensors[name]) for name, tensor in tensors.items()
         )
         assert all(tensor.is_pinned() for tensor in batch.tensors.values())
+    assert not active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_an_evaluation_come_from_pinned_memory_and_nothing_waits(labelled_folder, workers, nothing_waits):
+    source, view = open_data([str(labelled_folder)], labelled=True), CenterTransform(size=32)
+    expected = list(Batching(choose_compute("cpu", "fp32"), 8, 0).batches(source, view))
+    batches = Batching(choose_compute("cuda", "fp32"), 8, workers).on_device(source, view)
+    moved = [next(batches)]  # which may allocate
+    with nothing_waits():
+        moved += batches
+    for (batch, tensors), other in zip(moved, expected, strict=True):
+        assert batch.indices == other.indices
+        assert all(tensor.is_pinned() for tensor in batch.tensors.values())
+        assert all(
+            tensor.is_cuda and torch.equal(tensor.cpu(), other.tensors[name]) for name, tensor in tensors.items()
+        )
     assert not active_children()
 
 

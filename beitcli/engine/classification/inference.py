@@ -19,11 +19,11 @@ def classify(
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yields this rank's batches in order with their (B, classes) fp32 logits; these are empty for an empty batch."""
     crop = evaluation_view(model.architecture.image_size, transform.crop, transform.normalization)
-    for batch in batching.batches(source, crop):
+    for batch, tensors in batching.on_device(source, crop):
         if not len(batch):
             yield batch, torch.empty(0)
             continue
-        images = normalize(batch.to(batching.compute.device)["images"], *transform.normalization)
+        images = normalize(tensors["images"], *transform.normalization)
         with torch.inference_mode(), batching.compute.autocast():
             logits = model(images)
         yield batch, logits.float()

@@ -71,16 +71,22 @@ def detect(
     batching: Batching,
 ) -> Iterator[tuple[Batch, list[Detections]]]:
     """Yields this rank's batches in order, with the detections in each of their readable images."""
-    for batch in batching.batches(source, transform):
-        yield batch, detect_batch(model, batch, normalization, batching.compute) if len(batch) else []
+    compute = batching.compute
+    for batch, tensors in batching.on_device(source, transform):
+        yield batch, detect_batch(model, batch, tensors["images"], normalization, compute) if len(batch) else []
 
 
 @torch.inference_mode()
-def detect_batch(model: AnyDetector, batch: Batch, normalization: Normalization, compute: Compute) -> list[Detections]:
-    """Returns the detections of a model in evaluation mode in a batch of `DetectionEvalTransform`."""
-    images = normalize(batch.tensors["images"].to(compute.device), *normalization)
+def detect_batch(
+    model: AnyDetector, batch: Batch, images: torch.Tensor, normalization: Normalization, compute: Compute
+) -> list[Detections]:
+    """Returns the detections of a model in evaluation mode in a batch of `DetectionEvalTransform`.
+
+    Args:
+        images: Those of the batch, on the model's device.
+    """
     with compute.autocast():
-        detections = model(images)
+        detections = model(normalize(images, *normalization))
     contents, sizes = batch.tensors["content"].tolist(), batch.tensors["size"].tolist()
     return [_in_own_pixels(*each) for each in zip(detections, contents, sizes, strict=True)]
 

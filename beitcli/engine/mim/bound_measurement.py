@@ -71,10 +71,10 @@ class BoundMeter:
             masking: None hides nothing.
         """
         world, parts, bad, seen = self.batching.compute.world, [], [], 0
-        for batch in self.batching.batches(source, transform, masking):
+        for batch, tensors in self.batching.on_device(source, transform, masking):
             bad.append(batch.bad)
             keys = [source.global_index(index) for index in batch.indices]
-            parts.append(self.terms(batch.to(self.batching.compute.device), keys) if len(batch) else {})
+            parts.append(self.terms(tensors, keys) if len(batch) else {})
             seen += len(batch) + len(batch.bad)
             self.batching.on_event(
                 Progress(f"bound of {source.name}", min(seen * world.size, len(source)), len(source), "image")
@@ -226,11 +226,11 @@ def training_statistics(
     counts = torch.zeros(tokenizer.vocab_size, dtype=torch.int64, device=batching.compute.device)
     parts: list[tuple[float, int, int]] = []  # of a batch: squared error, values, images
     bad: list[list[Bad]] = []
-    for batch in batching.batches(source, transform):
+    for batch, tensors in batching.on_device(source, transform):
         bad.append(batch.bad)
         error, values = 0.0, 0
         if len(batch):
-            images = batch.to(batching.compute.device)["token_images"]
+            images = tensors["token_images"]
             tokens = tokenizer.encode_batch_invariant(images)
             counts += torch.bincount(tokens.flatten(), minlength=tokenizer.vocab_size)
             if tokenizer.can_decode:

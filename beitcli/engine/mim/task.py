@@ -188,13 +188,13 @@ class PretrainTask(Task):
         if self.token_cache:  # whose later passes find the tokens there
             batching = replace(batching, kept=None)
         bad: list[list[Bad]] = []
-        for batch in batching.batches(self.held_out, transform, masking):
+        for batch, moved in batching.on_device(self.held_out, transform, masking):
             bad.append(batch.bad)
             if not len(batch):
                 for accumulator in accumulators:
                     accumulator.update_empty()
                 continue
-            tensors = self.before_step(0, batch.to(self.compute.device))
+            tensors = self.before_step(0, moved)
             with self.compute.autocast():
                 outputs, targets = self.forward_with_targets(tensors)
             for accumulator, each in zip(accumulators, outputs, strict=True):

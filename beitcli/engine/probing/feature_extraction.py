@@ -5,8 +5,8 @@ Whole batches are sharded over ranks; `FeatureWriter` receives them in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from beitcli.data.sources.content_stamp import contents_stamp
 from beitcli.data.transforms.base import CenterTransform, evaluation_view, normalize
 from beitcli.engine.events import Note, OnEvent, Progress, ignore
 from beitcli.engine.trainer.distributed_eval import next_or_error
+from beitcli.engine.trainer.prefetch import on_device
 from beitcli.errors import StorageError
 from beitcli.models.checkpoints.build import Preprocessing
 from beitcli.models.networks.pooled_features import SupportsBlockOutputs, feature_shape, pooled_features, pooled_width
@@ -174,17 +175,25 @@ class FeatureExtractor:
                 yield part
 
     def _own_parts(self, source: Source, view: Transform) -> Iterator[Part]:
-        world = self.compute.world
-        share = (world.rank, world.size)
-        for batch in ordered_batches(source, view, batch_size=self.batch_size, workers=self.workers, share=share):
-            yield self._part(batch)
+        world, device = self.compute.world, self.compute.device
+        loaded = ordered_batches(
+            source,
+            view,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            pin_memory=device.type == "cuda",
+            share=(world.rank, world.size),
+        )
+        with closing(on_device(loaded, device)) as moved:
+            for batch, tensors in moved:
+                yield self._part(batch, tensors)
 
-    def _part(self, batch: Batch) -> Part:
+    def _part(self, batch: Batch, tensors: Mapping[str, torch.Tensor]) -> Part:
         if not len(batch):
             shape = feature_shape(self.model.architecture, self.pool)
             empty = np.zeros((len(self.layers), 0, *shape), dtype=np.float32)
             return Part(empty, np.zeros(0, dtype=np.int64), [], batch.bad)
-        images = normalize(batch.to(self.compute.device)["images"], *self.transform.normalization)
+        images = normalize(tensors["images"], *self.transform.normalization)
         with torch.inference_mode(), self.compute.autocast():
             features = pooled_features(self.model, images, self.layers, self.pool, self.norm)
         labels = batch.tensors["labels"].numpy() if "labels" in batch.tensors else np.full(len(batch), -1)

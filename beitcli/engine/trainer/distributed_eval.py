@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
+
+import torch
 
 from beitcli.data.loading.batches import Batch, Masking, Transform, ordered_batches
 from beitcli.data.loading.kept_batches import KeptBatches
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, ignore
+from beitcli.engine.trainer.prefetch import on_device
 from beitcli.errors import BeitError
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.distributed.world import DistributedContext
@@ -19,12 +23,12 @@ Answer = TypeVar("Answer")
 
 
 def synchronized_batches(
-    batches: Iterator[Batch], images: int, batch_size: int, world: DistributedContext, check_stop: Callable[[], None]
-) -> Iterator[Batch]:
+    batches: Iterator[Answer], images: int, batch_size: int, world: DistributedContext, check_stop: Callable[[], None]
+) -> Iterator[Answer]:
     """Yields this rank's batches. Before each round of one batch per rank, all ranks call `check_stop`.
 
     Args:
-        batches: From `ordered_batches` with this rank's share.
+        batches: From `ordered_batches` with this rank's share, or `on_device` of these.
         images: Number of images of all ranks together.
 
     Raises:
@@ -68,6 +72,27 @@ class Batching:
 
     def batches(self, source: Source, transform: Transform, masking: Masking | None = None) -> Iterator[Batch]:
         """This rank's batches, in order, with masks if given; a batch is empty if all of its images are bad."""
+        return self._synchronized(self._loaded(source, transform, masking), source)
+
+    def on_device(
+        self, source: Source, transform: Transform, masking: Masking | None = None
+    ) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
+        """`batches`, each with its tensors on the device, as `prefetch.on_device` brings them there.
+
+        On CUDA the next ones are copied from pinned memory while the device computes; those of `kept`, which stay in
+        memory, are not pinned.
+        """
+        pin_memory = self.compute.device.type == "cuda" and self.kept is None
+        loaded = self._loaded(source, transform, masking, pin_memory=pin_memory)
+        with closing(on_device(loaded, self.compute.device)) as moved:
+            yield from self._synchronized(moved, source)
+
+    def _synchronized(self, batches: Iterator[Answer], source: Source) -> Iterator[Answer]:
+        return synchronized_batches(batches, len(source), self.batch_size, self.compute.world, self.check_stop)
+
+    def _loaded(
+        self, source: Source, transform: Transform, masking: Masking | None, *, pin_memory: bool = False
+    ) -> Iterator[Batch]:
         world = self.compute.world
         load = partial(
             ordered_batches,
@@ -76,14 +101,13 @@ class Batching:
             batch_size=self.batch_size,
             workers=self.workers,
             masking=masking,
+            pin_memory=pin_memory,
             share=(world.rank, world.size),
         )
         if self.kept is None:
-            batches: Iterator[Batch] = load()
-        else:
-            mine = len(range(world.rank, -(-len(source) // self.batch_size), world.size))
-            batches = self.kept.batches(self.batch_size, mine, load)
-        return synchronized_batches(batches, len(source), self.batch_size, world, self.check_stop)
+            return load()
+        mine = len(range(world.rank, -(-len(source) // self.batch_size), world.size))
+        return self.kept.batches(self.batch_size, mine, load)
 
 
 def finish_on_rank_zero(do: Callable[[], Answer], world: DistributedContext) -> Answer:
