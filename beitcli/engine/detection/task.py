@@ -103,19 +103,22 @@ class DetectionTask(FinetunedTask):
 
 
 def targets_of(batch: Tensors, masks: torch.Tensor | None = None) -> Targets:
-    """Returns the objects of each image of a batch of `DetectionTransform`, without the padding.
+    """Returns the objects of each image of a batch of `DetectionTransform`, without the padding, which is behind them.
+
+    The numbers of objects are read from the device at once: to choose rows by a mask waits for it, image by image.
 
     Args:
         masks: (n, bytes) of all images, packed; those of an image of the batch begin at its `first_mask`.
     """
-    there = batch["classes"] >= 0
-    rows = zip(batch["boxes"], batch["classes"], there, strict=True)
-    targets = [{"boxes": boxes[kept], "labels": labels[kept]} for boxes, labels, kept in rows]
-    if masks is not None:
-        height, width = batch["images"].shape[-2:]
-        places = batch["first_mask"][:, None] + torch.arange(there.shape[1], device=there.device)
-        for target, mine, kept in zip(targets, places, there, strict=True):
-            target["masks"] = unpacked(masks[mine[kept]], height, width)
+    counts = (batch["classes"] >= 0).sum(dim=1)
+    first_masks = batch["first_mask"] if masks is not None else torch.zeros_like(counts)
+    height, width = batch["images"].shape[-2:]
+    targets = []
+    for image, (count, first) in enumerate(torch.stack((counts, first_masks), dim=1).tolist()):
+        target = {name: batch[key][image, :count] for name, key in (("boxes", "boxes"), ("labels", "classes"))}
+        if masks is not None:
+            target["masks"] = unpacked(masks[first : first + count], height, width)
+        targets.append(target)
     return targets
 
 

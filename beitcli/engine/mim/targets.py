@@ -179,26 +179,28 @@ def _weights(targets: torch.Tensor, metric_mask: torch.Tensor | None) -> torch.T
 class _TokenAccumulator(MetricAccumulator):
     def __init__(self, counts: torch.Tensor) -> None:
         self.counts = counts
-        # per batch: summed loss, patches, correct ones, images, squares of the correct ones of each image
-        self.parts: list[tuple[float, int, int, int, int]] = []
+        # per batch: summed loss, patches, images, and (2,) correct patches and the squares of those of each image; the
+        # tensors are read at the end, as to read one waits for the device
+        self.parts: list[tuple[torch.Tensor, int, int, torch.Tensor]] = []
 
     def update(
         self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None, images: int = 0
     ) -> None:
-        loss, patches = float(F.cross_entropy(outputs.float(), targets, reduction="sum")), len(targets)
+        loss = F.cross_entropy(outputs.float(), targets, reduction="sum")
         right = outputs.argmax(dim=1) == targets
         if metric_mask is not None:
-            right, targets = right & metric_mask, targets[metric_mask]
+            right = right & metric_mask
         by_image = right.view(images, -1).sum(dim=1) if images else right.new_zeros(0, dtype=torch.int64)
-        self.parts.append((loss, patches, int(right.sum()), images, int(by_image.square().sum())))
-        self.counts += torch.bincount(targets, minlength=len(self.counts))
+        self.parts.append((loss, len(targets), images, torch.stack((right.sum(), by_image.square().sum()))))
+        self.counts.scatter_add_(0, targets, _weights(targets, metric_mask))
 
     def update_empty(self) -> None:
-        self.parts.append((0.0, 0, 0, 0, 0))
+        self.parts.append((torch.zeros(()), 0, 0, torch.zeros(2, dtype=torch.int64)))
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         """`masked_accuracy_std_error`: standard error with images as the units, as the patches of one are alike."""
-        loss, patches, right, images, squares = map(sum, zip(*world.gather_interleaved(self.parts), strict=True))
+        parts = [(float(loss), patches, images, *right.tolist()) for loss, patches, images, right in self.parts]
+        loss, patches, images, right, squares = map(sum, zip(*world.gather_interleaved(parts), strict=True))
         counts = world.all_reduce_sum(self.counts.clone())
         baseline, entropy = unigram_metrics(counts)
         hidden = int(counts.sum())
@@ -262,27 +264,33 @@ class PixelTarget(Target):
 
 
 class _PixelAccumulator(MetricAccumulator):
-    """Float64 sums per batch: squared error, number of values, and each channel's values and their squares."""
+    """Per batch: number of values, and (7,) float64 sums: squared error, each channel's values and their squares.
+
+    The sums stay on the device until `compute`, as to read them waits for it.
+    """
 
     def __init__(self) -> None:
-        self.parts: list[torch.Tensor] = []  # (8,) float64 each
+        self.parts: list[tuple[int, torch.Tensor]] = []
 
     def update(
         self, outputs: torch.Tensor, targets: torch.Tensor, metric_mask: torch.Tensor | None, images: int = 0
     ) -> None:
-        error, values = float(F.mse_loss(outputs.float(), targets)) * targets.numel(), targets.numel()
-        channels = targets.unflatten(1, (3, -1)).cpu()
+        error, channels = F.mse_loss(outputs.float(), targets).view(1), targets.unflatten(1, (3, -1))
+        if error.device.type == "mps":  # which has no float64
+            error, channels = error.cpu(), channels.cpu()
         colours = channels.sum(dim=(0, 2), dtype=torch.float64)
         squares = channels.square().sum(dim=(0, 2), dtype=torch.float64)
-        self.parts.append(torch.cat((torch.tensor([error, values], dtype=torch.float64), colours, squares)))
+        self.parts.append((targets.numel(), torch.cat((error.double() * targets.numel(), colours, squares))))
 
     def update_empty(self) -> None:
-        self.parts.append(torch.zeros(8, dtype=torch.float64))
+        self.parts.append((0, torch.zeros(7, dtype=torch.float64)))
 
     def compute(self, world: DistributedContext = SINGLE_PROCESS) -> dict[str, float]:
         """`baseline_loss`: the error of always predicting each channel's mean, which is its variance."""
-        total = sum(world.gather_interleaved(self.parts), torch.zeros(8, dtype=torch.float64))
-        (error, values), colours, squares = total[:2].tolist(), total[2:5], total[5:]
+        parts = world.gather_interleaved([(values, sums.cpu()) for values, sums in self.parts])
+        values = sum(part[0] for part in parts)
+        total = sum((part[1] for part in parts), torch.zeros(7, dtype=torch.float64))
+        error, colours, squares = float(total[0]), total[1:4], total[4:]
         a_channel = values / 3
         variances = squares / a_channel - (colours / a_channel).square()
         return {"loss": error / values, "baseline_loss": float(variances.mean())}

@@ -21,19 +21,21 @@ from beitcli.data.loading.batches import StreamPart, training_batches
 from beitcli.data.sources.open_data import open_data
 from beitcli.data.transforms.base import evaluation_view, normalize
 from beitcli.data.transforms.finetuning import FinetuningTransform
-from beitcli.engine.classification.evaluate import class_columns
+from beitcli.engine.classification.evaluate import class_columns, score
 from beitcli.engine.classification.finetune import build_classifier
 from beitcli.engine.classification.task import FinetuneTask
 from beitcli.engine.evaluate import evaluate
 from beitcli.engine.events import Event, Note, Progress, ignore
 from beitcli.engine.finetune import finetune
 from beitcli.engine.predict import predict
+from beitcli.engine.trainer.distributed_eval import Batching
 from beitcli.engine.trainer.setup import make_plan
 from beitcli.errors import DataError, SignalStop, StorageError
-from beitcli.models.checkpoints.build import open_classifier
+from beitcli.models.checkpoints.build import open_classifier, preprocessing
 from beitcli.models.checkpoints.open import open_pretrained
 from beitcli.runtime.compute.device import Compute
 from beitcli.runtime.storage.checkpoint import load_tensors, newest_checkpoint, step_folders
+from tests.helpers.device_waits import DeviceWaits
 
 CPU = Compute(torch.device("cpu"), "fp32")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -286,6 +288,26 @@ def test_unreadable_images_are_counted_and_past_the_limit_refused(tmp_path, labe
     assert evaluated(finetuned_run, tmp_path / "data", max_bad=0.5).images == 21
 
 
+def test_scores_are_those_by_hand_and_wait_for_no_single_number(labelled_folder, finetuned_run):
+    model, checkpoint = open_classifier(str(finetuned_run))
+    source, how = open_data([str(labelled_folder)], labelled=True), preprocessing(checkpoint, model)
+    columns = [2, 0, 1]  # of a model with other names
+    view = evaluation_view(32, how.crop, how.normalization)
+    pixels = torch.stack([torch.from_numpy(view(source.image(i), 0, i)["images"]) for i in range(24)])
+    with torch.no_grad():
+        chances = model(normalize(pixels, *how.normalization)).softmax(dim=1)
+    likely, best = chances.max(dim=1)
+    truth = torch.tensor([columns[source.label(index)] for index in range(24)])
+    waits = DeviceWaits(), DeviceWaits()
+    for batch_size, those in zip((24, 7), waits, strict=True):
+        with those:
+            scored = score(model, source, columns, how, Batching(CPU, batch_size, 0))
+    assert waits[0].names == waits[1].names  # four batches read what one does, which is torch's loader's own
+    assert (scored.images, scored.top1, scored.top5) == (24, float((best == truth).double().mean()), 1.0)
+    assert scored.records[:, :3].tolist() == torch.stack((torch.arange(24), truth, best), dim=1).tolist()
+    assert scored.records[:, 3] == pytest.approx(likely.double().numpy(), abs=1e-6)
+
+
 # Prediction
 
 
@@ -308,6 +330,15 @@ def test_predictions_are_the_models_probabilities_in_input_order(labelled_folder
         assert scores == sorted(scores, reverse=True)
         assert sum(scores) == pytest.approx(1, abs=1e-5)
         assert [document["label"], document["score"]] == document["top"][0]
+
+
+def test_of_one_class_an_image_only_the_best_scores_become_python_numbers(monkeypatch, labelled_folder, finetuned_run):
+    sizes, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: sizes.append(tensor.numel()) or tolist(tensor))
+    documents = list(predicted(finetuned_run, [labelled_folder], top=1, batch_size=24))
+    assert [len(document["top"]) for document in documents] == [1] * 24
+    assert sizes.count(24) >= 2  # scores and classes of the best
+    assert 24 * 3 not in sizes
 
 
 def test_prediction_names_an_unreadable_image_in_its_place_and_ends_with_an_error(

@@ -23,6 +23,7 @@ from beitcli.engine.inspect import inspect
 from beitcli.runtime.compute.device import Compute
 from tests.helpers.coco_folder import NAMES, SHAPE
 from tests.helpers.detection_runs import config_of, weights
+from tests.helpers.device_waits import DeviceWaits
 
 
 @pytest.fixture(scope="session")
@@ -71,13 +72,17 @@ def test_each_image_of_a_micro_batch_has_its_own_masks():
     classes = torch.tensor([[1, 0, 2], [-1, -1, -1], [0, -1, -1], [2, 2, -1]])
     bits = torch.arange(6, dtype=torch.uint8)[:, None].expand(6, 2)  # objects 0 to 5, of 4 x 4 pixels
     batch = {"images": torch.zeros(4, 3, 4, 4), "boxes": torch.zeros(4, 3, 4), "classes": classes, "masks": bits}
+    batch["boxes"][:, :, 0] = torch.arange(12).view(4, 3)
     batch = task.before_step(0, batch)
     assert {len(tensor) for tensor in batch.values()} == {4}
-    targets = [
-        target
-        for start, end in ((0, 1), (1, 3), (3, 4))
-        for target in targets_of({name: tensor[start:end] for name, tensor in batch.items()}, task.masks)
-    ]
+    with DeviceWaits() as waits:
+        targets = [
+            target
+            for start, end in ((0, 1), (1, 3), (3, 4))
+            for target in targets_of({name: tensor[start:end] for name, tensor in batch.items()}, task.masks)
+        ]
+    assert waits.names == []  # the numbers of objects of a micro-batch are read at once
+    assert [target["boxes"][:, 0].tolist() for target in targets] == [[0, 1, 2], [], [6], [9, 10]]
     assert [target["labels"].tolist() for target in targets] == [[1, 0, 2], [], [0], [2, 2]]
     for target, mine in zip(targets, ([0, 1, 2], [], [3], [4, 5]), strict=True):
         assert torch.equal(target["masks"], unpacked(bits[mine], 4, 4))

@@ -161,6 +161,18 @@ def test_error_of_the_accuracy_is_that_of_images(tokenizer_run):
     assert "masked_accuracy_std_error" not in one.compute()
 
 
+def test_tallies_read_nothing_of_the_device_before_the_end(tokenizer_run):
+    """On the meta device there is nothing to read."""
+    meta = torch.device("meta")
+    tokens = TokenTarget(open_tokenizer(str(tokenizer_run)), meta)
+    seen = torch.ones(6, dtype=torch.bool, device=meta)
+    for mask in (None, seen):
+        guessed, targets = torch.empty(6, 16, device=meta), torch.empty(6, dtype=torch.int64, device=meta)
+        tokens.accumulator().update(guessed, targets, mask, 3)
+    colours = torch.empty(6, 3 * 8 * 8, device=meta)
+    PixelTarget(8).accumulator().update(colours, colours, None, 3)
+
+
 def test_guessing_the_mean_colour_has_the_baseline_loss(labelled_folder):
     task = make_task(settings(labelled_folder, target="pixels", holdout=0))
     colours = torch.cat([
