@@ -43,7 +43,8 @@ def keyed_generator(seed: int, purpose: str, epoch: int = 0, index: int = 0) -> 
         index: Of the image in its data, from 0.
     """
     counter = np.array([0, index & _WORD, epoch & _WORD, 0], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(_Key(seed & _WORD, purpose_word(purpose)), counter=counter))
+    key: Any = _Key(seed & _WORD, purpose_word(purpose))  # numpy's stubs know its own SeedSequence alone
+    return np.random.Generator(np.random.Philox(key, counter=counter))
 
 
 def keyed_integer(seed: int, purpose: str, epoch: int = 0, index: int = 0) -> int:
