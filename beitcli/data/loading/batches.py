@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from beitcli.data.loading.batch import Batch as Batch
+from beitcli.data.loading.batch import joined
 from beitcli.data.loading.read_ahead import read_ahead, require_open_files
 from beitcli.data.loading.sampler import WindowedPermutation, rank_indices, training_order
 from beitcli.data.loading.worker_monitor import (
@@ -47,30 +49,6 @@ _SUBSTITUTES = 64
 _POLL_SECONDS = 0.5  # how often a wait for workers checks for an interrupt or a dead worker
 _TIMED_OUT = "DataLoader timed out"  # torch's message, after which its loader can be used again
 _GRACE_SECONDS = 2.0  # for interrupted workers to finish the current item
-
-
-@dataclass
-class Batch:
-    """A batch of images with labels and masks.
-
-    Attributes:
-        tensors: Stacked outputs of the transform: `images` (B, 3, H, W) and others; `mask` (B, N) bool with masking;
-            `labels` (B,) int64 if the source has classes, `label_vectors` (B, L) float32 if it has label names. Outputs
-            that only some images have (`token_images`, if tokens are not cached) are stacked in order, with fewer rows;
-            those in the transform's `ragged` are concatenated.
-        indices: Indices of the images in the source.
-        bad: (index, path, reason) of images that could not be read.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    indices: list[int]
-    bad: list[tuple[int, str, str]]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def to(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +306,7 @@ def _iterate(
                 raise item
             parts.append(item)
             if len(parts) == pieces:
-                yield _joined(parts, pin_memory) if pin_memory or pieces > 1 else parts[0]
+                yield joined(parts, pin_memory) if pin_memory or pieces > 1 else parts[0]
                 parts = []
         return
     except (RuntimeError, OSError, EOFError) as error:  # a worker has died
@@ -381,19 +359,6 @@ def _started(dataset: _BatchDataset, workers: int, prefetch: int) -> Iterator[Ba
     if dataset.watch is not None:
         dataset.watch.processes = list(getattr(iterator, "_workers", ()))
     return iterator
-
-
-def _joined(parts: list[Batch], pin_memory: bool) -> Batch:
-    """Joins the pieces of a batch with a single copy, into pinned memory if requested."""
-    filled = [part.tensors for part in parts if len(part)]
-    tensors = {}
-    for name in dict.fromkeys(name for part in filled for name in part):
-        those = [part[name] for part in filled if name in part]
-        shape = (sum(map(len, those)), *those[0].shape[1:])
-        tensors[name] = torch.empty(shape, dtype=those[0].dtype, pin_memory=pin_memory)
-        torch.cat(those, out=tensors[name])
-    indices = [index for part in parts for index in part.indices]
-    return Batch(tensors, indices, [record for part in parts for record in part.bad])
 
 
 def _whole(batch: Batch | DataError) -> Batch | DataError:

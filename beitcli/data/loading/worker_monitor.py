@@ -22,6 +22,7 @@ from torch.utils.data import get_worker_info
 
 from beitcli.data.sources.base import Source
 from beitcli.errors import DataError
+from beitcli.runtime.allocator import keep_less_in_worker
 from beitcli.runtime.distributed.parent_death import end_with_parent
 from beitcli.runtime.signals import signals_blocked
 
@@ -122,6 +123,7 @@ def prepare_worker(worker: int, parent: int) -> None:
     """
     is_child = multiprocessing.get_start_method(allow_none=True) != "forkserver"
     end_with_parent(parent if is_child else None)
+    keep_less_in_worker()
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

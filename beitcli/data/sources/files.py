@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -84,6 +84,30 @@ class PackedNames:
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))
+
+
+def identities(
+    names: PackedNames,
+    prefix: Callable[[int], bytes],
+    prefix_of: np.ndarray,
+    labels: np.ndarray | None,
+    indices: np.ndarray,
+) -> Iterator[bytes]:
+    """Yields `Source.identities` from arrays.
+
+    Args:
+        prefix: Maps a number to what stands before names: a folder with a slash.
+        prefix_of: (n,) integers, the number of each name's.
+        labels: (n,) integers; None without classes.
+    """
+    block, bounds = names.block.data, names.bounds
+    numbers = [-1] * len(indices) if labels is None else labels[indices].tolist()
+    endings = {number: b"\0None\n" if labels is None else b"\0%d\n" % number for number in set(numbers)}
+    folders = prefix_of[indices].tolist()
+    prefixes = {folder: prefix(folder) for folder in set(folders)}
+    places = zip(bounds[indices].tolist(), bounds[indices + 1].tolist(), strict=True)
+    for (start, end), folder, number in zip(places, folders, numbers, strict=True):
+        yield prefixes[folder] + block[start:end] + endings[number]
 
 
 class Labeller:

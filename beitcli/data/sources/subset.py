@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image
 
@@ -38,6 +40,9 @@ class Subset(Source):
 
     def global_index(self, index: int) -> int:
         return self.source.global_index(self.locate(index))
+
+    def identities(self, indices: np.ndarray) -> Iterator[bytes]:
+        return self.source.identities(self.indices[indices])
 
     def path(self, index: int) -> str:
         return self.source.path(self.locate(index))

@@ -70,9 +70,10 @@ def optimizer_step(
     task.optimizer.zero_grad(set_to_none=True)
     metrics = _backward(task, plan, tensors, compute, scaler)
     scaler.unscale_(task.optimizer)
-    norm = full_tensor(nn.utils.get_total_norm([p.grad for p in task.model.parameters() if p.grad is not None]))
+    parameters = list(task.model.parameters())
+    norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if plan.clip is not None:
-        nn.utils.clip_grads_with_norm_(task.model.parameters(), plan.clip, norm)
+        nn.utils.clip_grads_with_norm_(parameters, plan.clip, norm)
     skipped = ~norm.detach().isfinite()
     for name, value in (*metrics.items(), ("gradient_norm", norm.detach() / world.size)):
         sums[name] = sums.get(name, 0) + torch.where(skipped, torch.zeros_like(value), value)

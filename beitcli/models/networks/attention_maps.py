@@ -16,6 +16,7 @@ from timm.models.beit import Attention, Beit
 from torch.nn.functional import linear
 
 from beitcli.errors import UsageError
+from beitcli.models.networks.efficient_attention import relative_bias
 from beitcli.models.networks.timm_vit import TimmViT
 
 
@@ -160,7 +161,8 @@ def _softmax_in_fp32(
     query = linear(chosen, query_weight, query_bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     key = linear(hidden, key_weight).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     scores = (query * attention.scale) @ key.transpose(-2, -1)
-    own_bias = attention._get_rel_pos_bias() if attention.relative_position_bias_table is not None else None
+    table = attention.relative_position_bias_table
+    own_bias = None if table is None else relative_bias(table, attention.relative_position_index)
     for bias in (own_bias, shared_bias):
         if bias is not None:
             bias = bias[..., : scores.shape[-1]]

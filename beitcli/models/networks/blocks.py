@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.models.beit import Beit, Block
 from torch import nn
 
-from beitcli.models.networks.efficient_attention import EfficientAttention, gather_rows
+from beitcli.models.networks.efficient_attention import EfficientAttention, gather_rows, relative_bias
 from beitcli.models.networks.gelu import GELU
 from beitcli.models.networks.patchify import patch_pixels
 from beitcli.runtime.compute.attention_choice import AttentionChoice, choose_attention_kernel
@@ -165,7 +165,9 @@ class Backbone(Beit):
         """Returns the bias shared by all blocks, (heads, L, L or more); None if there is no shared bias."""
         if self.rel_pos_bias is None:
             return None
-        return padded_bias(self.rel_pos_bias()) if self.pads_bias else self.rel_pos_bias()
+        shared = self.rel_pos_bias
+        bias = relative_bias(shared.relative_position_bias_table, shared.relative_position_index)
+        return padded_bias(bias) if self.pads_bias else bias
 
     def run_blocks(
         self, hidden: torch.Tensor, rows: torch.Tensor | None = None, uniforms: torch.Tensor | None = None

@@ -71,12 +71,12 @@ class Compute:
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds torch's generators of the CPU and of `device`.
 
-    `torch.manual_seed` does so for all kinds of devices; those not started yet keep three formatted stack traces of
-    the call, which takes longer than augmenting an image.
+    `torch.manual_seed` does so for all kinds of devices, and formats stack traces for those that have not started.
     """
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type != "cpu":
         torch.manual_seed(seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 from dataclasses import dataclass
 from functools import partial
@@ -392,3 +393,23 @@ def test_repeats_replace_an_unreadable_image_by_the_same_other_one():
     pairs = [batch.indices for batch in broken]
     assert all(first == second for first, second in pairs)
     assert 2 not in {index for pair in pairs for index in pair}
+
+
+def test_small_tensors_travel_as_arrays_and_come_back_as_they_were():
+    tensors = {
+        "images": torch.arange(3 * 256 * 256, dtype=torch.uint8).view(1, 3, 256, 256),
+        "mask": torch.tensor([[True, False]]),
+        "labels": torch.tensor([7]),
+        "label_vectors": torch.tensor([[0.5, -1.0]]),
+    }
+    sent = Batch(tensors, [4], [(4, "a.png", "empty")])
+    state = sent.__getstate__()
+    assert isinstance(state["tensors"]["images"], torch.Tensor)  # through shared memory
+    assert not any(isinstance(state["tensors"][name], torch.Tensor) for name in ("mask", "labels", "label_vectors"))
+    got = pickle.loads(pickle.dumps(sent))
+    assert (got.indices, got.bad) == (sent.indices, sent.bad)
+    assert got.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(got.tensors[name], tensor)
+        assert got.tensors[name].dtype == tensor.dtype
+    got.tensors["labels"] += 1  # they can be written to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import pickle
 import sys
@@ -618,3 +619,24 @@ def test_packed_names_are_given_back(names: list[bytes]) -> None:
 def test_class_order_is_numeric_only_for_integers() -> None:
     assert class_order(["10", "9", "-1", "9"]) == ("-1", "9", "10")
     assert class_order(["10", "9", "x"]) == ("10", "9", "x")
+
+
+def test_fingerprints_of_folders_tars_and_subsets_are_those_of_paths_and_labels(tmp_path):
+    for number, name in enumerate(
+        [b"a b/1.jpg", b"a b/\xff2.jpg" if not MACOS else b"a b/2.jpg", "\u00e9/deep/3.jpg".encode(), b"4.png"]
+    ):
+        place = os.path.join(os.fsencode(tmp_path), b"folder", name)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "wb") as file:
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(file, format="PNG")
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for name in ("cat/1.png", "dog/2.png", "dog/3.png"):
+            shard.add(os.path.join(os.fsencode(tmp_path), b"folder", b"a b/1.jpg"), name)
+    (tmp_path / "classed").symlink_to(tmp_path / "folder" / "a b")
+    sources = [open_data([str(tmp_path / each)]) for each in ("folder", "classed", "shard.tar")]
+    assert sources[2].classes == ("cat", "dog")
+    for source in (*sources, *(Subset(source, np.arange(len(source))[::-1]) for source in sources)):
+        digest = hashlib.sha256()
+        for index in range(len(source)):
+            digest.update(f"{source.path(index)}\0{source.label(index)}\n".encode(errors="surrogateescape"))
+        assert source.fingerprint() == digest.hexdigest()

@@ -8,11 +8,12 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.beit import Attention
 
 from beitcli.config.architecture import Architecture
 from beitcli.models.networks.attention_maps import attention_rows
 from beitcli.models.networks.beit import MaskedImageModel
-from beitcli.models.networks.efficient_attention import _weighted
+from beitcli.models.networks.efficient_attention import _weighted, relative_bias
 from beitcli.models.networks.timm_vit import architecture_of, build_timm
 from beitcli.runtime.compute.device import Compute
 
@@ -119,3 +120,20 @@ def test_nothing_is_chosen_off_cuda():
     assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()) == flags
     theirs = build_timm(architecture_of("vit_tiny_patch16_224", {}, (32, 32)), 0)
     assert theirs.choose_attention(4, compute) is None
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (14, 14)], ids=str)
+def test_the_bias_of_a_table_and_its_gradient_are_timms_bit_for_bit(grid):
+    torch.manual_seed(2)
+    attention = Attention(24, num_heads=3, window_size=grid, qkv_bias=True)
+    table = attention.relative_position_bias_table
+    with torch.no_grad():
+        table.normal_()
+    weights = torch.randn(3, *attention.relative_position_index.shape)
+    gradients = []
+    for bias in (attention._get_rel_pos_bias()[0], relative_bias(table, attention.relative_position_index)):
+        assert bias.is_contiguous()
+        gradients.append((bias, torch.autograd.grad((bias * weights).sum(), table)[0]))
+    (expected, expected_gradient), (bias, gradient) = gradients
+    assert torch.equal(bias, expected)
+    assert torch.equal(gradient, expected_gradient)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from beitcli.data.sources.files import (
     count_of_images,
     file_size,
     folders_below,
+    identities,
     is_image_name,
     mask_folders,
     number_classes,
@@ -96,6 +99,15 @@ class FolderSource(Source):
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
+
+    def identities(self, indices: np.ndarray) -> Iterator[bytes]:
+        if sys.getfilesystemencoding() != "utf-8":  # the fingerprint is of names as text
+            return super().identities(indices)
+        labels = None if self.classes is None else self._labels
+        return identities(self._names, self._prefix, self._folder_of, labels, indices)
+
+    def _prefix(self, folder: int) -> bytes:
+        return os.path.join(self._root, self._folders[folder], b"")
 
     def _file(self, index: int) -> bytes:
         return os.path.join(self._root, self._folders[self._folder_of[index]], self._names[index])

@@ -17,6 +17,7 @@ from beitcli.data.sources.base import Source
 from beitcli.data.sources.files import (
     PackedNames,
     count_of_images,
+    identities,
     number_classes,
     require_readable,
     require_whole_labels,
@@ -159,6 +160,13 @@ class TarSource(Source):
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
+
+    def identities(self, indices: np.ndarray) -> Iterator[bytes]:
+        labels = None if self.classes is None else self._labels
+        return identities(self._names, self._prefix, self._shard_of, labels, indices)
+
+    def _prefix(self, shard: int) -> bytes:
+        return f"{self._shards[shard]}/".encode(errors="surrogateescape")
 
     @contextmanager
     def _opened(self, shard: int) -> Iterator[int]:
