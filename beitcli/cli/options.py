@@ -25,7 +25,6 @@ from beitcli.config.resolve import EXCLUSIVE, Resolved, default_recipe, recipe_n
 from beitcli.config.resuming import resuming_words
 from beitcli.errors import BeitError, Interrupted, ReaderGone, SignalStop
 from beitcli.escaping import shell_line
-from beitcli.runtime.allocator import keep_freed_memory
 from beitcli.runtime.distributed.rank_env import RankInfo
 from beitcli.runtime.shortages import shortage
 from beitcli.runtime.signals import forget, noted, signal_words
@@ -66,7 +65,8 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                 elif place.restarts:
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):
-                    _run(declared, resolved.config, console)
+                    console.say_starting()
+                    declared.run(resolved.config, console)
                 processes.shutdown()
         except ReaderGone as gone:
             close_stdout()
@@ -117,14 +117,6 @@ def _help(command: Command) -> str:
     recipes = recipe_names(command.name)
     about = f"{command.about} Recipes: {', '.join(recipes)}.".strip() if recipes else command.about
     return f"{text}\n\n{about}" if about else text
-
-
-def _run(declared: Declaration, config: Any, console: CommandConsole) -> None:
-    """Runs a command in this process."""
-    console.say_starting()
-    if hasattr(config, "device"):
-        keep_freed_memory()
-    declared.run(config, console)
 
 
 def _given_options(settings: dict[str, Setting], words: list[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ class StartNotice:
         with self._lock:
             if self._is_due:
                 self._is_shown = True
-                _write(style_of(sys.stderr).styled("starting ...", "dim"))
+                _write(style_of(sys.stderr).styled("starting ...", "dim") + "\r")  # others write over it
 
 
 def _write(text: str) -> None:

@@ -49,8 +49,7 @@ class Stderr:
     """`sys.stderr` as a file that never fails: after the first failed write all goes to /dev/null."""
 
     def write(self, text: str) -> int:
-        if before_output is not None:
-            before_output()
+        _give_way()
         try:
             return sys.stderr.write(text)
         except (OSError, ValueError):
@@ -67,6 +66,12 @@ class Stderr:
         return getattr(sys.stderr, name)
 
 
+def _give_way() -> None:
+    shown = before_output  # another thread may withdraw it meanwhile
+    if shown is not None:
+        shown()
+
+
 def write_stdout(content: str | bytes) -> None:
     """Writes results at once.
 
@@ -74,8 +79,7 @@ def write_stdout(content: str | bytes) -> None:
         ReaderGone: The reader has gone.
         StorageError: They cannot be written.
     """
-    if before_output is not None:
-        before_output()
+    _give_way()
     try:
         if isinstance(content, bytes):
             sys.stdout.buffer.write(content)

@@ -71,7 +71,7 @@ def _initialization_skipped(is_skipped: Callable[[Any], bool]) -> AbstractContex
                     return tensor
             if func is torch.nn.functional.normalize and args and args[0].is_meta:
                 return args[0]
-            if func in draws and torch.get_default_device().type == "meta":
+            if func in draws and torch.device(named.get("device") or torch.get_default_device()).type == "meta":
                 return torch.empty(*args, **named)
             return func(*args, **named)
 

@@ -43,7 +43,7 @@ def test_the_notice_is_erased_before_a_line_and_never_comes_again(monkeypatch: p
     assert terminal.written.wait(60)
     console.print_error(ValueError("x"))
     console.close()
-    assert terminal.getvalue().startswith("\x1b[2mstarting ...\x1b[0m\r\x1b[K\x1b[1;31merror: ")
+    assert terminal.getvalue().startswith("\x1b[2mstarting ...\x1b[0m\r\r\x1b[K\x1b[1;31merror: ")
     assert terminal.getvalue().count("starting") == 1
     assert streams.before_output is None
 

@@ -35,7 +35,7 @@ def test_recipes_on_a_terminal_are_by_command_smallest_first_without_sources(bei
     parts = [told.index(f"beit {command} --recipe") for command in ("train-tokenizer", "pretrain", "finetune")]
     assert parts == sorted(parts)
     of_pretrain = told[parts[1] : parts[2]]
-    assert of_pretrain.index("\nsmall ") < of_pretrain.index("\nablation-no-mask ")
+    assert of_pretrain.index("\ntiny ") < of_pretrain.index("\nsmall ") < of_pretrain.index("\nablation-no-mask ")
     assert "BEiT-B on ImageNet-1k, as in the paper\n" in "\n".join(line.rstrip() for line in told.splitlines()) + "\n"
     assert max(map(len, told.splitlines()[:-1])) <= 80
 

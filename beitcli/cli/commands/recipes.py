@@ -14,6 +14,11 @@ from beitcli.runtime.storage.safe_json import dump_json
 _SOURCE = re.compile(r" \(arXiv [^)]*\)|(:|; source:) arXiv .*")
 
 
+def _size(name: str) -> int:
+    """Sort key: recipes for minutes, those for a laptop, all others."""
+    return next((place for place, word in enumerate(("tiny", "small")) if name.startswith(word)), 2)
+
+
 def _run(config: RecipesConfig, console: CommandConsole) -> None:
     from beitcli.engine.recipes import list_recipes
 
@@ -25,7 +30,7 @@ def _run(config: RecipesConfig, console: CommandConsole) -> None:
             console.print_text(f"# beit {recipe.command} --recipe {recipe.name}\n{recipe.text}\n")
     else:
         for command, of_command in groupby(recipes, lambda each: each.command):
-            smallest_first = sorted(of_command, key=lambda each: not each.name.startswith(("tiny", "small")))
+            smallest_first = sorted(of_command, key=lambda each: _size(each.name))
             rows = [{"recipe": each.name, "about": _SOURCE.sub("", each.about)} for each in smallest_first]
             console.print_rows(rows, whole="recipe", title=f"beit {command} --recipe ...")
             console.print_line("")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_SMALL = 64 << 10  # bytes
+_MESSAGE = 2048  # bytes of tensors; a whole message is to stay below the 4,096 that a pipe takes whole or not at all
 
 
 @dataclass
@@ -31,8 +31,18 @@ class Batch:
         return len(self.indices)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Small tensors travel from a worker as arrays: shared memory would cost each a file and a connection."""
-        tensors = {name: tensor.numpy() if tensor.nbytes < _SMALL else tensor for name, tensor in self.tensors.items()}
+        """The smallest tensors travel from a worker as arrays: shared memory costs each a file and a connection.
+
+        Larger messages would be cut where a worker is killed, and the process that reads them would wait for the rest.
+        """
+        tensors: dict[str, Any] = dict(self.tensors)
+        room = _MESSAGE
+        for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].nbytes):
+            room -= tensor.nbytes
+            if room < 0:
+                break
+            if tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16 and not tensor.requires_grad:
+                tensors[name] = tensor.numpy()
         return {"tensors": tensors, "indices": self.indices, "bad": self.bad}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

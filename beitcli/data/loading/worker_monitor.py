@@ -22,7 +22,6 @@ from torch.utils.data import get_worker_info
 
 from beitcli.data.sources.base import Source
 from beitcli.errors import DataError
-from beitcli.runtime.allocator import keep_less_in_worker
 from beitcli.runtime.distributed.parent_death import end_with_parent
 from beitcli.runtime.signals import signals_blocked
 
@@ -123,7 +122,6 @@ def prepare_worker(worker: int, parent: int) -> None:
     """
     is_child = multiprocessing.get_start_method(allow_none=True) != "forkserver"
     end_with_parent(parent if is_child else None)
-    keep_less_in_worker()
     for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

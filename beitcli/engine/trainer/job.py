@@ -158,21 +158,25 @@ def run_job(
     with matmul_by(TORCH):  # a step routes products for the whole process, and what comes after the run is no step
         if config.dry_run:
             return dry_run(prepare(None))
+        busy = busy_text(load_average(), os.cpu_count() or 1)  # before a tokenizer of its own makes it so
+        rows = {"machine": busy + fewer_threads_text(compute.device)} if busy else {}
         run = open_run(config, compute.world)
         store_arithmetic(run, compute)
         with StopRequest() as stop:
             session = RunSession(run, stop, config, resume_command(config, run.path))
             job = prepare(session)
-            finished = train_job(job, session)
+            finished = train_job(job, session, rows)
         return report_job(job, finished)
 
 
-def train_job(job: Job[Any], session: RunSession) -> Finished:
-    """Trains in an opened run folder."""
+def train_job(job: Job[Any], session: RunSession, rows: Mapping[str, str] | None = None) -> Finished:
+    """Trains in an opened run folder.
+
+    Args:
+        rows: Of the plan, beside the job's own.
+    """
     data = TrainingBatches(job.stream.start, job.data.bad, job.data.training.path, job.data.held_out)
-    busy = busy_text(load_average(), os.cpu_count() or 1)
-    machine = {"machine": busy + fewer_threads_text(job.compute.device)} if busy else {}
-    planned = Planned(job.title, job.rows | machine)
+    planned = Planned(job.title, job.rows | dict(rows or {}))
     with job.task.running():
         state = train(job.task, job.plan, data, session, job.compute, job.on_event, planned)
     return Finished(session.run, job.plan, state)

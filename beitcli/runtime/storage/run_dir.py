@@ -45,6 +45,13 @@ def in_use(path: Path) -> UsageError:
     )
 
 
+def _is_own(file: Path) -> bool:
+    """Whether this process holds a lock."""
+    status = file.stat()
+    lock = _locks.get((status.st_dev, status.st_ino))
+    return lock is not None and lock.is_locked
+
+
 def _locked(path: Path) -> BaseFileLock:
     file = path / ".lock"
     require_own(file)  # filelock opens it by name, and would follow a link
@@ -172,7 +179,7 @@ def _require_free(path: Path, resume: bool) -> None:
     if occupied and not resume:
         if not (path / "config.toml").exists():
             raise UsageError(f"--out '{path}' is not empty.", "Give a folder that is new or empty.")
-        if is_locked(path / ".lock"):
+        if is_locked(path / ".lock") and not _is_own(path / ".lock"):
             raise in_use(path)
         raise UsageError(
             f"--out '{path}' is not empty: it holds a run.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import select
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children
@@ -395,17 +396,19 @@ def test_repeats_replace_an_unreadable_image_by_the_same_other_one():
     assert 2 not in {index for pair in pairs for index in pair}
 
 
-def test_small_tensors_travel_as_arrays_and_come_back_as_they_were():
+def test_the_smallest_tensors_travel_as_arrays_in_a_message_that_a_pipe_takes_whole():
     tensors = {
-        "images": torch.arange(3 * 256 * 256, dtype=torch.uint8).view(1, 3, 256, 256),
-        "mask": torch.tensor([[True, False]]),
-        "labels": torch.tensor([7]),
-        "label_vectors": torch.tensor([[0.5, -1.0]]),
+        "images": torch.arange(3 * 64 * 64, dtype=torch.uint8).view(1, 3, 64, 64),
+        "mask": torch.ones(64, 196, dtype=torch.bool),
+        "labels": torch.arange(64),
+        "erased": torch.ones(64, 4, dtype=torch.int32),
+        "weights": torch.ones(2, dtype=torch.bfloat16),  # numpy has no such numbers
     }
-    sent = Batch(tensors, [4], [(4, "a.png", "empty")])
-    state = sent.__getstate__()
-    assert isinstance(state["tensors"]["images"], torch.Tensor)  # through shared memory
-    assert not any(isinstance(state["tensors"][name], torch.Tensor) for name in ("mask", "labels", "label_vectors"))
+    sent = Batch(tensors, list(range(64)), [])
+    state = sent.__getstate__()["tensors"]
+    assert {name for name, each in state.items() if not isinstance(each, torch.Tensor)} == {"labels", "erased"}
+    arrays = {name: each for name, each in state.items() if not isinstance(each, torch.Tensor)}
+    assert len(pickle.dumps((arrays, sent.indices))) < select.PIPE_BUF - 1000  # and names of shared files
     got = pickle.loads(pickle.dumps(sent))
     assert (got.indices, got.bad) == (sent.indices, sent.bad)
     assert got.tensors.keys() == tensors.keys()

@@ -635,6 +635,14 @@ def test_fingerprints_of_folders_tars_and_subsets_are_those_of_paths_and_labels(
     (tmp_path / "classed").symlink_to(tmp_path / "folder" / "a b")
     sources = [open_data([str(tmp_path / each)]) for each in ("folder", "classed", "shard.tar")]
     assert sources[2].classes == ("cat", "dog")
+    for labels in (("a", "b"), ("b", "a")):  # the list's own, not those of the shard
+        lines = [
+            f"{tmp_path / 'shard.tar'}/{name}\t{label}\n" for name, label in zip(("cat/1.png", "dog/3.png"), labels)
+        ]
+        (tmp_path / "list.tsv").write_text("".join(lines))
+        sources.append(open_data([str(tmp_path / "list.tsv")], labelled=True))
+    assert sources[-1].fingerprint() != sources[-2].fingerprint()
+    sources.append(open_data([str(tmp_path / "classed"), str(tmp_path / "shard.tar")]))
     for source in (*sources, *(Subset(source, np.arange(len(source))[::-1]) for source in sources)):
         digest = hashlib.sha256()
         for index in range(len(source)):

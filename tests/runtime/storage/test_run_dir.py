@@ -46,6 +46,13 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(tmp_path):
     assert "--resume" in caught.value.hint
 
 
+def test_a_run_that_this_process_holds_is_told_as_a_run_and_not_as_in_use(tmp_path):
+    run = RunFolder.create(tmp_path / "run", resume=False)
+    (run.path / "config.toml").write_text("")
+    with pytest.raises(UsageError, match="it holds a run"):
+        RunFolder.create(run.path, resume=False)
+
+
 def test_a_run_is_opened_again_only_to_resume(tmp_path):
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(UsageError):

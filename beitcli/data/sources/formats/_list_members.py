@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -85,6 +85,9 @@ class ListedMembers(Subset):
         self.classes, self._labels = labeller.finish()
         if labelled and self.classes is None:
             require_whole_labels(name, self._labels, os.fsdecode(paths[int(np.argmin(self._labels))]))
+
+    def identities(self, indices: np.ndarray) -> Iterator[bytes]:
+        return Source.identities(self, indices)  # the labels are the list's, not those of the shards
 
     def label(self, index: int) -> int | None:
         return None if self.classes is None else int(self._labels[index])
