@@ -637,7 +637,8 @@ def test_fingerprints_of_folders_tars_and_subsets_are_those_of_paths_and_labels(
     assert sources[2].classes == ("cat", "dog")
     for labels in (("a", "b"), ("b", "a")):  # the list's own, not those of the shard
         lines = [
-            f"{tmp_path / 'shard.tar'}/{name}\t{label}\n" for name, label in zip(("cat/1.png", "dog/3.png"), labels)
+            f"{tmp_path / 'shard.tar'}/{name}\t{label}\n"
+            for name, label in zip(("cat/1.png", "dog/3.png"), labels, strict=True)
         ]
         (tmp_path / "list.tsv").write_text("".join(lines))
         sources.append(open_data([str(tmp_path / "list.tsv")], labelled=True))
