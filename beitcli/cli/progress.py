@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -29,7 +30,6 @@ _LINE_SECONDS = 5.0  # between two plain lines with metrics
 _COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
 _SAMPLE_SECONDS = 0.5  # between two points of the speed
 _SAMPLES = 60
-_STOPS_AT_ONCE = "Ctrl-C again stops at once."
 
 
 class Pace:
@@ -165,7 +165,10 @@ def _bar(console: Console) -> Bar:
                     yield Text("  " + fitting(task.fields["figures"], console.width - 2), no_wrap=True)
             number = stop_requested()
             if number is not None:  # drawn by the bar's own thread, while the step goes on
-                yield Text(f"  {signal_words(number)}: stops after this step. {_STOPS_AT_ONCE}", no_wrap=True)
+                again = " again" if number == signal.SIGINT else ""
+                yield Text(
+                    f"  {signal_words(number)}: stops after this step. Ctrl-C{again} stops at once.", no_wrap=True
+                )
 
     return Lines(
         Name(table_column=Column(no_wrap=True)),

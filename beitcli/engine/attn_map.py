@@ -22,6 +22,7 @@ from beitcli.engine.newest_run import newest_run
 from beitcli.errors import DataError
 from beitcli.models.checkpoints.build import open_backbone
 from beitcli.runtime.compute.device import choose_compute
+from beitcli.runtime.metric_text import counted
 
 
 def attn_map(
@@ -67,7 +68,7 @@ def attn_map(
         yield document
     finish(outputs)
     if bad:
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+        raise DataError(f"{bad} of {counted(len(source), 'image')} cannot be read.", "Their lines say why.")
 
 
 def _documents(

@@ -35,6 +35,7 @@ from beitcli.models.networks.pooled_features import (
     weights_digest,
 )
 from beitcli.runtime.compute.device import Compute, choose_workers, join_compute
+from beitcli.runtime.metric_text import counted
 
 _SAME = 0.02  # largest relative distance of features of one image by one model, in any precision
 Document = dict[str, Any]
@@ -134,7 +135,7 @@ def _embed(config: EmbedConfig, extractor: FeatureExtractor, source: Source, on_
         on_event(Note(_said(config, file.kind, file.rows)))
     if bad:
         where = "Their lines say why." if config.output == "-" or _is_lines(config) else _NAMED
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", where)
+        raise DataError(f"{bad} of {counted(len(source), 'image')} cannot be read.", where)
 
 
 _NAMED = "They have no row in the file; a .jsonl, or no -o, says why of each."

@@ -27,6 +27,7 @@ from beitcli.errors import DataError, UsageError
 from beitcli.masking import keyed_mask
 from beitcli.pictures.canvas import Panel, contact_sheet, sheet
 from beitcli.pictures.masks import Guesses, mask_panels
+from beitcli.runtime.metric_text import counted
 
 _PICTURE = 448
 _ON_A_SHEET = 224  # width of a panel on a sheet of several images, in pixels
@@ -112,7 +113,7 @@ def mask_preview(
         outputs[0].save_picture(contact_sheet(together))
     finish(outputs)
     if bad:
-        raise DataError(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+        raise DataError(f"{bad} of {counted(len(source), 'image')} cannot be read.", "Their lines say why.")
 
 
 def mask_index(source: Source, index: int) -> int:

@@ -115,7 +115,9 @@ def tokenize(
     drawing.draw_codebook(counts, world)
     total = tally.total
     if total.bad and config.on_bad == "report":
-        raise DataError(f"{total.bad} of {total.images + total.bad} images cannot be read.", "Their lines say why.")
+        raise DataError(
+            f"{total.bad} of {counted(total.images + total.bad, 'image')} cannot be read.", "Their lines say why."
+        )
 
 
 def _precision(config: TokenizeConfig) -> Precision:

@@ -30,4 +30,7 @@ def test_a_bar_says_that_a_signal_is_heard_while_the_step_goes_on() -> None:
         assert stop.received == signal.SIGINT
         assert "Ctrl-C: stops after this step. Ctrl-C again stops at once." in drawn(bar, out)
     assert stop_requested() is None
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert "SIGTERM: stops after this step. Ctrl-C stops at once." in drawn(bar, out)
     bar.stop()

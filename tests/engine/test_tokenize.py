@@ -395,7 +395,7 @@ def test_tokenize_of_bad_images_alone_makes_a_file_without_tokens(
     target = tmp_path / f"tokens{suffix}"
     ended = tokenize(bad, "-o", target)
     assert (ended.code, ended.out) == (3, "")
-    assert "1 of 1 images cannot be read" in ended.err
+    assert "1 of 1 image cannot be read" in ended.err
     if suffix == ".jsonl":
         assert set(json.loads(target.read_text())) == {"path", "error"}
     else:

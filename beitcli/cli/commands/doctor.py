@@ -8,7 +8,7 @@ from beitcli.cli.command_table import Declaration
 from beitcli.cli.console import CommandConsole
 from beitcli.config.doctor import LISTS, DoctorConfig
 from beitcli.errors import DataError
-from beitcli.runtime.metric_text import size_text
+from beitcli.runtime.metric_text import counted, size_text
 
 if TYPE_CHECKING:
     from beitcli.engine.doctor.report import DoctorReport
@@ -29,7 +29,7 @@ def _run(config: DoctorConfig, console: CommandConsole) -> None:
         lists = [output for output in config.output if output.lower().endswith(LISTS)]
         listed = f"'{lists[0]}' lists" if lists else "-o good.tsv lists"
         way_out = f"The findings say which and why; {listed} the others, as DATA for every command."
-        raise DataError(f"{report.unreadable:,} of {report.images:,} images cannot be read.", way_out)
+        raise DataError(f"{report.unreadable:,} of {counted(report.images, 'image')} cannot be read.", way_out)
 
 
 def _facts(report: DoctorReport) -> dict[str, str]:

@@ -16,6 +16,7 @@ from beitcli.engine.trainer.bad_images import Bad, left_out_text, refuse_many_ba
 from beitcli.engine.trainer.data import hold_out_annotated, validation_data
 from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.errors import DataError
+from beitcli.runtime.metric_text import counted
 
 _MEND = "Mend the annotations or raise --max-bad."
 
@@ -83,7 +84,9 @@ def open_detection_data(
 
 def _opened(references: Sequence[str], request: Request, outlines: bool, on_event: OnEvent) -> DetectionSource:
     source = open_detection(references, request, outlines=outlines)
-    on_event(Note(f"Data: {len(source):,} images with annotations of '{source.name}', {len(source.names)} classes"))
+    on_event(
+        Note(f"Data: {counted(len(source), 'image')} with annotations of '{source.name}', {len(source.names)} classes")
+    )
     return source
 
 

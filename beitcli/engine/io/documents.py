@@ -9,6 +9,7 @@ from beitcli.data.loading.batches import Batch
 from beitcli.data.sources.base import Source
 from beitcli.engine.events import OnEvent, Progress
 from beitcli.errors import DataError
+from beitcli.runtime.metric_text import counted
 
 
 class UnreadableImages(DataError):
@@ -42,4 +43,4 @@ def documents(
     if at_end is not None:
         at_end()
     if bad:
-        raise UnreadableImages(f"{bad} of {len(source)} images cannot be read.", "Their lines say why.")
+        raise UnreadableImages(f"{bad} of {counted(len(source), 'image')} cannot be read.", "Their lines say why.")

@@ -21,6 +21,7 @@ from beitcli.engine.trainer.finetuning import FinetuneData
 from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.errors import BadImage, DataError, UsageError
 from beitcli.runtime.distributed.world import SINGLE_PROCESS, DistributedContext
+from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.regular_files import read_regular
 
 _TINY = 0.01  # share of pixels
@@ -121,7 +122,7 @@ def _given_names(config: FinetuneConfig) -> tuple[str, ...]:
 
 def _opened(references: Sequence[str], rule: LabelMapping, request: Request, on_event: OnEvent) -> SegmentationSource:
     source = open_segmentation(references, rule, request)
-    on_event(Note(f"Data: {len(source):,} images with masks of '{source.name}'"))
+    on_event(Note(f"Data: {counted(len(source), 'image')} with masks of '{source.name}'"))
     return source
 
 

@@ -42,7 +42,11 @@ def open_images(
         source = Subset(source, chosen)
     if getattr(config, "in_memory", False):
         source = FilesInMemory(source, processes=world.local_size, on_progress=openings(on_event))
-    on_event(Note(f"Data: {len(source):,} images" + (f" of {len(source.classes)} classes" if source.classes else "")))
+    on_event(
+        Note(
+            f"Data: {counted(len(source), 'image')}" + (f" of {len(source.classes)} classes" if source.classes else "")
+        )
+    )
     return source
 
 

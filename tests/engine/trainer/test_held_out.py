@@ -175,7 +175,7 @@ def test_held_out_images_of_which_none_is_readable_any_longer_end_the_run_with_t
         if isinstance(event, Progress) and event.unit == "step":
             victim.write_bytes(b"")
 
-    with pytest.raises(DataError, match=r"1 of 1 images cannot be read: .*empty file") as ended:
+    with pytest.raises(DataError, match=r"1 of 1 image cannot be read: .*empty file") as ended:
         train(resolve(kind, flags).config, removes)
     assert ended.value.exit_code == 3
     assert str(victim) in ended.value.message

@@ -40,7 +40,7 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
         yield Finding(
             "few-images",
             "warning",
-            f"{counted(images, 'training image')} are few to learn from without labels.",
+            f"{counted(images, 'training image')} {'is' if images == 1 else 'are'} few to learn from without labels.",
             way_out,
         )
     if steps * batch / images >= MOST_EPOCHS:
