@@ -340,7 +340,7 @@ def _require_all(command: str, settings: Mapping[str, Setting], values: Mapping[
             taken = ", ".join(f"{flag} is taken as '{value}'" for flag, value in single.items() if value)
             raise UsageError(
                 f"{taken}, and {setting.flag} is missing." if taken else f"{setting.flag} is missing.",
-                f"Write: {_usage(command, settings)}\n  {setting.flag}: {setting.help}",
+                f"Write: {_usage(command, settings)} ({setting.flag}: {setting.help.rstrip('.')}).",
             )
 
 

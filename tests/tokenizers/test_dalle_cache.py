@@ -95,7 +95,7 @@ def test_dalle_opens_offline_once_it_is_kept(server: HubServer, cache: Path, mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(StorageError, match="HF_HUB_OFFLINE is set") as refused:
         open_tokenizer("dall-e")
-    assert "--tokenizer FOLDER" in refused.value.hint
+    assert "pass --tokenizer: a folder" in refused.value.hint
     monkeypatch.delenv("HF_HUB_OFFLINE")
     sha256 = open_tokenizer("dall-e").sha256
     shutil.rmtree(cache / "hub")

@@ -14,7 +14,7 @@ from beitcli.config.train_tokenizer import TrainTokenizerConfig
 from beitcli.engine.events import Event, Planned, Progress
 from beitcli.engine.train_tokenizer import train_tokenizer
 from beitcli.engine.trainer import dry_run
-from beitcli.engine.trainer.busy_machine import busy_text
+from beitcli.engine.trainer.busy_machine import busy_text, fewer_threads_text
 
 TINY = {"limit": 16, "steps": 2, "workers": 0, "device": "cpu", "progress": False, "dry_run": True}
 
@@ -61,8 +61,6 @@ def test_a_busy_machine_is_told_with_its_load() -> None:
 
 
 def test_a_training_says_on_a_busy_machine_what_may_be_faster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     flags = {name: value for name, value in TINY.items() if name not in ("progress", "dry_run")}
     flags |= {"data": ("sample",), "recipe": "tiny", "vocab_size": 16, "size": 16, "width": 8, "batch_size": 4}
     for load in (0.0, 1e6):
@@ -73,7 +71,23 @@ def test_a_training_says_on_a_busy_machine_what_may_be_faster(monkeypatch: pytes
         (rows,) = [event.rows for event in events if isinstance(event, Planned)]
         said = rows.get("machine", "")
         assert bool(said) == (load > 0)
-        assert not said or said.endswith("; OMP_NUM_THREADS=1 in front of the command may be faster")
+        assert not load or said.startswith("busy with other work: load average 1000000.0 on ")
+
+
+def test_one_thread_is_proposed_where_several_wait_for_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        told = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            told.append(fewer_threads_text(torch.device("cpu")))
+        assert told == ["", "; OMP_NUM_THREADS=1 in front of the command may be faster"]
+        assert fewer_threads_text(torch.device("cuda")) == ""
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert fewer_threads_text(torch.device("cpu")) == ""
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_load_is_compared_with_all_cores_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
