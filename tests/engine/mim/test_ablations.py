@@ -166,11 +166,15 @@ def test_tallies_read_nothing_of_the_device_before_the_end(tokenizer_run):
     meta = torch.device("meta")
     tokens = TokenTarget(open_tokenizer(str(tokenizer_run)), meta)
     seen = torch.ones(6, dtype=torch.bool, device=meta)
-    for mask in (None, seen):
+    tallies = [tokens.accumulator(), tokens.accumulator(), PixelTarget(8).accumulator()]
+    for tally, mask in zip(tallies, (None, seen), strict=False):
         guessed, targets = torch.empty(6, 16, device=meta), torch.empty(6, dtype=torch.int64, device=meta)
-        tokens.accumulator().update(guessed, targets, mask, 3)
+        tally.update(guessed, targets, mask, 3)
     colours = torch.empty(6, 3 * 8 * 8, device=meta)
-    PixelTarget(8).accumulator().update(colours, colours, None, 3)
+    tallies[-1].update(colours, colours, None, 3)
+    for tally in tallies:
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # the end reads, as would any before it
+            tally.compute()
 
 
 def test_guessing_the_mean_colour_has_the_baseline_loss(labelled_folder):
