@@ -131,6 +131,16 @@ def test_the_page_of_a_dense_task_has_the_numbers_of_json(
         if task == "detector":
             assert worst.first.locator("img").count() == 2
             assert f"0 of {classes['worst'][0]['objects']} object" in worst.first.text_content()
+        else:
+            assert worst.first.locator("figcaption").all_text_contents() == ["image", "labelled", "predicted"]
+            assert classes["worst_note"] in page.text_content("#classes")
+            assert page.locator("#classes .keys li").count() == len(classes["legend"])
+            sums = [sum(row) or 1 for row in classes["matrix"]["counts"]]
+            shown = [row.locator("td").all_text_contents() for row in page.locator(".matrix tbody tr").all()]
+            due = [[100 * n / of for n in row] for row, of in zip(classes["matrix"]["counts"], sums, strict=True)]
+            for cells, shares in zip(shown, due, strict=True):
+                for cell, share in zip(cells, shares, strict=True):
+                    assert cell == ("\u00b7" if not share else "<1%" if share < 0.5 else f"{int(share + 0.5)}%")
         for picture in worst.locator("img").all():
             assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 

@@ -292,6 +292,7 @@ function classTable(found) {
   return sortable(columns, found.rows);
 }
 const TINT = 40; // percent of colour at most behind a number, which is to be read in light and dark
+const rowShare = (share) => share < 0.005 ? "<1%" : `${Math.round(100 * share)}%`;
 function matrixTable(matrix) {
   const head = element("tr", {}, element("th", {}, "true class \u2193 predicted \u2192"), ...matrix.classes.map((name) => element("th", { scope: "col" }, name)));
   return element("table", { class: "matrix" }, element("thead", {}, head), element("tbody", {}, ...matrix.counts.map((row, truth) => {
@@ -300,7 +301,8 @@ function matrixTable(matrix) {
       const strength = 4 + Math.round((TINT - 4) * count / sum);
       const tint = truth === said ? "var(--good)" : "var(--bad)";
       return element("td", { style: count ? `background:color-mix(in srgb, ${tint} ${strength}%, transparent)` : undefined,
-        title: `${matrix.classes[truth]} predicted as ${matrix.classes[said]}: ${count}` }, count ? whole(count) : "·");
+        title: `${matrix.classes[truth]} predicted as ${matrix.classes[said]}: ${whole(count)}${matrix.of ? ` ${matrix.of}` : ""}` },
+        !count ? "·" : matrix.of ? rowShare(count / sum) : whole(count));
     }));
   })));
 }
@@ -308,13 +310,24 @@ function mistake(each) {
   const captioned = (caption, url) => element("figure", {}, element("img", { src: url, alt: "" }), element("figcaption", { class: "soft" }, caption));
   const share = each.probability === undefined ? "" : ` (${Math.round(100 * each.probability)}%)`;
   const boxes = each.wrong === undefined ? "" : `, ${counted(each.wrong, "wrong box", "wrong boxes")}`;
+  const path = element("div", { class: "soft" }, each.path.split("/").slice(-2).join("/"));
+  if (each.image) return element("li", {},
+    element("div", { class: "triple" }, captioned("image", each.image), captioned("labelled", each.labelled), captioned("predicted", each.picture)),
+    element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right; most often `, element("b", {}, each.class), " taken for ",
+      element("b", { class: "wrong" }, each.predicted), ` (${percent(each.confused)})`), path);
   return element("li", {},
     each.labelled ? element("div", { class: "pair" }, captioned("labelled", each.labelled), captioned("predicted", each.picture)) : element("img", { src: each.picture, alt: "" }),
     each.predicted === undefined ? null : element("div", {}, "predicted ", element("b", { class: "wrong" }, each.predicted), share),
     each.class === undefined ? null : element("div", {}, "actually ", element("b", {}, each.class)),
     each.pixel_accuracy === undefined ? null : element("div", {}, `${percent(each.pixel_accuracy)} of its pixels right`),
     each.objects === undefined ? null : element("div", {}, `${whole(each.hits ?? 0)} of ${counted(each.objects, "object", "objects")} found${boxes}`),
-    element("div", { class: "soft" }, each.path.split("/").slice(-2).join("/")));
+    path);
+}
+// The colours of the classes in the pictures: an empty patch is of a class that is not tinted.
+function colourKeys(keys) {
+  return element("ul", { class: "legend keys" }, ...keys.map((key) => element("li", {},
+    element("i", { class: `swatch${key.hatched ? " hatched" : ""}${key.colour ? "" : " empty"}`, style: key.colour ? `background-color:${key.colour}` : undefined }),
+    key.class)));
 }
 report.runs.forEach((run) => {
   const found = run.classes;
@@ -326,7 +339,7 @@ report.runs.forEach((run) => {
   if (found.note) place.append(element("p", { class: "soft" }, found.note));
   const columns = element("div", { class: "columns" }, element("div", {}, element("div", { class: "scroll tall" }, classTable(found))));
   const beside = element("div");
-  if (found.matrix) beside.append(element("h3", {}, "Confusions"), element("div", { class: "scroll" }, matrixTable(found.matrix)));
+  if (found.matrix) beside.append(element("h3", {}, found.matrix.of ? "Confusions, shares of the true class's pixels" : "Confusions"), element("div", { class: "scroll" }, matrixTable(found.matrix)));
   if (found.pairs && found.pairs.length && !found.matrix) beside.append(element("h3", {}, "Most confused"), element("div", { class: "scroll tall" }, sortable([
     { title: "class", value: (row) => row[0], cell: (row) => row[0] }, { title: "predicted", value: (row) => row[1], cell: (row) => row[1] },
     { title: found.metric === "IoU" ? "pixels" : "images", number: true, value: (row) => row[2], cell: (row) => whole(row[2]) },
@@ -334,6 +347,7 @@ report.runs.forEach((run) => {
   if (beside.childElementCount) columns.append(beside);
   place.append(columns);
   if (found.worst && found.worst.length) place.append(element("h3", {}, "Worst mistakes"),
+    ...(found.worst_note ? [element("p", { class: "soft" }, found.worst_note)] : []), ...(found.legend ? [colourKeys(found.legend)] : []),
     element("ul", { class: found.worst[0].labelled ? "worst pairs" : "worst" }, ...found.worst.map(mistake)));
 });
 
