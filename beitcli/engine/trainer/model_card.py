@@ -13,7 +13,7 @@ from beitcli.config.tasks import TASKS
 from beitcli.engine.report.front_matter import FEATURES, PIPELINES, UNKNOWN_LICENSE, HubFacts, front_matter
 from beitcli.engine.report.next_steps import next_commands
 from beitcli.escaping import markdown, shell_line
-from beitcli.runtime.metric_text import epochs_text, metric_label, metric_value
+from beitcli.runtime.metric_text import epochs_text, metric_title, metric_value
 
 if TYPE_CHECKING:
     from beitcli.config.common import Training
@@ -94,7 +94,7 @@ def _steps(report: Any, config: Training) -> str:
 
 def _further(report: Any) -> dict[str, str]:
     """Returns rows for the metrics that have no field in the report."""
-    return {metric_label(name): metric_value(name, value) for name, value in report.further.items()}
+    return {metric_title(name): metric_value(name, value) for name, value in report.further.items()}
 
 
 def pixels(size: tuple[int, int]) -> str:

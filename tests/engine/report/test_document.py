@@ -196,7 +196,32 @@ def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
     assert {each["name"]: each["text"] for each in told["figures"]} == {
         "top1": "100.0%", "top5": "100.0%", "miou": "30.2%", "ap": "0.0%", "images": "1,234", "loss": "2.0000",
     }  # fmt: skip
+    assert [each["title"] for each in told["figures"]] == [
+        "loss", "top-1 accuracy", "top-5 accuracy", "mean IoU", "AP", "images",
+    ]  # fmt: skip
     assert told["facts"]["measured on"] == "500 images, 12,500 patches"
+    page = report_page([run])
+    assert '<th scope="row">mean IoU</th>' in page
+
+
+def test_a_curve_has_the_interval_of_each_measuring(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    images = {"held_out_images": 100}
+    rows = [
+        {"step": 10, "held_out_top1": 0.5, "held_out_miou": 0.3} | images,
+        {"step": 20, "held_out_masked_accuracy": 0.08, "held_out_masked_accuracy_std_error": 0.01}
+        | {"held_out_measured_images": 11},
+        {"step": 30, "held_out_masked_accuracy": 0.01, "held_out_masked_accuracy_std_error": 0.01},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = {chart["name"]: chart["series"][0] for chart in charts_of([read_record(run)])}
+    assert lines["top1"]["spans"] == [[10, pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4)]]
+    half = 0.01 * 2.22814  # Student's, of 10 degrees of freedom
+    assert lines["masked_accuracy"]["spans"] == [
+        [20, pytest.approx(0.08 - half), pytest.approx(0.08 + half)],
+        [30, 0.0, pytest.approx(0.0296, abs=1e-4)],
+    ]
+    assert "spans" not in lines["miou"]
 
 
 def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
