@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from beitcli.config.data_formats import is_data_word
-from beitcli.config.fields import settings_of, suggestion
+from beitcli.config.fields import settings_of
+from beitcli.config.nearest import suggestion
 from beitcli.errors import BeitError
 from beitcli.tokenizers.pretrained import words
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from beitcli.config.fields import Setting, coerce, settings_of, suggestion, with_origins
+from beitcli.config.fields import Setting, coerce, settings_of, with_origins
+from beitcli.config.nearest import suggestion
 from beitcli.config.synonyms import suggested_setting
 from beitcli.config.tasks import TASKS
 from beitcli.errors import UsageError
@@ -20,9 +21,8 @@ from beitcli.escaping import shell_word
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 EXCLUSIVE = (("steps", "epochs"), ("num_masked", "ratio"), ("warmup_steps", "warmup_epochs"))
-RESERVED_VARIABLES = {
-    *("BEIT_CACHE_DIR", "BEIT_DEBUG", "BEIT_LAUNCH", "BEIT_LAUNCHER", "BEIT_STREAM_CACHE_GB", "BEIT_TERMINAL_IMAGES"),
-}
+_OTHERS = ("CACHE_DIR", "DEBUG", "LAUNCH", "LAUNCHER", "STREAM_CACHE_GB", "TERMINAL_IMAGES")
+RESERVED_VARIABLES = {f"BEIT_{name}" for name in _OTHERS}
 
 Config = TypeVar("Config")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from beitcli.config.fields import suggestion
+from beitcli.config.nearest import suggestion
 
 _OUTPUT = ("--output", "--out")
 _LENGTH = ("--epochs", "--steps")
