@@ -16,6 +16,7 @@ from beitcli.cli import multi_process as processes
 from beitcli.cli.command_table import ALL, COMPLETING, Command, Declaration
 from beitcli.cli.common_options import is_common
 from beitcli.cli.console import CommandConsole
+from beitcli.cli.new_folders import tell_new_folders
 from beitcli.cli.path_checks import check_command
 from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
@@ -62,6 +63,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                         console.on_event(Warned(said))
                 if place is None:
                     check_command(resolved.config, console.on_event)
+                    tell_new_folders(resolved.config, console.on_event)
                 elif place.restarts:
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):
@@ -88,7 +90,11 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
         each for each in settings.values() if shows_help and ALL not in words and not is_common(command.name, each)
     ]
     fewer = [each for each in fewer if not each.option.hidden and (not hides or each.belongs_to(task))]
-    arguments = [_parameter(command.name, setting, "") for setting in settings.values() if setting.option.argument]
+    arguments = [
+        _parameter(command.name, setting, _default(setting, {}, ""))
+        for setting in settings.values()
+        if setting.option.argument
+    ]
     options = [
         _parameter(
             command.name,
@@ -188,9 +194,11 @@ def _resume_hint(config_class: type, flags: dict[str, Any]) -> str:
 
 
 def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
-    """Returns `[default: ...]` for the help: the recipe's value if it has one, else the setting's default."""
+    """Returns `[default: ...]` for the help: the recipe's value if it has one, else the setting's; or `[required]`."""
     if of_recipe.get(setting.name) is not None:
         value, source = of_recipe[setting.name], f", recipe {recipe}"
+    elif setting.option.required and not setting.option.argument and setting.default in (None, "", ()):
+        return "[required]"
     else:
         excluded = any(setting.name in pair and not of_recipe.keys().isdisjoint(pair) for pair in EXCLUSIVE)
         value, source = None if excluded else setting.default, ""

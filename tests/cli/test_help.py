@@ -385,7 +385,7 @@ MISSPELT = [
     (["finetune", "sample", "--recipe", "tiny", "--init", "random", "--model", "bse"], "no model 'bse'", "'base'?"),
     (["eval", "run", "sample", "--device", "cdua"], "--device is 'cdua'", "Did you mean 'cuda'?"),
     (["tokenize", "x", "--tokenizer", "t", "--on-bad", "skp"], "--on-bad is 'skp'", "Did you mean 'skip'?"),
-    (["pretrain", "sample", "--recipe", "tiny", "--masking", "blockwize"], "blockwize", "Did you mean blockwise?"),
+    (["pretrain", "sample", "--recipe", "tiny", "--masking", "blockwize"], "blockwize", "Did you mean 'blockwise'?"),
     (["pretrain", "smaple", "--recipe", "tiny"], "'smaple' does not exist", "Did you mean 'sample'?"),
 ]
 
@@ -546,3 +546,36 @@ def test_a_word_for_what_the_command_lacks_gets_no_other_option(beit: Callable, 
 def test_files_of_settings_get_what_a_key_is_called_here(beit: Callable, tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("learning_rate = 0.1\n")
     assert "Did you mean 'lr'?" in beit("pretrain", "sample", "--config", tmp_path / "a.toml").err
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("pretrain", "beit pretrain [OPTIONS] DATA..."),
+        ("eval", "beit eval [OPTIONS] MODEL DATA..."),
+        ("tokenize", "beit tokenize [OPTIONS] [INPUT]..."),
+        ("runs", "beit runs [OPTIONS] [DIR]"),
+        ("inspect", "beit inspect [OPTIONS] REF"),
+    ],
+)
+def test_usage_has_brackets_around_what_may_be_left_out(beit: Callable, command: str, usage: str) -> None:
+    assert beit(command, "--help").out.splitlines()[1] == f" Usage: {usage}"
+
+
+def test_help_says_what_is_required_and_the_defaults_of_arguments(beit: Callable) -> None:
+    for command, said in (
+        ("tokenize", "train-tokenizer or pretrain. [required]"),
+        ("pack", "Folder to create; new or empty. [required]"),
+        ("runs", "Folder with runs, at any depth. [default: runs]"),
+    ):
+        assert said in beit(command, "--help").out
+    assert "[required]" not in beit("attn-map", "--help").out
+
+
+def test_examples_keep_an_option_and_its_value_on_one_line(beit: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for command in COMMANDS:
+        lines = beit(command.name, "--help").out.splitlines()
+        broken = [line for line in lines if line.endswith(" \\")]
+        assert not [line for line in broken if line.split()[-2].startswith("-o")], command.name
+    assert "-o attention.png" in beit("attn-map", "--help").out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tomllib
 from importlib import metadata
@@ -11,7 +12,7 @@ from importlib import metadata
 import pytest
 
 from beitcli.config.about import RecipesConfig
-from beitcli.config.resolve import RECIPES
+from beitcli.config.resolve import RECIPES, recipe_names
 from beitcli.engine.recipes import list_recipes
 from beitcli.runtime.extras import EXTRAS
 from beitcli.runtime.storage.run_dir import RunFolder
@@ -48,6 +49,31 @@ def test_an_unknown_recipe_gets_a_suggestion(beit):
     ended = beit("recipes", "smal")
     assert ended.code == 2
     assert "Did you mean 'small'?" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["pretrain", "small"], [("pretrain", "small")]),
+        (["small", "pretrain"], [("pretrain", "small")]),
+        (["finetune", "pretrain", "base"], [("pretrain", "base"), ("finetune", "base")]),
+        (["base", "large", "pretrain"], [("pretrain", "base"), ("pretrain", "large")]),
+        (["train-tokenizer"], [("train-tokenizer", name) for name in recipe_names("train-tokenizer")]),
+    ],
+    ids=str,
+)
+def test_recipes_takes_commands_and_names_in_any_order(beit, words, found):
+    assert [(each["command"], each["name"]) for each in beit("recipes", *words, "--json").lines[0]] == found
+
+
+def test_recipes_says_what_there_is_when_a_name_is_unknown(beit):
+    there = f"pretrain has {', '.join(recipe_names('pretrain'))}."
+    for words in (["pretrain", "tiny-segment"], ["tiny-segment", "pretrain"]):
+        ended = beit("recipes", *words)
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.err == f"error: pretrain has no recipe 'tiny-segment'.\n  {there}\n"
+    assert there in beit("recipes", "pretrain", "qqqq").err
+    assert "Did you mean 'pretrain'?" in beit("recipes", "pretrian").err
 
 
 @pytest.fixture
@@ -153,17 +179,26 @@ def test_env_names_what_of_the_extras_is_installed_and_nothing_else(beit):
         assert packages.get(name) == expected, name
 
 
-@pytest.mark.parametrize(("words", "same"), [(("help",), ("--help",)), (("help", "eval"), ("eval", "--help"))])
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (("help",), ("--help",)),
+        (("help", "eval"), ("eval", "--help")),
+        (("help", "help"), ("--help",)),
+        (("help", "--help"), ("--help",)),
+    ],
+)
 def test_help_is_a_word_too(beit, words, same):
     asked = beit(*words)
     assert asked.code == 0
     assert asked.out == beit(*same).out
     assert "Usage" in asked.out
+    assert re.search(r"^. help +Show the help", beit("--help").out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.toml")), ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_a_shown_recipe_fits_80_columns_and_is_the_same_toml(path):
-    (recipe,) = [each for each in list_recipes(RecipesConfig(name=path.stem)) if each.command == path.parent.name]
+    (recipe,) = [each for each in list_recipes(RecipesConfig(name=(path.stem,))) if each.command == path.parent.name]
     assert max(map(len, recipe.text.splitlines())) <= 80
     assert tomllib.loads(recipe.text) == tomllib.loads(path.read_text())
     comments = " ".join(line.removeprefix("#").strip() for line in recipe.text.splitlines() if line.startswith("#"))
