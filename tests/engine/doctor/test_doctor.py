@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beitcli.cli.app import main
 from beitcli.data.sources.open_data import open_data
+from tests.cli.test_contract import at_terminal
 from tests.conftest import Ended
 
 Beit = Callable[..., Ended]
@@ -359,3 +361,12 @@ def test_names_that_are_no_text_are_listed_as_they_are_and_shown(tmp_path: Path,
     assert "good.txt': 1 image, as a list holds no TAB" in ended.err
     assert "<b>" not in (tmp_path / "page.html").read_text()
     assert len(open_data([str(tmp_path / "good.txt")]).image(0).getbands()) == 3
+
+
+def test_on_a_terminal_the_unreadable_images_are_told_once(labelled_folder: Path, tmp_path: Path):
+    shutil.copytree(labelled_folder / "red", tmp_path / "photos")
+    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no image")
+    code, told = at_terminal(lambda: main(["doctor", str(tmp_path / "photos"), "--workers", "0"]))
+    assert code == 3
+    assert told.count("cannot be read") == told.count("bad.jpg") == told.count("good.tsv") == 1
+    assert "error: 1 unreadable image, as above." in re.sub(r"\x1b\[[\d;]*m", "", told)
