@@ -498,7 +498,7 @@ def test_lines_stay_whole_beside_a_bar_on_one_terminal(tokenizer_run: Path, labe
     shown = [line for line in screen(said) if line]
     paths = [str(path) for path in sorted(labelled_folder.rglob("*.*"))]
     assert [line.split("  ")[0] for line in shown] == paths
-    assert all(re.fullmatch(r".+  4 x 4  (\d+ ){8}\.\.\.", line) for line in shown)
+    assert all(re.fullmatch(r".+  4 x 4 tokens: (\d+ ){8}\.\.\.", line) for line in shown)
 
 
 def test_file_names_that_are_no_text_are_shown_on_a_terminal(picture: Callable, tmp_path: Path) -> None:
