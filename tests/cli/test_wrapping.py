@@ -38,6 +38,7 @@ def test_lines_break_between_words_and_hang() -> None:
     [
         "`beit eval runs/mine photos/ --protocol knn --train photos/`",
         "'a folder with spaces/and a name - that is long.png'",
+        "beit train-tokenizer DATA --recipe small --out runs/tokenizer",
         "/a/path-with-hyphens/that/is/much/longer/than/the/line/model.safetensors",
     ],
 )
