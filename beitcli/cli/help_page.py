@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from beitcli.cli.command_table import BY_NAME, COMMANDS, HELP
 from beitcli.cli.terminal_style import Style, style_of
-from beitcli.config.fields import settings_of
 
 _FEWEST_COLUMNS = 40
 _LABEL_SHARE = 0.34  # of the width, for flags with their values
@@ -87,6 +86,8 @@ def command_help(command: Any, ctx: Any) -> str:
 
 def _usage(command: Any, ctx: Any) -> str:
     """Returns the line of usage, in which brackets stand around what may be left out."""
+    from beitcli.config.fields import settings_of  # which the help of the program does without
+
     usage: str = command.get_usage(ctx)
     for setting in settings_of(BY_NAME[command.name].config).values() if command.name in BY_NAME else ():
         if setting.option.argument and setting.option.required:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any
@@ -90,22 +90,12 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
         each for each in settings.values() if shows_help and ALL not in words and not is_common(command.name, each)
     ]
     fewer = [each for each in fewer if not each.option.hidden and (not hides or each.belongs_to(task))]
-    arguments = [
-        _parameter(command.name, setting, _default(setting, {}, ""))
-        for setting in settings.values()
-        if setting.option.argument
-    ]
-    options = [
-        _parameter(
-            command.name,
-            setting,
-            _default(setting, of_recipe, recipe),
-            hidden=setting.option.hidden or setting in fewer or (hides and not setting.belongs_to(task)),
-        )
-        for setting in settings.values()
-        if not setting.option.argument
-    ]
-    callback.__signature__ = inspect.Signature([*arguments, *options, *_shell_options(declared)])  # type: ignore[attr-defined]
+
+    def is_hidden(setting: Setting) -> bool:
+        return setting.option.hidden or setting in fewer or (hides and not setting.belongs_to(task))
+
+    parameters = _parameters(command.name, settings.values(), of_recipe, recipe, is_hidden)
+    callback.__signature__ = inspect.Signature([*parameters, *_shell_options(declared)])  # type: ignore[attr-defined]
     callback.__annotations__ = {}
     text = _help(command) + (_other_tasks(command, settings["task"], task) if task is not None else "")
     app.command(
@@ -209,6 +199,23 @@ def _default(setting: Setting, of_recipe: dict[str, Any], recipe: str) -> str:
     plain = f"{value:g}" if isinstance(value, float) else setting.plain(value)
     shown = ", ".join(map(str, plain)) if isinstance(plain, tuple) else plain
     return f"[default: {shown}{source}]"
+
+
+def _parameters(
+    command: str,
+    settings: Iterable[Setting],
+    of_recipe: dict[str, Any],
+    recipe: str,
+    is_hidden: Callable[[Setting], bool],
+) -> list[inspect.Parameter]:
+    """Returns the arguments of a command, then its options."""
+    arguments_first = sorted(settings, key=lambda setting: not setting.option.argument)
+    return [
+        _parameter(command, each, _default(each, {}, ""))
+        if each.option.argument
+        else _parameter(command, each, _default(each, of_recipe, recipe), hidden=is_hidden(each))
+        for each in arguments_first
+    ]
 
 
 def _parameter(command: str, setting: Setting, default: str, *, hidden: bool = False) -> inspect.Parameter:
