@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_PART = re.compile(r"[-_. ]+")
+_SEPARATORS = re.compile(r"[-_. ]+")
 _FEWEST = 3  # letters, below which every word is close to every other
 
 
@@ -27,22 +27,26 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """Returns the candidate that `word` is a typing error of; None if there is none.
 
     The errors are letters left out, added, replaced or swapped with the next: 1 in words below 8 letters, or 2 that
-    only move letters; 2 below 13, and 3 in longer words. Case does not matter. Without such a candidate it is the only
-    one that has all parts of `word`: `masked` is `num-masked`.
+    only move letters; 2 below 13, and 3 in longer words. Case and hyphens do not matter. Without such a candidate it
+    is the only one that has all parts of `word`: `masked` is `num-masked`.
     """
-    names, plain = list(dict.fromkeys(candidates)), _plain(word)
+    names, plain = list(dict.fromkeys(candidates)), _letters(word)
     if len(plain) < _FEWEST:
-        return next((name for name in names if _plain(name) == plain), None)
-    near = [(errors, name) for name in names if (errors := _errors(plain, _plain(name))) is not None]
+        return next((name for name in names if _letters(name) == plain), None)
+    near = [(errors, name) for name in names if (errors := _errors(plain, _letters(name))) is not None]
     if near:
         return min(near, key=lambda pair: pair[0])[1]
-    parts = set(_PART.split(plain))
-    wider = [name for name in names if parts <= set(_PART.split(_plain(name)))]
+    parts = _parts(word)
+    wider = [name for name in names if parts <= _parts(name)]
     return wider[0] if len(wider) == 1 else None
 
 
-def _plain(word: str) -> str:
-    return word.lstrip("-").casefold()
+def _letters(word: str) -> str:
+    return re.sub("[-_ ]", "", word.casefold())
+
+
+def _parts(word: str) -> set[str]:
+    return set(_SEPARATORS.split(word.lstrip("-").casefold()))
 
 
 def _errors(word: str, name: str) -> int | None:

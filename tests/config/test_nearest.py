@@ -25,6 +25,8 @@ from beitcli.config.nearest import nearest, suggestion
         ("--masked", ["--num-masked", "--masking", "--mask"], "--num-masked"),
         ("photos", ["photos-2026", "notes"], "photos-2026"),
         ("ABC", ["abc"], "abc"),
+        ("dale", ["dall-e", "pixels"], "dall-e"),
+        ("my_photo", ["my-photos"], "my-photos"),
     ],
 )
 def test_typing_errors_and_missing_parts_get_the_name(word: str, names: list[str], meant: str) -> None:
