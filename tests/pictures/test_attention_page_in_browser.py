@@ -167,13 +167,22 @@ def test_brackets_behind_altgr_or_option_change_the_layer(page):
     assert text(page, "from") == "class token, pinned"
 
 
+def wait_until(page, condition):
+    """Waits for a condition; `wait_for_function` evaluates it in the page, whose security policy forbids that."""
+    for _ in range(200):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(condition)
+
+
 def test_arrows_move_the_pin_on_the_image_only_and_letters_rest_in_controls(page):
     before = text(page, "from")
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("scrollY > 0")
+    wait_until(page, "scrollY > 0")
     assert text(page, "from") == before
     page.mouse.wheel(0, -5000)
-    page.wait_for_function("scrollY === 0")
+    wait_until(page, "scrollY === 0")
     page.mouse.click(*patch_centre(page, 1, 1))
     assert page.evaluate("document.activeElement.id") == "stage"
     page.keyboard.press("ArrowDown")
