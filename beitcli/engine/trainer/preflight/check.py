@@ -16,7 +16,12 @@ from beitcli.engine.events import OnEvent
 from beitcli.engine.trainer.preflight.findings import Finding, tell
 from beitcli.engine.trainer.preflight.looked_at import image_findings, look
 from beitcli.engine.trainer.preflight.overlap import overlap_findings
-from beitcli.engine.trainer.preflight.schedule import class_findings, measuring_findings, schedule_findings
+from beitcli.engine.trainer.preflight.schedule import (
+    class_findings,
+    measuring_findings,
+    refusals,
+    schedule_findings,
+)
 from beitcli.engine.trainer.setup import planned_steps
 from beitcli.runtime.distributed.world import DistributedContext
 from beitcli.runtime.storage.checkpoint import newest_checkpoint
@@ -47,8 +52,13 @@ class Preflight:
     others: Sequence[Finding] = ()
 
     def findings(self) -> Iterator[Finding]:
-        """Yields all findings, those about numbers first."""
+        """Yields all findings, those about numbers first; of a training that is refused, why and about its images."""
         config, command, images = self.config, self.config.command, len(self.training)
+        refused = list(refusals(command, self.training, labelled=self.labelled))
+        if refused:
+            yield from refused
+            yield from image_findings(look(self.training), self.size, from_scratch=self.from_scratch)
+            return
         steps, given = planned_steps(config, images), config.steps is not None
         yield from schedule_findings(command, images, config.batch_size, steps, steps_given=given)
         yield from measuring_findings(command, len(self.measured), self.is_apart, getattr(config, "val", None))
