@@ -59,7 +59,7 @@ def _spread(report: DoctorReport, split: str) -> str:
 
 
 def _print_findings(report: DoctorReport, console: CommandConsole) -> None:
-    if not report.findings:
+    if not any(each.images or each.severity == "warning" for each in report.findings):
         console.print_line("Nothing is wrong with these images.")
     for each in report.findings:
         console.print_line(f"{each.severity}: {each.what} {each.way_out}".rstrip())

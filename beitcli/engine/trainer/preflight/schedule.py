@@ -1,4 +1,4 @@
-"""Findings about the numbers of a training: images, batch, steps, classes, images to measure on, blocks of a mask."""
+"""Findings about the numbers of a training: batch, steps, classes, images to measure on, blocks of a mask."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from beitcli.data.sources.base import Source
+from beitcli.engine.trainer.preflight.amount import FEW_TO_TOKENIZE, few_findings
 from beitcli.engine.trainer.preflight.findings import Finding
 from beitcli.runtime.metric_text import counted
 
-FEW_TO_PRETRAIN, FEW_TO_TOKENIZE = 1000, 100
-# Every crop of one image shows the same thing: whatever is right about it may be known by heart, and there is no second
-# image to tell. From two on this is a matter of degree, and is warned of: a trial of the machinery takes a handful.
-LEAST_IMAGES = 2
-_FEW = {"pretrain": FEW_TO_PRETRAIN, "train-tokenizer": FEW_TO_TOKENIZE}
 FEW_TO_MEASURE = 50
 MOST_EPOCHS = 1000  # the longest recipe has 800
 _PASSES = 300  # that are proposed in place of more
@@ -22,49 +18,6 @@ _FEW_STEPS = 100
 _FEW_OF_A_CLASS = 5
 _DOMINANT = 0.9
 _MOST_LABELS = 200_000  # looked at
-_PRETRAINED = "hf://microsoft/beit-base-patch16-224-pt22k"
-
-
-def refusals(command: str, training: Source, *, labelled: bool) -> Iterator[Finding]:
-    """Yields why nothing can come of a training, whatever its settings; mostly nothing.
-
-    Args:
-        labelled: Whether the images' classes are learned.
-    """
-    images = len(training)
-    few = _FEW.get(command)
-    if few is not None and 0 < images < LEAST_IMAGES:
-        trained = f"finetune LABELLED --init {_PRETRAINED}"
-        trained = trained if command == "pretrain" else "pretrain DATA --tokenizer dall-e"
-        yield Finding(
-            "one-image",
-            "refusal",
-            f"Nothing can be learned from {counted(images, 'image')}: it would be known by heart, with no other to tell.",
-            f"Give {few:,} or more, {LEAST_IMAGES} at least (tiles of a large image will do), or take what is trained: "
-            f"`beit {trained}`. A trial without data: `beit {command} sample --recipe tiny`.",
-        )
-    if labelled and images and (same := _all_alike(training)):
-        what = f"All {images:,} images" if images > 1 else "The only image"
-        yield Finding(
-            "all-alike",
-            "refusal",
-            f"{what} to learn from {'have' if images > 1 else 'has'} {same}: there is nothing to tell apart.",
-            "Give images of two classes at least, some tens of each.",
-        )
-
-
-def _all_alike(training: Source) -> str:
-    """Returns the class or the labels that all images have; empty if they differ, or nothing is known."""
-    if training.classes is not None:
-        first = training.label(0)
-        if first is not None and all(training.label(index) == first for index in range(1, len(training))):
-            return f"the class '{training.classes[first]}'"
-    elif training.label_names:
-        labels = training.label_vector(0)
-        others = map(training.label_vector, range(1, len(training)))
-        if labels is not None and all(each is not None and np.array_equal(each, labels) for each in others):
-            return "the same labels"
-    return ""
 
 
 def schedule_findings(command: str, images: int, batch: int, steps: int, *, steps_given: bool) -> Iterator[Finding]:
@@ -76,18 +29,7 @@ def schedule_findings(command: str, images: int, batch: int, steps: int, *, step
         steps: Optimizer steps.
         steps_given: Whether the number of steps was set rather than computed from epochs.
     """
-    if images < _FEW.get(command, LEAST_IMAGES):
-        way_out = {
-            "pretrain": f"Give some thousands; or leave pretraining out: `beit finetune DATA --init {_PRETRAINED}`.",
-            "train-tokenizer": "Give some hundreds.",
-        }.get(command, "Give some tens of each class.")
-        without = " without labels" if command in _FEW else ""
-        yield Finding(
-            "few-images",
-            "warning",
-            f"{counted(images, 'training image')} {'is' if images == 1 else 'are'} few to learn from{without}.",
-            way_out,
-        )
+    yield from few_findings(command, images)
     if steps * batch / images >= MOST_EPOCHS:
         passes, way_out = _passes(images, batch, steps, "--steps")
         yield Finding("many-epochs", "warning", f"{passes}: most of them teach nothing new.", way_out)

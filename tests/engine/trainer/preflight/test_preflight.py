@@ -140,7 +140,7 @@ def test_one_image_is_refused_before_anything_is_trained_or_downloaded(
 def test_a_stack_that_counts_as_one_image_is_told_how_its_pages_count(tmp_path: Path, beit: Beit):
     page = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48)).astype(np.uint8))
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page] * 4)
-    ended = beit("train-tokenizer", tmp_path / "a.tif", "--recipe", "tiny", "--device", "cpu", "--out", tmp_path / "run")
+    ended = beit("train-tokenizer", tmp_path / "a.tif", "--recipe", "tiny", "--device", "cpu")
     assert ended.code == 3, ended.err
     assert "--pages all makes each page an image" in ended.err
 
@@ -306,9 +306,9 @@ def test_a_given_tokenizer_that_has_collapsed_is_told(tmp_path: Path):
         (finding,) = given_tokenizer_findings(str(reference))
         assert (finding.kind, finding.severity) == ("tokenizer-few-codes", "warning")
         assert finding.what.startswith(
-            f"In --tokenizer {reference} the codebook has collapsed: 3 of 512 codes in use, as many as 1 used evenly"
+            f"In --tokenizer {reference} the codebook has collapsed (3 of 512 codes, as many as 1 used evenly"
         )
-        assert finding.way_out.startswith("Train one by itself, with beit train-tokenizer")
+        assert finding.way_out.startswith("Train another one first: beit train-tokenizer")
     for reference in (good, unmeasured, tmp_path / "none", "dall-e", "hf://a/b"):
         assert list(given_tokenizer_findings(str(reference))) == []
 
