@@ -144,6 +144,8 @@ def _measured_counts(record: RunRecord) -> Iterator[str]:
     images = record.held_out.get("measured_images", record.held_out.get("images"))
     if images is not None:
         yield measured_images(round(images), on_training=record.on_training)
+    elif record.held_out:  # of pixels and of tokenizers they are not counted
+        yield images_of(record.on_training)
     for name in _MEASURED:
         if (number := record.held_out.get(f"measured_{name}")) is not None:
             yield counted(round(number), name.removesuffix("s"))

@@ -128,7 +128,7 @@ def test_measured_images_that_are_training_images_are_called_so_everywhere(tmp_p
     assert told["measured_images"] == "training images"
     assert told["verdict"]["grade"] in ("unknown", "early")
     assert "training images" in told["verdict"]["text"]
-    assert told["facts"]["measured on"].startswith("6 training images")
+    assert told["facts"]["measured on"] == "training images"
     (chart,) = (each for each in document["charts"] if each["name"] == "loss")
     assert [line["label"] for line in chart["series"] if line["role"] == "held-out"] == ["training images"]
     assert document["previews"][0]["images"] == "training images"
