@@ -73,7 +73,7 @@ def test_new_metric_reaches_the_log_line_the_file_the_table_and_the_card(
     (step,) = [each for each in ended.err.splitlines() if "step 1/1" in each and "loss" in each]
     assert re.search(r": step 1/1, train: (loss|masked accuracy) \d", step)
     (measured,) = [
-        each for each in ended.err.splitlines() if re.search(r"step 1, (\d+ )?(held-out|training images?): ", each)
+        each for each in ended.err.splitlines() if re.search(r"step 1, ([\d,]+ )?(held-out|training images?): ", each)
     ]
     for line_of, text in ((step, "toy rate 0.1250"), (measured, "toy score 0.4321")):
         assert len(line_of) <= 120
