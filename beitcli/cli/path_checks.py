@@ -49,6 +49,20 @@ def check_command(config: Any, on_event: OnEvent) -> None:
     check_outputs(config, check_data(config, model, on_event))
 
 
+def hold_resumed(config: Any) -> object:
+    """Locks the run that a command goes on with, and returns the lock: while torch is loaded the run is `running`.
+
+    Raises:
+        UsageError: Another process works on it.
+    """
+    out = getattr(config, "out", None)  # of a training
+    if not out or not config.resume or config.dry_run or not os.path.isfile(os.path.join(out, "config.toml")):
+        return None
+    from beitcli.runtime.storage.run_dir import hold_run
+
+    return hold_run(Path(out))
+
+
 def _is_light(config: Any) -> bool:
     """Whether it is `mask-preview` without a model: it starts as fast as what is looked at here."""
     return config.command == "mask-preview" and config.model is None and config.tokenizer is None

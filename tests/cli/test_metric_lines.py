@@ -72,7 +72,9 @@ def test_new_metric_reaches_the_log_line_the_file_the_table_and_the_card(
     assert (logged["toy_rate"], logged["held_out_toy_score"], logged["held_out_toy_score/red"]) == (0.125, 0.4321, 0.5)
     (step,) = [each for each in ended.err.splitlines() if "step 1/1" in each and "loss" in each]
     assert re.search(r": step 1/1, train: (loss|masked accuracy) \d", step)
-    (measured,) = [each for each in ended.err.splitlines() if "step 1, held-out: " in each]
+    (measured,) = [
+        each for each in ended.err.splitlines() if re.search(r"step 1, ([\d,]+ )?(held-out|training images?): ", each)
+    ]
     for line_of, text in ((step, "toy rate 0.1250"), (measured, "toy score 0.4321")):
         assert len(line_of) <= 120
         told = re.split(r"  |: ", line_of)
@@ -215,6 +217,20 @@ def test_further_metrics_are_those_without_a_field_or_a_class() -> None:
 
 def test_one_of_a_thing_is_singular():
     assert [counted(number, "step") for number in (0, 1, 2, 1200)] == ["0 steps", "1 step", "2 steps", "1,200 steps"]
+
+
+def test_a_line_says_how_many_images_its_metrics_are_of_and_which() -> None:
+    measured = {"held_out_top1": 0.5, "held_out_images": 12}
+    for images, on_training, label in (
+        (1200, False, "1,200 held-out"), (1, False, "1 held-out"), (6, True, "6 training images"),
+        (1, True, "1 training image"),
+    ):  # fmt: skip
+        event = Progress("finetune", 5, 9, metrics=measured | {"held_out_images": images}, on_training=on_training)
+        assert output.held_out_line(event) == f"finetune: step 5, {label}: top1 0.5000"
+    unknown = Progress("finetune", 5, 9, metrics={"held_out_top1": 0.5}, on_training=True)
+    assert output.held_out_line(unknown) == "finetune: step 5, training images: top1 0.5000"
+    live = output._live_figures({"loss": 0.5, "held_out_top1": 0.75}, on_training=True)
+    assert live == ["train: loss 0.5000", "training-image top1 0.7500"]
 
 
 def test_top5_of_few_classes_is_left_out_of_lines() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.collect import Collected, class_counts
 from beitcli.engine.doctor.copies import Copies, find_copies
 from beitcli.engine.doctor.marks import MARKS
+from beitcli.engine.trainer.preflight.amount import few_findings, held_out_images, one_image_findings
 from beitcli.engine.trainer.preflight.findings import Severity
 from beitcli.engine.trainer.preflight.schedule import class_findings
 from beitcli.runtime.metric_text import counted
@@ -138,6 +140,7 @@ def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_asi
     image_of = {name: collected.marked(name) for name in MARKS}
     diagnosis = Diagnosis(_nothing(data), collected, copies, names, starts, image_of)
     findings = [*_of_images(collected, image_of, paths), *_of_copies(diagnosis, paths), *_of_classes(parts)]
+    findings += _of_trainings(len(next(iter(parts.values()))))
     readable = int(collected.signatures.readable.sum())
     groups = [
         CopyGroup(
@@ -253,6 +256,19 @@ def _of_classes(parts: dict[str, Source]) -> Iterator[DataFinding]:
         if further:
             what = f"{prefix(name)}{len(further)} of its classes are not in {labelled[0][0]}, such as '{further[0]}'."
             yield DataFinding("unknown-classes", "warning", 0, what, "Add images of them.")
+
+
+def _of_trainings(images: int) -> Iterator[DataFinding]:
+    """Yields what `pretrain`, and the tokenizer that it may train before, would say of so many images.
+
+    Args:
+        images: Of the split to train on.
+    """
+    learned = images - held_out_images(images, PretrainConfig.holdout)
+    for command, what in (("pretrain", "To pretrain on"), ("train-tokenizer", "For a tokenizer")):
+        told = [*one_image_findings(command, images)] or [*few_findings(command, learned)]
+        for each in told:
+            yield DataFinding(f"{each.kind}-to-{command}", "note", 0, f"{what}: {each.what}", each.way_out)
 
 
 def _sizes(collected: Collected) -> dict[str, Any]:
