@@ -25,7 +25,7 @@ from beitcli.runtime.metric_text import counted
 from beitcli.runtime.storage.regular_files import read_regular
 
 _TINY = 0.01  # share of pixels
-_MEND = "Mend the masks or raise --max-bad."
+_MEND = "Mend the masks (a value that is no class: --ignore-index VALUE), or raise --max-bad."
 
 
 @dataclass(frozen=True)
