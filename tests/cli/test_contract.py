@@ -330,10 +330,12 @@ def test_ctrl_c_stops_a_command_that_saves_nothing(labelled_folder: Path) -> Non
     command = [*BEIT, "mask-preview", str(labelled_folder), "--grid", "64,64"]
     heeds = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 # also below a job of `&`
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
-    process.stdout.readline()  # 23 more of 12 kB would not fit a pipe
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "stopped: by Ctrl-C, at once.\n")
+    with process:
+        process.stdout.readline()  # 23 more of 12 kB do not fit a pipe, so it waits in the midst of them
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+        code = process.wait(timeout=60)
+    assert (code, err) == (130, "stopped: by Ctrl-C, at once.\n")
 
 
 def test_a_stop_is_not_red_and_an_error_is() -> None:
