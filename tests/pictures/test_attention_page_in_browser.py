@@ -180,6 +180,7 @@ def test_arrows_move_the_pin_on_the_image_only_and_letters_rest_in_controls(page
     before = text(page, "from")
     page.keyboard.press("ArrowDown")
     until(page, "scrollY > 0")
+    page.wait_for_timeout(500)  # a key scrolls smoothly, and would go on
     assert text(page, "from") == before
     page.evaluate("scrollTo(0, 0)")
     until(page, "scrollY === 0")
