@@ -328,8 +328,7 @@ def test_environment_sets_what_no_flag_does(beit: Callable, picture: Callable, m
 @pytest.mark.slow
 def test_ctrl_c_stops_a_command_that_saves_nothing(labelled_folder: Path) -> None:
     command = [*BEIT, "mask-preview", str(labelled_folder), "--grid", "64,64"]
-    heeds = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 # also below a job of `&`
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         process.stdout.readline()  # 23 more of 12 kB do not fit a pipe, so it waits in the midst of them
         process.send_signal(signal.SIGINT)
