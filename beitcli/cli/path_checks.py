@@ -117,6 +117,8 @@ def _require_model(config: Any, named: dict[str, list[str]]) -> None:
 def _require_format(config: Any) -> None:
     setting, output = settings_of(type(config)).get("output"), getattr(config, "output", None)
     suffixes = setting.option.suffixes if setting is not None else ()
+    if config.command == "mask-preview" and not config.animate:
+        suffixes = tuple(suffix for suffix in suffixes if suffix != ".gif")
     if not output or not suffixes or output.lower().endswith(suffixes) or config.command == "embed":
         return
     if config.command == "tokenize":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from beitcli.engine.events import Progress
 
-LINE_COLUMNS = 120  # of a line that is printed; what does not fit is in metrics.jsonl
+LINE_COLUMNS = 150  # of a line that is printed; what does not fit is in metrics.jsonl
 _LINE_SECONDS = 5.0  # between two plain lines with metrics
 _COUNT_SECONDS = 10.0  # between two plain lines without metrics; a shorter job prints none
 _SAMPLE_SECONDS = 0.5  # between two points of the speed
@@ -194,10 +194,11 @@ def _live_figures(metrics: dict[str, float], classes: int = 0, *, on_training: b
 
 
 def held_out_line(event: Progress, columns: int = LINE_COLUMNS) -> str:
-    """Returns the line of a save with the metrics of measured images that fit; empty if the event has none."""
-    found = {n.removeprefix(HELD_OUT): value for n, value in event.metrics.items() if n.startswith(HELD_OUT)}
-    images = next((found[name] for name in _COUNTS if name in found), None)
-    texts = figure_texts({name: value for name, value in found.items() if name not in _COUNTS}, event.classes)
+    """Returns the line of a save with the metrics of held-out images that fit; empty if the event has none."""
+    held_out = {name: value for name, value in event.metrics.items() if name.startswith(HELD_OUT)}
+    figures = {name.removeprefix(HELD_OUT): value for name, value in held_out.items()}
+    texts = figure_texts({name: value for name, value in figures.items() if name not in _COUNTS}, event.classes)
+    images = next((held_out[f"{HELD_OUT}{name}"] for name in _COUNTS if f"{HELD_OUT}{name}" in held_out), None)
     begin = f"{event.phase}: {event.unit} {event.done:,}, {measured_label(images, on_training=event.on_training)}"
     return f"{begin} {fitting(texts, columns - len(begin) - 1)}" if texts else ""
 

@@ -512,6 +512,8 @@ def test_every_synonym_leads_to_an_option_and_hides_none_of_its_command() -> Non
         (["pretrain", "photos", "--lr-decay", "0.9"], "'--min-lr'"),
         (["pretrain", "photos", "--size", "64"], "'--image-size'"),
         (["finetune", "photos", "--image-size", "64"], "'--size'"),
+        (["doctor", "photos", "--html", "page.html"], "'--output'"),
+        (["mask-preview", "photo.jpg", "--run", "x"], "'--model'"),
         (["completion"], "`beit --install-completion`"),
         (["train", "photos"], "`beit pretrain`"),
     ],

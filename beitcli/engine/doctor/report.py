@@ -12,6 +12,7 @@ from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.sources.base import Source
 from beitcli.engine.doctor.collect import Collected, class_counts
 from beitcli.engine.doctor.copies import Copies, find_copies
+from beitcli.engine.doctor.label_conflicts import label_conflicts
 from beitcli.engine.doctor.marks import MARKS
 from beitcli.engine.trainer.preflight.amount import few_findings, held_out_images, one_image_findings
 from beitcli.engine.trainer.preflight.findings import Severity
@@ -140,6 +141,7 @@ def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_asi
     image_of = {name: collected.marked(name) for name in MARKS}
     diagnosis = Diagnosis(_nothing(data), collected, copies, names, starts, image_of)
     findings = [*_of_images(collected, image_of, paths), *_of_copies(diagnosis, paths), *_of_classes(parts)]
+    findings += _of_conflicts(diagnosis, paths)
     findings += _of_trainings(len(next(iter(parts.values()))))
     readable = int(collected.signatures.readable.sum())
     groups = [
@@ -231,9 +233,25 @@ def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[Da
             yield DataFinding(f"overlap-{kind}", "warning", across, what, way_out, apart)
         if repeated:
             what = f"{counted(repeated, 'image')} repeat{'s'[: repeated == 1]} another of the same split, {same}."
-            way_out = "Some may only be alike: look at them." if kind == "near" else "-o good.tsv lists one of each."
+            way_out = (
+                "Some may only be alike: look at them."
+                if kind == "near"
+                else "A list of the good ones (-o good.tsv) has one of each."
+            )
             severity: Severity = "note" if kind == "near" else "warning"
             yield DataFinding(f"duplicates-{kind}", severity, repeated, what, way_out, within)
+
+
+def _of_conflicts(diagnosis: Diagnosis, paths: Paths) -> Iterator[DataFinding]:
+    found = label_conflicts(diagnosis.copies, paths.place)
+    if found:
+        examples = [
+            {"path": paths(index), "why": f"'{name}', and '{other}' as {paths(first)}"}
+            for index, first, name, other in found[:MOST_EXAMPLES]
+        ]
+        what = f"{counted(len(found), 'image')} {_are(len(found))} a copy of one of another class."
+        way_out = "One of the two labels is wrong, and a list has the first: remove the wrong ones before."
+        yield DataFinding("label-conflict", "warning", len(found), what, way_out, examples)
 
 
 def _are(number: int) -> str:

@@ -392,3 +392,17 @@ def test_on_a_terminal_the_unreadable_images_are_told_once(labelled_folder: Path
     assert code == 3
     assert told.count("cannot be read") == told.count("bad.jpg") == told.count("good.tsv") == 1
     assert "error: 1 unreadable image, as above." in re.sub(r"\x1b\[[\d;]*m", "", told)
+
+
+def test_a_copy_of_another_class_is_a_conflict_of_labels(beit: Beit, tmp_path: Path) -> None:
+    for number, name in enumerate(("ant", "bee")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(4):
+            photo(700 + 10 * number + index).save(tmp_path / "data" / name / f"{index}.png")
+    shutil.copy(tmp_path / "data" / "ant" / "1.png", tmp_path / "data" / "bee" / "copy.png")
+    photo(702).save(tmp_path / "data" / "ant" / "again.png")  # a copy of its own class
+    document = beit("doctor", tmp_path / "data", "--json").lines[0]
+    (found,) = [each for each in document["findings"] if each["kind"] == "label-conflict"]
+    assert (found["images"], found["severity"]) == (1, "warning")
+    assert found["examples"][0]["path"].endswith("bee/copy.png")
+    assert re.fullmatch(r"'bee', and 'ant' as .*ant/1\.png", found["examples"][0]["why"])
