@@ -10,7 +10,7 @@ import numpy as np
 
 from beitcli.config.pretrain import PretrainConfig
 from beitcli.data.sources.base import Source
-from beitcli.engine.doctor.collect import Collected, class_counts
+from beitcli.engine.doctor.collect import Collected, class_counts, size_counts
 from beitcli.engine.doctor.copies import Copies, find_copies
 from beitcli.engine.doctor.label_conflicts import label_conflicts
 from beitcli.engine.doctor.marks import MARKS
@@ -20,7 +20,7 @@ from beitcli.engine.trainer.preflight.schedule import class_findings
 from beitcli.runtime.metric_text import counted
 
 MOST_EXAMPLES = 100  # paths of a finding in JSON
-_STEPS = (16, 32, 64, 128, 224, 384, 512, 1024, 2048, 4096)  # pixels
+_ONE_OF_EACH = "A list of the good ones (-o good.tsv) has one of each."
 _SAME = {"bytes": "byte for byte", "pixels": "in every pixel", "near": "nearly"}
 
 
@@ -160,7 +160,7 @@ def diagnose(data: str, parts: dict[str, Source], collected: Collected, left_asi
         bytes=collected.stored_bytes,
         splits={name: len(part) for name, part in parts.items()},
         formats=dict(collected.formats.most_common()),
-        sizes=_sizes(collected),
+        sizes=size_counts(collected.sides),
         classes={name: counts for name, part in parts.items() if (counts := class_counts(part))},
         findings=sorted(findings, key=lambda each: each.severity != "warning"),
         copies=groups,
@@ -233,11 +233,7 @@ def _of_copies(diagnosis: Diagnosis, paths: Callable[[int], str]) -> Iterator[Da
             yield DataFinding(f"overlap-{kind}", "warning", across, what, way_out, apart)
         if repeated:
             what = f"{counted(repeated, 'image')} repeat{'s'[: repeated == 1]} another of the same split, {same}."
-            way_out = (
-                "Some may only be alike: look at them."
-                if kind == "near"
-                else "A list of the good ones (-o good.tsv) has one of each."
-            )
+            way_out = "Some may only be alike: look at them." if kind == "near" else _ONE_OF_EACH
             severity: Severity = "note" if kind == "near" else "warning"
             yield DataFinding(f"duplicates-{kind}", severity, repeated, what, way_out, within)
 
@@ -287,18 +283,3 @@ def _of_trainings(images: int) -> Iterator[DataFinding]:
         told = [*one_image_findings(command, images)] or [*few_findings(command, learned)]
         for each in told:
             yield DataFinding(f"{each.kind}-to-{command}", "note", 0, f"{what}: {each.what}", each.way_out)
-
-
-def _sizes(collected: Collected) -> dict[str, Any]:
-    shorter = collected.sides.min(axis=1)
-    shorter = shorter[shorter > 0]
-    if not len(shorter):
-        return {}
-    counts = np.bincount(np.searchsorted(_STEPS, shorter, side="left"), minlength=len(_STEPS) + 1).tolist()
-    names = [f"up to {step}" for step in _STEPS] + [f"above {_STEPS[-1]}"]
-    return {
-        "median": int(np.median(shorter)),
-        "least": int(shorter.min()),
-        "greatest": int(shorter.max()),
-        "histogram": {name: count for name, count in zip(names, counts, strict=True) if count},
-    }
