@@ -5,11 +5,11 @@
 | pretrain, tokens | the 95% interval above the most frequent token's share, loss below the entropy | a code has 40% |
 | pretrain, pixels | loss below 95% of that of the mean colour | |
 | train-tokenizer | ln perplexity at least half of ln codes | perplexity below 2, or a code has 40% |
-| finetune, top-1 | the 95% interval above the share of the most frequent class | |
-| finetune, mean IoU | above 0.5% and above always guessing the most frequent class, without an interval | |
-| finetune, AP | above 0.5%, without an interval | |
+| finetune, top-1 | a tenth of the way from the most frequent class to 100%, its 95% interval above that class | |
+| finetune, mean IoU | a tenth of the way from always that class to 100%, half of the classes found | |
+| finetune, AP | 5% | |
 
-What is neither is `early`: nothing yet. So is a pretraining on the tokens of a tokenizer that uses few of its codes,
+What is neither is `early`: little or nothing yet. So is a pretraining on tokens of few codes,
 and one whose lead on both guesses is no more than the place of a patch may give.
 
 A loss of held-out images that is at its lowest before the last save is told, and so is one that still falls.
@@ -41,6 +41,8 @@ _BY_HEART = "It may know by heart what it was measured on, its training images"
 _STILL = 0.02  # share of all progress, made in the last fifth, that is still progress
 _WORSE = 0.02  # of the loss itself: a rise that is more than noise
 _FEW = 64  # images
+_LITTLE = 0.1  # of the way from guessing to all right
+_LITTLE_AP, _NOT_FOUND = 0.05, 0.005
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,8 @@ def _finetuned(last: Mapping[str, float], measured: Measured) -> Verdict:
         if images and low <= guess:
             return Verdict("early", f"It is not shown to be better than a fixed guess: {figures}.{_few(images)}")
         trend = _trend(measured.measurings, "top1", rising=True)
+        if last["top1"] - guess < _LITTLE * (1 - guess):
+            return Verdict("early", f"It has begun to tell the classes apart: {figures}.{trend}{_few(images)}")
         return Verdict("good", f"It tells the classes apart: {figures}.{trend}{_few(images)}")
     for name, words in (("miou", "mean IoU"), ("ap", "AP"), ("mean_ap", "mAP")):
         if name in last:
@@ -256,9 +260,15 @@ def _by_metric(last: Mapping[str, float], measured: Measured, name: str, words: 
         guess = known or 1 / (measured.labelled or measured.classes) ** 2
         what = "most frequent class" if known else "same class, were all as common"
         figures += f"; always guessing the {what}: {percent(guess)}"
-    if value <= max(guess, 0.005):
+    by_class = [score for name, score in last.items() if name.startswith(("iou/", "ap/"))]
+    if missed := sum(score < _NOT_FOUND for score in by_class):
+        figures += f"; {missed:,} of {len(by_class):,} classes not found at all"
+    if value <= max(guess, _NOT_FOUND):
         return Verdict("early", f"It has learnt nothing yet: {figures}. Train longer, or on more images.{_few(images)}")
     trend = _trend(measured.measurings, name, rising=True)
+    little = value < _LITTLE_AP if name == "ap" else value - guess < _LITTLE * (1 - guess) or 2 * missed > len(by_class)
+    if little:
+        return Verdict("early", f"It has learnt little yet: {figures}.{trend}{_few(images)}")
     return Verdict("good", f"It has learnt: {figures}.{trend}{_few(images)}")
 
 

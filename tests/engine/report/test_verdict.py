@@ -164,6 +164,20 @@ def test_a_classifier_is_judged_by_its_interval() -> None:
     assert text.endswith("20 images are too few to compare runs by.")
 
 
+def test_a_little_above_guessing_is_little() -> None:
+    grade, text = judged({"top1": 0.029, "images": 4000}, "finetune", classes=100, commonest=0.01)
+    assert (grade, text.partition(":")[0]) == ("early", "It has begun to tell the classes apart")
+    assert judged({"top1": 0.12, "images": 4000}, "finetune", classes=100, commonest=0.01)[0] == "good"
+    seen = {"classes": 4, "commonest": 0.6, "labelled": 4}
+    assert judged({"miou": 0.2, "images": 200}, "finetune", **seen)[0] == "early"  # guessing: 15%
+    some = {"miou": 0.35, "images": 200, "iou/a": 0.9, "iou/b": 0.5, "iou/c": 0.0, "iou/d": 0.0}
+    grade, text = judged(some, "finetune", **seen)
+    assert (grade, "; 2 of 4 classes not found at all." in text) == ("good", True)
+    grade, text = judged(some | {"iou/b": 0.0}, "finetune", **seen)
+    assert (grade, "; 3 of 4 classes not found at all." in text) == ("early", True)
+    assert judged({"ap": 0.03, "images": 200}, "finetune", classes=4)[0] == "early"
+
+
 def test_segmenters_and_detectors() -> None:
     seen = {"classes": 4, "commonest": 0.6, "labelled": 4}
     grade, text = judged({"miou": 0.45, "images": 200}, "finetune", **seen)
