@@ -17,7 +17,7 @@ from beitcli.cli.command_table import ALL, COMPLETING, Command, Declaration
 from beitcli.cli.common_options import is_common
 from beitcli.cli.console import CommandConsole
 from beitcli.cli.new_folders import tell_new_folders
-from beitcli.cli.path_checks import check_command
+from beitcli.cli.path_checks import check_command, hold_resumed
 from beitcli.cli.signal_exit import ImmediateStop, immediate_stop_on_signal
 from beitcli.cli.streams import close_stdout, with_way_out
 from beitcli.cli.typer_commands import CommandWithPage
@@ -68,6 +68,7 @@ def register(app: typer.Typer, command: Command, known_settings: Callable[[], se
                     processes.tell_restart(place, resolved.config, console)
                 if not processes.run_multi_process(resolved.config, words, console):
                     console.say_starting()
+                    _held = hold_resumed(resolved.config) if place is None else None  # until the command ends
                     declared.run(resolved.config, console)
                 processes.shutdown()
         except ReaderGone as gone:

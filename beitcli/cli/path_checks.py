@@ -49,6 +49,20 @@ def check_command(config: Any, on_event: OnEvent) -> None:
     check_outputs(config, check_data(config, model, on_event))
 
 
+def hold_resumed(config: Any) -> object:
+    """Locks the run that a command goes on with, and returns the lock: while torch is loaded the run is `running`.
+
+    Raises:
+        UsageError: Another process works on it.
+    """
+    out = getattr(config, "out", None)  # of a training
+    if not out or not config.resume or config.dry_run or not os.path.isfile(os.path.join(out, "config.toml")):
+        return None
+    from beitcli.runtime.storage.run_dir import hold_run
+
+    return hold_run(Path(out))
+
+
 def _is_light(config: Any) -> bool:
     """Whether it is `mask-preview` without a model: it starts as fast as what is looked at here."""
     return config.command == "mask-preview" and config.model is None and config.tokenizer is None
@@ -103,6 +117,8 @@ def _require_model(config: Any, named: dict[str, list[str]]) -> None:
 def _require_format(config: Any) -> None:
     setting, output = settings_of(type(config)).get("output"), getattr(config, "output", None)
     suffixes = setting.option.suffixes if setting is not None else ()
+    if config.command == "mask-preview" and not config.animate:
+        suffixes = tuple(suffix for suffix in suffixes if suffix != ".gif")
     if not output or not suffixes or output.lower().endswith(suffixes) or config.command == "embed":
         return
     if config.command == "tokenize":

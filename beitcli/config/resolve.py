@@ -388,13 +388,13 @@ def dump_toml(config: Any, header: str = "") -> str:
     """Formats a config as TOML: every saved setting that its task uses, defaults included."""
     printable = ["".join(c if c.isprintable() else "?" for c in line) for line in header.splitlines()]
     lines = [f"# {line}" for line in printable] + [f'command = "{config.command}"']
-    panel = ""
+    panels: dict[str, list[str]] = {}
     for name, setting in settings_of(type(config)).items():
         if not setting.option.saved or not setting.belongs_to(_task_of(config)):
             continue
-        if setting.option.panel != panel:
-            panel = setting.option.panel
-            lines += ["", f"# {panel}"]
         value = setting.plain(getattr(config, name))
-        lines.append(f"# {name} is not set" if value is None else f"{name} = {to_toml(value)}")
+        line = f"# {name} is not set" if value is None else f"{name} = {to_toml(value)}"
+        panels.setdefault(setting.option.panel, []).append(line)
+    for panel, settings in panels.items():
+        lines += ["", f"# {panel}", *settings]
     return "\n".join(lines) + "\n"

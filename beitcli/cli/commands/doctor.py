@@ -68,7 +68,7 @@ def _spread(report: DoctorReport, split: str) -> str:
 
 
 def _print_findings(report: DoctorReport, console: CommandConsole) -> None:
-    if not report.findings:
+    if not any(each.images or each.severity == "warning" for each in report.findings):
         console.print_line("Nothing is wrong with these images.")
     for each in report.findings:
         way_out = "" if each.kind == "unreadable" else each.way_out  # the error at the end says it

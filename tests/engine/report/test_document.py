@@ -193,10 +193,12 @@ def test_figures_of_one_kind_are_written_alike(tmp_path: Path) -> None:
             "\n" + json.dumps({"step": 50} | {f"held_out_{name}": each for name, each in held_out.items()}) + "\n"
         )
     (told,) = report_document([run])["runs"]
+    sure = "of 1,234 images (95%: 99.7% to 100.0%)"
     assert {each["name"]: each["text"] for each in told["figures"]} == {
-        "top1": "100.0%", "top5": "100.0%", "miou": "30.2%", "ap": "0.0%", "images": "1,234", "loss": "2.0000",
+        f"top1 {sure}": "100.0%", f"top5 {sure}": "100.0%",
+        "miou of 1,234 images": "30.2%", "ap of 1,234 images": "0.0%", "images": "1,234", "loss": "2.0000",
     }  # fmt: skip
-    assert told["facts"]["measured on"] == "500 images, 12,500 patches"
+    assert told["facts"]["measured on"] == "500 held-out images, 12,500 patches"
 
 
 def test_a_classifier_is_drawn_beside_the_most_frequent_class(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_numbers_beyond_every_float_are_left_out(beit: Callable, tmp_path: Path)
     record = read_record(run)
     assert [row["step"] for row in record.rows[-3:]] == [40, 41, 42]
     assert record.rows[-2:] == [{"step": 41, "epoch": 5}, {"step": 42, "epoch": 6}]
-    assert (record.seconds, record.step) == (0, 0)
+    assert (record.time.total, record.step) == (0, 0)
     classified(run, ["a", "b"], [[0, 0, HUGE], [0, 1, 1]])
     (run / "evaluation.json").write_text((run / "evaluation.json").read_text().replace("[0, 1, 1]", "[0, 1, Infinity]"))
     assert beit("report", run).code == 0
